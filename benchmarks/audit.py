@@ -19,7 +19,7 @@ from tables import show
 
 from meterkit import MeterKit
 from meterkit.redis.connection import pack_each
-from meterkit.redis.producer import pack_sequence
+from meterkit.redis.settlement_queue import pack_sequence
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities
 

@@ -27,10 +27,9 @@ LINE = (
     ("stripe",),
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
     ("starlette",),
-    ("fastapi", "llm", "pages", "background", "loop_thread"),
+    ("fastapi", "llm", "pages"),
     ("serving", "assembly"),
     ("health",),
-    ("sync_parts",),
     ("sync",),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("stripe_emulator",),  # A package of its own, before those that may import it.

@@ -35,7 +35,7 @@ class ProblemType:
     members: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def document(self, detail: str, members: Mapping[str, object], *, instance: str) -> bytes:
-        """A problem of this type: what is the matter with one request, under a name of its own."""
+        """Serialize a problem of this type for one request, with a unique ``instance``."""
         document = {
             "type": self.uri,
             "title": self.title,
@@ -53,7 +53,7 @@ class ProblemDocument:
 
     Attributes:
         kind: its type.
-        detail: what is the matter with this request, and what to do.
+        detail: the reason of the refusal, and the cure.
         members: the further members of its type.
         wait_s: after how many seconds a retry may succeed; None: waiting does not help.
     """
@@ -65,7 +65,7 @@ class ProblemDocument:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The fields that go with it."""
+        """Headers of the response."""
         headers = {"content-type": PROBLEM_JSON, "cache-control": "no-store"}
         if self.wait_s is not None:
             headers["retry-after"] = str(self.wait_s)
@@ -75,12 +75,12 @@ class ProblemDocument:
 
     @property
     def body(self) -> bytes:
-        """The document, with a new name."""
+        """Serialized document, with a new ``instance``."""
         return self.kind.document(self.detail, self.members, instance=uuid4().urn)
 
 
 async def read_body(scope: Scope, receive: Receive, *, most: int) -> bytes | None:
-    """The whole body; None if it has more than ``most`` bytes; empty if the client has gone."""
+    """Read the whole body; None if it has more than ``most`` bytes; empty if the client has left."""
     lengths = [value for name, value in scope["headers"] if name == _LENGTH]
     if lengths and lengths[0].isdigit() and int(lengths[0][:20]) > most:
         return None

@@ -1,4 +1,4 @@
-"""The assembly of a kit: makes its parts and connects them.
+"""Composition root of a kit: makes its parts and connects them.
 
 Imported with the first kit, since it loads most of meterkit: ``from meterkit import MeterKit`` stays fast.
 """
@@ -16,11 +16,11 @@ from meterkit.customers.customers import Customers
 from meterkit.customers.grants import Grants
 from meterkit.customers.states import States, make_scheduled_transitions
 from meterkit.delivery.correction_credits import CreditIssuer
-from meterkit.delivery.deliver_customer import Cutter, deliver_customer, undelivered
+from meterkit.delivery.deliver_customer import UsageCutter, count_undelivered_units, deliver_customer
 from meterkit.delivery.flush_report import replay_spools
 from meterkit.delivery.flusher_setup import delivery_tasks, flusher_for
 from meterkit.delivery.reconciler import Reconciler
-from meterkit.delivery.summaries import until_counted
+from meterkit.delivery.summaries import wait_until_counted
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.background import insights_tasks, root_of
 from meterkit.insights.revenue.revenue import Revenue
@@ -62,7 +62,7 @@ _HANDLERS_S: Final = 5.0
 
 
 class StripeAccess:
-    """The way to Stripe, made when it is first needed: an app without a Stripe key needs none.
+    """Stripe client, made when it is first needed: an app without a Stripe key needs none.
 
     Args:
         settings: the key and the address.
@@ -73,7 +73,7 @@ class StripeAccess:
         self._made: StripeApi | None = None
 
     def api(self) -> StripeApi:
-        """The way to Stripe.
+        """Return the Stripe client.
 
         Raises:
             SettingsError: no Stripe key is set.
@@ -94,10 +94,10 @@ class Parts:
     Args:
         store: of the kit.
         settings: of the kit.
-        contact: gives where a customer is reached, and what a Stripe customer is made with.
+        contact: gives the contact data of a customer.
 
     Attributes:
-        stripe_api: the way to Stripe; None: no Stripe key is set.
+        stripe_api: returns the Stripe client; None: no Stripe key is set.
     """
 
     def __init__(self, store: Store, settings: Settings, contact: ContactSource | None) -> None:
@@ -117,15 +117,22 @@ class Parts:
         self.stripe = StripeAccount(lambda: store.catalog, stripe.api)
         top_ups = TopUpPayments(store, stripe.api)
         self.credits = Credits(store, stripe.api, top_ups, contact)
-        self._auto = AutoTopUps(store, self.credits)
-        low, end_usage = self._auto.look, self._end_usage
-        self.webhooks = Webhooks(store, settings, stripe.api, self._take_refusals, top_ups, low, end_usage)
+        self._auto_top_ups = AutoTopUps(store, self.credits)
+        self.webhooks = Webhooks(
+            store,
+            settings,
+            stripe.api,
+            take_refusals=self._take_refusals,
+            top_ups=top_ups,
+            top_up_if_low=self._auto_top_ups.buy_if_low,
+            end_usage=self._end_usage,
+        )
         self.subscriptions = Subscriptions(
             store,
             stripe.api,
             fetch=self.webhooks.fetch,
             deliver=self._deliver,
-            cut=Cutter(store, self.flusher, stripe.api).cut,
+            cut=UsageCutter(store, self.flusher, stripe.api).cut,
             contact=contact,
         )
         hooks = CustomerHooks(
@@ -133,7 +140,7 @@ class Parts:
             self.stripe_api,
             fetch=self.webhooks.fetch,
             end=partial(self.subscriptions.cancel, immediately=True),
-            later=self.webhooks.look_later,
+            later=self.webhooks.sync_later,
             override=self.subscriptions.store_override,
         )
         self.customers = Customers(store, hooks)
@@ -145,12 +152,12 @@ class Parts:
         self.handlers.add_own("top-ups", "credits.low", self._top_up, is_wanted=self._tops_up)
 
     def _tops_up(self) -> bool:
-        """Whether this process works off webhooks, and the plans file has automatic top-ups."""
+        """Whether this process handles webhooks, and the plans file has automatic top-ups."""
         sold = sold_in(self.store.catalog.credits)
         return self.webhooks.is_worker and sold is not None and sold[1].auto is not None
 
     async def _top_up(self, event: CreditsLow) -> None:
-        await self._auto.on_low(event.customer, event.credit, event.id)
+        await self._auto_top_ups.on_low(event.customer, event.credit, event.id)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
         """A flusher with connections of its own."""
@@ -187,7 +194,7 @@ class Parts:
         return found
 
     async def finish(self) -> None:
-        """Bring handlers that are running to an end."""
+        """Wait until running handlers have ended, within a bound."""
         await self._dispatcher.finish(timeout_s=_HANDLERS_S)
 
     async def close(self) -> None:
@@ -200,16 +207,16 @@ class Parts:
 
     async def _take_refusals(self, event_id: str) -> None:
         module: Any = import_module("meterkit.delivery.error_reports")  # Stripe seldom refuses.
-        await module.take_refusals(self.store, self._stripe.api(), event_id, self._journal)
+        await module.park_refused(self.store, self._stripe.api(), event_id, self._journal)
 
     async def _end_usage(self, customer: str, ended: Mapping[int, int]) -> None:
         module: Any = import_module("meterkit.delivery.late_usage")  # Only workers pay for it.
         await module.end_usage(self.store, customer, ended)
 
     async def _deliver(self, customer: str) -> None:
-        """Deliver a customer's usage, and wait until an invoice of now has it.
+        """Deliver a customer's usage, and wait until Stripe has counted it for the next invoice.
 
-        Usage recorded while it waits is delivered too, once; then the undelivered rest is logged.
+        Usage recorded meanwhile is delivered too, once; then the undelivered rest is logged.
         """
         left = 0
         for _ in range(_ROUNDS):
@@ -217,7 +224,7 @@ class Parts:
             _, state = await States(self.store).read(customer)
             if state.stripe_customer is None:
                 return
-            counting = until_counted(
+            counting = wait_until_counted(
                 self.store, self._stripe.api(), customer, state.stripe_customer, timeout_s=_COUNTING_S
             )
             if uncounted := await counting:
@@ -227,7 +234,7 @@ class Parts:
                     uncounted,
                     customer,
                 )
-            if uncounted or not has_all or not (left := await undelivered(self.store, customer)):
+            if uncounted or not has_all or not (left := await count_undelivered_units(self.store, customer)):
                 return
         _logger.error(
             "customer %r has used %d units while its subscription was ended: they are not on the last"

@@ -115,7 +115,7 @@ class UnknownMeterError(MeterkitError, ValueError):
         cls, meter: str, countable: Iterable[str], *, kind: str = "meter", allowed: str = "the counters"
     ) -> UnknownMeterError:
         """The error for a name that is not among the meters that can be counted."""
-        return cls(meter, _unknown(kind, meter, countable, allowed=allowed))
+        return cls(meter, _unknown_message(kind, meter, countable, allowed=allowed))
 
 
 class UnknownFeatureError(MeterkitError, ValueError):
@@ -134,7 +134,7 @@ class UnknownFeatureError(MeterkitError, ValueError):
         """The error for a name that is not among the features of the plans file."""
         if not features:
             return cls(feature, f"feature: found {feature!r:.80}; the plans file has no features")
-        return cls(feature, _unknown("feature", feature, features, allowed="the features"))
+        return cls(feature, _unknown_message("feature", feature, features, allowed="the features"))
 
 
 class UnknownPlanError(MeterkitError, ValueError):
@@ -151,11 +151,11 @@ class UnknownPlanError(MeterkitError, ValueError):
     @classmethod
     def of(cls, plan: object, plans: Iterable[str], *, name: str = "plan") -> UnknownPlanError:
         """The error for a key that is not among the plans of the plans file; ``name`` is the argument's."""
-        return cls(str(plan), _unknown(name, plan, plans, allowed="the plans"))
+        return cls(str(plan), _unknown_message(name, plan, plans, allowed="the plans"))
 
 
-def _unknown(name: str, found: object, known: Iterable[str], *, allowed: str) -> str:
-    """The value found, the allowed values, and the nearest right spelling if there is one."""
+def _unknown_message(name: str, found: object, known: Iterable[str], *, allowed: str) -> str:
+    """Word the found value, the allowed values, and the nearest right spelling if there is one."""
     names = sorted(known)
     if not isinstance(found, str):
         return (

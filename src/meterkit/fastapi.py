@@ -1,4 +1,4 @@
-"""For FastAPI: dependencies, what refused clients are answered in the OpenAPI document, the billing router.
+"""Integration with FastAPI: dependencies, OpenAPI descriptions of refusals, the billing router.
 
 Needs the extra ``fastapi``.
 """
@@ -10,8 +10,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 from meterkit.asgi import admitted
-from meterkit.asgi.context import EXEMPT, current, exchange_of
-from meterkit.asgi.problems import REQUEST_PROBLEM_TYPES, TYPES, type_of
+from meterkit.asgi.context import EXEMPT, current, require_exchange
+from meterkit.asgi.problems import REFUSAL_TYPES, REQUEST_PROBLEM_TYPES, problem_type_of
 from meterkit.errors import MeterkitError
 from meterkit.starlette import check_customer_of, respond, webhook_route
 from meterkit.subscriptions.billing_answers import BillingResponder
@@ -57,7 +57,7 @@ def _requirement(feature: str) -> Requirement:
     async def requirement(connection: HTTPConnection) -> None:
         scope = connection.scope
         try:
-            decided = exchange_of("requires()", scope)
+            decided = require_exchange("requires()", scope)
         except MeterkitError:
             # At an endpoint it contradicts the line: in doubt a gate holds.
             if EXEMPT in scope and any(
@@ -67,7 +67,7 @@ def _requirement(feature: str) -> Requirement:
             raise
         refusal = decided.require(feature)
         if refusal is not None:
-            about = type_of(refusal)
+            about = problem_type_of(refusal)
             raise HTTPException(about.status, about.title)
 
     return requirement
@@ -83,7 +83,7 @@ async def _current() -> admitted.Current:
 
 
 Current: TypeAlias = Annotated[admitted.Current, Depends(_current)]
-"""An argument of an endpoint that gets what :func:`meterkit.current` gives: ``caller: Current``."""
+"""Argument of an endpoint that gets the result of :func:`meterkit.current`: ``caller: Current``."""
 
 
 _TEXT: Final = {"type": "string"}
@@ -101,17 +101,17 @@ _OFFER: Final = {
     "required": ["credit", "top_up_url", "amounts_cents", "currency"],
 }
 _MEMBERS: Final[Mapping[str, Mapping[str, Any]]] = {
-    TYPES["rate"].problem.uri: {"violated-policies": _TEXTS, "offer": _OFFER},
-    TYPES["suspended"].problem.uri: {"reason": _TEXT, "portal_url": _URI, "offer": _OFFER},
-    TYPES["spend"].problem.uri: {
+    REFUSAL_TYPES["rate"].problem.uri: {"violated-policies": _TEXTS, "offer": _OFFER},
+    REFUSAL_TYPES["suspended"].problem.uri: {"reason": _TEXT, "portal_url": _URI, "offer": _OFFER},
+    REFUSAL_TYPES["spend"].problem.uri: {
         "limit_cents": _QUANTITY,
         "spent_cents": _QUANTITY,
         "currency": _TEXT,
         "reset_after_s": _QUANTITY,
     },
-    TYPES["feature"].problem.uri: {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS},
-    TYPES["seats"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY},
-    TYPES["storage"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY, "requested": _QUANTITY},
+    REFUSAL_TYPES["feature"].problem.uri: {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS},
+    REFUSAL_TYPES["seats"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY},
+    REFUSAL_TYPES["storage"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY, "requested": _QUANTITY},
 }
 _OPTIONAL: Final = frozenset({"offer", "portal_url", "reset_after_s"})
 _SECONDS: Final = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
@@ -128,9 +128,9 @@ _FIELDS: Final[Mapping[int, Mapping[str, Any]]] = {
 
 
 def _answers() -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each status that refused clients get, and its answers as OpenAPI describes them."""
+    """Describe the responses to refused requests in OpenAPI, by status."""
     kinds: dict[str, tuple[ProblemType, list[Reason]]] = {}
-    for reason, (about, _) in TYPES.items():
+    for reason, (about, _) in REFUSAL_TYPES.items():
         kinds.setdefault(about.uri, (about, []))[1].append(reason)
     kinds |= {about.uri: (about, []) for about in REQUEST_PROBLEM_TYPES.values()}
     by_status: dict[int, list[dict[str, Any]]] = {}
@@ -168,7 +168,7 @@ def _document(about: ProblemType, reasons: list[Reason]) -> dict[str, Any]:
 
 
 responses: Final[dict[int | str, dict[str, Any]]] = dict(_answers())
-"""What refused clients are answered, by status: ``FastAPI(responses=responses)``, or a router's."""
+"""Responses to refused requests, by status: ``FastAPI(responses=responses)``, or a router's."""
 
 
 def billing_router(
@@ -176,33 +176,33 @@ def billing_router(
 ) -> APIRouter:
     """A router by which customers see and change their own subscriptions, and what they used.
 
-    ``app.include_router(billing_router(kit, customer=who, origins=["https://app.example"]))``. Whose a
-    request is says ``customer``, and nothing in the request; who that is, and whether they may, is the app's
-    to know. In the plans file these lines want ``always``, so that who owes can pay. The endpoint of
+    ``app.include_router(billing_router(kit, customer=who, origins=["https://app.example"]))``. Only
+    ``customer`` identifies a request's customer; the app authenticates and authorizes. In the plans file
+    these lines want ``always``, so that a customer who owes can pay. The endpoint of
     :func:`meterkit.starlette.stripe_webhook` is among them, at ``/webhooks/stripe``; its line wants
     ``exempt``, before the others.
 
     Args:
-        kit: whose customers they are.
-        customer: a dependency that gives the customer's id, or None: then the answer is 401. What it raises
-            is the app's to answer.
-        origins: of the app, such as ``https://app.example``: where customers may be sent to by Stripe.
+        kit: the kit of these customers.
+        customer: a dependency that returns the customer's id, or None: then the response is 401. The app
+            handles the errors it raises.
+        origins: of the app, such as ``https://app.example``: to which Stripe may redirect customers.
         options: of FastAPI's ``APIRouter``, such as ``prefix``, ``tags`` and ``dependencies``.
 
     Raises:
-        MeterkitError: without ``customer``, or where an origin is none.
+        MeterkitError: ``customer`` is missing, or an origin is invalid.
     """
     check_customer_of(customer, "a dependency that gives the customer's id")
     billing = BillingResponder(kit, origins)
     router = APIRouter(**options)
     for endpoint in ENDPOINTS:
-        _add(router, billing, endpoint, customer)
-    # Beside what ``dependencies`` are for: Stripe signs what it posts, and does not log in.
+        _add_route(router, billing, endpoint, customer)
+    # Outside of ``dependencies``: Stripe signs its requests, and does not log in.
     router.routes.append(webhook_route(kit, router.prefix))
     return router
 
 
-def _add(
+def _add_route(
     router: APIRouter, billing: BillingResponder, endpoint: BillingEndpoint, customer: Callable[..., Any]
 ) -> None:
     async def run(request: Request, who: Any = Depends(customer)) -> Response:  # noqa: B008 - FastAPI reads it
@@ -234,7 +234,7 @@ def _add(
 
 
 def _problems(endpoint: BillingEndpoint) -> dict[int | str, dict[str, Any]]:
-    """What a billing route may answer besides, by status, as OpenAPI describes it."""
+    """Describe the problems of a billing route in OpenAPI, by status."""
     by_status: dict[int, list[dict[str, Any]]] = {}
     for name in dict.fromkeys(endpoint.kinds):
         by_status.setdefault(KINDS[name].status, []).append(schema_of(KINDS[name]))

@@ -9,8 +9,8 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
-from meterkit.asgi.call_amounts import used_by_hand
-from meterkit.asgi.llm_calls import captured, record_calls
+from meterkit.asgi.call_amounts import price_quantities
+from meterkit.asgi.llm_calls import read_captured, record_calls
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.argument_checks import check_quantities, check_quantity, quantities_given
 from meterkit.catalog.notes import log_notes
@@ -19,7 +19,7 @@ from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.policies import Demand
 from meterkit.errors import MeterkitError
-from meterkit.serving import Served, Serving, store_of
+from meterkit.serving import KitLifecycle, LoopServer, store_of
 from meterkit.store.holds import Reservation
 from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
 from meterkit.tokens.estimate import estimate_input, guarded
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
 
-    _When = datetime | str | None
 
 __all__ = ["MeterKit"]
 
@@ -54,7 +53,7 @@ _logger = logging.getLogger("meterkit")
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
-class MeterKit(Served):
+class MeterKit(KitLifecycle):
     """Meters and limits the customers of a service, and delivers what they used to Stripe.
 
     The constructor reads the plans file, the settings and the files that ``redis_url`` names for TLS, and
@@ -63,10 +62,10 @@ class MeterKit(Served):
     Args:
         plans: path of the plans file, or a catalog; default: the setting ``plans``, else ``plans.yaml``.
         clock: seconds since the epoch. Any other than the system's replaces the store's clock too: for tests.
-        estimate_input: ``(body, model) -> tokens``: what a request's input is taken for until its usage is
-            known; fast. Default, also after an error: a token for 3 bytes of its texts, in a bill for 4.
-        contact: ``(customer) -> Contact(email, name, locale) | None``, sync or async: what meterkit makes a
-            Stripe customer with and sends e-mails to. It stores none of it.
+        estimate_input: ``(body, model) -> tokens``: estimates a request's input until its usage is known;
+            fast. Default, also after an error: a token for 3 bytes of its texts, in a bill for 4.
+        contact: ``(customer) -> Contact(email, name, locale) | None``, sync or async: used to create Stripe
+            customers and to send e-mails. Not stored.
         settings: each setting by its name; see the settings page of the documentation.
 
     Raises:
@@ -91,7 +90,7 @@ class MeterKit(Served):
             plans = self._plans.read(lambda read: read)
         catalog = enforced(plans, self.settings.enforcement)
         self.store = store_of(self.settings, catalog, clock)
-        # Pydantic, redis-py and most of meterkit come with the first kit: they take a while to import.
+        # Pydantic, redis-py and most of meterkit are imported with the first kit: that takes a while.
         parts: Parts = import_module("meterkit.assembly").Parts(self.store, self.settings, contact)
         self.credits = parts.credits
         self.grants = parts.grants
@@ -112,7 +111,7 @@ class MeterKit(Served):
         tasks = parts.tasks()
         if self._plans is not None:
             tasks["watch"] = partial(self._plans.watch, self.reload)
-        self._serving = Serving(self.store, self.settings, tasks, parts.finish, close=parts.close)
+        self._serving = LoopServer(self.store, self.settings, tasks, parts.finish, close=parts.close)
 
     @property
     def catalog(self) -> Catalog:
@@ -122,9 +121,9 @@ class MeterKit(Served):
     def on(self, event: str) -> Callable[[_Handler], _Handler]:
         """Register a handler, sync or async: ``@kit.on("usage.threshold")``.
 
-        It is called with what belongs to the event, for example a :class:`UsageThreshold`, in one of the
-        processes that have handlers of the event: at least once, by its ``id`` a repeat is known. Where it
-        raises or takes longer than 30 s, that is logged; it is called again a minute later, ten times in all.
+        It gets the event, for example a :class:`UsageThreshold`, in one of the processes that have handlers
+        of it: at least once; a repeat has the same ``id``. If it raises or takes longer than 30 s, that is
+        logged, and it is called again a minute later, ten times in all.
 
         Raises:
             MeterkitError: there is no such event.
@@ -132,15 +131,15 @@ class MeterKit(Served):
         return partial(self._handlers.add, event)
 
     def sync(self) -> SyncMeterKit:
-        """The same for code without an event loop: ``with MeterKit(…).sync() as kit: kit.record(…)``."""
+        """Return a blocking kit for code without an event loop: ``with MeterKit(…).sync() as kit: …``."""
         return cast("SyncMeterKit", import_module("meterkit.sync").SyncMeterKit(self))
 
     async def check(
         self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
     ) -> Decision:
-        """Look only: whether the customer may use this much of a meter now. Nothing is counted.
+        """Check whether the customer may use this quantity of a meter now. Nothing is counted.
 
-        Of a gauge: whether it may grow by so much.
+        For a gauge: whether it may grow by the quantity.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
@@ -149,8 +148,8 @@ class MeterKit(Served):
         if meter in self.catalog.meters and self.catalog.meters[meter].kind == "gauge":
             demands = {meter: Demand(needed=check_quantity(quantity), taken=0)}
         else:
-            demands = self._demands(meter, quantity)
-        return await self.store.check(self._view(customer, subjects), demands)
+            demands = self._check_demand(meter, quantity)
+        return await self.store.check(self._find_view(customer, subjects), demands)
 
     async def allows(self, customer: str, feature: str) -> bool:
         """Whether the customer's plan has a feature; not while access is suspended.
@@ -166,14 +165,14 @@ class MeterKit(Served):
     async def consume(
         self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
     ) -> Decision:
-        """Count this much now, in rates, used and recorded at once, or be refused and count nothing.
+        """Count a quantity now, in rates and usage, or be refused and count nothing.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
             StoreError: the store cannot decide.
         """
-        demands = self._demands(meter, quantity)
-        view = self._view(customer, subjects)
+        demands = self._check_demand(meter, quantity)
+        view = self._find_view(customer, subjects)
         if meter in USAGE_METERS and view.cache.charges:
             view.cache.alarms.consumed_tokens(meter)
         return await self.store.consume(view, demands)
@@ -188,11 +187,11 @@ class MeterKit(Served):
         occurred_at: datetime | None = None,
         subjects: Mapping[str, str] | None = None,
     ) -> None:
-        """Count this much after the fact; never denied.
+        """Count a quantity after the fact; never denied.
 
-        Returns once the store has acknowledged it. Where the store does not do so within the store timeout,
-        once it is in the spool, or after another second: that is logged, and until the store or the disk has
-        it a kill of this process loses it.
+        Returns once the store has acknowledged it. If the store does not do so within the store timeout, it
+        returns once the usage is in the spool, or after another second. That is logged; until the store or
+        the disk has the usage, killing this process loses it.
 
         Args:
             customer: the customer's id.
@@ -209,11 +208,11 @@ class MeterKit(Served):
                 meter: nothing of this call counts; ``occurred_at`` is naive, or over a minute ahead.
         """
         quantities = quantities_given(meter, quantity, self.catalog.meters)
-        view = self._view(customer, subjects)
+        view = self._find_view(customer, subjects)
         if event_id is not None:
             check_event_id(event_id)
         at_ms = None if occurred_at is None else occurred_ms(occurred_at, self.store.now_ms())
-        used = used_by_hand(quantities, view.cache, at_ms=at_ms)
+        used = price_quantities(quantities, view.cache, at_ms=at_ms)
         await self.store.record(view, used, event_id=event_id, occurred_ms=at_ms)
 
     async def record_usage(
@@ -241,7 +240,7 @@ class MeterKit(Served):
             CustomerError, MeterkitError: an argument cannot be used, or no meter counts tokens.
             StoreError: a job was given and the store does not answer; give it again.
         """
-        view = None if customer is None else self._view(customer, subjects)
+        view = None if customer is None else self._find_view(customer, subjects)
         return await record_calls(self.store, view, obj, event_id=event_id, call_id=call_id)
 
     def reserve(
@@ -273,26 +272,30 @@ class MeterKit(Served):
             raise MeterkitError("quantities: found none; name one meter at least")
         check = partial(check_quantities, meters=self.catalog.meters)
         check(quantities)
-        view = self._view(customer, subjects)
-        read = partial(captured, view.cache, reserved=dict(quantities), requested=model, check=check)
+        view = self._find_view(customer, subjects)
+        read = partial(read_captured, view.cache, reserved=dict(quantities), requested=model, check=check)
         return Reservation(self.store, view, quantities, read, model)
 
     @overload
-    async def usage(self, customer: str, *, by: None = None, period: _When = None) -> CustomerUsage: ...
+    async def usage(
+        self, customer: str, *, by: None = None, period: datetime | str | None = None
+    ) -> CustomerUsage: ...
     @overload
-    async def usage(self, customer: str, *, by: Literal["model"], period: _When = None) -> ModelUsage: ...
+    async def usage(
+        self, customer: str, *, by: Literal["model"], period: datetime | str | None = None
+    ) -> ModelUsage: ...
     @overload
     async def usage(self, customer: str, *, by: Literal["user", "team"]) -> Sequence[SubjectUsage]: ...
     @overload
     async def usage(self, customer: str, *, by: str) -> Sequence[SubjectUsage] | ModelUsage: ...
     async def usage(
-        self, customer: str, *, by: str | None = None, period: _When = None
+        self, customer: str, *, by: str | None = None, period: datetime | str | None = None
     ) -> CustomerUsage | ModelUsage | Sequence[SubjectUsage]:
-        """What the customer has used in a period; an unknown one is shown on the default plan.
+        """Read a customer's usage of a period; an unknown customer is on the default plan.
 
-        ``period`` is an aware instant in it, or its id; None: this period. Of one that is over, it is not
-        known what was included, and nothing remains. ``by="model"`` reads cost and revenue off the audit log;
-        ``by="user"``, or another kind of subjects, shows what each of them has used in this period.
+        ``period`` is an aware instant in it, or its id; None: this period. For a past period the included
+        quantities are not known, and nothing remains. ``by="model"`` reads cost and revenue from the audit
+        log; ``by="user"``, or another kind of subjects, shows the usage of each in this period.
 
         Raises:
             CustomerError, MeterkitError: an argument cannot be used, or the audit log.
@@ -308,7 +311,7 @@ class MeterKit(Served):
         return cast("Sequence[SubjectUsage]", await of_subjects(self.store, who, by))
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
-        """How far the customer's rates are used now, and those of routes; raises as :meth:`usage` does."""
+        """Read the current use of the customer's rates, also of routes; raises as :meth:`usage` does."""
         return await self.store.rates(check_customer(customer))
 
     async def health(self) -> Health:
@@ -366,9 +369,9 @@ class MeterKit(Served):
         self.store.use(enforced(catalog, self.settings.enforcement))
         return True
 
-    def _view(self, customer: str, subjects: Mapping[str, str] | None) -> CustomerView:
+    def _find_view(self, customer: str, subjects: Mapping[str, str] | None) -> CustomerView:
         return self.store.cache.get(check_customer(customer), subjects=check_subjects(subjects))
 
-    def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
+    def _check_demand(self, meter: str, quantity: int) -> dict[str, Demand]:
         check_quantities({meter: quantity}, self.catalog.meters)
         return {meter: Demand(needed=quantity, taken=quantity)}

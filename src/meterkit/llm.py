@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from meterkit.asgi.context import exchange_of, tap
+from meterkit.asgi.context import require_exchange, tap
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.cancellation import start_task
 from meterkit.tokens.json_values import load, table
@@ -36,11 +36,11 @@ _END_BYTES_MAX: Final = len(b"\r\n\r\n")
 
 
 class UsageRequest(NamedTuple):
-    """What :func:`ask_for_usage` gives.
+    """Result of :func:`ask_for_usage`.
 
     Attributes:
-        body: what the provider is to be asked.
-        restore: goes around the stream that it answers with.
+        body: the request for the provider.
+        restore: wraps the stream that it responds with.
     """
 
     body: dict[str, Any]
@@ -58,7 +58,7 @@ class Restore:
     hides: bool
 
     def __call__(self, stream: AsyncIterable[T] | Iterable[T]) -> RestoredStream[T]:
-        """Go around a stream; what it used counts as with :func:`meterkit.tap`.
+        """Wrap a stream; its usage counts as with :func:`meterkit.tap`.
 
         Args:
             stream: the SDK's chunks, or the decoded bytes, texts or lines of an HTTP client, asynchronous or
@@ -71,7 +71,7 @@ class Restore:
 
 
 def ask_for_usage(body: Mapping[str, Any], *, supported: bool = True) -> UsageRequest:
-    """Have the provider report the usage of a stream, whatever the client has asked for.
+    """Ask the provider to report the usage of a stream, also if the client did not ask.
 
     ``body, restore = ask_for_usage(body)``: send that body to the provider, and pass on ``restore(stream)``
     in the place of the stream that it answers with. A request that is no stream, or asks for usage itself,
@@ -106,7 +106,7 @@ async def stop_on_disconnect(receive: Receive, call: Awaitable[T]) -> T:
         ClientDisconnect: the client left before the call had ended.
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    found = exchange_of("stop_on_disconnect()")
+    found = require_exchange("stop_on_disconnect()")
     working, leaving = start_task(_result_of(call)), start_task(_read_disconnect(receive))
     try:
         await wait((working, leaving), return_when=FIRST_COMPLETED)
@@ -115,7 +115,7 @@ async def stop_on_disconnect(receive: Receive, call: Awaitable[T]) -> T:
         working.cancel()
         await gather(working, leaving, return_exceptions=True)
         if working.cancelled():
-            found.report(LlmCalls.take_given_up)
+            found.report(LlmCalls.estimate_cancelled_call)
     if working.cancelled():
         raise ClientDisconnect
     return working.result()
@@ -168,7 +168,7 @@ class RestoredStream(Generic[T]):
         await self._tap.aclose()
 
     def _keep(self, chunk: T) -> T | None:
-        """What the client gets of a chunk; None where that is nothing."""
+        """Filter a chunk for the client; None: the client gets nothing."""
         hidden = self._filter
         if hidden is None:
             return chunk
@@ -197,25 +197,25 @@ class _Filter:
         self._returned: bool | None = None
 
     def pass_on(self, piece: bytes | bytearray | str) -> bytes | str | None:
-        """The rest of a chunk, of its own type; None if it is empty."""
+        """Filter a chunk, keeping its type; None if nothing is left."""
         if self._by_line is None and piece:
             self._is_text = isinstance(piece, str)
             self._by_line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
         data = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece)
         if not self._by_line:
-            return self._typed(self._events(data))
+            return self._restore_type(self._events(data))
         if self._hidden and not data:
             # The blank line that ended the event.
             self._hidden = False
             return None
         self._hidden = _is_extra(data)
-        return None if self._hidden else self._typed(data, blank=True)
+        return None if self._hidden else self._restore_type(data, blank=True)
 
     def flush(self) -> bytes | str | None:
-        """The end of a stream that broke off within an event, or did not end its last one."""
+        """Return the end of a stream that broke off within an event."""
         held = bytes(self._held[self._passed :])
         self._held.clear()
-        return None if _is_extra(held) else self._typed(held)
+        return None if _is_extra(held) else self._restore_type(held)
 
     def _events(self, data: bytes) -> bytes:
         held = self._held
@@ -244,7 +244,7 @@ class _Filter:
             self._passed = len(held)
         return b"".join(kept)
 
-    def _typed(self, data: bytes, *, blank: bool = False) -> bytes | str | None:
+    def _restore_type(self, data: bytes, *, blank: bool = False) -> bytes | str | None:
         if not data and not blank:
             return None
         return data.decode("utf-8", "surrogatepass") if self._is_text else data

@@ -1,31 +1,34 @@
-"""What a kit runs for each event loop that it serves: started, counted and stopped."""
+"""Event loops that a kit serves: started, counted and stopped, with a supervisor of background tasks."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from random import SystemRandom
+from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakKeyDictionary
 
-from meterkit.background import BackgroundTasks
-from meterkit.cancellation import complete
+from meterkit.cancellation import complete, start_task
 from meterkit.catalog.notes import log_notes
-from meterkit.errors import StoreError
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.otel import observe
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
 from meterkit.store.store import Store
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+    from collections import Counter
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from meterkit.catalog import Catalog
     from meterkit.redis.lane import Lane
     from meterkit.settings import Settings
 
-__all__ = ["Served", "Serving", "store_of"]
+__all__ = ["BackgroundTasks", "KitLifecycle", "LoopServer", "store_of"]
 
 _logger = logging.getLogger("meterkit")
 
@@ -53,15 +56,15 @@ def store_of(settings: Settings, catalog: Catalog, clock: Callable[[], float]) -
     return Store.of(choice.address, catalog, settings, clock)
 
 
-class Serving:
-    """Starts and stops a store, and tasks beside each event loop that is served.
+class LoopServer:
+    """Starts and stops the store and the background tasks of each event loop.
 
     Args:
         store: of the kit.
         settings: of the kit.
-        tasks: name to what runs beside each event loop until that is stopped.
-        finish: brings to an end what is under way in the running event loop, before its tasks are cancelled.
-        close: closes what else belongs to the running event loop, after its tasks have ended.
+        tasks: name to the task of each event loop.
+        finish: ends the work in progress in the running event loop, before its tasks are cancelled.
+        close: closes the other resources of the running event loop, after its tasks have ended.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Serving:
         store.loops.before_stop = self._end
 
     async def start(self) -> None:
-        """Serve the running event loop; see :meth:`Served.start`."""
+        """Serve the running event loop; see :meth:`KitLifecycle.start`."""
         loop = running_loop()
         observe(self._store)
         self._starts[loop] = self._starts.get(loop, 0) + 1
@@ -98,7 +101,7 @@ class Serving:
             raise
 
     async def begin(self) -> None:
-        """Serve the running event loop unless that was started; see :meth:`Served.begin`."""
+        """Serve the running event loop unless that was started; see :meth:`KitLifecycle.begin`."""
         loop = running_loop()
         if loop in self._starts:
             await self._serve(loop)
@@ -118,7 +121,7 @@ class Serving:
             lane.spawn(self.remember_meters())  # The request does not wait for it.
 
     async def stop(self) -> None:
-        """Undo one start; see :meth:`Served.stop`."""
+        """Undo one start; see :meth:`KitLifecycle.stop`."""
         await complete(self._undo_start(running_loop(), finish=True))
 
     async def _undo_start(self, loop: AbstractEventLoop, *, finish: bool = False) -> None:
@@ -137,9 +140,9 @@ class Serving:
                 await self._store.stop()
 
     async def remember_meters(self) -> None:
-        """Have the store remember the meters of the plans file by their names."""
+        """Store the meters of the plans file by their names."""
         store = self._store
-        with suppress(StoreError):  # A store that is away gets them from the next process, or from a flusher.
+        with suppress(StoreError):  # A store that is down gets them from the next process, or from a flusher.
             await remember_meters(await store.admin(), store.keys, store.catalog)
 
     async def _serve(self, loop: AbstractEventLoop) -> Lane | None:
@@ -151,7 +154,7 @@ class Serving:
             lane = await self._store.lane()
             lane.is_served = True
         for name, work in self._tasks.items():
-            self._background.keep(loop, name, work)
+            self._background.ensure_running(loop, name, work)
         return lane
 
     async def _end(self) -> None:
@@ -161,10 +164,10 @@ class Serving:
         await self._close()
 
 
-class Served:
+class KitLifecycle:
     """Starts and stops a kit, by itself or as an async context manager."""
 
-    _serving: Serving
+    _serving: LoopServer
 
     async def start(self) -> None:
         """Connect for the running event loop. Counted: each start wants a stop.
@@ -201,3 +204,70 @@ class Served:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+
+_task_logger = logging.getLogger("meterkit.serving")
+
+_jitter = SystemRandom().uniform
+
+_AGAIN_FIRST_S: Final = 1.0
+_AGAIN_MOST_S: Final = 60.0
+_STEADY_S: Final = 60.0
+
+
+class BackgroundTasks:
+    """Supervisor of named background tasks, one of each name in an event loop.
+
+    A task that fails is restarted after a second, then after twice as long each time, up to a minute. Each
+    kind of error is logged once, and again each hour until the task has run for a minute.
+
+    Args:
+        failures: counts how often each task has ended by an error.
+    """
+
+    def __init__(self, failures: Counter[str]) -> None:
+        self._failures = failures
+        self._tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[None]]]
+        self._tasks = WeakKeyDictionary()
+
+    def ensure_running(
+        self, loop: asyncio.AbstractEventLoop, name: str, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Start a task in the running loop, unless it runs already."""
+        tasks = self._tasks.setdefault(loop, {})
+        if name not in tasks or tasks[name].done():
+            tasks[name] = start_task(self._run_task(name, work), name=f"meterkit {name}")
+
+    async def end(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel a loop's tasks, and wait until they have ended."""
+        tasks = self._tasks.pop(loop, {}).values()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _run_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        log_throttle, pause_s, loop = Throttle(HOUR_S), _AGAIN_FIRST_S, asyncio.get_running_loop()
+        while True:
+            began_s = loop.time()
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - no other code would log it, or start again
+                failed = error
+            else:
+                return
+            self._failures[name] += 1
+            if loop.time() - began_s >= _STEADY_S:
+                log_throttle.forget()
+                pause_s = _AGAIN_FIRST_S
+            if log_throttle.is_due(type(failed)):
+                _log_failure(name, failed)
+            await asyncio.sleep(pause_s * _jitter(0.5, 1.0))
+            pause_s = min(_AGAIN_MOST_S, 2 * pause_s)
+
+
+def _log_failure(name: str, failed: Exception) -> None:
+    if isinstance(failed, MeterkitError):  # Mostly the store is down: a traceback would not help.
+        _task_logger.warning("the background task %r ended by an error and begins anew: %s", name, failed)
+    else:
+        _task_logger.error("the background task %r ended by an error and begins anew", name, exc_info=failed)

@@ -103,7 +103,7 @@ def _folder(path: Path) -> Path:
 
 
 def _state_folder() -> Path:
-    """Where the XDG base directory specification puts what must survive a restart."""
+    """Find the XDG state directory: files there survive a restart."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if state.is_absolute():
         return state / "meterkit"
@@ -294,14 +294,14 @@ class Settings(BaseSettings):
 
     @property
     def meter_event_calls_per_s(self) -> float:
-        """How many calls a second are made to send meter events to Stripe, at most."""
+        """Maximum calls per second that send meter events to Stripe."""
         # https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
         is_sandbox = not self.live and (self.stripe_events_base or self.stripe_api_base) is None
         return 20.0 if is_sandbox else 800.0
 
     @property
     def meter_events_per_s(self) -> float:
-        """How many meter events a second are sent to Stripe, at most."""
+        """Maximum meter events per second sent to Stripe."""
         # Of a stream live 10,000 events a second, and a hundred in a call.
         calls = self.meter_event_calls_per_s
         return calls if self.stripe_transport == "v1" else min(8_000.0, 100 * calls)

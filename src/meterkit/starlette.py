@@ -39,25 +39,25 @@ def billing_routes(
 ) -> list[Route]:
     """Routes by which customers see and change their own subscriptions, and what they used.
 
-    Whose a request is says ``customer``, and nothing in the request; who that is, and whether they may, is
-    the app's to know. In the plans file these lines want ``always``, so that who owes can pay. The endpoint
-    of :func:`stripe_webhook` is among them, at ``/webhooks/stripe``; its line wants ``exempt``, before them.
+    Only ``customer`` identifies a request's customer; the app authenticates and authorizes. In the plans file
+    these lines want ``always``, so that a customer who owes can pay. The endpoint of :func:`stripe_webhook`
+    is among them, at ``/webhooks/stripe``; its line wants ``exempt``, before them.
 
     Args:
-        kit: whose customers they are.
-        customer: from a request's ASGI scope to the customer's id, or None: then the answer is 401. Sync or
-            async; what it raises is the app's to answer.
-        origins: of the app, such as ``https://app.example``: where customers may be sent to by Stripe.
+        kit: the kit of these customers.
+        customer: from a request's ASGI scope to the customer's id, or None: then the response is 401. Sync or
+            async; the app handles the errors it raises.
+        origins: of the app, such as ``https://app.example``: to which Stripe may redirect customers.
 
     Raises:
-        MeterkitError: without ``customer``, or where an origin is none.
+        MeterkitError: ``customer`` is missing, or an origin is invalid.
     """
     check_customer_of(customer, "a callable that gives the customer's id for an ASGI scope")
     billing = BillingResponder(kit, origins)
     routes = [
         Route(
             endpoint.path,
-            partial(_respond, billing=billing, endpoint=endpoint, customer=customer),
+            partial(_respond_to_customer, billing=billing, endpoint=endpoint, customer=customer),
             methods=[endpoint.method],
             name=f"billing {endpoint.method} {endpoint.path}",
         )
@@ -77,7 +77,7 @@ def stripe_webhook(kit: WebhookKit) -> WebhookEndpoint:
 
     ``Route("/webhooks/stripe", stripe_webhook(kit))``. It wants ``METERKIT_STRIPE_WEBHOOK_SECRET``, and in
     the plans file ``exempt: true`` on its line, as Stripe is no customer. It answers once an event is
-    queued; what it hints at is worked off by this process, or any other that delivers to Stripe.
+    queued; this process, or another that delivers to Stripe, processes it.
 
     Args:
         kit: the same that the app is wrapped with.
@@ -102,7 +102,7 @@ def storage_events(kit: StoringKit, *, secret: str, topics: Iterable[str] = ()) 
     return StorageEndpoint(kit, secret, topics)
 
 
-async def _respond(
+async def _respond_to_customer(
     request: Request,
     *,
     billing: BillingResponder,
@@ -142,13 +142,13 @@ async def _read(request: Request) -> bytes | None:
 
 
 def check_customer_of(customer: object, allowed: str) -> None:
-    """See that there is something that says whose a request is.
+    """Check the argument that identifies a request's customer.
 
     Raises:
-        MeterkitError: there is not.
+        MeterkitError: it is not callable.
     """
     if not callable(customer):
         raise MeterkitError(
-            f"customer: found {customer!r:.80}; allowed is {allowed}. Without it anybody could"
-            " change anybody's subscription"
+            f"customer: found {customer!r:.80}; allowed is {allowed}. Without it any client could"
+            " change any customer's subscription"
         )

@@ -6,172 +6,317 @@ raises the same.
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast, overload
+import asyncio
+import atexit
+import os
+from concurrent.futures import Future
+from functools import partial, wraps
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, cast
+from weakref import WeakSet
 
-from meterkit.loop_thread import LoopThread
-from meterkit.sync_parts import (
-    SyncCredits,
-    SyncCustomers,
-    SyncGauges,
-    SyncGrants,
-    SyncIntents,
-    SyncMessages,
-    SyncObjectStorage,
-    SyncRevenue,
-    SyncStripeAccount,
-    SyncSubscriptions,
-    SyncWebhooks,
-)
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
-    from types import TracebackType
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager
 
-    from meterkit.asgi.gauges import Gauges
     from meterkit.catalog import Catalog
-    from meterkit.customers.corrections import Corrected
-    from meterkit.customers.customers import Customers
-    from meterkit.customers.grants import Grants
+    from meterkit.customers.customers import Customer
     from meterkit.decisions.decision import Decision
-    from meterkit.delivery.flush_report import FlushReport
-    from meterkit.delivery.reconciler import Reconciled
-    from meterkit.health.health import Health
-    from meterkit.insights.by_model import ModelUsage
-    from meterkit.insights.revenue.revenue import Revenue
-    from meterkit.insights.statement.lines import Statement
-    from meterkit.notify.messages import Messages
-    from meterkit.outbox.operator_commands import Intents
-    from meterkit.settings import Settings
-    from meterkit.storage.service import ObjectStorage
-    from meterkit.store.customer_usage import CustomerUsage
-    from meterkit.store.holds import Reservation
-    from meterkit.store.rate_usage import RateUsage
-    from meterkit.store.subject_usage import SubjectUsage
-    from meterkit.subscriptions.price_sync import StripeAccount
-    from meterkit.subscriptions.service.credits import Credits
-    from meterkit.subscriptions.service.service import Subscriptions
-    from meterkit.subscriptions.webhooks.webhooks import Webhooks
-    from meterkit.tokens.call_usage import CallUsage
 
-__all__ = ["SyncMeterKit", "SyncReservation"]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class _Kit(AbstractAsyncContextManager[object], Protocol):
-    """What the twin has of :class:`meterkit.MeterKit`."""
+class LoopThread:
+    """Event loop in a thread of each process: runs coroutines to their end, called from any thread.
 
-    settings: Settings
-    customers: Customers
-    credits: Credits
-    grants: Grants
-    gauges: Gauges
-    notify: Messages
-    outbox: Intents
-    revenue: Revenue
-    stripe: StripeAccount
-    storage: ObjectStorage
-    subscriptions: Subscriptions
-    webhooks: Webhooks
+    It starts with the first call, and after a fork with the child's first call. It ends with the last
+    :meth:`stop`, or with the process.
 
-    @property
-    def catalog(self) -> Catalog: ...
-    async def check(
-        self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
-    ) -> Decision: ...
-    async def allows(self, customer: str, feature: str) -> bool: ...
-    async def consume(
-        self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
-    ) -> Decision: ...
-    async def record(
-        self,
-        customer: str,
-        meter: str | Mapping[str, int],
-        quantity: int | None = None,
-        *,
-        event_id: str | None = None,
-        occurred_at: datetime | None = None,
-        subjects: Mapping[str, str] | None = None,
-    ) -> None: ...
-    async def record_usage(
-        self,
-        customer: str | None,
-        obj: object,
-        *,
-        event_id: str | None = None,
-        call_id: str | None = None,
-        subjects: Mapping[str, str] | None = None,
-    ) -> CallUsage | None: ...
-    def reserve(
-        self,
-        customer: str,
-        quantities: Mapping[str, int],
-        *,
-        model: str | None = None,
-        subjects: Mapping[str, str] | None = None,
-    ) -> Reservation: ...
-    async def correct(
-        self,
-        customer: str,
-        quantities: Mapping[str, int],
-        *,
-        reason: str,
-        correction_id: str,
-        credit: bool = False,
-        dry_run: bool = False,
-        by: str = "api",
-    ) -> Sequence[Corrected]: ...
-    async def reconcile(
-        self,
-        customer: str | None = None,
-        *,
-        at: datetime | None = None,
-        repair: bool = False,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> Sequence[Reconciled]: ...
-    @overload
-    async def usage(
-        self, customer: str, *, by: None = None, period: datetime | str | None = None
-    ) -> CustomerUsage: ...
-    @overload
-    async def usage(
-        self, customer: str, *, by: Literal["model"], period: datetime | str | None = None
-    ) -> ModelUsage: ...
-    @overload
-    async def usage(self, customer: str, *, by: Literal["user", "team"]) -> Sequence[SubjectUsage]: ...
-    @overload
-    async def usage(self, customer: str, *, by: str) -> Sequence[SubjectUsage] | ModelUsage: ...
-    async def statement(
-        self,
-        customer: str,
-        period: datetime | str | None = None,
-        *,
-        line: str | None = None,
-        after: str = "",
-        most: int = 100,
-    ) -> Statement: ...
-    async def rates(self, customer: str) -> Sequence[RateUsage]: ...
-    async def health(self) -> Health: ...
-    async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport: ...
-    async def reload(self) -> bool: ...
+    Args:
+        served: context manager that is entered when the event loop begins and left when it ends.
+    """
 
+    def __init__(self, served: AbstractAsyncContextManager[object]) -> None:
+        self._served = served
+        self._lock = Lock()
+        self._starts = 0
+        self._portal: BlockingPortal | None = None
+        self._thread: Thread | None = None
+        self._of_parents: list[object] = []
+        _everywhere.add(self)
 
-class _Usage(Protocol):
-    @overload
-    def __call__(
-        self, customer: str, *, by: None = None, period: datetime | str | None = None
-    ) -> CustomerUsage: ...
-    @overload
-    def __call__(
-        self, customer: str, *, by: Literal["model"], period: datetime | str | None = None
-    ) -> ModelUsage: ...
-    @overload
-    def __call__(self, customer: str, *, by: Literal["user", "team"]) -> Sequence[SubjectUsage]: ...
-    @overload
-    def __call__(self, customer: str, *, by: str) -> Sequence[SubjectUsage] | ModelUsage: ...
+    def start(self) -> None:
+        """Begin now. Counted: each start wants a stop.
+
+        Raises:
+            MeterkitError: an event loop runs in this thread.
+        """
+        _refuse_running_loop()
+        with self._lock:
+            self._open()
+            self._starts += 1
+
+    def stop(self) -> None:
+        """Undo one start; with the last one the event loop and its thread end."""
+        with self._lock:
+            self._starts = max(0, self._starts - 1)
+            if not self._starts:
+                self._close()
+
+    def call(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **named: P.kwargs) -> T:
+        """Run a coroutine to its end; returns its result or raises its error.
+
+        Raises:
+            MeterkitError: an event loop runs in this thread.
+        """
+        _refuse_running_loop()
+        portal = self._portal
+        if portal is None:
+            with self._lock:
+                portal = self._open()
+        future: Future[T] = portal.start_task_soon(partial(function, *args, **named))
+        try:
+            return future.result()
+        except BaseException:
+            # Where a signal interrupts the waiting (Ctrl-C, a time limit of Celery) the call ends, too.
+            future.cancel()
+            raise
+
+    def blocking(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+        """Wrap a coroutine function in a blocking one with the same arguments."""
+
+        @wraps(function)
+        def run(*args: P.args, **named: P.kwargs) -> T:
+            return self.call(function, *args, **named)
+
+        return run
+
+    def end(self) -> None:
+        """End the event loop, however often it was started."""
+        with self._lock:
+            self._starts = 0
+            self._close()
+
+    def after_fork(self) -> None:
+        """Reset in a child process: the parent's thread and connections are neither used nor closed."""
+        self._of_parents += [self._portal, self._thread]
+        self._portal = self._thread = None
+        self._lock = Lock()
+
+    def _open(self) -> BlockingPortal:
+        if self._portal is None:
+            begun: Future[BlockingPortal] = Future()
+            # A daemon: it must not keep the process alive. At exit it is closed.
+            thread = Thread(target=self._run, args=(begun,), name="meterkit", daemon=True)
+            thread.start()
+            self._portal, self._thread = begun.result(), thread
+        return self._portal
+
+    def _close(self) -> None:
+        portal, thread, self._portal, self._thread = self._portal, self._thread, None, None
+        if portal is not None and thread is not None:
+            portal.call(portal.stop)
+            thread.join()
+
+    def _run(self, begun: Future[BlockingPortal]) -> None:
+        async def serve() -> None:
+            async with self._served, BlockingPortal() as portal:
+                begun.set_result(portal)
+                await portal.sleep_until_stopped()
+
+        try:
+            anyio.run(serve)
+        except BaseException as error:
+            if begun.done():
+                raise
+            begun.set_exception(error)
 
 
-class SyncMeterKit:
+def _refuse_running_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise MeterkitError(
+        "sync() is for code without an event loop, and one runs in this thread, which the call would block:"
+        " await the same method of the kit itself (async with MeterKit(…) as kit)"
+    )
+
+
+_everywhere: WeakSet[LoopThread] = WeakSet()
+
+
+def _after_fork() -> None:
+    for thread in _everywhere:
+        thread.after_fork()
+
+
+def _at_exit() -> None:
+    for thread in list(_everywhere):
+        thread.end()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
+
+
+class SyncPart:
+    """Part of a kit whose coroutine methods block: each runs to its end in the event loop of a thread.
+
+    The stub ``sync.pyi`` has the signatures; ``python tests/drivers/sync_stub.py`` writes it.
+
+    Args:
+        part: the part of the asynchronous kit.
+        loop: runs its coroutines.
+    """
+
+    _methods: ClassVar[tuple[str, ...]] = ()
+    """Names of the coroutine methods that block here."""
+    _shared: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that are handed on as they are."""
+    _parts: ClassVar[Mapping[str, type[SyncPart]]] = {}
+    """Attributes that are parts themselves."""
+
+    def __init__(self, part: Any, loop: LoopThread) -> None:
+        self._part = part
+        self._loop = loop
+        for name in self._methods:
+            setattr(self, name, loop.blocking(getattr(part, name)))
+        for name in self._shared:
+            setattr(self, name, getattr(part, name))
+        for name, kind in self._parts.items():
+            setattr(self, name, kind(getattr(part, name), loop))
+
+
+class SyncCustomers(SyncPart):
+    """Reads and changes customers; see :class:`meterkit.Customers`."""
+
+    _methods = (
+        "get",
+        "known",
+        "set_plan",
+        "set_status",
+        "override",
+        "spend_limit",
+        "link",
+        "unlink",
+        "delete",
+        "history",
+    )
+
+    def subject(self, customer: str, **subject: str) -> SyncSubject:
+        """One subject of a customer; see :meth:`meterkit.Customers.subject`."""
+        return SyncSubject(self._part.subject(customer, **subject), self._loop)
+
+    def list(self) -> Iterator[Customer]:
+        """All customers that have a record, in no order."""
+        customers = self._part.list()
+
+        async def fetch_next() -> Customer | None:
+            return cast("Customer | None", await anext(customers, None))
+
+        while (customer := self._loop.call(fetch_next)) is not None:
+            yield customer
+
+
+class SyncSubject(SyncPart):
+    """One subject of a customer; see :class:`meterkit.CustomerSubject`."""
+
+    _methods = ("override",)
+
+
+class SyncCredits(SyncPart):
+    """Sells balances in money; see :class:`meterkit.Credits`."""
+
+    _methods = ("buy", "set_auto")
+
+
+class SyncGrants(SyncPart):
+    """Adds, lists and voids grants; see :class:`meterkit.Grants`."""
+
+    _methods = ("add", "list", "void", "ledger")
+
+
+class SyncGauges(SyncPart):
+    """Reads and changes the levels of gauges; see :class:`meterkit.Gauges`."""
+
+    _methods = ("get", "set", "adjust")
+
+
+class SyncMessages(SyncPart):
+    """Lists, resends and previews messages, and keeps what customers want; as ``kit.notify``."""
+
+    _methods = ("preferences", "list", "redrive")
+    _shared = ("preview",)
+
+
+class SyncObjectStorage(SyncPart):
+    """Counts stored objects and presigns uploads; see :class:`meterkit.ObjectStorage`."""
+
+    _methods = ("count", "poll", "presign", "recalculate", "unclear")
+
+
+class SyncQueuedItems(SyncPart):
+    """Lists, redrives and drops queued invoice items; see :class:`meterkit.QueuedItems`."""
+
+    _methods = ("list", "redrive", "drop")
+
+
+class SyncIntents(SyncPart):
+    """Lists, redrives, parks and drops intents; see :class:`meterkit.Intents`."""
+
+    _methods = ("list", "show", "redrive", "park", "drop")
+    _parts: ClassVar = {"items": SyncQueuedItems}
+
+
+class SyncRevenue(SyncPart):
+    """Reads figures of revenue; see :class:`meterkit.Revenue`."""
+
+    _methods = ("at", "by_plan", "days", "spend", "snapshot")
+
+
+class SyncStripeAccount(SyncPart):
+    """Makes the objects of the plans file at Stripe; see :class:`meterkit.StripeAccount`."""
+
+    _methods = ("sync",)
+
+
+class SyncSubscriptions(SyncPart):
+    """Begins, changes and ends subscriptions; see :class:`meterkit.Subscriptions`."""
+
+    _methods = (
+        "get",
+        "sync",
+        "create",
+        "checkout",
+        "portal",
+        "preview",
+        "change_plan",
+        "set_seats",
+        "cancel",
+        "resume",
+        "invoices",
+        "check",
+        "repair",
+        "import_from_stripe",
+        "retry_accepted",
+    )
+
+
+class SyncWebhooks(SyncPart):
+    """Shows which of Stripe's events failed, and processes them again; as ``kit.webhooks``."""
+
+    _methods = ("backlog", "dead", "redrive")
+
+
+class SyncMeterKit(SyncPart):
     """A :class:`~meterkit.MeterKit` whose methods block, from any thread; ``kit.sync()`` makes it.
 
     The first call of a process connects; a block (``with kit.sync() as kit:``) or :meth:`start` does so at
@@ -182,39 +327,43 @@ class SyncMeterKit:
     Where an event loop runs in the calling thread each method raises :class:`~meterkit.errors.MeterkitError`.
     """
 
-    def __init__(self, kit: _Kit) -> None:
-        self._kit = kit
-        self._loop = loop = LoopThread(kit)
-        self.settings = kit.settings
-        self.check = loop.blocking(kit.check)
-        self.allows = loop.blocking(kit.allows)
-        self.consume = loop.blocking(kit.consume)
-        self.record = loop.blocking(kit.record)
-        self.record_usage = loop.blocking(kit.record_usage)
-        self.correct = loop.blocking(kit.correct)
-        self.reconcile = loop.blocking(kit.reconcile)
-        self.statement = loop.blocking(kit.statement)
-        self.usage: _Usage = cast("Any", loop.blocking(kit.usage))
-        self.rates = loop.blocking(kit.rates)
-        self.health = loop.blocking(kit.health)
-        self.flush = loop.blocking(kit.flush)
-        self.reload = loop.blocking(kit.reload)
-        self.customers = SyncCustomers(kit.customers, loop)
-        self.credits = SyncCredits(kit.credits, loop)
-        self.grants = SyncGrants(kit.grants, loop)
-        self.gauges = SyncGauges(kit.gauges, loop)
-        self.notify = SyncMessages(kit.notify, loop)
-        self.outbox = SyncIntents(kit.outbox, loop)
-        self.revenue = SyncRevenue(kit.revenue, loop)
-        self.stripe = SyncStripeAccount(kit.stripe, loop)
-        self.storage = SyncObjectStorage(kit.storage, loop)
-        self.subscriptions = SyncSubscriptions(kit.subscriptions, loop)
-        self.webhooks = SyncWebhooks(kit.webhooks, loop)
+    _methods = (
+        "check",
+        "allows",
+        "consume",
+        "record",
+        "record_usage",
+        "correct",
+        "reconcile",
+        "statement",
+        "usage",
+        "rates",
+        "health",
+        "flush",
+        "reload",
+    )
+    _shared = ("settings",)
+    _parts: ClassVar = {
+        "customers": SyncCustomers,
+        "credits": SyncCredits,
+        "grants": SyncGrants,
+        "gauges": SyncGauges,
+        "notify": SyncMessages,
+        "outbox": SyncIntents,
+        "revenue": SyncRevenue,
+        "stripe": SyncStripeAccount,
+        "storage": SyncObjectStorage,
+        "subscriptions": SyncSubscriptions,
+        "webhooks": SyncWebhooks,
+    }
+
+    def __init__(self, kit: Any) -> None:
+        super().__init__(kit, LoopThread(kit))
 
     @property
     def catalog(self) -> Catalog:
         """The catalog: plans, meters, routes."""
-        return self._kit.catalog
+        return cast("Catalog", self._part.catalog)
 
     def start(self) -> None:
         """Connect now. Counted: each start wants a stop.
@@ -233,9 +382,7 @@ class SyncMeterKit:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def reserve(
@@ -251,18 +398,14 @@ class SyncMeterKit:
         ``with kit.reserve("acme", {"output_tokens": 4096}) as reservation:`` look at
         ``reservation.decision``, then ``reservation.capture({"output_tokens": 812})``.
         """
-        return SyncReservation(
-            self._kit.reserve(customer, quantities, model=model, subjects=subjects), self._loop
-        )
+        held = self._part.reserve(customer, quantities, model=model, subjects=subjects)
+        return SyncReservation(held, self._loop)
 
 
-class SyncReservation:
+class SyncReservation(SyncPart):
     """Quantities that are set aside while their ``with`` block runs; see :class:`meterkit.Reservation`."""
 
-    def __init__(self, reservation: Reservation, loop: LoopThread) -> None:
-        self._reservation = reservation
-        self._loop = loop
-        self.capture = loop.blocking(reservation.capture)
+    _methods = ("capture",)
 
     @property
     def decision(self) -> Decision:
@@ -271,18 +414,16 @@ class SyncReservation:
         Raises:
             MeterkitError: before the block has begun.
         """
-        return self._reservation.decision
+        return cast("Decision", self._part.decision)
 
     def release(self) -> None:
         """Give back what is set aside; nothing is recorded, and rates count none of it. Repeated: a no-op."""
         # A child that a queue of jobs has forked ends without another word: what is under way then is lost.
-        self._loop.call(self._reservation.released)
+        self._loop.call(self._part.released)
 
     def __enter__(self) -> Self:
-        self._loop.call(self._reservation.__aenter__)
+        self._loop.call(self._part.__aenter__)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()

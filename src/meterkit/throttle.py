@@ -35,5 +35,5 @@ class Throttle:
         return True
 
     def forget(self) -> None:
-        """The conditions have ended: each line is due again."""
+        """Forget all lines, as the conditions have ended: each is due again."""
         self._logged_s.clear()

@@ -193,7 +193,7 @@ async def storing(url: str = "memory://", *, sets: bool = True) -> AsyncGenerato
 async def held_of(http: Served, meter: str = "storage") -> tuple[int, int]:
     """How much of a gauge is used, and what of that is held, once all that was settled is in the store."""
     for lane in http.kit.store.lanes.values():
-        await lane.replies()
+        await lane.await_replies()
     shown = (await http.kit.usage("acme"))["meters"][meter]
     return shown["used"], shown["held"]
 

@@ -117,7 +117,7 @@ async def test_a_job_that_fails_gives_back_what_it_holds(store_url: str) -> None
 
 
 async def renew(at: Served) -> None:
-    (work,) = at.kit.store.outliving.works.values()
+    (work,) = at.kit.store.job_holds.holds.values()
     await work.renew()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
@@ -149,7 +149,7 @@ async def test_i7_the_hold_does_not_outlive_the_kit(store_url: str) -> None:
     async with metered(saying(response("queued")), store_url, plans=HELD) as at:
         await asked(at, "/held")
         await becomes(at, 500)
-        works = at.kit.store.outliving.works
+        works = at.kit.store.job_holds.holds
         assert len(works) == 1
     assert works == {}
 
@@ -253,7 +253,7 @@ async def test_an_end_seen_during_an_outage_counts_afterwards(valkey: Server) ->
     app = saying(response("queued"), response("completed"))
     async with TcpProxy(valkey.port) as proxy, metered(app, proxy.url) as at:
         await asked(at, "/auto")
-        at.kit.store.outliving.owners.clear()
+        at.kit.store.job_holds.owners.clear()
         await proxy.set("refuse")
         with pytest.raises(StoreError):
             await at.kit.record_usage(None, response("completed"))

@@ -40,7 +40,7 @@ from drivers.sampled import pairs
 from faults.refusals import settled
 from meterkit import Caller
 from meterkit.asgi.mcp import McpLines, McpMessage
-from meterkit.asgi.mcp_exchange import AnswerReader
+from meterkit.asgi.mcp_exchange import McpResponseReader
 from meterkit.asgi.routing import Router
 from meterkit.catalog import loads
 from meterkit.tokens.framing.incremental import drain
@@ -405,7 +405,7 @@ def test_an_answer_says_its_outcome(coding: bytes, answer: tuple[bytes, bytes, s
     sent = gzip.compress(body, 1) if coding else body
     pieces = range(1, len(sent)) if len(sent) < 300 else (1, len(sent) // 2, len(sent) - 1)
     for cut in [len(sent), *pieces]:
-        reader = AnswerReader([(b"Content-Type", kind), (b"content-encoding", coding)])
+        reader = McpResponseReader([(b"Content-Type", kind), (b"content-encoding", coding)])
         for piece in (sent[:cut], sent[cut:]):
             drain(reader.read(piece))
         assert (reader.close(), reader.close()) == (expected, expected)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from drivers.sampled import few_examples
-from meterkit.asgi.headers import fields, limit_field, merge, policy_field
-from meterkit.asgi.problems import TYPES, Denial, ProblemContext, problem
+from meterkit.asgi.headers import format_fields, limit_field, merge_headers, policy_field
+from meterkit.asgi.problems import REFUSAL_TYPES, Denial, ProblemContext, problem
 from meterkit.decisions.decision import Decision, Policy, Reason, SpendLevel
 from meterkit.fastapi import responses
 
@@ -206,7 +206,7 @@ def test_every_refusal_is_told_exactly(row: str) -> None:
 
 
 def test_every_reason_is_told() -> None:
-    assert set(TYPES) == set(get_args(Reason))
+    assert set(REFUSAL_TYPES) == set(get_args(Reason))
     assert {decision.reason for decision, _ in DECIDED.values()} == {*get_args(Reason)}
 
 
@@ -315,14 +315,14 @@ X_FIELDS.append((b"x-ratelimit-reset", b"1800000002"))
 )
 def test_the_mode_chooses_the_fields(mode: Headers, expected: list[tuple[bytes, bytes]]) -> None:
     given: Any = {"policies": b'"a";q=1', "limit": policy("a", 9, 3), "remaining": 4, "reset_s": 2}
-    assert expected == fields(mode, **given, now_s=1_800_000_000)
+    assert expected == format_fields(mode, **given, now_s=1_800_000_000)
 
 
 def test_what_is_not_known_is_left_out() -> None:
     nothing: dict[str, Any] = {"policies": b"", "limit": None, "remaining": None, "reset_s": None, "now_s": 5}
-    assert fields("both", **dict[str, Any](nothing, policies=b'"a";q=1')) == IETF[:1]
-    assert fields("both", **nothing) == []
-    found = fields("both", **dict[str, Any](nothing, limit=policy("a", 9), remaining=4))
+    assert format_fields("both", **dict[str, Any](nothing, policies=b'"a";q=1')) == IETF[:1]
+    assert format_fields("both", **nothing) == []
+    found = format_fields("both", **dict[str, Any](nothing, limit=policy("a", 9), remaining=4))
     assert found == [(b"ratelimit", b'"a";r=4'), *X_FIELDS[:2]]
 
 
@@ -332,17 +332,17 @@ def test_what_is_not_known_is_left_out() -> None:
 )
 def test_strange_headers_are_passed_on_as_they_are(strange: list[Any]) -> None:
     before = list(strange)
-    merged = merge(strange, OURS, expose=True)
+    merged = merge_headers(strange, OURS, expose=True)
     assert merged[: len(before)] == before == strange
     assert merged[-2:] == OURS
-    assert merge(iter([(b"a", b"b")]), OURS, expose=False) == [(b"a", b"b"), *OURS]
+    assert merge_headers(iter([(b"a", b"b")]), OURS, expose=False) == [(b"a", b"b"), *OURS]
 
 
 def test_a_list_of_exposed_fields_is_extended_in_its_place() -> None:
     listed = b"access-control-expose-headers"
     app = [(listed.title(), b"X-One,  RateLimit"), (b"a", b"b"), (listed, b"X-Two")]
     expected = [(listed, b"X-One, RateLimit, X-Two, ratelimit-policy"), (b"a", b"b"), *OURS]
-    assert merge(app, OURS, expose=True) == expected
+    assert merge_headers(app, OURS, expose=True) == expected
 
 
 @few_examples(30)
@@ -350,7 +350,7 @@ def test_a_list_of_exposed_fields_is_extended_in_its_place() -> None:
 def test_ours_are_there_once_and_all_else_keeps_its_order(
     app: list[tuple[bytes, bytes]], expose: bool
 ) -> None:
-    merged = merge(app, OURS, expose=expose)
+    merged = merge_headers(app, OURS, expose=expose)
     ours, listed = {b"ratelimit", b"ratelimit-policy"}, b"access-control-expose-headers"
     assert [pair for pair in merged if pair[0].lower() in ours] == OURS
     left_out = ours | {listed}
@@ -368,7 +368,7 @@ def test_every_refusal_is_as_the_document_says(reason: Reason) -> None:
         context = ProblemContext(portal_url=portal, feature="full", plan="free", available_in=("pro",))
         decision = Decision(allowed=False, reason=reason, violated=("requests-1h",))
         denial = problem(decision, context, mode="ietf", now_s=0, instance=UUID(int=7))
-        assert denial.status == TYPES[reason].problem.status
+        assert denial.status == REFUSAL_TYPES[reason].problem.status
         described, document = responses[denial.status], json.loads(denial.body)
         schema: dict[str, Any] = described["content"]["application/problem+json"]["schema"]
         jsonschema.validate(document, schema, Draft202012Validator)

@@ -19,7 +19,7 @@ import pytest
 from drivers.app import http_scope, no_more
 from drivers.sampled import pairs
 from meterkit.asgi.body import KeptRequest
-from meterkit.asgi.reading import Reading
+from meterkit.asgi.response_usage import ResponseUsage
 from meterkit.catalog import Route
 from tokens.recordings import (
     EVENTSTREAM_TYPE,
@@ -54,8 +54,8 @@ COMPLAINTS: list[str] = []
 
 def opened(
     kind: str, coding: bytes = b"", route: Route = OPENAI, complain: Callable[[str], None] = COMPLAINTS.append
-) -> Reading:
-    reading = Reading(route, KeptRequest(http_scope("/"), no_more), complain=complain)
+) -> ResponseUsage:
+    reading = ResponseUsage(route, KeptRequest(http_scope("/"), no_more), complain=complain)
     headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
     reading.begin({"type": "http.response.start", "status": 200, "headers": headers})
     return reading
@@ -77,7 +77,7 @@ def calls_of_functions() -> Generator[Callable[[], float]]:
         sys.setprofile(None)
 
 
-def closed(reading: Reading) -> CallUsage:
+def closed(reading: ResponseUsage) -> CallUsage:
     """The only call, without much work."""
     with calls_of_functions() as found:
         (call,) = reading.close(complete=False, gone=True)
@@ -104,7 +104,7 @@ async def test_whoever_cancels_waits_until_what_was_sent_is_read() -> None:
 
 
 async def test_whoever_cancels_does_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.asgi.reading._PAUSES_MAX", 3)
+    monkeypatch.setattr("meterkit.asgi.response_usage._PAUSES_MAX", 3)
     reading = opened(JSON_TYPE)
     reading.read(document(50_000))
     task = asyncio.create_task(reading.catch_up())
@@ -214,7 +214,9 @@ CASES: dict[str, tuple[str, bytes, bytes]] = {
 }
 
 
-def longest_step(reading: Reading, body: bytes, piece_bytes: int, measure: Callable[[], float]) -> float:
+def longest_step(
+    reading: ResponseUsage, body: bytes, piece_bytes: int, measure: Callable[[], float]
+) -> float:
     """Read a body as the middleware does; the most that is done without others being let run."""
     most = 0.0
 
@@ -253,7 +255,7 @@ FIELDS = Route(match="*", method=None, path=None, usage="fields", usage_fields=U
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by which it is always time for a pause."""
     ticks: Iterator[int] = count()
-    monkeypatch.setattr("meterkit.asgi.reading.monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("meterkit.asgi.response_usage.monotonic", lambda: float(next(ticks)))
 
 
 @pytest.mark.usefixtures("impatient")

@@ -254,7 +254,7 @@ async def test_another_process_knows_whose_job_it_is(store_url: str) -> None:
             return await at.statuses("/v2/responses/resp_1") == [200]
 
         await job_begun(at)
-        at.kit.store.outliving.owners.clear()  # As in a process that has not seen its begin.
+        at.kit.store.job_holds.owners.clear()  # As in a process that has not seen its begin.
         await eventually(is_known)
 
 

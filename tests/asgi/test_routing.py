@@ -29,10 +29,10 @@ from drivers.plans import completed
 from drivers.sampled import few_examples, pairs
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.asgi import routing
-from meterkit.asgi.app_routes import Decider, described, routes_of, take
-from meterkit.asgi.path_readings import EXACT, LOOSE, Reading, reading_of
+from meterkit.asgi.app_routes import RequestDecider, describe_line, match_lines, routes_of
+from meterkit.asgi.path_readings import EXACT, LOOSE, PathRules, path_rules_of_router
 from meterkit.asgi.routing import Router as LineRouter
-from meterkit.asgi.routing import client_paths, is_preflight, own_root_path
+from meterkit.asgi.routing import client_paths, is_preflight, root_path_of_app
 from meterkit.catalog import Route as Line
 from meterkit.catalog import loads
 
@@ -235,7 +235,7 @@ def test_a_line_without_the_mounts_path_is_told_once(matches: Sequence[str], is_
 
 
 GATE = "POST /v1/chat"
-DJANGO = Reading(any_method=True, every_method=True)
+DJANGO = PathRules(any_method=True, every_method=True)
 DJANGO_PLANS = """
 meters: {requests: {unit: request}}
 features: [full]
@@ -250,7 +250,7 @@ def target(written: str, method: str = "POST") -> Scope:
 
 
 def lines(
-    *matches: str, reading: Reading = LOOSE, exempt: Sequence[str] = (), root_path: str = ""
+    *matches: str, reading: PathRules = LOOSE, exempt: Sequence[str] = (), root_path: str = ""
 ) -> LineRouter:
     features = {GATE, "/v1/items/{id}", "/v1/items/{id}/secret"}
     routes = [line(match, exempt=match in exempt) for match in (*matches, *exempt)]
@@ -374,18 +374,20 @@ class Opaque:
 def test_the_reading_goes_by_the_class_of_the_innermost_app() -> None:
     opaque: Any = Opaque()
     for app in (Starlette(), GZipMiddleware(FastAPI()), Starlette().__call__):
-        assert reading_of(app) is EXACT
+        assert path_rules_of_router(app) is EXACT
     for app in (opaque, opaque.__call__, GZipMiddleware(opaque), hello):
-        assert reading_of(app) is LOOSE
-    assert reading_of(opaque, "exact") is EXACT
-    assert reading_of(FastAPI(), "loose") is LOOSE
+        assert path_rules_of_router(app) is LOOSE
+    assert path_rules_of_router(opaque, "exact") is EXACT
+    assert path_rules_of_router(FastAPI(), "loose") is LOOSE
 
 
 def test_below_a_mount_the_mounted_apps_reading_counts() -> None:
     app = FastAPI()
     app.mount("/other", Opaque())
     app.mount("/ours", Starlette(routes=[Mount("/deep", Opaque()), Mount("/static", Starlette())]))
-    router = lines("POST /v1/chat", "POST /other/v1/chat", "POST /ours/deep/v1/chat", reading=reading_of(app))
+    router = lines(
+        "POST /v1/chat", "POST /other/v1/chat", "POST /ours/deep/v1/chat", reading=path_rules_of_router(app)
+    )
     assert found(router, "/other//V1/chat/") == "POST /other/v1/chat"
     assert found(router, "/ours/deep/v1/chat/") == "POST /ours/deep/v1/chat"
     assert found(router, "/v1/chat/") is None
@@ -601,7 +603,7 @@ async def test_what_is_dispatched_is_matched_behind_every_root_path(*, name: str
     seen: list[str | None] = []
 
     def noter(app: ASGIApp) -> Recorder:
-        return Recorder(app, exact(*matches, root_path=own_root_path(app)), seen)
+        return Recorder(app, exact(*matches, root_path=root_path_of_app(app)), seen)
 
     app = build(noter)
     ran = 0
@@ -666,7 +668,7 @@ def route(path: str, *methods: str) -> Route:
 
 def lines_of(app: Any, catalog: Catalog) -> tuple[dict[str, list[str | None]], list[str]]:
     """By methods and path, the lines that take parts of it and the one that takes the rest; idle lines."""
-    found, idle = take(routes_of(app), Decider(catalog, own_root_path(app)))
+    found, idle = match_lines(routes_of(app), RequestDecider(catalog, root_path_of_app(app)))
     shown: dict[str, list[str | None]] = {}
     for one in found:
         name = f"{','.join(one.methods)} {one.route.host or ''}{one.route.path}"
@@ -746,7 +748,7 @@ def test_the_plans_file_is_that_of_the_middleware() -> None:
     added, plain = Starlette(routes=[route("/a")]), Starlette(routes=[route("/a")])
     added.add_middleware(MeterMiddleware, **given)
     for app in (added, GZipMiddleware(GZipMiddleware(MeterMiddleware(plain, **given)))):
-        (taken,), idle = take(routes_of(app), None)
+        (taken,), idle = match_lines(routes_of(app), None)
         assert (taken.line, idle) == (catalog.routes[0], [])
 
 
@@ -766,4 +768,4 @@ SOLD = 'match: "POST /a", feature: full_ai, consume: {requests: 5_000}, usage: a
     ],
 )
 def test_what_a_line_does_is_told_in_short(line: str, says: str) -> None:
-    assert described(plans(line).routes[0]) == says
+    assert describe_line(plans(line).routes[0]) == says

@@ -242,7 +242,7 @@ async def test_a_reservation_of_a_user_is_settled_to_the_token(tokens: int) -> N
 
 
 async def test_an_open_websocket_ends_once_its_user_has_nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.asgi.websocket._LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr("meterkit.asgi.websocket._CHECK_EVERY_S", 0.005)
     who = Caller("acme", {"user": "u_7"})
     async with served(echo, plans=PLANS, who=lambda _: who) as at, opened(at) as socket:
         await at.kit.record("acme", "messages", 9, subjects={"user": "u_8"})

@@ -221,7 +221,7 @@ async def test_what_did_not_succeed_is_not_billed(messages: list[Message], recor
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every few milliseconds in place of every minute."""
-    monkeypatch.setattr("meterkit.asgi.websocket._LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr("meterkit.asgi.websocket._CHECK_EVERY_S", 0.005)
 
 
 @pytest.mark.usefixtures("soon")

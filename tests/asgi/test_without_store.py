@@ -89,7 +89,7 @@ class Outage:
     async def begins(self) -> None:
         await settled(self.kit)
         await self._proxy.set("refuse")
-        await eventually(lambda: self.lane.is_away)
+        await eventually(lambda: self.lane.is_down)
 
     async def ends(self) -> None:
         await self._proxy.set("pass")

@@ -35,7 +35,7 @@ _MODULES: Final = {
     "store/allotment.py": "decide",
     "store/settlement.py": "settle",
     "redis/event_loops.py": "decide",
-    "redis/producer.py": "settle",
+    "redis/settlement_queue.py": "settle",
     "redis/lane.py": "the store's client",
     "redis/connection.py": "the store's client",
 }

@@ -41,7 +41,7 @@ async def test_a_close_that_stripe_confirms_is_silent(
 ) -> None:
     await at.use("acme", "zeta", requests=7)
     await at.flush(everything=True)
-    assert await closing.closer.look() == (0, 0, [])
+    assert await closing.closer.confirm_due() == (0, 0, [])
     at.clock.set(AFTER_JUNE - MINUTE)
     await at.kit.record("acme", "requests", 5)
     at.clock.set(AFTER_JUNE + 2 * MINUTE)
@@ -51,7 +51,7 @@ async def test_a_close_that_stripe_confirms_is_silent(
     assert await closing.unconfirmed() == (0, 0)
     # July is closed in its turn.
     at.clock.set(datetime(2031, 8, 1, 0, 11, tzinfo=UTC))
-    assert (await closing.closer.look()).confirmed == 1
+    assert (await closing.closer.confirm_due()).confirmed == 1
     assert errors(caplog) == []
 
 
@@ -147,7 +147,7 @@ async def test_a_moved_close_is_looked_at_when_the_period_is_over(at: Desk, clos
     await admin.ask(admin.client.zrem(key, f"{july}:acme"))
     await admin.ask(admin.client.zadd(key, {f"{early}:acme": early + 600_000}))
     at.clock.set(datetime(2031, 6, 20, 0, 11, tzinfo=UTC))
-    await closing.closer.look()
+    await closing.closer.confirm_due()
     assert await admin.ask(admin.client.zrange(key, 0, -1)) == [f"{july}:acme".encode()]
     assert [await closing.at(minutes) for minutes in (9, 11)] == [(0, 0, 0), (1, 0, 0)]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from meterkit.delivery.invoices import LineCharge, PriceTerms, read_price_terms
-from meterkit.delivery.reconcile_advice import Mispriced, advice_on_amounts, advice_on_prices, mispriced
+from meterkit.delivery.reconcile_advice import PriceMismatch, advice_on_amounts, advice_on_prices, mispriced
 
 TABLE: list[tuple[str, dict[str, int], dict[str, int], list[tuple[int, str, str]]]] = [
     ("each at its price", {"5": 10, "3": 4}, {"3": 4, "5": 10}, []),
@@ -37,7 +37,7 @@ def test_what_is_mispriced(
         {Fraction(price): units for price, units in recorded.items()},
         {Fraction(price): Decimal(units) for price, units in lines.items()},
     )
-    assert [Mispriced(units, Fraction(was), Fraction(billed)) for units, was, billed in expected] == found
+    assert [PriceMismatch(units, Fraction(was), Fraction(billed)) for units, was, billed in expected] == found
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,10 @@ def test_what_is_mispriced(
     [
         ([], ""),
         (
-            [Mispriced(3, Fraction(1, 80), Fraction(1, 100)), Mispriced(1_000, Fraction(5), Fraction(3))],
+            [
+                PriceMismatch(3, Fraction(1, 80), Fraction(1, 100)),
+                PriceMismatch(1_000, Fraction(5), Fraction(3)),
+            ],
             (
                 "3 units were recorded at USD 0.000125 each and are billed at USD 0.0001 each; 1000 units"
                 " were recorded at USD 0.05 each and are billed at USD 0.03 each (in_1, in_2): see who"
@@ -54,7 +57,7 @@ def test_what_is_mispriced(
         ),
     ],
 )
-def test_mispriced_units_in_words(found: list[Mispriced], expected: str) -> None:
+def test_mispriced_units_in_words(found: list[PriceMismatch], expected: str) -> None:
     assert advice_on_prices(found, ["in_1", "in_2"], "usd") == expected
 
 

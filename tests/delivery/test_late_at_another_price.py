@@ -498,7 +498,7 @@ async def test_a_dropped_item_is_late_and_on_no_invoice(sold: Shop) -> None:
     with pytest.raises(MeterkitError, match="reason: found none"):
         await sold.kit.outbox.items.drop(item.identifier, reason="")
     assert await sold.kit.outbox.items.drop(item.identifier, reason="a test", by="olga") == item
-    with pytest.raises(MeterkitError, match="no invoice item that waits has this identifier"):
+    with pytest.raises(MeterkitError, match="no queued invoice item has this identifier"):
         await sold.kit.outbox.items.drop(item.identifier, reason="a test")
     entry = (await sold.kit.customers.history("acme"))[-1]
     assert (entry.kind, entry.after, entry.cause) == ("late", "dropped: a test", "olga")

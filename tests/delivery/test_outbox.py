@@ -16,7 +16,7 @@ from drivers.delivery import CATALOG, NOW, alerts, desk
 from faults.refusals import counters as shown
 from meterkit import MeterKit, StoreError
 from meterkit.decisions.keys import FORMAT
-from meterkit.outbox.intents import Move
+from meterkit.outbox.intents import IntentMove
 from meterkit.outbox.outbox import Outbox
 from meterkit.redis.admin import Admin
 from meterkit.redis.scripts import Script
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from drivers.delivery import Desk
-    from meterkit.outbox.intents import Sealed
+    from meterkit.outbox.intents import SealedIntent
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -43,14 +43,14 @@ class Bench:
     ours: Outbox
     theirs: Outbox
 
-    async def sealed(self) -> Sequence[Sealed]:
+    async def sealed(self) -> Sequence[SealedIntent]:
         """Have a request of each customer sealed; the intents."""
         for customer in CUSTOMERS:
             await self.kit.record(customer, "requests", 2)
         assert (await self.ours.seal(0, due_ms=None, most=50)).made == len(CUSTOMERS)
         return await self.ours.due(0, due_ms=None, most=10)
 
-    async def attempted(self) -> Sequence[Sealed]:
+    async def attempted(self) -> Sequence[SealedIntent]:
         intents = await self.sealed()
         await self.ours.lease(0, ttl_ms=60_000)
         await self.ours.attempt(0, intents)
@@ -78,7 +78,7 @@ async def test_i6_a_second_try_at_the_same_instant_is_a_second_try(at: Bench) ->
     (sealed, _) = await at.sealed()
     await at.ours.lease(0, ttl_ms=60_000)
     (first,) = await at.ours.attempt(0, [sealed])
-    await at.ours.settle(0, [Move(intent=sealed, state="queued")])
+    await at.ours.settle(0, [IntentMove(intent=sealed, state="queued")])
     (second,) = await at.ours.attempt(0, [sealed])
     assert (first.attempts, first.first_ms) == (1, 0)
     assert (second.attempts, second.first_ms, second.now_ms) == (2, first.now_ms, first.now_ms)
@@ -91,17 +91,17 @@ async def test_without_the_lease_nothing_moves(at: Bench) -> None:
     assert len(await at.ours.attempt(0, intents)) == 2
     await at.ours.lease(0, ttl_ms=0)
     await at.theirs.lease(0, ttl_ms=60_000)
-    assert not await at.ours.settle(0, [Move(intent=intents[0], state="delivered")])
+    assert not await at.ours.settle(0, [IntentMove(intent=intents[0], state="delivered")])
     assert await at.states() == {"leased": 2}
     # The new holder takes over what the old one left.
     assert len(await at.theirs.attempt(0, intents)) == 2
-    assert await at.theirs.settle(0, [Move(intent=intents[0], state="delivered")])
+    assert await at.theirs.settle(0, [IntentMove(intent=intents[0], state="delivered")])
 
 
 async def test_of_what_was_delivered_a_line_is_kept_for_36_days(valkey: Server, at: Bench) -> None:
     # F-59: 530 bytes an intent before.
     intents = await at.attempted()
-    await at.ours.settle(0, [Move(intent=sealed, state="delivered") for sealed in intents])
+    await at.ours.settle(0, [IntentMove(intent=sealed, state="delivered") for sealed in intents])
     assert valkey.command("HGETALL", "mk:{0}:intents") == {}
     key = f"mk:{{0}}:delivered:{at.clock.now_ms // 86_400_000}"
     kept = {name: json.loads(line) for name, line in valkey.command("HGETALL", key).items()}
@@ -139,11 +139,11 @@ async def test_hosts_whose_clocks_differ_do_not_seal(store_url: str, valkey: Ser
 async def test_a_relinked_customer_has_minutes_of_its_own(valkey: Server, at: Bench, state: Any) -> None:
     intents = await at.attempted()
     if state == "delivered":
-        await at.ours.settle(0, [Move(intent=sealed, state=state) for sealed in intents])
+        await at.ours.settle(0, [IntentMove(intent=sealed, state=state) for sealed in intents])
     await at.kit.customers.unlink("acme")
     # Longer than any delivery: usage of a closed period waits for a link for 35 days.
-    kept_ms = valkey.command("PTTL", at.kit.store.keys.formers("cus_acme"))
-    assert 36 * 86_400_000 < kept_ms <= 40 * 86_400_000
+    counter_ttl_ms = valkey.command("PTTL", at.kit.store.keys.formers("cus_acme"))
+    assert 36 * 86_400_000 < counter_ttl_ms <= 40 * 86_400_000
     await at.kit.customers.link("next", "cus_acme", force=True)
     await at.kit.record("next", "requests", 3)
     assert (await at.ours.seal(0, due_ms=None, most=50)).made == 1

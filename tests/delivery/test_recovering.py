@@ -17,10 +17,10 @@ from drivers.audited_kit import sqlite_in
 from drivers.delivery import NOW, desk, have_at_stripe, sealed, summaries_of
 from drivers.emulated_account import unpaced
 from drivers.restored_store import LAG, linked, parked_by_a_restore, states
-from meterkit.delivery.delivery_outcome import Outcome
+from meterkit.delivery.delivery_outcome import DeliveryOutcome
 from meterkit.delivery.journaled_transport import JournaledTransport
-from meterkit.delivery.lost_deliveries import Forgotten, Gap
-from meterkit.delivery.recoverer import Recovered, Recoverer
+from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
+from meterkit.delivery.recoverer import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.calls import AuditDatabase
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drivers.delivery import Desk
-    from meterkit.outbox.intents import Sealed
+    from meterkit.outbox.intents import SealedIntent
     from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
@@ -53,9 +53,9 @@ async def at(store_url: str) -> AsyncGenerator[Desk]:
         yield opened
 
 
-async def recover(at: Desk, **settings: Any) -> Sequence[Recovered]:
+async def recover(at: Desk, **settings: Any) -> Sequence[RecoveredMeter]:
     async with summaries_of(at.kit) as summaries:
-        return await Recoverer(at.kit.store, summaries).recover(**settings)
+        return await RestoreRecoverer(at.kit.store, summaries).recover(**settings)
 
 
 async def park_by_a_restore(at: Desk, there: int = 30) -> None:
@@ -139,7 +139,7 @@ async def test_i6_an_older_backup_is_compared_on_an_operators_word(
     valkey.ask("ACL", "SETUSER", "blind", "on", ">secret", "~*", "&*", "+@all", "-info")
     blind = f"redis://blind:secret@127.0.0.1:{valkey.port}/0"
     async with desk(blind if is_blind else store_url, shards=1) as at, summaries_of(at.kit) as summaries:
-        recoverer = Recoverer(at.kit.store, summaries)
+        recoverer = RestoreRecoverer(at.kit.store, summaries)
         await at.link("acme")
         doubted = NOW - 60 * MINUTE
         if is_blind:
@@ -157,7 +157,7 @@ async def test_i6_an_older_backup_is_compared_on_an_operators_word(
         assert (await at.flush(everything=True, timeout_s=0)).parked == 1
         assert await recoverer.not_compared() == 0
         (done,) = await recoverer.recover()
-        assert replace(done, customer="") == Recovered(
+        assert replace(done, customer="") == RecoveredMeter(
             customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
         )
         await at.kit.record("acme", "requests", 4)
@@ -229,23 +229,23 @@ async def test_i6_an_unreadable_intent_is_named_once_and_skipped(
 
 
 NOW_MS: Final = int(NOW.timestamp() * 1000)
-GAP: Final = Gap(from_ms=NOW_MS - 60_000, till_ms=NOW_MS + 60_000)
+GAP: Final = DeliveryGap(from_ms=NOW_MS - 60_000, till_ms=NOW_MS + 60_000)
 
 
-def intent(number: int) -> Sealed:
+def intent(number: int) -> SealedIntent:
     return sealed(f"intent-{number}", 5, NOW_MS // 60_000 * 60)
 
 
 class Answers:
-    def __init__(self, outcome: Outcome) -> None:
-        self.most = 10
+    def __init__(self, outcome: DeliveryOutcome) -> None:
+        self.events_per_call = 10
         self.outcome = outcome
         self.is_closed = False
 
-    async def ready(self) -> Outcome | None:
+    async def ready(self) -> DeliveryOutcome | None:
         return None
 
-    async def send(self, *intents: Sealed) -> Outcome:
+    async def send(self, *intents: SealedIntent) -> DeliveryOutcome:
         assert intents
         return self.outcome
 
@@ -283,20 +283,22 @@ class Pages:
         return min((row.delivered_at_ms for page in self.pages for row in page), default=None)
 
 
-DELIVERED: Final = Outcome(kind="delivered", detail="")
+DELIVERED: Final = DeliveryOutcome(kind="delivered", detail="")
 
 
 @pytest.mark.parametrize(
     ("outcome", "intents", "rows"),
     [
         (DELIVERED, 2, 2),
-        (Outcome(kind="duplicate", detail=""), 1, 1),
-        (Outcome(kind="duplicate", detail=""), 2, 0),  # One of them is at Stripe: which is not known.
-        (Outcome(kind="unknown", detail=""), 1, 0),
-        (Outcome(kind="permanent", detail=""), 1, 0),
+        (DeliveryOutcome(kind="duplicate", detail=""), 1, 1),
+        (DeliveryOutcome(kind="duplicate", detail=""), 2, 0),  # One of them is at Stripe: which is not known.
+        (DeliveryOutcome(kind="unknown", detail=""), 1, 0),
+        (DeliveryOutcome(kind="permanent", detail=""), 1, 0),
     ],
 )
-async def test_what_stripe_certainly_has_is_written(outcome: Outcome, intents: int, rows: int) -> None:
+async def test_what_stripe_certainly_has_is_written(
+    outcome: DeliveryOutcome, intents: int, rows: int
+) -> None:
     journal, answers = Pages(), Answers(outcome)
     transport = JournaledTransport(answers, journal, lambda: NOW_MS)
     await transport.send(*(intent(number) for number in range(intents)))
@@ -359,20 +361,20 @@ async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch
         await at.link("acme")
         summaries = StripeSummaries(StripeApi(at.kit.settings))
         await summaries.refresh()
-        found = Forgotten(at.kit.store, summaries, journal)
-        assert await found.journaled(*names, GAP) is None  # It cannot be read.
+        found = LostDeliveries(at.kit.store, summaries, journal)
+        assert await found.units_in_journal(*names, GAP) is None  # It cannot be read.
         monkeypatch.setattr("meterkit.delivery.lost_deliveries._JOURNAL_PAUSE_S", 60)
-        assert await found.journaled(*names, GAP) is None
+        assert await found.units_in_journal(*names, GAP) is None
         vars(found)["_journal_again_s"] = 0.0
         journal.fails = 0
-        assert await found.journaled(*names, GAP) is None
+        assert await found.units_in_journal(*names, GAP) is None
         journal.pages = [[row(1, 30)]]
-        assert await found.journaled(*names, GAP) is None
+        assert await found.units_in_journal(*names, GAP) is None
         journal.pages.append([row(0, 5, delivered_at_ms=GAP.from_ms - 60_001)])
-        assert await found.journaled(*names, GAP) == 30
+        assert await found.units_in_journal(*names, GAP) == 30
         await known(at, "counted-1", 25)
-        assert await found.journaled(*names, GAP) is None
-        assert await Forgotten(at.kit.store, summaries).journaled(*names, GAP) is None
+        assert await found.units_in_journal(*names, GAP) is None
+        assert await LostDeliveries(at.kit.store, summaries).units_in_journal(*names, GAP) is None
         await summaries.close()
 
 

@@ -17,12 +17,12 @@ from drivers.webhooks import SECRET
 from meterkit import MeterkitError
 from meterkit.delivery.error_reports import (
     BATCH,
-    Refusable,
-    Refusing,
-    blamed,
+    IntentRefuser,
+    ReportedIntent,
+    find_in_batches,
     identifiers_of,
+    park_refused,
     read_report,
-    take_refusals,
 )
 from meterkit.insights.audit.calls import AuditDatabase, audit_database_of
 from meterkit.starlette import stripe_webhook
@@ -66,7 +66,7 @@ async def switch(api: StripeApi, event_name: str, what: str) -> None:
 
 async def take_all(at: Desk, api: StripeApi, journal: Journal | None = None) -> None:
     for event in at.emulator.thin_events:
-        await take_refusals(at.kit.store, api, event.id, journal)
+        await park_refused(at.kit.store, api, event.id, journal)
 
 
 @pytest.mark.parametrize("is_away", [False, True])
@@ -258,15 +258,15 @@ def test_whatever_an_event_holds_it_is_read(event: dict[str, Any]) -> None:
 BATCH_KEY = f"{BATCH}{'0a' * 16}"
 
 
-class Sent(Refusing):
+class Sent(IntentRefuser):
     """One call with an intent of each of two meters."""
 
     async def batches(self, batches: Iterable[str]) -> dict[str, list[str]]:
         return {batch: ["a-1", "b-1"] for batch in batches}
 
-    async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
+    async def find(self, identifiers: Iterable[str]) -> dict[str, ReportedIntent]:
         return {
-            identifier: Refusable(
+            identifier: ReportedIntent(
                 identifier=identifier,
                 customer="acme",
                 stripe_customer="cus_acme",
@@ -287,4 +287,4 @@ async def test_a_report_of_no_meter_means_what_no_meter_has(meter: str | None, m
     known = {"event_name": "a"}
     stripe = ObjectsAtStripe({"/v1/billing/meters": [known], "/v1/billing/meters/mtr_1": known})
     async with kit_alone() as kit:
-        assert await blamed(stripe, Sent(kit.store), report) == {meant: ("no_meter", "x" * 200)}
+        assert await find_in_batches(stripe, Sent(kit.store), report) == {meant: ("no_meter", "x" * 200)}

@@ -28,7 +28,7 @@ from servers.fixed_answers import answer, answering
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from meterkit.delivery.delivery_outcome import Kind
+    from meterkit.delivery.delivery_outcome import OutcomeKind
     from meterkit.delivery.sender import Transport
     from servers.fixed_answers import Asked
 
@@ -111,7 +111,7 @@ def refused(**fields: str) -> dict[str, Any]:
     ],
 )
 async def test_a_refusal_that_is_not_stripes_own_ends_no_intent(
-    status: int, body: object, headers: dict[str, str], kind: Kind
+    status: int, body: object, headers: dict[str, str], kind: OutcomeKind
 ) -> None:
     async with answering(answer(status, body, **headers)) as stand_in, opened(stand_in.url) as transport:
         outcome = await transport.send(INTENT)
@@ -291,7 +291,7 @@ async def test_the_wire_form_is_that_of_the_official_sdk_but_for_texts() -> None
         (429, {"error": {"code": "too_many_concurrent_requests", "message": "No."}}, "not_done"),
     ],
 )
-async def test_what_an_answer_says_of_a_batch(status: int, body: object, kind: Kind) -> None:
+async def test_what_an_answer_says_of_a_batch(status: int, body: object, kind: OutcomeKind) -> None:
     answers = stand_in(status, body, **{"request-id": "req_1"})
     async with answering(answers) as server, opened_stream(server.url) as transport:
         await transport.ready()
@@ -356,7 +356,7 @@ def refusal(message: str, *, status: int = 400, **said: Any) -> Result:
 
 
 # What happened, and what became of the intent; the last column: whether the next try needs a fresh key.
-TABLE: list[tuple[str, Result, Kind, bool]] = [
+TABLE: list[tuple[str, Result, OutcomeKind, bool]] = [
     ("accepted", Result(status=200), "delivered", False),
     ("accepted earlier", refusal(DUPLICATE, should_retry=False), "duplicate", False),
     ("accepted earlier, v2", Result(status=400, code="duplicate_meter_event"), "duplicate", False),
@@ -390,7 +390,7 @@ TABLE: list[tuple[str, Result, Kind, bool]] = [
     ("anything else refused", refusal("Invalid integer: x"), "permanent", True),
 ]  # fmt: skip
 
-STEPS: dict[Kind, tuple[str, bool]] = {
+STEPS: dict[OutcomeKind, tuple[str, bool]] = {
     "delivered": ("acknowledge", False),
     "duplicate": ("acknowledge", False),
     "unknown": ("retry", False),
@@ -408,7 +408,7 @@ STEPS: dict[Kind, tuple[str, bool]] = {
 @pytest.mark.parametrize(
     ("result", "kind", "new_key"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
 )
-def test_outcome_table(result: Result, kind: Kind, new_key: bool) -> None:
+def test_outcome_table(result: Result, kind: OutcomeKind, new_key: bool) -> None:
     outcome = classify(result)
     assert kind == outcome.kind
     assert new_key == outcome.new_key

@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import FORMAT, meter_field
-from meterkit.decisions.packed import Head, MeterCounts, unpack_field
+from meterkit.decisions.packed import CounterHead, MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _pack(value: int | str | bytes) -> bytes:
 
 def flat_of(fields: Mapping[str, bytes]) -> Flat:
     """The numbers of a customer's counters by name, without those that say nothing."""
-    head = Head.read(fields.get("h"))
+    head = CounterHead.read(fields.get("h"))
     flat: dict[str, int | str] = dict(zip(_HEAD, head, strict=True))
     slot = head.seen_ms // HOLD_SLOT_MS
     for name, packed in fields.items():

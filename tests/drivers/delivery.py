@@ -22,7 +22,7 @@ from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.outbox.intents import Sealed
+from meterkit.outbox.intents import SealedIntent
 from meterkit.outbox.outbox import Outbox
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
@@ -208,7 +208,7 @@ class WatchedTransport:
 
     def __init__(self, inner: Any, before: Callable[[Any], None]) -> None:
         self._inner, self.before = inner, before
-        self.most, self.ready, self.close = inner.most, inner.ready, inner.close
+        self.events_per_call, self.ready, self.close = inner.events_per_call, inner.ready, inner.close
 
     async def send(self, *intents: Any) -> Any:
         self.before(intents)
@@ -224,7 +224,7 @@ def lines_of(report: FlushReport, what: Literal["late", "undelivered"]) -> list[
     return list(late_lines(report) if what == "late" else undelivered_lines(report))
 
 
-def sealed(identifier: str, value: int, timestamp: int, **more: Any) -> Sealed:
+def sealed(identifier: str, value: int, timestamp: int, **more: Any) -> SealedIntent:
     """An intent of acme's, as an outbox keeps it."""
     given: dict[str, Any] = {
         "customer": "acme",
@@ -236,7 +236,7 @@ def sealed(identifier: str, value: int, timestamp: int, **more: Any) -> Sealed:
         "sealed_ms": 0,
         "due_ms": 0,
     }
-    return Sealed(identifier=identifier, value=value, timestamp=timestamp, **given | more)
+    return SealedIntent(identifier=identifier, value=value, timestamp=timestamp, **given | more)
 
 
 async def have_at_stripe(

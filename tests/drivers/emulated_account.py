@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from meterkit.outbox.intents import Sealed
+    from meterkit.outbox.intents import SealedIntent
     from stripe_emulator import StripeEmulator
 
 
@@ -122,7 +122,7 @@ class StripeSession:
     async def close(self) -> None:
         await self._http_client.close_async()
 
-    async def create_meter_event(self, intent: Sealed) -> None:
+    async def create_meter_event(self, intent: SealedIntent) -> None:
         await self.client.v1.billing.meter_events.create_async(
             {
                 "event_name": intent.event_name,

@@ -11,7 +11,7 @@ from drivers.delivery import NOW, kit_for
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.errors import StripeError
-from meterkit.outbox.intents import Kept, intents_in
+from meterkit.outbox.intents import StoredIntent, unpack_batch
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import Objects
     from meterkit.stripe.request import Parameter
 
-__all__ = ["HERE_S", "NOW_MS", "PERIOD_MS", "STAMP_S", "intents_in", "keep", "kit_alone", "subscription"]
+__all__ = ["HERE_S", "NOW_MS", "PERIOD_MS", "STAMP_S", "keep", "kit_alone", "subscription", "unpack_batch"]
 
 NOW_MS: Final = int(NOW.timestamp()) * 1000
 PERIOD_MS: Final = int(NOW.replace(day=1, hour=0, minute=0, second=0).timestamp()) * 1000
@@ -54,7 +54,7 @@ def subscription(**fields: Any) -> SubscriptionState:
     return SubscriptionState(**june | fields)
 
 
-async def keep(kit: MeterKit, name: str, value: int, *, state: str = "parked", **fields: Any) -> Kept:
+async def keep(kit: MeterKit, name: str, value: int, *, state: str = "parked", **fields: Any) -> StoredIntent:
     token, admin, keys = meter_token("requests"), await kit.store.admin(), kit.store.keys
     known = {
         "state": state,
@@ -78,7 +78,7 @@ async def keep(kit: MeterKit, name: str, value: int, *, state: str = "parked", *
     totals = keys.customer("acme").totals
     await admin.ask(admin.client.hincrby(totals, counted, value))
     await admin.ask(admin.client.expire(totals, 86_400))
-    return Kept.read(name, 0, text.encode())
+    return StoredIntent.read(name, 0, text.encode())
 
 
 class Written(NamedTuple):

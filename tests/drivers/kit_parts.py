@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterkit.background import BackgroundTasks
+from meterkit.serving import BackgroundTasks
 from meterkit.store.task_lease import StorageUpkeep
 
 if TYPE_CHECKING:

@@ -177,8 +177,8 @@ async def look_at_storage(kit: MeterKit) -> None:
 _TAKEN: Final[Mapping[str, tuple[Any, str]]] = {
     "take an event": (steps, "read_notices"),
     "queue": (MessageQueue, "add"),
-    "acknowledge": (steps, "acknowledge"),
-    "take a message": (MessageQueue, "take"),
+    "acknowledge": (steps, "acknowledge_notice"),
+    "take a message": (MessageQueue, "lease"),
 }
 STEPS: Final[Mapping[str, Mapping[str, tuple[Any, str]]]] = {
     "webhook": {**_TAKEN, "send": (WebhookSender, "_post"), "finish": (MessageQueue, "done")},

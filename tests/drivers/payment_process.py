@@ -26,8 +26,8 @@ STEPS: Final[Mapping[str, tuple[Any, str, str]]] = {
     "post": (StripeApi, "post", "after"),
     "read": (top_up_payments, "put", "before"),
     "granted": (top_up_payments, "put", "after"),
-    "noted": (top_up_payments, "step", "after"),
-    "begun": (credit_sales, "step", "after"),
+    "noted": (top_up_payments, "move_auto_top_up", "after"),
+    "begun": (credit_sales, "move_auto_top_up", "after"),
 }
 """Of a look at a Stripe customer, and of a top-up.
 

@@ -12,7 +12,7 @@ from drivers.plans import plans_text
 from drivers.webhooks import hooked
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
-from meterkit.delivery.period_closer import Closer
+from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.store_readings import read_deliveries
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from drivers.webhooks import Hooked
     from meterkit import FlushReport, MeterKit, MeterUsage
     from meterkit.catalog import Catalog
-    from meterkit.delivery.period_closer import Looked
+    from meterkit.delivery.period_closer import CloseResults
     from meterkit.stripe.api import StripeApi
 
 HOUR: Final = timedelta(hours=1)
@@ -44,7 +44,7 @@ class Ending:
     """A kit, an emulated account, and a customer ``acme`` who pays for ``pro`` since 10 May."""
 
     found: Hooked
-    closer: Closer
+    closer: PeriodCloser
     drainer: Drainer | None
 
     @property
@@ -79,7 +79,7 @@ class Ending:
         await self.flush()
         self.clock.advance(11 * MINUTE)
         self.stripe.advance()
-        await self.closer.turn()
+        await self.closer.run_once()
         self.clock.advance(3 * HOUR)
         self.stripe.advance()
         await self.found.settle()
@@ -87,8 +87,8 @@ class Ending:
     async def flush(self, *, everything: bool = True) -> FlushReport:
         return await self.kit.flush(everything=everything, timeout_s=0)
 
-    async def look(self) -> Looked:
-        return await self.closer.look()
+    async def look(self) -> CloseResults:
+        return await self.closer.confirm_due()
 
     async def hourly(self, first: datetime, hours: int, *, is_flushing: bool = True) -> list[FlushReport]:
         """Deliver, and look at closes, each quarter of an hour for some hours."""
@@ -121,9 +121,9 @@ class Ending:
         ]
 
 
-async def look_at_closes(kit: MeterKit, root_of: Any = None) -> Looked:
+async def look_at_closes(kit: MeterKit, root_of: Any = None) -> CloseResults:
     async with api_of(kit) as api:
-        return await Closer(kit.store, lambda: api, root_of).look()
+        return await PeriodCloser(kit.store, lambda: api, root_of).confirm_due()
 
 
 @asynccontextmanager
@@ -151,7 +151,7 @@ async def paying(
         if "audit_url" in settings:
             drainer = Drainer(found.kit.store, Database(settings["audit_url"]), least_age_ms=0)
         async with api_of(found.kit) as api:
-            closer = Closer(found.kit.store, lambda: api, None if drainer is None else drainer.root_of)
+            closer = PeriodCloser(found.kit.store, lambda: api, None if drainer is None else drainer.root_of)
             yield Ending(found=found, closer=closer, drainer=drainer)
 
 
@@ -174,12 +174,12 @@ class Closing:
 
     def __init__(self, at: Desk, api: StripeApi) -> None:
         self._at = at
-        self.closer = Closer(at.kit.store, lambda: api)
+        self.closer = PeriodCloser(at.kit.store, lambda: api)
 
     async def at(self, minutes: int) -> tuple[int, int, int]:
         """Look so many minutes after June; how many are confirmed, open and late now."""
         self._at.clock.set(AFTER_JUNE + timedelta(minutes=minutes))
-        confirmed, left, late = await self.closer.look()
+        confirmed, left, late = await self.closer.confirm_due()
         return confirmed, left, len(late)
 
     async def unconfirmed(self) -> tuple[int, float]:

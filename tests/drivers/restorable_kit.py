@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from drivers.delivery import aclosing_transport, kit_for, send_past, summaries_of
-from meterkit.delivery.recoverer import Recoverer
+from meterkit.delivery.recoverer import RestoreRecoverer
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.audit.rebuilding import Rebuilder
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
     from meterkit.delivery.flush_report import FlushReport
-    from meterkit.delivery.recoverer import Recovered
+    from meterkit.delivery.recoverer import RecoveredMeter
     from meterkit.insights.audit.rebuilt import Rebuilt
     from servers.stores import Server
 
@@ -93,7 +93,7 @@ async def linked(kit: MeterKit) -> None:
 
 
 class Told(NamedTuple):
-    recovered: Sequence[Recovered]
+    recovered: Sequence[RecoveredMeter]
     rebuilt: Sequence[Rebuilt]
 
 
@@ -120,7 +120,7 @@ async def drained(kit: MeterKit) -> None:
 async def recover(kit: MeterKit) -> Told:
     """What ``meterkit recover`` does."""
     async with summaries_of(kit) as summaries:
-        recoverer = Recoverer(kit.store, summaries, audit_database_of(kit.settings))
+        recoverer = RestoreRecoverer(kit.store, summaries, audit_database_of(kit.settings))
         assert await recoverer.not_compared() == 0
         recovered = await recoverer.recover()
         if kit.settings.audit_url is None:

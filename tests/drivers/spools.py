@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from drivers.forked_command import die
 from drivers.worker_process import Commands
 from faults.refusals import Client, kit_at, metered
-from meterkit.redis import producer
+from meterkit.redis import settlement_queue
 from meterkit.store.replay import SpoolReplay, write_record
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities
@@ -69,7 +69,7 @@ class Spooling(Commands):
     """A kit that spools in the directory ``spools``; the process dies at ``crash``, if that is not empty."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        setattr(producer, "_SPILL_AFTER_S", 0.1)  # noqa: B010 - a hiccup is shorter here
+        setattr(settlement_queue, "_SPILL_AFTER_S", 0.1)  # noqa: B010 - a hiccup is shorter here
         crash_at(options["crash"])
         spools = Path(options["spools"])
         self.kit = kit_at(options["store"], spool_dir=spools, store_timeout=0.2, start_timeout=0.5)
@@ -85,4 +85,4 @@ class Spooling(Commands):
         lane: Any = self.kit.store.lanes[asyncio.get_running_loop()]
         unwritten = cast("list[object]", vars(lane.spool)["_unwritten"])
         unspooled = sum(queue.unsettled for queue in lane.queues) + len(unwritten)
-        return {"away": lane.is_away, "unsettled": lane.unsettled, "unspooled": unspooled, "lost": lane.lost}
+        return {"away": lane.is_down, "unsettled": lane.unsettled, "unspooled": unspooled, "lost": lane.lost}

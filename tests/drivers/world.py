@@ -26,7 +26,7 @@ from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import unpaced
 from drivers.near_stripe import answer_of, ask_app, stripe_scope
 from meterkit import MeterKit
-from meterkit.delivery.period_closer import Closer
+from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.result import Answer, Result
@@ -79,7 +79,7 @@ class Process:
         self._dead = asyncio.get_running_loop().create_future()
         self._app = stripe_webhook(kit)
         self._api = StripeApi(kit.settings)
-        self._closer = Closer(kit.store, lambda: self._api)
+        self._closer = PeriodCloser(kit.store, lambda: self._api)
         self._sweeper = EventSweeper(kit.store, lambda: self._api, SyncQueue(kit.store))
 
     def step(self, name: str) -> bool:
@@ -131,8 +131,8 @@ class Process:
     async def _turn(self) -> None:
         await self.kit.webhooks.work_off()
         await self.kit.flush()
-        await self._closer.turn()
-        await self._sweeper.turn()
+        await self._closer.run_once()
+        await self._sweeper.run_once()
 
     async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.is_alive:
@@ -403,7 +403,7 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
     unpaced(patched)
     import_module("meterkit.stripe.api")._sdk()  # Threads know no virtual time.
     # Nothing is held in these stories: what renews holds need not look every five seconds of a year.
-    patched.setattr("meterkit.redis.hold_renewal._IDLE_MS", 86_400_000)
+    patched.setattr("meterkit.redis.lane._IDLE_MS", 86_400_000)
 
     def now(*_: object) -> float:
         return world.clock()

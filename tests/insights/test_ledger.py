@@ -151,7 +151,7 @@ def _make_old_table(url: str) -> None:
 def test_names_of_models_do_not_grow_without_bound() -> None:
     tallies = Tallies()
     for nth in range(1000):
-        tallies.called(f"{nth}" + "x" * 1000, None, cost=Fraction(1), charged=Fraction(0))
+        tallies.count_call(f"{nth}" + "x" * 1000, None, cost=Fraction(1), charged=Fraction(0))
     assert len(tallies.llm) == 101
     assert tallies.llm["other", "other"] == (Fraction(900), Fraction(0))
     assert max(len(model) for model, _ in tallies.llm) <= 100

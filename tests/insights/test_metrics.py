@@ -187,14 +187,14 @@ def spools(directory: Path) -> list[Path]:
 async def test_an_outage_is_told_as_it_comes_and_goes(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", 0.05)
+    monkeypatch.setattr("meterkit.redis.settlement_queue._SPILL_AFTER_S", 0.05)
     async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, store_timeout=5, spool_dir=tmp_path) as kit:
         lane = await kit.store.lane()
         found = await told(kit)
         assert (found["store_breaker_open"], found["store_breaker_opened_total"]) == (0, 0)
         assert (found["spool_files held"], found["spool_bytes held"]) == (0, 0)
         await proxy.set("refuse")
-        await eventually(lambda: lane.is_away)
+        await eventually(lambda: lane.is_down)
         await kit.record("acme", "tokens", 7)
         found = await told(kit)
         assert (found["store_breaker_open"], found["store_breaker_opened_total"]) == (1, 1)

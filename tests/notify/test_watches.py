@@ -186,7 +186,7 @@ async def test_a_process_without_the_lease_leaves_the_rest(
         await admin.ask(admin.client.delete(lease))
         assert await TaskLease(store, lease, lasts_ms=60_000).take()
 
-    monkeypatch.setattr("meterkit.notify.watches.tell", pass_on)
+    monkeypatch.setattr("meterkit.notify.watches.publish_notice", pass_on)
     for told_until_now in (["acme"], ["acme", "bolt"], ["acme", "bolt", "core"]):
         await watch.look()
         assert asked == told_until_now
@@ -330,10 +330,10 @@ async def test_a_spike_is_sent_once_a_day(
             await publish_notice(*args)
             raise StoreError("cut off")
 
-        monkeypatch.setattr("meterkit.notify.watches.tell", cut)
+        monkeypatch.setattr("meterkit.notify.watches.publish_notice", cut)
         with pytest.raises(StoreError, match="cut off"):
             await watch.look()
-        monkeypatch.setattr("meterkit.notify.watches.tell", publish_notice)
+        monkeypatch.setattr("meterkit.notify.watches.publish_notice", publish_notice)
         clock.advance(timedelta(minutes=5))
         for _ in range(3):  # The first tells it again, as it was told.
             await watch.look()

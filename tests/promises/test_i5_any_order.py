@@ -25,8 +25,8 @@ from books.conservation import assert_conserved, sample
 from drivers.delivery import FAULTS, NOW, aclosing_transport, kit_for
 from meterkit.decisions.periods import bounds_at
 from meterkit.delivery.flush_report import FlushReport
-from meterkit.delivery.intent_comparer import Comparer
-from meterkit.delivery.sender import Lease, Sender, stopwatch
+from meterkit.delivery.intent_comparer import IntentComparer
+from meterkit.delivery.sender import IntentSender, ShardLease, stopwatch
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.outbox import Outbox
 from meterkit.stripe.api import StripeApi
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.delivery.flusher_setup import StripeTransport
     from meterkit.delivery.sender import Elapsed
-    from meterkit.outbox.intents import Attempt, Move
+    from meterkit.outbox.intents import IntentMove, SendAttempt
     from servers.stores import Server
 
 IS_SOAK: Final = os.environ.get("METERKIT_HYPOTHESIS_PROFILE") == "soak"
@@ -56,11 +56,11 @@ class Hands:
     """A flusher: what it remembers is what a crash makes it forget."""
 
     outbox: Outbox
-    sender: Sender
-    lease: Lease
+    sender: IntentSender
+    lease: ShardLease
     asked: Elapsed | None = None
-    attempts: list[Attempt] = field(default_factory=list["Attempt"])
-    moves: list[Move] = field(default_factory=list["Move"])
+    attempts: list[SendAttempt] = field(default_factory=list["SendAttempt"])
+    moves: list[IntentMove] = field(default_factory=list["IntentMove"])
 
 
 class World:
@@ -100,8 +100,8 @@ class World:
         """A flusher that has just started."""
         store = self.kit.store
         outbox = Outbox(store, await store.admin())
-        sender = Sender(store, self.transport, calls_per_s=1e6, calls_at_once=1, timeout_s=10.0)
-        return Hands(outbox=outbox, sender=sender, lease=Lease(outbox, SHARD, clock=store.clock))
+        sender = IntentSender(store, self.transport, calls_per_s=1e6, calls_at_once=1, timeout_s=10.0)
+        return Hands(outbox=outbox, sender=sender, lease=ShardLease(outbox, SHARD, clock=store.clock))
 
     def close(self) -> None:
         self.run(self.stack.aclose())
@@ -143,7 +143,7 @@ class World:
         """Let others have the shard."""
         if not who.attempts and not who.moves:
             await who.outbox.lease(SHARD, ttl_ms=0)
-            who.lease = Lease(who.outbox, SHARD, clock=self.kit.store.clock)
+            who.lease = ShardLease(who.outbox, SHARD, clock=self.kit.store.clock)
 
     def wait(self, span_s: float) -> None:
         if self.clock() + span_s > NOW.timestamp() + LIFE_S:
@@ -245,7 +245,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def compare(self) -> None:
-        comparer = Comparer(self.world.kit.store, self.world.summaries)
+        comparer = IntentComparer(self.world.kit.store, self.world.summaries)
         self.world.run(comparer.compare_due(FlushReport()))
 
     @invariant()

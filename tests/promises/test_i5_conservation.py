@@ -258,7 +258,7 @@ async def test_i5_holds_when_a_plan_changes_its_interval_in_mid_period(any_store
         for customer in CUSTOMERS:
             counts = (await sample(at.kit, customer)).values()
             # Stripe takes nothing older than 35 days: that waits for a person.
-            too_late = sum(count.get("x", 0) + count.get("k", 0) for count in counts)
-            assert at.accepted(customer) == recorded[customer] - too_late
+            find_too_late = sum(count.get("x", 0) + count.get("k", 0) for count in counts)
+            assert at.accepted(customer) == recorded[customer] - find_too_late
             minutes = [event.timestamp for event in at.emulator.events if event.customer == f"cus_{customer}"]
             assert len(minutes) == len(set(minutes))

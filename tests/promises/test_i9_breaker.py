@@ -70,13 +70,13 @@ async def test_i9_an_open_breaker_answers_faster_than_a_store(
             assert {status for status, _ in first} == {200}
             assert time.perf_counter() - began > TIMEOUT_S * 0.9
             assert max(took for _, took in first) < TIMEOUT_S + SLACK_S
-            assert lane_of(kit).is_away
+            assert lane_of(kit).is_down
             assert await undisturbed(kit, 300) < healthy_s
         await eventually(lambda: lane_of(kit).connected)
         await settled(kit)
         # All that was served is counted, without the store as well.
         assert sum([(await used(kit, f"customer-{n}"))[0] for n in range(10)]) == 600
-        assert not lane_of(kit).is_away
+        assert not lane_of(kit).is_down
 
 
 @pytest.mark.parametrize("mode", ["refuse", "reset", "blackhole", "drop_reply"])
@@ -148,7 +148,7 @@ async def test_i9_a_read_only_server_opens_the_breaker(code: str) -> None:
         assert await Client(app).get("acme", "/deny") == 200
         refuses = True
         assert [await Client(app).get("acme") for _ in range(3)] == [200] * 3
-        await eventually(lambda: lane_of(kit).is_away)
+        await eventually(lambda: lane_of(kit).is_down)
         asked = len(fake.asked)
         for _ in range(50):
             assert await Client(app).get("acme") == 200

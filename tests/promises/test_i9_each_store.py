@@ -15,7 +15,7 @@ import pytest
 
 from faults.refusals import Client, eventually, kit_at, lane_of, loop_clock, metered, settled, stopped, used
 from meterkit.errors import StoreError
-from meterkit.redis import producer
+from meterkit.redis import settlement_queue
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities
 from servers.clusters import Cluster, Watched, spawn_cluster, spawn_watched
@@ -42,7 +42,7 @@ AWAY_S: Final = 0.7
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hiccup is shorter here."""
-    monkeypatch.setattr(producer, "_SPILL_AFTER_S", 0.1)
+    monkeypatch.setattr(settlement_queue, "_SPILL_AFTER_S", 0.1)
 
 
 @pytest.fixture
@@ -178,11 +178,11 @@ async def test_i9_i11_an_outage_under_load_loses_no_request_nor_unit(
             await asyncio.sleep(0.2)
             with fault(servers):
                 settle_in_doubt(kit, served)
-                await eventually(lambda: lane_of(kit).is_away)
+                await eventually(lambda: lane_of(kit).is_down)
                 await eventually(lambda: bool(spools(tmp_path)))
                 await asyncio.sleep(AWAY_S)
                 assert lane_of(kit).opened >= 1
-            await eventually(lambda: not lane_of(kit).is_away)
+            await eventually(lambda: not lane_of(kit).is_down)
             await asyncio.sleep(0.2)
         await check(kit, served)
         assert lane_of(kit).lost == 0
@@ -198,7 +198,7 @@ async def test_i9_what_is_over_at_once_costs_nothing_either(
             await asyncio.sleep(0.2)
             with fault(servers):
                 await asyncio.sleep(0.1)
-        await eventually(lambda: not lane_of(kit).is_away)
+        await eventually(lambda: not lane_of(kit).is_down)
 
 
 async def test_i9_a_hanging_cluster_node_spools_its_own_customers(cluster: Cluster, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ async def test_i9_a_hanging_cluster_node_spools_its_own_customers(cluster: Clust
             assert own
             for customer in own:  # By the store, and not by the process alone.
                 await eventually(partial(is_used, kit, customer, 10))
-        await eventually(lambda: not lane_of(kit).is_away)
+        await eventually(lambda: not lane_of(kit).is_down)
 
 
 def cluster_place(kit: MeterKit, cluster: Cluster, customer: str) -> Server:
@@ -248,7 +248,7 @@ async def test_i9_i11_a_killed_node_that_returns_loses_no_unit(tmp_path: Path) -
             options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "30000", *OPTIONS)
             more = ("--cluster-require-full-coverage", "no", "--cluster-port", bus)
             back = spawn_server(*options, *more, directory=node.directory, port=node.port)
-            await eventually(lambda: not lane_of(kit).is_away)
+            await eventually(lambda: not lane_of(kit).is_down)
         back.stop()
 
 
@@ -257,8 +257,8 @@ async def test_i9_a_sentinel_failover_costs_no_request(tmp_path: Path) -> None:
     with spawn_watched(*OPTIONS, down_after_ms=300) as watched:
         async with loaded(watched.url, tmp_path, is_losing=True) as kit:
             kill(dead := watched.master)
-            await eventually(lambda: lane_of(kit).is_away)
-            await eventually(lambda: not lane_of(kit).is_away)
+            await eventually(lambda: lane_of(kit).is_down)
+            await eventually(lambda: not lane_of(kit).is_down)
         assert watched.master is not dead
 
 
@@ -268,9 +268,9 @@ async def test_i9_a_cluster_failover_costs_no_request(tmp_path: Path) -> None:
     with spawn_cluster(*options, replicas=True, node_timeout_ms=1_000) as cluster:
         async with loaded(cluster.url, tmp_path, is_losing=True) as kit:
             kill(cluster.masters[0])
-            await eventually(lambda: lane_of(kit).is_away)
+            await eventually(lambda: lane_of(kit).is_down)
             await eventually(lambda: bool(spools(tmp_path)))
-            await eventually(lambda: not lane_of(kit).is_away)
+            await eventually(lambda: not lane_of(kit).is_down)
             await eventually(lambda: not spools(tmp_path))
 
 
@@ -317,7 +317,7 @@ async def test_i9_a_server_that_hangs_and_dies_costs_no_request(
         server = await asyncio.to_thread(start)
         await eventually(lambda: lane_of(kit).connected)
         server.command("REPLICAOF", "127.0.0.1", "1")
-        await eventually(lambda: lane_of(kit).is_away)
+        await eventually(lambda: lane_of(kit).is_down)
         await asyncio.sleep(0.3)
         server.command("REPLICAOF", "NO", "ONE")
         await eventually(lambda: lane_of(kit).connected)

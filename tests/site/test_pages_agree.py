@@ -177,8 +177,8 @@ store.settlement_spool:_UNWRITTEN_MAX               67_108_864      runbook.md  
 store.settlement_spool:_UNWRITTEN_MAX               67_108_864      reliability.md 64 MiB wait
 store.spool_file:SPOOL_BYTES_MAX          1_073_741_824   runbook.md     1 GiB in each spool
 store.spool_file:SPOOL_BYTES_MAX          1_073_741_824   reliability.md grown to 1 GiB
-redis.breaker:_PAUSE_MAX_S               0.5             runbook.md     twice a second
-redis.breaker:_PAUSE_MAX_S               0.5             reliability.md every half second
+redis.reconnector:_PAUSE_MAX_S           0.5             runbook.md     twice a second
+redis.reconnector:_PAUSE_MAX_S           0.5             reliability.md every half second
 redis.server:_BEHIND_MAX_S               60              testing.md     more than a minute behind
 delivery.outcomes:CLOCKS_APART_S         60              runbook.md     more than a minute from Stripe's
 delivery.outcomes:CLOCKS_APART_S         60              outbox.md      by more than a minute
@@ -201,7 +201,7 @@ store.message_queue:AGAIN_AFTER_MS       60_000          runbook.md     again a 
 store.message_queue:TIMES_MOST           10              runbook.md     again a minute later, ten times in all
 subscriptions.webhooks.worker:ATTEMPTS_MAX 12            runbook.md     refused twelve times
 subscriptions.webhooks.worker:ATTEMPTS_MAX 12            webhooks.md    refused twelve times
-catalog.watch:_LOOK_EVERY_S              1.5             runbook.md     within two seconds of its correction
+catalog.watch:_CHECK_EVERY_S             1.5             runbook.md     within two seconds of its correction
 catalog.watch:_CONFIRM_AFTER_S           0.5             faq.md         changed plans file within two seconds
 catalog.watch:_CONFIRM_AFTER_S           0.5             plans-file.md  changed plans file within two seconds
 health.spools:ROOM_BYTES                 67_108_864      checklist.md   ◆ at least 64 MiB are free

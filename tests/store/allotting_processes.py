@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from meterkit.catalog import Catalog, Entitlement
-    from meterkit.redis.connection import Call
+    from meterkit.redis.connection import StoreCall
     from meterkit.redis.lane import Lane
     from meterkit.store.settlement import Settlement
     from meterkit.store.views import PreparedDecision
@@ -140,8 +140,8 @@ class Process:
         self.cache = world.process()
         self.queues = [Queue()]
         self.timers: list[Timer] = []
-        self.calls: list[tuple[Call, Reply]] = []
-        self.replies: list[tuple[Call, Reply, Any]] = []
+        self.calls: list[tuple[StoreCall, Reply]] = []
+        self.replies: list[tuple[StoreCall, Reply, Any]] = []
         self.serving: list[Request] = []
         self.granted: dict[PreparedDecision, Granted] = {}
         self.producer, self.number, self.taken = f"p{next(world.numbers)}", 0, 0
@@ -150,7 +150,7 @@ class Process:
     def settle(self, settlement: Settlement) -> None:
         self.queues[0].settle(settlement)
 
-    def call(self, call: Call) -> Any:
+    def call(self, call: StoreCall) -> Any:
         reply = Reply()
         self.calls.append((call, reply))
         return reply

@@ -11,7 +11,7 @@ from meterkit.decisions.keys import credit_hold_field, meter_field
 from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import CEILING
-from meterkit.decisions.stored_grants import Holding
+from meterkit.decisions.stored_grants import StoredGrant
 from meterkit.redis.connection import pack
 from store.allotting_processes import Process, Processes
 from store.script_model import NEVER_MS
@@ -133,6 +133,6 @@ class PaidProcesses(Processes):
         found = Counter[str]()
         for name, text in fields_of(self.wire(pack("HGETALL", self.own.grants))).items():
             if name.startswith("a "):
-                grant = Holding.parse(name, text.decode())
+                grant = StoredGrant.parse(name, text.decode())
                 found[grant.target] += grant.left
         return found

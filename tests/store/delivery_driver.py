@@ -394,7 +394,7 @@ class Delivery(Checks):
 
     def _steer(self, identifier: str, known: Intent) -> Steer:
         """Another state, or the same, under its identifier or another."""
-        read = self.read_intent(identifier)
+        read = self.parse_sealed(identifier)
         state = self.random.choice((*STEERED, known.state, known.state))
         state = "parked" if state == "leased" else state
         renamed = state != known.state and self.random.random() < 0.3
@@ -619,7 +619,7 @@ class Delivery(Checks):
 
     # What deeds are made of.
 
-    def read_intent(self, identifier: str) -> str:
+    def parse_sealed(self, identifier: str) -> str:
         """What the server keeps of it, which Lua may have put in another order."""
         text: bytes = self.wire(pack("HGET", self._key("intents"), identifier))
         return text.decode()

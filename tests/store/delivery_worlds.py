@@ -156,7 +156,7 @@ class Overtaking(Anew):
         if intent.state == "parked":
             self.shard.compare["intent-1"] = self.wall
         self.store("intents", "outbox", "parked", "compare", f"t:{NAME}")
-        read = self.read_intent("intent-1") + " " * (random.random() < 0.2)
+        read = self.parse_sealed("intent-1") + " " * (random.random() < 0.2)
         is_broken = random.random() < 0.2 and not read.endswith(" ")
         if is_broken:
             broken = intent.field(random.choice((intent.state, "pending")))
@@ -633,7 +633,7 @@ class Stranding(Anew):
 
     def _asked(self) -> Strand:
         random = self.random
-        known = {identifier: self.read_intent(identifier) for identifier in self.shard.intents}
+        known = {identifier: self.parse_sealed(identifier) for identifier in self.shard.intents}
         intents: list[tuple[str, str]] = []
         for identifier, read in {**known, "nobody": "{}"}.items():
             if random.random() < 0.8:

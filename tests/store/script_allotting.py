@@ -242,7 +242,7 @@ class AllotWorld(ScriptWorld):
     def _allot(self, view: CustomerView, program: Program, asked: tuple[int, ...]) -> Any:
         head = pack_head(program, view.keys, sha=self.scripts["allot"].sha, rev=view.rev)
         terms = view.terms(program.keep_ms, *program.numbers)
-        return self.send(head + pack_each((terms, pack_numbers(asked), *program.behind_terms("d")[1:])))
+        return self.send(head + pack_each((terms, pack_numbers(asked), *program.trailing_arguments("d")[1:])))
 
     def _look(self, program: Program) -> None:
         """Have the other's period closed as well, if it is over, by the newest state."""
@@ -483,7 +483,7 @@ class PaidAllotWorld(AllotWorld):
         most, least, share, _, lasts_least_ms = asked
         now = reply[1]
         lasts_ms = self._lasts_ms(program, asked, now)
-        if "asked" in json.loads(program.further or "{}"):
+        if "asked" in json.loads(program.extra_terms or "{}"):
             lasts_ms = min(lasts_ms, self._changes_ms() - now)
         if lasts_ms < lasts_least_ms:
             return 0, lasts_ms

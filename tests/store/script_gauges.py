@@ -17,9 +17,9 @@ from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.program import compile_program
-from meterkit.decisions.verdict import refused
+from meterkit.decisions.verdict import refused_decision
 from meterkit.redis.connection import pack, pack_each
-from meterkit.store.prepared_decisions import MarkedDecision
+from meterkit.store.prepared_decisions import MarkedDecision, prepare_asking, prepare_renewing
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RepeatMark, UsedQuantities
 from meterkit.store.views import PreparedDecision
@@ -142,7 +142,7 @@ class GaugeWorld(OneCustomer):
             demands = {"jobs": Demand.of(1), **demands}
         mode = self.random.choice("dddcsf")
         decision, reply = self.decided(
-            self.view, lambda view: view.prepare_asking(demands, mode, in_flight=True)
+            self.view, lambda view: prepare_asking(view, demands, mode, in_flight=True)
         )
         if mode != "f":  # Which goes by what its process knows, whatever that is.
             self.compare("plan", self.plan, decision.view.effective.plan.key)
@@ -161,7 +161,7 @@ class GaugeWorld(OneCustomer):
         self.compare(f"{mode} {demands} {used} {limits}", expected, reply[0])
         self.seen.add(f"{mode} {expected}")
         if full:
-            told = refused(decision.exact(), reply, 0)
+            told = refused_decision(decision.exact(), reply, 0)
             first = "storage" if "storage" in full else "seats"
             self.compare("violated", (tuple(full), first), (told.violated, told.reason))
             assert told.gauge is not None
@@ -309,7 +309,7 @@ class GaugeWorld(OneCustomer):
         view = (known.rev, 9 * 10**15, 0, 9 * 10**15, 9 * 10**15)
         argv = (*view, "storage", 5, "set", 1, "ida", "", "t", self.wall)
         level = pack("EVALSHA", self.scripts["level"].sha, len(names), *names, *argv)
-        packed = b"".join(known.prepare_asking({"storage": Demand.of(1)}, "f").packed)
+        packed = b"".join(prepare_asking(known, {"storage": Demand.of(1)}, "f").packed)
         amend = self._amending("ida", NO_STATE, "{}", {"storage": 5})
         for wrong in (b"1x", b"", pack_field(1, 2), pack_field(*range(4)), b"\x07" + pack_field(1, 2, 3)[1:]):
             self.wire(pack("HSET", keys.levels, "storage", wrong))
@@ -418,7 +418,7 @@ class RepeatWorld(GaugeWorld):
         mode = self.random.choice("dddfs")
         digest = self.random.choice(("", "d0", "d1", "d2", "d3", "d4", "d5"))
         known = self.processes[0].get("ada")
-        decision = known.prepare_asking(demands, mode, in_flight=True)
+        decision = prepare_asking(known, demands, mode, in_flight=True)
         at_once = self.random.random() < 0.3  # Notes are recorded by the decision itself.
         if at_once:
             more: dict[str, Any] = {"billed_always": True, "prepaid": known.prepaid}
@@ -444,7 +444,9 @@ class RepeatWorld(GaugeWorld):
         self.seen.add(f"{mode} {code}")
         self.compare(what, code, reply[0])
         if code in {1, 8}:
-            self.compare(f"violated {what}", tuple(full), refused(decision.exact(), reply, 0).violated)
+            self.compare(
+                f"violated {what}", tuple(full), refused_decision(decision.exact(), reply, 0).violated
+            )
             return
         if code not in {1, 5, 8} and reply[2]:
             nearest = decision.program.measures[int(reply[2]) - 1].policy
@@ -510,7 +512,7 @@ class RepeatWorld(GaugeWorld):
             return
         found = self.random.choice(due)
         held, digest = found.holder.held, found.decision.digest
-        renewing = found.decision.view.prepare_renewing(held, found.holder.program.concurrency)
+        renewing = prepare_renewing(found.decision.view, held, found.holder.program.concurrency)
         if digest:
             renewing = MarkedDecision(renewing, digest)
         reply = self.send(b"".join(renewing.packed))

@@ -16,7 +16,7 @@ from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.event_marks import UNCOMPARED
 from meterkit.decisions.keys import meter_field, meter_token, rate_field, rate_token
 from meterkit.decisions.program import derived_from
-from meterkit.redis.settling import CONFLICT, PARTLY
+from meterkit.redis.settlement_queue import CONFLICT, PARTLY
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, Bucket, Slots, Windows
 from store.script_purse import Claims, Means, Part, Purse, credit_of, lowered, room, targets_of
 
@@ -335,7 +335,7 @@ class Model:
         keep = self._rate(customer, view, use, now)
         self._record(name, customer, view, parts, now, keep, has_recorded=any(recorded.values()))
         words: list[bytes] = []
-        for part in parts if use.tells_revenue else ():
+        for part in parts if use.asks_revenue else ():
             told = f"paid {meter_field(part.meter)} {part.credited} {part.overage}"
             words += [told.encode()] if part.quantity else []
         if before is not None and after is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from drivers.counters import pack_field
 from meterkit.decisions.customer_state import NO_STATE
-from meterkit.decisions.gauges import Level
+from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.packed import unpack_field
 from meterkit.redis.connection import pack
 from store.script_counts import MINUTE_MS, SLOT_MS
@@ -66,7 +66,7 @@ class ObjectsWorld(ScriptWorld):
         self.seen, self.wall = set[str](), NOW
         self.objects: dict[str, Known] = {}
         self.window = (0, 0)
-        self.level = Level()
+        self.level = StoredLevel()
         self.relisted: int | None = None
         self.ledger = 0
         self.hours_left = SEVEN_DAYS_H
@@ -176,15 +176,15 @@ class ObjectsWorld(ScriptWorld):
         self.level = self._standing(quantity)
         self.wire(pack("HSET", "levels", "storage", pack_field(*self.level)))
 
-    def _standing(self, quantity: int) -> Level:
+    def _standing(self, quantity: int) -> StoredLevel:
         over, fitted = self.level.over_ms, self.level.fitted
         if self.level.level <= INCLUDED:
             over, fitted = 0, INCLUDED
         elif not over:
             over = self.wall
         if quantity <= INCLUDED:
-            return Level(quantity, 0, INCLUDED)
-        return Level(quantity, over or self.wall, fitted)
+            return StoredLevel(quantity, 0, INCLUDED)
+        return StoredLevel(quantity, over or self.wall, fitted)
 
     def _shelve(self, changes: Sequence[Change], *, listing: bool) -> None:
         relist = self.random.random() < 0.05

@@ -16,10 +16,11 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import Demand
-from meterkit.decisions.program import AtModel, compile_program, derived_from
+from meterkit.decisions.program import ModelPricing, compile_program, derived_from
 from meterkit.redis.connection import pack, pack_each
-from meterkit.redis.settling import CONFLICT, PARTLY
+from meterkit.redis.settlement_queue import CONFLICT, PARTLY
 from meterkit.store.customer_usage import read_usage_reply
+from meterkit.store.prepared_decisions import prepare_asking, prepare_renewing
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, UsedQuantities
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
@@ -290,11 +291,11 @@ class Requests(Checks):
         costs: Mapping[str, int] | None = None,
     ) -> None:
         if any(flags.values()) or costs:
-            more: dict[str, Any] = {**flags, "prepaid": known.prepaid, "at": AtModel(costs)}
+            more: dict[str, Any] = {**flags, "prepaid": known.prepaid, "at": ModelPricing(costs)}
             program = compile_program(known.entitlements, self.catalog, demands, **more)
             packed = b"".join(known.pack_decide(program, mode))
         else:
-            decision = known.prepare_asking(demands, mode, in_flight=True)
+            decision = prepare_asking(known, demands, mode, in_flight=True)
             program, packed = decision.program, b"".join(decision.packed)
             mode = mode if decision.refusal is None else "v"
         if costs is None and known.prepaid is not None:
@@ -313,7 +314,7 @@ class Requests(Checks):
             return
         held = self.open.pop(self.random.randrange(len(self.open)))
         known, program = held.known, held.program
-        decision = known.prepare_renewing(program.held, program.concurrency, program.costs)
+        decision = prepare_renewing(known, program.held, program.concurrency, program.costs)
         names = (*program.held, *program.concurrency)
         demands = {name: Demand(needed=0, taken=program.held.get(name, 0)) for name in names}
         kept: dict[str, Entitlement] = {}
@@ -365,7 +366,7 @@ class Requests(Checks):
         used = UsedQuantities(recorded, rated, dimensions, self._measured(recorded or rated))
         occurred_ms = self._occurred(name) if self.random.random() < 0.12 else None
         tells = self.random.random() < 0.12
-        self._settle(Settlement(known, used=used, event=event, occurred_ms=occurred_ms, tells_revenue=tells))
+        self._settle(Settlement(known, used=used, event=event, occurred_ms=occurred_ms, asks_revenue=tells))
 
     def _event(self, name: str, quantities: Mapping[str, int]) -> EventMark:
         """An event id; where it has counted these meters, mostly as before."""

@@ -13,8 +13,9 @@ from meterkit.decisions.keys import meter_field, meter_token, rate_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand
-from meterkit.decisions.verdict import refused
+from meterkit.decisions.verdict import refused_decision
 from meterkit.redis.connection import pack
+from meterkit.store.prepared_decisions import prepare_asking
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
 from store.script_counts import DAY_MS, SLOT_MS, Slots
@@ -166,7 +167,7 @@ class SpendWorld(OneCustomer):
             demands[name] = Demand(needed=1, taken=0) if is_open else Demand.of(quantity)
         mode, model = self.random.choice("dddcs"), self.random.choice(self.models)
         decision, reply = self.decided(
-            self.view, lambda view: view.prepare_asking(demands, mode, model=model)
+            self.view, lambda view: prepare_asking(view, demands, mode, model=model)
         )
         self._roll()
         self._keep_debt()
@@ -180,7 +181,7 @@ class SpendWorld(OneCustomer):
             self.compare(f"ends {what}", ends, reply[2])
             for nth, numbers in told.items():
                 self.compare(f"told {nth} {what}", numbers, tuple(reply[3 * nth + 3 : 3 * nth + 6]))
-            verdict = refused(decision.exact(), reply, bounds_at(self.wall).end_ms)
+            verdict = refused_decision(decision.exact(), reply, bounds_at(self.wall).end_ms)
             if verdict.reason == "spend":
                 self.seen.add("spend")
                 assert verdict.spend is not None

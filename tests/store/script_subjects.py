@@ -16,7 +16,7 @@ from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand, rate_numbers
 from meterkit.redis.connection import pack
-from meterkit.store.prepared_decisions import MarkedDecision
+from meterkit.store.prepared_decisions import MarkedDecision, prepare_asking, prepare_renewing
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
 from store.script_counts import (
@@ -438,7 +438,7 @@ class SubjectWorld(ScriptWorld):
         if not (decision.held or any(hold.quantities or hold.concurrency for hold in subjects.values())):
             return
         in_flight = decision.program.concurrency
-        renewing = self._view(one.given).prepare_renewing(decision.held, in_flight, subjects=subjects)
+        renewing = prepare_renewing(self._view(one.given), decision.held, in_flight, subjects=subjects)
         reply = self._send(renewing)
         self.compare("renewed", [0, self.wall], reply[:2])
         self.words.holds.take(self.wall, decision.held.get("words", 0))
@@ -460,7 +460,7 @@ class SubjectWorld(ScriptWorld):
         key = self.keys.subject("ada", *of)
         head = self.wire(pack("HGET", key, "h"))
         wrong = self.random.choice((head[:1], head + b"\0", b"\xfc" + head[1:]))
-        decision = self._view((of,)).prepare_asking({"calls": Demand(needed=0, taken=0)}, "s")
+        decision = prepare_asking(self._view((of,)), {"calls": Demand(needed=0, taken=0)}, "s")
         self.wire(pack("HSET", key, "h", wrong))
         reply = self.send(b"".join(decision.packed))
         self.wire(pack("HSET", key, "h", head))
@@ -494,7 +494,7 @@ class SubjectWorld(ScriptWorld):
     def _ask(
         self, given: Given, demands: Mapping[str, Demand], mode: str, digest: str, *, in_flight: bool
     ) -> tuple[PreparedDecision, Any]:
-        decision: PreparedDecision = self._view(given).prepare_asking(demands, mode, in_flight=in_flight)
+        decision: PreparedDecision = prepare_asking(self._view(given), demands, mode, in_flight=in_flight)
         if digest:
             decision = MarkedDecision(decision, digest)
         return decision, self._send(decision)

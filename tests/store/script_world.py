@@ -9,8 +9,8 @@ from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.keys import FORMAT, Keys
 from meterkit.decisions.packed import unpack_field
 from meterkit.redis.connection import pack, pack_each
-from meterkit.redis.producer import pack_sequence
 from meterkit.redis.scripts import Script
+from meterkit.redis.settlement_queue import pack_sequence
 from meterkit.store.views import CustomerCache
 from store.script_plans import START_MS
 from store.script_wires import NAMES

@@ -25,7 +25,7 @@ from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.customers.usage import usage_of_all
 from meterkit.redis.discovery import Slots, master_of, redirection_of, slots_of
 from meterkit.redis.server import CLUSTER_COMMANDS, OPTIONAL_COMMANDS, acl_rules
-from meterkit.redis.url import Place, parse_redis_url
+from meterkit.redis.url import HostPort, parse_redis_url
 from servers.clusters import SERVICE, Cluster, Watched, spawn_cluster, spawn_watched
 from servers.stores import NEEDED, free_port
 
@@ -85,13 +85,13 @@ async def all_are_served(at: Desk) -> None:
 
 
 def test_a_node_without_a_name_is_the_one_that_was_asked() -> None:
-    asked = Place("10.0.0.1", 7000)
+    asked = HostPort("10.0.0.1", 7000)
     told = [[0, 5, [b"", 7000, b"id"], [b"10.0.0.9", 1, b"replica"]], [6, 9, [b"10.0.0.2", 7001, b"id"]]]
     slots = slots_of(told, asked)
-    assert slots == Slots(((0, 5, asked), (6, 9, Place("10.0.0.2", 7001))))
-    assert (slots.of(5), slots.of(6), slots.of(10)) == (asked, Place("10.0.0.2", 7001), None)
-    assert redirection_of("MOVED 12 :7001", asked) == Place("10.0.0.1", 7001)
-    assert redirection_of("ASK 12 ::1:7001", asked) == Place("::1", 7001)
+    assert slots == Slots(((0, 5, asked), (6, 9, HostPort("10.0.0.2", 7001))))
+    assert (slots.of(5), slots.of(6), slots.of(10)) == (asked, HostPort("10.0.0.2", 7001), None)
+    assert redirection_of("MOVED 12 :7001", asked) == HostPort("10.0.0.1", 7001)
+    assert redirection_of("ASK 12 ::1:7001", asked) == HostPort("::1", 7001)
 
 
 async def test_i1_nodes_share_customers_with_one_connection_each(cluster: Cluster) -> None:

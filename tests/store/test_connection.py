@@ -25,17 +25,17 @@ from faults.proxy import TcpProxy
 from faults.refusals import Echo, FakeRedis, eventually, kit_at, loop_clock, stopped
 from meterkit.errors import StoreError
 from meterkit.redis import scripts
-from meterkit.redis.breaker import Reconnector
 from meterkit.redis.connection import pack_each
 from meterkit.redis.handshake import connect
+from meterkit.redis.reconnector import Reconnector
 from meterkit.redis.url import Address
 from servers.stores import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import Connection, OnEnd, Unsent
+    from meterkit.redis.reconnector import AnyConnection
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -135,7 +135,7 @@ async def test_late_replies_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch
         connection.end("a test")
         with pytest.raises(StoreError):
             await asked
-        await eventually(lambda: connection.gone)
+        await eventually(lambda: connection.is_closed)
 
 
 @pytest.mark.parametrize("mode", ["refuse", "blackhole", "drop_reply"])
@@ -217,7 +217,7 @@ async def test_the_addresses_of_a_name_are_tried_in_turn(store_url: str, resolve
 class Line:
     """A connection that the test ends; its server owes an answer for so long."""
 
-    open, is_unfit, gone, silent_s = True, False, True, 0.25
+    open, is_unfit, is_closed, silent_s = True, False, True, 0.25
 
     async def close(self) -> None:
         """There is nothing to close."""

@@ -26,8 +26,7 @@ from faults.small_disk import run_on_a_small_disk
 from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import embedded
 from meterkit.redis.embedded import EmbeddedServer
-from meterkit.redis.filelock import FileLock
-from meterkit.redis.private_directory import check_peer
+from meterkit.redis.local_files import FileLock, check_peer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

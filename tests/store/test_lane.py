@@ -45,8 +45,8 @@ from faults.refusals import (
 from meterkit.catalog import loads
 from meterkit.decisions.keys import FORMAT
 from meterkit.errors import SettingsError, StoreError
-from meterkit.redis import hold_renewal, memory, scripts
-from meterkit.redis.hold_renewal import Renewal, portion
+from meterkit.redis import memory, scripts
+from meterkit.redis.lane import HoldRenewal, tick_portion
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -537,19 +537,19 @@ async def test_no_tick_renews_so_many_that_the_loop_stands_still() -> None:
     for begin_ms in (60_000, 99_999):
         due = 3_000
         for at_ms in range(0, 300_000, 250):
-            now = portion(due, at_ms=at_ms, begin_ms=begin_ms)
+            now = tick_portion(due, at_ms=at_ms, begin_ms=begin_ms)
             assert 0 <= now <= (0 if at_ms < 60_000 else 8)
             due -= now
             assert at_ms < 240_000 or due == 0
     # Processes do not begin at the same moment, either.
-    assert len({Renewal(lambda _: None, lambda: 0)._begin_ms for _ in range(20)}) > 10
+    assert len({HoldRenewal(lambda _: None, lambda: 0)._begin_ms for _ in range(20)}) > 10
     for due, at_ms, most in (
         (1_000_000, 100_000, 200),
         (1_000_000, 299_999, 200),
         (3, 299_999, 3),
         (0, 99_999, 0),
     ):
-        assert portion(due, at_ms=at_ms, begin_ms=60_000) == most
+        assert tick_portion(due, at_ms=at_ms, begin_ms=60_000) == most
 
 
 async def test_i3_holds_are_renewed_although_the_scripts_were_lost(
@@ -571,7 +571,7 @@ async def test_i3_holds_are_renewed_although_the_scripts_were_lost(
 async def test_the_lane_renews_by_itself(
     monkeypatch: pytest.MonkeyPatch, valkey: Server, clock: Clock
 ) -> None:
-    monkeypatch.setattr(hold_renewal, "_IDLE_MS", 10)
+    monkeypatch.setattr("meterkit.redis.lane._IDLE_MS", 10)
     async with kit_at(valkey.url, plans=ONE_AT_A_TIME, clock=clock) as kit:
         end = await begun(kit)
         clock.advance(timedelta(minutes=6, seconds=30))

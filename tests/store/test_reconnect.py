@@ -38,14 +38,14 @@ from faults.refusals import (
 from meterkit.decisions.keys import FORMAT
 from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
-from meterkit.redis import breaker
+from meterkit.redis import reconnector
 from meterkit.redis.connection import Connection
 from meterkit.redis.event_loops import EventLoops
 from servers.stores import free_port, redis_binary, spawn_server
 
 if TYPE_CHECKING:
     from meterkit import MeterKit
-    from meterkit.redis.breaker import AnyConnection
+    from meterkit.redis.reconnector import AnyConnection
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -331,13 +331,13 @@ async def test_i7_a_server_that_hung_seven_seconds_holds_nothing(valkey: Server)
 
         await eventually(nothing_held)
         # The connection that hung is closed once its last reply has come.
-        await eventually(lambda: all(connection.gone for connection in lane_of(kit)._reconnector._ended))
+        await eventually(lambda: all(connection.is_closed for connection in lane_of(kit)._reconnector._ended))
 
 
 async def test_connections_that_wait_for_late_replies_are_few(
     proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(breaker, "_ENDED_MAX", 2)
+    monkeypatch.setattr(reconnector, "_ENDED_MAX", 2)
     async with kit_at(proxy.url, store_timeout=0.5) as kit:
         lane = lane_of(kit)
         for _ in range(4):
@@ -346,7 +346,9 @@ async def test_connections_that_wait_for_late_replies_are_few(
                 await lane.ask(Echo("unheard"))
             await proxy.set("pass")
             await eventually(lambda: lane.connected)
-        await eventually(lambda: sum(not connection.gone for connection in lane._reconnector._ended) == 2)
+        await eventually(
+            lambda: sum(not connection.is_closed for connection in lane._reconnector._ended) == 2
+        )
 
 
 # F-12: passwords.
@@ -452,7 +454,7 @@ async def test_i9_a_connection_that_ends_before_use_is_made_again(
 async def test_i9_an_unknown_error_does_not_end_the_settling(
     proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("meterkit.redis.producer._PAUSE_MAX_S", 0.01)
+    monkeypatch.setattr("meterkit.redis.settlement_queue._PAUSE_MAX_S", 0.01)
     async with kit_at(proxy.url, shards=1) as kit:
         lane = lane_of(kit)
         fence, errors = lane.fence, [ZeroDivisionError("a bug"), KeyError("x")]

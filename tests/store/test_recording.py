@@ -175,12 +175,12 @@ async def test_i9_a_conflict_behind_an_outage_blocks_no_other(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", 0.05)
+    monkeypatch.setattr("meterkit.redis.settlement_queue._SPILL_AFTER_S", 0.05)
     async with kit_of(proxy.url, clock, PLANS, store_timeout=0.1, spool_dir=tmp_path) as kit:
         await kit.record("ada", {"pages": 12, "input_tokens": 3}, event_id="e")
         lane = kit.store.lanes[asyncio.get_running_loop()]
         await proxy.set("refuse")
-        await eventually(lambda: lane.is_away)
+        await eventually(lambda: lane.is_down)
         # The store cannot say yet that the second one is refused.
         for given in ({"pages": 12, "words": 5}, {"pages": 13, "output_tokens": 7}, {"words": 5}):
             await kit.record("ada", given, event_id="e")

@@ -153,7 +153,7 @@ def turns_of(
 
     async def sweep() -> None:
         api = StripeApi(kit.settings)
-        await EventSweeper(store, lambda: api, SyncQueue(store)).turn()
+        await EventSweeper(store, lambda: api, SyncQueue(store)).run_once()
         await api.close()
 
     async def degraded() -> None:

@@ -13,7 +13,7 @@ import pytest
 from drivers.counters import pack_field
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.keys import FORMAT
-from meterkit.decisions.packed import Head, MeterCounts
+from meterkit.decisions.packed import CounterHead, MeterCounts
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
 from store.audit_driver import Folding, Rebuilding
@@ -258,14 +258,14 @@ def test_numbers_are_exact_whichever_way_they_go(wire: Wire, number: int) -> Non
     assert MeterCounts.read(found).stamped_ms == number
     ask = f"return {{cmsgpack.pack(-{FORMAT}, head_of(ARGV[1]))}}"
     (head,) = asked(wire, ask, pack_field(*(number,) * 4, "x" * 40))
-    assert Head.read(head) == Head(number, number, number, number, "x" * 40)
+    assert CounterHead.read(head) == CounterHead(number, number, number, number, "x" * 40)
 
 
 @pytest.mark.parametrize(
     "packed", [b"\xca\x00", b"\xfd\xcd\x01", b"\xfd\xd9", b"\xfe", b"", pack_field(1, 2)]
 )
 def test_python_refuses_what_is_damaged(packed: bytes) -> None:
-    for reader in (Head.read, MeterCounts.read):
+    for reader in (CounterHead.read, MeterCounts.read):
         with pytest.raises(ValueError, match=r"not packed|not a packed|other values"):
             reader(packed)
-    assert (Head.read(None), MeterCounts.read(None)) == (Head(), MeterCounts())
+    assert (CounterHead.read(None), MeterCounts.read(None)) == (CounterHead(), MeterCounts())

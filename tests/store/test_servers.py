@@ -22,7 +22,7 @@ from drivers.store_keys import meter_token
 from faults.refusals import FakeRedis, eventually, kit_at, lane_of, settled, used
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.redis.admin import Admin
-from meterkit.redis.durability import Keeping
+from meterkit.redis.durability import DurabilityCheck
 from meterkit.redis.server import commands_to_try, durability_of
 from meterkit.redis.url import parse_redis_url
 from meterkit.testing import Clock, StripeEmulator
@@ -167,7 +167,7 @@ async def way_of(said: dict[str, bytes]) -> str:
         address = parse_redis_url(fake.url)
         admin = Admin(address, timeout_s=5.0, clock=time)
         try:
-            return await Keeping(admin, address, needed=True).way()
+            return await DurabilityCheck(admin, address, needed=True).find_method()
         finally:
             await admin.close()
 
@@ -189,8 +189,8 @@ async def test_a_file_that_is_switched_off_meanwhile_keeps_nothing() -> None:
     with spawn_server("--appendonly", "yes") as server:
         address = parse_redis_url(server.url)
         admin = Admin(address, timeout_s=5.0, clock=time)
-        keeping = Keeping(admin, address, needed=True)
-        assert await keeping.way() == "WAITAOF"
+        keeping = DurabilityCheck(admin, address, needed=True)
+        assert await keeping.find_method() == "WAITAOF"
         server.command("CONFIG", "SET", "appendonly", "no")
         client: Any = admin.client
         pipe = client.pipeline(transaction=False)

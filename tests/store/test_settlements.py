@@ -142,7 +142,7 @@ async def test_i4_changes_of_state_under_a_storm_settle_each_once(kit: MeterKit)
 async def test_a_full_queue_says_so_and_counts_what_it_cannot_keep(
     proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.redis.producer._WAITING_MAX", 2)
+    monkeypatch.setattr("meterkit.redis.settlement_queue._WAITING_MAX", 2)
     async with kit_at(proxy.url, shards=1, store_timeout=0.2) as kit:
         lane_of(kit).spool = None  # As of a store within the process.
         await proxy.set("refuse")
@@ -244,7 +244,7 @@ async def test_i11_a_store_that_lost_usage_is_told_of_after_any_outage(
     spill_after_s: float,
 ) -> None:
     # F-122: away for 1, 3 or 6 s, 10 were lost and 0 told: with the spool the marks were dropped.
-    monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", spill_after_s)
+    monkeypatch.setattr("meterkit.redis.settlement_queue._SPILL_AFTER_S", spill_after_s)
     server = spawn_server(*DURABLE, directory=tmp_path)
     async with kit_at(server.url, shards=1, spool_dir=tmp_path / "spools") as kit:
         lane: Any = lane_of(kit)

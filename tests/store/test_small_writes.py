@@ -26,11 +26,11 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.policies import Demand
-from meterkit.outbox.closes import Close, Closes, ends_to_close, note_renewal
-from meterkit.outbox.intents import batch_text, intents_in, intents_of
-from meterkit.outbox.invoice_ends import InvoiceEnd, Stamped, keep_invoice_end, too_late
+from meterkit.outbox.closes import CloseQueue, PeriodClose, ends_to_close, note_renewal
+from meterkit.outbox.intents import pack_batch, parse_intents, unpack_batch
+from meterkit.outbox.invoice_ends import InvoiceEnd, StampedUsage, find_too_late, store_invoice_end
 from meterkit.redis.scripts import Script
-from meterkit.store.degraded_minutes import DegradedMinutes
+from meterkit.store.daily_counts import DegradedMinutes
 from meterkit.store.provider_jobs import claim_job, has_ended
 from meterkit.store.server_restarts import ServerLife, ServerLives
 from meterkit.store.settlement import Settlement
@@ -147,19 +147,22 @@ async def test_usage_is_late_two_minutes_after_its_invoice_is_final(
     keys, client = store.keys.customer("ada"), await client_of(store)
     await client.hset(keys.state, mapping={"rev": "2:1", "data": state.dump()})
     period_ms = subscribed.created_ms or 0
-    await keep_invoice_end(store, "ada", period_ms, InvoiceEnd(final_ms=NOW_MS - 1))
+    await store_invoice_end(store, "ada", period_ms, InvoiceEnd(final_ms=NOW_MS - 1))
     of = {"customer": "ada", "stripe_customer": "cus_1", "period": str(period_ms)}
-    stamped = Stamped(**of, minute_ms=NOW_MS - age_ms)
-    assert await too_late(store, keys.shard, [stamped]) == ({stamped} if is_late else set())
+    stamped = StampedUsage(**of, minute_ms=NOW_MS - age_ms)
+    assert await find_too_late(store, keys.shard, [stamped]) == ({stamped} if is_late else set())
 
 
 async def test_what_is_noted_lives_as_long_as_it_is_asked_for(store: Store) -> None:
     shard = partial(store.keys.shard, 0)
-    await keep_invoice_end(store, "ada", NOW_MS, InvoiceEnd(final_ms=NOW_MS))
+    await store_invoice_end(store, "ada", NOW_MS, InvoiceEnd(final_ms=NOW_MS))
     await hold_usage(store, "bob", till_ms=NOW_MS + 90_000)
-    closes, close = Closes(store, await store.admin()), Close(shard=0, customer="ada", end_ms=NOW_MS)
+    closes, close = (
+        CloseQueue(store, await store.admin()),
+        PeriodClose(shard=0, customer="ada", end_ms=NOW_MS),
+    )
     await closes.note(0, {close.member: NOW_MS})
-    await closes.tell(close)
+    await closes.mark_unconfirmed(close)
     await StorageUpkeep(store).listed({})
     minutes = DegradedMinutes(store.keys, store.admin, store.now_ms)
     minutes.note()
@@ -181,7 +184,7 @@ async def ends_of(store: Store, subscribed: SubscriptionState | None, at_ms: int
     """When the periods end that are to be closed at an instant, each ten minutes later."""
     await change_state(store, CustomerState(stripe_customer="cus_1", subscription=subscribed))
     found = ends_to_close([store.cache.get("ada")], at_ms)
-    ends = {member: Close.read(0, member.encode()).end_ms for member in found}
+    ends = {member: PeriodClose.read(0, member.encode()).end_ms for member in found}
     assert found == {member: end_ms + 600_000 for member, end_ms in ends.items()}
     return sorted(ends.values())
 
@@ -211,7 +214,7 @@ async def test_an_intent_that_cannot_be_read_leaves_the_others(
     numbers = dict.fromkeys(("period", "value", "time", "first", "attempts", "at"), "6")
     whole = numbers | dict.fromkeys(("state", "customer", "stripe", "meter", "event", "key"), "a")
     texts = [damaged, None, json.dumps(whole).encode()]
-    assert intents_of(await store.admin(), 0, ["x", "y", "z"], texts) == [{}, {}, whole]
+    assert parse_intents(await store.admin(), 0, ["x", "y", "z"], texts) == [{}, {}, whole]
     assert "intent x of shard 0 cannot be read" in caplog.text
 
 
@@ -285,9 +288,9 @@ def test_what_is_kept_of_a_batch_gives_back_what_was_sent() -> None:
     nonces += [f"{random.getrandbits(128):032x}"]
     sent = [nonce + end for nonce in nonces for end in ("", "r", "-1", "-2", "-10", "-999999", "-1r", "-1rr")]
     random.shuffle(sent)
-    assert sorted(intents_in(batch_text(sent))) == sorted(sent)
+    assert sorted(unpack_batch(pack_batch(sent))) == sorted(sent)
     sealed_together = [f"{pages[0]}{customer:04x}-{meter}" for customer in range(33) for meter in (1, 2, 3)]
-    assert len(batch_text(sealed_together)) < 5.5 * len(sealed_together)
+    assert len(pack_batch(sealed_together)) < 5.5 * len(sealed_together)
 
 
 def test_i12_an_older_release_keeps_an_override_it_cannot_read() -> None:

@@ -34,7 +34,7 @@ from faults.refusals import (
 from faults.small_disk import run_on_a_small_disk
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
-from meterkit.redis import producer
+from meterkit.redis import settlement_queue
 from meterkit.store import settlement_spool, spool_file
 from meterkit.store.replay import SpoolReplay
 from meterkit.store.spool_file import SpoolFile
@@ -53,7 +53,7 @@ pytestmark = [pytest.mark.anyio]
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hiccup is shorter here."""
-    monkeypatch.setattr(producer, "_SPILL_AFTER_S", 0.05)
+    monkeypatch.setattr(settlement_queue, "_SPILL_AFTER_S", 0.05)
 
 
 def spools(directory: Path) -> list[Path]:
@@ -71,7 +71,7 @@ def kit_on(proxy: TcpProxy, directory: Path, **settings: Any) -> MeterKit:
 
 async def away(kit: MeterKit, proxy: TcpProxy) -> None:
     await proxy.set("refuse")
-    await eventually(lambda: lane_of(kit).is_away)
+    await eventually(lambda: lane_of(kit).is_down)
 
 
 async def back(kit: MeterKit, proxy: TcpProxy) -> None:
@@ -118,7 +118,7 @@ async def test_i9_usage_in_flight_at_an_outage_is_counted_once(proxy: TcpProxy, 
 async def test_i9_a_short_hiccup_touches_no_disk(
     proxy: TcpProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producer, "_SPILL_AFTER_S", 30.0)
+    monkeypatch.setattr(settlement_queue, "_SPILL_AFTER_S", 30.0)
     async with kit_on(proxy, tmp_path) as kit:
         await away(kit, proxy)
         settle(kit, "acme", times=20, tokens=1)
@@ -153,7 +153,7 @@ async def test_i11_a_kit_stopped_in_an_outage_leaves_a_spool(
     caplog: pytest.LogCaptureFixture,
     spill_after_s: float,
 ) -> None:
-    monkeypatch.setattr(producer, "_SPILL_AFTER_S", spill_after_s)  # Or just before the stop.
+    monkeypatch.setattr(settlement_queue, "_SPILL_AFTER_S", spill_after_s)  # Or just before the stop.
     async with kit_on(proxy, tmp_path) as kit:
         await away(kit, proxy)
         for n in range(30):
@@ -392,12 +392,12 @@ ON_A_FULL_DISK: Final = """
 import asyncio, logging, sys
 sys.path[:0] = [TESTS]
 from faults.refusals import Client, eventually, kit_at, metered, settled, used
-from meterkit.redis import producer
+from meterkit.redis import settlement_queue
 from meterkit.store import settlement_spool
 from faults.proxy import TcpProxy
 
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
-producer._SPILL_AFTER_S = 0.05
+settlement_queue._SPILL_AFTER_S = 0.05
 settlement_spool._WRITTEN_AT_ONCE_MAX = 30
 
 def spooled():

@@ -22,9 +22,10 @@ from faults.refusals import PLANS, kit_at, used
 from meterkit.catalog import loads
 from meterkit.decisions.event_marks import EventMark
 from meterkit.decisions.keys import Keys, meter_field
-from meterkit.redis.filelock import FileLock
-from meterkit.redis.settling import NEVER_SENT, Sent
+from meterkit.redis.local_files import FileLock
+from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord
 from meterkit.redis.url import parse_redis_url
+from meterkit.store.prepared_decisions import prepare_holding
 from meterkit.store.replay import SpoolReplay, read_record, write_record
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
@@ -205,7 +206,9 @@ async def replaying(
         yield kit, replay, store.keys.producer(0, "0" * 16)
 
 
-def record_of(kit: MeterKit, number: int, tokens: int, sent: Sent | None, customer: str = "acme") -> bytes:
+def record_of(
+    kit: MeterKit, number: int, tokens: int, sent: SentRecord | None, customer: str = "acme"
+) -> bytes:
     settlement = Settlement(kit.store.cache.get(customer), used=UsedQuantities(recorded={"tokens": tokens}))
     return write_record(settlement, number, kit.store.now_ms(), sent)
 
@@ -230,7 +233,7 @@ async def test_i6_spooled_usage_the_store_may_have_counts_once(
     async with replaying(valkey.url, tmp_path) as (kit, replay, earlier):
         if kept is not None:
             valkey.ask("SET", earlier, f"{kept}", "PX", "60000")
-        sent = [Sent(earlier, acknowledged + nth, acknowledged) for nth in (1, 2)]
+        sent = [SentRecord(earlier, acknowledged + nth, acknowledged) for nth in (1, 2)]
         await replay.send([record_of(kit, 1, 5, sent[0]), record_of(kit, 2, 7, sent[1])])
         assert (await used(kit, "acme", "tokens"), replay.lost) == ((recorded, 0), lost)
         assert replay.done == {0: 2}
@@ -246,7 +249,9 @@ async def test_i6_what_may_have_been_applied_counts_for_subjects_once(
         view = kit.store.cache.get("acme", subjects=(("user", "u_7"),))
         for nth, quantity in ((1, 5), (2, 7)):
             settlement = Settlement(view, used=UsedQuantities(recorded={"words": quantity}))
-            await replay.send([write_record(settlement, nth, kit.store.now_ms(), Sent(earlier, 5 + nth, 5))])
+            await replay.send(
+                [write_record(settlement, nth, kit.store.now_ms(), SentRecord(earlier, 5 + nth, 5))]
+            )
         (found,) = await kit.usage("acme", by="user")
         assert found.meters["words"].recorded == recorded
 
@@ -258,7 +263,7 @@ async def test_i11_unsent_records_tell_what_their_producer_lost(
 ) -> None:
     # F-122: the process that sends the spool of a dead one counts what the store has lost of that.
     async with replaying(valkey.url, tmp_path, is_own=is_own) as (kit, replay, earlier):
-        unsent = record_of(kit, 1, 7, Sent(earlier, NEVER_SENT, 5))
+        unsent = record_of(kit, 1, 7, SentRecord(earlier, NEVER_SENT, 5))
         await replay.send([unsent, record_of(kit, 2, 7, None)])
         assert (await used(kit, "acme", "tokens"), replay.lost) == ((14, 0), lost)
 
@@ -286,7 +291,7 @@ async def test_i11_a_record_that_cannot_be_applied_blocks_no_other(
 
 
 AT_MS = 1_800_000_000_000
-SENT = Sent("mk:{3}:w:abc", 7, 5)
+SENT = SentRecord("mk:{3}:w:abc", 7, 5)
 
 
 @pytest.fixture
@@ -330,7 +335,7 @@ def test_a_record_is_read_as_it_was_written(cache: CustomerCache, *, anonymous: 
 def test_a_spooled_record_keeps_holds_and_spend_of_subjects() -> None:
     cache = Store(parse_redis_url("redis://127.0.0.1:6379/0"), loads(SUBJECTS)).cache
     view = cache.get("acme", subjects=(("user", "u_7"), ("team", "größe")))
-    decision = view.prepare_holding({"words": 100}, "d")
+    decision = prepare_holding(view, {"words": 100}, "d")
     settlement = Settlement(view, held=HeldQuantities.of(decision, 6), used=UsedQuantities.of({"words": 70}))
     found = read_record(write_record(settlement, 1, AT_MS, None), cache).settlement
     assert found.view.subjects is not None

@@ -272,7 +272,7 @@ async def test_a_store_of_the_kits_own_is_there_when_the_start_returns(scheme: s
     """F-233: however long it takes to start on a busy machine."""
     url = "memory://" if scheme == "memory" else f"embedded://{tmp_path}"
     async with kit_at(url, start_timeout=0) as kit:
-        assert (await kit.store.lane()).trouble is None
+        assert (await kit.store.lane()).connection_error is None
         assert not (await kit.check("acme", "tokens")).degraded
 
 

@@ -235,12 +235,12 @@ async def test_a_deleted_customer_leaves_nothing_of_its_subjects(kit: MeterKit) 
 async def test_i6_a_spool_counts_for_subjects_once(
     proxy: TcpProxy, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.redis.producer._SPILL_AFTER_S", 0.05)
+    monkeypatch.setattr("meterkit.redis.settlement_queue._SPILL_AFTER_S", 0.05)
     async with kit_of(proxy.url, clock, PLANS, store_timeout=0.1, spool_dir=tmp_path) as kit:
         await kit.record("acme", "words", 1, subjects=USER)
         await settled(kit)
         await proxy.set("refuse")
-        await eventually(lambda: lane_of(kit).is_away)
+        await eventually(lambda: lane_of(kit).is_down)
         given = {"words": 3, "calls": 1}
         subjects = {"user": "u_7", "team": "red"}
         await asyncio.gather(*(kit.record("acme", given, subjects=subjects) for _ in range(50)))

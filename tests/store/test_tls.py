@@ -64,8 +64,8 @@ def secured(port: int, authority: Authority, **parameters: str) -> str:
 
 async def trouble(kit: MeterKit) -> str:
     """Why the first attempts to connect have failed."""
-    await eventually(lambda: "has not ended yet" not in str(lane_of(kit).trouble))
-    return str(lane_of(kit).trouble)
+    await eventually(lambda: "has not ended yet" not in str(lane_of(kit).connection_error))
+    return str(lane_of(kit).connection_error)
 
 
 # What passes.

@@ -42,7 +42,7 @@ URLS: Any = {"success_url": "https://app.example/paid", "cancel_url": "https://a
 
 async def events_arrive(at: Shop, linked: str) -> None:
     """Have the Stripe customer looked at, as each of its events asks for."""
-    await at.kit.webhooks.look_later(linked)
+    await at.kit.webhooks.sync_later(linked)
     await at.kit.webhooks.work_off()
 
 
@@ -252,7 +252,7 @@ async def live(at: Hooked) -> None:
     await kit.storage.count(stored.as_body("s3", "uploads").decode())
     for channel in ("webhook", "email"):
         await courier(kit, channel).collect()
-    await kit.webhooks.look_later(linked)
+    await kit.webhooks.sync_later(linked)
     # What a night finds.
     await note_findings(kit, WHO, "words")
     admin, shard = await store.admin(), store.keys.customer(WHO).shard

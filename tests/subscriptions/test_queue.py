@@ -305,7 +305,7 @@ async def test_one_process_sweeps_at_a_time_and_every_five_minutes(store_url: st
         for waits, sweeps in ((timedelta(0), 1), (5 * MINUTE - SECOND, 1), (SECOND, 2)):
             at.clock.advance(waits)
             for each in both:
-                await each.turn()
+                await each.run_once()
             assert at.asked("/v1/events") == sweeps
 
 
@@ -318,9 +318,9 @@ async def test_a_sweep_without_stripe_is_retried_and_logged_once(
         night = sweeper(at.kit)
         at.emulator.fail_next("error", status=500, path="/v1/events", times=None)
         for _ in range(3):
-            await night.turn()
+            await night.run_once()
         at.emulator.clear_faults()
-        await night.turn()
+        await night.run_once()
         assert (await at.kit.webhooks.backlog()).entries == 1
     assert sum("looked for later" in record.message for record in caplog.records) == 1
 
@@ -335,14 +335,14 @@ async def test_every_linked_customer_is_read_once_a_night(store_url: str) -> Non
             await at.subscribe(f"c{number}", metadata={})
         await at.kit.customers.set_plan("unlinked", "pro")
         night = sweeper(at.kit)
-        await night.turn()  # Yesterday's, which nobody has done yet; what was swept comes with it.
+        await night.run_once()  # Yesterday's, which nobody has done yet; what was swept comes with it.
         await at.kit.webhooks.work_off()
         clock.advance(360 * MINUTE)
         await at.kit.webhooks.work_off()
         before, seen = at.asked(), list[int]()
         clock.advance(18 * 60 * MINUTE + 2 * MINUTE)
         for _ in range(16):
-            await night.turn()
+            await night.run_once()
             await at.kit.webhooks.work_off()
             seen.append(at.asked() - before)
             clock.advance(30 * MINUTE)

@@ -14,7 +14,7 @@ from drivers import shop
 from drivers.webhooks import CATALOG
 from meterkit.customers.drifts import Drift
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.subscriptions.drift import drift_of, drift_of_customer, paid_in, plan_in
+from meterkit.subscriptions.drift import compare_customer, compare_subscription, paid_seats_in, plan_in
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
 from meterkit.subscriptions.price_reading import NOTHING, MonthlyAmount, PriceFacts, monthly_amount_of
 from meterkit.subscriptions.subscription_reading import (
@@ -367,7 +367,7 @@ def kinds(found: tuple[Drift, ...]) -> list[str]:
 )
 def test_each_difference_has_its_kind(found: dict[str, Any], expected: list[str]) -> None:
     plan = plan_in(items_of(found), shop.CATALOG)
-    drifts = drift_of(found, shop.CATALOG, PRICES[plan.key] if plan else None)
+    drifts = compare_subscription(found, shop.CATALOG, PRICES[plan.key] if plan else None)
     assert kinds(drifts) == expected
     assert all(drift.subscription == "sub_1" and drift.message for drift in drifts)
     assert [Drift.of(drift.kept()) for drift in drifts] == list(drifts)
@@ -388,10 +388,10 @@ def test_what_is_found_is_what_a_repair_changes(items: list[dict[str, Any]]) -> 
     have = items_of(found)
     plan = plan_in(have, shop.CATALOG)
     if plan is None:
-        assert kinds(drift_of(found, shop.CATALOG, None)) == ["unknown_price"]
+        assert kinds(compare_subscription(found, shop.CATALOG, None)) == ["unknown_price"]
         return
-    drifts = drift_of(found, shop.CATALOG, PRICES[plan.key])
-    changes = updates(have, shop.CATALOG, PRICES[plan.key], paid_in(have, plan, shop.CATALOG))
+    drifts = compare_subscription(found, shop.CATALOG, PRICES[plan.key])
+    changes = updates(have, shop.CATALOG, PRICES[plan.key], paid_seats_in(have, plan, shop.CATALOG))
     assert bool(changes) == any(drift.can_repair for drift in drifts)
     assert read_subscription(found, shop.CATALOG).plan == plan.key
 
@@ -411,7 +411,7 @@ def test_a_second_subscription_that_bills_usage_or_a_plan_is_one(
     items: tuple[Any, ...], status: str, differs: bool
 ) -> None:
     chosen, other = shown(*WHOLE), shown(*items, id="sub_2", status=status)
-    found = drift_of_customer([chosen, other], chosen, shop.CATALOG, PRICES["team"])
+    found = compare_customer([chosen, other], chosen, shop.CATALOG, PRICES["team"])
     assert kinds(found) == ["two_subscriptions"] * differs
     assert all("sub_1, sub_2" in one.message and not one.can_repair for one in found)
 
@@ -425,11 +425,11 @@ def test_a_draft_that_an_end_has_left_is_never_collected() -> None:
     ):
         invoice = {"id": "in_1", "status": status, "auto_advance": advances} if status else None
         ended = shown(*WHOLE, status="canceled", latest_invoice=invoice)
-        assert kinds(drift_of_customer([ended], ended, shop.CATALOG, PRICES["team"])) == expected
+        assert kinds(compare_customer([ended], ended, shop.CATALOG, PRICES["team"])) == expected
 
 
 def test_a_paying_customer_without_a_plan_is_named() -> None:
     for status, expected in (("active", ["unknown_price"]), ("canceled", [])):
         stranger = shown(sold("price_addon"), status=status)
-        assert kinds(drift_of_customer([stranger], None, shop.CATALOG, None)) == expected
-    assert drift_of_customer([], None, shop.CATALOG, None) == ()
+        assert kinds(compare_customer([stranger], None, shop.CATALOG, None)) == expected
+    assert compare_customer([], None, shop.CATALOG, None) == ()

@@ -408,7 +408,7 @@ async def test_i7_background_tasks_end_after_a_cancellation(
     async with hooked(store_url) as at:
         loop, beside = asyncio.get_running_loop(), BackgroundTasks(Counter())
         for name, work in at.kit.webhooks.tasks.items():
-            beside.keep(loop, name, work)
+            beside.ensure_running(loop, name, work)
         with anyio.fail_after(240):
             await begun.wait()
             await beside.end(loop)

@@ -24,11 +24,8 @@ from drivers.sampled import few_examples, whole
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.catalog.units import UNITS
 from meterkit.tokens.call_usage import CallUsage
-from meterkit.tokens.charging import Charges, Remainders
-from meterkit.tokens.costing import CallCosts
-from meterkit.tokens.genai_table import unit_dimensions
-from meterkit.tokens.provider_prices import list_prices
-from meterkit.tokens.unit_prices import UnitPrices
+from meterkit.tokens.charging import CallCosts, ChargeRemainders, ModelCharges
+from meterkit.tokens.provider_prices import UnitPrices, list_prices, unit_dimensions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +56,7 @@ def table_price(
 
 
 def charged(said: CallUsage, *, markup: int = 0) -> Fraction:
-    return Charges(ProviderPrices(markup_percent=markup, models=OWN)).of(said, AT)
+    return ModelCharges(ProviderPrices(markup_percent=markup, models=OWN)).of(said, AT)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +101,10 @@ def test_f_210_the_model_decides_the_price_and_not_the_format(
 def test_f_210_a_model_without_a_price_is_charged_nothing(model: str | None, provider: str | None) -> None:
     assert charged(call(model, provider, input_tokens=1000, output_tokens=7)) == 0
     if model is not None:
-        assert Charges(ProviderPrices()).held([model], provider or "openai", entered=10, left=10, at=AT) == 0
+        assert (
+            ModelCharges(ProviderPrices()).held([model], provider or "openai", entered=10, left=10, at=AT)
+            == 0
+        )
 
 
 @pytest.mark.parametrize(("provider", "amount"), [("openrouter", 12_300), ("openai", 0)])
@@ -125,7 +125,7 @@ def test_f_210_an_amount_a_gateway_reports_counts_if_it_is_one(provider: str | N
 def test_i3_no_call_is_charged_more_than_was_set_aside_for_it(
     entered: int, left: int, part: int, model: str
 ) -> None:
-    charges = Charges(ProviderPrices(markup_percent=30, models=OWN))
+    charges = ModelCharges(ProviderPrices(markup_percent=30, models=OWN))
     held = charges.held([model], "auto", entered=entered, left=left, at=AT)
     some = entered * part // 100
     reasoning = {"reasoning_tokens": left * part // 100}
@@ -136,7 +136,7 @@ def test_i3_no_call_is_charged_more_than_was_set_aside_for_it(
 
 @pytest.mark.parametrize("models", [[], ["gpt-4o-mini", "o1-pro"], ["o1-pro", "gpt-99"]])
 def test_i3_of_several_models_the_highest_price_is_held(models: list[str]) -> None:
-    charges = Charges(ProviderPrices())
+    charges = ModelCharges(ProviderPrices())
     dear = charges.held(["o1-pro"], "openai", entered=100, left=100, at=AT)
     assert charges.held(models, "openai", entered=100, left=100, at=AT) >= dear > 0
     assert charges.held([], "auto", entered=100, left=100, at=AT) >= dear
@@ -145,7 +145,7 @@ def test_i3_of_several_models_the_highest_price_is_held(models: list[str]) -> No
 
 def test_i3_without_a_model_the_files_own_prices_hold_too() -> None:
     own = (("own-*", {"input_tokens": Fraction(10**5), "output_tokens": Fraction(10**6)}),)
-    charges = Charges(ProviderPrices(models=own, factors={"own-*": {"service_tier": {"priority": 200}}}))
+    charges = ModelCharges(ProviderPrices(models=own, factors={"own-*": {"service_tier": {"priority": 200}}}))
     for asked, factor in (([], 1), ([("service_tier", "priority")], 2)):
         context = tuple(asked)
         said = call("own-7b", None, input_tokens=100, output_tokens=10, context=context)
@@ -154,7 +154,7 @@ def test_i3_without_a_model_the_files_own_prices_hold_too() -> None:
 
 
 def test_f_216_without_a_model_the_dearest_published_way_is_held() -> None:
-    charges = Charges(ProviderPrices())
+    charges = ModelCharges(ProviderPrices())
     standard, local, fast = (
         charges.held([], "anthropic", entered=1000, left=100, at=AT, has_media=False, context=asked)
         for asked in ([], [("inference_geo", "us")], [("speed", "fast")])
@@ -166,9 +166,9 @@ def test_f_216_without_a_model_the_dearest_published_way_is_held() -> None:
 @few_examples(30)
 @given(amounts=st.lists(st.tuples(st.sampled_from("ab"), st.fractions(0, 50, max_denominator=1000))))
 def test_no_part_of_a_unit_is_lost_nor_charged_to_another(amounts: list[tuple[str, Fraction]]) -> None:
-    remainders, units = Remainders(), dict.fromkeys("ab", 0)
+    remainders, units = ChargeRemainders(), dict.fromkeys("ab", 0)
     for customer, amount in amounts:
-        units[customer] += remainders.whole(customer, "usd_charged", amount)
+        units[customer] += remainders.count_units(customer, "usd_charged", amount)
     for customer in "ab":
         total = sum((amount for name, amount in amounts if name == customer), Fraction(0))
         assert units[customer] == total // 1
@@ -213,7 +213,7 @@ def test_f_216_a_factor_is_on_all_prices_of_its_entry(
 ) -> None:
     details = {} if model == "gpt-5-mini" else {"web_searches": 3}
     said = call(model, None, input_tokens=1000, output_tokens=100, details=details, context=context)
-    assert Charges(FACTORED).of(said, AT) == amount
+    assert ModelCharges(FACTORED).of(said, AT) == amount
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,12 @@ def test_f_216_a_factor_is_on_all_prices_of_its_entry(
 def test_f_216_a_hold_is_at_the_dearest_way_of_the_request(
     model: str, asked: list[tuple[str, str]], factor: int
 ) -> None:
-    held = Charges(FACTORED).held([model], "openai", entered=1000, left=100, at=AT, context=asked)
+    held = ModelCharges(FACTORED).held([model], "openai", entered=1000, left=100, at=AT, context=asked)
     assert held == factor * (1000 * 2 + 100 * 6)
 
 
 def test_a_price_of_one_direction_alone_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    charges = Charges(ProviderPrices(models=(("gpt-4o*", {"input_tokens": Fraction(7)}),)))
+    charges = ModelCharges(ProviderPrices(models=(("gpt-4o*", {"input_tokens": Fraction(7)}),)))
     for _ in range(2):
         assert charges.of(call("gpt-4o-mini", input_tokens=1000, output_tokens=100), AT) == 7060
         assert charges.of(call("gpt-4o~ours", "vllm", input_tokens=1000, output_tokens=100), AT) == 7000
@@ -249,7 +249,7 @@ def test_tiers_in_any_order_count_by_their_start() -> None:
 
 
 def test_a_call_is_priced_in_few_steps() -> None:
-    charges = Charges(ProviderPrices(markup_percent=30, models=OWN))
+    charges = ModelCharges(ProviderPrices(markup_percent=30, models=OWN))
     costs = CallCosts(charges, "usd_charged", {"input_tokens", "output_tokens"}, "plans/1")
     parts: dict[str, Any] = {"cached_input_tokens": 4_000, "reasoning_tokens": 100}
     parts |= {"details": {"input_audio_tokens": 10, "output_audio_tokens": 4}}

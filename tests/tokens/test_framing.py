@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from drivers.sampled import few_examples, pairs
 from meterkit import tokens
-from meterkit.tokens.framing.eventstream import EventStream
+from meterkit.tokens.framing.eventstream import EventStreamReader
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Work, drain
-from meterkit.tokens.framing.json import Document
-from meterkit.tokens.framing.large_json import UNKNOWN, LargeJson
-from meterkit.tokens.framing.sse import Sse, Takers
+from meterkit.tokens.framing.json import JsonReader
+from meterkit.tokens.framing.large_json import UNKNOWN, LargeJsonReader
+from meterkit.tokens.framing.sse import EventCallbacks, SseReader
 from meterkit.tokens.json_values import rows
-from meterkit.tokens.layout import ROOT, Place, text_bytes
-from meterkit.tokens.repeated_events import Repeats
+from meterkit.tokens.layout import ROOT, ValuePlace, text_bytes
+from meterkit.tokens.repeated_events import RepeatedEvents
 from tokens.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,
@@ -67,7 +67,7 @@ def any_of_them(_: bytes) -> bool:
 
 def sse_events(*chunks: bytes, wanted: Callable[[bytes], bool] = any_of_them) -> list[bytes]:
     found: list[bytes] = []
-    parser = Sse(Takers(found.append, wanted, lambda: Pieces(found)))
+    parser = SseReader(EventCallbacks(found.append, wanted, lambda: Pieces(found)))
     for chunk in chunks:
         drain(parser.feed(chunk))
     drain(parser.close())
@@ -126,7 +126,7 @@ def test_events_that_one_line_end_parts_are_told_apart(stream: bytes, expected: 
 
 def items(*chunks: bytes) -> list[bytes]:
     found: list[bytes] = []
-    parser = Document(Takers(found.append, any_of_them, lambda: Pieces(found)), unseen=False)
+    parser = JsonReader(EventCallbacks(found.append, any_of_them, lambda: Pieces(found)), unseen=False)
     for chunk in chunks:
         drain(parser.feed(chunk))
     return found
@@ -151,7 +151,7 @@ class Frames:
     def __init__(self) -> None:
         self.found: list[tuple[str, bytes]] = []
         self.large: list[bytes] = []
-        self.parser = EventStream(
+        self.parser = EventStreamReader(
             lambda headers, payload: self.found.append((headers.get(":event-type", ""), payload)),
             lambda _: Pieces(self.large),
         )
@@ -231,7 +231,7 @@ assert len(compact(HUGE)) > EVENT_BYTES_MAX
 quietly = few_examples(40)
 
 
-def kept(value: Any, place: Place = ROOT) -> Any:
+def kept(value: Any, place: ValuePlace = ROOT) -> Any:
     """The kept part of parsed JSON."""
     if isinstance(value, str):
         return value if not place.text and len(json.dumps(value, ensure_ascii=False).encode()) <= 256 else ""
@@ -254,7 +254,7 @@ def kept(value: Any, place: Place = ROOT) -> Any:
 def skimmed(body: bytes, cuts: list[int] | None = None) -> tuple[Any, int, bool]:
     """The kept part of a body, the bytes of text in it, and whether it came to its end."""
     found: list[tuple[Any, int]] = []
-    reader = LargeJson(lambda said, measured: found.append((said, measured)), lambda: None)
+    reader = LargeJsonReader(lambda said, measured: found.append((said, measured)), lambda: None)
     for piece in cut_at(body, cuts or ()):
         drain(reader.feed(piece))
     ended = bool(found)
@@ -263,7 +263,7 @@ def skimmed(body: bytes, cuts: list[int] | None = None) -> tuple[Any, int, bool]
     return (*found[0], ended) if found else (None, measured, ended)
 
 
-def names_of(place: Place, seen: set[int]) -> set[str]:
+def names_of(place: ValuePlace, seen: set[int]) -> set[str]:
     if id(place) in seen:
         return set()
     seen.add(id(place))
@@ -441,7 +441,7 @@ def unmeasured(*_: object) -> None: ...
 def repeats_read(events: list[bytes], *, plainly: bool) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
         if plainly:
-            patch.setattr(Repeats, "measure", unmeasured)
+            patch.setattr(RepeatedEvents, "measure", unmeasured)
         reader = open_reader(kind=SSE_TYPE)
         seen: list[tuple[int, int]] = []
         for event in events:

@@ -19,7 +19,7 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.estimate import estimate_input
 from meterkit.tokens.fields import FieldsReader
-from meterkit.tokens.framing.decoding import DECODED_BYTES_MAX, Decoding, decoding_of
+from meterkit.tokens.framing.content import DECODED_BYTES_MAX, ContentDecoder, make_decoder
 from meterkit.tokens.framing.incremental import drain
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.request import read_request
@@ -52,8 +52,8 @@ NAMES = ("openai-chat-stream", "anthropic-stream", "gemini-array", "ollama-chat"
 BY_NAME = {recording.name: recording for recording in RECORDINGS}
 
 
-def opened(coding: bytes) -> Decoding:
-    decoding = decoding_of(coding)
+def opened(coding: bytes) -> ContentDecoder:
+    decoding = make_decoder(coding)
     assert decoding is not None
     return decoding
 
@@ -183,10 +183,10 @@ def test_packages_that_are_absent_are_looked_for_once(coding: bytes, monkeypatch
             monkeypatch.delitem(sys.modules, name)
     look_again(monkeypatch)
     monkeypatch.setattr(sys, "meta_path", [absent, *sys.meta_path])
-    assert decoding_of(coding) is None
+    assert make_decoder(coding) is None
     asked = [*absent.asked]
     assert asked
-    assert decoding_of(coding) is None
+    assert make_decoder(coding) is None
     assert asked == absent.asked
 
 

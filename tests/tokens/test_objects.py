@@ -20,10 +20,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from meterkit import CallUsage, usage_of
-from meterkit.tokens.call_usage import Source, filled, sum_of
+from meterkit.tokens.call_usage import Source, each_once, filled, join_reports, sum_of
 from meterkit.tokens.calls import CALLS_MAX
 from meterkit.tokens.jobs import batch_line
-from meterkit.tokens.merging import each_once, join_reports
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.plain_values import MEMBERS_MAX, body_of, table_of
 from meterkit.tokens.tap import StreamTap

@@ -18,7 +18,7 @@ from drivers.sampled import pairs
 from meterkit.asgi.websocket import SocketUsage
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.call_usage import RANKS, CallUsage, filled
-from meterkit.tokens.charging import Charges
+from meterkit.tokens.charging import ModelCharges
 from meterkit.tokens.estimate import BODY_BYTES_MAX, MEDIA_PART_TOKENS, estimate_input, estimate_request
 from meterkit.tokens.json_values import table
 from meterkit.tokens.objects import calls_of
@@ -109,7 +109,7 @@ def test_a_residual_is_remarked_on() -> None:
 
 
 PADDING: Final[dict[str, Any]] = {"padding": ["A" * (70 << 10)]}
-CHARGES: Final = Charges(ProviderPrices())
+CHARGES: Final = ModelCharges(ProviderPrices())
 
 
 def named(kind: str) -> list[str]:

@@ -16,7 +16,7 @@ import yaml
 
 from drivers.sampled import pairs
 from meterkit.catalog.model_prices import ProviderPrices
-from meterkit.tokens.charging import Charges
+from meterkit.tokens.charging import ModelCharges
 from meterkit.tokens.objects import calls_of
 from tokens import openai_payloads
 from tokens.corpus_rows import amount
@@ -280,7 +280,7 @@ def test_a_batch_of_embeddings_counts_their_tokens() -> None:
 
 def charged(calls: Sequence[CallUsage], asked: str) -> Fraction:
     """What calls cost, where those without a model are of the one that was asked."""
-    charges = Charges(ProviderPrices())
+    charges = ModelCharges(ProviderPrices())
     return sum((charges.of(replace(call, model=call.model or asked), AT) for call in calls), Fraction(0))
 
 

@@ -19,20 +19,26 @@ from meterkit.decisions.customer_state import (
     add_former_prices,
     effective_plan,
     entitlements_of,
-    refusal_without,
+    refusal_for_feature,
     with_subscription,
 )
 from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.periods import bounds_at
-from meterkit.decisions.subscription import NEVER_MS, Access, Status, SubscriptionState, switched_by_others
+from meterkit.decisions.subscription import (
+    NEVER_MS,
+    Access,
+    Status,
+    SubscriptionState,
+    meters_switched_by_others,
+)
 from meterkit.decisions.transitions import (
     BY_CLOCK,
-    InForce,
-    Step,
-    entries_of,
-    follow,
+    TermsInForce,
+    Transition,
+    find_transitions,
     notices_of,
     reminders_of,
+    transition_entries,
 )
 
 if TYPE_CHECKING:
@@ -230,9 +236,9 @@ def test_settings_by_hand_stand_until_the_subscription_changes(
 
 def test_a_state_refuses_suspension_and_missing_features() -> None:
     fine, unpaid = standing("active", catalog=SHOP), standing("unpaid", catalog=SHOP)
-    assert refusal_without("ada", fine, None) is None
+    assert refusal_for_feature("ada", fine, None) is None
     for effective, reason in ((fine, "feature"), (unpaid, "suspended")):
-        found = refusal_without("ada", effective, "support")
+        found = refusal_for_feature("ada", effective, "support")
         assert found is not None
         assert (found.reason, found.customer, found.plan, found.allowed) == (reason, "ada", "pro", False)
 
@@ -317,7 +323,7 @@ PRICED: Final = replace(ACTIVE, metered="mtr_1=price_1 mtr_2=price_2", mark="fir
 
 def test_prices_changed_by_others_are_known_as_unrequested() -> None:
     def switched(known: SubscriptionState, **changed: Any) -> frozenset[str]:
-        return switched_by_others(known, replace(known, **changed), NOW_MS)
+        return meters_switched_by_others(known, replace(known, **changed), NOW_MS)
 
     assert switched(PRICED, metered="mtr_1=price_1 mtr_2=price_9") == {"mtr_2"}
     assert switched(PRICED, metered="mtr_1=price_1") == {"mtr_2"}
@@ -362,12 +368,12 @@ def state(**changed: Any) -> CustomerState:
     return CustomerState(subscription=replace(ACTIVE, **changed))
 
 
-def in_force(of: CustomerState, at_ms: int = NOW_MS, before: InForce | None = None) -> InForce:
-    return InForce.of(of, IN_FORCE_CATALOG, at_ms, before)
+def in_force(of: CustomerState, at_ms: int = NOW_MS, before: TermsInForce | None = None) -> TermsInForce:
+    return TermsInForce.of(of, IN_FORCE_CATALOG, at_ms, before)
 
 
 def test_what_is_scheduled_is_shown_while_it_is_ahead() -> None:
-    base = InForce(plan="pro", status="active", seats=3, subscription="sub_1", at_ms=NOW_MS)
+    base = TermsInForce(plan="pro", status="active", seats=3, subscription="sub_1", at_ms=NOW_MS)
     ahead: dict[str, Any] = {"pending_plan": "top", "pending_seats": 5, "pending_at_ms": END_MS}
     assert in_force(state(**ahead)) == replace(base, **ahead)
     # It has come by now.
@@ -392,20 +398,20 @@ def test_reminders_count_from_the_first_failure() -> None:
 
 def test_what_is_in_force_survives_storage() -> None:
     for one in (in_force(CustomerState()), in_force(state(cancel_at_ms=END_MS))):
-        kept = InForce.parse(one.dump())
+        kept = TermsInForce.parse(one.dump())
         assert kept == one
         assert kept is not None
         assert (kept.at_ms, kept.since_ms, kept.turn_ms) == (one.at_ms, one.since_ms, one.turn_ms)
         assert list(json.loads(one.dump())) == sorted(json.loads(one.dump()))
-    assert InForce.parse("") is None
+    assert TermsInForce.parse("") is None
     assert '"seats"' not in in_force(CustomerState()).dump()
-    assert InForce.parse('{"plan":"pro","at_ms":5,"newer":1}') == InForce(plan="pro", at_ms=5)
+    assert TermsInForce.parse('{"plan":"pro","at_ms":5,"newer":1}') == TermsInForce(plan="pro", at_ms=5)
 
 
 def test_the_clock_changes_things_each_at_its_instant() -> None:
     owing = state(status="past_due", failed_at_ms=NOW_MS)
     known = in_force(owing)
-    steps, now = follow(known, owing, IN_FORCE_CATALOG, NOW_MS + 14 * DAY_MS)
+    steps, now = find_transitions(known, owing, IN_FORCE_CATALOG, NOW_MS + 14 * DAY_MS)
     found = [
         ((after.at_ms - NOW_MS) // DAY_MS, after.access, after.reminded)
         for after in (step.after for step in steps)
@@ -414,7 +420,7 @@ def test_the_clock_changes_things_each_at_its_instant() -> None:
     assert {step.cause for step in steps} == {BY_CLOCK}
     assert [step.before for step in steps] == [known, *(step.after for step in steps[:-1])]
     assert (now, now.turn_ms) == (steps[-1].after, NEVER_MS)
-    early, _ = follow(known, owing, IN_FORCE_CATALOG, NOW_MS + 14 * DAY_MS - 1)
+    early, _ = find_transitions(known, owing, IN_FORCE_CATALOG, NOW_MS + 14 * DAY_MS - 1)
     assert list(early) == list(steps[:-1])
 
 
@@ -422,19 +428,19 @@ def test_a_turn_that_changes_nothing_to_be_told_is_no_step() -> None:
     unpaid = replace(state(void_from_ms=NOW_MS + 5), status="active")
     known = in_force(unpaid)
     assert known.turn_ms == NOW_MS + 5
-    steps, now = follow(known, unpaid, IN_FORCE_CATALOG, NOW_MS + 5)
+    steps, now = find_transitions(known, unpaid, IN_FORCE_CATALOG, NOW_MS + 5)
     assert (list(steps), now.at_ms, now.turn_ms) == ([], NOW_MS + 5, NEVER_MS)
 
 
-BEFORE: Final = InForce(plan="free", at_ms=NOW_MS - 1)
+BEFORE: Final = TermsInForce(plan="free", at_ms=NOW_MS - 1)
 SCHEDULED: Final[dict[str, Any]] = {"pending_plan": "top", "pending_seats": 5, "pending_at_ms": NOW_MS}
-AFTER: Final = InForce(
+AFTER: Final = TermsInForce(
     plan="pro", status="active", seats=3, subscription="sub_1", cancel_at_ms=NOW_MS, at_ms=NOW_MS, **SCHEDULED
 )
 
 
 def test_the_ledger_has_a_line_for_each_thing_that_has_changed() -> None:
-    found = list(entries_of(Step(BEFORE, AFTER, "webhook")))
+    found = list(transition_entries(Transition(BEFORE, AFTER, "webhook")))
     assert [(one.kind, one.before, one.after) for one in found] == [
         ("subscription", "", "sub_1"),
         ("status", "", "active"),
@@ -444,16 +450,16 @@ def test_the_ledger_has_a_line_for_each_thing_that_has_changed() -> None:
         ("scheduled", "", "top with 5 seats from 2027-01-15T08:00:00Z"),
     ]
     assert {(one.at_ms, one.cause) for one in found} == {(NOW_MS, "webhook")}
-    assert list(entries_of(Step(AFTER, AFTER, "webhook"))) == []
+    assert list(transition_entries(Transition(AFTER, AFTER, "webhook"))) == []
     seats = replace(AFTER, pending_plan=None)
-    (line,) = entries_of(Step(AFTER, seats, "webhook"))
+    (line,) = transition_entries(Transition(AFTER, seats, "webhook"))
     assert line.after == "5 seats from 2027-01-15T08:00:00Z"
 
 
 def test_a_notice_says_what_was_and_is_and_its_id_tells_a_repeat() -> None:
-    (told,) = notices_of("ada", Step(BEFORE, AFTER, "webhook"))
-    (again,) = notices_of("ada", Step(BEFORE, AFTER, "webhook"))
-    (other,) = notices_of("bob", Step(BEFORE, AFTER, "webhook"))
+    (told,) = notices_of("ada", Transition(BEFORE, AFTER, "webhook"))
+    (again,) = notices_of("ada", Transition(BEFORE, AFTER, "webhook"))
+    (other,) = notices_of("bob", Transition(BEFORE, AFTER, "webhook"))
     assert told == again
     assert told.data["id"] != other.data["id"]
     names = ("plan", "plan_before", "status", "status_before", "seats")
@@ -464,7 +470,7 @@ def test_a_notice_says_what_was_and_is_and_its_id_tells_a_repeat() -> None:
 def test_the_last_reminder_that_is_due_is_told_once(before: int, after: int, expected: int | None) -> None:
     owing = replace(ACTIVE, status="past_due", failed_at_ms=NOW_MS, failures=2)
     was = replace(AFTER, status="past_due", access="grace", reminded=before)
-    step = Step(was, replace(was, reminded=after, at_ms=NOW_MS + 2 * DAY_MS), BY_CLOCK)
+    step = Transition(was, replace(was, reminded=after, at_ms=NOW_MS + 2 * DAY_MS), BY_CLOCK)
     found = list(reminders_of("ada", step, owing, IN_FORCE_CATALOG.dunning))
     assert [one.data["after_ms"] for one in found] == ([] if expected is None else [expected])
     for one in found:
@@ -472,7 +478,7 @@ def test_the_last_reminder_that_is_due_is_told_once(before: int, after: int, exp
         assert one.data["until_ms"] == NOW_MS + 7 * DAY_MS
     assert list(reminders_of("ada", step, None, IN_FORCE_CATALOG.dunning)) == []
     # It is named by its failure and span: a repeat at another time is known.
-    later = Step(was, replace(step.after, at_ms=step.after.at_ms + 9), "evt_1")
+    later = Transition(was, replace(step.after, at_ms=step.after.at_ms + 9), "evt_1")
     repeated = reminders_of("ada", later, owing, IN_FORCE_CATALOG.dunning)
     assert [one.data["id"] for one in repeated] == [one.data["id"] for one in found]
 
@@ -480,10 +486,10 @@ def test_the_last_reminder_that_is_due_is_told_once(before: int, after: int, exp
 def test_a_notice_is_named_by_what_has_happened() -> None:
     """An id that another release makes otherwise would tell the same twice."""
     before, after = in_force(state()), in_force(state(status="unpaid"))
-    changed, access = notices_of("acme", Step(before, after, "evt_1"))
+    changed, access = notices_of("acme", Transition(before, after, "evt_1"))
     assert changed.data["id"] == "7a8cf9a02e3db180d87451a8154d5d6a"
     assert access.data["id"] == "50879eee406a96dff0665918479115ce"
-    (again, _) = notices_of("acme", Step(before, after, "evt_2"))
+    (again, _) = notices_of("acme", Transition(before, after, "evt_2"))
     assert again.data["id"] != changed.data["id"]
 
 

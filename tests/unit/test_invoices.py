@@ -22,19 +22,19 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.draft_hold import HELD, DraftHold
 from meterkit.delivery.invoices import (
     MADE_WITHIN_MS,
-    Invoiced,
-    Invoices,
-    Invoicing,
-    invoicing_of,
+    InvoicedUnits,
+    InvoiceReader,
+    PeriodBilling,
     is_renewal_of,
+    read_period_billing,
 )
 from meterkit.delivery.late_usage import late_in_words
-from meterkit.delivery.period_closer import Closer, _held_in_words
+from meterkit.delivery.period_closer import PeriodCloser, _held_in_words
 from meterkit.delivery.reconcile_advice import advice_on_invoices
 from meterkit.delivery.reconciler import Reconciler
-from meterkit.delivery.sync_before_delivery import WAITED_MS, FirstLook
+from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
 from meterkit.errors import StripeError, StripeUnavailableError
-from meterkit.outbox.closes import Close, Closes
+from meterkit.outbox.closes import CloseQueue, PeriodClose
 from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
 from meterkit.outbox.sealer import LateUsage
 from meterkit.stripe.request import ENDED_HERE
@@ -59,12 +59,12 @@ SECOND: Final = timedelta(seconds=1)
 # When the closer looks at a close again, and when it reports one: by the second.
 
 
-async def unconfirmed(kit: MeterKit) -> Closer:
+async def unconfirmed(kit: MeterKit) -> PeriodCloser:
     """The closer of acme's June, which Stripe does not confirm."""
     await kit.record("acme", "requests", 2)
-    closes = Closes(kit.store, await kit.store.admin())
-    await closes.note(0, {Close(shard=0, customer="acme", end_ms=JULY_MS).member: JULY_MS})
-    return Closer(kit.store, lambda: ObjectsAtStripe({"/v1/billing/meters": 401}))
+    closes = CloseQueue(kit.store, await kit.store.admin())
+    await closes.note(0, {PeriodClose(shard=0, customer="acme", end_ms=JULY_MS).member: JULY_MS})
+    return PeriodCloser(kit.store, lambda: ObjectsAtStripe({"/v1/billing/meters": 401}))
 
 
 async def test_a_close_is_checked_each_5_minutes_told_after_45(kit: MeterKit, clock: Clock) -> None:
@@ -79,14 +79,14 @@ async def test_a_close_is_checked_each_5_minutes_told_after_45(kit: MeterKit, cl
         (110 * MINUTE - SECOND, (1, 0)),
     ):
         clock.set(JULY + after)
-        looked = await closer.look()
+        looked = await closer.confirm_due()
         assert (looked.confirmed, looked.open, len(looked.late)) == (0, *found)
 
 
 async def test_at_45_minutes_it_is_late(kit: MeterKit, clock: Clock) -> None:
     closer = await unconfirmed(kit)
     clock.set(JULY + 45 * MINUTE)
-    assert len((await closer.look()).late) == 1
+    assert len((await closer.confirm_due()).late) == 1
 
 
 # How long a draft is held.
@@ -209,24 +209,24 @@ async def test_metered_customers_are_checked_each_two_minutes(store: Store, cloc
     async def look(customer: str) -> None:
         looked.append(customer)
 
-    first, names = FirstLook(store, look), [*STATES, "nobody"]
-    assert first.unseen_of(names) == names
-    assert (await first.look(names), looked) == (set(), ["sold"])
-    assert first.unseen_of([*names, "another"]) == ["another"]
+    first, names = SyncBeforeDelivery(store, look), [*STATES, "nobody"]
+    assert first.without_recent_sync(names) == names
+    assert (await first.sync_customers(names), looked) == (set(), ["sold"])
+    assert first.without_recent_sync([*names, "another"]) == ["another"]
     clock.set(NOW + timedelta(milliseconds=WAITED_MS - 1_000))
-    assert first.unseen_of(names) == []
+    assert first.without_recent_sync(names) == []
     clock.set(NOW + timedelta(milliseconds=WAITED_MS))
-    assert first.unseen_of(names) == names
+    assert first.without_recent_sync(names) == names
 
 
 async def test_whom_stripe_does_not_answer_for_stays_unseen(store: Store) -> None:
     async def look(_: str) -> None:
         raise StripeUnavailableError("no answer")
 
-    first = FirstLook(store, look)
-    assert await first.look(["sold", "flat"]) == {"sold"}
-    assert first.unseen_of(["sold", "flat"]) == ["sold"]
-    assert FirstLook(store, None).unseen_of(["sold"]) == []  # There is no way to look.
+    first = SyncBeforeDelivery(store, look)
+    assert await first.sync_customers(["sold", "flat"]) == {"sold"}
+    assert first.without_recent_sync(["sold", "flat"]) == ["sold"]
+    assert SyncBeforeDelivery(store, None).without_recent_sync(["sold"]) == []  # There is no way to look.
 
 
 # Books against Stripe's: what waits and is parked, and which subscription's invoice has a period.
@@ -249,10 +249,10 @@ async def test_what_is_parked_is_compared_where_a_repair_is_asked_for(kit: Meter
 
 async def invoicing(
     kit: MeterKit, stripe: ObjectsAtStripe, known: SubscriptionState | None, at_ms: int
-) -> Invoicing | None:
+) -> PeriodBilling | None:
     (usage,) = await kit.store.usage_of_many(["acme"], at_ms=at_ms)
     state = CustomerState(stripe_customer="cus_acme", subscription=known)
-    return await invoicing_of(kit.store, stripe, usage, state)
+    return await read_period_billing(kit.store, stripe, usage, state)
 
 
 async def formerly(kit: MeterKit, *subscriptions: str) -> None:
@@ -294,7 +294,7 @@ async def test_an_earlier_subscriptions_usage_is_on_its_invoice(
     await formerly(kit, "sub_old")
     stripe = ObjectsAtStripe({"/v1/subscriptions/sub_old": {"id": "sub_old", **shown}})
     found = await invoicing(kit, stripe, NEW, NOW_MS)
-    assert found == (expected and Invoicing("sub_old", "pro", *expected))
+    assert found == (expected and PeriodBilling("sub_old", "pro", *expected))
 
 
 @pytest.mark.parametrize(
@@ -314,13 +314,13 @@ async def test_the_invoice_of_the_subscription_of_now(
     kit: MeterKit, known: SubscriptionState | None, expected: tuple[int, bool] | None
 ) -> None:
     found = await invoicing(kit, ObjectsAtStripe({}), known, NOW_MS - DAY_MS)
-    assert found == (expected and Invoicing("sub_new", "pro", *expected))
+    assert found == (expected and PeriodBilling("sub_new", "pro", *expected))
 
 
 async def test_the_invoice_of_an_earlier_period_of_a_subscription(kit: MeterKit) -> None:
     known = subscribed(created_ms=JUNE_MS - 90 * DAY_MS)
     found = await invoicing(kit, ObjectsAtStripe({}), known, JUNE_MS - DAY_MS)
-    assert found == Invoicing("sub_new", "pro", JUNE_MS, is_last=False)
+    assert found == PeriodBilling("sub_new", "pro", JUNE_MS, is_last=False)
 
 
 DAY_S: Final = 86_400
@@ -335,8 +335,8 @@ def line(first_s: int = START_S, last_s: int = LINES_END_S, **fields: Any) -> di
     return {"period": span, "quantity": 7, "currency": "usd", "pricing": pricing} | fields
 
 
-async def invoiced(stripe: ObjectsAtStripe) -> Invoiced:
-    return await Invoices(stripe, {}, "usd").invoiced("cus_1", ["mtr_1"], START_S, LINES_END_S)
+async def invoiced(stripe: ObjectsAtStripe) -> InvoicedUnits:
+    return await InvoiceReader(stripe, {}, "usd").invoiced("cus_1", ["mtr_1"], START_S, LINES_END_S)
 
 
 def stripe_with(*lines: dict[str, Any], **invoice: Any) -> ObjectsAtStripe:
@@ -406,11 +406,11 @@ async def test_missing_lines_of_drafts_and_lists_are_fetched(
 
 
 MADE_MS: Final = 1_800_000_000_000
-FINAL: Final = Invoiced(quantity=Decimal(100), state="final", invoices=["in_1"], subscriptions=["sub_1"])
+FINAL: Final = InvoicedUnits(quantity=Decimal(100), state="final", invoices=["in_1"], subscriptions=["sub_1"])
 
 
 def advice(
-    invoiced: Invoiced, counted: int, *, late: int = 0, after_ms: int = MADE_WITHIN_MS, price: str = ""
+    invoiced: InvoicedUnits, counted: int, *, late: int = 0, after_ms: int = MADE_WITHIN_MS, price: str = ""
 ) -> str:
     return advice_on_invoices(
         invoiced, counted, late=late, price=price, made_ms=MADE_MS, now_ms=MADE_MS + after_ms
@@ -425,11 +425,11 @@ def advice(
         (FINAL, 110, 20),  # Some of what is late has reached the invoice.
         (replace(FINAL, quantity=Decimal(0)), -5, 0),
         (replace(FINAL, state="unknown"), 70, 0),
-        (Invoiced(state="none"), 0, 0),
+        (InvoicedUnits(state="none"), 0, 0),
     ],
 )
 def test_where_lines_have_what_was_counted_nothing_is_to_be_done(
-    invoiced: Invoiced, counted: int, late: int
+    invoiced: InvoicedUnits, counted: int, late: int
 ) -> None:
     assert advice(invoiced, counted, late=late) == ""
 
@@ -451,7 +451,7 @@ def test_a_draft_is_waited_for() -> None:
 
 
 def test_an_invoice_that_is_not_made_yet_is_waited_for() -> None:
-    none = Invoiced(state="none")
+    none = InvoicedUnits(state="none")
     assert advice(none, 7, after_ms=MADE_WITHIN_MS - 1) == (
         "7 are on no invoice yet: Stripe makes it within an hour or two"
     )
@@ -486,7 +486,7 @@ def test_when_an_invoice_became_final(invoice: dict[str, Any], expected: int) ->
 
 
 def test_units_of_a_void_invoice_are_named_by_it() -> None:
-    found = Invoiced(voided={"in_2": Decimal(7)})
+    found = InvoicedUnits(voided={"in_2": Decimal(7)})
     assert advice(found, 7, after_ms=0) == (
         "7 of 7 units that Stripe has counted are on no invoice (no invoice line has them; in_2 had 7 and is"
         " void): see who voided it, and why"

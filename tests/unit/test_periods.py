@@ -28,7 +28,7 @@ from meterkit.decisions.periods import (
 )
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.decisions.subscription_periods import (
-    Counting,
+    CountingCycle,
     is_final,
     is_provisional,
     renewals_of,
@@ -272,7 +272,7 @@ def subscriptions(draw: st.DrawFn) -> SubscriptionState:
 def test_periods_follow_each_other_without_gap_or_overlap(
     found: SubscriptionState, per: Interval, moment: int
 ) -> None:
-    counting = Counting(per=per)
+    counting = CountingCycle(per=per)
     bounds = subscription_bounds(found, counting, moment)
     for _ in range(60):
         assert subscription_bounds(found, counting, bounds.start_ms) == bounds
@@ -286,7 +286,7 @@ def test_a_period_beyond_the_longest_is_cut_at_the_anchor() -> None:
     # 31 days are a month, from wherever they go; 32 are not: months go by the anchor then.
     for start, end in (("2031-01-05", "2031-02-05"), ("2031-01-10", "2031-02-06")):
         found = subscription("2031-01-05", end, anchor="2030-01-10")
-        bounds = subscription_bounds(found, Counting(per="month"), ms("2031-01-20"))
+        bounds = subscription_bounds(found, CountingCycle(per="month"), ms("2031-01-20"))
         assert (bounds.start_ms, bounds.end_ms) == (ms(start), ms(end))
 
 

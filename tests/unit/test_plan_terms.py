@@ -25,17 +25,17 @@ from meterkit.decisions.customer_state import (
     with_seats,
     with_subscription,
 )
-from meterkit.decisions.gauges import GaugeLimit, Level
+from meterkit.decisions.gauges import GaugeLimit, StoredLevel
 from meterkit.decisions.grants import MICRO, Prepaid
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.packed import MeterCounts, joined, unpack_field
+from meterkit.decisions.packed import MeterCounts, merge_json, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
 from meterkit.decisions.plan_shares import effective_terms, with_plan_changes
 from meterkit.decisions.policies import keep_ms_of, rate_numbers
-from meterkit.decisions.price_segments import Segment, ended_labels, overage_cents, segments_of
+from meterkit.decisions.price_segments import PriceSegment, ended_labels, overage_cents, segments_of
 from meterkit.decisions.program import derived_from
 from meterkit.decisions.spending import UnitPrice, price_of
-from meterkit.decisions.stored_grants import Balance, Holding, holdings_of
+from meterkit.decisions.stored_grants import GrantBalance, StoredGrant, read_stored_grants
 
 # F-223: what each plan of a period gives by its share of it.
 
@@ -225,7 +225,7 @@ def test_each_unit_is_of_the_segment_in_which_it_was_counted(
 def test_overage_costs_what_its_segments_cost(
     segments: list[tuple[str, int, int]], expected: int | None
 ) -> None:
-    assert overage_cents([Segment(*one) for one in segments]) == expected
+    assert overage_cents([PriceSegment(*one) for one in segments]) == expected
 
 
 DAY_MS: Final = 86_400_000
@@ -251,19 +251,19 @@ PREPAID: Final = Prepaid.of(BALANCE_PRO, BALANCE_CATALOG)
 NAMES: Final = {target: name for name, target, *_ in PREPAID.recurring}
 
 
-def holding(name: str, target: str, quantity: int, *, used: int = 0, expires_ms: int = END_MS) -> Holding:
+def holding(name: str, target: str, quantity: int, *, used: int = 0, expires_ms: int = END_MS) -> StoredGrant:
     begun = {"priority": 50, "effective_ms": START_MS, "created_ms": START_MS}
     ends = {"expires_ms": expires_ms, "until_ms": expires_ms}
-    return Holding(name=name, target=target, quantity=quantity, used=used, **begun, **ends)
+    return StoredGrant(name=name, target=target, quantity=quantity, used=used, **begun, **ends)
 
 
-def given(*on_file: Holding, prepaid: Prepaid = PREPAID) -> list[Holding]:
+def given(*on_file: StoredGrant, prepaid: Prepaid = PREPAID) -> list[StoredGrant]:
     fields = {
         one.name: f"{one.target} {one.quantity} {one.used} {one.priority} {one.effective_ms}"
         f" {one.expires_ms} {one.created_ms} {one.until_ms}"
         for one in on_file
     }
-    return holdings_of(fields, prepaid, BOUNDS, BALANCE_NOW_MS)
+    return read_stored_grants(fields, prepaid, BOUNDS, BALANCE_NOW_MS)
 
 
 def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:
@@ -306,14 +306,14 @@ def test_an_addition_extends_a_grant_only_while_it_lives() -> None:
 )
 def test_grants_count_from_their_beginning_to_their_end(now_ms: int, left: int) -> None:
     both = (holding("a m:pages one", "m:pages", 10, used=3), holding("a m:pages two", "m:pages", 8))
-    balance = Balance(both, PREPAID, now_ms)
+    balance = GrantBalance(both, PREPAID, now_ms)
     assert (balance.of("m:pages"), balance.of("c:ai")) == (left, 0)
 
 
-def more(meter: str, *holdings: Holding, held: int = 0, prepaid: bool = True) -> int:
+def more(meter: str, *holdings: StoredGrant, held: int = 0, prepaid: bool = True) -> int:
     """With ``held`` held of each other meter."""
-    balance = Balance(holdings, PREPAID if prepaid else None, BALANCE_NOW_MS)
-    return balance.more(
+    balance = GrantBalance(holdings, PREPAID if prepaid else None, BALANCE_NOW_MS)
+    return balance.units_beyond_plan(
         meter,
         BALANCE_PRO.entitlements,
         lambda other: 0 if other != meter else 10**6,
@@ -343,12 +343,15 @@ def test_grants_of_a_meter_come_before_credit() -> None:
     assert more("pages", pages, prepaid=False) == 30
     assert more("asked", replace(CREDIT, used=0, quantity=1), held=51) == 0
     # Without credit the cheapest meter gets nothing.
-    cheapest = Balance((), replace(PREPAID, paid_with={"asked": ("c:ai", 1)}), BALANCE_NOW_MS)
-    assert cheapest.more("asked", BALANCE_PRO.entitlements, lambda _: 0, lambda _: 0, lambda _: 0) == 0
+    cheapest = GrantBalance((), replace(PREPAID, paid_with={"asked": ("c:ai", 1)}), BALANCE_NOW_MS)
+    assert (
+        cheapest.units_beyond_plan("asked", BALANCE_PRO.entitlements, lambda _: 0, lambda _: 0, lambda _: 0)
+        == 0
+    )
 
 
 def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
-    told = json.loads(PREPAID.paying([("asked", True), ("pages", True), ("answered", False)], {}))
+    told = json.loads(PREPAID.payment_terms([("asked", True), ("pages", True), ("answered", False)], {}))
     asked, pages, answered = told["paying"]
     assert (asked, pages) == (["asked", "m:asked", "c:ai", 1_000], ["pages", "m:pages", "", 0])
     assert answered == ["answered", "", "", 0]
@@ -439,8 +442,8 @@ def test_a_derived_meter_counts_what_matches_in_each_dimension() -> None:
 
 
 def test_two_objects_become_one() -> None:
-    assert joined('{"a":1}', '{"b":2}') == '{"a":1,"b":2}'
-    assert joined("", '{"b":2}') == '{"b":2}'
+    assert merge_json('{"a":1}', '{"b":2}') == '{"a":1,"b":2}'
+    assert merge_json("", '{"b":2}') == '{"b":2}'
 
 
 def test_what_a_person_must_decide_is_not_repaired() -> None:
@@ -471,18 +474,18 @@ def test_a_gauge_tolerates_some_percent_rounded_down() -> None:
 @pytest.mark.parametrize(
     ("level", "keeps", "expected"),
     [
-        (Level(101, NOW_MS - 8 * DAY_MS), False, 106),
-        (Level(102, NOW_MS - 7 * DAY_MS + 1), False, 106),
-        (Level(102, NOW_MS - 7 * DAY_MS), False, 101),
+        (StoredLevel(101, NOW_MS - 8 * DAY_MS), False, 106),
+        (StoredLevel(102, NOW_MS - 7 * DAY_MS + 1), False, 106),
+        (StoredLevel(102, NOW_MS - 7 * DAY_MS), False, 101),
         # A change of plan has left it above.
-        (Level(500, NOW_MS - 8 * DAY_MS, 900), False, 101),
-        (Level(500, NOW_MS - 8 * DAY_MS, 900), True, 900),
-        (Level(500, NOW_MS - 8 * DAY_MS, 0), True, 101),
-        (Level(500, NOW_MS - 8 * DAY_MS, -1), True, QUANTITY_MAX),
-        (Level(101, NOW_MS - 8 * DAY_MS, 900), True, 106),
+        (StoredLevel(500, NOW_MS - 8 * DAY_MS, 900), False, 101),
+        (StoredLevel(500, NOW_MS - 8 * DAY_MS, 900), True, 900),
+        (StoredLevel(500, NOW_MS - 8 * DAY_MS, 0), True, 101),
+        (StoredLevel(500, NOW_MS - 8 * DAY_MS, -1), True, QUANTITY_MAX),
+        (StoredLevel(101, NOW_MS - 8 * DAY_MS, 900), True, 106),
     ],
 )
-def test_how_far_a_gauge_may_grow(level: Level, *, keeps: bool, expected: int) -> None:
+def test_how_far_a_gauge_may_grow(level: StoredLevel, *, keeps: bool, expected: int) -> None:
     assert GaugeLimit(101, 106, 7 * DAY_MS, keeps).at(level, NOW_MS) == expected
 
 

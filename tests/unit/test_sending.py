@@ -28,19 +28,25 @@ from drivers.kept_intents import (
 from meterkit import FlushReport
 from meterkit.customers.links import Delivered
 from meterkit.customers.states import States
-from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS, SURE_MS, compare_in_ms, may_be_sent_again
+from meterkit.decisions.ambiguity import (
+    COMPARABLE_AFTER_MS,
+    READS_APART_MS,
+    RESEND_MAX_MS,
+    can_resend,
+    compare_in_ms,
+)
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
-from meterkit.delivery.deliver_customer import Cutter
-from meterkit.delivery.delivery_outcome import Outcome
+from meterkit.delivery.deliver_customer import UsageCutter
+from meterkit.delivery.delivery_outcome import DeliveryOutcome
 from meterkit.delivery.flusher import Flusher
-from meterkit.delivery.intent_comparer import Comparer, Look, Verdict, judge
-from meterkit.delivery.lost_deliveries import Forgotten, Gap
-from meterkit.delivery.recoverer import Recoverer
-from meterkit.delivery.sender import Lease, Sender, calls_of
-from meterkit.delivery.store_restart_check import Restarts
+from meterkit.delivery.intent_comparer import IntentComparer, SummaryReading, Verdict, judge
+from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
+from meterkit.delivery.recoverer import RestoreRecoverer
+from meterkit.delivery.sender import IntentSender, ShardLease, group_calls
+from meterkit.delivery.store_restart_check import StoreRestartCheck
 from meterkit.errors import CustomerError, StoreError, StripeError, StripeUnavailableError
-from meterkit.outbox.intents import Attempt, Kept, Move, Sealed
+from meterkit.outbox.intents import IntentMove, SealedIntent, SendAttempt, StoredIntent
 from meterkit.outbox.journal import JournalRow
 from meterkit.outbox.outbox import Outbox
 
@@ -56,36 +62,36 @@ pytestmark = pytest.mark.anyio
 # What becomes of an intent after each answer, and what one answer says of all others.
 
 
-DONE: Final = Outcome(kind="delivered", detail="")
-NO_METER: Final = Outcome(kind="no_meter", detail="no such meter", refused=True)
-UNANSWERED: Final = Outcome(kind="unknown", detail="no answer", answered=False)
-DEAD: Final = Outcome(kind="permanent", detail="refused", refused=True)
-TOO_OLD: Final = Outcome(kind="timestamp", detail="t", refused=True)
+DONE: Final = DeliveryOutcome(kind="delivered", detail="")
+NO_METER: Final = DeliveryOutcome(kind="no_meter", detail="no such meter", refused=True)
+UNANSWERED: Final = DeliveryOutcome(kind="unknown", detail="no answer", answered=False)
+DEAD: Final = DeliveryOutcome(kind="permanent", detail="refused", refused=True)
+TOO_OLD: Final = DeliveryOutcome(kind="timestamp", detail="t", refused=True)
 
 
 def attempt(
     name: str, value: int = 5, *, event: str = "api_requests", first_ms: int = 0, attempts: int = 1
-) -> Attempt:
+) -> SendAttempt:
     """One whose customer is the first letter of its name."""
     given: dict[str, Any] = {"customer": name[0], "stripe_customer": f"cus_{name[0]}", "period": "0"}
     given |= {"identifier": name, "key": name, "meter_token": "requ", "event_name": event, "value": value}
-    sealed = Sealed(**given, timestamp=0, sealed_ms=0, due_ms=0)
-    return Attempt(intent=sealed, now_ms=NOW_MS, first_ms=first_ms, attempts=attempts)
+    sealed = SealedIntent(**given, timestamp=0, sealed_ms=0, due_ms=0)
+    return SendAttempt(intent=sealed, now_ms=NOW_MS, first_ms=first_ms, attempts=attempts)
 
 
 class Answers:
     """A transport that answers what it was given, and then that all is delivered."""
 
-    most = 3
+    events_per_call = 3
 
     def __init__(self) -> None:
-        self.next = deque[Outcome]()
+        self.next = deque[DeliveryOutcome]()
         self.calls: list[list[str]] = []
 
-    async def ready(self) -> Outcome | None:
+    async def ready(self) -> DeliveryOutcome | None:
         return None
 
-    async def send(self, *intents: Sealed) -> Outcome:
+    async def send(self, *intents: SealedIntent) -> DeliveryOutcome:
         self.calls.append([intent.identifier for intent in intents])
         return self.next.popleft() if self.next else DONE
 
@@ -98,10 +104,12 @@ class Desk:
 
     def __init__(self, outbox: Outbox, store: Store, clock: Clock) -> None:
         self.answers, self.clock = Answers(), clock
-        self.sender = Sender(store, self.answers, calls_per_s=1e6, calls_at_once=1, timeout_s=10.0)
-        self.lease = Lease(outbox, 0, clock=clock)
+        self.sender = IntentSender(store, self.answers, calls_per_s=1e6, calls_at_once=1, timeout_s=10.0)
+        self.lease = ShardLease(outbox, 0, clock=clock)
 
-    async def send(self, *attempts: Attempt, answer: Outcome = DONE, passed_s: float = 0.0) -> list[Move]:
+    async def send(
+        self, *attempts: SendAttempt, answer: DeliveryOutcome = DONE, passed_s: float = 0.0
+    ) -> list[IntentMove]:
         self.answers.next.append(answer)
         moves = await self.sender.send(self.lease, attempts, lambda: passed_s, alone=True)
         self.answers.next.clear()
@@ -110,9 +118,9 @@ class Desk:
     def advance(self, seconds: int) -> None:
         """Let time pass, and take the lease anew when it is asked for."""
         self.clock.advance(timedelta(seconds=seconds))
-        self.lease = Lease(self.lease.outbox, 0, clock=self.clock)
+        self.lease = ShardLease(self.lease.outbox, 0, clock=self.clock)
 
-    async def calls(self, *attempts: Attempt) -> list[list[str]]:
+    async def calls(self, *attempts: SendAttempt) -> list[list[str]]:
         """The calls that are made for some intents."""
         self.answers.calls.clear()
         await self.sender.send(self.lease, attempts, lambda: 0.0, alone=True)
@@ -131,17 +139,25 @@ COMPARED: Final = "refused (tried before: it is compared with Stripe's summary o
     ("answer", "first_ms", "expected"),
     [
         (DEAD, 0, {"state": "dead", "why": "refused", "untried": True}),
-        (DEAD, NOW_MS - 60_000, {"state": "parked", "why": COMPARED, "delay_ms": COMPARED_MS - 60_000}),
+        (
+            DEAD,
+            NOW_MS - 60_000,
+            {"state": "parked", "why": COMPARED, "delay_ms": COMPARABLE_AFTER_MS - 60_000},
+        ),
         # Stripe may have taken it with this very try.
-        (replace(DEAD, refused=False), 0, {"state": "parked", "why": COMPARED, "delay_ms": COMPARED_MS}),
+        (
+            replace(DEAD, refused=False),
+            0,
+            {"state": "parked", "why": COMPARED, "delay_ms": COMPARABLE_AFTER_MS},
+        ),
         (TOO_OLD, 0, {"state": "parked", "why": "t", "untried": True}),
     ],
 )
 async def test_what_is_not_tried_again(
-    answer: Outcome, first_ms: int, expected: dict[str, Any], desk: Desk
+    answer: DeliveryOutcome, first_ms: int, expected: dict[str, Any], desk: Desk
 ) -> None:
     one = attempt("a1", first_ms=first_ms)
-    assert await desk.send(one, answer=answer) == [Move(intent=one.intent, **expected)]
+    assert await desk.send(one, answer=answer) == [IntentMove(intent=one.intent, **expected)]
 
 
 @pytest.mark.parametrize(("attempts", "most_ms"), [(1, 1_000), (4, 8_000), (99, 600_000)])
@@ -175,7 +191,7 @@ async def test_a_timestamp_is_to_blame_if_clocks_agree(
 
 @pytest.mark.parametrize(
     ("ago_ms", "passed_s", "is_sent"),
-    [(SURE_MS + 1, 0.0, False), (SURE_MS - 500, 0.5, True), (SURE_MS - 500, 0.6, False)],
+    [(RESEND_MAX_MS + 1, 0.0, False), (RESEND_MAX_MS - 500, 0.5, True), (RESEND_MAX_MS - 500, 0.6, False)],
 )
 async def test_what_stripe_may_have_forgotten_is_compared(
     ago_ms: int, passed_s: float, desk: Desk, *, is_sent: bool
@@ -185,7 +201,7 @@ async def test_what_stripe_may_have_forgotten_is_compared(
     assert desk.answers.calls == ([["a1", "b1"]] if is_sent else [["b1"]])
     assert moves["b1"].state == "delivered"
     assert moves["a1"].state == ("delivered" if is_sent else "parked")
-    left_ms = COMPARED_MS - ago_ms - round(passed_s * 1_000)
+    left_ms = COMPARABLE_AFTER_MS - ago_ms - round(passed_s * 1_000)
     assert moves["a1"].delay_ms == (0 if is_sent else left_ms)
     assert is_sent or moves["a1"].why.startswith("first tried more than 23 hours ago")
 
@@ -225,12 +241,12 @@ async def test_a_refusal_of_a_meter_stops_that_meter_alone(desk: Desk) -> None:
     ("answer", "is_suspect"),
     [
         (UNANSWERED, True),
-        (Outcome(kind="not_done", detail="no connection", answered=False, refused=True), True),
-        (Outcome(kind="not_done", detail="busy", refused=True), False),
+        (DeliveryOutcome(kind="not_done", detail="no connection", answered=False, refused=True), True),
+        (DeliveryOutcome(kind="not_done", detail="busy", refused=True), False),
     ],
 )
 async def test_a_line_is_suspect_where_nobody_knows_what_came_of_it(
-    answer: Outcome, desk: Desk, *, is_suspect: bool
+    answer: DeliveryOutcome, desk: Desk, *, is_suspect: bool
 ) -> None:
     await desk.send(attempt("a1"))
     await desk.send(attempt("a1"), answer=answer)
@@ -265,7 +281,7 @@ async def test_ten_unanswered_calls_in_a_row_stop_all_for_a_second(desk: Desk) -
 )
 def test_what_goes_in_one_call(given: dict[str, int], calls: list[list[list[str]]]) -> None:
     attempts = [attempt(name, value) for name, value in given.items()]
-    found = calls_of(attempts, most=3)
+    found = group_calls(attempts, events_per_call=3)
     assert [[[one.intent.identifier for one in call] for call in line] for line in found] == calls
 
 
@@ -278,8 +294,8 @@ LATER_MS = FIRST_MS + 26 * HOUR_MS
 ASKED: Final[dict[str, Any]] = {"value": 6, "minute_ms": FIRST_MS, "first_attempt_ms": FIRST_MS}
 
 
-def look(counted: str | None, at_ms: int = LATER_MS) -> Look:
-    return Look(counted=None if counted is None else Decimal(counted), at_ms=at_ms)
+def look(counted: str | None, at_ms: int = LATER_MS) -> SummaryReading:
+    return SummaryReading(counted=None if counted is None else Decimal(counted), at_ms=at_ms)
 
 
 @pytest.mark.parametrize(
@@ -328,9 +344,9 @@ def test_what_stripe_does_not_take_any_more_is_not_sent_again() -> None:
 
 
 def test_for_23_hours_a_repeat_is_counted_once() -> None:
-    assert may_be_sent_again(0, FIRST_MS)
-    assert may_be_sent_again(FIRST_MS, FIRST_MS + 23 * HOUR_MS)
-    assert not may_be_sent_again(FIRST_MS, FIRST_MS + 23 * HOUR_MS + 1)
+    assert can_resend(0, FIRST_MS)
+    assert can_resend(FIRST_MS, FIRST_MS + 23 * HOUR_MS)
+    assert not can_resend(FIRST_MS, FIRST_MS + 23 * HOUR_MS + 1)
     assert compare_in_ms(FIRST_MS, FIRST_MS + 25 * HOUR_MS) == HOUR_MS
     assert compare_in_ms(FIRST_MS, FIRST_MS + 27 * HOUR_MS) == 0
 
@@ -341,12 +357,12 @@ def test_for_23_hours_a_repeat_is_counted_once() -> None:
 HELD_MS: Final = 90_000
 
 
-class Cut:
+class PriceCut:
     """A cutter of a kit whose flusher does what a test says."""
 
     def __init__(self, kit: MeterKit) -> None:
         self.kit = kit
-        self.cutter = Cutter(kit.store, self._flusher, lambda: ObjectsAtStripe({}))
+        self.cutter = UsageCutter(kit.store, self._flusher, lambda: ObjectsAtStripe({}))
         self.flush: Callable[[], Awaitable[None]] = self._nothing
 
     @asynccontextmanager
@@ -365,12 +381,12 @@ class Cut:
 
 
 @pytest.fixture
-async def cut(kit: MeterKit) -> Cut:
+async def cut(kit: MeterKit) -> PriceCut:
     await States(kit.store).change("acme", lambda state: replace(state, stripe_customer="cus_acme"))
-    return Cut(kit)
+    return PriceCut(kit)
 
 
-async def test_usage_is_held_back_for_longer_than_stripe_may_take(cut: Cut, clock: Clock) -> None:
+async def test_usage_is_held_back_for_longer_than_stripe_may_take(cut: PriceCut, clock: Clock) -> None:
     seen = list[tuple[int, int]]()
 
     async def flush() -> None:
@@ -394,7 +410,7 @@ async def test_usage_is_held_back_for_longer_than_stripe_may_take(cut: Cut, cloc
     ],
 )
 async def test_a_possible_change_holds_usage_until_it_is_decided(
-    error: Exception, held_ms: int, cut: Cut
+    error: Exception, held_ms: int, cut: PriceCut
 ) -> None:
     with pytest.raises(type(error)):
         async with cut.cutter.cut("acme", {}):
@@ -402,7 +418,7 @@ async def test_a_possible_change_holds_usage_until_it_is_decided(
     assert (await cut.marks())[0] == held_ms
 
 
-async def test_what_was_not_delivered_holds_nothing_back(cut: Cut) -> None:
+async def test_what_was_not_delivered_holds_nothing_back(cut: PriceCut) -> None:
 
     async def flush() -> None:
         assert (await cut.marks())[0] == HELD_MS
@@ -415,7 +431,7 @@ async def test_what_was_not_delivered_holds_nothing_back(cut: Cut) -> None:
     assert (await cut.marks())[0] == 0
 
 
-async def test_intents_that_wait_for_another_try_are_tried_at_once(cut: Cut) -> None:
+async def test_intents_that_wait_for_another_try_are_tried_at_once(cut: PriceCut) -> None:
     await keep(cut.kit, "waiting", 5, state="queued", attempts=3)
     admin, outbox = await cut.kit.store.admin(), cut.kit.store.keys.shard(0, "outbox")
     await admin.ask(admin.client.zadd(outbox, {"waiting": NOW_MS + 3_600_000}))
@@ -430,7 +446,7 @@ async def test_intents_that_wait_for_another_try_are_tried_at_once(cut: Cut) -> 
             pytest.fail("nothing is to be changed")
 
 
-async def test_an_intent_that_was_not_tried_now_is_waited_for(cut: Cut) -> None:
+async def test_an_intent_that_was_not_tried_now_is_waited_for(cut: PriceCut) -> None:
     await keep(cut.kit, "waiting", 5, state="queued", attempts=3)
     admin, keys = await cut.kit.store.admin(), cut.kit.store.keys
     passes = 0
@@ -502,7 +518,7 @@ async def parked_intents_left(kit: MeterKit) -> dict[str, tuple[str, int]]:
 async def test_i6_the_one_unit_at_stripe_is_that_of_its_minute(kit: MeterKit) -> None:
     await keep(kit, "one", 1, restored=GAP)
     await keep(kit, "two", 1, restored=GAP, time=AT_S + MINUTE_S)
-    (done,) = await Recoverer(kit.store, Counted({AT_S + MINUTE_S: 1})).recover()
+    (done,) = await RestoreRecoverer(kit.store, Counted({AT_S + MINUTE_S: 1})).recover()
     assert (done.parked, done.billed, done.sent) == (2, 1, 1)
     assert await parked_intents_left(kit) == {"one": ("queued", 1)}
 
@@ -510,7 +526,7 @@ async def test_i6_the_one_unit_at_stripe_is_that_of_its_minute(kit: MeterKit) ->
 async def test_i6_a_cut_off_rest_counts_with_its_whole(kit: MeterKit) -> None:
     await keep(kit, "one", 5, restored=GAP)
     await keep(kit, "two", 3, restored=GAP, time=AT_S + MINUTE_S, rest=2)
-    (done,) = await Recoverer(kit.store, Counted({AT_S + MINUTE_S: 5})).recover()
+    (done,) = await RestoreRecoverer(kit.store, Counted({AT_S + MINUTE_S: 5})).recover()
     assert (done.parked, done.billed, done.sent) == (10, 5, 5)
     assert await parked_intents_left(kit) == {"one": ("queued", 5)}
 
@@ -521,7 +537,7 @@ async def test_i6_the_gap_of_a_line_is_that_of_all_its_intents(kit: MeterKit) ->
     await keep(kit, "two", 5, restored=later)
     for minute_s in (AT_S, AT_S + 7_200):
         counted = Counted({minute_s: 4, AT_S - 7_200: -4})
-        (done,) = await Recoverer(kit.store, counted).recover(dry_run=True)
+        (done,) = await RestoreRecoverer(kit.store, counted).recover(dry_run=True)
         assert (done.unknown, done.billed) == (4, 4)
 
 
@@ -529,15 +545,15 @@ async def test_i6_what_was_cut_off_is_not_lost_where_the_store_goes(
     monkeypatch: pytest.MonkeyPatch, kit: MeterKit
 ) -> None:
     await keep(kit, "one", 5, restored=GAP)
-    recoverer = Recoverer(kit.store, Counted({AT_S: 3}))
-    settle = vars(Recoverer)["_settle_intent"]
+    recoverer = RestoreRecoverer(kit.store, Counted({AT_S: 3}))
+    settle = vars(RestoreRecoverer)["_settle_intent"]
 
-    async def once(self: Recoverer, kept: Kept, billed: int, by: str, why: str = "") -> None:
+    async def once(self: RestoreRecoverer, kept: StoredIntent, billed: int, by: str, why: str = "") -> None:
         if not billed:
             raise StoreError("the store is away")
         await settle(self, kept, billed, by, why)
 
-    monkeypatch.setattr(Recoverer, "_settle_intent", once)
+    monkeypatch.setattr(RestoreRecoverer, "_settle_intent", once)
     with pytest.raises(StoreError, match="away"):
         await recoverer.recover()
     monkeypatch.undo()
@@ -550,7 +566,7 @@ async def test_units_missing_in_the_journal_are_named_if_billed(kit: MeterKit) -
     old = JournalRow("old", "acme", "api_requests", "cus_acme", 60, 1, 60_000)
     for at_stripe, says in ((0, False), (3, True)):
         await keep(kit, "one", 5, restored=GAP)
-        recoverer = Recoverer(kit.store, Counted({AT_S: at_stripe}), Rows(old))
+        recoverer = RestoreRecoverer(kit.store, Counted({AT_S: at_stripe}), Rows(old))
         (done,) = await recoverer.recover(dry_run=True)
         assert (done.billed, "3 of the billed units" in done.advice) == (at_stripe, says)
     with pytest.raises(CustomerError):
@@ -564,14 +580,17 @@ async def test_i6_restored_usage_is_sent_if_stripe_has_no_more(
     at_stripe: int, verdict: str, state: str, kit: MeterKit
 ) -> None:
     kept = await keep(kit, "one", 5, restored=GAP)
-    comparer = Comparer(kit.store, Counted({AT_S: at_stripe}))
+    comparer = IntentComparer(kit.store, Counted({AT_S: at_stripe}))
     assert await comparer.compare(kept) == verdict
     assert await parked_intents_left(kit) == {"one": (state, 5)}
     # An intent that changed meanwhile waits for the next comparison.
     assert await comparer.compare(replace(kept, text="as it was before")) == "again"
 
 
-FIRST: Final[dict[str, Any]] = {"first": NOW_MS - COMPARED_MS - 3_600_000, "looked": NOW_MS - APART_MS}
+FIRST: Final[dict[str, Any]] = {
+    "first": NOW_MS - COMPARABLE_AFTER_MS - 3_600_000,
+    "looked": NOW_MS - READS_APART_MS,
+}
 REBUILT: Final[dict[str, Any]] = {"since": AT_S, "till": AT_S + 4 * MINUTE_S, "together": 9, "base": 20}
 
 
@@ -597,14 +616,14 @@ async def test_i6_rebuilt_usage_is_compared_without_older_usage(
 ) -> None:
     kept = await keep(kit, "one", 9, look=look, **FIRST, **REBUILT)
     counted = Counted({AT_S + 3 * MINUTE_S: at_stripe, AT_S + 4 * MINUTE_S: 100})
-    assert await Comparer(kit.store, counted, other(elsewhere)).compare(kept) == verdict
+    assert await IntentComparer(kit.store, counted, other(elsewhere)).compare(kept) == verdict
     expected = {"delivered": [], "replace": [("queued", 9)], "person": [("parked", 9)]}
     assert list((await parked_intents_left(kit)).values()) == expected[verdict]
 
 
 async def test_i6_of_one_minute_nothing_that_went_elsewhere_counts(kit: MeterKit) -> None:
     kept = await keep(kit, "one", 9, look=9, **FIRST)
-    assert await Comparer(kit.store, Counted({AT_S: 9}), other(6)).compare(kept) == "delivered"
+    assert await IntentComparer(kit.store, Counted({AT_S: 9}), other(6)).compare(kept) == "delivered"
     assert await parked_intents_left(kit) == {}
 
 
@@ -614,7 +633,7 @@ async def test_i6_of_one_minute_nothing_that_went_elsewhere_counts(kit: MeterKit
 class Shard:
     def __init__(self, kit: MeterKit, at_stripe: dict[int, int], outbox: Outbox) -> None:
         self.kit, self.outbox, self.report = kit, outbox, FlushReport()
-        self.restarts = Restarts(kit.store, Counted(at_stripe))
+        self.restarts = StoreRestartCheck(kit.store, Counted(at_stripe))
 
     async def life(self, **fields: Any) -> dict[str, str]:
         """What the shard says of its life; the fields that are given are set first."""
@@ -700,8 +719,8 @@ SINCE_MS: Final = (FORGOTTEN_AT_S - 48 * HOUR_S) * 1000
 LINE: Final = ("acme", "cus_acme", "api_requests")
 
 
-def gap(lasts_s: int = 10 * MINUTE_S) -> Gap:
-    return Gap(from_ms=FORGOTTEN_AT_S * 1000, till_ms=(FORGOTTEN_AT_S + lasts_s) * 1000)
+def gap(lasts_s: int = 10 * MINUTE_S) -> DeliveryGap:
+    return DeliveryGap(from_ms=FORGOTTEN_AT_S * 1000, till_ms=(FORGOTTEN_AT_S + lasts_s) * 1000)
 
 
 def made(identifier: str, minute_s: int, value: int) -> Delivered:
@@ -721,7 +740,7 @@ async def unknown(
     given: dict[str, Any] = {"since_ms": SINCE_MS, "gap": gap(), "deliveries": {LINE: known}}
     given |= {"names": {}, "taken_s": ()}
     names = (LINE[0], LINE[2], LINE[1])
-    return await Forgotten(kit.store, counted, journal).unknown(*names, **given | asked)
+    return await LostDeliveries(kit.store, counted, journal).unknown(*names, **given | asked)
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ from meterkit import throttle
 from meterkit.asgi import logs
 from meterkit.asgi.context import exchange
 from meterkit.asgi.logs import TroubleLog
-from meterkit.background import BackgroundTasks
 from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.catalog.amount_texts import money
 from meterkit.errors import StoreError
+from meterkit.serving import BackgroundTasks
 from meterkit.throttle import Throttle
 from tokens.recordings import chat, chat_usage
 
@@ -47,7 +47,7 @@ async def beside(work: Callable[[], Coroutine[None, None, None]], *, for_s: floa
     """Have a task run for a while; how often it has failed."""
     failures, loop = Counter[str](), asyncio.get_running_loop()
     tasks = BackgroundTasks(failures)
-    tasks.keep(loop, "look", work)
+    tasks.ensure_running(loop, "look", work)
     await asyncio.sleep(for_s)
     await tasks.end(loop)
     return failures
@@ -220,7 +220,7 @@ def test_an_outage_is_logged_each_minute_with_its_last_request(
 
     async def ask(times: int) -> None:
         for _ in range(times):
-            lines.undecided(StoreError("the store is away"), CATALOG.routes[0])
+            lines.log_undecided(StoreError("the store is away"), CATALOG.routes[0])
 
     for _ in range(3):
         asyncio.run(ask(4))

@@ -30,25 +30,23 @@ from meterkit.customers.usage import _priced, _RecordedAt
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import bounds_at, to_ms
-from meterkit.decisions.stored_grants import Holding
+from meterkit.decisions.stored_grants import StoredGrant
 from meterkit.errors import MeterkitError, SettingsError, StoreError
-from meterkit.outbox.closes import Close, ends_to_close
-from meterkit.outbox.intents import RESTORED, Kept
-from meterkit.outbox.operator_commands import _intent
+from meterkit.outbox.closes import PeriodClose, ends_to_close
+from meterkit.outbox.intents import RESTORED, StoredIntent
+from meterkit.outbox.operator_commands import _shown_intent
 from meterkit.redis import discovery, scripts
-from meterkit.redis.breaker import Reconnector
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.redis.embedded import EmbeddedServer
-from meterkit.redis.filelock import FileLock
-from meterkit.redis.hold_renewal import Renewal
-from meterkit.redis.lane import Lane
-from meterkit.redis.private_directory import check_peer, make_directory
-from meterkit.redis.server import eviction_warning, not_past
-from meterkit.redis.settling import resolve
+from meterkit.redis.lane import HoldRenewal, Lane
+from meterkit.redis.local_files import FileLock, check_peer, make_directory
+from meterkit.redis.reconnector import Reconnector
+from meterkit.redis.server import eviction_warning, refuse_past_clock
+from meterkit.redis.settlement_queue import resolve
 from meterkit.redis.tallies import BUCKETS_S, Tallies
 from meterkit.redis.tls import Tls
-from meterkit.redis.url import Address, Place
+from meterkit.redis.url import Address, HostPort
 from meterkit.store.allotment import next_size
 from meterkit.store.compiled_catalog import CatalogAlarms
 from meterkit.store.customer_usage import read_usage_reply
@@ -70,8 +68,8 @@ from servers.stores import free_port
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import OnEnd
+    from meterkit.redis.reconnector import AnyConnection
     from meterkit.store.views import CustomerView, PreparedDecision
 
 pytestmark = pytest.mark.anyio
@@ -154,7 +152,9 @@ def test_late_usage_is_logged_with_what_becomes_of_it(
 
 def test_a_grant_is_over_at_the_instant_at_which_it_expires() -> None:
     times = dict.fromkeys(("effective_ms", "expires_ms", "created_ms", "until_ms"), 0)
-    grant = Holding(name="a m:requests one", target="m:requests", quantity=10, used=0, priority=50, **times)
+    grant = StoredGrant(
+        name="a m:requests one", target="m:requests", quantity=10, used=0, priority=50, **times
+    )
     for expires_ms, entries in ((NOW_MS, ["grant", "expire"]), (NOW_MS + 1, ["grant"])):
         lines = ledger_of([replace(grant, expires_ms=expires_ms, until_ms=expires_ms)], {}, NOW_MS)
         assert [line.entry for line in lines] == entries
@@ -174,7 +174,7 @@ def test_an_intent_says_who_parked_it_and_if_it_is_restored() -> None:
     fields = {"v": "1", "state": "parked", "customer": "ada", "stripe": "cus_1", "period": "0", "meter": "x"}
     fields |= {"event": "e", "value": "6", "time": "60", "key": "k", "first": "0", "attempts": "0", "at": "0"}
     found, restored = (
-        _intent(Kept.read("one", 0, json.dumps(fields | more).encode()), {}, {}, NOW_MS)
+        _shown_intent(StoredIntent.read("one", 0, json.dumps(fields | more).encode()), {}, {}, NOW_MS)
         for more in ({}, {RESTORED: "1"})
     )
     assert (found.restored, restored.restored) == (False, True)
@@ -216,7 +216,7 @@ def test_for_two_hours_after_a_period_its_close_is_noted(hours: int, *, has_star
     end_ms = view.effective.bounds.end_ms
     # The process has learnt nothing of the customer since the period ended.
     now_ms = end_ms + hours * HOUR_MS
-    found = {Close.read(0, member.encode()).end_ms for member in ends_to_close([view], now_ms)}
+    found = {PeriodClose.read(0, member.encode()).end_ms for member in ends_to_close([view], now_ms)}
     assert found == {bounds_at(now_ms).end_ms} | ({end_ms} if has_start else set())
 
 
@@ -294,9 +294,9 @@ def test_a_thread_gives_its_result_or_its_error() -> None:
 def test_a_clock_may_be_ahead_and_no_more_than_a_minute_behind() -> None:
     now = time()
     for told in (now + 10**6, now - 30):
-        assert not_past(partial(float, told), "redis://x")() == told
+        assert refuse_past_clock(partial(float, told), "redis://x")() == told
     with pytest.raises(MeterkitError, match="which is past, and redis://x keeps nothing"):
-        not_past(lambda: now - 90, "redis://x")()
+        refuse_past_clock(lambda: now - 90, "redis://x")()
 
 
 def test_files_of_a_store_are_of_this_user_alone(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ async def test_every_request_is_answered_and_one_in_eight_is_timed() -> None:
         future.set_result(7)
         return future
 
-    timed = tallies.timed(call)
+    timed = tallies.time_calls(call)
     asked: Any = None
     assert [await timed(asked) for _ in range(16)] == [7] * 16
     await asyncio.sleep(0)
@@ -370,14 +370,14 @@ async def test_every_request_is_answered_and_one_in_eight_is_timed() -> None:
 
 
 async def test_a_cluster_that_cannot_be_reached_says_why() -> None:
-    place = Place("127.0.0.1", free_port())
+    place = HostPort("127.0.0.1", free_port())
     for places, why in (((place,), "Connect call failed|refused"), ((), "no node is named")):
         with pytest.raises(StoreError, match=f"cannot be reached: .*({why})"):
-            await discovery.find(Address(kind="cluster", places=places), (), timeout_s=5, clock=time)
+            await discovery.find_slots(Address(kind="cluster", places=places), (), timeout_s=5, clock=time)
 
 
 async def test_renewal_that_begins_again_renews_once_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    renewal = Renewal(lambda _: None, lambda: 0)
+    renewal = HoldRenewal(lambda _: None, lambda: 0)
     timers = list[asyncio.TimerHandle]()
     loop = asyncio.get_running_loop()
     later = loop.call_later

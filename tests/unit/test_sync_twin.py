@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 
 import pytest
 
+from drivers.sync_stub import STUB, stub
 from meterkit import Gauges, MeterKit, ObjectStorage, Reservation, Revenue, Subscriptions
 from meterkit.catalog import loads
 from meterkit.customers.customers import Customers
@@ -82,3 +84,16 @@ def test_arguments_and_docs_are_those_of_the_kit(kit: MeterKit) -> None:
                 assert not inspect.iscoroutinefunction(ours)
                 compared += 1
     assert compared > 15
+
+
+def shape(text: str) -> tuple[set[tuple[str | None, str]], list[str]]:
+    """The imported names of a stub, and its classes."""
+    nodes = ast.parse(text).body
+    imports = {
+        (node.module, name.name) for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names
+    }
+    return imports, [ast.dump(node) for node in nodes if isinstance(node, ast.ClassDef)]
+
+
+def test_the_stub_has_the_signatures_of_the_kit() -> None:
+    assert shape(stub()) == shape(STUB.read_text()), "write it anew: python tests/drivers/sync_stub.py"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from drivers.sampled import few_examples
 from meterkit.errors import SettingsError
 from meterkit.redis.tls import Tls
-from meterkit.redis.url import Address, Place, choose_store, parse_redis_url
+from meterkit.redis.url import Address, HostPort, choose_store, parse_redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ def tcp(**given: Any) -> Address:
 
 
 def several(kind: Any, *places: tuple[str, int], **given: Any) -> Address:
-    return Address(kind=kind, places=tuple(Place(*place) for place in places), **given)
+    return Address(kind=kind, places=tuple(HostPort(*place) for place in places), **given)
 
 
 OF_SENTINEL: dict[str, Any] = {

@@ -17,13 +17,20 @@ from hypothesis import strategies as st
 from drivers.plans import free_plan
 from drivers.sampled import few_examples, some
 from meterkit import MeterKit
-from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge
+from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge_headers
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions import verdict
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.grants import Prepaid
-from meterkit.decisions.in_process import NOTHING_LEFT, Left, advance, left_by, left_where_allowed, weigh
+from meterkit.decisions.in_process import (
+    NO_REMAINDERS,
+    RemainingQuantity,
+    advance,
+    decide_by_rates,
+    drop_replenished,
+    remaining_by_policy,
+)
 from meterkit.decisions.keys import (
     HOOKS_SHARD,
     Keys,
@@ -34,7 +41,7 @@ from meterkit.decisions.keys import (
     shard_of,
 )
 from meterkit.decisions.policies import TOKEN_BUCKET, Demand, rate_numbers
-from meterkit.decisions.program import Binding, Program, compile_program, demands_of, reported_parts
+from meterkit.decisions.program import BoundProgram, Program, compile_program, demands_of, reported_parts
 from meterkit.decisions.verdict import reset_ms
 from meterkit.errors import PlansError
 from meterkit.redis.connection import pack, pack_each, unpack
@@ -80,7 +87,7 @@ def refusal(
     used: dict[int, tuple[int, int, int]], *, quantity: int = 1, end_ms: int = PERIOD_END_MS
 ) -> Decision:
     numbers = [number for nth, unused in enumerate(UNUSED) for number in used.get(nth, unused)]
-    return verdict.refused(program(quantity), [1, NOW_MS, end_ms, *numbers], 0)
+    return verdict.refused_decision(program(quantity), [1, NOW_MS, end_ms, *numbers], 0)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,7 @@ def test_a_decision_does_not_change() -> None:
 
 
 def test_a_billed_ceiling_is_a_cap() -> None:
-    found = verdict.refused(program(9, "tokens"), [1, NOW_MS, PERIOD_END_MS, 0, 0, 0, 8, 0, 0], 0)
+    found = verdict.refused_decision(program(9, "tokens"), [1, NOW_MS, PERIOD_END_MS, 0, 0, 0, 8, 0, 0], 0)
     assert (found.reason, found.limit, found.remaining) == ("cap", "tokens-period", 8)
 
 
@@ -162,20 +169,20 @@ def test_a_billed_ceiling_is_a_cap() -> None:
 def test_an_admission_names_the_policy_nearest_to_exhaustion(
     nth: int, told: tuple[int, int], policy: str, reset_ms: int | None
 ) -> None:
-    found = verdict.allowed(program(), [0, NOW_MS, nth, *told], PERIOD_END_MS)
+    found = verdict.allowed_decision(program(), [0, NOW_MS, nth, *told], PERIOD_END_MS)
     left = max(0, told[0])
     reset = None if reset_ms is None else timedelta(milliseconds=reset_ms)
     assert Decision(allowed=True, limit=policy, remaining=left, reset_after=reset) == found
 
 
 def test_an_admission_without_policies_names_none() -> None:
-    assert Decision(allowed=True) == verdict.allowed(program(), [0, NOW_MS, 0, 0, 0], PERIOD_END_MS)
+    assert Decision(allowed=True) == verdict.allowed_decision(program(), [0, NOW_MS, 0, 0, 0], PERIOD_END_MS)
 
 
 def test_a_window_of_25_hours_moves_by_the_millisecond() -> None:
     window_ms = verdict.EXACT_WINDOW_MS_MAX
-    assert verdict.weighted(window_ms, 1, window_ms) == 1
-    assert verdict.weighted(window_ms + 1000, 1, window_ms + 1000) == 1000
+    assert verdict.weighted_count(window_ms, 1, window_ms) == 1
+    assert verdict.weighted_count(window_ms + 1000, 1, window_ms + 1000) == 1000
 
 
 class Patient(World):
@@ -187,7 +194,7 @@ class Patient(World):
     def refused(self, known: CustomerView, program: Program, reply: list[int]) -> None:
         now_ms, bounds = reply[1], known.effective.bounds
         end_ms = bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
-        decision = verdict.refused(program, reply, end_ms)
+        decision = verdict.refused_decision(program, reply, end_ms)
         assert decision.reason is not None
         if any(name.endswith("-concurrency") for name in decision.violated):
             assert decision.retry_after is None or decision.retry_after >= timedelta(seconds=1)
@@ -327,11 +334,11 @@ def test_a_refill_of_a_million_parts_is_the_least() -> None:
 
 def test_what_is_bound_is_asked_and_held_with_the_rest() -> None:
     program = compiled({"tokens": one(5), "requests": one(1)})
-    binding = Binding(program, {"tokens": 4})
+    binding = BoundProgram(program, {"tokens": 4})
     numbers = binding.numbers({"tokens": 70})
     changed = {place: number for place, number in enumerate(numbers) if number != program.numbers[place]}
     assert set(changed.values()) == {74}
-    assert set(changed) == {place for place, meter, _ in program.asked if meter == "tokens"}
+    assert set(changed) == {place for place, meter, _ in program.quantity_places if meter == "tokens"}
     assert binding.numbers({}) == list(program.numbers)
     assert binding.held({"tokens": 70}) == {**program.held, "tokens": 74}
     assert binding.held({}) == dict(program.held)
@@ -339,17 +346,17 @@ def test_what_is_bound_is_asked_and_held_with_the_rest() -> None:
 
 def test_no_less_is_asked_than_the_least() -> None:
     program = compiled({"tokens": one(5)})
-    least = {place: least for place, meter, least in program.asked if meter == "tokens"}
-    numbers = Binding(program, {"tokens": 0}).numbers({"tokens": 0})
+    least = {place: least for place, meter, least in program.quantity_places if meter == "tokens"}
+    numbers = BoundProgram(program, {"tokens": 0}).numbers({"tokens": 0})
     assert {place: numbers[place] for place in least} == least
 
 
 def test_what_is_recorded_besides_is_what_was_asked_besides() -> None:
     program = compiled({"tokens": one(5), "requests": one(1)})
     assert program.settled == {"tokens": 5, "requests": 1}
-    assert Binding(program, {"tokens": 4}).recorded == {"tokens": 4, "requests": 1}
-    assert Binding(program, {"tokens": 0}).recorded == {"requests": 1}
-    assert Binding(program, {"tokens": 0}).is_exact
+    assert BoundProgram(program, {"tokens": 4}).recorded == {"tokens": 4, "requests": 1}
+    assert BoundProgram(program, {"tokens": 0}).recorded == {"requests": 1}
+    assert BoundProgram(program, {"tokens": 0}).is_exact
 
 
 PAID = loads(
@@ -367,7 +374,7 @@ def test_what_credit_pays_is_held_without_a_ceiling() -> None:
     program = compile_program(plan.entitlements, PAID, demands, prepaid=Prepaid.of(plan, PAID))
     assert program.held == {"requests": 2, "silent": 2}
     bound = [("requests",), ("silent",), ("requests", "silent")]
-    exact = [Binding(program, dict.fromkeys(names, 0)).is_exact for names in bound]
+    exact = [BoundProgram(program, dict.fromkeys(names, 0)).is_exact for names in bound]
     assert exact == [True, False, False]
 
 
@@ -413,10 +420,10 @@ def asking(quantity: int, catalog: Catalog = IN_PROCESS_CATALOG, *, in_flight: b
 
 
 def test_asking_for_nothing_is_refused_if_nothing_is_left() -> None:
-    _, known = weigh(asking(0), {}, {}, 60_000)
-    assert weigh(asking(10), known, {}, 60_000)[0][0] == 0
-    _, known = weigh(asking(10), known, {}, 60_000)
-    assert weigh(asking(0), known, {}, 60_000)[0][0] == 1
+    _, known = decide_by_rates(asking(0), {}, {}, 60_000)
+    assert decide_by_rates(asking(10), known, {}, 60_000)[0][0] == 0
+    _, known = decide_by_rates(asking(10), known, {}, 60_000)
+    assert decide_by_rates(asking(0), known, {}, 60_000)[0][0] == 1
 
 
 @pytest.mark.parametrize(
@@ -431,51 +438,53 @@ def test_what_is_weighed_is_what_the_rate_comes_to(algorithm: str, now_ms: int, 
     catalog = loads(IN_PROCESS_PLANS.replace("10/minute", f"{{limit: 10/minute, algorithm: {algorithm}}}"))
     ((field, kind, window_ms, _, refill, _, _),) = asking(1, catalog).rate_terms
     known = {field: (1, 2, 9)}
-    reply, counts = weigh(asking(10 - counted, catalog), known, {}, now_ms)
+    reply, counts = decide_by_rates(asking(10 - counted, catalog), known, {}, now_ms)
     assert (reply[0], reply[3]) == (0, 0)
     (slot, before, earlier), _ = advance(kind, window_ms, refill, known[field], now_ms)
     assert counts == {field: (slot, before + 10 - counted, earlier)}
-    assert weigh(asking(11 - counted, catalog), known, {}, now_ms)[0][0] == 1
+    assert decide_by_rates(asking(11 - counted, catalog), known, {}, now_ms)[0][0] == 1
 
 
 @pytest.mark.parametrize(("quantity", "now_ms", "is_refused"), [(5, 999, 0), (6, 999, 1), (6, 1_000, 0)])
 def test_what_was_left_at_a_refusal_holds_for_the_period(quantity: int, now_ms: int, is_refused: int) -> None:
-    (ceiling,) = left_by(asking(6), [1, 0, 1_000, 0, 0, 0, 5, 0, 0, 0], 9_000)
-    left = {ceiling: Left(5, is_backed=False, until_ms=1_000)}
-    assert weigh(asking(quantity), {}, left, now_ms)[0][0] == is_refused
+    (ceiling,) = remaining_by_policy(asking(6), [1, 0, 1_000, 0, 0, 0, 5, 0, 0, 0], 9_000)
+    left = {ceiling: RemainingQuantity(5, is_backed=False, until_ms=1_000)}
+    assert decide_by_rates(asking(quantity), {}, left, now_ms)[0][0] == is_refused
 
 
 @pytest.mark.parametrize(("ends_ms", "until_ms"), [(1_000, 1_000), (0, 9_000)])
 def test_a_refusal_holds_until_this_or_the_next_period_ends(ends_ms: int, until_ms: int) -> None:
     reply = [1, 0, ends_ms, 0, 0, 0, 5, 0, 0, 1]
-    assert list(left_by(asking(6), reply, 9_000).values()) == [Left(5, is_backed=True, until_ms=until_ms)]
-    assert left_by(asking(5), reply, 9_000) == {}
+    assert list(remaining_by_policy(asking(6), reply, 9_000).values()) == [
+        RemainingQuantity(5, is_backed=True, until_ms=until_ms)
+    ]
+    assert remaining_by_policy(asking(5), reply, 9_000) == {}
     # Without numbers of grants none stood behind the ceiling.
-    (alone,) = left_by(asking(6), reply[:-1], 9_000).values()
-    assert alone == Left(5, is_backed=False, until_ms=until_ms)
+    (alone,) = remaining_by_policy(asking(6), reply[:-1], 9_000).values()
+    assert alone == RemainingQuantity(5, is_backed=False, until_ms=until_ms)
 
 
 def test_an_allowed_request_lifts_the_ceilings_it_met() -> None:
-    left = Left(0, is_backed=False, until_ms=9_000)
+    left = RemainingQuantity(0, is_backed=False, until_ms=9_000)
     both = {"tokens-period": left, "pages-period": left}
-    assert left_where_allowed(both, asking(1)) == {"pages-period": left}
-    assert left_where_allowed({"tokens-period": left}, asking(1)) is NOTHING_LEFT
+    assert drop_replenished(both, asking(1)) == {"pages-period": left}
+    assert drop_replenished({"tokens-period": left}, asking(1)) is NO_REMAINDERS
 
 
 def test_the_rate_nearest_to_its_limit_is_reported() -> None:
     program = asking(1, TWO_RATES)
     (minute, *_), (hour, *_) = program.rate_terms
     now_ms = 2 * 3_600_000
-    assert weigh(program, {}, {}, now_ms)[0] == [0, now_ms, 1, 9, 0]
-    assert weigh(program, {minute: (120, 3, 0)}, {}, now_ms)[0] == [0, now_ms, 1, 6, 0]
-    assert weigh(program, {hour: (2, 3, 0)}, {}, now_ms)[0] == [0, now_ms, 2, 6, 0]
-    assert weigh(asking(1, WITHOUT_RATES), {}, {}, now_ms) == ([0, now_ms, 0, 0, 0], {})
+    assert decide_by_rates(program, {}, {}, now_ms)[0] == [0, now_ms, 1, 9, 0]
+    assert decide_by_rates(program, {minute: (120, 3, 0)}, {}, now_ms)[0] == [0, now_ms, 1, 6, 0]
+    assert decide_by_rates(program, {hour: (2, 3, 0)}, {}, now_ms)[0] == [0, now_ms, 2, 6, 0]
+    assert decide_by_rates(asking(1, WITHOUT_RATES), {}, {}, now_ms) == ([0, now_ms, 0, 0, 0], {})
 
 
 def test_a_rest_of_another_rate_is_less_than_a_unit_in_buckets() -> None:
     program = asking(1, IN_PROCESS_BUCKET)
     ((field, *_),) = program.rate_terms
-    reply, counts = weigh(program, {field: (60_000, 3, 9)}, {}, 60_000)
+    reply, counts = decide_by_rates(program, {field: (60_000, 3, 9)}, {}, 60_000)
     assert (reply, counts) == ([0, 60_000, 1, 6, 0], {field: (60_000, 4, 0)})
 
 
@@ -484,8 +493,8 @@ def test_a_refusal_has_the_form_of_the_scripts_reply() -> None:
     (minute, *_), (hour, *_) = program.rate_terms
     now_ms = 2 * 3_600_000
     for is_backed in (False, True):
-        left = {"tokens-period": Left(4, is_backed=is_backed, until_ms=10**9)}
-        reply, counts = weigh(program, {minute: (119, 8, 1), hour: (2, 7, 2)}, left, now_ms)
+        left = {"tokens-period": RemainingQuantity(4, is_backed=is_backed, until_ms=10**9)}
+        reply, counts = decide_by_rates(program, {minute: (119, 8, 1), hour: (2, 7, 2)}, left, now_ms)
         told = (4, 0, 0, 3, 0, 0, int(is_backed))
         assert (reply, counts) == ([1, now_ms, 0, 0, 8, 0, 7, 2, 0, *told], {})
 
@@ -597,4 +606,4 @@ def test_to_scripts_of_other_origins_the_fields_are_shown() -> None:
         told = LimitFields(call.program, "ietf").add(headers, call, [0, LIMIT_FIELDS_NOW_MS, 1, 4, 0], ORIGIN)
         ours = [pair for pair in told if pair[0] in {b"ratelimit", b"ratelimit-policy"}]
         assert len(ours) == 2
-        assert told == merge(headers, ours, expose=True)
+        assert told == merge_headers(headers, ours, expose=True)

@@ -12,17 +12,17 @@ from starlette.requests import ClientDisconnect
 from meterkit.asgi.body import KeptRequest, has_body
 from meterkit.asgi.llm_calls import LlmCalls, name_calls
 from meterkit.asgi.logs import warn, warn_of_lost, warn_of_unread
-from meterkit.asgi.problems import type_of
-from meterkit.asgi.reading import Reading
+from meterkit.asgi.problems import problem_type_of
 from meterkit.asgi.refuser import LateRefusal
+from meterkit.asgi.response_usage import ResponseUsage
 from meterkit.catalog.argument_checks import check_feature, check_quantities
 from meterkit.catalog.routes import is_fetched
 from meterkit.catalog.units import USAGE_METERS
-from meterkit.decisions.customer_state import refusal_without
+from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner
 from meterkit.store.prepared_decisions import read_decision, read_limits
-from meterkit.tokens.unread_figures import is_counting
+from meterkit.tokens.layout import is_counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ _NEVER: Final = frozenset["Outcome"]()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Current:
-    """Who is served, and why: what the code that serves a request may ask.
+    """Customer, plan and decision of the request that is being served.
 
     Attributes:
         customer: the customer's id.
@@ -64,12 +64,15 @@ class Current:
     reserved: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
-class Admitted(HoldOwner):
-    """What a request is answered by, and asked about.
+class AdmittedRequest(HoldOwner):
+    """Base of admitted requests: answers what the app asks, watches the client, reads the usage.
+
+    Servers report in three ways that the client has left: ``http.disconnect``, an OSError of ``send``, and
+    cancellation of the app.
 
     Attributes:
         decision: the decision; None until its details are read.
-        limit_fields: writes the fields of the answer, or None.
+        limit_fields: writes the limit fields of the response, or None.
         server_receive: the server's receive, to be set before the app is called.
         refuser: answers what the app itself refuses; to be set likewise.
 
@@ -79,12 +82,42 @@ class Admitted(HoldOwner):
         _charge_on: the outcomes that are billed.
         _reply: the store's, where it has decided.
         _scope, _send: the server's.
-        _weighed: how this process has decided in place of the store, or None.
+        _fallback_decision: how this process has decided in place of the store, or None.
+        _begun: whether the app sent a byte of the body.
+        _complete: whether the app sent its response to the end.
+        _failed: whether the app ended by an error of its own.
+        _gone: whether the client left before the end.
+        _has_request: whether the app has read the request to its end; unset until it reads.
+        _early: whether the client left before the first byte; unset until it leaves.
+        _within: whether it left before its own request had ended; likewise.
+        _llm: the calls of language models; None: none are known.
+        _reading: reads the response; None: the route has no usage.
+        _request: keeps the request's body; unset where neither its body nor its response is read.
     """
 
     __slots__ = (
-        *("_charge_on", "_reply", "_route", "_scope", "_send", "_view", "_weighed"),
-        *("decision", "limit_fields", "refuser", "server_receive"),
+        "_begun",
+        "_charge_on",
+        "_complete",
+        "_early",
+        "_failed",
+        "_fallback_decision",
+        "_gone",
+        "_has_request",
+        "_llm",
+        "_nothing_to_settle",
+        "_reading",
+        "_reply",
+        "_request",
+        "_route",
+        "_scope",
+        "_send",
+        "_view",
+        "_within",
+        "decision",
+        "limit_fields",
+        "refuser",
+        "server_receive",
     )
 
     _view: CustomerView
@@ -93,7 +126,19 @@ class Admitted(HoldOwner):
     _reply: list[int]
     _scope: Scope
     _send: Send
-    _weighed: FallbackDecision | None
+    _fallback_decision: FallbackDecision | None
+    _begun: bool
+    _complete: bool
+    _failed: bool
+    _gone: bool
+    _nothing_to_settle: bool
+    # Unset where nothing needs them: a request pays for each field that it sets.
+    _has_request: bool
+    _early: bool
+    _within: bool
+    _llm: LlmCalls | None
+    _reading: ResponseUsage | None
+    _request: KeptRequest
     decision: Decision | None
     limit_fields: LimitFields | ShadowFields | PolicyFields | None
     server_receive: Receive
@@ -101,57 +146,57 @@ class Admitted(HoldOwner):
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether the request has no customer and is limited by its address."""
+        """Whether the request has no customer and is limited by its client address."""
         return self._view.anonymous
 
-    def is_of(self, customer: str, store: Store) -> bool:
+    def is_request_of(self, customer: str, store: Store) -> bool:
         """Whether this is a request of that customer, decided by that store."""
         return self._view.customer == customer and self._store is store
 
-    def is_over_by(self, error: BaseException) -> bool:
-        """Whether an error of the app only says that meterkit has ended the request; it has not."""
+    def is_expected_error(self, error: BaseException) -> bool:
+        """Whether an error of the app only reports that meterkit has ended the request; False here."""
         del error
         return False
 
-    def take(self, decision: Decision) -> None:
-        """Take note of a decision that is not just that the plan allows the request."""
+    def note_decision(self, decision: Decision) -> None:
+        """Store a decision that says more than that the plan allows the request."""
         self.decision = decision
         if self._store.mark_span is not None:
             self._store.mark_span(decision.plan, decision.cause, decision.degraded)
 
-    def use_fallback_decision(self, decision: Decision | None, weighed: FallbackDecision | None) -> None:
-        """Take note of what was decided without the store; a decision of None is one that just allows."""
-        self._weighed = weighed
+    def use_fallback_decision(self, decision: Decision | None, fallback: FallbackDecision | None) -> None:
+        """Store a decision made without the store; None: the plan just allows the request."""
+        self._fallback_decision = fallback
         if decision is not None:
-            self.take(decision)
-        elif weighed is not None and self._store.mark_span is not None:
-            self._store.mark_span(weighed.plan, None, True)
+            self.note_decision(decision)
+        elif fallback is not None and self._store.mark_span is not None:
+            self._store.mark_span(fallback.plan, None, True)
 
     @abstractmethod
     def _outcome(self) -> Outcome:
-        """What the request came to."""
+        """Outcome of the request, by which it is billed."""
 
     def _tally(self, tallies: Tallies) -> None:
         outcome = self._outcome()
-        decision, weighed = self.decision, self._weighed
+        decision, fallback = self.decision, self._fallback_decision
         if decision is not None:
-            tallies.ended(decision.plan, outcome, decision.cause, degraded=decision.degraded)
+            tallies.count_request(decision.plan, outcome, decision.cause, degraded=decision.degraded)
         else:  # Allowed, and no code has asked for more.
-            plan = self._view.effective.plan.key if weighed is None else weighed.plan
-            tallies.ended(plan, outcome, None, degraded=weighed is not None)
+            plan = self._view.effective.plan.key if fallback is None else fallback.plan
+            tallies.count_request(plan, outcome, None, degraded=fallback is not None)
 
     def warn(self, message: str) -> None:
-        """Warn of something about the request's route, once in a while."""
+        """Log a warning about the request's route, throttled."""
         warn(self._store, self._route.match, message)
 
     def warn_of_lost(self, calls: Iterable[CallUsage]) -> None:
-        """Warn of calls whose figures are missing, once in a while."""
+        """Log calls whose figures are missing, throttled."""
         warn_of_lost(self._store, self._route.match, calls)
 
     def warn_of_uncounted(
         self, calls: Iterable[CallUsage], llm: LlmCalls, recorded: Mapping[str, int] | None
     ) -> None:
-        """Warn of calls whose figures are missing, and of token figures of the response that are not read.
+        """Log calls whose figures are missing, and token figures of the response that are not read.
 
         Args:
             calls: those read off the response.
@@ -177,7 +222,7 @@ class Admitted(HoldOwner):
         check_quantities(quantities, self._view.cache.catalog.meters)
 
     def _with_fields(self, message: Message) -> Message:
-        """A message that begins a response, with the limit fields of the decision among its headers."""
+        """Add the limit fields of the decision to the message that begins a response."""
         fields = self.limit_fields
         if fields is None:
             return message
@@ -185,11 +230,11 @@ class Admitted(HoldOwner):
         return {**message, "headers": headers}
 
     def current(self) -> Current:
-        """Who is served, and why."""
+        """Customer, plan and decision of this request."""
         if self.decision is None and self._decided is not None:
             self.decision = read_decision(self._decided, self._reply)
-        elif self.decision is None and self._weighed is not None:
-            self.decision = read_limits(*self._weighed, degraded=True)
+        elif self.decision is None and self._fallback_decision is not None:
+            self.decision = read_limits(*self._fallback_decision, degraded=True)
         return Current(
             customer=self._view.customer,
             plan=self._view.effective.plan.key,
@@ -203,9 +248,9 @@ class Admitted(HoldOwner):
         return {one.meter: held[one.meter] for one in self._route.reserve if one.meter in held}
 
     def refusal_without(self, feature: str) -> Decision | None:
-        """The refusal of a customer who lacks a feature by the state that decided the request.
+        """Refusal of a customer who lacks a feature, by the state that decided the request; None: it has it.
 
-        In shadow it is one that allows. What was not decided is not refused.
+        In shadow mode the refusal allows. A request that was not decided is not refused.
 
         Raises:
             UnknownFeatureError: the feature is not in the plans file.
@@ -214,14 +259,14 @@ class Admitted(HoldOwner):
         check_feature(feature, view.cache.catalog.features)
         if decided is None:
             return None
-        refusal = refusal_without(view.customer, view.effective, feature)
+        refusal = refusal_for_feature(view.customer, view.effective, feature)
         return replace(refusal, allowed=True, shadow=True) if refusal and decided.shadow else refusal
 
     def require(self, feature: str) -> Decision | None:
-        """The refusal of a customer who lacks a feature, which the app is to answer with an error.
+        """Refuse a customer who lacks a feature, in place of the error response of the app.
 
-        That gives way to the refusal, see :class:`~meterkit.asgi.refuser.LateRefusal`. The request stays
-        counted in its rates, by which it was admitted, and is not billed.
+        The app raises an error; its response gives way to the refusal, see
+        :class:`~meterkit.asgi.refuser.LateRefusal`. The request stays counted in its rates and is not billed.
 
         Raises:
             UnknownFeatureError: the feature is not in the plans file.
@@ -230,7 +275,7 @@ class Admitted(HoldOwner):
         if refusal is None:
             return None
         if refusal.shadow:
-            self.refuser.log.shadowed(refusal, self._route, self._view)
+            self.refuser.log.log_shadowed(refusal, self._route, self._view)
             return None
         if not isinstance(self._send, LateRefusal):  # The first one stands.
             route = replace(self._route, feature=feature)
@@ -242,47 +287,8 @@ class Admitted(HoldOwner):
                     refusal, route, decided, view, scope, receive, send, is_admitted=True
                 )
 
-            self._send = LateRefusal(self._send, type_of(refusal).status, refuse)
+            self._send = LateRefusal(self._send, problem_type_of(refusal).status, refuse)
         return refusal
-
-
-class ClientWatch(Admitted):
-    """A request whose server tells by three means that the client has left.
-
-    These are ``http.disconnect``, an OSError of ``send``, and cancellation of the app.
-
-    Slots:
-        _begun: whether the app sent a byte of the body.
-        _complete: whether the app sent its response to the end.
-        _failed: whether the app ended by an error of its own.
-        _gone: whether the client left before the end.
-        _has_request: whether the app has read the request to its end; unset until it reads.
-        _early: whether the client left before the first byte; unset until it leaves.
-        _within: whether it left before its own request had ended; likewise.
-    """
-
-    __slots__ = (
-        *(
-            "_begun",
-            "_complete",
-            "_early",
-            "_failed",
-            "_gone",
-            "_has_request",
-            "_nothing_to_settle",
-            "_within",
-        ),
-    )
-
-    _begun: bool
-    _complete: bool
-    _failed: bool
-    _gone: bool
-    _nothing_to_settle: bool
-    # Unset where nothing needs them: a request pays for each field that it sets.
-    _has_request: bool
-    _early: bool
-    _within: bool
 
     @property
     def _left_early(self) -> bool:
@@ -307,22 +313,6 @@ class ClientWatch(Admitted):
         is_disconnect = self._gone or isinstance(error, ClientDisconnect)
         self._failed = isinstance(error, Exception) and not is_disconnect
 
-
-class UsageWatch(ClientWatch):
-    """A request whose answer may have the usage of language models.
-
-    Slots:
-        _llm: the calls of language models; None: there are none, as far as is known.
-        _reading: reads the answer; None: the route says that it has no usage.
-        _request: keeps the request's body; unset where neither its body nor its answer is read.
-    """
-
-    __slots__ = ("_llm", "_reading", "_request")
-
-    _llm: LlmCalls | None
-    _reading: Reading | None
-    _request: KeptRequest
-
     def read_usage(self, body: BufferedBody | None, estimate: InputEstimator) -> None:
         """Read the response's token usage as it is sent, where the route says so.
 
@@ -340,14 +330,14 @@ class UsageWatch(ClientWatch):
         self.server_receive = request.receive
         if usage != "none":
             fetched = is_fetched(usage, self._scope["method"].upper())  # h11 hands on "post".
-            self._reading = Reading(
+            self._reading = ResponseUsage(
                 self._route, request, complain=self.warn, estimate=estimate, is_fetched=fetched
             )
             self._llm = LlmCalls(self._reading, is_fetched=fetched)
             self._nothing_to_settle = False
 
     def _requested_models(self) -> Sequence[str]:
-        """The models that the request may be of; none: not known."""
+        """Models that the request may be for; empty: not known."""
         request: KeptRequest | None = getattr(self, "_request", None)
         if request is None:
             request = KeptRequest(self._scope, self.server_receive)

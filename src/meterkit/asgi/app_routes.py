@@ -11,16 +11,16 @@ from starlette.convertors import CONVERTOR_TYPES
 from starlette.routing import PARAM_REGEX
 from starlette.staticfiles import StaticFiles
 
-from meterkit.asgi.app_walk import ANY_METHOD, WEBSOCKET, Way, path_pattern, unwrap, walk
+from meterkit.asgi.app_walk import ANY_METHOD, WEBSOCKET, RequestWay, path_pattern, unwrap, walk
 from meterkit.asgi.middleware import MeterMiddleware
-from meterkit.asgi.path_readings import app_reading
-from meterkit.asgi.routing import Router, own_root_path
+from meterkit.asgi.path_readings import path_rules_of_app
+from meterkit.asgi.routing import Router, root_path_of_app
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from meterkit.asgi.app_walk import Place
+    from meterkit.asgi.app_walk import AppPlace
     from meterkit.asgi.path_readings import Paths
     from meterkit.asgi.routing import PathLine
     from meterkit.catalog import Catalog, Route
@@ -33,13 +33,13 @@ _EXAMPLES: Final = {
     "float": "7340033.5",
     "uuid": "9f1c2b7e-54a3-4d0f-8a6e-0c1d2e3f4a5b",
 }
-"""What a parameter stands for where a path is made of a template: no line is written for just that."""
+"""Sample values of parameters, with which a path is made of a template; no line names just these."""
 _FURTHER_EXAMPLES: Final = (*_EXAMPLES.values(), "a", "aa", "aaa", "2031-06-10", "2031-06-10T12:00:00")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Decider:
-    """A MeterMiddleware, as far as it says which line takes a request.
+class RequestDecider:
+    """MeterMiddleware of an app, reduced to what finds the line of a request.
 
     Attributes:
         catalog: its kit's.
@@ -58,19 +58,19 @@ class Decider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppRoute:
-    """A route, or a mounted app that does not tell its routes.
+    """Route of an app, or a mounted app that does not list its routes.
 
     Attributes:
         methods: ``("WS",)`` for a websocket.
         pieces: the path template, cut where mounts end.
         host: the template of the host it is for, or None.
-        decider: what decides its requests; None where none does.
+        decider: decides its requests; None: no middleware does.
     """
 
     methods: tuple[str, ...]
     pieces: tuple[str, ...]
     host: str | None
-    decider: Decider | None
+    decider: RequestDecider | None
 
     @property
     def path(self) -> str:
@@ -78,12 +78,12 @@ class AppRoute:
         return "".join(self.pieces)
 
     def pattern(self) -> re.Pattern[str]:
-        """What matches its paths, by Starlette's own patterns. Mounts may repeat the name of a parameter."""
+        """Compile the pattern of its paths, by Starlette's own. Mounts may repeat the name of a parameter."""
         return path_pattern(self.pieces)
 
 
 def example_path(template: str) -> str:
-    """A path that falls under a template."""
+    """Build a sample path that falls under a template."""
     return PARAM_REGEX.sub(lambda parameter: _example(parameter[2] or ":str"), template)
 
 
@@ -96,35 +96,35 @@ def _example(convertor: str) -> str:
 
 
 def routes_of(app: object) -> list[AppRoute]:
-    """All routes of an app, in the order in which it tries them; looked through what wraps it.
+    """List the routes of an app, in the order in which it tries them; wrappers are looked through.
 
     Raises:
-        MeterkitError: the app does not tell its routes.
+        MeterkitError: the app does not list its routes.
     """
-    inner = unwrap(app, Way())[0]
+    inner = unwrap(app, RequestWay())[0]
     if not hasattr(inner, "routes"):
         raise MeterkitError(
-            f"the app does not tell its routes: found a value of type {type(inner).__name__}; allowed is an"
+            f"the app does not list its routes: found a value of type {type(inner).__name__}; allowed is an"
             " app of Starlette or FastAPI, or what wraps one and has it as `.app`"
         )
-    known: dict[int, Decider] = {}
+    known: dict[int, RequestDecider] = {}
     return [_app_route(place, known) for place in walk(app) if place.is_listed]
 
 
-def deciders_of(app: object) -> list[Decider]:
+def deciders_of(app: object) -> list[RequestDecider]:
     """The MeterMiddlewares of an app that decide, each once."""
-    known: dict[int, Decider] = {}
+    known: dict[int, RequestDecider] = {}
     return list(dict.fromkeys(filter(None, (_decider(place.way, known) for place in walk(app)))))
 
 
-def _app_route(place: Place, known: dict[int, Decider]) -> AppRoute:
+def _app_route(place: AppPlace, known: dict[int, RequestDecider]) -> AppRoute:
     methods = place.methods or (_READING if isinstance(place.app, StaticFiles) else ANY_METHOD)
     decider = _decider(place.way, known)
     return AppRoute(methods=methods, pieces=place.pieces, host=place.way.host, decider=decider)
 
 
-def _decider(way: Way, known: dict[int, Decider]) -> Decider | None:
-    """The outermost MeterMiddleware on the way, which decides."""
+def _decider(way: RequestWay, known: dict[int, RequestDecider]) -> RequestDecider | None:
+    """Find the outermost MeterMiddleware on the way, which decides."""
     for app, pieces in way.wrappers:
         if isinstance(app, MeterMiddleware):
             return known.setdefault(id(app), _decider_of(app.catalog, app.app, app.paths, pieces))
@@ -136,17 +136,19 @@ def _decider(way: Way, known: dict[int, Decider]) -> Decider | None:
     return None
 
 
-def _decider_of(catalog: Catalog, app: object, paths: Paths | None, pieces: tuple[str, ...]) -> Decider:
+def _decider_of(
+    catalog: Catalog, app: object, paths: Paths | None, pieces: tuple[str, ...]
+) -> RequestDecider:
     mount = example_path("".join(pieces))
-    return Decider(catalog, own_root_path(app), mount, app, paths)
+    return RequestDecider(catalog, root_path_of_app(app), mount, app, paths)
 
 
 _REST: Final = ":path}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """What becomes of requests of a route.
+class RouteLines:
+    """Lines of the plans file that take the requests of a route.
 
     Attributes:
         methods: those of the route that the same lines take.
@@ -163,41 +165,43 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Idle:
+class UnusedLine:
     """A line of a plans file that takes no request of any route.
 
     Attributes:
-        is_behind: whether routes match it, and earlier lines take all of their requests.
+        is_covered: whether routes match it, and earlier lines take all of their requests.
     """
 
     catalog: Catalog
     line: Route
-    is_behind: bool
+    is_covered: bool
 
 
-def take(routes: Sequence[AppRoute], otherwise: Decider | None) -> tuple[list[Taken], list[Idle]]:
-    """What lines take each route, and the lines that take none.
+def match_lines(
+    routes: Sequence[AppRoute], otherwise: RequestDecider | None
+) -> tuple[list[RouteLines], list[UnusedLine]]:
+    """Find the lines that take each route, and the lines that take none.
 
     Args:
         routes: of an app, in its order.
-        otherwise: what decides where the app has no MeterMiddleware at all.
+        otherwise: decides where the app has no MeterMiddleware at all.
     """
     if not any(route.decider for route in routes):
         routes = [replace(route, decider=otherwise) for route in routes]
-    reached = [_Reached(route, route.pattern()) for route in routes]
+    reached = [_RoutePattern(route, route.pattern()) for route in routes]
     deciders = list(dict.fromkeys(route.decider for route in routes if route.decider is not None))
     lines = {decider: _Lines(decider) for decider in deciders}
-    found: list[Taken] = []
+    found: list[RouteLines] = []
     for place, one in enumerate(reached):
         if one.route.decider is not None:
-            found += _taken(one, reached[:place], lines[one.route.decider])
+            found += _find_lines(one, reached[:place], lines[one.route.decider])
         else:
             methods = one.route.methods
-            found.append(Taken(route=one.route, methods=methods, line=None, parts=(), is_decided=False))
+            found.append(RouteLines(route=one.route, methods=methods, line=None, parts=(), is_decided=False))
     used = set[int]().union(*(each.used for each in lines.values()))
     catalogs = {id(decider.catalog): decider.catalog for decider in deciders}
     idle = [
-        Idle(catalog=catalog, line=line, is_behind=_is_behind(line, catalog, reached))
+        UnusedLine(catalog=catalog, line=line, is_covered=_is_covered(line, catalog, reached))
         for catalog in catalogs.values()
         for line in catalog.routes
         # `*` is there for what has no route, too.
@@ -207,7 +211,7 @@ def take(routes: Sequence[AppRoute], otherwise: Decider | None) -> tuple[list[Ta
 
 
 @dataclass(frozen=True, slots=True)
-class _Reached:
+class _RoutePattern:
     route: AppRoute
     pattern: re.Pattern[str]
 
@@ -216,9 +220,9 @@ class _Reached:
 
 
 class _Lines:
-    """The lines by which one middleware decides, and those of them that took something."""
+    """Lines by which one middleware decides, and those of them that took a request."""
 
-    def __init__(self, decider: Decider) -> None:
+    def __init__(self, decider: RequestDecider) -> None:
         self.decider = decider
         # Messages of MCP fall under lines of their own before they fall under one of these.
         self.routes = [line for line in decider.catalog.routes if line.mcp is None]
@@ -227,46 +231,49 @@ class _Lines:
         self.used: set[int] = set()
 
     def first(self, method: str, path: str) -> Route | None:
-        """The line that takes a request."""
-        found = _ask(self._router, self.decider, method, path)
+        """Find the line that takes a request."""
+        found = _match_path(self._router, self.decider, method, path)
         if found is not None:
             self.used.add(id(found))
         return found
 
     def of_messages(self, method: str, path: str) -> Iterator[Route]:
-        """The lines that take messages of MCP which are posted to a path."""
+        """Find the lines that take MCP messages posted to a path."""
         for line in self._mcp:
             alone = [other for other in self.decider.catalog.routes if other is line or other.mcp is None]
-            if _ask(Router(alone, root_path=self.decider.root_path), self.decider, method, path) is line:
+            if (
+                _match_path(Router(alone, root_path=self.decider.root_path), self.decider, method, path)
+                is line
+            ):
                 self.used.add(id(line))
                 yield line
 
 
-def _is_behind(line: Route, catalog: Catalog, reached: Sequence[_Reached]) -> bool:
+def _is_covered(line: Route, catalog: Catalog, reached: Sequence[_RoutePattern]) -> bool:
     """Whether requests of some route would fall under a line if it were alone."""
     return any(
-        _ask(Router([line], root_path=decider.root_path), decider, method, path)
+        _match_path(Router([line], root_path=decider.root_path), decider, method, path)
         for one in reached
         if (decider := one.route.decider) is not None and decider.catalog is catalog
-        for path in _meetings(line, one.route, decider)
+        for path in _sample_paths(line, one.route, decider)
         for method in one.route.methods
         if one.takes(method, path)
     )
 
 
-def _ask(router: Router, decider: Decider, method: str, path: str) -> Route | None:
-    scope = _scope(decider, method, path)
+def _match_path(router: Router, decider: RequestDecider, method: str, path: str) -> Route | None:
+    scope = _build_scope(decider, method, path)
     return router.match_websocket(scope) if method == WEBSOCKET else router.match_http(scope)
 
 
-def _scope(decider: Decider, method: str, path: str) -> dict[str, Any]:
+def _build_scope(decider: RequestDecider, method: str, path: str) -> dict[str, Any]:
     scope = {"type": "http", "method": method, "path": path}
     return scope | {"root_path": decider.mount, "app_root_path": ""} if decider.mount else scope
 
 
-def _taken(one: _Reached, before: Sequence[_Reached], lines: _Lines) -> list[Taken]:
-    """What becomes of a route, its methods put together where the same lines take them."""
-    groups: dict[tuple[int, ...], Taken] = {}
+def _find_lines(one: _RoutePattern, before: Sequence[_RoutePattern], lines: _Lines) -> list[RouteLines]:
+    """Find the lines of a route; methods that the same lines take are one entry."""
+    groups: dict[tuple[int, ...], RouteLines] = {}
     example = example_path(one.route.path)
     for method in one.route.methods:
         line = lines.first(method, example)
@@ -279,11 +286,13 @@ def _taken(one: _Reached, before: Sequence[_Reached], lines: _Lines) -> list[Tak
         key = (id(line), *map(id, parts))
         known = groups.get(key)
         methods = (*known.methods, method) if known else (method,)
-        groups[key] = Taken(route=one.route, methods=methods, line=line, parts=parts, is_decided=True)
+        groups[key] = RouteLines(route=one.route, methods=methods, line=line, parts=parts, is_decided=True)
     return list(groups.values())
 
 
-def _takes_part(part: Route, method: str, one: _Reached, before: Sequence[_Reached], lines: _Lines) -> bool:
+def _takes_part(
+    part: Route, method: str, one: _RoutePattern, before: Sequence[_RoutePattern], lines: _Lines
+) -> bool:
     """Whether some path of a route, which no earlier route takes, falls under a line."""
     return any(
         one.takes(method, path)
@@ -291,41 +300,45 @@ def _takes_part(part: Route, method: str, one: _Reached, before: Sequence[_Reach
             earlier.route.host in {None, one.route.host} and earlier.takes(method, path) for earlier in before
         )
         and lines.first(method, path) is part
-        for path in _meetings(part, one.route, lines.decider)
+        for path in _sample_paths(part, one.route, lines.decider)
     )
 
 
-def _meetings(line: Route, route: AppRoute, decider: Decider) -> set[str]:
+def _sample_paths(line: Route, route: AppRoute, decider: RequestDecider) -> set[str]:
     """Sample paths that may match both the line and the route."""
     written = line.path or ""
     root = f"/{decider.root_path.strip('/')}" if decider.root_path else ""
     without = written.removeprefix(root) if root and written.startswith(f"{root}/") else written
     found = {example_path(route.path)}
     for template in (written, without):
-        found |= {example_path(template), _meet(template, route.path), _meet(route.path, template)}
+        found |= {
+            example_path(template),
+            _join_templates(template, route.path),
+            _join_templates(route.path, template),
+        }
     return found
 
 
-def _meet(first: str, second: str) -> str:
-    """A path of two templates: of each segment the one that says more, in doubt the first one's."""
-    return "/".join(_met(first.split("/"), second.split("/")))
+def _join_templates(first: str, second: str) -> str:
+    """Build a path of two templates: of each segment the more specific one, in doubt the first one's."""
+    return "/".join(_join_segments(first.split("/"), second.split("/")))
 
 
-def _met(one: Sequence[str], other: Sequence[str]) -> list[str]:
+def _join_segments(one: Sequence[str], other: Sequence[str]) -> list[str]:
     for place, (left, right) in enumerate(zip(one, other, strict=False)):
         if left.endswith(_REST) or right.endswith(_REST):
-            begun = _met(one[:place], other[:place])
+            begun = _join_segments(one[:place], other[:place])
             open_ended, rest = (one, other[place:]) if left.endswith(_REST) else (other, one[place:])
             after = open_ended[place + 1 :]
             middle = len(rest) - len(after)
-            return [*begun, *map(example_path, rest[:middle]), *_met(after, rest[middle:])]
+            return [*begun, *map(example_path, rest[:middle]), *_join_segments(after, rest[middle:])]
     return [
         example_path(right if "{" in left and "{" not in right else left)
         for left, right in zip(one, other, strict=False)
     ]
 
 
-def path_lines(decider: Decider, method: str, path: str) -> list[PathLine]:
+def path_lines(decider: RequestDecider, method: str, path: str) -> list[PathLine]:
     """List the readings of a path, as a client writes it, with their lines; the strictest comes first.
 
     Args:
@@ -333,32 +346,32 @@ def path_lines(decider: Decider, method: str, path: str) -> list[PathLine]:
         method: ``WS`` for a websocket.
         path: still encoded.
     """
-    reading = app_reading(decider.app, decider.paths)
+    reading = path_rules_of_app(decider.app, decider.paths)
     lines = [line for line in decider.catalog.routes if line.mcp is None]
     raw = path.partition("?")[0].encode()
-    scope = {**_scope(decider, method, unquote(raw)), "raw_path": raw}
+    scope = {**_build_scope(decider, method, unquote(raw)), "raw_path": raw}
     return Router(lines, root_path=decider.root_path, reading=reading).readings(scope)
 
 
-def described(line: Route) -> str:
-    """What a line does with a request, in short: ``feature full_ai; consume 1 requests; usage auto``."""
+def describe_line(line: Route) -> str:
+    """Describe a line in short: ``feature full_ai; consume 1 requests; usage auto``."""
     if line.exempt:
         return "exempt"
-    said = ["always"] if line.always else []
-    said += [f"feature {line.feature}"] if line.feature else []
+    parts = ["always"] if line.always else []
+    parts += [f"feature {line.feature}"] if line.feature else []
     for verb, quantities in (
         ("consume", line.consume),
         ("per message", line.per_message),
         ("grow", line.grow),
     ):
-        said += [f"{verb} {_quantities(quantities)}"] if quantities else []
-    said += [f"rate {rate.limit:,} per {rate.window}" for rate in line.rates]
-    said += [f"records {', '.join(line.records)}"] if line.records else []
-    said += [f"usage {line.usage}"] if line.usage != "none" else []
-    said += [f"reserve {', '.join(one.meter for one in line.reserve)}"] if line.reserve else []
-    said += [f"storage {line.storage_meter}"] if line.storage_meter else []
-    said += [line.enforcement] if line.enforcement != "on" else []
-    return "; ".join(said) or "decided, counts nothing"
+        parts += [f"{verb} {_quantities(quantities)}"] if quantities else []
+    parts += [f"rate {rate.limit:,} per {rate.window}" for rate in line.rates]
+    parts += [f"records {', '.join(line.records)}"] if line.records else []
+    parts += [f"usage {line.usage}"] if line.usage != "none" else []
+    parts += [f"reserve {', '.join(one.meter for one in line.reserve)}"] if line.reserve else []
+    parts += [f"storage {line.storage_meter}"] if line.storage_meter else []
+    parts += [line.enforcement] if line.enforcement != "on" else []
+    return "; ".join(parts) or "decided, counts nothing"
 
 
 def _quantities(quantities: Mapping[str, int]) -> str:

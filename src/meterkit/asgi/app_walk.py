@@ -28,7 +28,7 @@ _LOW_PRIORITY: Final = "_iter_low_priority_routes"
 """FastAPI's iterator over the routes of `app.frontend(…)`, which are tried last."""
 
 
-class Wrapper(NamedTuple):
+class AppWrapper(NamedTuple):
     """An app that a request passes on its way, and the path template at which it stands."""
 
     app: object
@@ -36,16 +36,16 @@ class Wrapper(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class RequestWay:
     """Mounts, host and wrappers that a request has passed."""
 
     pieces: tuple[str, ...] = ()
     host: str | None = None
-    wrappers: tuple[Wrapper, ...] = ()
+    wrappers: tuple[AppWrapper, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class AppPlace:
     """A handler, or an app that a request is handed to.
 
     Attributes:
@@ -59,7 +59,7 @@ class Place:
         has_custom_match: whether its class or its pattern matches in another way than Starlette's.
     """
 
-    way: Way
+    way: RequestWay
     pieces: tuple[str, ...]
     methods: tuple[str, ...]
     app: object
@@ -98,14 +98,14 @@ def lists_routes(app: object) -> bool:
     return hasattr(app, "routes") and not packages_of(app).isdisjoint(STARLETTE)
 
 
-def unwrap(app: Any, way: Way) -> tuple[Any, Way]:
+def unwrap(app: Any, way: RequestWay) -> tuple[Any, RequestWay]:
     """Find the innermost app; the way passes whatever wraps it."""
     for _ in range(_WRAPPERS_MAX):
         if ismethod(app):  # `app.asgi_app`, `app.__call__`.
             if any(passed.app is app.__self__ for passed in way.wrappers):
                 break
             app = app.__self__
-        way = replace(way, wrappers=(*way.wrappers, Wrapper(app, way.pieces)))
+        way = replace(way, wrappers=(*way.wrappers, AppWrapper(app, way.pieces)))
         if hasattr(app, "routes"):
             stack = getattr(app, "middleware_stack", None)  # A router's own.
             return app, way if stack is None else unwrap(stack, way)[1]
@@ -116,16 +116,16 @@ def unwrap(app: Any, way: Way) -> tuple[Any, Way]:
     return app, way
 
 
-def walk(app: Any, way: Way | None = None) -> Iterator[Place]:
+def walk(app: Any, way: RequestWay | None = None) -> Iterator[AppPlace]:
     """List every place to which an app may hand a request.
 
     Args:
         app: looked through what wraps it.
         way: what a request has passed before it.
     """
-    inner, way = unwrap(app, way or Way())
+    inner, way = unwrap(app, way or RequestWay())
     if not lists_routes(inner):
-        yield Place(way=way, pieces=(*way.pieces, _BELOW), methods=(), app=inner, takes_slashes=True)
+        yield AppPlace(way=way, pieces=(*way.pieces, _BELOW), methods=(), app=inner, takes_slashes=True)
         return
     if sum(passed.app is inner for passed in way.wrappers) > _VISITS_MAX:
         yield _unlisted(inner, way)  # It is mounted in itself.
@@ -142,19 +142,19 @@ def walk(app: Any, way: Way | None = None) -> Iterator[Place]:
         elif isinstance(kind, Mount):
             yield from walk(route.app, replace(way, pieces=(*way.pieces, route.path)))
         elif isinstance(path, str):
-            yield _place(kind, route, way)
+            yield _route_place(kind, route, way)
     yield from _tried_last(inner, way)
 
 
-def _unlisted(app: object, way: Way) -> Place:
+def _unlisted(app: object, way: RequestWay) -> AppPlace:
     pieces = (*way.pieces, _BELOW)
-    return Place(way=way, pieces=pieces, methods=(), app=app, is_listed=False, has_custom_match=True)
+    return AppPlace(way=way, pieces=pieces, methods=(), app=app, is_listed=False, has_custom_match=True)
 
 
-def _place(kind: object, route: Any, way: Way) -> Place:
+def _route_place(kind: object, route: Any, way: RequestWay) -> AppPlace:
     app, way = unwrap(getattr(route, "app", None), way)
     convertors: dict[str, Any] = getattr(route, "param_convertors", None) or compile_path(route.path)[2]
-    return Place(
+    return AppPlace(
         way=way,
         pieces=(*way.pieces, route.path),
         methods=(WEBSOCKET,) if isinstance(kind, WebSocketRoute) else _methods(route),
@@ -164,7 +164,7 @@ def _place(kind: object, route: Any, way: Way) -> Place:
     )
 
 
-def _tried_last(router: Any, way: Way) -> Iterator[Place]:
+def _tried_last(router: Any, way: RequestWay) -> Iterator[AppPlace]:
     """Places that a router tries where none of its routes matches."""
     router = getattr(router, "router", router)
     for candidate in getattr(router, _LOW_PRIORITY, tuple[Any, ...])():
@@ -173,7 +173,7 @@ def _tried_last(router: Any, way: Way) -> Iterator[Place]:
         for front in getattr(group, "routes", ()):
             template = f"{prefix}{front.path}".rstrip("/")
             pieces = (*way.pieces, template, _BELOW)
-            yield Place(way=way, pieces=pieces, methods=("GET", "HEAD"), app=front.app, takes_slashes=True)
+            yield AppPlace(way=way, pieces=pieces, methods=("GET", "HEAD"), app=front.app, takes_slashes=True)
     default = getattr(router, "default", None)
     if default is not None and getattr(default, "__self__", None) is not router:
         yield from walk(default, way)

@@ -145,7 +145,7 @@ _FIELDS: Final = {unit: name for name, unit in UNIT_OF.items()} | {
 """Units that are fields of :class:`CallUsage`, with the field's name."""
 
 
-def used_by_hand(
+def price_quantities(
     quantities: Mapping[str, int],
     compiled: CompiledCatalog,
     *,
@@ -169,7 +169,7 @@ def used_by_hand(
     call = call_of_figures(quantities, compiled)
     if call is None:
         return used
-    return _priced(used, replace(call, model=model or None, provider=provider or None), compiled, at_ms)
+    return _price_call(used, replace(call, model=model or None, provider=provider or None), compiled, at_ms)
 
 
 def price_tokens(
@@ -185,10 +185,10 @@ def price_tokens(
         name: gives calls the model and provider of the request.
     """
     call = call_of_figures(used.rated, compiled) if compiled.charges else None
-    return used if call is None else _priced(used, name([call])[0], compiled, None)
+    return used if call is None else _price_call(used, name([call])[0], compiled, None)
 
 
-def _priced(
+def _price_call(
     used: UsedQuantities, call: CallUsage, compiled: CompiledCatalog, at_ms: int | None
 ) -> UsedQuantities:
     if compiled.charges and not billed_units(call):
@@ -211,15 +211,15 @@ def join_used(first: UsedQuantities, second: UsedQuantities) -> UsedQuantities:
         recorded=add_quantities(second.recorded, first.recorded),
         rated=add_quantities(second.rated, first.rated),
         measured=first.rated,
-        charged=_sum(first.charged, second.charged),
-        costs=_sum(first.costs, second.costs),
+        charged=_add_amounts(first.charged, second.charged),
+        costs=_add_amounts(first.costs, second.costs),
         version=first.version or second.version,
         units=add_quantities(first.units, second.units),
         unpriced=add_quantities(first.unpriced, second.unpriced),
     )
 
 
-def check_given(
+def check_captured(
     quantities: Mapping[str, int], compiled: CompiledCatalog, check: Callable[[Mapping[str, int]], None]
 ) -> None:
     """Refuse quantities that can be neither recorded nor charged.
@@ -236,7 +236,7 @@ def check_given(
     check({name: quantity for name, quantity in quantities.items() if name not in charged})
 
 
-def _sum(first: Mapping[str, _Amount], second: Mapping[str, _Amount]) -> dict[str, _Amount]:
+def _add_amounts(first: Mapping[str, _Amount], second: Mapping[str, _Amount]) -> dict[str, _Amount]:
     found = dict(first)
     for meter, amount in second.items():
         found[meter] = found[meter] + amount if meter in found else amount

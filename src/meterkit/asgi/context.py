@@ -1,4 +1,4 @@
-"""The request that is being served, for the code that serves it: who it is for, and what it used."""
+"""Functions for the code that serves a request: its customer and features, and the usage to record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.asgi.llm_calls import LlmCalls
-from meterkit.asgi.logs import Contained
+from meterkit.asgi.logs import ErrorGuard
 from meterkit.errors import MeterkitError
 from meterkit.tokens.objects import report_of
 from meterkit.tokens.tap import StreamTap
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")
 EXEMPT: Final = "meterkit.exempt"
-"""The key in the scope of a request whose line is exempt."""
+"""Key in the scope of a request whose line is exempt."""
 
 
 def current() -> Current:
-    """Who the current request is served to, and why.
+    """Customer, plan and decision of the current request.
 
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    return exchange_of("current()").current()
+    return require_exchange("current()").current()
 
 
 def allows(feature: str) -> bool:
@@ -46,7 +46,7 @@ def allows(feature: str) -> bool:
         MeterkitError: outside of a request that MeterMiddleware has decided.
         UnknownFeatureError: the feature is not in the plans file.
     """
-    refusal = exchange_of("allows()").refusal_without(feature)
+    refusal = require_exchange("allows()").refusal_without(feature)
     return refusal is None or refusal.allowed
 
 
@@ -65,16 +65,16 @@ def record(meter: str | None = None, quantity: int | None = None, /, **quantitie
         raise TypeError("record() takes a meter and a quantity, or quantities by keyword")
     if meter is not None and quantity is not None:
         quantities = {meter: quantity, **quantities}
-    found = exchange_of("record()")
+    found = require_exchange("record()")
     found.check_meters(quantities)
     found.record(quantities)
 
 
-def exchange_of(what: str, scope: Scope | None = None) -> Exchange:
-    """The current request's.
+def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
+    """Find the current request.
 
     Args:
-        what: the call that asks for it, for the error.
+        what: the name of the caller, for the error message.
         scope: of the request, where only its own will do: the context also is that of requests which the
             app makes of its own, and which may reach another app in this process.
 
@@ -92,7 +92,7 @@ def exchange_of(what: str, scope: Scope | None = None) -> Exchange:
 
 
 def _thread_advice() -> str:
-    """Advice for a thread, which has the request's context only if it was handed over."""
+    """Advise a thread, which has the request's context only if it was handed over."""
     try:
         get_running_loop()
     except RuntimeError:
@@ -106,11 +106,11 @@ def _thread_advice() -> str:
 
 T = TypeVar("T")
 
-_GIVE: Final = (
+_OBJECT_HINT: Final = (
     "nothing is counted of it; give the response itself as the SDK returns it: of with_raw_response what its "
     "parse() gives, of with_streaming_response too"
 )
-_TAP: Final = (
+_STREAM_HINT: Final = (
     "nothing is counted of it; give tap() the SDK's own stream, whose chunks say what was used, not only its "
     "text; or give record_usage() what the SDK has at the end: get_final_message() of Anthropic's, "
     "get_final_completion() of OpenAI's, the result of a run of pydantic-ai"
@@ -131,12 +131,12 @@ def record_usage(obj: object) -> None:
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    found = exchange_of("record_usage()")
-    with Contained(lambda error: found.warn(f"record_usage() could not count an object: {error}")):
+    found = require_exchange("record_usage()")
+    with ErrorGuard(lambda error: found.warn(f"record_usage() could not count an object: {error}")):
         report = report_of(obj)
         if not found.report(lambda calls: calls.reports.take(report)):
             kind = type(obj).__name__
-            found.warn(f"record_usage() found no token usage in an object of type {kind}: {_GIVE}")
+            found.warn(f"record_usage() found no token usage in an object of type {kind}: {_OBJECT_HINT}")
 
 
 def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
@@ -153,22 +153,22 @@ def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    found = exchange_of("tap()")
+    found = require_exchange("tap()")
     return StreamTap(
         stream,
-        report=partial(_take_tap, found),
+        report=partial(_count_tap, found),
         unread=partial(_warn, found),
         input_tokens=partial(found.report, LlmCalls.input_tokens),
     )
 
 
-def _take_tap(found: Exchange, calls: tuple[CallUsage, ...]) -> None:
+def _count_tap(found: Exchange, calls: tuple[CallUsage, ...]) -> None:
     # Called when a stream ends or is collected: no caller could handle an error there.
-    with Contained(lambda error: found.warn(f"what a tapped stream used could not be counted: {error}")):
+    with ErrorGuard(lambda error: found.warn(f"what a tapped stream used could not be counted: {error}")):
         found.warn_of_lost(calls)
         if calls:
-            found.report(lambda seen: seen.take_tap(calls))
+            found.report(lambda seen: seen.add_tap(calls))
 
 
 def _warn(found: Exchange, kind: str) -> None:
-    found.warn(f"tap() found no token usage in a stream of type {kind}: {_TAP}")
+    found.warn(f"tap() found no token usage in a stream of type {kind}: {_STREAM_HINT}")

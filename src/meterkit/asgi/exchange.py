@@ -10,10 +10,10 @@ from http import HTTPStatus
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.asgi.admitted import UsageWatch
+from meterkit.asgi.admitted import AdmittedRequest
 from meterkit.asgi.call_amounts import join_used, price_tokens
 from meterkit.asgi.llm_calls import LlmCalls
-from meterkit.asgi.provider_jobs import on_loop_of, settle_outliving
+from meterkit.asgi.provider_jobs import call_on_loop, settle_jobs
 from meterkit.asgi.without_store import count_in_process, undecided_usage
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
 
-# Numbers: to look a member of an enumeration up takes as long as the rest of a comparison.
+# Numbers: looking up a member of an enumeration takes as long as the rest of a comparison.
 BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST.value
 _SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
 _REDIRECTIONS: Final = range(HTTPStatus.MULTIPLE_CHOICES.value, BAD_REQUEST)
@@ -52,7 +52,7 @@ def outcome_of(
     has_left: bool = False,
     has_left_early: bool = False,
 ) -> Outcome:
-    """The outcome of a request.
+    """Work out the outcome of a request.
 
     Args:
         status: of the response; 0 where there was none.
@@ -92,12 +92,12 @@ Function = TypeVar("Function", bound="Callable[..., Awaitable[Any]]")
 _NOTHING: Final[dict[str, int]] = {}
 _NOTHING_CHARGED: Final[dict[str, Fraction]] = {}
 _recording: Final = RLock()
-"""Held while a request's usage is added to or taken: endpoints may record from several threads at once, and
-a stream that is collected reports wherever the garbage collector runs, even within another report."""
+"""Guards the recorded usage of requests: endpoints may record from several threads at once, and a stream
+that is collected reports wherever the garbage collector runs, even within another report."""
 
 
-def returns_awaitable(function: Function) -> Function:
-    """Mark it, as ``inspect.markcoroutinefunction`` does from Python 3.12 on, and as asyncio knew it before.
+def mark_coroutine_function(function: Function) -> Function:
+    """Mark a plain function as a coroutine function, as ``inspect`` does from Python 3.12 on.
 
     ``WsgiToAsgi`` of asgiref warns of a ``send`` without the mark.
     """
@@ -109,16 +109,16 @@ def returns_awaitable(function: Function) -> Function:
     return function
 
 
-class Exchange(UsageWatch):
-    """A request that was admitted: :meth:`receive` and :meth:`send` stand between the app and the server.
+class Exchange(AdmittedRequest):
+    """Admitted request: :meth:`receive` and :meth:`send` stand between the app and the server.
 
-    What it comes to is settled right after the last byte of its response, or when the app ends without one.
+    It is settled right after the last byte of its response, or when the app ends without one.
 
     Attributes:
-        is_counted: whether what its decision counts is counted, or may be, without a word of the store.
+        is_counted: whether the store may have counted what the decision counts, though it did not reply.
     """
 
-    __slots__ = (*("_ending", "_recorded", "_status", "_trailers", "is_counted"),)
+    __slots__ = ("_ending", "_recorded", "_status", "_trailers", "is_counted")
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Exchange(UsageWatch):
         self._send = send
         self.limit_fields = None
         self.decision: Decision | None = None
-        self._weighed: FallbackDecision | None = None
+        self._fallback_decision: FallbackDecision | None = None
         self.is_counted = self._nothing_to_settle = self._settled = False
         self._recorded: dict[str, int] | None = None
         self._llm = None
@@ -161,7 +161,7 @@ class Exchange(UsageWatch):
             store.mark_span(view.effective.plan.key, None, False)
 
     async def receive(self) -> Message:
-        """The server's next message; so it is known when the client leaves."""
+        """Receive the next message, and note when the client leaves."""
         message = await self.server_receive()
         if message["type"] == "http.disconnect":
             # Servers say so too once the response is over, while its last message is on its way even.
@@ -171,18 +171,18 @@ class Exchange(UsageWatch):
             self._has_request = not message.get("more_body", False)
         return message
 
-    @returns_awaitable
+    @mark_coroutine_function
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message on; a plain function, so that most messages cost no coroutine of their own."""
+        """Send a message. A plain function, so that most messages cost no coroutine."""
         kind = message["type"]
         if kind == "http.response.body":
             if not message.get("more_body", False) and not self._trailers:
                 if self._nothing_to_settle:
                     self._complete = True
                     return self._send(message)
-                return self._pass_on(message, last=True)
+                return self._send_and_read(message, last=True)
             if message.get("body"):
-                return self._pass_on(message, last=False)
+                return self._send_and_read(message, last=False)
         elif kind == "http.response.start":
             self._status = message["status"]
             if self._reading is not None:
@@ -192,12 +192,12 @@ class Exchange(UsageWatch):
             if "trailers" in message:
                 self._trailers = bool(message["trailers"])
             message = self._with_fields(message)
-        elif self._ends(kind, message):
-            return self._pass_on(message, last=True)
+        elif self._is_last_message(kind, message):
+            return self._send_and_read(message, last=True)
         return self._send(message)
 
-    def _ends(self, kind: str, message: Message) -> bool:
-        """Whether a message of one of the rarer kinds is the last of the response."""
+    def _is_last_message(self, kind: str, message: Message) -> bool:
+        """Whether a message of a rare kind is the last of the response."""
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
         if kind in {"http.response.pathsend", "http.response.zerocopysend"}:
@@ -205,8 +205,8 @@ class Exchange(UsageWatch):
             return not message.get("more_body", False) and not self._trailers
         return False
 
-    async def _pass_on(self, message: Message, *, last: bool) -> None:
-        """Send a piece of the body, or the last message of the response, and read it then."""
+    async def _send_and_read(self, message: Message, *, last: bool) -> None:
+        """Send a piece of the body, or the last message of the response, then read its usage."""
         # Taken first: a middleware that receives the message may replace its bytes, as compression does.
         reading = self._reading
         body = b"" if reading is None else bytes(message.get("body", b""))
@@ -235,7 +235,7 @@ class Exchange(UsageWatch):
             self.settle(None)
 
     def settle(self, error: BaseException | None) -> None:
-        """Tell the store what the request came to; once."""
+        """Settle the request with the store. Idempotent."""
         if self._settled:
             return
         if error is not None:
@@ -255,7 +255,7 @@ class Exchange(UsageWatch):
         outcome = self._outcome()
         billed = outcome in self._charge_on
         recorded = recorded or _NOTHING
-        # What the app has recorded of a request with an idempotency key goes with its mark, or not at all.
+        # Usage recorded in a request with an idempotency key is settled with its mark, or not at all.
         is_whole = decided is None or decided.reserved or (recorded and decided.digest)
         if self._llm is not None or is_whole:
             has_more = recorded or self._llm or self.is_counted or self._route.idempotency_header
@@ -268,10 +268,10 @@ class Exchange(UsageWatch):
                     self._view, self._route, recorded, is_counted=self.is_counted, billed=billed
                 )
             beside = self._price_tokens(beside)
-            parts = self._used_by_calls(outcome)
+            parts = self._usage_of_calls(outcome)
             self._view.cache.routes.learn(self._route, find_used_meters((beside, *parts)))
             late = {} if self._llm is None else self._llm.outliving(self._name_calls)
-            settle_outliving(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
+            settle_jobs(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
             self._settle_parts(lane, parts, beside, billed=billed, due=self._is_due(outcome))
             return
         if decided is not None and (decided.program.settles or decided.digest):
@@ -292,8 +292,8 @@ class Exchange(UsageWatch):
             self._view.cache.routes.learn(self._route, find_used_meters((used,)))
             self._store.settle(lane, Settlement(self._view, used=used))
 
-    def _used_by_calls(self, outcome: Outcome) -> Sequence[UsedQuantities]:
-        """What calls of language models have used, those of one model together."""
+    def _usage_of_calls(self, outcome: Outcome) -> Sequence[UsedQuantities]:
+        """End the reading of model calls; their usage, one part for each model."""
         if self._llm is None:
             return ()
         is_stopped_early = self._left_early and is_stopped(self._status, outcome)
@@ -317,8 +317,8 @@ class Exchange(UsageWatch):
 
         Args:
             lane: the event loop's.
-            parts: what calls of language models have used, by model where that matters.
-            beside: what the app has recorded besides, and what was consumed without a decision.
+            parts: usage of model calls, by model where that matters.
+            beside: usage that the app has recorded itself, and what was consumed without a decision.
             billed: whether the request's outcome is billed; rates count it in either case.
             due: whether the usage is.
         """
@@ -350,14 +350,14 @@ class Exchange(UsageWatch):
             self._store.settle(lane, Settlement(self._view, used=part, mark=mark))
 
     def settle_attempt(self, decided: PreparedDecision) -> None:
-        """Settle at once what the store would have recorded with its decision, whatever follows on it."""
+        """Settle at once what the store records with the decision, however the request ends."""
         if not (self._lane is None or self.is_counted or decided.program.settles or decided.digest):
             self._settle_undecided(self._lane, billed=True)
             self.is_counted = self._nothing_to_settle = True
 
     def _settle_undecided(self, lane: Lane, *, billed: bool) -> None:
-        """Settle what the route consumes and nothing else: without the store nearly every request ends so."""
-        decided = None if self._weighed is None else self._weighed.decided
+        """Settle only what the route consumes: without the store nearly every request ends so."""
+        decided = None if self._fallback_decision is None else self._fallback_decision.decided
         settlement = None if decided is None else decided.unheld.get(billed)
         counted = self._route.consume
         if settlement is None:
@@ -369,11 +369,11 @@ class Exchange(UsageWatch):
             self._store.settle(lane, settlement)
 
     def release_hold(self) -> None:
-        """See :class:`meterkit.redis.hold_renewal.Renewable`: settles what the request is by now."""
+        """Settle the request as it is now; see :class:`meterkit.redis.lane.Renewable`."""
         self.settle(None)
 
     def record(self, quantities: dict[str, int]) -> None:
-        """Add to what the request has used; what comes after its end is settled at once."""
+        """Record usage of the request; usage after its end is settled at once."""
         lane = self._lane
         with _recording:
             if lane is None or not (self._settled or self._complete):
@@ -394,10 +394,10 @@ class Exchange(UsageWatch):
         return priced if due else priced._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
 
     def report(self, change: Callable[[LlmCalls], T]) -> T:
-        """Have something noted of calls of language models; what comes late is settled at once.
+        """Change the record of model calls; late usage is settled at once.
 
         Args:
-            change: takes what is known of them so far; must not block.
+            change: gets the calls known so far; must not block.
         """
         lane = self._lane
         with _recording:
@@ -411,8 +411,8 @@ class Exchange(UsageWatch):
             parts = llm.uncounted(self._view.cache, self._name_calls)
             outliving = llm.outliving(self._name_calls)
         self._settle_late(lane, parts)
-        settle = partial(settle_outliving, route=self._route, billed=self._outcome() in self._charge_on)
-        on_loop_of(self._store, lane, settle, self._store, lane, self._view, None, outliving)
+        settle = partial(settle_jobs, route=self._route, billed=self._outcome() in self._charge_on)
+        call_on_loop(self._store, lane, settle, self._store, lane, self._view, None, outliving)
         return result
 
     def _settle_late(self, lane: Lane, parts: Sequence[UsedQuantities]) -> None:
@@ -420,7 +420,7 @@ class Exchange(UsageWatch):
         self._view.cache.routes.learn(self._route, find_used_meters(parts))
         for part in parts:
             used = part if due else part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
-            on_loop_of(self._store, lane, self._store.settle, lane, Settlement(self._view, used=used))
+            call_on_loop(self._store, lane, self._store.settle, lane, Settlement(self._view, used=used))
 
     def _outcome(self) -> Outcome:
         if self._complete and not self._gone and self._status < BAD_REQUEST:

@@ -39,7 +39,7 @@ class Gauges:
             CustomerError, UnknownMeterError: an argument cannot be used.
             StoreError: the store does not answer.
         """
-        view, _ = self._found(customer, meter)
+        view, _ = self._find_customer(customer, meter)
         return 0 if self._store.is_off else await read_level(self._store, view, meter)
 
     async def set(self, customer: str, meter: str, quantity: int, *, event_id: str | None = None) -> int:
@@ -59,7 +59,9 @@ class Gauges:
                 ``event_id`` has changed the gauge otherwise.
             StoreError: the store does not answer; whether the level was set is not known.
         """
-        return await self._change(customer, meter, check_quantity(quantity), how="set", event_id=event_id)
+        return await self._change_level(
+            customer, meter, check_quantity(quantity), how="set", event_id=event_id
+        )
 
     async def adjust(self, customer: str, meter: str, quantity: int, *, event_id: str | None = None) -> int:
         """Raise the level by a quantity, or lower it by one below 0, whatever the plan allows.
@@ -81,9 +83,11 @@ class Gauges:
                 changed the gauge otherwise.
             StoreError: the store does not answer; whether the level was changed is not known.
         """
-        return await self._change(customer, meter, check_change(quantity), how="adjust", event_id=event_id)
+        return await self._change_level(
+            customer, meter, check_change(quantity), how="adjust", event_id=event_id
+        )
 
-    async def _change(
+    async def _change_level(
         self,
         customer: str,
         meter: str,
@@ -92,7 +96,7 @@ class Gauges:
         how: Literal["set", "adjust"],
         event_id: str | None,
     ) -> int:
-        view, served = self._found(customer, meter)
+        view, served = self._find_customer(customer, meter)
         if event_id is not None:
             check_event_id(event_id)
         if self._store.is_off:
@@ -102,11 +106,11 @@ class Gauges:
             served.give_back_gauge(meter)
         return level
 
-    def _found(self, customer: str, meter: str) -> tuple[CustomerView, Exchange | None]:
+    def _find_customer(self, customer: str, meter: str) -> tuple[CustomerView, Exchange | None]:
         """The customer, and the request of theirs that is being served."""
         check_customer(customer)
         check_gauge(meter, self._store.catalog.meters)
         served = exchange.get(None)
-        if served is None or not served.is_of(customer, self._store):
+        if served is None or not served.is_request_of(customer, self._store):
             return self._store.cache.get(customer), None
         return self._store.cache.get(customer, anonymous=served.is_anonymous), served

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Headers
     from meterkit.decisions.decision import Decision, Policy
-    from meterkit.decisions.policies import Measure
+    from meterkit.decisions.policies import PolicyMeasure
     from meterkit.decisions.program import Program
     from meterkit.store.views import PreparedDecision
 
 INTEGER_MAX: Final = 10**15 - 1
 EXPOSE: Final = b"access-control-expose-headers"
 
-_UNTOLD: Final = frozenset({"gauge", "uncapped"})
+_HIDDEN_KINDS: Final = frozenset({"gauge", "uncapped"})
 _UNWRITABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
@@ -35,17 +35,17 @@ def policy_field(policies: Sequence[Policy]) -> bytes:
 
     A gauge is left out, too, as time alone does not free it; and a meter that is billed without a cap.
     """
-    return b", ".join(_policy(policy) for policy in policies if policy.kind not in _UNTOLD)
+    return b", ".join(_policy(policy) for policy in policies if policy.kind not in _HIDDEN_KINDS)
 
 
 def limit_field(name: str, remaining: int, reset_s: int | None) -> bytes:
     """The value of ``RateLimit`` for the policy of that name; ``reset_s`` in seconds from now."""
     if reset_s is None:
-        return b"%b;r=%d" % (quoted(name), _integer(remaining))
-    return b"%b;r=%d;t=%d" % (quoted(name), _integer(remaining), _integer(reset_s))
+        return b"%b;r=%d" % (quote(name), _integer(remaining))
+    return b"%b;r=%d;t=%d" % (quote(name), _integer(remaining), _integer(reset_s))
 
 
-def x_fields(quota: int, remaining: int, reset_at_s: int | None) -> list[tuple[bytes, bytes]]:
+def x_ratelimit_fields(quota: int, remaining: int, reset_at_s: int | None) -> list[tuple[bytes, bytes]]:
     """The ``X-RateLimit-*`` fields; ``reset_at_s`` in seconds since the epoch."""
     found = [
         (b"x-ratelimit-limit", b"%d" % _integer(quota)),
@@ -56,7 +56,7 @@ def x_fields(quota: int, remaining: int, reset_at_s: int | None) -> list[tuple[b
     return found
 
 
-def fields(
+def format_fields(
     mode: Headers,
     *,
     policies: bytes,
@@ -86,11 +86,11 @@ def fields(
     if ietf:
         found.append((b"ratelimit", limit_field(limit.name, remaining, reset_s)))
     if mode != "ietf":
-        found += x_fields(limit.quota, remaining, None if reset_s is None else now_s + reset_s)
+        found += x_ratelimit_fields(limit.quota, remaining, None if reset_s is None else now_s + reset_s)
     return found
 
 
-def merge(
+def merge_headers(
     headers: Iterable[tuple[bytes, bytes]], ours: Sequence[tuple[bytes, bytes]], *, expose: bool
 ) -> list[tuple[bytes, bytes]]:
     """The app's headers with ours in place of any of the same name, as a new list.
@@ -105,14 +105,14 @@ def merge(
     try:
         kept = [pair for pair in items if pair[0].lower() not in names]
         if expose and names:
-            kept = _exposed(kept, names)
+            kept = _expose(kept, names)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         kept = items
     kept += ours
     return kept
 
 
-def _exposed(headers: list[tuple[bytes, bytes]], names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
+def _expose(headers: list[tuple[bytes, bytes]], names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     """The headers with one list of exposed names, at the place of the app's first."""
     rest: list[tuple[bytes, bytes]] = []
     shown = b""
@@ -120,14 +120,14 @@ def _exposed(headers: list[tuple[bytes, bytes]], names: Iterable[bytes]) -> list
     for pair in headers:
         if pair[0].lower() == EXPOSE:
             place = len(rest) if place is None else place
-            shown = join(shown, pair[1])
+            shown = join_names(shown, pair[1])
         else:
             rest.append(pair)
-    rest.insert(len(rest) if place is None else place, (EXPOSE, join(shown, b",".join(names))))
+    rest.insert(len(rest) if place is None else place, (EXPOSE, join_names(shown, b",".join(names))))
     return rest
 
 
-def join(first: bytes, second: bytes) -> bytes:
+def join_names(first: bytes, second: bytes) -> bytes:
     """One list of names from two, each name once, in whatever case it was written first."""
     found: dict[bytes, bytes] = {}
     for token in (*first.split(b","), *second.split(b",")):
@@ -138,16 +138,16 @@ def join(first: bytes, second: bytes) -> bytes:
 
 
 def _policy(policy: Policy) -> bytes:
-    text = b"%b;q=%d" % (quoted(policy.name), _integer(policy.quota))
+    text = b"%b;q=%d" % (quote(policy.name), _integer(policy.quota))
     if policy.quota_unit is not None:
-        text += b";qu=%b" % quoted(policy.quota_unit)
+        text += b";qu=%b" % quote(policy.quota_unit)
     if policy.window_s is not None:
         text += b";w=%d" % _integer(policy.window_s)
     return text
 
 
 @lru_cache(maxsize=1024)
-def quoted(text: str) -> bytes:
+def quote(text: str) -> bytes:
     """A Structured Field String (RFC 9651 section 3.3.3), which has no way to write what is not ASCII."""
     printable = _UNWRITABLE.sub("?", text)
     return b'"%b"' % printable.replace("\\", "\\\\").replace('"', '\\"').encode("ascii")
@@ -176,7 +176,7 @@ class LimitFields:
         mode: which family of fields the route sends.
     """
 
-    __slots__ = ("_measures", "_mode", "_policies", "_policy_pair", "_quick")
+    __slots__ = ("_measures", "_mode", "_policies", "_policy_pair", "_quick_measure")
 
     def __init__(self, program: Program, mode: Headers) -> None:
         policies = [measure.policy for measure in program.measures]
@@ -184,7 +184,7 @@ class LimitFields:
         self._mode: Headers = mode
         self._policies = policy_field(policies)
         self._policy_pair = (b"ratelimit-policy", self._policies)
-        self._quick = [_quick(measure) for measure in program.measures]
+        self._quick_measure = [_quick_measure(measure) for measure in program.measures]
 
     def add(
         self,
@@ -208,12 +208,12 @@ class LimitFields:
                 exposed = True
                 break
         if self._mode != "ietf" or not nth:
-            return merge(headers, self._fields(decided, reply), expose=exposed)
+            return merge_headers(headers, self._format_fields(decided, reply), expose=exposed)
         items = list(headers)
         for name, _ in items:
             if len(name) in _LENGTHS and name.lower() in _NAMES:
-                return merge(items, self._fields(decided, reply), expose=exposed)
-        start, needed, limit, window = self._quick[nth - 1]
+                return merge_headers(items, self._format_fields(decided, reply), expose=exposed)
+        start, needed, limit, window = self._quick_measure[nth - 1]
         if needed <= left < limit:
             # As reset_ms has it, but shorter: this is worked out for most answers.
             reset = window - now_ms % window
@@ -237,9 +237,9 @@ class LimitFields:
         reset = reset_ms(self._measures[nth - 1], left, before, now_ms, decided.period_end_ms(now_ms))
         return None if reset is None else (reset + 999) // 1000
 
-    def _fields(self, decided: PreparedDecision | None, reply: list[int]) -> list[tuple[bytes, bytes]]:
+    def _format_fields(self, decided: PreparedDecision | None, reply: list[int]) -> list[tuple[bytes, bytes]]:
         _, now_ms, nth, left, _ = reply
-        return fields(
+        return format_fields(
             self._mode,
             policies=self._policies,
             limit=self._measures[nth - 1].policy if nth else None,
@@ -249,11 +249,11 @@ class LimitFields:
         )
 
 
-def _quick(measure: Measure) -> tuple[bytes, int, int, int]:
+def _quick_measure(measure: PolicyMeasure) -> tuple[bytes, int, int, int]:
     """Of a sliding window: how its field begins, what is asked, its limit and window; of others, no limit."""
     is_quick = measure.kind == SLIDING_WINDOW and measure.window <= EXACT_WINDOW_MS_MAX
     return (
-        quoted(measure.policy.name) + b";r=",
+        quote(measure.policy.name) + b";r=",
         measure.needed,
         measure.limit if is_quick else _NEVER,
         measure.window,
@@ -287,7 +287,7 @@ class ShadowFields:
         del decided
         decision = self._decision
         reset_after = decision.reset_after
-        ours = fields(
+        ours = format_fields(
             self._mode,
             policies=policy_field(self._policies),
             limit=next((policy for policy in self._policies if policy.name == decision.limit), None),
@@ -295,4 +295,4 @@ class ShadowFields:
             reset_s=None if reset_after is None else -(-reset_after // timedelta(seconds=1)),
             now_s=reply[1] // 1000,
         )
-        return merge(headers, ours, expose=any(name == _ORIGIN for name, _ in request_headers))
+        return merge_headers(headers, ours, expose=any(name == _ORIGIN for name, _ in request_headers))

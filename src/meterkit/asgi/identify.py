@@ -1,9 +1,8 @@
-"""Who asks: ready-made answers to "which customer does this request belong to?".
+"""Ready-made identify functions: from an ASGI scope to the customer of a request.
 
 Each factory returns a callable ``(scope) -> str | Caller | None``, or an awaitable of it; any other callable
-of that shape does as well. A `Caller` names a user or a team besides. None means that the request has no
-customer, and the plans file's ``anonymous`` says what becomes of it. What a factory returns is checked by the
-middleware with `is_customer`.
+of that shape does as well. A `Caller` also names a user or a team. None means that the request has no
+customer, which the plans file's ``anonymous`` then handles. The middleware checks each id with `is_customer`.
 """
 
 from __future__ import annotations
@@ -74,16 +73,16 @@ class Caller:
         check_subject_kinds(self.subjects)
 
 
-def parted(found: object) -> tuple[object, GivenSubjects | None]:
-    """What ``identify`` found as a customer, and the subjects; None where an id of theirs is not allowed."""
+def split_caller(found: object) -> tuple[object, GivenSubjects | None]:
+    """Split the result of ``identify`` into customer and subjects; None: a subject's id is not allowed."""
     if not isinstance(found, Caller):
         return found, ()
     given = tuple(found.subjects.items())
     return found.customer, given if all(is_customer(subject) for _, subject in given) else None
 
 
-def fault_in(found: object) -> str:
-    """Which of the ids that ``identify`` found is not allowed, and what was found; the id is not shown."""
+def find_id_fault(found: object) -> str:
+    """Describe the id of ``identify`` that is not allowed, without showing it."""
     ids: list[tuple[str, object]] = [("customer", found.customer if isinstance(found, Caller) else found)]
     ids += found.subjects.items() if isinstance(found, Caller) else ()
     return next(f"found {fault} as the id of the {of:.80}" for of, one in ids if (fault := fault_of(one)))
@@ -156,16 +155,16 @@ def api_key(
 ) -> Callable[[Scope], str | Caller | Awaitable[str | Caller | None] | None]:
     """The customer is the owner of the API key in a request header.
 
-    What ``lookup`` says is remembered under the key's hash, in this process; no key is kept. Requests
-    that come with the same key while it is looked up wait for the one lookup; its errors are not remembered.
+    The result of ``lookup`` is cached under the key's hash, in this process; no key is kept. Requests
+    with the same key share one lookup; its errors are not cached.
 
     Args:
         lookup: from a key to its customer or `Caller`, or None for a key without an owner; sync or async. One
             that is not async runs in a thread, so it may block.
         header: in ``authorization`` the key follows the word ``Bearer`` (RFC 6750); in any other header
             it stands alone. A header that is missing or given more than once names no customer.
-        ttl: how long an owner is remembered: a revoked key works for so long; that a key has no owner
-            is remembered for 5 seconds at most. ``timedelta(0)`` looks up at every request.
+        ttl: how long an owner is cached: a revoked key works for so long. A key without an owner is
+            cached for 5 seconds at most. ``timedelta(0)`` looks up at every request.
         hashed: whether ``lookup`` gets `hash_key` of the key instead, for a table of hashes.
 
     Raises:
@@ -195,7 +194,7 @@ def api_key(
 
 
 def hash_key(key: str) -> str:
-    """What `api_key(…, hashed=True)` looks up for a key: the SHA-256 of its UTF-8 bytes, in hex.
+    """Hash an API key as `api_key(…, hashed=True)` looks it up: SHA-256 of its UTF-8 bytes, in hex.
 
     Fast and without salt on purpose: it suits keys that were drawn at random with 128 bits or more, not
     passwords.
@@ -238,8 +237,8 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
     """The customer is the client's IP address: an IPv4 address, or the /64 network of an IPv6 address.
 
     Args:
-        trusted_proxies: addresses and networks whose word is taken for whom they speak, and ``unix`` for
-            any client of a Unix socket. If the connection comes from one of them,
+        trusted_proxies: addresses and networks of proxies that are believed, and ``unix`` for any client
+            of a Unix socket. If the connection comes from one of them,
             ``X-Forwarded-For`` is read from the right, up to the first address that is none of them. Empty:
             the header is never read. ``Forwarded`` (RFC 7239) never is: a proxy that writes one of the two
             lets the client's own through in the other.
@@ -308,7 +307,7 @@ def _single(scope: Scope, wanted: bytes) -> bytes | None:
 
 
 def _combined(scope: Scope, wanted: bytes) -> str | None:
-    """The value of a header; several values, of several fields or parted by commas, are joined to no id.
+    """Read a header; several values, in fields or separated by commas, are joined to an invalid id.
 
     Proxies may join fields of one name: https://www.rfc-editor.org/rfc/rfc9110#section-5.3
     """
@@ -353,21 +352,21 @@ T = TypeVar("T")
 _KEYS_KEPT_MAX: Final = 10_000
 _THREADS_MAX: Final = 16
 _UNOWNED_S_MAX: Final = 5.0
-"""A key that was just made should not be refused for long where it was tried too early."""
-_FAILED_TOLD: Final = 5
+"""Short, so that a new key that was tried too early works soon."""
+_FAILED_LOGGED: Final = 5
 _logger = logging.getLogger("meterkit.asgi")
 
 
 class KeyOwners:
-    """Asks a lookup whose a key is, and remembers what it said; keys are known by their hashes only.
+    """Cache of the owners of API keys, by the hash of the key.
 
-    Requests that ask for the same key at the same time wait for one lookup; what it raises, each of them
-    raises, and it is asked again for the next one. What is remembered is bounded: of 10,000 owners the oldest
-    half is forgotten. Keys without an owner are kept apart, so that no number of them displaces an owner.
+    Concurrent requests with the same key share one lookup and its error; errors are not cached. The cache is
+    bounded: of 10,000 owners the oldest half is dropped. Keys without an owner are kept apart, so that no
+    number of them displaces an owner.
 
     Args:
         lookup: from a key to its customer, or None; one that is not async runs in a thread.
-        ttl_s: how long an owner is remembered, in seconds; that a key has no owner, 5 seconds at most.
+        ttl_s: how long an owner is cached, in seconds; a key without one, 5 seconds at most.
         hashed: whether the lookup gets a key's hash.
     """
 
@@ -381,11 +380,11 @@ class KeyOwners:
         self._ttl_s = ttl_s
         self._owned: dict[str, tuple[Owner, float]] = {}
         self._unowned: dict[str, float] = {}
-        self._asked: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[Owner | None]] = {}
+        self._pending: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[Owner | None]] = {}
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
 
     def of(self, key: bytes) -> Owner | Awaitable[Owner | None] | None:
-        """The owner of a key; at once where it is remembered."""
+        """Find the owner of a key; without waiting if it is cached."""
         key_hash = digest_of(key)
         owned = self._owned.get(key_hash)
         if owned is not None and monotonic() < owned[1]:
@@ -393,22 +392,22 @@ class KeyOwners:
         if monotonic() < self._unowned.get(key_hash, 0.0):
             return None
         if self._hashed:
-            return self._ask(key_hash, key_hash)
+            return self._fetch_once(key_hash, key_hash)
         try:
-            return self._ask(key_hash, key.decode())
+            return self._fetch_once(key_hash, key.decode())
         except UnicodeDecodeError:
             return None  # Keys are texts.
 
-    async def _ask(self, key_hash: str, asked_for: str) -> Owner | None:
+    async def _fetch_once(self, key_hash: str, asked_for: str) -> Owner | None:
         loop = asyncio.get_running_loop()
-        while (asked := self._asked.get((loop, key_hash))) is not None:
+        while (asked := self._pending.get((loop, key_hash))) is not None:
             await asyncio.wait([asked])
             if not asked.cancelled():
                 return asked.result()
-            # The task that looked the owner up was cancelled meanwhile; another one does it.
-        asked = self._asked[loop, key_hash] = loop.create_future()
+            # The task that did the lookup was cancelled; another one does it.
+        asked = self._pending[loop, key_hash] = loop.create_future()
         try:
-            owner = await self._look_up(asked_for)
+            owner = await self._fetch_owner(asked_for)
         except Exception as error:
             asked.set_exception(error)
             asked.exception()  # It is raised here, whether or not anybody else waits for it.
@@ -417,13 +416,13 @@ class KeyOwners:
             asked.cancel()
             raise
         else:
-            self._remember(key_hash, owner)
+            self._cache_owner(key_hash, owner)
             asked.set_result(owner)
             return owner
         finally:
-            del self._asked[loop, key_hash]
+            del self._pending[loop, key_hash]
 
-    async def _look_up(self, asked_for: str) -> Owner | None:
+    async def _fetch_owner(self, asked_for: str) -> Owner | None:
         try:
             if self._runs_on_the_loop:
                 found = self._lookup(asked_for)
@@ -434,20 +433,20 @@ class KeyOwners:
             if asked_for not in str(error) and asked_for not in repr(error):
                 raise
             # Such as a KeyError of the key: the log must not have it.
-            said = MeterkitError(f"the lookup of an API key raised {type(error).__name__}")
-            raise said.with_traceback(error.__traceback__) from None
+            hidden = MeterkitError(f"the lookup of an API key raised {type(error).__name__}")
+            raise hidden.with_traceback(error.__traceback__) from None
 
     def _limiter(self) -> CapacityLimiter:
-        """Threads of its own: keys that strangers make up must not take those of the app's endpoints."""
+        """Own thread limiter: made-up keys must not use up the threads of the app's endpoints."""
         loop = asyncio.get_running_loop()
         limiter = self._limiters.get(loop)
         if limiter is None:
             limiter = self._limiters[loop] = CapacityLimiter(_THREADS_MAX)
         return limiter
 
-    def _remember(self, key_hash: str, owner: object) -> None:
+    def _cache_owner(self, key_hash: str, owner: object) -> None:
         now = monotonic()
-        self._note(is_found=owner is not None)
+        self._count_unowned(is_found=owner is not None)
         self._owned.pop(key_hash, None)  # Inserting it again makes it the youngest.
         self._unowned.pop(key_hash, None)
         if isinstance(owner, str | Caller):
@@ -455,17 +454,17 @@ class KeyOwners:
         elif owner is None:
             _put_bounded(self._unowned, key_hash, now + min(self._ttl_s, _UNOWNED_S_MAX))
 
-    def _note(self, *, is_found: bool) -> None:
-        """Warn once where no key at all has an owner: the lookup may expect another form of it."""
+    def _count_unowned(self, *, is_found: bool) -> None:
+        """Warn once if no key has an owner: the lookup may expect another form of the key."""
         if is_found:
-            self._failed = _FAILED_TOLD  # It works.
-        elif self._failed < _FAILED_TOLD:
+            self._failed = _FAILED_LOGGED  # It works.
+        elif self._failed < _FAILED_LOGGED:
             self._failed += 1
-            if self._failed == _FAILED_TOLD:
+            if self._failed == _FAILED_LOGGED:
                 gets = "the SHA-256 of the key, in hex" if self._hashed else "the key as the client sent it"
                 _logger.warning(
                     "identify.api_key: the first %d keys had no owner; the lookup gets %s (hashed=%s)",
-                    _FAILED_TOLD,
+                    _FAILED_LOGGED,
                     gets,
                     self._hashed,
                 )
@@ -479,5 +478,5 @@ def _put_bounded(kept: dict[str, T], key_hash: str, value: T) -> None:
 
 
 def digest_of(key: bytes) -> str:
-    """The SHA-256 of a key, in hex."""
+    """Hash a key: SHA-256, in hex."""
     return hashlib.sha256(key).hexdigest()

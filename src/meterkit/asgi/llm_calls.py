@@ -15,8 +15,8 @@ from meterkit.asgi.call_amounts import (
     amounts_beyond,
     amounts_of,
     call_of_figures,
-    check_given,
-    used_by_hand,
+    check_captured,
+    price_quantities,
     used_by_model,
     used_of,
 )
@@ -26,17 +26,16 @@ from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import check_event_id
 from meterkit.store.provider_jobs import claim_job, end_job, remember_job
 from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities
-from meterkit.tokens.call_usage import CallUsage, filled
+from meterkit.tokens.call_usage import CallUsage, each_once, filled, join_reports
 from meterkit.tokens.charging import charged_of
 from meterkit.tokens.jobs import batch_line, batched, call_name
-from meterkit.tokens.merging import each_once, join_reports
-from meterkit.tokens.objects import Reports, calls_of, pending_jobs, usage_of
+from meterkit.tokens.objects import UsageReports, calls_of, pending_jobs, usage_of
 from meterkit.tokens.plain_values import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from meterkit.asgi.reading import Reading
+    from meterkit.asgi.response_usage import ResponseUsage
     from meterkit.store.compiled_catalog import CompiledCatalog
     from meterkit.store.provider_jobs import Counting
     from meterkit.store.store import Store
@@ -59,10 +58,10 @@ class LlmCalls:
 
     __slots__ = ("_body", "_counted", "_fields", "_is_fetched", "_taps", "reading", "reports")
 
-    def __init__(self, reading: Reading | None = None, *, is_fetched: bool = False) -> None:
+    def __init__(self, reading: ResponseUsage | None = None, *, is_fetched: bool = False) -> None:
         self.reading = reading
         self._is_fetched = is_fetched
-        self.reports = Reports()
+        self.reports = UsageReports()
         self._taps: list[CallUsage] = []
         self._body: tuple[CallUsage, ...] = ()
         self._counted: Amounts = {}
@@ -84,11 +83,11 @@ class LlmCalls:
             return None
         return self.reading.unread_figure
 
-    def take_tap(self, calls: tuple[CallUsage, ...]) -> None:
-        """Take what a tap has seen; see :class:`meterkit.tokens.tap.StreamTap`."""
+    def add_tap(self, calls: tuple[CallUsage, ...]) -> None:
+        """Add the calls of a tapped stream; see :class:`meterkit.tokens.tap.StreamTap`."""
         self._taps += calls
 
-    def take_given_up(self) -> None:
+    def estimate_cancelled_call(self) -> None:
         """Estimate the prompt of a call that was cancelled before it answered, unless usage is known."""
         if self.reading is None or self._taps or self.reports.usages():
             return
@@ -96,7 +95,7 @@ class LlmCalls:
         self._taps += filled((asked,), input_tokens=self.input_tokens, output_tokens=0, at_least=1)
 
     def end(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
-        """The response is over; see :meth:`meterkit.asgi.reading.Reading.close`.
+        """End the response; see :meth:`meterkit.asgi.response_usage.ResponseUsage.close`.
 
         Returns:
             The usage read from it, completed by the app's own reports.
@@ -111,10 +110,9 @@ class LlmCalls:
         return self._body
 
     def uncounted(self, compiled: CompiledCatalog, name: NameCalls) -> list[UsedQuantities]:
-        """Usage to count now that was not counted before: by model and provider where meters filter by them.
+        """Count the usage that was not counted before, by model and provider where meters filter by them.
 
-        Late usage is counted on top. Nothing is taken back: where a later report
-        amounts to less, it counts nothing.
+        Late usage is counted on top. A later report that amounts to less counts nothing.
 
         Args:
             compiled: knows the meters.
@@ -137,7 +135,7 @@ class LlmCalls:
         return used_of(more, compiled)
 
     def outliving(self, name: NameCalls) -> dict[str, CallUsage]:
-        """The calls that outlive their request, by the event ids under which they are counted."""
+        """Calls that outlive their request, by the event ids under which they are counted."""
         outliving = [call for call in self._each() if call.outlives]
         named = {call_name(call): call for call in (name(outliving) if outliving else ())}
         return {name: call for name, call in named.items() if name is not None}
@@ -160,19 +158,19 @@ async def record_calls(
         raise MeterkitError(
             f"record_usage: line {line.name!r} of a batch was given without call_id; give the id of the batch"
         )
-    said: object = obj if line is None else line.answer
-    calls, pending = calls_of(said), pending_jobs(said)
+    answer: object = obj if line is None else line.answer
+    calls, pending = calls_of(answer), pending_jobs(answer)
     if view is not None and not store.is_off:
         for job_id in pending:
             await remember_job(store, job_id, view, "")
-    if _used_of(calls, store.cache) is None and line is None and not pending:
+    if _usage_of_calls(calls, store.cache) is None and line is None and not pending:
         _logger.warning(
             "record_usage() found no token usage in an object of type %s; nothing is counted of it",
             kind_of(obj).__name__,
         )
         return None
     if call_id is not None:
-        calls = _named(calls, call_id, line)
+        calls = _assign_ids(calls, call_id, line)
     late = [call for call in calls if call_name(call) is not None and not store.is_off]
     by: Counting = "whole" if line is None else "lines"
     revenues: list[Fraction | None] = []
@@ -182,7 +180,7 @@ async def record_calls(
         of_parts = await _count_job(store, view, call, job_id, by=by, event_id=event_id)
         is_unknown = is_unknown or of_parts is None
         revenues += of_parts or ()
-    own = _used_of([call for call in calls if call_name(call) is None], store.cache) or ()
+    own = _usage_of_calls([call for call in calls if call_name(call) is None], store.cache) or ()
     for at, part in enumerate(own):
         if view is None:
             raise MeterkitError(
@@ -190,17 +188,17 @@ async def record_calls(
             )
         # Each model's part is settled for itself, so that each is remembered for itself.
         part_id = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
-        revenues.append(await store.record(view, part, event_id=part_id, tells_revenue=True))
-    return None if is_unknown else _valued(usage_of(said), calls, revenues, store.cache)
+        revenues.append(await store.record(view, part, event_id=part_id, asks_revenue=True))
+    return None if is_unknown else _add_money(usage_of(answer), calls, revenues, store.cache)
 
 
-def _valued(
+def _add_money(
     usage: CallUsage | None,
     calls: Sequence[CallUsage],
     revenues: Sequence[Fraction | None],
     compiled: CompiledCatalog,
 ) -> CallUsage | None:
-    """The usage of calls, with what they cost, are charged and earn, as far as that is known."""
+    """Add cost, charge and revenue to the usage of calls, as far as they are known."""
     if usage is None:
         return None
     known = [one for one in revenues if one is not None]
@@ -218,8 +216,8 @@ def _valued(
     )
 
 
-def _named(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> tuple[CallUsage, ...]:
-    """The calls of a job by the id that the app gives, those of a line by the line's name besides."""
+def _assign_ids(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> tuple[CallUsage, ...]:
+    """Name the calls of a job by the id that the app gives, and those of a batch line by its name."""
     base = call_id if line is None else f"{call_id}\0{line.name}"
     return tuple(
         replace(
@@ -243,7 +241,7 @@ async def _count_job(
     """Count a job, or a part of it, once for the customer who began it.
 
     Returns:
-        What each of its parts has earned, as far as the store has said; None: the customer is not known.
+        The revenue of each part, as far as the store knows; None: the customer is not known.
     """
     parts = used_by_model([call], store.cache)
     owner, counts, is_deleted = await claim_job(store, job_id, view, "", by=by if parts else None)
@@ -257,12 +255,12 @@ async def _count_job(
         )
         return None
     return [
-        await store.record(owner, part, event_id=event_id, job_id=call_name(call), tells_revenue=True)
+        await store.record(owner, part, event_id=event_id, job_id=call_name(call), asks_revenue=True)
         for part in (parts if counts else ())
     ]
 
 
-def captured(
+def read_captured(
     compiled: CompiledCatalog,
     used: Any,
     model: str | None,
@@ -272,7 +270,7 @@ def captured(
     requested: str | None,
     check: Callable[[Mapping[str, int]], None],
 ) -> Sequence[UsedQuantities]:
-    """What a reservation is captured with.
+    """Read the usage that a reservation is captured with.
 
     Args:
         compiled: knows the meters.
@@ -291,7 +289,7 @@ def captured(
         calls = calls_of(used)
         if requested is not None:
             calls = tuple(replace(call, model=call.model or requested) for call in calls)
-        found = _used_of(calls, compiled, beside=reserved, model=model, provider=provider)
+        found = _usage_of_calls(calls, compiled, beside=reserved, model=model, provider=provider)
         if found is not None:
             return found
         if given is None:
@@ -300,11 +298,11 @@ def captured(
                 "captured: give the quantities by meter, or the response that the SDK returned"
             )
     quantities = given or {}
-    check_given(quantities, compiled, check)
-    return [used_by_hand(quantities, compiled, model=model or requested, provider=provider)]
+    check_captured(quantities, compiled, check)
+    return [price_quantities(quantities, compiled, model=model or requested, provider=provider)]
 
 
-def _used_of(
+def _usage_of_calls(
     calls: Sequence[CallUsage],
     compiled: CompiledCatalog,
     *,
@@ -312,12 +310,12 @@ def _used_of(
     model: str | None = None,
     provider: str | None = None,
 ) -> Sequence[UsedQuantities] | None:
-    """What calls have used, those of one model together.
+    """Add up the usage of calls, one part for each model.
 
     Args:
         calls: of an object that :func:`meterkit.usage_of` reads.
         compiled: knows the meters.
-        beside: what is counted with it, of other meters than those of tokens.
+        beside: quantities of other meters, counted with the tokens.
         model: overrules what the object says; for meters that ask for it (``where:``).
         provider: likewise.
 
@@ -357,7 +355,7 @@ def name_calls(
     provider: str | None,
     compiled: CompiledCatalog,
 ) -> Sequence[CallUsage]:
-    """Calls with the model that their request names, where the answer names none.
+    """Name the model of calls by their request, where the response names none.
 
     Args:
         calls: of one request.
@@ -377,10 +375,10 @@ def name_calls(
 
 
 def dearest_name(call: CallUsage, names: Sequence[str], compiled: CompiledCatalog) -> str | None:
-    """The model of several at which a call costs the customer most: a client may name more than one.
+    """Find the most expensive of the named models: a client may name more than one.
 
-    Where their prices are equal or not known, it is one that derived meters count; else the first one. None:
-    no model is named, or credits and overage have prices by model, which then take their highest.
+    If their prices are equal or unknown, it is one that derived meters count, otherwise the first. None: no
+    model is named, or credits and overage have prices by model, which then take their highest.
     """
     if len(names) <= 1:
         return (names[0] or None) if names else None

@@ -1,4 +1,4 @@
-"""What the edge writes to the log: some of it once, and of what may come by the thousand a few lines."""
+"""Logs of the middleware: refusals, troubles of store and app, lost token usage; sampled and throttled."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage, Note
 
 
-class Sampler:
-    """Lets the first lines of each span of time through, and tells how many it kept back.
+class LogSampler:
+    """Log sampler: admits the first lines of each span of time, then reports how many it withheld.
 
     Args:
         most: how many lines a span may have.
         every_s: how long a span is, in seconds.
-        tell: takes how many lines were kept back; called when the span is over, or by the next line.
+        report_count: gets how many lines were withheld; called after the span, or by the next line.
 
     Attributes:
         last_s: when the last line came, by the monotonic clock.
     """
 
-    def __init__(self, most: int, every_s: float, tell: Callable[[int], None]) -> None:
+    def __init__(self, most: int, every_s: float, report_count: Callable[[int], None]) -> None:
         self._most = most
         self._every_s = every_s
-        self._tell = tell
+        self._report_count = report_count
         self._began = self.last_s = -every_s
         self._written = 0
-        self._kept_back = 0
+        self._withheld = 0
 
     def admits(self) -> bool:
         """Whether one more line may be written now; it is counted either way."""
@@ -58,21 +58,21 @@ class Sampler:
         if self._written < self._most:
             self._written += 1
             return True
-        if not self._kept_back:
+        if not self._withheld:
             get_running_loop().call_later(self._began + self._every_s - now, self._report)
-        self._kept_back += 1
+        self._withheld += 1
         return False
 
     def _report(self) -> None:
-        if self._kept_back:
-            kept_back, self._kept_back = self._kept_back, 0
-            self._tell(kept_back)
+        if self._withheld:
+            withheld, self._withheld = self._withheld, 0
+            self._report_count(withheld)
 
 
 _logger = logging.getLogger("meterkit.asgi")
 
 _SPAN_S: Final = 10.0
-# An outage may last for hours, and the store's own logger tells of its beginning and of its end.
+# An outage may last for hours, and the store's own logger reports its beginning and its end.
 _AWAY_SPAN_S: Final = 60.0
 _SHOWN_MAX: Final = 100
 _OF_THE_STORE: Final = (StoreError, SettingsError)
@@ -82,15 +82,15 @@ class TroubleLog:
     """Writes to the logger ``meterkit.asgi`` what is wrong with the store, the app or the plans file."""
 
     def __init__(self) -> None:
-        self._store = Sampler(1, _AWAY_SPAN_S, self._count_away)
-        self._identify = Sampler(1, _SPAN_S, partial(_count_more, "failed in identify"))
-        self._others = Sampler(1, _SPAN_S, partial(_count_more, "met such an error"))
+        self._store = LogSampler(1, _AWAY_SPAN_S, self._log_more_undecided)
+        self._identify = LogSampler(1, _SPAN_S, partial(_log_more, "failed in identify"))
+        self._others = LogSampler(1, _SPAN_S, partial(_log_more, "met such an error"))
         self._wrong_types: set[type] = set()
         self._is_inner = False
         self._preflights = Throttle(MINUTE_S)
 
-    def undecided(self, error: Exception | None, route: Route, lane: Lane | None = None) -> None:
-        """The customer is known, but not whether the request may be served.
+    def log_undecided(self, error: Exception | None, route: Route, lane: Lane | None = None) -> None:
+        """Log a request that the store could not decide.
 
         Args:
             error: why; None: the lane has its breaker open.
@@ -100,12 +100,11 @@ class TroubleLog:
         if error is None or isinstance(error, _OF_THE_STORE):
             if self._store.admits():
                 message = "requests are decided without the store (on_store_failure: %s): %s"
-                _logger.error(message, route.on_store_failure, error or (lane and lane.why_away()))
+                _logger.error(message, route.on_store_failure, error or (lane and lane.outage_error()))
         elif self._others.admits():
             _logger.error("a request under the line %a could not be decided", route.match, exc_info=error)
 
-    def _count_away(self, number: int) -> None:
-        # Told when the span is over, by when the store may be back for long.
+    def _log_more_undecided(self, number: int) -> None:
         _logger.error(
             "%d more requests were decided without the store within %.0f s, the last of them %.0f s ago",
             number,
@@ -113,14 +112,14 @@ class TroubleLog:
             monotonic() - self._store.last_s,
         )
 
-    def unidentified(self, error: Exception | None, route: Route) -> None:
-        """``identify`` raised."""
+    def log_unidentified(self, error: Exception | None, route: Route) -> None:
+        """Log that ``identify`` raised."""
         if self._identify.admits():
             message = "identify raised: the customer of a request under the line %a could not be determined"
             _logger.error(message, route.match, exc_info=error)
 
-    def wrong_type(self, found: object) -> None:
-        """``identify`` returned what is neither a text nor None; said once of each type."""
+    def log_wrong_type(self, found: object) -> None:
+        """Log once for each type that ``identify`` returned neither a text nor None."""
         kind = type(found)
         if kind not in self._wrong_types:
             self._wrong_types.add(kind)
@@ -130,8 +129,8 @@ class TroubleLog:
                 kind.__name__,
             )
 
-    def inner(self) -> None:
-        """This kit has the request already: what this middleware was given is not asked; said once."""
+    def log_inner(self) -> None:
+        """Log once that an outer middleware of the same kit has the request already."""
         if not self._is_inner:
             self._is_inner = True
             _logger.warning(
@@ -140,8 +139,8 @@ class TroubleLog:
                 " remove one of them"
             )
 
-    def unmatched(self, source: str, scope: Scope) -> None:
-        """No line of the plans file matches a request; the caller logs this once."""
+    def log_unmatched(self, source: str, scope: Scope) -> None:
+        """Log that no line of the plans file matches a request; the caller does so once."""
         _logger.warning(
             "%a matches no line under `routes` of %s: it passes undecided and uncounted; others that"
             ' do are not logged; a last line with match: "*" is about all that is left',
@@ -149,8 +148,8 @@ class TroubleLog:
             source,
         )
 
-    def preflight(self, route: Route, scope: Scope) -> None:
-        """A CORS preflight that browsers take for a no; at most once a minute for a route."""
+    def log_preflight(self, route: Route, scope: Scope) -> None:
+        """Log a CORS preflight that browsers take for a refusal; at most once a minute for a route."""
         if not self._preflights.is_due(route.match):
             return
         _logger.warning(
@@ -162,8 +161,8 @@ class TroubleLog:
             scope["path"][:_SHOWN_MAX],
         )
 
-    def without_mount(self, source: str, line: Route, found: Route | None, mount: str) -> None:
-        """A line would have matched, had it the path of the mount; the caller sees to it as above."""
+    def log_without_mount(self, source: str, line: Route, found: Route | None, mount: str) -> None:
+        """Log that a line lacks the path of the mount; the caller does so once."""
         method = "" if line.method is None else f"{line.method} "
         _logger.warning(
             "%s: the line %a does not match, as this app is mounted at %a and lines are written with that"
@@ -176,7 +175,7 @@ class TroubleLog:
         )
 
 
-def _count_more(what: str, number: int) -> None:
+def _log_more(what: str, number: int) -> None:
     _logger.error("%d more requests %s within %.0f s", number, what, _SPAN_S)
 
 
@@ -196,9 +195,9 @@ class RefusalLog:
     """
 
     def __init__(self) -> None:
-        self._sampler = Sampler(_LINES_A_SECOND, 1.0, _suppressed)
+        self._sampler = LogSampler(_LINES_A_SECOND, 1.0, _log_suppressed)
 
-    def refused(
+    def log_refused(
         self,
         decision: Decision,
         route: Route,
@@ -208,21 +207,21 @@ class RefusalLog:
         status: int,
         instance: str | None,
     ) -> None:
-        """A request was answered with a refusal, or a websocket closed."""
+        """Log a request that was refused, or a websocket that was closed."""
         if self._sampler.admits():
-            fields = _fields(decision, route, view) | {"status": status, "instance": instance}
+            fields = _refusal_fields(decision, route, view) | {"status": status, "instance": instance}
             words = _line(fields) + _hint(decision, scope)
             _refusals.warning("refused: %s", words, extra=fields | {"shadow": False})
 
-    def shadowed(self, decision: Decision, route: Route, view: CustomerView) -> None:
-        """A request was served that would have been refused."""
+    def log_shadowed(self, decision: Decision, route: Route, view: CustomerView) -> None:
+        """Log a request that shadow mode served and enforcement would refuse."""
         if self._sampler.admits():
-            fields = _fields(decision, route, view)
+            fields = _refusal_fields(decision, route, view)
             extra = fields | {"status": None, "instance": None, "shadow": True}
             _refusals.warning("would be refused, but enforcement is shadow: %s", _line(fields), extra=extra)
 
 
-def _fields(decision: Decision, route: Route, view: CustomerView | None) -> dict[str, object]:
+def _refusal_fields(decision: Decision, route: Route, view: CustomerView | None) -> dict[str, object]:
     subjects = None if view is None else view.subjects
     return {
         "customer": decision.customer,
@@ -247,7 +246,7 @@ def _hint(decision: Decision, scope: Scope) -> str:
     return f'; if everybody may ask for it, put {{match: "GET {path}", exempt: true}} above this line'
 
 
-def _suppressed(number: int) -> None:
+def _log_suppressed(number: int) -> None:
     _refusals.warning(
         "%d more requests were refused, or would be in shadow, within a second", number,
         extra={"suppressed": number},
@@ -280,17 +279,17 @@ _warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 _warned_of_unread: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 
 
-class Contained:
-    """``with`` it runs what must not be heard of by the app, whatever it raises; may be entered again.
+class ErrorGuard:
+    """Context manager that keeps errors of meterkit from the app; may be entered again.
 
     Args:
-        tell: takes which error it was; see :func:`described`.
+        report: gets the error's description; see :func:`describe_error`.
     """
 
-    __slots__ = ("_tell",)
+    __slots__ = ("_report",)
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
 
     def __enter__(self) -> None:
         pass
@@ -300,12 +299,12 @@ class Contained:
     ) -> bool:
         if kind is None or not isinstance(error, Exception):
             return False
-        self._tell(described(error))
+        self._report(describe_error(error))
         return True
 
 
-def described(error: Exception) -> str:
-    """Which error it is, and where: not its own words, which may hold what a customer wrote."""
+def describe_error(error: Exception) -> str:
+    """Format the type and the traceback of an error, without its message, which may hold customer data."""
     return f"{type(error).__name__} at\n{''.join(format_tb(error.__traceback__))}"
 
 
@@ -326,7 +325,7 @@ def warn_of_lost(store: Store, route: str, calls: Iterable[CallUsage]) -> None:
 
 
 def warn_of_unread(store: Store, route: Route, path: str) -> None:
-    """Warn of token figures that count nothing; once a route."""
+    """Log token figures that count nothing; once for each route."""
     if _warned_of_unread.setdefault(store, Throttle(inf)).is_due(route.match):
         _logger.warning(
             "%s: a response has a token figure at %a that `usage: %s` does not read: it counts nothing. Name"
@@ -339,6 +338,6 @@ def warn_of_unread(store: Store, route: Route, path: str) -> None:
 
 
 def warn(store: Store, route: str, message: str) -> None:
-    """Warn of a route; of the same once a minute."""
+    """Log a warning of a route; the same one at most once a minute."""
     if _warned.setdefault(store, Throttle(MINUTE_S)).is_due((route, message)):
         _logger.warning("%s: %s", route, message)

@@ -74,10 +74,10 @@ def read_message(body: bytes, *, is_whole: bool = True) -> McpMessage:
     """
     if not is_whole:
         raise UnreadableMessageError("the body is too large, in too many pieces, or in a coding")
-    root = _decoded(body)
+    root = _parse_json(body)
     if not isinstance(root, tuple):
         raise UnreadableMessageError("the body is not a single JSON object")
-    found = _members(cast("_Pairs", root), _MEMBERS)
+    found = _find_members(cast("_Pairs", root), _MEMBERS)
     is_request = "id" in found
     given: Any = found.get("id")
     message_id = given if isinstance(given, str | int | float) and not isinstance(given, bool) else None
@@ -88,7 +88,11 @@ def read_message(body: bytes, *, is_whole: bool = True) -> McpMessage:
         raise UnreadableMessageError("`method` is not a text")
     if method in NAMED_METHODS:
         params = found.get("params")
-        name = _members(cast("_Pairs", params), ("name",)).get("name") if isinstance(params, tuple) else None
+        name = (
+            _find_members(cast("_Pairs", params), ("name",)).get("name")
+            if isinstance(params, tuple)
+            else None
+        )
         if not isinstance(name, str) or len(name) > NAME_CHARS_MAX:
             raise UnreadableMessageError(
                 f"`params.name` is not a text of at most {NAME_CHARS_MAX} characters"
@@ -108,7 +112,7 @@ def _integer(written: str) -> float:
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_int=_integer)
 
 
-def _decoded(body: bytes) -> object:
+def _parse_json(body: bytes) -> object:
     is_cheap = len(body) <= _ANY_BYTES_MAX or (body.isascii() and body.count(b"\\") <= _MARKS_MAX)
     if not is_cheap or sum(map(body.count, (b",", b"{", b"["))) > _MARKS_MAX:
         raise UnreadableMessageError("the body has too many values to be read")
@@ -118,7 +122,7 @@ def _decoded(body: bytes) -> object:
         raise UnreadableMessageError("the body is not JSON in UTF-8") from None
 
 
-def _members(pairs: _Pairs, names: tuple[str, ...]) -> dict[str, Any]:
+def _find_members(pairs: _Pairs, names: tuple[str, ...]) -> dict[str, Any]:
     """Find members by name. Each may be there once, and in just this spelling."""
     if len(pairs) > _MEMBERS_MAX:
         raise UnreadableMessageError("an object has too many members")
@@ -196,12 +200,12 @@ class McpLines:
             warn(store, route.match, f"a request is no message that can be read: {error}")
             if route.enforcement == "shadow":
                 return McpRequest(route, None, body.receive)
-            await _refuse(send, str(error), is_whole=is_whole)
+            await _send_parse_error(send, str(error), is_whole=is_whole)
             return None
         return McpRequest(self.line(message, scope), message, body.receive)
 
 
-async def _refuse(send: Send, why: str, *, is_whole: bool) -> None:
+async def _send_parse_error(send: Send, why: str, *, is_whole: bool) -> None:
     status = HTTPStatus.BAD_REQUEST if is_whole else HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     detail = f"{why}; post one JSON-RPC message of at most {MESSAGE_BYTES_MAX >> 20} MiB"
     await answer(
@@ -243,12 +247,12 @@ def mcp_denial(denial: Denial, message: McpMessage) -> Denial:
             "structuredContent": told,
             "content": content,
         }
-        return _answer(denial, HTTPStatus.OK, head, answered)
+        return _json_rpc_denial(denial, HTTPStatus.OK, head, answered)
     answered["error"] = {"code": ERROR_CODE, "message": problem["detail"], "data": problem}
-    return _answer(denial, denial.status, head, answered)
+    return _json_rpc_denial(denial, denial.status, head, answered)
 
 
-def _answer(
+def _json_rpc_denial(
     denial: Denial, status: int, head: tuple[tuple[bytes, bytes], ...], answered: dict[str, Any]
 ) -> Denial:
     body = compact(answered)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.asgi.exchange import Exchange
 from meterkit.catalog.models import BILLED_ON_SUCCESS
-from meterkit.tokens.framing.decoding import decoding_of
-from meterkit.tokens.framing.incremental import drain, paused, whole_of
-from meterkit.tokens.framing.json import Document
-from meterkit.tokens.framing.large_json import LargeJson
-from meterkit.tokens.framing.sse import Sse, Takers
+from meterkit.tokens.framing.content import make_decoder
+from meterkit.tokens.framing.incremental import drain, feed_large, paused
+from meterkit.tokens.framing.json import JsonReader
+from meterkit.tokens.framing.large_json import LargeJsonReader
+from meterkit.tokens.framing.sse import EventCallbacks, SseReader
 from meterkit.tokens.json_values import dig, load, table
-from meterkit.tokens.layout import Place
+from meterkit.tokens.layout import ValuePlace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -42,7 +42,7 @@ class McpExchange(Exchange):
         kind = message["type"]
         if kind == "http.response.start":
             message = {**message, "headers": list(message.get("headers", ()))}
-            self._answer = AnswerReader(message["headers"])
+            self._answer = McpResponseReader(message["headers"])
         elif kind == "http.response.body" and self._status and (body := message.get("body", b"")):
             if len(body) > PIECE_BYTES:
                 return self._read_and_send(message, body)
@@ -68,17 +68,17 @@ INPUT_REQUIRED: Final = "input_required"
 _CLIENT_ERRORS: Final = range(-32602, -32599)
 _IDENTITY: Final = (b"", b"identity")
 _SSE: Final = b"text/event-stream"
-_LEAF: Final = Place()
-_MESSAGE: Final = Place(
+_LEAF: Final = ValuePlace()
+_MESSAGE: Final = ValuePlace(
     {
-        "result": Place({"isError": _LEAF, "resultType": _LEAF}),
-        "error": Place({"code": _LEAF}),
+        "result": ValuePlace({"isError": _LEAF, "resultType": _LEAF}),
+        "error": ValuePlace({"code": _LEAF}),
     }
 )
 """Members of a JSON-RPC message that are kept of one that is larger than 16 KiB."""
 
 
-class AnswerReader:
+class McpResponseReader:
     """Incremental reader of an MCP response: JSON or server-sent events, in bounded memory.
 
     The first JSON-RPC response counts. The server's notifications may stand before and after it.
@@ -95,11 +95,11 @@ class AnswerReader:
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         named = {name.lower(): value.strip().lower() for name, value in headers}
         coding = named.get(b"content-encoding", b"")
-        self._decoding = None if coding in _IDENTITY else decoding_of(coding)
+        self._decoding = None if coding in _IDENTITY else make_decoder(coding)
         self._is_readable = coding in _IDENTITY or self._decoding is not None
-        takers = Takers(self._take_event, self._wants, self._open_large)
+        takers = EventCallbacks(self._take_event, self._wants, self._open_large)
         is_stream = named.get(b"content-type", b"").startswith(_SSE)
-        self._framing = Sse(takers) if is_stream else Document(takers, unseen=True)
+        self._framing = SseReader(takers) if is_stream else JsonReader(takers, unseen=True)
         self._is_answered = False
         self.outcome: Outcome | None = None
 
@@ -128,13 +128,13 @@ class AnswerReader:
         try:
             message = table(load(data))
         except ValueError:  # Cut off, or a number too long to be converted: read what there is of it.
-            return whole_of(self._open_large(), data)
+            return feed_large(self._open_large(), data)
         if message is not None:
             self._take_message(message)
         return None
 
-    def _open_large(self) -> LargeJson:
-        return LargeJson(lambda message, _: self._take_message(message), lambda: None, _MESSAGE)
+    def _open_large(self) -> LargeJsonReader:
+        return LargeJsonReader(lambda message, _: self._take_message(message), lambda: None, _MESSAGE)
 
     def _take_message(self, message: Table) -> None:
         if not self._is_answered and ("result" in message or "error" in message):

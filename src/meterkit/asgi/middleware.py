@@ -13,20 +13,20 @@ from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import EXEMPT, exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.headers import ShadowFields
-from meterkit.asgi.identify import Caller, fault_in, parted
+from meterkit.asgi.identify import Caller, find_id_fault, split_caller
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.mcp_exchange import McpExchange
 from meterkit.asgi.plans_in_force import PlansInForce
-from meterkit.asgi.provider_jobs import polls_own_job
+from meterkit.asgi.provider_jobs import is_poll_of_known_job
 from meterkit.asgi.refuser import Refuser
-from meterkit.asgi.reservation import UnservedError, refusing, reserving, socket_problem
+from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem, socket_problem
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.asgi.without_store import decide_in_process
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.in_process import NOTHING_LEFT, left_where_allowed
+from meterkit.decisions.in_process import NO_REMAINDERS, drop_replenished
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.redis.connection import ReplyError, give_up
+from meterkit.redis.connection import ReplyError, abandon_call
 from meterkit.redis.event_loops import running_loop
 from meterkit.store.input_checks import is_customer
 from meterkit.store.prepared_decisions import read_decision
@@ -57,16 +57,16 @@ _SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.
 
 
 class Kit(Protocol):
-    """What the edge needs of the kit."""
+    """Parts of the kit that the middleware uses."""
 
     @property
     def store(self) -> Store:
-        """Where requests are decided and counted."""
+        """Facade over Redis that decides and counts requests."""
         ...
 
     @property
     def estimate_input(self) -> InputEstimator:
-        """What measures a request's input before its usage is known."""
+        """Estimator of a request's input, until its usage is known."""
         ...
 
     async def start(self) -> None:
@@ -86,8 +86,8 @@ class MeterMiddleware:
 
     Args:
         app: the app that is wrapped.
-        kit: what is sold, and where it is counted. Started and stopped with the app's lifespan; where the
-            server runs none, started by the first request.
+        kit: the plans and the store. Started and stopped with the app's lifespan; if the server runs
+            none, started by the first request.
         identify: from an ASGI scope to the customer's id, a `Caller`, or None; sync or async.
         on_denied: from a scope and a refusal to a response in place of meterkit's own, or None to keep that;
             sync or async. The response gets the fields of meterkit's own that it lacks.
@@ -97,7 +97,7 @@ class MeterMiddleware:
             slashes merged, slashes at the end and case ignored. Default: by the wrapped app's class.
 
     Raises:
-        MeterkitError: an argument is not what it should be.
+        MeterkitError: an argument is not allowed.
     """
 
     def __init__(
@@ -132,20 +132,20 @@ class MeterMiddleware:
         """Serve one scope: a request, a websocket or the lifespan; anything else passes as it is."""
         mark = self._mark
         if mark in scope or scope["type"] not in _DECIDED:
-            await self._pass(scope, receive, send)
+            await self._serve_undecided(scope, receive, send)
             return
         is_http = scope["type"] == "http"
         plans = self._plans
         if plans is None or plans.cache is not self._kit.store.cache:
-            plans = self._plans = self._adopt(self._kit.store.cache)
+            plans = self._plans = self._compile_plans(self._kit.store.cache)
         route = plans.router.match_http(scope) if is_http else plans.router.match_websocket(scope)
         if is_http and route is not None and route.is_plain and scope["method"] != "OPTIONS":
-            passed = await self._admit(plans, route, scope, receive, send, None, self._refuser)
+            passed = await self._admit_request(plans, route, scope, receive, send, None, self._refuser)
             if passed is None:
                 return
             passed.server_receive, passed.refuser = receive, self._refuser
         else:
-            passed = await self._begin(plans, route, scope, receive, send)
+            passed = await self._admit_special(plans, route, scope, receive, send)
             if passed is None:
                 return
         token = exchange.set(passed)
@@ -155,7 +155,7 @@ class MeterMiddleware:
             await self.app(scope, passed.receive, passed.send)
         except BaseException as error:
             passed.settle(error)
-            if not passed.is_over_by(error):
+            if not passed.is_expected_error(error):
                 raise
         finally:
             try:
@@ -165,35 +165,35 @@ class MeterMiddleware:
                 pass  # The collector closes a request in whatever context it runs, and apps may empty scopes.
         passed.settle(None)
 
-    async def _begin(
+    async def _admit_special(
         self, plans: PlansInForce, route: Route | None, scope: Scope, receive: Receive, send: Send
     ) -> Exchange | None:
-        """Admit what more is to be done about than to decide; None: it is answered."""
+        """Admit a request that needs more than a decision; None: it was answered."""
         refuser, is_http = self._refuser, scope["type"] == "http"
         if route is not None and route.mcp is not None:
             read = await plans.mcp.read(route, scope, receive, send, self._kit.store)
             if read is None:
                 return None
             route, receive = read.route, read.receive
-            refuser = refuser if read.message is None else refuser.answering(read.message)
+            refuser = refuser if read.message is None else refuser.for_mcp_message(read.message)
         if route is None or route.exempt:
             if route is not None:
                 scope[EXEMPT] = True
             elif not self._has_warned_unmatched:
                 self._has_warned_unmatched = True
-                self._troubles.unmatched(plans.cache.catalog.source, scope)
+                self._troubles.log_unmatched(plans.cache.catalog.source, scope)
             await self.app(scope, receive, send)
             return None
         if scope.get("method") == "OPTIONS" and await plans.preflights.serve(route, scope, receive, send):
             return None
-        route = plans.polled(route, scope) if is_http else route
+        route = plans.route_for(route, scope) if is_http else route
         body = None
         if is_http and route.is_buffered:
             body = BufferedBody(scope, receive)
         passed = await (
-            self._uncounted(plans, route, scope, send)
+            self._serve_uncounted(plans, route, scope, send)
             if route.enforcement == "off"
-            else self._admit(plans, route, scope, receive, send, body, refuser)
+            else self._admit_request(plans, route, scope, receive, send, body, refuser)
         )
         if passed is None:
             return None
@@ -208,16 +208,16 @@ class MeterMiddleware:
             passed.begin()
         return passed
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve what is not decided here."""
+    async def _serve_undecided(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a scope that is not decided here."""
         if self._mark in scope:
-            self._troubles.inner()
+            self._troubles.log_inner()
         elif scope["type"] == "lifespan":
             await _run_lifespan(self.app, self._kit, self._mark, scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    async def _admit(
+    async def _admit_request(
         self,
         plans: PlansInForce,
         route: Route,
@@ -227,7 +227,7 @@ class MeterMiddleware:
         body: BufferedBody | None,
         refuser: Refuser,
     ) -> Exchange | None:
-        """Decide a request; one that is refused is answered, and there is nothing to go on with."""
+        """Decide a request; None: it was refused and answered."""
         store = self._kit.store
         view: CustomerView | None = None
         decided: PreparedDecision | None = None
@@ -236,14 +236,14 @@ class MeterMiddleware:
         try:
             found = self._identify(scope)
             known = plans.cache.named.get(found) if type(found) is str else None
-            view = known or await self._customer(plans, found, scope)
+            view = known or await self._find_view(plans, found, scope)
             if lane is None or not lane.is_served:
                 await self._kit.begin()
                 lane = store.lanes[running_loop()]
             if body is not None or route.refuses_unpriced:
-                prepare = await self._reserving(lane, view, route, body, scope)
+                prepare = await self._read_reservation(lane, view, route, body, scope)
             prepared = None if prepare else view.decisions.get(id(route))
-            asked = prepared or (prepare or _preparing(route))(view, "d")
+            asked = prepared or (prepare or _preparer(route))(view, "d")
             admitted: tuple[PreparedDecision, list[int] | None] = (
                 lane.allotments.admit(asked, route)
                 if plans.cache.allots and scope["type"] == "http" and lane.allotments is not None
@@ -255,26 +255,26 @@ class MeterMiddleware:
                 try:
                     reply = await pending
                 except CancelledError:
-                    give_up(decided, pending)
+                    abandon_call(decided, pending)
                     raise
                 if isinstance(reply, ReplyError) or reply[0] > REFUSED:
-                    decided, reply = await store.conclude(lane, decided, prepare or _preparing(route), reply)
+                    decided, reply = await store.conclude(lane, decided, prepare or _preparer(route), reply)
                     if decided.is_repeat:
                         route = replace(route, charge_on=_NEVER)
         except UnservedError as error:
             passed: Exchange | Decision = error.decision
             decided = error.decided
         except Exception as error:  # noqa: BLE001 - the app is served in any case; the error is logged below
-            passed, decided = self._undecided(error, plans, lane, view, route, prepare, scope, send)
+            passed, decided = self._use_fallback(error, plans, lane, view, route, prepare, scope, send)
         else:
             if reply is None:
-                passed, decided = self._undecided(None, plans, lane, view, route, prepare, scope, send)
+                passed, decided = self._use_fallback(None, plans, lane, view, route, prepare, scope, send)
             elif reply[0] == ALLOWED and decided.waived is None:
                 left = decided.view.left
-                decided.view.left = left_where_allowed(left, decided.program) if left else NOTHING_LEFT
-                # As kind_of has it, without a call: nearly every request passes here.
+                decided.view.left = drop_replenished(left, decided.program) if left else NO_REMAINDERS
+                # As exchange_class has it, without a call: nearly every request passes here.
                 is_plain = route.is_plain and scope["type"] == "http"
-                passed = (Exchange if is_plain else kind_of(scope, route))(
+                passed = (Exchange if is_plain else exchange_class(scope, route))(
                     store, lane, decided.view, route, decided, reply, scope, send
                 )
                 if route.headers != "none":
@@ -282,34 +282,36 @@ class MeterMiddleware:
                     passed.limit_fields = plans.limit_fields.get(program) or plans.fields_of(program, route)
                 return passed
             else:
-                passed = self._refused(decided, reply, lane, route, scope, send)
+                passed = self._handle_refusal(decided, reply, lane, route, scope, send)
         if isinstance(passed, Exchange):
             return passed
-        return await self._unserved(passed, plans, route, decided, view, scope, receive, send, refuser)
+        return await self._answer_refusal(passed, plans, route, decided, view, scope, receive, send, refuser)
 
-    async def _uncounted(self, plans: PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
+    async def _serve_uncounted(self, plans: PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
         """Serve a request while enforcement is off; its customer is identified for the app only."""
         await self._kit.begin()  # Usage counted before is delivered.
         try:
-            view = await self._customer(plans, self._identify(scope), scope)
+            view = await self._find_view(plans, self._identify(scope), scope)
         except UnservedError:
             view = plans.nobody()
         except Exception as error:  # noqa: BLE001 - it is logged, and the app is served
-            self._troubles.unidentified(error, route)
+            self._troubles.log_unidentified(error, route)
             view = plans.nobody()
-        passed = kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
-        passed.take(view.undecided())
+        passed = exchange_class(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
+        passed.note_decision(view.undecided())
         return passed
 
-    async def _reserving(
+    async def _read_reservation(
         self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody | None, scope: Scope
     ) -> Prepare:
-        """The decision about a route that looks at the request: its body, its length, its idempotency key."""
+        """Prepare the decision of a route that reads the request's body, length or idempotency key."""
         if body is None:
-            return refusing(view, route, _preparing(route), socket_problem(view, route, scope))
-        return await reserving(self._kit.store, lane, view, route, body, estimate=self._kit.estimate_input)
+            return refuse_problem(view, route, _preparer(route), socket_problem(view, route, scope))
+        return await prepare_reservation(
+            self._kit.store, lane, view, route, body, estimate=self._kit.estimate_input
+        )
 
-    async def _unserved(
+    async def _answer_refusal(
         self,
         decision: Decision,
         plans: PlansInForce,
@@ -321,55 +323,57 @@ class MeterMiddleware:
         send: Send,
         refuser: Refuser,
     ) -> Exchange | None:
-        """Answer a request that is refused; in shadow it goes on."""
+        """Answer a refused request; in shadow mode serve it."""
         if route.enforcement == "shadow":
             # Its usage is discarded where the customer is not known.
             view = view or plans.nobody()
-            self._log.shadowed(decision, route, view)
-            passed = kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
-            passed.take(replace(decision, allowed=True, shadow=True))
+            self._log.log_shadowed(decision, route, view)
+            passed = exchange_class(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
+            passed.note_decision(replace(decision, allowed=True, shadow=True))
             return passed
-        if view is not None and await polls_own_job(self._kit.store, view, route, decision, scope):
-            return await self._admit(plans, plans.own_poll_of(route), scope, receive, send, None, refuser)
+        if view is not None and await is_poll_of_known_job(self._kit.store, view, route, decision, scope):
+            return await self._admit_request(
+                plans, plans.job_poll_route(route), scope, receive, send, None, refuser
+            )
         await refuser.refuse(decision, route, decided, view, scope, receive, send)
         return None
 
-    async def _customer(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
-        """Decide for a new customer, or for a request without one."""
+    async def _find_view(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
+        """Find the view of a new customer, or of a request without one."""
         if not isinstance(found, Caller) and isawaitable(found):
             found = await found
         if isinstance(found, Caller):
-            view = plans.cache.met(found.customer, tuple(found.subjects.items()))
+            view = plans.cache.find_with_subjects(found.customer, tuple(found.subjects.items()))
             if view is not None:
                 return view
-        customer, subjects = parted(found)
+        customer, subjects = split_caller(found)
         if is_customer(customer) and subjects is not None:
             return plans.cache.get(customer, subjects=subjects)
         if isinstance(customer, str):
-            raise UnservedError(replace(_INVALID, fault=fault_in(found)))
+            raise UnservedError(replace(_INVALID, fault=find_id_fault(found)))
         if customer is not None and customer is not False:  # `user.is_authenticated and user.id`
-            self._troubles.wrong_type(customer)
+            self._troubles.log_wrong_type(customer)
             raise UnservedError(_UNIDENTIFIED)
         anonymous = None if plans.by_ip is None else plans.by_ip(scope)
         if anonymous is None:
             raise UnservedError(_ANONYMOUS)
         return plans.cache.get(anonymous, anonymous=True)
 
-    def _refused(
+    def _handle_refusal(
         self, decided: PreparedDecision, reply: list[int], lane: Lane, route: Route, scope: Scope, send: Send
     ) -> Exchange | Decision:
-        """Answer a refused request; in shadow mode count, hold and serve it."""
+        """Return the refusal; in shadow mode the admitted request, which is counted and held."""
         store = self._kit.store
         decision = read_decision(decided, reply)
         if not decision.shadow:
             return decision
-        self._log.shadowed(decision, route, decided.view)
-        passed = kind_of(scope, route)(store, lane, decided.view, route, decided, reply, scope, send)
-        passed.take(decision)
+        self._log.log_shadowed(decision, route, decided.view)
+        passed = exchange_class(scope, route)(store, lane, decided.view, route, decided, reply, scope, send)
+        passed.note_decision(decision)
         passed.limit_fields = ShadowFields(decision, decided, route.headers)
         return passed
 
-    def _undecided(
+    def _use_fallback(
         self,
         error: Exception | None,
         plans: PlansInForce,
@@ -380,42 +384,42 @@ class MeterMiddleware:
         scope: Scope,
         send: Send,
     ) -> tuple[Exchange | Decision, PreparedDecision | None]:
-        """A request that the store could not decide: said, and served or not as route and plan have it.
+        """Log a request that the store could not decide, and serve or refuse it by its route and plan.
 
-        Without an error the store was not asked, as the breaker is open. With a refusal comes what was asked
-        of the plan.
+        Without an error the store was not asked, as the breaker is open. A refusal comes with its prepared
+        decision.
         """
         if view is None:  # So far only `identify` can have failed.
-            self._troubles.unidentified(error, route)
+            self._troubles.log_unidentified(error, route)
             return _UNIDENTIFIED, None
-        self._troubles.undecided(error, route, lane)
+        self._troubles.log_undecided(error, route, lane)
         store = self._kit.store
-        decision, weighed = decide_in_process(store, view, route, prepare)
+        decision, fallback = decide_in_process(store, view, route, prepare)
         if decision is not None:
             if not decision.allowed:
-                return decision, None if weighed is None else weighed.decided
+                return decision, None if fallback is None else fallback.decided
             if decision.cause is not None:
-                self._log.shadowed(decision, route, view)
-        passed = kind_of(scope, route)(store, lane, view, route, None, [], scope, send)
-        passed.use_fallback_decision(decision, weighed)
+                self._log.log_shadowed(decision, route, view)
+        passed = exchange_class(scope, route)(store, lane, view, route, None, [], scope, send)
+        passed.use_fallback_decision(decision, fallback)
         passed.is_counted = isinstance(error, StoreError) and error.executed is None
-        if weighed is not None:
-            passed.settle_attempt(weighed.decided)
+        if fallback is not None:
+            passed.settle_attempt(fallback.decided)
             if route.headers != "none":
-                program = weighed.decided.program
+                program = fallback.decided.program
                 passed.limit_fields = plans.policy_fields.get(program) or plans.policies_of(program, route)
         return passed, None
 
-    def _adopt(self, cache: CustomerCache) -> PlansInForce:
-        self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
+    def _compile_plans(self, cache: CustomerCache) -> PlansInForce:
+        self._has_warned_unmatched = not cache.catalog.routes  # The kit has warned of a file without routes.
         return PlansInForce.adopt(cache, self.app, self.paths, self._cors, self._troubles)
 
 
-def _preparing(route: Route) -> Prepare:
+def _preparer(route: Route) -> Prepare:
     return lambda view, mode: view.prepare(route, mode)
 
 
-def kind_of(scope: Scope, route: Route) -> type[Exchange]:
+def exchange_class(scope: Scope, route: Route) -> type[Exchange]:
     """The class that stands between the app and the server for a request of a line."""
     if scope["type"] != "http":
         return WebSocketExchange
@@ -427,12 +431,12 @@ def kind_of(scope: Scope, route: Route) -> type[Exchange]:
 async def _run_lifespan(
     app: ASGIApp, kit: Kit, mark: str, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Run an app's lifespan, and the kit's around it.
+    """Run an app's lifespan, with the kit started before it and stopped after it.
 
     Args:
-        app: what is wrapped.
-        kit: what starts before it and stops after it.
-        mark: stands in the scope meanwhile, for an inner wrapping by the same kit.
+        app: the wrapped app.
+        kit: starts before the app and stops after it.
+        mark: key in the scope meanwhile, for an inner middleware of the same kit.
         scope: the lifespan's.
         receive: the server's.
         send: the server's.
@@ -477,23 +481,25 @@ _ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#*@A-Z]+")
 
 
 def check_arguments(kit: object, identify: object, on_denied: object, cors: object, paths: object) -> None:
-    """Refuse what a middleware cannot work with.
+    """Check the arguments of a middleware.
 
     Raises:
         MeterkitError: with what was found and what is allowed.
     """
     if not hasattr(kit, "store") or isinstance(kit, type):
-        raise MeterkitError(f"kit: found {_kind(kit)}; allowed is a MeterKit, as MeterKit('plans.yaml')")
+        raise MeterkitError(
+            f"kit: found {_describe_type(kit)}; allowed is a MeterKit, as MeterKit('plans.yaml')"
+        )
     if not callable(identify):
         # Only its type is shown: it may be a table of keys.
         raise MeterkitError(
-            f"identify: found {_kind(identify)}; allowed is a function from an ASGI scope to a customer's id"
-            " or None, such as identify.header('x-customer-id')"
+            f"identify: found {_describe_type(identify)}; allowed is a function from an ASGI scope to a"
+            " customer's id or None, such as identify.header('x-customer-id')"
         )
     if on_denied is not None and not callable(on_denied):
         raise MeterkitError(
-            f"on_denied: found {_kind(on_denied)}; allowed is a function from a scope and a decision to a"
-            " response or None"
+            f"on_denied: found {_describe_type(on_denied)}; allowed is a function from a scope and a decision"
+            " to a response or None"
         )
     if paths not in (None, "exact", "loose"):
         raise MeterkitError(f"paths: found {paths!r:.80}; allowed is 'exact', 'loose' or None")
@@ -510,7 +516,7 @@ def check_arguments(kit: object, identify: object, on_denied: object, cors: obje
             )
 
 
-def _kind(value: object) -> str:
+def _describe_type(value: object) -> str:
     if value is None:
         return "None"
     return (

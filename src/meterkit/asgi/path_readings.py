@@ -15,14 +15,14 @@ from urllib.parse import unquote
 
 from starlette.staticfiles import StaticFiles
 
-from meterkit.asgi.app_walk import STARLETTE, Way, lists_routes, packages_of, unwrap, walk
+from meterkit.asgi.app_walk import STARLETTE, RequestWay, lists_routes, packages_of, unwrap, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from starlette.types import Scope
 
-    from meterkit.asgi.app_walk import Place
+    from meterkit.asgi.app_walk import AppPlace
 
 READINGS_MAX: Final = 96
 SEGMENTS_MAX: Final = 256
@@ -260,9 +260,9 @@ class PathReader:
         earlier: places that the app tries before it; none where it gets whole paths.
     """
 
-    place: Place
+    place: AppPlace
     is_loose: bool
-    earlier: Sequence[Place]
+    earlier: Sequence[AppPlace]
 
     def gets(self, method: str, path: str) -> bool:
         """Whether Starlette hands a path to it, or may."""
@@ -289,8 +289,8 @@ class PathReader:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """How paths are read.
+class PathRules:
+    """Rules by which an app reads paths.
 
     Attributes:
         is_loose: whether all paths are read loosely.
@@ -314,30 +314,30 @@ class Reading:
         return self.is_loose or any(reader.is_loose for reader in self.readers)
 
 
-EXACT: Final = Reading()
-LOOSE: Final = Reading(is_loose=True, any_method=True)
+EXACT: Final = PathRules()
+LOOSE: Final = PathRules(is_loose=True, any_method=True)
 
 
-def app_reading(app: object, paths: Paths | None = None) -> Reading:
+def path_rules_of_app(app: object, paths: Paths | None = None) -> PathRules:
     """Reading of an app: its router, and everything that its router hands a request to.
 
     Args:
         app: what is wrapped.
         paths: overrules how its router reads.
     """
-    reading = reading_of(app, paths)
-    inner = unwrap(app, Way())[0]
+    reading = path_rules_of_router(app, paths)
+    inner = unwrap(app, RequestWay())[0]
     if lists_routes(inner):
         if paths == "loose":
             return replace(reading, resolves=True)
-        return reading if paths is None else _starlette_reading(app, is_exact=True)
+        return reading if paths is None else _starlette_rules(app, is_exact=True)
     packages = packages_of(inner)
     if _DJANGO in packages or isinstance(inner, StaticFiles):
         return replace(reading, resolves=True, drops_slash=paths is None)
     return reading if not packages.isdisjoint(_EXACT) else replace(reading, resolves=True)
 
 
-def reading_of(app: object, paths: Paths | None = None) -> Reading:
+def path_rules_of_router(app: object, paths: Paths | None = None) -> PathRules:
     """Reading of an app's router, by the class of the innermost app; loose where it is unknown.
 
     Args:
@@ -346,25 +346,25 @@ def reading_of(app: object, paths: Paths | None = None) -> Reading:
     """
     if paths is not None:
         return EXACT if paths == "exact" else LOOSE
-    inner = unwrap(app, Way())[0]
+    inner = unwrap(app, RequestWay())[0]
     packages = packages_of(inner)
     if _DJANGO in packages:
-        return Reading(any_method=True, every_method=True)
+        return PathRules(any_method=True, every_method=True)
     if packages.isdisjoint(_EXACT):
         return LOOSE
-    return _starlette_reading(app) if lists_routes(inner) else EXACT
+    return _starlette_rules(app) if lists_routes(inner) else EXACT
 
 
-def _starlette_reading(app: object, *, is_exact: bool = False) -> Reading:
-    readers = tuple(_readers(app, Way()))
+def _starlette_rules(app: object, *, is_exact: bool = False) -> PathRules:
+    readers = tuple(_readers(app, RequestWay()))
     if is_exact:
         readers = tuple(replace(reader, is_loose=False) for reader in readers)
     if not readers:
         return EXACT
-    return Reading(readers=readers, any_method=any(reader.is_loose for reader in readers))
+    return PathRules(readers=readers, any_method=any(reader.is_loose for reader in readers))
 
 
-def _readers(app: object, way: Way) -> Iterator[PathReader]:
+def _readers(app: object, way: RequestWay) -> Iterator[PathReader]:
     places = list(walk(app, way))
     for nth, place in enumerate(places):
         if (
@@ -372,7 +372,7 @@ def _readers(app: object, way: Way) -> Iterator[PathReader]:
         ):  # In a route, which leaves the path as it is.
             yield from _readers(place.app, place.way)
             continue
-        reading = LOOSE if place.has_custom_match else reading_of(place.app)
+        reading = LOOSE if place.has_custom_match else path_rules_of_router(place.app)
         if reading.is_loose or reading.every_method:
             yield PathReader(place, is_loose=True, earlier=())
         elif place.takes_slashes and packages_of(place.app).isdisjoint(_PLAIN):
@@ -380,7 +380,7 @@ def _readers(app: object, way: Way) -> Iterator[PathReader]:
 
 
 def loose_pattern(template: str) -> re.Pattern[str]:
-    """What a line's path matches when it is read loosely: any case, and any text for a parameter's type."""
+    """Compile a line's path for loose routers: any case, and any text for a parameter's type."""
     parts: list[str] = []
     at = 0
     merged = _SLASHES.sub("/", template).rstrip("/")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, Self
 from meterkit.asgi.headers import LimitFields
 from meterkit.asgi.identify import client_ip
 from meterkit.asgi.mcp import McpLines
-from meterkit.asgi.path_readings import app_reading
+from meterkit.asgi.path_readings import path_rules_of_app
 from meterkit.asgi.preflights import Preflights
-from meterkit.asgi.routing import Router, own_root_path
+from meterkit.asgi.routing import Router, root_path_of_app
 from meterkit.asgi.without_store import PolicyFields
 from meterkit.catalog.routes import charging_meters, is_fetched
 
@@ -61,8 +61,8 @@ class PlansInForce:
         troubles: TroubleLog,
     ) -> Self:
         """Take a plans file for an app, whose routes are walked once."""
-        router_of = partial(Router, root_path=own_root_path(app), reading=app_reading(app, paths))
-        without_mount = partial(troubles.without_mount, cache.catalog.source)
+        router_of = partial(Router, root_path=root_path_of_app(app), reading=path_rules_of_app(app, paths))
+        without_mount = partial(troubles.log_without_mount, cache.catalog.source)
         preflights = Preflights(app, cors, troubles)
         return cls(cache, partial(router_of, without_mount=without_mount), router_of, preflights)
 
@@ -72,16 +72,16 @@ class PlansInForce:
         self._former += (self.router, self.mcp)
         self.router, self.mcp = self._router_of(routes), McpLines(routes, self._router_of)
 
-    def poll_of(self, route: Route) -> Route:
+    def poll_route(self, route: Route) -> Route:
         """The route for requests that only fetch work: they ask for no tokens, and reserve none."""
-        return self._poll(route, route.records)
+        return self._cached_poll_route(route, route.records)
 
-    def own_poll_of(self, route: Route) -> Route:
+    def job_poll_route(self, route: Route) -> Route:
         """Route for a request that fetches its customer's job: it asks for no recorded tokens either."""
         tokens = charging_meters(self.cache.catalog.meters)
-        return self._poll(route, tuple(name for name in route.records if name not in tokens))
+        return self._cached_poll_route(route, tuple(name for name in route.records if name not in tokens))
 
-    def _poll(self, route: Route, records: tuple[str, ...]) -> Route:
+    def _cached_poll_route(self, route: Route, records: tuple[str, ...]) -> Route:
         key = id(route), records
         found = self._polls.get(key)
         if found is None:
@@ -92,9 +92,9 @@ class PlansInForce:
             self._former.append(route)
         return found
 
-    def polled(self, route: Route, scope: Scope) -> Route:
-        """The route of an HTTP request, as :meth:`poll_of` has it where the request can only fetch work."""
-        return self.poll_of(route) if is_fetched(route.usage, scope["method"].upper()) else route
+    def route_for(self, route: Route, scope: Scope) -> Route:
+        """Route of an HTTP request; its poll route if the request can only fetch work."""
+        return self.poll_route(route) if is_fetched(route.usage, scope["method"].upper()) else route
 
     def nobody(self) -> CustomerView:
         """The view of requests that pass although their customer is unknown."""

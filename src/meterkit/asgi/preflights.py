@@ -11,14 +11,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from meterkit.asgi.app_walk import packages_of, path_pattern, walk
-from meterkit.asgi.routing import is_preflight, own_root_path, routed_paths
+from meterkit.asgi.routing import is_preflight, root_path_of_app, routed_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from meterkit.asgi.app_walk import Place
+    from meterkit.asgi.app_walk import AppPlace
     from meterkit.asgi.logs import TroubleLog
     from meterkit.catalog import Route
 
@@ -36,7 +36,7 @@ class Preflights:
 
     def __init__(self, app: ASGIApp, cors: Collection[str], troubles: TroubleLog) -> None:
         self._app = app
-        self._root_path = own_root_path(app)
+        self._root_path = root_path_of_app(app)
         self._places = [place for place in walk(app) if place.accepts(_OPTIONS)]
         self._cors = frozenset(cors)
         self._troubles = troubles
@@ -58,7 +58,7 @@ class Preflights:
             return True
         fields = self._fields(dict(scope["headers"]))
         if len(fields) == 1:
-            self._troubles.preflight(route, scope)
+            self._troubles.log_preflight(route, scope)
         await send({"type": "http.response.start", "status": HTTPStatus.NO_CONTENT.value, "headers": fields})
         await send({"type": "http.response.body", "body": b""})
         return True
@@ -76,7 +76,7 @@ class Preflights:
         return fields
 
 
-def _is_safe(place: Place, path: str) -> bool:
+def _is_safe(place: AppPlace, path: str) -> bool:
     """Whether a preflight at a place runs no handler: a CORS layer answers it, or the framework does."""
     return (
         isinstance(place.app, StaticFiles)
@@ -89,7 +89,7 @@ def _is_safe(place: Place, path: str) -> bool:
     )
 
 
-def _below(place: Place, path: str) -> str:
+def _below(place: AppPlace, path: str) -> str:
     """A path as an app sees it that is mounted at a place."""
     mounts = path_pattern(place.pieces[:-1]).match(path)
     return path if mounts is None else path[mounts.end() :]

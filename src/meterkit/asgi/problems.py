@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.answers import CHALLENGE, IANA, PROBLEM_JSON, URN, ProblemType
-from meterkit.asgi.headers import fields, join, merge, policy_field
+from meterkit.asgi.headers import format_fields, join_names, merge_headers, policy_field
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.meters import CHARGED
 from meterkit.store.input_checks import ALLOWED_ID
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemContext:
-    """What a refusal speaks of beside the decision; a field that does not apply keeps its default.
+    """Data of a refusal beside the decision; a field that does not apply keeps its default.
 
     Attributes:
         policies: the customer's policies on this route.
@@ -72,8 +72,8 @@ Member = str | int | list[str] | dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """All that the words of one refusal draw on; ``wait_s`` is None where waiting does not help."""
+class RefusalFacts:
+    """Facts that a refusal is worded with; ``wait_s`` is None where waiting does not help."""
 
     decision: Decision
     reason: Reason
@@ -82,7 +82,7 @@ class Refusal:
 
     @property
     def policy(self) -> Policy | None:
-        """The policy that the decision names as its limit."""
+        """Policy that the decision names as its limit."""
         policies = self.context.policies
         return next((policy for policy in policies if policy.name == self.decision.limit), None)
 
@@ -96,7 +96,7 @@ _Words = tuple[str, dict[str, Member]]
 """The ``detail`` of a problem, and the members that only its type has."""
 
 
-def _quota(refusal: Refusal) -> _Words:
+def _quota(refusal: RefusalFacts) -> _Words:
     policy, offer = refusal.policy, refusal.offer
     members: dict[str, Member] = {"violated-policies": list(refusal.decision.violated)}
     if offer is not None:
@@ -113,7 +113,7 @@ def _quota(refusal: Refusal) -> _Words:
     return f'Policy "{policy.name}" allows {allows}. {_retry(refusal.wait_s)}', members
 
 
-def _payment(refusal: Refusal) -> _Words:
+def _payment(refusal: RefusalFacts) -> _Words:
     members: dict[str, Member] = {"reason": refusal.reason}
     if refusal.reason == "credits":
         why, cure = "What is left of the prepaid credits or grants does not cover this request.", "Buy more"
@@ -130,7 +130,7 @@ def _payment(refusal: Refusal) -> _Words:
     return f"{why} {cure} to go on." if where is None else f"{why} {cure} at {where} to go on.", members
 
 
-def _spend(refusal: Refusal) -> _Words:
+def _spend(refusal: RefusalFacts) -> _Words:
     level, currency = refusal.decision.spend, refusal.context.currency
     limit, spent = (0, 0) if level is None else (level.limit_cents, level.spent_cents)
     policy, after = refusal.policy, refusal.decision.reset_after
@@ -154,7 +154,7 @@ def _kinds(violated: Iterable[str]) -> list[str]:
     return [name.partition(":")[0] for name in violated if ":" in name]
 
 
-def _feature(refusal: Refusal) -> _Words:
+def _feature(refusal: RefusalFacts) -> _Words:
     feature, plan = refusal.context.feature or "", refusal.context.plan or ""
     elsewhere = list(refusal.context.available_in)
     cure = f"It is available in {', '.join(map(repr, elsewhere))}." if elsewhere else "No plan includes it."
@@ -162,7 +162,7 @@ def _feature(refusal: Refusal) -> _Words:
     return f"The plan {plan!r} does not include the feature {feature!r}. {cure}", members
 
 
-def _seats(refusal: Refusal) -> _Words:
+def _seats(refusal: RefusalFacts) -> _Words:
     limit, used, unit = refusal.context.limit or 0, refusal.context.used or 0, refusal.context.unit
     detail = (
         f"This plan allows {_count(limit, unit)}; in use: {used}. Free a {unit} or choose a plan with more."
@@ -170,7 +170,7 @@ def _seats(refusal: Refusal) -> _Words:
     return detail, {"limit": limit, "used": used}
 
 
-def _storage(refusal: Refusal) -> _Words:
+def _storage(refusal: RefusalFacts) -> _Words:
     limit, used = refusal.context.limit or 0, refusal.context.used or 0
     requested = refusal.context.requested or 0
     detail = (
@@ -180,22 +180,22 @@ def _storage(refusal: Refusal) -> _Words:
     return detail, {"limit": limit, "used": used, "requested": requested}
 
 
-def _unknown(_: Refusal) -> _Words:
+def _unknown(_: RefusalFacts) -> _Words:
     return "This request does not say which customer it belongs to. Send valid credentials.", {}
 
 
-def _invalid(refusal: Refusal) -> _Words:
+def _invalid(refusal: RefusalFacts) -> _Words:
     fault = refusal.decision.fault
     which = "The customer id of this request is not valid"
     which = which if fault is None else f"An id of this request is not valid: {fault}"
     return f"{which}. Allowed is {ALLOWED_ID}.", {}
 
 
-def _in_flight(refusal: Refusal) -> _Words:
+def _in_flight(refusal: RefusalFacts) -> _Words:
     return f"The first request with this idempotency key has not ended yet. {_retry(refusal.wait_s)}", {}
 
 
-def _capacity(refusal: Refusal) -> _Words:
+def _capacity(refusal: RefusalFacts) -> _Words:
     why = "Limits cannot be checked at the moment"
     if refusal.reason == "identify":
         why = "The customer of this request could not be determined"
@@ -234,17 +234,19 @@ class RefusalType(NamedTuple):
     """The problem type of refusals, and the function that words one."""
 
     problem: ProblemType
-    words: Callable[[Refusal], _Words]
+    words: Callable[[RefusalFacts], _Words]
 
 
-def _typed(status: int, uri: str, title: str, words: Callable[[Refusal], _Words]) -> RefusalType:
+def _refusal_type(status: int, uri: str, title: str, words: Callable[[RefusalFacts], _Words]) -> RefusalType:
     return RefusalType(ProblemType(status, uri, title), words)
 
 
-_QUOTA: Final = _typed(429, f"{IANA}quota-exceeded", "Quota Exceeded", _quota)
-_PAYMENT: Final = _typed(402, f"{URN}payment-required", "Payment Required", _payment)
-_CAPACITY: Final = _typed(503, f"{IANA}temporary-reduced-capacity", "Temporary Reduced Capacity", _capacity)
-TYPES: Final[Mapping[Reason, RefusalType]] = {
+_QUOTA: Final = _refusal_type(429, f"{IANA}quota-exceeded", "Quota Exceeded", _quota)
+_PAYMENT: Final = _refusal_type(402, f"{URN}payment-required", "Payment Required", _payment)
+_CAPACITY: Final = _refusal_type(
+    503, f"{IANA}temporary-reduced-capacity", "Temporary Reduced Capacity", _capacity
+)
+REFUSAL_TYPES: Final[Mapping[Reason, RefusalType]] = {
     "rate": _QUOTA,
     "concurrency": _QUOTA,
     "included": _QUOTA,
@@ -252,13 +254,13 @@ TYPES: Final[Mapping[Reason, RefusalType]] = {
     "suspended": _PAYMENT,
     "payment_required": _PAYMENT,
     "credits": _PAYMENT,
-    "spend": _typed(402, f"{URN}spend-limit-reached", "Spend Limit Reached", _spend),
-    "feature": _typed(403, f"{URN}feature-not-in-plan", "Feature Not In Plan", _feature),
-    "seats": _typed(403, f"{URN}seats-limit-exceeded", "Seats Limit Exceeded", _seats),
-    "storage": _typed(413, f"{URN}storage-limit-exceeded", "Storage Limit Exceeded", _storage),
-    "anonymous": _typed(401, f"{URN}customer-unknown", "Customer Unknown", _unknown),
-    "invalid_customer": _typed(400, f"{URN}customer-invalid", "Customer Invalid", _invalid),
-    "in_flight": _typed(409, f"{URN}request-in-flight", "Request In Flight", _in_flight),
+    "spend": _refusal_type(402, f"{URN}spend-limit-reached", "Spend Limit Reached", _spend),
+    "feature": _refusal_type(403, f"{URN}feature-not-in-plan", "Feature Not In Plan", _feature),
+    "seats": _refusal_type(403, f"{URN}seats-limit-exceeded", "Seats Limit Exceeded", _seats),
+    "storage": _refusal_type(413, f"{URN}storage-limit-exceeded", "Storage Limit Exceeded", _storage),
+    "anonymous": _refusal_type(401, f"{URN}customer-unknown", "Customer Unknown", _unknown),
+    "invalid_customer": _refusal_type(400, f"{URN}customer-invalid", "Customer Invalid", _invalid),
+    "in_flight": _refusal_type(409, f"{URN}request-in-flight", "Request In Flight", _in_flight),
     "identify": _CAPACITY,
     "store": _CAPACITY,
 }
@@ -280,11 +282,11 @@ REQUEST_PROBLEM_TYPES: Final[Mapping[ProblemCode, ProblemType]] = {
 """Each with the JSON types of its members."""
 
 
-def type_of(refusal: Decision) -> ProblemType:
-    """The type of the problem that tells of a refusal; one without a reason is of the store."""
+def problem_type_of(refusal: Decision) -> ProblemType:
+    """Find the problem type of a refusal; one without a reason is of the store."""
     if refusal.problem is not None:
         return REQUEST_PROBLEM_TYPES[refusal.problem.code]
-    return TYPES[refusal.reason or "store"].problem
+    return REFUSAL_TYPES[refusal.reason or "store"].problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,7 +303,7 @@ class Denial:
 def problem(
     decision: Decision, context: ProblemContext, *, mode: Headers, now_s: int, instance: UUID
 ) -> Denial:
-    """The answer to a request that was refused.
+    """Build the response to a refused request.
 
     Args:
         decision: why; a decision without a reason is reported as one of the store.
@@ -311,10 +313,10 @@ def problem(
         instance: the name of this occurrence.
     """
     reason: Reason = decision.reason or "store"
-    about, asked = type_of(decision), decision.problem
+    about, asked = problem_type_of(decision), decision.problem
     wait_s = _wait_s(reason, decision.retry_after) if asked is None else None
-    refusal = Refusal(decision=decision, reason=reason, context=context, wait_s=wait_s)
-    detail, members = TYPES[reason].words(refusal) if asked is None else (asked.detail, asked.members)
+    refusal = RefusalFacts(decision=decision, reason=reason, context=context, wait_s=wait_s)
+    detail, members = REFUSAL_TYPES[reason].words(refusal) if asked is None else (asked.detail, asked.members)
     body = about.document(detail, members, instance=instance.urn)
     headers = [
         (b"content-type", PROBLEM_JSON.encode()),
@@ -330,7 +332,7 @@ def problem(
         ours.append((b"www-authenticate", context.challenge.encode("latin-1")))
     if refusal.offer is not None and about.status == HTTPStatus.PAYMENT_REQUIRED:
         ours.append(payment_field(detail, context.resource, refusal.offer))
-    headers = merge(headers, ours, expose=context.origin is not None)
+    headers = merge_headers(headers, ours, expose=context.origin is not None)
     headers += _cors(context)
     return Denial(
         status=about.status, headers=tuple(headers), body=body, title=about.title, instance=instance.urn
@@ -338,9 +340,9 @@ def problem(
 
 
 def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tuple[bytes, bytes]]:
-    """The headers of an app's own answer to a refused request, and those of ours that it lacks.
+    """Add our headers to the app's own response to a refused request.
 
-    What describes the body is the app's; what lists names is put together.
+    Headers about the body are the app's; lists of names are joined.
     """
     items = list(headers)
     present = {name.lower() for name, _ in items}
@@ -351,22 +353,22 @@ def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tup
             items.append((name, value))
         elif name in _LISTS:
             place = next(place for place, item in enumerate(items) if item[0].lower() == name)
-            items[place] = (items[place][0], join(items[place][1], value))
+            items[place] = (items[place][0], join_names(items[place][1], value))
     return items
 
 
-def takes_answer(scope: Scope) -> bool:
-    """Whether a refusal can be answered: servers may do without for websockets."""
+def can_answer(scope: Scope) -> bool:
+    """Whether the server can send a response: for websockets some cannot."""
     return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
 
 
 async def send_denial(denial: Denial, scope: Scope, send: Send) -> None:
     """Answer a request, or refuse a websocket that is not accepted yet.
 
-    A websocket gets the same answer where the server can send one, else it is closed with 1008, which
+    A websocket gets the same response if the server can send one. Otherwise it is closed with 1008, which
     servers turn into a bare 403.
     """
-    if not takes_answer(scope):
+    if not can_answer(scope):
         await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": denial.title})
         return
     prefix = "http.response" if scope["type"] == "http" else "websocket.http.response"
@@ -379,7 +381,7 @@ def _wait_s(reason: Reason, retry_after: timedelta | None) -> int | None:
     """Whole seconds to wait, at least 1; None where waiting does not help."""
     if reason in {"concurrency", "identify", "in_flight", "store"}:
         return 1 if retry_after is None else _seconds(retry_after)
-    if retry_after is None or TYPES[reason] is not _QUOTA:
+    if retry_after is None or REFUSAL_TYPES[reason] is not _QUOTA:
         return None
     return _seconds(retry_after)
 
@@ -389,12 +391,12 @@ def _seconds(span: timedelta) -> int:
     return max(1, whole + (span.microseconds > 0))
 
 
-def _limit_fields(refusal: Refusal, *, mode: Headers, now_s: int) -> list[tuple[bytes, bytes]]:
+def _limit_fields(refusal: RefusalFacts, *, mode: Headers, now_s: int) -> list[tuple[bytes, bytes]]:
     """The limit fields; ``t`` is the wait where there is one: ``Retry-After`` should not end before it."""
     reset_s, reset_after = refusal.wait_s, refusal.decision.reset_after
     if reset_s is None and reset_after is not None:
         reset_s = _seconds(reset_after)
-    return fields(
+    return format_fields(
         mode,
         policies=policy_field(refusal.context.policies),
         limit=refusal.policy,

@@ -11,7 +11,7 @@ from meterkit.asgi.call_amounts import used_by_model
 from meterkit.catalog.routes import additions_of, charging_meters
 from meterkit.decisions.event_marks import EventMark
 from meterkit.errors import StoreError
-from meterkit.store.provider_jobs import JobClaim, claim_job, end_job, keep_hold, owners_of, remember_job
+from meterkit.store.provider_jobs import JobClaim, claim_job, end_job, find_owners, hold_job, remember_job
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _FIRST_PAUSE_S: Final = 0.25
 _PAUSE_MAX_S: Final = 30.0
 
 
-def settle_outliving(
+def settle_jobs(
     store: Store,
     lane: Lane,
     view: CustomerView,
@@ -61,23 +61,23 @@ def settle_outliving(
     for name, call in calls.items():
         job_id = call.response_id or ""
         if call.source == "missing":
-            keep_hold(store, lane, view, job_id, {} if decided is None else decided.reserved)
-            lane.finish(_remember(store, job_id, view, route.match))
+            hold_job(store, lane, view, job_id, {} if decided is None else decided.reserved)
+            lane.finish(_remember_job(store, job_id, view, route.match))
             continue
         end_job(store, job_id)
         if billed:
-            lane.finish(_count(store, lane, view, name, call, route.match))
+            lane.finish(_count_job(store, lane, view, name, call, route.match))
 
 
-async def _remember(store: Store, job_id: str, view: CustomerView, route: str) -> None:
-    owners = store.outliving.owners
+async def _remember_job(store: Store, job_id: str, view: CustomerView, route: str) -> None:
+    owners = store.job_holds.owners
     owners.setdefault(job_id, view)
     if len(owners) > _OWNERS_MAX:
         del owners[next(iter(owners))]
-    await _answered(lambda: remember_job(store, job_id, view, route))
+    await _retry_until_answered(lambda: remember_job(store, job_id, view, route))
 
 
-async def _count(
+async def _count_job(
     store: Store, lane: Lane, view: CustomerView, name: str, call: CallUsage, route: str
 ) -> None:
     """Count a job that has ended; what comes while the store is away is counted when it is back."""
@@ -94,14 +94,14 @@ async def _count(
     try:
         settle(await claim_job(store, job_id, view, route, by=by))
     except StoreError:
-        known = store.outliving.owners.get(job_id)
+        known = store.job_holds.owners.get(job_id)
         settle(JobClaim(known, counts=True))  # It waits in the spool, which survives this process.
-        claim = await _answered(lambda: claim_job(store, job_id, view, route, by=by))
+        claim = await _retry_until_answered(lambda: claim_job(store, job_id, view, route, by=by))
         if known is None:
             settle(claim)
 
 
-async def _answered(ask: Callable[[], Awaitable[Result]]) -> Result:
+async def _retry_until_answered(ask: Callable[[], Awaitable[Result]]) -> Result:
     """Ask until the store answers, or the lane stops."""
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -112,7 +112,7 @@ async def _answered(ask: Callable[[], Awaitable[Result]]) -> Result:
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
 
-def on_loop_of(store: Store, lane: Lane, call: Callable[[*Args], object], *arguments: *Args) -> None:
+def call_on_loop(store: Store, lane: Lane, call: Callable[[*Args], object], *arguments: *Args) -> None:
     """Call something in the event loop of a lane: at once where that runs here, or where it is gone."""
     home = next((loop for loop, known in tuple(store.lanes.items()) if known is lane), None)
     try:
@@ -132,7 +132,7 @@ _SEGMENTS_MAX: Final = 4
 _JOB_ID_CHARS_MAX: Final = 256
 
 
-async def polls_own_job(
+async def is_poll_of_known_job(
     store: Store, view: CustomerView, route: Route, decision: Decision, scope: Scope
 ) -> bool:
     """Whether a refused request only fetches or cancels a job that the same customer began.
@@ -160,6 +160,6 @@ async def polls_own_job(
     # A route that records tokens of its own could add more of them each time that an ended job is fetched.
     serves_ended = tokens.isdisjoint(route.records)
     with suppress(StoreError):
-        owners = await owners_of(store, known, with_ended=serves_ended)
+        owners = await find_owners(store, known, with_ended=serves_ended)
         return (view.customer, view.anonymous) in owners
     return False

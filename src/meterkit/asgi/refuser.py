@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 from uuid import uuid4
 
-from meterkit.asgi.logs import Sampler
+from meterkit.asgi.logs import LogSampler
 from meterkit.asgi.mcp import mcp_denial
-from meterkit.asgi.problems import Denial, Offer, ProblemContext, complete, problem, send_denial, takes_answer
+from meterkit.asgi.problems import Denial, Offer, ProblemContext, can_answer, complete, problem, send_denial
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -89,10 +89,10 @@ class Refuser:
         self._cors = frozenset(cors)
         self._store = store
         self.log = log
-        self._failures = Sampler(1, _FAILURES_EVERY_S, _more_failures)
+        self._failures = LogSampler(1, _FAILURES_EVERY_S, _log_more_failures)
         self._message: McpMessage | None = None
 
-    def answering(self, message: McpMessage) -> Refuser:
+    def for_mcp_message(self, message: McpMessage) -> Refuser:
         """One that writes refusals of a message of MCP in its form."""
         own = copy(self)
         own._message = message  # noqa: SLF001 - of a copy of this one
@@ -113,26 +113,26 @@ class Refuser:
         """Answer a request or a websocket that is not served, or that was admitted and is refused since."""
         tallies = None if is_admitted else self._store.tallies
         if tallies is not None:  # One that was admitted is counted when it ends.
-            tallies.ended(decision.plan, "refused", decision.cause, degraded=decision.degraded)
+            tallies.count_request(decision.plan, "refused", decision.cause, degraded=decision.degraded)
         if self._store.mark_span is not None:
             self._store.mark_span(decision.plan, decision.cause, decision.degraded)
-        context = self._context(decision, route, decided, view, scope)
+        context = self._problem_context(decision, route, decided, view, scope)
         now_s = int(self._store.clock())
         denial = problem(decision, context, mode=route.headers, now_s=now_s, instance=uuid4())
         if self._message is not None:
             denial = mcp_denial(denial, self._message)
-        answer = _Answer(denial, scope, send)
+        answer = _AppResponse(denial, scope, send)
         try:
-            if self._on_denied is not None and takes_answer(scope):
-                await self._answer_of_the_app(self._on_denied, decision, answer, receive)
+            if self._on_denied is not None and can_answer(scope):
+                await self._send_app_response(self._on_denied, decision, answer, receive)
             if not answer.began:
                 await send_denial(denial, scope, send)
         finally:
             status = answer.status or denial.status
-            self.log.refused(decision, route, view, scope, status=status, instance=denial.instance)
+            self.log.log_refused(decision, route, view, scope, status=status, instance=denial.instance)
 
-    async def _answer_of_the_app(
-        self, on_denied: OnDenied, decision: Decision, answer: _Answer, receive: Receive
+    async def _send_app_response(
+        self, on_denied: OnDenied, decision: Decision, answer: _AppResponse, receive: Receive
     ) -> None:
         try:
             response = on_denied(answer.scope, decision)
@@ -146,7 +146,7 @@ class Refuser:
             if self._failures.admits():
                 _logger.exception("on_denied failed; the client gets meterkit's own answer")
 
-    def _context(
+    def _problem_context(
         self,
         decision: Decision,
         route: Route,
@@ -179,7 +179,7 @@ class Refuser:
         )
 
 
-class _Answer:
+class _AppResponse:
     """Passes on the app's own answer to a refused request, with the fields that it lacks."""
 
     def __init__(self, denial: Denial, scope: Scope, send: Send) -> None:
@@ -207,5 +207,5 @@ def _address(scope: Scope) -> str:
     return f"{scope.get('scheme', 'http')}://{host}{quote(scope['path'])}"
 
 
-def _more_failures(number: int) -> None:
+def _log_more_failures(number: int) -> None:
     _logger.error("on_denied failed %d more times within %.0f s", number, _FAILURES_EVERY_S)

@@ -12,7 +12,7 @@ from meterkit.catalog.units import UNITS
 from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
-from meterkit.store.prepared_decisions import marking, prepare_reserving, repeat_digest
+from meterkit.store.prepared_decisions import mark_requests, prepare_reserving, repeat_digest
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     estimate_input,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView, PreparedDecision
-    from meterkit.tokens.charging import Charges
+    from meterkit.tokens.charging import ModelCharges
     from meterkit.tokens.estimate import InputEstimator
     from meterkit.tokens.request import NamedLimit
 
@@ -42,12 +42,12 @@ _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""
 
 _NO_HEAD: Final = RequestHead()
-_NO_CHARGES: Final[Mapping[str, Charges]] = {}
+_NO_CHARGES: Final[Mapping[str, ModelCharges]] = {}
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
 
 
-async def known_refusal(
+async def find_known_refusal(
     store: Store, lane: Lane, view: CustomerView, route: Route
 ) -> PreparedDecision | None:
     """The decision that refuses a request by the customer's state alone, so that no body is read for it.
@@ -97,7 +97,7 @@ class RequestReservation(NamedTuple):
     free: frozenset[str] = frozenset()
 
 
-async def reserving(
+async def prepare_reservation(
     store: Store,
     lane: Lane,
     view: CustomerView,
@@ -112,7 +112,7 @@ async def reserving(
         UnservedError: the customer's state refuses it, or it asks for more than it may.
         StoreError: the store cannot decide.
     """
-    refused = await known_refusal(store, lane, view, route)
+    refused = await find_known_refusal(store, lane, view, route)
     if refused is not None:
         raise UnservedError(refused.refusal or _STORE_FAILED, refused)
     compiled, found = view.cache, RequestReservation({})
@@ -142,12 +142,14 @@ async def reserving(
             return view.prepare(route, mode)
         return prepare_reserving(view, route, quantities, mode, models=models, free=free)
 
-    decide = refusing(view, route, prepare, problem)
+    decide = refuse_problem(view, route, prepare, problem)
     digest = repeat_digest(route, body.scope)
-    return decide if digest is None else marking(decide, digest)
+    return decide if digest is None else mark_requests(decide, digest)
 
 
-def refusing(view: CustomerView, route: Route, prepare: Prepare, problem: RequestProblem | None) -> Prepare:
+def refuse_problem(
+    view: CustomerView, route: Route, prepare: Prepare, problem: RequestProblem | None
+) -> Prepare:
     """The decision about a request that may have a problem: shadow mode serves it.
 
     Raises:
@@ -180,7 +182,7 @@ def reservation(
     counters: Collection[str],
     estimate: InputEstimator = estimate_input,
     ended: bool = True,
-    charges: Mapping[str, Charges] = _NO_CHARGES,
+    charges: Mapping[str, ModelCharges] = _NO_CHARGES,
     at: datetime | None = None,
     head: RequestHead = _NO_HEAD,
     check_models: Callable[[Sequence[str]], RequestProblem | None] = lambda _: None,
@@ -217,11 +219,11 @@ def reservation(
     free = _free_meters(route, models, charges, at)
     if not route.reserve:
         return RequestReservation({}, models, unpriced, free)
-    held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}
+    held = {reserve.meter: _held_quantity(reserve, asked) for reserve in route.reserve}
     wants_input = bool(charges) or "input_tokens" in counters or "total_tokens" in counters
     entered = held.get("input_tokens")
     if entered is None:
-        entered = _entered(asked, body, size, estimate) if wants_input else 0
+        entered = _count_input(asked, body, size, estimate) if wants_input else 0
         if "input_tokens" in counters:
             held["input_tokens"] = entered
     if "total_tokens" in counters and "total_tokens" not in held:
@@ -243,7 +245,7 @@ def reservation(
 
 
 def _free_meters(
-    route: Route, models: Sequence[str], charges: Mapping[str, Charges], at: datetime | None
+    route: Route, models: Sequence[str], charges: Mapping[str, ModelCharges], at: datetime | None
 ) -> frozenset[str]:
     """The meters of what calls are charged on which the call of a request certainly costs nothing."""
     if at is None:
@@ -268,7 +270,7 @@ def _problem(route: Route, asked: LlmRequest | None) -> RequestProblem | None:
     return None
 
 
-def _held(reserve: Reserve, asked: LlmRequest | None) -> int:
+def _held_quantity(reserve: Reserve, asked: LlmRequest | None) -> int:
     if asked is None:
         return (
             reserve.ceiling if reserve.field is not None or reserve.meter in _PER_ANSWER else reserve.default
@@ -279,7 +281,7 @@ def _held(reserve: Reserve, asked: LlmRequest | None) -> int:
     return min(quantity * (asked.answers() if reserve.meter in _PER_ANSWER else 1), reserve.ceiling)
 
 
-def _entered(asked: LlmRequest | None, body: bytes, size: int, estimate: InputEstimator) -> int:
+def _count_input(asked: LlmRequest | None, body: bytes, size: int, estimate: InputEstimator) -> int:
     """Tokens of the input."""
     is_own = estimate is not estimate_input
     if is_own and body and (asked is not None or size == len(body) <= _OWN_BYTES_MAX):

@@ -14,7 +14,7 @@ from meterkit.asgi.path_readings import (
     AS_WRITTEN,
     EXACT,
     PathReading,
-    Reading,
+    PathRules,
     has_encoded_slash,
     is_uneven,
     loose_pattern,
@@ -56,7 +56,7 @@ class PathLine(NamedTuple):
     line: Route | None
 
 
-class AskedLines(NamedTuple):
+class LineSearch(NamedTuple):
     """Lines to search for the one that takes a request.
 
     Attributes:
@@ -67,7 +67,7 @@ class AskedLines(NamedTuple):
     method: str
     is_odd: bool = False
 
-    def only(self, lines: Iterable[CompiledLine]) -> AskedLines:
+    def only(self, lines: Iterable[CompiledLine]) -> LineSearch:
         """Ask some of the lines, or other patterns of them."""
         return self._replace(lines=list(lines))
 
@@ -76,7 +76,7 @@ class AskedLines(NamedTuple):
         return methods is None or self.method in methods or (self.is_odd and not route.exempt)
 
 
-def first_line(asked: AskedLines, paths: Sequence[str]) -> Route | None:
+def first_line(asked: LineSearch, paths: Sequence[str]) -> Route | None:
     """The first line that matches."""
     for route, methods, pattern in asked.lines:
         if asked.accepts(route, methods) and (pattern is None or any(map(pattern.match, paths))):
@@ -130,7 +130,7 @@ _PREFLIGHT: Final = frozenset({b"origin", b"access-control-request-method"})
 _NO_PREFLIGHT: Final = frozenset({b"authorization", b"cookie", b"transfer-encoding"})
 TOO_MANY: Final = "too many readings: any line whose fixed segments stand in it, in that order"
 _ORDINARY: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
-"""What lines need not name: handlers have these methods for a purpose."""
+"""Methods that lines need not name: handlers take them on purpose."""
 
 
 class Router:
@@ -150,7 +150,7 @@ class Router:
     Args:
         routes: in the order of the plans file.
         root_path: what the wrapped app takes for its root path, whatever the server says; see
-            :func:`own_root_path`.
+            :func:`root_path_of_app`.
         without_mount: called once, at the first request of a mounted app that would have matched a line, had
             the line been written with the mount's path; takes that line, the one that does match or None, and
             the mount's path.
@@ -166,7 +166,7 @@ class Router:
         *,
         root_path: str = "",
         without_mount: _WithoutMount | None = None,
-        reading: Reading = EXACT,
+        reading: PathRules = EXACT,
     ) -> None:
         lines = [(route, methods_of(route), pattern_of(route)) for route in routes]
         self._lines = [line for line in lines if line[0].method != "WS"]
@@ -191,7 +191,7 @@ class Router:
         """The route of an HTTP request, or None where no line matches."""
         method: str = scope["method"]
         key = (
-            self._key(method, scope)
+            self._cache_key(method, scope)
             if self._has_long_keys or scope.get("root_path")
             else (method, scope["path"])
         )
@@ -202,20 +202,20 @@ class Router:
             method = method.upper()
             route = self._strictest_line(self._lines, method, scope)
             if self._without_mount is not None:
-                self._tell_without_mount(method, scope, route)
-            return self._remember(key, route)
+                self._warn_without_mount(method, scope, route)
+            return self._cache_route(key, route)
 
     def match_websocket(self, scope: Scope) -> Route | None:
         """The route of a websocket, or None where no line matches."""
         # It has no method, whatever methods a client may invent.
-        key = self._key(None, scope)
+        key = self._cache_key(None, scope)
         try:
             return self._found[key]
         except KeyError:
-            return self._remember(key, self._strictest_line(self._websocket_lines, "WS", scope))
+            return self._cache_route(key, self._strictest_line(self._websocket_lines, "WS", scope))
 
-    def _key(self, method: str | None, scope: Scope) -> _Key:
-        """All that an answer depends on."""
+    def _cache_key(self, method: str | None, scope: Scope) -> _Key:
+        """Key of the cache: all that the line depends on."""
         root_path = scope.get("root_path")
         if self._is_raw and has_encoded_slash(scope):
             raw: bytes = scope["raw_path"]
@@ -232,11 +232,11 @@ class Router:
         return min(self._read_path(lines, method, scope), key=self._leniency).line
 
     def _read_path(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
-        """The line of the path as written, and those of other readings that something behind may take."""
+        """Find the line of the path as written, and those of other readings that the app may take."""
         reading, path = self._reading, scope["path"]
         paths = client_paths(scope, root_path=self._root_path)
         written = PathReading(path, AS_WRITTEN)
-        asked = AskedLines(lines, method, is_odd=reading.any_method and method not in self._methods)
+        asked = LineSearch(lines, method, is_odd=reading.any_method and method not in self._methods)
         found = self._first_line(asked, paths)
         if reading is EXACT:
             return [PathLine(written, found)]
@@ -256,31 +256,31 @@ class Router:
 
     def _other_readings(
         self,
-        asked: AskedLines,
+        asked: LineSearch,
         scope: Scope,
         found: Route | None,
         readers: Sequence[PathReader],
         *,
         is_loose: bool,
     ) -> Iterator[PathLine]:
-        server = _mounted_at(scope, self._root_path)[0]
+        server = _split_root_path(scope, self._root_path)[0]
         resolves = self._reading.resolves or bool(readers)
         for spelling in path_spellings(scope, is_raw=is_loose):
             several = path_readings(spelling, server, resolves=resolves)
             if several is None:
                 yield PathLine(PathReading(spelling, TOO_MANY), self._upper_bound(asked, spelling))
             for one in several or ():
-                yield from self._lines_of(one, asked, scope, found, readers)
+                yield from self._lines_of_reading(one, asked, scope, found, readers)
 
-    def _lines_of(
+    def _lines_of_reading(
         self,
         one: PathReading,
-        asked: AskedLines,
+        asked: LineSearch,
         scope: Scope,
         found: Route | None,
         readers: Sequence[PathReader],
     ) -> Iterator[PathLine]:
-        """The lines of one reading: as loose routers read it, and as exact routers and file servers do."""
+        """Find the lines of one reading: for loose routers, and for exact routers and file servers."""
         method, reading = asked.method, self._reading
         spellings = self._client_paths(scope, one.path)
         routed = routed_paths(scope, one.path, self._root_path)
@@ -311,11 +311,11 @@ class Router:
             yield from self._both_lines(without, asked, spellings, self._client_paths(scope, short))
 
     def _both_lines(
-        self, one: PathReading, asked: AskedLines, with_slash: Sequence[str], without: Sequence[str]
+        self, one: PathReading, asked: LineSearch, with_slash: Sequence[str], without: Sequence[str]
     ) -> Iterator[PathLine]:
-        """The line of a path to which a slash at its end means nothing: the first one, or a gate.
+        """Find the line of a path whose slash at the end is ignored: the first one, or a gate.
 
-        A gate that would take the path with a slash as well stands below the other line on purpose.
+        A gate that also takes the path with the slash stands below the other line on purpose.
         """
         yield PathLine(one, self._first_line(asked, [*without, *with_slash]))
         gate = self._first_line(asked, without)
@@ -327,7 +327,7 @@ class Router:
     def _client_paths(self, scope: Scope, path: str) -> list[str]:
         return client_paths({**scope, "path": path}, root_path=self._root_path)
 
-    def _upper_bound(self, asked: AskedLines, path: str) -> Route | None:
+    def _upper_bound(self, asked: LineSearch, path: str) -> Route | None:
         """The strictest line that any reading of a path might lead to."""
         spellings = segments_of(path)
         several = [each for each in asked.lines if may_lead_to(each[0].path or "", spellings)]
@@ -335,21 +335,23 @@ class Router:
         found = min(accepted, key=self._strictness, default=None)
         if self._reading.every_method and (found is None or found.feature is None):
             gates = (route for route, *_ in several if route.feature is not None and route.method != "WS")
-            return self._gate_of(found, next(gates, None))
+            return self._combine_gate(found, next(gates, None))
         return found
 
-    def _first_line(self, asked: AskedLines, paths: Sequence[str]) -> Route | None:
+    def _first_line(self, asked: LineSearch, paths: Sequence[str]) -> Route | None:
         """The first line that takes one of the paths."""
         found = first_line(asked, paths)
-        return self._gated(found, asked.lines, asked.method, paths) if self._reading.every_method else found
+        return (
+            self._add_gate(found, asked.lines, asked.method, paths) if self._reading.every_method else found
+        )
 
-    def _gated(
+    def _add_gate(
         self, found: Route | None, lines: Sequence[CompiledLine], method: str, paths: Sequence[str]
     ) -> Route | None:
-        """The line of a request whose handler takes every method: a gate of its path holds for all of them.
+        """Add a gate to the line of a request whose handler takes every method.
 
-        A line that names the method opens the gate. Of the gated line only the feature counts: what the
-        request consumes is left to the line that takes it.
+        A gate of its path holds for all methods; a line that names the method opens it. Only the feature of
+        the gated line counts: the line that takes the request says what it consumes.
         """
         if found is not None and (found.exempt or found.method is not None or found.feature is not None):
             return found
@@ -359,10 +361,10 @@ class Router:
             if methods is None or route.feature is None or method == "WS" or pattern is None:
                 continue
             if any(map(pattern.match, paths)):
-                return self._gate_of(found, route)
+                return self._combine_gate(found, route)
         return found
 
-    def _gate_of(self, found: Route | None, gate: Route | None) -> Route | None:
+    def _combine_gate(self, found: Route | None, gate: Route | None) -> Route | None:
         """Add the feature of a gated line to the line that takes a request."""
         if gate is None:
             return found
@@ -378,19 +380,21 @@ class Router:
     def _leniency(self, one: PathLine) -> tuple[int, int]:
         return self._strictness(one.line)
 
-    def _tell_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
-        server, mount = _mounted_at(scope, self._root_path)
+    def _warn_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
+        server, mount = _split_root_path(scope, self._root_path)
         if self._without_mount is None or not mount:
             return
         if found is not None and found.path is not None and found.path.startswith(mount):
             return  # It is written as it should be.
-        line = first_line(AskedLines(self._lines, method), [_cut(_cut(scope["path"], server), mount)])
+        line = first_line(
+            LineSearch(self._lines, method), [_strip_root(_strip_root(scope["path"], server), mount)]
+        )
         if line is not None and line is not found and line.path is not None:
-            tell, self._without_mount = self._without_mount, None
-            tell(line, found, mount)
+            warn, self._without_mount = self._without_mount, None
+            warn(line, found, mount)
 
-    def _remember(self, key: _Key, route: Route | None) -> Route | None:
-        """Keep an answer, unless a client could fill the memory with such keys."""
+    def _cache_route(self, key: _Key, route: Route | None) -> Route | None:
+        """Cache the line of a key, unless a client could fill the memory with such keys."""
         method, path = key[0] or "", key[1] or ""
         if len(path) <= CACHED_PATH_CHARS_MAX and len(method) <= CACHED_METHOD_CHARS_MAX:
             if len(self._found) >= CACHE_ENTRIES_MAX:
@@ -400,7 +404,7 @@ class Router:
 
 
 def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
-    """The decoded path as clients may write it: with the root path of the server before it, and without.
+    """List the decoded path as clients may write it: with the root path of the server, and without.
 
     Mounts are included in all of them. It is unknown which one the client wrote: a proxy may strip the root
     path or not, and servers put it before ``path`` or do not. A router runs one handler for all.
@@ -410,10 +414,10 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
         root_path: what the wrapped app takes for its root path, whatever the server says.
     """
     path: str = scope["path"]
-    server, mount = _mounted_at(scope, root_path)
-    found = [_cut(path, server)]
+    server, mount = _split_root_path(scope, root_path)
+    found = [_strip_root(path, server)]
     if mount:
-        found.append(mount + _cut(path, server + mount))
+        found.append(mount + _strip_root(path, server + mount))
     prefix = server.strip("/")
     if prefix:
         found += [f"/{prefix}{below}" for below in found]
@@ -422,11 +426,15 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
 
 def routed_paths(scope: Scope, path: str, root_path: str) -> list[str]:
     """List what Starlette's router may match for a path: without root path and mounts, and as it is."""
-    server, mount = _mounted_at(scope, root_path)
-    return list(dict.fromkeys((_cut(path, server + mount), _cut(path, mount), _cut(path, server), path)))
+    server, mount = _split_root_path(scope, root_path)
+    return list(
+        dict.fromkeys(
+            (_strip_root(path, server + mount), _strip_root(path, mount), _strip_root(path, server), path)
+        )
+    )
 
 
-def _mounted_at(scope: Scope, root_path: str) -> tuple[str, str]:
+def _split_root_path(scope: Scope, root_path: str) -> tuple[str, str]:
     """The root path of the server, and the path of the mounts within it; empty where there are none."""
     root: str = scope.get("root_path", "")
     # Within a mount Starlette keeps here what the server had said, and adds the mount to the root path.
@@ -435,20 +443,20 @@ def _mounted_at(scope: Scope, root_path: str) -> tuple[str, str]:
     return server, root[len(server) :] if is_mounted else ""
 
 
-def _cut(path: str, root: str) -> str:
-    """The path that a router goes by: without the root path, taken literally, where it begins with it."""
+def _strip_root(path: str, root: str) -> str:
+    """Strip the root path, taken literally, as a router does."""
     if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
         return path[len(root) :]
     return path
 
 
-def own_root_path(app: object) -> str:
-    """What an app takes for its root path, whatever the server says; empty where it goes by the server.
+def root_path_of_app(app: object) -> str:
+    """Find the root path that an app sets itself; empty where it takes the server's.
 
-    ``FastAPI(root_path=…)`` puts it into the scope on the way in: who stands outside does not see it there.
+    ``FastAPI(root_path=…)`` puts it into the scope on the way in, so the middleware does not see it there.
 
     Args:
-        app: what is wrapped; looked through what wraps it in turn.
+        app: the wrapped app; its own wrappers are looked through.
     """
     # An app of FastAPI's has imported it. Others mean a folder by that name: Quart does.
     kind = getattr(modules.get("fastapi"), "FastAPI", ())

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 from meterkit.asgi.body import head_of
 from meterkit.asgi.call_amounts import used_by_model
 from meterkit.asgi.exchange import Exchange, outcome_of
-from meterkit.asgi.logs import Contained, warn_of_unread
+from meterkit.asgi.logs import ErrorGuard, warn_of_unread
 from meterkit.asgi.problems import POLICY_VIOLATION
 from meterkit.asgi.without_store import decide_in_process
 from meterkit.cancellation import start_task
 from meterkit.catalog.routes import additions_of
-from meterkit.decisions.customer_state import holding_only
+from meterkit.decisions.customer_state import keep_holds_only
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import ASK_ONLY, Demand
 from meterkit.decisions.program import compile_program
@@ -29,12 +29,10 @@ from meterkit.store.views import PreparedDecision
 from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.estimate import billed_input
 from meterkit.tokens.json_values import load, table
-from meterkit.tokens.layout import may_report
-from meterkit.tokens.observer import Observer
+from meterkit.tokens.layout import may_have_figures, may_report
+from meterkit.tokens.observer import UsageObserver
 from meterkit.tokens.providers import BY_NAME
-from meterkit.tokens.requested_model import requested_models
-from meterkit.tokens.session_models import SessionModels, is_transcription
-from meterkit.tokens.unread_figures import may_have_figures
+from meterkit.tokens.requested_model import SessionModels, is_transcription, requested_models
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.store.views import CustomerView
 
-_LOOK_EVERY_S: Final = 60.0
+_CHECK_EVERY_S: Final = 60.0
 _SWITCHING_PROTOCOLS: Final = 101
 _TRANSCRIBES: Final = b"intent=transcription"
 _FORBIDDEN: Final = 403
@@ -85,14 +83,14 @@ class WebSocketExchange(Exchange):
                 report_unread=partial(warn_of_unread, self._store, self._route),
             )
             self._usage.session.only_transcribes = _TRANSCRIBES in self._scope.get("query_string", b"")
-        self._look_later()
+        self._schedule_check()
 
     async def receive(self) -> Message:
         """The server's next message; one that is counted and not allowed ends the websocket."""
         if self._is_closed:
             return _disconnected()
         if self._next is None and (self._lane is None or not self._route.per_message):
-            return self._seen(await self.server_receive())
+            return self._note_message(await self.server_receive())
         # Apps cancel the wait for a message; one that was taken from the server meanwhile is the next one's.
         if self._next is None:
             self._next = start_task(self._decided_message())
@@ -100,7 +98,7 @@ class WebSocketExchange(Exchange):
         self._next = None
         return message
 
-    def _seen(self, message: Message) -> Message:
+    def _note_message(self, message: Message) -> Message:
         self._gone = self._gone or message["type"] == "websocket.disconnect"
         if self._usage is not None and message["type"] == "websocket.receive":
             self._usage.received(message)
@@ -121,7 +119,7 @@ class WebSocketExchange(Exchange):
         return self._route.models(tuple(dict.fromkeys((*asked, *of_url))))
 
     async def _decided_message(self) -> Message:
-        message, lane = self._seen(await self.server_receive()), self._lane
+        message, lane = self._note_message(await self.server_receive()), self._lane
         if message["type"] == "websocket.receive" and lane is not None:
             decision = await self._decide_message(lane)
             if decision is not None:
@@ -147,9 +145,9 @@ class WebSocketExchange(Exchange):
         elif kind == "websocket.close":
             self._has_closed = True
             self._status = self._status or _FORBIDDEN
-        return self._passed(message)
+        return self._send_message(message)
 
-    async def _passed(self, message: Message) -> None:
+    async def _send_message(self, message: Message) -> None:
         try:
             await self._send(message)
         except OSError:  # So servers say that the client has left.
@@ -179,24 +177,24 @@ class WebSocketExchange(Exchange):
             has_failed=self._failed,
         )
 
-    def _by_now(self) -> tuple[Route, CustomerView]:
+    def _current_line(self) -> tuple[Route, CustomerView]:
         """The line and the customer by the plans file of now, which may be another than at the opening's."""
         cache = self._store.cache
         route = cache.routes.newest(self._route.match)
         if route is not None:
-            return route, self._view if cache is self._view.cache else cache.renewed(self._view)
+            return route, self._view if cache is self._view.cache else cache.rebind(self._view)
         return self._route, self._view  # Where the line is gone, too: what it admitted goes by it.
 
     async def _decide_message(self, lane: Lane) -> Decision | None:
         """Decide and count one message; the refusal, if it is not to reach the app."""
         store = self._store
-        route, view = self._by_now()
+        route, view = self._current_line()
         billed = "success" in route.charge_on
         try:
-            decided, reply = await store.decide(view, partial(_message, route))
+            decided, reply = await store.decide(view, partial(_prepare_message, route))
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is, if the route says so
-            self._troubles.undecided(error, route)
-            decision, _ = decide_in_process(store, view, route, partial(_message, route))
+            self._troubles.log_undecided(error, route)
+            decision, _ = decide_in_process(store, view, route, partial(_prepare_message, route))
             if decision is not None and not decision.allowed:
                 return decision
             # In doubt the decision may have counted it in rates.
@@ -209,27 +207,29 @@ class WebSocketExchange(Exchange):
             decision = read_decision(decided, reply)
             if not decision.shadow:
                 return decision
-            self._log.shadowed(decision, route, view)
+            self._log.log_shadowed(decision, route, view)
         if decided.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
             store.settle(lane, settle_decision(decided, slot, billed=billed))
         return None
 
-    def _look_later(self) -> None:
+    def _schedule_check(self) -> None:
         lane = self._lane
         if lane is not None:
-            self._timer = get_running_loop().call_later(_LOOK_EVERY_S, lambda: lane.spawn(self._look()))
+            self._timer = get_running_loop().call_later(
+                _CHECK_EVERY_S, lambda: lane.spawn(self._check_customer())
+            )
 
-    async def _look(self) -> None:
+    async def _check_customer(self) -> None:
         """End the websocket where its customer may not be served any more. Counts nothing."""
         with suppress(Exception):  # What cannot be decided goes on: it was allowed to begin.
-            route, view = self._by_now()
-            looked = await self._store.decide(view, partial(_looking, route), mode="c")
+            route, view = self._current_line()
+            looked = await self._store.decide(view, partial(_prepare_check, route), mode="c")
             decision = read_decision(*looked)
             if not (decision.allowed or self._settled):
                 await self._close(decision)
         if not (self._settled or self._is_closed):
-            self._look_later()
+            self._schedule_check()
 
     async def _close(self, decision: Decision) -> None:
         if self._is_closed or self._has_closed:
@@ -237,7 +237,7 @@ class WebSocketExchange(Exchange):
         # In each case it ends as if the client had left.
         self._is_closed = self._gone = True
         of = self._route, self._view, self._scope
-        self._log.refused(decision, *of, status=POLICY_VIOLATION, instance=None)
+        self._log.log_refused(decision, *of, status=POLICY_VIOLATION, instance=None)
         reason = decision.limit or decision.reason or ""
         with suppress(OSError):  # The client has left meanwhile.
             await self._send(
@@ -249,25 +249,25 @@ class WebSocketExchange(Exchange):
             )
 
 
-def _message(route: Route, view: CustomerView, mode: str) -> PreparedDecision:
+def _prepare_message(route: Route, view: CustomerView, mode: str) -> PreparedDecision:
     """The decision that counts a message."""
 
     def prepare() -> PreparedDecision:
         counted = {name: Demand.of(quantity) for name, quantity in route.per_message.items()}
         demands = {**_demands_while_open(route, view), **counted}
-        return _prepared(route, view, mode, view.entitlements, demands)
+        return _compile_decision(route, view, mode, view.entitlements, demands)
 
-    return view.once(("message", id(route), mode), prepare)
+    return view.memoize(("message", id(route), mode), prepare)
 
 
-def _looking(route: Route, view: CustomerView, _: str) -> PreparedDecision:
+def _prepare_check(route: Route, view: CustomerView, _: str) -> PreparedDecision:
     """The decision whether one more message could be counted, whatever its rates."""
 
     def prepare() -> PreparedDecision:
         demands = _demands_while_open(route, view)
-        return _prepared(route, view, "c", holding_only(view.entitlements, demands, ()), demands)
+        return _compile_decision(route, view, "c", keep_holds_only(view.entitlements, demands, ()), demands)
 
-    return view.once(("look", id(route)), prepare)
+    return view.memoize(("look", id(route)), prepare)
 
 
 def _demands_while_open(route: Route, view: CustomerView) -> dict[str, Demand]:
@@ -276,7 +276,7 @@ def _demands_while_open(route: Route, view: CustomerView) -> dict[str, Demand]:
     return {name: ASK_ONLY for name, key in additions.items() if key != "consume"}
 
 
-def _prepared(
+def _compile_decision(
     route: Route,
     view: CustomerView,
     mode: str,
@@ -335,27 +335,27 @@ class SocketUsage:
     _declared: bool = field(init=False)
     _input_tokens: int = field(default=0, init=False)
     _unread: str | None = field(default=None, init=False)
-    _seen: dict[str, None] = field(default_factory=dict[str, None], init=False)
-    _observer: Observer | None = field(init=False)
+    _note_message: dict[str, None] = field(default_factory=dict[str, None], init=False)
+    _observer: UsageObserver | None = field(init=False)
 
     def __post_init__(self) -> None:
         self._declared = self.usage != "auto"
         self._observer = self._new_observer()
 
-    def _new_observer(self) -> Observer:
-        return Observer(BY_NAME[self.usage], declared=self._declared)
+    def _new_observer(self) -> UsageObserver:
+        return UsageObserver(BY_NAME[self.usage], declared=self._declared)
 
     def sent(self, message: Message) -> None:
         """Read a message of the app's."""
         data = _data_of(message)
-        with Contained(self._break):
+        with ErrorGuard(self._break):
             self.session.sent(data)
         reports = may_report(data) or may_have_figures(data)
         if not reports and not any(mark in data for mark in _SAYS):
             return
         if len(data) > _BYTES_MAX or (not reports and any(mark in data for mark in _MEDIA)):
             return
-        with Contained(self._break):
+        with ErrorGuard(self._break):
             self._read(data)
 
     def _read(self, data: bytes) -> None:
@@ -391,20 +391,20 @@ class SocketUsage:
     def _is_new(self, call: CallUsage) -> bool:
         """Whether an answer was not counted before: its last event may be sent more than once."""
         name = call.response_id
-        if name is None or name in self._seen:
+        if name is None or name in self._note_message:
             return name is None
-        if len(self._seen) >= _IDS_MAX:
-            del self._seen[next(iter(self._seen))]
-        self._seen[name] = None
+        if len(self._note_message) >= _IDS_MAX:
+            del self._note_message[next(iter(self._note_message))]
+        self._note_message[name] = None
         return True
 
     def received(self, message: Message) -> None:
         """Measure the texts of a message of the client's, for an answer that may be cut off."""
         data = _data_of(message)
-        with Contained(self._break):
+        with ErrorGuard(self._break):
             self.session.received(data)
         if 0 < len(data) <= _BYTES_MAX and not any(mark in data for mark in _MEDIA):
-            with Contained(self._break):
+            with ErrorGuard(self._break):
                 self._input_tokens += billed_input(data, size=len(data))
 
     def close(self) -> None:
@@ -412,7 +412,7 @@ class SocketUsage:
         observer, self._observer = self._observer, None
         if observer is None:
             return
-        with Contained(self._break):
+        with ErrorGuard(self._break):
             unread = self._unread or observer.unread_figure
             if unread is not None:
                 self.report_unread(unread)

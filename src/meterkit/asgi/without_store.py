@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.headers import fields, merge, policy_field
+from meterkit.asgi.headers import format_fields, merge_headers, policy_field
 from meterkit.decisions.decision import Decision
 from meterkit.store.fallback import is_plan_known
 from meterkit.store.prepared_decisions import read_limits
@@ -30,28 +30,28 @@ _NOTHING: Final[Mapping[str, int]] = {}
 def decide_in_process(
     store: Store, view: CustomerView, route: Route, prepare: Prepare | None
 ) -> tuple[Decision | None, FallbackDecision | None]:
-    """What the route has for a request that the store cannot decide, and how that was decided.
+    """Decide a request in this process, as its route has it for an outage of the store.
 
-    A decision of None is one that just allows. Who is not known yet goes by the default plan's rates, and
-    lacks no feature: it may be one who pays. Never raises: what cannot be decided here either is served as
-    the route says.
+    A decision of None just allows. An unknown customer has the default plan's rates, and lacks no feature: it
+    may be a paying one. Never raises: a request that cannot be decided here either is served as the route
+    says.
 
     Args:
-        store: which is away.
+        store: the store, which is down.
         view: the customer.
         route: the line.
-        prepare: makes what is asked; None: what the line asks of each request.
+        prepare: prepares the decision; None: the line's own.
     """
     store.degraded.note()
     is_shadow = route.enforcement == "shadow"
     if is_shadow or route.on_store_failure == "allow":
         try:
-            decided, reply = weighed = store.fallback.decide(view, route, prepare)
+            decided, reply = fallback = store.fallback.decide(view, route, prepare)
             if decided.refusal is not None and is_plan_known(view):
-                return replace(decided.refusal, degraded=True), weighed
+                return replace(decided.refusal, degraded=True), fallback
             if reply[0] == ALLOWED and not decided.shadow:
-                return None, weighed
-            return read_limits(decided, reply, degraded=True), weighed
+                return None, fallback
+            return read_limits(decided, reply, degraded=True), fallback
         except Exception:
             _logger.exception("a request under the line %a could not be decided in this process", route.match)
     allowed = is_shadow or route.on_store_failure == "allow"
@@ -66,7 +66,7 @@ def decide_in_process(
 
 
 def count_in_process(store: Store, view: CustomerView, route: Route, rated: Mapping[str, int]) -> None:
-    """Count into rates what a request used beyond what it had asked for, as a model's tokens."""
+    """Count usage beyond the decided quantities in rates, such as a model's tokens."""
     asked = {*route.consume, *(reserve.meter for reserve in route.reserve)}
     beyond = {meter: quantity for meter, quantity in rated.items() if meter not in asked}
     if beyond:
@@ -76,7 +76,7 @@ def count_in_process(store: Store, view: CustomerView, route: Route, rated: Mapp
 def undecided_usage(
     view: CustomerView, route: Route, recorded: Mapping[str, int], *, is_counted: bool, billed: bool
 ) -> UsedQuantities:
-    """The usage of a request that was decided without the store: its rates have not seen it either.
+    """Usage of a request that was decided without the store: its rates have not counted it either.
 
     Args:
         view: the customer.
@@ -93,9 +93,9 @@ def undecided_usage(
 
 
 class PolicyFields:
-    """Writes the one limit field that is true without the store: which policies there are.
+    """Writes the one limit field that is true without the store: the policies.
 
-    The rest counted in this process is not the rest that the customer has.
+    The remaining quantity of this process is not that of the customer.
 
     Args:
         program: what was asked of the plan.
@@ -106,7 +106,7 @@ class PolicyFields:
 
     def __init__(self, program: Program, mode: Headers) -> None:
         policies = policy_field([measure.policy for measure in program.measures])
-        self._ours = fields(mode, policies=policies, limit=None, remaining=None, reset_s=None, now_s=0)
+        self._ours = format_fields(mode, policies=policies, limit=None, remaining=None, reset_s=None, now_s=0)
 
     def add(
         self,
@@ -122,4 +122,4 @@ class PolicyFields:
             if name == b"origin":
                 exposed = True
                 break
-        return merge(headers, self._ours, expose=exposed)
+        return merge_headers(headers, self._ours, expose=exposed)

@@ -281,12 +281,12 @@ def summary(notes: Iterable[Note]) -> str:
 
     Those of the kind ``informs`` are left out: what they tell of may be meant so, and no line ends them.
     """
-    told: list[str] = []
+    parts: list[str] = []
     for kind, title in _TITLES.items():
         places = list(dict.fromkeys(f"{note.path} (line {note.line})" for note in notes if note.kind == kind))
         if places:
-            told.append(f"{title}: {first_of(places)}")
-    return "; ".join([*told, "`meterkit check` says more"]) if told else ""
+            parts.append(f"{title}: {first_of(places)}")
+    return "; ".join([*parts, "`meterkit check` says more"]) if parts else ""
 
 
 def log_notes(catalog: Catalog, setting: Enforcement | None) -> None:
@@ -297,9 +297,9 @@ def log_notes(catalog: Catalog, setting: Enforcement | None) -> None:
         setting: the setting ``enforcement``; None: the plans file decides.
     """
     found = catalog.enforcement
-    told = summary(catalog.notes)
-    if told and found != "off":
-        _plans_logger.warning("%s: %s", catalog.source, told)
+    found_notes = summary(catalog.notes)
+    if found_notes and found != "off":
+        _plans_logger.warning("%s: %s", catalog.source, found_notes)
     if found != "on":
         origin = catalog.source if setting is None else "the setting enforcement"
         _logger.warning("enforcement is %s (%s): %s", found, origin, _ENFORCEMENTS[found])

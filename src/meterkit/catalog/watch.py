@@ -85,7 +85,7 @@ class WatchedPlans:
             reload: reads it.
             every_s: how often the file is checked, in seconds; None: every one and a half.
         """
-        before, refused, said = self._read, None, ""
+        before, refused, logged = self._read, None, ""
         every_s = _CHECK_EVERY_S if every_s is None else every_s
         hung_up, pause_s = Event(), every_s
         with _on_hangup(hung_up.set):
@@ -102,10 +102,10 @@ class WatchedPlans:
                 for error in await gather(*reading, return_exceptions=True):
                     if isinstance(error, PlansError | SettingsError):
                         refused = now  # What cannot be read at all for now is tried again.
-                    if isinstance(error, Exception) and (str(error) != said or is_asked):
-                        said = str(error)
+                    if isinstance(error, Exception) and (str(error) != logged or is_asked):
+                        logged = str(error)
                         _logger.error(
-                            "%s has changed and is refused; the one before holds: %s", self._path, said
+                            "%s has changed and is refused; the one before holds: %s", self._path, logged
                         )
                 before = now
 

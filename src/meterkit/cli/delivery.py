@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import typer
 
 from meterkit.assembly import StripeAccess
-from meterkit.background import BackgroundTasks
 from meterkit.cancellation import start_task
 from meterkit.catalog.amount_texts import units
 from meterkit.cli.options import import_function, seconds
@@ -22,10 +21,11 @@ from meterkit.cli.output import echo, log_as_json, logs_as_json, print_note, sho
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.customers.states import make_scheduled_transitions
 from meterkit.delivery.late_usage import late_in_words
-from meterkit.delivery.period_closer import Closer
+from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.background import insights_tasks, root_of
+from meterkit.serving import BackgroundTasks
 from meterkit.store.spool_file import list_spools
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ async def worker(
         else:
             print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
             running = start_task(_flush(kit, flusher, json=session.json))
-            closer = Closer(kit.store, stripe.api, root_of(kit.store, kit.settings))
+            closer = PeriodCloser(kit.store, stripe.api, root_of(kit.store, kit.settings))
             tasks |= {"closes": closer.run, **kit.webhooks.tasks, **kit.subscriptions.tasks}
         for name, work in tasks.items():
-            beside.keep(loop, name, work)
+            beside.ensure_running(loop, name, work)
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.
         await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
         if flusher is not None:

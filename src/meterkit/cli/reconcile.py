@@ -18,7 +18,7 @@ from meterkit.cli.outbox import operator
 from meterkit.cli.output import JsonArray, print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command, note_unknown, started
 from meterkit.delivery.reconciler import Reconciler
-from meterkit.delivery.recoverer import Recovered, Recoverer
+from meterkit.delivery.recoverer import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.audit.draining import drainer_of
@@ -186,7 +186,7 @@ async def recover(
         summaries = StripeSummaries(StripeApi(kit.settings))
         stack.push_async_callback(summaries.close)
         await stack.enter_async_context(started(kit))
-        recoverer = Recoverer(kit.store, summaries, audit_database_of(kit.settings))
+        recoverer = RestoreRecoverer(kit.store, summaries, audit_database_of(kit.settings))
         if since is not None and not dry_run:
             await recoverer.doubt(since)
         left = await recoverer.not_compared()
@@ -206,8 +206,13 @@ async def recover(
 
 
 async def _run(
-    kit: MeterKit, recoverer: Recoverer, summaries: StripeSummaries, customer: str | None, *, dry_run: bool
-) -> tuple[Sequence[Recovered], Sequence[Rebuilt]]:
+    kit: MeterKit,
+    recoverer: RestoreRecoverer,
+    summaries: StripeSummaries,
+    customer: str | None,
+    *,
+    dry_run: bool,
+) -> tuple[Sequence[RecoveredMeter], Sequence[Rebuilt]]:
     with shown_steps() as steps:
         progress = steps.of("comparing with Stripe")
         recovered = await recoverer.recover(customer, dry_run=dry_run, by=operator(), progress=progress)
@@ -218,7 +223,7 @@ async def _run(
         return recovered, await rebuilder.rebuild(customer, dry_run=dry_run, by=operator())
 
 
-def _show(session: Session, recovered: Sequence[Recovered], rebuilt: Sequence[Rebuilt]) -> None:
+def _show(session: Session, recovered: Sequence[RecoveredMeter], rebuilt: Sequence[Rebuilt]) -> None:
     def tell() -> None:
         print_records(
             [_row(one) for one in recovered], rare=_RARE, empty="nothing that a restore has parked waits"
@@ -231,7 +236,7 @@ def _show(session: Session, recovered: Sequence[Recovered], rebuilt: Sequence[Re
     )
 
 
-def _row(one: Recovered) -> dict[str, object]:
+def _row(one: RecoveredMeter) -> dict[str, object]:
     return {
         "customer": one.customer,
         "meter": one.meter,
@@ -245,7 +250,7 @@ def _row(one: Recovered) -> dict[str, object]:
 
 
 def _end(
-    not_compared: int, recovered: Sequence[Recovered], rebuilt: Sequence[Rebuilt], *, is_done: bool
+    not_compared: int, recovered: Sequence[RecoveredMeter], rebuilt: Sequence[Rebuilt], *, is_done: bool
 ) -> None:
     """Exit 1 where something is left to be done."""
     if not_compared:

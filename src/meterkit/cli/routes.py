@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterkit.asgi.app_routes import Decider, deciders_of, described, path_lines, routes_of, take
+from meterkit.asgi.app_routes import (
+    RequestDecider,
+    deciders_of,
+    describe_line,
+    match_lines,
+    path_lines,
+    routes_of,
+)
 from meterkit.asgi.app_walk import ANY_METHOD
-from meterkit.asgi.routing import own_root_path
+from meterkit.asgi.routing import root_path_of_app
 from meterkit.catalog import load
 from meterkit.catalog.route_notes import unasked_limits_of
 from meterkit.catalog.routes import additions_of
@@ -20,7 +27,7 @@ from meterkit.cli.session import Session, command
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.asgi.app_routes import Idle, Taken
+    from meterkit.asgi.app_routes import RouteLines, UnusedLine
     from meterkit.catalog import Route
 
 commands = typer.Typer()
@@ -55,14 +62,14 @@ def routes(
     otherwise = None
     if not deciders:
         path = plans_path(session.plans)
-        otherwise = Decider(load(path), own_root_path(imported), app=imported)
+        otherwise = RequestDecider(load(path), root_path_of_app(imported), app=imported)
         print_note(f"{app} has no MeterMiddleware: these are the lines of {path} that its routes would match")
     elif session.plans is not None:
         print_note("--plans is not read: the app's MeterMiddleware has a plans file")
     if readings is not None:
         _show_readings(session, otherwise or deciders[0], readings)
         return
-    taken, idle = take(found, otherwise)
+    taken, idle = match_lines(found, otherwise)
     used = deciders if otherwise is None else [otherwise]
     catalogs = {id(one.catalog): one.catalog for one in used}
     unasked = [str(note) for catalog in catalogs.values() for note in unasked_limits_of(catalog)]
@@ -75,7 +82,7 @@ def routes(
     raise typer.Exit(int(bool(idle) or any(one.line is None for one in taken)))
 
 
-def _show_readings(session: Session, decider: Decider, request: str) -> None:
+def _show_readings(session: Session, decider: RequestDecider, request: str) -> None:
     """Print the readings of a path; the line of the first one is in force."""
     method, _, path = request.strip().rpartition(" ")
     method = method.strip().upper() or "GET"
@@ -86,7 +93,7 @@ def _show_readings(session: Session, decider: Decider, request: str) -> None:
             "path": ascii(one.reading.path)[1:-1],
             "steps": one.reading.steps,
             "line": None if one.line is None else one.line.match,
-            "metered": "passes undecided" if one.line is None else described(one.line),
+            "metered": "passes undecided" if one.line is None else describe_line(one.line),
         }
         for one in found
     ]
@@ -107,7 +114,7 @@ def _print_readings(rows: Sequence[Mapping[str, object]]) -> None:
     typer.echo(f"the strictest one decides: {line}" if line else "no line takes it: it passes undecided")
 
 
-def _record(taken: Taken) -> dict[str, object]:
+def _record(taken: RouteLines) -> dict[str, object]:
     return {
         "methods": list(taken.methods),
         "host": taken.route.host,
@@ -115,11 +122,11 @@ def _record(taken: Taken) -> dict[str, object]:
         "line": None if taken.line is None else taken.line.match,
         "adds": _additions(taken),
         "metered": _metered(taken),
-        "parts": [{"line": line.match, "metered": described(line)} for line in taken.parts],
+        "parts": [{"line": line.match, "metered": describe_line(line)} for line in taken.parts],
     }
 
 
-def _additions(taken: Taken) -> dict[str, str]:
+def _additions(taken: RouteLines) -> dict[str, str]:
     """The meters that requests of a route can add to, each with the key that says so."""
     decider = taken.route.decider
     if taken.line is None or decider is None:
@@ -127,17 +134,17 @@ def _additions(taken: Taken) -> dict[str, str]:
     return dict(additions_of(taken.line, decider.catalog.meters))
 
 
-def _idle_record(idle: Idle) -> dict[str, object]:
+def _idle_record(idle: UnusedLine) -> dict[str, object]:
     return {"plans_file": idle.catalog.source, "line": idle.line.match, "why": _why(idle)}
 
 
-def _metered(taken: Taken) -> str:
+def _metered(taken: RouteLines) -> str:
     if taken.line is not None:
-        return described(taken.line)
+        return describe_line(taken.line)
     return "unmetered" if taken.is_decided else "unmetered: no MeterMiddleware before it"
 
 
-def _tell(taken: Sequence[Taken], idle: Sequence[Idle], unasked: Sequence[str]) -> None:
+def _tell(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], unasked: Sequence[str]) -> None:
     rows = [row for one in taken for row in _rows(one)]
     print_records(rows, empty="the app has no routes")
     for one in idle:
@@ -149,9 +156,9 @@ def _tell(taken: Sequence[Taken], idle: Sequence[Idle], unasked: Sequence[str]) 
         echo(f'unmetered: {unmetered}; a line such as {{match: "*", …}} at the end takes what is left')
 
 
-def _rows(taken: Taken) -> list[dict[str, object]]:
+def _rows(taken: RouteLines) -> list[dict[str, object]]:
     methods, path = _methods(taken), f"{taken.route.host or ''}{taken.route.path}"
-    parts: list[tuple[Route | None, str]] = [(line, described(line)) for line in taken.parts]
+    parts: list[tuple[Route | None, str]] = [(line, describe_line(line)) for line in taken.parts]
     rows = [*parts, (taken.line, _metered(taken))]
     return [
         {
@@ -164,14 +171,14 @@ def _rows(taken: Taken) -> list[dict[str, object]]:
     ]
 
 
-def _methods(taken: Taken) -> str:
+def _methods(taken: RouteLines) -> str:
     methods = taken.methods
     if set(methods) == set(ANY_METHOD):
         return "any"
     return ",".join(method for method in methods if method != "HEAD" or "GET" not in methods)
 
 
-def _why(idle: Idle) -> str:
-    if idle.is_behind:
+def _why(idle: UnusedLine) -> str:
+    if idle.is_covered:
         return "lines before it take all of its requests"
     return "the app has no route for it"

@@ -150,7 +150,7 @@ async def started(
     async with AsyncExitStack() as stack:
         with _raised_and_not_logged(logging.CRITICAL if waits else logging.ERROR):
             await stack.enter_async_context(kit)
-        trouble = (await kit.store.lane()).trouble
+        trouble = (await kit.store.lane()).connection_error
         if trouble is not None and reads and _NO_WRITES.search(str(trouble)):
             print_note(f"{trouble}; it is only read from")
         elif trouble is not None and not waits:

@@ -23,7 +23,7 @@ from meterkit.decisions.price_segments import label_of
 from meterkit.decisions.program import sends_included
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.sealer import kept_ms
+from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.store import replies
 from meterkit.store.customer_usage import price_cents
 from meterkit.store.event_names import read_meters
@@ -265,7 +265,7 @@ async def _run_restore(
             **_spend(view),
         }
         asked = (_text_of(given, view), digest, json.dumps(sending))
-        return names, (view.rev, view.terms(kept_ms(view)), customer, *asked)
+        return names, (view.rev, view.terms(counter_ttl_ms(view)), customer, *asked)
 
     reply = await ask_confirmed(store, store.scripts["restore"], customer, call, done="corrected")
     return json.loads(reply[2]), reply[0] == _REPEATED

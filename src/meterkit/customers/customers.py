@@ -19,7 +19,7 @@ from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.policies import rate_numbers
 from meterkit.decisions.subscription import Status
-from meterkit.decisions.transitions import follow
+from meterkit.decisions.transitions import find_transitions
 from meterkit.errors import MeterkitError, UnknownPlanError
 from meterkit.store.input_checks import (
     check_customer,
@@ -96,7 +96,7 @@ def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> C
     """The record of a customer, as shown at an instant."""
     state = found.state
     own = overrides_at(state.overrides, now_ms)
-    _, force = follow(found.force, state, catalog, now_ms)
+    _, force = find_transitions(found.force, state, catalog, now_ms)
     subscription = state.subscription
     trial_end_ms = None if subscription is None else subscription.trial_end_ms
     is_missing = state.plan is not None and state.plan not in catalog.plans

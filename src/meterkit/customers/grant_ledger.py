@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.stored_grants import Holding
+from meterkit.decisions.stored_grants import StoredGrant
 from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class LedgerEntry:
     period_start: datetime | None = None
 
 
-def grants_of(held: Sequence[Holding], ledger: Mapping[str, str], now_ms: int) -> Sequence[Grant]:
+def grants_of(held: Sequence[StoredGrant], ledger: Mapping[str, str], now_ms: int) -> Sequence[Grant]:
     """All grants: those that are held, in the order in which they are used up, then those that ended before.
 
     Args:
@@ -92,7 +92,7 @@ def grants_of(held: Sequence[Holding], ledger: Mapping[str, str], now_ms: int) -
     return live + sorted(ended, key=lambda grant: grant.created_at)
 
 
-def ledger_of(held: Sequence[Holding], ledger: Mapping[str, str], now_ms: int) -> Sequence[LedgerEntry]:
+def ledger_of(held: Sequence[StoredGrant], ledger: Mapping[str, str], now_ms: int) -> Sequence[LedgerEntry]:
     """The lines of all grants; see :func:`grants_of`."""
     entries = [
         (_grant_name(field), entry)
@@ -148,7 +148,7 @@ def _kind_and_name(target: str) -> tuple[Kind, str]:
     return "credit" if target.startswith("c:") else "meter", target[2:]
 
 
-def _grant(holding: Holding, now_ms: int) -> Grant:
+def _grant(holding: StoredGrant, now_ms: int) -> Grant:
     grant_id, kind, name = _named(holding.name)
     unit = MICRO if kind == "credit" else 1
     status: Literal["pending", "active", "used_up", "expired", "void"] = "active"
@@ -177,7 +177,7 @@ def _ended(name: str, text: str, ledger: Mapping[str, str]) -> Grant:
     quantity, priority, effective, expires, created = text.split(" ")
     target = name.split(" ", 2)[1]
     terms = f"{priority} {effective} {expires} {created}"
-    given = Holding.parse(name, f"{target} {quantity} {quantity} {terms} {expires}")
+    given = StoredGrant.parse(name, f"{target} {quantity} {quantity} {terms} {expires}")
     ends: tuple[tuple[str, Literal["void", "expired", "refunded"]], ...] = (
         ("void", "void"),
         ("expire", "expired"),

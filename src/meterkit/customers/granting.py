@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.models import CREDITS_MAX
 from meterkit.customers.states import States, ask_anew
-from meterkit.decisions.stored_grants import moved_grants
+from meterkit.decisions.stored_grants import find_moved_grants
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError
 
@@ -93,7 +93,7 @@ async def move_grants(store: Store, customer: str, before: Bounds, after: Bounds
     admin, keys = await store.admin(), store.keys.customer(customer)
     found: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(keys.grants))
     fields = {name.decode(): text.decode() for name, text in found.items()}
-    moved = moved_grants(fields, store.catalog, before, after)
+    moved = find_moved_grants(fields, store.catalog, before, after)
     if moved:
         asked = [(one.name, f"{one.expires_ms}", f"{one.until_ms}", one.given_as) for one in moved]
         await admin.run(store.scripts["move_grants"], [keys.grants, keys.ledger], json.dumps(asked))

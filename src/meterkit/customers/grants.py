@@ -22,7 +22,7 @@ from meterkit.customers.states import States, ask_anew
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.decisions.plan_shares import effective_terms
-from meterkit.decisions.stored_grants import funds_of
+from meterkit.decisions.stored_grants import read_funds
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.input_checks import CUSTOMER_BYTES_MAX, check_customer, is_customer
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.customers.grant_ledger import Kind
-    from meterkit.decisions.stored_grants import Holding
+    from meterkit.decisions.stored_grants import StoredGrant
     from meterkit.store.store import Store
 
 _PRIORITY_MAX: Final = 1000
@@ -130,7 +130,7 @@ class Grants:
         check_customer(customer)
         return ledger_of(*await self._read(customer))
 
-    async def _read(self, customer: str) -> tuple[Sequence[Holding], Mapping[str, str], int]:
+    async def _read(self, customer: str) -> tuple[Sequence[StoredGrant], Mapping[str, str], int]:
         """What a customer holds, the ledger, and when that was."""
         store, keys = self._store, self._store.keys.customer(customer)
         admin = await store.admin()
@@ -142,7 +142,7 @@ class Grants:
         now_ms = store.now_ms()
         effective = effective_terms(state, store.catalog, now_ms)
         prepaid = store.cache.prepaid[effective.plan.key].with_allowance(effective.allowance)
-        funds, lines = funds_of(_texts(fields), prepaid, effective.bounds, now_ms), _texts(ledger)
+        funds, lines = read_funds(_texts(fields), prepaid, effective.bounds, now_ms), _texts(ledger)
         for name, part in funds.repaid.items():
             lines[f"repay {name}"] = str(int(lines.get(f"repay {name}", 0)) + part)
         return funds.held, lines, now_ms

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.errors import CustomerError, StoreError
-from meterkit.outbox.intents import intents_of, kept_in
+from meterkit.outbox.intents import parse_intents, read_intents_in
 from meterkit.store.input_checks import check_customer, is_text, shown
 from meterkit.store.server_restarts import ServerLives
 
@@ -147,7 +147,7 @@ async def used_minutes_ms(admin: Admin, keys: Keys, stripe_customer: str) -> set
     used = set[int]()
     for shard in {_shard_of(former.decode(), keys) for former in formers}:
         kept: dict[bytes, bytes] = await admin.ask(client.hgetall(keys.shard(shard, "intents")))
-        for intent in intents_of(
+        for intent in parse_intents(
             admin.for_delivery(), shard, [name.decode() for name in kept], [*kept.values()]
         ):
             if intent and intent["stripe"] == stripe_customer:
@@ -256,7 +256,9 @@ class Links:
         keys = self._store.keys.customer(customer)
         names = [self._store.keys.shard(keys.shard, name) for name in ("intents", "outbox")]
         names += [keys.totals, keys.counters, keys.state, keys.unlinked]
-        async for page in kept_in(self._store, admin.for_delivery(), keys.shard, "outbox", most=_PAGE):
+        async for page in read_intents_in(
+            self._store, admin.for_delivery(), keys.shard, "outbox", most=_PAGE
+        ):
             own = [kept.identifier for kept in page if kept.customer == customer]
             if own:
                 await admin.run(self._store.scripts["recall"], names, rev, customer, *own)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from meterkit.decisions.allowance import INCLUDED
 from meterkit.decisions.keys import HEAD_FIELD, meter_field, meter_token
-from meterkit.decisions.packed import Head, MeterCounts
-from meterkit.decisions.plan_shares import overdraft_of, spent_by, uncut_period
-from meterkit.decisions.stored_grants import Holding
+from meterkit.decisions.packed import CounterHead, MeterCounts
+from meterkit.decisions.plan_shares import overdraft_of, spend_before_subscription, uncut_period
+from meterkit.decisions.stored_grants import StoredGrant
 
 if TYPE_CHECKING:
     from meterkit.decisions.allowance import Overdraft
@@ -58,7 +58,7 @@ async def read_spent(
     admin, keys, meters = await store.admin(), store.keys.customer(customer), [*store.catalog.meters]
     asked = [HEAD_FIELD, *map(meter_field, meters)]
     packed, *counts = await admin.ask(admin.client.hmget(keys.counters, asked))
-    head, spent = Head.read(packed), state.spent
+    head, spent = CounterHead.read(packed), state.spent
     if began_ms is None:
         if spent is None or (head.begins_ms, head.ends_ms) != (spent.cut_ms, spent.end_ms):
             return None
@@ -69,7 +69,9 @@ async def read_spent(
         for name, count in zip(meters, counts, strict=True)
     }
     is_of_month = head.ends_ms == end_ms
-    return spent_by(state, store.catalog, began_ms, used if is_of_month else {}, head.begins_ms)
+    return spend_before_subscription(
+        state, store.catalog, began_ms, used if is_of_month else {}, head.begins_ms
+    )
 
 
 async def _read_use(store: Store, customer: str, start_ms: int, end_ms: int) -> Counter[str]:
@@ -80,13 +82,13 @@ async def _read_use(store: Store, customer: str, start_ms: int, end_ms: int) -> 
     pipe.hmget(keys.totals, [f"{start_ms}|{meter_token(name)}i" for name in meters])
     pipe.hgetall(keys.grants)
     (head, *counts), closed, grants = await admin.ask(pipe.execute())
-    is_open = start_ms <= Head.read(head).begins_ms < end_ms
+    is_open = start_ms <= CounterHead.read(head).begins_ms < end_ms
     used = Counter[str]()
     for name, packed, over in zip(meters, counts, closed, strict=True):
         now = MeterCounts.read(packed).included if is_open else 0
         used[f"{INCLUDED}{name}"] = now + int(over or 0)
     for name, text in grants.items():
         if name.startswith(b"p "):
-            grant = Holding.parse(name.decode(), text.decode())
+            grant = StoredGrant.parse(name.decode(), text.decode())
             used[grant.target] += grant.used if start_ms <= grant.effective_ms < end_ms else 0
     return used

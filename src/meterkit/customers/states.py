@@ -27,13 +27,13 @@ from meterkit.decisions.plan_shares import with_plan_changes
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.transitions import (
-    InForce,
-    Step,
-    entries_of,
-    follow,
-    hand_entries,
+    TermsInForce,
+    Transition,
+    find_transitions,
+    manual_entries,
     notices_of,
     reminders_of,
+    transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.input_checks import check_customer
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
-    from meterkit.decisions.transitions import Entry, Notice
+    from meterkit.decisions.transitions import StateNotice, TransitionEntry
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
@@ -62,7 +62,7 @@ class Found:
 
     rev: str
     state: CustomerState
-    force: InForce | None
+    force: TermsInForce | None
     force_text: str
 
 
@@ -92,7 +92,7 @@ class States:
             Found(
                 rev=(rev or NO_STATE.encode()).decode(),
                 state=CustomerState.parse(data or b""),
-                force=InForce.parse(force or b""),
+                force=TermsInForce.parse(force or b""),
                 force_text=(force or b"").decode(),
             )
             for rev, data, force in await admin.ask(pipe.execute())
@@ -153,26 +153,28 @@ class States:
 
     def _is_behind(self, found: Found) -> bool:
         """Whether the clock, or another plans file, has changed something that is not entered yet."""
-        steps, _ = follow(found.force, found.state, self._store.catalog, self._store.now_ms())
+        steps, _ = find_transitions(found.force, found.state, self._store.catalog, self._store.now_ms())
         return bool(steps)
 
     async def _put(self, customer: str, found: Found, changed: CustomerState, cause: str) -> bool:
         """Store a state with its changes, unless another process was faster."""
         store, keys = self._store, self._store.keys.customer(customer)
         now_ms = store.now_ms()
-        steps, force = follow(found.force, found.state, store.catalog, now_ms)
+        steps, force = find_transitions(found.force, found.state, store.catalog, now_ms)
         dunning, known = store.catalog.dunning, found.state.subscription
         before = found.force or force
-        entries = [entry for step in steps for entry in entries_of(step)]
+        entries = [entry for step in steps for entry in transition_entries(step)]
         notices = [
             notice
             for step in steps
             for notice in (*notices_of(customer, step), *reminders_of(customer, step, known, dunning))
         ]
         if changed != found.state:
-            step = Step(force, InForce.of(changed, store.catalog, max(now_ms, force.at_ms), force), cause)
+            step = Transition(
+                force, TermsInForce.of(changed, store.catalog, max(now_ms, force.at_ms), force), cause
+            )
             force = step.after
-            entries += [*entries_of(step), *hand_entries(found.state, changed, force.at_ms, cause)]
+            entries += [*transition_entries(step), *manual_entries(found.state, changed, force.at_ms, cause)]
             notices += [
                 *notices_of(customer, step),
                 *reminders_of(customer, step, changed.subscription, dunning),
@@ -226,7 +228,7 @@ def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[s
 
 
 def _ended_prices(
-    before: InForce, after: InForce, states: tuple[CustomerState, CustomerState], catalog: Catalog
+    before: TermsInForce, after: TermsInForce, states: tuple[CustomerState, CustomerState], catalog: Catalog
 ) -> dict[str, object]:
     """The prices that end with this change, and when (ms).
 
@@ -245,8 +247,8 @@ def _ended_prices(
 
 
 def _changes(
-    entries: Sequence[Entry],
-    notices: Sequence[Notice],
+    entries: Sequence[TransitionEntry],
+    notices: Sequence[StateNotice],
     gauges: Sequence[tuple[str, int]],
     ended: Mapping[str, object],
 ) -> str:
@@ -308,6 +310,6 @@ async def _catch_up(admin: Admin, states: States, customer: str) -> bool:
     except StoreError:
         raise
     except (ValueError, TypeError, MeterkitError) as error:  # Another release, or another program, wrote it.
-        admin.say_once(f"what the clock changes for customer {customer!r} cannot be entered: {error}")
+        admin.warn_once(f"what the clock changes for customer {customer!r} cannot be entered: {error}")
         return False
     return True

@@ -17,17 +17,17 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
 from meterkit.decisions.program import has_flat_price
-from meterkit.outbox.intents import Kept, kept_in
+from meterkit.outbox.intents import StoredIntent, read_intents_in
 from meterkit.outbox.late_terms import (
     deciding_meter,
     is_billed_at,
     item_terms,
     late_class,
-    own_label,
     price_in_words,
+    unit_label,
 )
 from meterkit.outbox.operator_commands import change_state
-from meterkit.outbox.sealer import LateUsage, collect_late
+from meterkit.outbox.sealer import LateUsage, add_late_usage
 from meterkit.store.event_names import list_reported_meters, read_subscribed_meters
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ async def strand_usage(
             meters[token] = terms.of(meter)
             if item := terms.item_of(meter):
                 items[token] = {**item, "event": carried[token].event_name}
-    missed, since = list[Kept](), Counter[str]()
+    missed, since = list[StoredIntent](), Counter[str]()
     pending = set(meters)
     for token, line in (await _undelivered(store, customer, meters)).items():
         split = sum(kept.minute_s * 1000 < switch.changed_ms for kept in line)
@@ -168,7 +168,7 @@ async def strand_usage(
     )
 
 
-async def strand_intent(store: Store, kept: Kept, *, cause: str) -> bool:
+async def strand_intent(store: Store, kept: StoredIntent, *, cause: str) -> bool:
     """Make an intent late that Stripe does not have, after its price has ended.
 
     Args:
@@ -201,7 +201,9 @@ async def strand_intent(store: Store, kept: Kept, *, cause: str) -> bool:
     return await _strand(store, kept.customer, [kept], asked)
 
 
-async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Mapping[str, Any]) -> bool:
+async def _strand(
+    store: Store, customer: str, missed: Sequence[StoredIntent], asked: Mapping[str, Any]
+) -> bool:
     """Have the script do it, and log what is late; whether anything is."""
     keys, admin = store.keys.customer(customer), (await store.admin()).for_delivery()
     names = [keys.counters, keys.totals, keys.history, keys.dirty]
@@ -240,20 +242,22 @@ async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Ma
             customer,
             price,
             _OUTCOMES[int(outcome)],
-            extra=collect_late([found]),
+            extra=add_late_usage([found]),
         )
     return len(reply) > len(("0", "now"))
 
 
-async def _undelivered(store: Store, customer: str, tokens: Iterable[str]) -> Mapping[str, Sequence[Kept]]:
+async def _undelivered(
+    store: Store, customer: str, tokens: Iterable[str]
+) -> Mapping[str, Sequence[StoredIntent]]:
     """By token, what is sealed and not known to be delivered, in the order of its minutes.
 
     What a person has parked, or is to look at, stays as it is.
     """
     shard, admin = store.keys.customer(customer).shard, (await store.admin()).for_delivery()
-    found: dict[str, list[Kept]] = {token: [] for token in tokens}
+    found: dict[str, list[StoredIntent]] = {token: [] for token in tokens}
     for place in ("outbox", "compare"):
-        async for page in kept_in(store, admin, shard, place):
+        async for page in read_intents_in(store, admin, shard, place):
             for kept in page:
                 token, is_its = kept.fields["meter"], kept.customer == customer and kept.value > 0
                 if is_its and token in found and MISSED not in kept.fields:
@@ -273,7 +277,7 @@ async def _undelivered_corrections(
     shard, admin = store.keys.customer(customer).shard, (await store.admin()).for_delivery()
     return [
         (kept.identifier, kept.text)
-        async for page in kept_in(store, admin, shard, "outbox")
+        async for page in read_intents_in(store, admin, shard, "outbox")
         for kept in page
         if kept.customer == customer
         and kept.value < 0
@@ -282,10 +286,12 @@ async def _undelivered_corrections(
     ]
 
 
-async def _park(store: Store, kept: Kept, price: str, item: Mapping[str, str] | None, cause: str) -> None:
+async def _park(
+    store: Store, kept: StoredIntent, price: str, item: Mapping[str, str] | None, cause: str
+) -> None:
     wait_ms = max(1, compare_in_ms(kept.first_ms, store.now_ms()))
     more = {"why": _WHY, MISSED: price, _ITEM: "" if item is None else json.dumps(item)}
-    await change_state(store, kept, "parked", cause=cause, compare_in_ms=wait_ms, more=more)
+    await change_state(store, kept, "parked", cause=cause, compare_in_ms=wait_ms, fields=more)
 
 
 def _plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:
@@ -361,7 +367,7 @@ class _Terms(NamedTuple):
 
     def _label(self, meter: Meter, state: CustomerState, given: Mapping[str, Entitlement] | None) -> str:
         prices = NO_PRICES if state.subscription is None else state.subscription.prices
-        return own_label(meter.name, given, prices, self.catalog)[0]
+        return unit_label(meter.name, given, prices, self.catalog)[0]
 
 
 def _price(given: Mapping[str, Entitlement] | None, meter: Meter, catalog: Catalog) -> str:

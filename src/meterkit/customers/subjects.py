@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from meterkit.catalog.subjects import override_subject
-from meterkit.decisions.customer_overrides import with_subject
+from meterkit.decisions.customer_overrides import with_subject_override
 from meterkit.decisions.policies import rate_numbers
-from meterkit.decisions.subjects import member_of
+from meterkit.decisions.subjects import subject_member
 from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import check_customer, check_subjects, end_ms, entitlements_given, plain
 from meterkit.store.subject_usage import usage_by
@@ -84,7 +84,7 @@ class CustomerSubject(Generic[_Record]):
         """
         given = entitlements_given(limits or {})
         until_ms = None if until is None else end_ms(until, self._now_ms())
-        catalog, member = self._catalog(), member_of(self._kind, self._id)
+        catalog, member = self._catalog(), subject_member(self._kind, self._id)
         for plan in catalog.plans.values():
             if self._kind in plan.subjects:
                 found = override_subject(catalog, plan.subjects[self._kind], given, strict=True)
@@ -95,7 +95,7 @@ class CustomerSubject(Generic[_Record]):
 
         def change(stored: Stored) -> dict[str, dict[str, object]]:
             now_ms = self._now_ms()
-            return with_subject(stored, member, kept, until_ms=until_ms, now_ms=now_ms)
+            return with_subject_override(stored, member, kept, until_ms=until_ms, now_ms=now_ms)
 
         return await self._change(self._customer, change)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.keys import HEAD_FIELD, meter_field
-from meterkit.decisions.packed import Head, MeterCounts
+from meterkit.decisions.packed import CounterHead, MeterCounts
 
 if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
@@ -44,7 +44,7 @@ async def with_unlimited_use(
     head, *counts = await admin.ask(
         admin.client.hmget(keys.counters, [HEAD_FIELD, *map(meter_field, meters)])
     )
-    if store.now_ms() >= Head.read(head).ends_ms:
+    if store.now_ms() >= CounterHead.read(head).ends_ms:
         return after
     used = tuple(
         (meter, units)

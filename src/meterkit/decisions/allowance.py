@@ -58,7 +58,7 @@ class Overdraft(NamedTuple):
     units: tuple[tuple[str, int], ...] = ()
     before: tuple[tuple[str, int], ...] = ()
 
-    def has(self, at_ms: int) -> bool:
+    def covers(self, at_ms: int) -> bool:
         """Whether an instant lies in the period as it was before the cut."""
         return self.start_ms <= at_ms < self.end_ms
 

@@ -69,7 +69,7 @@ def paid_price(meter: str, entitlements: Mapping[str, Entitlement], catalog: Cat
     return PaidPrice("o", overage.amount_cents * micros_per_minor_unit(catalog.currency), overage.per or 1)
 
 
-def earned(paid: str, entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Fraction:
+def earned_micros(paid: str, entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Fraction:
     """What the units of a meter come to that are paid for, in micro-units of the currency.
 
     Args:
@@ -101,14 +101,14 @@ def price_line(
         meters: that are recorded.
     """
     found = [
-        f"{meter_token(meter)}:{costs.get(meter, '')}:{_text(prices.get(meter))}"
+        f"{meter_token(meter)}:{costs.get(meter, '')}:{_format_price(prices.get(meter))}"
         for meter in meters
         if meter in costs or meter in prices
     ]
     return " ".join((version, *found)) if found else ""
 
 
-def _text(price: PaidPrice | None) -> str:
+def _format_price(price: PaidPrice | None) -> str:
     return "" if price is None else f"{price.paid}{price.micros}/{price.per}"
 
 
@@ -122,11 +122,11 @@ def read_price_line(line: str) -> tuple[str, Mapping[str, MeterTerms]]:
     found: dict[str, MeterTerms] = {}
     for part in parts:
         token, cost, price = part.split(":")
-        found[token] = MeterTerms(int(cost) if cost else None, _read(price) if price else None)
+        found[token] = MeterTerms(int(cost) if cost else None, _parse_price(price) if price else None)
     return version, found
 
 
-def _read(price: str) -> PaidPrice:
+def _parse_price(price: str) -> PaidPrice:
     micros, per = price[1:].split("/")
     if price[0] not in _PAID:
         raise ValueError(f"units of kind {price[0]!r}")

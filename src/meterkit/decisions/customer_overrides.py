@@ -63,7 +63,7 @@ def overrides_at(stored: Stored, now_ms: int) -> Overrides:
     if not stored:
         return NO_OVERRIDES
     of_meters = {name: entry for name, entry in stored.items() if name not in _OF_OTHERS}
-    asked = {name: given for name, entry in of_meters.items() if (given := _given(entry, now_ms))}
+    asked = {name: given for name, entry in of_meters.items() if (given := _entitlement_at(entry, now_ms))}
     price_changes = {name: at_ms for name, entry in of_meters.items() if now_ms < (at_ms := _price_ms(entry))}
     unchanged = {
         name: {**asked.get(name, {}), "overage": of_meters[name][_OVERAGE]} for name in price_changes
@@ -82,7 +82,7 @@ def overrides_at(stored: Stored, now_ms: int) -> Overrides:
         if now_ms < until_ms < NEVER_MS:
             ends[f"feature {name}"] = until_ms
     subjects: dict[str, Mapping[str, object]] = {}
-    for name, entry in _others(stored, _SUBJECTS).items():
+    for name, entry in _entries_under(stored, _SUBJECTS).items():
         until_ms = _end_ms(entry)
         if now_ms < until_ms:
             subjects[name] = {key: value for key, value in entry.items() if key != _UNTIL}
@@ -127,17 +127,17 @@ def with_overrides(
     end: dict[str, object] = {} if until_ms is None else {_UNTIL: until_ms}
     kept = {name: dict(entry) for name, entry in stored.items() if name not in _OF_OTHERS}
     kept |= {name: {**entry, **end} if entry else {} for name, entry in meters.items()}
-    found = {name: entry for name, entry in kept.items() if _holds(entry, now_ms)}
+    found = {name: entry for name, entry in kept.items() if _is_effective(entry, now_ms)}
     known = {} if features == {} else dict(_features(stored))
     known |= {name: {_HAS: has, **end} for name, has in (features or {}).items()}
     left: dict[str, object] = {name: entry for name, entry in known.items() if now_ms < _end_ms(entry)}
     if left:
         found[_FEATURES] = left
-    of_subjects = _left_of_subjects(stored, now_ms)
+    of_subjects = _live_subject_entries(stored, now_ms)
     return {**found, _SUBJECTS: of_subjects} if of_subjects else found
 
 
-def with_subject(
+def with_subject_override(
     stored: Stored, member: str, given: Mapping[str, object], *, until_ms: int | None, now_ms: int
 ) -> dict[str, dict[str, object]]:
     """The stored mapping after a subject, ``KIND:ID``, was given something; nothing: it is taken back.
@@ -147,7 +147,7 @@ def with_subject(
     """
     end: dict[str, object] = {} if until_ms is None else {_UNTIL: until_ms}
     found = {name: dict(entry) for name, entry in stored.items() if name != _SUBJECTS}
-    left = {name: entry for name, entry in _left_of_subjects(stored, now_ms).items() if name != member}
+    left = {name: entry for name, entry in _live_subject_entries(stored, now_ms).items() if name != member}
     if given:
         left[member] = {**given, **end}
     if len(left) > SUBJECTS_MOST:
@@ -158,25 +158,25 @@ def with_subject(
     return {**found, _SUBJECTS: left} if left else found
 
 
-def _left_of_subjects(stored: Stored, now_ms: int) -> dict[str, object]:
-    entries = _others(stored, _SUBJECTS)
+def _live_subject_entries(stored: Stored, now_ms: int) -> dict[str, object]:
+    entries = _entries_under(stored, _SUBJECTS)
     return {name: entry for name, entry in entries.items() if now_ms < _end_ms(entry)}
 
 
 def _features(stored: Stored) -> Mapping[str, Mapping[str, object]]:
-    return _others(stored, _FEATURES)
+    return _entries_under(stored, _FEATURES)
 
 
-def _others(stored: Stored, of: str) -> Mapping[str, Mapping[str, object]]:
+def _entries_under(stored: Stored, of: str) -> Mapping[str, Mapping[str, object]]:
     return cast("Mapping[str, Mapping[str, object]]", stored.get(of, {}))
 
 
-def _holds(entry: Mapping[str, Any], now_ms: int) -> bool:
+def _is_effective(entry: Mapping[str, Any], now_ms: int) -> bool:
     """Whether anything of an entry holds, or will."""
-    return bool(_given(entry, now_ms)) or now_ms < _price_ms(entry)
+    return bool(_entitlement_at(entry, now_ms)) or now_ms < _price_ms(entry)
 
 
-def _given(entry: Mapping[str, object], now_ms: int) -> dict[str, object]:
+def _entitlement_at(entry: Mapping[str, object], now_ms: int) -> dict[str, object]:
     """The entitlement of an entry as it was given; empty where it has ended."""
     if now_ms >= _end_ms(entry):
         return {}

@@ -19,10 +19,10 @@ from meterkit.decisions.subscription import (
     Access,
     Status,
     SubscriptionState,
-    standing_of,
-    without_payment,
+    access_term_of,
+    restrict_unpaid,
 )
-from meterkit.decisions.subscription_periods import Counting, Interval, subscription_bounds
+from meterkit.decisions.subscription_periods import CountingCycle, Interval, subscription_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 _SEATS: Final = "seats"
 _UNPAID: Final = "incomplete"
-_COUNTING: Final[Mapping[Interval, Counting]] = {"month": Counting(per="month"), "year": Counting(per="year")}
+_COUNTING: Final[Mapping[Interval, CountingCycle]] = {
+    "month": CountingCycle(per="month"),
+    "year": CountingCycle(per="year"),
+}
 _UNITS: Final = frozenset({"seat", "seats"})
 
 
@@ -160,7 +163,7 @@ class EffectivePlan:
     overrides: Mapping[str, Mapping[str, object]]
     subject_overrides: Mapping[str, Mapping[str, object]]
     prices: ItemPrices
-    counting: Counting
+    counting: CountingCycle
     bounds: Bounds
     valid_until_ms: int
     allowance: Allowance | None = None
@@ -204,7 +207,7 @@ def entitlements_on(
     return with_item_prices(given, state.subscription.prices_at(at_ms), catalog)
 
 
-def holding_only(
+def keep_holds_only(
     entitlements: Mapping[str, Entitlement], meters: Iterable[str], concurrency: tuple[str, ...]
 ) -> Mapping[str, Entitlement]:
     """The same entitlements, but of these meters only what is held: no rates, concurrency of some."""
@@ -219,7 +222,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     """The plan, access and period of a customer at an instant.
 
     The plan is the one set by hand, else the subscription's, else the default plan; so is the status.
-    :func:`~meterkit.decisions.subscription.standing_of` derives the access. A subscription that has ended
+    :func:`~meterkit.decisions.subscription.access_term_of` derives the access. A subscription that has ended
     leaves the default plan, and so does a plan that the catalog does not have. A subscription that was never
     paid for, nor on trial, changes neither plan nor access; only its status is shown. ``incomplete`` set by
     hand means the same.
@@ -227,16 +230,16 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     subscription = state.subscription
     status, failures, failed_at_ms, turn_ms = state.status, 1, state.status_since_ms, NEVER_MS
     if subscription is not None:
-        turn_ms = subscription.next_turn_ms(now_ms)
+        turn_ms = subscription.next_change_ms(now_ms)
         if status is None:
             status, failures = subscription.status_at(now_ms), subscription.failures
             failed_at_ms = subscription.failed_since_ms()
     has_begun = subscription is not None and subscription.has_begun_at(now_ms)
-    standing = standing_of(
+    standing = access_term_of(
         status, failures=failures, failed_at_ms=failed_at_ms, dunning=catalog.dunning, now_ms=now_ms
     )
     if state.status is None and subscription is not None and subscription.is_unpaid_at(now_ms):
-        standing = without_payment(standing)
+        standing = restrict_unpaid(standing)
     default = catalog.plans[catalog.default_plan]
     named = plan_named(state, status, now_ms)
     plan = default if named is None else catalog.plans.get(named, default)
@@ -244,7 +247,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     if standing.access == "restricted":
         plan, own = catalog.plans[catalog.dunning.restrict_to], NO_OVERRIDES
     is_paid = has_begun and status not in {*ENDED, _UNPAID} and standing.access != "restricted"
-    counting = _counting(state, plan, catalog, now_ms)
+    counting = _counting_cycle(state, plan, catalog, now_ms)
     return EffectivePlan(
         plan=_with_features(plan, own.features, catalog),
         status=status,
@@ -283,7 +286,7 @@ def plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str 
     return subscription.plan_at(now_ms)
 
 
-def _counting(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -> Counting:
+def _counting_cycle(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -> CountingCycle:
     """What included quantities are counted over: as the subscription's own plan says, restricted or not."""
     subscription = state.subscription
     if (
@@ -305,7 +308,7 @@ def _counting(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -
     per = counted_per(own)
     if own.price.included_per == "interval":  # A plan may have another interval in the file by now.
         per = subscription.interval_at(now_ms) or per
-    return Counting(per=per, anew_ms=subscription.pending_at_ms) if is_other else _COUNTING[per]
+    return CountingCycle(per=per, anew_ms=subscription.pending_at_ms) if is_other else _COUNTING[per]
 
 
 def counted_per(plan: Plan) -> Literal["month", "year"]:
@@ -329,11 +332,11 @@ def with_subscription(
     known = state.subscription
     is_same = known is not None and subscription is not None and known.id == subscription.id
     if is_same and known is not None and subscription is not None:
-        subscription = subscription.owing_since(known)
+        subscription = subscription.with_known_failures(known)
         if plans is not None:
             subscription = subscription.with_known_plan(known, plans)
     changed = replace(state, subscription=subscription)
-    before, after = _begun(known), _begun(subscription)
+    before, after = _if_begun(known), _if_begun(subscription)
     has_only_signed_up = (
         after is None and subscription is not None and (before is None or before.status in ENDED)
     )
@@ -349,7 +352,7 @@ def with_subscription(
     return changed
 
 
-def _begun(subscription: SubscriptionState | None) -> SubscriptionState | None:
+def _if_begun(subscription: SubscriptionState | None) -> SubscriptionState | None:
     """A subscription that was ever paid for, or on trial; None: there is none."""
     return subscription if subscription is not None and subscription.has_begun else None
 
@@ -358,10 +361,10 @@ def refusal_of(customer: str, effective: EffectivePlan, route: Route | None) -> 
     """The refusal that follows from a customer's state alone; ``route`` is None off the request."""
     if route is not None and route.always:
         return None
-    return refusal_without(customer, effective, None if route is None else route.feature)
+    return refusal_for_feature(customer, effective, None if route is None else route.feature)
 
 
-def refusal_without(customer: str, effective: EffectivePlan, feature: str | None) -> Decision | None:
+def refusal_for_feature(customer: str, effective: EffectivePlan, feature: str | None) -> Decision | None:
     """The refusal of a customer who is suspended, or whose plan does not have the feature."""
     reason: Reason | None = None
     if effective.access == "suspended":
@@ -373,7 +376,7 @@ def refusal_without(customer: str, effective: EffectivePlan, feature: str | None
     return Decision(customer=customer, plan=effective.plan.key, allowed=False, reason=reason)
 
 
-def bounds_of(state: CustomerState, counting: Counting, at_ms: int) -> Bounds:
+def bounds_of(state: CustomerState, counting: CountingCycle, at_ms: int) -> Bounds:
     """The period that an instant lies in, and the next one, by what is known of the subscription."""
     # An unpaid subscription begins no period: else requesting one would renew the included quantities.
     subscription = state.subscription

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import GaugeLevel, Policy
 from meterkit.decisions.keys import meter_field
-from meterkit.decisions.packed import joined, unpack_field
+from meterkit.decisions.packed import merge_json, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class GaugeLimit(NamedTuple):
         most = min(included * (100 + (overage.percent or 0)) // 100, QUANTITY_MAX)
         return cls(included, most, overage.grace_ms or 0, keeps)
 
-    def at(self, level: Level, now_ms: int) -> int:
+    def at(self, level: StoredLevel, now_ms: int) -> int:
         """The limit at an instant."""
         since_ms = level.over_ms or now_ms
         is_over = level.level > self.included and now_ms - since_ms >= self.grace_ms
@@ -55,7 +55,7 @@ class GaugeLimit(NamedTuple):
         return QUANTITY_MAX if level.fitted < 0 else max(limit, level.fitted)
 
 
-class Level(NamedTuple):
+class StoredLevel(NamedTuple):
     """How far a gauge is filled.
 
     Attributes:
@@ -83,7 +83,7 @@ class Level(NamedTuple):
         return cls(*map(int, values))
 
 
-def presigned_at(packed: bytes | None, now_ms: int) -> int:
+def presigned_bytes_at(packed: bytes | None, now_ms: int) -> int:
     """How much presigned uploads hold at an instant; ``packed`` is the field of the store.
 
     Raises:
@@ -108,14 +108,14 @@ def gauge_policy(meter: Meter, limit: GaugeLimit) -> Policy:
     )
 
 
-def shortage(policy: Policy, limit: int, used: int, requested: int) -> tuple[Reason, GaugeLevel]:
+def gauge_refusal(policy: Policy, limit: int, used: int, requested: int) -> tuple[Reason, GaugeLevel]:
     """Why a gauge refuses, and the figures behind that."""
     unit = policy.quota_unit or ""
     reason: Reason = "storage" if unit in _BYTES else "seats"
     return reason, GaugeLevel(meter=policy.meter, unit=unit, limit=limit, used=used, requested=requested)
 
 
-def with_gauges(further: str, gauges: Mapping[str, GaugeLimit], *, first: int) -> str:
+def add_gauge_terms(further: str, gauges: Mapping[str, GaugeLimit], *, first: int) -> str:
     """What the decision script looks at besides its fields, as JSON, with gauges that are to grow.
 
     Args:
@@ -129,4 +129,4 @@ def with_gauges(further: str, gauges: Mapping[str, GaugeLimit], *, first: int) -
     ]
     if not levels:
         return further
-    return joined(further, json.dumps({"levels": levels}, separators=(",", ":")))
+    return merge_json(further, json.dumps({"levels": levels}, separators=(",", ":")))

@@ -69,10 +69,10 @@ def grant_lines(plan: Plan) -> tuple[GrantLine, ...]:
         name = f"p {target} {grant.key}"
         before = given[name][2] if name in given else 0
         given[name] = (name, target, before + quantity, grant.priority, grant.expires_ms or 0)
-    return in_burn_order(given.values())
+    return sort_by_burn_order(given.values())
 
 
-def in_burn_order(lines: Iterable[GrantLine]) -> tuple[GrantLine, ...]:
+def sort_by_burn_order(lines: Iterable[GrantLine]) -> tuple[GrantLine, ...]:
     """Recurring grants in the order in which they are used up."""
     return tuple(sorted(lines, key=lambda line: (line[3], line[4] or math.inf, line[0])))
 
@@ -108,7 +108,7 @@ class Prepaid:
         credits_ = catalog.credits.values()
         return cls(
             recurring=recurring,
-            mark=_mark(recurring),
+            mark=_digest(recurring),
             paid_with={
                 meter: (target_of("credit", credit.name), cost)
                 for credit in credits_
@@ -117,7 +117,7 @@ class Prepaid:
             low={
                 target_of("credit", credit.name): low
                 for credit in credits_
-                if (low := _low_of(credit)) is not None
+                if (low := _low_threshold(credit)) is not None
             },
             by_model={meter: prices for credit in credits_ for meter, prices in credit.by_model.items()},
             money=next((target_of("credit", credit.name) for credit in credits_ if credit.is_money), ""),
@@ -128,27 +128,27 @@ class Prepaid:
         if allowance is None:
             return self
         recurring = self.recurring if allowance.grants is None else allowance.grants.lines
-        mark = _mark((recurring, allowance.grants, allowance.earlier))
+        mark = _digest((recurring, allowance.grants, allowance.earlier))
         return replace(self, recurring=recurring, mark=mark, allowance=allowance)
 
     def costs_of(self, model: str | None) -> dict[str, int]:
         """What a unit costs of the meters whose cost depends on the model; None: no model is known."""
         return {meter: prices.of(model) for meter, prices in self.by_model.items()}
 
-    def asked_costs(self, model: str | None) -> dict[str, int]:
+    def decision_costs(self, model: str | None) -> dict[str, int]:
         """The same for a decision: at least a micro-credit, as it counts how many units a balance pays."""
         return {meter: max(1, cost) for meter, cost in self.costs_of(model).items()}
 
     def held_costs(self, model: str | None) -> dict[str, int]:
         """What a unit is held at of these meters: the most where no model is known."""
-        return self.asked_costs("" if model is None else model)
+        return self.decision_costs("" if model is None else model)
 
     def all_costs(self, known: Mapping[str, int] | None) -> dict[str, int]:
         """What a unit of these meters costs: as known under this plans file or another, else the most."""
         most = self.held_costs(None)
         return most | {meter: cost for meter, cost in (known or {}).items() if meter in most}
 
-    def sharing(
+    def meters_sharing_credit(
         self, meters: Iterable[str], entitlements: Mapping[str, Entitlement] | None = None
     ) -> tuple[str, ...]:
         """The meters that are paid with a credit that pays for one of some meters, too.
@@ -162,7 +162,7 @@ class Prepaid:
             if credit in shared and (entitlements is None or entitlements[meter].included is not None)
         )
 
-    def behind(
+    def backing_terms(
         self,
         ceilings: Sequence[str],
         unbounded: Mapping[str, int],
@@ -194,9 +194,9 @@ class Prepaid:
             if meter in asked_at:
                 asked_at[meter] = len(backed)
         asked = [[target_of("meter", meter), at] for meter, at in asked_at.items()]
-        return _json({**self._plans, "asked": asked, "backed": backed})
+        return _json({**self._plan_terms, "asked": asked, "backed": backed})
 
-    def paying(
+    def payment_terms(
         self, meters: Iterable[tuple[str, bool]], costs: Mapping[str, int], *, owes: bool = True
     ) -> str:
         """What the settlement script pays overage with, as JSON; see its terms.
@@ -214,10 +214,10 @@ class Prepaid:
         credits_ = {pay[2] for pay in paying}
         low = {target: share for target, share in self.low.items() if target in credits_}
         money = self.money if owes else ""
-        return _json({**self._plans, "paying": paying, "low": low, "money": money})
+        return _json({**self._plan_terms, "paying": paying, "low": low, "money": money})
 
     @property
-    def _plans(self) -> dict[str, object]:
+    def _plan_terms(self) -> dict[str, object]:
         found: dict[str, object] = {"mark": self.mark, "recurring": self.recurring}
         if self.allowance is not None and self.allowance.grants is not None:
             found["limits"] = dict(self.allowance.grants.limits)
@@ -226,14 +226,14 @@ class Prepaid:
         return found
 
 
-def _low_of(credit: Credit) -> tuple[int, int] | None:
+def _low_threshold(credit: Credit) -> tuple[int, int] | None:
     """When a balance is low: below a share (%) of its last grant, or below so many micro-credits."""
     if credit.top_up is not None and credit.top_up.auto is not None:
         return 0, credit.top_up.auto.below_cents * (MICRO // 100)
     return None if credit.low_balance_percent is None else (credit.low_balance_percent, 0)
 
 
-def _mark(grants: object) -> str:
+def _digest(grants: object) -> str:
     return blake2b(_json(grants).encode(), digest_size=6).hexdigest()
 
 

@@ -10,12 +10,12 @@ from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from meterkit.decisions.policies import CEILING, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET
-from meterkit.decisions.verdict import weighted
+from meterkit.decisions.verdict import weighted_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.decisions.policies import Measure
+    from meterkit.decisions.policies import PolicyMeasure
     from meterkit.decisions.program import Program
 
 Window: TypeAlias = tuple[int, int, int]
@@ -29,7 +29,7 @@ bucket, the rest owed in parts of a unit.
 EMPTY: Final[Window] = (0, 0, 0)
 
 
-class Left(NamedTuple):
+class RemainingQuantity(NamedTuple):
     """What the store has last refused a request by.
 
     Attributes:
@@ -43,7 +43,7 @@ class Left(NamedTuple):
     until_ms: int
 
 
-NOTHING_LEFT: Final[Mapping[str, Left]] = {}
+NO_REMAINDERS: Final[Mapping[str, RemainingQuantity]] = {}
 
 
 def advance(kind: int, window_ms: int, refill: int, at: Window, now_ms: int) -> tuple[Window, int]:
@@ -67,11 +67,11 @@ def advance(kind: int, window_ms: int, refill: int, at: Window, now_ms: int) -> 
         counted, before = 0, counted if slot == now - 1 else 0
     if kind == FIXED_WINDOW or not before:
         return (now, counted, before), counted
-    return (now, counted, before), counted + weighted(before, window_ms - now_ms % window_ms, window_ms)
+    return (now, counted, before), counted + weighted_count(before, window_ms - now_ms % window_ms, window_ms)
 
 
-def weigh(
-    program: Program, known: Mapping[str, Window], left_of: Mapping[str, Left], now_ms: int
+def decide_by_rates(
+    program: Program, known: Mapping[str, Window], left_of: Mapping[str, RemainingQuantity], now_ms: int
 ) -> tuple[list[int], dict[str, Window]]:
     """Decide by rates alone, and by the ceilings under which little is known to be left.
 
@@ -95,23 +95,23 @@ def weigh(
         if kind == TOKEN_BUCKET or slot != now_ms // window:
             (slot, counted, earlier), used = advance(kind, window, refill, at, now_ms)
         elif earlier and kind != FIXED_WINDOW:
-            used += weighted(earlier, window - now_ms % window, window)
+            used += weighted_count(earlier, window - now_ms % window, window)
         if used + needed > limit:
-            return _refused(program, known, left_of, now_ms), {}
+            return _refusal_reply(program, known, left_of, now_ms), {}
         left = limit - used - taken
         part = left / limit
         if part < share:
             nearest, least, share, before = nth, left, part, earlier
         counts[field] = slot, counted + taken, earlier
     for measure in program.measures if left_of else ():
-        quantity = _left(measure, left_of, now_ms)
+        quantity = _remaining_under(measure, left_of, now_ms)
         if quantity is not None and measure.needed > quantity:
-            return _refused(program, known, left_of, now_ms), {}
+            return _refusal_reply(program, known, left_of, now_ms), {}
     return [0, now_ms, nearest, least, before], counts
 
 
-def _refused(
-    program: Program, known: Mapping[str, Window], left_of: Mapping[str, Left], now_ms: int
+def _refusal_reply(
+    program: Program, known: Mapping[str, Window], left_of: Mapping[str, RemainingQuantity], now_ms: int
 ) -> list[int]:
     """The reply for a refused request: how far each policy is used, violated or not."""
     told: list[int] = []
@@ -120,7 +120,7 @@ def _refused(
         told += (counted, before, 0)
     backed: list[int] = []
     for measure in program.measures[len(program.rate_terms) :]:
-        left = _left(measure, left_of, now_ms)
+        left = _remaining_under(measure, left_of, now_ms)
         is_rate = measure.kind in {SLIDING_WINDOW, FIXED_WINDOW, TOKEN_BUCKET}  # A subject's: unknown here.
         told += (0 if is_rate else measure.limit if left is None else left, 0, 0)
         if measure.kind == CEILING:
@@ -129,13 +129,17 @@ def _refused(
     return [1, now_ms, 0, *told, *backed]
 
 
-def _left(measure: Measure, left_of: Mapping[str, Left], now_ms: int) -> int | None:
+def _remaining_under(
+    measure: PolicyMeasure, left_of: Mapping[str, RemainingQuantity], now_ms: int
+) -> int | None:
     """The rest under a ceiling that refused the customer in this period; None: unknown."""
     known = left_of.get(measure.policy.name) if measure.kind == CEILING else None
     return None if known is None or now_ms >= known.until_ms else known.quantity
 
 
-def left_by(program: Program, reply: Sequence[int], period_end_ms: int) -> dict[str, Left]:
+def remaining_by_policy(
+    program: Program, reply: Sequence[int], period_end_ms: int
+) -> dict[str, RemainingQuantity]:
     """The rest under the ceilings that refused a request, without regard to requests in flight.
 
     Args:
@@ -143,18 +147,20 @@ def left_by(program: Program, reply: Sequence[int], period_end_ms: int) -> dict[
         reply: the script's: ``{1, now, ends, x, y, z, …}``.
         period_end_ms: the end of the period that would begin, where none has.
     """
-    found: dict[str, Left] = {}
+    found: dict[str, RemainingQuantity] = {}
     backed = iter(reply[3 * len(program.measures) + 3 :])
     for nth, measure in enumerate(program.measures):
         quantity = reply[3 * nth + 3]
         if measure.kind == CEILING:
             is_backed = bool(next(backed, 0))
             if measure.needed > quantity:
-                found[measure.policy.name] = Left(quantity, is_backed, reply[2] or period_end_ms)
+                found[measure.policy.name] = RemainingQuantity(quantity, is_backed, reply[2] or period_end_ms)
     return found
 
 
-def left_where_allowed(left: Mapping[str, Left], program: Program) -> Mapping[str, Left]:
+def drop_replenished(
+    left: Mapping[str, RemainingQuantity], program: Program
+) -> Mapping[str, RemainingQuantity]:
     """The known rests after an allowed request: the policies that it met have quantity again."""
     met = {measure.policy.name for measure in program.measures}
-    return {name: found for name, found in left.items() if name not in met} or NOTHING_LEFT
+    return {name: found for name, found in left.items() if name not in met} or NO_REMAINDERS

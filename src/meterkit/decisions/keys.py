@@ -110,13 +110,13 @@ def check_tokens(catalog: Catalog) -> None:
         PlansError: two meters, or rates of theirs, would be counted as one.
     """
     tokens: dict[str, str] = {}
-    for path, token, what in _counted(catalog):
+    for path, token, what in _counted_names(catalog):
         if tokens.setdefault(token, what) != what:
             message = f"{what} and {tokens[token]} would be counted as one; rename one of the meters"
             raise PlansError([Problem(catalog.source, 0, 0, path, message)])
 
 
-def _counted(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
+def _counted_names(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
     """All that has a field of the counters: where it stands in the plans file, its token, what it is."""
     for name in catalog.meters:
         yield f"meters.{name}", meter_token(name), f"the meter {name}"

@@ -51,7 +51,7 @@ def _unpack(packed: bytes) -> list[int | bytes]:
     return values
 
 
-class Head(NamedTuple):
+class CounterHead(NamedTuple):
     """What counters say of their customer, in the field ``h``."""
 
     seen_ms: int = 0
@@ -131,7 +131,7 @@ def _checked(values: list[int | bytes], kinds: tuple[type, ...]) -> list[Any]:
     return values
 
 
-def joined(first: str, second: str) -> str:
+def merge_json(first: str, second: str) -> str:
     """Two JSON objects with members of their own as one; either may be the empty text: nothing."""
     return f"{first[:-1]},{second[1:]}" if first and second else first or second
 

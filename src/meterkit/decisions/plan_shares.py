@@ -24,10 +24,10 @@ from meterkit.decisions.allowance import (
     PlanChange,
 )
 from meterkit.decisions.customer_state import bounds_of, counted_per, effective_plan, plan_named
-from meterkit.decisions.grants import MICRO, grant_lines, in_burn_order
+from meterkit.decisions.grants import MICRO, grant_lines, sort_by_burn_order
 from meterkit.decisions.stored_grants import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NEVER_MS
-from meterkit.decisions.subscription_periods import Counting
+from meterkit.decisions.subscription_periods import CountingCycle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -144,7 +144,7 @@ def _clock_changes(subscription: SubscriptionState | None, since_ms: int, now_ms
 
     def turns() -> Iterator[int]:
         at_ms = since_ms
-        while subscription is not None and (at_ms := subscription.next_turn_ms(at_ms)) <= now_ms:
+        while subscription is not None and (at_ms := subscription.next_change_ms(at_ms)) <= now_ms:
             yield at_ms
 
     return tuple(turns())
@@ -212,7 +212,7 @@ def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool
 
 
 def plan_shares(
-    spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: Counting, catalog: Catalog
+    spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: CountingCycle, catalog: Catalog
 ) -> tuple[PlanShare, ...]:
     """The plans of a period with their shares of it; none: its plan did not change.
 
@@ -232,7 +232,7 @@ def plan_shares(
 
 
 def _shares_of_spans(
-    spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: Counting, catalog: Catalog
+    spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: CountingCycle, catalog: Catalog
 ) -> tuple[PlanShare, ...]:
     inside = [span for span in spans if span.from_ms < end_ms]
     whole = (place for place, span in enumerate(inside) if span.from_ms <= start_ms or not span.is_priced)
@@ -247,7 +247,7 @@ def _shares_of_spans(
     )
 
 
-def _share_of(span: PlanSpan, share: Fraction, counting: Counting, catalog: Catalog) -> PlanShare:
+def _share_of(span: PlanSpan, share: Fraction, counting: CountingCycle, catalog: Catalog) -> PlanShare:
     """A plan's share; one that is counted over a year gives a month a twelfth, and the reverse."""
     if span.plan == UNKNOWN_PLAN:
         return PlanShare(None, share)
@@ -298,7 +298,7 @@ def _prorated_grants(shares: Sequence[PlanShare]) -> PeriodGrants:
         for name, target, _, priority, life_ms in terms.values()
     )
     limits = tuple((target, _round_up(target, total)) for target, total in totals.items())
-    return PeriodGrants(in_burn_order(lines), limits)
+    return PeriodGrants(sort_by_burn_order(lines), limits)
 
 
 def _allowance_by(
@@ -310,7 +310,9 @@ def _allowance_by(
         (name, max(0, units - overdrawn.get(f"{INCLUDED}{name}", 0)))
         for name, units in _prorated_included(plan, shares, catalog)
     )
-    return Allowance(included=tuple(included), grants=_less(_prorated_grants(shares), overdrawn))
+    return Allowance(
+        included=tuple(included), grants=_subtract_overdraft(_prorated_grants(shares), overdrawn)
+    )
 
 
 def _quantities_of(allowance: Allowance) -> dict[str, int]:
@@ -327,7 +329,7 @@ def _round_up(target: str, quantity: Fraction) -> int:
 def _earlier_periods(
     state: CustomerState,
     spans: Sequence[PlanSpan],
-    counting: Counting,
+    counting: CountingCycle,
     catalog: Catalog,
     now_ms: int,
     life_ms: int,
@@ -366,7 +368,7 @@ def _grants_of(
     spans: Sequence[PlanSpan],
     start_ms: int,
     end_ms: int,
-    counting: Counting,
+    counting: CountingCycle,
     catalog: Catalog,
     overdrawn: Mapping[str, int],
 ) -> PeriodGrants:
@@ -374,16 +376,18 @@ def _grants_of(
     shares = plan_shares(spans, start_ms, end_ms, counting, catalog)
     last = _last_share(spans, end_ms, counting, catalog)
     if shares or overdrawn:
-        return _less(_prorated_grants(shares or (last,)), overdrawn)
+        return _subtract_overdraft(_prorated_grants(shares or (last,)), overdrawn)
     return PeriodGrants(() if last.plan is None else grant_lines(last.plan))
 
 
-def _less(grants: PeriodGrants, overdrawn: Mapping[str, int]) -> PeriodGrants:
+def _subtract_overdraft(grants: PeriodGrants, overdrawn: Mapping[str, int]) -> PeriodGrants:
     limits = ((target, max(0, units - overdrawn.get(target, 0))) for target, units in grants.limits)
     return grants._replace(limits=tuple(limits))
 
 
-def _last_share(spans: Sequence[PlanSpan], end_ms: int, counting: Counting, catalog: Catalog) -> PlanShare:
+def _last_share(
+    spans: Sequence[PlanSpan], end_ms: int, counting: CountingCycle, catalog: Catalog
+) -> PlanShare:
     """All of a period, of its last plan."""
     last = next(span for span in reversed(spans) if span.from_ms < end_ms)
     return _share_of(last, Fraction(1), counting, catalog)
@@ -395,7 +399,7 @@ def _cut_shares(spans: Sequence[PlanSpan], cut: Overdraft, catalog: Catalog) -> 
     if catalog.billing.changes.allowance == "whole":
         inside = [inside[-1]._replace(is_priced=False)]
     inside.append(PlanSpan(UNKNOWN_PLAN, cut.cut_ms, is_priced=True))
-    shares = _shares_of_spans(inside, cut.start_ms, cut.end_ms, Counting(per=cut.per), catalog)
+    shares = _shares_of_spans(inside, cut.start_ms, cut.end_ms, CountingCycle(per=cut.per), catalog)
     return shares or (PlanShare(None, Fraction(1)),)
 
 
@@ -432,12 +436,12 @@ def overdraft_after(state: CustomerState, catalog: Catalog, last_ms: int) -> Ove
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
     shares = plan_shares(spans, start_ms, end_ms, effective.counting, catalog)
     before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
-    left = _reduced(before, _allowance_by(effective.plan, shares, catalog))
+    left = _reduce_overdraft(before, _allowance_by(effective.plan, shares, catalog))
     units = tuple(sorted(left.items()))
     return state.overdraft._replace(units=units, before=units)
 
 
-def _reduced(overdrawn: Mapping[str, int], allowance: Allowance) -> dict[str, int]:
+def _reduce_overdraft(overdrawn: Mapping[str, int], allowance: Allowance) -> dict[str, int]:
     """The part of an overdraft that a period does not make up for."""
     due = _quantities_of(allowance)
     left = ((target, units - due.get(target, 0)) for target, units in overdrawn.items())
@@ -445,7 +449,7 @@ def _reduced(overdrawn: Mapping[str, int], allowance: Allowance) -> dict[str, in
 
 
 def _overdraft_at(
-    state: CustomerState, spans: Sequence[PlanSpan], counting: Counting, catalog: Catalog, now_ms: int
+    state: CustomerState, spans: Sequence[PlanSpan], counting: CountingCycle, catalog: Catalog, now_ms: int
 ) -> dict[str, int]:
     """Compute the overdraft at the start of this period: each period since the cut makes up for a part."""
     cut, spent, subscription = state.overdraft, state.spent, state.subscription
@@ -454,7 +458,7 @@ def _overdraft_at(
     start_ms = bounds_of(state, counting, now_ms).start_ms
     has_begun = subscription is not None and subscription.has_begun_at(now_ms)
     if subscription is None or not has_begun or subscription.status_at(now_ms) in ENDED:
-        return dict(spent.units) if spent is not None and spent.has(start_ms) else {}
+        return dict(spent.units) if spent is not None and spent.covers(start_ms) else {}
     if cut is None:
         return {}
     # The counts of a period go on where another one begins within two minutes.
@@ -467,11 +471,11 @@ def _overdraft_at(
         shares = plan_shares(spans, start_ms, end_ms, counting, catalog)
         plan = _last_share(spans, end_ms, counting, catalog).plan
         if plan is not None:
-            left = _reduced(left, _allowance_by(plan, shares, catalog))
+            left = _reduce_overdraft(left, _allowance_by(plan, shares, catalog))
     return {}
 
 
-def _uncut_period(state: CustomerState, counting: Counting, now_ms: int) -> tuple[int, int]:
+def _uncut_period(state: CustomerState, counting: CountingCycle, now_ms: int) -> tuple[int, int]:
     """The period of an instant, to the end that is paid for: a cancellation cuts it short."""
     if state.subscription is not None:
         state = replace(state, subscription=replace(state.subscription, cancel_at_ms=None))
@@ -479,7 +483,7 @@ def _uncut_period(state: CustomerState, counting: Counting, now_ms: int) -> tupl
     return bounds.start_ms, bounds.end_ms
 
 
-def spent_by(
+def spend_before_subscription(
     state: CustomerState, catalog: Catalog, at_ms: int, used: Mapping[str, int], begun_ms: int
 ) -> Overdraft:
     """Use without a subscription in the calendar month in which one begins.
@@ -494,7 +498,7 @@ def spent_by(
     counting = effective_plan(state, catalog, at_ms).counting
     start_ms, end_ms = _uncut_period(state, counting, at_ms)
     month, before = Overdraft(start_ms, begun_ms, end_ms, counting.per), dict[str, int]()
-    if state.spent is not None and state.spent.has(start_ms):
+    if state.spent is not None and state.spent.covers(start_ms):
         month, before = state.spent, dict(state.spent.units)
     units = Counter(before) + Counter(used)
     return month._replace(

@@ -10,7 +10,7 @@ from meterkit.catalog.models import QUANTITY_MAX, ROUTE
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.gauges import GaugeLimit, gauge_policy
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
-from meterkit.decisions.spending import UNCAPPED, Spending
+from meterkit.decisions.spending import UNCAPPED, SpendingTerms
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ ASK_ONLY: Final = Demand(needed=1, taken=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
+class PolicyMeasure:
     """One policy as the decision script weighs it.
 
     Attributes:
@@ -184,7 +184,7 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PolicyTerms:
     """One policy that the decision script weighs.
 
     Attributes:
@@ -195,67 +195,73 @@ class Part:
 
     field: str
     numbers: tuple[int, ...]
-    measure: Measure
+    measure: PolicyMeasure
 
 
-def counters_asked(
+def counter_terms(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
     demands: Mapping[str, Demand],
-    spending: Spending,
+    spending: SpendingTerms,
     *,
     in_flight: bool,
-) -> tuple[list[Part], list[Part], list[Part]]:
+) -> tuple[list[PolicyTerms], list[PolicyTerms], list[PolicyTerms]]:
     """What demands on counters come to: rates, ceilings, concurrency limits.
 
     What costs something under a budget has a ceiling even without a cap: what is held of it may be spent.
     """
-    rates, ceilings, concurrency = list[Part](), list[Part](), list[Part]()
+    rates, ceilings, concurrency = list[PolicyTerms](), list[PolicyTerms](), list[PolicyTerms]()
     for name, demand in demands.items():
         entitlement, meter = entitlements[name], catalog.meters[name]
         if meter.kind == "counter":
             policies = policies_of(entitlement, meter)
-            rates += _rates_asked(entitlement, policies, demand)
-            ceilings += _ceiling_asked(entitlement, policies, demand)
+            rates += _rate_terms_of_meter(entitlement, policies, demand)
+            ceilings += _ceiling_terms(entitlement, policies, demand)
             if name in spending.prices and ceiling_of(entitlement) is None:
-                ceilings.append(_uncapped(entitlement, demand))
-            concurrency += _concurrency_asked(entitlement, policies) if in_flight else ()
+                ceilings.append(_uncapped_terms(entitlement, demand))
+            concurrency += _concurrency_terms(entitlement, policies) if in_flight else ()
     return rates, ceilings, concurrency
 
 
-def route_rates_asked(route: Route) -> Iterator[Part]:
+def route_rate_terms(route: Route) -> Iterator[PolicyTerms]:
     """A route's own rates; each request takes one unit of each."""
     for rate, policy in zip(route.rates, route_policies(route), strict=True):
         field = rate_field(route_name(route), rate.window_ms, rate.algorithm)
-        yield _rate_asked(field, rate, policy, Demand.of(1))
+        yield _new_rate_terms(field, rate, policy, Demand.of(1))
 
 
-def _rates_asked(entitlement: Entitlement, policies: Sequence[Policy], demand: Demand) -> Iterator[Part]:
+def _rate_terms_of_meter(
+    entitlement: Entitlement, policies: Sequence[Policy], demand: Demand
+) -> Iterator[PolicyTerms]:
     """A meter's rates, in the file's order, in which their policies come first."""
     for rate, policy in zip(entitlement.rates, policies, strict=False):
-        yield _rate_asked(rate_field(policy.meter, rate.window_ms, rate.algorithm), rate, policy, demand)
+        yield _new_rate_terms(rate_field(policy.meter, rate.window_ms, rate.algorithm), rate, policy, demand)
 
 
-def _rate_asked(field: str, rate: Rate, policy: Policy, demand: Demand) -> Part:
+def _new_rate_terms(field: str, rate: Rate, policy: Policy, demand: Demand) -> PolicyTerms:
     kind, window, limit, refill = rate_numbers(rate, policy.meter)
-    return Part(
+    return PolicyTerms(
         field,
         (kind, window, limit, refill, demand.needed, demand.taken),
-        Measure(policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=demand.needed),
+        PolicyMeasure(
+            policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=demand.needed
+        ),
     )
 
 
-def _ceiling_asked(entitlement: Entitlement, policies: Iterable[Policy], demand: Demand) -> Iterator[Part]:
+def _ceiling_terms(
+    entitlement: Entitlement, policies: Iterable[Policy], demand: Demand
+) -> Iterator[PolicyTerms]:
     """What a period admits of a meter, where that has an end."""
     included, ceiling = entitlement.included, ceiling_of(entitlement)
     if included is None or ceiling is None:
         return
     beyond = ceiling - included if entitlement.overage.mode == "bill" else -1
     policy = next(policy for policy in policies if policy.kind == "period")
-    yield Part(
+    yield PolicyTerms(
         meter_field(policy.meter),
         (included, beyond, demand.needed, demand.taken),
-        Measure(
+        PolicyMeasure(
             policy=policy,
             kind=CEILING,
             window=0,
@@ -267,7 +273,7 @@ def _ceiling_asked(entitlement: Entitlement, policies: Iterable[Policy], demand:
     )
 
 
-def _uncapped(entitlement: Entitlement, demand: Demand) -> Part:
+def _uncapped_terms(entitlement: Entitlement, demand: Demand) -> PolicyTerms:
     """What a period admits of a meter that is billed without a cap."""
     policy = Policy(
         name=entitlement.meter,
@@ -277,17 +283,17 @@ def _uncapped(entitlement: Entitlement, demand: Demand) -> Part:
         window_s=None,
         quota_unit=None,
     )
-    measure = Measure(
+    measure = PolicyMeasure(
         policy=policy, kind=CEILING, window=0, limit=UNCAPPED, refill=0, needed=demand.needed, capped=True
     )
     numbers = (entitlement.included or 0, UNCAPPED, demand.needed, demand.taken)
-    return Part(meter_field(policy.meter), numbers, measure)
+    return PolicyTerms(meter_field(policy.meter), numbers, measure)
 
 
-def spend_asked(spending: Spending) -> Iterator[Part]:
+def budget_terms(spending: SpendingTerms) -> Iterator[PolicyTerms]:
     """The budgets that a demand may use up; what is asked of them the script works out."""
     for budget in spending.budgets:
-        measure = Measure(
+        measure = PolicyMeasure(
             policy=budget.policy,
             kind=SPENT,
             window=budget.window_ms,
@@ -295,33 +301,33 @@ def spend_asked(spending: Spending) -> Iterator[Part]:
             refill=budget.unit,
             needed=0,
         )
-        yield Part(budget.field, (), measure)
+        yield PolicyTerms(budget.field, (), measure)
 
 
-def _concurrency_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> Iterator[Part]:
+def _concurrency_terms(entitlement: Entitlement, policies: Iterable[Policy]) -> Iterator[PolicyTerms]:
     """How many requests may be in flight at once, where that is limited; this one is one of them."""
     limit = entitlement.concurrency
     if limit is None:
         return
     policy = next(policy for policy in policies if policy.kind == "concurrency")
-    measure = Measure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
+    measure = PolicyMeasure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
     # A ceiling of what is held at once: nothing is ever recorded of it.
-    yield Part(concurrency_field(policy.meter), (limit, -1, 1, 1), measure)
+    yield PolicyTerms(concurrency_field(policy.meter), (limit, -1, 1, 1), measure)
 
 
-def gauges_asked(
+def gauge_terms(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
     demands: Mapping[str, Demand],
     *,
     keeps: bool,
-) -> Iterator[tuple[Part, GaugeLimit]]:
+) -> Iterator[tuple[PolicyTerms, GaugeLimit]]:
     """By how much gauges are to grow, those that are limited; the script has their limits apart."""
     for name, demand in demands.items():
         meter, limit = catalog.meters[name], GaugeLimit.of(entitlements[name], keeps=keeps)
         if meter.kind != "gauge" or limit is None or not (demand.needed or demand.taken):
             continue
-        measure = Measure(
+        measure = PolicyMeasure(
             policy=gauge_policy(meter, limit),
             kind=GAUGE,
             window=0,
@@ -329,4 +335,4 @@ def gauges_asked(
             refill=0,
             needed=demand.needed,
         )
-        yield Part(meter_field(name), (demand.needed, demand.taken), measure), limit
+        yield PolicyTerms(meter_field(name), (demand.needed, demand.taken), measure), limit

@@ -23,7 +23,7 @@ _NOT_BILLED: Final = "0"
 _BY_MODEL: Final = "*"
 
 
-class Segment(NamedTuple):
+class PriceSegment(NamedTuple):
     """A part of a period at one price.
 
     Attributes:
@@ -48,7 +48,7 @@ class Segment(NamedTuple):
         """Whether its overage has several prices, and is counted by these on meters of their own."""
         return self.label.endswith(_BY_MODEL)
 
-    def outside_rows(self, overage: int, elsewhere: int) -> Segment:
+    def outside_rows(self, overage: int, elsewhere: int) -> PriceSegment:
         """The part of the one segment of a period that no meter of prices by model has counted.
 
         Args:
@@ -128,10 +128,10 @@ def unit_amount_decimal(label: str) -> Decimal:
     return exact.normalize()
 
 
-def item_segments(marks: str) -> list[Segment]:
+def item_segments(marks: str) -> list[PriceSegment]:
     """Units that invoice items bill, by their prices; see ``count_item.lua``."""
     lines = (line.split() for line in filter(None, marks.split(";")))
-    return [Segment(label, 0, int(units)) for label, units in lines]
+    return [PriceSegment(label, 0, int(units)) for label, units in lines]
 
 
 def sent_label(meter: str, entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter]) -> str:
@@ -143,7 +143,7 @@ def sent_label(meter: str, entitlements: Mapping[str, Entitlement], meters: Mapp
     return own if own != _NO_PRICE or source is None else label_of(entitlements[source])
 
 
-def sent_segments(marks: str, items: str = "", *, label: str, sent: int) -> list[Segment]:
+def sent_segments(marks: str, items: str = "", *, label: str, sent: int) -> list[PriceSegment]:
     """The segments of what is sent under a meter's event, priced unit by unit like overage.
 
     Args:
@@ -155,7 +155,7 @@ def sent_segments(marks: str, items: str = "", *, label: str, sent: int) -> list
     by_item = item_segments(items)
     sealed = sent - sum(one.overage for one in by_item)
     found = segments_of(marks, label=label, sealed=sealed, overage=0)
-    return [*by_item, *(Segment(one.label, 0, one.sealed) for one in found)]
+    return [*by_item, *(PriceSegment(one.label, 0, one.sealed) for one in found)]
 
 
 def ended_labels(
@@ -183,7 +183,7 @@ def _billed_label(meter: str, given: Mapping[str, Entitlement], meters: Mapping[
     return sent_label(meter, given, meters) if is_part else shown_label(given[meter], meters[meter])
 
 
-def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[Segment]:
+def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[PriceSegment]:
     """The segments of a meter in a period, oldest first.
 
     A correction may have taken back units of an ended segment: they are taken off the last ones.
@@ -194,20 +194,20 @@ def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[Se
         sealed: what was sealed in the period by now.
         overage: what was recorded as overage in the period by now.
     """
-    found: list[Segment] = []
+    found: list[PriceSegment] = []
     sealed_before = overage_before = 0
     for line in filter(None, marks.split(";")):
         name, *numbers = line.split()
         sealed_then, overage_then = (int(number) for number in numbers)
         sealed_till = max(sealed_before, min(sealed_then, sealed))
         overage_till = max(overage_before, min(overage_then, overage))
-        found.append(Segment(name, sealed_till - sealed_before, overage_till - overage_before))
+        found.append(PriceSegment(name, sealed_till - sealed_before, overage_till - overage_before))
         sealed_before, overage_before = sealed_till, overage_till
-    found.append(Segment(label, max(0, sealed - sealed_before), max(0, overage - overage_before)))
+    found.append(PriceSegment(label, max(0, sealed - sealed_before), max(0, overage - overage_before)))
     return found
 
 
-def overage_cents(segments: Sequence[Segment]) -> int | None:
+def overage_cents(segments: Sequence[PriceSegment]) -> int | None:
     """What overage costs in minor units: each segment has an invoice line, and is rounded as that is.
 
     None: the price of a segment that has overage is not known, or nothing has a price.

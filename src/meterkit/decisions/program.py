@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.routes import additions_of
-from meterkit.decisions.gauges import with_gauges
+from meterkit.decisions.gauges import add_gauge_terms
 from meterkit.decisions.keys import credit_hold_field, meter_field
 from meterkit.decisions.policies import (
     ASK_ONLY,
@@ -17,27 +17,27 @@ from meterkit.decisions.policies import (
     GAUGE,
     SPENT,
     Demand,
-    Measure,
-    Part,
-    counters_asked,
-    gauges_asked,
+    PolicyMeasure,
+    PolicyTerms,
+    budget_terms,
+    counter_terms,
+    gauge_terms,
     keep_ms_of,
-    route_rates_asked,
-    spend_asked,
+    route_rate_terms,
 )
-from meterkit.decisions.spending import Spending
+from meterkit.decisions.spending import SpendingTerms
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Route
     from meterkit.decisions.grants import Prepaid
-    from meterkit.decisions.subjects import AskedOfSubject
+    from meterkit.decisions.subjects import SubjectDemand
 
 _NO_ROWS: Final[dict[str, str]] = {}
 
 
-class AtModel(NamedTuple):
+class ModelPricing(NamedTuple):
     """What follows from the model of a request.
 
     Attributes:
@@ -58,7 +58,7 @@ class AtModel(NamedTuple):
         entitlements: Mapping[str, Entitlement],
         *,
         holds_rows: bool,
-    ) -> AtModel:
+    ) -> ModelPricing:
         """What follows for some meters; what is held of no known model may come to cost the highest price."""
         if not model or not holds_rows:
             return cls(costs)
@@ -74,26 +74,26 @@ class AtModel(NamedTuple):
         """Quantities to hold, with as much of the meters that count their prices."""
         return {**quantities, **{row: quantities[name] for name, row in self.rows.items()}}
 
-    def asked(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
+    def add_price_rows(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
         """The same of demands."""
         return {**demands, **{row: demands[name] for name, row in self.rows.items()}}
 
 
-UNKNOWN_MODEL: Final = AtModel()
+UNKNOWN_MODEL: Final = ModelPricing()
 
 
-def held_at(
+def model_terms_to_hold(
     models: Sequence[str | None],
     prepaid: Prepaid | None,
     meters: Iterable[str],
     entitlements: Mapping[str, Entitlement],
     *,
     holds_rows: bool,
-) -> AtModel:
+) -> ModelPricing:
     """What quantities of some meters are held at; without a model, or with several, it is the most."""
     model = models[0] if len(models) == 1 else None
     costs = None if prepaid is None else prepaid.held_costs(model)
-    return AtModel.of(costs, meters, model, entitlements, holds_rows=holds_rows)
+    return ModelPricing.of(costs, meters, model, entitlements, holds_rows=holds_rows)
 
 
 _COUNTS: Final = 4  # how many rates, ceilings with concurrency limits, recorded meters, subjects: the first
@@ -112,16 +112,16 @@ class Program:
         settled: meter to the quantity that is recorded when the request ends as billed.
         holds: whether an allowed decision holds anything.
         settles: whether the end of the request must be settled with the store.
-        further: what else the script looks at, as JSON: grants and credits, gauges; empty: nothing.
+        extra_terms: what else the script looks at, as JSON: grants and credits, gauges; empty: nothing.
         gauges: whether it looks at gauges.
-        asked: the places of quantities among the numbers: place, meter, and the least value.
+        quantity_places: the places of quantities among the numbers: place, meter, and the least value.
         rates: the fields of the rates that count what is taken.
         rate_terms: of each rate its field and its numbers: kind, window, limit, refill, needed, taken.
         costs: each held meter whose cost depends on the model, to what a unit is held at (micro-credits).
         subjects: what is asked of the customer's subjects; their measures are behind the customer's.
     """
 
-    measures: tuple[Measure, ...]
+    measures: tuple[PolicyMeasure, ...]
     keep_ms: int
     numbers: tuple[int, ...]
     fields: tuple[str, ...]
@@ -130,15 +130,15 @@ class Program:
     settled: Mapping[str, int]
     holds: bool
     settles: bool
-    further: str
+    extra_terms: str
     gauges: bool
     rates: frozenset[str]
-    asked: tuple[tuple[int, str, int], ...]
+    quantity_places: tuple[tuple[int, str, int], ...]
     rate_terms: tuple[tuple[str, int, int, int, int, int, int], ...]
     costs: Mapping[str, int]
-    subjects: tuple[AskedOfSubject, ...] = ()
+    subjects: tuple[SubjectDemand, ...] = ()
 
-    def with_subjects(self, asked: tuple[AskedOfSubject, ...]) -> Program:
+    def with_subjects(self, asked: tuple[SubjectDemand, ...]) -> Program:
         """The same, with what is asked of subjects; the end of the request counts their units."""
         numbers = (*self.numbers[: _COUNTS - 1], len(asked), *self.numbers[_COUNTS:])
         held = any(one.hold.quantities or one.hold.concurrency or one.hold.spent for one in asked)
@@ -151,9 +151,9 @@ class Program:
             settles=True,
         )
 
-    def behind_terms(self, mode: str) -> tuple[str, ...]:
+    def trailing_arguments(self, mode: str) -> tuple[str, ...]:
         """The arguments after a decision's terms: the mode, further flags, the fields."""
-        return (mode, *((self.further,) if self.further else ()), *self.fields)
+        return (mode, *((self.extra_terms,) if self.extra_terms else ()), *self.fields)
 
 
 def compile_program(
@@ -167,7 +167,7 @@ def compile_program(
     prepaid: Prepaid | None = None,
     route: Route | None = None,
     keeps: bool = False,
-    at: AtModel = UNKNOWN_MODEL,
+    at: ModelPricing = UNKNOWN_MODEL,
 ) -> Program:
     """Work out what a set of demands asks of a set of entitlements.
 
@@ -183,15 +183,15 @@ def compile_program(
         keeps: whether gauges above their limits keep those of before.
         at: what follows from the model.
     """
-    rates = [] if route is None else list(route_rates_asked(route))
+    rates = [] if route is None else list(route_rate_terms(route))
     rated = [rate for name in demands for rate in entitlements[name].rates]
-    recorded, settled = _taken(entitlements, catalog, demands, billed_always=billed_always)
-    gauges = tuple(gauges_asked(entitlements, catalog, demands, keeps=keeps))
-    spending = Spending.of(() if rates_only else demands, entitlements, catalog)
-    asked = counters_asked(entitlements, catalog, demands, spending, in_flight=in_flight and not rates_only)
+    recorded, settled = _split_recorded(entitlements, catalog, demands, billed_always=billed_always)
+    gauges = tuple(gauge_terms(entitlements, catalog, demands, keeps=keeps))
+    spending = SpendingTerms.of(() if rates_only else demands, entitlements, catalog)
+    asked = counter_terms(entitlements, catalog, demands, spending, in_flight=in_flight and not rates_only)
     rates, ceilings, concurrency = rates + asked[0], [] if rates_only else asked[1], asked[2]
     counted = (*rates, *ceilings, *concurrency)
-    parts = (*counted, *spend_asked(spending), *(part for part, _ in gauges))
+    parts = (*counted, *budget_terms(spending), *(part for part, _ in gauges))
     measures = tuple(part.measure for part in parts)
     fields = (*(part.field for part in counted), *map(meter_field, recorded))
     capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
@@ -199,11 +199,12 @@ def compile_program(
     held = {name: demands[name].taken for name in (*capped, *limits) if name in limits or demands[name].taken}
     costs, behind, sharing = at.costs or {}, "", tuple[str, ...]()
     if prepaid is not None and not rates_only:
-        costs, unbounded = prepaid.all_costs(at.costs), _unbounded(demands, entitlements, prepaid, capped)
-        sharing = prepaid.sharing((*capped, *unbounded, *spending.prices), entitlements)
-        fields, behind = _backed(unbounded, entitlements, prepaid, capped, fields, costs, sharing)
+        costs = prepaid.all_costs(at.costs)
+        unbounded = _find_unbounded(demands, entitlements, prepaid, capped)
+        sharing = prepaid.meters_sharing_credit((*capped, *unbounded, *spending.prices), entitlements)
+        fields, behind = _add_backing(unbounded, entitlements, prepaid, capped, fields, costs, sharing)
         held.update({name: taken for name, taken in unbounded.items() if taken})
-    fields, behind = spending.beside(fields, behind, capped, sharing, entitlements, catalog, at.rows)
+    fields, behind = spending.add_to(fields, behind, capped, sharing, entitlements, catalog, at.rows)
     return Program(
         measures=measures,
         keep_ms=keep_ms_of((*rated, *(() if route is None else route.rates))),
@@ -218,16 +219,16 @@ def compile_program(
         settled=settled,
         holds=bool(held or concurrency),
         settles=bool(held or concurrency or settled),
-        further=with_gauges(behind, limits, first=len(fields) + 2),
+        extra_terms=add_gauge_terms(behind, limits, first=len(fields) + 2),
         gauges=bool(gauges),
         rates=frozenset(part.field for part in rates),
-        asked=tuple(_asked(parts)),
-        rate_terms=tuple(map(_rate_terms, rates)),
+        quantity_places=tuple(_find_quantity_places(parts)),
+        rate_terms=tuple(map(_bind_rate_terms, rates)),
         costs={name: cost for name, cost in costs.items() if name in held and behind},
     )
 
 
-def _taken(
+def _split_recorded(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
     demands: Mapping[str, Demand],
@@ -245,13 +246,13 @@ def _taken(
     return recorded, settled
 
 
-def _rate_terms(part: Part) -> tuple[str, int, int, int, int, int, int]:
+def _bind_rate_terms(part: PolicyTerms) -> tuple[str, int, int, int, int, int, int]:
     measure = part.measure
     terms = measure.kind, measure.window, measure.limit, measure.refill, measure.needed
     return part.field, *terms, part.numbers[-1]
 
 
-def _asked(parts: Iterable[Part]) -> Iterator[tuple[int, str, int]]:
+def _find_quantity_places(parts: Iterable[PolicyTerms]) -> Iterator[tuple[int, str, int]]:
     """The places of quantities among the numbers of a program's parts, with their meters.
 
     Of concurrency, one is asked whatever the quantity.
@@ -264,7 +265,7 @@ def _asked(parts: Iterable[Part]) -> Iterator[tuple[int, str, int]]:
             yield from ((place - 2, meter, 1), (place - 1, meter, 0))
 
 
-def _unbounded(
+def _find_unbounded(
     demands: Mapping[str, Demand],
     entitlements: Mapping[str, Entitlement],
     prepaid: Prepaid,
@@ -281,7 +282,7 @@ def _unbounded(
     }
 
 
-def _backed(
+def _add_backing(
     unbounded: Mapping[str, int],
     entitlements: Mapping[str, Entitlement],
     prepaid: Prepaid,
@@ -311,7 +312,7 @@ def _backed(
         return fields, ""
     places = {name: fields.index(meter_field(name)) + 2 for name in sharing}
     held_places = {name: fields.index(credit_hold_field(name)) + 2 for name in priced}
-    return fields, prepaid.behind(capped, unbounded, places, held_places, costs, entitlements)
+    return fields, prepaid.backing_terms(capped, unbounded, places, held_places, costs, entitlements)
 
 
 def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
@@ -357,7 +358,7 @@ def demands_of(
     return demands
 
 
-class Binding:
+class BoundProgram:
     """What a program comes to with the quantities of one request.
 
     Args:
@@ -383,7 +384,7 @@ class Binding:
     def numbers(self, quantities: Mapping[str, int]) -> list[int]:
         """The program's numbers, where so much is bound of each meter."""
         numbers = list(self._program.numbers)
-        for place, meter, least in self._program.asked:
+        for place, meter, least in self._program.quantity_places:
             if meter in quantities:
                 numbers[place] = max(least, quantities[meter] + self._consumed[meter])
         return numbers
@@ -396,7 +397,7 @@ class Binding:
         }
 
 
-def with_derived(
+def add_derived(
     meters: Mapping[str, Meter], quantities: Mapping[str, int], models: Sequence[str]
 ) -> dict[str, int]:
     """Quantities, and those of the meters derived from them that match one of some models."""

@@ -16,7 +16,7 @@ from meterkit.catalog.models import SPEND
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.grants import target_of
 from meterkit.decisions.keys import meter_field, rate_field
-from meterkit.decisions.packed import joined
+from meterkit.decisions.packed import merge_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -77,7 +77,7 @@ def unit_price(
     return whole if rows is None or whole is None else price_of(rows.of(model), entitlements, catalog)
 
 
-class Budget(NamedTuple):
+class SpendBudget(NamedTuple):
     """How much may be spent in a span.
 
     Attributes:
@@ -95,12 +95,12 @@ class Budget(NamedTuple):
     unit: int
 
 
-def budgets_of(entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Sequence[Budget]:
+def budgets_of(entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Sequence[SpendBudget]:
     """The budgets that refuse what is beyond them."""
     if not catalog.counts_spend:
         return ()
     given = entitlements[SPEND]
-    found = list[Budget]()
+    found = list[SpendBudget]()
     if given.included is not None and given.overage.mode == "deny":
         found.append(budget_of(0, meter_field(SPEND), given.included, "period", catalog.currency))
     for rate in given.rates:
@@ -109,7 +109,7 @@ def budgets_of(entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Seq
     return found
 
 
-def budget_of(window_ms: int, field: str, micros: int, span: str, currency: str) -> Budget:
+def budget_of(window_ms: int, field: str, micros: int, span: str, currency: str) -> SpendBudget:
     """A budget of so many micro-units per window (ms; 0: the billing period), which ``span`` names."""
     unit = micros_per_minor_unit(currency)
     policy = Policy(
@@ -120,10 +120,10 @@ def budget_of(window_ms: int, field: str, micros: int, span: str, currency: str)
         window_s=window_ms // 1000 or None,
         quota_unit="cents",
     )
-    return Budget(window_ms, field, micros, policy, unit)
+    return SpendBudget(window_ms, field, micros, policy, unit)
 
 
-class Spending(NamedTuple):
+class SpendingTerms(NamedTuple):
     """What a decision that may spend something looks at.
 
     Attributes:
@@ -131,11 +131,13 @@ class Spending(NamedTuple):
         prices: every meter whose units cost something, to what they cost.
     """
 
-    budgets: Sequence[Budget]
+    budgets: Sequence[SpendBudget]
     prices: Mapping[str, UnitPrice]
 
     @classmethod
-    def of(cls, meters: Iterable[str], entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Spending:
+    def of(
+        cls, meters: Iterable[str], entitlements: Mapping[str, Entitlement], catalog: Catalog
+    ) -> SpendingTerms:
         """What bounds a demand on some meters; nothing where no budget does, or they cost nothing."""
         budgets = budgets_of(entitlements, catalog)
         if not budgets:
@@ -147,7 +149,7 @@ class Spending(NamedTuple):
         }
         return _UNBOUNDED if prices.keys().isdisjoint(meters) else cls(budgets, prices)
 
-    def beside(
+    def add_to(
         self,
         fields: tuple[str, ...],
         behind: str,
@@ -181,14 +183,14 @@ class Spending(NamedTuple):
             nth = ceilings.index(name) + 1 if name in ceilings else 0
             place, included = fields.index(meter_field(name)) + 2, entitlements[name].included or 0
             line = (place, included, price.micros, price.per, nth, target, backed)
-            priced.append((*line, *self._rows(name, fields, entitlements, rows)))
+            priced.append((*line, *self._row_prices(name, fields, entitlements, rows)))
         budgets = [
             (fields.index(budget.field) + 2, budget.window_ms, budget.micros, budget.unit)
             for budget in self.budgets
         ]
-        return fields, joined(behind, _json({"spend": {"budgets": budgets, "priced": priced}}))
+        return fields, merge_json(behind, _json({"spend": {"budgets": budgets, "priced": priced}}))
 
-    def _rows(
+    def _row_prices(
         self,
         meter: str,
         fields: Sequence[str],
@@ -206,7 +208,7 @@ class Spending(NamedTuple):
         return lines, names.index(row) + 1
 
 
-_UNBOUNDED: Final = Spending((), {})
+_UNBOUNDED: Final = SpendingTerms((), {})
 
 
 def counted_as_spent(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
+class StoredGrant:
     """One grant as the store keeps it: units of a meter, or micro-credits.
 
     Attributes:
@@ -40,7 +40,7 @@ class Holding:
     until_ms: int
 
     @classmethod
-    def parse(cls, name: str, text: str) -> Holding:
+    def parse(cls, name: str, text: str) -> StoredGrant:
         """Read a field of the hash of grants."""
         target, *numbers = text.split(" ")
         quantity, used, priority, effective_ms, expires_ms, created_ms, until_ms = map(int, numbers)
@@ -66,11 +66,11 @@ class Holding:
         return self.effective_ms <= now_ms < self.expires_ms
 
 
-def holdings_of(
+def read_stored_grants(
     fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int
-) -> list[Holding]:
+) -> list[StoredGrant]:
     """All grants on file and those of the plan that are due, in the order in which they are used up."""
-    found = [Holding.parse(name, text) for name, text in fields.items() if name.startswith(("a ", "p "))]
+    found = [StoredGrant.parse(name, text) for name, text in fields.items() if name.startswith(("a ", "p "))]
     known = {holding.name: holding for holding in found if holding.until_ms > now_ms}
     ended = [holding for holding in found if holding.until_ms <= now_ms]
     if prepaid is not None:
@@ -88,12 +88,12 @@ def holdings_of(
     return sorted([*ended, *known.values()], key=_burn_order)
 
 
-def _burn_order(holding: Holding) -> tuple[int, int, int, str]:
+def _burn_order(holding: StoredGrant) -> tuple[int, int, int, str]:
     return holding.priority, holding.expires_ms, holding.created_ms, holding.name
 
 
 def _add_due(
-    known: dict[str, Holding],
+    known: dict[str, StoredGrant],
     grants: PeriodGrants,
     start_ms: int,
     end_ms: int,
@@ -113,7 +113,7 @@ def _add_due(
         whole[target] += quantity
     for target, limit in grants.limits:
         whole[target] = limit
-        for holding in _cut_holdings(own.values(), target, limit):
+        for holding in _cut_grants(own.values(), target, limit):
             known[holding.name] = own[holding.name.rpartition(" ")[0]] = holding
     given: Counter[str] = Counter()
     for holding in own.values():
@@ -127,7 +127,7 @@ def _add_due(
             continue
         given[target] += more
         if before is None:
-            found = Holding(
+            found = StoredGrant(
                 name=f"{prefix} {start_ms}",
                 target=target,
                 quantity=more,
@@ -144,7 +144,7 @@ def _add_due(
         known[found.name] = found
 
 
-def _cut_holdings(holdings: Iterable[Holding], target: str, limit: int) -> Iterator[Holding]:
+def _cut_grants(holdings: Iterable[StoredGrant], target: str, limit: int) -> Iterator[StoredGrant]:
     """The grants of a target that lose unused units beyond a limit, those that pay last first."""
     able = sorted((found for found in holdings if found.target == target), key=_burn_order)
     excess = sum(found.quantity for found in able) - limit
@@ -155,12 +155,12 @@ def _cut_holdings(holdings: Iterable[Holding], target: str, limit: int) -> Itera
             yield replace(found, quantity=found.quantity - cut)
 
 
-class Balance:
+class GrantBalance:
     """What live grants have left, by target, less what is owed, and what held quantities claim of it."""
 
     def __init__(
         self,
-        holdings: Iterable[Holding],
+        holdings: Iterable[StoredGrant],
         prepaid: Prepaid | None,
         now_ms: int,
         owed: Mapping[str, int] | None = None,
@@ -175,7 +175,7 @@ class Balance:
         """Units of a meter, or micro-credits; below 0 where it is owed."""
         return self._left.get(target, 0)
 
-    def more(
+    def units_beyond_plan(
         self,
         meter: str,
         entitlements: Mapping[str, Entitlement],
@@ -197,7 +197,7 @@ class Balance:
             return units
         credit, cost = prepaid.paid_with[meter]
         free, claimed, uncovered = self.of(credit), 0, 0
-        for other in prepaid.sharing([meter]):
+        for other in prepaid.meters_sharing_credit([meter]):
             included, by_model = entitlements[other].included, prepaid.by_model.get(other)
             if included is None or (other == meter and by_model is None):
                 continue
@@ -233,7 +233,7 @@ class Debt:
     since_ms: int
 
 
-class Funds(NamedTuple):
+class GrantFunds(NamedTuple):
     """All grants of a customer, after they repaid what is owed.
 
     Attributes:
@@ -242,14 +242,14 @@ class Funds(NamedTuple):
         repaid: name of a grant to what it repaid and the store has not written down yet.
     """
 
-    held: Sequence[Holding]
+    held: Sequence[StoredGrant]
     owed: Mapping[str, int]
     repaid: Mapping[str, int]
 
 
-def funds_of(fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int) -> Funds:
+def read_funds(fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int) -> GrantFunds:
     """Read the hash of grants, with the grants of the plan that are due."""
-    held = holdings_of(fields, prepaid, bounds, now_ms)
+    held = read_stored_grants(fields, prepaid, bounds, now_ms)
     repaid = Counter[str]()
     owed = dict[str, int]()
     for field, text in fields.items():
@@ -265,7 +265,7 @@ def funds_of(fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds,
                     left -= part
             if left:
                 owed[target] = left
-    return Funds(held, owed, +repaid)
+    return GrantFunds(held, owed, +repaid)
 
 
 SHORTEST_MS: Final = 120_000
@@ -289,7 +289,7 @@ class MovedGrant(NamedTuple):
     given_as: str = ""
 
 
-def moved_grants(
+def find_moved_grants(
     fields: Mapping[str, str], catalog: Catalog, before: Bounds, after: Bounds
 ) -> list[MovedGrant]:
     """Find the grants on file that end at another instant, or are given already in the moved period.
@@ -316,7 +316,7 @@ def moved_grants(
         prefix, _, start = name.rpartition(" ")
         if not name.startswith(_PLANS) or start not in {str(before.start_ms), str(after.start_ms)}:
             continue
-        holding, ends_with_period = Holding.parse(name, text), lives.get(prefix) == 0
+        holding, ends_with_period = StoredGrant.parse(name, text), lives.get(prefix) == 0
         if after.start_ms >= before.start_ms + SHORTEST_MS:
             if start == str(before.start_ms) and ends_with_period and holding.expires_ms > after.start_ms:
                 moved.append(MovedGrant(name, after.start_ms, holding.until_ms))

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
-from meterkit.decisions.policies import counters_asked, keep_ms_of, spend_asked
-from meterkit.decisions.spending import Spending, budget_of, unit_price
+from meterkit.decisions.policies import budget_terms, counter_terms, keep_ms_of
+from meterkit.decisions.spending import SpendingTerms, budget_of, unit_price
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.catalog.models import SubjectPlan
-    from meterkit.decisions.policies import Demand, Measure
-    from meterkit.decisions.spending import Budget
+    from meterkit.decisions.policies import Demand, PolicyMeasure
+    from meterkit.decisions.spending import SpendBudget
 
 SUBJECTS_MOST: Final = 3
 """The most subjects that one request may name."""
-_UNBOUNDED: Final = Spending((), {})
+_UNBOUNDED: Final = SpendingTerms((), {})
 _NOTHING: Final[dict[str, int]] = {}
 _NO_ROWS: Final[dict[str, str]] = {}
 
@@ -47,7 +47,7 @@ class SubjectHold(NamedTuple):
     rates: frozenset[str] = frozenset()
 
 
-class AskedOfSubject(NamedTuple):
+class SubjectDemand(NamedTuple):
     """What a decision asks of one kind of subjects.
 
     Attributes:
@@ -61,16 +61,16 @@ class AskedOfSubject(NamedTuple):
     kind: str
     fields: tuple[str, ...]
     numbers: tuple[int, ...]
-    measures: tuple[Measure, ...]
+    measures: tuple[PolicyMeasure, ...]
     hold: SubjectHold
 
 
-def member_of(kind: str, subject: str) -> str:
+def subject_member(kind: str, subject: str) -> str:
     """The name of a subject in the index of its customer's."""
     return f"{kind}:{subject}"
 
 
-def subject_budget(limits: SubjectPlan, catalog: Catalog) -> Budget | None:
+def subject_budget(limits: SubjectPlan, catalog: Catalog) -> SpendBudget | None:
     """The budget of each subject of a kind; None: there is none."""
     given = limits.budget
     if given is None:
@@ -93,7 +93,7 @@ def cost_of(
         entitlements: what the customer gets of every meter.
         catalog: what is sold.
         model: that used them; None: no model; empty: one that is not known, which costs the most.
-        rows: of the meters whose price is known, to the meter that counts it; see :class:`AtModel`.
+        rows: of the meters whose price is known, to the meter that counts it; see :class:`ModelTerms`.
     """
     total = Fraction(0)
     for meter, quantity in quantities.items():
@@ -105,7 +105,7 @@ def cost_of(
     return total
 
 
-def ask_subject(
+def compile_subject(
     limits: SubjectPlan,
     demands: Mapping[str, Demand],
     entitlements: Mapping[str, Entitlement],
@@ -114,7 +114,7 @@ def ask_subject(
     in_flight: bool,
     rates_only: bool,
     rows: Mapping[str, str] = _NO_ROWS,
-) -> AskedOfSubject:
+) -> SubjectDemand:
     """What demands on meters ask of each subject of a kind.
 
     Args:
@@ -127,7 +127,7 @@ def ask_subject(
         rows: see :func:`cost_of`.
     """
     own = {name: demand for name, demand in demands.items() if name in limits.limits}
-    rates, ceilings, concurrency = counters_asked(
+    rates, ceilings, concurrency = counter_terms(
         limits.limits, catalog, own, _UNBOUNDED, in_flight=in_flight and not rates_only
     )
     ceilings = [] if rates_only else ceilings
@@ -143,17 +143,17 @@ def ask_subject(
         budget = None  # Nothing is spent by it.
     spans = spent = 0
     if budget is not None:
-        needed, spent = _costs(demands, entitlements, catalog, rows)
+        needed, spent = _demand_costs(demands, entitlements, catalog, rows)
         fields += (meter_field(SPEND), budget.field) if budget.window_ms else (budget.field,)
         spans = 1 + (budget.window_ms > 0)
         numbers += (budget.window_ms, budget.micros, budget.unit, needed, spent)
-        measures += [part.measure for part in spend_asked(Spending((budget,), {}))]
+        measures += [part.measure for part in budget_terms(SpendingTerms((budget,), {}))]
     rated = [rate for name in own for rate in limits.limits[name].rates]
-    return AskedOfSubject(
+    return SubjectDemand(
         limits.kind,
         tuple(fields),
         (keep_ms_of(rated), len(rates), len(ceilings), len(concurrency), spans, *numbers),
-        tuple(_named(measure, limits.kind) for measure in measures),
+        tuple(_name_for_kind(measure, limits.kind) for measure in measures),
         SubjectHold(
             {part.measure.policy.meter: part.numbers[-1] for part in ceilings if part.numbers[-1]},
             tuple(part.measure.policy.meter for part in concurrency),
@@ -163,7 +163,7 @@ def ask_subject(
     )
 
 
-def _costs(
+def _demand_costs(
     demands: Mapping[str, Demand],
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
@@ -176,12 +176,12 @@ def _costs(
     return ceil(of_needed), ceil(cost_of(taken, entitlements, catalog, rows=rows))
 
 
-def _named(measure: Measure, kind: str) -> Measure:
+def _name_for_kind(measure: PolicyMeasure, kind: str) -> PolicyMeasure:
     """The measure with the kind of the subject in the name of its policy."""
     return replace(measure, policy=replace(measure.policy, name=f"{kind}:{measure.policy.name}"))
 
 
-def renew_hold(kind: str, hold: SubjectHold) -> AskedOfSubject:
+def renew_hold(kind: str, hold: SubjectHold) -> SubjectDemand:
     """What holds of a subject what another decision held, whatever is left."""
     fields = (
         *map(meter_field, hold.quantities),
@@ -193,4 +193,4 @@ def renew_hold(kind: str, hold: SubjectHold) -> AskedOfSubject:
         numbers += (0, 0, quantity)
     if hold.spent:
         numbers += (0, 0, 1, 0, hold.spent)
-    return AskedOfSubject(kind, fields, tuple(numbers), (), hold._replace(rates=frozenset()))
+    return SubjectDemand(kind, fields, tuple(numbers), (), hold._replace(rates=frozenset()))

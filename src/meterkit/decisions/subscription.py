@@ -245,7 +245,7 @@ class SubscriptionState:
         """
         return self.mrr if self.has_begun and self.status_at(now_ms) in _BRINGING else 0
 
-    def next_turn_ms(self, now_ms: int) -> int:
+    def next_change_ms(self, now_ms: int) -> int:
         """The next instant at which something of it binds by the clock; :data:`NEVER_MS`: nothing will."""
         if self.status_at(now_ms) in ENDED:
             return NEVER_MS
@@ -278,7 +278,7 @@ class SubscriptionState:
         """When the first attempt to collect failed; where that is not known, when the period began."""
         return self.failed_at_ms or self.start_ms
 
-    def owing_since(self, known: SubscriptionState) -> SubscriptionState:
+    def with_known_failures(self, known: SubscriptionState) -> SubscriptionState:
         """The same, with failures since its last payment; its latest invoice may not name all of them.
 
         Where Stripe is set to leave a subscription past due, it makes an invoice for each period
@@ -300,7 +300,7 @@ class SubscriptionState:
         return self.pending_at_ms is not None and now_ms >= self.pending_at_ms
 
 
-def switched_by_others(
+def meters_switched_by_others(
     known: SubscriptionState | None, found: SubscriptionState | None, now_ms: int
 ) -> frozenset[str]:
     """The meters at Stripe whose prices others have changed in a subscription, by their ids there.
@@ -326,16 +326,16 @@ OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
 """The statuses in which handlers are reminded of an invoice that was not paid."""
 
 
-class Standing(NamedTuple):
+class AccessTerm(NamedTuple):
     """What a customer may do, and until when by the clock (ms since the epoch)."""
 
     access: Access
     until_ms: int = NEVER_MS
 
 
-def standing_of(
+def access_term_of(
     status: Status | None, *, failures: int, failed_at_ms: int, dunning: Dunning, now_ms: int
-) -> Standing:
+) -> AccessTerm:
     """What follows from a status at an instant.
 
     ``past_due`` is *grace* until ``dunning.grace`` is over, or until ``dunning.attempts`` have failed; then
@@ -351,22 +351,22 @@ def standing_of(
         now_ms: the instant.
     """
     if status == "unpaid":
-        return Standing("suspended")
+        return AccessTerm("suspended")
     if status == "paused":
-        return Standing("restricted")
+        return AccessTerm("restricted")
     if status != "past_due":
-        return Standing("full")
+        return AccessTerm("full")
     suspension_ms = failed_at_ms + dunning.suspend_after_ms
     grace_end_ms = min(failed_at_ms + dunning.grace_ms, suspension_ms)
     has_failed_often = dunning.attempts is not None and failures >= dunning.attempts
     if now_ms >= suspension_ms:
-        return Standing("suspended")
+        return AccessTerm("suspended")
     if now_ms >= grace_end_ms or has_failed_often:
-        return Standing("restricted", suspension_ms)
-    return Standing("grace", grace_end_ms)
+        return AccessTerm("restricted", suspension_ms)
+    return AccessTerm("grace", grace_end_ms)
 
 
-def without_payment(standing: Standing) -> Standing:
+def restrict_unpaid(standing: AccessTerm) -> AccessTerm:
     """What a customer may do for whose period nothing is paid: at most what restricted access gives."""
     return standing._replace(access="restricted") if standing.access in {"full", "grace"} else standing
 

@@ -20,7 +20,7 @@ _LONGEST_MS: Final[dict[Interval, int]] = {"month": 31 * DAY_MS, "year": 366 * D
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counting:
+class CountingCycle:
     """What included quantities are counted over.
 
     Attributes:
@@ -33,7 +33,7 @@ class Counting:
     anew_ms: int | None = None
 
 
-class _Stretch(NamedTuple):
+class _CycleSpan(NamedTuple):
     """From when to when which rule holds; ``anchor_ms`` None: calendar; ``is_whole``: it is one period."""
 
     from_ms: int
@@ -42,16 +42,16 @@ class _Stretch(NamedTuple):
     is_whole: bool = False
 
 
-def subscription_bounds(subscription: SubscriptionState, counting: Counting, at_ms: int) -> Bounds:
+def subscription_bounds(subscription: SubscriptionState, counting: CountingCycle, at_ms: int) -> Bounds:
     """The period that an instant lies in, and the next one.
 
     The subscription's own period, where included quantities are counted over no less; else months (or years)
     from its anchor: so also beyond the period that is known, and before it. Before it was made and after it
     has ended: calendar months.
     """
-    stretches = tuple(_stretches(subscription, counting))
-    start_ms, end_ms = _span(stretches, counting, at_ms)
-    _, next_end_ms = _span(stretches, counting, end_ms)
+    stretches = tuple(_cycle_spans(subscription, counting))
+    start_ms, end_ms = _period_at(stretches, counting, at_ms)
+    _, next_end_ms = _period_at(stretches, counting, end_ms)
     return Bounds(start_ms=start_ms, end_ms=end_ms, next_end_ms=next_end_ms)
 
 
@@ -65,7 +65,7 @@ def _current_end_ms(subscription: SubscriptionState) -> int:
     return max(subscription.start_ms, subscription.end_ms if trial_end_ms is None else trial_end_ms)
 
 
-def _span(stretches: Iterable[_Stretch], counting: Counting, at_ms: int) -> tuple[int, int]:
+def _period_at(stretches: Iterable[_CycleSpan], counting: CountingCycle, at_ms: int) -> tuple[int, int]:
     stretch = next(found for found in stretches if found.from_ms <= at_ms < found.till_ms)
     if stretch.is_whole:
         return stretch.from_ms, stretch.till_ms
@@ -73,7 +73,7 @@ def _span(stretches: Iterable[_Stretch], counting: Counting, at_ms: int) -> tupl
     return max(grid.start_ms, stretch.from_ms), min(grid.end_ms, stretch.till_ms)
 
 
-def _stretches(subscription: SubscriptionState, counting: Counting) -> Iterator[_Stretch]:
+def _cycle_spans(subscription: SubscriptionState, counting: CountingCycle) -> Iterator[_CycleSpan]:
     start_ms, end_ms, ends_ms = subscription.start_ms, _current_end_ms(subscription), subscription.ends_ms()
     made_ms = min(subscription.created_ms or start_ms, start_ms, ends_ms)
     is_trial = subscription.status == "trialing"
@@ -85,12 +85,12 @@ def _stretches(subscription: SubscriptionState, counting: Counting) -> Iterator[
         start_ms = max(grid.start_ms, made_ms)
     renewal_ms = end_ms if anew_ms is None else max(end_ms, anew_ms)
     cuts = (
-        _Stretch(-NEVER_MS, made_ms, None),
-        _Stretch(made_ms, start_ms, anchor_ms),
-        _Stretch(start_ms, end_ms, anchor_ms, is_whole),
-        _Stretch(end_ms, renewal_ms, anchor_ms),
-        _Stretch(renewal_ms, ends_ms, anchor_ms if anew_ms is None else anew_ms),
-        _Stretch(ends_ms, NEVER_MS, None),
+        _CycleSpan(-NEVER_MS, made_ms, None),
+        _CycleSpan(made_ms, start_ms, anchor_ms),
+        _CycleSpan(start_ms, end_ms, anchor_ms, is_whole),
+        _CycleSpan(end_ms, renewal_ms, anchor_ms),
+        _CycleSpan(renewal_ms, ends_ms, anchor_ms if anew_ms is None else anew_ms),
+        _CycleSpan(ends_ms, NEVER_MS, None),
     )
     for found in cuts[:-1]:
         yield found._replace(till_ms=min(found.till_ms, ends_ms))
@@ -151,10 +151,10 @@ def renewals_of(subscription: SubscriptionState | None, now_ms: int) -> Renewals
     return Renewals(since_ms, max(since_ms, before_ms), latest_ms)
 
 
-def _usage_cycle(subscription: SubscriptionState) -> tuple[SubscriptionState, Counting]:
+def _usage_cycle(subscription: SubscriptionState) -> tuple[SubscriptionState, CountingCycle]:
     """The subscription with the period of its metered prices, and the interval of that."""
     start_ms, end_ms = subscription.usage_period
-    counting = Counting(per=interval_of(start_ms, end_ms))
+    counting = CountingCycle(per=interval_of(start_ms, end_ms))
     return replace(subscription, start_ms=start_ms, end_ms=end_ms), counting
 
 

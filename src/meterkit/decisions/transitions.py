@@ -13,9 +13,9 @@ from meterkit.decisions.subscription import (
     ENDED,
     NEVER_MS,
     OWING,
+    access_term_of,
     next_reminder_ms,
     reminders_due,
-    standing_of,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ BY_PLANS_FILE: Final = "plans_file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InForce:
+class TermsInForce:
     """The terms in force of a customer at an instant; reported terms are compared with them.
 
     Attributes:
@@ -71,7 +71,9 @@ class InForce:
     turn_ms: int = field(default=NEVER_MS, compare=False)
 
     @classmethod
-    def of(cls, state: CustomerState, catalog: Catalog, at_ms: int, before: InForce | None = None) -> InForce:
+    def of(
+        cls, state: CustomerState, catalog: Catalog, at_ms: int, before: TermsInForce | None = None
+    ) -> TermsInForce:
         """What follows from a state; access that is as it was ``before`` keeps its beginning."""
         found, subscription = effective_plan(state, catalog, at_ms), state.subscription
         since_ms = 0 if before is None else before.since_ms if before.access == found.access else at_ms
@@ -119,7 +121,7 @@ class InForce:
         return json.dumps(kept, separators=(",", ":"), sort_keys=True)
 
     @classmethod
-    def parse(cls, data: str | bytes) -> InForce | None:
+    def parse(cls, data: str | bytes) -> TermsInForce | None:
         """The inverse of :meth:`dump`; None of empty text. A field of a newer release says nothing here."""
         if not data:
             return None
@@ -127,33 +129,33 @@ class InForce:
         return cls(**{name: value for name, value in known.items() if name in cls.__slots__})
 
 
-class Step(NamedTuple):
+class Transition(NamedTuple):
     """One transition: the terms before, the terms from an instant on, and the cause."""
 
-    before: InForce
-    after: InForce
+    before: TermsInForce
+    after: TermsInForce
     cause: str
 
 
-def follow(
-    known: InForce | None, state: CustomerState, catalog: Catalog, now_ms: int
-) -> tuple[Sequence[Step], InForce]:
+def find_transitions(
+    known: TermsInForce | None, state: CustomerState, catalog: Catalog, now_ms: int
+) -> tuple[Sequence[Transition], TermsInForce]:
     """Changes since the last report, though the state is the same; and the terms in force now.
 
     The steps are those of the clock, each at its own instant, however late they are found. Where the
     plans file says something else by now than it did, all is one step.
     """
     if known is None:
-        return (), InForce.of(state, catalog, now_ms)
-    current = InForce.of(state, catalog, known.at_ms, known)
+        return (), TermsInForce.of(state, catalog, now_ms)
+    current = TermsInForce.of(state, catalog, known.at_ms, known)
     if current != known:
-        after = InForce.of(state, catalog, max(now_ms, known.at_ms), known)
-        return ((Step(known, after, BY_PLANS_FILE),) if after != known else ()), after
-    steps: list[Step] = []
+        after = TermsInForce.of(state, catalog, max(now_ms, known.at_ms), known)
+        return ((Transition(known, after, BY_PLANS_FILE),) if after != known else ()), after
+    steps: list[Transition] = []
     while current.turn_ms <= now_ms:
-        after = InForce.of(state, catalog, current.turn_ms, current)
+        after = TermsInForce.of(state, catalog, current.turn_ms, current)
         if after != current:
-            steps.append(Step(current, after, BY_CLOCK))
+            steps.append(Transition(current, after, BY_CLOCK))
         current = after
     return steps, current
 
@@ -174,7 +176,7 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class TransitionEntry:
     """One line of a customer's ledger.
 
     Attributes:
@@ -192,22 +194,26 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class StateNotice:
     """An event for handlers of a kind; ``data`` has an ``id`` that is the same at each repeat."""
 
     kind: str
     data: Mapping[str, Any]
 
 
-def entries_of(step: Step) -> Iterator[Entry]:
+def transition_entries(step: Transition) -> Iterator[TransitionEntry]:
     """What the ledger keeps of a step."""
-    for kind, words in WORDS.items():
+    for kind, words in TERM_TEXTS.items():
         before, after = words(step.before), words(step.after)
         if before != after:
-            yield Entry(kind=kind, at_ms=step.after.at_ms, before=before, after=after, cause=step.cause)
+            yield TransitionEntry(
+                kind=kind, at_ms=step.after.at_ms, before=before, after=after, cause=step.cause
+            )
 
 
-def hand_entries(before: CustomerState, after: CustomerState, at_ms: int, cause: str) -> Iterator[Entry]:
+def manual_entries(
+    before: CustomerState, after: CustomerState, at_ms: int, cause: str
+) -> Iterator[TransitionEntry]:
     """What the ledger keeps of a change of the state besides: the link to Stripe, and overrides."""
     said: dict[Kind, tuple[str, str]] = {
         "link": (before.stripe_customer or "", after.stripe_customer or ""),
@@ -215,14 +221,14 @@ def hand_entries(before: CustomerState, after: CustomerState, at_ms: int, cause:
     }
     for kind, (old, new) in said.items():
         if old != new:
-            yield Entry(kind=kind, at_ms=at_ms, before=old, after=new, cause=cause)
+            yield TransitionEntry(kind=kind, at_ms=at_ms, before=old, after=new, cause=cause)
 
 
-def notices_of(customer: str, step: Step) -> Iterator[Notice]:
+def notices_of(customer: str, step: Transition) -> Iterator[StateNotice]:
     """The events of a step."""
     before, after = step.before, step.after
     common = {"at_ms": after.at_ms, "cause": step.cause, "plan": after.plan}
-    was, now = _subscribed(before), _subscribed(after)
+    was, now = _subscription_fields(before), _subscription_fields(after)
     # Of a customer who never had a subscription there is none that could change.
     if was != now and (before.status or after.status):
         data = {
@@ -232,15 +238,15 @@ def notices_of(customer: str, step: Step) -> Iterator[Notice]:
             "status_before": before.status,
             "seats_before": before.seats,
         }
-        yield _named("subscription.changed", customer, data)
+        yield _new_notice("subscription.changed", customer, data)
     if before.access != after.access:
         data = {**common, "access": after.access, "access_before": before.access}
-        yield _named("access.changed", customer, data)
+        yield _new_notice("access.changed", customer, data)
 
 
 def reminders_of(
-    customer: str, step: Step, subscription: SubscriptionState | None, dunning: Dunning
-) -> Iterator[Notice]:
+    customer: str, step: Transition, subscription: SubscriptionState | None, dunning: Dunning
+) -> Iterator[StateNotice]:
     """Events at the end of each span of ``dunning.remind`` while the invoice is unpaid.
 
     If several spans are over at once, as after a webhook that came days late, only the last one is sent.
@@ -256,7 +262,7 @@ def reminders_of(
     if subscription is None or after.reminded <= known:
         return
     failed_at_ms = subscription.failed_since_ms()
-    standing = standing_of(
+    standing = access_term_of(
         after.status,
         failures=subscription.failures,
         failed_at_ms=failed_at_ms,
@@ -274,16 +280,16 @@ def reminders_of(
         "access": after.access,
         "until_ms": standing.until_ms,
     }
-    yield _named("dunning.reminder", customer, data, of=(subscription.id, failed_at_ms, after_ms))
+    yield _new_notice("dunning.reminder", customer, data, of=(subscription.id, failed_at_ms, after_ms))
 
 
-def _named(kind: str, customer: str, data: dict[str, Any], of: object = None) -> Notice:
+def _new_notice(kind: str, customer: str, data: dict[str, Any], of: object = None) -> StateNotice:
     """A notice with an id that is made of what has happened, and of nothing else."""
     told = json.dumps([kind, customer, data if of is None else of], sort_keys=True)
-    return Notice(kind=kind, data={"id": blake2b(told.encode(), digest_size=16).hexdigest(), **data})
+    return StateNotice(kind=kind, data={"id": blake2b(told.encode(), digest_size=16).hexdigest(), **data})
 
 
-def _subscribed(found: InForce) -> dict[str, Any]:
+def _subscription_fields(found: TermsInForce) -> dict[str, Any]:
     names = ("plan", "status", "seats", "subscription", "cancel_at_ms")
     pending = ("pending_plan", "pending_seats", "pending_at_ms")
     return {name: value for name, value in asdict(found).items() if name in {*names, *pending}}
@@ -293,7 +299,7 @@ def _overrides(state: CustomerState) -> str:
     return json.dumps(state.overrides, sort_keys=True) if state.overrides else ""
 
 
-def _scheduled(found: InForce) -> str:
+def _scheduled(found: TermsInForce) -> str:
     if found.pending_at_ms is None:
         return ""
     seats = None if found.pending_seats is None else f"{found.pending_seats} seats"
@@ -305,7 +311,7 @@ def _instant(at_ms: int | None) -> str:
     return "" if at_ms is None else iso(from_ms(at_ms))
 
 
-WORDS: Final[Mapping[Kind, Callable[[InForce], str]]] = {
+TERM_TEXTS: Final[Mapping[Kind, Callable[[TermsInForce], str]]] = {
     "subscription": lambda found: found.subscription or "",
     "status": lambda found: found.status or "",
     "plan": lambda found: found.plan,

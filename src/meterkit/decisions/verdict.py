@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.decision import Decision, Reason, SpendLevel
-from meterkit.decisions.gauges import shortage
+from meterkit.decisions.gauges import gauge_refusal
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import (
     CEILING,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.decisions.decision import GaugeLevel
-    from meterkit.decisions.policies import Measure
+    from meterkit.decisions.policies import PolicyMeasure
     from meterkit.decisions.program import Program
 
 _PRECEDENCE: Final[tuple[Reason, ...]] = (
@@ -36,7 +36,7 @@ _FOREVER_MS: Final = 10**18
 _BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
 
 
-def allowed(
+def allowed_decision(
     program: Program,
     reply: Sequence[int],
     period_end_ms: int,
@@ -62,7 +62,9 @@ def allowed(
     )
 
 
-def reset_ms(measure: Measure, remaining: int, before: int, now_ms: int, period_end_ms: int) -> int | None:
+def reset_ms(
+    measure: PolicyMeasure, remaining: int, before: int, now_ms: int, period_end_ms: int
+) -> int | None:
     """Until more is left than now, or as much as was asked where that is more; None for concurrency.
 
     Args:
@@ -83,14 +85,14 @@ def reset_ms(measure: Measure, remaining: int, before: int, now_ms: int, period_
         return 0
     wanted = remaining + 1 if remaining >= measure.needed else measure.needed
     if kind == SLIDING_WINDOW:
-        counted = limit - remaining - weighted(before, window - now_ms % window, window)
+        counted = limit - remaining - weighted_count(before, window - now_ms % window, window)
         return _sliding_wait(measure, counted, before, wanted, now_ms)
     if kind == FIXED_WINDOW:
         return window - now_ms % window
     return _bucket_wait(measure, limit - remaining - (before > 0), before, wanted)
 
 
-def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
+def refused_decision(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
     """The decision behind ``{1, now, ends, x, y, z, ...}``: all violated policies, and the wait true for all.
 
     Of a repeat (``{8, …}``) ceilings and gauges ask nothing.
@@ -104,25 +106,25 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
         period_end_ms: the end of the period that would begin, where none has.
     """
     now_ms, ends_ms = reply[1], reply[2] or period_end_ms
-    violated: list[tuple[Measure, int, int | None]] = []
+    violated: list[tuple[PolicyMeasure, int, int | None]] = []
     backed = iter(reply[3 * len(program.measures) + 3 :])
     reasons: list[Reason] = []
     full: list[tuple[Reason, GaugeLevel]] = []
     spend: SpendLevel | None = None
     for n, measure in enumerate(program.measures):
         x, y, z = reply[3 * n + 3 : 3 * n + 6]
-        left, wait = _weigh(measure, x, y, z, now_ms, ends_ms)
+        left, wait = _remaining_and_wait(measure, x, y, z, now_ms, ends_ms)
         is_backed = measure.kind == CEILING and bool(next(backed, 0))
         asks = reply[0] != _OF_A_REPEAT or measure.kind not in {CEILING, GAUGE}
         needed = z if measure.kind == SPENT else measure.needed
         # What costs nothing is refused by no budget, even one that is overspent.
         if asks and needed > left and (needed or measure.kind != SPENT):
             if measure.kind == SPENT:
-                spend = _spent(measure, left)
+                spend = _spend_level(measure, left)
                 left = spend.limit_cents - spend.spent_cents
             violated.append((measure, left, wait))
             if measure.kind == GAUGE:
-                full.append(shortage(measure.policy, x, y + z, measure.needed))
+                full.append(gauge_refusal(measure.policy, x, y + z, measure.needed))
             reasons.append("credits" if is_backed else _reason(measure))
     names = tuple(found[0].policy.name for found in violated)
     if full:
@@ -145,9 +147,9 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
     )
 
 
-def _reason(measure: Measure) -> Reason:
+def _reason(measure: PolicyMeasure) -> Reason:
     if measure.kind == GAUGE:
-        return shortage(measure.policy, 0, 0, 0)[0]
+        return gauge_refusal(measure.policy, 0, 0, 0)[0]
     if measure.kind == CONCURRENCY:
         return "concurrency"
     if measure.kind == CEILING:
@@ -155,13 +157,13 @@ def _reason(measure: Measure) -> Reason:
     return "spend" if measure.kind == SPENT else "rate"
 
 
-def _spent(measure: Measure, left: int) -> SpendLevel:
+def _spend_level(measure: PolicyMeasure, left: int) -> SpendLevel:
     """How much of a budget is spent, where so many micro-units are left."""
     return SpendLevel(limit_cents=measure.limit, spent_cents=measure.limit - left // measure.refill)
 
 
-def _weigh(
-    measure: Measure, x: int, y: int, z: int, now_ms: int, period_end_ms: int
+def _remaining_and_wait(
+    measure: PolicyMeasure, x: int, y: int, z: int, now_ms: int, period_end_ms: int
 ) -> tuple[int, int | None]:
     """The rest under a policy, and the wait until ``needed`` is available (ms); None: never."""
     limit, needed = measure.limit, measure.needed
@@ -178,19 +180,19 @@ def _weigh(
         return left, None if needed > limit else _bucket_wait(measure, x, y, needed)
     slides = measure.kind != FIXED_WINDOW
     rest_ms = measure.window - now_ms % measure.window
-    left = limit - x - (weighted(y, rest_ms, measure.window) if slides else 0)
+    left = limit - x - (weighted_count(y, rest_ms, measure.window) if slides else 0)
     if needed > limit:
         return left, None
     return left, _sliding_wait(measure, x, y, needed, now_ms) if slides else rest_ms
 
 
-def _bucket_wait(measure: Measure, owed: int, rest: int, needed: int) -> int:
+def _bucket_wait(measure: PolicyMeasure, owed: int, rest: int, needed: int) -> int:
     """How long until a bucket that owes so much has ``needed`` (ms)."""
     excess = owed * measure.window + rest - (measure.limit - needed) * measure.window
     return min(-(-excess // measure.refill), _BUCKET_MS)
 
 
-def _sliding_wait(measure: Measure, counted: int, previous: int, needed: int, now_ms: int) -> int:
+def _sliding_wait(measure: PolicyMeasure, counted: int, previous: int, needed: int, now_ms: int) -> int:
     """How long until ``needed`` is left under a sliding window (ms)."""
     limit, window = measure.limit, measure.window
     rest_ms = window - now_ms % window
@@ -200,7 +202,7 @@ def _sliding_wait(measure: Measure, counted: int, previous: int, needed: int, no
 
 
 def _ceiling_wait(
-    measure: Measure, left: int, held: int, held_before: int, now_ms: int, period_end_ms: int
+    measure: PolicyMeasure, left: int, held: int, held_before: int, now_ms: int, period_end_ms: int
 ) -> int | None:
     """Until holds have expired by themselves, or the period has ended, whichever is enough (ms)."""
     turn_ms = now_ms - now_ms % HOLD_SLOT_MS + HOLD_SLOT_MS
@@ -211,7 +213,9 @@ def _ceiling_wait(
     return None
 
 
-def _spend_wait(measure: Measure, left: int, needed: int, now_ms: int, period_end_ms: int) -> int | None:
+def _spend_wait(
+    measure: PolicyMeasure, left: int, needed: int, now_ms: int, period_end_ms: int
+) -> int | None:
     """Until what is in flight has ended, where that is enough, else until the span is over (ms)."""
     if needed > measure.limit * measure.refill:
         return None
@@ -219,7 +223,7 @@ def _spend_wait(measure: Measure, left: int, needed: int, now_ms: int, period_en
     return min(reset_ms, 2 * HOLD_SLOT_MS - now_ms % HOLD_SLOT_MS) if needed <= left else reset_ms
 
 
-def weighted(previous: int, left_ms: int, window_ms: int) -> int:
+def weighted_count(previous: int, left_ms: int, window_ms: int) -> int:
     """The part of the previous window's count that still counts, rounded up."""
     if window_ms > EXACT_WINDOW_MS_MAX:
         left_ms, window_ms = -(-left_ms // 1000), window_ms // 1000

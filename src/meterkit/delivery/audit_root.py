@@ -46,7 +46,7 @@ def is_final_renewal(invoice: Mapping[str, Any]) -> bool:
     return reason == RENEWAL and status not in ("draft", "void")
 
 
-class RootMarks:
+class RootWriter:
     """Writes roots into invoices. A failure is logged once, and the invoice goes out without a root.
 
     Args:
@@ -74,14 +74,14 @@ class RootMarks:
             root = await self._root_of(customer)
             if root is not None:
                 for invoice in lacking:
-                    await self._write(api, str(invoice["id"]), root)
+                    await self._post_root(api, str(invoice["id"]), root)
         except (MeterkitError, TimeoutError) as error:
-            self._tell(str(error) or "the audit log was not drained in time")
+            self._log_once(str(error) or "the audit log was not drained in time")
             return False
         self._has_failed = False
         return True
 
-    async def _write(self, api: StripeApi, invoice: str, root: tuple[int, str]) -> None:
+    async def _post_root(self, api: StripeApi, invoice: str, root: tuple[int, str]) -> None:
         rows, hashed = root
         await api.post(
             f"/v1/invoices/{invoice}",
@@ -89,7 +89,7 @@ class RootMarks:
             idempotency_key=f"meterkit-root-{invoice}-{rows}-{hashed[-32:]}",
         )
 
-    def _tell(self, why: str) -> None:
+    def _log_once(self, why: str) -> None:
         if not self._has_failed:
             _logger.warning("invoices go out without the root of the audit log: %s", why)
         self._has_failed = True

@@ -11,7 +11,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import item_segments, segments_of, sent_label, unit_amount_decimal
 from meterkit.delivery.invoice_items import ITEM_KEY, late_item_token
-from meterkit.delivery.invoices import Invoices, units_of
+from meterkit.delivery.invoices import InvoiceReader, units_of
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.outbox.late_items import LateItems
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from meterkit.catalog import Catalog
-    from meterkit.decisions.price_segments import Segment
+    from meterkit.decisions.price_segments import PriceSegment
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
@@ -80,7 +80,7 @@ async def usage_lines(
         StripeError: Stripe refuses, or does not answer.
         StoreError: the store does not answer.
     """
-    summaries, invoices = StripeSummaries(api), Invoices(api, {}, store.catalog.currency)
+    summaries, invoices = StripeSummaries(api), InvoiceReader(api, {}, store.catalog.currency)
     await summaries.refresh()
     order, admin = list(dict.fromkeys(tokens)), await store.admin()
     own = await read_meters(admin, store.keys, store.catalog, customer)
@@ -273,6 +273,6 @@ async def read_ended_segments(
     return BilledUsage(units=units, items=items, lines=lines, changed=changed)
 
 
-def _unknown_line(token: str, name: str, start_ms: int, ended: Segment) -> BilledLine:
+def _unknown_line(token: str, name: str, start_ms: int, ended: PriceSegment) -> BilledLine:
     price = ended.unit_cents or Fraction(0)
     return BilledLine(token, name, start_ms, ended.sealed, price, None, None)

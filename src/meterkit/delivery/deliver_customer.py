@@ -14,12 +14,12 @@ from meterkit.customers.states import States
 from meterkit.customers.stranding import hold_usage, let_go_of_usage, next_minute_ms
 from meterkit.customers.usage import taken_back
 from meterkit.delivery.late_usage import report_late
-from meterkit.delivery.summaries import until_counted
+from meterkit.delivery.summaries import wait_until_counted
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.late_items import LateItems
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.outbox import Outbox
-from meterkit.outbox.sealer import Cut
+from meterkit.outbox.sealer import PriceCut
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -58,12 +58,12 @@ async def deliver_customer(
     deadline, pause_s = monotonic() + timeout_s, _PAUSE_FIRST_S
     dirty = store.keys.customer(customer).dirty
     async with flusher as at_work:
-        left = await undelivered(store, customer)
+        left = await count_undelivered_units(store, customer)
         while left:
             admin = await store.admin()
             await admin.ask(admin.client.zadd(dirty, {customer: store.now_ms()}, xx=True))
             await at_work.flush()
-            left = await undelivered(store, customer)
+            left = await count_undelivered_units(store, customer)
             if left and monotonic() >= deadline:
                 _logger.error(
                     "%d units that customer %r has used are not delivered within %d s: they are not on the"
@@ -79,7 +79,7 @@ async def deliver_customer(
     return True
 
 
-async def undelivered(store: Store, customer: str) -> int:
+async def count_undelivered_units(store: Store, customer: str) -> int:
     """How much of what a customer has used is not delivered yet, and is to be.
 
     Raises:
@@ -97,7 +97,7 @@ async def undelivered(store: Store, customer: str) -> int:
 
 
 @dataclass(eq=False)
-class Cutter:
+class UsageCutter:
     """Cuts the usage of customers at an instant, so that prices can change there.
 
     Args:
@@ -133,8 +133,8 @@ class Cutter:
             return
         is_changing = False
         try:
-            await self._deliver(customer, labels)
-            await self._counted(customer, state.stripe_customer)
+            await self._deliver_all(customer, labels)
+            await self._wait_until_counted(customer, state.stripe_customer)
             await hold_usage(self.store, customer, till_ms=self.store.now_ms() + _HELD_MS)
             is_changing = True
             yield
@@ -142,11 +142,11 @@ class Cutter:
             is_refused = isinstance(error, StripeError) and not isinstance(error, StripeUnavailableError)
             if is_refused or not is_changing:
                 with anyio.CancelScope(shield=True), suppress(StoreError):  # The hold runs out by itself.
-                    await self._let_go(customer)
+                    await self._release_held(customer)
             raise
-        await self._let_go(customer)
+        await self._release_held(customer)
 
-    async def _deliver(self, customer: str, labels: Mapping[str, str]) -> None:
+    async def _deliver_all(self, customer: str, labels: Mapping[str, str]) -> None:
         """Seal what is pending, deliver it, and hold back what is recorded from now on."""
         store = self.store
         outbox = Outbox(store, await store.admin())
@@ -157,7 +157,7 @@ class Cutter:
                 if is_sealed:
                     await hold_usage(store, customer, till_ms=till_ms)
                 else:
-                    sealing = await outbox.cut(customer, Cut(till_ms=till_ms, labels=labels))
+                    sealing = await outbox.cut(customer, PriceCut(till_ms=till_ms, labels=labels))
                     report_late(sealing.late, await outbox.meters())
                     if sealing.aside:
                         raise StoreError(
@@ -171,8 +171,10 @@ class Cutter:
                 await self._check_tries(customer, tries)
                 await anyio.sleep(_PAUSE_S)
 
-    async def _counted(self, customer: str, stripe_customer: str) -> None:
-        left = await until_counted(self.store, self.api(), customer, stripe_customer, timeout_s=_COUNTING_S)
+    async def _wait_until_counted(self, customer: str, stripe_customer: str) -> None:
+        left = await wait_until_counted(
+            self.store, self.api(), customer, stripe_customer, timeout_s=_COUNTING_S
+        )
         if left:
             raise StripeUnavailableError(f"Stripe has not counted {left} units that it has accepted")
 
@@ -194,7 +196,7 @@ class Cutter:
                     f"usage of customer {customer!r} cannot be delivered now: {intent.why or 'no answer'}"
                 )
 
-    async def _let_go(self, customer: str) -> None:
+    async def _release_held(self, customer: str) -> None:
         """Have held usage sealed again, stamped after this instant by Stripe's clock and by the store's."""
         now_ms = max(self.store.now_ms(), 1000 * (self.api().server_time_s or 0))
         await let_go_of_usage(self.store, customer, changed_ms=next_minute_ms(now_ms))

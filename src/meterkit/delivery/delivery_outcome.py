@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CLOCKS_APART_S: Final = 60
 """Beyond it this host's clock and Stripe's do not agree, and what goes by a clock waits until they do."""
 
-Kind = Literal[
+OutcomeKind = Literal[
     "delivered",
     "duplicate",
     "unknown",
@@ -29,11 +29,11 @@ Kind = Literal[
     "mapping",
     "permanent",
 ]
-Step = Literal["acknowledge", "retry", "park", "dead"]
-Scope = Literal["intent", "meter", "account"]
+NextStep = Literal["acknowledge", "retry", "park", "dead"]
+OutcomeScope = Literal["intent", "meter", "account"]
 
 # The next step, the scope of the same answer, and whether an operator must be alerted.
-_MEANS: Final[Mapping[Kind, tuple[Step, Scope, bool]]] = {
+_MEANS: Final[Mapping[OutcomeKind, tuple[NextStep, OutcomeScope, bool]]] = {
     "delivered": ("acknowledge", "intent", False),
     "duplicate": ("acknowledge", "intent", False),
     "unknown": ("retry", "intent", False),
@@ -72,7 +72,7 @@ _VALUE_TEXT: Final = "the value in the event payload"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class DeliveryOutcome:
     """What became of an intent, and what to do with it.
 
     Attributes:
@@ -92,7 +92,7 @@ class Outcome:
         batch: the idempotency key, where several intents were sent in one call; empty: one was.
     """
 
-    kind: Kind
+    kind: OutcomeKind
     detail: str
     answered: bool = True
     refused: bool = False
@@ -107,12 +107,12 @@ class Outcome:
         return self.step == "acknowledge"
 
     @property
-    def step(self) -> Step:
+    def step(self) -> NextStep:
         """What to do: ``retry`` later, ``park`` for a person, ``dead``: to the dead letters."""
         return _MEANS[self.kind][0]
 
     @property
-    def scope(self) -> Scope:
+    def scope(self) -> OutcomeScope:
         """What else would be answered so: nothing but this intent, all of its meter, or whatever is sent."""
         return _MEANS[self.kind][1]
 
@@ -127,13 +127,13 @@ class Outcome:
         return _MEANS[self.kind][2]
 
 
-def classify(result: Result) -> Outcome:
+def classify(result: Result) -> DeliveryOutcome:
     """Tell what became of an intent from what happened to its request."""
     kind = _kind(result)
     # Stripe answers a repeated idempotency key with the saved response, a saved 500 included: only a new
     # key has the event looked at again. After a lost reply the old key is as good and says more.
     new_key = result.status is not None and kind not in ("delivered", "duplicate", "not_done")
-    return Outcome(
+    return DeliveryOutcome(
         kind=kind,
         detail=in_words(result),
         answered=result.status is not None,
@@ -144,14 +144,14 @@ def classify(result: Result) -> Outcome:
     )
 
 
-def _kind(result: Result) -> Kind:
+def _kind(result: Result) -> OutcomeKind:
     status = HTTPStatus.INTERNAL_SERVER_ERROR if result.status is None else result.status
     text, param = (result.message or "").lower(), result.param or ""
     is_stripes = result.type in ERROR_TYPES
     # Stripe refuses an event with 400. Any other status answers something else than this event: a wrong
     # address, the state of the account.
     of_event = status == HTTPStatus.BAD_REQUEST or _NO_CUSTOMER_TEXT in text
-    first_match: list[tuple[bool, Kind]] = [
+    first_match: list[tuple[bool, OutcomeKind]] = [
         (result.failure == "not_sent", "not_done"),
         (result.failure == "unreadable", "unreadable"),
         (result.failure is not None or status >= HTTPStatus.INTERNAL_SERVER_ERROR, "unknown"),
@@ -174,7 +174,7 @@ def _kind(result: Result) -> Kind:
     return next(kind for holds, kind in first_match if holds)
 
 
-def _is_refused(result: Result, kind: Kind) -> bool:
+def _is_refused(result: Result, kind: OutcomeKind) -> bool:
     if result.failure == "not_sent":
         return True
     # A proxy that answers may have passed the request on. A key in use belongs to another request than this

@@ -79,32 +79,32 @@ class DraftHold:
                 # Such a draft waits for a person, as those of unpaid subscriptions do.
                 if not (is_last and await self._is_ended_here(subscription)):
                     return None
-                end = await self._collect(draft, end_s, is_counted=is_counted)
+                end = await self._finalize_last(draft, end_s, is_counted=is_counted)
             else:
-                end = await (self._release(draft) if is_counted else self._hold(draft, end_s))
+                end = await (self._release(draft) if is_counted else self._extend_hold(draft, end_s))
             if end.final_ms:
                 return end
             found_end = end if found_end is None or end.held_ms > found_end.held_ms else found_end
         return found_end
 
-    async def _hold(self, draft: Mapping[str, Any], end_s: int) -> InvoiceEnd:
+    async def _extend_hold(self, draft: Mapping[str, Any], end_s: int) -> InvoiceEnd:
         """Have Stripe wait, unless it waits as long already."""
         at_s, until_s = int(draft[_AT]), end_s + self._hold_s
         if until_s <= max(at_s, self._now_s + _SOON_S):
             return InvoiceEnd(held_ms=at_s * 1000)
-        own = _own_s(draft) or at_s
-        return await self._plan(draft, until_s, str(own))
+        own = _default_finalization_s(draft) or at_s
+        return await self._schedule_finalization(draft, until_s, str(own))
 
     async def _release(self, draft: Mapping[str, Any]) -> InvoiceEnd:
         """Give an invoice that was held back to Stripe; once Stripe's own time is over, finalize it."""
-        own_s = _own_s(draft)
+        own_s = _default_finalization_s(draft)
         if not own_s:
             return InvoiceEnd(held_ms=int(draft[_AT]) * 1000)
         if own_s > self._now_s + _SOON_S:
-            return await self._plan(draft, own_s, "")
+            return await self._schedule_finalization(draft, own_s, "")
         return await self._finalize(draft)
 
-    async def _collect(self, draft: Mapping[str, Any], end_s: int, *, is_counted: bool) -> InvoiceEnd:
+    async def _finalize_last(self, draft: Mapping[str, Any], end_s: int, *, is_counted: bool) -> InvoiceEnd:
         """Finalize the last invoice of a subscription, which Stripe may leave a draft, and have it paid."""
         made_s = int(draft.get("created") or end_s)
         until_s = max(made_s + _HOUR_S, end_s + self._hold_s)
@@ -126,7 +126,7 @@ class DraftHold:
         )
         return InvoiceEnd(final_ms=finalized_ms(done))
 
-    async def _plan(self, draft: Mapping[str, Any], at_s: int, own: str) -> InvoiceEnd:
+    async def _schedule_finalization(self, draft: Mapping[str, Any], at_s: int, own: str) -> InvoiceEnd:
         """Have Stripe finalize a draft at an instant; what it answers counts."""
         # A draft may be held, released and held again within the day that Stripe remembers a key for.
         key = f"meterkit-hold-{draft['id']}-{draft[_AT]}-{at_s}-{self._now_s // _SOON_S}"
@@ -136,7 +136,7 @@ class DraftHold:
         return InvoiceEnd(held_ms=int(done.get(_AT) or 0) * 1000, final_ms=finalized_ms(done))
 
 
-def _own_s(draft: Mapping[str, Any]) -> int:
+def _default_finalization_s(draft: Mapping[str, Any]) -> int:
     """When Stripe would have finalized a held draft by itself (Unix seconds); 0: it is not held."""
     metadata: Mapping[str, str] = draft.get("metadata") or {}
     own = metadata.get(HELD, "")

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from meterkit.errors import MeterkitError, StripeError
-from meterkit.outbox.intents import REFUSED, intents_in
+from meterkit.outbox.intents import REFUSED, unpack_batch
 from meterkit.store.event_names import read_meters
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ _DAY_MS: Final = 86_400_000
 _DAYS_NEAR: Final = 3
 _DAYS_KEPT: Final = 37
 _DAYS_OF_BATCHES: Final = 9
-Refused = Literal["done", "gone", "sending", "damaged"]
+RefusalOutcome = Literal["done", "gone", "sending", "damaged"]
 """The outcome: it is parked or dead, it is gone, it is just being sent, or its customer's
 totals cannot be counted in."""
-_REFUSED: Final[dict[int, Refused]] = {0: "gone", 1: "done", 2: "sending", 3: "damaged"}
+_REFUSED: Final[dict[int, RefusalOutcome]] = {0: "gone", 1: "done", 2: "sending", 3: "damaged"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class ErrorSample:
     """One meter event of many: what names it, and Stripe's words."""
 
     name: str
@@ -69,7 +69,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
+class ErrorCause:
     """Why meter events do not count.
 
     Attributes:
@@ -80,7 +80,7 @@ class Cause:
 
     code: str
     count: int
-    samples: tuple[Sample, ...]
+    samples: tuple[ErrorSample, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class ErrorReport:
 
     meter: str | None
     count: int
-    causes: tuple[Cause, ...]
+    causes: tuple[ErrorCause, ...]
     span: str
 
 
@@ -103,16 +103,16 @@ def read_report(event: Mapping[str, Any]) -> ErrorReport:
     data = _object(event.get("data"))
     reason = _object(data.get("reason"))
     causes = tuple(
-        Cause(
+        ErrorCause(
             code=_text(kind.get("code")) or "unknown",
-            count=_whole(kind.get("error_count")),
+            count=_positive_int(kind.get("error_count")),
             samples=tuple(_samples(kind))[:_SAMPLES_MAX],
         )
         for kind in _objects(reason.get("error_types"))
     )
     return ErrorReport(
         meter=_text(_object(event.get("related_object")).get("id")) or None,
-        count=max(_whole(reason.get("error_count")), sum(cause.count for cause in causes)),
+        count=max(_positive_int(reason.get("error_count")), sum(cause.count for cause in causes)),
         causes=causes,
         span=" to ".join(filter(None, (_text(data.get(f"validation_{end}")) for end in ("start", "end")))),
     )
@@ -129,9 +129,9 @@ def identifiers_of(report: ErrorReport) -> dict[str, tuple[str, str]]:
     return found
 
 
-def batches_of(report: ErrorReport) -> dict[Cause, dict[str, str]]:
+def batches_of(report: ErrorReport) -> dict[ErrorCause, dict[str, str]]:
     """Of our calls with several intents that a report names: for each cause, their keys to Stripe's words."""
-    found: dict[Cause, dict[str, str]] = {}
+    found: dict[ErrorCause, dict[str, str]] = {}
     for cause in report.causes:
         keys = {sample.name: sample.message for sample in cause.samples if _BATCH_KEY.fullmatch(sample.name)}
         if keys:
@@ -149,13 +149,13 @@ def state_of(code: str) -> Literal["parked", "dead"]:
     return "dead" if code in _DEAD else "parked"
 
 
-def _samples(kind: Mapping[str, Any]) -> Iterator[Sample]:
+def _samples(kind: Mapping[str, Any]) -> Iterator[ErrorSample]:
     for sample in _objects(kind.get("sample_errors")):
         request = _object(sample.get("request"))
         # Stripe's reference says the one, an example on its pages the other.
         name = _text(request.get("identifier")) or _text(request.get("idempotency_key"))
         if name:
-            yield Sample(name=name, message=_text(sample.get("error_message"))[:_WORDS_MAX])
+            yield ErrorSample(name=name, message=_text(sample.get("error_message"))[:_WORDS_MAX])
 
 
 def _object(value: object) -> Mapping[str, Any]:
@@ -170,11 +170,13 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _whole(value: object) -> int:
+def _positive_int(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-async def blamed(api: StripeApi, refusing: Refusing, report: ErrorReport) -> dict[str, tuple[str, str]]:
+async def find_in_batches(
+    api: StripeApi, refusing: IntentRefuser, report: ErrorReport
+) -> dict[str, tuple[str, str]]:
     """The intents that a report means by naming batches: identifier to the code and Stripe's words.
 
     ``request.identifier`` of a sample is "The request idempotency key", as Stripe's SDKs document
@@ -197,7 +199,7 @@ async def blamed(api: StripeApi, refusing: Refusing, report: ErrorReport) -> dic
         words = {identifier: message for key, message in keys.items() for identifier in intents.get(key, ())}
         known = await refusing.find(words)
         one_of = [one for one in known.values() if (one.event_name in events) != (report.meter is None)]
-        for one in await _meant(api, cause, one_of):
+        for one in await _find_refused(api, cause, one_of):
             found[one.identifier] = (cause.code, words[one.identifier])
     return found
 
@@ -209,7 +211,9 @@ async def _event_names(api: StripeApi, report: ErrorReport) -> Collection[str]:
     return {meter["event_name"] for meter in await api.list("/v1/billing/meters")}
 
 
-async def _meant(api: StripeApi, cause: Cause, one_of: list[Refusable]) -> list[Refusable]:
+async def _find_refused(
+    api: StripeApi, cause: ErrorCause, one_of: list[ReportedIntent]
+) -> list[ReportedIntent]:
     if len(one_of) == 1 or (is_of_meter(cause.code) and cause.count >= len(one_of)):
         return one_of
     if cause.code == _NO_CUSTOMER:
@@ -234,7 +238,7 @@ async def _is_gone(api: StripeApi, stripe_customer: str) -> bool:
         return True
 
 
-async def take_refusals(store: Store, api: StripeApi, event_id: str, journal: Journal | None = None) -> None:
+async def park_refused(store: Store, api: StripeApi, event_id: str, journal: Journal | None = None) -> None:
     """Fetch what an event tells of meter events that Stripe does not count, and do with each what it says.
 
     An intent that it names, by itself or by the call that it was sent in, is parked or dead, with Stripe's
@@ -247,8 +251,8 @@ async def take_refusals(store: Store, api: StripeApi, event_id: str, journal: Jo
         MeterkitError: an intent is just being sent; it is to be tried again.
     """
     report = read_report(await api.get(f"/v2/core/events/{event_id}"))
-    refusing = Refusing(store)
-    named = await blamed(api, refusing, report) | identifiers_of(report)
+    refusing = IntentRefuser(store)
+    named = await find_in_batches(api, refusing, report) | identifiers_of(report)
     found = await refusing.find(named)
     apart, sending, done = 0, list[str](), list[str]()
     for identifier, one in found.items():
@@ -277,7 +281,7 @@ async def take_refusals(store: Store, api: StripeApi, event_id: str, journal: Jo
         await _remove(journal, done)
     if sending:
         raise MeterkitError(f"intents that Stripe refuses are being sent: {', '.join(sending[:3])}")
-    _tell_rest(report, apart, event_id)
+    _log_unknown(report, apart, event_id)
 
 
 async def _remove(journal: Journal, identifiers: Sequence[str]) -> None:
@@ -292,7 +296,7 @@ async def _remove(journal: Journal, identifiers: Sequence[str]) -> None:
         )
 
 
-def _tell_rest(report: ErrorReport, apart: int, event_id: str) -> None:
+def _log_unknown(report: ErrorReport, apart: int, event_id: str) -> None:
     left = report.count - apart
     if left <= 0:
         return
@@ -314,7 +318,7 @@ def _tell_rest(report: ErrorReport, apart: int, event_id: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusable:
+class ReportedIntent:
     """Sealed usage that is on its way to Stripe or delivered, or was refused before.
 
     Attributes:
@@ -334,7 +338,7 @@ class Refusable:
     is_apart: bool = False
 
 
-class Refusing:
+class IntentRefuser:
     """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
 
     Args:
@@ -345,15 +349,15 @@ class Refusing:
         self._store = store
         self._meters: Mapping[str, ReportedMeter] | None = None
 
-    async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
+    async def find(self, identifiers: Iterable[str]) -> dict[str, ReportedIntent]:
         """By identifier, what is known of each: of the last days first, then of all 37 that are kept."""
-        wanted, now_ms, found = list(identifiers), self._store.now_ms(), dict[str, Refusable]()
+        wanted, now_ms, found = list(identifiers), self._store.now_ms(), dict[str, ReportedIntent]()
         for days in (range(-1, _DAYS_NEAR), range(_DAYS_NEAR, _DAYS_KEPT)):
             for shard in range(self._store.keys.shards):
                 left = [identifier for identifier in wanted if identifier not in found]
                 if not left:
                     return found
-                for one in await self._look(shard, left, [now_ms - day * _DAY_MS for day in days]):
+                for one in await self._find_in_shard(shard, left, [now_ms - day * _DAY_MS for day in days]):
                     found[one.identifier] = one
         return found
 
@@ -369,13 +373,15 @@ class Refusing:
                 pipe.hmget(keys.batches(shard, now_ms - day * _DAY_MS), wanted)
             for texts in await server.ask(pipe.execute()):
                 found |= {
-                    batch: intents_in(text.decode())
+                    batch: unpack_batch(text.decode())
                     for batch, text in zip(wanted, texts, strict=True)
                     if text
                 }
         return found
 
-    async def refuse(self, one: Refusable, *, state: Literal["parked", "dead"], why: str) -> Refused:
+    async def refuse(
+        self, one: ReportedIntent, *, state: Literal["parked", "dead"], why: str
+    ) -> RefusalOutcome:
         """Have it parked or dead, under a new identifier, and counted so, at once."""
         keys = self._store.keys
         admin = await self._store.admin()
@@ -391,7 +397,9 @@ class Refusing:
         arguments = (one.identifier, one.identifier + REFUSED, state, why, "".join(tokens[:1]), one.customer)
         return _REFUSED[await admin.run(self._store.scripts["refuse"], names, *arguments)]
 
-    async def _look(self, shard: int, identifiers: Sequence[str], days_ms: Sequence[int]) -> list[Refusable]:
+    async def _find_in_shard(
+        self, shard: int, identifiers: Sequence[str], days_ms: Sequence[int]
+    ) -> list[ReportedIntent]:
         keys = self._store.keys
         server = await (await self._store.admin()).at(keys.shard(shard, "intents"))
         names = [(identifier, identifier) for identifier in identifiers]
@@ -401,12 +409,12 @@ class Refusing:
         for day_ms in days_ms:
             pipe.hmget(keys.delivered(shard, day_ms), list(identifiers))
         intents, *delivered = await server.ask(pipe.execute())
-        found: list[Refusable] = []
+        found: list[ReportedIntent] = []
         for (name, identifier), data in zip(names, intents, strict=True):
             if data is not None:
                 kept: dict[str, Any] = json.loads(data)
                 told = (kept["customer"], kept["stripe"], kept["event"], kept["value"])
-                one = _refusable(identifier, told, shard)
+                one = _reported_intent(identifier, told, shard)
                 is_apart = name != identifier or kept["state"] in {"parked", "dead"}
                 found.append(replace(one, is_apart=is_apart))
         for day_ms, lines in zip(days_ms, delivered, strict=True):
@@ -414,13 +422,15 @@ class Refusing:
                 if data is not None:
                     customer, stripe_customer, event_name, _, value = json.loads(data)
                     told = (customer, stripe_customer, event_name, value)
-                    found.append(_refusable(identifier, told, shard, day_ms))
+                    found.append(_reported_intent(identifier, told, shard, day_ms))
         return found
 
 
-def _refusable(identifier: str, told: tuple[str, str, str, str], shard: int, day_ms: int = 0) -> Refusable:
+def _reported_intent(
+    identifier: str, told: tuple[str, str, str, str], shard: int, day_ms: int = 0
+) -> ReportedIntent:
     customer, stripe_customer, event_name, value = told
-    return Refusable(
+    return ReportedIntent(
         identifier=identifier,
         customer=customer,
         stripe_customer=stripe_customer,

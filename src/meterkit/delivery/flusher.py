@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.cancellation import start_task
 from meterkit.delivery.flush_report import FlushReport, Unsealed, count_undelivered
-from meterkit.delivery.intent_comparer import Comparer
+from meterkit.delivery.intent_comparer import IntentComparer
 from meterkit.delivery.late_usage import LateIntents, report_late
-from meterkit.delivery.sender import Lease, Sender, calls_of, stopwatch
-from meterkit.delivery.store_restart_check import Restarts
-from meterkit.delivery.sync_before_delivery import WAITED_MS, FirstLook
+from meterkit.delivery.sender import IntentSender, ShardLease, group_calls, stopwatch
+from meterkit.delivery.store_restart_check import StoreRestartCheck
+from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.outbox import Outbox
-from meterkit.outbox.sealer import REPORTED, collecting_late
+from meterkit.outbox.sealer import REPORTED, collect_late_usage
 from meterkit.store.settlement_spool import NO_SPOOLS
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from meterkit.delivery.invoice_items import InvoiceItemMaker
     from meterkit.delivery.sender import Transport
     from meterkit.delivery.summaries import Summaries
-    from meterkit.outbox.intents import Attempt, Move
+    from meterkit.outbox.intents import IntentMove, SendAttempt
     from meterkit.outbox.journal import Journal
-    from meterkit.outbox.sealer import Sealing
+    from meterkit.outbox.sealer import SealResult
     from meterkit.store.store import Store
 
 
@@ -53,22 +53,97 @@ _YOUNG_S: Final = 2.1
 _COMPARE_EVERY_MS: Final = 60_000
 
 
-class Flusher:
-    """Seals and delivers.
+@dataclass(slots=True, kw_only=True)
+class FlushPass:
+    """State of one flush: its report, the intents it has tried, and the lines it sends last.
 
-    A shard is worked on by one flusher at a time, who holds its lease. What another left behind is tried
-    again under the same identifier, which Stripe counts once within 24 hours.
+    Attributes:
+        retries: whether intents that wait for a retry are sent now.
+        tried: the intents that were sent in this round.
+        unseen: customers that could not be synced: their waiting usage is not sent.
+        is_young: whether an intent was not on disk for long enough.
+        withdrawn: number of intents whose usage is pending again.
+        put_off: shards whose suspect lines are sent last; true: only repeats may be sent.
+        are_suspects_next: whether suspect lines are being sent.
+    """
+
+    outbox: Outbox
+    retries: bool
+    tried: set[str] = field(default_factory=set[str])
+    unseen: set[str] = field(default_factory=set[str])
+    is_young: bool = False
+    withdrawn: int = 0
+    put_off: dict[int, bool] = field(default_factory=dict[int, bool])
+    are_suspects_next: bool = False
+    report: FlushReport = field(default_factory=FlushReport)
+
+    @property
+    def progress(self) -> tuple[int, ...]:
+        """Counts of completed steps: they change if anything was done that need not be repeated."""
+        report = self.report
+        return (report.sealed, report.delivered, report.dead, report.parked, len(report.late), self.withdrawn)
+
+    async def settle(self, shard: int, moves: list[IntentMove]) -> None:
+        """Put sent intents into their next states, and empty the list."""
+        sent, report = moves.copy(), self.report
+        moves.clear()
+        for move in await self.outbox.settle(shard, sent):
+            if move.state in {"delivered", "parked", "dead"}:
+                setattr(report, move.state, getattr(report, move.state) + 1)
+            elif move.why:
+                report.retried += 1
+                report.why = move.why
+
+    def report_unsealed(self, sealing: SealResult, logged: set[tuple[str, str]]) -> None:
+        """Report usage that could not be sealed; log it once for each customer and meter.
+
+        Args:
+            sealing: the result of a seal.
+            logged: customers and meters that were logged; updated here.
+        """
+        logged.difference_update((customer, "") for customer in sealing.fine)
+        unsealed = [
+            Unsealed(customer=customer, meter="", quantity=None, why=why)
+            for customer, why in sealing.aside.items()
+        ]
+        unsealed += [
+            Unsealed(
+                customer=nameless.customer,
+                meter=nameless.meter_token,
+                quantity=nameless.quantity,
+                why="its meter is not in the plans file, and the store knows no event name of it",
+            )
+            for nameless in sealing.nameless
+        ]
+        self.report.unsealed += unsealed
+        for one in unsealed:
+            if (one.customer, one.meter) not in logged:
+                logged.add((one.customer, one.meter))
+                what = "usage" if one.quantity is None else f"{one.quantity} units of {one.meter}"
+                _logger.error(
+                    "%s of customer %r cannot be sealed; all else is delivered: %s",
+                    what,
+                    one.customer,
+                    one.why,
+                    extra=REPORTED,
+                )
+
+
+class Flusher:
+    """Seals pending usage and delivers it to Stripe.
+
+    A flusher works on a shard while it holds the shard's lease. It sends the intents that another process
+    left behind again, under the same identifier: Stripe counts an identifier once within 24 hours.
 
     Args:
-        store: where usage is counted.
-        transport: how it is sent.
+        store: counts the usage.
+        transport: delivers intents.
         calls_per_s: at most so many calls to Stripe per second.
         calls_at_once: at most so many calls to Stripe in flight.
         timeout_s: how long the transport may take for one call.
-        summaries: what says whether Stripe has an intent first tried long ago; None: it stays parked.
-        look: fetches a customer's subscription from Stripe into the store before usage is sent that has
-            waited; None: none is.
-        journal: has what Stripe has accepted; None: there is none.
+        summaries: tell whether Stripe has an intent that was first tried long ago; None: it stays parked.
+        look: syncs a customer's subscription from Stripe before usage that has waited is sent; None: no sync.
+        journal: the journal of deliveries; None: there is none.
         items: makes invoice items of late usage; None: they wait.
     """
 
@@ -86,20 +161,20 @@ class Flusher:
         items: InvoiceItemMaker | None = None,
     ) -> None:
         self._store, self._items = store, items
-        self._comparer = None if summaries is None else Comparer(store, summaries, journal)
+        self._comparer = None if summaries is None else IntentComparer(store, summaries, journal)
         self._compared_ms = 0
-        self._restarts = None if summaries is None else Restarts(store, summaries, journal)
+        self._restarts = None if summaries is None else StoreRestartCheck(store, summaries, journal)
         self._late = LateIntents(store)
-        self._first = FirstLook(store, look)
-        self._sender = Sender(
+        self._sync = SyncBeforeDelivery(store, look)
+        self._sender = IntentSender(
             store, transport, calls_per_s=calls_per_s, calls_at_once=calls_at_once, timeout_s=timeout_s
         )
-        self._alone = asyncio.Lock()
-        self._aside: set[tuple[str, str]] = set()
+        self._one_at_a_time = asyncio.Lock()
+        self._logged_unsealed: set[tuple[str, str]] = set()
         self._failures, self.report = Throttle(HOUR_S), FlushReport()
 
     def stop(self) -> None:
-        """Send nothing more. What is under way is waited for: at most the time that one call may take."""
+        """Send nothing more. Calls in flight are waited for: at most the time that one call may take."""
         self._sender.stopping.set()
 
     async def run(self, *, every_s: float, told: Callable[[FlushReport], None] | None = None) -> None:
@@ -108,20 +183,17 @@ class Flusher:
         Raises:
             Exception: what ``told`` raises; nothing else ends it.
         """
-        await self._logged(self._check())
+        await self._run_logged(self._log_refusal())
         while not self._sender.stopping.is_set():
-            report = await self._logged(self._flush())
+            report = await self._run_logged(self._run_flush())
             if report is not None:
                 self._failures.forget()
                 if told is not None:
                     told(report)
             await self._idle(_jitter(0.8, 1.2) * every_s)
 
-    async def _logged(self, work: Coroutine[Any, Any, _T]) -> _T | None:
-        """The report; None if the pass failed: flushing goes on until the process ends.
-
-        Each kind of error is logged, and again each hour for as long as no pass has succeeded.
-        """
+    async def _run_logged(self, work: Coroutine[Any, Any, _T]) -> _T | None:
+        """Await a pass; if it fails, log each kind of error once an hour and return None."""
         result: _T | BaseException = (await asyncio.gather(start_task(work), return_exceptions=True))[0]
         if not isinstance(result, BaseException):
             return result
@@ -132,28 +204,28 @@ class Flusher:
             _logger.error(message, result, exc_info=unexpected)
         return None
 
-    async def _check(self) -> None:
+    async def _log_refusal(self) -> None:
         refusal = await Outbox(self._store, await self._store.admin()).refusal()
         if refusal is not None:
             _logger.error("%s", refusal)
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
-        """Do what is due; or everything, spooled and still open, waiting for what may not be sent yet.
+        """Seal and send what is due; or everything, spools included, waiting for what may not be sent yet.
 
         Raises:
             StoreError: the store does not answer.
         """
         spools = await self._store.send_spools() if everything else NO_SPOOLS
-        report = await self._flush(everything=everything, timeout_s=timeout_s, is_alone=True)
+        report = await self._run_flush(everything=everything, timeout_s=timeout_s, is_alone=True)
         report.spooled, report.spools_left = spools.sent, list(spools.refused)
         return await count_undelivered(self._store, report)
 
-    async def _flush(
+    async def _run_flush(
         self, *, everything: bool = False, timeout_s: float = 0.0, is_alone: bool = False
     ) -> FlushReport:
         flush = FlushPass(outbox=Outbox(self._store, await self._store.admin()), retries=everything)
         self.report = flush.report
-        with collecting_late(flush.report.late):
+        with collect_late_usage(flush.report.late):
             await self._run_pass(flush, monotonic() + timeout_s, everything=everything, is_alone=is_alone)
         if flush.report.retried and flush.report.why and not is_alone:  # Else the caller has the report.
             retried = flush.report.retried
@@ -163,22 +235,22 @@ class Flusher:
 
     async def _run_pass(self, flush: FlushPass, deadline: float, *, everything: bool, is_alone: bool) -> None:
         """Compare with Stripe, seal, send, and make invoice items."""
-        await self._compare(flush.report, is_alone=is_alone)
+        await self._compare_due(flush.report, is_alone=is_alone)
         if everything:
             await self._until_all_is_done(flush, deadline)
         else:
-            done = await self._round(flush, due_ms=self._store.now_ms())
+            done = await self._run_round(flush, due_ms=self._store.now_ms())
             if done == "nothing" and is_alone and flush.is_young:
-                # The store does not say what is on its disk: what was just sealed is given time to get there.
+                # The store does not say what is on its disk: give new intents time to get there.
                 await asyncio.sleep(_YOUNG_S)
-                await self._round(flush, due_ms=self._store.now_ms())
+                await self._run_round(flush, due_ms=self._store.now_ms())
         if self._items is not None:
             await self._unless_stopping(self._items.make_due(flush.report, everything=everything))
 
     async def _until_all_is_done(self, flush: FlushPass, deadline: float) -> None:
         """Seal and send everything, waiting until the deadline for what may not be sent yet."""
         idle_s = _IDLE_FIRST_S
-        while (done := await self._round(flush, due_ms=None)) != "over":
+        while (done := await self._run_round(flush, due_ms=None)) != "over":
             if done == "something":
                 idle_s = _IDLE_FIRST_S
                 continue
@@ -187,7 +259,7 @@ class Flusher:
             await self._idle(min(idle_s, max(0.0, deadline - monotonic())))
             idle_s = min(2 * idle_s, _IDLE_MAX_S)
 
-    async def _round(
+    async def _run_round(
         self, flush: FlushPass, *, due_ms: int | None
     ) -> Literal["something", "nothing", "over"]:
         """Seal and send once what is due, or all (None).
@@ -204,7 +276,7 @@ class Flusher:
         flush.tried.clear()
         at_once = asyncio.Semaphore(_SHARDS_AT_ONCE)
         try:
-            await _all(self._shard(flush, item.shard, due_ms, at_once) for item in work)
+            await _gather_all(self._flush_shard(flush, item.shard, due_ms, at_once) for item in work)
         except StoreError:  # Of a cluster one server is down: the others go on.
             await self._send_suspects(flush, at_once)
             raise
@@ -215,15 +287,15 @@ class Flusher:
             return "over"
         return "nothing" if before == flush.progress else "something"
 
-    async def _compare(self, report: FlushReport, *, is_alone: bool) -> None:
-        """Compare what is due with Stripe's summaries; in the background now and then."""
+    async def _compare_due(self, report: FlushReport, *, is_alone: bool) -> None:
+        """Compare due intents with Stripe's summaries; in the background once a minute."""
         now_ms = self._store.now_ms()
         if self._comparer is not None and (is_alone or now_ms >= self._compared_ms + _COMPARE_EVERY_MS):
             self._compared_ms = now_ms
             await self._unless_stopping(self._comparer.compare_due(report))
 
     async def _unless_stopping(self, asking: Coroutine[Any, Any, _T]) -> _T | None:
-        """The comparison with Stripe's summaries, which may take minutes; None: the next pass starts anew."""
+        """Await a call that may take minutes; cancel it and return None when the flusher stops."""
         work, stop = start_task(asking), start_task(self._sender.stopping.wait())
         try:
             await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -240,19 +312,19 @@ class Flusher:
     @asynccontextmanager
     async def _shard_lease(
         self, outbox: Outbox, shard: int, at_once: asyncio.Semaphore
-    ) -> AsyncGenerator[Lease | None]:
-        """The shard's lease while the block runs; None: another flusher has it, or nothing more is sent."""
+    ) -> AsyncGenerator[ShardLease | None]:
+        """Hold the shard's lease during the block; None: another flusher has it, or nothing more is sent."""
         async with at_once:
-            lease = Lease(outbox, shard, clock=self._store.clock)
+            lease = ShardLease(outbox, shard, clock=self._store.clock)
             try:
                 is_held = not self._sender.stopping.is_set() and await lease.outlives(0)
                 yield lease if is_held else None
             finally:
-                # Also where taking it was cancelled: it may have been had. Another's lease stays as it is.
-                with suppress(StoreError):  # It runs out by itself.
+                # Also if taking the lease was cancelled. The lease of another process stays as it is.
+                with suppress(StoreError):  # It expires by itself.
                     await outbox.lease(shard, ttl_ms=0)
 
-    async def _shard(
+    async def _flush_shard(
         self, flush: FlushPass, shard: int, due_ms: int | None, at_once: asyncio.Semaphore
     ) -> None:
         """Seal and send what is due of a shard, except suspect lines."""
@@ -261,10 +333,10 @@ class Flusher:
             if lease is None:
                 return
             sealing = await outbox.seal(
-                shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL, first=partial(self._look_first, flush)
+                shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL, first=partial(self._sync_first, flush)
             )
             flush.report.sealed += sealing.made
-            flush.report_unsealed(sealing, self._aside)
+            flush.report_unsealed(sealing, self._logged_unsealed)
             if sealing.late:
                 report_late(sealing.late, await outbox.meters())
             is_known = self._restarts is None or await self._unless_stopping(
@@ -276,7 +348,7 @@ class Flusher:
             await self._send_due(flush, lease, now_ms, only_repeats=not is_known)
 
     async def _send_suspects(self, flush: FlushPass, at_once: asyncio.Semaphore) -> None:
-        """Send the suspect lines of all shards that were flushed, of the least tried one first."""
+        """Send the suspect lines of all flushed shards, least tried first."""
 
         async def send(shard: int) -> None:
             async with self._shard_lease(flush.outbox, shard, at_once) as lease:
@@ -288,25 +360,27 @@ class Flusher:
         attempts = self._sender.suspects.attempts_by_shard(lambda customer: keys.customer(customer).shard)
         shards = [shard for shard in attempts if shard in flush.put_off]
         flush.are_suspects_next = True
-        # The least tried one by itself: it shows whether the others pass.
+        # The least tried one goes alone: it shows whether Stripe answers the others.
         for part in (shards[:1], shards[1:]):
-            await _all(map(send, part))
+            await _gather_all(map(send, part))
         flush.are_suspects_next = False
         flush.put_off.clear()
 
-    async def _look_first(self, flush: FlushPass, since_ms: Mapping[str, int]) -> bool:
-        """Have customers looked at whose usage has waited since then; whether any had not been lately."""
+    async def _sync_first(self, flush: FlushPass, since_ms: Mapping[str, int]) -> bool:
+        """Sync customers whose usage has waited; whether any of them had no recent sync."""
         waited_ms = self._store.now_ms() - WAITED_MS
         waited = [customer for customer, at_ms in since_ms.items() if at_ms <= waited_ms]
-        if not (waited := self._first.unseen_of(waited)):
+        if not (waited := self._sync.without_recent_sync(waited)):
             return False
         if waited := [customer for customer in waited if customer not in flush.unseen]:
-            unseen = await self._unless_stopping(self._first.look(waited))
+            unseen = await self._unless_stopping(self._sync.sync_customers(waited))
             flush.unseen |= set(waited) if unseen is None else unseen
         return True
 
-    async def _send_due(self, flush: FlushPass, lease: Lease, now_ms: int, *, only_repeats: bool) -> None:
-        """Send what is due of a shard, page after page; alone where one is to show whether others pass."""
+    async def _send_due(
+        self, flush: FlushPass, lease: ShardLease, now_ms: int, *, only_repeats: bool
+    ) -> None:
+        """Send the due intents of a shard, page by page; a single one as the probe of an open breaker."""
         due_ms, sender = None if flush.retries else now_ms, self._sender
         send_page = partial(self._send_page, flush, lease, due_ms, only_repeats=only_repeats)
         while not sender.stopping.is_set():
@@ -317,19 +391,19 @@ class Flusher:
                 if not await send_page(alone=False):
                     return
                 continue
-            async with self._alone:
+            async with self._one_at_a_time:
                 if sender.breaker.admits(self._store.now_ms()) != "one":
-                    continue  # The one before has shown whether others pass.
+                    continue  # Another probe has closed the breaker, or opened it.
                 if not await send_page(alone=True):
                     return
 
     async def _send_page(
-        self, flush: FlushPass, lease: Lease, due_ms: int | None, *, alone: bool, only_repeats: bool
+        self, flush: FlushPass, lease: ShardLease, due_ms: int | None, *, alone: bool, only_repeats: bool
     ) -> bool:
-        """Send a page of intents, or one that is ``alone``; whether there were any."""
+        """Send a page of intents, or a single one (``alone``); whether there were any."""
         outbox, closed = flush.outbox, self._sender.closed_meters()
-        most = _CALLS_PER_PAGE * self._sender.most if self._sender.most > 1 else _INTENTS_PER_PAGE
-        suspects = self._sender.suspects
+        per_call, suspects = self._sender.events_per_call, self._sender.suspects
+        most = _CALLS_PER_PAGE * per_call if per_call > 1 else _INTENTS_PER_PAGE
         found = await outbox.due(
             lease.shard,
             due_ms=due_ms,
@@ -344,9 +418,9 @@ class Flusher:
         found.sort(key=suspects.attempts_of)
         if alone:
             found = found[:1]
-        if await self._look_first(flush, {sealed.customer: sealed.sealed_ms for sealed in reversed(found)}):
+        if await self._sync_first(flush, {sealed.customer: sealed.sealed_ms for sealed in reversed(found)}):
             flush.tried.update(sealed.identifier for sealed in found if sealed.customer in flush.unseen)
-            return True  # The sealed usage may be late by now.
+            return True  # The sync may have made the sealed usage late.
         due, withdrawn, parked = await self._late.divert(lease.shard, found)
         flush.withdrawn, flush.report.parked = flush.withdrawn + withdrawn, flush.report.parked + parked
         if not due:
@@ -356,98 +430,26 @@ class Flusher:
         attempts = await outbox.attempt(lease.shard, due)
         flush.is_young = flush.is_young or len(attempts) < len(due)
         flush.tried.update(attempt.intent.identifier for attempt in attempts)
-        moves: list[Move] = []
+        moves: list[IntentMove] = []
 
-        async def send(calls: list[list[Attempt]]) -> None:
+        async def send(calls: list[list[SendAttempt]]) -> None:
             for call in calls:
                 made = await self._sender.send(lease, call, asked, alone=alone)
-                flush.report.retried += len(call) - len(made)  # Their lease was lost before that.
+                flush.report.retried += len(call) - len(made)  # The lease was lost before these were sent.
                 moves.extend(made)
                 if len(moves) >= _SETTLED_AT_ONCE:
                     await flush.settle(lease.shard, moves)
 
         try:
-            await _all(send(calls) for calls in calls_of(attempts, most=self._sender.most, apart=suspects))
+            await _gather_all(
+                send(calls) for calls in group_calls(attempts, events_per_call=per_call, apart=suspects)
+            )
         finally:
             await flush.settle(lease.shard, moves)
         return bool(attempts)
 
 
-async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Wait until all have ended, then raise what the first of them raised."""
+async def _gather_all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait until all have ended, then raise the first error."""
     for failed in filter(None, await asyncio.gather(*map(start_task, works), return_exceptions=True)):
         raise failed
-
-
-@dataclass(slots=True, kw_only=True)
-class FlushPass:
-    """One flush.
-
-    Attributes:
-        retries: whether what waits for a retry is sent now.
-        tried: the intents that it has sent in this round.
-        unseen: customers that could not be synced: their waiting usage is not sent.
-        is_young: whether an intent was not on disk for long enough.
-        withdrawn: intents whose usage is pending again.
-        put_off: shards whose suspect lines are sent last, each with whether only repeats may be sent of it.
-        are_suspects_next: whether suspect lines are being sent.
-    """
-
-    outbox: Outbox
-    retries: bool
-    tried: set[str] = field(default_factory=set[str])
-    unseen: set[str] = field(default_factory=set[str])
-    is_young: bool = False
-    withdrawn: int = 0
-    put_off: dict[int, bool] = field(default_factory=dict[int, bool])
-    are_suspects_next: bool = False
-    report: FlushReport = field(default_factory=FlushReport)
-
-    @property
-    def progress(self) -> tuple[int, ...]:
-        """Changes where anything was done that need not be repeated."""
-        report = self.report
-        return (report.sealed, report.delivered, report.dead, report.parked, len(report.late), self.withdrawn)
-
-    async def settle(self, shard: int, moves: list[Move]) -> None:
-        """Put what was sent into its next state, and leave none of it in the list."""
-        sent, report = moves.copy(), self.report
-        moves.clear()
-        for move in await self.outbox.settle(shard, sent):
-            if move.state in {"delivered", "parked", "dead"}:
-                setattr(report, move.state, getattr(report, move.state) + 1)
-            elif move.why:
-                report.retried += 1
-                report.why = move.why
-
-    def report_unsealed(self, sealing: Sealing, aside: set[tuple[str, str]]) -> None:
-        """Report usage that could not be sealed, and log it for each customer and meter once, until it could.
-
-        Args:
-            sealing: what was sealed, and what was not.
-            aside: customers and meters that were logged; they are brought up to date.
-        """
-        aside.difference_update((customer, "") for customer in sealing.fine)
-        unsealed = [
-            Unsealed(customer=customer, meter="", quantity=None, why=why)
-            for customer, why in sealing.aside.items()
-        ]
-        unsealed += [
-            Unsealed(
-                customer=nameless.customer,
-                meter=nameless.meter_token,
-                quantity=nameless.quantity,
-                why="its meter is not in the plans file, and the store knows no event name of it",
-            )
-            for nameless in sealing.nameless
-        ]
-        self.report.unsealed += unsealed
-        for one in unsealed:
-            if (one.customer, one.meter) not in aside:
-                aside.add((one.customer, one.meter))
-                what = "usage" if one.quantity is None else f"{one.quantity} units of {one.meter}"
-                _logger.error(
-                    "%s of customer %r cannot be sealed; all else is delivered: %s",
-                    *(what, one.customer, one.why),
-                    extra=REPORTED,
-                )

@@ -1,4 +1,4 @@
-"""The flusher in the background, with the transport that the settings name."""
+"""Setup of the flusher from the settings, and the background tasks that deliver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 StripeTransport: TypeAlias = "StripeV1Transport | StripeStreamTransport"
-"""What delivers to Stripe."""
+"""A transport that sends to Stripe."""
 _TRANSPORTS: Final[Mapping[str, tuple[str, str]]] = {
     "v1": ("meterkit.delivery.stripe_v1", "StripeV1Transport"),
     "v2-stream": ("meterkit.delivery.stripe_stream", "StripeStreamTransport"),
@@ -39,13 +39,13 @@ def transport_of(settings: Settings) -> StripeTransport:
     """The transport that the settings name.
 
     Raises:
-        SettingsError: no Stripe key is set, or it cannot be worked with.
+        SettingsError: no Stripe key is set, or the transport refuses the settings.
     """
     if settings.stripe_api_key is None:
         message = "stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY"
         raise SettingsError("stripe_api_key", message)
     name, made = _TRANSPORTS[settings.stripe_transport]
-    module: Any = import_module(name)  # Only those who deliver pay for it.
+    module: Any = import_module(name)  # Imported only by processes that deliver.
     transport: StripeTransport = getattr(module, made)(
         settings.stripe_api_key.get_secret_value(),
         api_base=settings.reveal(settings.stripe_api_base),
@@ -64,10 +64,10 @@ async def flusher_for(
     """A flusher that keeps its connections to Stripe until the block ends.
 
     Args:
-        store: where usage is counted.
-        settings: how it is sent.
+        store: counts the usage.
+        settings: name the transport and its limits.
         look: see :class:`meterkit.delivery.flusher.Flusher`.
-        journal: gets what Stripe has accepted; None: there is none.
+        journal: the journal of deliveries; None: there is none.
 
     Raises:
         SettingsError: no Stripe key is set.
@@ -78,13 +78,12 @@ async def flusher_for(
     api = StripeApi(settings)
     summaries = StripeSummaries(api)
     try:
-        module: Any = import_module("meterkit.delivery.flusher")  # Only those who deliver pay for it.
-        calls_per_s = settings.meter_event_calls_per_s
+        module: Any = import_module("meterkit.delivery.flusher")  # Imported only by processes that deliver.
         items: Any = import_module("meterkit.delivery.invoice_items")
         yield module.Flusher(
             store,
             transport,
-            calls_per_s=calls_per_s,
+            calls_per_s=settings.meter_event_calls_per_s,
             summaries=summaries,
             look=look,
             journal=journal,
@@ -110,17 +109,17 @@ def delivery_tasks(
     api: Callable[[], StripeApi],
     root_of: RootOf | None = None,
 ) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
-    """What runs beside an event loop that delivers: the flusher, and who looks at the closes of periods.
+    """Background tasks of an event loop that delivers: the flusher and the period closer.
 
     ``root_of`` gives the root of a customer's audit log; None: there is none.
 
     Raises:
         SettingsError: usage cannot be sent by these settings.
     """
-    transport_of(settings)  # What it cannot work with is refused now, not later by a task.
+    transport_of(settings)  # Refuse wrong settings now, not later in a task.
     every_s = min(_PASS_EVERY_S, settings.flush_interval)
     closing: Any = import_module("meterkit.delivery.period_closer")
     return {
         "flush": partial(flush_forever, flusher, every_s=every_s),
-        "closes": closing.Closer(store, api, root_of).run,
+        "closes": closing.PeriodCloser(store, api, root_of).run,
     }

@@ -10,13 +10,13 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.stranding import MISSED, strand_intent
-from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS
+from meterkit.decisions.ambiguity import COMPARABLE_AFTER_MS, READS_APART_MS
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.delivery.late_usage import LateIntents
-from meterkit.delivery.lost_deliveries import Forgotten
-from meterkit.delivery.recoverer import Recoverer
+from meterkit.delivery.lost_deliveries import LostDeliveries
+from meterkit.delivery.recoverer import RestoreRecoverer
 from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
-from meterkit.outbox.intents import RESTORED, Kept, count_members, intents_of
+from meterkit.outbox.intents import RESTORED, StoredIntent, count_members, parse_intents
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.sealer import REPORTED
 
@@ -44,7 +44,7 @@ _MINUTE_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class SummaryReading:
     """What Stripe's summary of an intent's minute came to (None: it has no such meter), and when."""
 
     counted: Decimal | None
@@ -52,7 +52,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class Judgement:
     """What becomes of an intent.
 
     Attributes:
@@ -64,7 +64,7 @@ class Judged:
     verdict: Verdict
     why: str = ""
     wait_ms: int = 0
-    keep: Look | None = None
+    keep: SummaryReading | None = None
 
 
 def judge(
@@ -73,9 +73,9 @@ def judge(
     span: str = "its minute",
     minute_ms: int,
     first_attempt_ms: int,
-    before: Look | None,
-    now: Look,
-) -> Judged:
+    before: SummaryReading | None,
+    now: SummaryReading,
+) -> Judgement:
     """Tell what becomes of an intent that Stripe may have.
 
     Args:
@@ -87,45 +87,47 @@ def judge(
         before: the look before this one; None: there was none.
         now: this look.
     """
-    if now.at_ms < first_attempt_ms + COMPARED_MS:
-        return Judged(verdict="again", wait_ms=first_attempt_ms + COMPARED_MS - now.at_ms)
+    if now.at_ms < first_attempt_ms + COMPARABLE_AFTER_MS:
+        return Judgement(verdict="again", wait_ms=first_attempt_ms + COMPARABLE_AFTER_MS - now.at_ms)
     if value >= _SPLIT_AT:
-        return Judged(
+        return Judgement(
             verdict="person",
             why=f"its minute may have another intent of {value}: its summary does not tell them apart",
         )
     if now.counted is None:
-        return Judged(verdict="person", why="Stripe has no meter with its event name, so no summary of it")
+        return Judgement(verdict="person", why="Stripe has no meter with its event name, so no summary of it")
     if before is None:
-        return Judged(verdict="again", wait_ms=APART_MS, keep=now)
-    if now.at_ms < before.at_ms + APART_MS:
-        return Judged(verdict="again", wait_ms=before.at_ms + APART_MS - now.at_ms, keep=before)
-    return _judge_two(value, span, minute_ms, before, now)
+        return Judgement(verdict="again", wait_ms=READS_APART_MS, keep=now)
+    if now.at_ms < before.at_ms + READS_APART_MS:
+        return Judgement(verdict="again", wait_ms=before.at_ms + READS_APART_MS - now.at_ms, keep=before)
+    return _judge_readings(value, span, minute_ms, before, now)
 
 
-def _judge_two(value: int, span: str, minute_ms: int, before: Look, now: Look) -> Judged:
+def _judge_readings(
+    value: int, span: str, minute_ms: int, before: SummaryReading, now: SummaryReading
+) -> Judgement:
     if before.counted != now.counted:
         why = f"Stripe's summary of {span} said {before.counted}, and {now.counted} later"
-        return Judged(verdict="person", why=why)
+        return Judgement(verdict="person", why=why)
     if now.counted == value:
-        return Judged(verdict="delivered", why=f"Stripe's summary of {span} said {value}, twice")
+        return Judgement(verdict="delivered", why=f"Stripe's summary of {span} said {value}, twice")
     if now.counted != 0:
         why = f"Stripe's summary of {span} says {now.counted}, and it is {value}"
-        return Judged(verdict="person", why=why)
+        return Judgement(verdict="person", why=why)
     if value < 0:
         why = (
             "it takes units back, and Stripe's summary of its minute says 0, which it may say of less than"
             " nothing: look at the customer's meter at Stripe; if they are counted still, credit them by"
             " hand; then drop it"
         )
-        return Judged(verdict="person", why=why)
+        return Judgement(verdict="person", why=why)
     if minute_ms < now.at_ms - _PAST_MS:
         why = "Stripe does not have it, and takes nothing older than 35 days: bill it by hand"
-        return Judged(verdict="person", why=why)
-    return Judged(verdict="replace", why=f"Stripe's summary of {span} said 0, twice")
+        return Judgement(verdict="person", why=why)
+    return Judgement(verdict="replace", why=f"Stripe's summary of {span} said 0, twice")
 
 
-class Comparer:
+class IntentComparer:
     """Compares what is due to be compared; see :func:`meterkit.delivery.intent_comparer.judge`.
 
     Any number may work at once: an intent changes only where it is still as it was read.
@@ -140,8 +142,8 @@ class Comparer:
         self._store = store
         self._summaries = summaries
         self._late = LateIntents(store)
-        self._forgotten = Forgotten(store, summaries, journal)
-        self._recoverer = Recoverer(store, summaries, journal)
+        self._forgotten = LostDeliveries(store, summaries, journal)
+        self._recoverer = RestoreRecoverer(store, summaries, journal)
 
     async def compare_due(self, report: FlushReport) -> None:
         """Compare all that is due; what Stripe has counts as delivered in the report.
@@ -188,7 +190,7 @@ class Comparer:
             )
         return apart_s <= CLOCKS_APART_S
 
-    async def compare(self, kept: Kept) -> Verdict:
+    async def compare(self, kept: StoredIntent) -> Verdict:
         """Look at the summary of an intent's minute, and do what follows.
 
         Returns:
@@ -201,13 +203,13 @@ class Comparer:
         store = self._store
         if RESTORED in kept.fields:
             return await self._recoverer.settle_proven(kept, by=CAUSE)
-        judged = await self._judged(kept)
+        judged = await self._judge_intent(kept)
         if judged.verdict == "again":
             more = {"why": kept.fields.get("why", "")}
             if judged.keep is not None:
                 more |= {"look": f"{judged.keep.counted}", "looked": f"{judged.keep.at_ms}"}
             is_so = await change_state(
-                store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, more=more
+                store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, fields=more
             )
         elif judged.verdict == "delivered":
             is_so = await change_state(
@@ -221,7 +223,7 @@ class Comparer:
         elif judged.verdict == "replace":
             anew = kept.renamed(f"{token_hex(16)}-1", store.now_ms())
             after = f"queued as {anew.identifier}: {judged.why}"
-            is_so = await change_state(store, kept, "queued", cause=CAUSE, to_be=anew, after=after)
+            is_so = await change_state(store, kept, "queued", cause=CAUSE, replacement=anew, after=after)
         else:
             _logger.error(
                 "intent %s of customer %r stays parked: %s",
@@ -232,11 +234,11 @@ class Comparer:
             )
             more = {"why": judged.why}
             is_so = await change_state(
-                store, kept, "parked", cause=CAUSE, after=f"parked: {judged.why}", more=more
+                store, kept, "parked", cause=CAUSE, after=f"parked: {judged.why}", fields=more
             )
         return judged.verdict if is_so else "again"
 
-    async def _judged(self, kept: Kept) -> Judged:
+    async def _judge_intent(self, kept: StoredIntent) -> Judgement:
         fields, start_s = kept.fields, kept.minute_s
         span_s, value, span = (start_s, start_s + _MINUTE_S), kept.value, "its minute"
         if "since" in fields:  # It stands for usage of many minutes, less the known minutes.
@@ -250,16 +252,16 @@ class Comparer:
         except StripeError as error:
             if error.status in _OF_THE_KEY:
                 raise
-            return Judged(verdict="person", why=f"Stripe gives no summary of its minute: {error}")
+            return Judgement(verdict="person", why=f"Stripe gives no summary of its minute: {error}")
         if counted is not None:
             counted -= int(fields.get("base", "0"))
             if "since" in fields:  # The base has what was sent for a Stripe customer of before, too.
                 names = (kept.customer, fields["event"], fields["stripe"])
-                counted += await self._forgotten.elsewhere(*names, span_s)
-        now = Look(counted=counted, at_ms=self._store.now_ms())
+                counted += await self._forgotten.units_of_other_customers(*names, span_s)
+        now = SummaryReading(counted=counted, at_ms=self._store.now_ms())
         before = None
         if "looked" in fields:
-            before = Look(counted=Decimal(fields["look"]), at_ms=int(fields["looked"]))
+            before = SummaryReading(counted=Decimal(fields["look"]), at_ms=int(fields["looked"]))
         return judge(
             value=value,
             span=span,
@@ -269,7 +271,7 @@ class Comparer:
             now=now,
         )
 
-    async def _due(self) -> AsyncGenerator[Kept]:
+    async def _due(self) -> AsyncGenerator[StoredIntent]:
         store, admin = self._store, (await self._store.admin()).for_delivery()
         for shard, _ in await count_members(store, admin, ("compare",), limit=store.now_ms()):
             compare = store.keys.shard(shard, "compare")
@@ -280,12 +282,12 @@ class Comparer:
                 continue
             texts: list[Any] = await admin.ask(admin.client.hmget(store.keys.shard(shard, "intents"), due))
             names = [member.decode() for member in due]
-            found = intents_of(admin, shard, names, texts)
+            found = parse_intents(admin, shard, names, texts)
             for name, data, fields in zip(names, texts, found, strict=True):
                 if fields and fields["state"] == "parked":
-                    yield Kept(identifier=name, shard=shard, text=data.decode(), fields=fields)
+                    yield StoredIntent(identifier=name, shard=shard, text=data.decode(), fields=fields)
 
-    async def _postpone(self, kept: Kept) -> None:
+    async def _postpone(self, kept: StoredIntent) -> None:
         admin = (await self._store.admin()).for_delivery()
         later_ms = self._store.now_ms() + _LATER_MS
         compare = self._store.keys.shard(kept.shard, "compare")

@@ -87,7 +87,7 @@ class InvoiceItemMaker:
         self._store = store
         self._api = api
         self._products: dict[str, str | None] = {}
-        self._said = Throttle(HOUR_S)
+        self._failures = Throttle(HOUR_S)
 
     async def make_due(self, report: FlushReport, *, everything: bool) -> None:
         """Make the items that are due, or all.
@@ -100,11 +100,11 @@ class InvoiceItemMaker:
         items, failures = LateItems(self._store, await self._store.admin()), 0
         async for item in items.due(due_ms=None if everything else self._store.now_ms()):
             try:
-                report.items += await self._make(items, item)
+                report.items += await self._make_item(items, item)
             except StripeError as error:
                 failures += isinstance(error, StripeUnavailableError)
                 report.why = f"invoice items for late usage: {error}"
-                if self._said.is_due(type(error)):
+                if self._failures.is_due(type(error)):
                     _logger.warning("invoice items for late usage are made later: %s", error)
                 await items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
             except StoreError as error:  # The records of one customer may be damaged.
@@ -113,7 +113,7 @@ class InvoiceItemMaker:
             if failures >= _FAILURES_MOST:
                 return
 
-    async def _make(self, items: LateItems, item: LateItem) -> bool:
+    async def _make_item(self, items: LateItems, item: LateItem) -> bool:
         """Make an item, unless Stripe has it; whether it was made.
 
         Raises:
@@ -131,10 +131,10 @@ class InvoiceItemMaker:
                 names = ", ".join(str(one["id"]) for one in there or known)
                 return await items.settle(item, "f", after=f"billed by the invoice item {names}")
             units = min(item.units, left)
-            params = await self._params(item, units)
+            params = await self._item_parameters(item, units)
             if asked() > _STALE_S:
                 return False
-            made = await self._post(item, units, params)
+            made = await self._post_item(item, units, params)
         except StripeError as error:
             if not _is_final(error):
                 raise
@@ -148,9 +148,9 @@ class InvoiceItemMaker:
             return False
         return await items.settle(item, "f", after=f"billed by the invoice item {made['id']}")
 
-    async def _post(self, item: LateItem, units: int, params: Mapping[str, Parameter]) -> dict[str, Any]:
+    async def _post_item(self, item: LateItem, units: int, params: Mapping[str, Parameter]) -> dict[str, Any]:
         """Ask Stripe for an item of the meter's product, or of none if that is refused."""
-        key, product = f"{item.id}-{units}", await self._product(item)
+        key, product = f"{item.id}-{units}", await self._find_product(item)
         amount = f"{unit_amount_decimal(item.label):f}"
         if product is not None:
             data: Parameter = {"currency": item.currency, "product": product, "unit_amount_decimal": amount}
@@ -162,7 +162,7 @@ class InvoiceItemMaker:
         plain = {**params, "currency": item.currency, "unit_amount_decimal": amount}
         return await self._api.post(_PATH, plain, idempotency_key=f"{key}-plain")
 
-    async def _params(self, item: LateItem, units: int) -> dict[str, Parameter]:
+    async def _item_parameters(self, item: LateItem, units: int) -> dict[str, Parameter]:
         meter = self._store.catalog.meters.get(item.meter)
         title = item.meter if meter is None else meter.title
         start, end = from_ms(item.period_ms), from_ms(item.till_ms - 1)
@@ -181,7 +181,7 @@ class InvoiceItemMaker:
             },
         }
 
-    async def _product(self, item: LateItem) -> str | None:
+    async def _find_product(self, item: LateItem) -> str | None:
         """The product of the meter's price in the subscription; None: it had none, or it is not shown."""
         prices = {meter: price for meter, _, price in (pair.partition("=") for pair in item.metered.split())}
         try:

@@ -32,12 +32,12 @@ MADE_WITHIN_MS: Final = 2 * 3_600_000
 """Stripe makes the invoice of a renewal some time after it, within an hour or so."""
 _TOLERANCE_S: Final = 86_400
 """By so much a line may be longer than the period: these begin and end at whole minutes."""
-State = Literal["none", "pending", "draft", "final", "unknown"]
+InvoiceState = Literal["none", "pending", "draft", "final", "unknown"]
 _PENDING: Final = "pending"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Invoiced:
+class InvoicedUnits:
     """What the invoices of a customer have of one event name in a period.
 
     Attributes:
@@ -54,7 +54,7 @@ class Invoiced:
     """
 
     quantity: Decimal = Decimal(0)
-    state: State = "none"
+    state: InvoiceState = "none"
     invoices: Sequence[str] = ()
     subscriptions: Sequence[str] = ()
     prices: Mapping[Fraction, Decimal] | None = None
@@ -89,7 +89,7 @@ class LineCharge(NamedTuple):
         return Fraction(self.lines, 2)
 
 
-class Invoices:
+class InvoiceReader:
     """Asks Stripe for invoices; each customer's once. It fetches each price once: its terms never change.
 
     Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
@@ -125,7 +125,7 @@ class Invoices:
 
     async def invoiced(
         self, stripe_customer: str, meters: Sequence[str], start_s: int, end_s: int, *, counted: int = 0
-    ) -> Invoiced:
+    ) -> InvoicedUnits:
         """What invoices have of a customer's usage of some meters in a period (Unix seconds).
 
         It lists pending items if no draft has the usage and the lines have less than Stripe has ``counted``.
@@ -140,18 +140,20 @@ class Invoices:
 
     async def _read_lines(
         self, invoices: Iterable[Mapping[str, Any]], meters: Iterable[str], start_s: int, end_s: int
-    ) -> Invoiced:
-        wanted, lines = set(meters), list[_UsageLine]()
+    ) -> InvoicedUnits:
+        wanted, lines = set(meters), list[_MeteredLine]()
         for invoice in invoices:
             for line in invoice["lines"].get("data") or ():
-                price, place = await self._price_of(line), _place_of(line, start_s, end_s)
+                price, place = await self._price_of(line), _place_in_period(line, start_s, end_s)
                 if price is None or price.meter not in wanted or place == "outside":
                     continue
                 if place == "beyond":
-                    return Invoiced(state="unknown", why="one invoice line is of several of these periods")
+                    return InvoicedUnits(
+                        state="unknown", why="one invoice line is of several of these periods"
+                    )
                 if price.is_packed:
-                    return Invoiced(state="unknown", why="its price is of packages of several units")
-                lines.append(_UsageLine(str(invoice["id"]), str(invoice.get("status")), price, line))
+                    return InvoicedUnits(state="unknown", why="its price is of packages of several units")
+                lines.append(_MeteredLine(str(invoice["id"]), str(invoice.get("status")), price, line))
         return _sum_lines(lines, self._currency)
 
     async def usage_meters(self, stripe_customer: str, start_s: int, end_s: int) -> set[str]:
@@ -159,7 +161,7 @@ class Invoices:
         found: set[str] = set()
         for invoice in await self.of(stripe_customer, start_s):
             for line in invoice["lines"].get("data") or ():
-                if _place_of(line, start_s, end_s) == "inside" and units_of(line):
+                if _place_in_period(line, start_s, end_s) == "inside" and units_of(line):
                     price = await self._price_of(line)
                     found |= {price.meter} if price is not None and price.meter is not None else set()
         return found
@@ -188,7 +190,7 @@ class Invoices:
         return self._prices[price]
 
 
-class _UsageLine(NamedTuple):
+class _MeteredLine(NamedTuple):
     """An invoice line that bills usage.
 
     Attributes:
@@ -204,7 +206,7 @@ class _UsageLine(NamedTuple):
     line: Mapping[str, Any]
 
 
-def _sum_lines(lines: Sequence[_UsageLine], currency: str) -> Invoiced:
+def _sum_lines(lines: Sequence[_MeteredLine], currency: str) -> InvoicedUnits:
     """The sums of invoice lines of one event name."""
     priced = dict[Fraction | None, Decimal]()
     voided = dict[str, Decimal]()
@@ -221,10 +223,10 @@ def _sum_lines(lines: Sequence[_UsageLine], currency: str) -> Invoiced:
         charge = charges.get(key, LineCharge(one.price, Decimal(0), 0, 0))
         cents = charge.cents + int(one.line.get("amount") or 0)
         charges[key] = charge._replace(units=charge.units + units, cents=cents, lines=charge.lines + 1)
-    states: tuple[State, ...] = (_PENDING, "draft")
-    unsettled: list[State] = [state for state in states if any(one.status == state for one in valid)]
+    states: tuple[InvoiceState, ...] = (_PENDING, "draft")
+    unsettled: list[InvoiceState] = [state for state in states if any(one.status == state for one in valid)]
     is_comparable = all(one.line.get("currency") == one.price.currency for one in valid)
-    return Invoiced(
+    return InvoicedUnits(
         quantity=sum(priced.values(), Decimal(0)),
         state=unsettled[0] if unsettled else "final" if valid else "none",
         invoices=list(dict.fromkeys(one.invoice for one in valid)),
@@ -246,7 +248,9 @@ def is_renewal_of(invoice: Mapping[str, Any], subscription: str, end_s: int) -> 
     )
 
 
-def _place_of(line: Mapping[str, Any], start_s: int, end_s: int) -> Literal["inside", "outside", "beyond"]:
+def _place_in_period(
+    line: Mapping[str, Any], start_s: int, end_s: int
+) -> Literal["inside", "outside", "beyond"]:
     """Where the span of a line lies: in a period, not in it, or over it and others."""
     span: Mapping[str, int] = line.get("period") or {}
     first_s, last_s = int(span.get("start") or 0), int(span.get("end") or 0)
@@ -275,7 +279,7 @@ def _subscription_of(found: Mapping[str, Any]) -> str:
     return named if isinstance(named, str) else ""
 
 
-class Invoicing(NamedTuple):
+class PeriodBilling(NamedTuple):
     """How Stripe bills the usage of a period.
 
     Attributes:
@@ -301,9 +305,9 @@ class Invoicing(NamedTuple):
         return price_in_words(given.get(meter), catalog.currency)
 
 
-async def invoicing_of(
+async def read_period_billing(
     store: Store, api: StripeApi, usage: CustomerUsage, state: CustomerState
-) -> Invoicing | None:
+) -> PeriodBilling | None:
     """How a period is billed; None: it costs nothing, as in a trial, or its invoice is not to be made yet.
 
     Raises:
@@ -325,7 +329,7 @@ async def invoicing_of(
             return None
         is_last = subscription.status in ENDED and made_ms == subscription.ends_ms()
         prices = subscription.prices_at(min(end_ms, made_ms) - 1)
-        return Invoicing(subscription.id, subscription.plan, made_ms, is_last, prices)
+        return PeriodBilling(subscription.id, subscription.plan, made_ms, is_last, prices)
     entries = await history_of(store, usage["customer"])
     formers = dict.fromkeys(entry.before for entry in reversed(entries) if entry.kind == "subscription")
     for former in filter(None, formers):
@@ -345,14 +349,14 @@ async def invoicing_of(
     return None
 
 
-def _of_former(found: Mapping[str, Any], start_ms: int, end_ms: int) -> Invoicing | None:
+def _of_former(found: Mapping[str, Any], start_ms: int, end_ms: int) -> PeriodBilling | None:
     """The same for an earlier subscription, as Stripe shows it."""
     since_ms = int(found.get("trial_end") or 0) * 1000
     ended_ms = int(found.get("ended_at") or 0) * 1000
     if start_ms < since_ms or (ended_ms and start_ms >= ended_ms):
         return None
     is_last = bool(ended_ms) and end_ms >= ended_ms
-    return Invoicing(str(found["id"]), None, ended_ms if is_last else end_ms, is_last)
+    return PeriodBilling(str(found["id"]), None, ended_ms if is_last else end_ms, is_last)
 
 
 class PriceTier(NamedTuple):

@@ -14,9 +14,9 @@ from meterkit.throttle import HOUR_S, Throttle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.delivery.delivery_outcome import Outcome
+    from meterkit.delivery.delivery_outcome import DeliveryOutcome
     from meterkit.delivery.sender import Transport
-    from meterkit.outbox.intents import Sealed
+    from meterkit.outbox.intents import SealedIntent
     from meterkit.outbox.journal import Journal
 
 _logger = logging.getLogger("meterkit.delivery")
@@ -52,15 +52,15 @@ class JournaledTransport:
         self._failures = Throttle(HOUR_S)
 
     @property
-    def most(self) -> int:
+    def events_per_call(self) -> int:
         """How many intents a call takes."""
-        return self._transport.most
+        return self._transport.events_per_call
 
-    async def ready(self) -> Outcome | None:
+    async def ready(self) -> DeliveryOutcome | None:
         """Get what is needed first; why it is not there."""
         return await self._transport.ready()
 
-    async def send(self, *intents: Sealed) -> Outcome:
+    async def send(self, *intents: SealedIntent) -> DeliveryOutcome:
         """Try once to deliver intents, all or none of them; note those that Stripe has."""
         outcome = await self._transport.send(*intents)
         is_sure = outcome.delivered and (len(intents) == 1 or not outcome.is_of_contents)
@@ -83,7 +83,7 @@ class JournaledTransport:
             await self._writing
         await self._write()  # Again, where the write before has failed.
 
-    def _note(self, intents: tuple[Sealed, ...]) -> None:
+    def _note(self, intents: tuple[SealedIntent, ...]) -> None:
         now_ms = self._now_ms()
         self._waiting += [
             JournalRow(

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.ambiguity import compare_in_ms
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.outbox.intents import Kept, kept_in
-from meterkit.outbox.invoice_ends import Stamped, too_late
+from meterkit.outbox.intents import StoredIntent, read_intents_in
+from meterkit.outbox.invoice_ends import StampedUsage, find_too_late
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.outbox import Outbox
-from meterkit.outbox.sealer import LateUsage, collect_late
+from meterkit.outbox.sealer import LateUsage, add_late_usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.outbox.intents import Sealed
+    from meterkit.outbox.intents import SealedIntent
     from meterkit.outbox.sealer import LateUnits
     from meterkit.store.event_names import ReportedMeter
     from meterkit.store.store import Store
@@ -46,7 +46,7 @@ def report_late(late: Iterable[LateUnits], meters: Mapping[str, ReportedMeter]) 
         )
         groups.setdefault((one.customer, one.period_ms), []).append(usage)
     for (customer, _), found in groups.items():
-        mark = collect_late(found)
+        mark = add_late_usage(found)
         _logger.error(
             "late usage of customer %r: the invoice of its period from %s was final before it was delivered;"
             " %s (billing.late_usage)",
@@ -87,14 +87,14 @@ class LateIntents:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def divert(self, shard: int, due: Sequence[Sealed]) -> tuple[list[Sealed], int, int]:
+    async def divert(self, shard: int, due: Sequence[SealedIntent]) -> tuple[list[SealedIntent], int, int]:
         """Those of a shard's due intents that may be sent; how many were taken back, and how many parked.
 
         Raises:
             StoreError: the store does not answer, or the totals of a customer cannot be counted in.
         """
         asked = {sealed.identifier: _stamped(sealed) for sealed in due if sealed.value > 0}
-        late = await too_late(self._store, shard, asked.values())
+        late = await find_too_late(self._store, shard, asked.values())
         if not late:
             return list(due), 0, 0
         names = [name for name, stamped in asked.items() if stamped in late]
@@ -103,7 +103,9 @@ class LateIntents:
             admin.client.hmget(self._store.keys.shard(shard, "intents"), names)
         )
         found = (
-            Kept.read(name, shard, data) for name, data in zip(names, texts, strict=True) if data is not None
+            StoredIntent.read(name, shard, data)
+            for name, data in zip(names, texts, strict=True)
+            if data is not None
         )
         withdrawn, parked = await self._take_out(found)
         return [sealed for sealed in due if sealed.identifier not in set(names)], withdrawn, parked
@@ -120,7 +122,7 @@ class LateIntents:
             StoreError: the store does not answer, or the totals of the customer cannot be counted in.
         """
         shard, admin = self._store.keys.customer(customer).shard, (await self._store.admin()).for_delivery()
-        async for page in kept_in(self._store, admin, shard, "outbox"):
+        async for page in read_intents_in(self._store, admin, shard, "outbox"):
             await self._take_out(
                 kept
                 for kept in page
@@ -130,7 +132,7 @@ class LateIntents:
                 and kept.minute_s * 1000 < until_ms
             )
 
-    async def _take_out(self, found: Iterable[Kept]) -> tuple[int, int]:
+    async def _take_out(self, found: Iterable[StoredIntent]) -> tuple[int, int]:
         """Make queued intents pending again, or park those that Stripe may have; how many of each."""
         withdrawn = parked = 0
         for kept in found:
@@ -142,28 +144,30 @@ class LateIntents:
                 withdrawn += await withdraw(self._store, kept, cause=_CAUSE, why="")
         return withdrawn, parked
 
-    async def is_late(self, kept: Kept) -> bool:
+    async def is_late(self, kept: StoredIntent) -> bool:
         """Whether the invoice that an intent was meant for is final.
 
         Raises:
             StoreError: the store does not answer.
         """
-        stamped = Stamped(
+        stamped = StampedUsage(
             customer=kept.customer,
             stripe_customer=kept.fields["stripe"],
             period=kept.fields["period"],
             minute_ms=kept.minute_s * 1000,
         )
-        return bool(await too_late(self._store, kept.shard, [stamped]))
+        return bool(await find_too_late(self._store, kept.shard, [stamped]))
 
-    async def _park(self, kept: Kept) -> bool:
+    async def _park(self, kept: StoredIntent) -> bool:
         wait_ms = max(1, compare_in_ms(kept.first_ms, self._store.now_ms()))
         more = {"why": _WHY}
-        return await change_state(self._store, kept, "parked", cause=_CAUSE, compare_in_ms=wait_ms, more=more)
+        return await change_state(
+            self._store, kept, "parked", cause=_CAUSE, compare_in_ms=wait_ms, fields=more
+        )
 
 
-def _stamped(sealed: Sealed) -> Stamped:
-    return Stamped(
+def _stamped(sealed: SealedIntent) -> StampedUsage:
+    return StampedUsage(
         customer=sealed.customer,
         stripe_customer=sealed.stripe_customer,
         period=sealed.period,

@@ -47,7 +47,7 @@ Deliveries: TypeAlias = "Mapping[tuple[str, str, str], Sequence[Delivered]]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gap:
+class DeliveryGap:
     """When deliveries were made that a store may have forgotten.
 
     Attributes:
@@ -63,13 +63,13 @@ class Gap:
         return f"{self.from_ms}-{self.till_ms}"
 
     @classmethod
-    def read(cls, text: str) -> Gap:
+    def read(cls, text: str) -> DeliveryGap:
         """The inverse of :meth:`dump`."""
         first, last = text.split("-")
         return cls(from_ms=int(first), till_ms=int(last))
 
 
-class Forgotten:
+class LostDeliveries:
     """Compares what Stripe has counted with what a store says was delivered.
 
     Args:
@@ -109,7 +109,7 @@ class Forgotten:
         stripe_customer: str,
         *,
         since_ms: int,
-        gap: Gap,
+        gap: DeliveryGap,
         names: Mapping[str, str],
         is_exact: bool = False,
         deliveries: Deliveries | None = None,
@@ -140,27 +140,31 @@ class Forgotten:
         if deliveries is None:
             deliveries = await self.delivered(customer)
         known = deliveries.get((customer, stripe_customer, event_name), ())
-        journaled, _ = await self._journaled(customer, event_name, stripe_customer, gap, known)
-        if journaled > 0 and not is_exact:
-            return journaled
+        units_in_journal, _ = await self._compare_journal(customer, event_name, stripe_customer, gap, known)
+        if units_in_journal > 0 and not is_exact:
+            return units_in_journal
         span_s = stamped_span_s(since_ms, self._store.now_ms())
         counted = await self._summaries.counted(event_name, stripe_customer, *span_s)
         if counted is None:
-            return journaled
+            return units_in_journal
         made: dict[int, int] = {}
         for one in known:
             made[one.time_s] = made.get(one.time_s, 0) + one.value
         if await is_relinked(self._store, customer, from_ms(since_ms)):  # Totals do not say to whom.
             total = sum(units for minute_s, units in made.items() if minute_s >= span_s[0])
         else:
-            total = await self._total(customer, event_name, since_ms, names)
+            total = await self._delivered_total(customer, event_name, since_ms, names)
         unknown = int(counted) - total
         if unknown > 0 and not is_exact:
             return unknown
-        minutes = _Minutes(self._summaries, event_name, stripe_customer, made)
-        return max(unknown, journaled, await minutes.beyond(gap, unknown, taken_s, is_exact=is_exact))
+        minutes = _MinuteTotals(self._summaries, event_name, stripe_customer, made)
+        return max(
+            unknown, units_in_journal, await minutes.count_extra(gap, unknown, taken_s, is_exact=is_exact)
+        )
 
-    async def _total(self, customer: str, event_name: str, since_ms: int, names: Mapping[str, str]) -> int:
+    async def _delivered_total(
+        self, customer: str, event_name: str, since_ms: int, names: Mapping[str, str]
+    ) -> int:
         """Units delivered in the periods since then, less those taken back, by the totals."""
         admin = (await self._store.admin()).for_delivery()
         totals: dict[bytes, bytes] = await admin.ask(
@@ -177,15 +181,20 @@ class Forgotten:
             and names.get(match[2].decode()) == event_name
         )
 
-    async def _journaled(
-        self, customer: str, event_name: str, stripe_customer: str, gap: Gap, known: Sequence[Delivered]
+    async def _compare_journal(
+        self,
+        customer: str,
+        event_name: str,
+        stripe_customer: str,
+        gap: DeliveryGap,
+        known: Sequence[Delivered],
     ) -> tuple[int, int]:
         """Units under identifiers of the gap that only the journal has, and those that only the store has.
 
         What the store knows of and the journal lacks was counted as delivered by a comparison before: it
         stands for units that the journal has under another identifier.
         """
-        rows = await self._rows(customer, event_name, gap.from_ms - _NEAR_MS)
+        rows = await self._read_journal(customer, event_name, gap.from_ms - _NEAR_MS)
         written = {row.identifier for row in rows}
         kept = {one.identifier for one in known}
         since_ms = gap.from_ms - _BEFORE_S * 1000
@@ -211,8 +220,13 @@ class Forgotten:
             )
         return max(0, forgotten - sum(lacking)), sum(lacking)
 
-    async def journaled(
-        self, customer: str, event_name: str, stripe_customer: str, gap: Gap, enough: int | None = None
+    async def units_in_journal(
+        self,
+        customer: str,
+        event_name: str,
+        stripe_customer: str,
+        gap: DeliveryGap,
+        enough: int | None = None,
     ) -> int | None:
         """Units of the gap that only the journal has; None: fewer than ``enough``, and it may lack some.
 
@@ -220,7 +234,7 @@ class Forgotten:
             StoreError: the store does not answer.
         """
         known = (await self.delivered(customer)).get((customer, stripe_customer, event_name), ())
-        units, lacking = await self._journaled(customer, event_name, stripe_customer, gap, known)
+        units, lacking = await self._compare_journal(customer, event_name, stripe_customer, gap, known)
         if self._journal is None or self.is_journal_down:
             return None
         if enough is not None and units >= enough:
@@ -233,19 +247,19 @@ class Forgotten:
             return None
         return None if lacking or begun_ms is None or begun_ms > gap.from_ms else units
 
-    async def elsewhere(
+    async def units_of_other_customers(
         self, customer: str, event_name: str, stripe_customer: str, span_s: tuple[int, int]
     ) -> int:
         """Units of a span that were sent for other Stripe customers than this one, by the journal."""
         start_s, end_s = span_s
-        rows = await self._rows(customer, event_name, start_s * 1000)
+        rows = await self._read_journal(customer, event_name, start_s * 1000)
         return sum(
             row.value
             for row in rows
             if row.stripe_customer != stripe_customer and start_s <= row.minute_s < end_s
         )
 
-    async def _rows(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
+    async def _read_journal(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
         """What the journal has; nothing where it cannot be read, and for a minute after that."""
         if self._journal is None or self.is_journal_down:
             return ()
@@ -262,7 +276,7 @@ class Forgotten:
             return ()
 
 
-class _Minutes:
+class _MinuteTotals:
     """The minutes of a gap, one by one: what Stripe has counted in each against what was delivered in it.
 
     Args:
@@ -280,7 +294,9 @@ class _Minutes:
         self._made = made
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    async def beyond(self, gap: Gap, unknown: int, taken_s: Collection[int] | None, *, is_exact: bool) -> int:
+    async def count_extra(
+        self, gap: DeliveryGap, unknown: int, taken_s: Collection[int] | None, *, is_exact: bool
+    ) -> int:
         """What single minutes of a gap have more than was delivered in them.
 
         A seal stamps with a minute ahead of it only where the one before that is taken, or where prices
@@ -297,21 +313,21 @@ class _Minutes:
         till_s = gap.till_ms // 1000 // _MINUTE_S * _MINUTE_S
         last_s = till_s + _BEHIND_S
         if last_s - first_s > (_EXACT_S if is_exact else _BY_MINUTES_S):
-            return sum(max(0, one) for one in await self._more_than_made(first_s, last_s, _HOUR_S))
-        found = await self._more_than_made(first_s, till_s + _MINUTE_S, _MINUTE_S)
+            return sum(max(0, one) for one in await self._extra_by_step(first_s, last_s, _HOUR_S))
+        found = await self._extra_by_step(first_s, till_s + _MINUTE_S, _MINUTE_S)
         is_taken = taken_s is None or till_s in taken_s or till_s in self._made or any(found[-1:])
         if is_taken or is_exact or unknown != sum(found):
-            found += await self._more_than_made(till_s + _MINUTE_S, last_s, _MINUTE_S)
+            found += await self._extra_by_step(till_s + _MINUTE_S, last_s, _MINUTE_S)
         return sum(max(0, one) for one in found)
 
-    async def _more_than_made(self, first_s: int, last_s: int, step_s: int) -> list[int]:
+    async def _extra_by_step(self, first_s: int, last_s: int, step_s: int) -> list[int]:
         return list(
             await asyncio.gather(
-                *(start_task(self._one(start, step_s)) for start in range(first_s, last_s, step_s))
+                *(start_task(self._extra_units(start, step_s)) for start in range(first_s, last_s, step_s))
             )
         )
 
-    async def _one(self, start_s: int, step_s: int) -> int:
+    async def _extra_units(self, start_s: int, step_s: int) -> int:
         async with self._at_once:
             counted = await self._summaries.counted(*self._of, start_s, start_s + step_s)
         made = sum(self._made.get(one, 0) for one in range(start_s, start_s + step_s, _MINUTE_S))

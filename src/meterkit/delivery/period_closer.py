@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.customers.states import States
 from meterkit.customers.usage import Uninvoiced, note_uninvoiced, uninvoiced
 from meterkit.decisions.periods import from_ms, iso, to_ms
-from meterkit.delivery.audit_root import RootMarks
+from meterkit.delivery.audit_root import RootWriter
 from meterkit.delivery.draft_hold import DraftHold
-from meterkit.delivery.invoices import invoicing_of
+from meterkit.delivery.invoices import read_period_billing
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.outbox.closes import CLOSE_AFTER_MS, Close, Closes
-from meterkit.outbox.invoice_ends import InvoiceEnd, keep_invoice_end, read_invoice_end
+from meterkit.outbox.closes import CLOSE_AFTER_MS, CloseQueue, PeriodClose
+from meterkit.outbox.invoice_ends import InvoiceEnd, read_invoice_end, store_invoice_end
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.delivery.audit_root import RootOf
-    from meterkit.delivery.invoices import Invoicing
+    from meterkit.delivery.invoices import PeriodBilling
     from meterkit.delivery.reconciler import Reconciled
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
@@ -44,7 +44,7 @@ _LEASE_MS: Final = 60_000
 _NAMED_MAX: Final = 5
 
 
-class ClosingLook:
+class CloseChecker:
     """Looks at closes one after the other; what Stripe does not answer once is not asked for again.
 
     Args:
@@ -55,15 +55,15 @@ class ClosingLook:
     """
 
     def __init__(
-        self, store: Store, api: StripeApi, reconciler: Reconciler, marks: RootMarks | None = None
+        self, store: Store, api: StripeApi, reconciler: Reconciler, marks: RootWriter | None = None
     ) -> None:
         self._store = store
         self._api = api
         self._reconciler = reconciler
-        self._marks = marks
+        self._roots = marks
         self._summaries: StripeSummaries | None = None
         self._invoices = reconciler.invoices()
-        self._silent = self._holds_silent = ""
+        self._stripe_failure = self._hold_failure = ""
 
     async def why_open(self, usage: CustomerUsage) -> tuple[str, bool]:
         """Hold or release the draft of a period that is over; why its close is not confirmed, empty: it is.
@@ -73,21 +73,21 @@ class ClosingLook:
         Raises:
             StoreError: the store does not answer.
         """
-        found = await self._compared(usage)
+        found = await self._compare(usage)
         if found == []:
-            await self._mark_unreported(usage)
+            await self._write_root_unreported(usage)
             return "", False
         is_counted = found is not None and all(map(_is_counted, found))
         try:
-            end, invoicing = await self._settled(usage, is_counted=is_counted)
+            end, invoicing = await self._settle_invoice(usage, is_counted=is_counted)
             unsettled = ""
         except StripeError as error:
             end, invoicing, unsettled = None, None, f"its invoice is neither held nor released: {error}"
             if isinstance(error, StripeUnavailableError):
-                self._holds_silent = str(error)
+                self._hold_failure = str(error)
         held = "" if end is None or is_counted else _held_in_words(end, self._store.now_ms())
         if found is None:
-            return f"{self._silent}{held}", False
+            return f"{self._stripe_failure}{held}", False
         is_final = end is not None and bool(end.final_ms)
         prices = {}
         if invoicing is not None:
@@ -96,7 +96,7 @@ class ClosingLook:
             (usage,) = await self._store.usage_of_many(
                 [usage["customer"]], at_ms=to_ms(usage["period"]["start"]), former=True
             )
-            found = await self._compared(usage) or []
+            found = await self._compare(usage) or []
         whys = [why for one in found if (why := _why_meter_is_open(one))]
         may_wait = is_counted and all(one.agrees or one.invoice in {"draft", "none"} for one in found)
         if not whys and (waiting := _in_pending_items(found)):
@@ -106,9 +106,9 @@ class ClosingLook:
         whys += [unsettled] * bool(unsettled)
         return f"{'; '.join(whys)}{held}" if whys else "", may_wait and not is_final and not unsettled
 
-    async def _compared(self, usage: CustomerUsage) -> list[Reconciled] | None:
+    async def _compare(self, usage: CustomerUsage) -> list[Reconciled] | None:
         """Our books and Stripe's; None: Stripe does not say."""
-        if self._silent:
+        if self._stripe_failure:
             return None
         try:
             if self._summaries is None:
@@ -117,29 +117,29 @@ class ClosingLook:
                 self._summaries = summaries
             return await self._reconciler.of_customer(usage, self._summaries, self._invoices, is_closing=True)
         except StripeError as error:
-            self._silent = f"Stripe does not say what it has counted: {error}"
+            self._stripe_failure = f"Stripe does not say what it has counted: {error}"
             return None
 
-    async def _settled(
+    async def _settle_invoice(
         self, usage: CustomerUsage, *, is_counted: bool
-    ) -> tuple[InvoiceEnd | None, Invoicing | None]:
+    ) -> tuple[InvoiceEnd | None, PeriodBilling | None]:
         """Do what is due with the invoice of the period, and remember until when it takes up usage.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
         """
         _, state = await States(self._store).read(usage["customer"])
-        invoicing = await invoicing_of(self._store, self._api, usage, state)
+        invoicing = await read_period_billing(self._store, self._api, usage, state)
         if state.stripe_customer is None or invoicing is None:
             return None, None
-        if self._holds_silent:
-            raise StripeUnavailableError(self._holds_silent)
+        if self._hold_failure:
+            raise StripeUnavailableError(self._hold_failure)
         hold_ms = self._store.catalog.billing.hold_invoice_ms
         hold = DraftHold(self._api, hold_invoice_ms=hold_ms, now_ms=self._store.now_ms())
         start_ms = to_ms(usage["period"]["start"])
         invoices = await self._invoices.of(state.stripe_customer, start_ms // 1000)
         if is_counted:
-            await self._mark(usage["customer"], invoices, invoicing)
+            await self._write_root(usage["customer"], invoices, invoicing)
         end = await hold.settle(
             invoices,
             invoicing.subscription,
@@ -151,31 +151,33 @@ class ClosingLook:
             known = await read_invoice_end(self._store, usage["customer"], start_ms)
             is_known = known.final_ms and not invoicing.is_last  # Stripe may yet make a last invoice.
             return (known if is_known else None), invoicing
-        await keep_invoice_end(self._store, usage["customer"], start_ms, end)
+        await store_invoice_end(self._store, usage["customer"], start_ms, end)
         return end, invoicing
 
-    async def _mark_unreported(self, usage: CustomerUsage) -> None:
+    async def _write_root_unreported(self, usage: CustomerUsage) -> None:
         """Write the root into the invoice of a period without usage for Stripe."""
-        if self._marks is None or self._silent:
+        if self._roots is None or self._stripe_failure:
             return
         _, state = await States(self._store).read(usage["customer"])
         try:
-            invoicing = await invoicing_of(self._store, self._api, usage, state)
+            invoicing = await read_period_billing(self._store, self._api, usage, state)
             if state.stripe_customer is not None and invoicing is not None:
                 start_s = to_ms(usage["period"]["start"]) // 1000
                 invoices = await self._invoices.of(state.stripe_customer, start_s)
-                await self._mark(usage["customer"], invoices, invoicing)
+                await self._write_root(usage["customer"], invoices, invoicing)
         except StripeError as error:
             _logger.warning(
                 "an invoice of customer %r has no root of the audit log: %s", usage["customer"], error
             )
 
-    async def _mark(self, customer: str, invoices: Sequence[dict[str, Any]], invoicing: Invoicing) -> None:
+    async def _write_root(
+        self, customer: str, invoices: Sequence[dict[str, Any]], invoicing: PeriodBilling
+    ) -> None:
         """Write the root of the audit log into the invoice; once that fails, others go out without, too."""
-        if self._marks is not None:
+        if self._roots is not None:
             of = (invoices, invoicing.subscription, invoicing.made_ms)
-            if not await self._marks.mark(self._api, customer, *of):
-                self._marks = None
+            if not await self._roots.mark(self._api, customer, *of):
+                self._roots = None
 
 
 def _is_counted(one: Reconciled) -> bool:
@@ -205,7 +207,7 @@ def _why_meter_is_open(one: Reconciled) -> str:
     return "" if one.agrees else f"{one.meter}: {one.advice}"
 
 
-class Looked(NamedTuple):
+class CloseResults(NamedTuple):
     """What became of the closes that were due.
 
     Attributes:
@@ -219,7 +221,7 @@ class Looked(NamedTuple):
     late: Sequence[str]
 
 
-class Closer:
+class PeriodCloser:
     """Confirms the close of each period; one process at a time does, whichever has the lease.
 
     Args:
@@ -231,7 +233,7 @@ class Closer:
     def __init__(self, store: Store, api: Callable[[], StripeApi], root_of: RootOf | None = None) -> None:
         self._store = store
         self._api = api
-        self._marks = None if root_of is None else RootMarks(root_of)
+        self._roots = None if root_of is None else RootWriter(root_of)
         self._reconciler = Reconciler(store, api)
         self._lease = TaskLease(store, store.keys.shard(0, "closing"), lasts_ms=_LEASE_MS)
         self._has_failed = False
@@ -240,14 +242,14 @@ class Closer:
         """Look each minute, until cancelled."""
         while True:
             await asyncio.sleep(_EVERY_S * _jitter(0.8, 1.2))
-            await self.turn()
+            await self.run_once()
 
-    async def turn(self) -> None:
+    async def run_once(self) -> None:
         """Look at what is due, unless another process does. Raises nothing but cancellation."""
         try:
             async with self._lease.held() as is_held:
                 if is_held:
-                    await self.look()
+                    await self.confirm_due()
             self._has_failed = False
         except StoreError as error:
             if not self._has_failed:
@@ -256,15 +258,15 @@ class Closer:
         except Exception:
             _logger.exception("closes of billing periods are confirmed later")
 
-    async def look(self) -> Looked:
+    async def confirm_due(self) -> CloseResults:
         """Look at the closes that are due, and say once which are not confirmed in time.
 
         Raises:
             StoreError: the store does not answer.
         """
-        closes = Closes(self._store, (await self._store.admin()).for_delivery())
+        closes = CloseQueue(self._store, (await self._store.admin()).for_delivery())
         confirmed, left, late = 0, 0, list[str]()
-        looking = ClosingLook(self._store, self._api(), self._reconciler, self._marks)
+        looking = CloseChecker(self._store, self._api(), self._reconciler, self._roots)
         async for close in closes.due():
             if not await self._lease.take():
                 break
@@ -273,14 +275,16 @@ class Closer:
                 confirmed += 1
                 continue
             left += 1
-            is_late = await self._put_off(closes, close) and not may_wait
-            if is_late and await closes.tell(close):
-                late.append(f"customer {close.customer!r}, until {close.told_end}: {why}")
+            is_late = await self._postpone(closes, close) and not may_wait
+            if is_late and await closes.mark_unconfirmed(close):
+                late.append(f"customer {close.customer!r}, until {close.end_text}: {why}")
         if late:
-            self._tell(late)
-        return Looked(confirmed, left - len(late), late)
+            self._log_late(late)
+        return CloseResults(confirmed, left - len(late), late)
 
-    async def _why_open(self, closes: Closes, close: Close, looking: ClosingLook) -> tuple[str | None, bool]:
+    async def _why_open(
+        self, closes: CloseQueue, close: PeriodClose, looking: CloseChecker
+    ) -> tuple[str | None, bool]:
         """Why a close is not confirmed, and whether that is no fault yet; None: it is, and is forgotten."""
         try:
             (usage,) = await self._store.usage_of_many([close.customer], at_ms=close.end_ms - 1, former=True)
@@ -304,7 +308,7 @@ class Closer:
             )
         return why or None, may_wait
 
-    async def _put_off(self, closes: Closes, close: Close) -> bool:
+    async def _postpone(self, closes: CloseQueue, close: PeriodClose) -> bool:
         """Schedule the next look at a close, or end it; whether an alert is due."""
         now_ms = self._store.now_ms()
         if now_ms > close.end_ms + _GIVEN_UP_MS:
@@ -314,7 +318,7 @@ class Closer:
         await closes.postpone(close, now_ms + (_LATER_MS if is_late else _AGAIN_MS))
         return is_late
 
-    def _tell(self, late: Sequence[str]) -> None:
+    def _log_late(self, late: Sequence[str]) -> None:
         named = "; ".join(late[:_NAMED_MAX])
         more = f"; and {len(late) - _NAMED_MAX:,} more" if len(late) > _NAMED_MAX else ""
         number = len(late)

@@ -13,11 +13,11 @@ from meterkit.delivery.invoices import MADE_WITHIN_MS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.delivery.invoices import Invoiced, Invoicing, LineCharge
+    from meterkit.delivery.invoices import InvoicedUnits, LineCharge, PeriodBilling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OfEvent:
+class EventBooks:
     """Our side of the comparison with Stripe: all meters of one event name.
 
     Attributes:
@@ -33,8 +33,8 @@ class OfEvent:
     """
 
     confirmed: int | None
-    invoiced: Invoiced | None
-    invoicing: Invoicing | None
+    invoiced: InvoicedUnits | None
+    invoicing: PeriodBilling | None
     meter: str
     delivered: int
     parked: int
@@ -49,7 +49,7 @@ class OfEvent:
         return None if self.confirmed is None else self.confirmed - self.delivered - self.uninvoiced
 
     @property
-    def mispriced(self) -> Sequence[Mispriced]:
+    def mispriced(self) -> Sequence[PriceMismatch]:
         """Units on lines of other prices than they were recorded at."""
         if self.invoiced is None or self.invoiced.prices is None or self.recorded is None:
             return ()
@@ -63,7 +63,7 @@ class OfEvent:
         return money(rounded_cents(self.invoiced.cents - due), currency) if self.invoiced.cents > due else ""
 
 
-def advice_on_difference(side: OfEvent, difference: int, parked: str) -> str:
+def advice_on_difference(side: EventBooks, difference: int, parked: str) -> str:
     """What a person must do where Stripe has not counted what was delivered, or something is parked."""
     if parked and -side.parked_back <= difference <= side.parked:
         return (
@@ -83,14 +83,14 @@ def advice_on_difference(side: OfEvent, difference: int, parked: str) -> str:
     )
 
 
-def parked_in_words(side: OfEvent) -> str:
+def parked_in_words(side: EventBooks) -> str:
     """The parked units of an event name, in words; empty: none."""
     parts = [f"{side.parked}"] * bool(side.parked)
     parts += [f"{side.parked_back} that take units back"] * bool(side.parked_back)
     return f"{' and '.join(parts)} are parked" if parts else ""
 
 
-class Mispriced(NamedTuple):
+class PriceMismatch(NamedTuple):
     """Units that were recorded at one price and are billed at another one.
 
     Attributes:
@@ -104,7 +104,7 @@ class Mispriced(NamedTuple):
     billed: Fraction
 
 
-def mispriced(recorded: Mapping[Fraction, int], invoiced: Mapping[Fraction, Decimal]) -> list[Mispriced]:
+def mispriced(recorded: Mapping[Fraction, int], invoiced: Mapping[Fraction, Decimal]) -> list[PriceMismatch]:
     """The units that are on invoice lines of other prices, the dearest first.
 
     Args:
@@ -115,17 +115,17 @@ def mispriced(recorded: Mapping[Fraction, int], invoiced: Mapping[Fraction, Deci
         price: int(invoiced.get(price, 0)) - recorded.get(price, 0)
         for price in sorted({*recorded, *invoiced}, reverse=True)
     }
-    found: list[Mispriced] = []
+    found: list[PriceMismatch] = []
     for was in (price for price, units in left.items() if units < 0):
         for billed in (price for price, units in left.items() if units > 0):
             units = min(-left[was], left[billed])
             left[was], left[billed] = left[was] + units, left[billed] - units
             if units:
-                found.append(Mispriced(units, was, billed))
+                found.append(PriceMismatch(units, was, billed))
     return found
 
 
-def advice_on_prices(found: Sequence[Mispriced], invoices: Sequence[str], currency: str) -> str:
+def advice_on_prices(found: Sequence[PriceMismatch], invoices: Sequence[str], currency: str) -> str:
     """What to do with units that are billed at other prices than they were recorded at; empty: nothing.
 
     It never asks to bill more: the price of the customer's own item gives no more.
@@ -204,7 +204,14 @@ def _each(price: Fraction, currency: str) -> str:
 
 
 def advice_on_invoices(
-    invoiced: Invoiced, counted: int, *, late: int, price: str, surplus: str = "", made_ms: int, now_ms: int
+    invoiced: InvoicedUnits,
+    counted: int,
+    *,
+    late: int,
+    price: str,
+    surplus: str = "",
+    made_ms: int,
+    now_ms: int,
 ) -> str:
     """What to do; empty: the lines have what was counted, or cannot be compared.
 

@@ -11,13 +11,13 @@ from meterkit.customers.history import is_relinked
 from meterkit.customers.sorting import customers_with_counts
 from meterkit.customers.states import States
 from meterkit.customers.usage import Priced, priced_usage, taken_back, uninvoiced
-from meterkit.decisions.ambiguity import may_be_sent_again
+from meterkit.decisions.ambiguity import can_resend
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.delivery.flush_report import FlushReport
-from meterkit.delivery.intent_comparer import CAUSE, Comparer
-from meterkit.delivery.invoices import Invoices, invoicing_of
+from meterkit.delivery.intent_comparer import CAUSE, IntentComparer
+from meterkit.delivery.invoices import InvoiceReader, read_period_billing
 from meterkit.delivery.reconcile_advice import (
-    OfEvent,
+    EventBooks,
     advice_on_amounts,
     advice_on_difference,
     advice_on_invoices,
@@ -120,13 +120,13 @@ class Reconciler:
         self._journal = journal
         self._prices: dict[str, Any] = {}
 
-    def invoices(self) -> Invoices:
+    def invoices(self) -> InvoiceReader:
         """What asks for invoices during one look.
 
         Raises:
             SettingsError: no Stripe key is set.
         """
-        return Invoices(self._api(), self._prices, self._store.catalog.currency)
+        return InvoiceReader(self._api(), self._prices, self._store.catalog.currency)
 
     async def reconcile(
         self,
@@ -172,7 +172,7 @@ class Reconciler:
         summaries = StripeSummaries(self._api())
         await summaries.refresh()
         compare = partial(
-            self._compare,
+            self._compare_page,
             at_ms=None if at is None else to_ms(at),
             summaries=summaries,
             invoices=self.invoices(),
@@ -181,19 +181,19 @@ class Reconciler:
         if customer is not None:
             check_customer(customer)
             if repair:
-                await self._repair(customer, summaries)
+                await self._repair_ambiguous(customer, summaries)
             yield await compare([customer], 0, 1)
             return
         async with customers_with_counts(self._store) as customers:
             await customers.add_set_up(await self._store.admin(), self._store.keys)
             if repair:
-                await self._repair(None, summaries)
+                await self._repair_ambiguous(None, summaries)
             done, count = 0, len(customers)
             async for names in customers.names(_AT_ONCE):
                 yield await compare(names, done, count)
                 done += len(names)
 
-    async def _compare(
+    async def _compare_page(
         self,
         customers: Sequence[str],
         done: int,
@@ -201,7 +201,7 @@ class Reconciler:
         *,
         at_ms: int | None,
         summaries: Summaries,
-        invoices: Invoices,
+        invoices: InvoiceReader,
         progress: Callable[[int, int], object],
     ) -> list[Reconciled]:
         found: list[Reconciled] = []
@@ -211,18 +211,18 @@ class Reconciler:
             progress(place, count)
         return found
 
-    async def _repair(self, customer: str | None, summaries: StripeSummaries) -> None:
+    async def _repair_ambiguous(self, customer: str | None, summaries: StripeSummaries) -> None:
         """Have what Stripe may have compared, and compare what is due."""
         outbox, now_ms = Intents(self._store), self._store.now_ms()
         for intent in await outbox.list(state="parked", customer=customer, limit=100_000):
             first = intent.first_attempt_at
-            is_open = first is not None and not may_be_sent_again(to_ms(first), now_ms)
+            is_open = first is not None and not can_resend(to_ms(first), now_ms)
             if (is_open or is_refused(intent.identifier)) and intent.compared_at is None:
                 await outbox.redrive(intent.identifier, by=CAUSE)
-        await Comparer(self._store, summaries, self._journal).compare_due(FlushReport())
+        await IntentComparer(self._store, summaries, self._journal).compare_due(FlushReport())
 
     async def of_customer(
-        self, usage: CustomerUsage, summaries: Summaries, invoices: Invoices, *, is_closing: bool = False
+        self, usage: CustomerUsage, summaries: Summaries, invoices: InvoiceReader, *, is_closing: bool = False
     ) -> list[Reconciled]:
         """The same of one customer, by its usage of a period, of all meters ever, and what Stripe says.
 
@@ -244,7 +244,7 @@ class Reconciler:
         used = {events[name] for name in own}
         invoicing = None
         if used or state.subscription is not None:
-            invoicing = await invoicing_of(store, self._api(), usage, state)
+            invoicing = await read_period_billing(store, self._api(), usage, state)
         books = StripeBooks(store, usage, state, summaries, None if invoicing is None else invoices)
         foreign = await books.sent_by_others({*events.values()}, used, is_closing=is_closing)
         newest_last = sorted(events, key=store.catalog.meters.__contains__)
@@ -252,12 +252,12 @@ class Reconciler:
             name for event, name in {events[name]: name for name in newest_last}.items() if event in foreign
         }
         meters = [name for name in usage["meters"] if name in shown]
-        sides: dict[str, OfEvent] = {}
+        sides: dict[str, EventBooks] = {}
         priced = await priced_usage(store, usage, state, meters if invoicing is not None else (), late)
         for event in dict.fromkeys(events[name] for name in meters):
             named = {name: usage["meters"][name] for name in meters if events[name] == event}
             confirmed = await books.confirmed(event)
-            sides[event] = OfEvent(
+            sides[event] = EventBooks(
                 confirmed=confirmed,
                 invoiced=await books.invoiced(event, confirmed or 0),
                 recorded=_sum_priced([priced.get(name) for name in named]),
@@ -269,7 +269,7 @@ class Reconciler:
                 taken_back=sum(back[name].delivered for name in named),
                 uninvoiced=sum(late[name] for name in named),
             )
-        advices = {event: await self._advice(usage, side) for event, side in sides.items()}
+        advices = {event: await self._advise(usage, side) for event, side in sides.items()}
         items = await item_books(store, self._api(), usage, state.stripe_customer, meters)
         is_closed = to_ms(usage["period"]["end"]) <= store.now_ms()
         return [
@@ -286,7 +286,7 @@ class Reconciler:
             for name in meters
         ]
 
-    async def _advice(self, usage: CustomerUsage, side: OfEvent) -> str:
+    async def _advise(self, usage: CustomerUsage, side: EventBooks) -> str:
         """What a person must do; empty: nothing."""
         difference, parked = side.difference, parked_in_words(side)
         if difference is None:
@@ -300,7 +300,7 @@ class Reconciler:
             )
         return advice
 
-    def _on_invoices(self, side: OfEvent) -> str:
+    def _on_invoices(self, side: EventBooks) -> str:
         if side.invoiced is None or side.invoicing is None or side.confirmed is None:
             return ""
         advice = advice_on_invoices(
@@ -333,12 +333,12 @@ def _recorded_side(usage: CustomerUsage, meter: str) -> dict[str, Any]:
         "meter": meter,
         "period_start": period["start"],
         "period_end": period["end"],
-        "waiting": _waiting(counts),
+        "waiting": _count_waiting(counts),
         **{name: counts[name] for name in ("recorded", "parked", "delivered", "late", "dead")},
     }
 
 
-def _stripe_side(side: OfEvent) -> dict[str, Any]:
+def _stripe_side(side: EventBooks) -> dict[str, Any]:
     """The fields of a comparison that Stripe's books have."""
     found = side.invoiced
     is_known = found is not None and found.state != "unknown"
@@ -352,7 +352,7 @@ def _stripe_side(side: OfEvent) -> dict[str, Any]:
     }
 
 
-def _waiting(counts: MeterUsage) -> int:
+def _count_waiting(counts: MeterUsage) -> int:
     """How much of a meter is on its way."""
     return counts["pending"] + counts["unlinked"] + counts["queued"] + counts["leased"]
 
@@ -360,5 +360,5 @@ def _waiting(counts: MeterUsage) -> int:
 def _goes_to_stripe(counts: MeterUsage) -> bool:
     """Whether anything of a meter goes there, or should."""
     return bool(
-        _waiting(counts) or counts["parked"] or counts["delivered"] or counts["late"] or counts["dead"]
+        _count_waiting(counts) or counts["parked"] or counts["delivered"] or counts["late"] or counts["dead"]
     )

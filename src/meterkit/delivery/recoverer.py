@@ -9,9 +9,9 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.delivery.lost_deliveries import Forgotten, Gap
+from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
 from meterkit.errors import MeterkitError, StripeError
-from meterkit.outbox.intents import RESTORED, count_members, kept_in
+from meterkit.outbox.intents import RESTORED, count_members, read_intents_in
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
 from meterkit.store.event_names import read_meters
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.delivery.summaries import Summaries
-    from meterkit.outbox.intents import Kept
+    from meterkit.outbox.intents import StoredIntent
     from meterkit.outbox.journal import Journal
     from meterkit.store.event_names import ReportedMeter
     from meterkit.store.store import Store
@@ -52,7 +52,7 @@ _UNPROVEN: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recovered:
+class RecoveredMeter:
     """What a restore has parked of one customer and meter, and what becomes of it, in the meter's unit.
 
     Attributes:
@@ -83,16 +83,16 @@ class _Line:
     customer: str
     event_name: str
     stripe_customer: str
-    parked: list[Kept] = field(default_factory=list["Kept"])
+    parked: list[StoredIntent] = field(default_factory=list["StoredIntent"])
 
     @property
     def units(self) -> int:
-        return sum(kept.value + _rest(kept) for kept in self.parked)
+        return sum(kept.value + _cut_off_units(kept) for kept in self.parked)
 
     @property
-    def gap(self) -> Gap:
-        gaps = [Gap.read(kept.fields[RESTORED]) for kept in self.parked]
-        return Gap(from_ms=min(one.from_ms for one in gaps), till_ms=max(one.till_ms for one in gaps))
+    def gap(self) -> DeliveryGap:
+        gaps = [DeliveryGap.read(kept.fields[RESTORED]) for kept in self.parked]
+        return DeliveryGap(from_ms=min(one.from_ms for one in gaps), till_ms=max(one.till_ms for one in gaps))
 
 
 def shares(quantities: Sequence[int], billed: int) -> list[int]:
@@ -110,7 +110,7 @@ def shares(quantities: Sequence[int], billed: int) -> list[int]:
     return found
 
 
-class Recoverer:
+class RestoreRecoverer:
     """Settles intents that a restore has parked, customer by customer and meter by meter.
 
     Stripe has at most as many of the parked units as it has units that the store does not know of. So many
@@ -125,7 +125,7 @@ class Recoverer:
     def __init__(self, store: Store, summaries: Summaries, journal: Journal | None = None) -> None:
         self._store = store
         self._summaries = summaries
-        self._forgotten = Forgotten(store, summaries, journal)
+        self._forgotten = LostDeliveries(store, summaries, journal)
         self._lives = ServerLives(store)
 
     async def not_compared(self) -> int:
@@ -150,7 +150,7 @@ class Recoverer:
         dry_run: bool = False,
         by: str = "api",
         progress: Callable[[int, int], object] | None = None,
-    ) -> Sequence[Recovered]:
+    ) -> Sequence[RecoveredMeter]:
         """Settle what a restore has parked.
 
         Args:
@@ -173,17 +173,17 @@ class Recoverer:
                 raise MeterkitError(_HELD)
             await self._summaries.refresh()
             admin = (await self._store.admin()).for_delivery()
-            found: list[Recovered] = []
+            found: list[RecoveredMeter] = []
             lines = await self._lines(customer)
             for line in lines:
                 meters = await read_meters(admin, self._store.keys, self._store.catalog, line.customer)
-                found.append(await self._of_line(line, meters, lease, dry_run=dry_run, by=by))
+                found.append(await self._recover_line(line, meters, lease, dry_run=dry_run, by=by))
                 if progress is not None:
                     progress(len(found), len(lines))
             return found
 
     async def settle_proven(
-        self, one: Kept, *, by: str
+        self, one: StoredIntent, *, by: str
     ) -> Literal["again", "delivered", "replace", "person"]:
         """Settle the line of a parked intent without a person, as far as the journal of deliveries proves it.
 
@@ -209,7 +209,7 @@ class Recoverer:
             if line is None:
                 return "again"
             meters = await read_meters(admin, store.keys, store.catalog, line.customer)
-            done = await self._of_line(line, meters, lease, dry_run=False, by=by, only_proven=True)
+            done = await self._recover_line(line, meters, lease, dry_run=False, by=by, only_proven=True)
         if done.billed:
             _logger.warning(
                 "the journal of deliveries settles %d units of %s that a restore had parked of customer %r:"
@@ -229,7 +229,7 @@ class Recoverer:
         admin = (await self._store.admin()).for_delivery()
         lines: dict[tuple[str, str, str], _Line] = {}
         for shard in await self._shards(customer):
-            async for page in kept_in(self._store, admin, shard, "parked"):
+            async for page in read_intents_in(self._store, admin, shard, "parked"):
                 for kept in page:
                     if RESTORED in kept.fields and customer in {None, kept.customer}:
                         names = (kept.customer, kept.fields["event"], kept.fields["stripe"])
@@ -243,7 +243,7 @@ class Recoverer:
         admin = (await self._store.admin()).for_delivery()
         return [shard for shard, _ in await count_members(self._store, admin, ("parked",), limit="+inf")]
 
-    async def _of_line(
+    async def _recover_line(
         self,
         line: _Line,
         meters: Mapping[str, ReportedMeter],
@@ -252,9 +252,9 @@ class Recoverer:
         dry_run: bool,
         by: str,
         only_proven: bool = False,
-    ) -> Recovered:
+    ) -> RecoveredMeter:
         counted = meters.get(line.parked[0].fields["meter"])
-        told = Recovered(
+        told = RecoveredMeter(
             customer=line.customer,
             meter=line.event_name if counted is None else counted.meter,
             event_name=line.event_name,
@@ -272,7 +272,7 @@ class Recoverer:
                 is_exact=True,
             )
             billed = min(max(0, unknown), line.units)
-            ordered = await self._ordered(line) if 0 < billed < line.units else line.parked
+            ordered = await self._order_by_proof(line) if 0 < billed < line.units else line.parked
         except StripeError as error:
             if error.status not in _NOT_THERE:
                 raise
@@ -281,50 +281,50 @@ class Recoverer:
                 await self._leave_parked(line.parked, told.advice, by)
             return told
         names = (line.customer, line.event_name, line.stripe_customer)
-        journaled = await self._forgotten.journaled(*names, line.gap, billed) if billed else 0
+        units_in_journal = await self._forgotten.units_in_journal(*names, line.gap, billed) if billed else 0
         sent, lost = line.units - billed, max(0, unknown - billed)
         told = replace(told, unknown=unknown, billed=billed, sent=sent, lost=lost)
-        if journaled is not None and journaled < billed:
-            told = replace(told, advice=_OF_OTHERS.format(units=billed - journaled))
-        is_proven = not only_proven or (journaled is not None and journaled >= billed)
+        if units_in_journal is not None and units_in_journal < billed:
+            told = replace(told, advice=_OF_OTHERS.format(units=billed - units_in_journal))
+        is_proven = not only_proven or (units_in_journal is not None and units_in_journal >= billed)
         if not is_proven:
-            told = replace(told, billed=0, sent=0 if journaled is None else sent)
+            told = replace(told, billed=0, sent=0 if units_in_journal is None else sent)
         if not await lease.take():  # A long gap takes minutes to compare.
             raise MeterkitError(_HELD)
         why = _UNPROVEN.format(unknown=unknown, event=line.event_name)
-        if not is_proven and journaled is None:
+        if not is_proven and units_in_journal is None:
             await self._leave_parked(line.parked, why, by)
         elif not dry_run:
-            ordered = [await self._joined(kept) for kept in ordered]
+            ordered = [await self._rejoin_intent(kept) for kept in ordered]
             for kept, part in zip(ordered, shares([kept.value for kept in ordered], billed), strict=True):
                 await self._settle_intent(kept, part, by, why="" if is_proven else why)
         return told
 
-    async def _leave_parked(self, intents: Iterable[Kept], why: str, by: str) -> None:
+    async def _leave_parked(self, intents: Iterable[StoredIntent], why: str, by: str) -> None:
         """Leave parked intents to a person; if the journal does not answer, they are compared again first."""
         later_ms = _LATER_MS if self._forgotten.is_journal_down else None
         for kept in intents:
             more = {"why": why, _REST: kept.fields.get(_REST, "")}
             after = "" if kept.fields.get("why") == why else f"parked: {why}"
             await change_state(
-                self._store, kept, "parked", cause=by, after=after, compare_in_ms=later_ms, more=more
+                self._store, kept, "parked", cause=by, after=after, compare_in_ms=later_ms, fields=more
             )
 
-    async def _ordered(self, line: _Line) -> list[Kept]:
+    async def _order_by_proof(self, line: _Line) -> list[StoredIntent]:
         """Those first whose own minute has their quantity at Stripe: it has just these."""
         is_there: dict[str, bool] = {}
         for kept in line.parked:
             counted = await self._summaries.counted(
                 line.event_name, line.stripe_customer, kept.minute_s, kept.minute_s + 60
             )
-            is_there[kept.identifier] = counted == kept.value + _rest(kept)
+            is_there[kept.identifier] = counted == kept.value + _cut_off_units(kept)
         return sorted(line.parked, key=lambda kept: not is_there[kept.identifier])
 
-    async def _settle_intent(self, kept: Kept, billed: int, by: str, why: str = "") -> None:
+    async def _settle_intent(self, kept: StoredIntent, billed: int, by: str, why: str = "") -> None:
         """Count so many units of an intent as delivered, and queue the rest; ``why``: those stay parked."""
         store, left = self._store, kept.value - billed
         if billed and left:
-            kept = await self._parted(kept, billed, by)
+            kept = await self._split_intent(kept, billed, by)
         if billed and why:
             await self._leave_parked((kept,), why, by)
         elif billed:
@@ -334,9 +334,9 @@ class Recoverer:
             # Under the same identifier: should Stripe have just this, it counts that once.
             anew = kept.renamed(kept.identifier, store.now_ms())
             after = "queued: Stripe does not have it"
-            await change_state(store, kept, "queued", cause=by, to_be=anew, after=after)
+            await change_state(store, kept, "queued", cause=by, replacement=anew, after=after)
 
-    async def _parted(self, kept: Kept, billed: int, by: str) -> Kept:
+    async def _split_intent(self, kept: StoredIntent, billed: int, by: str) -> StoredIntent:
         """Cut off what Stripe lacks, and queue it as an intent of its own; the part that Stripe has.
 
         The first step keeps in one text what the intent is cut down to and what is cut off: a process that
@@ -347,7 +347,7 @@ class Recoverer:
         why = kept.fields.get("why", "")
         cut = replace(kept, fields={**kept.fields, "value": f"{billed}"})
         more = {"why": why, _REST: f"{left}"}
-        if not await change_state(store, kept, "parked", cause=by, to_be=cut, more=more):
+        if not await change_state(store, kept, "parked", cause=by, replacement=cut, fields=more):
             raise MeterkitError(f"intent {kept.identifier} has changed meanwhile; run this again")
         rest = replace(kept, fields={**kept.fields, "value": f"{left}", "why": why})
         identifier = f"{token_hex(16)}-1"
@@ -365,12 +365,12 @@ class Recoverer:
         await self._settle_intent(new, 0, by)
         return replace(kept, fields=fields, text=texts[kept.identifier])
 
-    async def _joined(self, kept: Kept) -> Kept:
+    async def _rejoin_intent(self, kept: StoredIntent) -> StoredIntent:
         """An intent with what an earlier run has cut off of it and not made an intent of."""
-        if not _rest(kept):
+        if not _cut_off_units(kept):
             return kept
         fields = {name: text for name, text in kept.fields.items() if name != _REST}
-        fields["value"] = f"{kept.value + _rest(kept)}"
+        fields["value"] = f"{kept.value + _cut_off_units(kept)}"
         text = json.dumps(fields)
         admin = (await self._store.admin()).for_delivery()
         key = self._store.keys.shard(kept.shard, "intents")
@@ -378,5 +378,5 @@ class Recoverer:
         return replace(kept, fields=fields, text=text)
 
 
-def _rest(kept: Kept) -> int:
+def _cut_off_units(kept: StoredIntent) -> int:
     return int(kept.fields.get(_REST, "0"))

@@ -1,4 +1,7 @@
-"""Sends intents and says what becomes of each: paced, never twice at once for a customer and meter."""
+"""Paced sender of intents: decides the next state of each, and never sends two of one line at once.
+
+A line is a customer and an event name. Circuit breakers stop delivery for the account or for one meter.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
+from meterkit.decisions.ambiguity import can_resend, compare_in_ms
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
-from meterkit.outbox.intents import Move
+from meterkit.outbox.intents import IntentMove
 from meterkit.outbox.sealer import REPORTED
 from meterkit.stripe.breaker import Breaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Sequence
 
-    from meterkit.delivery.delivery_outcome import Outcome
-    from meterkit.outbox.intents import Attempt, Sealed
+    from meterkit.delivery.delivery_outcome import DeliveryOutcome
+    from meterkit.outbox.intents import SealedIntent, SendAttempt
     from meterkit.outbox.outbox import Outbox
     from meterkit.store.store import Store
     from meterkit.stripe.breaker import Admitted
@@ -35,18 +38,17 @@ _RETRY_MAX_MS: Final = 600_000
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/create: 10,000 a second in live mode.
 _EVENTS_PER_S: Final = 8_000
 Elapsed: TypeAlias = "Callable[[], float]"
-"""Tells how long ago something was, at least, in seconds."""
+"""Reads the seconds since an instant, or more."""
 _LINES_MOST: Final = 1_000
 Line: TypeAlias = tuple[str, str]
 """A customer and an event name."""
 
 
 def stopwatch(clock: Callable[[], float]) -> Elapsed:
-    """What tells the seconds since now: by the wall clock or the monotonic one, whichever says more.
+    """Measure the seconds since now by the wall clock or the monotonic clock, whichever says more.
 
-    Too short a span would bill twice.
-
-    The monotonic clock stands still while a machine is suspended; the wall clock may be set back.
+    Too short a span would bill twice. The monotonic clock stands still while a machine is suspended; the
+    wall clock may be set back.
 
     Args:
         clock: the wall clock, in seconds.
@@ -59,58 +61,62 @@ class Transport(Protocol):
     """Delivers intents; safe to call concurrently within one event loop."""
 
     @property
-    def most(self) -> int:
-        """How many intents a call takes."""
+    def events_per_call(self) -> int:
+        """Largest number of intents in a call."""
         ...
 
-    async def ready(self) -> Outcome | None:
-        """Get what is needed first; why it is not there. Raises nothing but cancellation."""
+    async def ready(self) -> DeliveryOutcome | None:
+        """Prepare to send; return an outcome if that fails. Raises nothing but cancellation."""
         ...
 
-    async def send(self, *intents: Sealed) -> Outcome:
-        """Try once to deliver intents, all or none of them. Raises nothing but cancellation."""
+    async def send(self, *intents: SealedIntent) -> DeliveryOutcome:
+        """Try to deliver intents once, all or none. Raises nothing but cancellation."""
         ...
 
     async def close(self) -> None:
-        """Give back connections. Closing twice is harmless; what is sent afterwards is not done."""
+        """Close all connections. Idempotent; a later send is refused."""
         ...
 
 
-def calls_of(
-    attempts: Iterable[Attempt], *, most: int, apart: Container[Line] = ()
-) -> list[list[list[Attempt]]]:
-    """Calls that may be in flight beside each other, and those that follow each: of a customer and meter one.
+def group_calls(
+    attempts: Iterable[SendAttempt], *, events_per_call: int, apart: Container[Line] = ()
+) -> list[list[list[SendAttempt]]]:
+    """Group attempts into calls. Outer lists may be sent at once; the calls of one list follow each other.
 
     Args:
         attempts: what is to be sent.
-        most: how many intents a call takes.
-        apart: customers and meters that share no call with others.
+        events_per_call: largest number of intents in a call.
+        apart: lines that share no call with others.
     """
-    lines: dict[Line, list[Attempt]] = {}
+
+    def split(line: list[SendAttempt]) -> list[list[SendAttempt]]:
+        return [line[start : start + events_per_call] for start in range(0, len(line), events_per_call)]
+
+    lines: dict[Line, list[SendAttempt]] = {}
     for attempt in attempts:
         lines.setdefault(line_of(attempt.intent), []).append(attempt)
-    beside: list[list[list[Attempt]]] = []
-    shared: list[Attempt] = []  # The last call that further lines may join.
+    sequences: list[list[list[SendAttempt]]] = []
+    shared: list[SendAttempt] = []  # The last call that further lines may join.
     for name, line in lines.items():
         if any(attempt.intent.value < 0 for attempt in line):
-            # What takes units back goes by itself: streams are not documented to take it.
-            beside.append([[attempt] for attempt in line])
+            # Negative events go one by one: streams are not documented to take them.
+            sequences.append([[attempt] for attempt in line])
         elif name in apart:
-            beside.append([line[start : start + most] for start in range(0, len(line), most)])
-        elif shared and len(shared) + len(line) <= most:
+            sequences.append(split(line))
+        elif shared and len(shared) + len(line) <= events_per_call:
             shared += line
         else:
-            beside.append([line[start : start + most] for start in range(0, len(line), most)])
-            shared = beside[-1][0]
-    return beside
+            sequences.append(split(line))
+            shared = sequences[-1][0]
+    return sequences
 
 
-class Lease:
-    """A shard's lease, by this process's clocks.
+class ShardLease:
+    """Lease of a shard, with its expiry by this process's clocks.
 
     Args:
-        outbox: whose lease it is.
-        shard: what it is of.
+        outbox: takes and renews the lease.
+        shard: the leased shard.
         clock: the wall clock, in seconds.
     """
 
@@ -125,16 +131,15 @@ class Lease:
         return self._asked() + span_s + 1 < _LEASE_MS / 1000
 
     async def outlives(self, span_s: float) -> bool:
-        """Whether the lease is held for that long, taken or renewed if need be; not once it ran out."""
+        """Check that the lease is held for that long; take or renew it if needed. False once it ran out."""
         if self._is_held(span_s):
             return True
         async with self._renewing:
             if self._is_held(span_s):
                 return True
             if _LEASE_MS / 1000 <= self._asked() < inf:
-                return (
-                    False  # Another process may have held it meanwhile, and sent the intents leased under it.
-                )
+                # Another process may have held it meanwhile, and sent the intents leased under it.
+                return False
             asked = stopwatch(self._clock)
             if not await self.outbox.lease(self.shard, ttl_ms=_LEASE_MS):
                 return False
@@ -142,26 +147,26 @@ class Lease:
             return True
 
 
-class Sender:
-    """Sends intents, as fast as it may.
+class IntentSender:
+    """Sends intents at the allowed rate.
 
     Args:
-        store: whose clock and plans file it goes by.
-        transport: how an intent is sent.
+        store: gives the clock.
+        transport: delivers the intents of a call.
         calls_per_s: at most so many calls to Stripe per second.
         calls_at_once: at most so many calls to Stripe in flight.
         timeout_s: how long the transport may take for one call.
 
     Attributes:
-        breaker: whether anything is sent.
-        stopping: set where nothing more is to be sent.
+        breaker: circuit breaker of the account.
+        stopping: set when nothing more is to be sent.
         suspects: lines that may be why Stripe does not answer.
     """
 
     def __init__(
         self, store: Store, transport: Transport, *, calls_per_s: float, calls_at_once: int, timeout_s: float
     ) -> None:
-        # The first call of a process is alone: it shows whether the key and the clocks are right.
+        # The first call of a process is sent alone: it shows whether the key and the clocks are right.
         self.breaker = Breaker(is_tried=False)
         self.stopping = asyncio.Event()
         self.suspects = SuspectLines()
@@ -175,51 +180,51 @@ class Sender:
         self._probes: dict[str, asyncio.Lock] = {}
 
     def closed_meters(self) -> Collection[str]:
-        """The event names that nothing is sent of for now."""
+        """The event names whose circuit breaker is open."""
         now_ms = self._store.now_ms()
         return {event for event, breaker in self._meters.items() if breaker.admits(now_ms) == "none"}
 
     @property
-    def most(self) -> int:
-        """How many intents are sent in a call."""
-        return self._transport.most
+    def events_per_call(self) -> int:
+        """Largest number of intents in a call."""
+        return self._transport.events_per_call
 
     async def send(
-        self, lease: Lease, attempts: Sequence[Attempt], asked: Elapsed, *, alone: bool
-    ) -> list[Move]:
+        self, lease: ShardLease, attempts: Sequence[SendAttempt], asked: Elapsed, *, alone: bool
+    ) -> list[IntentMove]:
         """Send intents in a call, unless that might count them twice.
 
         Args:
             lease: of their shard.
-            attempts: the intents, leased.
-            asked: since when they are leased.
-            alone: whether it is the call that a breaker lets through to see.
+            attempts: the leased intents.
+            asked: the time since they were leased.
+            alone: whether it is the probe of an open breaker.
 
         Returns:
-            Their next states; those that are missing are not sent, as the lease is lost.
+            Their next states. Intents without one were not sent, because the lease was lost.
         """
         probing = [one for one in attempts if self._meter_admits(one.intent.event_name) == "one"]
         others = [one for one in attempts if one not in probing]
-        moves = await self._send(lease, others, asked, alone=alone) if others else []
+        moves = await self._send_call(lease, others, asked, alone=alone) if others else []
         for attempt in probing:
             event_name = attempt.intent.event_name
             async with self._probes.setdefault(event_name, asyncio.Lock()):
-                # The one before has shown whether the others pass.
+                # The previous probe may have closed the breaker, or not.
                 if self._meter_admits(event_name) == "one":
-                    moves += await self._send(lease, [attempt], asked, alone=alone)
+                    moves += await self._send_call(lease, [attempt], asked, alone=alone)
                     continue
-            moves += await self._send(lease, [attempt], asked, alone=alone)
+            moves += await self._send_call(lease, [attempt], asked, alone=alone)
         return moves
 
-    async def _send(
-        self, lease: Lease, attempts: Sequence[Attempt], asked: Elapsed, *, alone: bool
-    ) -> list[Move]:
-        moves: list[Move] = []
+    async def _send_call(
+        self, lease: ShardLease, attempts: Sequence[SendAttempt], asked: Elapsed, *, alone: bool
+    ) -> list[IntentMove]:
+        moves: list[IntentMove] = []
         async with self._calls:
             await self._pace(len(attempts))
             names = {one.intent.event_name for one in attempts}
             closed = {name for name in names if not self._may_send(name, alone=alone)}
-            moves += [self._give_back(one) for one in attempts if one.intent.event_name in closed]
+            moves += [self._return_unsent(one) for one in attempts if one.intent.event_name in closed]
             attempts = [one for one in attempts if one.intent.event_name not in closed]
             outcome = await self._transport.ready() if attempts else None
             if outcome is None:
@@ -227,19 +232,19 @@ class Sender:
                     return moves
                 passed_ms = int(asked() * 1000)
                 ambiguous = [one for one in attempts if _is_ambiguous(one, passed_ms)]
-                moves += [_park(one, passed_ms) for one in ambiguous]
+                moves += [_park_ambiguous(one, passed_ms) for one in ambiguous]
                 attempts = [one for one in attempts if one not in ambiguous]
                 if not attempts:
                     return moves
                 outcome = await self._transport.send(*(one.intent for one in attempts))
         if len(attempts) > 1 and outcome.is_of_contents:
-            # One of them is to blame. Stripe has none, so that the others are sent without it.
+            # One event made Stripe refuse the whole call: bisect to find it.
             half = len(attempts) // 2
             for part in (attempts[:half], attempts[half:]):
-                moves += await self._send(lease, part, asked, alone=alone)
+                moves += await self._send_call(lease, part, asked, alone=alone)
             return moves
-        is_clock_right = self._note(attempts, outcome)
-        return moves + [self._next(one, outcome, is_clock_right=is_clock_right) for one in attempts]
+        is_clock_right = self._record_outcome(attempts, outcome)
+        return moves + [self._next_move(one, outcome, is_clock_right=is_clock_right) for one in attempts]
 
     def _may_send(self, event_name: str, *, alone: bool) -> bool:
         if self.stopping.is_set():
@@ -253,10 +258,10 @@ class Sender:
         meter = self._meters.get(event_name)
         return "all" if meter is None else meter.admits(self._store.now_ms())
 
-    def _note(self, attempts: Sequence[Attempt], outcome: Outcome) -> bool:
-        """What one answer says of all others. Returns whether Stripe's clock agrees with ours.
+    def _record_outcome(self, attempts: Sequence[SendAttempt], outcome: DeliveryOutcome) -> bool:
+        """Update breakers and suspects, and log alerts; whether Stripe's clock agrees with ours.
 
-        An alert is sent once for a cause that concerns all or a meter, else for each intent.
+        A cause that concerns the account or a meter is logged once, other causes for each intent.
         """
         sealed = attempts[0].intent
         now_ms, apart_s = self._store.now_ms(), 0.0
@@ -289,28 +294,30 @@ class Sender:
             for attempt in attempts:
                 self._meters.pop(attempt.intent.event_name, None)
             if outcome.alert:
-                _report(sealed, f": {outcome.detail}")
+                _log_outcome(sealed, f": {outcome.detail}")
         return is_clock_right
 
-    def _next(self, attempt: Attempt, outcome: Outcome, *, is_clock_right: bool) -> Move:
+    def _next_move(
+        self, attempt: SendAttempt, outcome: DeliveryOutcome, *, is_clock_right: bool
+    ) -> IntentMove:
         sealed = attempt.intent
         if outcome.delivered:
-            return Move(intent=sealed, state="delivered", batch=outcome.batch)
+            return IntentMove(intent=sealed, state="delivered", batch=outcome.batch)
         is_parked = outcome.step == "park" and (outcome.kind != "timestamp" or is_clock_right)
-        # Stripe need not remember a certain refusal.
+        # A certain refusal counts as if the intent had never been tried.
         untried = outcome.refused and not attempt.first_ms
         if is_parked:
-            return Move(intent=sealed, state="parked", why=outcome.detail, untried=untried)
+            return IntentMove(intent=sealed, state="parked", why=outcome.detail, untried=untried)
         if outcome.step == "dead" and untried:
-            return Move(intent=sealed, state="dead", why=outcome.detail, untried=True)
+            return IntentMove(intent=sealed, state="dead", why=outcome.detail, untried=True)
         if outcome.step == "dead":
             # An earlier try was not answered: Stripe may have taken it then.
             why = f"{outcome.detail} (tried before: it is compared with Stripe's summary of its minute)"
             wait_ms = max(1, compare_in_ms(attempt.first_ms or attempt.now_ms, attempt.now_ms))
-            return Move(intent=sealed, state="parked", why=why, delay_ms=wait_ms)
+            return IntentMove(intent=sealed, state="parked", why=why, delay_ms=wait_ms)
         wait_ms = _SYSTEMIC_FIRST_MS if outcome.alert else _RETRY_FIRST_MS
         wait_ms = min(_RETRY_MAX_MS, wait_ms * 2 ** min(attempt.attempts - 1, 10))
-        return Move(
+        return IntentMove(
             intent=sealed,
             state="queued",
             delay_ms=int(wait_ms * _jitter(0.5, 1.0)),
@@ -320,8 +327,8 @@ class Sender:
             batch="" if outcome.refused else outcome.batch,
         )
 
-    def _give_back(self, attempt: Attempt) -> Move:
-        return Move(intent=attempt.intent, state="queued", untried=not attempt.first_ms)
+    def _return_unsent(self, attempt: SendAttempt) -> IntentMove:
+        return IntentMove(intent=attempt.intent, state="queued", untried=not attempt.first_ms)
 
     async def _pace(self, events: int) -> None:
         now = monotonic()
@@ -331,41 +338,35 @@ class Sender:
             await asyncio.sleep(at - now)
 
 
-def _is_ambiguous(attempt: Attempt, passed_ms: int) -> bool:
-    """Whether Stripe, which remembers an identifier for 24 hours, may have forgotten that it has this one.
-
-    Args:
-        attempt: the intent.
-        passed_ms: since it was leased, at least.
-    """
-    return not may_be_sent_again(attempt.first_ms, attempt.now_ms + passed_ms)
+def _is_ambiguous(attempt: SendAttempt, passed_ms: int) -> bool:
+    """Whether Stripe may have forgotten an identifier that it has: it remembers one for 24 hours."""
+    return not can_resend(attempt.first_ms, attempt.now_ms + passed_ms)
 
 
-def _park(attempt: Attempt, passed_ms: int) -> Move:
+def _park_ambiguous(attempt: SendAttempt, passed_ms: int) -> IntentMove:
     """Park an intent until it is compared with Stripe's summary."""
     sealed, wait_ms = attempt.intent, compare_in_ms(attempt.first_ms, attempt.now_ms + passed_ms)
     why = "first tried more than 23 hours ago: it is compared with Stripe's summary of its minute"
     _logger.warning(
         "intent %s of customer %r is parked: %s", sealed.identifier, sealed.customer, why, extra=REPORTED
     )
-    return Move(intent=sealed, state="parked", why=why, delay_ms=max(1, wait_ms))
+    return IntentMove(intent=sealed, state="parked", why=why, delay_ms=max(1, wait_ms))
 
 
-def _report(sealed: Sealed, what: str) -> None:
-    """Tell a person what became of an intent."""
+def _log_outcome(sealed: SealedIntent, what: str) -> None:
     _logger.error("intent %s of customer %r%s", sealed.identifier, sealed.customer, what, extra=REPORTED)
 
 
-def line_of(sealed: Sealed) -> Line:
+def line_of(sealed: SealedIntent) -> Line:
     """Customer and event name of an intent."""
     return sealed.customer, sealed.event_name
 
 
 class SuspectLines:
-    """Lines that may be why Stripe does not answer, with the attempts of their most tried intent.
+    """Lines that may be the reason why Stripe does not answer, with the attempts of their most tried intent.
 
-    A suspect line shares no call and is sent after all others; the least tried is first. Intents keep
-    their attempts, so a new process reads its suspects from the store, once per shard.
+    A suspect line shares no call and is sent after all others; the least tried comes first. The store has
+    the attempts of each intent, so a new process reads its suspects from there, once for each shard.
     """
 
     def __init__(self) -> None:
@@ -375,12 +376,12 @@ class SuspectLines:
     def __contains__(self, line: object) -> bool:
         return line in self._attempts
 
-    def attempts_of(self, sealed: Sealed) -> int:
-        """Attempts of the intent's line; 0 if it is not suspect."""
+    def attempts_of(self, sealed: SealedIntent) -> int:
+        """Read the attempts of the intent's line; 0 if it is not suspect."""
         return self._attempts.get(line_of(sealed), 0)
 
     async def read(self, outbox: Outbox, shard: int) -> None:
-        """Add the lines of a shard's intents that Stripe may have; does nothing the second time.
+        """Add the lines of a shard's intents whose last outcome is unknown; only once for each shard.
 
         Raises:
             StoreError: the store does not answer.
@@ -388,23 +389,23 @@ class SuspectLines:
         if shard in self._shards_read:
             return
         for line, attempts in (await outbox.unanswered(shard)).items():
-            self._add(line, attempts)
+            self._add_line(line, attempts)
         self._shards_read.add(shard)
 
-    def note(self, attempts: Iterable[Attempt], *, is_unanswered: bool) -> None:
-        """Add the lines of a call that was not answered; remove those of one that was."""
+    def note(self, attempts: Iterable[SendAttempt], *, is_unanswered: bool) -> None:
+        """Add the lines of an unanswered call; remove the lines of an answered one."""
         for attempt in attempts:
             if is_unanswered:
-                self._add(line_of(attempt.intent), attempt.attempts)
+                self._add_line(line_of(attempt.intent), attempt.attempts)
             else:
                 self._attempts.pop(line_of(attempt.intent), None)
 
-    def _add(self, line: Line, attempts: int) -> None:
+    def _add_line(self, line: Line, attempts: int) -> None:
         if line in self._attempts or len(self._attempts) < _LINES_MOST:
             self._attempts[line] = max(attempts, self._attempts.get(line, 0))
 
     def attempts_by_shard(self, shard_of: Callable[[str], int]) -> dict[int, int]:
-        """Shards that have suspect lines, with the attempts of the least tried one, in this order."""
+        """Shards with suspect lines and the attempts of their least tried line, fewest first."""
         least: dict[int, int] = {}
         for (customer, _), attempts in self._attempts.items():
             shard = shard_of(customer)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.intent_comparer import CAUSE
 from meterkit.delivery.late_usage import report_late
-from meterkit.delivery.lost_deliveries import Forgotten, Gap
+from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
 from meterkit.errors import StoreError, StripeError
-from meterkit.outbox.intents import RESTORED, kept_in
+from meterkit.outbox.intents import RESTORED, read_intents_in
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
-from meterkit.redis.server import is_of_a_key
+from meterkit.redis.server import is_key_error
 from meterkit.store.server_restarts import ServerLives
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.lost_deliveries import Deliveries
     from meterkit.delivery.summaries import Summaries
-    from meterkit.outbox.intents import Kept
+    from meterkit.outbox.intents import StoredIntent
     from meterkit.outbox.journal import Journal
     from meterkit.outbox.outbox import Outbox
     from meterkit.store.server_restarts import ServerLife
@@ -41,7 +41,7 @@ _GAP_MS: Final = 3_600_000
 _SEALED_MS: Final = 300_000
 # Intents tried before are sent first; the others wait so long.
 _PATIENCE_MS: Final = 3_600_000
-_NO_GAP: Final = Gap(from_ms=0, till_ms=0)
+_NO_GAP: Final = DeliveryGap(from_ms=0, till_ms=0)
 _OF_THE_CUSTOMER: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 
 
@@ -60,13 +60,13 @@ class _Line:
     customer: str
     event_name: str
     stripe_customer: str
-    waiting: list[Kept] = field(default_factory=list["Kept"])
+    waiting: list[StoredIntent] = field(default_factory=list["StoredIntent"])
     unknown: int = 0
     taken_s: Collection[int] = ()
-    gap: Gap = _NO_GAP
+    gap: DeliveryGap = _NO_GAP
 
 
-class Restarts:
+class StoreRestartCheck:
     """Says whether a shard may be delivered from, and sees to it that it may be.
 
     A server that was restarted, restored from a backup or taken over by another may lack what it knew last:
@@ -84,10 +84,10 @@ class Restarts:
         self._store = store
         self._summaries = summaries
         self._lives = ServerLives(store)
-        self._forgotten = Forgotten(store, summaries, journal)
+        self._forgotten = LostDeliveries(store, summaries, journal)
         self._compare_in_ms = None if journal is None else 0
         self._has_begun = False
-        self._said: set[str | None] = set()
+        self._logged_lives: set[str | None] = set()
         self._waits = Throttle(HOUR_S)
 
     async def begin(self, outbox: Outbox, report: FlushReport) -> None:
@@ -100,7 +100,7 @@ class Restarts:
             await self._lives.begin()
             self._has_begun = True
         for shard, life in (await self._lives.unmet(outbox.admin)).items():
-            await self._notice(outbox, shard, life, report)
+            await self._notice_restart(outbox, shard, life, report)
 
     async def are_over(self, outbox: Outbox, shard: int, report: FlushReport) -> bool:
         """Whether all may be sent; else only what was tried before. For the holder of the shard's lease.
@@ -115,17 +115,19 @@ class Restarts:
             await self._lives.confirm(shard, life)
             return True
         if not life.is_met:
-            await self._notice(outbox, shard, life, report)
+            await self._notice_restart(outbox, shard, life, report)
             return False
         if now_ms < life.noticed_ms + _LAG_MS:
             return False
         try:
-            return await self._compare(outbox, shard, life, report)
+            return await self._compare_shard(outbox, shard, life, report)
         except StripeError as error:
-            self._say_unknown(shard, life, error)
+            self._log_stripe_failure(shard, life, error)
             return False
 
-    async def _notice(self, outbox: Outbox, shard: int, life: ServerLife, report: FlushReport) -> None:
+    async def _notice_restart(
+        self, outbox: Outbox, shard: int, life: ServerLife, report: FlushReport
+    ) -> None:
         """Seal what was pending: Stripe certainly lacks what is recorded from now on, under other intents."""
         noticed_ms = self._store.now_ms()
         sealing = await outbox.seal(shard, due_ms=None, most=-1)
@@ -134,12 +136,12 @@ class Restarts:
             report_late(sealing.late, await outbox.meters())
         is_sealed = not sealing.later and not sealing.aside
         await self._lives.notice(shard, life, noticed_ms, is_sealed=is_sealed)
-        self._say_noticed(shard, life)
+        self._log_restart(shard, life)
 
-    def _say_noticed(self, shard: int, life: ServerLife) -> None:
+    def _log_restart(self, shard: int, life: ServerLife) -> None:
         """Once of a server, which may have a hundred shards."""
-        if life.now not in self._said:
-            self._said.add(life.now)
+        if life.now not in self._logged_lives:
+            self._logged_lives.add(life.now)
             _logger.warning(
                 "the store was restarted, restored or taken over, as shard %d says: what waits there and in"
                 " the server's other shards is sent in two minutes, once Stripe has said that it has nothing"
@@ -147,14 +149,14 @@ class Restarts:
                 shard,
             )
 
-    def _say_unknown(self, shard: int, life: ServerLife, error: StripeError) -> None:
+    def _log_stripe_failure(self, shard: int, life: ServerLife, error: StripeError) -> None:
         """Once of a server, and each hour: each pass asks again for each shard."""
         if self._waits.is_due(life.now):
             _logger.warning(
                 "shard %d waits, and others may, as Stripe does not say what it has: %s", shard, error
             )
 
-    async def _compare(self, outbox: Outbox, shard: int, life: ServerLife, report: FlushReport) -> bool:
+    async def _compare_shard(self, outbox: Outbox, shard: int, life: ServerLife, report: FlushReport) -> bool:
         sealing = await outbox.seal(shard, due_ms=None, most=-1)
         report.sealed += sealing.made
         waiting = await self._waiting(shard)
@@ -164,10 +166,12 @@ class Restarts:
             return False
         await self._summaries.refresh()
         names = {token: counted.event_name for token, counted in (await outbox.meters()).items()}
-        gap = Gap(from_ms=life.seen_ms or life.noticed_ms - _GAP_MS, till_ms=life.till_ms or life.noticed_ms)
+        gap = DeliveryGap(
+            from_ms=life.seen_ms or life.noticed_ms - _GAP_MS, till_ms=life.till_ms or life.noticed_ms
+        )
         lines, taken_s = (
             _lines(waiting, life.sealed_ms or self._store.now_ms()),
-            await self._taken(shard, waiting, life.noticed_ms),
+            await self._taken_minutes(shard, waiting, life.noticed_ms),
         )
         deliveries: Deliveries = await self._forgotten.delivered(lines[0].customer) if lines else {}
         for line in lines:
@@ -176,13 +180,13 @@ class Restarts:
         await self._lives.confirm(shard, life)
         return True
 
-    async def _waiting(self, shard: int) -> list[Kept]:
+    async def _waiting(self, shard: int) -> list[StoredIntent]:
         """Intents that are queued, or were being sent."""
         admin = (await self._store.admin()).for_delivery()
-        return [kept async for page in kept_in(self._store, admin, shard, "outbox") for kept in page]
+        return [kept async for page in read_intents_in(self._store, admin, shard, "outbox") for kept in page]
 
-    async def _taken(
-        self, shard: int, waiting: Iterable[Kept], noticed_ms: int
+    async def _taken_minutes(
+        self, shard: int, waiting: Iterable[StoredIntent], noticed_ms: int
     ) -> Mapping[tuple[str, str], set[int]]:
         """Minutes (s) of undelivered intents sealed before, by Stripe customer and event name."""
         admin = (await self._store.admin()).for_delivery()
@@ -190,7 +194,7 @@ class Restarts:
         apart = [
             kept
             for place in ("parked", "dead")
-            async for page in kept_in(self._store, admin, shard, place)
+            async for page in read_intents_in(self._store, admin, shard, place)
             for kept in page
         ]
         for kept in (*waiting, *apart):
@@ -215,12 +219,12 @@ class Restarts:
                 taken_s=line.taken_s,
             )
             if line.unknown > 0:
-                await self._part(line, report)
+                await self._settle_by_minute(line, report)
         except StripeError as error:
             if error.status not in _OF_THE_CUSTOMER:
                 raise
             why = f"the store has come back, and Stripe does not say whether it has this: {error}"
-            for kept in await self._park(line, line.waiting, why, report):
+            for kept in await self._park_intents(line, line.waiting, why, report):
                 _logger.warning(
                     "intent %s of customer %r is parked: %s",
                     kept.identifier,
@@ -231,9 +235,9 @@ class Restarts:
         except (StoreError, ValueError, TypeError) as error:
             if not _is_damage(error):
                 raise
-            await self._leave(line, error, report)
+            await self._park_damaged(line, error, report)
 
-    async def _leave(self, line: _Line, error: Exception, report: FlushReport) -> None:
+    async def _park_damaged(self, line: _Line, error: Exception, report: FlushReport) -> None:
         """Leave a line to a person: what is kept of its customer is damaged, and the others go on."""
         _logger.warning(
             "intent %s of customer %r cannot be compared: %s",
@@ -244,15 +248,15 @@ class Restarts:
         )
         try:
             why = f"the store has come back, and this cannot be compared: {error}"
-            await self._park(line, line.waiting, why, report)
+            await self._park_intents(line, line.waiting, why, report)
         except StoreError as refused:
             if not _is_damage(refused):
                 raise
             # Its totals cannot be counted in: until they can, it is not sent either.
 
-    async def _part(self, line: _Line, report: FlushReport) -> None:
+    async def _settle_by_minute(self, line: _Line, report: FlushReport) -> None:
         """Tell what Stripe has by the summary of its minute; the rest is parked while it may be there."""
-        left: list[Kept] = []
+        left: list[StoredIntent] = []
         for kept in line.waiting:
             counted = await self._summaries.counted(
                 line.event_name, line.stripe_customer, kept.minute_s, kept.minute_s + 60
@@ -270,7 +274,7 @@ class Restarts:
             f"since the store came back, Stripe has {line.unknown} more of {line.event_name} than it says was"
             " delivered: this may be among them"
         )
-        parked = await self._park(line, left, why, report)
+        parked = await self._park_intents(line, left, why, report)
         _logger.error(
             "the store has lost what it knew of customer %r: Stripe has %d more of %s than the store says was"
             " delivered; %d that wait are parked: `meterkit recover` settles those that the journal of"
@@ -282,7 +286,9 @@ class Restarts:
             extra=REPORTED,
         )
 
-    async def _park(self, line: _Line, intents: Iterable[Kept], why: str, report: FlushReport) -> list[Kept]:
+    async def _park_intents(
+        self, line: _Line, intents: Iterable[StoredIntent], why: str, report: FlushReport
+    ) -> list[StoredIntent]:
         """Leave intents to the journal of deliveries, or to `meterkit recover`; those that were as read."""
         after, more = f"parked: {why}", {"why": why, RESTORED: line.gap.dump()}
         parked = [
@@ -295,7 +301,7 @@ class Restarts:
                 cause=CAUSE,
                 after=after,
                 compare_in_ms=self._compare_in_ms,
-                more=more,
+                fields=more,
             )
         ]
         report.parked += len(parked)
@@ -304,10 +310,10 @@ class Restarts:
 
 def _is_damage(error: Exception) -> bool:
     """Whether an error says how what is kept of one customer is, and not that the store does not answer."""
-    return error.__cause__ is None or is_of_a_key(error.__cause__)
+    return error.__cause__ is None or is_key_error(error.__cause__)
 
 
-def _lines(waiting: Iterable[Kept], sealed_ms: int) -> Sequence[_Line]:
+def _lines(waiting: Iterable[StoredIntent], sealed_ms: int) -> Sequence[_Line]:
     """Untried intents that were sealed by then, line by line."""
     lines: dict[tuple[str, str, str], _Line] = {}
     for kept in waiting:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
 
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.decisions.price_segments import Segment
-    from meterkit.delivery.invoices import Invoiced, Invoices
+    from meterkit.decisions.price_segments import PriceSegment
+    from meterkit.delivery.invoices import InvoicedUnits, InvoiceReader
     from meterkit.delivery.summaries import Summaries
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
@@ -56,7 +56,7 @@ class StripeBooks:
         usage: CustomerUsage,
         state: CustomerState,
         summaries: Summaries,
-        invoices: Invoices | None,
+        invoices: InvoiceReader | None,
     ) -> None:
         self._store = store
         self._customer = usage["customer"]
@@ -80,7 +80,7 @@ class StripeBooks:
         known = [one for one in counted if one is not None]
         return int(sum(known)) if known else None
 
-    async def invoiced(self, event_name: str, counted: int) -> Invoiced | None:
+    async def invoiced(self, event_name: str, counted: int) -> InvoicedUnits | None:
         """Units of an event name on invoice lines; None: Stripe has no such customer, or makes no invoice.
 
         Args:
@@ -157,10 +157,10 @@ async def invoiced_units(
     span_ms: tuple[int, int],
     *,
     summaries: Summaries,
-    invoices: Invoices,
+    invoices: InvoiceReader,
     counted: int,
     stops_ms: int,
-) -> Invoiced:
+) -> InvoicedUnits:
     """Read the units of event names that invoices have of a period.
 
     A period that was cut short ends, in our books, behind all minutes that its deliveries were stamped with.
@@ -239,7 +239,7 @@ async def item_books(
     fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in late for letter in "afn"]
     kept = iter(await admin.ask(admin.client.hmget(totals, fields)))
     counts: dict[str, tuple[int, int]] = {}
-    priced: dict[str, list[Segment]] = {}
+    priced: dict[str, list[PriceSegment]] = {}
     for name in late:
         counts[name] = int(next(kept) or 0), int(next(kept) or 0)
         priced[name] = item_segments((next(kept) or b"").decode())
@@ -253,7 +253,7 @@ async def item_books(
     for name, (waiting, made) in counts.items():
         there = found.get(usage_key_of(customer, meter_token(name), start_ms), ())
         if waiting or made or there:
-            advice = _advice(waiting, made, int(sum(map(units_of, there))))
+            advice = _advice_on_items(waiting, made, int(sum(map(units_of, there))))
             terms = ItemTerms(start_ms // 1000, store.catalog.currency, priced[name])
             books[name] = ItemBook(waiting + made, advice or _advice_on_terms(terms, there))
     return books
@@ -270,7 +270,7 @@ class ItemTerms(NamedTuple):
 
     start_s: int
     currency: str
-    priced: Sequence[Segment]
+    priced: Sequence[PriceSegment]
 
 
 def _advice_on_terms(terms: ItemTerms, there: Sequence[Mapping[str, Any]]) -> str:
@@ -294,7 +294,7 @@ def _advice_on_terms(terms: ItemTerms, there: Sequence[Mapping[str, Any]]) -> st
     return ""
 
 
-def _advice(waiting: int, made: int, at_stripe: int) -> str:
+def _advice_on_items(waiting: int, made: int, at_stripe: int) -> str:
     """What to do with the invoice items of a meter and period."""
     if waiting:
         return f"{waiting} late units wait for their invoice item: `meterkit flush` makes it, or says why not"

@@ -13,7 +13,7 @@ from secrets import token_hex
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.delivery.delivery_outcome import Outcome, classify
+from meterkit.delivery.delivery_outcome import DeliveryOutcome, classify
 from meterkit.delivery.error_reports import BATCH
 from meterkit.delivery.sender import stopwatch
 from meterkit.delivery.stripe_v1 import StripeV1Transport
@@ -24,9 +24,9 @@ from meterkit.stripe.result import ERROR_TYPES, Result, object_in, read_result
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.delivery.delivery_outcome import Kind
+    from meterkit.delivery.delivery_outcome import OutcomeKind
     from meterkit.delivery.sender import Elapsed
-    from meterkit.outbox.intents import Sealed
+    from meterkit.outbox.intents import SealedIntent
     from meterkit.stripe.http import HttpClient
     from meterkit.stripe.result import Answer
 
@@ -69,7 +69,7 @@ class StripeStreamTransport:
         ImportError: if the ``stripe`` extra is not installed.
     """
 
-    most = _EVENTS_MAX
+    events_per_call = _EVENTS_MAX
 
     def __init__(
         self,
@@ -90,13 +90,13 @@ class StripeStreamTransport:
         self._below_0 = StripeV1Transport(api_key, api_base=api_base, timeout_s=timeout_s)
         self._clients: dict[str, HttpClient] = {}
         self._closed = False
-        self._session: _Session | None = None
+        self._session: _StreamSession | None = None
         self._renewing = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"StripeStreamTransport(api_base={origin_of(self._base)!r}, timeout_s={self.timeout_s})"
 
-    async def ready(self) -> Outcome | None:
+    async def ready(self) -> DeliveryOutcome | None:
         """Have a session that holds for a while; why there is none. Raises nothing but cancellation."""
         if self._has_session():
             return None
@@ -105,7 +105,7 @@ class StripeStreamTransport:
                 return None
             return await self._renew()
 
-    async def send(self, *intents: Sealed) -> Outcome:
+    async def send(self, *intents: SealedIntent) -> DeliveryOutcome:
         """Try once to deliver intents, all or none of them. Raises nothing but cancellation."""
         if len(intents) == 1 and intents[0].value < 0:
             # "The value must be a positive integer" (payload_invalid_value), says the reference of API v2.
@@ -134,7 +134,9 @@ class StripeStreamTransport:
             self._session = None
         if result.code == _SESSION_OVER and (is_renewed or session.age_s() > _YOUNG_S):
             # Stripe has none of it; the next try has another session.
-            return Outcome(kind="not_done", detail="the session for the stream was over", refused=True)
+            return DeliveryOutcome(
+                kind="not_done", detail="the session for the stream was over", refused=True
+            )
         return classify(result)
 
     async def close(self) -> None:
@@ -149,7 +151,7 @@ class StripeStreamTransport:
         session = self._session
         return session is not None and session.age_s() < session.life_s - _RENEWED_BEFORE_S
 
-    async def _renew(self) -> Outcome | None:
+    async def _renew(self) -> DeliveryOutcome | None:
         if self._closed:
             return _not_sent("the transport is closed")
         age_s = stopwatch(self._clock)
@@ -163,7 +165,7 @@ class StripeStreamTransport:
         said = read_result(answer, "unreadable", "the answer is not a session for the stream")
         refused = classify(_of_stripe(said))
         # No event is to blame, and none has been sent.
-        kind: Kind = refused.kind if refused.kind in _OF_SESSIONS else "systemic"
+        kind: OutcomeKind = refused.kind if refused.kind in _OF_SESSIONS else "systemic"
         return replace(refused, kind=kind, refused=True, new_key=False)
 
     def _client(self, base: str) -> HttpClient:
@@ -172,7 +174,7 @@ class StripeStreamTransport:
         return self._clients[base]
 
 
-class _Session:
+class _StreamSession:
     """What stands for the key at the stream, for a while."""
 
     __slots__ = ("age_s", "life_s", "token")
@@ -183,7 +185,7 @@ class _Session:
         self.life_s = life_s
 
 
-def _session_in(body: dict[str, Any], age_s: Elapsed) -> _Session | None:
+def _session_in(body: dict[str, Any], age_s: Elapsed) -> _StreamSession | None:
     token = body.get("authentication_token")
     try:
         ends = datetime.fromisoformat(body["expires_at"]) - datetime.fromisoformat(body["created"])
@@ -191,7 +193,7 @@ def _session_in(body: dict[str, Any], age_s: Elapsed) -> _Session | None:
         return None
     if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
         return None
-    return _Session(token, age_s, ends.total_seconds())
+    return _StreamSession(token, age_s, ends.total_seconds())
 
 
 @lru_cache(maxsize=1024)
@@ -200,7 +202,7 @@ def _instant(timestamp: int) -> str:
     return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _event(intent: Sealed) -> dict[str, Any]:
+def _event(intent: SealedIntent) -> dict[str, Any]:
     return {
         "event_name": intent.event_name,
         "identifier": intent.identifier,
@@ -223,5 +225,5 @@ def _of_stripe(result: Result) -> Result:
     return replace(result, type=_REFUSAL) if is_stripes and result.type not in ERROR_TYPES else result
 
 
-def _not_sent(message: str) -> Outcome:
+def _not_sent(message: str) -> DeliveryOutcome:
     return classify(Result(failure="not_sent", message=message))

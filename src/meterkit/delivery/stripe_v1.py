@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
-from meterkit.delivery.delivery_outcome import Outcome, classify
+from meterkit.delivery.delivery_outcome import DeliveryOutcome, classify
 from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
 from meterkit.stripe.request import API_BASE, client_of, headers_of, origin_of
 from meterkit.stripe.result import Result, object_in, read_result
 
 if TYPE_CHECKING:
-    from meterkit.outbox.intents import Sealed
+    from meterkit.outbox.intents import SealedIntent
     from meterkit.stripe.http import HttpClient
     from meterkit.stripe.result import Answer
 
@@ -39,7 +39,7 @@ class StripeV1Transport:
         ImportError: if the ``stripe`` extra is not installed.
     """
 
-    most = 1
+    events_per_call = 1
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class StripeV1Transport:
     def __repr__(self) -> str:
         return f"StripeV1Transport(api_base={origin_of(self._base)!r}, timeout_s={self.timeout_s})"
 
-    async def ready(self) -> Outcome | None:
+    async def ready(self) -> DeliveryOutcome | None:
         """It always is."""
 
-    async def send(self, *intents: Sealed) -> Outcome:
+    async def send(self, *intents: SealedIntent) -> DeliveryOutcome:
         """Try once to deliver an intent. Raises nothing but cancellation."""
         if self._closed:
             return classify(Result(failure="not_sent", message="the transport is closed"))
@@ -85,7 +85,7 @@ class StripeV1Transport:
             await http.close()
 
 
-def _form(intent: Sealed) -> dict[str, str]:
+def _form(intent: SealedIntent) -> dict[str, str]:
     return {
         "event_name": intent.event_name,
         "identifier": intent.identifier,

@@ -124,7 +124,7 @@ class StripeSummaries:
         await self._api.close()
 
 
-async def until_counted(
+async def wait_until_counted(
     store: Store, api: StripeApi, customer: str, stripe_customer: str, *, timeout_s: float
 ) -> int:
     """Wait until Stripe has counted all that was delivered of a customer in this period; the units it lacks.
@@ -140,7 +140,7 @@ async def until_counted(
         StripeError: Stripe refuses, or does not answer.
     """
     usage = await store.usage(customer)
-    sent = await _sent(store, usage)
+    sent = await _delivered_units(store, usage)
     if not sent:
         return 0
     listed = await api.list("/v1/billing/meters", {"status": "active"})
@@ -150,11 +150,11 @@ async def until_counted(
         if (ids := tuple(meter["id"] for meter in listed if meter["event_name"] in events))
     }
     start_s = first_minute_s(to_ms(usage["period"]["start"]))
-    missing = partial(_missing, api, meters, stripe_customer, start_s)
+    missing = partial(_count_missing, api, meters, stripe_customer, start_s)
     deadline = monotonic() + timeout_s
-    while left := await missing(_begun_s(store)):
-        if not await missing(_begun_s(store) + _AHEAD_S):
-            goes_on = await _has_begun(store, _begun_s(store) + _SKEW_S)
+    while left := await missing(_last_minute_end_s(store)):
+        if not await missing(_last_minute_end_s(store) + _AHEAD_S):
+            goes_on = await _wait_for_instant(store, _last_minute_end_s(store) + _SKEW_S)
         elif goes_on := monotonic() < deadline:
             await anyio.sleep(_PAUSE_S)
         if not goes_on:
@@ -162,7 +162,7 @@ async def until_counted(
     return 0
 
 
-async def _sent(store: Store, usage: CustomerUsage) -> dict[tuple[str, ...], int]:
+async def _delivered_units(store: Store, usage: CustomerUsage) -> dict[tuple[str, ...], int]:
     """Delivered units of each meter of the plans file, by the event names that they were sent under."""
     customer, catalog = usage["customer"], store.catalog
     known = await read_meters(await store.admin(), store.keys, catalog, customer)
@@ -175,12 +175,12 @@ async def _sent(store: Store, usage: CustomerUsage) -> dict[tuple[str, ...], int
     }
 
 
-def _begun_s(store: Store) -> int:
+def _last_minute_end_s(store: Store) -> int:
     """The end of the last minute whose first second is over at Stripe (Unix seconds)."""
     return ((store.now_ms() // 1000 - _SKEW_S) // _MINUTE_S + 1) * _MINUTE_S
 
 
-async def _has_begun(store: Store, instant_s: int) -> bool:
+async def _wait_for_instant(store: Store, instant_s: int) -> bool:
     """Wait for an instant by the store's clock; False: that stands still, as a clock in a test does."""
     seen_ms, still_since = store.now_ms(), monotonic()
     while (now_ms := store.now_ms()) < instant_s * 1000:
@@ -192,7 +192,7 @@ async def _has_begun(store: Store, instant_s: int) -> bool:
     return True
 
 
-async def _missing(
+async def _count_missing(
     api: StripeApi, sent: Mapping[tuple[str, ...], int], stripe_customer: str, start_s: int, end_s: int
 ) -> int:
     """How much of what was sent to meters Stripe has not counted in a span (Unix seconds)."""

@@ -23,30 +23,30 @@ _PATIENCE_S: Final = 10.0
 _REMEMBERED_MOST: Final = 10_000
 
 
-class FirstLook:
-    """Looks at customers whose subscriptions have metered prices, each at most once in two minutes.
+class SyncBeforeDelivery:
+    """Syncs customers with metered subscriptions, each at most once in two minutes.
 
-    A change of prices that is found so makes what was recorded before it late.
+    If such a sync finds changed prices, usage recorded before the change is late.
 
     Args:
-        store: where customers are.
-        look: fetches a customer's subscription from Stripe into the store; None: no customer is synced.
+        store: has the customers' states.
+        sync: fetches a customer's subscription from Stripe into the store; None: no customer is synced.
     """
 
-    def __init__(self, store: Store, look: Callable[[str], Awaitable[object]] | None) -> None:
+    def __init__(self, store: Store, sync: Callable[[str], Awaitable[object]] | None) -> None:
         self._store = store
-        self._look = look
+        self._sync = sync
         self._seen_ms: dict[str, int] = {}
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    def unseen_of(self, customers: Iterable[str]) -> list[str]:
+    def without_recent_sync(self, customers: Iterable[str]) -> list[str]:
         """Customers without a recent sync; none if syncs are off."""
-        if self._look is None:
+        if self._sync is None:
             return []
         since_ms = self._store.now_ms() - WAITED_MS
         return [customer for customer in customers if self._seen_ms.get(customer, 0) <= since_ms]
 
-    async def look(self, customers: Collection[str]) -> set[str]:
+    async def sync_customers(self, customers: Collection[str]) -> set[str]:
         """Sync customers; return those that failed because Stripe or the store does not answer.
 
         A customer that Stripe refuses to show holds up no other.
@@ -60,9 +60,11 @@ class FirstLook:
         for name in customers:
             pipe.hget(keys.customer(name).state, "data")
         states: list[bytes | None] = await admin.ask(pipe.execute())
-        sold = [name for name, data in zip(customers, states, strict=True) if _is_sold(data, now_ms)]
+        sold = [
+            name for name, data in zip(customers, states, strict=True) if _has_metered_prices(data, now_ms)
+        ]
         failed = await asyncio.gather(
-            *(start_task(self._look_at(name)) for name in sold), return_exceptions=True
+            *(start_task(self._sync_one(name)) for name in sold), return_exceptions=True
         )
         unseen = {
             name
@@ -74,13 +76,13 @@ class FirstLook:
         self._seen_ms |= dict.fromkeys(set(customers) - unseen, now_ms)
         return unseen
 
-    async def _look_at(self, customer: str) -> None:
-        if self._look is not None:
+    async def _sync_one(self, customer: str) -> None:
+        if self._sync is not None:
             async with self._at_once, asyncio.timeout(_PATIENCE_S):
-                await self._look(customer)
+                await self._sync(customer)
 
 
-def _is_sold(data: bytes | None, now_ms: int) -> bool:
+def _has_metered_prices(data: bytes | None, now_ms: int) -> bool:
     """Whether a customer's subscription has metered prices, which others may change."""
     try:
         subscription = CustomerState.parse(data or b"").subscription

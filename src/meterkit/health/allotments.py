@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.policies import gauges_asked
+from meterkit.decisions.policies import gauge_terms
 from meterkit.decisions.program import demands_of
 from meterkit.store.allotment import find_allotment_key, find_single_keys
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from meterkit.catalog import Catalog, Plan, Route
-    from meterkit.redis.settling import Allotting
+    from meterkit.redis.settlement_queue import LocalAllotments
 
 CHECK: Final = "allotments"
 
@@ -35,7 +35,7 @@ def allotments_of(catalog: Catalog) -> str | None:
     return f"no effect in {'; '.join(found)}" if found else "in effect in each plan and line"
 
 
-def units_of(allotments: Sequence[Allotting]) -> str:
+def units_of(allotments: Sequence[LocalAllotments]) -> str:
     """How many units the event loops of this process were granted, and what became of them; empty: none."""
     granted = sum(one.granted for one in allotments)
     if not granted:
@@ -61,7 +61,7 @@ def _reasons(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> Iterator[
         for name in meters:
             if any(rate.algorithm == "token-bucket" for rate in plan.entitlements[name].rates):
                 yield f"token bucket of {name}"
-        for gauge, _ in gauges_asked(plan.entitlements, catalog, meters, keeps=False):
+        for gauge, _ in gauge_terms(plan.entitlements, catalog, meters, keeps=False):
             yield f"limit of {gauge.measure.policy.meter}"
         if plan.subjects:
             yield f"requests of a {' or '.join(plan.subjects)}"

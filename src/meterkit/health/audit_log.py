@@ -81,7 +81,7 @@ def without_snapshot(missing: Sequence[date]) -> list[Finding]:
         check="revenue",
         problem=f"revenue has no snapshot of {days}: `meterkit revenue` lacks what changed then",
         cure="see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT_URL: it makes"
-        " them by itself, from what the store has; its log says why it does not (meterkit.background)",
+        " them by itself, from what the store has; its log says why it does not (meterkit.serving)",
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import span
 from meterkit.health.findings import Finding, named, single
-from meterkit.outbox.closes import Closes
+from meterkit.outbox.closes import CloseQueue
 from meterkit.outbox.late_items import LateItems
 from meterkit.store.message_queue import CHANNELS, MessageQueue
 from meterkit.store.task_lease import StorageUpkeep
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.assembly import Parts
-    from meterkit.outbox.closes import Close
+    from meterkit.outbox.closes import PeriodClose
     from meterkit.outbox.late_items import LateItem
     from meterkit.redis.admin import Admin
     from meterkit.store.message_queue import Channel, KeptMessage
@@ -30,16 +30,16 @@ async def look_at_closes(parts: Parts, admin: Admin) -> tuple[str, list[Finding]
     Raises:
         StoreError: the store does not answer.
     """
-    found = await Closes(parts.store, admin).told(most=_MOST)
+    found = await CloseQueue(parts.store, admin).unconfirmed(most=_MOST)
     return f"{len(found):,} unconfirmed", unconfirmed(found)
 
 
-def unconfirmed(closes: Sequence[Close]) -> list[Finding]:
+def unconfirmed(closes: Sequence[PeriodClose]) -> list[Finding]:
     """The periods whose close was not confirmed in time, and is not yet."""
     if not closes:
         return []
     count = "1 billing period is" if len(closes) == 1 else f"{len(closes):,} billing periods are"
-    whose = named([f"of customer {close.customer}, until {close.told_end}" for close in closes])
+    whose = named([f"of customer {close.customer}, until {close.end_text}" for close in closes])
     return single(
         check="closes",
         problem=f"{count} over, and Stripe has not counted all that was used: {whose}; what it lacks when"
@@ -93,11 +93,11 @@ async def look_at_messages(parts: Parts) -> tuple[str, list[Finding]]:
     dead: list[KeptMessage] = []
     for channel in CHANNELS:
         queue = MessageQueue(parts.store, channel)
-        counted, late_ms = await queue.waiting(), await queue.overdue_ms()
+        counted, late_ms = await queue.count_messages(), await queue.overdue_ms()
         waiting += counted["due"] + counted["later"]
         found += overdue_messages(channel, counted["due"], late_ms)
         if counted["dead"]:
-            dead += [one for one in await queue.kept() if one.state == "dead"]
+            dead += [one for one in await queue.list_messages() if one.state == "dead"]
     return f"{waiting:,} wait, {len(dead):,} dead", [*found, *dead_messages(dead)]
 
 
@@ -154,7 +154,7 @@ def neglected(seen: UpkeepState, now_ms: int) -> list[Finding]:
             problem=f"the queue of storage events was last read {span(now_ms - seen.read_ms)} ago: the"
             " events in it do not count",
             cure="start `meterkit worker --storage-queue URL`; the log of one that runs says why it does"
-            " not read (meterkit.background); a queue that is not used any more is forgotten in 7 days",
+            " not read (meterkit.serving); a queue that is not used any more is forgotten in 7 days",
         )
     if seen.listed_ms is None or now_ms - seen.listed_ms > UNLISTED_MS:
         since = "within 7 days" if seen.listed_ms is None else f"for {span(now_ms - seen.listed_ms)}"

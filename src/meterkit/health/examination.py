@@ -41,7 +41,7 @@ from meterkit.health.webhooks import look_at_subscriptions, look_at_webhooks
 from meterkit.insights.store_readings import info_text, told_by
 from meterkit.outbox.outbox import Outbox
 from meterkit.redis import scripts
-from meterkit.redis.durability import Keeping
+from meterkit.redis.durability import DurabilityCheck
 from meterkit.redis.server import words_to_try
 
 if TYPE_CHECKING:
@@ -167,8 +167,10 @@ class _Seen:
         return self.admin.client
 
     @property
-    def keeping(self) -> Keeping:
-        return Keeping(self.admin, self.admin.address, needed=False, kind=self.parts.store.address.kind)
+    def keeping(self) -> DurabilityCheck:
+        return DurabilityCheck(
+            self.admin, self.admin.address, needed=False, kind=self.parts.store.address.kind
+        )
 
     async def info(self) -> Mapping[str, str]:
         """What the server says of itself."""
@@ -209,7 +211,7 @@ async def _persistence(seen: _Seen) -> _Looked:
     if appendfsync == "no" and info.get("aof_enabled") == "1":
         way: Durability = "age"  # Asked for its way, it would only say that nothing can be sent.
     else:
-        way = await seen.keeping.way()
+        way = await seen.keeping.find_method()
         if way == "age" and not info:
             raise UnseenError(_UNSEEN_INFO)
     accepted = seen.parts.settings.deliver_without_persistence
@@ -228,7 +230,7 @@ async def _durability(seen: _Seen) -> _Looked:
     keys, admin = seen.parts.store.keys, await seen.parts.store.admin()
     for key in (keys.shard(shard, "doctor") for shard in range(keys.shards)):
         if (await admin.at(key)).address == seen.admin.address:
-            return await look_at_durability(seen.keeping, await seen.keeping.way(), key)
+            return await look_at_durability(seen.keeping, await seen.keeping.find_method(), key)
     return "has no keys", []
 
 
@@ -240,7 +242,7 @@ async def _eviction(seen: _Seen) -> _Looked:
 async def _replication(seen: _Seen) -> _Looked:
     info = await seen.info()
     found = findings.replication(info)
-    if info.get("connected_slaves") == "0" and await seen.keeping.has_heir():
+    if info.get("connected_slaves") == "0" and await seen.keeping.has_successor():
         found += store_servers.no_replica()
     return f"{info.get('connected_slaves', 0)} replicas", found
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import span, units
 from meterkit.decisions.keys import FORMAT
-from meterkit.redis.server import eviction_warning, follows, rights_refusal, scan_refusal
+from meterkit.redis.server import eviction_warning, is_replica_current, rights_refusal, scan_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -147,7 +147,7 @@ def replication(info: Mapping[str, str]) -> list[Finding]:
             cure="look at the replica's log and at the network between the two",
         )
         for name, text in info.items()
-        if name.removeprefix("slave").isdecimal() and not follows(text)
+        if name.removeprefix("slave").isdecimal() and not is_replica_current(text)
     ]
 
 

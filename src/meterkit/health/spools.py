@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.amount_texts import span
 from meterkit.errors import SettingsError
 from meterkit.health.findings import Finding, named, single
-from meterkit.redis.private_directory import check_directory
+from meterkit.redis.local_files import check_directory
 from meterkit.store.spool_file import SPOOL_BYTES_MAX, list_spools
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from redis.exceptions import TimeoutError as NoAnswerError
 from meterkit.decisions.keys import FORMAT
 from meterkit.errors import StoreError
 from meterkit.health.findings import Finding, named, single
-from meterkit.redis.discovery import find, named_by, slot_of
+from meterkit.redis.discovery import ask_sentinel, find_slots, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit.assembly import Parts
     from meterkit.redis.admin import Admin
-    from meterkit.redis.durability import Keeping
+    from meterkit.redis.durability import DurabilityCheck
     from meterkit.redis.server import Durability
     from meterkit.redis.url import Address
 
@@ -29,7 +29,7 @@ async def _sentinels(parts: Parts) -> tuple[str, list[Finding]]:
     said: dict[str, str] = {}
     for place in address.places:
         try:
-            said[str(place)] = str(await named_by(place, address, timeout_s=timeout_s, clock=clock))
+            said[str(place)] = str(await ask_sentinel(place, address, timeout_s=timeout_s, clock=clock))
         except StoreError as error:
             said[str(place)] = f"no master: {error}"
     return ", ".join(sorted(set(said.values()))), _disagreement(said)
@@ -37,7 +37,7 @@ async def _sentinels(parts: Parts) -> tuple[str, list[Finding]]:
 
 async def _slots(parts: Parts) -> tuple[str, list[Finding]]:
     keys, timeout_s = parts.store.keys, parts.settings.store_timeout
-    slots = await find(parts.store.address, (), timeout_s=timeout_s, clock=parts.store.clock)
+    slots = await find_slots(parts.store.address, (), timeout_s=timeout_s, clock=parts.store.clock)
     names = [keys.meta, keys.events, *(keys.shard(shard, "") for shard in range(keys.shards))]
     return f"{len(slots.places)} nodes", _uncovered(
         [name for name in names if slots.of(slot_of(name)) is None]
@@ -164,7 +164,9 @@ def late(typical_s: float, timeout_s: float) -> list[Finding]:
     )
 
 
-async def look_at_durability(keeping: Keeping, way: Durability, key: str) -> tuple[str, list[Finding]]:
+async def look_at_durability(
+    keeping: DurabilityCheck, way: Durability, key: str
+) -> tuple[str, list[Finding]]:
     """Have a write kept, as before each delivery; how that is done, and how soon.
 
     Args:

@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from meterkit.insights.audit.draining import noted
 from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
-from meterkit.redis.tallies import everywhere
+from meterkit.redis.tallies import all_tallies
 from meterkit.store.spool_file import list_spools
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ def _make_instruments() -> None:
 
     def requests(_: CallbackOptions) -> Iterable[Observation]:
         found: Counter[tuple[str, str, str]] = Counter()
-        for tallies in everywhere():
+        for tallies in all_tallies():
             found.update(dict(tallies.requests))
         for (plan, outcome, reason), number in found.items():
             labels = {"meterkit.plan": plan, "meterkit.outcome": outcome, "meterkit.reason": reason}
             yield Observation(number, labels)
 
     def of_tallies(count: Callable[[Tallies], float]) -> Observe:
-        return lambda _: [Observation(sum(map(count, everywhere())))]
+        return lambda _: [Observation(sum(map(count, all_tallies())))]
 
     def of_lanes(count: Callable[[Sequence[Lane]], int]) -> Observe:
         return lambda _: [Observation(count(_lanes()))]
@@ -155,7 +155,7 @@ def _of_models(amounts_of: Callable[[Tallies], _ByModel]) -> Observe:
 
     def observed(_: CallbackOptions) -> Iterable[Observation]:
         found: dict[tuple[str, str], Fraction] = {}
-        for tallies in everywhere():
+        for tallies in all_tallies():
             for key, amount in amounts_of(tallies).items():
                 found[key] = found.get(key, Fraction(0)) + amount
         for (model, provider), total in found.items():

@@ -40,7 +40,7 @@ LANE_FIGURES: Final = (
     LaneFigure(
         "store.breaker.open",
         "1 where an event loop of this process answers without the store, which is away.",
-        lambda lanes: int(any(lane.is_away for lane in lanes)),
+        lambda lanes: int(any(lane.is_down for lane in lanes)),
     ),
     LaneFigure(
         "store.breaker.opened",

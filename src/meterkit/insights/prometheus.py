@@ -132,7 +132,7 @@ async def _message_families(store: Store) -> list[Metric]:
         labels=("channel", "state"),
     )
     for channel in CHANNELS:
-        for state, count in (await MessageQueue(store, channel).waiting()).items():
+        for state, count in (await MessageQueue(store, channel).count_messages()).items():
             items.add_metric((channel, state), count)
     return [items]
 

@@ -9,8 +9,8 @@ from redis.exceptions import ResponseError
 
 from meterkit.errors import StoreError
 from meterkit.outbox.intents import count_members
-from meterkit.redis.durability import Keeping
-from meterkit.redis.server import Durability, following
+from meterkit.redis.durability import DurabilityCheck
+from meterkit.redis.server import Durability, count_replicas
 from meterkit.store.sync_queue_counts import count_syncs
 
 if TYPE_CHECKING:
@@ -114,16 +114,18 @@ async def read_keeping(store: Store) -> StoreDurability:
     servers = [admin] if store.address.kind == "memory" else await admin.servers()
     ways, replicas = Counter[Durability](), list[int | None]()
     for server in servers:
-        keeping = Keeping(server, server.address, needed=False, kind=store.address.kind, tells=False)
+        keeping = DurabilityCheck(
+            server, server.address, needed=False, kind=store.address.kind, logs_warnings=False
+        )
         ways[await _way(keeping)] += 1
         replicas.append(await _replicas(server) if store.address.kind != "memory" else 0)
     known = [number for number in replicas if number is not None]
     return StoreDurability(ways, min(known) if len(known) == len(replicas) else None)
 
 
-async def _way(keeping: Keeping) -> Durability:
+async def _way(keeping: DurabilityCheck) -> Durability:
     try:
-        return await keeping.way()
+        return await keeping.find_method()
     except StoreError as error:
         if error.executed is not False:
             raise
@@ -133,7 +135,7 @@ async def _way(keeping: Keeping) -> Durability:
 async def _replicas(server: Admin) -> int | None:
     """How many replicas follow a server; None: its user may not ask."""
     told = await told_by(server, server.client.info("replication"))
-    return None if told is None else following({name: info_text(value) for name, value in told.items()})
+    return None if told is None else count_replicas({name: info_text(value) for name, value in told.items()})
 
 
 async def told_by(server: Admin, asked: Awaitable[Any]) -> Mapping[str, Any] | None:

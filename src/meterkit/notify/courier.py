@@ -261,7 +261,7 @@ class Courier:
         """Send some messages that are due; whether there may be more."""
         if not self._sender.events:
             return False
-        taken = await self._queue.take(_AT_ONCE)
+        taken = await self._queue.lease(_AT_ONCE)
         await asyncio.gather(*(start_task(self._send(send, one)) for one in taken))
         return len(taken) == _AT_ONCE
 
@@ -294,4 +294,4 @@ class Courier:
                     taken.id,
                 )
             return
-        await self._queue.later(taken, why, delay_ms=again_ms)
+        await self._queue.retry(taken, why, delay_ms=again_ms)

@@ -197,7 +197,7 @@ class Messages:
         Raises:
             StoreError: the store does not answer.
         """
-        return {channel: await MessageQueue(self._store, channel).kept() for channel in CHANNELS}
+        return {channel: await MessageQueue(self._store, channel).list_messages() for channel in CHANNELS}
 
     async def redrive(self, *message_ids: str) -> int:
         """Have dead messages sent again, for three days; how many.
@@ -211,7 +211,7 @@ class Messages:
         count = 0
         for channel in CHANNELS:
             queue = MessageQueue(self._store, channel)
-            dead = [one.id for one in await queue.kept() if one.state == "dead"]
+            dead = [one.id for one in await queue.list_messages() if one.state == "dead"]
             chosen = [one for one in dead if not message_ids or one in message_ids]
             await queue.redrive(chosen)
             count += len(chosen)

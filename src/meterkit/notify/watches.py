@@ -12,7 +12,7 @@ from meterkit.customers.sorting import SortedCustomers, customers_with_counts
 from meterkit.customers.states import States
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.gauges import Level
+from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS, to_ms
 from meterkit.store.message_queue import publish_notice
@@ -63,7 +63,7 @@ class Lookout:
 
 async def note_unreadable(store: Store, customer: str, event: str, error: Exception) -> None:
     """Log once that a customer is passed over: one damaged value must not keep events from all others."""
-    (await store.admin()).say_once(
+    (await store.admin()).warn_once(
         f"no {event} for customer {customer!r}: what is kept cannot be read: {error!r}"
     )
 
@@ -166,7 +166,7 @@ class StorageWatch:
 
     async def _tell(self, customer: str, levels: Mapping[str, bytes | None]) -> None:
         for gauge, packed in levels.items():
-            since_ms = Level.read(packed).over_ms  # As a script found it.
+            since_ms = StoredLevel.read(packed).over_ms  # As a script found it.
             if since_ms:
                 make = partial(self._found, customer, gauge, since_ms)
                 await tell_once(

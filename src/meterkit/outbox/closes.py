@@ -1,4 +1,4 @@
-"""Closing of billing periods: which are due, and when each is tried next."""
+"""Queue of period closes: the ended billing periods whose usage Stripe has not confirmed yet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 CLOSE_AFTER_MS: Final = 10 * 60_000
-"""When a past period is first tried: by then its pending usage is sealed, sent and counted."""
+"""Delay of the first check: by then the period's pending usage is sealed, sent and counted."""
 _AFTER_A_RENEWAL_MS: Final = 2 * 60_000
 _RENEWED_WITHIN_MS: Final = 26 * 3_600_000
 _AFTER_A_ROLL_MS: Final = 2 * 3_600_000
@@ -31,11 +31,11 @@ _PAGE: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Close:
-    """One customer's period whose close is to be confirmed.
+class PeriodClose:
+    """The close of one customer's period.
 
     Attributes:
-        end_ms: the first instant after it, as it was known when it was noted.
+        end_ms: the first instant after the period, as it was known when the close was queued.
     """
 
     shard: int
@@ -44,30 +44,30 @@ class Close:
 
     @property
     def member(self) -> str:
-        """What stands for it in the store."""
+        """Its member in the sorted set."""
         return f"{self.end_ms}:{self.customer}"
 
     @property
-    def told_end(self) -> str:
-        """When the period was over, for people."""
+    def end_text(self) -> str:
+        """End of the period, for people."""
         return f"{from_ms(self.end_ms):%Y-%m-%d %H:%M} UTC"
 
     @classmethod
-    def read(cls, shard: int, member: bytes) -> Close:
-        """What stands for it in the store, read."""
+    def read(cls, shard: int, member: bytes) -> PeriodClose:
+        """Parse a member of the sorted set."""
         end, _, customer = member.decode("utf-8", "surrogateescape").partition(":")
         return cls(shard=shard, customer=customer, end_ms=int(end))
 
 
 def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
-    """The ends of periods with sealed usage, each by its token: when it is first tried.
+    """List closes of periods whose usage is being sealed: member to the instant of its first check.
 
-    For two hours after a period's beginning the one before is among them: what was pending of it is sealed
+    For two hours after a period has begun, the previous period is listed, too: its pending usage is sealed
     then.
 
     Args:
-        views: whose usage is sealed.
-        now_ms: when.
+        views: of the customers whose usage is sealed.
+        now_ms: now.
     """
     found: dict[str, int] = {}
     for view in views:
@@ -75,13 +75,13 @@ def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
             continue
         bounds, state = view.effective.bounds, view.state
         if state.subscription is not None or not bounds.start_ms <= now_ms < bounds.end_ms:
-            # By the clock: a view may be of the period before, which scripts know the end of.
+            # By the clock: the view may still be of the previous period.
             bounds = bounds_of(state, view.effective.counting, now_ms)
         ends = [bounds.end_ms]
         if bounds.start_ms <= now_ms < bounds.start_ms + _AFTER_A_ROLL_MS:
             ends.append(bounds.start_ms)
         for end_ms in ends:
-            close = Close(shard=view.keys.shard, customer=view.customer, end_ms=end_ms)
+            close = PeriodClose(shard=view.keys.shard, customer=view.customer, end_ms=end_ms)
             found[close.member] = end_ms + CLOSE_AFTER_MS
     return found
 
@@ -93,14 +93,14 @@ async def note_renewal(
     *,
     known: SubscriptionState | None,
 ) -> None:
-    """Have the close of a period looked at that a subscription's renewal, end or successor has just ended.
+    """Queue the close of a period that a subscription's renewal, end or successor has just ended.
 
-    Nothing may have noted it: usage is noted when it is sealed, and the flusher may have been dead. The end
-    of a subscription may become known days later.
+    A seal queues closes, too, but the flusher may have been down, and the end of a subscription may become
+    known days later.
 
     Args:
-        store: where closes are noted.
-        customer: whose.
+        store: has the queue.
+        customer: the customer's id.
         subscription: as Stripe shows it.
         known: the customer's subscription as it was known before.
 
@@ -117,31 +117,33 @@ async def note_renewal(
     if renewals is not None and (has_ended or now_ms < renewals.latest_ms + _RENEWED_WITHIN_MS):
         ends.append(renewals.latest_ms)
     if was_open and known is not None and known.id != subscription.id:
-        ends.append(
-            subscription.created_ms or subscription.start_ms
-        )  # Which ended the period of the other one.
+        # The new subscription ended the period of the previous one.
+        ends.append(subscription.created_ms or subscription.start_ms)
     await note_ends(store, customer, ends)
 
 
 async def note_ends(store: Store, customer: str, ends: Iterable[int]) -> None:
-    """Have the closes of periods looked at that have just ended, at these instants (ms).
+    """Queue the closes of periods that have just ended, at these instants (ms).
 
     Raises:
         StoreError: the store does not answer.
     """
     shard, now_ms = store.keys.customer(customer).shard, store.now_ms()
     found = {
-        Close(shard=shard, customer=customer, end_ms=end_ms).member: max(now_ms, end_ms + _AFTER_A_RENEWAL_MS)
+        PeriodClose(shard=shard, customer=customer, end_ms=end_ms).member: max(
+            now_ms, end_ms + _AFTER_A_RENEWAL_MS
+        )
         for end_ms in ends
     }
-    closes = Closes(store, (await store.admin()).for_delivery())
+    closes = CloseQueue(store, (await store.admin()).for_delivery())
     await closes.note(shard, found, sooner=True)
 
 
-class Closes:
-    """The closes that are to be confirmed, of all shards.
+class CloseQueue:
+    """Queue of the closes to confirm, in a sorted set of each shard.
 
-    Each method but one raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+    Each method except :meth:`note_sealed` raises :class:`~meterkit.errors.StoreError` if the store does not
+    answer.
     """
 
     def __init__(self, store: Store, admin: Admin) -> None:
@@ -149,17 +151,14 @@ class Closes:
         self._admin = admin
 
     async def note_sealed(self, shard: int, views: Iterable[CustomerView]) -> None:
-        """Remember the periods of usage that is to be sealed; where that fails, it holds up no delivery."""
+        """Queue the closes of periods whose usage is being sealed; a failure does not stop delivery."""
         try:
             await self.note(shard, ends_to_close(views, self._store.now_ms()))
         except StoreError as error:
-            self._admin.say_once(f"ends of billing periods cannot be noted, and are not looked at: {error}")
+            self._admin.warn_once(f"ends of billing periods cannot be noted, and are not looked at: {error}")
 
     async def note(self, shard: int, ends: dict[str, int], *, sooner: bool = False) -> None:
-        """Remember closes, and when each is first tried.
-
-        A known close keeps its time, or is tried ``sooner``.
-        """
+        """Queue closes with their first checks. A queued close keeps its time, or is checked ``sooner``."""
         if not ends:
             return
         key = self._store.keys.shard(shard, "closes")
@@ -168,8 +167,8 @@ class Closes:
         pipe.pexpire(key, _KEPT_MS)
         await self._admin.ask(pipe.execute())
 
-    async def due(self) -> AsyncGenerator[Close]:
-        """The closes that are due; each must be confirmed, postponed or forgotten."""
+    async def due(self) -> AsyncGenerator[PeriodClose]:
+        """Yield the due closes; each must be postponed or forgotten."""
         now_ms = self._store.now_ms()
         for shard, _ in await count_members(self._store, self._admin, ("closes",), limit=now_ms):
             key = self._store.keys.shard(shard, "closes")
@@ -178,17 +177,17 @@ class Closes:
                     self._admin.client.zrangebyscore(key, "-inf", now_ms, start=0, num=_PAGE)
                 )
                 for member in members:
-                    yield Close.read(shard, member)
+                    yield PeriodClose.read(shard, member)
                 if len(members) < _PAGE:
                     break
 
-    async def postpone(self, close: Close, at_ms: int) -> None:
-        """Look at it again later."""
+    async def postpone(self, close: PeriodClose, at_ms: int) -> None:
+        """Schedule the next check of a close."""
         key = self._store.keys.shard(close.shard, "closes")
         await self._admin.ask(self._admin.client.zadd(key, {close.member: at_ms}))
 
-    async def tell(self, close: Close) -> bool:
-        """Remember the alert that it is not confirmed in time; whether it is the first."""
+    async def mark_unconfirmed(self, close: PeriodClose) -> bool:
+        """Record that a close is not confirmed in time; whether this is the first alert of it."""
         key = self._store.keys.shard(close.shard, "unclosed")
         pipe = self._admin.client.pipeline(transaction=False)
         pipe.zadd(key, {close.member: close.end_ms}, nx=True)
@@ -196,20 +195,20 @@ class Closes:
         added, _ = await self._admin.ask(pipe.execute())
         return bool(added)
 
-    async def forget(self, close: Close) -> bool:
-        """Forget a close; whether an alert had named it."""
+    async def forget(self, close: PeriodClose) -> bool:
+        """Remove a close; whether an alert had named it."""
         names = ("closes", "unclosed")
         pipe = self._admin.client.pipeline(transaction=False)
         for name in names:
             pipe.zrem(self._store.keys.shard(close.shard, name), close.member)
-        _, was_told = await self._admin.ask(pipe.execute())
-        return bool(was_told)
+        _, was_unconfirmed = await self._admin.ask(pipe.execute())
+        return bool(was_unconfirmed)
 
-    async def told(self, *, most: int) -> list[Close]:
-        """Those that were not confirmed in time and are not yet, the oldest first within each shard."""
-        found: list[Close] = []
+    async def unconfirmed(self, *, most: int) -> list[PeriodClose]:
+        """List closes that were not confirmed in time and still are not, oldest first."""
+        found: list[PeriodClose] = []
         for shard, _ in await count_members(self._store, self._admin, ("unclosed",), limit="+inf"):
             key = self._store.keys.shard(shard, "unclosed")
             members: list[Any] = await self._admin.ask(self._admin.client.zrange(key, 0, most - 1))
-            found += [Close.read(shard, member) for member in members]
+            found += [PeriodClose.read(shard, member) for member in members]
         return sorted(found, key=lambda close: close.end_ms)[:most]

@@ -1,4 +1,4 @@
-"""Intents: usage sealed for one meter event each, with its state; found by identifier or position."""
+"""Intents: usage sealed for one meter event each, as the store keeps it, by identifier or by shard."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from meterkit.decisions.ambiguity import SURE_MS
+from meterkit.decisions.ambiguity import RESEND_MAX_MS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.store.counting import count_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -22,39 +21,39 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 BY_HAND: Final = "parked by hand"
-"""Begins why an intent is parked that a person has parked."""
+"""Begins the reason of an intent that an operator has parked."""
 CANNOT_BE_COUNTED: Final = 2
-"""What move.lua and change_state.lua say of an intent where its customer's totals cannot be counted in."""
-State = Literal["leased", "queued", "delivered", "parked", "dead"]
+"""Reply of move.lua and change_state.lua if the customer's totals are not numbers."""
+NextState = Literal["leased", "queued", "delivered", "parked", "dead"]
 IntentState = Literal["queued", "leased", "parked", "dead"]
-"""Where an intent is that is not delivered; ``leased``: it is being sent."""
+"""State of an intent that is not delivered; ``leased``: it is being sent."""
 _PAGE: Final = 500
 _NUMBERS: Final = ("period", "value", "time", "first", "attempts", "at")
 _FIELDS: Final = frozenset({"state", "customer", "stripe", "meter", "event", "key"})
 _WHOLE: Final = re.compile(r"(-?\d{1,19} ?){6}")
-# What Stripe refused later; and of one that stands for usage of many minutes.
+# Fields of an intent that Stripe refused later, that was rebuilt or restored: a renamed one has none of them.
 _OF_ITS_PAST: Final = ("refused", "since", "till", "base", "together", "restored", "rest")
 RESTORED: Final = "restored"
-"""The field of what was parked after a restore: when deliveries may have been forgotten; see comparing."""
+"""Field of an intent parked after a restore: the gap in which the store may have lost deliveries."""
 REFUSED: Final = "r"
-"""Ends the identifier of what Stripe has taken and refused later; see refuse.lua."""
+"""Suffix of the identifier of an intent that Stripe accepted and refused later; see refuse.lua."""
 NONCE_DIGITS: Final = 32
-"""Hex digits that an identifier begins with: the same for all that is sealed of a customer at once."""
+"""Hex digits at the start of an identifier, the same for a customer's intents of one seal."""
 SEALED_DIGITS: Final = 28
-"""Those of them that are the same for all customers that are sealed with it."""
-# How many characters a word has from the one before, by what it begins with: no identifier begins so.
+"""Digits of these that are the same for all customers of a page."""
+# Length of the prefix shared with the previous identifier, by the mark that a word begins with.
 _SHARED: Final[Mapping[str, int]] = {".": NONCE_DIGITS + 1, ":": SEALED_DIGITS, "!": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sealed:
-    """An intent as the outbox keeps it.
+class SealedIntent:
+    """A sealed intent, ready to be sent.
 
     Attributes:
-        value: quantity in the meter's unit; below 0: it takes units back that Stripe has.
+        value: quantity in the meter's unit; below 0: a negative event, which takes units back.
         timestamp: Unix seconds, a whole minute.
         key: the idempotency key of the next try.
-        sealed_ms: when it was made.
+        sealed_ms: when it was sealed.
         due_ms: when it is, or was, due.
     """
 
@@ -72,33 +71,35 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """An intent that was leased, to be sent.
+class SendAttempt:
+    """An attempt to send a leased intent.
 
     Attributes:
-        now_ms: the store's clock then.
-        first_ms: when it was tried first before; 0: Stripe certainly does not have it.
-        attempts: how often it was tried, with this one.
+        now_ms: the store's clock when it was leased.
+        first_ms: when it was first tried before; 0: Stripe certainly does not have it.
+        attempts: number of tries, this one included.
     """
 
-    intent: Sealed
+    intent: SealedIntent
     now_ms: int
     first_ms: int
     attempts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
-    """The next state of a leased intent.
+class IntentMove:
+    """Move of a leased intent into its next state.
 
-    Into ``queued`` it goes with a delay, a new idempotency key or an empty one, and ``untried`` where Stripe
-    certainly does not have it, as if it had never been tried. Into ``parked`` it goes with the delay after
-    which it is compared with Stripe's summaries, 0: it is not. ``batch``: the idempotency key of a call with
-    several intents that Stripe may have taken, by which it may tell of them later; empty: there was none.
+    Attributes:
+        delay_ms: ``queued``: until the next try. ``parked``: until it is compared with Stripe's summaries; 0:
+            it is not compared.
+        key: ``queued``: a new idempotency key; empty: the old one.
+        untried: whether Stripe certainly does not have it, as if it had never been tried.
+        batch: idempotency key of a call with several intents, which an error report may name; empty: none.
     """
 
-    intent: Sealed
-    state: State
+    intent: SealedIntent
+    state: NextState
     delay_ms: int = 0
     key: str = ""
     untried: bool = False
@@ -107,8 +108,8 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What a shard has to do: customers with pending usage, intents on their way."""
+class ShardWork:
+    """Work of a shard: the number of customers with pending usage, and of intents in the outbox."""
 
     shard: int
     dirty: int
@@ -136,23 +137,23 @@ class Intent:
     """A delivery to Stripe that is sealed and not made: usage of one customer, meter and minute.
 
     Attributes:
-        identifier: Stripe's name for it, too: the meter event's ``identifier``.
-        stripe_customer: whom it is addressed to.
-        meter: its name in the plans file; that of an earlier one where it has gone from there.
+        identifier: the ``identifier`` of its meter event, too.
+        stripe_customer: the customer at Stripe that it bills.
+        meter: its name in the plans file, or in an earlier one if it was removed.
         event_name: of the meter at Stripe.
         quantity: in the meter's unit; below 0: it takes units back that Stripe has.
-        minute: the meter event's timestamp: it decides which invoice it is on.
-        period_start: the first instant of the billing period that it is of.
-        state: ``queued``; ``leased``: it is being sent; ``parked``: it waits for a person or a comparison;
+        minute: the meter event's timestamp, which decides the invoice.
+        period_start: the first instant of its billing period.
+        state: ``queued``; ``leased``: it is being sent; ``parked``: it waits for an operator or a comparison;
             ``dead``: Stripe will never accept it.
         why: the outcome of the last try, or the reason of this state; may be empty.
-        attempts: how often it was tried.
+        attempts: number of tries.
         first_attempt_at: since when Stripe may have it; None: Stripe certainly does not have it.
-        sealed_at: when it was made.
-        age_s: how long ago that is, in seconds.
+        sealed_at: when it was sealed.
+        age_s: seconds since then.
         compared_at: when it is compared with Stripe's summary of its minute; None: it is not.
-        restored: whether it was parked after a restore of the store: Stripe may have it under another
-            identifier, and it is never sent before that is compared.
+        restored: whether it was parked after a restore of the store. Stripe may have it under another
+            identifier, so it is compared before it is sent.
     """
 
     identifier: str
@@ -174,13 +175,13 @@ class Intent:
 
     @property
     def is_parked_by_hand(self) -> bool:
-        """Whether a person has parked it: it is redriven where it is named, and not with all others."""
+        """Whether an operator has parked it: it is redriven by its identifier only."""
         return self.state == "parked" and self.why.startswith(BY_HAND)
 
 
-def read_intent(identifier: str, due_ms: int, fields: Mapping[str, str]) -> Sealed:
-    """An intent from what is kept of it."""
-    return Sealed(
+def parse_sealed(identifier: str, due_ms: int, fields: Mapping[str, str]) -> SealedIntent:
+    """Parse the stored fields of an intent."""
+    return SealedIntent(
         identifier=identifier,
         customer=fields["customer"],
         stripe_customer=fields["stripe"],
@@ -196,11 +197,11 @@ def read_intent(identifier: str, due_ms: int, fields: Mapping[str, str]) -> Seal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """An intent as the store keeps it; see seal.lua.
+class StoredIntent:
+    """An intent with all its stored fields; see seal.lua.
 
     Attributes:
-        text: the same as it was read; what it is compared by.
+        text: as it was read: a change requires that it is still the same.
     """
 
     identifier: str
@@ -209,26 +210,26 @@ class Kept:
     fields: Mapping[str, str]
 
     @classmethod
-    def read(cls, identifier: str, shard: int, data: bytes) -> Kept:
-        """An intent from what is kept under its identifier."""
+    def read(cls, identifier: str, shard: int, data: bytes) -> StoredIntent:
+        """Parse the text that is stored under an identifier."""
         text = data.decode()
         return cls(identifier=identifier, shard=shard, text=text, fields=json.loads(text))
 
     @property
     def customer(self) -> str:
-        """Whose usage it is."""
+        """The customer's id."""
         return self.fields["customer"]
 
     @property
     def first_ms(self) -> int:
-        """When it was tried first; 0: Stripe certainly does not have it."""
+        """Instant of the first try; 0: Stripe certainly does not have it."""
         return int(self.fields["first"])
 
     @property
     def tried_since_ms(self) -> int:
-        """The first attempt that a comparison goes by: what was refused later was tried before that."""
+        """Instant of the first try for a comparison; an intent refused later was tried before its refusal."""
         refused_ms = int(self.fields.get("refused", "0"))
-        return refused_ms - SURE_MS if refused_ms else self.first_ms
+        return refused_ms - RESEND_MAX_MS if refused_ms else self.first_ms
 
     @property
     def minute_s(self) -> int:
@@ -241,26 +242,26 @@ class Kept:
         return int(self.fields["value"])
 
     def in_words(self) -> str:
-        """What it is, for the ledger."""
+        """State, quantity, event name, minute and identifier, for the ledger."""
         minute = from_ms(self.minute_s * 1000).strftime("%Y-%m-%dT%H:%MZ")
         return (
             f"{self.fields['state']}: {self.value} of {self.fields['event']} at {minute}, {self.identifier}"
         )
 
-    def renamed(self, identifier: str, now_ms: int) -> Kept:
-        """The same, as it is to be delivered under a new identifier, and as if it were sealed now."""
+    def renamed(self, identifier: str, now_ms: int) -> StoredIntent:
+        """Return it under a new identifier, untried, as if it were sealed now."""
         known = {name: text for name, text in self.fields.items() if name not in _OF_ITS_PAST}
         fields = {**known, "key": identifier, "first": "0", "attempts": "0", "at": str(now_ms)}
         return replace(self, identifier=identifier, fields=fields)
 
 
 def is_refused(identifier: str) -> bool:
-    """Whether Stripe accepted an intent and refused it later: it may have another try of it."""
+    """Whether Stripe accepted an intent and refused it later; it may have another try of the same intent."""
     return identifier.endswith(REFUSED)
 
 
-async def find_kept(store: Store, identifier: str) -> Kept | None:
-    """An intent by its identifier, in whichever shard it is.
+async def find_intent(store: Store, identifier: str) -> StoredIntent | None:
+    """Find an intent by its identifier in all shards.
 
     Raises:
         MeterkitError: it cannot be read.
@@ -273,23 +274,23 @@ async def find_kept(store: Store, identifier: str) -> Kept | None:
     found: list[bytes | None] = await admin.ask(pipe.execute())
     for shard, data in enumerate(found):
         if data is not None:
-            if not intents_of(admin, shard, [identifier], [data])[0]:
+            if not parse_intents(admin, shard, [identifier], [data])[0]:
                 raise MeterkitError(f"intent {identifier} of shard {shard} cannot be read")
-            return Kept.read(identifier, shard, data)
+            return StoredIntent.read(identifier, shard, data)
     return None
 
 
-async def kept_in(
+async def read_intents_in(
     store: Store, admin: Admin, shard: int, place: str, *, most: int = _PAGE
-) -> AsyncGenerator[Sequence[Kept]]:
-    """Pages of the intents in a shard's sorted set, in its order.
+) -> AsyncGenerator[Sequence[StoredIntent]]:
+    """Read the intents of a shard's sorted set in pages, in its order.
 
     Args:
-        store: where they are.
+        store: has the intents.
         admin: asks it.
-        shard: which of its shards.
+        shard: the shard.
         place: the set: ``outbox``, ``parked`` or ``dead``.
-        most: how many a page has at most.
+        most: largest number of intents in a page.
 
     Raises:
         StoreError: the store does not answer.
@@ -302,54 +303,54 @@ async def kept_in(
         named = [
             (member.decode(), data)
             for member, data in zip(page, texts, strict=True)
-            if data is not None  # It is delivered meanwhile.
+            if data is not None  # Else it was delivered meanwhile.
         ]
-        fields = intents_of(admin, shard, [name for name, _ in named], [data for _, data in named])
+        fields = parse_intents(admin, shard, [name for name, _ in named], [data for _, data in named])
         yield [
-            Kept(identifier=name, shard=shard, text=data.decode(), fields=found)
+            StoredIntent(identifier=name, shard=shard, text=data.decode(), fields=found)
             for (name, data), found in zip(named, fields, strict=True)
             if found
         ]
 
 
-def intents_of(
+def parse_intents(
     admin: Admin, shard: int, identifiers: Sequence[str], texts: Sequence[bytes | None]
 ) -> Sequence[Mapping[str, str]]:
-    """The fields of intents: none of the missing, and none of the unreadable, which the log names once.
+    """Parse stored intents; missing and unreadable ones have no fields, and unreadable ones are logged once.
 
     Args:
-        admin: by which they were read.
-        shard: where they are.
+        admin: logs unreadable intents.
+        shard: the shard of the intents.
         identifiers: of the intents.
-        texts: as the store keeps them.
+        texts: as the store has them.
     """
     try:
-        # As one text: each by itself takes twice as long.
+        # Parsing one by one takes twice as long.
         found: list[Any] = json.loads(b"[%b]" % b",".join(text or b"{}" for text in texts))
-        if len(found) == len(texts) and all(map(_is_whole, found)):
+        if len(found) == len(texts) and all(map(_is_complete, found)):
             return found
     except ValueError:
         pass
-    return [_read(admin, shard, *one) for one in zip(identifiers, texts, strict=True)]
+    return [_parse_or_log(admin, shard, *one) for one in zip(identifiers, texts, strict=True)]
 
 
-def _read(admin: Admin, shard: int, identifier: str, text: bytes | None) -> Mapping[str, str]:
+def _parse_or_log(admin: Admin, shard: int, identifier: str, text: bytes | None) -> Mapping[str, str]:
     if text is None:
         return {}
     try:
         fields: Any = json.loads(text)
     except ValueError:
         fields = None
-    if fields and _is_whole(fields):
+    if fields and _is_complete(fields):
         return cast("Mapping[str, str]", fields)
-    admin.say_once(
+    admin.warn_once(
         f"intent {identifier} of shard {shard} cannot be read and is left; all others are delivered"
     )
     return {}
 
 
-def _is_whole(fields: Any) -> bool:
-    """Whether an intent has all that it must; empty: it is missing."""
+def _is_complete(fields: Any) -> bool:
+    """Whether an intent has all required fields; also if it is empty, that is missing."""
     if not isinstance(fields, dict):
         return False
     texts = cast("dict[str, Any]", fields)
@@ -363,8 +364,8 @@ def _is_whole(fields: Any) -> bool:
         return False
 
 
-def batch_text(identifiers: Iterable[str]) -> str:
-    """Identifiers as they are kept, a word each; see :func:`intents_in`."""
+def pack_batch(identifiers: Iterable[str]) -> str:
+    """Pack identifiers into words that share prefixes with their predecessors; see :func:`unpack_batch`."""
     words, before = list[str](), ""
     for identifier in sorted(identifiers):
         for mark, shared in _SHARED.items():
@@ -375,8 +376,8 @@ def batch_text(identifiers: Iterable[str]) -> str:
     return " ".join(words)
 
 
-def intents_in(text: str) -> list[str]:
-    """Identifiers of a batch; the inverse of :func:`batch_text`."""
+def unpack_batch(text: str) -> list[str]:
+    """Identifiers of a batch; the inverse of :func:`pack_batch`."""
     found, before = list[str](), ""
     for word in text.split(" "):
         before = before[: _SHARED[word[0]]] + word[1:]
@@ -387,28 +388,31 @@ def intents_in(text: str) -> list[str]:
 async def count_members(
     store: Store, admin: Admin, names: Iterable[str], *, limit: str | int
 ) -> dict[tuple[int, Any], int]:
-    """The sorted sets of all shards that have members up to a score, and how many: by shard and name.
+    """Count the members up to a score in sorted sets of all shards; empty sets are left out.
 
-    On a cluster each shard may be on another server; those of one that is away count as one: what is asked of
-    them next says what is wrong, and the others go on.
+    On a cluster, a set whose server is down counts as one member: the next command to it raises the error,
+    and the other shards go on.
 
     Args:
-        store: whose shards.
+        store: has the shards.
         admin: asks them.
         names: of the sets in each shard.
         limit: the score, or ``+inf``.
 
+    Returns:
+        Counts by shard and name.
+
     Raises:
         StoreError: the store does not answer.
     """
-    places, keys = _of_all_shards(store.keys, tuple(names))
+    places, keys = _keys_of_shards(store.keys, tuple(names))
     return {
-        places[nth]: members for nth, members in (await count_at(store, admin, keys, limit=limit)).items()
+        places[nth]: members for nth, members in (await store.count_members(admin, keys, limit=limit)).items()
     }
 
 
 @lru_cache(maxsize=64)
-def _of_all_shards(keys: Keys, names: tuple[str, ...]) -> tuple[list[tuple[int, str]], list[str]]:
-    """The sets of these names, by shard and name, and their keys: each pass of a flusher asks the same."""
+def _keys_of_shards(keys: Keys, names: tuple[str, ...]) -> tuple[list[tuple[int, str]], list[str]]:
+    """Pairs of shard and name, and their keys; cached, because each pass of a flusher asks the same."""
     places = [(shard, name) for shard in range(keys.shards) for name in names]
     return places, [keys.shard(shard, name) for shard, name in places]

@@ -1,4 +1,4 @@
-"""Ends of invoices: until when the invoice of each billing period takes usage."""
+"""Invoice ends: the instant until which the invoice of a billing period takes usage."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 RENEWAL: Final = "subscription_cycle"
 """The ``billing_reason`` of an invoice that a renewal has made."""
 STAMPED_AHEAD_MS: Final = 6 * 60_000
-"""A period that is cut short ends less than that behind its end at Stripe; see ``close_period.lua``."""
+"""Largest distance of a shortened period's end from its end at Stripe; see ``close_period.lua``."""
 _ENDS_KEPT_MS: Final = 400 * 86_400_000
 _YOUNG_MS: Final = 120_000
-"""Usage is mostly sent in the minute that it is stamped with: nothing is asked of what is so young."""
+"""Usage is mostly sent in the minute of its timestamp: usage younger than this is not checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stamped:
-    """Usage that is to be sent.
+class StampedUsage:
+    """Usage to be sent, with the timestamp of its event.
 
     Attributes:
         period: the first instant of its period (ms), as text.
-        minute_ms: what it is stamped with.
+        minute_ms: its timestamp.
     """
 
     customer: str
@@ -40,12 +40,12 @@ class Stamped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoiceEnd:
-    """Until when the invoice of a period takes up usage.
+    """End of a period's invoice: the instant until which it takes usage.
 
     Attributes:
-        held_ms: until when Stripe keeps the draft, by its word; 0: not known.
+        held_ms: until when Stripe keeps the draft; 0: not known.
         final_ms: when it became final; 0: not known.
-        is_ours: whether nothing finalizes it but us.
+        is_ours: whether only meterkit finalizes it.
     """
 
     held_ms: int = 0
@@ -53,15 +53,15 @@ class InvoiceEnd:
     is_ours: bool = False
 
 
-async def keep_invoice_end(store: Store, customer: str, period_ms: int, end: InvoiceEnd) -> bool:
-    """Remember what Stripe has said of the invoice of a customer's period; whether it is final since then.
+async def store_invoice_end(store: Store, customer: str, period_ms: int, end: InvoiceEnd) -> bool:
+    """Store the end of a period's invoice; whether this is the first time that it is final.
 
     Raises:
         StoreError: the store does not answer.
     """
     totals, admin = store.keys.customer(customer).totals, (await store.admin()).for_delivery()
-    told = {"h": end.held_ms, "f": end.final_ms}
-    fields: Mapping[str, int] = {f"{period_ms}|{name}": at_ms for name, at_ms in told.items() if at_ms}
+    ends = {"h": end.held_ms, "f": end.final_ms}
+    fields: Mapping[str, int] = {f"{period_ms}|{name}": at_ms for name, at_ms in ends.items() if at_ms}
     if not fields:
         return False
     pipe = admin.client.pipeline(transaction=False)
@@ -73,22 +73,22 @@ async def keep_invoice_end(store: Store, customer: str, period_ms: int, end: Inv
 
 
 async def read_invoice_end(store: Store, customer: str, period_ms: int) -> InvoiceEnd:
-    """Read what is remembered of the invoice of a customer's period.
+    """Read the stored end of a period's invoice.
 
     Raises:
         StoreError: the store does not answer.
     """
     totals, admin = store.keys.customer(customer).totals, (await store.admin()).for_delivery()
     found = await admin.ask(admin.client.hmget(totals, [f"{period_ms}|h", f"{period_ms}|f"]))
-    held_ms, final_ms = map(_whole, found)
+    held_ms, final_ms = map(_parse_int, found)
     return InvoiceEnd(held_ms=held_ms, final_ms=final_ms)
 
 
 class StripeEdges(NamedTuple):
-    """The edges of a period of ours at Stripe.
+    """Start and end of a period of ours at Stripe.
 
-    A period that was cut short ends, in our books, behind all minutes that its deliveries were stamped with:
-    at Stripe the minutes between belong to the next period.
+    A shortened period ends, in our books, after the timestamps of all its events. At Stripe, the minutes
+    between belong to the next period.
     """
 
     start_ms: int
@@ -96,7 +96,7 @@ class StripeEdges(NamedTuple):
 
 
 async def read_stripe_edges(store: Store, customer: str, start_ms: int, end_ms: int) -> StripeEdges:
-    """Read where a period of ours, given by its edges, begins and ends at Stripe.
+    """Read the start and the end at Stripe of a period of ours.
 
     Raises:
         StoreError: the store does not answer.
@@ -107,7 +107,7 @@ async def read_stripe_edges(store: Store, customer: str, start_ms: int, end_ms: 
         (name[:-2] for name, value in kept.items() if name[-2:] == b"|e" and int(value) == start_ms), b""
     )
     edges = [
-        _cut_ms(_whole(kept.get(period + b"|f")), edge_ms)
+        _cut_ms(_parse_int(kept.get(period + b"|f")), edge_ms)
         for period, edge_ms in ((before, start_ms), (b"%d" % start_ms, end_ms))
     ]
     return StripeEdges(*edges)
@@ -117,8 +117,8 @@ def _cut_ms(final_ms: int, edge_ms: int) -> int:
     return final_ms if edge_ms - STAMPED_AHEAD_MS < final_ms < edge_ms else edge_ms
 
 
-async def too_late(store: Store, shard: int, asked: Iterable[Stamped]) -> set[Stamped]:
-    """Of usage of one shard, what its own invoice can no longer have.
+async def find_too_late(store: Store, shard: int, asked: Iterable[StampedUsage]) -> set[StampedUsage]:
+    """Find the usage of a shard whose invoice is final.
 
     Raises:
         StoreError: the store does not answer.
@@ -134,16 +134,16 @@ async def too_late(store: Store, shard: int, asked: Iterable[Stamped]) -> set[St
         pipe.hget(own.state, "data")
         pipe.hmget(own.totals, [f"{one.period}|f", f"{one.period}|h", f"{one.period}|e"])
     found = iter(await admin.ask(pipe.execute()))
-    late: set[Stamped] = set()
+    late: set[StampedUsage] = set()
     for one, data, (final, held, ended) in zip(old, found, found, strict=False):
-        end = InvoiceEnd(held_ms=_whole(held), final_ms=_whole(final))
+        end = InvoiceEnd(held_ms=_parse_int(held), final_ms=_parse_int(final))
         if _is_too_late(one, data or b"", end, now_ms, is_closed=ended is not None):
             late.add(one)
     return late
 
 
-def _is_too_late(one: Stamped, data: bytes, end: InvoiceEnd, now_ms: int, *, is_closed: bool) -> bool:
-    """Whether the invoice of usage is final; not where none is known, or the state cannot be read."""
+def _is_too_late(one: StampedUsage, data: bytes, end: InvoiceEnd, now_ms: int, *, is_closed: bool) -> bool:
+    """Whether the invoice of usage is final; false if no invoice is known, or the state is unreadable."""
     try:
         state = CustomerState.parse(data)
         renewals = renewals_of(state.subscription, now_ms)
@@ -153,19 +153,19 @@ def _is_too_late(one: Stamped, data: bytes, end: InvoiceEnd, now_ms: int, *, is_
     if state.stripe_customer != one.stripe_customer:
         return False
     if renewals is not None and one.minute_ms >= renewals.latest_ms:
-        return False  # The next invoice has it, whatever period it was recorded in.
+        return False  # The next invoice takes it, in whichever period it was recorded.
     made_ms = None if renewals is None else renewals.invoiced_ms(one.minute_ms, one.minute_ms)
     if made_ms is None and not is_closed:
         return False  # The sync that ends the period has not closed it yet.
     return is_final(made_ms, final_ms=end.final_ms, held_ms=end.held_ms, now_ms=now_ms)
 
 
-def _whole(kept: bytes | None) -> int:
+def _parse_int(kept: bytes | None) -> int:
     return int(kept) if kept is not None and kept.isdigit() else 0
 
 
 def finalized_ms(invoice: Mapping[str, Any]) -> int:
-    """When an invoice became final (ms); 0: it is a draft."""
+    """Instant at which an invoice became final (ms); 0: it is a draft."""
     moves: Mapping[str, Any] = invoice.get("status_transitions") or {}
     if invoice.get("status") == "draft":
         return 0

@@ -1,4 +1,4 @@
-"""The journal of deliveries: a record of each identifier that Stripe has accepted, kept outside the store."""
+"""Journal of deliveries: each identifier that Stripe has accepted, in a database outside the store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class JournalRow(NamedTuple):
 
     Attributes:
         identifier: of the meter event; Stripe counts it once.
-        stripe_customer: whom it was sent for.
+        stripe_customer: the customer at Stripe.
         minute_s: its timestamp in Unix seconds, a whole minute.
         value: in the meter's unit; below 0: it takes units back.
         delivered_at_ms: when Stripe answered.
@@ -29,20 +29,20 @@ class JournalRow(NamedTuple):
 
 
 class Journal(Protocol):
-    """Keeps rows. Each method raises :class:`~meterkit.errors.MeterkitError` where it cannot."""
+    """Database of rows. Each method raises :class:`~meterkit.errors.MeterkitError` if it fails."""
 
     async def write(self, rows: Sequence[JournalRow]) -> None:
-        """Keep rows, all or none; a row that is there stays as it is."""
+        """Write rows, all or none; an existing row stays as it is."""
         ...
 
     async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
-        """The rows of a customer and event name that were accepted since then."""
+        """Read the rows of a customer and event name that were accepted since an instant."""
         ...
 
     async def begun_ms(self) -> int | None:
-        """When the first row of all was accepted; None: there is none."""
+        """Read when the first row of all was accepted; None: there is none."""
         ...
 
     async def remove(self, identifiers: Sequence[str]) -> None:
-        """Remove what Stripe has refused after it accepted it."""
+        """Remove events that Stripe refused after it had accepted them."""
         ...

@@ -1,4 +1,7 @@
-"""Queue of invoice items that bill late usage at the price at which it was recorded; see queue_item.lua."""
+"""Queue of invoice items that bill late usage at its recorded price, and its operator commands.
+
+See queue_item.lua. ``kit.outbox.items`` lists, redrives and drops queued items.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +29,20 @@ if TYPE_CHECKING:
 _QUEUE: Final = "items"
 _PAGE: Final = 100
 _GONE: Final = (
-    "no invoice item that waits has this identifier: it is made, or dropped; `meterkit outbox list` names"
-    " them"
+    "no queued invoice item has this identifier; it was made or dropped: `meterkit outbox list` lists them"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LateItem:
-    """An invoice item that Stripe is to have. Money in minor units of the currency.
+    """A queued invoice item. Money in minor units of the currency.
 
     Attributes:
         text: as the queue has it.
-        id: its own; the idempotency key begins with it.
+        id: its identifier; the idempotency key begins with it.
         period_ms: the first instant of the period in which the units were recorded.
-        till_ms: the first instant after they were, at the latest.
-        metered: prices of the subscription then, as ``METER=PRICE``, with blanks between them.
+        till_ms: the first instant after they were recorded, at the latest.
+        metered: prices of the subscription then, as ``METER=PRICE``, separated by blanks.
         label: of the price at which they were recorded (see :mod:`meterkit.decisions.price_segments`).
         queued_ms: when they became late.
     """
@@ -64,7 +66,7 @@ class LateItem:
 
     @classmethod
     def read(cls, shard: int, member: bytes) -> LateItem:
-        """An item of the queue."""
+        """Parse a member of the queue."""
         text = member.decode()
         kept = json.loads(text)
         return cls(
@@ -88,7 +90,7 @@ class LateItem:
 
     @property
     def usage_key(self) -> str:
-        """Names the customer, the meter and the period in the metadata of invoice items."""
+        """Hash of customer, meter and period, for the metadata of invoice items."""
         return usage_key_of(self.customer, self.meter_token, self.period_ms)
 
     def in_words(self) -> str:
@@ -97,30 +99,33 @@ class LateItem:
 
 
 def usage_key_of(customer: str, meter_token: str, period_ms: int) -> str:
-    """What names a customer, a meter and a period in the metadata of invoice items; holds no id."""
+    """Hash a customer, a meter and a period for the metadata of invoice items."""
     name = f"{customer}\0{meter_token}\0{period_ms}".encode("utf-8", "surrogatepass")
     return blake2b(name, digest_size=16).hexdigest()
 
 
 def price_each(label: str, currency: str) -> str:
-    """What one unit costs, as people write it: ``USD 0.04 each``."""
+    """Format the price of one unit: ``USD 0.04 each``."""
     return f"{exact_money(unit_amount_decimal(label), currency)} each"
 
 
 def item_cents(label: str, units: int) -> int:
-    """The amount of an item in minor units, rounded half up, as Stripe rounds a line."""
+    """Compute the amount of an item in minor units, rounded half up, as Stripe rounds a line."""
     return floor(Fraction(unit_amount_decimal(label)) * units + Fraction(1, 2))
 
 
 class LateItems:
-    """The queue. Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer."""
+    """Queue of invoice items, in a sorted set of each shard.
+
+    Each method raises :class:`~meterkit.errors.StoreError` if the store does not answer.
+    """
 
     def __init__(self, store: Store, admin: Admin) -> None:
         self._store = store
         self._admin = admin.for_delivery()
 
     async def due(self, *, due_ms: int | None) -> AsyncGenerator[LateItem]:
-        """Items that are due by an instant, or all (None)."""
+        """Yield the items that are due by an instant, or all (None)."""
         limit = "+inf" if due_ms is None else due_ms
         for shard, _ in await count_members(self._store, self._admin, (_QUEUE,), limit=limit):
             found: list[bytes] = await self._admin.ask(
@@ -130,7 +135,7 @@ class LateItems:
                 yield LateItem.read(shard, member)
 
     async def listed(self, customer: str | None = None) -> Sequence[tuple[LateItem, int]]:
-        """The items of a customer, or all, that Stripe does not have yet, each with when it is due (ms)."""
+        """List the queued items of a customer, or all, each with the instant at which it is due (ms)."""
         if customer is None:
             shards = [at for at, _ in await count_members(self._store, self._admin, (_QUEUE,), limit="+inf")]
         else:
@@ -144,11 +149,11 @@ class LateItems:
         return found
 
     async def count(self) -> int:
-        """Count the items that wait."""
+        """Count the queued items."""
         return sum((await count_members(self._store, self._admin, (_QUEUE,), limit="+inf")).values())
 
     async def known_units(self, item: LateItem) -> int:
-        """All units of the item's meter and period that invoice items bill, or are to bill."""
+        """Count the units of the item's meter and period that invoice items bill, or are to bill."""
         name = f"{item.period_ms}|{item.meter_token}"
         totals = self._store.keys.customer(item.customer).totals
         found: list[Any] = await self._admin.ask(self._admin.client.hmget(totals, [f"{name}a", f"{name}f"]))
@@ -157,12 +162,12 @@ class LateItems:
     async def settle(
         self, item: LateItem, letter: Literal["f", "t"], *, after: str, cause: str = "clock"
     ) -> bool:
-        """Count an item as made (f) or as never billed (t); False: another process was faster.
+        """Count an item as made (f) or as never billed (t); False: another process has settled it.
 
         Args:
-            item: which.
-            letter: how its units count from now on.
-            after: what became of it, for the customer's ledger.
+            item: the queued item.
+            letter: field of the totals that its units are added to.
+            after: the outcome, for the customer's ledger.
             cause: for that ledger.
         """
         keys = self._store.keys.customer(item.customer)
@@ -172,7 +177,7 @@ class LateItems:
         return bool(await self._admin.run(script, names, item.text, letter, json.dumps(entry)))
 
     async def postpone(self, item: LateItem, *, until_ms: int) -> None:
-        """Put an item off."""
+        """Postpone an item."""
         await self._admin.ask(self._admin.client.zadd(self._key(item.shard), {item.text: until_ms}, xx=True))
 
     def _key(self, shard: int) -> str:
@@ -185,7 +190,7 @@ class QueuedItem:
 
     Attributes:
         identifier: its own; Stripe's item has it in its metadata, as ``meterkit_late_item``.
-        stripe_customer: whom it is for.
+        stripe_customer: the billed customer at Stripe.
         subscription: the subscription whose next renewal bills it.
         meter: its name in the plans file when the usage became late.
         quantity: in the meter's unit.
@@ -193,7 +198,7 @@ class QueuedItem:
         period_start: the first instant of the billing period in which the usage was recorded.
         recorded_until: the first instant after the usage was recorded, at the latest.
         queued_at: when the usage became late.
-        age_s: how long ago that is, in seconds.
+        age_s: seconds since then.
         due_at: when it is made, or tried again.
         state: ``queued``, always.
     """
@@ -218,18 +223,18 @@ class QueuedItem:
 class QueuedItems:
     """Lists, redrives and drops invoice items for late usage that Stripe does not have yet.
 
-    Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+    Each method raises :class:`~meterkit.errors.StoreError` if the store does not answer.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def list(self, *, customer: str | None = None, limit: int = 1_000) -> Sequence[QueuedItem]:
-        """The items that wait, oldest first.
+        """List the queued items, oldest first.
 
         Args:
-            customer: whose; default: everybody's.
-            limit: at most so many.
+            customer: only of this customer; default: of all.
+            limit: largest number of items.
 
         Raises:
             CustomerError: the id is not allowed.
@@ -241,10 +246,10 @@ class QueuedItems:
         return sorted(shown_items, key=lambda one: (one.queued_at, one.identifier))[:limit]
 
     async def redrive(self, identifier: str) -> QueuedItem:
-        """Queue an item for the next flush, also one that Stripe did not take lately.
+        """Make an item due at the next flush, even if Stripe has just refused it.
 
         Raises:
-            MeterkitError: no item that waits has this identifier.
+            MeterkitError: no queued item has this identifier.
         """
         items, item = await self._find(identifier)
         now_ms = self._store.now_ms()
@@ -252,17 +257,17 @@ class QueuedItems:
         return self._as_shown(item, now_ms)
 
     async def drop(self, identifier: str, *, reason: str, by: str = "api") -> QueuedItem:
-        """Give an item up: its units stay late, and no invoice bills them.
+        """Drop an item: its units stay late, and no invoice bills them.
 
         If a flush makes the item meanwhile, Stripe has it, and ``reconcile`` names it.
 
         Args:
             identifier: of the item.
             reason: for the customer's ledger; required.
-            by: who does it, for the ledger.
+            by: the operator, for the ledger.
 
         Raises:
-            MeterkitError: no reason is given, or no item that waits has this identifier.
+            MeterkitError: no reason is given, or no queued item has this identifier.
         """
         check_text("reason", reason, may_be_empty=True)
         check_text("by", by, may_be_empty=True)

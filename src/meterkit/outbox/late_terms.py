@@ -1,4 +1,4 @@
-"""Terms by which late usage is sealed: which invoices are final, and the price it is billed at. Pure."""
+"""Terms for sealing late usage: the final invoices, and the prices that bill it. Pure."""
 
 from __future__ import annotations
 
@@ -24,28 +24,27 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView
 
 UNKNOWN: Final = "-"
-"""The label of a price that is not known, or that one price of a unit does not say."""
+"""Label of a price that is unknown, or that has no single unit price."""
 _BILLED: Final = frozenset({"active", "past_due", "unpaid"})
 
 
 def is_billed_at(subscription: SubscriptionState | None, at_ms: int) -> bool:
-    """Whether usage of an instant costs anything: in a trial and in a pause it does not."""
+    """Whether usage of an instant is billed: not in a trial or a pause."""
     return subscription is not None and subscription.status_at(at_ms) in _BILLED
 
 
 def invoice_terms(view: CustomerView, now_ms: int) -> str:
-    """What ``overtake.lua`` is asked with, as JSON; empty: the customer has no subscription."""
+    """Argument of ``overtake.lua``, as JSON; empty: the customer has no subscription."""
     state = view.state
     subscription = state.subscription
     if subscription is None:
         return ""
-    # In a trial only an invoice that is known to be final makes usage late.
+    # In a trial, usage is late only if an invoice is known to be final.
     renewals = renewals_of(subscription, now_ms) or Renewals(0, 0, 0)
     plan = subscription.plan_at(now_ms)
     is_billed = is_billed_at(subscription, now_ms) and view.cache.catalog.billing.late_usage == "next_period"
-    turn_ms = next_end_ms(state.overrides, now_ms)
-    key = ("late", plan, is_billed, turn_ms)
-    meters = view.once(key, lambda: _meters(view, plan, now_ms, is_billed=is_billed))
+    key = ("late", plan, is_billed, next_end_ms(state.overrides, now_ms))
+    meters = view.memoize(key, lambda: _terms_by_token(view, plan, now_ms, is_billed=is_billed))
     item = item_terms(state, view.cache.catalog) if is_billed else None
     of_items = "" if item is None else f',"item":{json.dumps(item)}'
     return (
@@ -55,7 +54,7 @@ def invoice_terms(view: CustomerView, now_ms: int) -> str:
 
 
 def item_terms(state: CustomerState, catalog: Catalog) -> Mapping[str, str] | None:
-    """What invoice items of a customer have in common; None: there is no subscription to bill them with."""
+    """Fields that all invoice items of a customer share; None: no subscription bills them."""
     subscription = state.subscription
     if subscription is None or state.stripe_customer is None:
         return None
@@ -68,7 +67,7 @@ def item_terms(state: CustomerState, catalog: Catalog) -> Mapping[str, str] | No
 
 
 def price_in_words(entitlement: Entitlement | None, currency: str) -> str:
-    """What a plan charges for overage, to stand behind a quantity; empty: the plans file does not say."""
+    """Overage price of a plan, as a suffix for a quantity; empty: not in the plans file."""
     overage = None if entitlement is None else entitlement.overage
     if overage is None or overage.amount_cents is None or overage.per is None:
         return ""
@@ -77,39 +76,39 @@ def price_in_words(entitlement: Entitlement | None, currency: str) -> str:
 
 
 def late_class(own: Entitlement | None, meter: Meter) -> str:
-    """The class that late usage of a meter is recorded in once more; empty: what decides bills none of it.
+    """Class in which late usage of a meter is recorded again; empty: none of it is billed.
 
     Args:
-        own: what a plan gives of the meter, or of the source of a derived one; None: nothing.
+        own: the plan's entitlement for the meter, or for the source of a derived meter; None: none.
         meter: the meter.
     """
     included, overage = (0, 0) if own is None else reported_parts(own, meter)
     return "overage" if overage else "included" if included else ""
 
 
-def _meters(view: CustomerView, plan: str | None, now_ms: int, *, is_billed: bool) -> str:
-    """By token: in which class the open period records late usage (empty: in none), the name, and the price.
+def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_billed: bool) -> str:
+    """Terms of each meter by token, as JSON: class of late usage (empty: none), name, and price.
 
-    The price is given in words and as a label, with the token of the meter that has it, and 1 if one price
-    of a unit says what it costs.
+    The price is given in words and as a label, with the token of the meter that has it, and 1 if it is one
+    price for a unit.
     """
     catalog = view.cache.catalog
-    given, subscription = _entitlements(view, plan, now_ms), view.state.subscription
+    given, subscription = _subscribed_entitlements(view, plan, now_ms), view.state.subscription
     prices = NO_PRICES if subscription is None else subscription.prices_at(now_ms)
     found: dict[str, tuple[str, str, str, str, str, int]] = {}
     for name, meter in catalog.meters.items():
         if meter.stripe is not None and meter.kind == "counter":
             own = given.get(deciding_meter(name, catalog))
             kind = late_class(own, meter) if is_billed else ""
-            label, priced = own_label(name, given or None, prices, catalog)
+            label, priced = unit_label(name, given or None, prices, catalog)
             is_flat = int(has_flat_price(given.get(name), meter))
             words = price_in_words(given.get(name), catalog.currency)
             found[meter_token(name)] = (kind, name, words, label, meter_token(priced), is_flat)
     return json.dumps(found, separators=(",", ":"))
 
 
-def _entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
-    """Of the subscription's own plan, which Stripe bills whatever else is in force."""
+def _subscribed_entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
+    """Entitlements of the subscription's own plan, which Stripe bills even if another plan is active."""
     catalog = view.cache.catalog
     own = catalog.plans.get(plan or "")
     if own is None:
@@ -117,14 +116,14 @@ def _entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[
     return entitlements_on(own, view.state, catalog, now_ms)
 
 
-def own_label(
+def unit_label(
     name: str, given: Mapping[str, Entitlement] | None, prices: ItemPrices, catalog: Catalog
 ) -> tuple[str, str]:
-    """The label of the price that Stripe bills a unit of a meter at, and the meter that has the price.
+    """Label of the price that Stripe bills a unit of a meter at, and the meter that has the price.
 
     Args:
         name: of the meter.
-        given: what the customer has of each meter; None: no plan of the plans file.
+        given: the customer's entitlements by meter; None: no plan of the plans file.
         prices: of the subscription's metered items.
         catalog: where the meters are.
     """
@@ -135,9 +134,9 @@ def own_label(
 
 
 def deciding_meter(name: str, catalog: Catalog) -> str:
-    """The meter whose entitlement says whether units are billed: of a derived one its source.
+    """Meter whose entitlement says whether units are billed: for a derived meter, its source.
 
-    What counts a price by model decides itself: another plan may have the source without that price.
+    A meter that counts a price by model decides itself: another plan may have the source without that price.
     """
     while (source := catalog.meters[name].source) is not None and not catalog.meters[name].is_row:
         name = source

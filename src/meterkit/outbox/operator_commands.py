@@ -1,6 +1,6 @@
 """Operator commands on the outbox (``kit.outbox``): list, show, redrive, park or drop undelivered intents.
 
-Each move is a compare-and-set on the state of an intent that no flusher is sending, and is recorded.
+Each is a compare-and-set on an intent that no flusher is sending, with an entry in the customer's ledger.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from secrets import token_hex
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
+from meterkit.decisions.ambiguity import can_resend, compare_in_ms
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.intents import (
@@ -21,9 +21,9 @@ from meterkit.outbox.intents import (
     Intent,
     IntentState,
     count_members,
-    find_kept,
+    find_intent,
     is_refused,
-    kept_in,
+    read_intents_in,
 )
 from meterkit.outbox.late_items import QueuedItems
 from meterkit.store.event_names import read_meters
@@ -32,15 +32,15 @@ from meterkit.store.input_checks import check_customer, check_text, is_text, sho
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
-    from meterkit.outbox.intents import Kept
+    from meterkit.outbox.intents import StoredIntent
     from meterkit.store.event_names import ReportedMeter
     from meterkit.store.store import Store
 
 _CHANGED: Final = 1
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
-_OF_ITS_PLACE: Final = ("why", "look", "looked")
-Steered = Literal["queued", "parked", "dead", "delivered", "dropped"]
-"""A state that an intent is taken into; ``dropped``: it is counted as dead, and kept no longer."""
+_OF_STATE: Final = ("why", "look", "looked")
+TargetState = Literal["queued", "parked", "dead", "delivered", "dropped"]
+"""State that an intent is moved into; ``dropped``: it counts as dead, and is removed."""
 _PLACES: Final = {"queued": "outbox", "leased": "outbox", "parked": "parked", "dead": "dead"}
 _TRIES: Final = 8
 _Verb = Literal["redriven", "parked", "dropped"]
@@ -53,33 +53,33 @@ _FROM: Final[Mapping[_Verb, tuple[IntentState, ...]]] = {
 
 async def change_state(
     store: Store,
-    kept: Kept,
-    state: Steered,
+    kept: StoredIntent,
+    state: TargetState,
     *,
     cause: str,
     after: str = "",
-    to_be: Kept | None = None,
+    replacement: StoredIntent | None = None,
     compare_in_ms: int | None = None,
-    more: Mapping[str, str] = _NOTHING,
+    fields: Mapping[str, str] = _NOTHING,
 ) -> bool:
-    """Take an intent into a state, at once with the totals, unless it has changed since it was read.
+    """Move an intent into a state, atomically with the totals; False: it has changed since it was read.
 
     Args:
-        store: where it is.
-        kept: as it was read.
-        state: what it is to be in.
-        cause: for the ledger of its customer.
-        after: what became of it, for that ledger; empty: nothing is entered.
-        to_be: what it is to be besides; default: as it was read.
-        compare_in_ms: how long until it is compared with Stripe's summaries; None: it is not.
-        more: its further fields: ``why``; ``look`` and ``looked``, what Stripe's summary said, and when.
+        store: has the intent.
+        kept: the intent as it was read.
+        state: the new state.
+        cause: for the customer's ledger.
+        after: the outcome, for that ledger; empty: no entry.
+        replacement: the intent with other fields, or under another identifier; default: as it was read.
+        compare_in_ms: time until it is compared with Stripe's summaries; None: it is not compared.
+        fields: of the new state: ``why``; ``look`` and ``looked``, Stripe's summary and when it was read.
 
     Raises:
         StoreError: the store does not answer, or the customer's totals cannot be counted in.
     """
-    to_be, keys = to_be or kept, store.keys.customer(kept.customer)
-    fields = {name: text for name, text in to_be.fields.items() if name not in _OF_ITS_PLACE}
-    fields |= {"state": state, **{name: text for name, text in more.items() if text}}
+    replacement, keys = replacement or kept, store.keys.customer(kept.customer)
+    stored = {name: text for name, text in replacement.fields.items() if name not in _OF_STATE}
+    stored |= {"state": state, **{name: text for name, text in fields.items() if text}}
     entry = ("intent", str(store.now_ms()), kept.in_words(), after, cause)
     admin = (await store.admin()).for_delivery()
     names = ("intents", "outbox", "parked", "dead", "compare")
@@ -92,28 +92,23 @@ async def change_state(
         ],
         kept.identifier,
         kept.text,
-        to_be.identifier,
-        json.dumps(fields),
+        replacement.identifier,
+        json.dumps(stored),
         "" if compare_in_ms is None else compare_in_ms,
         json.dumps([entry] if after else []),
         json.dumps({**kept.fields, "id": kept.identifier, "by": cause, "reason": after}),
     )
-    if reply[0] == CANNOT_BE_COUNTED:
-        raise StoreError(
-            f"intent {kept.identifier} stays as it is: what the store keeps under {keys.totals} cannot be"
-            " counted in"
-        )
-    return bool(reply[0] != _CHANGED)
+    return _is_changed(reply, kept, keys.totals)
 
 
-async def withdraw(store: Store, kept: Kept, *, cause: str, why: str) -> bool:
-    """Have the usage of an intent be pending again, unless the intent has changed since it was read.
+async def withdraw(store: Store, kept: StoredIntent, *, cause: str, why: str) -> bool:
+    """Make the usage of an intent pending again; False: the intent has changed since it was read.
 
     Args:
-        store: where it is.
-        kept: as it was read, queued or parked; Stripe does not have it.
-        cause: for the ledger of its customer.
-        why: for that ledger, what is known of it; empty: nothing is entered.
+        store: has the intent.
+        kept: the intent as it was read, queued or parked; Stripe does not have it.
+        cause: for the customer's ledger.
+        why: the reason, for that ledger; empty: no entry.
 
     Raises:
         StoreError: the store does not answer, or the customer's totals cannot be counted in.
@@ -128,19 +123,24 @@ async def withdraw(store: Store, kept: Kept, *, cause: str, why: str) -> bool:
         kept.text,
         json.dumps([entry] if why else []),
     )
+    return _is_changed(reply, kept, keys.totals)
+
+
+def _is_changed(reply: list[Any], kept: StoredIntent, totals: str) -> bool:
+    """Whether a script has changed an intent; raise StoreError if the customer's totals are damaged."""
     if reply[0] == CANNOT_BE_COUNTED:
         raise StoreError(
-            f"intent {kept.identifier} stays as it is: what the store keeps under {keys.totals} cannot be"
+            f"intent {kept.identifier} stays as it is: what the store keeps under {totals} cannot be"
             " counted in"
         )
     return bool(reply[0] != _CHANGED)
 
 
 class Intents:
-    """Looks at intents and sees to them: the usage that is sealed for Stripe and not delivered.
+    """Lists, redrives, parks and drops intents: usage that is sealed for Stripe and not delivered.
 
-    Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer. What is done to
-    an intent is entered into its customer's ledger (:meth:`meterkit.Customers.history`), with who and why.
+    Each method raises :class:`~meterkit.errors.StoreError` if the store does not answer. Each change is
+    entered into the customer's ledger (:meth:`meterkit.Customers.history`), with its author and reason.
 
     Attributes:
         items: the invoice items for late usage that Stripe does not have yet.
@@ -153,12 +153,12 @@ class Intents:
     async def list(
         self, *, state: IntentState | None = None, customer: str | None = None, limit: int = 1_000
     ) -> Sequence[Intent]:
-        """Intents, those that were sealed first before the others.
+        """List intents, oldest first.
 
         Args:
             state: ``queued``, ``leased``, ``parked`` or ``dead``; default: all of these.
-            customer: whose; default: everybody's.
-            limit: at most so many.
+            customer: only of this customer; default: of all.
+            limit: largest number of intents.
 
         Raises:
             CustomerError: the id is not allowed.
@@ -171,55 +171,66 @@ class Intents:
             raise MeterkitError(f"limit: found {shown(limit)}; allowed is a whole number from 1")
         shard = None if customer is None else self._store.keys.customer(check_customer(customer)).shard
         found: list[Intent] = []
-        async for page in self._pages(state, shard):
+        async for page in self._intent_pages(state, shard):
             found += (one for one in page if customer in {None, one.customer})
             if len(found) > 2 * limit:
-                found = sorted(found, key=_age)[:limit]
-        return sorted(found, key=_age)[:limit]
+                found = sorted(found, key=_sort_key)[:limit]
+        return sorted(found, key=_sort_key)[:limit]
 
     async def show(self, identifier: str) -> Intent:
-        """An intent that is not delivered.
+        """Show an undelivered intent.
 
         Raises:
-            MeterkitError: there is none of this identifier.
+            MeterkitError: no undelivered intent has this identifier.
         """
-        return await self._as_shown(await self._found(identifier))
+        return await self._as_shown(await self._find_stored(identifier))
 
     async def redrive(self, identifier: str, *, reason: str = "", by: str = "api") -> Intent:
-        """Have an intent that is parked or dead delivered.
+        """Deliver a parked or dead intent.
 
-        It is sent again under the same identifier where that is counted once for certain: its first try is
-        younger than 23 hours, or Stripe certainly does not have it. Else it stays parked, and 26 hours
-        after its first try it is compared with Stripe's summary of its minute: see ``compared_at``. So is
-        what Stripe took and refused later, three hours after that: it may have another try of it. What was
-        parked after a restore is compared first with all that Stripe has (``restored``).
+        If its first try is younger than 23 hours, or Stripe certainly does not have it, it is sent again
+        under the same identifier. Otherwise it stays parked, and 26 hours after its first try it is compared
+        with Stripe's summary of its minute: see ``compared_at``. An intent that Stripe accepted and refused
+        later is compared three hours after the refusal. An intent parked after a restore (``restored``) is
+        compared with all that Stripe has.
 
         Args:
             identifier: of the intent.
             reason: for the ledger.
-            by: who does it, for the ledger.
+            by: the operator, for the ledger.
 
         Raises:
             MeterkitError: there is no such intent, or it is neither parked nor dead.
         """
 
-        async def redriven(kept: Kept, cause: str) -> bool:
+        async def redriven(kept: StoredIntent, cause: str) -> bool:
             now_ms = self._store.now_ms()
             if RESTORED in kept.fields:
-                after = _and_why("parked, to be compared with what Stripe has", reason)
+                after = _with_reason("parked, to be compared with what Stripe has", reason)
                 why = "Stripe may have it: the store was restored, and what Stripe has is compared first"
                 return await change_state(
-                    self._store, kept, "parked", cause=cause, compare_in_ms=0, after=after, more={"why": why}
+                    self._store,
+                    kept,
+                    "parked",
+                    cause=cause,
+                    compare_in_ms=0,
+                    after=after,
+                    fields={"why": why},
                 )
-            if may_be_sent_again(kept.first_ms, now_ms) and not is_refused(identifier):
-                # Stripe answers a known idempotency key with what it answered then.
-                again = replace(kept, fields={**kept.fields, "key": f"{identifier}-{token_hex(4)}"})
+            if can_resend(kept.first_ms, now_ms) and not is_refused(identifier):
+                # A new key: Stripe answers a known one with its saved response.
+                renewed = replace(kept, fields={**kept.fields, "key": f"{identifier}-{token_hex(4)}"})
                 return await change_state(
-                    self._store, kept, "queued", cause=cause, to_be=again, after=_and_why("queued", reason)
+                    self._store,
+                    kept,
+                    "queued",
+                    cause=cause,
+                    replacement=renewed,
+                    after=_with_reason("queued", reason),
                 )
             why = "Stripe may have it: it is compared with Stripe's summary of its minute"
             wait_ms = compare_in_ms(kept.tried_since_ms, now_ms)
-            after = _and_why("parked, to be compared with Stripe's summary", reason)
+            after = _with_reason("parked, to be compared with Stripe's summary", reason)
             return await change_state(
                 self._store,
                 kept,
@@ -227,38 +238,40 @@ class Intents:
                 cause=cause,
                 compare_in_ms=wait_ms,
                 after=after,
-                more={"why": why},
+                fields={"why": why},
             )
 
-        return await self._done("redriven", identifier, redriven, reason, by)
+        return await self._apply_command("redriven", identifier, redriven, reason, by)
 
     async def park(self, identifier: str, *, reason: str = "", by: str = "api") -> Intent:
-        """Keep a queued intent from being sent, until it is redriven or dropped.
+        """Stop a queued intent from being sent until it is redriven or dropped.
 
         Args:
             identifier: of the intent.
             reason: for the ledger.
-            by: who does it, for the ledger.
+            by: the operator, for the ledger.
 
         Raises:
-            MeterkitError: there is no such intent, or it is not queued: one that is being sent is not.
+            MeterkitError: there is no such intent, or it is not queued, or it is being sent.
         """
 
-        async def parked(kept: Kept, cause: str) -> bool:
-            why = _and_why(BY_HAND, reason)
-            return await change_state(self._store, kept, "parked", cause=cause, after=why, more={"why": why})
+        async def parked(kept: StoredIntent, cause: str) -> bool:
+            why = _with_reason(BY_HAND, reason)
+            return await change_state(
+                self._store, kept, "parked", cause=cause, after=why, fields={"why": why}
+            )
 
-        return await self._done("parked", identifier, parked, reason, by)
+        return await self._apply_command("parked", identifier, parked, reason, by)
 
     async def drop(self, identifier: str, *, reason: str, by: str = "api") -> Intent:
-        """Give an intent up: Stripe is not sent it any more, and its quantity is counted as dead for good.
+        """Drop an intent: it is never sent again, and its quantity counts as dead.
 
-        Only the entry in its customer's history remains; units that Stripe lacks are billed by hand.
+        Only the entry in the customer's history remains. Bill units that Stripe lacks by hand.
 
         Args:
             identifier: of the intent.
             reason: for the ledger; required.
-            by: who does it, for the ledger.
+            by: the operator, for the ledger.
 
         Returns:
             The intent as it was.
@@ -269,19 +282,24 @@ class Intents:
         if not reason:
             raise MeterkitError("reason: found none; say why its quantity is never to be delivered")
 
-        async def dropped(kept: Kept, cause: str) -> bool:
+        async def dropped(kept: StoredIntent, cause: str) -> bool:
             return await change_state(self._store, kept, "dropped", cause=cause, after=f"dropped: {reason}")
 
-        return await self._done("dropped", identifier, dropped, reason, by)
+        return await self._apply_command("dropped", identifier, dropped, reason, by)
 
-    async def _done(
-        self, verb: _Verb, identifier: str, act: Callable[[Kept, str], Awaitable[bool]], reason: str, by: str
+    async def _apply_command(
+        self,
+        verb: _Verb,
+        identifier: str,
+        act: Callable[[StoredIntent, str], Awaitable[bool]],
+        reason: str,
+        by: str,
     ) -> Intent:
-        """Do it to an intent that is in a state for it, again where it has changed meanwhile; it, then."""
+        """Apply a command to an intent in an allowed state, and retry if it has changed; return it."""
         check_text("reason", reason, may_be_empty=True)
         check_text("by", by, may_be_empty=True)
         for _ in range(_TRIES):
-            kept = await self._found(identifier)
+            kept = await self._find_stored(identifier)
             state = kept.fields["state"]
             if state not in _FROM[verb]:
                 words = " or ".join(_FROM[verb])
@@ -293,8 +311,8 @@ class Intents:
                 return await (self._as_shown(kept) if verb == "dropped" else self.show(identifier))
         raise MeterkitError(f"intent {identifier} changed {_TRIES} times meanwhile; try again")
 
-    async def _found(self, identifier: str) -> Kept:
-        kept = await find_kept(self._store, identifier) if is_text(identifier) else None
+    async def _find_stored(self, identifier: str) -> StoredIntent:
+        kept = await find_intent(self._store, identifier) if is_text(identifier) else None
         if kept is None:
             raise MeterkitError(
                 f"intent: found {shown(identifier)}; no intent that is not delivered has this identifier:"
@@ -302,18 +320,20 @@ class Intents:
             )
         return kept
 
-    async def _as_shown(self, kept: Kept) -> Intent:
+    async def _as_shown(self, kept: StoredIntent) -> Intent:
         admin = await self._store.admin()
         compared = await admin.ask(
             admin.client.zscore(self._store.keys.shard(kept.shard, "compare"), kept.identifier)
         )
         compared_ms = {} if compared is None else {kept.identifier: int(compared)}
-        return _intent(kept, await self._meters(), compared_ms, self._store.now_ms())
+        return _shown_intent(kept, await self._meters(), compared_ms, self._store.now_ms())
 
     async def _meters(self) -> Mapping[str, ReportedMeter]:
         return await read_meters(await self._store.admin(), self._store.keys, self._store.catalog)
 
-    async def _pages(self, state: IntentState | None, shard: int | None) -> AsyncGenerator[Sequence[Intent]]:
+    async def _intent_pages(
+        self, state: IntentState | None, shard: int | None
+    ) -> AsyncGenerator[Sequence[Intent]]:
         admin, meters = await self._store.admin(), await self._meters()
         keys, client, now_ms = self._store.keys, admin.client, self._store.now_ms()
         places = dict.fromkeys(_PLACES.values()) if state is None else [_PLACES[state]]
@@ -322,16 +342,16 @@ class Intents:
                 continue
             looks = await admin.ask(client.zrange(keys.shard(at, "compare"), 0, -1, withscores=True))
             compared_ms = {member.decode(): int(score) for member, score in looks}
-            async for page in kept_in(self._store, admin, at, place):
+            async for page in read_intents_in(self._store, admin, at, place):
                 yield [
-                    _intent(kept, meters, compared_ms, now_ms)
+                    _shown_intent(kept, meters, compared_ms, now_ms)
                     for kept in page
                     if state in {None, kept.fields["state"]}
                 ]
 
 
-def _intent(
-    kept: Kept, meters: Mapping[str, ReportedMeter], compared_ms: Mapping[str, int], now_ms: int
+def _shown_intent(
+    kept: StoredIntent, meters: Mapping[str, ReportedMeter], compared_ms: Mapping[str, int], now_ms: int
 ) -> Intent:
     fields, compared = kept.fields, compared_ms.get(kept.identifier)
     counted = meters.get(fields["meter"])
@@ -356,9 +376,9 @@ def _intent(
     )
 
 
-def _age(intent: Intent) -> tuple[float, str]:
+def _sort_key(intent: Intent) -> tuple[float, str]:
     return intent.sealed_at.timestamp(), intent.identifier
 
 
-def _and_why(what: str, reason: str) -> str:
+def _with_reason(what: str, reason: str) -> str:
     return f"{what}: {reason}" if reason else what

@@ -1,4 +1,4 @@
-"""The outbox of one shard at a time: what is sealed for Stripe, leased, sent and settled with it."""
+"""Transactional outbox in the store: seal pending usage, lease intents, record their next states."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from meterkit.errors import StoreError
 from meterkit.outbox.intents import (
     CANNOT_BE_COUNTED,
     RESTORED,
-    Attempt,
-    Move,
-    Sealed,
+    IntentMove,
+    SealedIntent,
+    SendAttempt,
+    ShardWork,
     Undelivered,
-    Work,
-    batch_text,
     count_members,
-    intents_of,
-    kept_in,
-    read_intent,
+    pack_batch,
+    parse_intents,
+    parse_sealed,
+    read_intents_in,
 )
-from meterkit.outbox.sealer import Cut, Sealer, Sealing
-from meterkit.redis.durability import Keeping
+from meterkit.outbox.sealer import PriceCut, SealResult, UsageSealer
+from meterkit.redis.durability import DurabilityCheck
 from meterkit.store.event_names import read_meters, remember_meters
 
 if TYPE_CHECKING:
@@ -54,45 +54,45 @@ class Outbox:
         self._client = self._admin.client
         self._keys = store.keys
         self._meters: Mapping[str, ReportedMeter] = {}
-        self._seen_s: dict[str, float] = {}  # When intents were met that may not be on disk yet.
+        self._seen_s: dict[str, float] = {}  # When intents were first read that may not be on disk yet.
         self.token = token_hex(8)
 
     @property
     def admin(self) -> Admin:
-        """How it asks the store."""
+        """Connection for delivery."""
         return self._admin
 
     async def refusal(self) -> str | None:
-        """Why nothing can be delivered from this store now; None where it can."""
+        """Explain why the store cannot be delivered from now; None: it can."""
         try:
             for server in await self._admin.servers():
-                await self._keeping(server).way()
+                await self._durability(server).find_method()
         except StoreError as error:
             return str(error)
         return None
 
     async def meters(self) -> Mapping[str, ReportedMeter]:
-        """By token, all meters that are or were delivered; asked of the store once, which also gets ours."""
+        """Read all meters that are or were delivered, by token; remember those of this plans file."""
         if not self._meters:
             await remember_meters(self._admin, self._keys, self._store.catalog)
             self._meters = await read_meters(self._admin, self._keys, self._store.catalog)
         return self._meters
 
-    async def work(self, *, due_ms: int | None) -> list[Work]:
-        """The shards that have anything to do by an instant, or ever (None)."""
+    async def work(self, *, due_ms: int | None) -> list[ShardWork]:
+        """List the shards with work that is due by an instant, or with any (None)."""
         names = ("dirty", "outbox")
-        counts = await self._count(names, limit="+inf" if due_ms is None else due_ms)
+        counts = await self._count_members(names, limit="+inf" if due_ms is None else due_ms)
         found: dict[int, dict[str, int]] = {}
         for (shard, name), members in counts.items():
             found.setdefault(shard, dict.fromkeys(names, 0))[name] = members
-        return [Work(shard=shard, **counted) for shard, counted in sorted(found.items())]
+        return [ShardWork(shard=shard, **counted) for shard, counted in sorted(found.items())]
 
     async def undelivered(self) -> list[Undelivered]:
-        """All intents that are parked or dead, those of one customer beside each other."""
+        """List all intents that are parked or dead, sorted by customer."""
         meters, found = await self.meters(), list[Undelivered]()
         states: tuple[Literal["parked", "dead"], ...] = ("parked", "dead")
-        for shard, state in await self._count(states, limit="+inf"):
-            async for page in kept_in(self._store, self._admin, shard, state):
+        for shard, state in await self._count_members(states, limit="+inf"):
+            async for page in read_intents_in(self._store, self._admin, shard, state):
                 for kept in page:
                     counted = meters.get(kept.fields["meter"])
                     found.append(
@@ -108,14 +108,14 @@ class Outbox:
         return sorted(found, key=lambda one: (one.customer, one.meter, one.state))
 
     async def unlinked(self) -> list[str]:
-        """The customers whose usage waits for a link to Stripe."""
+        """List the customers whose usage waits for a link to Stripe."""
         lists: list[list[bytes]] = []
-        for shard, name in await self._count(("unlinked",), limit="+inf"):
+        for shard, name in await self._count_members(("unlinked",), limit="+inf"):
             lists.append(await self._admin.ask(self._client.zrange(self._keys.shard(shard, name), 0, -1)))
         return sorted(member.decode() for members in lists for member in members)
 
     async def lease(self, shard: int, *, ttl_ms: int) -> bool:
-        """Take a shard's deliveries, or keep them, for a while; with 0, give them back."""
+        """Take or renew the lease of a shard; with a TTL of 0, release it."""
         key = self._keys.shard(shard, "lease")
         return bool(await self._admin.run(self._store.scripts["lease"], [key], self.token, ttl_ms))
 
@@ -126,18 +126,18 @@ class Outbox:
         due_ms: int | None,
         most: int,
         first: Callable[[Mapping[str, int]], Awaitable[object]] | None = None,
-    ) -> Sealing:
-        """Seal pending usage; see :meth:`meterkit.outbox.sealer.Sealer.seal`."""
+    ) -> SealResult:
+        """Seal pending usage; see :meth:`meterkit.outbox.sealer.UsageSealer.seal`."""
         return await (await self._sealer(shard)).seal(due_ms=due_ms, most=most, first=first)
 
-    async def cut(self, customer: str, cut: Cut | None) -> Sealing:
-        """Seal what is pending of one customer; see :meth:`meterkit.outbox.sealer.Sealer.cut`."""
+    async def cut(self, customer: str, cut: PriceCut | None) -> SealResult:
+        """Seal a customer's pending usage; see :meth:`meterkit.outbox.sealer.UsageSealer.cut`."""
         sealer = await self._sealer(self._keys.customer(customer).shard)
         return await sealer.cut(customer, cut)
 
-    async def _sealer(self, shard: int) -> Sealer:
+    async def _sealer(self, shard: int) -> UsageSealer:
         server = await self._admin.at(self._keys.shard(shard, "dirty"))
-        return Sealer(self._store, server, shard, await self.meters())
+        return UsageSealer(self._store, server, shard, await self.meters())
 
     async def due(
         self,
@@ -149,15 +149,20 @@ class Outbox:
         closed: Collection[str] = (),
         put_off: Container[tuple[str, str]] = (),
         only_repeats: bool = False,
-    ) -> list[Sealed]:
-        """Intents to send, the oldest first, in turn by customer and meter.
+    ) -> list[SealedIntent]:
+        """Read intents to send, oldest first, interleaved by customer and meter.
 
-        Where one has many, the others are looked for behind them. Those that were ``tried`` are passed over,
-        and so are event names that are ``closed``, and customers with event names that are ``put_off``; with
-        ``only_repeats``, so are intents never sent before.
+        Args:
+            shard: the shard.
+            due_ms: until when they are due; None: all.
+            most: largest number of intents.
+            tried: identifiers to pass over.
+            closed: event names to pass over.
+            put_off: customers with event names to pass over.
+            only_repeats: whether intents never sent before are passed over, too.
         """
         outbox, intents = self._keys.shard(shard, "outbox"), self._keys.shard(shard, "intents")
-        limit, found = "+inf" if due_ms is None else due_ms, dict[tuple[str, str], list[Sealed]]()
+        limit, found = "+inf" if due_ms is None else due_ms, dict[tuple[str, str], list[SealedIntent]]()
         for start in range(0, _DEPTH, _PAGE):
             members: list[tuple[bytes, float]] = await self._admin.ask(
                 self._client.zrangebyscore(outbox, "-inf", limit, start=start, num=_PAGE, withscores=True)
@@ -166,74 +171,74 @@ class Outbox:
                 break
             kept = await self._admin.ask(self._client.hmget(intents, [member for member, _ in members]))
             identifiers = [member.decode() for member, _ in members]
-            page = intents_of(self._admin, shard, identifiers, kept)
+            page = parse_intents(self._admin, shard, identifiers, kept)
             for identifier, (_, score), fields in zip(identifiers, members, page, strict=True):
                 if fields and identifier not in tried and not (only_repeats and fields["first"] == "0"):
-                    sealed = read_intent(identifier, int(score), fields)
+                    sealed = parse_sealed(identifier, int(score), fields)
                     name = sealed.customer, sealed.event_name
                     line = found.setdefault(name, [])
-                    is_passed_over = sealed.event_name in closed or name in put_off
-                    if not is_passed_over and len(line) < _PER_CUSTOMER_AND_METER:
+                    is_skipped = sealed.event_name in closed or name in put_off
+                    if not is_skipped and len(line) < _PER_CUSTOMER_AND_METER:
                         line.append(sealed)
             if len(members) < _PAGE or sum(map(len, found.values())) >= 2 * most:
                 break
-        turns = zip_longest(*found.values())
-        return [sealed for turn in turns for sealed in turn if sealed is not None][:most]
+        rounds = zip_longest(*found.values())
+        return [sealed for one in rounds for sealed in one if sealed is not None][:most]
 
     async def unanswered(self, shard: int) -> Mapping[tuple[str, str], int]:
-        """Attempts of the most tried intent by customer and event name, of intents that Stripe may have.
+        """Read the attempts of the most tried intent by customer and event name.
 
-        The outcome of their last try is unknown, or was when its process ended.
+        Only intents count whose last outcome is unknown, or was when its process ended.
         """
         found: dict[tuple[str, str], int] = {}
-        looked_at = 0
-        async for page in kept_in(self._store, self._admin, shard, "outbox"):
+        read = 0
+        async for page in read_intents_in(self._store, self._admin, shard, "outbox"):
             for kept in page:
                 if kept.first_ms:
                     name, attempts = (kept.customer, kept.fields["event"]), int(kept.fields["attempts"])
                     found[name] = max(attempts, found.get(name, 0))
-            looked_at += len(page)
-            if looked_at >= _DEPTH:
+            read += len(page)
+            if read >= _DEPTH:
                 break
         return found
 
-    async def attempt(self, shard: int, intents: Sequence[Sealed]) -> list[Attempt]:
-        """Lease intents and make that durable, before a byte of them is sent.
+    async def attempt(self, shard: int, intents: Sequence[SealedIntent]) -> list[SendAttempt]:
+        """Lease intents and make the lease durable before they are sent.
 
         Raises:
-            StoreError: also where the store cannot make it durable; then nothing may be sent.
+            StoreError: also if the store cannot make it durable; then nothing may be sent.
         """
         server = await self._admin.at(self._keys.shard(shard, "intents"))
-        keeping, script = self._keeping(server), self._store.scripts["move"]
-        durability = await keeping.way()
+        check, script = self._durability(server), self._store.scripts["move"]
+        durability = await check.find_method()
         if durability == "age":
             intents = [sealed for sealed in intents if self._is_on_disk(sealed)]
         if not intents:
             return []
-        moves = [Move(intent=sealed, state="leased") for sealed in intents]
-        keys, arguments = self._move(shard, moves, "queued leased ")
+        moves = [IntentMove(intent=sealed, state="leased") for sealed in intents]
+        keys, arguments = self._move_arguments(shard, moves, "queued leased ")
         pipe = server.client.pipeline(transaction=False)
         pipe.script_load(script.text)
         pipe.evalsha(script.sha, len(keys), *keys, *arguments, self._admin.now_ms())
-        waits = keeping.commands(durability)
+        waits = check.commands(durability)
         for wait in waits:
             pipe.execute_command(*wait)
         replies: list[Any] = await server.ask(pipe.execute(raise_on_error=False))
         for _ in waits:
-            await keeping.check(replies.pop(2))
+            await check.check(replies.pop(2))
         for reply in replies:
             if isinstance(reply, Exception):
                 raise StoreError(f"the store failed: {reply}") from reply
         made = replies[1]
         return [
-            Attempt(intent=move.intent, now_ms=made[1], first_ms=reply[1], attempts=reply[2])
-            for move, reply in self._answers(moves, made)
+            SendAttempt(intent=move.intent, now_ms=made[1], first_ms=reply[1], attempts=reply[2])
+            for move, reply in self._moves_made(moves, made)
         ]
 
-    def _is_on_disk(self, sealed: Sealed) -> bool:
-        """Whether an intent is two seconds old, by the kit's clock or since it was first seen here.
+    def _is_on_disk(self, sealed: SealedIntent) -> bool:
+        """Whether an intent is two seconds old by the kit's clock, or since it was first read here.
 
-        A clock that a test has stopped tells nothing.
+        The second matters if a test has stopped the kit's clock.
         """
         seen_s = self._seen_s.setdefault(sealed.identifier, monotonic())
         seen_ms = (monotonic() - seen_s) * 1000
@@ -242,15 +247,17 @@ class Outbox:
             del self._seen_s[sealed.identifier]
         return is_old
 
-    async def settle(self, shard: int, moves: Sequence[Move]) -> list[Move]:
-        """Put leased intents into their next states; those that were, unless the lease was lost meanwhile."""
+    async def settle(self, shard: int, moves: Sequence[IntentMove]) -> list[IntentMove]:
+        """Move leased intents into their next states; return the moves that were made under the lease."""
         if not moves:
             return []
-        keys, arguments = self._move(shard, moves, "leased ")
+        keys, arguments = self._move_arguments(shard, moves, "leased ")
         reply = await self._admin.run(self._store.scripts["move"], keys, *arguments)
-        return [move for move, _ in self._answers(moves, reply)]
+        return [move for move, _ in self._moves_made(moves, reply)]
 
-    def _move(self, shard: int, moves: Sequence[Move], states: str) -> tuple[list[str], list[str]]:
+    def _move_arguments(
+        self, shard: int, moves: Sequence[IntentMove], states: str
+    ) -> tuple[list[str], list[str]]:
         names = ("intents", "outbox", "lease")
         keys = [self._keys.shard(shard, name) for name in names]
         keys.append(self._keys.delivered(shard, self._store.now_ms()))
@@ -265,11 +272,11 @@ class Outbox:
         for move in moves:
             if move.batch:
                 batches.setdefault(move.batch, []).append(move.intent.identifier)
-        sent = [(batch, batch_text(identifiers)) for batch, identifiers in batches.items()]
+        sent = [(batch, pack_batch(identifiers)) for batch, identifiers in batches.items()]
         return keys, [self.token, states, json.dumps(asked), json.dumps(sent)]
 
-    def _answers(self, moves: Sequence[Move], reply: Any) -> Iterable[tuple[Move, list[int]]]:
-        """The moves that were made. Says whose totals cannot be counted in."""
+    def _moves_made(self, moves: Sequence[IntentMove], reply: Any) -> Iterable[tuple[IntentMove, list[int]]]:
+        """Yield the moves that were made with their replies; log customers whose totals are damaged."""
         for move, answer in zip(moves, reply[2:], strict=False):
             if answer[0] == 0:
                 yield move, answer
@@ -281,9 +288,9 @@ class Outbox:
                     self._keys.customer(move.intent.customer).totals,
                 )
 
-    def _keeping(self, server: Admin) -> Keeping:
+    def _durability(self, server: Admin) -> DurabilityCheck:
         needed = not self._store.deliver_without_persistence
-        return Keeping(server, server.address, needed=needed, kind=self._store.address.kind)
+        return DurabilityCheck(server, server.address, needed=needed, kind=self._store.address.kind)
 
-    async def _count(self, names: Sequence[str], *, limit: str | int) -> dict[tuple[int, Any], int]:
+    async def _count_members(self, names: Sequence[str], *, limit: str | int) -> dict[tuple[int, Any], int]:
         return await count_members(self._store, self._admin, names, limit=limit)

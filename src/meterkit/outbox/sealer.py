@@ -1,6 +1,7 @@
-"""Sealing: move pending usage from the customers' counters into the outbox, as intents to send.
+"""Sealer: moves pending usage from the customers' counters into the outbox, as intents to send.
 
-Usage whose invoice is final already is sealed as late, by the terms of the customer's subscription.
+Usage whose invoice is already final is sealed as late, by the terms of the customer's subscription. A context
+variable carries late usage into the report of the flush that runs.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.policies import keep_ms_of
 from meterkit.errors import StoreError
-from meterkit.outbox.closes import Closes
+from meterkit.outbox.closes import CloseQueue
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.outbox.late_terms import invoice_terms
-from meterkit.redis.server import is_of_a_key, is_refusal
+from meterkit.redis.server import is_key_error, is_refusal
 from meterkit.store import replies
 from meterkit.store.event_names import read_subscribed_meters
 
@@ -35,13 +36,13 @@ _BY_ITEM: Final = 2
 _PAGE: Final = 50
 _ASIDE_MS: Final = 600_000
 REPORTED: Final = {"is_reported": True}
-"""Marks what is logged and told by the report of a flush, too: who shows the report need not show both."""
+"""Marks log lines whose content the report of a flush has, too: a caller need not show both."""
 _found: ContextVar[list[LateUsage] | None] = ContextVar("late usage of this flush", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nameless:
-    """Usage of a meter that neither the plans file nor the store has an event name for."""
+class UnnamedUsage:
+    """Usage of a meter without an event name in the plans file and in the store."""
 
     customer: str
     meter_token: str
@@ -68,53 +69,53 @@ class LateUnits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """The end of a price segment: what is pending is sealed now, what is recorded from now on waits.
+class PriceCut:
+    """End of a price segment: pending usage is sealed now, and usage recorded from now on is held.
 
     Attributes:
-        till_ms: until when it waits, unless it is released before.
-        labels: of the prices that end, each by its meter's token (see :mod:`meterkit.decisions.prices`).
+        till_ms: until when it is held, unless it is released before.
+        labels: of the prices that end, by meter token (see :mod:`meterkit.decisions.price_segments`).
     """
 
     till_ms: int
     labels: Mapping[str, str]
 
     def dump(self) -> str:
-        """As ``seal`` takes it."""
+        """Serialize it for ``seal.lua``."""
         return json.dumps({"till": f"{self.till_ms}", "labels": dict(self.labels)})
 
 
 @dataclass(slots=True, kw_only=True)
-class Sealing:
-    """The result for a page of customers.
+class SealResult:
+    """Result of sealing.
 
     Attributes:
-        made: intents.
-        now_ms: the store's clock at the last of them; 0 where none was asked.
-        nameless: usage that cannot be sealed.
+        made: number of intents.
+        now_ms: the store's clock at the last seal; 0: there was none.
+        nameless: usage that has no event name.
         aside: customers whose usage cannot be read, and why.
-        fine: customers whose usage could.
-        later: how often the usage of a customer and meter waits for a minute that is free.
-        late: usage that its own invoice can no longer have.
+        fine: customers whose usage was sealed.
+        later: number of customers and meters whose usage waits for a free minute.
+        late: usage whose invoice is final.
     """
 
     made: int = 0
     now_ms: int = 0
-    nameless: list[Nameless] = field(default_factory=list[Nameless])
+    nameless: list[UnnamedUsage] = field(default_factory=list[UnnamedUsage])
     aside: dict[str, str] = field(default_factory=dict[str, str])
     fine: list[str] = field(default_factory=list[str])
     later: int = 0
     late: list[LateUnits] = field(default_factory=list[LateUnits])
 
 
-class Sealer:
-    """Seals what is pending in one shard.
+class UsageSealer:
+    """Seals the pending usage of one shard.
 
     Args:
-        store: where usage is counted.
-        admin: how it is asked.
-        shard: whose customers.
-        meters: by token, the meters that are or were delivered.
+        store: counts the usage.
+        admin: connection to the shard's server.
+        shard: the shard.
+        meters: by token, all meters that are or were delivered.
     """
 
     def __init__(self, store: Store, admin: Admin, shard: int, meters: Mapping[str, ReportedMeter]) -> None:
@@ -131,18 +132,18 @@ class Sealer:
         due_ms: int | None,
         most: int,
         first: Callable[[Mapping[str, int]], Awaitable[object]] | None = None,
-    ) -> Sealing:
+    ) -> SealResult:
         """Seal pending usage of ``most`` customers that are due, or of all.
 
-        A customer whose usage cannot be read is set aside for ten minutes; the others go on.
+        A customer whose usage cannot be read is skipped for ten minutes.
 
         Args:
-            due_ms: until when it is due; None: all.
-            most: customers.
-            first: is waited for before, given the customers and since when each is due (ms).
+            due_ms: until when usage is due; None: all.
+            most: largest number of customers.
+            first: awaited before the seal, with the customers and since when each is due (ms).
         """
         dirty = self._keys.shard(self._shard, "dirty")
-        # What cannot be sealed yet is first in the order: where all is wanted, it must not fill the page.
+        # Usage that cannot be sealed yet comes first in this order, and must not fill a page of all.
         limit, most = ("+inf", -1) if due_ms is None else (due_ms, most)
         members: list[tuple[bytes, float]] = await self._admin.ask(
             self._client.zrangebyscore(dirty, "-inf", limit, start=0, num=most, withscores=True)
@@ -150,27 +151,27 @@ class Sealer:
         due = {member.decode(): int(score) for member, score in members}
         if first is not None:
             await first(due)
-        sealing, customers = Sealing(), list(due)
+        sealing, customers = SealResult(), list(due)
         for start in range(0, len(customers), _PAGE):
-            await self._page(customers[start : start + _PAGE], sealing)
+            await self._seal_page(customers[start : start + _PAGE], sealing)
         for customer in sealing.aside:
             later = self._store.now_ms() + _ASIDE_MS
             await self._admin.ask(self._client.zadd(dirty, {customer: later}, xx=True))
         return sealing
 
-    async def cut(self, customer: str, cut: Cut | None) -> Sealing:
-        """Seal what is pending of one customer.
+    async def cut(self, customer: str, cut: PriceCut | None) -> SealResult:
+        """Seal a customer's pending usage.
 
-        With a cut, hold back what is recorded from now on; without, close a period that another one follows.
+        With a cut, hold usage recorded from now on; without, close a period that another one follows.
         """
-        sealing = Sealing()
-        await self._page([customer], sealing, _MOVED if cut is None else cut.dump())
+        sealing = SealResult()
+        await self._seal_page([customer], sealing, _MOVED if cut is None else cut.dump())
         return sealing
 
-    async def _page(self, customers: Sequence[str], sealing: Sealing, cut: str = "") -> None:
+    async def _seal_page(self, customers: Sequence[str], sealing: SealResult, cut: str = "") -> None:
         script, left = self._store.scripts["seal"], list(customers)
-        closes = Closes(self._store, self._admin)
-        nonces = _nonces()
+        closes = CloseQueue(self._store, self._admin)
+        nonces = _generate_nonces()
         for _ in range(_TRIES):
             views = [self._store.cache.get(customer) for customer in left]
             await closes.note_sealed(self._shard, views)
@@ -178,7 +179,7 @@ class Sealer:
             pipe.script_load(script.text)
             for view in views:
                 keys = self._keys_of(view)
-                pipe.evalsha(script.sha, len(keys), *keys, *self._arguments(view, next(nonces), cut))
+                pipe.evalsha(script.sha, len(keys), *keys, *self._script_arguments(view, next(nonces), cut))
             loaded, *answers = await self._admin.ask(pipe.execute(raise_on_error=False))
             if isinstance(loaded, Exception):
                 raise StoreError(f"the store failed: {loaded}") from loaded
@@ -199,9 +200,9 @@ class Sealer:
         own += [keys.history, self._keys.shard(self._shard, "items")]
         return [*own, *[self._keys.audit(self._shard)] * self._store.is_audited]
 
-    def _arguments(self, view: CustomerView, nonce: str, cut: str) -> list[str | int | bytes]:
+    def _script_arguments(self, view: CustomerView, nonce: str, cut: str) -> list[str | int | bytes]:
         state = view.state
-        terms = view.terms(kept_ms(view))
+        terms = view.terms(counter_ttl_ms(view))
         now_ms = self._store.now_ms()
         meters = {**self._meters, **read_subscribed_meters(state, view.cache.catalog, now_ms)}
         names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
@@ -209,21 +210,21 @@ class Sealer:
         asked += [json.dumps(state.minutes_taken_ms), invoice_terms(view, now_ms), cut]
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 
-    def _is_sealed(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
-        """Take the reply to a seal; False where it must be asked again."""
+    def _is_sealed(self, view: CustomerView, reply: Any, sealing: SealResult) -> bool:
+        """Apply the reply of a seal; False: the seal must be repeated."""
         try:
-            return self._applied(view, reply, sealing)
+            return self._apply_reply(view, reply, sealing)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - an unreadable state holds up no other customer
             sealing.aside[view.customer] = f"its state cannot be read: {error!r:.200}"
             return True
 
-    def _applied(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
+    def _apply_reply(self, view: CustomerView, reply: Any, sealing: SealResult) -> bool:
         customer = view.customer
         if is_refusal(reply):
-            # One customer whose keys are not what they must be does not hold up the others of its shard.
-            if not is_of_a_key(reply):
+            # Damaged keys of one customer do not stop the others of its shard.
+            if not is_key_error(reply):
                 raise StoreError(f"the store failed: {reply}") from reply
             sealing.aside[customer] = str(reply)
         elif reply[0] == replies.STALE:
@@ -245,7 +246,7 @@ class Sealer:
             sealing.late += _late_units(customer, reply[4])
             sealing.now_ms = max(sealing.now_ms, reply[1])
             sealing.nameless += [
-                Nameless(customer=customer, meter_token=token.decode(), quantity=int(quantity))
+                UnnamedUsage(customer=customer, meter_token=token.decode(), quantity=int(quantity))
                 for token, quantity in zip(nameless[::2], nameless[1::2], strict=True)
             ]
         return True
@@ -263,17 +264,17 @@ def _late_units(customer: str, found: Sequence[Any]) -> Iterator[LateUnits]:
         )
 
 
-def _nonces() -> Iterator[str]:
-    """What identifiers begin with, another one for each customer.
+def _generate_nonces() -> Iterator[str]:
+    """Generate the nonces that identifiers begin with, one for each customer.
 
-    It is mostly the same for all of a page: what is kept of a batch is short then.
+    Nonces of a page share most digits, so that packed batches are short; see ``pack_batch``.
     """
     page, digits = token_hex(SEALED_DIGITS // 2), NONCE_DIGITS - SEALED_DIGITS
     return (f"{page}{nth:0{digits}x}" for nth in range(16**digits))
 
 
-def kept_ms(view: CustomerView) -> int:
-    """How long the counters of all rates that a customer has must live."""
+def counter_ttl_ms(view: CustomerView) -> int:
+    """Lifetime of a customer's counters: that of its longest rate."""
     found = [given.rates for given in view.entitlements.values()]
     found += [route.rates for route in view.cache.catalog.routes]
     return keep_ms_of(rate for rates in found for rate in rates)
@@ -284,10 +285,10 @@ class LateUsage:
     """Usage that was not delivered before its invoice was final, or before its price ended at Stripe.
 
     Attributes:
-        meter: its name, or that of an earlier plans file.
+        meter: its name in the plans file, or in an earlier one.
         quantity: in the meter's unit.
         period: the first instant of its billing period, in ISO 8601.
-        is_billed: whether the invoice of the period that is open now bills it; else no invoice does.
+        is_billed: whether the invoice of the open period bills it; otherwise, no invoice does.
         by_item: whether an invoice item bills it, at the price at which it was recorded.
     """
 
@@ -300,8 +301,8 @@ class LateUsage:
 
 
 @contextmanager
-def collecting_late(found: list[LateUsage]) -> Generator[None]:
-    """Add to a list all late usage that is found in this block, and in tasks that begin there."""
+def collect_late_usage(found: list[LateUsage]) -> Generator[None]:
+    """Collect late usage that is found in this block, and in tasks that begin there, into a list."""
     token = _found.set(found)
     try:
         yield
@@ -309,8 +310,8 @@ def collecting_late(found: list[LateUsage]) -> Generator[None]:
         _found.reset(token)
 
 
-def collect_late(late: Iterable[LateUsage]) -> dict[str, bool] | None:
-    """Add late usage to the report of the flush that runs; the mark for its lines of the log, if one does."""
+def add_late_usage(late: Iterable[LateUsage]) -> dict[str, bool] | None:
+    """Add late usage to the report of the running flush, if any; return the mark for its log lines."""
     found = _found.get()
     if found is None:
         return None

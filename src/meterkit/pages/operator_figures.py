@@ -242,7 +242,7 @@ async def live_sections(store: Store) -> Sequence[Section]:
         StoreError: the store does not answer.
     """
     waiting, webhooks = await read_deliveries(store), await read_webhooks(store)
-    messages = [await MessageQueue(store, channel).waiting() for channel in CHANNELS]
+    messages = [await MessageQueue(store, channel).count_messages() for channel in CHANNELS]
     outbox = [
         Figure(state, f"Deliveries {state}", waiting[state].items, opens="outbox", of=opened)
         # In the store's outbox are those that are being sent, too.

@@ -13,7 +13,7 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.overview.rows import DELIVERY
 from meterkit.insights.revenue.figures import MOVES
 from meterkit.notify.spikes import SpikesToday
-from meterkit.outbox.closes import Closes
+from meterkit.outbox.closes import CloseQueue
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.input_checks import check_customer
 
@@ -201,7 +201,7 @@ def book_lists(kit: PagesKit, overview: Overview) -> Sequence[Listing]:
         return page_of(rows, asked)
 
     async def unconfirmed(asked: Asked) -> Rows:
-        found = await Closes(kit.store, (await kit.store.admin()).for_delivery()).told(most=_MOST)
+        found = await CloseQueue(kit.store, (await kit.store.admin()).for_delivery()).unconfirmed(most=_MOST)
         rows: list[Row] = [{"customer": one.customer, "period_end": from_ms(one.end_ms)} for one in found]
         return first_of(rows, asked, len(found) == _MOST)
 

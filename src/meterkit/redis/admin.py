@@ -22,15 +22,15 @@ from redis.exceptions import NoScriptError, RedisError
 from meterkit.cancellation import keep_cancellation
 from meterkit.errors import StoreError
 from meterkit.redis.cluster_client import ClusterClient
-from meterkit.redis.discovery import find, master_of
-from meterkit.redis.names import addresses_of
+from meterkit.redis.discovery import find_slots, master_of
+from meterkit.redis.host_resolver import addresses_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from meterkit.redis.discovery import Slots
     from meterkit.redis.scripts import Script
-    from meterkit.redis.url import Address, Place
+    from meterkit.redis.url import Address, HostPort
 
 _logger = logging.getLogger("meterkit.store")
 
@@ -65,14 +65,14 @@ class Admin:
         self._timeout_s = timeout_s
         self._clock = clock
         self._delivery: Admin | None = None
-        self._said: set[str] = set()
-        self._nodes: dict[Place, Admin] = {}
+        self._warned: set[str] = set()
+        self._nodes: dict[HostPort, Admin] = {}
         self._cluster: ClusterClient | None = None
         if address.kind == "cluster":
             self._cluster = ClusterClient(self._find, lambda place: self._node(place).client)
         self.connected = 0
         # Any: redis-py's types speak of texts, bytes and both protocols at once.
-        self.client: Any = self._cluster or _client(address, timeout_s, clock, self._count_connection)
+        self.client: Any = self._cluster or _new_client(address, timeout_s, clock, self._count_connection)
 
     def _count_connection(self, _connection: Any) -> None:
         self.connected += 1
@@ -89,7 +89,7 @@ class Admin:
         """A client of each server that has keys. Raises StoreError where no node of a cluster answers."""
         return [self] if self._cluster is None else [self._node(at) for at in await self._cluster.places()]
 
-    def _node(self, place: Place) -> Admin:
+    def _node(self, place: HostPort) -> Admin:
         node = self._nodes.get(place)
         if node is None:
             node = self._nodes[place] = Admin(
@@ -97,9 +97,9 @@ class Admin:
             )
         return node
 
-    async def _find(self, known: Collection[Place]) -> Slots:
+    async def _find(self, known: Collection[HostPort]) -> Slots:
         timeout_s = max(self._timeout_s, 1.0)
-        return await find(self._address, known, timeout_s=timeout_s, clock=self._clock, is_known=True)
+        return await find_slots(self._address, known, timeout_s=timeout_s, clock=self._clock, is_known=True)
 
     def for_delivery(self) -> Admin:
         """A client with connections of its own: however much the app asks, delivery does not wait for it."""
@@ -109,10 +109,10 @@ class Admin:
             self._delivery = Admin(self._address, timeout_s=patience_s, clock=self._clock)
         return self._delivery
 
-    def say_once(self, message: str) -> None:
+    def warn_once(self, message: str) -> None:
         """Log a warning that need not be repeated while this client lives."""
-        if message not in self._said:
-            self._said.add(message)
+        if message not in self._warned:
+            self._warned.add(message)
             _logger.warning("%s", message)
 
     def now_ms(self) -> int:
@@ -163,13 +163,13 @@ class Admin:
         try:
             reply = await keep_cancellation(answer)
         except (RedisError, OSError) as error:
-            raise StoreError(f"the store at {self._address} failed: {self._words(error)}") from error
+            raise StoreError(f"the store at {self._address} failed: {self._describe_error(error)}") from error
         if self._address.kind == "memory":
             # From Python 3.12 on fakeredis answers without giving way: others must get their turn.
             await asyncio.sleep(0)
         return reply
 
-    def _words(self, error: Exception) -> str:
+    def _describe_error(self, error: Exception) -> str:
         cause = error.__context__
         tls = self._address.tls
         return str(error) if tls is None or not isinstance(cause, ssl.SSLError) else tls.refusal(cause)
@@ -240,7 +240,7 @@ class _TlsConnection(_NamedConnection, SSLConnection):
         return {**arguments, "ssl_shutdown_timeout": _TLS_END_S}
 
 
-class _AtTheMaster:
+class _MasterLookupMixin:
     """A connection of redis-py's to where the master is then; sentinels end those to one that was it."""
 
     def __init__(self, *, find_master: Callable[[], Awaitable[Address]], **settings: Any) -> None:
@@ -256,15 +256,15 @@ class _AtTheMaster:
         await inherited.connect()
 
 
-class _MasterConnection(_AtTheMaster, _TcpConnection):
+class _MasterConnection(_MasterLookupMixin, _TcpConnection):
     pass
 
 
-class _TlsMasterConnection(_AtTheMaster, _TlsConnection):
+class _TlsMasterConnection(_MasterLookupMixin, _TlsConnection):
     pass
 
 
-def _client(
+def _new_client(
     address: Address, timeout_s: float, clock: Callable[[], float], made: Callable[[Any], None]
 ) -> Redis:
     if address.kind == "memory":

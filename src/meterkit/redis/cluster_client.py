@@ -24,8 +24,8 @@ from meterkit.redis.discovery import redirection_of, slot_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from meterkit.redis.discovery import Find, Slots
-    from meterkit.redis.url import Place
+    from meterkit.redis.discovery import SlotFinder, Slots
+    from meterkit.redis.url import HostPort
 
 _TRIES: Final = 16
 _TRY_AGAIN_S: Final = 0.02
@@ -49,25 +49,25 @@ class ClusterClient(AsyncCoreCommands):
 
     _event_dispatcher: Any = None  # Redis-py's own clients have one.
 
-    def __init__(self, find: Find, client_of: Callable[[Place], Any]) -> None:
+    def __init__(self, find: SlotFinder, client_of: Callable[[HostPort], Any]) -> None:
         self._find = find
         self._client_of = client_of
         self._slots: Slots | None = None
-        self._last: Collection[Place] = ()
-        self._turn = asyncio.Lock()
+        self._last: Collection[HostPort] = ()
+        self._lookup_lock = asyncio.Lock()
 
-    async def places(self) -> tuple[Place, ...]:
+    async def places(self) -> tuple[HostPort, ...]:
         """All masters. Raises StoreError where no node answers."""
-        return (await self._known()).places
+        return (await self._known_slots()).places
 
-    async def place_of(self, key: str | bytes) -> Place:
+    async def place_of(self, key: str | bytes) -> HostPort:
         """The node that has a key.
 
         Raises:
             StoreError: no node answers, or none has it.
         """
         slot = slot_of(key)
-        place = (await self._known()).of(slot)
+        place = (await self._known_slots()).of(slot)
         if place is None:
             self._slots = None
             raise StoreError(f"no node of the cluster has slot {slot}", executed=False)
@@ -80,7 +80,7 @@ class ClusterClient(AsyncCoreCommands):
             clients = [self._client_of(place) for place in await self.places()]
             asked = (start_task(client.execute_command(*args, **options)) for client in clients)
             return (await asyncio.gather(*asked))[0]
-        return await self._follow(await self.place_of(key), key, _Command(args, options), None)
+        return await self._run_redirected(await self.place_of(key), key, _Command(args, options), None)
 
     def pipeline(self, *, transaction: bool = True) -> _Pipeline:
         """Commands to be run at once; those of a transaction are of keys of one shard."""
@@ -88,15 +88,15 @@ class ClusterClient(AsyncCoreCommands):
 
     async def run(self, commands: Sequence[_Command], *, raise_on_error: bool) -> list[Any]:
         """Run the commands of a pipeline, those of each node at once; their replies in order."""
-        nodes: dict[Place, list[int]] = {}
+        nodes: dict[HostPort, list[int]] = {}
         for number, command in enumerate(commands):
-            nodes.setdefault(await self.place_of(_keyed(command)), []).append(number)
+            nodes.setdefault(await self.place_of(_required_key(command)), []).append(number)
         replies: list[Any] = [None] * len(commands)
 
-        async def run_at(place: Place, numbers: list[int]) -> None:
-            found = await self._batch(place, [commands[number] for number in numbers])
+        async def run_at(place: HostPort, numbers: list[int]) -> None:
+            found = await self._run_batch(place, [commands[number] for number in numbers])
             for number, reply in zip(numbers, found, strict=True):
-                replies[number] = await self._tried(place, commands[number], reply)
+                replies[number] = await self._retry_failed(place, commands[number], reply)
 
         await asyncio.gather(*(start_task(run_at(place, numbers)) for place, numbers in nodes.items()))
         for reply in replies:
@@ -107,7 +107,7 @@ class ClusterClient(AsyncCoreCommands):
     async def run_transaction(self, commands: Sequence[_Command]) -> list[Any]:
         """Run commands about one shard, with nothing of others in between; their replies in order."""
         for _ in range(_TRIES):
-            key = _keyed(commands[0])
+            key = _required_key(commands[0])
             place = await self.place_of(key)
             pipe = self._client_of(place).pipeline(transaction=True)
             for args, options in commands:
@@ -118,23 +118,23 @@ class ClusterClient(AsyncCoreCommands):
                 self._slots = None
                 await asyncio.sleep(_TRY_AGAIN_S)
             except (RedisError, OSError) as error:
-                await self._instead_of(place, key, error)
+                await self._find_other_node(place, key, error)
             else:
                 return replies
-        raise _moving()
+        raise _slot_moving_error()
 
     async def aclose(self, *, close_connection_pool: bool | None = None) -> None:
         """Nothing of its own is open."""
         del close_connection_pool
 
-    async def _known(self) -> Slots:
-        async with self._turn:
+    async def _known_slots(self) -> Slots:
+        async with self._lookup_lock:
             if self._slots is None:
                 self._slots = await self._find(self._last)
                 self._last = self._slots.places
             return self._slots
 
-    async def _batch(self, place: Place, commands: Sequence[_Command]) -> list[Any]:
+    async def _run_batch(self, place: HostPort, commands: Sequence[_Command]) -> list[Any]:
         """Run commands at a node; the replies, or why there are none."""
         pipe = self._client_of(place).pipeline(transaction=False)
         for args, options in commands:
@@ -145,22 +145,22 @@ class ClusterClient(AsyncCoreCommands):
             return [error] * len(commands)
         return replies
 
-    async def _tried(self, place: Place, command: _Command, told: Any) -> Any:
+    async def _retry_failed(self, place: HostPort, command: _Command, told: Any) -> Any:
         if not isinstance(told, Exception):
             return told
         try:
-            return await self._follow(place, _keyed(command), command, told)
+            return await self._run_redirected(place, _required_key(command), command, told)
         except (RedisError, StoreError, OSError) as failed:  # As pipelines have it.
             return failed
 
-    async def _follow(self, place: Place, key: Any, command: _Command, told: Any) -> Any:
+    async def _run_redirected(self, place: HostPort, key: Any, command: _Command, told: Any) -> Any:
         """Run a command, and again at another node where it was certainly not executed at this one."""
         for _ in range(_TRIES):
             if told is None:
-                [told] = await self._batch(place, [command])
+                [told] = await self._run_batch(place, [command])
             if isinstance(told, AskError) and not isinstance(told, MovedError):
                 asked = redirection_of(str(told), place)
-                _, told = await self._batch(asked, [_Command(("ASKING",), {}), command])
+                _, told = await self._run_batch(asked, [_Command(("ASKING",), {}), command])
             if not isinstance(told, Exception):
                 return told
             if isinstance(told, MovedError):
@@ -170,11 +170,11 @@ class ClusterClient(AsyncCoreCommands):
                 await asyncio.sleep(_TRY_AGAIN_S)
                 place = await self.place_of(key)
             else:
-                place = await self._instead_of(place, key, told)
+                place = await self._find_other_node(place, key, told)
             told = None
-        raise _moving()
+        raise _slot_moving_error()
 
-    async def _instead_of(self, place: Place, key: Any, error: Exception) -> Place:
+    async def _find_other_node(self, place: HostPort, key: Any, error: Exception) -> HostPort:
         """The node that has a key's slot now, after one could not be connected to. Raises any other error."""
         if isinstance(error, _AWAY):
             self._slots = None
@@ -225,12 +225,12 @@ def _key_of(args: Sequence[Any]) -> Any:
     return args[1] if len(args) > 1 and " " not in name else None
 
 
-def _keyed(command: _Command) -> Any:
+def _required_key(command: _Command) -> Any:
     key = _key_of(command.args)
     if key is None:
         raise TypeError(f"{command.args[0]} has no key: nothing says which node is meant")
     return key
 
 
-def _moving() -> StoreError:
+def _slot_moving_error() -> StoreError:
     return StoreError("a slot of the cluster is being moved; it was not executed", executed=False)

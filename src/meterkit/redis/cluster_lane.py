@@ -2,21 +2,300 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.errors import StoreError
-from meterkit.redis.cluster_connection import ClusterConnection
-from meterkit.redis.lane import Lane, waited_for
+from meterkit.cancellation import start_task
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.redis.connection import ReplyError, fail_future
+from meterkit.redis.discovery import redirection_of, slot_of
+from meterkit.redis.lane import Lane, await_reply
+from meterkit.redis.reconnector import Reconnector
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Coroutine, Sequence
 
-    from meterkit.redis.breaker import AnyConnection
-    from meterkit.redis.connection import Call, ReplyError
-    from meterkit.redis.settling import QueueLane, Spooling
+    from meterkit.decisions.keys import Keys
+    from meterkit.redis.connection import Connection, OnEnd, StoreCall
+    from meterkit.redis.discovery import SlotFinder, Slots
+    from meterkit.redis.reconnector import AnyConnection
+    from meterkit.redis.settlement_queue import QueueLane, SpoolPort
+    from meterkit.redis.url import HostPort
+
+_log = logging.getLogger("meterkit.store")
+
+ConnectTo = Callable[["HostPort", "OnEnd"], Awaitable["Connection"]]
+
+_TRY_AGAIN_S: Final = 0.01
+# If a node is away, every call wants to know which node has its slots now; limit how often that is asked.
+_FIND_PAUSE_S: Final = 0.1
+_RETIRE_S: Final = 1.0
+
+
+class _Node:
+    """A node: how it is reached, and which shards it has."""
+
+    def __init__(self, place: HostPort, link: Reconnector) -> None:
+        self.place = place
+        self.link = link
+        self.shards = set[int]()
+
+
+class ClusterConnection:
+    """The nodes of a cluster that have shards, one connection each, made anew by itself where it ends.
+
+    Args:
+        slots: where the slots are; found anew where a node is away or sends elsewhere.
+        connect_to: opens a connection to a node.
+        find: asks where the slots are; gets the nodes to ask first.
+        keys: names of keys.
+        timeout_s: how long a call may wait, for a connection and for its reply together.
+
+    Attributes:
+        on_place: told of each shard that another node has now, or whose node's connection has changed.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        *,
+        connect_to: ConnectTo,
+        find: SlotFinder,
+        keys: Keys,
+        timeout_s: float,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connect_to = connect_to
+        self._find = find
+        self._timeout_s = timeout_s
+        self._nodes: dict[HostPort, _Node] = {}
+        self._slot_of = [slot_of(keys.shard(shard, "")) for shard in range(keys.shards)]
+        self._node_of: dict[int, _Node] = {}
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_wanted = self._is_finding = False
+        self.on_shard_moved: Callable[[int], None] = lambda _shard: None
+        self.open, self.is_unfit, self.silent_s = True, False, 0.0
+        self._assign_slots(slots)
+
+    async def begin(self) -> None:
+        """Connect to all nodes, or try it for a while.
+
+        Raises:
+            SettingsError: the store cannot be used with these settings.
+        """
+        await asyncio.gather(*(start_task(node.link.reach(self._timeout_s)) for node in self._nodes.values()))
+
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+        """Send a request followed by the clock; see :class:`meterkit.redis.lane.Lane`."""
+        try:
+            return self._node_of_shard(call.view.shard).link.call(call, future)
+        except MeterkitError as error:
+            if future is None:
+                raise
+            fail_future(future, error)
+            return future
+
+    def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
+        """Send a plain command to all nodes that are there; the future's result is their replies."""
+        connections = [node.link.connection for node in self._nodes.values()]
+        asked = [connection.ask(*parts) for connection in connections if connection is not None]
+        return asyncio.gather(*asked, return_exceptions=True)
+
+    def post(self, packed: object, receiver: object) -> None:
+        """Nothing is posted to a cluster, but to the node that has a shard."""
+        raise NotImplementedError
+
+    def at(self, shard: int) -> AnyConnection | None:
+        """The connection to the node that has a shard; None while that is away."""
+        node = self._node_of.get(shard)
+        return None if node is None else node.link.connection
+
+    @property
+    def is_down(self) -> bool:
+        """Whether no request waits for one of the nodes."""
+        return any(node.link.is_open for node in self._nodes.values())
+
+    @property
+    def opened(self) -> int:
+        """How often the nodes that there are now were away."""
+        return sum(node.link.opened for node in self._nodes.values())
+
+    async def connected(self, shard: int) -> AnyConnection:
+        """Wait for a connection to the node that has a shard, whichever that is by then."""
+        while (connection := self.at(shard)) is None:
+            await self._changed.wait()
+        return connection
+
+    async def resend_redirected(
+        self,
+        shard: int,
+        reply: Any,
+        ask: Callable[[AnyConnection], Awaitable[Any]],
+        load: Callable[[AnyConnection], None],
+    ) -> Any:
+        """Where a node did not execute a request and says why, ask who can; for one timeout in all.
+
+        Args:
+            shard: which shard the request is about.
+            reply: what came back.
+            ask: sends the request again, over a connection of our choice, and waits for its reply.
+            load: has the server of a connection know the scripts that it has lost.
+
+        Returns:
+            The last reply; an error if no node executed it.
+
+        Raises:
+            StoreError: the last reply did not come.
+        """
+        node, is_asking = self._node_of_shard(shard), False
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while isinstance(reply, ReplyError):
+                    match reply.code:
+                        case "MOVED":
+                            self._assign_shard(shard, redirection_of(str(reply), node.place))
+                            self.refresh_slots()
+                            node, is_asking = self._node_of_shard(shard), False
+                        case "ASK":
+                            node, is_asking = self._node(redirection_of(str(reply), node.place)), True
+                        case "TRYAGAIN":
+                            await asyncio.sleep(_TRY_AGAIN_S)
+                            node, is_asking = self._node_of_shard(shard), False
+                        case "NOSCRIPT":
+                            load(await node.link.connected())
+                        case code:
+                            if code == "CLUSTERDOWN":
+                                self.refresh_slots()
+                            return reply
+                    connection = await node.link.connected()
+                    if is_asking:
+                        connection.ask("ASKING")
+                    reply = None
+                    reply = await ask(connection)
+        except TimeoutError:
+            if reply is None:
+                why = f"the store did not answer within {self._timeout_s:g} s"
+                raise StoreError(why, executed=None) from None
+        return reply
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no late reply can come any more."""
+        return not self.open
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self.open = False
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for node in tuple(self._nodes.values()):
+            await node.link.stop()
+
+    def drop(self) -> None:
+        """Close without waiting until the sockets are gone."""
+        self.open = False
+        self._spawn(self.close())
+
+    def refresh_slots(self) -> None:
+        """Find out in the background who has which slot now."""
+        self._is_wanted = True
+        if not self._is_finding and self.open:
+            self._is_finding = True
+            self._spawn(self._refresh_slots())
+
+    async def _refresh_slots(self) -> None:
+        try:
+            while self._is_wanted:
+                self._is_wanted = False
+                there = [place for place, node in self._nodes.items() if node.link.connection is not None]
+                with suppress(StoreError):
+                    self._assign_slots(await self._find((*there, *self._nodes)))
+                await asyncio.sleep(_FIND_PAUSE_S)
+        finally:
+            self._is_finding = False
+
+    def _assign_slots(self, slots: Slots) -> None:
+        for shard, slot in enumerate(self._slot_of):
+            place = slots.of(slot)
+            if place is not None:
+                self._assign_shard(shard, place)
+        for place, node in tuple(self._nodes.items()):
+            if not node.shards:
+                del self._nodes[place]
+                self._spawn(self._retire(node))
+
+    async def _retire(self, node: _Node) -> None:
+        """Leave a node that has no shards any more, once it has answered."""
+        connection = node.link.connection
+        try:
+            if connection is not None:
+                with suppress(StoreError, TimeoutError):
+                    async with asyncio.timeout(_RETIRE_S):
+                        await connection.ask("PING")
+        finally:
+            await node.link.stop()
+
+    def _node_of_shard(self, shard: int) -> _Node:
+        node = self._node_of.get(shard)
+        if node is None:
+            raise StoreError(f"no node of the cluster has the slot of shard {shard}", executed=False)
+        return node
+
+    def _node(self, place: HostPort) -> _Node:
+        node = self._nodes.get(place)
+        if node is None:
+            link = Reconnector(
+                partial(self._connect, place),
+                timeout_s=self._timeout_s,
+                on_change=lambda _: self._notify_shards(self._nodes.get(place)),
+            )
+            node = self._nodes[place] = _Node(place, link)
+            link.begin()
+        return node
+
+    def _assign_shard(self, shard: int, place: HostPort) -> None:
+        before, node = self._node_of.get(shard), self._node(place)
+        if before is node:
+            return
+        if before is not None:
+            before.shards.discard(shard)
+        node.shards.add(shard)
+        self._node_of[shard] = node
+        self.on_shard_moved(shard)
+        self._changed.set()
+        self._changed.clear()
+
+    def _notify_shards(self, node: _Node | None) -> None:
+        if node is not None:
+            for shard in node.shards:
+                self.on_shard_moved(shard)
+        self._changed.set()
+        self._changed.clear()
+
+    async def _connect(self, place: HostPort, on_end: OnEnd) -> Connection:
+        try:
+            return await self._connect_to(place, on_end)
+        except StoreError:
+            self.refresh_slots()
+            raise
+
+    def _spawn(self, work: Any) -> None:
+        task = start_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("looking after the nodes of the cluster failed", exc_info=error)
 
 
 class ClusterLane(Lane):
@@ -27,10 +306,10 @@ class ClusterLane(Lane):
         return _ShardLane(self, shard)
 
     @property
-    def is_away(self) -> bool:
+    def is_down(self) -> bool:
         """Whether the breaker is open: no request waits for the store. Of a cluster, for one of its nodes."""
         cluster = self._connection
-        return super().is_away or (isinstance(cluster, ClusterConnection) and cluster.is_away)
+        return super().is_down or (isinstance(cluster, ClusterConnection) and cluster.is_down)
 
     @property
     def opened(self) -> int:
@@ -38,7 +317,7 @@ class ClusterLane(Lane):
         cluster = self._connection
         return super().opened + (cluster.opened if isinstance(cluster, ClusterConnection) else 0)
 
-    async def again(self, call: Call, reply: ReplyError) -> Any:
+    async def retry_call(self, call: StoreCall, reply: ReplyError) -> Any:
         """Answer an error reply to a call: where another node can execute it, send it there.
 
         Raises:
@@ -47,9 +326,9 @@ class ClusterLane(Lane):
         if isinstance(self._connection, ClusterConnection):
 
             async def ask(connection: AnyConnection) -> Any:
-                return await waited_for(call, connection.call(call))
+                return await await_reply(call, connection.call(call))
 
-            found = await self._connection.follow(call.view.shard, reply, ask, self.load)
+            found = await self._connection.resend_redirected(call.view.shard, reply, ask, self.load)
             if not isinstance(found, type(reply)):
                 return found
             reply = found
@@ -63,10 +342,10 @@ class ClusterLane(Lane):
             reply = await self.ask_to_fence(connection, key)
             if isinstance(self._connection, ClusterConnection):
                 again = partial(self.ask_to_fence, key=key)
-                reply = await self._connection.follow(shard, reply, again, self.load)
+                reply = await self._connection.resend_redirected(shard, reply, again, self.load)
             return reply
 
-        return await self.fenced(ask)
+        return await self.fence_until_done(ask)
 
     async def connected_to(self, shard: int) -> AnyConnection:
         """Wait for a connection to the node that has a shard."""
@@ -82,9 +361,9 @@ class ClusterLane(Lane):
         super()._on_connection(connection)
         if isinstance(connection, ClusterConnection):
             # Settlements sent to a shard's former node may still be applied: fencing has the last word.
-            connection.on_place = self._on_place
+            connection.on_shard_moved = self._on_shard_moved
 
-    def _on_place(self, shard: int) -> None:
+    def _on_shard_moved(self, shard: int) -> None:
         self.queues[shard].disconnected()
         if self.at(shard) is None:
             return
@@ -114,7 +393,7 @@ class _ShardLane:
         return self._lane.stopping
 
     @property
-    def spool(self) -> Spooling | None:
+    def spool(self) -> SpoolPort | None:
         """Where settlements go that cannot be sent."""
         return self._lane.spool
 
@@ -122,7 +401,7 @@ class _ShardLane:
         """Fence a producer; the last number it applied."""
         return await self._lane.fence_at(self._shard, key)
 
-    async def replies(self) -> None:
+    async def await_replies(self) -> None:
         """Wait for a connection if there is none, and until all that was sent on it is answered."""
         connection = await self._lane.connected_to(self._shard)
         with suppress(StoreError):
@@ -132,9 +411,9 @@ class _ShardLane:
         """Run in the background until the lane stops; None where it has stopped."""
         return self._lane.spawn(work)
 
-    def later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
+    def call_later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
         """Have something done after some seconds."""
-        return self._lane.later(after_s, do)
+        return self._lane.call_later(after_s, do)
 
     def warn(self, message: str) -> None:
         """Say what goes wrong, but not again and again."""

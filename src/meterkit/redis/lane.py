@@ -4,26 +4,117 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from secrets import randbelow
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.cancellation import start_task
 from meterkit.errors import StoreError
-from meterkit.redis.breaker import Reconnector
-from meterkit.redis.connection import ReplyError, give_up
-from meterkit.redis.hold_renewal import Renewal
-from meterkit.redis.producer import SettlementQueue
+from meterkit.redis.connection import ReplyError, abandon_call
+from meterkit.redis.reconnector import Reconnector
+from meterkit.redis.settlement_queue import SettlementQueue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from meterkit.decisions.keys import Keys
     from meterkit.errors import MeterkitError
-    from meterkit.redis.breaker import AnyConnection, Connector
-    from meterkit.redis.connection import Call
+    from meterkit.redis.connection import StoreCall
+    from meterkit.redis.reconnector import AnyConnection, Connector
     from meterkit.redis.scripts import Script
-    from meterkit.redis.settling import Allotting, QueueLane, Settlement, Spooling
+    from meterkit.redis.settlement_queue import LocalAllotments, NumberedSettlement, QueueLane, SpoolPort
     from meterkit.redis.tallies import Tallies
+
+_SLOT_MS: Final = 300_000
+_TICK_MS: Final = 250
+_IDLE_MS: Final = 5_000
+# A hold of the slot before is due in the slot of now. Clocks may be a minute apart before the store refuses
+# to decide: so neither the slot's first minute is used nor its last. Processes begin up to 40 s apart.
+_BEGIN_MS: Final = 60_000
+_BEGIN_SPREAD_MS: Final = 40_000
+_END_MS: Final = 220_000
+_MOST: Final = 200
+
+
+class Renewable(Protocol):
+    """A request that is being served, and holds something meanwhile."""
+
+    def is_due(self) -> bool:
+        """Whether its holds are in a slot that is over."""
+        ...
+
+    async def renew(self) -> None:
+        """Move its holds to the slot of now."""
+
+    def release_hold(self) -> None:
+        """Give its holds back: the lane is about to stop."""
+
+
+def tick_portion(due: int, *, at_ms: int, begin_ms: int) -> int:
+    """How many holds to renew in one tick.
+
+    Args:
+        due: how many are left to renew in this slot.
+        at_ms: since when the slot of now is.
+        begin_ms: when in a slot this process begins.
+    """
+    if at_ms < begin_ms:
+        return 0
+    ticks = max(1, (_END_MS - at_ms) // _TICK_MS)
+    return min(due, _MOST, -(-due // ticks))
+
+
+class HoldRenewal:
+    """Renews what the requests of one event loop hold.
+
+    Args:
+        spawn: runs a coroutine in the background.
+        now_ms: this process's clock.
+
+    Attributes:
+        live: the requests that hold something.
+    """
+
+    def __init__(
+        self, spawn: Callable[[Coroutine[Any, Any, None]], object], now_ms: Callable[[], int]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._spawn = spawn
+        self._now_ms = now_ms
+        self._begin_ms = _BEGIN_MS + randbelow(_BEGIN_SPREAD_MS)
+        self._due: deque[Renewable] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self.live: set[Renewable] = set()
+
+    def begin(self) -> None:
+        """Look after the holds until :meth:`stop`."""
+        self.stop()
+        self.tick()
+        pause_ms = _TICK_MS if self._due else _IDLE_MS
+        self._timer = self._loop.call_later(pause_ms / 1000, self.begin)
+
+    def stop(self) -> None:
+        """Renew nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def release_all(self) -> None:
+        """Have all requests give back what they hold."""
+        for holder in tuple(self.live):
+            holder.release_hold()
+
+    def tick(self) -> None:
+        """Renew this tick's portion."""
+        at_ms = self._now_ms() % _SLOT_MS
+        if at_ms >= self._begin_ms and not self._due:
+            # Those that could not be renewed are among them again.
+            self._due.extend(holder for holder in self.live if holder.is_due())
+        for _ in range(tick_portion(len(self._due), at_ms=at_ms, begin_ms=self._begin_ms)):
+            holder = self._due.popleft()
+            if holder in self.live and holder.is_due():
+                self._spawn(holder.renew())
+
 
 _log = logging.getLogger("meterkit.store")
 
@@ -53,7 +144,7 @@ class Lane:
             with its reply it waits no longer than the store timeout in all. Raises StoreError where there
             has been no connection for too long, and nothing was sent; SettingsError where the store cannot
             be used with these settings. A cancelled caller reports itself by
-            :func:`~meterkit.redis.connection.give_up`, or uses :meth:`ask`.
+            :func:`~meterkit.redis.connection.abandon_call`, or uses :meth:`ask`.
         post: sends a request whose reply goes to a receiver; None while there is no connection.
         queues: the settlements of each shard.
         spool: where settlements wait on disk; None: they wait in memory, and are lost with the process.
@@ -77,22 +168,22 @@ class Lane:
         self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._on_connection)
         self._connection: AnyConnection | None = None
         self._tallies: Tallies | None = None
-        self.call: Callable[[Call], asyncio.Future[Any]] = self._reconnector.call
+        self.call: Callable[[StoreCall], asyncio.Future[Any]] = self._reconnector.call
         self.post: Callable[[Sequence[bytes], Any], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.finishing: set[asyncio.Task[None]] = set()
         self._producer_renewal: asyncio.TimerHandle | None = None
-        self.renewal = Renewal(self.spawn, now_ms)
+        self.renewal = HoldRenewal(self.spawn, now_ms)
         self.live = self.renewal.live
         self.is_served = False
         self._loading: set[AnyConnection] = set()
         self._warned_at = -_WARN_EVERY_S
         self.stopping = False
-        self.spool: Spooling | None = None
-        self.allotments: Allotting | None = None
+        self.spool: SpoolPort | None = None
+        self.allotments: LocalAllotments | None = None
         self.queues = [SettlementQueue(self.lane_of(shard), keys, shard) for shard in range(keys.shards)]
 
-    def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: NumberedSettlement) -> None:
         """Have a settlement applied, exactly once: sent at once, or kept until it can be."""
         self.queues[settlement.view.shard].settle(settlement)
 
@@ -150,7 +241,7 @@ class Lane:
         await self._reconnector.stop()
         left += [settlement for queue in self.queues for settlement in queue.abandon()]
         if left:
-            _tell_lost(left)
+            _log_lost(left)
 
     @property
     def unsettled(self) -> int:
@@ -178,7 +269,7 @@ class Lane:
         return self._reconnector.is_open
 
     @property
-    def is_away(self) -> bool:
+    def is_down(self) -> bool:
         """Whether the breaker is open: no request waits for the store. Of a cluster, for one of its nodes."""
         return self.is_open
 
@@ -188,23 +279,23 @@ class Lane:
         return self._reconnector.opened
 
     @property
-    def trouble(self) -> MeterkitError | None:
+    def connection_error(self) -> MeterkitError | None:
         """Why no request can be sent; None where one can."""
-        return self._reconnector.trouble
+        return self._reconnector.connection_error
 
-    def why_away(self) -> MeterkitError:
+    def outage_error(self) -> MeterkitError:
         """The error of a call while the breaker is open."""
-        return self._reconnector.why_away()
+        return self._reconnector.outage_error()
 
-    async def ask(self, call: Call) -> Any:
+    async def ask(self, call: StoreCall) -> Any:
         """Send a request and wait for its reply; where the waiting is cancelled, nothing stays held.
 
         Raises:
             StoreError: there is no connection, or it ended before the reply came.
         """
-        return await waited_for(call, self.call(call))
+        return await await_reply(call, self.call(call))
 
-    async def again(self, call: Call, reply: ReplyError) -> Any:
+    async def retry_call(self, call: StoreCall, reply: ReplyError) -> Any:
         """Answer an error reply to a call: where the scripts were lost, load them and send it again.
 
         Raises:
@@ -228,9 +319,9 @@ class Lane:
         async def ask() -> Any:
             return await self.ask_to_fence(await self._reconnector.connected(), key)
 
-        return await self.fenced(ask)
+        return await self.fence_until_done(ask)
 
-    async def fenced(self, ask: Callable[[], Awaitable[Any]]) -> int:
+    async def fence_until_done(self, ask: Callable[[], Awaitable[Any]]) -> int:
         """Ask to fence a producer until that is done; the last number it applied."""
         pause = _PAUSE_FIRST_S
         while True:
@@ -242,7 +333,7 @@ class Lane:
             await asyncio.sleep(pause)
             pause = min(_PAUSE_MAX_S, 2 * pause)
 
-    async def replies(self) -> None:
+    async def await_replies(self) -> None:
         """Wait for a connection if there is none, and until all that was sent on it is answered."""
         connection = await self._reconnector.connected()
         with suppress(StoreError):
@@ -265,7 +356,7 @@ class Lane:
             self.finishing.add(task)
             task.add_done_callback(self.finishing.discard)
 
-    def later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
+    def call_later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
         """Have something done after some seconds."""
         return self._loop.call_later(after_s, do)
 
@@ -301,7 +392,7 @@ class Lane:
         for queue in self.queues:
             queue.compare()
 
-    def measure(self, tallies: Tallies | None) -> None:
+    def set_tallies(self, tallies: Tallies | None) -> None:
         """Have the durations of requests counted, or not."""
         self._tallies = tallies
         self._bind()
@@ -310,7 +401,7 @@ class Lane:
         connection = self._connection
         # Bound once for all requests: to go by the connection each time costs them a call of its own.
         call = self._reconnector.call if connection is None else connection.call
-        self.call = call if self._tallies is None else self._tallies.timed(call)
+        self.call = call if self._tallies is None else self._tallies.time_calls(call)
         self.post = None if connection is None else connection.post
 
     def load(self, connection: AnyConnection | None) -> None:
@@ -323,15 +414,15 @@ class Lane:
             connection.ask("SCRIPT", "LOAD", script.text)
 
     async def _drain(self) -> None:
-        if self.finishing and not self.is_away:
+        if self.finishing and not self.is_down:
             await asyncio.wait(self.finishing)
         while True:
             for queue in self.queues:
                 queue.resume()
             if self._connection is not None:
-                await self.replies()
+                await self.await_replies()
             is_comparing = self._connection is not None and any(queue.is_comparing for queue in self.queues)
-            if not (self.unsettled or is_comparing) or (self.spool is not None and self.is_away):
+            if not (self.unsettled or is_comparing) or (self.spool is not None and self.is_down):
                 return
             self._reconnector.begin()
             await asyncio.sleep(_DRAIN_PAUSE_S)
@@ -348,16 +439,16 @@ class Lane:
             _log.error("the store's upkeep failed", exc_info=error)
 
 
-async def waited_for(call: Call, reply: asyncio.Future[Any]) -> Any:
+async def await_reply(call: StoreCall, reply: asyncio.Future[Any]) -> Any:
     """Wait for the reply to a call; where the waiting is cancelled, nothing stays held."""
     try:
         return await reply
     except asyncio.CancelledError:
-        give_up(call, reply)
+        abandon_call(call, reply)
         raise
 
 
-def _tell_lost(settlements: Sequence[Settlement]) -> None:
+def _log_lost(settlements: Sequence[NumberedSettlement]) -> None:
     customers = sorted({settlement.customer for settlement in settlements})
     named = ", ".join(map(ascii, customers[:_CUSTOMERS_NAMED_MAX]))
     more = len(customers) - _CUSTOMERS_NAMED_MAX

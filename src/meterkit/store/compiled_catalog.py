@@ -21,8 +21,7 @@ from meterkit.decisions.plan_shares import effective_terms, longest_life_ms
 from meterkit.decisions.program import compile_program, demands_of
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.script_terms import pack_tail
-from meterkit.tokens.charging import Charges, Remainders, UnpricedLog
-from meterkit.tokens.costing import call_costs
+from meterkit.tokens.charging import ChargeRemainders, ModelCharges, UnpricedLog, call_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,10 +34,10 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Program
     from meterkit.redis.scripts import Script
     from meterkit.redis.tallies import Tallies
+    from meterkit.store.daily_counts import UnpricedCalls
     from meterkit.store.request_subjects import Subjects
-    from meterkit.store.unpriced_calls import UnpricedCalls
     from meterkit.tokens.call_usage import CallUsage
-    from meterkit.tokens.costing import CallCosts
+    from meterkit.tokens.charging import CallCosts
 
 _T = TypeVar("_T")
 
@@ -224,11 +223,11 @@ class CompiledCatalog:
             )
         )
         self.charges = {
-            name: Charges(meter.charges)
+            name: ModelCharges(meter.charges)
             for name, meter in catalog.meters.items()
             if meter.charges is not None
         }
-        self.remainders = Remainders()
+        self.remainders = ChargeRemainders()
         self.tallies: Tallies | None = None
         self.unpriced: UnpricedCalls | None = None
         self._incomplete = tables_without_default(catalog)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 from meterkit.catalog import OTHER_TYPE
 from meterkit.catalog.amount_texts import rounded_cents
 from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of
-from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
+from meterkit.decisions.gauges import GaugeLimit, StoredLevel, presigned_bytes_at
 from meterkit.decisions.grants import MICRO, prepaid_by_plan, prepaid_of, target_of
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
-from meterkit.decisions.packed import Head, MeterCounts, byte_fields, text_fields
+from meterkit.decisions.packed import CounterHead, MeterCounts, byte_fields, text_fields
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import ceiling_of
@@ -28,7 +28,7 @@ from meterkit.decisions.price_segments import (
     shown_label,
     unit_cents,
 )
-from meterkit.decisions.stored_grants import Balance, funds_of
+from meterkit.decisions.stored_grants import GrantBalance, read_funds
 from meterkit.decisions.subscription_periods import is_provisional
 from meterkit.store.event_names import ReportedMeter
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Meter, Storage
     from meterkit.decisions.item_prices import ItemPrice, ItemPrices
     from meterkit.decisions.periods import Bounds
-    from meterkit.decisions.price_segments import Segment
+    from meterkit.decisions.price_segments import PriceSegment
     from meterkit.decisions.subscription import Access, Status, SubscriptionState
 
 # Totals: by the class at the close of a period (close_period.lua), by state once sealed (count_of.lua).
@@ -151,8 +151,8 @@ def read_usage_reply(
     effective = effective_terms(state, catalog, now_ms)
     prepaid = prepaid_of(rev.decode(), state, effective, prepaid_by_plan(catalog))
     known = {} if prepaid is None else text_fields(grants)
-    funds = funds_of(known, prepaid, effective.bounds, now_ms)
-    balance = Balance(funds.held, prepaid, now_ms, funds.owed)
+    funds = read_funds(known, prepaid, effective.bounds, now_ms)
+    balance = GrantBalance(funds.held, prepaid, now_ms, funds.owed)
     bounds = effective.bounds
     counted, kept = byte_fields(counters), text_fields(totals)
     view = CountsView(counted, kept, now_ms, bounds.start_ms, bounds.end_ms, balance)
@@ -169,8 +169,8 @@ def read_usage_reply(
         if is_past:
             return _counts_of(meter_token(name), view, linked=linked)
         if catalog.meters[name].kind == "gauge":
-            level = Level.read(filled.get(name))
-            presigned = presigned_at(filled.get(f"{name}+"), view.now_ms)
+            level = StoredLevel.read(filled.get(name))
+            presigned = presigned_bytes_at(filled.get(f"{name}+"), view.now_ms)
             keeps = effective.keeps_limits
             found = _gauge(entitlements[name], view, level, presigned, keeps=keeps)
             if catalog.storage is not None and catalog.storage.gauge == name:
@@ -218,7 +218,7 @@ def _meter(
     entitlements: Mapping[str, Entitlement],
     view: CountsView,
     meters: Mapping[str, Meter],
-    rows: Mapping[str, Sequence[Segment]],
+    rows: Mapping[str, Sequence[PriceSegment]],
     *,
     linked: bool,
 ) -> MeterUsage:
@@ -232,7 +232,7 @@ def _meter(
     if is_split(name, meters):
         label, items = sent_label(name, entitlements, meters), view.marks(token, "n")
         segments = sent_segments(view.marks(token), items, label=label, sent=count_reported(where) - stranded)
-    more = view.balance.more(
+    more = view.balance.units_beyond_plan(
         name,
         entitlements,
         counted=lambda other: view.counted(meter_token(other)).included,
@@ -248,7 +248,7 @@ def _meter(
     }
 
 
-def _price_segments(token: str, label: str, view: CountsView, stranded: int = 0) -> list[Segment]:
+def _price_segments(token: str, label: str, view: CountsView, stranded: int = 0) -> list[PriceSegment]:
     """The price segments of a meter, less what others made late: that is recorded twice, and billed once."""
     overage = view.counted(token).overage - stranded
     return segments_of(view.marks(token), label=label, sealed=0, overage=overage)
@@ -260,9 +260,9 @@ def _rows_of(
     view: CountsView,
     meters: Mapping[str, Meter],
     own: Mapping[str, ItemPrice],
-) -> dict[str, Sequence[Segment]]:
+) -> dict[str, Sequence[PriceSegment]]:
     """The price segments with overage of each meter that counts a price by model, by token."""
-    found: dict[str, Sequence[Segment]] = {}
+    found: dict[str, Sequence[PriceSegment]] = {}
     for name, meter in meters.items():
         if meter.is_row and meter.source == source:
             token, label = meter_token(name), shown_label(entitlements[name], meter)
@@ -276,7 +276,7 @@ def _rows_of(
 
 def _former_rows(
     source: str, gone: Mapping[str, ReportedMeter], view: CountsView, prices: ItemPrices
-) -> Mapping[str, Sequence[Segment]]:
+) -> Mapping[str, Sequence[PriceSegment]]:
     """Find the same of prices by model that the plans file has no longer."""
     return {
         token: [one for one in _price_segments(token, price.label, view) if one.overage]
@@ -290,7 +290,7 @@ def _price_of(counted: ReportedMeter, prices: ItemPrices) -> ItemPrice | None:
 
 
 def _gauge(
-    entitlement: Entitlement, view: CountsView, level: Level, presigned: int, *, keeps: bool
+    entitlement: Entitlement, view: CountsView, level: StoredLevel, presigned: int, *, keeps: bool
 ) -> MeterUsage:
     """A gauge: it records its level, and is not reported to Stripe."""
     token, limit = meter_token(entitlement.meter), GaugeLimit.of(entitlement, keeps=keeps)
@@ -311,7 +311,9 @@ def _types(storage: Storage, levels: Mapping[str, bytes]) -> dict[str, int]:
     first = f"{storage.gauge}:"
     kept = {name.removeprefix(first) for name in levels if name.startswith(first)} - {""}
     known = (*storage.types, OTHER_TYPE)
-    return {name: Level.read(levels.get(first + name)).level for name in (*known, *sorted(kept - {*known}))}
+    return {
+        name: StoredLevel.read(levels.get(first + name)).level for name in (*known, *sorted(kept - {*known}))
+    }
 
 
 def _counts_of(token: str, view: CountsView, *, linked: bool) -> MeterUsage:
@@ -380,13 +382,13 @@ class CountsView:
         now_ms: int,
         start_ms: int,
         end_ms: int,
-        balance: Balance,
+        balance: GrantBalance,
     ) -> None:
         self.balance = balance
         self._is_past = self._is_open = False
         self._counters = counters
         self._totals = totals
-        head = Head.read(counters.get(HEAD_FIELD))
+        head = CounterHead.read(counters.get(HEAD_FIELD))
         began, ends = head.begins_ms, head.ends_ms
         # As scripts do (close_period.lua): counters of a period that ends when this one does go on in it.
         is_another = ends != end_ms and start_ms >= began + _PERIOD_LEAST_MS
@@ -410,7 +412,7 @@ class CountsView:
         """
         if self.start_ms <= at_ms < self.end_ms:
             return False
-        head = Head.read(self._counters.get(HEAD_FIELD))
+        head = CounterHead.read(self._counters.get(HEAD_FIELD))
         spans = {int(name[:-2]): int(end) for name, end in self._totals.items() if name.endswith("|e")}
         if self._over and head.ends_ms:
             # No script has closed it yet. Another subscription, or none, may have cut it short.

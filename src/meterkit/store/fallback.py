@@ -6,7 +6,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.customer_state import NO_STATE
-from meterkit.decisions.in_process import EMPTY, NOTHING_LEFT, advance, weigh
+from meterkit.decisions.in_process import EMPTY, NO_REMAINDERS, advance, decide_by_rates
 from meterkit.decisions.keys import rate_field
 from meterkit.decisions.policies import rate_numbers
 
@@ -69,7 +69,7 @@ class Fallback:
         view = decided.view
         with self._lock:
             known = self._known(view)
-            reply, counts = weigh(decided.exact(), known, view.left or NOTHING_LEFT, now_ms)
+            reply, counts = decide_by_rates(decided.exact(), known, view.left or NO_REMAINDERS, now_ms)
             known.update(counts)
         return FallbackDecision(decided, reply)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.event_marks import read_gauge_mark
-from meterkit.decisions.gauges import GaugeLimit, Level
+from meterkit.decisions.gauges import GaugeLimit, StoredLevel
 from meterkit.decisions.keys import meter_token
 from meterkit.errors import MeterkitError, QuantityError, StoreError
 from meterkit.store import replies
@@ -32,7 +32,7 @@ async def read_level(store: Store, view: CustomerView, meter: str) -> int:
     """
     admin = await store.admin()
     try:
-        return Level.read(await admin.ask(admin.client.hget(view.keys.levels, meter))).level
+        return StoredLevel.read(await admin.ask(admin.client.hget(view.keys.levels, meter))).level
     except ValueError as error:
         raise StoreError(
             f"the level of {meter} of customer {view.customer!r} cannot be read: {error}"

@@ -11,7 +11,7 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
-from meterkit.store.prepared_decisions import MarkedDecision, read_decision
+from meterkit.store.prepared_decisions import MarkedDecision, prepare_holding, prepare_renewing, read_decision
 from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import (
     NOTHING_USED,
@@ -73,15 +73,15 @@ class HoldOwner(ABC):
             return
         view = before.view.cache.newest(before.view)
         for _ in range(_RENEWAL_TRIES):
-            decision = view.prepare_renewing(
-                before.held, before.program.concurrency, before.program.costs, before.subjects
+            decision = prepare_renewing(
+                view, before.held, before.program.concurrency, before.program.costs, before.subjects
             )
             if before.digest:  # The mark of a request in flight moves with its holds.
                 decision = MarkedDecision(decision, before.digest)
             try:
                 reply: Any = await lane.ask(decision)
                 if isinstance(reply, ReplyError):
-                    reply = await lane.again(decision, reply)
+                    reply = await lane.retry_call(decision, reply)
             except MeterkitError:
                 return
             if reply[0] == replies.ALLOWED:
@@ -119,8 +119,8 @@ class HoldOwner(ABC):
         if not quantity:
             return []
         # Never asked for: it only says what is held.
-        rest = holding.view.prepare_renewing(
-            held, holding.program.concurrency, holding.program.costs, holding.subjects
+        rest = prepare_renewing(
+            holding.view, held, holding.program.concurrency, holding.program.costs, holding.subjects
         )
         self._renewed = MarkedDecision(rest, holding.digest) if holding.digest else rest
         return [Settlement(holding.view, held=HeldQuantities({meter: quantity}, (), self._slot))]
@@ -205,7 +205,7 @@ class Reservation(HoldOwner):
             self._decision = self._view.undecided()
             return self
         decided, reply = await store.decide(
-            self._view, lambda view, mode: view.prepare_holding(self._quantities, mode, model=self._model)
+            self._view, lambda view, mode: prepare_holding(view, self._quantities, mode, model=self._model)
         )
         self._decision = read_decision(decided, reply)
         if self._decision.allowed:
@@ -263,7 +263,7 @@ class Reservation(HoldOwner):
                 await self._store.acknowledged(settlements, self._lane)
 
     def release_hold(self) -> None:
-        """See :class:`meterkit.redis.hold_renewal.Renewable`."""
+        """See :class:`meterkit.redis.lane.Renewable`."""
         self._give_back()
         # A later capture is recorded nevertheless.
         self._lane, self._decided, self._settled = None, None, False

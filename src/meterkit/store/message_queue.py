@@ -1,6 +1,6 @@
-"""Queues of messages in the store: a work queue for each channel, with leases and retries.
+"""Message queues in the store, one for each channel, with leases and retries; streams of customer notices.
 
-Notices are facts about customers that the app's handlers, webhooks and mails are built from.
+Handlers, webhooks and mails of the app are built from notices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Channel = Literal["webhook", "email"]
 CHANNELS: Final[tuple[Channel, ...]] = ("webhook", "email")
 LEASE_MS: Final = 60_000
-"""For how long a message is one process's. Sending it ends sooner."""
+"""Lease of a message. Sending it ends sooner."""
 _NOTE: Final = "message"
 _REPEAT: Final = 0
 _Outcome = Literal["done", "later", "dead"]
@@ -27,15 +27,15 @@ _Outcome = Literal["done", "later", "dead"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasedMessage:
-    """A message that this process has taken to send.
+    """A message that this process has leased to send.
 
     Attributes:
         id: of the message.
-        token: of the process that has it.
-        hinted: how often it was queued; part of the queue's protocol.
-        attempts: how often it was tried before, in vain.
-        since_ms: when it was queued, or redriven.
-        text: the message, as it was queued.
+        token: of the lease.
+        hinted: number of times it was queued; part of the queue's protocol.
+        attempts: number of failed attempts before.
+        since_ms: time at which it was queued or redriven.
+        text: the queued message.
     """
 
     id: str
@@ -53,10 +53,10 @@ class KeptMessage:
     Attributes:
         id: of the message.
         state: ``waiting`` to be sent, or ``dead``: it is sent only after a redrive.
-        attempts: how often it was tried in vain.
-        since_ms: when it was queued; of a dead one: when it was given up.
-        why: what failed last; empty: nothing.
-        text: the message, as it was queued.
+        attempts: number of failed attempts.
+        since_ms: time at which it was queued; of a dead one: at which it was given up.
+        why: last failure; empty: none.
+        text: the queued message.
     """
 
     id: str
@@ -71,8 +71,8 @@ class MessageQueue:
     """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
 
     Args:
-        store: where the queue is.
-        channel: whose queue.
+        store: has the queue.
+        channel: of the queue.
     """
 
     def __init__(self, store: Store, channel: Channel) -> None:
@@ -80,49 +80,46 @@ class MessageQueue:
         self._channel = channel
 
     async def add(self, message_id: str, text: str) -> bool:
-        """Queue a message. A message that was queued under this id in 35 days is not queued again.
+        """Queue a message, unless one with this id was queued within 35 days; whether it is new."""
+        return await self._enqueue(message_id, "event", text, is_event=True) != _REPEAT
 
-        Returns whether it is new.
-        """
-        return await self._hint(message_id, "event", text, is_event=True) != _REPEAT
-
-    async def take(self, most: int) -> list[LeasedMessage]:
-        """Take messages that are due, the longest overdue first, for :data:`LEASE_MS`."""
+    async def lease(self, most: int) -> list[LeasedMessage]:
+        """Lease due messages for :data:`LEASE_MS`, the longest overdue first."""
         admin = await self._store.admin()
         keys = [self._key(part) for part in ("entries", "due")]
         reply = await admin.run(self._store.scripts["take"], keys, token_hex(8), LEASE_MS, most, "")
-        return [_taken(*found) for found in reply]
+        return [_parse_leased(*found) for found in reply]
 
     async def done(self, message: LeasedMessage) -> bool:
-        """Take a message that was sent off the queue; whether this process still had it."""
-        return await self._finish(message, "done", span_ms=0, why="")
+        """Remove a sent message; whether this process still had its lease."""
+        return await self._end_lease(message, "done", span_ms=0, why="")
 
-    async def later(self, message: LeasedMessage, why: str, *, delay_ms: int, counts: bool = True) -> bool:
-        """Give a message back to be tried again; whether this process still had it."""
-        return await self._finish(message, "later", span_ms=delay_ms, why=why, counts=counts)
+    async def retry(self, message: LeasedMessage, why: str, *, delay_ms: int, counts: bool = True) -> bool:
+        """Return a message for a retry; whether this process still had its lease."""
+        return await self._end_lease(message, "later", span_ms=delay_ms, why=why, counts=counts)
 
     async def give_up(self, message: LeasedMessage, why: str) -> bool:
-        """Put a message with the dead ones; whether this process still had it."""
-        return await self._finish(message, "dead", span_ms=0, why=why)
+        """Move a message to the dead ones; whether this process still had its lease."""
+        return await self._end_lease(message, "dead", span_ms=0, why=why)
 
-    async def kept(self) -> list[KeptMessage]:
-        """Messages that wait, then dead ones; the oldest first."""
+    async def list_messages(self) -> list[KeptMessage]:
+        """Waiting messages, then dead ones; the oldest first."""
         admin = await self._store.admin()
         pipe = admin.client.pipeline(transaction=False)
         pipe.hgetall(self._key("entries"))
         pipe.hgetall(self._key("dead"))
         waiting, dead = await admin.ask(pipe.execute())
-        found = [_kept(name, kept, "waiting") for name, kept in waiting.items()]
-        found += [_kept(name, kept, "dead") for name, kept in dead.items()]
+        found = [_parse_kept(name, kept, "waiting") for name, kept in waiting.items()]
+        found += [_parse_kept(name, kept, "dead") for name, kept in dead.items()]
         return sorted(found, key=lambda one: (one.state == "dead", one.since_ms, one.id))
 
     async def redrive(self, message_ids: Iterable[str]) -> None:
-        """Have dead messages sent again, from the first attempt on."""
+        """Send dead messages again, from the first attempt on."""
         for message_id in message_ids:
-            await self._hint(message_id, "operator")
+            await self._enqueue(message_id, "operator")
 
-    async def waiting(self) -> Mapping[str, int]:
-        """How many messages are ``due``, are tried ``later``, and are ``dead``."""
+    async def count_messages(self) -> Mapping[str, int]:
+        """Number of messages that are ``due``, wait for a retry (``later``), and are ``dead``."""
         admin, now_ms = await self._store.admin(), self._store.now_ms()
         pipe = admin.client.pipeline(transaction=False)
         pipe.zcount(self._key("due"), "-inf", now_ms)
@@ -132,7 +129,7 @@ class MessageQueue:
         return {"due": due, "later": later, "dead": len(dead)}
 
     async def overdue_ms(self) -> int:
-        """For how long the first message has been due; 0: none is."""
+        """Time since the first message became due; 0: none is due."""
         admin, now_ms = await self._store.admin(), self._store.now_ms()
         first = await admin.ask(admin.client.zrange(self._key("due"), 0, 0, withscores=True))
         return max(0, now_ms - int(first[0][1])) if first else 0
@@ -151,7 +148,7 @@ class MessageQueue:
     def _key(self, name: str) -> str:
         return self._store.keys.messages(f"{self._channel}:{name}")
 
-    async def _hint(self, message_id: str, cause: str, text: str = "", *, is_event: bool = False) -> int:
+    async def _enqueue(self, message_id: str, cause: str, text: str = "", *, is_event: bool = False) -> int:
         admin = await self._store.admin()
         keys = [self._key(part) for part in ("entries", "due", "dead", "alarms")]
         keys += [self._key(f"event:{message_id}"), self._key(f"text:{message_id}")]
@@ -161,7 +158,7 @@ class MessageQueue:
         )
         return int(reply)
 
-    async def _finish(
+    async def _end_lease(
         self, message: LeasedMessage, outcome: _Outcome, *, span_ms: int, why: str, counts: bool = False
     ) -> bool:
         admin = await self._store.admin()
@@ -172,24 +169,24 @@ class MessageQueue:
 
 
 async def forget_messages(store: Store, customer: str) -> None:
-    """Drop the messages about a customer that wait or are dead.
+    """Drop the waiting and dead messages about a customer.
 
     Raises:
         StoreError: the store does not answer.
     """
     for channel in CHANNELS:
         queue = MessageQueue(store, channel)
-        await queue.forget([one.id for one in await queue.kept() if _customer(one) == customer])
+        await queue.forget([one.id for one in await queue.list_messages() if _customer_of(one) == customer])
 
 
-def _customer(kept: KeptMessage) -> str | None:
+def _customer_of(kept: KeptMessage) -> str | None:
     try:
         return str(json.loads(kept.text)["customer"])
     except (ValueError, LookupError, TypeError):
         return None
 
 
-def _taken(name: bytes, kept: bytes) -> LeasedMessage:
+def _parse_leased(name: bytes, kept: bytes) -> LeasedMessage:
     found: dict[str, Any] = json.loads(kept)
     return LeasedMessage(
         id=name.decode(),
@@ -201,7 +198,7 @@ def _taken(name: bytes, kept: bytes) -> LeasedMessage:
     )
 
 
-def _kept(name: bytes, kept: bytes, state: Literal["waiting", "dead"]) -> KeptMessage:
+def _parse_kept(name: bytes, kept: bytes, state: Literal["waiting", "dead"]) -> KeptMessage:
     found: dict[str, Any] = json.loads(kept)
     return KeptMessage(
         id=name.decode(),
@@ -215,28 +212,27 @@ def _kept(name: bytes, kept: bytes, state: Literal["waiting", "dead"]) -> KeptMe
 
 _logger = logging.getLogger("meterkit.notify")
 AGAIN_AFTER_MS: Final = 60_000
-"""After how long an unacknowledged notice is delivered again."""
+"""Delay before an unacknowledged notice is delivered again."""
 TIMES_MOST: Final = 10
-"""How often a notice is given; then it is given up."""
+"""Number of deliveries before a notice is given up."""
 _PAGE: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomerNotice:
-    """Something that has happened to a customer.
+    """Event of a customer, for handlers.
 
     Attributes:
         shard: of the customer.
-        entry: its name in the stream of the shard.
-        times: how often it has been given, this time included.
-        group: who reads it: its kind for handlers, else a name before the kind.
-        kind: what handlers are registered for, for example ``credits.low``.
+        entry: its id in the stream of the shard.
+        times: number of deliveries, including this one.
+        group: consumer group: its kind for handlers, otherwise a name before the kind.
+        kind: kind that handlers are registered for, for example ``credits.low``.
         customer: the customer's id.
-        of: the target of a credit, or the token of a meter.
-        numbers: when it happened, the first instant of the period, the first one after it (ms), and what
-            belongs to the kind; none where it has ``data``.
-        data: what belongs to a kind that has no numbers, its ``id`` among it; see
-            :mod:`meterkit.notify.events`.
+        of: target of a credit, or token of a meter.
+        numbers: time of the event, start and end of the period (ms), and numbers of the kind; empty with
+            ``data``.
+        data: data of a kind without numbers, with an ``id``; see :mod:`meterkit.notify.events`.
     """
 
     shard: int
@@ -251,22 +247,22 @@ class CustomerNotice:
 
     @property
     def is_last(self) -> bool:
-        """Whether it is given up unless it is taken now."""
+        """Whether this is its last delivery."""
         return self.times >= TIMES_MOST
 
 
 async def read_notices(store: Store, shard: int, kinds: Collection[str]) -> list[CustomerNotice]:
-    """Take the next notices of a shard; each is delivered again a minute later until it is acknowledged.
+    """Read the next notices of a shard; each is delivered again a minute later until it is acknowledged.
 
     Notices of another release that cannot be read are left to its processes; none is dropped.
 
     Args:
-        store: where they are.
-        shard: which of its shards.
-        kinds: of notices; a word before a kind, as in ``messages credits.low``, names readers of their own.
+        store: has the notices.
+        shard: the shard.
+        kinds: consumer groups: a kind, or a name before a kind as in ``messages credits.low``.
 
     Returns:
-        Some of them; none where there are no more for now.
+        Some notices; none if there are no more for now.
 
     Raises:
         StoreError: the store does not answer.
@@ -278,19 +274,19 @@ async def read_notices(store: Store, shard: int, kinds: Collection[str]) -> list
     found: list[CustomerNotice] = []
     for group, entry, times, fields in reply:
         try:
-            found.append(_notice(shard, group, entry, times, fields))
+            found.append(_parse_notice(shard, group, entry, times, fields))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             if times >= TIMES_MOST:
-                _logger.error("notice %s of shard %d is given up: it cannot be read: %r", entry, shard, error)  # noqa: TRY400 - where it was tells nothing
+                _logger.error("notice %s of shard %d is given up: it cannot be read: %r", entry, shard, error)  # noqa: TRY400 - the traceback says nothing more
                 await admin.ask(admin.client.xack(store.keys.notices(shard), group, entry))
     return found
 
 
 async def publish_notice(store: Store, customer: str, kind: str, data: Mapping[str, Any]) -> None:
-    """Have the app's handlers of a kind told of something that has happened to a customer.
+    """Publish an event of a customer to the app's handlers of its kind.
 
     Args:
-        store: where it is kept until they were.
+        store: stores it until it is acknowledged.
         customer: the customer's id.
         kind: of the event, for example ``payment.failed``.
         data: the event; its ``id`` is the same at each delivery.
@@ -299,12 +295,12 @@ async def publish_notice(store: Store, customer: str, kind: str, data: Mapping[s
         StoreError: the store does not answer; whether they will be delivered is unknown.
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
-    await admin.run(store.scripts["publish_notice"], [keys.notices], customer, kind, json.dumps(dict(data)))
+    await admin.run(store.scripts["tell"], [keys.notices], customer, kind, json.dumps(dict(data)))
     store.on_notice(keys.shard)
 
 
 async def acknowledge_notice(store: Store, notice: CustomerNotice) -> None:
-    """Have a notice not given again.
+    """Acknowledge a notice: it is not delivered again.
 
     Raises:
         StoreError: the store does not answer.
@@ -313,7 +309,7 @@ async def acknowledge_notice(store: Store, notice: CustomerNotice) -> None:
     await admin.ask(admin.client.xack(store.keys.notices(notice.shard), notice.group, notice.entry))
 
 
-def _notice(shard: int, group: bytes, entry: bytes, times: int, fields: list[Any]) -> CustomerNotice:
+def _parse_notice(shard: int, group: bytes, entry: bytes, times: int, fields: list[Any]) -> CustomerNotice:
     named = dict(zip(fields[::2], fields[1::2], strict=True))
     return CustomerNotice(
         shard=shard,

@@ -1,19 +1,32 @@
-"""Idempotency keys: the key of a request, and decisions about requests that may repeat an earlier one."""
+"""Decisions, compiled and packed: of app demands, reservations, renewed holds and idempotent requests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions import verdict
-from meterkit.decisions.in_process import NOTHING_LEFT, left_by
-from meterkit.decisions.packed import joined
+from meterkit.decisions.customer_state import keep_holds_only
+from meterkit.decisions.in_process import NO_REMAINDERS, remaining_by_policy
+from meterkit.decisions.packed import merge_json
 from meterkit.decisions.policies import CEILING, Demand
-from meterkit.decisions.program import Binding, demands_of, held_at, with_derived
+from meterkit.decisions.program import (
+    UNKNOWN_MODEL,
+    BoundProgram,
+    ModelPricing,
+    add_derived,
+    compile_program,
+    demands_of,
+    model_terms_to_hold,
+)
+from meterkit.decisions.subjects import renew_hold
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store.replies import ALLOWED, IN_FLIGHT, REFUSED, REPEAT
+from meterkit.store.request_subjects import NO_HOLDS
+from meterkit.store.script_terms import pack_head
 from meterkit.store.views import PreparedDecision
 
 if TYPE_CHECKING:
@@ -23,16 +36,15 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
-    from meterkit.decisions.program import AtModel, Program
-    from meterkit.decisions.subjects import AskedOfSubject
+    from meterkit.decisions.program import Program
+    from meterkit.decisions.subjects import SubjectDemand, SubjectHold
     from meterkit.store.views import CustomerView
 
 
 def repeat_digest(route: Route, scope: Scope) -> str | None:
-    """A digest of what makes a request the same as another of the customer; None: it has no idempotency key.
+    """Digest of a request's idempotency key; None: it has none, or an empty one.
 
-    That is method, path and the values of the route's header, all of them where there are several: whichever
-    the app looks at, it is the same. An empty one is none.
+    It covers method, path and all values of the route's header, whichever of them the app reads.
     """
     name = route.idempotency_header
     if name is None or scope["type"] != "http":
@@ -48,14 +60,14 @@ def repeat_digest(route: Route, scope: Scope) -> str | None:
 
 
 Prepare = Callable[["CustomerView", str], PreparedDecision]
-"""Makes a decision of a customer's view, in a mode of the decision script."""
+"""Prepares a decision by a customer's view, for a mode of the decision script."""
 
 
-def marking(prepare: Prepare, digest: str) -> Prepare:
-    """What makes the decision about a request with an idempotency key.
+def mark_requests(prepare: Prepare, digest: str) -> Prepare:
+    """Wrap ``prepare`` for a request with an idempotency key.
 
     Args:
-        prepare: makes it of one without.
+        prepare: prepares the decision without the key.
         digest: of the key, in hex digits.
     """
 
@@ -67,10 +79,10 @@ def marking(prepare: Prepare, digest: str) -> Prepare:
 
 
 class MarkedDecision(PreparedDecision):
-    """A decision that marks its request as in flight, or says that it is a repeat.
+    """Decision about a request with an idempotency key: marks it as in flight, or finds that it is a repeat.
 
     Args:
-        decision: the same without an idempotency key.
+        decision: the decision without the key.
         digest: of the key.
     """
 
@@ -81,10 +93,10 @@ class MarkedDecision(PreparedDecision):
             setattr(self, name, getattr(decision, name))
         self.digest = digest
         self.settlements = {}
-        self.packed = self._packed()
+        self.packed = self._pack()
 
     def as_repeat(self) -> PreparedDecision:
-        """The settlement of a repeat: it holds no quantities, and records nothing."""
+        """Decision for the settlement of a repeat, which holds no quantities and records nothing."""
         repeat = MarkedDecision(self, "")
         repeat.is_repeat = True
         repeat.held = repeat.recorded = {}
@@ -94,7 +106,7 @@ class MarkedDecision(PreparedDecision):
         return repeat
 
     def on_unclaimed_reply(self, reply: Any) -> None:
-        """Give back what was held for a request whose waiting was cancelled."""
+        """Release the hold of a request whose waiting was cancelled."""
         if isinstance(reply, ReplyError):
             return
         if reply[0] == REPEAT:
@@ -104,13 +116,13 @@ class MarkedDecision(PreparedDecision):
         else:
             super().on_unclaimed_reply(reply)
 
-    def _packed(self) -> tuple[bytes, bytes]:
-        """See :meth:`CustomerView.pack_decide`; with the marks' key, and the digest beside all else."""
+    def _pack(self) -> tuple[bytes, bytes]:
+        """Pack as :meth:`CustomerView.pack_decide` does, with the marks' key and the digest."""
         view, program = self.view, self.exact()
         own = len(program.measures) - sum(len(one.measures) for one in program.subjects)
         keys, ceilings = view.keys, sum(measure.kind == CEILING for measure in program.measures[:own])
         others = view.pack_subjects(program.subjects)
-        further = joined(f'{{"digest":"{self.digest}","ceilings":{ceilings}}}', program.further)
+        further = merge_json(f'{{"digest":"{self.digest}","ceilings":{ceilings}}}', program.extra_terms)
         first = (keys.counters, keys.state, keys.totals, keys.grants, keys.ledger, keys.levels, keys.marks)
         names = (*first, *others.keys)
         head: tuple[str | int, ...] = ("EVALSHA", view.cache.decide.sha, len(names), *names, view.rev)
@@ -125,19 +137,111 @@ class MarkedDecision(PreparedDecision):
         return b"*%d\r\n%b" % (count, pack_each(head)), pack_each(tail) + others.arguments
 
 
+def prepare_holding(
+    view: CustomerView,
+    quantities: Mapping[str, int],
+    mode: str = "d",
+    *,
+    route: Route | None = None,
+    model: str | None = None,
+    spare: int = 0,
+) -> PreparedDecision:
+    """Decision that holds quantities if ``spare`` more units are left of each; no ``route`` off a request."""
+    at = model_terms_to_hold(
+        (model,), view.prepaid, quantities, view.entitlements, holds_rows=view.cache.holds_rows
+    )
+    held = at.held(quantities)
+    demands = {name: Demand.of(held[name], spare) for name in held}
+    program = _compile_demands(view, demands, in_flight=False, at=at)
+    return PreparedDecision(view, program, mode, route=route, reserved=held)
+
+
+def prepare_asking(
+    view: CustomerView,
+    demands: Mapping[str, Demand],
+    mode: str = "d",
+    *,
+    in_flight: bool = False,
+    model: str | None = None,
+) -> PreparedDecision:
+    """Decision about an app's own demands, which are in flight or of a model only if the app says so."""
+    cache = view.cache
+    costs = None if view.prepaid is None else view.prepaid.decision_costs(model)
+    at = ModelPricing.of(costs, demands, model, view.entitlements, holds_rows=cache.holds_rows)
+    asked = at.add_price_rows(demands)
+
+    def prepare() -> PreparedDecision:
+        compile_asked = partial(_compile_demands, view, asked, in_flight=in_flight, at=at)
+        given = view.entitlements
+        if view.subjects is not None or not cache.is_shared(given):
+            return PreparedDecision(view, compile_asked(), mode)
+        plan = id(given), view.prepaid is not None, view.effective.keeps_limits, in_flight
+        return PreparedDecision(view, cache.asked((*plan, *asked.items(), *at.key), compile_asked), mode)
+
+    return view.memoize((*asked.items(), mode, in_flight, *at.key), prepare)
+
+
+def prepare_renewing(
+    view: CustomerView,
+    held: Mapping[str, int],
+    in_flight: tuple[str, ...],
+    costs: Mapping[str, int] | None = None,
+    subjects: Mapping[str, SubjectHold] = NO_HOLDS,
+) -> PreparedDecision:
+    """Decision that renews a hold at the same costs, even beyond the limits."""
+
+    def prepare() -> PreparedDecision:
+        demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
+        kept, catalog = keep_holds_only(view.entitlements, demands, in_flight), view.cache.catalog
+        program = compile_program(kept, catalog, demands, prepaid=view.prepaid, at=ModelPricing(costs))
+        if view.subjects is not None and subjects:
+            program = program.with_subjects(tuple(renew_hold(kind, hold) for kind, hold in subjects.items()))
+        return PreparedDecision(view, program, "h")
+
+    if subjects:
+        return prepare()  # Subjects seldom hold the same again.
+    return view.memoize(("renew", *held.items(), *in_flight, *(costs or {}).items()), prepare)
+
+
+def _compile_demands(
+    view: CustomerView,
+    demands: Mapping[str, Demand],
+    *,
+    in_flight: bool = True,
+    route: Route | None = None,
+    at: ModelPricing = UNKNOWN_MODEL,
+) -> Program:
+    """Compile demands by the customer's plan, a route's own rates and the subjects' limits."""
+    rates_only = route is not None and route.always
+    program = compile_program(
+        view.entitlements,
+        view.cache.catalog,
+        demands,
+        in_flight=in_flight,
+        rates_only=rates_only,
+        prepaid=view.prepaid,
+        route=route,
+        keeps=view.effective.keeps_limits,
+        at=at,
+    )
+    if view.subjects is None:
+        return program
+    return view.subjects.extend(program, demands, in_flight=in_flight, rates_only=rates_only, at=at)
+
+
 class PreparedReservation:
-    """The decision about a route that reserves quantities, which are bound to it for each request.
+    """Decision about a route that reserves, compiled once and bound to the quantities of each request.
 
     Args:
         view: the customer.
         route: the route.
-        meters: whose quantities are reserved.
-        at: what follows from its model.
-        models: that the request names.
+        meters: meters with reserved quantities.
+        at: terms of the requested model.
+        models: models that the request names.
         free: money meters that the request certainly adds nothing to.
 
     Attributes:
-        bound: what the program comes to with quantities.
+        bound: binds the program to quantities.
     """
 
     __slots__ = ("_at", "_consumed", "_demands", "_head", "_program", "_route", "_tails", "_view", "bound")
@@ -147,7 +251,7 @@ class PreparedReservation:
         view: CustomerView,
         route: Route,
         meters: Iterable[str],
-        at: AtModel,
+        at: ModelPricing,
         models: Sequence[str],
         free: Collection[str] = (),
     ) -> None:
@@ -157,31 +261,32 @@ class PreparedReservation:
         self._at = at
         self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
         self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
-        self.bound: Binding = Binding(program, self._consumed)
-        self._head = view.pack_head(program, view.pack_subjects(program.subjects))
-        self._tails = {mode: pack_each(program.behind_terms(mode)) for mode in "ds"}
+        self.bound: BoundProgram = BoundProgram(program, self._consumed)
+        others = view.pack_subjects(program.subjects)
+        self._head = pack_head(program, view.keys, sha=view.cache.decide.sha, rev=view.rev, others=others)
+        self._tails = {mode: pack_each(program.trailing_arguments(mode)) for mode in "ds"}
 
     def bind(self, quantities: Mapping[str, int], mode: str) -> PreparedDecision:
-        """The decision that reserves so much of each meter."""
+        """Decision that reserves these quantities."""
         return PreparedDecision(
-            self._view, self._program, mode, route=self._route, reserved=quantities, reserving=self
+            self._view, self._program, mode, route=self._route, reserved=quantities, binder=self
         )
 
-    def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[AskedOfSubject, ...]:
-        """The demands on the customer's subjects, with so much reserved."""
+    def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[SubjectDemand, ...]:
+        """Demands on the customer's subjects, with these quantities reserved."""
         subjects = self._view.subjects
         if subjects is None or not self._program.subjects:
             return ()
-        demands = {**self._demands, **self._bound_demands(quantities)}
+        demands = {**self._demands, **self._bind_demands(quantities)}
         return subjects.ask(demands, in_flight=True, rates_only=self._route.always, at=self._at)
 
-    def _bound_demands(self, quantities: Mapping[str, int]) -> dict[str, Demand]:
+    def _bind_demands(self, quantities: Mapping[str, int]) -> dict[str, Demand]:
         return {name: Demand.of(quantity + self._consumed[name]) for name, quantity in quantities.items()}
 
     def pack(
-        self, quantities: Mapping[str, int], mode: str, asked: tuple[AskedOfSubject, ...]
+        self, quantities: Mapping[str, int], mode: str, asked: tuple[SubjectDemand, ...]
     ) -> tuple[bytes, bytes]:
-        """See :meth:`CustomerView.pack_decide`; ``asked``: of subjects."""
+        """See :meth:`CustomerView.pack_decide`; ``asked``: the demands on subjects."""
         tail = self._tails.get(mode)
         if tail is None or not self.bound.is_exact:
             return self._view.pack_decide(self.compile(quantities), mode)
@@ -189,10 +294,9 @@ class PreparedReservation:
         return self._head, pack_each((terms,)) + tail + self._view.pack_subjects(asked).arguments
 
     def compile(self, quantities: Mapping[str, int]) -> Program:
-        """The demand, to the unit, with so much reserved."""
-        view, route = self._view, self._route
-        demands = {**self._demands, **self._bound_demands(quantities)}
-        return view.compile(demands, route=route, at=self._at)
+        """Exact program, with these quantities reserved."""
+        demands = {**self._demands, **self._bind_demands(quantities)}
+        return _compile_demands(self._view, demands, route=self._route, at=self._at)
 
 
 def prepare_reserving(
@@ -204,51 +308,56 @@ def prepare_reserving(
     models: Sequence[str] = (),
     free: frozenset[str] = frozenset(),
 ) -> PreparedDecision:
-    """The decision about a route that sets quantities aside until the true ones are known.
+    """Decision about a route that reserves quantities until the true ones are known.
 
     Args:
         view: the customer.
         route: the route.
-        quantities: meter to what is set aside besides what the route consumes of it.
+        quantities: meter to the reserved quantity, in addition to the one that the route consumes.
         mode: of the decision script.
-        models: that the request names: meters derived from those and listed in the plan limit it, too;
-            credits are held at the price of the model, at the highest where there is none or several.
+        models: models that the request names. Meters derived from them limit the request, too. Credits are
+            held at the model's price; with no model or several, at the highest price.
         free: money meters that the request certainly adds nothing to.
     """
     reserved: dict[str, int] = dict(quantities)
     limited = models
     if view.cache.derives:
         limited = view.cache.routes.models_of(route, models)
-        reserved = with_derived(view.cache.catalog.meters, quantities, limited)
+        reserved = add_derived(view.cache.catalog.meters, quantities, limited)
     rows = view.cache.holds_rows
-    at = held_at(models, view.prepaid, quantities, view.entitlements, holds_rows=rows)
+    at = model_terms_to_hold(models, view.prepaid, quantities, view.entitlements, holds_rows=rows)
     reserved |= {row: quantities[name] + route.consume.get(name, 0) for name, row in at.rows.items()}
     asked = demands_of(route, view.cache.catalog, limited) if view.cache.derives else ()
     key = ("reserve", id(route), free, *asked, "", *reserved, *at.key)
-    prepared = view.once(key, lambda: PreparedReservation(view, route, reserved, at, limited, free))
+    prepared = view.memoize(key, lambda: PreparedReservation(view, route, reserved, at, limited, free))
     return prepared.bind(reserved, mode)
 
 
 def read_decision(decided: PreparedDecision, reply: Any) -> Decision:
-    """What a concluded reply says; what is left by a refusal is remembered for when the store is away."""
+    """Decision of a final reply. A refusal's remaining quantities are cached for the fallback."""
     view = decided.view
-    view.left = view.left or NOTHING_LEFT
+    view.left = view.left or NO_REMAINDERS
     if reply[0] == REFUSED and decided.refusal is None:
-        view.left = {**view.left, **left_by(decided.exact(), reply, decided.period_end_ms(reply[1]))}
+        view.left = {
+            **view.left,
+            **remaining_by_policy(decided.exact(), reply, decided.period_end_ms(reply[1])),
+        }
     return decided.refusal or read_limits(decided, reply)
 
 
 def read_limits(decided: PreparedDecision, reply: Any, *, degraded: bool = False) -> Decision:
-    """What a reply says of the limits, whatever follows from the customer's state alone."""
+    """Decision of a reply by the limits alone, without a refusal by the customer's state."""
     view, end_ms = decided.view, decided.period_end_ms(reply[1])
     customer, plan = view.customer, view.effective.plan.key
     if reply[0] == ALLOWED:
-        found = verdict.allowed(
+        found = verdict.allowed_decision(
             decided.program, reply, end_ms, customer=customer, plan=plan, degraded=degraded
         )
     else:
         is_in_flight = reply[0] == IN_FLIGHT
-        found = verdict.IN_FLIGHT if is_in_flight else verdict.refused(decided.exact(), reply, end_ms)
+        found = (
+            verdict.IN_FLIGHT if is_in_flight else verdict.refused_decision(decided.exact(), reply, end_ms)
+        )
         found = replace(found, customer=customer, plan=plan, degraded=degraded)
     if not decided.shadow:
         return found

@@ -1,4 +1,4 @@
-"""Work that outlives its request: a provider's job keeps who began it, and the hold."""
+"""Provider jobs that outlive their request: the store has their owner, this process their hold."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
 from meterkit.store.holds import HoldOwner
+from meterkit.store.prepared_decisions import prepare_renewing
 from meterkit.store.settlement import settle_decision
-from meterkit.store.settlement_parts import TOLD_EVERY_MS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView, PreparedDecision
 
 Counting = Literal["whole", "lines"]
-"""How a job is counted: by the figures of the whole, or line by line. A batch has both."""
+"""Counting of a job: by the figures of the whole job, or line by line. A batch has both."""
 _PAGE: Final = 256
 _DELETED: Final = '["",true,""]'
-"""The owner of a job whose customer was deleted. Earlier releases take it for an address: never billed."""
+"""Owner of a job whose customer was deleted."""
 _KEPT_MS: Final = 40 * 86_400_000
 """Longer than event ids, so that no other customer pays for a job whose id still counts once."""
 
 
 class JobClaim(NamedTuple):
-    """Customer who pays for a job, and whether the job is counted in the way that was asked.
+    """Customer who pays for a job, and whether the job is counted in the requested way.
 
     The owner is None if no customer is known, or if the customer who began the job was deleted.
     """
@@ -45,22 +45,22 @@ class JobClaim(NamedTuple):
 
 
 async def remember_job(store: Store, job_id: str, view: CustomerView, route: str) -> None:
-    """Remember whose request began a job, unless that is known. Raises StoreError."""
-    await _write_owner(store, job_id, view, {"owner": _owner(view, route)})
+    """Store the customer whose request began a job, unless it has one. Raises StoreError."""
+    await _write_owner(store, job_id, view, {"owner": _dump_owner(view, route)})
 
 
 async def claim_job(
     store: Store, job_id: str, view: CustomerView | None, route: str, *, by: Counting | None
 ) -> JobClaim:
-    """Find who pays for a job whose end is seen, and have it counted in this way from now on.
+    """Find the customer who pays for an ended job, and fix the way in which it is counted.
 
     Args:
-        store: where jobs are remembered.
+        store: has the jobs.
         job_id: the provider's id of the job.
-        view: who pays if the store does not know who began it; None: no customer does. Of lines it is
-            not remembered: a worker may put the lines of many customers into one batch.
-        route: of the request that sees the end; empty: none does.
-        by: how it is to be counted; None: the provider reports no figures.
+        view: the customer who pays if the store does not know who began it; None: none. Not stored for
+            lines: a worker may put the lines of many customers into one batch.
+        route: route of the request that sees the end; empty: no request.
+        by: way of counting; None: the provider reports no figures.
 
     Raises:
         StoreError: the store does not answer.
@@ -73,7 +73,7 @@ async def claim_job(
         if await admin.ask(admin.client.hget(store.keys.job(job_id), "owner")) is None:
             return JobClaim(None, counts=False)
     elif by != "lines":
-        fields["owner"] = _owner(view, route)
+        fields["owner"] = _dump_owner(view, route)
     owner, counted_by = await _write_owner(store, job_id, view, fields)
     counts = by is not None and counted_by.decode() == by
     if owner is None:
@@ -86,15 +86,15 @@ async def claim_job(
     return JobClaim(store.cache.get(customer, anonymous=anonymous, subjects=given), counts)
 
 
-async def owners_of(store: Store, job_ids: Sequence[str], *, with_ended: bool) -> set[tuple[str, bool]]:
-    """The customers who began some jobs, each with whether they are anonymous. Raises StoreError.
+async def find_owners(store: Store, job_ids: Sequence[str], *, with_ended: bool) -> set[tuple[str, bool]]:
+    """Customers who began some jobs, each with whether they are anonymous. Raises StoreError.
 
     Args:
-        store: where jobs are remembered.
-        job_ids: what may be a provider's id of one.
-        with_ended: also of jobs whose end was seen.
+        store: has the jobs.
+        job_ids: possible ids of jobs.
+        with_ended: include ended jobs.
     """
-    known = {name: view for name in job_ids if (view := store.outliving.owners.get(name))}
+    known = {name: view for name in job_ids if (view := store.job_holds.owners.get(name))}
     found = {(view.customer, view.anonymous) for view in known.values()}
     if found and with_ended:
         return found
@@ -107,24 +107,24 @@ async def owners_of(store: Store, job_ids: Sequence[str], *, with_ended: bool) -
         if owner:  # It is empty where its customer was deleted.
             customer, anonymous, *_ = json.loads(owner)
             found.add((customer, anonymous))
-        elif owner is None and name in known:  # The store is about to hear of it.
+        elif owner is None and name in known:  # The owner is not written yet.
             found.add((known[name].customer, known[name].anonymous))
     return found
 
 
 async def has_ended(store: Store, job_id: str) -> bool:
-    """Whether the end of a job was seen. Raises StoreError."""
+    """Whether a job has ended. Raises StoreError."""
     admin = await store.admin()
     return await admin.ask(admin.client.hget(store.keys.job(job_id), "ended")) is not None
 
 
 async def forget_jobs(store: Store, customer: str) -> int:
-    """Erase a customer from the jobs that it began; return how many there were.
+    """Erase a customer from the jobs that it began; return their number.
 
-    Such a job stays known until its time is over, so that no other customer pays for it. Raises StoreError.
+    The jobs stay stored until they expire, so that no other customer pays for them. Raises StoreError.
     """
     admin, index = await store.admin(), store.keys.jobs(customer)
-    owners = store.outliving.owners
+    owners = store.job_holds.owners
     for job_id in [job_id for job_id, view in owners.items() if view.customer == customer]:
         del owners[job_id]
     erased = 0
@@ -134,7 +134,7 @@ async def forget_jobs(store: Store, customer: str) -> int:
         for key in keys:
             pipe.hget(key, "owner")
         found = await admin.ask(pipe.execute())
-        own = [key for key, owner in zip(keys, found, strict=True) if _is_of(owner, customer)]
+        own = [key for key, owner in zip(keys, found, strict=True) if _is_owned_by(owner, customer)]
         pipe = admin.client.pipeline(transaction=False)
         for key in own:
             pipe.hset(key, "owner", _DELETED)
@@ -148,9 +148,11 @@ async def forget_jobs(store: Store, customer: str) -> int:
 async def _write_owner(
     store: Store, job_id: str, view: CustomerView | None, fields: Mapping[str, str]
 ) -> tuple[Any, Any]:
-    """Write fields of a job, and index it under the customer that they name, so that a deletion finds it."""
+    """Write fields of a job, and index it under its customer for a deletion."""
     if view is None or view.anonymous or "owner" not in fields:
-        return await _write(store, job_id, fields)  # No address is ever deleted: its jobs expire.
+        return await _write_fields(
+            store, job_id, fields
+        )  # IP addresses are never deleted: their jobs expire.
     key, digest = store.keys.jobs(view.customer), job_digest(job_id)
     admin = await (await store.admin()).at(key)
     now_ms = admin.now_ms()
@@ -158,10 +160,10 @@ async def _write_owner(
     pipe.zadd(key, {digest: now_ms + _KEPT_MS})
     pipe.pexpire(key, _KEPT_MS)
     pipe.zrangebyscore(key, "-inf", now_ms, start=0, num=_PAGE)
-    # First: a crash between the two leaves nothing that a deletion misses.
+    # The index is written first: after a crash in between, a deletion finds the job.
     *_, gone = await admin.ask(pipe.execute())
-    written = await _write(store, job_id, fields)
-    if not _is_of(written[0], view.customer):
+    written = await _write_fields(store, job_id, fields)
+    if not _is_owned_by(written[0], view.customer):
         gone.append(digest)
     if gone:
         await admin.ask(admin.client.zrem(key, *gone))
@@ -169,7 +171,7 @@ async def _write_owner(
 
 
 async def _report_dropped(store: Store, job_id: str) -> None:
-    """Log that usage of a deleted customer's job is dropped: once for each job, in all processes."""
+    """Log once for each job, in all processes, that usage of a deleted customer is dropped."""
     admin = await store.admin()
     if await admin.ask(admin.client.hsetnx(store.keys.job(job_id), "dropped", "1")):
         _logger.warning(
@@ -179,17 +181,17 @@ async def _report_dropped(store: Store, job_id: str) -> None:
         )
 
 
-def _is_of(owner: bytes | None, customer: str) -> bool:
+def _is_owned_by(owner: bytes | None, customer: str) -> bool:
     return owner is not None and json.loads(owner)[:2] == [customer, False]
 
 
-def _owner(view: CustomerView, route: str) -> str:
+def _dump_owner(view: CustomerView, route: str) -> str:
     subjects = () if view.subjects is None else (dict(view.subjects.given),)
     return json.dumps([view.customer, view.anonymous, route, *subjects], ensure_ascii=False)
 
 
-async def _write(store: Store, job_id: str, fields: Mapping[str, str]) -> tuple[Any, Any]:
-    """Write fields that are not there yet; the owner and the way of counting after that."""
+async def _write_fields(store: Store, job_id: str, fields: Mapping[str, str]) -> tuple[Any, Any]:
+    """Write missing fields; return the owner and the way of counting."""
     key = store.keys.job(job_id)
     admin = await (await store.admin()).at(key)
     pipe: Any = admin.client.pipeline(transaction=True)
@@ -202,21 +204,22 @@ async def _write(store: Store, job_id: str, fields: Mapping[str, str]) -> tuple[
 
 
 _logger = logging.getLogger("meterkit.store")
-HELD_AT_MOST_MS: Final = 3_600_000
+_HELD_MAX_MS: Final = 3_600_000
 """Later usage is counted too."""
-_WORKS_MAX: Final = 10_000
+_LOG_EVERY_MS: Final = 3_600_000
+_HOLDS_MAX: Final = 10_000
 _TRIES: Final = 3
 
 
 class JobHold(HoldOwner):
-    """The hold of a job that a provider goes on with.
+    """Hold of a provider's job after its request.
 
-    It is given back when this process sees the job's end, some minutes after another process has seen it, at
+    It is released when this process sees the job's end, some minutes after another process has seen it, at
     the latest after an hour, and when the kit stops.
 
     Args:
-        job_id: the provider's.
-        quantities: what its request has held.
+        job_id: the provider's id.
+        quantities: quantities that the request held.
     """
 
     __slots__ = ("_begun_ms", "_job_id", "_quantities", "_view")
@@ -235,23 +238,23 @@ class JobHold(HoldOwner):
         self._settled = False
 
     def begin(self) -> None:
-        """Ask for the hold now, before that of the request is given back."""
+        """Request the hold, before that of the request is released."""
         lane = self._lane
         if lane is not None:
-            decision = self._view.prepare_renewing(self._quantities, ())
-            lane.spawn(self._hold(lane, decision, lane.call(decision)))
+            decision = prepare_renewing(self._view, self._quantities, ())
+            lane.spawn(self._acquire(lane, decision, lane.call(decision)))
 
-    async def _hold(self, lane: Lane, decision: PreparedDecision, pending: Any) -> None:
+    async def _acquire(self, lane: Lane, decision: PreparedDecision, pending: Any) -> None:
         view = self._view
         with suppress(MeterkitError):
             reply = await pending
             for _ in range(_TRIES):
                 if isinstance(reply, ReplyError):
-                    reply = await lane.again(decision, reply)
+                    reply = await lane.retry_call(decision, reply)
                 if reply[0] != replies.STALE:
                     break
                 view = view.cache.learn(view, reply)
-                decision = view.prepare_renewing(self._quantities, ())
+                decision = prepare_renewing(view, self._quantities, ())
                 reply = await lane.ask(decision)
             if reply[0] == replies.ALLOWED:
                 self._decided, self._slot = decision, reply[1] // HOLD_SLOT_MS
@@ -261,10 +264,10 @@ class JobHold(HoldOwner):
                     lane.live.add(self)
 
     async def renew(self) -> None:
-        """Hold on, unless the work has ended elsewhere or has taken too long."""
-        if self._store.now_ms() - self._begun_ms >= HELD_AT_MOST_MS:
+        """Renew the hold, unless the job has ended elsewhere or has taken too long."""
+        if self._store.now_ms() - self._begun_ms >= _HELD_MAX_MS:
             self.release_hold()
-            self._tell()
+            self._log_unfinished()
         elif await self._has_ended():
             self.release_hold()
         else:
@@ -275,26 +278,26 @@ class JobHold(HoldOwner):
             return await has_ended(self._store, self._job_id)
         return False
 
-    def _tell(self) -> None:
-        works, now = self._store.outliving, self._store.now_ms()
-        if now - works.told_ms >= TOLD_EVERY_MS:
-            works.told_ms = now
+    def _log_unfinished(self) -> None:
+        holds, now_ms = self._store.job_holds, self._store.now_ms()
+        if holds.logged_ms is None or now_ms - holds.logged_ms >= _LOG_EVERY_MS:
+            holds.logged_ms = now_ms
             _logger.warning(
                 "a provider's job has not ended within an hour, as far as was seen; what was held for it is "
                 "given back, and its usage is counted if its end is seen later"
             )
 
     def release_hold(self) -> None:
-        """Give back what is held. Idempotent."""
+        """Release the hold. Idempotent."""
         lane, holding, was_settled = self._lane, self._renewed or self._decided, self._settled
         self._settled = True
-        self._store.outliving.works.pop(self._job_id, None)
+        self._store.job_holds.holds.pop(self._job_id, None)
         if lane is not None and holding is not None and not was_settled:
             lane.live.discard(self)
             self._store.settle(lane, settle_decision(holding, self._slot, billed=False))
 
     def end(self) -> None:
-        """As :meth:`release_hold`, from any event loop or thread."""
+        """Release the hold, from any event loop or thread."""
         lane = self._lane
         try:
             here = get_running_loop()
@@ -307,18 +310,18 @@ class JobHold(HoldOwner):
                 lane.loop.call_soon_threadsafe(self.release_hold)
 
 
-def keep_hold(
+def hold_job(
     store: Store, lane: Lane, view: CustomerView, job_id: str, quantities: Mapping[str, int]
 ) -> None:
-    """Hold on for a job what its request has held, unless that is done already."""
-    works = store.outliving.works
-    if quantities and job_id not in works and len(works) < _WORKS_MAX and not lane.is_open:
-        work = works[job_id] = JobHold(store, lane, view, job_id, quantities)
-        work.begin()
+    """Hold for a job the quantities that its request held, unless the job has a hold."""
+    holds = store.job_holds.holds
+    if quantities and job_id not in holds and len(holds) < _HOLDS_MAX and not lane.is_open:
+        hold = holds[job_id] = JobHold(store, lane, view, job_id, quantities)
+        hold.begin()
 
 
 def end_job(store: Store, job_id: str) -> None:
-    """Give back what is held for a job whose end was seen."""
-    work = store.outliving.works.get(job_id)
-    if work is not None:
-        work.end()
+    """Release the hold of an ended job."""
+    hold = store.job_holds.holds.get(job_id)
+    if hold is not None:
+        hold.end()

@@ -11,12 +11,12 @@ from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.policies import (
     FIXED_WINDOW,
     TOKEN_BUCKET,
-    Measure,
+    PolicyMeasure,
     policies_of,
     rate_numbers,
     route_policies,
 )
-from meterkit.decisions.verdict import reset_ms, weighted
+from meterkit.decisions.verdict import reset_ms, weighted_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -74,7 +74,7 @@ def _rates(
 
 def _usage(route: str | None, rate: Rate, policy: Policy, packed: bytes | None, now_ms: int) -> RateUsage:
     kind, window, limit, refill = rate_numbers(rate, policy.meter)
-    measure = Measure(policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=1)
+    measure = PolicyMeasure(policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=1)
     numbers = [0] * _NUMBERS if packed is None else [int(number) for number in unpack_field(packed)]
     used, before = _brought_forward(measure, numbers, now_ms)
     reset = reset_ms(measure, limit - used, before, now_ms, now_ms)
@@ -89,7 +89,7 @@ def _usage(route: str | None, rate: Rate, policy: Policy, packed: bytes | None, 
     }
 
 
-def _brought_forward(measure: Measure, numbers: list[int], now_ms: int) -> tuple[int, int]:
+def _brought_forward(measure: PolicyMeasure, numbers: list[int], now_ms: int) -> tuple[int, int]:
     """As ``advance`` of the scripts does: the units used by now, and what ``reset_ms`` wants of before."""
     first, second, third = numbers
     window = measure.window
@@ -101,4 +101,4 @@ def _brought_forward(measure: Measure, numbers: list[int], now_ms: int) -> tuple
     previous = third if first == slot else second if first == slot - 1 else 0
     if measure.kind == FIXED_WINDOW:
         return counted, previous
-    return counted + weighted(previous, window - now_ms % window, window), previous
+    return counted + weighted_count(previous, window - now_ms % window, window), previous

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from meterkit.decisions.event_marks import EventMark
 from meterkit.decisions.keys import shard_of
 from meterkit.errors import StoreError
-from meterkit.redis import settling as replies
+from meterkit.redis import settlement_queue as replies
 from meterkit.redis.connection import ReplyError, pack_each
-from meterkit.redis.producer import pack_sequence
-from meterkit.redis.settling import NEVER_SENT, Sent
+from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord, pack_sequence
 from meterkit.store.request_subjects import parse_holds, serialize_holds
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from meterkit.decisions.keys import Keys
-    from meterkit.redis.settling import QueueLane
+    from meterkit.redis.settlement_queue import QueueLane
     from meterkit.store.views import CustomerCache
 
 _NUMBERED_BYTES: Final = 64
@@ -45,10 +44,10 @@ class SpoolRecord(NamedTuple):
 
     number: int
     settlement: Settlement
-    sent: Sent | None
+    sent: SentRecord | None
 
 
-def write_record(settlement: Settlement, number: int, at_ms: int, sent: Sent | None) -> bytes:
+def write_record(settlement: Settlement, number: int, at_ms: int, sent: SentRecord | None) -> bytes:
     """A settlement as a record.
 
     Args:
@@ -141,7 +140,7 @@ def read_record(record: bytes, cache: CustomerCache) -> SpoolRecord:
         rated_ms=from_json["at"],
         mark=None if mark is None else RepeatMark(*mark),
     )
-    return SpoolRecord(from_json["n"], settlement, None if sent is None else Sent(*sent))
+    return SpoolRecord(from_json["n"], settlement, None if sent is None else SentRecord(*sent))
 
 
 _log = logging.getLogger("meterkit.store")
@@ -161,7 +160,7 @@ class _Entry:
     number: int
     shard: int
     settlement: Settlement
-    sent: Sent | None
+    sent: SentRecord | None
     reply: Any = None
 
     def received(self, reply: Any) -> None:
@@ -250,7 +249,7 @@ class SpoolReplay:
             for entry in entries:
                 self._post(entry)
             for shard in dict.fromkeys(entry.shard for entry in entries):
-                await self.lane_of(shard).replies()
+                await self.lane_of(shard).await_replies()
             entries = await self._left(entries)
             if len(entries) >= before:
                 await asyncio.sleep(pause_s)

@@ -1,7 +1,7 @@
 """The first element of a reply of the decision script, and of the others that confirm a customer's state.
 
 What each replies its head says: ``lua/decide.lua``, ``seal.lua``, ``restore.lua``, ``rebuild.lua``,
-``level.lua``. The settle script numbers its own; see :mod:`meterkit.redis.settling`.
+``level.lua``. The settle script numbers its own; see :mod:`meterkit.redis.settlement_queue`.
 """
 
 from __future__ import annotations

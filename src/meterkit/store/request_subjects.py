@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from meterkit.catalog.subjects import override_subject
-from meterkit.decisions.customer_state import holding_only
+from meterkit.decisions.customer_state import keep_holds_only
 from meterkit.decisions.packed import pack_texts
 from meterkit.decisions.program import UNKNOWN_MODEL
 from meterkit.decisions.subjects import (
-    AskedOfSubject,
+    SubjectDemand,
     SubjectHold,
-    ask_subject,
+    compile_subject,
     cost_of,
-    member_of,
+    subject_member,
 )
 from meterkit.redis.connection import pack_each, pack_numbers
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import EffectivePlan
     from meterkit.decisions.keys import Keys
     from meterkit.decisions.policies import Demand
-    from meterkit.decisions.program import AtModel, Program
+    from meterkit.decisions.program import ModelPricing, Program
 
 GivenSubjects = tuple[tuple[str, str], ...]
 """Kind and id of each subject of a request."""
@@ -97,7 +97,7 @@ class Subjects:
         for kind, subject in given:
             limits = effective.plan.subjects.get(kind)
             if limits is not None:
-                own = effective.subject_overrides.get(member_of(kind, subject))
+                own = effective.subject_overrides.get(subject_member(kind, subject))
                 self.is_plain = self.is_plain and own is None
                 self.limits[kind] = limits if own is None else override_subject(catalog, limits, own)
 
@@ -105,7 +105,7 @@ class Subjects:
         """The same subjects, limited by what they have included and by their budgets alone."""
         found = copy(self)
         found.limits = {
-            kind: replace(given, limits=holding_only(given.limits, given.limits, ()))
+            kind: replace(given, limits=keep_holds_only(given.limits, given.limits, ()))
             for kind, given in self.limits.items()
         }
         return found
@@ -116,11 +116,11 @@ class Subjects:
         *,
         in_flight: bool,
         rates_only: bool,
-        at: AtModel = UNKNOWN_MODEL,
-    ) -> tuple[AskedOfSubject, ...]:
+        at: ModelPricing = UNKNOWN_MODEL,
+    ) -> tuple[SubjectDemand, ...]:
         """What demands on meters ask of each subject that the plan declares; ``at``: the requested model."""
         return tuple(
-            ask_subject(
+            compile_subject(
                 limits,
                 demands,
                 self._entitlements,
@@ -139,20 +139,20 @@ class Subjects:
         *,
         in_flight: bool,
         rates_only: bool,
-        at: AtModel = UNKNOWN_MODEL,
+        at: ModelPricing = UNKNOWN_MODEL,
     ) -> Program:
         """A program with what its demands ask of the subjects, too."""
         if not self.limits:
             return program
         return program.with_subjects(self.ask(demands, in_flight=in_flight, rates_only=rates_only, at=at))
 
-    def pack(self, asked: Iterable[AskedOfSubject]) -> PackedSubjects:
+    def pack(self, asked: Iterable[SubjectDemand]) -> PackedSubjects:
         """What the decision script gets of them."""
         words, numbers, kinds = list[str](), list[int](), list[str]()
         members = dict(self.given)
         for one in asked:
             kinds.append(one.kind)
-            words += (member_of(one.kind, members[one.kind]), *one.fields)
+            words += (subject_member(one.kind, members[one.kind]), *one.fields)
             numbers += one.numbers
         return PackedSubjects.of(self.keys_of(kinds), words, numbers)
 
@@ -175,7 +175,7 @@ class Subjects:
 NO_HOLDS: Final[Mapping[str, SubjectHold]] = {}
 
 
-def collect_holds(asked: Collection[AskedOfSubject]) -> Mapping[str, SubjectHold]:
+def collect_holds(asked: Collection[SubjectDemand]) -> Mapping[str, SubjectHold]:
     """What an allowed decision holds of subjects, by kind."""
     return {one.kind: one.hold for one in asked} if asked else NO_HOLDS
 

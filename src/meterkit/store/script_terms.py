@@ -26,12 +26,12 @@ def pack_head(
 ) -> bytes:
     """The request of a decision up to the terms; ``others``: what it says of subjects."""
     names: list[str] = [keys.counters, keys.state, keys.totals]
-    if program.further:
+    if program.extra_terms:
         names += (keys.grants, keys.ledger, *((keys.levels,) if program.gauges else ()))
     names += others.keys
     head: tuple[str | int, ...] = ("EVALSHA", sha, len(names), *names, rev)
     # Behind these: terms, what follows them, words and terms of subjects, clock.
-    count = len(head) + 2 + len(program.behind_terms("d")) + others.width
+    count = len(head) + 2 + len(program.trailing_arguments("d")) + others.width
     return b"*%d\r\n%b" % (count, pack_each(head))
 
 
@@ -53,7 +53,10 @@ def pack_own(effective: EffectivePlan) -> bytes:
 def pack_tail(program: Program, mode: str, rev: str) -> tuple[bytes, bytes]:
     """What stands before and behind the customer's own numbers in the request of a decision."""
     rest = pack_numbers((_outlive_ms(rev), program.keep_ms, *program.numbers))
-    return b"$%d\r\n" % (_OWN_BYTES + len(rest)), b"%b\r\n%b" % (rest, pack_each(program.behind_terms(mode)))
+    return b"$%d\r\n" % (_OWN_BYTES + len(rest)), b"%b\r\n%b" % (
+        rest,
+        pack_each(program.trailing_arguments(mode)),
+    )
 
 
 def _outlive_ms(rev: str) -> int:

@@ -1,4 +1,4 @@
-"""Settlements with the store: holds are given back, usage is recorded."""
+"""Settlements: release holds and record usage, exactly once, by the newest state of the customer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
-from meterkit.decisions.audit_terms import earned, price_line
+from meterkit.decisions.audit_terms import earned_micros, price_line
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field
-from meterkit.decisions.packed import joined
+from meterkit.decisions.packed import merge_json
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import derived_from
 from meterkit.errors import MeterkitError
@@ -37,9 +37,9 @@ from meterkit.store.settlement_parts import (
     find_paid_prices,
     find_price_rows,
     format_audit_lines,
-    keep_nothing,
     pack_subject_settlement,
     pack_thresholds,
+    placeholder_of,
 )
 
 if TYPE_CHECKING:
@@ -64,29 +64,28 @@ _NOTHING_TO_CORRECT: Final = RateCorrection()
 
 @dataclass(slots=True, eq=False)
 class Settlement:
-    """One change of what the store has of a customer, applied exactly once; never altered once it is made.
+    """Immutable change of a customer's counters, applied exactly once.
 
-    It is packed by the state that is in force when it is sent, and again if it must be sent again.
+    It is packed by the newest state when it is sent, and again if it is sent again.
 
     Args:
         view: the customer.
-        held: what is given back.
-        used: what is recorded and counted into rates.
-        correction: what rates have counted of it before.
-        event: the event id that it counts under; else None.
-        occurred_ms: when it happened, if the app says so or it has waited in the spool; else None.
-        rated_ms: when rates are to count it, if that is over; else 0.
-        mark: of a request with an idempotency key; else None. It has no event id then.
-        spent: micro-units that the customer's subjects have spent, by kind; None: what the units cost.
-        waiter: done once the store has acknowledged; None without a waiting caller.
-        keeps_shape: whether the customer's view keeps what settlements of these meters have in common.
-        tells_revenue: whether the store is asked what of it is paid for.
+        held: hold to release.
+        used: usage to record and to count into rates.
+        correction: earlier counts of rates, replaced by ``used``.
+        event: mark of the event id; None: none.
+        occurred_ms: time of the usage, if the app gives it or it waited in the spool; None: now.
+        rated_ms: past time at which rates count the usage; 0: now.
+        mark: mark of an idempotency key, which excludes an event id; None: none.
+        spent: spend of the customer's subjects in micro-units, by kind; None: the price of the units.
+        waiter: resolved when the store has acknowledged; None: no caller waits.
+        keeps_shape: whether the view caches the shape.
+        asks_revenue: whether to ask the store for the revenue.
 
     Attributes:
-        revenue: what is paid for it, in micro-units of the currency; None: not asked, or the store has not
-            said.
-        is_single: whether it leaves a part of a micro-unit to the next one: it is used once.
-        spooled: the end of its record in a spool, once there was one; see :mod:`meterkit.store.replay`.
+        revenue: revenue in micro-units of the currency; None: not asked, or no reply yet.
+        is_single: whether it must not be reused: it leaves a fraction of a micro-unit to the next one.
+        spooled: cached end of its spool record; see :mod:`meterkit.store.replay`.
     """
 
     view: CustomerView
@@ -100,7 +99,7 @@ class Settlement:
     spent: Mapping[str, int] | None = None
     waiter: asyncio.Future[None] | None = None
     keeps_shape: bool = True
-    tells_revenue: bool = False
+    asks_revenue: bool = False
     revenue: Fraction | None = field(default=None, init=False)
     is_single: bool = field(default=False, init=False)
     spooled: bytes | None = field(default=None, init=False)
@@ -111,38 +110,38 @@ class Settlement:
         if used.charged or used.costs or used.unpriced:
             self.used = round_charges(self.view, used)
         if self.spent is None and self.view.subjects is not None:
-            self.spent = self._spent_by(self.view.subjects)
+            self.spent = self._compute_spend(self.view.subjects)
 
-    def _spent_by(self, subjects: Subjects) -> dict[str, int]:
-        """What the recorded units cost, in whole micro-units for each subject with a budget."""
+    def _compute_spend(self, subjects: Subjects) -> dict[str, int]:
+        """Price of the recorded units in whole micro-units, for each subject with a budget."""
         recorded = dict(self.used.recorded)
         for meter, quantity in self.used.recorded.items():
-            recorded |= dict.fromkeys(self._derived_from(meter), quantity)
+            recorded |= dict.fromkeys(self._list_derived(meter), quantity)
         cost = subjects.spent(recorded, self.used.dimensions.get("model"))
         if not cost:
             return {}
         self.is_single = cost.denominator > 1
         remainders = self.view.cache.remainders
         return {
-            kind: remainders.whole(f"{self.customer}\0{kind}\0{subject}", SPEND, cost)
+            kind: remainders.count_units(f"{self.customer}\0{kind}\0{subject}", SPEND, cost)
             for kind, subject in subjects.given
             if kind in subjects.limits and subjects.limits[kind].budget is not None
         }
 
     @property
     def customer(self) -> str:
-        """Whose it is."""
+        """Id of the customer."""
         return self.view.customer
 
     @property
     def slot(self) -> int:
-        """Of what is given back."""
+        """Slot of the released hold."""
         return self.held.slot
 
     def pack(self) -> tuple[bytes, bytes]:
-        """The request up to the producer's key, and from there to the slot and the number."""
+        """Pack the request: up to the producer's key, and from there to the slot and the number."""
         view, cache = self.view, self.view.cache
-        # Most are of customers whom the app names: found without a call.
+        # Found without a call: most customers are identified and have no subjects.
         is_plain = not view.anonymous and view.subjects is None
         view = (cache.named.get(view.customer) if is_plain else None) or cache.newest(view)
         if self._packed is None or self._packed[0] is not view:
@@ -150,11 +149,11 @@ class Settlement:
         return self._packed[1]
 
     def on_stale(self, reply: list[Any]) -> None:
-        """Take the state that the store has come to since."""
+        """Learn the newer state of the reply."""
         self.view.cache.learn(self.view, reply)
 
     def on_refused(self, field: bytes) -> None:
-        """Say that the store can never record this."""
+        """Log that the store can never record this."""
         _logger.error(
             "customer %r: %r was not recorded: the total behind field %s would pass 9 * 10^15",
             self.customer,
@@ -163,7 +162,7 @@ class Settlement:
         )
 
     def on_damaged(self, field: bytes) -> None:
-        """Say that what the store keeps of the customer cannot be read, and that this is not recorded."""
+        """Log that the customer's stored counters are damaged, and that this is not recorded."""
         _logger.error(
             "customer %r: %r was not recorded: field %s of what the store keeps of it has no whole numbers;"
             " nothing of this customer is counted there until that is mended",
@@ -173,18 +172,18 @@ class Settlement:
         )
 
     def on_conflict(self, kept: bytes) -> MeterkitError:
-        """Log that the event id has counted another quantity, and make the error for the caller."""
+        """Log that the event id has counted another quantity; return the error for the caller."""
         refusal = cast("EventMark", self.event).refusal(self.customer, kept)
         _logger.error("not recorded: %s", refusal)
         return MeterkitError(refusal)
 
     def uncounted(self, kept: bytes) -> Self:
-        """The part of it that the event id has not counted yet."""
+        """The part that the event id has not counted yet."""
         event = cast("EventMark", self.event).uncounted(kept)
         return replace(self, used=self.used.only(event.quantities), event=event, spent=None)
 
     def on_notices(self, notices: list[bytes]) -> None:
-        """Say that usage came late, and that there is something to tell the app's handlers."""
+        """Handle the reply's notices: late usage, full subjects, revenue, events for the app's handlers."""
         cache = self.view.cache
         for notice in map(bytes.decode, notices):
             if notice.startswith(_LATE):
@@ -193,7 +192,9 @@ class Settlement:
                 cache.alarms.no_room(self.customer)
             elif notice.startswith(_PAID):
                 given = (self.view if self._packed is None else self._packed[0]).entitlements
-                self.revenue = (self.revenue or 0) + earned(notice.removeprefix(_PAID), given, cache.catalog)
+                self.revenue = (self.revenue or 0) + earned_micros(
+                    notice.removeprefix(_PAID), given, cache.catalog
+                )
             elif notice == _NOTICE:
                 cache.on_notice(self.view.shard)
 
@@ -202,7 +203,7 @@ class Settlement:
         measured = used.rated if used.measured is None else used.measured
         derived: dict[str, tuple[str, ...]] = {}
         if used.dimensions:
-            derived = {meter: self._derived_from(meter) for meter, quantity in measured.items() if quantity}
+            derived = {meter: self._list_derived(meter) for meter, quantity in measured.items() if quantity}
         if view.cache.has_rows:
             derived |= find_price_rows(view, self.used, derived)
         costs: dict[str, int] = {}
@@ -212,8 +213,8 @@ class Settlement:
         of_holds = tuple(held.quantities), held.concurrency, tuple(held.costs)
         of_rates = tuple(used.rated), tuple(correction.reserved), correction.rates
         key = recorded, of_holds, of_rates, tuple(derived.items()), tuple(costs.values())
-        shape: SettlementShape = view.settlements.get(key) or self._shape_of(view, derived, costs, key)
-        others = self._of_subjects(view)
+        shape: SettlementShape = view.settlements.get(key) or self._find_shape(view, derived, costs, key)
+        others = self._pack_subjects(view)
         numbers = [*shape.counts, max(0, len(others.keys) - 1), shape.priced]
         for entry in shape.entries:
             quantity = used.recorded.get(entry.quantity_of, 0)
@@ -239,29 +240,31 @@ class Settlement:
             event = (view.keys.marks,)
         details = self._details_json(view, shape.paying)
         own = pack_each((view.rev, view.terms(*numbers), self.customer, details))
-        told = self._told(view, shape) if shape.audit else b""
+        audit_lines = self._pack_audit_lines(view, shape) if shape.audit else b""
         # The producer's key, the slot, the number and the clock come when it is sent.
         head = (
-            self._head(view, shape, events=len(event), others=others) if event or others.width else shape.head
+            self._pack_head(view, shape, events=len(event), others=others)
+            if event or others.width
+            else shape.head
         )
         keys = pack_each((*event,)), shape.audit, pack_each(others.keys)
-        return head, b"".join((shape.names, *keys, own, shape.fields, told, others.arguments))
+        return head, b"".join((shape.names, *keys, own, shape.fields, audit_lines, others.arguments))
 
     def _details_json(self, view: CustomerView, paying: str) -> str:
-        """Terms besides the numbers, as JSON; empty: there are none."""
+        """Further terms as JSON; empty: none."""
         if self.occurred_ms is not None:
-            paying = self._dated(view, paying, self.occurred_ms)
+            paying = self._add_occurrence(view, paying, self.occurred_ms)
         if self.event is not None:
-            paying = joined(self.event.terms(), paying)
-        if self.tells_revenue:
-            paying = joined('{"tells":1}', paying)
+            paying = merge_json(self.event.terms(), paying)
+        if self.asks_revenue:
+            paying = merge_json('{"tells":1}', paying)
         if self.mark is not None:
             marked = f'{{"digest":"{self.mark.digest}","billed":{int(self.mark.billed)}}}'
-            paying = joined(marked, paying)
+            paying = merge_json(marked, paying)
         return paying
 
-    def _of_subjects(self, view: CustomerView) -> PackedSubjects:
-        """What the script gets of the customer's subjects."""
+    def _pack_subjects(self, view: CustomerView) -> PackedSubjects:
+        """Pack the customer's subjects."""
         if view.subjects is None:
             return NOTHING_PACKED
         if view.left is not None:
@@ -278,7 +281,7 @@ class Settlement:
             passed_ms=passed_ms,
         )
 
-    def _told(self, view: CustomerView, shape: SettlementShape) -> bytes:
+    def _pack_audit_lines(self, view: CustomerView, shape: SettlementShape) -> bytes:
         """Pack the lines for the audit log."""
         catalog, used = view.cache.catalog, self.used
         version = used.version or f"plans/{catalog.content_hash}"
@@ -288,38 +291,38 @@ class Settlement:
         event_id = "" if self.event is None else self.event.name
         return pack_each((format_audit_lines(used, self.occurred_ms, priced, subjects, event_id),))
 
-    def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
-        """Further terms besides the numbers: when the usage occurred, and what to do if that is late."""
+    def _add_occurrence(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
+        """Add the time of the usage and the rule for late usage to the JSON terms."""
         own = bounds_of(view.state, view.effective.counting, occurred_ms).start_ms
         dead = int(view.cache.catalog.billing.late_usage == "dead_letter")
-        return joined(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
+        return merge_json(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
 
-    def _derived_from(self, meter: str) -> tuple[str, ...]:
+    def _list_derived(self, meter: str) -> tuple[str, ...]:
         meters = self.view.cache.catalog.meters
         return tuple(found.name for found in derived_from(meters, meter, self.used.dimensions))
 
-    def _shape_of(
+    def _find_shape(
         self,
         view: CustomerView,
         derived: Mapping[str, tuple[str, ...]],
         costs: Mapping[str, int],
         key: tuple[Any, ...],
     ) -> SettlementShape:
-        """All that does not change with the quantities; mostly it is as another customer's."""
+        """Shape for these meters, shared by customers with the same entitlements."""
         given, cache, keys = view.entitlements, view.cache, view.keys
         own = (id(given), view.effective.plan.key, view.prepaid is None, view.linked, view.anonymous)
-        make = partial(self._shape, view, derived, costs)
+        make = partial(self._build_shape, view, derived, costs)
         shape = cache.shape((own, key), make) if cache.is_shared(given) else make()
         shape = shape._replace(
             audit=pack_each(audit_keys(view)),
-            head=self._head(view, shape, events=0),
+            head=self._pack_head(view, shape, events=0),
             names=pack_each((keys.grants, keys.ledger, keys.notices) if shape.has_more else ()),
         )
         if self.keeps_shape:
             view.settlements = {**view.settlements, key: shape}
         return shape
 
-    def _head(
+    def _pack_head(
         self,
         view: CustomerView,
         shape: SettlementShape,
@@ -327,7 +330,7 @@ class Settlement:
         events: int,
         others: PackedSubjects = NOTHING_PACKED,
     ) -> bytes:
-        """The request up to the producer's key."""
+        """Pack the request up to the producer's key."""
         keys = view.keys
         pending = keys.dirty if view.linked else keys.unlinked
         named = (keys.counters, keys.state, keys.totals, pending)
@@ -339,7 +342,7 @@ class Settlement:
         arguments = 4 + is_audited + shape.width + others.width + 2
         return b"*%d\r\n%b" % (3 + count + arguments, pack_each(parts))
 
-    def _shape(
+    def _build_shape(
         self, view: CustomerView, derived: Mapping[str, tuple[str, ...]], costs: Mapping[str, int]
     ) -> SettlementShape:
         has_recorded = any(self.used.recorded.values())
@@ -357,7 +360,7 @@ class Settlement:
         paying = ""
         if prepaid is not None:
             meters = ((entry.meter, entry.quantity_of == entry.meter) for entry in entries)
-            paying = prepaid.paying(meters, costs, owes=view.cache.owes and not view.anonymous)
+            paying = prepaid.payment_terms(meters, costs, owes=view.cache.owes and not view.anonymous)
         return SettlementShape(
             head=b"",
             names=b"",
@@ -382,9 +385,9 @@ class Settlement:
 
 
 def settle_decision(decision: PreparedDecision, slot: int, *, billed: bool) -> Settlement:
-    """Give back what an allowed decision held, and record what it came to: all of it, or nothing.
+    """Settlement that releases a decision's hold and, if billed, records its quantities.
 
-    From the second request in a slot of holds on, the decision keeps it for the others.
+    The decision caches it from the second request in a slot of holds on.
     """
     kept = decision.settlements
     settlement: Settlement | None = kept.get(billed)
@@ -396,14 +399,14 @@ def settle_decision(decision: PreparedDecision, slot: int, *, billed: bool) -> S
             mark=RepeatMark.of(decision, billed=billed),
             keeps_shape=bool(decision.digest),
         )
-        is_repeated = kept is keep_nothing(slot) or any(other.slot == slot for other in kept.values())
+        is_repeated = kept is placeholder_of(slot) or any(other.slot == slot for other in kept.values())
         if not settlement.is_single:
-            decision.settlements = {**kept, billed: settlement} if is_repeated else keep_nothing(slot)
+            decision.settlements = {**kept, billed: settlement} if is_repeated else placeholder_of(slot)
     return settlement
 
 
 def round_charges(view: CustomerView, used: UsedQuantities) -> UsedQuantities:
-    """The same usage, with whole units of charged amounts as recorded quantities."""
+    """Convert charges and costs to whole units; the remainders are carried over to the next call."""
     remainders, tallies = view.cache.remainders, view.cache.tallies
     for model, calls in used.unpriced.items():
         if tallies is not None:
@@ -414,13 +417,17 @@ def round_charges(view: CustomerView, used: UsedQuantities) -> UsedQuantities:
     if tallies is not None and (exact or used.charged):
         named = used.dimensions.get("model"), used.dimensions.get("provider")
         charged = sum(used.charged.values(), Fraction(0))
-        tallies.called(*named, cost=sum(exact, Fraction(0)), charged=charged)
-    units = {meter: remainders.whole(view.customer, meter, amount) for meter, amount in used.charged.items()}
+        tallies.count_call(*named, cost=sum(exact, Fraction(0)), charged=charged)
+    units = {
+        meter: remainders.count_units(view.customer, meter, amount) for meter, amount in used.charged.items()
+    }
     costs: dict[str, Fraction | int] = {}
     for meter, cost in used.costs.items() if used.recorded or units else ():
-        # Each model's costs add up for themselves.
+        # Remainders are kept for each model.
         of_model = f"{meter}\0{used.dimensions.get('model')}"
-        costs[meter] = cost if isinstance(cost, int) else remainders.whole(view.customer, of_model, cost)
+        costs[meter] = (
+            cost if isinstance(cost, int) else remainders.count_units(view.customer, of_model, cost)
+        )
     return used._replace(
         recorded={**used.recorded, **units},
         rated={**used.rated, **units},
@@ -431,11 +438,11 @@ def round_charges(view: CustomerView, used: UsedQuantities) -> UsedQuantities:
 
 
 def undo_decision(decision: PreparedDecision, decided_ms: int) -> Settlement:
-    """The settlement that undoes an allowed decision whose caller is gone.
+    """Settlement that undoes an allowed decision whose caller is gone.
 
     Args:
-        decision: what was asked.
-        decided_ms: when that was allowed, by the store's clock.
+        decision: the decision.
+        decided_ms: time of the decision by the store's clock.
     """
     slot = decided_ms // HOLD_SLOT_MS
     if not decision.reserved:

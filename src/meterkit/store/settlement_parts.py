@@ -1,13 +1,10 @@
-"""What an allowed decision holds until it is settled: quantities, recorded usage, an audit entry.
-
-Pure.
-"""
+"""Parts of a settlement: quantities, rate corrections, audit lines, and the shape of equal ones. Pure."""
 
 from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from meterkit.catalog.models import QUANTITY_MAX, SPEND
 from meterkit.decisions.audit_terms import paid_price
@@ -16,7 +13,7 @@ from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.policies import FIXED_WINDOW, TOKEN_BUCKET, billed_most, rate_numbers
 from meterkit.decisions.program import reported_parts
 from meterkit.decisions.spending import counted_as_spent, price_of
-from meterkit.decisions.subjects import SubjectHold, member_of, subject_budget
+from meterkit.decisions.subjects import SubjectHold, subject_budget, subject_member
 from meterkit.store.request_subjects import PackedSubjects
 
 if TYPE_CHECKING:
@@ -42,15 +39,15 @@ class UsedQuantities(NamedTuple):
     """Quantities that are counted together.
 
     Attributes:
-        recorded: meter to the quantity that is recorded.
-        rated: meter to the quantity that its rates count in all.
-        dimensions: the model and the provider, for meters that are derived from others (``where:``).
-        measured: meter to the quantity that the dimensions are of; None: what is rated.
-        charged: meter to the amount that it is charged, exactly; whole units are recorded with the rest.
-        costs: meter to what providers charge for it, in micro-units of US dollars: exact, then whole ones.
-        version: of the prices that the costs are by.
+        recorded: meter to the recorded quantity.
+        rated: meter to the total quantity that its rates count.
+        dimensions: model and provider, for meters derived from others (``where:``).
+        measured: meter to the quantity that the dimensions apply to; None: the rated one.
+        charged: meter to its exact charge; whole units are added to the recorded ones.
+        costs: meter to the provider's price in micro-units of US dollars: exact, then whole units.
+        version: of the price table behind the costs.
         units: counters of model calls by the price table's unit, for the audit log.
-        unpriced: model without a price to the calls of it; empty: its name is not known.
+        unpriced: model without a price to its number of calls; empty: unknown name.
     """
 
     recorded: Mapping[str, int] = _NOTHING
@@ -65,15 +62,15 @@ class UsedQuantities(NamedTuple):
 
     @classmethod
     def of(cls, quantities: Mapping[str, int], **dimensions: str) -> Self:
-        """The dimensions that recording and rates go by."""
+        """Record and rate the same quantities."""
         return cls(quantities, quantities, dimensions)
 
     def given(self) -> dict[str, int]:
-        """Quantities by meter, as the mark of an event id keeps them."""
+        """Quantities by meter, as stored in the mark of an event id."""
         return {**self.rated, **self.recorded, **dict.fromkeys(self.charged, UNCOMPARED)}
 
     def only(self, meters: Collection[str]) -> Self:
-        """The part of it that is of these meters."""
+        """The part for these meters."""
 
         def of_these(quantities: Mapping[str, _Quantity]) -> dict[str, _Quantity]:
             return {meter: quantity for meter, quantity in quantities.items() if meter in meters}
@@ -84,7 +81,7 @@ class UsedQuantities(NamedTuple):
             measured=None if self.measured is None else of_these(self.measured),
             costs=of_these(self.costs),
             unpriced=_NOTHING,
-            units=_NOTHING,  # The rows of the other meters have them.
+            units=_NOTHING,  # They are in the audit rows of the other meters.
         )
 
 
@@ -92,13 +89,13 @@ NOTHING_USED: Final = UsedQuantities()
 
 
 def find_used_meters(parts: Iterable[UsedQuantities]) -> set[str]:
-    """The meters that were used or charged; a quantity of 0 is no use."""
+    """Meters with a used quantity or a charge above 0."""
     used = [name for part in parts for name, quantity in part.rated.items() if quantity]
     return {*used, *(name for part in parts for name, amount in part.charged.items() if amount > 0)}
 
 
 def add_quantities(quantities: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
-    """The sums of quantities by meter; at most 10^15 - 1 each."""
+    """Sums of quantities by meter; at most 10^15 - 1 each."""
     total = dict(quantities)
     for meter, quantity in more.items():
         total[meter] = min(total.get(meter, 0) + quantity, QUANTITY_MAX)
@@ -106,14 +103,14 @@ def add_quantities(quantities: Mapping[str, int], more: Mapping[str, int]) -> di
 
 
 class HeldQuantities(NamedTuple):
-    """What an allowed decision holds.
+    """Hold of an allowed decision.
 
     Attributes:
         quantities: by meter.
-        concurrency: meters of whose concurrency it holds one.
-        slot: of five minutes, that it was added to.
-        costs: what a unit is held at of the meters whose cost depends on the model (micro-credits).
-        subjects: what it holds of the customer's subjects, by kind.
+        concurrency: meters with a held permit of their concurrency limit.
+        slot: the five minutes that the hold was added to.
+        costs: meter to the cost of a held unit, where it depends on the model (micro-credits).
+        subjects: holds of the customer's subjects, by kind.
     """
 
     quantities: Mapping[str, int] = _NOTHING
@@ -124,19 +121,19 @@ class HeldQuantities(NamedTuple):
 
     @classmethod
     def of(cls, decision: PreparedDecision, slot: int) -> Self:
-        """What a decision holds, if it allowed."""
+        """Hold of a decision that allows."""
         return cls(
             decision.held, decision.program.concurrency, slot, decision.program.costs, decision.subjects
         )
 
 
 class RateCorrection(NamedTuple):
-    """What rates have counted already of quantities that were not known yet; it is corrected.
+    """Reserved quantities that rates counted at the decision, to be replaced by the true ones.
 
     Attributes:
-        reserved: meter to the quantity that was counted.
-        rates: the fields of the rates.
-        at_ms: when that was.
+        reserved: meter to the counted quantity.
+        rates: fields of the rates.
+        at_ms: time of the decision.
     """
 
     reserved: Mapping[str, int] = _NOTHING
@@ -145,11 +142,11 @@ class RateCorrection(NamedTuple):
 
 
 class RepeatMark(NamedTuple):
-    """That a request with an idempotency key has ended.
+    """End of a request with an idempotency key.
 
     Attributes:
         digest: of the key.
-        billed: whether it is remembered from now on.
+        billed: whether the key is stored from now on.
     """
 
     digest: str
@@ -157,21 +154,21 @@ class RepeatMark(NamedTuple):
 
     @classmethod
     def of(cls, decision: PreparedDecision, *, billed: bool) -> Self | None:
-        """Of a request so decided; None: it has no such key, or is a repeat."""
+        """Mark of a decided request; None: it has no key, or is a repeat."""
         return cls(decision.digest, billed) if decision.digest else None
 
 
 _NAME_MAX: Final = 300  # Bytes; a model's name comes from outside.
-_TOLD: Final = ("model", "provider")
+_AUDITED: Final = ("model", "provider")
 
 
 def audit_script(view: CustomerView) -> Script | None:
-    """The script that settles and enters it; None: it is not entered, as are addresses of the anonymous."""
+    """Script that settles and writes audit entries; None: no audit log, or an anonymous customer."""
     return None if view.anonymous else view.cache.settle_audited
 
 
 def audit_keys(view: CustomerView) -> Sequence[str]:
-    """The keys that it has besides; none where nothing is entered."""
+    """Keys of the audit log for the settle script; empty: there is none."""
     return () if audit_script(view) is None else (view.cache.keys.audit(view.shard),)
 
 
@@ -180,12 +177,10 @@ def format_audit_lines(
 ) -> bytes:
     """Lines for the audit log: time if not now (ms), model, provider, prices, subjects, event id, units.
 
-    The last two are JSON.
-
-    A reader takes the lines that it knows: it ignores further ones, and does without missing ones.
+    The last two are JSON. A reader ignores lines that it does not know, and lines may be missing at the end.
     """
     lines = [b"" if occurred_ms is None else b"%d" % occurred_ms]
-    names = (used.dimensions.get(name, "").replace("\n", " ") for name in _TOLD)
+    names = (used.dimensions.get(name, "").replace("\n", " ") for name in _AUDITED)
     lines += [*(name.encode("utf-8", "replace")[:_NAME_MAX] for name in names), priced.encode()]
     rest = [subjects, json.dumps(event_id) if event_id else "", json.dumps(used.units) if used.units else ""]
     while rest and not rest[-1]:
@@ -194,51 +189,23 @@ def format_audit_lines(
     return b"\n".join(lines) if any(lines) else b""
 
 
-TOLD_EVERY_MS: Final = 3_600_000
-"""The most log lines about jobs that do not end."""
-
-
-class Ends(Protocol):
-    """A job whose end may be seen."""
-
-    def end(self) -> None:
-        """Give back what is held for it."""
-
-
-class JobHolds:
-    """The jobs by the provider's ids.
-
-    Attributes:
-        works: those for which something is held.
-        owners: who began the latest ones: counted without a look into the store while that is away.
-        told_ms: when it was last told that one does not end.
-    """
-
-    __slots__ = ("owners", "told_ms", "works")
-
-    def __init__(self) -> None:
-        self.works: dict[str, Ends] = {}
-        self.owners: dict[str, CustomerView] = {}
-        self.told_ms = -TOLD_EVERY_MS
-
-
 @lru_cache(maxsize=16)
-def keep_nothing(_slot: int) -> dict[bool, Any]:
-    """Stand for the settlements of a decision that one request in a slot was made by. It stays empty."""
+def placeholder_of(_slot: int) -> dict[bool, Any]:
+    """Placeholder for the settlements of a decision that one request in a slot used. It stays empty."""
     return {}
 
 
-def mark_decided(decision: PreparedDecision, slot: int) -> bool:
-    """Whether a decision was made in a slot before; from now on it was."""
+def mark_used_in_slot(decision: PreparedDecision, slot: int) -> bool:
+    """Mark a decision as used in a slot; whether it was used there before."""
     kept = decision.settlements
     if not kept:
-        decision.settlements = keep_nothing(slot)
-    return kept is keep_nothing(slot)
+        decision.settlements = placeholder_of(slot)
+    return kept is placeholder_of(slot)
 
 
 THRESHOLD_NUMBERS: Final = 4
-# Under whose event Stripe gets what is reported of a meter: its own; that of a derived one behind it; and for
-# such a one: what the meter before it reports, or its overage.
+# Event that reports a meter's units to Stripe: its own, or that of the derived meter behind it. A derived one
+# reports the units of the meter before it, or its overage.
 OWN_EVENT, _SENT_ON, _TAKES_OVER, _PRICED = 0, 1, 2, 3
 NO_CAP: Final = -1
 
@@ -246,9 +213,9 @@ NO_CAP: Final = -1
 class MeterEntry(NamedTuple):
     """One meter of a settlement.
 
-    ``quantity_of`` names the meter whose quantity it is: its own, or for a derived meter its source's.
-    ``terms`` are the included quantity (-1: no limit), the cap (-1: none), whether included units and overage
-    are sent, and under whose event.
+    ``quantity_of`` names the meter with its quantity: itself, or the source of a derived meter. ``terms`` are
+    the included quantity (-1: no limit), the cap (-1: none), whether included units and overage are sent, and
+    the event.
     """
 
     meter: str
@@ -257,7 +224,7 @@ class MeterEntry(NamedTuple):
 
 
 class RateEntry(NamedTuple):
-    """One rate of a settlement; ``source`` is set for the rates of derived meters only."""
+    """One rate of a settlement; only rates of derived meters have a ``source``."""
 
     field: str
     meter: str
@@ -266,7 +233,7 @@ class RateEntry(NamedTuple):
     is_corrected: bool
 
     def unleaked(self, quantity: int, passed_ms: int) -> int:
-        """What a bucket still has of a quantity that long ago; a window goes by when that was."""
+        """Part of a quantity that a token bucket has not refilled since; a window keeps all of it."""
         kind, window, refill = self.terms
         if kind != TOKEN_BUCKET:
             return quantity
@@ -274,18 +241,18 @@ class RateEntry(NamedTuple):
 
 
 class SettlementShape(NamedTuple):
-    """What settlements of the same meters have in common, packed as far as it can be.
+    """Common part of the settlements of the same meters, packed as far as possible.
 
     Attributes:
-        head: the request up to the producer's key, where there is no event.
+        head: the request up to the producer's key, without an event.
         names: the keys behind that, without the one of an event id.
-        audit: those of the audit log; empty: there is none.
-        fields: the fields that are read, ``width`` of them.
-        priced: how many meters have a price among ``spending``.
+        audit: keys of the audit log; empty: there is none.
+        fields: the fields that the script reads, ``width`` of them.
+        priced: number of meters with a price in ``spending``.
         has_more: whether the keys of grants and of notices are among the names.
-        spending: what units cost, for the script; empty: nothing.
-        paying: what grants and credits pay, as JSON; empty: nothing.
-        prices: what units cost that are paid for, for the audit log.
+        spending: unit costs for the script; empty: none.
+        paying: payments by grants and credits, as JSON; empty: none.
+        prices: unit prices of paid units, for the audit log.
     """
 
     head: bytes
@@ -305,7 +272,7 @@ class SettlementShape(NamedTuple):
 
 
 def pack_thresholds(view: CustomerView, entries: Sequence[MeterEntry]) -> tuple[int, ...]:
-    """Of each threshold of what is included: its meter's place, the quantity, the percentage, all of it."""
+    """Four numbers for each threshold: its meter's place, quantity, percentage, included quantity."""
     found: list[int] = []
     for place, entry in enumerate(entries, start=2):  # From 2, behind the head.
         entitlement = view.entitlements[entry.meter]
@@ -315,7 +282,7 @@ def pack_thresholds(view: CustomerView, entries: Sequence[MeterEntry]) -> tuple[
 
 
 def add_spend(view: CustomerView, entries: list[MeterEntry], rates: list[RateEntry]) -> tuple[int, ...]:
-    """Have what is spent counted, where units cost something: by what; the terms for the script."""
+    """Add the spend meter and its rates if any unit has a price; return the terms for the script."""
     meters, catalog = [entry.meter for entry in entries], view.cache.catalog
     if not any(price_of(meter, view.entitlements, catalog) for meter in meters):
         return ()
@@ -334,7 +301,7 @@ def add_spend(view: CustomerView, entries: list[MeterEntry], rates: list[RateEnt
 def build_entries(
     view: CustomerView, held: HeldQuantities, used: UsedQuantities, derived: Mapping[str, tuple[str, ...]]
 ) -> Iterator[MeterEntry]:
-    """The recorded quantities: each meter, and the derived meters that its dimensions match."""
+    """Entry of each recorded meter, and of the derived meters that its dimensions match."""
     meters = view.cache.catalog.meters
     # The hold of a derived meter is given back where it is recorded: each field is written once.
     behind = {other for found in derived.values() for other in found}
@@ -365,7 +332,7 @@ def build_rates(
     correction: RateCorrection,
     derived: Mapping[str, tuple[str, ...]],
 ) -> Iterator[RateEntry]:
-    """Rates count all that was used; those that counted a reservation before, what it differs by."""
+    """Entry of each rate that counts used quantities or corrects a reservation."""
     counted: dict[str, str | None] = dict.fromkeys(used.rated)
     counted.update({other: source for source, found in derived.items() for other in found})
     for meter in (*counted, *(meter for meter in correction.reserved if meter not in counted)):
@@ -380,7 +347,7 @@ def build_rates(
 def find_price_rows(
     view: CustomerView, used: UsedQuantities, derived: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, ...]]:
-    """The meters derived from each recorded one with prices by model: first the row of its price."""
+    """Derived meters of each recorded meter with prices by model: its price row first."""
     found, model = dict[str, tuple[str, ...]](), used.dimensions.get("model")
     for meter, quantity in used.recorded.items():
         if quantity and (rows := view.entitlements[meter].overage.rows) is not None:
@@ -389,7 +356,7 @@ def find_price_rows(
 
 
 def find_paid_prices(view: CustomerView, entries: Iterable[MeterEntry]) -> Mapping[str, PaidPrice]:
-    """What units cost that are paid for, for the audit log, by meter."""
+    """Prices of paid units by meter, for the audit log."""
     if audit_script(view) is None:
         return {}
     catalog = view.cache.catalog
@@ -411,17 +378,17 @@ def pack_subject_settlement(
     rated_ms: int,
     passed_ms: int,
 ) -> PackedSubjects:
-    """What the settlement script gets of them.
+    """Pack the subjects of a settlement.
 
     Args:
-        subjects: the customer's.
-        catalog: what is sold.
-        held: what is given back.
-        used: what is recorded and rated.
-        correction: what rates have counted of it before.
-        spent: micro-units that are counted as spent, by kind.
-        rated_ms: when rates are to count it, if that is over; else 0.
-        passed_ms: how long that is ago.
+        subjects: subjects of the customer.
+        catalog: the plans file.
+        held: released hold.
+        used: recorded and rated quantities.
+        correction: earlier counts of rates.
+        spent: spend in micro-units, by kind.
+        rated_ms: past time at which rates count the usage; 0: now.
+        passed_ms: time since then.
     """
     words, numbers, kinds = list[str](), list[int](), list[str]()
     for kind, subject in subjects.given:
@@ -435,7 +402,7 @@ def pack_subject_settlement(
         spans = _budget_spans(subjects, catalog, kind, spent, rated_ms)
         if meters or rates or spans:
             kinds.append(kind)
-            words += (member_of(kind, subject), *meters, *(field for field, _ in (*rates, *spans)))
+            words += (subject_member(kind, subject), *meters, *(field for field, _ in (*rates, *spans)))
             numbers += (len(meters), len(rates) + len(spans), len(spans))
             numbers += (number for pair in meters.values() for number in pair)
             numbers += (number for _, terms in (*rates, *spans) for number in terms)
@@ -445,7 +412,7 @@ def pack_subject_settlement(
 def _subject_meters(
     subjects: Subjects, kind: str, hold: SubjectHold, used: UsedQuantities, spent: Mapping[str, int]
 ) -> dict[str, tuple[int, int]]:
-    """Recorded and given back, by field; every counter is counted, for the figures of usage."""
+    """Recorded and released quantity by field, of every counter: pages show the usage of each."""
     recorded: Mapping[str, int] = used.recorded if kind in subjects.limits else {}
     found = {
         meter_field(name): (recorded.get(name, 0), hold.quantities.get(name, 0))
@@ -467,7 +434,7 @@ def _subject_rates(
     rated_ms: int,
     passed_ms: int,
 ) -> Iterable[tuple[str, tuple[int, ...]]]:
-    """What rates have not counted yet; of those that counted a reservation, what it differs by."""
+    """Quantity each rate must still count; for reserved rates, the difference."""
     limits: Mapping[str, Entitlement] = subjects.limits[kind].limits if kind in subjects.limits else {}
     for meter, given in limits.items():
         for rate in given.rates:
@@ -486,7 +453,7 @@ def _subject_rates(
 def _budget_spans(
     subjects: Subjects, catalog: Catalog, kind: str, spent: Mapping[str, int], rated_ms: int
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """The day or hour of a budget, which counts what is spent."""
+    """Day or hour of a budget that counts the spend."""
     budget = subject_budget(subjects.limits[kind], catalog) if kind in subjects.limits else None
     if budget is None or not budget.window_ms or not spent.get(kind):
         return []

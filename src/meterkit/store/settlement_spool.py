@@ -11,7 +11,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.redis.settling import resolve
+from meterkit.redis.settlement_queue import resolve
 from meterkit.store.replay import RewindError, SpoolReplay, estimate_size, write_record
 from meterkit.store.spool_file import (
     SPOOL_BYTES_MAX,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
     from meterkit.redis.lane import Lane
-    from meterkit.redis.settling import Sent
+    from meterkit.redis.settlement_queue import SentRecord
     from meterkit.store.settlement import Settlement
     from meterkit.store.views import CustomerCache
 
@@ -59,7 +59,7 @@ NO_SPOOLS: Final = OrphanedSpools(0, ())
 """There were none."""
 
 
-_Kept: TypeAlias = "tuple[Settlement, int, int, Sent | None]"
+_Kept: TypeAlias = "tuple[Settlement, int, int, SentRecord | None]"
 """A settlement that is not on disk yet, as :func:`~meterkit.store.replay.write_record` takes it."""
 
 
@@ -118,7 +118,7 @@ class SettlementSpool:
 
     # What the lane and its queues call.
 
-    def keep(self, shard: int, settlements: Sequence[tuple[Settlement, Sent | None]]) -> None:
+    def keep(self, shard: int, settlements: Sequence[tuple[Settlement, SentRecord | None]]) -> None:
         """Take settlements of a shard, in order; each waiter is released once its own is on disk."""
         at_ms = self._now_ms()
         size = 0 if self._file is None else self._file.end

@@ -14,8 +14,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from meterkit.errors import StoreError
-from meterkit.redis.filelock import FileLock
-from meterkit.redis.private_directory import make_directory
+from meterkit.redis.local_files import FileLock, make_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,10 +7,10 @@ import logging
 from collections import Counter
 from functools import partial
 from time import time
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 from meterkit.catalog.argument_checks import check_feature
-from meterkit.decisions.customer_state import refusal_without
+from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.event_marks import EventMark
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -18,21 +18,20 @@ from meterkit.errors import StoreError
 from meterkit.redis import scripts
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.event_loops import EventLoops
-from meterkit.redis.server import not_past
+from meterkit.redis.server import refuse_past_clock
 from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.allotment import Allotments
 from meterkit.store.compiled_catalog import CUSTOMERS_KEPT
 from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
-from meterkit.store.degraded_minutes import DegradedMinutes
+from meterkit.store.daily_counts import DegradedMinutes, UnpricedCalls
 from meterkit.store.event_names import read_former_meters
 from meterkit.store.fallback import Fallback
-from meterkit.store.prepared_decisions import MarkedDecision, Prepare, read_decision
+from meterkit.store.prepared_decisions import MarkedDecision, Prepare, prepare_asking, read_decision
 from meterkit.store.rate_usage import read_rates
 from meterkit.store.settlement import Settlement, undo_decision
-from meterkit.store.settlement_parts import HeldQuantities, JobHolds, UsedQuantities, mark_decided
+from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities, mark_used_in_slot
 from meterkit.store.settlement_spool import NO_SPOOLS, OrphanedSpools, SettlementSpool
-from meterkit.store.unpriced_calls import UnpricedCalls
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision
     from meterkit.decisions.policies import Demand
+    from meterkit.redis.admin import Admin
     from meterkit.redis.lane import Lane
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address
@@ -56,6 +56,30 @@ __all__ = ["Prepare", "Store"]
 _logger = logging.getLogger("meterkit.store")
 
 _SPOOL_S: Final = 1.0
+
+
+class EndableJob(Protocol):
+    """Hold of a provider's job; see :class:`meterkit.store.provider_jobs.JobHold`."""
+
+    def end(self) -> None:
+        """Release the hold."""
+
+
+class JobHolds:
+    """Holds and owners of provider jobs that this process knows, by the provider's ids.
+
+    Attributes:
+        holds: holds of unfinished jobs.
+        owners: customers who began the latest jobs: they are found while the store is down.
+        logged_ms: time of the last log line about a job that does not end.
+    """
+
+    __slots__ = ("holds", "logged_ms", "owners")
+
+    def __init__(self) -> None:
+        self.holds: dict[str, EndableJob] = {}
+        self.owners: dict[str, CustomerView] = {}
+        self.logged_ms: int | None = None
 
 
 class Store:
@@ -98,7 +122,7 @@ class Store:
         self.is_audited = is_audited
         self._customers_kept = customers_kept
         if clock is not time and address.kind != "memory":
-            clock = not_past(clock, str(address))
+            clock = refuse_past_clock(clock, str(address))
         self.clock = clock
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms
@@ -116,7 +140,7 @@ class Store:
         if self.spool_dir is not None:
             loops.new_spool = partial(self._new_spool, self.spool_dir)
         loops.new_allotments = partial(Allotments, clock=clock)
-        self.outliving = JobHolds()
+        self.job_holds = JobHolds()
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None
@@ -181,7 +205,7 @@ class Store:
         if self.tallies is None:
             self.tallies = self.loops.tallies = self.cache.tallies = Tallies()
             for lane in self.lanes.values():
-                lane.measure(self.tallies)
+                lane.set_tallies(self.tallies)
         return self.tallies
 
     def now_ms(self) -> int:
@@ -223,7 +247,7 @@ class Store:
         stale = 0
         while True:
             if isinstance(reply, ReplyError):
-                reply = await lane.again(decision, reply)
+                reply = await lane.retry_call(decision, reply)
             if reply[0] == replies.CLOCK:
                 raise StoreError(
                     f"this host's clock and the store's differ by more than 60 s (store: {reply[1]} ms); "
@@ -253,7 +277,7 @@ class Store:
         if self.catalog.enforcement != "on":
             return True
         decision, _ = await self.decide(view, _asking({}), mode="c")
-        return refusal_without(view.customer, decision.view.effective, feature) is None
+        return refusal_for_feature(view.customer, decision.view.effective, feature) is None
 
     async def consume(self, view: CustomerView, demands: Mapping[str, Demand]) -> Decision:
         """Count now, or be refused; returns once it is recorded."""
@@ -264,7 +288,7 @@ class Store:
         if found.allowed and decision.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
             held, used = HeldQuantities.of(decision, slot), UsedQuantities(recorded=decision.recorded)
-            again = mark_decided(decision, slot)
+            again = mark_used_in_slot(decision, slot)
             await self.acknowledged([Settlement(decision.view, held=held, used=used, keeps_shape=again)])
         return found
 
@@ -276,7 +300,7 @@ class Store:
         event_id: str | None,
         job_id: str | None = None,
         occurred_ms: int | None = None,
-        tells_revenue: bool = False,
+        asks_revenue: bool = False,
     ) -> Fraction | None:
         """Count after the fact, never denied; returns once it is recorded, or kept until it can be.
 
@@ -295,7 +319,7 @@ class Store:
             key = self.keys.event(view.shard, view.customer, counted_id)
             event = EventMark(key, event_id or "", used.given() if job_id is None else {})
         settlement = Settlement(
-            view, used=used, event=event, occurred_ms=occurred_ms, tells_revenue=tells_revenue
+            view, used=used, event=event, occurred_ms=occurred_ms, asks_revenue=asks_revenue
         )
         await self.acknowledged([settlement])
         return settlement.revenue
@@ -333,6 +357,30 @@ class Store:
                 for keys in map(self.keys.customer, customers)
             ],
         )
+
+    async def count_members(self, admin: Admin, keys: Sequence[str], *, limit: str | int) -> dict[int, int]:
+        """Count the members of sorted sets up to a score, by position in ``keys``; empty sets are left out.
+
+        One script asks a single server. On a cluster each key may be on another server. A set whose server
+        is down counts as one member: the next command to it raises the error, and the other sets are used.
+
+        Args:
+            admin: sends the commands.
+            keys: of sorted sets.
+            limit: the score, or ``+inf``.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        if self.address.kind != "cluster":
+            reply: list[int] = await admin.run(self.scripts["count"], [*keys], limit)
+            return {nth - 1: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
+        pipe = admin.client.pipeline(transaction=False)
+        for key in keys:
+            pipe.zcount(key, "-inf", limit)
+        replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+        found = [1 if isinstance(reply, Exception) else reply for reply in replies]
+        return {nth: members for nth, members in enumerate(found) if members}
 
     def settle(self, lane: Lane, settlement: Settlement) -> None:
         """Have a settlement applied, exactly once: sent at once, or kept until it can be."""
@@ -393,4 +441,4 @@ class Store:
 
 
 def _asking(demands: Mapping[str, Demand]) -> Prepare:
-    return lambda view, mode: view.prepare_asking(demands, mode)
+    return lambda view, mode: prepare_asking(view, demands, mode)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
 from meterkit.decisions.keys import HEAD_FIELD, meter_field
-from meterkit.decisions.packed import Head, MeterCounts, unpack_field
+from meterkit.decisions.packed import CounterHead, MeterCounts, unpack_field
 from meterkit.decisions.subjects import subject_budget
 from meterkit.store.request_subjects import Subjects
 
@@ -76,7 +76,7 @@ async def usage_by(store: Store, customer: str, kind: str) -> Sequence[SubjectUs
     pipe.zrangebyscore(keys.subjects(customer), f"({now_ms}", "+inf")
     data, head, members = await admin.ask(pipe.execute())
     state, prefix = CustomerState.parse(data or b""), f"{kind}:"
-    period = Head.read(head)
+    period = CounterHead.read(head)
     names = sorted(name.decode().removeprefix(prefix) for name in members if name.startswith(prefix.encode()))
     effective = effective_plan(state, store.catalog, now_ms)
     entitlements = entitlements_of(effective, store.catalog)

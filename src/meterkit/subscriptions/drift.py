@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 
 
 LIVE: Final = frozenset({"active", "trialing", "past_due", "unpaid", "paused"})
-"""The statuses of a subscription that bills usage, or may do so again."""
+"""Statuses of a subscription that bills usage, or may do so again."""
 
 
 def plan_in(items: Iterable[SubscriptionItem], catalog: Catalog) -> Plan | None:
-    """The plan that items are of; with base prices of several plans, that of the highest rank."""
+    """The plan of items; with base prices of several plans, the one of the highest rank."""
     return max(_plans_in(items, catalog), key=lambda plan: plan.rank, default=None)
 
 
-def paid_in(items: Iterable[SubscriptionItem], plan: Plan, catalog: Catalog) -> int:
-    """How many seats of a plan are among items, beyond those that its base price covers."""
+def paid_seats_in(items: Iterable[SubscriptionItem], plan: Plan, catalog: Catalog) -> int:
+    """Number of seats of a plan among items, beyond those that its base price covers."""
     if plan.seat_price is None or not sells_seats(plan, seat_meter(catalog.meters)):
         return 0
     price, key = plan.seat_price.stripe_price, seat_key(plan.key)
@@ -57,11 +57,11 @@ def paid_in(items: Iterable[SubscriptionItem], plan: Plan, catalog: Catalog) -> 
 
 
 def bills_here(found: Mapping[str, Any], catalog: Catalog, meters: Mapping[str, str]) -> bool:
-    """Whether a live subscription is of a plan, or bills usage of the plans file.
+    """Whether a live subscription has a plan, or bills usage of the plans file.
 
     Args:
         found: the subscription as Stripe shows it.
-        catalog: what is sold.
+        catalog: the plans file.
         meters: event names of the meters at Stripe that carry one of the plans file, by id.
     """
     if found.get("status") not in LIVE:
@@ -70,20 +70,20 @@ def bills_here(found: Mapping[str, Any], catalog: Catalog, meters: Mapping[str, 
     return plan_in(items, catalog) is not None or any(item.meter in meters for item in items)
 
 
-def drift_of_customer(
+def compare_customer(
     found: Sequence[Mapping[str, Any]],
     chosen: Mapping[str, Any] | None,
     catalog: Catalog,
     prices: PlanPrices | None,
     facts: PriceFacts = NO_FACTS,
 ) -> tuple[Drift, ...]:
-    """All differences between a customer's subscriptions and the plans file; empty: all is as the file says.
+    """Compare a customer's subscriptions with the plans file; return their differences.
 
     Args:
         found: all subscriptions of the Stripe customer, with ``latest_invoice`` expanded.
-        chosen: the one that counts; None: there is none.
-        catalog: what is sold.
-        prices: of the plan that it is of; None: it is of no plan.
+        chosen: the one in effect; None: there is none.
+        catalog: the plans file.
+        prices: of its plan; None: it has no plan.
         facts: about the prices of its metered items; without them no inexact price is found.
     """
     meters: Mapping[str, str] = {} if prices is None else prices.meters
@@ -96,13 +96,13 @@ def drift_of_customer(
         drifts.append(Drift(subscription=counts["id"], kind="two_subscriptions", message=message))
     if chosen is None:
         live = [one for one in found if one.get("status") in LIVE]
-        return (*drifts, *(drift for one in live for drift in drift_of(one, catalog, None)))
+        return (*drifts, *(drift for one in live for drift in compare_subscription(one, catalog, None)))
     if chosen.get("status") in LIVE:
         inexact = [
-            Drift(subscription=text_in(chosen, "id"), kind="inexact_price", message=_inexact_in_words(one))
+            Drift(subscription=text_in(chosen, "id"), kind="inexact_price", message=_describe_inexact(one))
             for one in inexact_prices(chosen, facts, catalog)
         ]
-        return (*drifts, *drift_of(chosen, catalog, prices), *inexact)
+        return (*drifts, *compare_subscription(chosen, catalog, prices), *inexact)
     invoice = part_of(chosen, "latest_invoice")
     if invoice.get("status") == "draft" and invoice.get("auto_advance") is False:
         message = (
@@ -112,7 +112,7 @@ def drift_of_customer(
     return tuple(drifts)
 
 
-def _inexact_in_words(one: InexactPrice) -> str:
+def _describe_inexact(one: InexactPrice) -> str:
     return (
         f"{one.meter} is billed at {one.price}, which cannot be computed for a unit: {one.reason}; kit.usage,"
         " budgets and spend limits count its overage at the plans file's price (estimated), and late usage at"
@@ -120,18 +120,20 @@ def _inexact_in_words(one: InexactPrice) -> str:
     )
 
 
-def drift_of(found: Mapping[str, Any], catalog: Catalog, prices: PlanPrices | None) -> tuple[Drift, ...]:
-    """All differences between a live subscription and the plans file.
+def compare_subscription(
+    found: Mapping[str, Any], catalog: Catalog, prices: PlanPrices | None
+) -> tuple[Drift, ...]:
+    """Compare a live subscription with the plans file; return their differences.
 
     Args:
         found: the subscription as Stripe shows it, with all of its items.
-        catalog: what is sold.
-        prices: of its plan; None: only what needs no look at prices is compared.
+        catalog: the plans file.
+        prices: of its plan; None: compare no prices.
     """
     subscription = text_in(found, "id")
     return tuple(
         Drift(subscription=subscription, kind=kind, message=message)
-        for kind, message in _differences(found, catalog, prices)
+        for kind, message in _find_differences(found, catalog, prices)
     )
 
 
@@ -140,24 +142,24 @@ def _plans_in(items: Iterable[SubscriptionItem], catalog: Catalog) -> list[Plan]
     return [plan for plan in catalog.plans.values() if plan.key in keys]
 
 
-def _differences(
+def _find_differences(
     found: Mapping[str, Any], catalog: Catalog, prices: PlanPrices | None
 ) -> Iterator[Difference]:
     items = items_of(found)
     plans, plan = _plans_in(items, catalog), plan_in(items, catalog)
     if plan is None:
-        yield "unknown_price", f"no plan of the plans file has a base price among {_prices(items)}"
+        yield "unknown_price", f"no plan of the plans file has a base price among {_list_prices(items)}"
         return
     if len(plans) > 1:
         names = ", ".join(one.key for one in plans)
         yield "two_plans", f"it has the base prices of several plans: {names}; {plan.key} counts"
-    yield from _quantities(items, plan, catalog)
+    yield from _compare_quantities(items, plan, catalog)
     if prices is not None:
-        yield from _of_items(items, plan, catalog, prices)
+        yield from _compare_items(items, plan, catalog, prices)
     currency = text_in(found, "currency") or catalog.currency
     if currency != catalog.currency:
         yield "currency", f"it is billed in {currency}; the plans file has {catalog.currency}"
-    yield from _intervals(found, plan, catalog)
+    yield from _compare_intervals(found, plan, catalog)
     if part_of(found, "billing_mode").get("type") == "classic":
         message = "its billing mode is classic: when a metered price changes, usage before it is never billed"
         yield "billing_mode", message
@@ -172,26 +174,28 @@ def _differences(
         yield "collection_paused", f"its invoices are not collected ({paused.get('behavior')})"
 
 
-def _quantities(items: Iterable[SubscriptionItem], plan: Plan, catalog: Catalog) -> Iterator[Difference]:
+def _compare_quantities(
+    items: Iterable[SubscriptionItem], plan: Plan, catalog: Catalog
+) -> Iterator[Difference]:
     for item in items:
         if plan_of_price(item.price, item.key, catalog) == plan.key and item.quantity != 1:
             message = f"the base price {item.price} has quantity {item.quantity}; the plans file sells 1"
             yield "base_quantity", message
 
 
-def _of_items(
+def _compare_items(
     items: Sequence[SubscriptionItem], plan: Plan, catalog: Catalog, prices: PlanPrices
 ) -> Iterator[Difference]:
-    """What ``repair`` would change, in words."""
+    """Describe the changes of items that ``repair`` would make."""
     by_id = {item.id: item for item in items}
-    for change in updates(items, catalog, prices, paid_in(items, plan, catalog)):
+    for change in updates(items, catalog, prices, paid_seats_in(items, plan, catalog)):
         price, item = str(change.get("price", "")), by_id.get(str(change.get("id", "")))
         if item is None:
             if price in prices.metered:
                 yield "missing_meter", f"{price} is missing: usage of its meter is on no invoice"
             continue
         if plan_of_price(item.price, item.key, catalog) is not None:
-            continue  # A base price: told above.
+            continue  # A base price: reported above.
         if item.meter is None:
             yield "seats", f"{item.price} sells seats that plan {plan.key} does not have at this price"
         elif price:
@@ -202,7 +206,7 @@ def _of_items(
             yield "other_item", f"{item.price} bills usage that plan {plan.key} does not sell"
 
 
-def _intervals(found: Mapping[str, Any], plan: Plan, catalog: Catalog) -> Iterator[Difference]:
+def _compare_intervals(found: Mapping[str, Any], plan: Plan, catalog: Catalog) -> Iterator[Difference]:
     for item, shown in zip(items_of(found), found["items"]["data"], strict=True):
         if plan_of_price(item.price, item.key, catalog) != plan.key:
             continue
@@ -215,23 +219,23 @@ def _intervals(found: Mapping[str, Any], plan: Plan, catalog: Catalog) -> Iterat
             )
 
 
-def _prices(items: Iterable[SubscriptionItem]) -> str:
+def _list_prices(items: Iterable[SubscriptionItem]) -> str:
     return ", ".join(item.price for item in items) or "no items"
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
-_LASTS_MS: Final = 3_600_000
-_FRESH_MS: Final = 60_000
-_OF_PRICES: Final[frozenset[DriftKind]] = frozenset({"other_price", "other_item", "missing_meter"})
-_TOLD_MS: Final = 3_600_000
+_PRICES_AGE_MS: Final = 3_600_000
+_FRESH_AGE_MS: Final = 60_000
+_PRICE_KINDS: Final[frozenset[DriftKind]] = frozenset({"other_price", "other_item", "missing_meter"})
+_LOG_EVERY_MS: Final = 3_600_000
 
 
 class DriftLog:
-    """Notes how the subscriptions of customers differ from the plans file.
+    """Stores and logs the drift of customers.
 
     Args:
-        store: where it is noted.
-        api: the way to Stripe.
+        store: of the kit.
+        api: makes the Stripe client on first use.
     """
 
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
@@ -240,20 +244,20 @@ class DriftLog:
         self._facts = PriceFactsReader(api)
         self._drifts = Drifts(store)
         self._states = States(store)
-        self._told_ms = 0
-        self._untold = 0
+        self._logged_ms = 0
+        self._unlogged = 0
 
-    async def look(
+    async def compare(
         self, customer: str, found: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None
     ) -> None:
-        """Note what differs of a customer's subscriptions, and log what was not noted before.
+        """Store the drift of a customer, and log it if it is new.
 
-        Where Stripe does not show prices now, what was noted before stays.
+        If Stripe does not show prices now, the stored drift stays.
 
         Args:
-            customer: whose they are.
+            customer: the customer's id.
             found: all subscriptions of the Stripe customer, with ``latest_invoice`` expanded.
-            chosen: the one that counts; None: there is none.
+            chosen: the one in effect; None: there is none.
 
         Raises:
             StoreError: the store does not answer.
@@ -261,16 +265,16 @@ class DriftLog:
         _, state = await self._states.read(customer)
         given = overrides_at(state.overrides, self._store.now_ms()).meters
         try:
-            drifts = await self._compared(found, chosen, given)
+            drifts = await self._find_drifts(found, chosen, given)
         except StripeError:
             return
-        if any(drift.kind in _OF_PRICES for drift in drifts) and _has_override_price(chosen, given):
+        if any(drift.kind in _PRICE_KINDS for drift in drifts) and _has_override_price(chosen, given):
             await due_prices(self._store).put(customer, self._store.now_ms())
         new = await self._drifts.put(customer, drifts)
         if new:
-            self._tell(customer, new[0])
+            self._log(customer, new[0])
 
-    async def _compared(
+    async def _find_drifts(
         self,
         found: Sequence[Mapping[str, Any]],
         chosen: Mapping[str, Any] | None,
@@ -279,26 +283,26 @@ class DriftLog:
         catalog = self._store.catalog
         plan = None if chosen is None else plan_in(items_of(chosen), catalog)
         if chosen is None or plan is None:
-            return drift_of_customer(found, chosen, catalog, None)
+            return compare_customer(found, chosen, catalog, None)
         facts = await self._facts.facts_of(chosen)
         drifts: tuple[Drift, ...] = ()
-        for within_ms in (_LASTS_MS, _FRESH_MS):  # A price may be younger than the book.
+        for within_ms in (_PRICES_AGE_MS, _FRESH_AGE_MS):  # A price may be newer than the cached ones.
             prices = await self._book.of(plan, within_ms=within_ms)
             if prices is not None:
                 prices = compared_prices(prices, catalog, given, prices_in(chosen))
-            drifts = drift_of_customer(found, chosen, catalog, prices, facts)
+            drifts = compare_customer(found, chosen, catalog, prices, facts)
             if not drifts:
                 break
         return drifts
 
-    def _tell(self, customer: str, drift: Drift) -> None:
-        """Log a difference; of many within an hour, which have one cause most of the time, the first."""
+    def _log(self, customer: str, drift: Drift) -> None:
+        """Log a difference; of many within an hour, which mostly have one cause, the first."""
         now_ms = self._store.now_ms()
-        if self._told_ms <= now_ms < self._told_ms + _TOLD_MS:
-            self._untold += 1
+        if self._logged_ms <= now_ms < self._logged_ms + _LOG_EVERY_MS:
+            self._unlogged += 1
             return
-        more = f"; so do those of {self._untold} customers since the last line" if self._untold else ""
-        self._told_ms, self._untold = now_ms, 0
+        more = f"; so do those of {self._unlogged} customers since the last line" if self._unlogged else ""
+        self._logged_ms, self._unlogged = now_ms, 0
         _logger.warning(
             "subscription %s of customer %r differs from the plans file: %s%s;"
             " `meterkit subscriptions check` lists all",

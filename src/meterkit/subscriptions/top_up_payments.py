@@ -23,50 +23,57 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
 
 
-Step = Literal["begin", "paid", "failed", "none", "bought", "on", "off"]
+AutoTopUpStep = Literal["begin", "paid", "failed", "none", "bought", "on", "off"]
 
 
 _PATIENCE_MS: Final = 3_600_000
-"""After so long another event takes over a top-up that has begun and not ended, as the same purchase."""
+"""After so long another event takes over an unfinished top-up, as the same purchase."""
 
 
-async def step(
-    store: Store, customer: str, credit: str, what: Step, *, event: str = "-", month: str = "-", most: int = 0
+async def move_auto_top_up(
+    store: Store,
+    customer: str,
+    credit: str,
+    to: AutoTopUpStep,
+    *,
+    event: str = "-",
+    month: str = "-",
+    most: int = 0,
 ) -> tuple[str, str] | None:
-    """Move the state of a customer's automatic top-ups; see ``lua/top_up.lua``.
+    """Move the state of a customer's automatic top-ups by ``lua/top_up.lua``.
 
     Returns:
-        Of ``begin``, the month and the event of the top-up that is to be bought; None: none is.
+        Of ``begin``, month and event of the top-up to buy; None: buy none.
 
     Raises:
         StoreError: the store does not answer.
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
-    asked = (target_of("credit", credit), what, event, month, most, _PATIENCE_MS)
-    reply = await admin.run(store.scripts["top_up"], [keys.ledger], *asked)
+    arguments = (target_of("credit", credit), to, event, month, most, _PATIENCE_MS)
+    reply = await admin.run(store.scripts["top_up"], [keys.ledger], *arguments)
     return (reply[1].decode(), reply[2].decode()) if reply[0] else None
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
 _INVOICES: Final = "/v1/invoices"
 _CENT: Final = MICRO // 100
-"""Micro-credits: a balance in money is in US dollars."""
+"""In micro-credits: a balance in money is in US dollars."""
 
 
-def mark_of_top_up(customer: str, credit: str, amount_cents: int, event: str = "") -> dict[str, str]:
-    """The metadata of the invoice that a top-up is bought with; the event began it where it is automatic."""
+def top_up_metadata(customer: str, credit: str, amount_cents: int, event: str = "") -> dict[str, str]:
+    """Metadata of the invoice of a top-up; an automatic one names the event that started it."""
     return {CUSTOMER: customer, TOP_UP: f"{credit} {amount_cents} {event}".rstrip()}
 
 
 class TopUpPayments:
-    """Brings the grants of a customer up to date with what Stripe says of the payments.
+    """Grants and reclaims top-ups by their payments at Stripe.
 
     Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses or does not answer, and
     :class:`~meterkit.errors.StoreError` where the store does not.
 
     Args:
-        store: where customers are kept.
-        api: the way to Stripe.
+        store: of the kit.
+        api: makes the Stripe client on first use.
     """
 
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
@@ -74,12 +81,12 @@ class TopUpPayments:
         self._api = api
 
     async def settle(self, customer: str, invoice: str, *, is_paid: bool = False) -> Mapping[str, Any]:
-        """Grant what an invoice has paid for, and take back what was refunded of it; the invoice.
+        """Grant the top-up of a paid invoice, and reclaim what was refunded of it; return the invoice.
 
         Args:
-            customer: the owner of the Stripe customer that the invoice is of.
+            customer: the customer of the invoice's Stripe customer.
             invoice: its id.
-            is_paid: whether an event says that it is paid: then it is an error if Stripe does not show that.
+            is_paid: whether an event reports it as paid; if Stripe shows otherwise, that is an error.
 
         Raises:
             CustomerError: it is another customer's top-up.
@@ -108,41 +115,39 @@ class TopUpPayments:
                 f"invoice {invoice} is a top-up of {amount!r:.20} cents of {credit!r:.80}, which is no credit"
                 " of the plans file: nothing was granted. Refund it at Stripe, or declare that credit"
             )
-        # A discount that a person has given at Stripe is no gift of a balance.
+        # A discount given at Stripe does not enlarge the balance.
         total = int(found["total"])
         granted, target = min(int(amount), total) * _CENT, target_of("credit", credit)
         if granted <= 0:
             return found
         refunded = await refunded_cents(self._api(), invoice)
-        # Before it is granted: who is cut off in between comes here again. Later it starts nothing again.
+        # Before the grant: a process that dies in between repeats this. After it, this would start nothing.
         if not refunded and not await is_given(self._store, customer, invoice):
-            await step(self._store, customer, credit, "bought", event=event.strip())
+            await move_auto_top_up(self._store, customer, credit, "bought", event=event.strip())
         await put(self._store, customer, [(target, granted)], grant_id=invoice)
         if event.strip():
-            await step(self._store, customer, credit, "paid", event=event.strip())
+            await move_auto_top_up(self._store, customer, credit, "paid", event=event.strip())
         if refunded:
             back = granted * min(refunded, total) // total
-            await self._take_back(customer, credit, invoice, back, is_all=back == granted)
+            await self._reclaim(customer, credit, invoice, back, is_all=back == granted)
         return found
 
-    async def take_back(self, intent: str, owner: Callable[[str], Awaitable[str | None]]) -> None:
-        """Take back what was refunded, or is disputed, of a payment; one that is no top-up's stays.
+    async def reclaim_payment(self, intent: str, find_owner: Callable[[str], Awaitable[str | None]]) -> None:
+        """Reclaim what was refunded or is disputed of a top-up's payment; ignore other payments.
 
         Args:
             intent: its payment intent.
-            owner: gives the customer that a Stripe customer is linked to.
+            find_owner: returns the customer that a Stripe customer is linked to.
         """
         asked: dict[str, Any] = {"payment": {"type": "payment_intent", "payment_intent": intent}}
         for payment in await self._api().list(PAYMENTS, asked):
             found = await self._api().get(f"{_INVOICES}/{id_in(payment, 'invoice')}")
             if TOP_UP in part_of(found, "metadata"):
-                customer = await owner(id_in(found, "customer"))
+                customer = await find_owner(id_in(found, "customer"))
                 if customer is not None:
                     await self.settle(customer, str(found["id"]))
 
-    async def _take_back(
-        self, customer: str, credit: str, invoice: str, micros: int, *, is_all: bool
-    ) -> None:
+    async def _reclaim(self, customer: str, credit: str, invoice: str, micros: int, *, is_all: bool) -> None:
         target = target_of("credit", credit)
         found = await reclaim(self._store, customer, target, grant_id=invoice, refunded=micros, is_all=is_all)
         if not found.more:
@@ -156,7 +161,7 @@ class TopUpPayments:
             refunded_cents,
             taken_cents,
         )
-        told = {
+        data = {
             "id": f"top_up.refunded/{invoice}/{micros}",
             "at_ms": self._store.now_ms(),
             "invoice": invoice,
@@ -164,4 +169,4 @@ class TopUpPayments:
             "refunded_cents": refunded_cents,
             "taken_back_cents": taken_cents,
         }
-        await publish_notice(self._store, customer, "top_up.refunded", told)
+        await publish_notice(self._store, customer, "top_up.refunded", data)

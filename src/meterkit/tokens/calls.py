@@ -22,7 +22,7 @@ _FIGURES: Final = frozenset(COUNTED)
 
 @dataclass(slots=True, kw_only=True)
 class EventUsage:
-    """What one event of a response says about usage.
+    """Usage that one event of a response reports.
 
     Attributes:
         counts: the API's own figures; what :attr:`settle` makes the normalised ones of: by meterkit's names,
@@ -89,44 +89,44 @@ class _Call:
         self.others: dict[str | None, _Call] = {}
         self.refused = self.final = self.alone = self.ended = self.outlives = self.sums = False
 
-    def merge(self, said: EventUsage) -> None:
+    def merge(self, event_usage: EventUsage) -> None:
         if not self.counts:
             # The API that names figures first knows best what they mean.
-            self.first = said
-        for name, count in said.counts.items():
-            self.counts[name] = count + (self.counts.get(name, 0) if said.adds else 0)
-        self.call_id = self.call_id or said.call_id
-        self.model = said.model or self.model
-        self.provider = self.provider or said.provider
-        self.context.update(said.context)
-        if said.cost_micros is not None:
-            self.cost_micros = said.cost_micros
-        self.refused |= said.refused
-        self.final |= said.final
-        self.outlives |= said.outlives
-        self.sums |= said.sums
-        self.alone |= said.alone
-        for other in said.others:
+            self.first = event_usage
+        for name, count in event_usage.counts.items():
+            self.counts[name] = count + (self.counts.get(name, 0) if event_usage.adds else 0)
+        self.call_id = self.call_id or event_usage.call_id
+        self.model = event_usage.model or self.model
+        self.provider = self.provider or event_usage.provider
+        self.context.update(event_usage.context)
+        if event_usage.cost_micros is not None:
+            self.cost_micros = event_usage.cost_micros
+        self.refused |= event_usage.refused
+        self.final |= event_usage.final
+        self.outlives |= event_usage.outlives
+        self.sums |= event_usage.sums
+        self.alone |= event_usage.alone
+        for other in event_usage.others:
             self.others.setdefault(other.call_id, _Call(other)).merge(other)
 
-    def is_continued_by(self, said: EventUsage, *, spoken: bool) -> bool:
+    def is_continued_by(self, event_usage: EventUsage, *, spoken: bool) -> bool:
         """Whether an event of unknown id belongs to this call.
 
         Args:
-            said: what the event says.
+            event_usage: the usage that the event reports.
             spoken: whether text came since this call's figures.
         """
-        if said.opens or self.ended:
+        if event_usage.opens or self.ended:
             return False
-        if said.adds and None not in (said.call_id, self.call_id):
+        if event_usage.adds and None not in (event_usage.call_id, self.call_id):
             return False  # Messages of models that run at once.
-        if said.call_id is None or not self.final:
+        if event_usage.call_id is None or not self.final:
             return True
         if self.call_id is None:
             return False
         # Some servers repeat the finishing chunk's figures, and nothing else, in one with an id of its own.
-        repeats = said.alone and not self.alone and not spoken
-        return repeats and self.counts == said.counts
+        repeats = event_usage.alone and not self.alone and not spoken
+        return repeats and self.counts == event_usage.counts
 
     def usages(self, *, complete: bool) -> Iterator[CallUsage | None]:
         """Yield the usage of this call, and of those of other models inside it."""
@@ -167,7 +167,7 @@ class _Call:
         )
 
 
-class Ledger:
+class CallLedger:
     """The calls of one response, in the order in which they were first seen."""
 
     __slots__ = ("_by_id", "_calls", "_current", "overflowed")
@@ -178,27 +178,27 @@ class Ledger:
         self._current: _Call | None = None
         self.overflowed = False
 
-    def add(self, said: EventUsage, *, spoken: bool = False) -> None:
+    def add(self, event_usage: EventUsage, *, spoken: bool = False) -> None:
         """Merge what an event says into the call that it belongs to.
 
         A new call opens where the event says so, or where another id follows a call that has its last
         figures: some servers send every chunk under an id of its own.
 
         Args:
-            said: what the event says.
+            event_usage: the usage that the event reports.
             spoken: whether text came between the figures before it and this event.
         """
-        call = self._by_id.get(said.call_id) if said.call_id else None
+        call = self._by_id.get(event_usage.call_id) if event_usage.call_id else None
         current = self._current
-        if call is None and current is not None and current.is_continued_by(said, spoken=spoken):
+        if call is None and current is not None and current.is_continued_by(event_usage, spoken=spoken):
             call = current
         if call is None:
             if len(self._calls) == CALLS_MAX:
                 self.overflowed = True
                 return
-            call = _Call(said)
+            call = _Call(event_usage)
             self._calls.append(call)
-        call.merge(said)
+        call.merge(event_usage)
         if call.call_id:
             self._by_id[call.call_id] = call
         self._current = call
@@ -209,7 +209,7 @@ class Ledger:
             self._current.ended = True
 
     def usages(self, *, complete: bool) -> tuple[CallUsage, ...]:
-        """What the calls used.
+        """Usage of the calls.
 
         Args:
             complete: whether nothing more would have come; else figures that were not the last are partial.

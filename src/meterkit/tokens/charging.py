@@ -1,9 +1,11 @@
-"""What calls of language models are charged: prices of their providers, or the seller's own, and a markup."""
+"""Charges for language model calls: the providers' prices, or the seller's own, and a markup."""
 
 from __future__ import annotations
 
 import logging
 from fractions import Fraction
+from functools import cache
+from importlib.util import find_spec
 from itertools import islice, product
 from math import ceil, floor, prod
 from threading import Lock
@@ -13,19 +15,27 @@ from meterkit.catalog.model_prices import first_match
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.catalog.units import UNIT_OF
 from meterkit.tokens.call_usage import billed_units
-from meterkit.tokens.genai_table import is_installed
-from meterkit.tokens.provider_prices import STANDARD, dearest_prices, list_prices, varying_contexts
+from meterkit.tokens.provider_prices import (
+    STANDARD,
+    UnitPrices,
+    at_any_length,
+    dearest_prices,
+    highest_prices,
+    list_prices,
+    read_table,
+    table_version,
+    unit_dimensions,
+    varying_contexts,
+)
 from meterkit.tokens.request import WAYS
-from meterkit.tokens.unit_prices import UnitPrices, at_any_length, highest_prices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.catalog.model_prices import ProviderPrices
     from meterkit.tokens.call_usage import CallUsage
-    from meterkit.tokens.provider_prices import Context
-    from meterkit.tokens.unit_prices import Tiers
+    from meterkit.tokens.provider_prices import Context, Tiers
 
 _logger = logging.getLogger("meterkit.tokens")
 _NAME_MAX: Final = 256
@@ -53,11 +63,11 @@ _SHAPES: Final = {
 _NAMED_APART: Final = _SHAPES["bedrock"]
 """The provider of a shape whose models the table does not find by their names alone."""
 _SHAPE_PROVIDERS: Final = frozenset({None, *_SHAPES.values()})
-"""What the shape of a response alone says of its provider. None of these reports amounts of money."""
+"""Providers recognised by the response's shape alone. None of these reports amounts of money."""
 
 
-class Charges:
-    """What calls are charged, in micro-units of US dollars.
+class ModelCharges:
+    """Charges for calls, in micro-units of US dollars.
 
     Args:
         prices: what the plans file says of them.
@@ -67,10 +77,10 @@ class Charges:
     """
 
     def __init__(self, prices: ProviderPrices) -> None:
-        is_installed()
+        read_table()
         self._markup = Fraction(100 + prices.markup_percent, 100)
         self._own = {
-            pattern: _OwnTerms(
+            pattern: _SellerTerms(
                 pattern,
                 {UNIT_OF.get(unit, unit): at_any_length(price) for unit, price in given.items()},
                 {
@@ -82,7 +92,7 @@ class Charges:
             for pattern, given in prices.models
         }
         self._own_factors = frozenset(pair for one in self._own.values() for pair in one.factors)
-        self._matches: dict[str, _OwnTerms | None] = {}
+        self._matches: dict[str, _SellerTerms | None] = {}
         self._overlaid: dict[tuple[str, UnitPrices | None, Fraction], UnitPrices | None] = {}
         self._highest: dict[tuple[str | None, datetime, frozenset[Context]], UnitPrices] = {}
         self._log = UnpricedLog()
@@ -114,7 +124,7 @@ class Charges:
 
     def prices(self, model: str, provider: str | None, at: datetime, context: Context) -> UnitPrices | None:
         """The prices of a model: the seller's own over those of its provider; None: neither is known."""
-        own = self.own_prices(model)
+        own = self.seller_terms(model)
         if own is None:
             return list_prices(provider, model, at, context)
         factor, left = own.factor_of(context)
@@ -129,7 +139,7 @@ class Charges:
                 self._log.log(model, cure, what=missing)
         return self._overlaid[key]
 
-    def _dearest(self, provider: str | None, at: datetime, contexts: Sequence[Context]) -> UnitPrices:
+    def _highest_prices(self, provider: str | None, at: datetime, contexts: Sequence[Context]) -> UnitPrices:
         """The highest price that each unit may have if the model is not known: the table's, or the file's."""
         key = provider, at.replace(minute=0, second=0, microsecond=0), frozenset(contexts)
         found = self._highest.get(key)
@@ -145,9 +155,9 @@ class Charges:
 
     def has_price(self, model: str, usage: str, at: datetime, provider: str | None = None) -> bool:
         """Whether a price of a model is known, before its call is made; see :meth:`held`."""
-        return self._requested(model, usage, provider, at, STANDARD) is not None
+        return self._requested_prices(model, usage, provider, at, STANDARD) is not None
 
-    def _requested(
+    def _requested_prices(
         self, model: str, usage: str, provider: str | None, at: datetime, context: Context
     ) -> UnitPrices | None:
         """The prices of a model that a request names, as its response may find them by its provider."""
@@ -155,7 +165,7 @@ class Charges:
         found = self.prices(model, whose, at, context)
         return self.prices(model, _NAMED_APART, at, context) if found is None and whose is None else found
 
-    def own_prices(self, model: str) -> _OwnTerms | None:
+    def seller_terms(self, model: str) -> _SellerTerms | None:
         """The first entry of the plans file whose pattern matches a model."""
         if not self._own:
             return None
@@ -200,9 +210,13 @@ class Charges:
         """
         contexts = self._possible(context)
         if models:
-            found = [self._requested(model, usage, provider, at, one) for model in models for one in contexts]
+            found = [
+                self._requested_prices(model, usage, provider, at, one)
+                for model in models
+                for one in contexts
+            ]
         else:
-            found = [self._dearest(provider or _SHAPES.get(usage), at, contexts)]
+            found = [self._highest_prices(provider or _SHAPES.get(usage), at, contexts)]
         costs = (
             one.most(entered=entered, left=left, has_media=has_media, others=others)
             for one in found
@@ -233,7 +247,7 @@ class Charges:
         return list(islice(found, _CONTEXTS_MOST))
 
 
-class _OwnTerms(NamedTuple):
+class _SellerTerms(NamedTuple):
     """Prices and factors of a pattern of the plans file."""
 
     pattern: str
@@ -302,7 +316,7 @@ def costs_of(
     call: CallUsage,
     units: Mapping[str, int],
     at: datetime,
-    charges: Charges | None,
+    charges: ModelCharges | None,
     group: Callable[[str], str],
 ) -> dict[str, Fraction] | None:
     """The cost of a call by group of units; None: nothing says what its model costs.
@@ -324,16 +338,16 @@ def costs_of(
     return None if found is None else found.costs(units, group, is_sum="summed" in call.notes)
 
 
-def _reported(call: CallUsage, charges: Charges | None) -> Fraction | None:
+def _reported(call: CallUsage, charges: ModelCharges | None) -> Fraction | None:
     """The amount that the provider reports, where it counts."""
     if call.reported_cost_micros is None or call.provider in _SHAPE_PROVIDERS:
         return None
-    is_own = charges is not None and charges.own_prices(call.model or "") is not None
+    is_own = charges is not None and charges.seller_terms(call.model or "") is not None
     return None if is_own else call.reported_cost_micros
 
 
 def _prices_of(
-    call: CallUsage, units: Mapping[str, int], at: datetime, charges: Charges | None
+    call: CallUsage, units: Mapping[str, int], at: datetime, charges: ModelCharges | None
 ) -> UnitPrices | None:
     if not units:
         return None
@@ -343,7 +357,7 @@ def _prices_of(
     return charges.prices(model, call.provider, at, call.context)
 
 
-class Remainders:
+class ChargeRemainders:
     """The parts of a unit that amounts leave when whole units are counted, for the customer's next amount.
 
     They are of this process: when that ends, each customer has been charged less than a unit too little.
@@ -353,7 +367,7 @@ class Remainders:
         self._left: dict[tuple[str, str], Fraction] = {}
         self._lock = Lock()
 
-    def whole(self, customer: str, meter: str, amount: Fraction) -> int:
+    def count_units(self, customer: str, meter: str, amount: Fraction) -> int:
         """The whole units of an amount and of what was left before."""
         with self._lock:
             total = self._left.pop((customer, meter), Fraction(0)) + amount
@@ -366,7 +380,7 @@ class Remainders:
 
 
 def charged_of(
-    charges: Mapping[str, Charges], call: CallUsage, at: datetime
+    charges: Mapping[str, ModelCharges], call: CallUsage, at: datetime
 ) -> tuple[dict[str, Fraction], bool]:
     """Price a call by the meter that counts it, and say whether a price of its model is lacking."""
     found = {meter: one.amount(call, at) for meter, one in charges.items()}
@@ -374,3 +388,85 @@ def charged_of(
         if amount is None:
             charges[meter].log_unpriced(call)
     return {meter: amount for meter, amount in found.items() if amount}, None in found.values()
+
+
+_KEPT_MOST: Final = 1024
+_TOTAL: Final = "total_tokens"
+_CALLED: Final = {unit: name for name, unit in UNIT_OF.items()}
+
+
+@cache
+def _counted_by(unit: str) -> tuple[str, ...]:
+    """The meters that may show a unit's cost: the first one that counts the unit, or a whole of it, does."""
+    if unit == "requests":
+        return "input_tokens", "output_tokens", _TOTAL
+    dimensions = unit_dimensions()
+    own = dimensions[unit]
+    wholes = sorted(
+        (other for other, known in dimensions.items() if known <= own),
+        key=lambda other: -len(dimensions[other]),
+    )
+    named = [name for whole in wholes for name in (whole, _CALLED.get(whole)) if name is not None]
+    return *named, _TOTAL
+
+
+class CallCosts:
+    """Providers' charges for calls, exactly, in micro-units of US dollars.
+
+    Args:
+        charges: what calls are charged, with the seller's own prices; None: they are not charged.
+        meter: that counts what calls are charged; it shows the cost where no meter counts tokens.
+        counters: the meters that are counted on.
+        plans: the version of the plans file.
+    """
+
+    def __init__(
+        self, charges: ModelCharges | None, meter: str | None, counters: Collection[str], plans: str
+    ) -> None:
+        read_table()
+        self._charges = charges
+        self._meter = meter
+        self._named = tuple((name, UNIT_OF.get(name, name)) for name in counters if name != _TOTAL)
+        self._counts_totals = _TOTAL in counters
+        self._meters: dict[tuple[str, ...], _MetersOfUnits] = {}
+        self._plans = plans
+        self.version = f"{plans},{table_version()}"
+
+    def of(self, call: CallUsage, at: datetime) -> dict[str, Fraction]:
+        """The cost by meter, without markup; empty: no provider's price is known, or nothing was used."""
+        units = billed_units(call)
+        has_measure = call.billed_input_tokens is not None or call.billed_output_tokens is not None
+        known = call.units if has_measure else units
+        counted = tuple(name for name, unit in self._named if known.get(unit))
+        if self._counts_totals and call.total_tokens:
+            counted = *counted, _TOTAL
+        meters = self._meters.get(counted)
+        if meters is None:
+            if len(self._meters) >= _KEPT_MOST:
+                self._meters.clear()
+            meters = self._meters[counted] = _MetersOfUnits(counted, self._meter)
+        return costs_of(call, units, at, self._charges, meters.__getitem__) or {}
+
+
+class _MetersOfUnits(dict[str, str]):
+    """Unit to the meter that shows its cost, found once for the meters that a call counts on."""
+
+    def __init__(self, counted: Collection[str], meter: str | None) -> None:
+        super().__init__()
+        self._counted = counted
+        self._other = meter or next(iter(sorted(counted)), "")
+
+    def __missing__(self, unit: str) -> str:
+        found = next((name for name in _counted_by(unit) if name in self._counted), self._other)
+        self[unit] = found
+        return found
+
+
+def call_costs(
+    charges: Mapping[str, ModelCharges], counters: Collection[str], plans: str
+) -> CallCosts | None:
+    """Costs of calls; None: the package ``genai-prices`` is not installed."""
+    if find_spec("genai_prices") is None:
+        return None
+    meter, one = next(iter(charges.items()), (None, None))
+    return CallCosts(one, meter, counters, plans)

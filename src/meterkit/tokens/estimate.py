@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.asgi")
 
 MEDIA_PART_TOKENS: Final = 1_600
-"""What an image, a piece of audio or a document is taken for, whatever its size."""
+"""Tokens assumed for an image, a piece of audio or a document, whatever its size."""
 
 BODY_BYTES_MAX: Final = 8 << 20
 BILLED_BYTES_PER_TOKEN: Final = 4
 BILLED_MEDIA_TOKENS: Final = 85
-"""What a bill takes an image for: OpenAI's price of one in low detail."""
+"""Tokens billed for an image: OpenAI's price of one in low detail."""
 
 _BYTES_PER_TOKEN: Final = 3
 _PARSED_BYTES_MAX: Final = 32 << 10
@@ -44,8 +44,19 @@ _BLOCK_BYTES: Final = 1_024
 _BASE64: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-"
 
 _INPUT_KEYS: Final = (
-    *("messages", "system", "prompt", "suffix", "input", "instructions", "contents"),
-    *("systemInstruction", "system_instruction", "tools", "functions", "toolConfig", "documents"),
+    "messages",
+    "system",
+    "prompt",
+    "suffix",
+    "input",
+    "instructions",
+    "contents",
+    "systemInstruction",
+    "system_instruction",
+    "tools",
+    "functions",
+    "toolConfig",
+    "documents",
 )
 
 
@@ -214,7 +225,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def request_of(body: bytes | Table) -> Table:
-    """What a request says; nothing where it is not JSON, or of more than 8 MiB."""
+    """Parse a request body; empty if it is not JSON, or larger than 8 MiB."""
     if not isinstance(body, bytes):
         return body
     if len(body) <= BODY_BYTES_MAX:

@@ -17,20 +17,20 @@ from meterkit.tokens.framing.content import (
     has_answer,
     is_json,
     is_lines,
+    make_decoder,
     read_pieces,
 )
-from meterkit.tokens.framing.decoding import decoding_of
-from meterkit.tokens.framing.incremental import drain, whole_of
-from meterkit.tokens.framing.json import Document
-from meterkit.tokens.framing.large_json import LargeJson
-from meterkit.tokens.framing.sse import Ndjson, Sse, Takers
+from meterkit.tokens.framing.incremental import drain, feed_large
+from meterkit.tokens.framing.json import JsonReader
+from meterkit.tokens.framing.large_json import LargeJsonReader
+from meterkit.tokens.framing.sse import EventCallbacks, NdjsonReader, SseReader
 from meterkit.tokens.json_values import dig, is_dense, load
-from meterkit.tokens.layout import CALL_ID, Place, first_text
+from meterkit.tokens.layout import CALL_ID, ValuePlace, first_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.tokens.framing.incremental import Incremental, Work
+    from meterkit.tokens.framing.incremental import IncrementalReader, Work
 
 _BLANK: Final = b" \t\r\n" + BOM_UTF8
 _DONE: Final = b"[DONE]"
@@ -70,7 +70,7 @@ class FieldsReader:
         paths = [path for alternatives in self._paths.values() for path in alternatives]
         self._needles = [_DONE, *{path[-1].encode() for path in paths}]
         self._place = _place_of([*paths, *CALL_ID])
-        self._decoding = None if coding in IDENTITY else decoding_of(coding)
+        self._decoding = None if coding in IDENTITY else make_decoder(coding)
         self.is_coded = coding not in IDENTITY and self._decoding is None
         # Calls without an id are named by how many have ended before.
         self._call: str | int = 0
@@ -115,16 +115,16 @@ class FieldsReader:
             meter for meter in self._paths if not any(meter in found for found in self._calls.values())
         )
 
-    def _framing_of(self, kind: bytes) -> Incremental | None:
+    def _framing_of(self, kind: bytes) -> IncrementalReader | None:
         """Choose the framing by the content type; None if the first byte has to decide."""
         if kind == SSE:
-            return Sse(self._takers())
+            return SseReader(self._takers())
         if is_lines(kind):
-            return Ndjson(self._takers())
-        return Document(self._takers(), unseen=True) if is_json(kind) else None
+            return NdjsonReader(self._takers())
+        return JsonReader(self._takers(), unseen=True) if is_json(kind) else None
 
-    def _takers(self) -> Takers:
-        return Takers(self._read_event, self._wants, self._open_large)
+    def _takers(self) -> EventCallbacks:
+        return EventCallbacks(self._read_event, self._wants, self._open_large)
 
     def _take(self, data: bytes) -> Work | None:
         if self._framing is None:
@@ -132,16 +132,18 @@ class FieldsReader:
             if not data:
                 return None
             is_json_value = data.startswith((b"{", b"["))
-            self._framing = Document(self._takers(), unseen=True) if is_json_value else Sse(self._takers())
+            self._framing = (
+                JsonReader(self._takers(), unseen=True) if is_json_value else SseReader(self._takers())
+            )
         return self._framing.feed(data)
 
     def _wants(self, data: bytes) -> bool:
         """Whether an event is read: most have none of the figures."""
         return any(needle in data for needle in self._needles)
 
-    def _open_large(self) -> LargeJson:
+    def _open_large(self) -> LargeJsonReader:
         """A reader of an event that is too large to be kept, or is not well-formed."""
-        return LargeJson(lambda event, _: self._take_event(event), lambda: None, self._place)
+        return LargeJsonReader(lambda event, _: self._take_event(event), lambda: None, self._place)
 
     def _read_event(self, data: bytes) -> Work | None:
         if data.strip() == _DONE:
@@ -149,11 +151,11 @@ class FieldsReader:
             self._call = self._ended
             return None
         if is_dense(data):
-            return whole_of(self._open_large(), data)
+            return feed_large(self._open_large(), data)
         try:
             event = load(data)
         except ValueError:
-            return whole_of(self._open_large(), data)
+            return feed_large(self._open_large(), data)
         self._take_event(event)
         return None
 
@@ -188,12 +190,12 @@ def _figure(value: object) -> int | None:
     return floor(value) if isfinite(value) and 0 <= value <= QUANTITY_MAX else None
 
 
-def _place_of(paths: Iterable[Sequence[str]]) -> Place:
+def _place_of(paths: Iterable[Sequence[str]]) -> ValuePlace:
     """Layout of an event with nothing but the values at some paths."""
-    root = Place()
+    root = ValuePlace()
     for path in paths:
         place = root
         for name in path:
             place.entered = True
-            place = place.names.setdefault(name, Place())
+            place = place.names.setdefault(name, ValuePlace())
     return root

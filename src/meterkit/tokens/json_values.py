@@ -54,7 +54,7 @@ def text(value: object) -> str | None:
 
 
 def dig(value: object, path: Sequence[str]) -> Any:
-    """What stands at a path of member names, or None."""
+    """Value at a path of member names, or None."""
     for name in path:
         if not isinstance(value, dict):
             return None
@@ -100,7 +100,7 @@ def read_counts(usage: Table, paths: Paths) -> tuple[dict[str, int], bool]:
         paths: where each figure may stand.
     """
     found: dict[str, tuple[int, object]] = {}
-    _find(usage, paths.tree, found)
+    _find_values(usage, paths.tree, found)
     counts: dict[str, int] = {}
     refused = False
     for name, (_, value) in found.items():
@@ -112,7 +112,7 @@ def read_counts(usage: Table, paths: Paths) -> tuple[dict[str, int], bool]:
     return counts, refused
 
 
-def _find(value: Table, tree: Mapping[str, _Place], found: dict[str, tuple[int, object]]) -> None:
+def _find_values(value: Table, tree: Mapping[str, _Place], found: dict[str, tuple[int, object]]) -> None:
     """Find the value of the best place for each name: members that are there are fewer than the places."""
     for member in value if len(value) <= len(tree) else tree:
         inner, place = value.get(member), tree.get(member)
@@ -122,4 +122,4 @@ def _find(value: Table, tree: Mapping[str, _Place], found: dict[str, tuple[int, 
             if name not in found or rank < found[name][0]:
                 found[name] = rank, inner
         if place.inner and isinstance(inner, dict):
-            _find(cast("Table", inner), place.inner, found)
+            _find_values(cast("Table", inner), place.inner, found)

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import dig, paths, text
-from meterkit.tokens.unread_figures import may_have_figures
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from meterkit.tokens.framing.incremental import LargeReader, Work
+    from meterkit.tokens.json_values import Table
 
 _NAMES: Final = paths(
     id="id message.id response.id responseId response_id",
     model="model message.model response.model modelVersion model_version",
 )
 CALL_ID: Final = _NAMES["id"]
-"""Where an event names its call."""
+"""Paths of the call's id in an event."""
 CALL_MODEL: Final = _NAMES["model"]
-"""Where an event names its model."""
+"""Paths of the model's name in an event."""
 _MARKS: Final = b'{}[]:,"\\ \t\r\n'
 # A quotation mark within a JSON text is escaped, so that what a model says cannot look like these.
 _ANSWERS: Final = (b'"choices"', b'"candidates"', b'"content"', b'"output"', b'"message"', b'"response"')
@@ -34,7 +38,7 @@ _CODE_EXTRA_BYTES: Final = 3  # `u65e5`, as it is without its backslash, for two
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class ValuePlace:
     """A value somewhere in an answer. The items of an array stand in the place of the array.
 
     Attributes:
@@ -46,7 +50,7 @@ class Place:
         entered: whether anything in it is read, if the value is an object or an array.
     """
 
-    names: dict[str, Place] = field(default_factory=dict["str", "Place"])
+    names: dict[str, ValuePlace] = field(default_factory=dict["str", "ValuePlace"])
     _: KW_ONLY
     text: bool = False
     handed: bool = False
@@ -58,7 +62,7 @@ class Place:
         self.silent = not self.text and all(inner.silent for inner in self.names.values())
         self.entered = bool(self.names) or self.whole or (self.text and not self.handed)
 
-    def member(self, name: str) -> Place | None:
+    def member(self, name: str) -> ValuePlace | None:
         """The place of a member; None where it is not looked at."""
         return self if self.whole else self.names.get(name)
 
@@ -83,7 +87,7 @@ def first_text(event: object, alternatives: Sequence[Sequence[str]]) -> str | No
 
 
 def utf8_bytes(value: str) -> int:
-    """How many bytes of UTF-8 a text has."""
+    """Number of UTF-8 bytes of a text."""
     return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
 
 
@@ -92,7 +96,7 @@ def handed_bytes(raw: bytes) -> int:
     return max(0, len(raw.translate(None, _MARKS)) - raw.count(b"\\u") * _CODE_EXTRA_BYTES)
 
 
-def text_bytes(value: object, place: Place) -> int:
+def text_bytes(value: object, place: ValuePlace) -> int:
     """UTF-8 bytes of what the model wrote in a value.
 
     Args:
@@ -118,73 +122,73 @@ def text_bytes(value: object, place: Place) -> int:
     return found
 
 
-_LEAF: Final = Place()
+_LEAF: Final = ValuePlace()
 
 
-def _members(names: str, place: Place = _LEAF) -> dict[str, Place]:
+def _members(names: str, place: ValuePlace = _LEAF) -> dict[str, ValuePlace]:
     return dict.fromkeys(names.split(), place)
 
 
-_FIGURES: Final = Place(whole=True)
-_TEXT: Final = Place(text=True)
+_FIGURES: Final = ValuePlace(whole=True)
+_TEXT: Final = ValuePlace(text=True)
 # The input of a tool call is a text of JSON with some APIs, and JSON with others.
-_HANDED: Final = Place(text=True, handed=True)
-_CALLED: Final = Place({"arguments": _HANDED, "args": _HANDED, "input": _HANDED})
-_BLOCK: Final = Place(
+_HANDED: Final = ValuePlace(text=True, handed=True)
+_CALLED: Final = ValuePlace({"arguments": _HANDED, "args": _HANDED, "input": _HANDED})
+_BLOCK: Final = ValuePlace(
     {
         **_members("text refusal transcript code partial_json", _TEXT),
         **_members("arguments input", _HANDED),
         **_members("functionCall function_call toolUse", _CALLED),
-        "executableCode": Place({"code": _TEXT}),
-        "reasoningContent": Place({"text": _TEXT, "reasoningText": Place({"text": _TEXT})}),
+        "executableCode": ValuePlace({"code": _TEXT}),
+        "reasoningContent": ValuePlace({"text": _TEXT, "reasoningText": ValuePlace({"text": _TEXT})}),
         "stop_reason": _LEAF,
     },
     text=True,
 )
 _BLOCK.names.update(_members("parts thinking", _BLOCK))
-_MESSAGE: Final = Place(
+_MESSAGE: Final = ValuePlace(
     {
         **_members("id model role stop_reason"),
         **_members("reasoning_content reasoning refusal thinking tool_plan", _BLOCK),
         "content": _BLOCK,
         "usage": _FIGURES,
-        "audio": Place({"transcript": _TEXT}),
-        "tool_calls": Place({"function": _CALLED, "custom": _CALLED}),
+        "audio": ValuePlace({"transcript": _TEXT}),
+        "tool_calls": ValuePlace({"function": _CALLED, "custom": _CALLED}),
         "function_call": _CALLED,
     }
 )
-_CHOICE: Final = Place(
+_CHOICE: Final = ValuePlace(
     {"delta": _MESSAGE, "message": _MESSAGE, "text": _TEXT, "usage": _FIGURES, "finish_reason": _LEAF}
 )
-_OUTPUT: Final = Place(
+_OUTPUT: Final = ValuePlace(
     {
         **_BLOCK.names,
         **_members("content summary", _BLOCK),
         **_members("type status model"),
         "message": _MESSAGE,
-        "action": Place(_members("type")),
+        "action": ValuePlace(_members("type")),
         "svg_usage": _FIGURES,
     }
 )
-_META: Final = Place({**_members("billed_units tokens", _FIGURES), "cached_tokens": _LEAF})
-_RESPONSE: Final = Place(
+_META: Final = ValuePlace({**_members("billed_units tokens", _FIGURES), "cached_tokens": _LEAF})
+_RESPONSE: Final = ValuePlace(
     {
         **_members("id model object error background status service_tier provider generation_id"),
         "meta": _META,
         **_members("usage tool_usage svg_usage", _FIGURES),
-        "tools": Place(_members("type model")),
+        "tools": ValuePlace(_members("type model")),
         "output": _OUTPUT,
         "choices": _CHOICE,
-        "x_groq": Place({"usage": _FIGURES}),
+        "x_groq": ValuePlace({"usage": _FIGURES}),
     },
     text=True,
 )
-_SPOKEN: Final = Place(_members("modelTurn model_turn outputTranscription output_transcription", _BLOCK))
-_VECTORS: Final = Place({"statistics": _FIGURES})
-_GROUNDING: Final = Place({**_members("webSearchQueries web_search_queries", _FIGURES)})
-_DELTA: Final = Place({**_BLOCK.names, "message": _MESSAGE, "usage": _FIGURES}, text=True)
+_SPOKEN: Final = ValuePlace(_members("modelTurn model_turn outputTranscription output_transcription", _BLOCK))
+_VECTORS: Final = ValuePlace({"statistics": _FIGURES})
+_GROUNDING: Final = ValuePlace({**_members("webSearchQueries web_search_queries", _FIGURES)})
+_DELTA: Final = ValuePlace({**_BLOCK.names, "message": _MESSAGE, "usage": _FIGURES}, text=True)
 
-ROOT: Final = Place(
+ROOT: Final = ValuePlace(
     {
         **_RESPONSE.names,
         **_members("type created created_at done text error data stopReason finish_reason stop_reason"),
@@ -192,7 +196,7 @@ ROOT: Final = Place(
         **_members("prompt_token_count generation_token_count inputTextTokenCount totalOutputTextTokenCount"),
         **_members("completionReason embeddingsByType event_type document_annotation"),
         **_members("embeddings embedding", _VECTORS),
-        "predictions": Place({"embeddings": _VECTORS}),
+        "predictions": ValuePlace({"embeddings": _VECTORS}),
         **_members("modelVersion model_version responseId response_id promptFeedback prompt_feedback"),
         **_members("messageStart messageStop contentBlockStart contentBlockStop"),
         **_members("input_tokens context_management"),
@@ -200,40 +204,155 @@ ROOT: Final = Place(
         **_members("totalTokens cachedContentTokenCount promptTokensDetails cacheTokensDetails"),
         **_members("usageMetadata usage_metadata amazon-bedrock-invocationMetrics", _FIGURES),
         **_members("thinking tool_plan completion generation outputText", _TEXT),
-        "data": Place(_members("embedding relevance_score")),
-        "results": Place({**_members("relevance_score tokenCount category_scores"), "outputText": _TEXT}),
-        "result": Place({"usage": _FIGURES, "model": _LEAF, "response": _TEXT}),
-        "answers": Place(_members("type")),
+        "data": ValuePlace(_members("embedding relevance_score")),
+        "results": ValuePlace(
+            {**_members("relevance_score tokenCount category_scores"), "outputText": _TEXT}
+        ),
+        "result": ValuePlace({"usage": _FIGURES, "model": _LEAF, "response": _TEXT}),
+        "answers": ValuePlace(_members("type")),
         **_members("item_id success document_annotation"),
-        "pages": Place({"images": Place(_members("image_annotation"))}),
+        "pages": ValuePlace({"images": ValuePlace(_members("image_annotation"))}),
         "usage_info": _FIGURES,
-        "trace": Place({"promptRouter": _FIGURES}),
+        "trace": ValuePlace({"promptRouter": _FIGURES}),
         **_members("serviceTier performanceConfig", _FIGURES),
         "delta": _DELTA,
         "message": _MESSAGE,
         "content": _BLOCK,
         "response": _RESPONSE,
         "interaction": _RESPONSE,
-        "event": Place({"type": _LEAF, "response": _RESPONSE}),
-        "session": Place(_members("id model")),
+        "event": ValuePlace({"type": _LEAF, "response": _RESPONSE}),
+        "session": ValuePlace(_members("id model")),
         **_members("serverContent server_content", _SPOKEN),
         **_members("outputs steps", _OUTPUT),
         "agent": _LEAF,
-        "candidates": Place(
+        "candidates": ValuePlace(
             {
                 "content": _BLOCK,
                 **_members("finishReason finish_reason"),
                 **_members("groundingMetadata grounding_metadata", _GROUNDING),
             }
         ),
-        "contentBlockDelta": Place({"delta": _BLOCK}),
-        "metadata": Place(
+        "contentBlockDelta": ValuePlace({"delta": _BLOCK}),
+        "metadata": ValuePlace(
             {
                 **_members("usage serviceTier performanceConfig", _FIGURES),
-                "trace": Place({"promptRouter": _FIGURES}),
+                "trace": ValuePlace({"promptRouter": _FIGURES}),
                 **_members("billableCharacterCount billable_character_count"),
             }
         ),
     }
 )
 """An event, or a whole answer, of any of the APIs."""
+
+
+_TOKEN: Final = b"oken"
+_TOKEN_NAME: Final = _TOKEN.decode()
+# A quotation mark within a JSON text is escaped, so that what a model says cannot look like this.
+_FIGURE: Final = re.compile(rb'oken[A-Za-z_]{0,40}"\s*:\s*[1-9]')
+_FIGURE_BYTES_MAX: Final = 128
+# The most names that are checked in each piece of a large event.
+_FIGURES_MAX: Final = 16
+_WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_LIMITS: Final = frozenset(
+    {"max", "maximum", "min", "minimum", "limit", "limits", "remaining", "left", "available"}
+)
+_SETTINGS: Final = frozenset(
+    {"allowed", "budget", "quota", "reserved", "window", "context", "default", "defaults"}
+)
+_PRICES: Final = frozenset({"rate", "rates", "per", "price", "prices", "pricing", "cost", "costs"})
+_CREDENTIALS: Final = frozenset({"access", "refresh", "auth", "api", "device", "session"})
+# A name with one of these words is no usage.
+_OTHERS: Final = _LIMITS | _SETTINGS | _PRICES | _CREDENTIALS
+# Nor are the members of these.
+_OTHER_PARENTS: Final = _OTHERS | {"config", "parameters", "params", "options", "settings", "capabilities"}
+_USED: Final = frozenset({"usage", "meta", "metadata"})
+_SHOWN: Final = re.compile(r"[A-Za-z_-]{1,40}")
+_ITEM: Final = "[]"
+_COUNTING: Final = re.compile(
+    r"(?:count|compute)[-_]?tokens|token[-_]?count|tokeni[sz]e|input_tokens$", re.IGNORECASE
+)
+
+
+def may_have_figures(data: bytes) -> bool:
+    """Whether JSON may hold a token figure."""
+    return _TOKEN in data and _FIGURE.search(data) is not None
+
+
+def figure_path(event: Table) -> str | None:
+    """The path of the first token figure above 0 that is no limit; names that may be data are hidden."""
+    # It grows by one level of members after the other.
+    places: list[tuple[Table, tuple[str, ...]]] = [(event, ())]
+    for value, path in places:
+        for name, inner in value.items():
+            if isinstance(inner, dict | list):
+                if _OTHER_PARENTS.isdisjoint(_words(name)):
+                    places += _objects(cast("object", inner), (*path, name))
+            elif _TOKEN_NAME in name and figure(inner) and _is_figure(name, path):
+                return ".".join(map(_shown, (*path, name))).replace(f".{_ITEM}", _ITEM)
+    return None
+
+
+def is_counting(path: str) -> bool:
+    """Whether a request's path is that of an endpoint which counts tokens and uses none."""
+    return _COUNTING.search(path.rpartition("/")[2]) is not None
+
+
+class FigureWatch:
+    """Looks for token figures in an event that is too large to be kept, as it passes to its reader.
+
+    Args:
+        reader: reads the event.
+        note: takes the name of a figure.
+    """
+
+    __slots__ = ("_note", "_reader", "_tail")
+
+    def __init__(self, reader: LargeReader, note: Callable[[str], None]) -> None:
+        self._reader = reader
+        self._note = note
+        self._tail = b""
+
+    def feed(self, data: bytes) -> Work | None:
+        """Take the next bytes of it."""
+        seen = self._tail + data
+        self._tail = seen[-_FIGURE_BYTES_MAX:]
+        if _TOKEN in seen:
+            for found in islice(_FIGURE.finditer(seen), _FIGURES_MAX):
+                begin, end = seen.rfind(b'"', 0, found.start()) + 1, seen.find(b'"', found.start())
+                name = seen[begin:end].decode("utf-8", "replace")
+                if begin and _is_figure(name, ()):
+                    self._note(_shown(name))
+        return self._reader.feed(data)
+
+    def end(self) -> None:
+        """It has come to its end."""
+        self._reader.end()
+
+
+def _objects(value: object, path: tuple[str, ...]) -> list[tuple[Table, tuple[str, ...]]]:
+    """The object, or those that are the items of an array."""
+    items = cast("list[object]", value) if isinstance(value, list) else None
+    if items is None:
+        return [(cast("Table", value), path)]
+    # Items are alike: an array of numbers, such as an embedding, is not gone through.
+    if not items or not isinstance(items[0], dict):
+        return []
+    return [(cast("Table", item), (*path, _ITEM)) for item in items if isinstance(item, dict)]
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+def _is_figure(name: str, path: tuple[str, ...]) -> bool:
+    words = _words(name)
+    if not _OTHERS.isdisjoint(words):
+        return False
+    if words == ["tokens"]:
+        return any(not _USED.isdisjoint(_words(parent)) for parent in path)
+    return "tokens" in words or ("token", "count") in pairwise(words)
+
+
+def _shown(name: str) -> str:
+    """The name, or `*` if it may be data, such as an id."""
+    return name if name == _ITEM or _SHOWN.fullmatch(name) else "*"

@@ -6,16 +6,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
-from meterkit.tokens.bodies import read_body
-from meterkit.tokens.call_usage import CallUsage, figure, sum_of
-from meterkit.tokens.calls import Ledger
+from meterkit.tokens.call_usage import CallUsage, each_once, figure, join_reports, sum_of
+from meterkit.tokens.calls import CallLedger
 from meterkit.tokens.jobs import outliving_state
-from meterkit.tokens.json_values import dig, load, rows, table
-from meterkit.tokens.merging import each_once, join_reports
+from meterkit.tokens.json_values import dig, load, rows, table, text
+from meterkit.tokens.layout import CALL_ID, CALL_MODEL, first_text
 from meterkit.tokens.observer import observed
 from meterkit.tokens.plain_values import body_of, kind_of, table_of
 from meterkit.tokens.providers import AUTO
-from meterkit.tokens.providers.agent_runs import responses_of_run
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.providers.cohere import COHERE
@@ -25,24 +23,25 @@ from meterkit.tokens.providers.frameworks import (
     PYDANTIC_AI,
     is_model_event,
     parts_of,
+    responses_of_run,
     with_provider,
 )
 from meterkit.tokens.providers.gemini import GEMINI
 from meterkit.tokens.providers.openai import OPENAI
 from meterkit.tokens.providers.xai import XAI, xai_event
-from meterkit.tokens.stream_models import StreamModels
+from meterkit.tokens.response import read_body
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.tokens.calls import EventUsage
     from meterkit.tokens.json_values import Table
-    from meterkit.tokens.providers.api import Api
+    from meterkit.tokens.providers.api import ProviderApi
 
-OBJECT_APIS: Final[tuple[Api, ...]] = (LANGCHAIN, PYDANTIC_AI, LITELLM, XAI, *AUTO)
+OBJECT_APIS: Final[tuple[ProviderApi, ...]] = (LANGCHAIN, PYDANTIC_AI, LITELLM, XAI, *AUTO)
 
 # A usage object on its own: the names that tell whose it is, and where its response has it.
-_BARE: Final[tuple[tuple[frozenset[str], Api, str], ...]] = (
+_BARE: Final[tuple[tuple[frozenset[str], ProviderApi, str], ...]] = (
     (frozenset({"prompt_tokens", "total_tokens"}), OPENAI, "usage"),
     (frozenset({"prompt_tokens", "completion_tokens"}), OPENAI, "usage"),
     (frozenset({"input_tokens", "output_tokens", "input_token_details"}), LANGCHAIN, "usage_metadata"),
@@ -60,7 +59,7 @@ _SPOKEN: Final = frozenset({"text_tokens", "audio_tokens", "cached_tokens"})
 """Details of OpenAI's usage of speech, which LangChain has other names for."""
 
 Report: TypeAlias = "Sequence[Table | CallUsage]"
-"""What an object says of usage: responses, chunks or usage objects; calls that were read off a body."""
+"""Usage in an object: responses, chunks or usage objects; calls that were read off a body."""
 
 
 def usage_of(obj: object) -> CallUsage | None:
@@ -81,17 +80,17 @@ def usage_of(obj: object) -> CallUsage | None:
 
 def calls_of(obj: object) -> tuple[CallUsage, ...]:
     """As :func:`usage_of`, each call for itself."""
-    return tuple(call for call in _said_by(obj) if call.source != "missing")
+    return tuple(call for call in _report_usages(obj) if call.source != "missing")
 
 
 def pending_jobs(obj: object) -> tuple[str, ...]:
     """The provider's ids of the jobs that an object tells of and that go on: their usage comes later."""
-    calls = (call for call in _said_by(obj) if call.outlives and call.source == "missing")
+    calls = (call for call in _report_usages(obj) if call.outlives and call.source == "missing")
     return tuple(call.response_id for call in calls if call.response_id is not None)
 
 
-def _said_by(obj: object) -> tuple[CallUsage, ...]:
-    reports = Reports()
+def _report_usages(obj: object) -> tuple[CallUsage, ...]:
+    reports = UsageReports()
     reports.take(report_of(obj))
     return reports.usages()
 
@@ -116,16 +115,16 @@ def events_of(obj: object) -> tuple[Table, ...]:
     run = responses_of_run(obj)
     if run is not None:
         return tuple(part for event in run for part in parts_of(event))
-    said, beside = _unwrapped(obj)
-    event = xai_event(said)
+    chunk, metadata = _unwrapped(obj)
+    event = xai_event(chunk)
     if event is not None:
         return (event,)
-    event = table_of(said)
+    event = table_of(chunk)
     if event is None:
         return ()
-    event = with_provider(said, event)
-    if beside is not None:
-        event = {**event, "beside": table_of(beside)}
+    event = with_provider(chunk, event)
+    if metadata is not None:
+        event = {**event, "run_metadata": table_of(metadata)}
     inner = dig(event, ("chunk", "bytes"))
     if isinstance(inner, bytes):
         # boto3's InvokeModelWithResponseStream
@@ -142,23 +141,23 @@ def _unwrapped(obj: Any) -> tuple[Any, Any]:
 
     Streams of xAI's SDK have the response so far before the chunk.
     """
-    said, beside = obj, None
-    while issubclass(kind_of(said), tuple) and said:
-        first, last = said[0], said[-1]
+    chunk, metadata = obj, None
+    while issubclass(kind_of(chunk), tuple) and chunk:
+        first, last = chunk[0], chunk[-1]
         if issubclass(kind_of(first), str | tuple) or xai_event(last) is not None:
-            said = last
+            chunk = last
         else:
-            said, beside = first, last if issubclass(kind_of(last), dict) else None
-    return said, beside
+            chunk, metadata = first, last if issubclass(kind_of(last), dict) else None
+    return chunk, metadata
 
 
-class Reports:
+class UsageReports:
     """The calls that an app reports object by object: responses, chunks and usage objects."""
 
     __slots__ = ("_calls", "_ledger", "_models")
 
     def __init__(self) -> None:
-        self._ledger = Ledger()
+        self._ledger = CallLedger()
         self._models = StreamModels()
         self._calls: list[CallUsage] = []
 
@@ -168,13 +167,13 @@ class Reports:
         Returns:
             False where usage was to be expected of it and there is none.
         """
-        calls = [said for said in report if isinstance(said, CallUsage)]
+        calls = [item for item in report if isinstance(item, CallUsage)]
         self._calls = each_once((*self._calls, *calls))
-        taken = [self._take(said) for said in report if not isinstance(said, CallUsage)]
+        taken = [self._take(item) for item in report if not isinstance(item, CallUsage)]
         return any(taken) or any(call.source != "missing" for call in calls)
 
     def usages(self) -> tuple[CallUsage, ...]:
-        """What the calls used: figures of a stream that were not the last are partial."""
+        """Usage of the calls: figures of a stream that were not the last are partial."""
         if not (self._calls or len(self._ledger)):
             return ()  # As with most requests, whose usage is read off the response.
         calls = (*self._calls, *self._models.name(self._ledger.usages(complete=False)))
@@ -186,22 +185,22 @@ class Reports:
         return tuple(join_reports(join_reports(named, single), sums))
 
     def _take(self, event: Table) -> bool:
-        said, bare = _usage_in(event), False
-        if said is None:
-            said, bare = _bare_usage_in(event), True
-        if said is None and outliving_state(event) is not None:
+        event_usage, bare = _usage_in(event), False
+        if event_usage is None:
+            event_usage, bare = _bare_usage_in(event), True
+        if event_usage is None and outliving_state(event) is not None:
             self._calls += observed(event)
             return True
-        if said is None:
+        if event_usage is None:
             if _is_piece(event):
                 self._models.note(event)
             known = event.get("type") == "ping" or any(api.recognises(event) for api in OBJECT_APIS)
             return known and _is_piece(event)
         # A whole response is a call of its own, whatever was reported before and will be after.
-        whole = said.final and (bare or "candidates" in event or not _is_piece(event))
-        if whole and (bare or said.call_id is not None):
+        whole = event_usage.final and (bare or "candidates" in event or not _is_piece(event))
+        if whole and (bare or event_usage.call_id is not None):
             self._ledger.end()
-        self._ledger.add(said)
+        self._ledger.add(event_usage)
         if whole:
             self._ledger.end()
         return True
@@ -222,14 +221,51 @@ def _is_piece(event: Table) -> bool:
 
 def _usage_in(event: Table) -> EventUsage | None:
     seen = (api.usage_in(event, True) for api in OBJECT_APIS)
-    return next((said for said in seen if said is not None), None)
+    return next((event_usage for event_usage in seen if event_usage is not None), None)
 
 
 def _bare_usage_in(usage: Table) -> EventUsage | None:
     spoken = not _SPOKEN.isdisjoint(table(usage.get("input_token_details")) or {})
     for names, api, place in _BARE:
         if names <= usage.keys() and not (spoken and api is LANGCHAIN):
-            said = api.usage_in({place: usage}, False)
+            event_usage = api.usage_in({place: usage}, False)
             several = (figure(usage.get("requests")) or 0) > 1  # Counters of agents have them.
-            return None if said is None else replace(said, final=True, sums=said.sums or several)
+            return (
+                None
+                if event_usage is None
+                else replace(event_usage, final=True, sums=event_usage.sums or several)
+            )
     return None
+
+
+_STREAMS_MAX: Final = 1_000
+
+
+class StreamModels:
+    """The models of one or several streams, by the ids of their pieces."""
+
+    __slots__ = ("_by_id", "_names")
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, str] = {}
+        self._names: dict[str, None] = {}
+
+    def note(self, piece: Table) -> None:
+        """Take a piece of a stream, which may name its model."""
+        model = first_text(piece, CALL_MODEL)
+        if model is None or len(self._by_id) >= _STREAMS_MAX:
+            return
+        self._names[model] = None
+        for path in CALL_ID:
+            if (name := text(dig(piece, path))) is not None:
+                self._by_id[name] = model
+
+    def name(self, calls: Sequence[CallUsage]) -> tuple[CallUsage, ...]:
+        """The calls, each with the model that a piece of the same id names, or else that all pieces name."""
+        only = next(iter(self._names)) if len(self._names) == 1 else None
+        return tuple(
+            call
+            if call.model is not None
+            else replace(call, model=self._by_id.get(call.response_id or "") or only)
+            for call in calls
+        )

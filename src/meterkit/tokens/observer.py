@@ -6,20 +6,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.tokens.call_usage import CallUsage
-from meterkit.tokens.calls import EventUsage, Ledger
+from meterkit.tokens.calls import CallLedger, EventUsage
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, rows, table
-from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, first_text, text_bytes
+from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, figure_path, first_text, text_bytes
 from meterkit.tokens.providers import AUTO
-from meterkit.tokens.unread_figures import figure_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.tokens.call_usage import Note
     from meterkit.tokens.json_values import Table
-    from meterkit.tokens.providers.api import Api
+    from meterkit.tokens.providers.api import ProviderApi
 
 _EVENTS_TO_RECOGNISE: Final = 8
 # Answers of the endpoints that count tokens: nothing was generated, nothing is billed.
@@ -51,7 +50,7 @@ _STEP: Final = "thread.run.step"
 _SOUND: Final = "audio.delta"
 
 
-class Observer:
+class UsageObserver:
     """The facts about one response.
 
     Args:
@@ -65,24 +64,28 @@ class Observer:
     """
 
     __slots__ = (
-        *("_api", "_apis", "_asks", "_declared", "_ledger", "_looked", "_only_counted"),
-        *(
-            "_figures",
-            "_outlives",
-            "_response_id",
-            "_response_model",
-            "_unreported_bytes",
-            "is_broken",
-            "is_strange",
-            "text_bytes",
-        ),
+        "_api",
+        "_apis",
+        "_asks",
+        "_declared",
+        "_figures",
+        "_ledger",
+        "_looked",
+        "_only_counted",
+        "_outlives",
+        "_response_id",
+        "_response_model",
+        "_unreported_bytes",
+        "is_broken",
+        "is_strange",
+        "text_bytes",
     )
 
-    def __init__(self, apis: Sequence[Api], *, declared: bool) -> None:
+    def __init__(self, apis: Sequence[ProviderApi], *, declared: bool) -> None:
         self._apis = apis
         self._declared = declared
-        self._api: Api | None = apis[0] if declared and len(apis) == 1 else None
-        self._ledger = Ledger()
+        self._api: ProviderApi | None = apis[0] if declared and len(apis) == 1 else None
+        self._ledger = CallLedger()
         self._looked = 0
         # Paths of figures that no API has read, by whether the event is one of an API.
         self._figures: dict[bool, str] = {}
@@ -94,7 +97,7 @@ class Observer:
         self.text_bytes = 0
 
     @property
-    def decided(self) -> bool:
+    def is_decided(self) -> bool:
         """Whether no further event is needed to say whose response this is."""
         return self._looked >= _EVENTS_TO_RECOGNISE or (self._looked > 0 and self._api is not None)
 
@@ -104,12 +107,12 @@ class Observer:
         return self._declared or self._api is not None
 
     @property
-    def foreign(self) -> bool:
+    def is_foreign(self) -> bool:
         """Whether the response turned out to be no language model's."""
-        return self.decided and not self.is_known
+        return self.is_decided and not self.is_known
 
     @property
-    def untold(self) -> bool:
+    def is_undetermined(self) -> bool:
         """Whether nothing has come yet that could say whose response this is."""
         return not (self._declared or self._looked or self.is_strange)
 
@@ -120,7 +123,7 @@ class Observer:
             return 0
         return self._unreported_bytes // BILLED_BYTES_PER_TOKEN
 
-    def knows(self, event: Table) -> bool:
+    def can_recognise(self, event: Table) -> bool:
         """Whether an event is certainly a language model's, or whose response it is is known before."""
         return self.is_known or any(api.recognises(event) for api in self._apis)
 
@@ -137,19 +140,19 @@ class Observer:
             measured: UTF-8 bytes of the model's text in it, where that is known.
             reports: whether there may be usage or an error in it.
         """
-        if not self.decided:
+        if not self.is_decided:
             self._recognise(event)
         spoken = self._unreported_bytes > 0
-        if not self.foreign:
-            self._measure(event, measured)
+        if not self.is_foreign:
+            self._measure_event(event, measured)
         if not reports:
             return False
         for api in self._apis:
-            said = api.usage_in(event, not self._declared)
-            if said is not None:
+            event_usage = api.usage_in(event, not self._declared)
+            if event_usage is not None:
                 self._api = self._api or api
-                self._ledger.add(said, spoken=spoken)
-                if said.final or said.counts:
+                self._ledger.add(event_usage, spoken=spoken)
+                if event_usage.final or event_usage.counts:
                     self._unreported_bytes = 0
                 return True
         if event.get("type") == "error" or isinstance(event.get("error"), dict | str):
@@ -181,7 +184,7 @@ class Observer:
         if path is not None and not str(event.get("object")).startswith(_STEP):
             self._figures.setdefault(any(api.recognises(event) for api in self._apis), path)
 
-    def _measure(self, event: Table, measured: int | None) -> None:
+    def _measure_event(self, event: Table, measured: int | None) -> None:
         kind = event.get("type")
         if isinstance(kind, str) and kind.endswith(_SOUND):
             return
@@ -197,7 +200,7 @@ class Observer:
         self._ledger.end()
 
     def close(self, *, complete: bool, notes: Sequence[Note]) -> tuple[CallUsage, ...]:
-        """What the calls of the response used.
+        """Usage of the response's calls.
 
         Args:
             complete: whether the response was sent to its end.
@@ -260,7 +263,7 @@ class Observer:
 
 
 def observed(event: Table) -> tuple[CallUsage, ...]:
-    """What a whole document of any API says."""
-    observer = Observer(AUTO, declared=False)
+    """Usage that a complete document of any API reports."""
+    observer = UsageObserver(AUTO, declared=False)
     observer.observe(event)
     return observer.close(complete=True, notes=())

@@ -27,7 +27,7 @@ _NOTHING: Final[Mapping[str, Any]] = {}
 
 
 def table_of(obj: object) -> Table | None:
-    """What the object says, as dicts, lists and scalars; None where it has no members. Never raises.
+    """Copy an object to dicts, lists and scalars; None where it has no members. Never raises.
 
     Of a large object the outer members come first, and those of its usage before all others: no more than
     2,048 members are read, and 256 items of each list. An object that is met again is not read again.
@@ -87,13 +87,13 @@ class _Copy:
         self._known: dict[int, tuple[object, object]] = {}
 
     def start(self, obj: object) -> object:
-        copied = self._take(_dumped(obj), urgent=False)
+        copied = self._copy_value(_dumped(obj), urgent=False)
         while self._ahead and self._left > 0:
             with suppress(Exception):  # A foreign mapping may refuse to be read.
-                self._fill(*self._ahead.popleft())
+                self._fill_copy(*self._ahead.popleft())
         return copied
 
-    def _take(self, value: Any, *, urgent: bool) -> object:
+    def _copy_value(self, value: Any, *, urgent: bool) -> object:
         """The value, or a copy that is filled when its turn comes."""
         if issubclass(kind_of(value), _PLAIN):
             return value
@@ -110,11 +110,11 @@ class _Copy:
         (self._ahead.appendleft if urgent else self._ahead.append)((source, copied, urgent))
         return copied
 
-    def _fill(self, source: Any, copied: Any, urgent: bool) -> None:
+    def _fill_copy(self, source: Any, copied: Any, urgent: bool) -> None:
         if isinstance(copied, list):
             items = cast("list[object]", copied)
             for value in islice(source, min(ITEMS_MAX, self._left)):
-                items.append(value if type(value) in _EXACT else self._take(value, urgent=urgent))
+                items.append(value if type(value) in _EXACT else self._copy_value(value, urgent=urgent))
             self._left -= len(items)
             return
         self._left -= len(source)
@@ -122,7 +122,7 @@ class _Copy:
             if type(value) in _EXACT:
                 copied[name] = value
             elif isinstance(name, str):
-                copied[name] = self._take(value, urgent=urgent or _has_figures(name))
+                copied[name] = self._copy_value(value, urgent=urgent or _has_figures(name))
 
 
 def _has_figures(name: str) -> bool:
@@ -146,13 +146,13 @@ def _members(value: Any) -> Any:
     shown = {name: inner for name, inner in held.items() if name[:1] != "_"}
     if is_dataclass(kind):
         fields = (name for name in kind.__dataclass_fields__ if name[:1] != "_")
-        return {**shown, **{name: _field(value, kind, held, name) for name in fields}}
+        return {**shown, **{name: _field_value(value, kind, held, name) for name in fields}}
     if shown:
         return shown
-    return _slots(value, kind)
+    return _slot_values(value, kind)
 
 
-def _field(value: Any, kind: Any, held: Mapping[str, Any], name: str) -> object:
+def _field_value(value: Any, kind: Any, held: Mapping[str, Any], name: str) -> object:
     if name in held:
         return held[name]
     # In a slot, or the default, which stands in the class.
@@ -162,7 +162,7 @@ def _field(value: Any, kind: Any, held: Mapping[str, Any], name: str) -> object:
     return default if isinstance(default, _PLAIN) else None
 
 
-def _slots(value: Any, kind: Any) -> Mapping[str, Any] | None:
+def _slot_values(value: Any, kind: Any) -> Mapping[str, Any] | None:
     found: dict[str, Any] = {}
     bases: tuple[Any, ...] = kind.__mro__
     for name, member in chain.from_iterable(base.__dict__.items() for base in bases):
@@ -175,7 +175,7 @@ def _slots(value: Any, kind: Any) -> Mapping[str, Any] | None:
 
 
 def _dumped(obj: Any) -> Any:
-    """What an object says that has no members to look at but can tell them: ``to_dict()`` of Vertex AI."""
+    """Dump of an object without readable members that has a ``to_dict()``, as Vertex AI's do."""
     kind = kind_of(obj)
     if (
         issubclass(kind, type)

@@ -7,17 +7,250 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cache, lru_cache
-from math import prod
+from importlib import import_module
+from math import lcm, prod
+from operator import mul
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.tokens.genai_table import read_table, read_units
-from meterkit.tokens.unit_prices import ALWAYS, UnitPrices, highest_prices
+from meterkit.catalog.price_table import installed_table
+from meterkit.catalog.units import WHOLE_OF
+from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
-    from meterkit.tokens.unit_prices import Tiers
+
+def read_table() -> Any:
+    """The providers and models of the package.
+
+    Raises:
+        MeterkitError: it is not installed.
+    """
+    table = installed_table()
+    if table is None:
+        raise MeterkitError(
+            "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
+        )
+    return table
+
+
+@cache
+def read_units() -> dict[str, dict[str, Any]]:
+    """Unit to its definition: the name of its price, for how many units that is, and its dimensions."""
+    read_table()
+    found: dict[str, dict[str, Any]] = import_module("genai_prices.data_units").unit_data
+    return found
+
+
+@cache
+def unit_dimensions() -> Mapping[str, frozenset[tuple[str, str]]]:
+    """Unit to its dimensions: a unit with more of them is a part of those with fewer.
+
+    Raises:
+        MeterkitError: the package ``genai-prices`` is not installed.
+    """
+    return {unit: frozenset(known["dimensions"].items()) for unit, known in read_units().items()}
+
+
+@cache
+def table_version() -> str:
+    """The version of the price table, for example ``genai-prices/0.2.3``.
+
+    Raises:
+        MeterkitError: the package ``genai-prices`` is not installed.
+    """
+    read_table()
+    return f"genai-prices/{import_module('genai_prices').__version__}"
+
+
+_REQUESTS: Final = "requests"
+_ONE: Final = Fraction(1)
+_NO_UNITS: Final[Mapping[str, int]] = {}
+ALWAYS: Final = -1
+"""Start of the tier that contains every call."""
+
+Tiers = tuple[tuple[int, Fraction], ...]
+"""Prices of a unit, each with the input tokens from beyond which all units of a call cost it."""
+
+
+def _itself(unit: str) -> str:
+    return unit
+
+
+class _PricedUnit(NamedTuple):
+    """A priced unit: its tiers in whole numbers, and the places of the rows that are parts of it."""
+
+    unit: str
+    tiers: tuple[tuple[int, int], ...]
+    parts: tuple[int, ...]
+
+
+class UnitPrices:
+    """Prices by unit, in micro-units of US dollars. A part without a price costs what its whole does.
+
+    Args:
+        prices: by unit of the table.
+    """
+
+    __slots__ = (
+        "_amounts",
+        "_divisor",
+        "_having_parts",
+        "_lacks_whole",
+        "_names",
+        "_request",
+        "_rows",
+        "_tiered",
+        "_wholes",
+        "prices",
+    )
+
+    def __init__(self, prices: Mapping[str, Tiers]) -> None:
+        dimensions = unit_dimensions()
+        self.prices: Mapping[str, Tiers] = {unit: tiers for unit, tiers in prices.items() if tiers}
+        self._divisor = lcm(*(price.denominator for tiers in prices.values() for _, price in tiers))
+        ordered = sorted(
+            (unit for unit in self.prices if unit != _REQUESTS),
+            key=lambda unit: (-len(dimensions[unit]), unit),
+        )
+        self._rows = tuple(
+            _PricedUnit(
+                unit,
+                self._scale_tiers(self.prices[unit]),
+                tuple(
+                    at
+                    for at, other in enumerate(ordered)
+                    if other != unit and dimensions[unit] <= dimensions[other]
+                ),
+            )
+            for unit in ordered
+        )
+        self._names = tuple(ordered)
+        self._having_parts = tuple((at, row.parts) for at, row in enumerate(self._rows) if row.parts)
+        self._wholes = tuple(
+            (whole, tuple(at for at, unit in enumerate(ordered) if WHOLE_OF.get(unit, unit) == whole))
+            for whole in ("input_tokens", "output_tokens")
+        )
+        self._lacks_whole = any(whole not in self.prices for whole, _ in self._wholes)
+        self._request = self._scale_tiers(self.prices.get(_REQUESTS, ()))
+        self._tiered = any(len(tiers) > 1 for tiers in self.prices.values())
+        self._amounts = self._prices_at(1)
+
+    def _scale_tiers(self, tiers: Tiers) -> tuple[tuple[int, int], ...]:
+        return tuple((start, int(price * self._divisor)) for start, price in tiers)
+
+    def _prices_at(self, entered: int) -> tuple[int, ...]:
+        """Price of each row for a call of so many input tokens, and at last that of the request."""
+        return (*(_price_at(row.tiers, entered) for row in self._rows), _price_at(self._request, entered))
+
+    def _prices_of(self, units: Mapping[str, int], *, is_sum: bool) -> tuple[int, ...]:
+        if not self._tiered:
+            return self._amounts
+        return self._prices_at(0 if is_sum else units.get("input_tokens", 0))
+
+    def cost(self, units: Mapping[str, int], factor: Fraction = _ONE, *, is_sum: bool = False) -> Fraction:
+        """Cost of a call that used so many units, times a factor.
+
+        Tiers go by its input tokens. Of a sum of several calls these are not known: the lowest tier counts.
+        """
+        amount = sum(map(mul, self._prices_of(units, is_sum=is_sum), self._split(units)))
+        # One fraction at the end: each takes as long as the rest together.
+        return Fraction(amount * factor.numerator, self._divisor * factor.denominator)
+
+    def costs(
+        self, units: Mapping[str, int], group: Callable[[str], str] = _itself, *, is_sum: bool = False
+    ) -> dict[str, Fraction]:
+        """Cost of a call by unit: each without its priced parts; units that cost nothing are left out.
+
+        Args:
+            units: that the call used.
+            group: what the costs of a unit are added to.
+            is_sum: whether they are of several calls.
+        """
+        prices = self._prices_of(units, is_sum=is_sum)
+        found: dict[str, int] = {}
+        for unit, price, count in zip((*self._names, _REQUESTS), prices, self._split(units), strict=True):
+            if price and count:
+                name = group(unit)
+                found[name] = found.get(name, 0) + price * count
+        return {name: Fraction(amount, self._divisor) for name, amount in found.items()}
+
+    def most(
+        self, *, entered: int, left: int, has_media: bool, others: Mapping[str, int] = _NO_UNITS
+    ) -> Fraction:
+        """Price a call of so many tokens at the most that it can cost, of whatever kind they are.
+
+        Args:
+            entered: tokens that go in.
+            left: tokens that come out.
+            has_media: whether sound, images or video may be among those that go in.
+            others: quantities of units that are no tokens.
+        """
+        amount, found = 0, {"input_tokens": 0, "output_tokens": 0}
+        dimensions = unit_dimensions()
+        for row in self._rows:
+            whole = WHOLE_OF.get(row.unit, row.unit)
+            modality = dict(dimensions[row.unit]).get("modality", "text")
+            if whole in found and (has_media or modality == "text" or whole == "output_tokens"):
+                found[whole] = max(found[whole], _price_at(row.tiers, entered))
+            elif row.unit in others:
+                amount += others[row.unit] * _price_at(row.tiers, entered)
+        amount += entered * found["input_tokens"] + left * found["output_tokens"]
+        return Fraction(amount + _price_at(self._request, entered), self._divisor)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing has a price above 0."""
+        return not any(price for tiers in self.prices.values() for _, price in tiers)
+
+    def _split(self, units: Mapping[str, int]) -> list[int]:
+        """Count the units of each row that have no priced part, and 1 request: each token counts once."""
+        count_of = units.get
+        counts = [count_of(unit, 0) for unit in self._names]
+        may_exceed = self._lacks_whole
+        for at, parts in self._having_parts:
+            count = counts[at]
+            for part in parts:
+                count -= counts[part]
+            if count < 0:
+                count, may_exceed = 0, True
+            counts[at] = count
+        for whole, within in self._wholes if may_exceed else ():
+            most = count_of(whole)
+            if most is not None and sum([counts[at] for at in within]) > most:
+                self._cap_counts(counts, within, most, units.get("input_tokens", 0))
+        counts.append(1)
+        return counts
+
+    def _cap_counts(self, counts: list[int], within: Iterable[int], most: int, entered: int) -> None:
+        """Count no more tokens of a direction than there are: in doubt the dearest are not billed."""
+        for at in sorted(within, key=lambda at: _price_at(self._rows[at].tiers, entered)):
+            counts[at] = min(counts[at], most)
+            most -= counts[at]
+
+
+def _price_at(tiers: tuple[tuple[int, int], ...], input_tokens: int) -> int:
+    # A tier is for the whole call: with one token more, all of them cost its price.
+    for start, price in reversed(tiers):
+        if input_tokens > start:
+            return price
+    return 0
+
+
+def at_any_length(price: Fraction) -> Tiers:
+    """A price that does not depend on how long the input is."""
+    return ((ALWAYS, price),)
+
+
+def highest_prices(many: Iterable[Mapping[str, Tiers]]) -> UnitPrices:
+    """The highest price of each unit, whatever the length of the input."""
+    found: dict[str, Fraction] = {}
+    for prices in many:
+        for unit, tiers in prices.items():
+            found[unit] = max(found.get(unit, Fraction(0)), *(price for _, price in tiers))
+    return UnitPrices({unit: at_any_length(price) for unit, price in found.items()})
+
 
 _PROVIDERS: Final[Mapping[str, str]] = {
     "aws.bedrock": "aws",
@@ -36,7 +269,7 @@ _NAME_MAX: Final = 256
 _ARN: Final = "arn:"
 
 Context = tuple[tuple[str, str], ...]
-"""What a call was processed as, beyond its model: ``service_tier``, ``speed``, ``processing``, …; sorted."""
+"""Ways in which a call was processed: ``service_tier``, ``speed``, ``processing``, …; sorted."""
 STANDARD: Final[Context] = ()
 _PUBLISHED: Final[Mapping[str, Mapping[tuple[str, str], Fraction]]] = {
     "anthropic": {("inference_geo", "us"): Fraction(110, 100)},
@@ -64,27 +297,29 @@ def list_prices(
     Raises:
         MeterkitError: the package ``genai-prices`` is not installed.
     """
-    found = _look_up(provider, model[:_NAME_MAX])
+    found = _find_model(provider, model[:_NAME_MAX])
     if found is None:
         return None
     if found.always is not None and not (context and (found.has_variants or found.factors)):
         return found.always
-    variants = tuple(_active(found.info.price_variants, at, context)) if found.has_variants else ()
-    return _compile(found.info.get_prices(at), variants, _factor(found.factors, context))
+    variants = tuple(_active_variants(found.info.price_variants, at, context)) if found.has_variants else ()
+    return _compile_prices(found.info.get_prices(at), variants, _factor(found.factors, context))
 
 
 def _factor(factors: Mapping[tuple[str, str], Fraction], context: Context) -> Fraction:
     return prod((factors[pair] for pair in context if pair in factors), start=Fraction(1))
 
 
-def _compile(standard: Any, variants: tuple[Any, ...] = (), factor: Fraction = Fraction(1)) -> UnitPrices:
+def _compile_prices(
+    standard: Any, variants: tuple[Any, ...] = (), factor: Fraction = Fraction(1)
+) -> UnitPrices:
     """The prices of a model, once for all of its names."""
     key = (factor, id(standard), *map(id, variants))  # The table keeps each of them for good.
     prices = _compiled.get(key)
     if prices is None:
-        merged = _read(standard)
+        merged = _read_tiers(standard)
         for variant in reversed(variants):  # Of several, the first counts.
-            merged |= _read(variant.prices)
+            merged |= _read_tiers(variant.prices)
         prices = _compiled[key] = UnitPrices(_of_tokens(merged, factor))
     return prices
 
@@ -119,7 +354,7 @@ _compiled: Final[dict[tuple[Any, ...], UnitPrices]] = {}
 
 
 @lru_cache(_KEPT)
-def _look_up(provider: str | None, model: str) -> _ListedModel | None:
+def _find_model(provider: str | None, model: str) -> _ListedModel | None:
     """The model of the table that is meant by a name."""
     if not model or provider in _OWN_SERVERS:
         return None
@@ -137,12 +372,12 @@ def _look_up(provider: str | None, model: str) -> _ListedModel | None:
             is_own = any(info is own for own in known.models)
             has_variants = is_own and bool(info.price_variants)
             factors = _PUBLISHED.get(known.id, {}) if is_own else {}
-            always = None if isinstance(info.prices, list) else _compile(info.prices)
+            always = None if isinstance(info.prices, list) else _compile_prices(info.prices)
             return _ListedModel(info, has_variants, factors, always)
     return None
 
 
-def _active(variants: Iterable[Any], at: datetime, context: Context) -> Iterable[Any]:
+def _active_variants(variants: Iterable[Any], at: datetime, context: Context) -> Iterable[Any]:
     known = dict(context)
     for variant in variants:
         is_active = variant.constraint is None or variant.constraint.active(at)
@@ -164,28 +399,28 @@ def varying_contexts() -> frozenset[tuple[str, str]]:
 
 def dearest_prices(provider: str | None, at: datetime, context: Context = STANDARD) -> UnitPrices:
     """The highest price of each unit among the models of a provider; of all where it is None or not known."""
-    return _dearest(provider, at.replace(minute=0, second=0, microsecond=0), context)
+    return _highest_listed(provider, at.replace(minute=0, second=0, microsecond=0), context)
 
 
 @lru_cache(256)
-def _dearest(provider: str | None, at: datetime, context: Context) -> UnitPrices:
+def _highest_listed(provider: str | None, at: datetime, context: Context) -> UnitPrices:
     table = read_table()
     try:
         known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
     except LookupError:
         known = table.providers
     return highest_prices(
-        _of_tokens(_read(prices), _factor(_PUBLISHED.get(one.id, {}), context))
+        _of_tokens(_read_tiers(prices), _factor(_PUBLISHED.get(one.id, {}), context))
         for one in known
         for model in one.models
         for prices in (
             model.get_prices(at),
-            *(variant.prices for variant in _active(model.price_variants or (), at, context)),
+            *(variant.prices for variant in _active_variants(model.price_variants or (), at, context)),
         )
     )
 
 
-def _read(prices: Any) -> dict[str, Tiers]:
+def _read_tiers(prices: Any) -> dict[str, Tiers]:
     found: dict[str, Tiers] = {}
     for unit, known in read_units().items():
         price = prices.__dict__.get(known["price_key"])

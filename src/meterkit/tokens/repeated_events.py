@@ -24,7 +24,7 @@ _ENDS: Final = (_END, b"\r\n\r\n")
 _HEAD: Final = re.compile(rb"(?:(?:event: [^\n]*\n)?data: )?")
 
 
-class Repeats:
+class RepeatedEvents:
     """Knows one event by the bytes around its text.
 
     Another one with the same bytes around another text differs in that text only, so that it need not
@@ -32,8 +32,16 @@ class Repeats:
     """
 
     __slots__ = (
-        *("_after", "_before", "_begin", "_between", "_least", "_middle", "_misses", "_start"),
-        *("_tail", "_text_first"),
+        "_after",
+        "_before",
+        "_begin",
+        "_between",
+        "_least",
+        "_middle",
+        "_misses",
+        "_start",
+        "_tail",
+        "_text_first",
     )
 
     def __init__(self) -> None:
@@ -54,7 +62,7 @@ class Repeats:
         """
         size = len(events)
         is_alike = size >= self._least and events.startswith(self._start) and events.endswith(self._tail)
-        if not is_alike and not self._meet(events):
+        if not is_alike and not self._matches_known(events):
             return None
         texts = events[self._begin : size - self._least + self._begin]
         if not self._middle and _PLAIN.fullmatch(texts) is not None:
@@ -81,7 +89,7 @@ class Repeats:
         self._misses = 0
         return measured
 
-    def _meet(self, events: bytes) -> bool:
+    def _matches_known(self, events: bytes) -> bool:
         """Whether the known event begins and ends here, in what server-sent events have around their data."""
         at = events.find(self._before) if self._before else -1
         if at < 0 or _HEAD.fullmatch(events, 0, at) is None:

@@ -1,4 +1,4 @@
-"""What a request's JSON asks for, read so that no parser could find more in it.
+"""Fields of a request's JSON, read so that no parser could find more in it.
 
 Parsers disagree about members that are named twice, about capitals in names, and about figures written as
 text: of all readings the dearest is taken. An app may ignore each of these, so they never lower a limit: only
@@ -65,24 +65,47 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_float=_fractio
 
 _OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_tokens_to_sample")
 _ANSWERS: Final = (
-    *("n", "best_of", "candidate_count", "num_generations", "num_return_sequences"),
-    *("generationConfig.candidateCount", "parameters.candidateCount"),
-    *("parameters.best_of", "parameters.num_return_sequences"),
+    "n",
+    "best_of",
+    "candidate_count",
+    "num_generations",
+    "num_return_sequences",
+    "generationConfig.candidateCount",
+    "parameters.candidateCount",
+    "parameters.best_of",
+    "parameters.num_return_sequences",
 )
 WAYS: Final = ("service_tier", "speed", "inference_geo")
 """Fields in which a request asks for a way of processing that may have a price of its own."""
 _MEDIA: Final = frozenset(
     {
-        *("image_url", "input_audio", "inlineData", "inline_data", "fileData", "file_data", "file_id"),
-        *("image", "images", "audio", "video"),
+        "image_url",
+        "input_audio",
+        "inlineData",
+        "inline_data",
+        "fileData",
+        "file_data",
+        "file_id",
+        "image",
+        "images",
+        "audio",
+        "video",
     }
 )
 _MEDIA_SOURCES: Final = ("base64", "url", "file")
 _MEDIA_DATA: Final = ("data", "url", "file_id")
 _NO_TEXT: Final = frozenset(
     {
-        *("type", "role", "id", "tool_call_id", "tool_use_id", "call_id", "cache_control", "cachePoint"),
-        *("model", "user"),
+        "type",
+        "role",
+        "id",
+        "tool_call_id",
+        "tool_use_id",
+        "call_id",
+        "cache_control",
+        "cachePoint",
+        "model",
+        "user",
     }
 )
 
@@ -100,7 +123,7 @@ class NamedLimit(NamedTuple):
 
 
 class LlmRequest:
-    """What a request says whose body was read to its end.
+    """Fields of a request whose body was read to its end.
 
     Args:
         root: the body's members.
@@ -115,15 +138,15 @@ class LlmRequest:
     @property
     def models(self) -> tuple[str, ...]:
         """The models named: several where `model` stands twice, in two spellings, or with fallbacks."""
-        return tuple(dict.fromkeys((*self._own_models, *self._fallbacks())))
+        return tuple(dict.fromkeys((*self._named_models, *self._fallbacks())))
 
     @property
     def model(self) -> str | None:
         """The model that is named; the last one of several, as most readers of JSON take it."""
-        return self._own_models[-1] if self._own_models else None
+        return self._named_models[-1] if self._named_models else None
 
     @property
-    def _own_models(self) -> list[str]:
+    def _named_models(self) -> list[str]:
         named = self._named.get("model", ())
         found = [(name, value) for name, value in named if isinstance(value, str) and value]
         return list(dict.fromkeys(values_taken(found)))
@@ -239,7 +262,7 @@ def may_be_json(body: bytes) -> bool:
 
 
 def read_request(body: bytes) -> LlmRequest | None:
-    """What a whole body asks for; None where it is no JSON object, or larger or denser than is read.
+    """Parse a complete body; None where it is no JSON object, or larger or denser than is read.
 
     Takes the time of other requests: some milliseconds at most, whatever the body.
     """
@@ -362,7 +385,7 @@ def measure(values: list[Any], *, values_max: int) -> tuple[int, int, int]:
 
 
 def _parts(members: _Pairs, values: list[Any]) -> int:
-    """How many media parts an object is; what else is in it is added to the values."""
+    """Count the media parts of an object; its other members are added to the values."""
     is_source = any(name == "type" and value in _MEDIA_SOURCES for name, value in members)
     media = 0
     for name, value in members:

@@ -5,38 +5,38 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.calls import Ledger
+from meterkit.tokens.calls import CallLedger
 from meterkit.tokens.framing.content import (
     EVENT_STREAM,
     IDENTITY,
     PIECE_BYTES,
     PLAIN,
     SSE,
+    ContentDecoder,
     content_of,
     has_answer,
     is_json,
     is_lines,
+    make_decoder,
     read_pieces,
 )
-from meterkit.tokens.framing.decoding import Decoding, decoding_of
-from meterkit.tokens.framing.eventstream import EventStream
-from meterkit.tokens.framing.incremental import Incremental, drain, whole_of
-from meterkit.tokens.framing.json import Document
-from meterkit.tokens.framing.large_json import UNKNOWN, Encoded, LargeJson
-from meterkit.tokens.framing.sse import Ndjson, Sse, Takers
+from meterkit.tokens.framing.eventstream import EventStreamReader
+from meterkit.tokens.framing.incremental import IncrementalReader, drain, feed_large
+from meterkit.tokens.framing.json import JsonReader
+from meterkit.tokens.framing.large_json import UNKNOWN, Base64JsonReader, LargeJsonReader
+from meterkit.tokens.framing.sse import EventCallbacks, NdjsonReader, SseReader
 from meterkit.tokens.json_values import dig, is_dense, load, table
-from meterkit.tokens.layout import ROOT, may_report
-from meterkit.tokens.observer import Observer
+from meterkit.tokens.layout import ROOT, FigureWatch, may_have_figures, may_report
+from meterkit.tokens.observer import UsageObserver
 from meterkit.tokens.providers import BY_NAME
 from meterkit.tokens.providers.bedrock import BEDROCK, header_usage
-from meterkit.tokens.repeated_events import Repeats
-from meterkit.tokens.unread_figures import FigureWatch, may_have_figures
+from meterkit.tokens.repeated_events import RepeatedEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from meterkit.tokens.call_usage import CallUsage, Note
-    from meterkit.tokens.framing.incremental import Large, Steps, Work
+    from meterkit.tokens.framing.incremental import LargeReader, Steps, Work
     from meterkit.tokens.json_values import Table
 
 _SSE_NAMES: Final = (b":", b"data:", b"event:", b"id:", b"retry:")
@@ -52,7 +52,7 @@ _DONE: Final = b"[DONE]"
 _DONE_BYTES_MAX: Final = 16
 
 
-class _Foreign(Incremental):
+class _Foreign(IncrementalReader):
     """Takes what is certainly no language model's answer."""
 
     def _run(self) -> Steps:
@@ -67,28 +67,33 @@ class ResponseReader:
     """
 
     __slots__ = (
-        *("_calls", "_coded_bytes_per_token", "_declared", "_decoding", "_fed", "_framing", "_head"),
-        *(
-            "_from_headers",
-            "_is_coded",
-            "_is_cut",
-            "_large_figure",
-            "_large_json",
-            "_observer",
-            "_repeats",
-            "_selects",
-            "_sse",
-        ),
-        *("_unread_bytes", "_unreadable"),
+        "_calls",
+        "_coded_bytes_per_token",
+        "_declared",
+        "_decoding",
+        "_fed",
+        "_framing",
+        "_from_headers",
+        "_head",
+        "_is_coded",
+        "_is_cut",
+        "_large_figure",
+        "_large_json",
+        "_observer",
+        "_repeats",
+        "_selects",
+        "_sse",
+        "_unread_bytes",
+        "_unreadable",
     )
 
     def __init__(self, usage: str, kind: bytes, coding: bytes) -> None:
         # Amazon's event stream is Bedrock's, for any request.
         apis = (BEDROCK,) if kind == EVENT_STREAM else BY_NAME[usage]
         self._declared = usage != "auto" or kind == EVENT_STREAM
-        self._observer = Observer(apis, declared=self._declared)
-        self._repeats = Repeats()
-        self._decoding: Decoding | None = None if coding in IDENTITY else decoding_of(coding)
+        self._observer = UsageObserver(apis, declared=self._declared)
+        self._repeats = RepeatedEvents()
+        self._decoding: ContentDecoder | None = None if coding in IDENTITY else make_decoder(coding)
         # Whether it is in a content coding that cannot be undone.
         self._is_coded = coding not in IDENTITY and self._decoding is None
         self._unread_bytes = 0
@@ -96,8 +101,8 @@ class ResponseReader:
             _CODED_BYTES_PER_TOKEN if kind.endswith(b"json") else _CODED_EVENT_BYTES_PER_TOKEN
         )
         self._fed = self._is_cut = self._unreadable = self._selects = False
-        self._sse: Sse | None = None
-        self._large_json: LargeJson | None = None
+        self._sse: SseReader | None = None
+        self._large_json: LargeJsonReader | None = None
         self._large_figure: str | None = None
         self._head = b""
         self._framing = self._framing_of(kind)
@@ -131,14 +136,14 @@ class ResponseReader:
 
     def _take_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Keep the figures of Bedrock's headers, which count where the body has none."""
-        said = header_usage(
+        event_usage = header_usage(
             (name.decode("latin-1").lower(), value.decode("latin-1"))
             for name, value in headers
             if name[: len(_AMAZON)].lower() == _AMAZON
         )
-        if said is not None:
-            ledger = Ledger()
-            ledger.add(said)
+        if event_usage is not None:
+            ledger = CallLedger()
+            ledger.add(event_usage)
             self._from_headers = ledger.usages(complete=True)
 
     @property
@@ -190,7 +195,7 @@ class ResponseReader:
         """
         # A truncated event cannot be read; that is expected.
         self._is_cut = not complete
-        if isinstance(self._framing, Document):
+        if isinstance(self._framing, JsonReader):
             self._framing.unseen |= self._is_cut
         if self._head and self._declared:
             self._framing = self._open_sse()
@@ -200,7 +205,7 @@ class ResponseReader:
             yield from self._framing.close()
 
     def close(self, *, complete: bool, asked: Callable[[], bool] = lambda: True) -> tuple[CallUsage, ...]:
-        """What the calls in the response used; none where it is no language model's. Never raises.
+        """Usage of the response's calls; none where it is no language model's. Never raises.
 
         Args:
             complete: False where the response ended early: figures that were not the last are partial then.
@@ -208,12 +213,12 @@ class ResponseReader:
         """
         if self._calls is None:
             drain(self.finish(complete=complete))
-            self._calls = self._result(complete=complete, asked=asked)
+            self._calls = self._close_calls(complete=complete, asked=asked)
             # These hold this reader: let go of, it is gone without the help of the garbage collector.
             self._framing = self._decoding = self._sse = self._large_json = None
         return self._calls
 
-    def _result(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
+    def _close_calls(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
         calls = self._read_calls(complete=complete, asked=asked)
         is_unread = self._fed and all(call.source == "missing" for call in calls)
         return self._from_headers if is_unread and self._from_headers else calls
@@ -224,7 +229,7 @@ class ResponseReader:
         if self._is_coded:
             return (self._observer.missing({"encoding"}),) if self._declared or asked() else ()
         calls = self._observer.close(complete=complete, notes=self._notes())
-        if not calls and not complete and self._observer.untold and asked():
+        if not calls and not complete and self._observer.is_undetermined and asked():
             # Cut off before it could say what it is.
             calls = (self._observer.missing({"ended_early"}),)
         return calls
@@ -251,39 +256,39 @@ class ResponseReader:
                 return None
         return self._framing.feed(data)
 
-    def _framing_of(self, kind: bytes) -> Incremental | None:
-        """How the body is cut; None where its first byte has to tell."""
+    def _framing_of(self, kind: bytes) -> IncrementalReader | None:
+        """Choose the framing by the content type; None if the first byte has to decide."""
         if kind == SSE:
             return self._open_sse()
         if is_lines(kind):
-            return Ndjson(self._takers())
+            return NdjsonReader(self._takers())
         if kind == EVENT_STREAM:
-            return EventStream(self._frame, self._large_frame)
+            return EventStreamReader(self._read_frame, self._large_frame)
         return None if kind in PLAIN else self._open_json()
 
-    def _open_sse(self) -> Sse:
-        sse = Sse(self._takers())
+    def _open_sse(self) -> SseReader:
+        sse = SseReader(self._takers())
         # A compressed event is not compared.
         self._sse = sse if self._decoding is None else None
         return sse
 
-    def _open_json(self) -> Document:
-        return Document(self._takers(), unseen=self._declared)
+    def _open_json(self) -> JsonReader:
+        return JsonReader(self._takers(), unseen=self._declared)
 
-    def _takers(self) -> Takers:
-        return Takers(self._event, self._wants, self._large, self._take_repeats)
+    def _takers(self) -> EventCallbacks:
+        return EventCallbacks(self._event, self._wants, self._large, self._take_repeats)
 
     def _wants(self, data: bytes) -> bool:
         """Whether an event, or something among several events, is read."""
         return not self._selects or _may_report_tokens(data)
 
-    def _large(self, name: str | None = None) -> Large:
+    def _large(self, name: str | None = None) -> LargeReader:
         """A reader of an event that is too large to be kept, and its name, where that stands beside it."""
 
         def observe(event: Table, measured: int) -> None:
             self._observe_large(event if name is None else {name: event}, measured)
 
-        self._large_json = LargeJson(observe, self._spoil, ROOT.names.get(name or "", ROOT))
+        self._large_json = LargeJsonReader(observe, self._spoil, ROOT.names.get(name or "", ROOT))
         self._large_figure = None
         return FigureWatch(self._large_json, self._note_figure)
 
@@ -292,7 +297,7 @@ class ResponseReader:
 
     def _observe_large(self, event: Table, measured: int) -> None:
         """The kept part of an event that is too large, or not well-formed."""
-        if self._is_cut and not self._observer.knows(event) and UNKNOWN not in event:
+        if self._is_cut and not self._observer.can_recognise(event) and UNKNOWN not in event:
             return  # Torn before it could say what it is.
         figure, self._large_figure = self._large_figure, None
         if not self._observer.observe(event, measured) and figure is not None:
@@ -309,7 +314,7 @@ class ResponseReader:
         if len(data) <= _DONE_BYTES_MAX and data.strip() == _DONE:
             self._observer.end()
             return None
-        return self._observe(data)
+        return self._read_event(data)
 
     def _take_repeats(self, events: bytes) -> bool:
         """Several events at once, if they say nothing but their text."""
@@ -319,7 +324,7 @@ class ResponseReader:
         self._observer.add_text(measured)
         return True
 
-    def _frame(self, headers: Mapping[str, str], payload: bytes) -> Work | None:
+    def _read_frame(self, headers: Mapping[str, str], payload: bytes) -> Work | None:
         """One frame of an Amazon event stream."""
         if headers.get(":message-type") in ("exception", "error"):
             self._observer.is_broken = True
@@ -327,37 +332,37 @@ class ResponseReader:
         name = headers.get(":event-type", "")
         if name == "chunk":
             if is_dense(payload):
-                return whole_of(Encoded(self._large()), payload)
+                return feed_large(Base64JsonReader(self._large()), payload)
             try:
                 inner = dig(load(payload), ("bytes",))
                 payload = b64decode(inner, validate=True) if isinstance(inner, str) else b""
             except ValueError:
                 self._unreadable = True
                 return None
-        return self._observe(payload, "" if name == "chunk" else name) if self._wants(payload) else None
+        return self._read_event(payload, "" if name == "chunk" else name) if self._wants(payload) else None
 
-    def _large_frame(self, headers: Mapping[str, str]) -> Large:
+    def _large_frame(self, headers: Mapping[str, str]) -> LargeReader:
         """A reader of a frame that is too large to be kept."""
         name = headers.get(":event-type", "")
-        return Encoded(self._large()) if name == "chunk" else self._large(name)
+        return Base64JsonReader(self._large()) if name == "chunk" else self._large(name)
 
-    def _observe(self, data: bytes, name: str = "") -> Work | None:
+    def _read_event(self, data: bytes, name: str = "") -> Work | None:
         """Read the JSON of an event, and its name if that stands outside."""
         if not name and self._take_repeats(data):
             return None
         observer = self._observer
         if is_dense(data):
-            return whole_of(self._large(name or None), data)
+            return feed_large(self._large(name or None), data)
         try:
-            said = table(load(data))
+            event = table(load(data))
         except ValueError:
             # Torn, or several values in place of one: the readable part is read.
-            return whole_of(self._large(name or None), data)
-        if said is None:
+            return feed_large(self._large(name or None), data)
+        if event is None:
             observer.is_strange = True
             return None
         before = observer.text_bytes
-        reported = observer.observe({name: said} if name else said, reports=_may_report_tokens(data))
+        reported = observer.observe({name: event} if name else event, reports=_may_report_tokens(data))
         self._settle()
         if not (reported or name) and observer.is_known and observer.text_bytes > before:
             self._repeats.learn(data, observer.text_bytes - before)
@@ -366,9 +371,9 @@ class ResponseReader:
     def _settle(self) -> None:
         """Once it is known whose response this is, events that say nothing need not be read."""
         observer = self._observer
-        if observer.foreign:
+        if observer.is_foreign:
             self._selects = True
-            if isinstance(self._framing, Document):
+            if isinstance(self._framing, JsonReader):
                 self._framing.stopped = True
 
 
@@ -379,3 +384,67 @@ def _may_report_tokens(data: bytes) -> bool:
 
 def _is_readable(kind: bytes) -> bool:
     return kind in (SSE, EVENT_STREAM, *PLAIN) or is_json(kind) or is_lines(kind)
+
+
+_JSON: Final = b"application/json"
+_NDJSON: Final = b"application/x-ndjson"
+_SSE: Final = b"text/event-stream"
+_BLANK: Final = b" \t\r\n\xef\xbb\xbf"
+
+
+def read_body(body: bytes) -> tuple[CallUsage, ...]:
+    """Usage of the calls in a complete body; none where it is no language model's. Never raises."""
+    reader = BodyReader()
+    reader.feed(body)
+    return reader.close(complete=True)
+
+
+class BodyReader:
+    """Reads the pieces of a body of unknown content type."""
+
+    __slots__ = ("_lines", "_reader")
+
+    def __init__(self) -> None:
+        self._reader: ResponseReader | None = None
+        self._lines = False
+
+    @property
+    def estimated_output_tokens(self) -> int:
+        """Estimated tokens of the text that no figures cover."""
+        return 0 if self._reader is None else self._reader.estimated_output_tokens
+
+    def feed(self, piece: bytes | bytearray | str) -> None:
+        """Take the next bytes, the next text, or the next line without its end."""
+        data = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece)
+        if self._reader is None:
+            if not data.strip(_BLANK):
+                return
+            line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
+            kind = _kind_of(data + b"\n" if line else data)
+            self._lines = line and kind != _JSON
+            self._reader = ResponseReader("auto", kind, coding=b"")
+        self._reader.feed(data + b"\n" if self._lines else data)
+
+    def close(self, *, complete: bool) -> tuple[CallUsage, ...]:
+        """Usage of the calls; none where it was no language model's.
+
+        Args:
+            complete: whether the body came to its end.
+        """
+        calls = () if self._reader is None else self._reader.close(complete=complete)
+        # A truncated body may be anything, unless an API was recognised in it.
+        return tuple(call for call in calls if call.source != "missing" or call.provider is not None)
+
+
+def _kind_of(data: bytes) -> bytes:
+    head = data.lstrip(_BLANK)
+    if head[:1] not in (b"{", b"["):
+        return _SSE
+    line, end, _ = head.partition(b"\n")
+    if not end:
+        return _JSON
+    try:
+        load(line)
+    except ValueError:
+        return _JSON
+    return _NDJSON

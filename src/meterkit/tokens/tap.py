@@ -5,11 +5,11 @@ from __future__ import annotations
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
-from meterkit.tokens.bodies import BodyReader
 from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.objects import OBJECT_APIS, events_of
-from meterkit.tokens.observer import Observer
+from meterkit.tokens.observer import UsageObserver
 from meterkit.tokens.plain_values import is_body
+from meterkit.tokens.response import BodyReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -45,7 +45,7 @@ class StreamTap(Generic[T]):
         self._unread = unread
         self._input_tokens = input_tokens
         self._iterator: Any = None
-        self._observer = Observer(OBJECT_APIS, declared=False)
+        self._observer = UsageObserver(OBJECT_APIS, declared=False)
         self._body = BodyReader()
         self._kind: str | None = None
 
@@ -63,7 +63,7 @@ class StreamTap(Generic[T]):
         try:
             chunk: T = await anext(cast("AsyncIterator[T]", self._iterator))
         except BaseException as error:
-            self._finish(error, StopAsyncIteration)
+            self._report_end(error, StopAsyncIteration)
             raise
         self._observe(chunk)
         return chunk
@@ -77,7 +77,7 @@ class StreamTap(Generic[T]):
         try:
             chunk: T = next(cast("Iterator[T]", self._iterator))
         except BaseException as error:
-            self._finish(error, StopIteration)
+            self._report_end(error, StopIteration)
             raise
         self._observe(chunk)
         return chunk
@@ -92,12 +92,12 @@ class StreamTap(Generic[T]):
 
     def finish(self) -> None:
         """Report the usage so far of a stream that is not read to its end, unless that was done already."""
-        self._tell(complete=False, given_up=True)
+        self._report_once(complete=False, given_up=True)
 
-    def _finish(self, error: BaseException, end: type[Exception]) -> None:
-        self._tell(complete=isinstance(error, end), given_up=not isinstance(error, Exception))
+    def _report_end(self, error: BaseException, end: type[Exception]) -> None:
+        self._report_once(complete=isinstance(error, end), given_up=not isinstance(error, Exception))
 
-    def _tell(self, *, complete: bool, given_up: bool) -> None:
+    def _report_once(self, *, complete: bool, given_up: bool) -> None:
         report, self._report = self._report, None
         if report is not None:
             calls = self._observer.close(complete=complete, notes=()) + self._body.close(complete=complete)

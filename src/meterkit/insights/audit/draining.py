@@ -13,7 +13,7 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.calls import database_at
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.redis.server import is_of_a_key
+from meterkit.redis.server import is_key_error
 from meterkit.store.event_names import read_meters
 from meterkit.store.task_lease import TaskLease
 
@@ -76,7 +76,7 @@ async def waiting_shards(store: Store) -> Sequence[Waiting]:
     waiting: list[Waiting] = []
     for shard, (entries, sums) in enumerate(zip(found[::2], found[1::2], strict=True)):
         for reply in (entries, sums):
-            if isinstance(reply, Exception) and not is_of_a_key(reply):
+            if isinstance(reply, Exception) and not is_key_error(reply):
                 raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
         if isinstance(entries, Exception):
             waiting.append(Waiting(shard, 0, is_full=False, trouble=str(entries)))
@@ -247,7 +247,7 @@ class Drainer:
             try:
                 left += await self.drain_shard(one.shard, least_age_ms=least_age_ms)
             except StoreError as error:
-                if not is_of_a_key(error.__cause__):
+                if not is_key_error(error.__cause__):
                     raise
                 self._say_left(one.shard, error)
         return left
@@ -293,7 +293,7 @@ class Drainer:
             return
         for row in rows:
             if row.revenue > 0:
-                tallies.earned(row.model, row.provider, row.revenue)
+                tallies.count_revenue(row.model, row.provider, row.revenue)
 
     async def root_of(self, customer: str) -> tuple[int, str] | None:
         """Drain what waits of a customer; how many rows the chain has then, and its root. None: it has none.

@@ -18,9 +18,9 @@ from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import RECORDED
 from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, rebuilt
-from meterkit.outbox.sealer import kept_ms
+from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.redis.server import is_of_a_key
+from meterkit.redis.server import is_key_error
 from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
 from meterkit.store.event_names import ReportedMeter, read_former_meters, read_meters
 from meterkit.store.input_checks import check_customer
@@ -309,7 +309,7 @@ class Rebuilder:
                 store.keys.shard(keys.shard, name) for name in ("intents", "parked", "compare", "audit")
             ]
             names.append(keys.history)
-            return names, (view.rev, view.terms(kept_ms(view)), customer, json.dumps(wanted))
+            return names, (view.rev, view.terms(counter_ttl_ms(view)), customer, json.dumps(wanted))
 
         reply = await ask_confirmed(store, store.scripts["rebuild"], customer, call, done="rebuilt")
         if reply[0] in {_WAITS, _OTHER_PERIOD}:
@@ -380,7 +380,7 @@ def _why_left(error: Exception) -> str | None:
     if isinstance(error, StripeError):
         return f"Stripe does not say what it has: {error}" if error.status in _NOT_THERE else None
     if isinstance(error, StoreError):
-        is_kept = is_of_a_key(error.__cause__)
+        is_kept = is_key_error(error.__cause__)
         return f"what the store keeps of it cannot be read: {error}" if is_kept else None
     if isinstance(error, MeterkitError):
         return None

@@ -10,7 +10,7 @@ from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState, effective_plan
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import HEAD_FIELD
-from meterkit.decisions.packed import Head
+from meterkit.decisions.packed import CounterHead
 from meterkit.decisions.periods import to_ms
 from meterkit.insights.revenue.figures import Paying, Used
 
@@ -68,7 +68,7 @@ async def _whose_period_ended(
     replies: list[Any] = await admin.ask(pipe.execute())
     found: list[tuple[str, CustomerState, int]] = []
     for customer, data, packed in zip(customers, replies[::2], replies[1::2], strict=True):
-        state, head = CustomerState.parse(data or b""), Head.read(packed)
+        state, head = CustomerState.parse(data or b""), CounterHead.read(packed)
         is_asked = packed is not None and state.stripe_customer is not None
         if is_asked and (head.begins_ms >= since_ms or head.ends_ms <= until_ms):
             found.append((customer, state, head.begins_ms))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.load import enforced
 from meterkit.customers.states import States
-from meterkit.decisions.customer_overrides import with_subject
+from meterkit.decisions.customer_overrides import with_subject_override
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.redis.url import Address
-from meterkit.store.prepared_decisions import read_decision
+from meterkit.store.prepared_decisions import prepare_asking, read_decision
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
 from meterkit.store.store import Store
@@ -144,7 +144,7 @@ class Replay:
         )
         overrides = {meter: dict(given) for meter, given in tenure.overrides.items()}
         for member, given in tenure.subject_overrides.items():
-            overrides = with_subject(overrides, member, given, until_ms=None, now_ms=begins_ms)
+            overrides = with_subject_override(overrides, member, given, until_ms=None, now_ms=begins_ms)
         state = CustomerState(subscription=subscription, overrides=overrides)
         await States(self._store).change(customer, lambda _: state)
         refused, first_ms = Counter[str](), None
@@ -171,7 +171,7 @@ class Replay:
         # The model is known when the request ends: until then what is left must do for the dearest one.
         decided, reply = await self._store.decide(
             self._store.cache.get(customer, subjects=event.subjects),
-            lambda view, mode: view.prepare_asking(asked, mode, model=""),
+            lambda view, mode: prepare_asking(view, asked, mode, model=""),
         )
         if not read_decision(decided, reply).allowed:
             return False

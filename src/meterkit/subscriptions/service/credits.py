@@ -18,7 +18,7 @@ from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
 from meterkit.subscriptions.stripe_objects import id_in, key_of, pack_key, part_of, text_in
-from meterkit.subscriptions.top_up_payments import mark_of_top_up, step
+from meterkit.subscriptions.top_up_payments import move_auto_top_up, top_up_metadata
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.service.stripe_customers import ContactSource
-    from meterkit.subscriptions.top_up_payments import Step, TopUpPayments
+    from meterkit.subscriptions.top_up_payments import AutoTopUpStep, TopUpPayments
 
 
 _INVOICES: Final = "/v1/invoices"
@@ -37,11 +37,11 @@ _SESSIONS: Final = "/v1/checkout/sessions"
 _KEYS_KEPT_S: Final = 2 * 86_400
 """Stripe keeps idempotency keys for at least a day."""
 _PURCHASE: Final = "meterkit_purchase"
-"""The key of the metadata of a top-up's invoice or page under which its idempotency key and amount stand."""
+"""Metadata key of a top-up's invoice or page: its idempotency key and amount."""
 _NOT_OF_TOP_UPS: Final = frozenset(
     {"allow_promotion_codes", "discounts", "payment_method_collection", "subscription_data"}
 )
-"""Options of pages where a subscription begins: of these only, or codes that make balances cheaper."""
+"""Checkout options that only subscriptions take, or that would make balances cheaper."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +49,12 @@ class TopUp:
     """A top-up that a customer buys.
 
     Attributes:
-        amount_cents: what it adds to the balance, in minor units of the currency.
-        status: ``paid``: the balance has it; ``open``: it is to be paid for.
-        url: where the customer pays; None: it is paid.
-        invoice: its id at Stripe, which is the id of the grant, too; None: a page was opened, and its invoice
-            is made when it is paid.
-        declined: why the saved card could not be charged, in Stripe's word; None: it was not declined.
+        amount_cents: added to the balance, in minor units of the currency.
+        status: ``paid``: the balance has it; ``open``: it waits for the payment.
+        url: page where the customer pays; None: it is paid.
+        invoice: its id at Stripe, also the id of the grant; None: a page was opened, and its invoice is made
+            when it is paid.
+        declined: Stripe's decline code of the saved card; None: it was not declined.
     """
 
     amount_cents: int
@@ -68,10 +68,10 @@ class Credits:
     """Sells balances in money.
 
     Args:
-        store: where customers are kept.
-        api: the way to Stripe; made when it is first asked for.
-        payments: grants what was paid for.
-        contact: gives what a Stripe customer is made with.
+        store: of the kit.
+        api: makes the Stripe client on first use.
+        payments: grants paid top-ups.
+        contact: provides the contact of a new Stripe customer.
     """
 
     def __init__(
@@ -99,18 +99,17 @@ class Credits:
         """Sell a customer a top-up: on a page of Stripe's, or charged to the saved card at once.
 
         With ``success_url`` a page is opened, valid for a day; the card is saved there for later top-ups.
-        Without it the saved card is charged. If that is declined, or the customer has to confirm the payment,
-        nothing is granted, and ``url`` is a page where the customer pays. What is paid for is granted once,
-        by the id of its invoice.
+        Without it the saved card is charged. If that is declined, or the customer must confirm the payment,
+        nothing is granted, and ``url`` is a page where the customer pays. A paid top-up is granted once, by
+        the id of its invoice.
 
         Args:
             customer: the customer's id; one who is not linked to a Stripe customer gets one.
             amount_cents: one of the amounts under ``top_up`` in the plans file.
-            success_url: where Stripe sends the customer afterwards.
-            cancel_url: where Stripe sends a customer who goes back; with ``success_url`` only.
-            idempotency_key: your name of this purchase: the same one charges once in 24 hours. It is refused
-                with another amount, and with a page where the card was charged, or the reverse; default: one
-                for this call alone.
+            success_url: Stripe redirects the customer here after the payment.
+            cancel_url: Stripe redirects a customer who goes back here; with ``success_url`` only.
+            idempotency_key: names this purchase: the same key charges once in 24 hours. It is refused with
+                another amount, and with a page after a charge, or the reverse; default: a new one.
 
         Raises:
             CustomerError: the id is not allowed.
@@ -122,7 +121,7 @@ class Credits:
             StripeError: Stripe refuses, or does not answer; ask again with the same ``idempotency_key``.
             StoreError: the store does not answer.
         """
-        credit = self._sold(amount_cents)
+        credit = self._credit_sold_at(amount_cents)
         if cancel_url is not None and success_url is None:
             raise MeterkitError("cancel_url: found without success_url; give both, or neither")
         check_customer(customer)
@@ -130,8 +129,8 @@ class Credits:
         if success_url is None:
             return await self.charge(customer, amount_cents, key)
         linked = await self._stripe_customers.of(customer)
-        price = await self._price(credit, amount_cents)
-        mark: dict[str, Parameter] = {**mark_of_top_up(customer, credit, amount_cents)}
+        price = await self._find_price(credit, amount_cents)
+        mark: dict[str, Parameter] = {**top_up_metadata(customer, credit, amount_cents)}
         urls = {"success_url": success_url, "cancel_url": cancel_url}
         return await self._open_page(linked, price, amount_cents, mark, urls, key_of("top-up", customer, key))
 
@@ -142,12 +141,12 @@ class Credits:
             customer: the customer's id.
             amount_cents: one of the amounts that are sold.
             key: names the purchase.
-            event: that an automatic top-up was begun by; empty: the customer buys it.
+            event: the event that started an automatic top-up; empty: the customer buys it.
         """
-        credit = self._sold(amount_cents)
+        credit = self._credit_sold_at(amount_cents)
         linked = await self._stripe_customers.of(customer)
-        price = await self._price(credit, amount_cents)
-        card = await self._card(customer, linked)
+        price = await self._find_price(credit, amount_cents)
+        card = await self._find_card(customer, linked)
         if card is None:
             message = f"customer {customer!r} has no saved card; open a page with success_url and cancel_url"
             raise PaymentMethodMissingError(message, url=None)
@@ -156,18 +155,18 @@ class Credits:
             "currency": self._store.catalog.currency,
             "auto_advance": False,
             "pending_invoice_items_behavior": "exclude",
-            "discounts": "",  # Else those of the customer.
+            "discounts": "",  # Otherwise those of the customer.
             "default_payment_method": card,
-            "metadata": mark_of_top_up(customer, credit, amount_cents, event),
-            **self._taxes(),
+            "metadata": top_up_metadata(customer, credit, amount_cents, event),
+            **self._tax_params(),
         }
         key = key_of("top-up", customer, key)
-        return await self._charge(customer, asked, price, amount_cents, key)
+        return await self._charge_invoice(customer, asked, price, amount_cents, key)
 
     async def set_auto(self, customer: str, enabled: bool) -> None:
-        """Turn automatic top-ups of a customer on or off; on, also where a card was declined.
+        """Turn automatic top-ups of a customer on or off; on, also after a declined card.
 
-        They begin by themselves with the first top-up that the customer pays for.
+        They start by themselves with the first top-up that the customer pays for.
 
         Raises:
             CustomerError: the id is not allowed.
@@ -181,7 +180,7 @@ class Credits:
                 "the plans file has no automatic top-ups: write `auto: {below: 500, amount: 2000, at_most: 3"
                 " per month}` at `top_up`"
             )
-        await step(self._store, customer, sold[0], "on" if enabled else "off")
+        await move_auto_top_up(self._store, customer, sold[0], "on" if enabled else "off")
 
     async def _open_page(
         self,
@@ -211,10 +210,10 @@ class Credits:
         )
         return TopUp(amount_cents=amount_cents, status="open", url=text_in(made, "url") or None)
 
-    async def _charge(
+    async def _charge_invoice(
         self, customer: str, asked: Mapping[str, Parameter], price: str, amount_cents: int, key: str
     ) -> TopUp:
-        """Make an invoice and charge the card; each step again is the same step."""
+        """Make an invoice and charge the card; each move_auto_top_up again is the same move_auto_top_up."""
         api, declined = self._api(), None
         made = await self._create_once(_INVOICES, asked, amount_cents, f"{key}-invoice")
         invoice = str(made["id"])
@@ -245,14 +244,14 @@ class Credits:
     async def _create_once(
         self, path: str, asked: Mapping[str, Parameter], amount_cents: int, key: str
     ) -> dict[str, Any]:
-        """Create an invoice or a page; refuse a key of a purchase of another amount, or of the other kind."""
+        """Create an invoice or a page; refuse a key that was used for another amount or kind."""
         metadata = {**part_of(asked, "metadata"), _PURCHASE: f"{key} {amount_cents}"}
         try:
             return await self._api().post(path, {**asked, "metadata": metadata}, idempotency_key=key)
         except StripeError as error:
             if error.type != "idempotency_error":
                 raise
-            earlier = await self._bought_before(str(asked["customer"]), key)
+            earlier = await self._find_purchase(str(asked["customer"]), key)
             if earlier is None or earlier == (path, amount_cents):
                 raise
             kind = "on a page" if earlier[0] == _SESSIONS else "with the saved card"
@@ -261,8 +260,8 @@ class Credits:
                 f" {kind}. Use another key for another purchase, or repeat it as it was"
             ) from error
 
-    async def _bought_before(self, linked: str, key: str) -> tuple[str, int] | None:
-        """The path and the cents of the purchase that a key was used for; None: it is not found."""
+    async def _find_purchase(self, linked: str, key: str) -> tuple[str, int] | None:
+        """Path and cents of the purchase that used a key; None if it is not found."""
         since_s = self._store.now_ms() // 1000 - _KEYS_KEPT_S
         asked: dict[str, Parameter] = {"customer": linked, "created": {"gte": since_s}}
         for path in (_INVOICES, _SESSIONS):
@@ -272,8 +271,8 @@ class Credits:
                     return path, int(cents)
         return None
 
-    def _sold(self, amount_cents: int) -> str:
-        """The balance that is sold, if it is sold in this amount."""
+    def _credit_sold_at(self, amount_cents: int) -> str:
+        """The credit that is sold in this amount; raises if none is."""
         sold = sold_in(self._store.catalog.credits)
         if sold is None:
             raise MeterkitError(
@@ -286,7 +285,7 @@ class Credits:
         amounts = ", ".join(map(str, top_ups.amounts))
         raise QuantityError(f"amount_cents: found {amount_cents!r:.40}; allowed are {amounts}")
 
-    async def _price(self, credit: str, amount_cents: int) -> str:
+    async def _find_price(self, credit: str, amount_cents: int) -> str:
         key = pack_key(credit, amount_cents)
         found = await prices_by_key(self._api(), [key])
         if key not in found:
@@ -296,8 +295,8 @@ class Credits:
             )
         return str(found[key]["id"])
 
-    async def _card(self, customer: str, linked: str) -> str | None:
-        """The payment method to charge: the default one, the subscription's, or the one saved last."""
+    async def _find_card(self, customer: str, linked: str) -> str | None:
+        """The payment method to charge: the default, the subscription's, or the last saved."""
         owner = await self._api().get(f"/v1/customers/{linked}")
         default = id_in(part_of(owner, "invoice_settings"), "default_payment_method")
         if default:
@@ -312,8 +311,8 @@ class Credits:
         )["data"]
         return str(saved[0]["id"]) if saved else None
 
-    def _taxes(self) -> dict[str, Parameter]:
-        """Invoices are taxed where pages are."""
+    def _tax_params(self) -> dict[str, Parameter]:
+        """Parameter that taxes invoices if pages are taxed."""
         taxes = self._store.catalog.billing.checkout.get("automatic_tax")
         return {} if taxes is None else {"automatic_tax": taxes}
 
@@ -322,11 +321,11 @@ _logger = logging.getLogger("meterkit.subscriptions")
 
 
 class AutoTopUps:
-    """Buys top-ups for customers who have bought one before.
+    """Buys automatic top-ups for customers with a low balance who have bought a top-up before.
 
     Args:
-        store: where customers are kept.
-        credits_: sells them.
+        store: of the kit.
+        credits_: sells top-ups.
     """
 
     def __init__(self, store: Store, credits_: Credits) -> None:
@@ -335,21 +334,21 @@ class AutoTopUps:
         self._throttle = Throttle(24 * HOUR_S)
 
     async def on_low(self, customer: str, credit: str, event: str) -> None:
-        """Buy one because a balance has become low.
+        """Buy a top-up because a balance has become low.
 
         Args:
             customer: the customer's id.
-            credit: whose balance it is.
-            event: the id of the event that says so; the same event buys once.
+            credit: the credit of the balance.
+            event: the id of the event; the same event buys once.
 
         Raises:
-            StripeError: Stripe refuses, or does not answer; call it again.
+            StripeError: Stripe refuses, or does not answer; call this again.
             StoreError: the store does not answer.
         """
         await self._buy(customer, credit, f"low {event}")
 
-    async def look(self, customer: str) -> None:
-        """Buy one if the balance is low: it may have been when a month, or a declined card, forbade it."""
+    async def buy_if_low(self, customer: str) -> None:
+        """Buy a top-up if the balance is low: its event may have come while none could be bought."""
         sold = sold_in(self._store.catalog.credits)
         if (
             sold is not None
@@ -368,34 +367,36 @@ class AutoTopUps:
         if auto is None:
             return
         month, most = f"{from_ms(self._store.now_ms()):%Y-%m}", auto.at_most
-        begun = await step(self._store, customer, credit, "begin", event=event, month=month, most=most)
-        if begun is None:
+        started = await move_auto_top_up(
+            self._store, customer, credit, "begin", event=event, month=month, most=most
+        )
+        if started is None:
             return
-        event = begun[1]
-        # The same purchase, however often it is begun.
-        key = f"auto {credit} {' '.join(begun)}"
-        ended: Step = "none"
+        event = started[1]
+        # The same purchase, however often it is started.
+        key = f"auto {credit} {' '.join(started)}"
+        outcome: AutoTopUpStep = "none"
         try:
             bought = await self._credits.charge(customer, auto.amount_cents, key, event=event)
         except PaymentMethodMissingError:
             if self._throttle.is_due((customer, "no card")):
                 _logger.warning("customer %r has no saved card for an automatic top-up", customer)
         else:
-            ended = "paid" if bought.status == "paid" else "failed"
-            if ended == "failed":
-                await self._tell_failed(customer, credit, bought)
-        await step(self._store, customer, credit, ended, event=event)
-        if ended == "paid" and await self._is_low(customer, credit, auto):
-            # The first top-ups repay a debt. The script bounds how many there are.
+            outcome = "paid" if bought.status == "paid" else "failed"
+            if outcome == "failed":
+                await self._report_failure(customer, credit, bought)
+        await move_auto_top_up(self._store, customer, credit, outcome, event=event)
+        if outcome == "paid" and await self._is_low(customer, credit, auto):
+            # The first top-ups repay a debt. The script limits their number.
             first, _, number = event.partition("+")
             await self._buy(customer, credit, f"{first}+{int(number or 1) + 1}")
 
-    async def _tell_failed(self, customer: str, credit: str, bought: TopUp) -> None:
+    async def _report_failure(self, customer: str, credit: str, bought: TopUp) -> None:
         reason = bought.declined or "no reason given"
         if self._throttle.is_due((customer, reason)):
             message = "customer %r: an automatic top-up of %s was declined (%s): the next follows a paid one"
             _logger.warning(message, customer, credit, reason)
-        told = {
+        data = {
             "id": f"top_up.failed/{bought.invoice}",
             "at_ms": self._store.now_ms(),
             "invoice": bought.invoice,
@@ -404,4 +405,4 @@ class AutoTopUps:
             "declined": bought.declined or "",
             "url": bought.url or "",
         }
-        await publish_notice(self._store, customer, "top_up.failed", told)
+        await publish_notice(self._store, customer, "top_up.failed", data)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.customers.drifts import DriftKind
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.input_checks import check_customer
-from meterkit.subscriptions.drift import LIVE, drift_of, plan_in
+from meterkit.subscriptions.drift import LIVE, compare_subscription, plan_in
 from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.payment_gate import held_back, needs_payment_method
 from meterkit.subscriptions.stripe_objects import CUSTOMER, has_payment_method, part_of, text_in
@@ -173,7 +173,9 @@ class ListedCustomer:
         slim["items"] = {"data": [{"price": {"id": item.price, "lookup_key": item.key}} for item in items]}
         is_live = found.get("status") in LIVE
         named, plan = ids.of_subscription(found) if is_live else "", plan_in(items, catalog)
-        drift = drift_of(found, catalog, prices.get(plan.key) if plan else None) if is_live else ()
+        drift = (
+            compare_subscription(found, catalog, prices.get(plan.key) if plan else None) if is_live else ()
+        )
         if not is_sold_here(found, catalog):
             self.seen.append(_ListedSubscription(slim=slim, named=named, drift=drift))
             return

@@ -63,7 +63,7 @@ class SubscriptionChanger:
         fetch: fetches a customer's subscription from Stripe into the store.
         deliver: delivers what a customer has used, and waits until Stripe has it.
         cut: does so before prices change, and holds back what is used while the block runs; see
-            :class:`meterkit.delivery.deliver_customer.Cutter`.
+            :class:`meterkit.delivery.deliver_customer.UsageCutter`.
     """
 
     store: Store

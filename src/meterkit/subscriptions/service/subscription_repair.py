@@ -15,9 +15,9 @@ from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
-from meterkit.decisions.transitions import WORDS, InForce
+from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
-from meterkit.subscriptions.drift import LIVE, drift_of_customer, paid_in, plan_in
+from meterkit.subscriptions.drift import LIVE, compare_customer, paid_seats_in, plan_in
 from meterkit.subscriptions.item_changes import items_of, prices_in, trial_settings_change, updates
 from meterkit.subscriptions.live_subscription import LiveSubscription, whole
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
@@ -166,7 +166,7 @@ class DriftChecker:
         if counts is not None and of_plan is not None:
             given = overrides_at(state.overrides, self._store.now_ms()).meters
             of_plan = compared_prices(of_plan, catalog, given, prices_in(counts))
-        return drift_of_customer(found, chosen, catalog, of_plan, facts)
+        return compare_customer(found, chosen, catalog, of_plan, facts)
 
 
 def _have_ended(found: Sequence[Mapping[str, Any]]) -> bool:
@@ -217,7 +217,7 @@ class SubscriptionRepairer:
         api: the way to Stripe.
         fetch: fetches a customer's subscription from Stripe into the store.
         cut: has what a customer has used delivered and counted, and holds back what is used while the block
-            runs; see :class:`meterkit.delivery.deliver_customer.Cutter`.
+            runs; see :class:`meterkit.delivery.deliver_customer.UsageCutter`.
     """
 
     store: Store
@@ -259,7 +259,7 @@ class SubscriptionRepairer:
             overrides_at(state.overrides, self.store.now_ms()).meters,
         )
         prices = await customer_prices(self.api(), catalog, plan, given, live.prices)
-        changes = updates(live.items, catalog, prices, paid_in(live.items, plan, catalog))
+        changes = updates(live.items, catalog, prices, paid_seats_in(live.items, plan, catalog))
         metered = [change for change in changes if (item := items.get(str(change.get("id")))) and item.meter]
         twice = [change for change in metered if _is_twice(change, items, prices)]
         rest = [change for change in changes if change not in twice]
@@ -304,7 +304,7 @@ class SubscriptionRepairer:
             subscription=str(counts["id"]),
             status=str(counts["status"]),
             prices=prices,
-            drifts=drift_of_customer(
+            drifts=compare_customer(
                 found, chosen, catalog, prices, await PriceFactsReader(self.api).facts_of(counts)
             ),
         )
@@ -358,7 +358,7 @@ def ledger_faults(entries: Sequence[HistoryEntry], found: Found, catalog: Catalo
         return []
     faults: list[str] = []
     for kind in _WATCHED:
-        words = WORDS[kind](found.force)
+        words = TERM_TEXTS[kind](found.force)
         own = [entry for entry in entries if entry.kind == kind]
         for last, entry in pairwise(own):
             if (last.after or "") != (entry.before or ""):
@@ -371,16 +371,16 @@ def ledger_faults(entries: Sequence[HistoryEntry], found: Found, catalog: Catalo
     return faults + _state_faults(found, found.force, catalog)
 
 
-def _state_faults(found: Found, force: InForce, catalog: Catalog) -> list[str]:
+def _state_faults(found: Found, force: TermsInForce, catalog: Catalog) -> list[str]:
     """Status, seats or a plan of the state that no entry has brought.
 
     Where another plans file changes the plan, such as the default plan, that is entered at the next look.
     """
-    state, now = found.state, InForce.of(found.state, catalog, force.at_ms, force)
+    state, now = found.state, TermsInForce.of(found.state, catalog, force.at_ms, force)
     named = {state.plan, None if state.subscription is None else state.subscription.plan}
     is_by_file = now.plan not in named or force.plan not in catalog.plans or now.access != force.access
     return [
-        f"its state has {kind} {WORDS[kind](now)!r}, and its ledger {WORDS[kind](force)!r}"
+        f"its state has {kind} {TERM_TEXTS[kind](now)!r}, and its ledger {TERM_TEXTS[kind](force)!r}"
         for kind in _WATCHED
-        if WORDS[kind](now) != WORDS[kind](force) and not (kind == "plan" and is_by_file)
+        if TERM_TEXTS[kind](now) != TERM_TEXTS[kind](force) and not (kind == "plan" and is_by_file)
     ]

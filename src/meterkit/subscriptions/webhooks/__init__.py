@@ -1,1 +1,1 @@
-"""``kit.webhooks``: receive Stripe's events, and sync the customers they name."""
+"""``kit.webhooks``: receive Stripe's events, and sync their customers."""

@@ -40,85 +40,85 @@ _GONE: Final = "resource_missing"
 _EVENT: Final = "evt_"
 _PAYMENT: Final = "pi_"
 NIGHTLY: Final = "reconcile"
-"""The cause of a look that nothing has asked for but the night."""
+"""The cause of a sync by the nightly check."""
 
 
 class LostError(Exception):
-    """Another worker has the entry by now: nothing is stored."""
+    """Another worker has leased the entry meanwhile: nothing is stored."""
 
 
 @dataclass(eq=False)
 class CustomerSyncer:
-    """Does what an entry of the queue asks for.
+    """Processes entries of the sync queue.
 
     Args:
-        store: where customers are.
-        api: the way to Stripe.
-        queue: where entries are.
-        refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
-        top_ups: grants what customers have paid for.
-        low: buys a top-up by itself for a customer whose balance is low.
+        store: of the kit.
+        api: makes the Stripe client on first use.
+        queue: the sync queue.
+        take_refusals: handles the event of this id: Stripe does not count usage that it has accepted.
+        top_ups: grants paid top-ups.
+        top_up_if_low: buys an automatic top-up for a customer with a low balance.
         end_usage: makes usage of a customer's periods late, whose invoices are final.
     """
 
     store: Store
     api: Callable[[], StripeApi]
     queue: SyncQueue
-    refused: Callable[[str], Awaitable[None]]
+    take_refusals: Callable[[str], Awaitable[None]]
     top_ups: TopUpPayments
-    low: Callable[[str], Awaitable[None]]
+    top_up_if_low: Callable[[str], Awaitable[None]]
     end_usage: EndUsage
 
     def __post_init__(self) -> None:
         self._states = States(self.store)
-        self._drifting = DriftLog(self.store, self.api)
-        self._linking = CustomerLinker(self.store, self.api)
+        self._drift_log = DriftLog(self.store, self.api)
+        self._linker = CustomerLinker(self.store, self.api)
         self._gate = PaymentGate(self.api)
         self._facts = PriceFactsReader(self.api)
         self._writer = SubscriptionWriter(self.store, self.api, self.end_usage)
 
-    async def look(self, entry: SyncEntry) -> None:
-        """Fetch a Stripe customer's subscriptions, store the one that counts, and send events.
+    async def sync(self, entry: SyncEntry) -> None:
+        """Fetch a Stripe customer's subscriptions, store the chosen one, and send events.
 
         Raises:
-            CustomerError: it cannot be linked to whom Stripe names.
+            CustomerError: the Stripe customer cannot be linked to the customer that Stripe names.
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
-            LostError: another worker has the entry by now.
-            ValueError: what Stripe shows cannot be read.
+            LostError: another worker has leased the entry meanwhile.
+            ValueError: Stripe's response cannot be read.
         """
         linked, catalog = entry.stripe_customer, self.store.catalog
         if linked.startswith(_EVENT):
-            await self.refused(linked)
+            await self.take_refusals(linked)
             return
         if linked.startswith(_PAYMENT):
-            await self.top_ups.take_back(linked, self._linking.owner)
+            await self.top_ups.reclaim_payment(linked, self._linker.find_owner)
             return
-        customer = await self._linking.owner(linked)
-        if customer is None and await self._linking.is_retired(linked):
+        customer = await self._linker.find_owner(linked)
+        if customer is None and await self._linker.is_retired(linked):
             return  # Its customer was deleted here.
-        found = await self._subscriptions(linked, is_known=customer is not None)
-        known = await self._known(customer)
+        found = await self._list_subscriptions(linked, is_known=customer is not None)
+        known = await self._read_known(customer)
         found, can_pay = await self._gate.apply(linked, found, catalog, known)
         found = await self._gate.end_abandoned(found, self.store.now_ms() / 1000)
         chosen = in_force(found, catalog, None if known is None else known.id)
         if customer is None:
             ordered = [*([] if chosen is None else [chosen]), *found]
             sessions = [note.data["session"] for note in entry.notes if note.kind == LINK]
-            customer = await self._linking.link(linked, ordered, sessions)
+            customer = await self._linker.link(linked, ordered, sessions)
             if customer is None:
                 return
         write = partial(self._store_shown, entry, customer, found, can_pay=can_pay)
         try:
-            if (ended := _end_of(known, found, chosen)) is not None:
+            if (ended := _just_ended(known, found, chosen)) is not None:
                 await write(ended)
             subscription, known = await write(chosen)
         except UnlinkedError:
             return  # The subscriptions belong to no customer here: store and report nothing.
-        if entry.cause == NIGHTLY or _is_odd(subscription) or _is_odd(known):
-            await self._drifting.look(customer, found, chosen)
+        if entry.cause == NIGHTLY or _needs_drift_check(subscription) or _needs_drift_check(known):
+            await self._drift_log.compare(customer, found, chosen)
         if entry.cause == NIGHTLY:
-            await self.low(customer)
+            await self.top_up_if_low(customer)
         for note in entry.notes:
             if note.data.get(TOPS_UP):
                 is_paid = note.kind == "payment.succeeded"
@@ -135,7 +135,7 @@ class CustomerSyncer:
         *,
         can_pay: bool,
     ) -> tuple[SubscriptionState | None, SubscriptionState | None]:
-        """Store a subscription, None: there is none; return it, and the one that was known."""
+        """Store a subscription, or that there is none; return it, and the one that was known."""
         subscription = None
         if shown is not None:
             facts = await self._facts.facts_of(shown)
@@ -143,15 +143,15 @@ class CustomerSyncer:
                 shown, self.store.catalog, has_payment_method=can_pay, facts=facts
             )
             self._facts.log_inexact(subscription.id, subscription.prices)
-        # Only the worker with the entry stores what it fetched: no other has fetched anything newer.
+        # Only the worker with the lease stores a response: no other has fetched a newer one.
         if not await self.queue.renew(entry):
             raise LostError
         known = await self._writer.write(customer, entry.stripe_customer, subscription, found, entry.cause)
         await note_renewal(self.store, customer, subscription, known=known)
         return subscription, known
 
-    async def _subscriptions(self, linked: str, *, is_known: bool) -> list[dict[str, Any]]:
-        """All subscriptions that a Stripe customer has, and had; none of one that is deleted.
+    async def _list_subscriptions(self, linked: str, *, is_known: bool) -> list[dict[str, Any]]:
+        """List all subscriptions of a Stripe customer, ended ones too; none of a deleted one.
 
         Raises:
             StripeError: Stripe has never had one that is linked here: the key is of another account, or of
@@ -162,13 +162,13 @@ class CustomerSyncer:
             found = await self.api().list("/v1/subscriptions", asked)
         except StripeError as error:
             is_gone = error.code == _GONE and error.param == "customer"
-            if is_gone and not (is_known and await self._is_strange(linked)):
+            if is_gone and not (is_known and await self._is_unknown_at_stripe(linked)):
                 return []
             raise
         return [await with_item_coupons(self.api(), await whole(self.api(), one)) for one in found]
 
-    async def _is_strange(self, linked: str) -> bool:
-        """Whether Stripe does not even know that there was such a customer: of a deleted one it does."""
+    async def _is_unknown_at_stripe(self, linked: str) -> bool:
+        """Whether Stripe never had such a customer; it still shows a deleted one."""
         try:
             await self.api().get(f"/v1/customers/{linked}")
         except StripeError as error:
@@ -177,19 +177,19 @@ class CustomerSyncer:
             raise
         return False
 
-    async def _known(self, customer: str | None) -> SubscriptionState | None:
+    async def _read_known(self, customer: str | None) -> SubscriptionState | None:
         if customer is None:
             return None
         _, state = await self._states.read(customer)
         return state.subscription
 
 
-def _end_of(
+def _just_ended(
     known: SubscriptionState | None, found: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None
 ) -> Mapping[str, Any] | None:
-    """The known subscription, where it has just ended, and one that has not begun counts now; else None.
+    """The known subscription, if it has just ended and the one chosen now has not begun; otherwise None.
 
-    One that has not begun knows no period: with it alone, the known one seems to end where the month began.
+    One that has not begun has no period: stored alone, it would end the known one where the month began.
     """
     if known is None or not known.has_begun or known.status in ENDED:
         return None
@@ -198,24 +198,24 @@ def _end_of(
     return next((one for one in found if one["id"] == known.id and one["status"] in ENDED), None)
 
 
-def _is_odd(subscription: SubscriptionState | None) -> bool:
-    """Whether a subscription is of no plan, or has a price that cannot be computed exactly."""
+def _needs_drift_check(subscription: SubscriptionState | None) -> bool:
+    """Whether a subscription has no plan, or a price that cannot be computed exactly."""
     if subscription is None:
         return False
     return subscription.plan is None or not all(price.is_exact for price in subscription.prices)
 
 
 LINK: Final = "link"
-"""The kind of a note that names a checkout session."""
-_PAYERS_WORD: Final = ", if the customer confirms the payment (on a Payment Link the payer wrote that id)"
+"""Kind of a note that names a checkout session."""
+_PAYER_DOUBT: Final = ", if the customer confirms the payment (on a Payment Link the payer wrote that id)"
 
 
 class CustomerLinker:
     """Finds the customer of a Stripe customer, and links them if they are not linked yet.
 
     Args:
-        store: where links are.
-        api: the way to Stripe.
+        store: of the kit.
+        api: makes the Stripe client on first use.
     """
 
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
@@ -225,8 +225,8 @@ class CustomerLinker:
         self._links = Links(store)
         self._api = api
 
-    async def owner(self, stripe_customer: str) -> str | None:
-        """The customer that it is linked to; None: to none.
+    async def find_owner(self, stripe_customer: str) -> str | None:
+        """Return the customer that a Stripe customer is linked to; None if to none.
 
         Raises:
             StoreError: the store does not answer.
@@ -241,48 +241,47 @@ class CustomerLinker:
         return customer if state.stripe_customer == stripe_customer else None
 
     async def is_retired(self, stripe_customer: str) -> bool:
-        """Whether its customer was deleted here: no event links it again. Raises StoreError."""
+        """Whether its customer was deleted: no event links it again. Raises StoreError."""
         return await self._links.is_retired(stripe_customer)
 
     async def link(
         self, stripe_customer: str, found: Sequence[Mapping[str, Any]], sessions: Iterable[str]
     ) -> str | None:
-        """Link it to the customer that Stripe names; None: Stripe names none, so it is not ours.
+        """Link a Stripe customer to the customer that Stripe names; None if Stripe names none.
 
         Args:
             stripe_customer: ``cus_…``, which has no link.
-            found: its subscriptions as Stripe shows them, that in force first.
-            sessions: the checkout sessions that it came from.
+            found: its subscriptions as Stripe shows them, the chosen one first.
+            sessions: its checkout sessions.
 
         Raises:
-            CustomerError: the id that Stripe has is not allowed, or is linked to another Stripe customer.
+            CustomerError: the id at Stripe is not allowed, or is linked to another Stripe customer.
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
-        by_key = next(filter(None, (_named(one) for one in found)), "") or await self._named_customer(
-            stripe_customer
-        )
+        by_key = next(filter(None, map(_customer_named_in, found)), "")
+        by_key = by_key or _customer_named_in(await self._fetch(f"/v1/customers/{stripe_customer}"))
         named = by_key
         for session in sessions:
-            named = named or await self._named_by(session, stripe_customer)
+            named = named or await self._read_reference(session, stripe_customer)
         if not named:
             return None
         try:
             await self._customers.link(named, stripe_customer)
         except CustomerError as error:
             message = f"Stripe says that Stripe customer {stripe_customer} is customer {named!r:.80}: {error}"
-            unused = self._unused_subscription(found, named, stripe_customer, is_payers_word=not by_key)
+            unused = self._describe_unused(found, named, stripe_customer, is_by_payer=not by_key)
             raise CustomerError(f"{message}{unused}") from error
         return named
 
-    def _unused_subscription(
-        self, found: Iterable[Mapping[str, Any]], named: str, stripe_customer: str, *, is_payers_word: bool
+    def _describe_unused(
+        self, found: Iterable[Mapping[str, Any]], named: str, stripe_customer: str, *, is_by_payer: bool
     ) -> str:
-        """Sentence about a live subscription that has no effect, and its cure; empty if there is none."""
+        """Describe a live subscription that has no effect, and its cure; empty if there is none."""
         for one in found:
             plan = plan_of(one, self._store.catalog)
             if plan is not None and one.get("status") in LIVE:
-                doubt = _PAYERS_WORD if is_payers_word else ""
+                doubt = _PAYER_DOUBT if is_by_payer else ""
                 return (
                     f"; its subscription {one['id']} of plan {plan.key!r} is {one['status']} without effect:"
                     f" cancel and refund it at Stripe, or use it{doubt}: `meterkit customers unlink"
@@ -290,16 +289,14 @@ class CustomerLinker:
                 )
         return ""
 
-    async def _named_customer(self, stripe_customer: str) -> str:
-        return _named(await self._found(f"/v1/customers/{stripe_customer}"))
+    async def _read_reference(self, session: str, stripe_customer: str) -> str:
+        """Read the customer that a checkout session of the Stripe customer names."""
+        shown = await self._fetch(f"/v1/checkout/sessions/{session}")
+        is_its = id_in(shown, "customer") == stripe_customer
+        return text_in(shown, "client_reference_id") if is_its else ""
 
-    async def _named_by(self, session: str, stripe_customer: str) -> str:
-        made = await self._found(f"/v1/checkout/sessions/{session}")
-        is_its = id_in(made, "customer") == stripe_customer
-        return text_in(made, "client_reference_id") if is_its else ""
-
-    async def _found(self, path: str) -> dict[str, Any]:
-        """An object; an empty one where Stripe has it no more."""
+    async def _fetch(self, path: str) -> dict[str, Any]:
+        """Fetch an object; empty if Stripe no longer has it."""
         try:
             return await self._api().get(path)
         except StripeError as error:
@@ -308,5 +305,5 @@ class CustomerLinker:
             raise
 
 
-def _named(found: Mapping[str, Any]) -> str:
+def _customer_named_in(found: Mapping[str, Any]) -> str:
     return text_in(part_of(found, "metadata"), CUSTOMER)

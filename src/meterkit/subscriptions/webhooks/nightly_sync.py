@@ -1,4 +1,4 @@
-"""The nightly sync: find what no webhook has brought, by Stripe's events and a look at each customer."""
+"""Find changes that no webhook has delivered: sweep Stripe's events, and sync each customer nightly."""
 
 from __future__ import annotations
 
@@ -34,42 +34,42 @@ _LATE_MS: Final = 600_000
 
 @dataclass(frozen=True, slots=True, order=True)
 class NightlyTurn:
-    """A shard's turn.
+    """The nightly sync of one shard.
 
     Attributes:
         day: since 1970.
-        shard: the shard whose customers are synced.
+        shard: its customers are synced.
     """
 
     day: int
     shard: int
 
     def dump(self) -> str:
-        """As text."""
+        """Serialize it as text."""
         return f"{self.day} {self.shard}"
 
     @classmethod
     def parse(cls, text: str) -> NightlyTurn | None:
-        """The inverse of :meth:`dump`; None of an empty one."""
+        """Parse the result of :meth:`dump`; None of an empty text."""
         return cls(*map(int, text.split())) if text else None
 
 
 def due_shards(done: NightlyTurn | None, now_ms: int, shards: int) -> Iterator[tuple[NightlyTurn, int]]:
-    """The turns that have begun and are not done, in order, and over how long (ms) each is spread.
+    """The turns that have begun and are not done, in order, and the time (ms) over which each is spread.
 
-    A day without a running process is skipped. The late part of this day is spread over as long as a night:
-    entries are worked off in order of their time, and events would wait behind all customers.
+    A day without a running process is skipped. A late turn is spread over the length of a night: entries are
+    processed in order of their time, and events would wait behind all customers.
 
     Args:
         done: the last turn that was done.
-        now_ms: now.
-        shards: how many there are.
+        now_ms: the current time.
+        shards: number of shards.
     """
     day, into_ms = divmod(now_ms, _DAY_MS)
     span_ms = max(1, _NIGHT_MS // shards)
     first = done.shard + 1 if done is not None and done.day == day else 0
     if done is not None and done.day > day:
-        return  # Of a clock that was ahead.
+        return  # Written by a clock that was ahead.
     for shard in range(first, min(shards, into_ms // span_ms + 1)):
         is_late = into_ms >= (shard + 1) * span_ms + _LATE_MS
         yield NightlyTurn(day, shard), _NIGHT_MS if is_late else span_ms
@@ -79,23 +79,23 @@ _logger = logging.getLogger("meterkit.subscriptions")
 _random = SystemRandom()
 _EVERY_S: Final = 30.0
 _SWEEP_MS: Final = 300_000
-# Stripe's list is behind what has happened by a while, and hosts' clocks are apart.
+# Stripe's list lags behind, and the clocks of hosts differ.
 _OVERLAP_S: Final = 900
 _FIRST_S: Final = 3_600
 _LIST_DAYS_S: Final = 30 * 86_400
 _LEASE_MS: Final = 600_000
-_ASKED_AGAIN_MS: Final = 3_600_000
+_CHECK_AGAIN_MS: Final = 3_600_000
 _KEPT_MS: Final = 400 * 86_400_000
 _PAGE: Final = 200
 
 
 class EventSweeper:
-    """Queues what no webhook has brought; one process at a time does, whichever has the lease.
+    """Queues syncs that no webhook has requested; one process at a time, by a lease.
 
     Args:
-        store: where customers are.
-        api: the way to Stripe.
-        queue: what there is to do.
+        store: of the kit.
+        api: makes the Stripe client on first use.
+        queue: the sync queue.
     """
 
     def __init__(self, store: Store, api: Callable[[], StripeApi], queue: SyncQueue) -> None:
@@ -103,34 +103,34 @@ class EventSweeper:
         self._api = api
         self._queue = queue
         self._lease = TaskLease(store, store.keys.hooks("sweep"), lasts_ms=_LEASE_MS)
-        self._told = False
+        self._has_logged = False
         self._has_prices = False
-        self._asked_ms = -_ASKED_AGAIN_MS
+        self._checked_ms = -_CHECK_AGAIN_MS
 
     async def run(self) -> None:
-        """Sweep every five minutes, and once a night look at everybody; until cancelled."""
+        """Sweep every five minutes, and sync each customer once a night; until cancelled."""
         while True:
-            await self.turn()
+            await self.run_once()
             await asyncio.sleep(_EVERY_S * _random.uniform(0.8, 1.2))
 
-    async def turn(self) -> None:
-        """Do what is due, unless another process does. Raises nothing but cancellation."""
+    async def run_once(self) -> None:
+        """Sweep if it is due, unless another process does. Raises nothing but cancellation."""
         try:
-            if await self._sells():
+            if await self._has_sold_plans():
                 async with self._lease.held() as is_held:
                     if is_held:
                         await self._sweep_if_due()
-                        await self._night()
-            self._told = False
+                        await self._queue_customers()
+            self._has_logged = False
         except (StripeError, StoreError) as error:
-            if not self._told:
+            if not self._has_logged:
                 _logger.warning("events that were not delivered are looked for later: %s", error)
-            self._told = True
+            self._has_logged = True
         except MeterkitError:
             _logger.exception("events that were not delivered are looked for later")
 
     async def sweep(self) -> int:
-        """Queue the events that Stripe has listed since the last time; how many were new.
+        """Queue the events since the last sweep; return how many were new.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
@@ -145,15 +145,15 @@ class EventSweeper:
             for event in page:
                 newest_s = max(newest_s, int(event.get("created") or 0))
                 hint = hint_of(event)
-                new += hint is not None and await self._add(hint, event)
-        # Not past what could be listed yet.
+                new += hint is not None and await self._queue_event(hint, event)
+        # Later events may not be listed yet.
         await self._write("cursor", min(newest_s, now_s))
         if new:
-            _logger.info("%d events of Stripe were found that no webhook had brought", new)
+            _logger.info("%d events of Stripe were found that no webhook had delivered", new)
         return new
 
-    async def _add(self, hint: SyncHint, event: Mapping[str, Any]) -> bool:
-        """Queue what an event hints at; whether nothing had brought it before."""
+    async def _queue_event(self, hint: SyncHint, event: Mapping[str, Any]) -> bool:
+        """Queue the sync of an event; whether it is new."""
         noted = await self._queue.add(hint, alarm=str(event["type"]) if hint.alarm else "")
         if hint.alarm is not None and noted != "duplicate":
             _logger.error("%s", hint.alarm)
@@ -166,14 +166,14 @@ class EventSweeper:
             await self.sweep()
             await self._write("swept", now_ms)
 
-    async def _night(self) -> None:
-        """Queue the linked customers of the shards whose turn it is, each at some time of their turn."""
+    async def _queue_customers(self) -> None:
+        """Queue the linked customers of due shards, at random times of their turns."""
         done = NightlyTurn.parse(await self._read("night") or "")
-        for night, span_ms in due_shards(done, self._store.now_ms(), self._store.keys.shards):
-            await self._look_at_shard(night.shard, span_ms)
-            await self._write("night", night.dump())
+        for turn, span_ms in due_shards(done, self._store.now_ms(), self._store.keys.shards):
+            await self._queue_shard(turn.shard, span_ms)
+            await self._write("night", turn.dump())
 
-    async def _look_at_shard(self, shard: int, span_ms: int) -> None:
+    async def _queue_shard(self, shard: int, span_ms: int) -> None:
         admin, keys = await self._store.admin(), self._store.keys
         members: set[bytes] = await admin.ask(admin.client.smembers(keys.shard(shard, "customers")))
         customers = sorted(member.decode() for member in members)
@@ -186,23 +186,24 @@ class EventSweeper:
                 if linked is not None:
                     await self._queue.request(linked, NIGHTLY, delay_ms=_random.randrange(span_ms))
 
-    async def _sells(self) -> bool:
-        """Whether Stripe has a price of a plan: else it has no subscriptions to look for.
+    async def _has_sold_plans(self) -> bool:
+        """Whether Stripe has a price of a plan: otherwise it has no subscriptions to find.
 
-        Of a plans file without ids that is asked once an hour. A key that may not read prices sells nothing.
+        For a plans file without price ids, Stripe is asked once an hour. A key that may not read prices sells
+        nothing.
         """
         plans = self._store.catalog.plans.values()
         if any(plan.price.stripe_price is not None for plan in plans):
             return True
         sold, now_ms = [base_key(plan.key) for plan in plans if is_sold(plan)], self._store.now_ms()
-        if sold and not self._asked_ms <= now_ms < self._asked_ms + _ASKED_AGAIN_MS:
+        if sold and not self._checked_ms <= now_ms < self._checked_ms + _CHECK_AGAIN_MS:
             try:
                 self._has_prices = bool(await prices_by_key(self._api(), sold))
             except StripeError as error:
                 if error.status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
                     raise
                 self._has_prices = False
-            self._asked_ms = now_ms
+            self._checked_ms = now_ms
         return bool(sold) and self._has_prices
 
     async def _read(self, name: str) -> str:

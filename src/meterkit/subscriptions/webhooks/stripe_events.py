@@ -1,4 +1,4 @@
-"""Stripe's events: their signatures, and what each hints at: whom to sync, what to report."""
+"""Stripe events: verify signatures, and read from each the customer to sync and the event to send."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 TOLERANCE_S: Final = 300
-"""How far the clock of who signed may be from ours, on both sides."""
+"""Largest difference between Stripe's clock and ours, both ways."""
 Event = Mapping[str, Any]
-"""An event as Stripe's JSON tells it: of a snapshot destination, or the notice of a thin one."""
-Why = Literal["missing", "malformed", "no_match", "stale", "future", "unreadable"]
+"""A Stripe event: of a snapshot destination, or the notification of a thin one."""
+ForgeryReason = Literal["missing", "malformed", "no_match", "stale", "future", "unreadable"]
 
 # Stripe signs with each secret that is valid, two while one is rolled.
 _PARTS_MAX: Final = 16
@@ -29,7 +29,7 @@ _TIME: Final = re.compile(r"[0-9]{1,12}")
 _SIGNATURE: Final = re.compile(r"[0-9a-f]{64}")
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _OBJECTS: Final = ("event", "v2.core.event")
-_SAYS: Final[Mapping[Why, str]] = {
+_FORGERY_TEXTS: Final[Mapping[ForgeryReason, str]] = {
     "missing": "no Stripe-Signature header, or several",
     "malformed": "the Stripe-Signature header has no single t and no v1",
     "no_match": "no signature in it was made with one of the signing secrets",
@@ -44,30 +44,30 @@ class ForgedEvent:
     """A body that is not a verified event of Stripe.
 
     Attributes:
-        why: in a word.
+        why: the reason.
     """
 
-    why: Why
+    why: ForgeryReason
 
     def __str__(self) -> str:
-        return _SAYS[self.why]
+        return _FORGERY_TEXTS[self.why]
 
 
 def verify(
     body: bytes, headers: Iterable[bytes], secrets: Iterable[str], *, now_s: float
 ) -> Event | ForgedEvent:
-    """The event that a request brings, if it is signed with one of the secrets and within the tolerance.
+    """Verify a webhook request; return its event if it was signed with one of the secrets lately.
 
     Args:
-        body: the request's, byte for byte.
+        body: of the request, byte for byte.
         headers: the values of its ``Stripe-Signature`` headers.
         secrets: the signing secrets, ``whsec_…``: of each endpoint, two while one is rolled.
-        now_s: this process's clock, in Unix seconds.
+        now_s: the current time (Unix seconds).
     """
     values = list(headers)
     if len(values) != 1 or not values[0].strip():
         return ForgedEvent("missing")
-    signed = _parts(values[0])
+    signed = _parse_signature_header(values[0])
     if signed is None:
         return ForgedEvent("malformed")
     at, signatures = signed
@@ -80,11 +80,11 @@ def verify(
         return ForgedEvent("no_match")
     if abs(now_s - int(at)) > TOLERANCE_S:
         return ForgedEvent("stale" if int(at) < now_s else "future")
-    return _event(body)
+    return _parse_event(body)
 
 
-def _parts(header: bytes) -> tuple[str, list[str]] | None:
-    """When it was signed, and the signatures of scheme v1; None where the header does not say so clearly."""
+def _parse_signature_header(header: bytes) -> tuple[str, list[str]] | None:
+    """Return the time and the v1 signatures of a Stripe-Signature header; None if it is malformed."""
     if len(header) > _HEADER_MAX:
         return None
     parts = [part.strip().partition("=") for part in header.decode("latin-1").split(",")]
@@ -95,7 +95,7 @@ def _parts(header: bytes) -> tuple[str, list[str]] | None:
     return times[0], signatures[:_PARTS_MAX]
 
 
-def _event(body: bytes) -> Event | ForgedEvent:
+def _parse_event(body: bytes) -> Event | ForgedEvent:
     try:
         found: object = json.loads(body)
     except (ValueError, RecursionError):
@@ -107,22 +107,27 @@ def _event(body: bytes) -> Event | ForgedEvent:
 
 
 _ID: Final = re.compile(r"[A-Za-z]{2,8}_[A-Za-z0-9_]{1,240}")
-_WHOLE_MAX: Final = 10**15
+_INTEGER_MAX: Final = 10**15
 TOPS_UP: Final = "tops_up"
-"""In the data of a note about an invoice: it is of a top-up."""
+"""Key in the data of a note: its invoice is a top-up."""
 _CHECKOUT: Final = "checkout.session.completed"
 _CUSTOMER: Final = "customer.updated"
-_MEANS: Final = frozenset({"invoice_settings", "default_source"})
-"""The attributes of a Stripe customer that name its default payment method."""
+_METHOD_FIELDS: Final = frozenset({"invoice_settings", "default_source"})
+"""Fields of a Stripe customer that name its default payment method."""
 _TRIAL: Final = "customer.subscription.trial_will_end"
 _INVOICES: Final = (
-    *("created", "finalized", "paid", "payment_succeeded", "payment_failed"),
-    *("voided", "marked_uncollectible"),
+    "created",
+    "finalized",
+    "paid",
+    "payment_succeeded",
+    "payment_failed",
+    "voided",
+    "marked_uncollectible",
 )
 _SUBSCRIPTIONS: Final = ("created", "updated", "deleted", "paused", "resumed", "trial_will_end")
 REFUNDED: Final = "charge.refunded"
 DISPUTED: Final = "charge.dispute.created"
-"""A customer's bank takes a payment back: a person is to answer, and Stripe changes no subscription by itself
+"""A customer's bank reverses a payment: an operator must respond, and Stripe keeps the subscription
 (https://docs.stripe.com/disputes/how-disputes-work)."""
 TYPES: Final = (
     _CHECKOUT,
@@ -136,10 +141,10 @@ TYPES: Final = (
     REFUNDED,
     DISPUTED,
 )
-"""The events of a snapshot destination that say whom to look at; at most 20, as many as can be listed at once
+"""Event types of a snapshot destination that request a sync; at most 20, as many as can be listed at once
 (https://docs.stripe.com/api/events/list)."""
 ALARMS: Final = ("v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
-"""The events of a thin destination that say that Stripe does not bill usage which it has accepted
+"""Event types of a thin destination: Stripe does not bill usage that it has accepted
 (https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api#handle-meter-event-errors)."""
 
 
@@ -148,9 +153,9 @@ class EventNote:
     """An action besides the sync of a Stripe customer, done once however often it is requested.
 
     Attributes:
-        name: what makes it the same.
-        kind: ``link``: find the customer of a checkout session; else the event to send to handlers.
-        data: what belongs to it; whatever JSON can say.
+        name: two notes of one name are the same action.
+        kind: ``link``: find the customer of a checkout session; otherwise the event to send to handlers.
+        data: its parameters, as JSON.
     """
 
     name: str
@@ -158,26 +163,26 @@ class EventNote:
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def dump(self) -> str:
-        """The note as JSON; its name is kept beside it."""
+        """Serialize the note without its name."""
         return json.dumps({"kind": self.kind, "data": self.data}, separators=(",", ":"))
 
     @classmethod
     def parse(cls, name: str, kept: str) -> EventNote:
-        """The inverse of :meth:`dump`."""
+        """Parse the result of :meth:`dump`."""
         found: dict[str, Any] = json.loads(kept)
         return cls(name=name, kind=found["kind"], data=found["data"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncHint:
-    """What an event hints at.
+    """The sync that an event requests.
 
     Attributes:
-        event: the event's id, by which a repeat is known.
-        stripe_customer: ``cus_…``; of an alarm the event itself, ``evt_…``, which is to be fetched; of a
-            refund or a dispute the payment, ``pi_…``.
-        note: what is to be done besides.
-        alarm: the text for an operator.
+        event: the event's id; a repeat has the same.
+        stripe_customer: ``cus_…``; of an alarm the event to fetch, ``evt_…``; of a refund or a dispute the
+            payment, ``pi_…``.
+        note: a further action.
+        alarm: text for an operator.
     """
 
     event: str
@@ -187,29 +192,29 @@ class SyncHint:
 
 
 def hint_of(event: Event) -> SyncHint | None:
-    """The hint of a verified event; None: it needs no action."""
+    """Read the hint of a verified event; None if it needs no action."""
     kind, name = event["type"], event["id"]
     if kind in ALARMS:
-        return SyncHint(event=name, stripe_customer=_id(name), alarm=_alarm(kind, event))
+        return SyncHint(event=name, stripe_customer=_id_of(name), alarm=_alarm_text(kind, event))
     # An event of an account that is connected to ours is about its customers, whom our key does not reach.
     if kind not in TYPES or event["object"] != "event" or event.get("account") is not None:
         return None
-    data = _object(event.get("data"))
-    told = _object(data.get("object"))
+    data = _as_object(event.get("data"))
+    shown = _as_object(data.get("object"))
     if kind in {DISPUTED, REFUNDED}:
-        alarm = _dispute(told) if kind == DISPUTED else None
-        return SyncHint(event=name, stripe_customer=_id(told.get("payment_intent")), alarm=alarm)
-    customer = _id(told if kind == _CUSTOMER else told.get("customer"))
-    changed = _object(data.get("previous_attributes")).keys()
-    if customer is None or (kind == _CUSTOMER and not changed & _MEANS):
+        alarm = _dispute_text(shown) if kind == DISPUTED else None
+        return SyncHint(event=name, stripe_customer=_id_of(shown.get("payment_intent")), alarm=alarm)
+    customer = _id_of(shown if kind == _CUSTOMER else shown.get("customer"))
+    changed = _as_object(data.get("previous_attributes")).keys()
+    if customer is None or (kind == _CUSTOMER and not changed & _METHOD_FIELDS):
         return None
-    note_of = _NOTES.get(kind)
-    note = None if note_of is None else note_of(told, event)
+    note_of = _NOTE_READERS.get(kind)
+    note = None if note_of is None else note_of(shown, event)
     return SyncHint(event=name, stripe_customer=customer, note=note)
 
 
-def _alarm(kind: str, event: Event) -> str:
-    meter = _id(event.get("related_object"))
+def _alarm_text(kind: str, event: Event) -> str:
+    meter = _id_of(event.get("related_object"))
     found = "no active meter of its event name" if kind == ALARMS[1] else "errors in meter events"
     where = "" if meter is None else f" of meter {meter}"
     return (
@@ -218,52 +223,52 @@ def _alarm(kind: str, event: Event) -> str:
     )
 
 
-def _dispute(told: Mapping[str, Any]) -> str:
-    amount, currency = _whole(told.get("amount")), told.get("currency")
+def _dispute_text(shown: Mapping[str, Any]) -> str:
+    amount, currency = _integer_of(shown.get("amount")), shown.get("currency")
     paid = "a payment"
     if amount is not None and isinstance(currency, str):
         paid = f"a payment of {money(amount, currency)}"
     return (
-        f"{paid} is disputed ({_id(told)}): the subscription goes on until you end it; answer the dispute in"
-        " Stripe's dashboard"
+        f"{paid} is disputed ({_id_of(shown)}): the subscription goes on until you end it; answer the dispute"
+        " in Stripe's dashboard"
     )
 
 
-def _checkout(told: Mapping[str, Any], _event: Event) -> EventNote | None:
-    session = _id(told)
-    if session is None or told.get("client_reference_id") is None:
+def _checkout_note(shown: Mapping[str, Any], _event: Event) -> EventNote | None:
+    session = _id_of(shown)
+    if session is None or shown.get("client_reference_id") is None:
         return None
     return EventNote(name=f"link/{session}", kind="link", data={"session": session})
 
 
-def _trial_ending(told: Mapping[str, Any], event: Event) -> EventNote | None:
-    subscription, trial_end_s = _id(told), _whole(told.get("trial_end"))
+def _trial_note(shown: Mapping[str, Any], event: Event) -> EventNote | None:
+    subscription, trial_end_s = _id_of(shown), _integer_of(shown.get("trial_end"))
     if subscription is None or trial_end_s is None:
         return None
-    data = {"subscription": subscription, "trial_end_ms": trial_end_s * 1000, **_at(event)}
+    data = {"subscription": subscription, "trial_end_ms": trial_end_s * 1000, **_created_at(event)}
     return EventNote(name=f"trial.ending/{subscription}/{trial_end_s}", kind="trial.ending", data=data)
 
 
-def _payment_failed(told: Mapping[str, Any], event: Event) -> EventNote | None:
-    next_s = _whole(told.get("next_payment_attempt"))
+def _failed_payment_note(shown: Mapping[str, Any], event: Event) -> EventNote | None:
+    next_s = _integer_of(shown.get("next_payment_attempt"))
     more = {"next_attempt_ms": None if next_s is None else next_s * 1000}
-    return _payment("payment.failed", told, event, told.get("amount_due"), more)
+    return _payment_note("payment.failed", shown, event, shown.get("amount_due"), more)
 
 
-def _payment_succeeded(told: Mapping[str, Any], event: Event) -> EventNote | None:
+def _paid_note(shown: Mapping[str, Any], event: Event) -> EventNote | None:
     # An invoice of nothing, such as that of a trial, is paid without a payment.
     return (
-        _payment("payment.succeeded", told, event, told.get("amount_paid"), {})
-        if told.get("amount_paid")
+        _payment_note("payment.succeeded", shown, event, shown.get("amount_paid"), {})
+        if shown.get("amount_paid")
         else None
     )
 
 
-def _payment(
-    kind: str, told: Mapping[str, Any], event: Event, amount: object, more: Mapping[str, Any]
+def _payment_note(
+    kind: str, shown: Mapping[str, Any], event: Event, amount: object, more: Mapping[str, Any]
 ) -> EventNote | None:
-    invoice, amount_cents, currency = _id(told), _whole(amount), told.get("currency")
-    attempt = _whole(told.get("attempt_count")) or 0
+    invoice, amount_cents, currency = _id_of(shown), _integer_of(amount), shown.get("currency")
+    attempt = _integer_of(shown.get("attempt_count")) or 0
     if invoice is None or amount_cents is None or not isinstance(currency, str):
         return None
     data: dict[str, Any] = {
@@ -272,38 +277,38 @@ def _payment(
         "amount_cents": amount_cents,
         "currency": currency,
         **more,
-        **_at(event),
+        **_created_at(event),
     }
-    if TOP_UP in _object(told.get("metadata")):
+    if TOP_UP in _as_object(shown.get("metadata")):
         data[TOPS_UP] = True
     return EventNote(name=f"{kind}/{invoice}/{attempt}", kind=kind, data=data)
 
 
-_NOTES: Final[Mapping[str, Callable[[Mapping[str, Any], Event], EventNote | None]]] = {
-    _CHECKOUT: _checkout,
-    _TRIAL: _trial_ending,
-    "invoice.payment_failed": _payment_failed,
-    "invoice.payment_succeeded": _payment_succeeded,
+_NOTE_READERS: Final[Mapping[str, Callable[[Mapping[str, Any], Event], EventNote | None]]] = {
+    _CHECKOUT: _checkout_note,
+    _TRIAL: _trial_note,
+    "invoice.payment_failed": _failed_payment_note,
+    "invoice.payment_succeeded": _paid_note,
     # An endpoint may be subscribed to only one of the two.
-    "invoice.paid": _payment_succeeded,
+    "invoice.paid": _paid_note,
 }
 
 
-def _at(event: Event) -> dict[str, int]:
-    return {"at_ms": (_whole(event.get("created")) or 0) * 1000}
+def _created_at(event: Event) -> dict[str, int]:
+    return {"at_ms": (_integer_of(event.get("created")) or 0) * 1000}
 
 
-def _object(value: object) -> Mapping[str, Any]:
+def _as_object(value: object) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
 
 
-def _id(value: object) -> str | None:
-    """The id of an object that is named, or shown in full; None where there is none."""
-    found = value if isinstance(value, str) else _object(value).get("id")
+def _id_of(value: object) -> str | None:
+    """The id of an object, expanded or not; None if there is none."""
+    found = value if isinstance(value, str) else _as_object(value).get("id")
     return found if isinstance(found, str) and _ID.fullmatch(found) else None
 
 
-def _whole(value: object) -> int | None:
+def _integer_of(value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return None
-    return value if abs(value) <= _WHOLE_MAX else None
+    return value if abs(value) <= _INTEGER_MAX else None

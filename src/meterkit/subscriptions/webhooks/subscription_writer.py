@@ -18,11 +18,17 @@ from meterkit.decisions.customer_state import effective_plan, with_subscription
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.plan_shares import overdraft_after, uncut_period
 from meterkit.decisions.stored_grants import SHORTEST_MS
-from meterkit.decisions.subscription import ENDED, switched_by_others
+from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_ends
-from meterkit.outbox.invoice_ends import RENEWAL, STAMPED_AHEAD_MS, InvoiceEnd, finalized_ms, keep_invoice_end
+from meterkit.outbox.invoice_ends import (
+    RENEWAL,
+    STAMPED_AHEAD_MS,
+    InvoiceEnd,
+    finalized_ms,
+    store_invoice_end,
+)
 from meterkit.subscriptions.invoice_payments import is_rest_paid
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
 from meterkit.subscriptions.subscription_reading import metered_of, plan_of
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
 
     EndUsage: TypeAlias = Callable[[str, Mapping[int, int]], Awaitable[None]]
-    """Is given the customer, and the ends of the periods at Stripe, each with its first instant (ms)."""
+    """Called with the customer, and the ends of periods at Stripe with their first instants (ms)."""
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -50,7 +56,7 @@ FLUSH: Final = "flush"
 _HELD_MS: Final = 60_000
 _UPDATED: Final = "customer.subscription.updated"
 _PAYING: Final = frozenset({"active", "past_due"})
-_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_KEY_REFUSALS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 class UnlinkedError(Exception):
@@ -58,11 +64,11 @@ class UnlinkedError(Exception):
 
 
 class SubscriptionWriter:
-    """Stores what Stripe shows of a customer's subscription, and moves usage that it affects.
+    """Stores a customer's fetched subscription, and moves usage that it affects.
 
     Args:
-        store: where customers are.
-        api: the way to Stripe.
+        store: of the kit.
+        api: makes the Stripe client on first use.
         end_usage: makes usage of a customer's periods late, whose invoices are final.
     """
 
@@ -80,46 +86,50 @@ class SubscriptionWriter:
         found: Sequence[Mapping[str, Any]],
         cause: str,
     ) -> SubscriptionState | None:
-        """Store a subscription; return the one that was known.
+        """Store a subscription; return the one known before.
 
         Args:
-            customer: whose.
-            linked: the Stripe customer that it was fetched of.
-            subscription: the one that counts; None: there is none.
+            customer: the customer's id.
+            linked: its Stripe customer.
+            subscription: the chosen one; None: there is none.
             found: all of the Stripe customer, with ``latest_invoice`` expanded.
-            cause: for the customer's ledger.
+            cause: for the ledger.
 
         Raises:
-            UnlinkedError: the customer has another Stripe customer by now, or none.
+            UnlinkedError: the customer has another Stripe customer meanwhile, or none.
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
         rev, before = await self._states.read(customer)
         known = before.subscription
-        after = _having(linked, subscription, self._store.catalog)(before)
+        after = _subscription_change(linked, subscription, self._store.catalog)(before)
         overdraft, spent = await self._read_overdraft(customer, before, after, found), None
-        if before.plan is None and _goes_on(subscription) != _goes_on(known):
-            began_ms = subscription.created_ms if _goes_on(subscription) else None
+        if before.plan is None and _is_running(subscription) != _is_running(known):
+            began_ms = subscription.created_ms if _is_running(subscription) else None
             spent = await read_spent(self._store, customer, before, began_ms)
-        having = _having(linked, subscription, self._store.catalog, overdraft, spent)
-        if _goes_on(known) and _goes_on(subscription):
+        apply_subscription = _subscription_change(linked, subscription, self._store.catalog, overdraft, spent)
+        if _is_running(known) and _is_running(subscription):
             await move_grants(self._store, customer, self._bounds(before), self._bounds(after))
-        final, moved = await self._keep_ends(customer, after, period_ends(found, known, subscription))
+        final, moved = await self._store_invoice_ends(
+            customer, after, period_ends(found, known, subscription)
+        )
         planned_ms = await plan_changed_ms(self._store, self._api(), known, subscription, cause)
-        store_state = partial(self._states.change, customer, having, cause=cause, changed_ms=planned_ms)
-        switched = switched_by_others(known, subscription, self._store.now_ms())
+        store_state = partial(
+            self._states.change, customer, apply_subscription, cause=cause, changed_ms=planned_ms
+        )
+        switched = meters_switched_by_others(known, subscription, self._store.now_ms())
         if subscription is None or moved or not switched:
             await store_state()
         else:
             change = Switch(
                 rev=rev,
-                events=await self._event_names(switched),
-                changed_ms=await self._when(subscription.id, subscription.metered),
+                events=await self._read_event_names(switched),
+                changed_ms=await self._priced_since_ms(subscription.id, subscription.metered),
                 cause=cause,
             )
             await self._change_prices(customer, before, after, change, store_state)
         is_free_over = self._is_free_period_over(customer, before, after)
-        # Usage of a period that had ended before is left to a flush that is under way: its report names it.
+        # A running flush handles usage of a period that had ended before: its report names it.
         if moved or is_free_over or (final and cause != FLUSH):
             await self._end_usage(customer, final | moved)
             await note_ends(self._store, customer, final | moved)
@@ -132,9 +142,9 @@ class SubscriptionWriter:
         after: CustomerState,
         found: Sequence[Mapping[str, Any]],
     ) -> Overdraft | None:
-        """Read use that is not paid, if a period was cut short and the money for its rest not kept.
+        """Read unpaid usage, if a period was cut short and the money for its rest not kept.
 
-        If a subscription has ended otherwise, its last period reduces an earlier overdraft.
+        Otherwise the last period of an ended subscription reduces an earlier overdraft.
         """
         known = before.subscription
         shown = next((one for one in found if known is not None and one["id"] == known.id), None)
@@ -158,7 +168,7 @@ class SubscriptionWriter:
         try:
             return await is_rest_paid(self._api(), shown, start_ms=since_ms, cut_ms=cut_ms, end_ms=end_ms)
         except StripeError as error:
-            if error.status not in _OF_THE_KEY:
+            if error.status not in _KEY_REFUSALS:
                 raise
             _logger.warning(
                 "subscription %s ended before its period, and the key may not read whether the rest was paid"
@@ -168,17 +178,16 @@ class SubscriptionWriter:
             )
             return True
 
-    async def _keep_ends(
+    async def _store_invoice_ends(
         self, customer: str, after: CustomerState, ends: Sequence[PeriodEnd]
     ) -> tuple[dict[int, int], dict[int, int]]:
-        """Remember until when invoices take usage.
+        """Store until when invoices take usage.
 
-        They are remembered before the state moves the period, so that no process seals usage for a final
-        invoice.
+        That is stored before the state moves the period, so that no process seals usage for a final invoice.
 
         Returns:
-            Ends of periods at Stripe with their first instants (ms): those over before, whose invoices are
-            final since now; and those that the new state ends.
+            Ends of periods at Stripe with their first instants (ms): ended before, with an invoice that is
+            final only now; and ended by the new state.
         """
         store, final, moved = self._store, dict[int, int](), dict[int, int]()
         for at_ms, invoice in ends:
@@ -188,15 +197,15 @@ class SubscriptionWriter:
             is_moved = is_open and self._bounds(after).start_ms >= max(at_ms, start_ms + SHORTEST_MS)
             if not is_moved and (is_open or not at_ms <= end_ms < at_ms + STAMPED_AHEAD_MS):
                 continue
-            is_new = await keep_invoice_end(store, customer, start_ms, invoice)
+            is_new = await store_invoice_end(store, customer, start_ms, invoice)
             if invoice.final_ms and (is_moved or is_new):
                 (moved if is_moved else final)[at_ms] = start_ms
         return final, moved
 
     def _is_free_period_over(self, customer: str, before: CustomerState, after: CustomerState) -> bool:
-        """Whether a trial has ended earlier than known, or a pause: usage until now is sealed as free.
+        """Whether a trial or a pause has ended earlier than known: usage until now is sealed as free.
 
-        Logs the end of a trial that was learned late: no invoice bills what was used since then.
+        Logs a trial's end that was learned late: no invoice bills the usage since then.
         """
         known, subscription, now_ms = before.subscription, after.subscription, self._store.now_ms()
         if known is None or subscription is None or known.id != subscription.id:
@@ -207,18 +216,18 @@ class SubscriptionWriter:
         ended_ms = subscription.trial_end_ms or now_ms
         if status == "trialing" and now_ms > ended_ms + _HELD_MS:
             _logger.warning(
-                "the trial of customer %r ended at Stripe at %s, and meterkit has learned of that at %s: what"
-                " was recorded in between and not sent yet counts as usage of the trial: no invoice bills it",
+                "the trial of customer %r ended at Stripe at %s, and meterkit has learned of that at %s:"
+                " usage recorded in between and not sent yet counts as usage of the trial, on no invoice",
                 customer,
                 *(date_and_time(from_ms(at_ms)) for at_ms in (ended_ms, now_ms)),
             )
         return True
 
     def _bounds(self, state: CustomerState) -> Bounds:
-        """The period of now that follows from a state."""
+        """The current period by a state."""
         return effective_plan(state, self._store.catalog, self._store.now_ms()).bounds
 
-    async def _event_names(self, meters: Collection[str]) -> set[str]:
+    async def _read_event_names(self, meters: Collection[str]) -> set[str]:
         """Event names of meters, by their ids at Stripe."""
         found = await self._api().list("/v1/billing/meters")
         return {meter["event_name"] for meter in found if meter["id"] in meters}
@@ -231,17 +240,17 @@ class SubscriptionWriter:
         change: Switch,
         store_state: Callable[[], Awaitable[object]],
     ) -> None:
-        """Store a subscription whose metered prices others have changed: usage that missed that is late."""
+        """Store a subscription whose metered prices were changed elsewhere; usage that missed it is late."""
         store = self._store
         # Sealed now, usage could be stamped before the change.
         await hold_usage(store, customer, till_ms=store.now_ms() + _HELD_MS)
-        # If the process dies after this, the next one finds the same change again, and late usage already.
+        # If the process dies after this, the next one finds the same change, and the usage late already.
         await strand_usage(store, customer, before, after, change)
         await store_state()
         await let_go_of_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
 
-    async def _when(self, subscription: str, metered: str) -> int:
-        """Since when a subscription has its metered prices, at the latest: Stripe's events of a day tell."""
+    async def _priced_since_ms(self, subscription: str, metered: str) -> int:
+        """Since when a subscription has its metered prices at the latest, by Stripe's events of a day."""
         changed_ms = now_ms = self._store.now_ms()
         asked: dict[str, Parameter] = {"type": _UPDATED, "created": {"gte": (now_ms - DAY_MS) // 1000}}
         try:
@@ -254,17 +263,17 @@ class SubscriptionWriter:
                         return changed_ms
                     changed_ms = min(changed_ms, int(event["created"]) * 1000)
         except StripeError as error:
-            if error.status not in _OF_THE_KEY:
+            if error.status not in _KEY_REFUSALS:
                 raise
         return changed_ms
 
 
-def _goes_on(subscription: SubscriptionState | None) -> TypeGuard[SubscriptionState]:
-    """Whether a subscription has begun and has not ended: its periods follow each other."""
+def _is_running(subscription: SubscriptionState | None) -> TypeGuard[SubscriptionState]:
+    """Whether a subscription has begun and not ended: its periods are consecutive."""
     return subscription is not None and subscription.has_begun and subscription.status not in ENDED
 
 
-def _having(
+def _subscription_change(
     linked: str,
     subscription: SubscriptionState | None,
     catalog: Catalog,
@@ -295,11 +304,11 @@ async def plan_changed_ms(
     """Time of a plan change at Stripe (ms); None: there was none, or Stripe has no event of it.
 
     Args:
-        store: where the customer is.
-        api: the way to Stripe.
-        known: the subscription as it was known until now.
-        found: as Stripe shows it now.
-        cause: the id of the event that has hinted at the change, or a word.
+        store: of the kit.
+        api: the Stripe client.
+        known: the stored subscription.
+        found: the fetched one.
+        cause: the id of the event that requested the sync, or a word.
 
     Raises:
         StripeError: Stripe does not answer, or refuses for another reason than the rights of the key.
@@ -312,12 +321,12 @@ async def plan_changed_ms(
     try:
         if cause.startswith(_EVENT):
             event = await api.get(f"/v1/events/{cause}")
-            if event.get("type") == _UPDATED and (at_ms := _changed_ms(event, found, catalog)) is not None:
+            if event.get("type") == _UPDATED and (at_ms := _event_time_ms(event, found, catalog)) is not None:
                 return at_ms
         pages = 0
         async for page in api.pages("/v1/events", {"type": _UPDATED}):
             for event in page:
-                if (at_ms := _changed_ms(event, found, catalog)) is not None:
+                if (at_ms := _event_time_ms(event, found, catalog)) is not None:
                     return at_ms
             pages += 1
             if pages == _PAGES_MAX:
@@ -328,7 +337,7 @@ async def plan_changed_ms(
     return None
 
 
-def _changed_ms(event: Mapping[str, Any], found: SubscriptionState, catalog: Catalog) -> int | None:
+def _event_time_ms(event: Mapping[str, Any], found: SubscriptionState, catalog: Catalog) -> int | None:
     """Time of the event (ms), if it changed the subscription to its plan; else None."""
     data = part_of(event, "data")
     shown = part_of(data, "object")
@@ -359,15 +368,15 @@ class PeriodEnd(NamedTuple):
 def period_ends(
     found: Sequence[Mapping[str, Any]], before: SubscriptionState | None, after: SubscriptionState | None
 ) -> list[PeriodEnd]:
-    """The latest ends of periods whose invoices are known, or are certainly not to come.
+    """The latest ends of periods with a known invoice, or certainly without one.
 
-    A renewal makes a draft that takes usage. A period that others ended has its invoice at once, or none: a
-    cycle begun anew, a trial of a paid subscription, a subscription canceled or paused amid its period.
+    A renewal makes a draft that takes usage. A period ended elsewhere has its invoice at once, or none: after
+    a reset of the billing cycle, a trial of a paid subscription, a cancellation or a pause amid its period.
 
     Args:
         found: all subscriptions of a Stripe customer, with ``latest_invoice`` expanded.
-        before: the customer's subscription as it was known until now.
-        after: the one that counts now.
+        before: the customer's stored subscription.
+        after: the fetched one.
     """
     ends: dict[int, InvoiceEnd] = {}
     ids = {one.id for one in (before, after) if one is not None}

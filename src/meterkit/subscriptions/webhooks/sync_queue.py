@@ -19,7 +19,6 @@ from weakref import WeakKeyDictionary
 from meterkit.decisions.keys import shard_of
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, pack_each
-from meterkit.store.counting import count_at
 from meterkit.store.sync_queue_counts import count_syncs, due_keys, read_alarms, read_dead_syncs
 from meterkit.subscriptions.webhooks.stripe_events import EventNote
 
@@ -229,7 +228,7 @@ class SyncQueue:
         store, admin = self._store, await self._store.admin()
         shards, keys = self._next_shards(), due_keys(store.keys)
         self._near.difference_update(shards)  # Before they are asked: what comes meanwhile is kept.
-        counted = await count_at(store, admin, [keys[shard] for shard in shards], limit=store.now_ms())
+        counted = await store.count_members(admin, [keys[shard] for shard in shards], limit=store.now_ms())
         due = [shards[nth] for nth in counted]
         self._near.update(due)
         _shuffle(due)
@@ -263,7 +262,7 @@ class SyncQueue:
         lane = await self._store.lane()
         reply: Any = await lane.ask(call)
         if isinstance(reply, ReplyError):
-            reply = await lane.again(call, reply)
+            reply = await lane.retry_call(call, reply)
         return int(reply)
 
     async def _take(self, shard: int, *, most: int = 1, stripe_customer: str = "") -> list[SyncEntry | None]:

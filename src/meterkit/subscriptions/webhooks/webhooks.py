@@ -1,4 +1,4 @@
-"""``kit.webhooks`` and its ASGI endpoint: accept Stripe's events, work them off, show what waits."""
+"""``kit.webhooks`` and its ASGI endpoint: accept Stripe's events, process them, show the backlog."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("meterkit.subscriptions")
 Receipt = Literal["new", "duplicate", "ignored"]
-"""What became of an event: it is queued, was queued before, or is of a type that nothing follows from."""
+"""Outcome of an event: queued, queued before, or of a type that needs no action."""
 
 
 class Webhooks:
-    """Takes Stripe's events and works them off.
+    """Receives Stripe's events and processes them.
 
     An event is a hint: its Stripe customer is synced, and the stored state follows from what Stripe
-    has then. So it does not matter in which order events come, how often, or whether some never do.
+    has then. So events may arrive in any order, repeatedly, or never.
 
     Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
 
     Args:
         store: where customers are kept.
         settings: the signing secrets.
-        api: the way to Stripe; made when it is first needed.
-        refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
-        top_ups: grants what customers have paid for.
-        low: buys a top-up by itself for a customer whose balance is low.
+        api: makes the Stripe client on first use.
+        take_refusals: handles the event of this id: Stripe does not count usage that it has accepted.
+        top_ups: grants paid top-ups.
+        top_up_if_low: buys an automatic top-up for a customer with a low balance.
         end_usage: makes usage of a customer's periods late, whose invoices are final.
 
     Attributes:
-        is_worker: whether a task of this process works off events.
+        is_worker: whether a task of this process processes events.
     """
 
     def __init__(
@@ -63,16 +63,19 @@ class Webhooks:
         store: Store,
         settings: Settings,
         api: Callable[[], StripeApi],
-        refused: Callable[[str], Awaitable[None]],
+        *,
+        take_refusals: Callable[[str], Awaitable[None]],
         top_ups: TopUpPayments,
-        low: Callable[[str], Awaitable[None]],
+        top_up_if_low: Callable[[str], Awaitable[None]],
         end_usage: EndUsage,
     ) -> None:
         self._store = store
         self._settings = settings
         self._api = api
         self._queue = SyncQueue(store)
-        self._looker = CustomerSyncer(store, api, self._queue, refused, top_ups, low, end_usage)
+        self._syncer = CustomerSyncer(
+            store, api, self._queue, take_refusals, top_ups, top_up_if_low, end_usage
+        )
         self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, SyncWorker] = WeakKeyDictionary()
         self.is_worker = False
 
@@ -82,14 +85,14 @@ class Webhooks:
         return bool(self._settings.stripe_webhook_secret)
 
     async def receive(self, body: bytes, signatures: Iterable[bytes]) -> Receipt | ForgedEvent:
-        """Take what came to the webhook endpoint, in one round trip to the store; nothing is worked off yet.
+        """Verify and queue a webhook request, in one round trip to the store; the worker processes it later.
 
         Args:
-            body: the request's, byte for byte.
+            body: of the request, byte for byte.
             signatures: the values of its ``Stripe-Signature`` headers.
 
         Returns:
-            What became of it; why it is refused, where it is not an event that Stripe has signed lately.
+            The outcome; a :class:`ForgedEvent` if Stripe has not signed it lately.
         """
         secrets = (secret.get_secret_value() for secret in self._settings.stripe_webhook_secret)
         event = verify(body, signatures, secrets, now_s=self._store.clock())
@@ -112,69 +115,69 @@ class Webhooks:
         return "new"
 
     async def backlog(self) -> WebhookBacklog:
-        """How many syncs wait, how many were given up, and the alarms."""
+        """Counts of waiting and given-up syncs, and of alarms."""
         return await self._queue.read_backlog()
 
     async def dead(self) -> Sequence[DeadWebhook]:
-        """The Stripe customers that are given up, the longest first, with the reason of each."""
+        """List the Stripe customers whose sync was given up, the longest first, each with its error."""
         return await self._queue.list_dead()
 
     async def redrive(self, *stripe_customers: str) -> int:
-        """Have Stripe customers that were given up looked at again; without names, all. Returns how many."""
+        """Sync given-up Stripe customers again, by default all; return how many."""
         dead = {entry.stripe_customer for entry in await self._queue.list_dead()}
         chosen = sorted(dead.intersection(stripe_customers) if stripe_customers else dead)
         await self._queue.redrive(chosen)
         return len(chosen)
 
     async def work_off(self) -> None:
-        """Work off what is due now, and wait until that is done.
+        """Process what is due now, and wait until that is done.
 
         Raises:
             SettingsError: no Stripe key is set.
         """
         self._api()
-        await self._worker().idle()
+        await self._worker().run_until_idle()
 
     async def fetch(self, customer: str, *, cause: str = "api") -> None:
-        """Fetch a customer's subscription from Stripe now; nothing is done for one who is not linked.
+        """Fetch a customer's subscription from Stripe now; does nothing for an unlinked customer.
 
         Args:
             customer: the customer's id.
-            cause: for the customer's ledger; ``flush``: the caller seals its usage after that.
+            cause: for the ledger; ``flush``: the caller seals the customer's usage after that.
 
         Raises:
             CustomerError: the id is not allowed.
-            StripeError: Stripe refuses, or does not answer; it is tried again in the background.
+            StripeError: Stripe refuses, or does not answer; it is retried in the background.
         """
         _, state = await States(self._store).read(check_customer(customer))
         if state.stripe_customer is not None:
             self._api()
             await self._worker().sync(state.stripe_customer, cause)
 
-    async def look_later(self, stripe_customer: str) -> None:
-        """Have a Stripe customer looked at in the background."""
+    async def sync_later(self, stripe_customer: str) -> None:
+        """Queue the sync of a Stripe customer."""
         await self._queue.request(stripe_customer, "api")
 
     @property
     def tasks(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
-        """What runs beside an event loop, by name: it works off what comes, and looks for what did not.
+        """Tasks beside an event loop, by name: the sync worker, and the sweep of undelivered events.
 
-        No task of these waits for another: it could not hand on a second cancellation, and clients that
-        connect may take the first for a failure to.
+        No task waits for another: it could not pass on a second cancellation, and a client that connects may
+        report the first as a failure.
         """
-        sweeper = EventSweeper(self._store, self._api, self._queue)
+        sweep = EventSweeper(self._store, self._api, self._queue).run
         return {
             "webhooks": lambda: self._run(self._worker().run),
-            "sweep": lambda: self._run(sweeper.run),
+            "sweep": lambda: self._run(sweep),
         }
 
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _run(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._api()
         self.is_worker = True
-        await work()
+        await task()
 
     async def sweep(self) -> int:
-        """Queue what Stripe has listed since the last time and no webhook has brought; how many events.
+        """Queue the events since the last sweep that no webhook has delivered; return how many.
 
         Raises:
             SettingsError: no Stripe key is set.
@@ -183,16 +186,16 @@ class Webhooks:
         return await EventSweeper(self._store, self._api, self._queue).sweep()
 
     def _worker(self) -> SyncWorker:
-        """The running event loop's: its tasks and its breaker are of that loop."""
+        """The worker of the running event loop, to which its tasks and its breaker belong."""
         loop = asyncio.get_running_loop()
         worker = self._workers.get(loop)
         if worker is None:
-            worker = self._workers[loop] = SyncWorker(self._store, self._queue, self._looker)
+            worker = self._workers[loop] = SyncWorker(self._store, self._queue, self._syncer)
         return worker
 
 
 BODY_BYTES_MAX: Final = 524_288
-"""Of a request to the endpoint; an event of Stripe has some kilobytes."""
+"""Of a request; a Stripe event has a few kilobytes."""
 _SIGNATURE: Final = b"stripe-signature"
 _NOT_SET_UP: Final = "no signing secret is set: METERKIT_STRIPE_WEBHOOK_SECRET"
 _RECEIVED: Final = {"received": True}
@@ -200,22 +203,22 @@ _REPEATED: Final = {"received": True, "duplicate": True}
 
 
 class WebhookKit(Protocol):
-    """As much of a kit as the endpoint uses."""
+    """The part of a kit that the endpoint uses."""
 
     @property
     def webhooks(self) -> Webhooks:
-        """What takes Stripe's events."""
+        """The receiver of Stripe's events."""
         ...
 
 
 class WebhookEndpoint:
-    """Answers 200 once an event is queued, or is of a type that nothing follows from.
+    """ASGI endpoint of Stripe webhooks: answers 200 once an event is queued, or needs no action.
 
-    400 for what Stripe has not signed lately, 413 for more than 512 KiB, 503 where it could not be queued:
-    Stripe sends it again, for three days.
+    400: Stripe has not signed it lately. 413: more than 512 KiB. 503: it could not be queued, and Stripe
+    retries for three days.
 
     Args:
-        webhooks: takes the events.
+        webhooks: receives the events.
     """
 
     def __init__(self, webhooks: Webhooks) -> None:
@@ -223,7 +226,7 @@ class WebhookEndpoint:
         self._warned = Throttle(MINUTE_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take one request."""
+        """Answer one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"the webhook endpoint takes HTTP requests; found {scope['type']}")
         if scope["method"] != "POST":
@@ -251,6 +254,6 @@ class WebhookEndpoint:
         await answer(send, HTTPStatus.OK, _REPEATED if receipt == "duplicate" else _RECEIVED)
 
     def _warn(self, message: str) -> None:
-        """Say what goes wrong, but not again and again."""
+        """Log a warning, throttled by message."""
         if self._warned.is_due(message):
             _logger.warning("%s", message)

@@ -1,1 +1,1 @@
-"""How a response is cut into events, however its bytes arrive."""
+"""Framing: a response cut into events, however its bytes arrive."""

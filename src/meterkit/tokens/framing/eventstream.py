@@ -9,12 +9,12 @@ import struct
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
-from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Incremental, paused
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, paused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.tokens.framing.incremental import Large, Steps, Work
+    from meterkit.tokens.framing.incremental import LargeReader, Steps, Work
 
 _PRELUDE: Final = struct.Struct(">III")
 _CRC: Final = struct.Struct(">I")
@@ -26,7 +26,7 @@ _WIDTHS: Final = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}
 _BYTES: Final = 6
 
 
-class EventStream(Incremental):
+class EventStreamReader(IncrementalReader):
     """Passes on the text headers and the payload of each frame.
 
     Args:
@@ -43,7 +43,7 @@ class EventStream(Incremental):
     def __init__(
         self,
         emit: Callable[[Mapping[str, str], bytes], Work | None],
-        large: Callable[[Mapping[str, str]], Large],
+        large: Callable[[Mapping[str, str]], LargeReader],
     ) -> None:
         super().__init__()
         self._emit = emit
@@ -75,7 +75,7 @@ class EventStream(Incremental):
                 yield from paused(self._emit(names, frame[payload : -_CRC.size]))
             yield False
 
-    def _read_payload(self, reader: Large, left: int, crc: int) -> Steps:
+    def _read_payload(self, reader: LargeReader, left: int, crc: int) -> Steps:
         """Read a payload as it comes, and its checksum."""
         while left and (yield from self._has(1)):
             payload = self._data[self._at : self._at + left]

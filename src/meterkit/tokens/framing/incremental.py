@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
 EVENT_BYTES_MAX: Final = 16 << 10
-"""How much of an event is kept; a larger one is read as it comes, without being kept."""
+"""Bytes of an event that are kept; a larger one is read as it comes."""
 
 Work: TypeAlias = "Iterator[None]"
 """The remaining work: a generator that pauses after each piece of some tenths of a millisecond."""
@@ -20,7 +20,7 @@ Emit: TypeAlias = "Callable[[bytes], Work | None]"
 """Takes an event, or a piece of one; what is left to do with it, None where nothing is."""
 
 
-class Large(Protocol):
+class LargeReader(Protocol):
     """Reads what is too large to be kept."""
 
     def feed(self, data: bytes) -> Work | None:
@@ -31,7 +31,7 @@ class Large(Protocol):
         """It has come to its end, or to that of the response."""
 
 
-class Incremental:
+class IncrementalReader:
     """Reads bytes that come in pieces; how it does, a subclass says in ``_run``.
 
     Attributes:
@@ -85,8 +85,8 @@ def paused(work: Work | None) -> Steps:
         yield False
 
 
-def whole_of(large: Large, data: bytes) -> Work:
-    """Have all of something read as what is too large to be kept."""
+def feed_large(large: LargeReader, data: bytes) -> Work:
+    """Feed all of something to a reader of what is too large to be kept."""
     yield from large.feed(data) or ()
     large.end()
 

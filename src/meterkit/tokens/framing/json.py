@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Incremental, paused
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, paused
 from meterkit.tokens.layout import may_answer
 
 if TYPE_CHECKING:
     from meterkit.tokens.framing.incremental import Emit, Steps
-    from meterkit.tokens.framing.sse import Takers
+    from meterkit.tokens.framing.sse import EventCallbacks
 
 DEPTH_MAX: Final = 1_000
 """No provider's answer is nested deeper; Python's own parser gives up there too."""
@@ -49,7 +49,7 @@ _STEPS_MAX: Final = 32
 _WINDOW_BYTES: Final = 4 << 10
 
 
-class Scanner(Incremental):
+class JsonScanner(IncrementalReader):
     """Reads JSON that comes in pieces.
 
     Attributes:
@@ -120,7 +120,7 @@ class Scanner(Incremental):
 
 
 def span(pattern: re.Pattern[bytes], data: bytes, at: int, stop: int | None = None) -> int:
-    """Where the match of a pattern ends that matches nothing, too."""
+    """End of the match of a pattern that also matches nothing."""
     match = pattern.match(data, at, len(data) if stop is None else stop)
     return at if match is None else match.end()
 
@@ -128,10 +128,10 @@ def span(pattern: re.Pattern[bytes], data: bytes, at: int, stop: int | None = No
 _BLANK: Final = re.compile(rb"[ \t\r\n\xef\xbb\xbf]*+")
 _BETWEEN: Final = re.compile(rb'[^"{}\[\]]*+')
 _ITEMS_MAX: Final = 4
-"""How many items are read without a pause."""
+"""Items read without a pause."""
 
 
-class Document(Scanner):
+class JsonReader(JsonScanner):
     """A JSON body: passes on an object at its end, or each item of an array that is an object.
 
     Args:
@@ -144,7 +144,7 @@ class Document(Scanner):
 
     __slots__ = ("_emit", "_open_large", "_wants", "unseen")
 
-    def __init__(self, takers: Takers, *, unseen: bool) -> None:
+    def __init__(self, takers: EventCallbacks, *, unseen: bool) -> None:
         super().__init__()
         self._emit, self._wants, self._open_large, _ = takers
         self.unseen = unseen

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.tokens.framing.incremental import drain
-from meterkit.tokens.framing.json import BALANCED, TEXT, Scanner, span
+from meterkit.tokens.framing.json import BALANCED, TEXT, JsonScanner, span
 from meterkit.tokens.json_values import rows
 from meterkit.tokens.layout import ROOT, handed_bytes, utf8_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.incremental import Large, Steps, Work
+    from meterkit.tokens.framing.incremental import LargeReader, Steps, Work
     from meterkit.tokens.json_values import Table
-    from meterkit.tokens.layout import Place
+    from meterkit.tokens.layout import ValuePlace
 
 _TOKEN_BYTES_MAX: Final = 256
 """A longer text is kept as an empty one; a longer number makes the value unreadable."""
@@ -50,20 +50,20 @@ class _Container:
     """An object or array that has not ended."""
 
     value: dict[str, Any] | list[Any]
-    place: Place
+    place: ValuePlace
     key: str | None
     is_kept: bool
     in_rows: bool = False  # Whether it is an array of a usage object, or within one.
     name: str | None = None  # Of the member whose value comes next, once it is read.
 
-    def next_place(self) -> Place | None:
+    def next_place(self) -> ValuePlace | None:
         """The place of the value that comes next; None where it is not looked at, or is a name."""
         if isinstance(self.value, list):
             return self.place
         return None if self.name is None else self.place.member(self.name)
 
 
-class LargeJson(Scanner):
+class LargeJsonReader(JsonScanner):
     """Reads JSON objects that follow one another, and keeps those members that readers of usage look at.
 
     What it keeps has a bound: of long texts and of the hundreds of items of an array nothing is kept but that
@@ -90,7 +90,7 @@ class LargeJson(Scanner):
     )
 
     def __init__(
-        self, emit: Callable[[Table, int], None], spoiled: Callable[[], None], place: Place = ROOT
+        self, emit: Callable[[Table, int], None], spoiled: Callable[[], None], place: ValuePlace = ROOT
     ) -> None:
         super().__init__()
         self._emit = emit
@@ -164,7 +164,7 @@ class LargeJson(Scanner):
                 yield from self._take_text(outer)
             elif mark in b"{[":
                 self._at += 1
-                yield from self._open(outer, {} if mark == b"{" else [])
+                yield from self._open_container(outer, {} if mark == b"{" else [])
             elif mark in b"}]":
                 self._at += 1
                 self._stack.pop()
@@ -196,17 +196,17 @@ class LargeJson(Scanner):
         else:
             self._at += 1
             place = outer.next_place()
-            self._take(outer, "", place)
+            self._keep_value(outer, "", place)
             yield from self._read_text(_ignore if place is None or not place.text else self._measure)
 
     def _take_token(self, outer: _Container, token: bytes) -> None:
-        said = token.decode("utf-8", "replace")
+        written = token.decode("utf-8", "replace")
         value: object
-        if said[0] == '"' and "\\" not in said:
-            value = said[1:-1]
+        if written[0] == '"' and "\\" not in written:
+            value = written[1:-1]
         else:
             try:
-                value = _DECODER.decode(said)
+                value = _DECODER.decode(written)
             except ValueError:
                 self.stopped = True
                 return
@@ -214,9 +214,9 @@ class LargeJson(Scanner):
         if place is not None and place.text and isinstance(value, str):
             self.text_bytes += utf8_bytes(value)
             value = ""
-        self._take(outer, value, place)
+        self._keep_value(outer, value, place)
 
-    def _take(self, outer: _Container, value: object, place: Place | None) -> bool:
+    def _keep_value(self, outer: _Container, value: object, place: ValuePlace | None) -> bool:
         """Take a name; or keep a wanted value within bounds: whether it was kept."""
         kept = outer.value
         if isinstance(kept, dict) and outer.name is None:
@@ -241,9 +241,9 @@ class LargeJson(Scanner):
             kept[name] = value
         return True
 
-    def _open(self, outer: _Container, value: dict[str, Any] | list[Any]) -> Steps:
+    def _open_container(self, outer: _Container, value: dict[str, Any] | list[Any]) -> Steps:
         place, key = outer.next_place(), outer.name
-        is_kept = self._take(outer, value, place)
+        is_kept = self._keep_value(outer, value, place)
         if place is None or not place.entered or len(self._stack) == _DEPTH_MAX:
             yield from self._pass_over(
                 self._measure_handed if place is not None and place.handed else _ignore
@@ -258,7 +258,7 @@ class LargeJson(Scanner):
     def _measure_handed(self, piece: bytes) -> None:
         self.text_bytes += handed_bytes(piece)
 
-    def _measure_items(self, place: Place) -> bool:
+    def _measure_items(self, place: ValuePlace) -> bool:
         """Measure the text of items that are not kept; False where they are to be read by their tokens."""
         data, at = self._data, self._at
         end = span(BALANCED, data, at, min(len(data), at + _RUN_BYTES))
@@ -269,7 +269,7 @@ class LargeJson(Scanner):
             return False
         if not place.silent:
             try:
-                self.text_bytes += _said(_ITEMS.decode(f"[{data[at:end].decode()}]"), place)
+                self.text_bytes += _text_bytes_in(_ITEMS.decode(f"[{data[at:end].decode()}]"), place)
             except ValueError:
                 return False
         self._at = end
@@ -302,9 +302,9 @@ def _escaping_bytes(piece: bytes) -> int:
     if b"\\u" in plain:
         runs: list[bytes] = _CODES.findall(plain)
         # Parted, so that halves of a character are not put together.
-        said: str = json.loads(b'"' + b" ".join(runs) + b'"')
+        characters: str = json.loads(b'"' + b" ".join(runs) + b'"')
         codes = sum(map(len, runs))
-        found += codes - codes // _CODE_BYTES - (utf8_bytes(said) - len(runs) + 1)
+        found += codes - codes // _CODE_BYTES - (utf8_bytes(characters) - len(runs) + 1)
     return found
 
 
@@ -322,7 +322,7 @@ def _short(number: str) -> None:
 _ITEMS: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_int=_short, parse_float=_short, strict=False)
 
 
-def _said(value: object, place: Place) -> int:
+def _text_bytes_in(value: object, place: ValuePlace) -> int:
     """UTF-8 bytes of what the model wrote in a value that was parsed with its members as pairs.
 
     Raises:
@@ -340,10 +340,10 @@ def _said(value: object, place: Place) -> int:
         return 0
     if place.handed:
         raise ValueError("not measured here")
-    return sum([_said(held, known) for known, held in inner if not known.silent])
+    return sum([_text_bytes_in(held, known) for known, held in inner if not known.silent])
 
 
-class Encoded:
+class Base64JsonReader:
     """Reads the JSON that another JSON object has in base64, as Bedrock's frames do.
 
     Args:
@@ -352,7 +352,7 @@ class Encoded:
 
     __slots__ = ("_data", "_head", "_rest")
 
-    def __init__(self, data: Large) -> None:
+    def __init__(self, data: LargeReader) -> None:
         self._data = data
         self._head: bytes | None = b""
         self._rest = b""

@@ -7,20 +7,20 @@ from codecs import BOM_UTF8
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Incremental, drain, paused, whole_of
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, drain, feed_large, paused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.incremental import Emit, Large, Steps, Work
+    from meterkit.tokens.framing.incremental import Emit, LargeReader, Steps, Work
 
 # How much is read without a pause; a small block takes as long as one of some size.
 _PAUSE_BYTES: Final = 4 << 10
 _BLOCK_BYTES_MIN: Final = 512
 
 
-class Takers(NamedTuple):
-    """What becomes of the events in a body.
+class EventCallbacks(NamedTuple):
+    """Callbacks that receive the events of a body.
 
     Attributes:
         emit: takes an event.
@@ -31,11 +31,11 @@ class Takers(NamedTuple):
 
     emit: Emit
     wants: Callable[[bytes], bool]
-    large: Callable[[], Large]
+    large: Callable[[], LargeReader]
     take_all: Callable[[bytes], bool] = lambda _: False
 
 
-class Blocks(Incremental):
+class BlockReader(IncrementalReader):
     """Cuts at a delimiter, and passes on the blocks that are wanted; the last one also without a delimiter.
 
     Args:
@@ -46,7 +46,7 @@ class Blocks(Incremental):
 
     delimiter = b"\n"
 
-    def __init__(self, takers: Takers) -> None:
+    def __init__(self, takers: EventCallbacks) -> None:
         super().__init__()
         self._emit, self._wants, self._open_large, self._take_all = takers
         self._is_large = False
@@ -96,14 +96,14 @@ class Blocks(Incremental):
 
     def _pass(self, block: bytes) -> Work | None:
         if len(block) > EVENT_BYTES_MAX:
-            return whole_of(self._open_large(), block)
+            return feed_large(self._open_large(), block)
         return self._read(block) if block and self._wants(block) else None
 
     def _read(self, block: bytes) -> Work | None:
         """Pass on what is in a block."""
         return self._emit(block)
 
-    def _read_large(self, large: Large, keep: int) -> Steps:
+    def _read_large(self, large: LargeReader, keep: int) -> Steps:
         """Read a block as it comes; what may begin a delimiter stays."""
         self._is_large = True
         ended = False
@@ -119,7 +119,7 @@ class Blocks(Incremental):
         large.end()
 
 
-class Ndjson(Blocks):
+class NdjsonReader(BlockReader):
     """JSON values one to a line: https://github.com/ndjson/ndjson-spec."""
 
     __slots__ = ()
@@ -136,15 +136,15 @@ _DATA_LINE: Final = re.compile(rb"^data(?:: ?(.*))?$", re.MULTILINE)
 _LINES_MAX: Final = 32
 
 
-class Sse(Blocks):
+class SseReader(BlockReader):
     """Passes on the data of each event; lines end with LF, CRLF or CR."""
 
     __slots__ = ("_after_cr",)
 
     delimiter = b"\n\n"
 
-    def __init__(self, takers: Takers) -> None:
-        super().__init__(takers._replace(large=lambda: LargeEvent(takers.large())))
+    def __init__(self, takers: EventCallbacks) -> None:
+        super().__init__(takers._replace(large=lambda: LargeEventReader(takers.large())))
         self._after_cr = False
 
     @property
@@ -173,7 +173,7 @@ class Sse(Blocks):
         return _read_lines(self._emit, lines) if lines else None
 
 
-class LargeEvent(Incremental):
+class LargeEventReader(IncrementalReader):
     """Passes on the data of an event that is too large to be kept; its lines end with LF.
 
     Args:
@@ -182,7 +182,7 @@ class LargeEvent(Incremental):
 
     __slots__ = ("_reader",)
 
-    def __init__(self, data: Large) -> None:
+    def __init__(self, data: LargeReader) -> None:
         super().__init__()
         self._reader = data
 

@@ -1,4 +1,4 @@
-"""What each provider of language models reports, and where."""
+"""Readers of each provider's usage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from meterkit.tokens.providers.openai import OPENAI
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.tokens.providers.api import Api
+    from meterkit.tokens.providers.api import ProviderApi
 
 __all__ = ["AUTO", "BY_NAME"]
 
 # Most of Mistral's responses have OpenAI's shape and are not told apart from it.
-AUTO: Final[tuple[Api, ...]] = (MISTRAL_ALONE, OPENAI, ANTHROPIC, GEMINI, BEDROCK, COHERE, OLLAMA)
-BY_NAME: Final[Mapping[str, tuple[Api, ...]]] = {
+AUTO: Final[tuple[ProviderApi, ...]] = (MISTRAL_ALONE, OPENAI, ANTHROPIC, GEMINI, BEDROCK, COHERE, OLLAMA)
+BY_NAME: Final[Mapping[str, tuple[ProviderApi, ...]]] = {
     "auto": AUTO,
     **{api.name: (api,) for api in (*AUTO, MISTRAL)},
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
-from meterkit.tokens.providers.api import Api, cache_included, context_of
+from meterkit.tokens.providers.api import ProviderApi, cache_included, context_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -178,4 +178,6 @@ def _recognises(event: Table) -> bool:
     return isinstance(event.get("content"), list) if kind == "message" else kind in _TYPES
 
 
-ANTHROPIC: Final = Api(name="anthropic", provider="anthropic", usage_in=_usage_in, recognises=_recognises)
+ANTHROPIC: Final = ProviderApi(
+    name="anthropic", provider="anthropic", usage_in=_usage_in, recognises=_recognises
+)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, table, text
 from meterkit.tokens.providers.anthropic import ANTHROPIC
-from meterkit.tokens.providers.api import Api, cache_included, context_of, sum_rows
+from meterkit.tokens.providers.api import ProviderApi, cache_included, context_of, sum_rows
 from meterkit.tokens.providers.cohere import COHERE
 from meterkit.tokens.providers.openai import OPENAI
 
@@ -52,8 +52,8 @@ _RESULT: Final = {"": "output_tokens"}  # Results are of one kind, which has no 
 
 def _settle(counts: Counts) -> Counts:
     of_metrics = counts.keys().isdisjoint({"input_tokens", "output_tokens"})
-    told = {name: n for name, n in counts.items() if name.startswith(_METRICS) == of_metrics}
-    return cache_included({name.removeprefix(_METRICS): n for name, n in told.items()})
+    chosen = {name: n for name, n in counts.items() if name.startswith(_METRICS) == of_metrics}
+    return cache_included({name.removeprefix(_METRICS): n for name, n in chosen.items()})
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
@@ -113,11 +113,13 @@ def header_usage(headers: Iterable[tuple[str, object]]) -> EventUsage | None:
     Args:
         headers: their names in lower case.
     """
-    told = {_HEADERS[name]: str(value).strip() for name, value in headers if name in _HEADERS}
-    if not told:
+    figures = {_HEADERS[name]: str(value).strip() for name, value in headers if name in _HEADERS}
+    if not figures:
         return None
-    readable = {name for name, n in told.items() if n.isascii() and n.isdigit() and len(n) <= _DIGITS_MAX}
-    return _event_usage({name: int(told[name]) for name in readable}, len(readable) < len(told), final=True)
+    readable = {name for name, n in figures.items() if n.isascii() and n.isdigit() and len(n) <= _DIGITS_MAX}
+    return _event_usage(
+        {name: int(figures[name]) for name in readable}, len(readable) < len(figures), final=True
+    )
 
 
 def _event_usage(counts: Counts, refused: bool, *, final: bool) -> EventUsage:
@@ -138,4 +140,4 @@ def _recognises(event: Table) -> bool:
     return len(event) == 1 and any(table(event.get(name)) is not None for name in _STREAMED)
 
 
-BEDROCK: Final = Api(name="bedrock", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)
+BEDROCK: Final = ProviderApi(name="bedrock", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)

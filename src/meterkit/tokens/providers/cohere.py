@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, table, text
-from meterkit.tokens.providers.api import Api
+from meterkit.tokens.providers.api import ProviderApi
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table
@@ -33,8 +33,16 @@ _PATHS: Final = Paths(
     }
 )
 _TYPES: Final = (
-    *("message-start", "content-start", "content-delta", "content-end", "tool-plan-delta"),
-    *("tool-call-start", "tool-call-delta", "tool-call-end", "citation-start", "citation-end"),
+    "message-start",
+    "content-start",
+    "content-delta",
+    "content-end",
+    "tool-plan-delta",
+    "tool-call-start",
+    "tool-call-delta",
+    "tool-call-end",
+    "citation-start",
+    "citation-end",
     "message-end",
 )
 
@@ -97,4 +105,4 @@ def _recognises(event: Table) -> bool:
     return isinstance(event.get("finish_reason"), str) and dig(event, ("message", "role")) == "assistant"
 
 
-COHERE: Final = Api(name="cohere", provider="cohere", usage_in=_usage_in, recognises=_recognises)
+COHERE: Final = ProviderApi(name="cohere", provider="cohere", usage_in=_usage_in, recognises=_recognises)

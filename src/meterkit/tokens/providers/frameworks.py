@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from inspect import ismethod
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.units import UNIT_OF, UNITS
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
-from meterkit.tokens.plain_values import held_by
-from meterkit.tokens.providers.api import Api
+from meterkit.tokens.plain_values import held_by, kind_of, table_of
+from meterkit.tokens.providers.api import ProviderApi, read_cost
 from meterkit.tokens.providers.openai import OPENAI
-from meterkit.tokens.providers.reported_cost import read_cost
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from fractions import Fraction
 
     from meterkit.tokens.json_values import Counts, Table
@@ -129,7 +129,7 @@ def _langchain_parts(event: Table) -> Sequence[Table] | None:
         found = table(dig(event, ("data", _MODEL_EVENTS[named])))
         if found is None:
             return []
-        found = {**found, "beside": event.get("metadata")}
+        found = {**found, "run_metadata": event.get("metadata")}
         # At its end the chunks come once more as one, under the id that they have had.
         return [{**found, "type": _WHOLE_RUN}] if named == _MODEL_END else parts_of(found)
     if event.get("type") == _MESSAGE_CHUNK and "usage_metadata" in event:
@@ -188,13 +188,13 @@ def _is_routed(event: Table) -> bool:
 def _agents_parts(event: Table) -> Sequence[Table] | None:
     """The calls of a response or a counter of OpenAI's agents SDK; None: it is none of these."""
     if "response_id" in event and "output" in event and "usage" in event:
-        return [_response_of(event)]
+        return [_agents_response(event)]
     entries = [entry for item in rows(event.get("request_usage_entries")) if (entry := table(item))]
     same = all(sum(entry.get(name) or 0 for entry in entries) == event.get(name) for name in _COMPARED)
     return [{"object": "response", "usage": entry} for entry in entries] if entries and same else None
 
 
-def _response_of(response: Table) -> Table:
+def _agents_response(response: Table) -> Table:
     """A response of the agents SDK, as the API has it."""
     named = {"id": response.get("response_id"), "model": response.get("model")}
     return {"object": "response", "usage": response.get("usage"), **named}
@@ -231,19 +231,19 @@ def _message_usage(event: Table, strict: bool) -> EventUsage | None:
     if "input_tokens" not in usage or (strict and not _is_message(event)):
         return None
     counts, refused = read_counts(usage, _LANGCHAIN_PATHS)
-    told = table(event.get("response_metadata")) or {}
+    response = table(event.get("response_metadata")) or {}
     more = table(event.get("additional_kwargs")) or {}
-    beside = table(event.get("beside")) or {}
-    raw = table(told.get("usage")) or {}
-    names = [(holder, name) for holder in (told, more) for name in ("model_name", "model", "model_id")]
-    model = _first_text(*names, (beside, "ls_model_name"))
-    provider = _provider_of(told.get("model_provider")) or _provider_of(beside.get("ls_provider"))
+    metadata = table(event.get("run_metadata")) or {}
+    raw = table(response.get("usage")) or {}
+    names = [(holder, name) for holder in (response, more) for name in ("model_name", "model", "model_id")]
+    model = _first_text(*names, (metadata, "ls_model_name"))
+    provider = _provider_of(response.get("model_provider")) or _provider_of(metadata.get("ls_provider"))
     if not (counts or refused or model or provider):
         return None
     # The run's own id, unless the provider's is known: that one is in the response's body, too. All chunks of
     # a message have the id of the message.
-    ids = (text(told.get("id")), text(event.get("id")))
-    context = {name: _first_text((told, name), (raw, name)) for name in _CONTEXT}
+    ids = (text(response.get("id")), text(event.get("id")))
+    context = {name: _first_text((response, name), (raw, name)) for name in _CONTEXT}
     context["service_tier"] = context["service_tier"] or _tier_of(usage)
     return EventUsage(
         counts={**counts, **_searches(raw)} if counts else {},
@@ -256,7 +256,7 @@ def _message_usage(event: Table, strict: bool) -> EventUsage | None:
         # Chunks are made to be added up, figures included.
         adds=is_chunk,
         context={name: value for name, value in context.items() if value is not None},
-        cost_micros=_reported_cost(provider, told.get("cost")),
+        cost_micros=_reported_cost(provider, response.get("cost")),
         sums=event.get("is_sum") is True,
     )
 
@@ -314,6 +314,100 @@ def _is_response(event: Table) -> bool:
     return event.get("kind") == "response" and isinstance(event.get("parts"), list)
 
 
-LITELLM: Final = Api(name="litellm", provider=None, usage_in=_routed_usage, recognises=_is_routed)
-LANGCHAIN: Final = Api(name="langchain", provider=None, usage_in=_message_usage, recognises=_is_message)
-PYDANTIC_AI: Final = Api(name="pydantic-ai", provider=None, usage_in=_response_usage, recognises=_is_response)
+LITELLM: Final = ProviderApi(name="litellm", provider=None, usage_in=_routed_usage, recognises=_is_routed)
+LANGCHAIN: Final = ProviderApi(
+    name="langchain", provider=None, usage_in=_message_usage, recognises=_is_message
+)
+PYDANTIC_AI: Final = ProviderApi(
+    name="pydantic-ai", provider=None, usage_in=_response_usage, recognises=_is_response
+)
+
+
+_LAST_AGENTS: Final = ("_last_agent", "last_agent", "current_agent")
+_ROUTED_BY: Final = ("litellm/", "any-llm/")
+"""Prefixes by which the agents SDK chooses its client, not part of a model's name."""
+
+
+def responses_of_run(obj: object) -> Sequence[Table] | None:
+    """Model responses of the result of a run; None: the object is anything else. Never raises.
+
+    They are tables as :func:`meterkit.tokens.plain_values.table_of` makes them of one response.
+    """
+    module = str(kind_of(obj).__module__)
+    with suppress(Exception):  # Foreign code.
+        if module.startswith("pydantic_ai."):
+            return _pydantic_ai_responses(obj)
+        if isinstance(_members_of(obj).get("raw_responses"), list):
+            return _agents_responses(_members_of(obj))
+    return None
+
+
+def _pydantic_ai_responses(obj: object) -> Sequence[Table] | None:
+    """A result keeps its usage and messages where only its own members find them."""
+    result: Any = obj if hasattr(kind_of(obj), "usage") else held_by(obj).get("result")  # The last event's.
+    if not (hasattr(kind_of(result), "usage") and hasattr(kind_of(result), "all_messages")):
+        return None
+    found: dict[str, Any] = {}
+    for name in ("usage", "run_id", "response", "new_messages"):
+        with suppress(Exception):
+            value = getattr(result, name)
+            found[name] = value() if ismethod(value) else value  # `usage` was a method in the first release.
+    total = table_of(found.get("usage")) or {}
+    messages = [held_by(message) for message in rows(found.get("new_messages"))]
+    calls = [_run_response(message) for message in messages if message.get("kind") == "response"]
+    run_id = text(found.get("run_id"))
+    for nth, call in enumerate(calls):
+        # Without an id of the provider the run tells its calls from those of others.
+        if run_id is not None and not text(call["provider_response_id"]):
+            call["provider_response_id"] = f"{run_id}/{nth}"
+    if calls and all(
+        sum(_figure(call["usage"], name) for call in calls) == _figure(total, name) for name in _COMPARED
+    ):
+        return calls
+    # Other runs have counted on the same usage, or messages were dropped: only the sum is known.
+    last = _run_response(held_by(found.get("response")))
+    return [{**last, "usage": total, "provider_response_id": run_id, "is_sum": True}]
+
+
+def _run_response(message: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("model_name", "provider_name", "provider_response_id")
+    return {
+        "kind": "response",
+        "parts": [],
+        "usage": table_of(message.get("usage")) or {},
+        "provider_details": table_of(message.get("provider_details")) or {},
+        **{name: message.get(name) for name in names},
+    }
+
+
+def _figure(usage: Table, name: str) -> int:
+    value = usage.get(name)
+    return value if isinstance(value, int) else 0
+
+
+def _agents_responses(result: Mapping[str, Any]) -> Sequence[Table]:
+    """Responses of a run of OpenAI's agents, each with the model of its agent: they name none themselves."""
+    last = _model_of(next((result[name] for name in _LAST_AGENTS if result.get(name) is not None), None))
+    models = {
+        id(_members_of(item).get("raw_item")): _model_of(_members_of(item).get("agent"))
+        for item in rows(result.get("new_items"))
+    }
+    found: list[Table] = []
+    for response in rows(result["raw_responses"]):
+        event = table_of(response)
+        if event is not None:
+            output = rows(_members_of(response).get("output"))
+            named = (models[id(item)] for item in output if id(item) in models)
+            found.append({**event, "model": next(named, last)})
+    return found
+
+
+def _model_of(agent: object) -> str | None:
+    """The model of an agent, as a name or as a client that holds one; None: the SDK's default."""
+    model = _members_of(agent).get("model")
+    name = text(model) or text(_members_of(model).get("model"))
+    return None if name is None else name.removeprefix(_ROUTED_BY[0]).removeprefix(_ROUTED_BY[1])
+
+
+def _members_of(value: object) -> Mapping[str, Any]:
+    return table(value) or held_by(value)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.jobs import interaction_of, outliving_state
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
-from meterkit.tokens.providers.api import Api, context_of, sum_rows
+from meterkit.tokens.providers.api import ProviderApi, context_of, sum_rows
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table
@@ -44,7 +44,7 @@ _OF_CANDIDATES: Final = "candidatesTokensDetails candidates_tokens_details outpu
 _OF_TURN: Final = "responseTokensDetails response_tokens_details"
 _OF_CACHE: Final = "cacheTokensDetails cache_tokens_details cached_tokens_by_modality"
 _DETAILS: Final = [
-    (names.split(), {said: unit.format(known) for said, known in _MODALITIES.items()})
+    (names.split(), {modality: unit.format(known) for modality, known in _MODALITIES.items()})
     for names, unit in (
         (_OF_PROMPT, "input_{}_tokens"),
         (_OF_TOOLS, "input_{}_tokens"),
@@ -172,9 +172,9 @@ def _interaction_usage(event: Table) -> EventUsage | None:
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if "usage" in event or "interaction" in event:
         return _interaction_usage(event)
-    said = _batch_usage(event) or _embedding_usage(event)
-    if said is not None:
-        return said
+    found = _batch_usage(event) or _embedding_usage(event)
+    if found is not None:
+        return found
     usage = table(event.get("usageMetadata") or event.get("usage_metadata"))
     if usage is None or (strict and not _has_shape(event)):
         return None
@@ -212,10 +212,10 @@ def _batch_usage(event: Table) -> EventUsage | None:
     arrays = (rows(dig(event, path)) for path in _RESPONSES)
     found = next(filter(None, arrays), None) or []
     answers = ((at, table(dig(row, ("response",)))) for at, row in enumerate(found))
-    said = [(at, _usage_in(answer, False)) for at, answer in answers if answer is not None]
+    usages = [(at, _usage_in(answer, False)) for at, answer in answers if answer is not None]
     calls = [
         replace(usage, call_id=str(at), context={**usage.context, "processing": "batch"})
-        for at, usage in said
+        for at, usage in usages
         if usage is not None
     ]
     if not calls:
@@ -292,4 +292,4 @@ def _recognises(event: Table) -> bool:
     return finished or isinstance(dig(candidates[0], ("content", "parts")), list)
 
 
-GEMINI: Final = Api(name="gemini", provider="gcp.gemini", usage_in=_usage_in, recognises=_recognises)
+GEMINI: Final = ProviderApi(name="gemini", provider="gcp.gemini", usage_in=_usage_in, recognises=_recognises)

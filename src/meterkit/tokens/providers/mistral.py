@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
-from meterkit.tokens.providers.api import Api
+from meterkit.tokens.providers.api import ProviderApi
 from meterkit.tokens.providers.openai import MISTRAL as OPENAI_SHAPED
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _mistral_usage_in(event: Table, _: bool) -> EventUsage | None:
         return _event_usage(event, counts, refused=refused)
     if not _is_heard_or_moderated(event):
         return None
-    usage = {name: said for name, said in (table(event.get("usage")) or {}).items() if table(said) is None}
+    usage = {name: value for name, value in (table(event.get("usage")) or {}).items() if table(value) is None}
     counts, refused = read_counts(usage, _HEARD)  # Seconds are an empty object where there is no sound.
     if not counts and not refused:
         return None
@@ -96,8 +96,8 @@ def _recognises_mistral(event: Table) -> bool:
     return _is_scan(event) or _is_heard_or_moderated(event)
 
 
-MISTRAL: Final = Api(name="mistral", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)
-MISTRAL_ALONE: Final = Api(
+MISTRAL: Final = ProviderApi(name="mistral", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)
+MISTRAL_ALONE: Final = ProviderApi(
     name="mistral", provider=_PROVIDER, usage_in=_mistral_usage_in, recognises=_recognises_mistral
 )
 """Those endpoints of Mistral's that no other API has."""

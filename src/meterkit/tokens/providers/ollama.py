@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import paths, read_counts, text
-from meterkit.tokens.providers.api import Api
+from meterkit.tokens.providers.api import ProviderApi
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
@@ -44,4 +44,4 @@ def _recognises(event: Table) -> bool:
     return isinstance(event.get("done"), bool) and "model" in event and "created_at" in event
 
 
-OLLAMA: Final = Api(name="ollama", provider="ollama", usage_in=_usage_in, recognises=_recognises)
+OLLAMA: Final = ProviderApi(name="ollama", provider="ollama", usage_in=_usage_in, recognises=_recognises)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import paths, read_counts, table, text
 from meterkit.tokens.plain_values import held_by, kind_of
-from meterkit.tokens.providers.api import Api
-from meterkit.tokens.providers.reported_cost import read_cost
+from meterkit.tokens.providers.api import ProviderApi, read_cost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +47,8 @@ def xai_event(obj: object) -> Table | None:
         if name == _USAGE:
             return {"kind": name, "usage": figures}
         outputs: Sequence[Any] = message.outputs if name == _CHUNK else ()
-        said = "".join(str(output.delta.content) for output in outputs)
-        return {"kind": name, "id": message.id, "model": message.model, "usage": figures, "delta": said}
+        delta = "".join(str(output.delta.content) for output in outputs)
+        return {"kind": name, "id": message.id, "model": message.model, "usage": figures, "delta": delta}
     return None
 
 
@@ -87,4 +86,4 @@ def _recognises(event: Table) -> bool:
     return str(event.get("kind")).startswith(_PACKAGE)
 
 
-XAI: Final = Api(name="xai", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)
+XAI: Final = ProviderApi(name="xai", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)

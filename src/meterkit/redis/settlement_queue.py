@@ -1,11 +1,4 @@
-"""Numbered settlements: usage reaches the store exactly once, whatever happens to connections.
-
-As with Kafka's idempotent producers, each *producer* has an id and numbers what it sends: the settlements of
-one shard, from one event loop. The script applies a number only if it is the one after the last; so nothing
-is applied twice, and nothing after a gap. Any reply but *ok*, and any lost connection, ends the producer: it
-is *fenced*, which closes it for good and tells the last number that was applied; what comes after that is
-sent again by a new producer, in order.
-"""
+"""What numbered settlements need: the replies of the settle script, the lane, and the spool."""
 
 from __future__ import annotations
 
@@ -14,26 +7,198 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 from meterkit.errors import QuantityError, StoreError
 from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
-from meterkit.redis.settling import (
-    CONFLICT,
-    DAMAGED,
-    DUPLICATE,
-    NEVER_SENT,
-    OK,
-    PARTLY,
-    REFUSED,
-    STALE,
-    Sent,
-    resolve,
-)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
     from meterkit.decisions.keys import Keys
-    from meterkit.redis.settling import QueueLane, Settlement
+    from meterkit.redis.connection import ShardMember
+
+OK: Final = 0
+DUPLICATE: Final = 1
+GAP: Final = 2
+STALE: Final = 4
+REFUSED: Final = 6
+DAMAGED: Final = 7
+CONFLICT: Final = 8
+"""The event id has counted another quantity."""
+PARTLY: Final = 9
+"""The event id has counted some of the meters."""
+
+
+NEVER_SENT: Final = 2**53 - 1
+"""The number of a settlement that was never sent. Its record tells only of the producer."""
+
+
+class NumberedSettlement(Protocol):
+    """What a request came to, ready to be numbered."""
+
+    waiter: asyncio.Future[None] | None
+
+    @property
+    def view(self) -> ShardMember:
+        """The customer, and so the shard."""
+        ...
+
+    @property
+    def slot(self) -> int:
+        """Of what is given back."""
+        ...
+
+    @property
+    def customer(self) -> str:
+        """Whose it is."""
+        ...
+
+    def pack(self) -> tuple[bytes, bytes]:
+        """The request up to the producer's key, and from there to its place, by the state in force."""
+        ...
+
+    def on_stale(self, reply: list[Any]) -> None:
+        """Take the state that the store has come to since."""
+
+    def on_refused(self, field: bytes) -> None:
+        """Take word that the store can never apply this."""
+
+    def on_damaged(self, field: bytes) -> None:
+        """Take word that the store cannot apply this: what it keeps of the customer is damaged."""
+
+    def on_conflict(self, kept: bytes) -> Exception:
+        """Log that the event id has counted another quantity, and make the error for the caller."""
+        ...
+
+    def uncounted(self, kept: bytes) -> Self:
+        """The part of it that the event id has not counted yet."""
+        ...
+
+    def on_notices(self, notices: list[bytes]) -> None:
+        """Take word of the credits whose balance has become low by it, and of its being late."""
+
+
+class SentRecord(NamedTuple):
+    """Under which number a settlement was sent before: fencing that producer tells whether it was applied.
+
+    Attributes:
+        producer: the producer's key.
+        number: the settlement's; :data:`NEVER_SENT`: it was not sent under that producer.
+        acknowledged: how many the store had applied of that producer by its own word.
+    """
+
+    producer: str
+    number: int
+    acknowledged: int
+
+
+class SpoolPort(Protocol):
+    """Where settlements wait on disk while the store is away."""
+
+    @property
+    def kept(self) -> int:
+        """Settlements that wait there for this event loop."""
+        ...
+
+    @property
+    def lost(self) -> int:
+        """Those that found no room, or that the store could never apply."""
+        ...
+
+    def keep(self, shard: int, settlements: Sequence[tuple[Any, SentRecord | None]]) -> None:
+        """Take settlements of a shard, in order; each waiter is released once its own is on disk."""
+
+    def connected(self) -> None:
+        """Take word that the store, or one of its nodes, can be reached: what waits is sent."""
+
+    async def flush(self) -> None:
+        """Write what is not written, as far as that can be done."""
+
+    async def close(self) -> Sequence[NumberedSettlement]:
+        """Leave what waits to the next start; what could not be written, and is lost."""
+        ...
+
+
+class LocalAllotments(Protocol):
+    """What one event loop admits without asking the store; see :mod:`meterkit.store.allotment`."""
+
+    granted: int
+    returned: int
+
+    @property
+    def unused(self) -> int:
+        """Units that are there to be used."""
+        ...
+
+    def admit(self, decision: Any, route: Any) -> tuple[Any, list[int] | None]:
+        """Admit a request by a unit: the decision that it stands for, and a reply; None: there is none."""
+        ...
+
+    def settle(self, settlement: Any) -> None:
+        """Settle what such a request came to, together with others."""
+
+    def flush(self) -> None:
+        """Send what waits to be settled."""
+
+    def close(self) -> None:
+        """Give back what is unused and send what waits; from now on nothing is allotted."""
+
+
+class QueueLane(Protocol):
+    """What a queue needs of the lane."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing that begins now will be ended."""
+        ...
+
+    @property
+    def spool(self) -> SpoolPort | None:
+        """Where settlements go that cannot be sent; None: they wait in memory."""
+        ...
+
+    @property
+    def post(self) -> Callable[[Sequence[bytes], Any], None] | None:
+        """Sends a request whose reply goes to a receiver; None while there is no connection."""
+        ...
+
+    async def fence(self, key: str) -> int:
+        """Fence a producer, waiting for a connection if there is none.
+
+        Returns:
+            The last number that it applied; -1 where the store has no record of it.
+        """
+        ...
+
+    async def await_replies(self) -> None:
+        """Wait for a connection if there is none, and until all that was sent on it is answered."""
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        """Run in the background until the lane stops; None where it has stopped."""
+        ...
+
+    def call_later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
+        """Have something done after some seconds."""
+        ...
+
+    def warn(self, message: str) -> None:
+        """Say what goes wrong, but not again and again."""
+
+    def compare_all(self) -> None:
+        """Have all queues of the lane compare what the store had acknowledged with what it has."""
+
+
+def resolve(settlement: NumberedSettlement, error: Exception | None) -> None:
+    """Resolve the waiter of a settlement with its outcome; the first outcome counts."""
+    waiter = settlement.waiter
+    if waiter is None or waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)
+
 
 _log = logging.getLogger("meterkit.store")
 
@@ -73,16 +238,16 @@ class Producer:
     packed_key: bytes = field(init=False)
     sequence: int = 0
     acknowledged: int = 0
-    inflight: deque[Settlement] = field(default_factory=deque["Settlement"])
-    unapplied: list[Settlement] = field(default_factory=list["Settlement"])
+    inflight: deque[NumberedSettlement] = field(default_factory=deque["NumberedSettlement"])
+    unapplied: list[NumberedSettlement] = field(default_factory=list["NumberedSettlement"])
     failed: dict[int, str] = field(default_factory=dict[int, str])
-    unanswered: list[Settlement] = field(default_factory=list["Settlement"])
+    unanswered: list[NumberedSettlement] = field(default_factory=list["NumberedSettlement"])
 
     def __post_init__(self) -> None:
         self.packed_key = pack_each([self.key])
 
     @property
-    def unsettled(self) -> list[Settlement]:
+    def unsettled(self) -> list[NumberedSettlement]:
         """What the store has not acknowledged, in the order in which it was sent."""
         return [*self.unapplied, *self.unanswered, *self.inflight]
 
@@ -106,7 +271,7 @@ class Producer:
             # The meters that are left are sent again in its place.
             self.unapplied.append(settlement.uncounted(answer[2]) if code == PARTLY else settlement)
             if code == STALE:
-                self.queue.take_state(settlement, answer)
+                self.queue.update_state(settlement, answer)
             self.queue.restart(reply)
             return
         self.acknowledged += 1
@@ -137,15 +302,15 @@ class SettlementQueue:
     lane: QueueLane
     keys: Keys
     shard: int
-    _recovering: bool = field(default=False, init=False)
+    _is_recovering: bool = field(default=False, init=False)
     _recovery: asyncio.Task[None] | None = field(default=None, init=False)
-    _is_away: bool = field(default=False, init=False)
+    _is_down: bool = field(default=False, init=False)
     _is_suspect: bool = field(default=False, init=False)
     _spilled: dict[str, int] = field(default_factory=dict[str, int], init=False)
-    _patience: asyncio.TimerHandle | None = field(default=None, init=False)
+    _spill_timer: asyncio.TimerHandle | None = field(default=None, init=False)
     lost: int = field(default=0, init=False)
     pause_s: float = field(default=0.0, init=False)
-    waiting: deque[Settlement] = field(default_factory=deque["Settlement"], init=False)
+    waiting: deque[NumberedSettlement] = field(default_factory=deque["NumberedSettlement"], init=False)
     producer: Producer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -157,25 +322,25 @@ class SettlementQueue:
         producer = self.producer
         return len(self.waiting) + len(producer.inflight) + len(producer.unapplied) + len(producer.unanswered)
 
-    def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: NumberedSettlement) -> None:
         """Number a settlement and send it, or keep it until it can be sent."""
         lane = self.lane
         spool = lane.spool
-        if self._is_away and spool is not None and lane.post is None and not lane.stopping:
+        if self._is_down and spool is not None and lane.post is None and not lane.stopping:
             # As below, but shorter: in an outage nearly all end so, and what was before them has gone there.
             spool.keep(self.shard, [(settlement, None)])
-        elif not self._recovering and self._send(settlement):
+        elif not self._is_recovering and self._send(settlement):
             pass
         elif lane.stopping:
-            self._lose(settlement, "it came after the kit was stopped")
+            self._drop(settlement, "it came after the kit was stopped")
         elif len(self.waiting) >= _WAITING_MAX and spool is None:
-            self._lose(settlement, f"{_WAITING_MAX} settlements of shard {self.shard} wait for the store")
+            self._drop(settlement, f"{_WAITING_MAX} settlements of shard {self.shard} wait for the store")
         else:
             self.waiting.append(settlement)
-            if self._is_away or len(self.waiting) > _WAITING_MAX:
+            if self._is_down or len(self.waiting) > _WAITING_MAX:
                 self.spill()
-            elif self._recovering:
-                self._await_patiently()
+            elif self._is_recovering:
+                self._start_spill_timer()
             self.restart(None)
 
     def spill(self) -> None:
@@ -185,10 +350,10 @@ class SettlementQueue:
             return
         # Its late replies are dropped: fencing has the last word.
         sent = [
-            (settlement, Sent(producer.key, producer.acknowledged + nth, producer.acknowledged))
+            (settlement, SentRecord(producer.key, producer.acknowledged + nth, producer.acknowledged))
             for nth, settlement in enumerate(producer.unsettled, start=1)
         ]
-        kept: list[tuple[Settlement, Sent | None]] = [
+        kept: list[tuple[NumberedSettlement, SentRecord | None]] = [
             *sent,
             *((settlement, None) for settlement in self.waiting),
         ]
@@ -196,29 +361,29 @@ class SettlementQueue:
             self._spilled[producer.key] = producer.acknowledged
             if not sent:
                 # Should this process end before it can compare, the process that sends the spool does.
-                kept[0] = (kept[0][0], Sent(producer.key, NEVER_SENT, producer.acknowledged))
+                kept[0] = (kept[0][0], SentRecord(producer.key, NEVER_SENT, producer.acknowledged))
         for left in (producer.inflight, producer.unapplied, producer.unanswered, self.waiting):
             left.clear()
         if producer.sequence:
             self.producer = self._new_producer()
         if self._recovery is not None:
             self._recovery.cancel()
-            self._recovery, self._recovering = None, False
+            self._recovery, self._is_recovering = None, False
         spool.keep(self.shard, kept)
 
     def restart(self, why: Any) -> None:
         """Begin anew with another producer."""
-        if not self._recovering and (self.unsettled or self._is_to_be_compared):
+        if not self._is_recovering and (self.unsettled or self._is_to_be_compared):
             if isinstance(why, Exception):
                 self.lane.warn(f"settlements are sent again: {why}")
-            self._await_patiently()
+            self._start_spill_timer()
             self._recovery = self.lane.spawn(self._recover())
-            self._recovering = self._recovery is not None
+            self._is_recovering = self._recovery is not None
 
     @property
     def is_comparing(self) -> bool:
         """Whether the store's record is being compared with what it had acknowledged, or is still to be."""
-        return self._recovering or self._is_to_be_compared
+        return self._is_recovering or self._is_to_be_compared
 
     @property
     def _is_to_be_compared(self) -> bool:
@@ -234,7 +399,7 @@ class SettlementQueue:
             self._is_suspect = True
             self.restart(None)
 
-    def take_state(self, settlement: Settlement, reply: list[Any]) -> None:
+    def update_state(self, settlement: NumberedSettlement, reply: list[Any]) -> None:
         """Hand on the state that the store has come to since."""
         try:
             settlement.on_stale(reply)
@@ -244,7 +409,7 @@ class SettlementQueue:
 
     def disconnected(self) -> None:
         """Take word that what is in flight will not be answered."""
-        producer, self._is_away = self.producer, False
+        producer, self._is_down = self.producer, False
         if producer.inflight:
             producer.unanswered += producer.inflight
             producer.inflight.clear()
@@ -253,7 +418,7 @@ class SettlementQueue:
     def resume(self) -> None:
         """Go on where the task that saw to it was cancelled, as it is when a loop ends."""
         if self._recovery is not None and self._recovery.done():
-            self._recovering = False
+            self._is_recovering = False
         if self.waiting or self.producer.unapplied or self.producer.unanswered or self._is_to_be_compared:
             self.restart(None)
 
@@ -266,7 +431,7 @@ class SettlementQueue:
         elif self.producer.sequence:
             self.producer = self._new_producer()
 
-    def abandon(self) -> list[Settlement]:
+    def abandon(self) -> list[NumberedSettlement]:
         """Give up what is not acknowledged; what that is."""
         left = [*self.producer.unsettled, *self.waiting]
         for settlement in left:
@@ -275,14 +440,14 @@ class SettlementQueue:
         self.producer = self._new_producer()
         return left
 
-    def _send(self, settlement: Settlement) -> bool:
+    def _send(self, settlement: NumberedSettlement) -> bool:
         post = self.lane.post
         if post is None:
             return False
         try:
             head, tail = settlement.pack()
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the others behind it
-            self._lose(settlement, f"it cannot be packed: {error!r}")
+            self._drop(settlement, f"it cannot be packed: {error!r}")
             return True
         producer = self.producer
         # Before anything else is made: the garbage collector may end a queue, which settles, too.
@@ -291,25 +456,25 @@ class SettlementQueue:
         post((head, producer.packed_key, tail, pack_sequence(settlement.slot, sequence)), producer)
         return True
 
-    def _await_patiently(self) -> None:
-        if self._patience is None and self.lane.spool is not None:
-            self._patience = self.lane.later(_SPILL_AFTER_S, self._lose_patience)
+    def _start_spill_timer(self) -> None:
+        if self._spill_timer is None and self.lane.spool is not None:
+            self._spill_timer = self.lane.call_later(_SPILL_AFTER_S, self._spill_while_disconnected)
 
-    def _lose_patience(self) -> None:
-        self._patience = None
+    def _spill_while_disconnected(self) -> None:
+        self._spill_timer = None
         if self.unsettled and self.lane.spool is not None and not self.lane.stopping:
             if self.lane.post is None:
                 # A short hiccup touches no disk; from now on all that comes goes there at once.
-                self._is_away = True
+                self._is_down = True
                 self.spill()
             else:
-                self._patience = self.lane.later(_SPILL_AFTER_S, self._lose_patience)
+                self._spill_timer = self.lane.call_later(_SPILL_AFTER_S, self._spill_while_disconnected)
 
     async def _recover(self) -> None:
         try:
             while True:
                 try:
-                    await self._settle_what_is_left()
+                    await self._send_unsettled()
                 except Exception as error:  # noqa: BLE001 - whatever it is, what waits here must not wait for ever
                     self.lane.warn(f"settlements could not be sent, they are sent again: {error!r}")
                     await asyncio.sleep(_PAUSE_MAX_S)
@@ -317,9 +482,9 @@ class SettlementQueue:
                     return
         finally:
             if self._recovery is asyncio.current_task():
-                self._recovering = False
+                self._is_recovering = False
 
-    async def _settle_what_is_left(self) -> None:
+    async def _send_unsettled(self) -> None:
         window = _WINDOW_FIRST
         while True:
             for key, acknowledged in list(self._spilled.items()):
@@ -332,7 +497,7 @@ class SettlementQueue:
                 await asyncio.sleep(self.pause_s)
                 self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
                 # Replies come in order: once this one is here, all that was sent before is answered too.
-                self._conclude(producer, await self.lane.fence(producer.key))
+                self._resolve_fenced(producer, await self.lane.fence(producer.key))
                 window = _WINDOW_FIRST
             for _ in range(min(window, len(self.waiting))):
                 if not self._send(self.waiting[0]):
@@ -341,10 +506,10 @@ class SettlementQueue:
             if not self.waiting and not self._is_to_be_compared:
                 return
             # A few at first: where one of them is stale, all behind it go again.
-            await self.lane.replies()
+            await self.lane.await_replies()
             window *= 2
 
-    def _conclude(self, producer: Producer, last: int) -> None:
+    def _resolve_fenced(self, producer: Producer, last: int) -> None:
         acknowledged = producer.acknowledged
         self.producer = self._new_producer()
         if last < 0 < acknowledged:
@@ -359,18 +524,18 @@ class SettlementQueue:
         applied = max(0, last - acknowledged)
         # What follows on it was lost as well: scripts are applied, and lost, in their order.
         self._count_forgotten(acknowledged, last)
-        again: list[Settlement] = []
+        retried: list[NumberedSettlement] = []
         for place, settlement in enumerate(unapplied):
             if place in producer.failed:
                 # Its number may be used up, and another time it would end as it did, before all others.
-                self._lose(settlement, f"that of {settlement.customer!r} failed: {producer.failed[place]}")
+                self._drop(settlement, f"that of {settlement.customer!r} failed: {producer.failed[place]}")
             elif place < applied:
                 resolve(settlement, None)
             else:
-                again.append(settlement)
-        self.waiting.extendleft(reversed(again))
+                retried.append(settlement)
+        self.waiting.extendleft(reversed(retried))
 
-    def _lose(self, settlement: Settlement, why: str) -> None:
+    def _drop(self, settlement: NumberedSettlement, why: str) -> None:
         resolve(settlement, StoreError(f"not recorded: {why}", executed=False))
         self._count_lost(1, why)
 

@@ -1,4 +1,4 @@
-"""The usage of language models, read off one response as it passes."""
+"""Reader of the usage of language models in a response, as it passes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.logs import CAUSES, Contained, described
+from meterkit.asgi.logs import CAUSES, ErrorGuard, describe_error
 from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.estimate import (
     BILLED_BYTES_PER_TOKEN,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from meterkit.tokens.estimate import InputEstimator
     from meterkit.tokens.framing.incremental import Work
 
-# When others are let run while a message is read: a piece of work more may have been begun by then.
+# How long a message is read before other tasks run; one more piece of work may have begun by then.
 _PAUSE_EVERY_S: Final = 0.000_5
 # How long a cancelled request waits until its response is read: half a second or more of reading.
 _PAUSES_MAX: Final = 1_000
@@ -40,13 +40,13 @@ _LAST_STEPS_MAX: Final = 32
 _UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
 
 
-class Reading:
-    """Reads along what the app sends; it is neither changed nor delayed by it.
+class ResponseUsage:
+    """Reads the usage in a response, which it neither changes nor delays.
 
     Args:
         route: says whose usage is read, and at which paths.
         request: what the app receives.
-        complain: takes what went wrong within the reader; the app never hears of it.
+        complain: logs an error of the reader, which the app never sees.
         estimate: what measures the input where no usage is reported; the default counts less for a bill.
         is_fetched: whether the response is a stored one, whose figures were counted before.
 
@@ -56,9 +56,21 @@ class Reading:
     """
 
     __slots__ = (
-        *("_at", "_backlog", "_broken", "_complain", "_estimate", "_fields", "_input_tokens"),
-        *("_is_fetched", "_piece_bytes", "_reader", "_request", "_route", "_work"),
-        *("figures", "unread_figure"),
+        "_at",
+        "_backlog",
+        "_broken",
+        "_complain",
+        "_estimate",
+        "_fields",
+        "_input_tokens",
+        "_is_fetched",
+        "_piece_bytes",
+        "_reader",
+        "_request",
+        "_route",
+        "_work",
+        "figures",
+        "unread_figure",
     )
 
     def __init__(
@@ -86,7 +98,7 @@ class Reading:
         self._input_tokens = 0
 
     def begin(self, message: Message) -> None:
-        """Look at the head of the response."""
+        """Open the reader for the head of the response."""
         status, headers, fields = message["status"], message.get("headers", ()), self._route.usage_fields
         with self._contained():
             if fields and not self._is_fetched:
@@ -106,8 +118,8 @@ class Reading:
             return True
         try:
             work = self._begin_piece(body)
-        except Exception as error:  # noqa: BLE001 - Whatever goes wrong here, the app never hears of it.
-            self._break(described(error))
+        except Exception as error:  # noqa: BLE001 - the app never sees an error of the reader
+            self._break(describe_error(error))
             return False
         if work is None:
             return False
@@ -124,7 +136,7 @@ class Reading:
         return chain(work, more) if work is not None and more is not None else work or more
 
     async def catch_up(self, *, complete: bool = False) -> None:
-        """Read the rest, letting other tasks run in between. A cancelling task waits for that, but not long.
+        """Read the rest, with pauses for other tasks. A cancelling task waits for that, within a bound.
 
         Args:
             complete: whether the response was sent to its end.
@@ -221,7 +233,7 @@ class Reading:
                 calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=int(is_cut)
             )
         self._request = None
-        # It holds the request, which holds this: let go of, neither is left to the garbage collector.
+        # It holds the request, which holds this: without the cycle neither is left to the garbage collector.
         self._complain = _ignore
         return calls
 
@@ -241,7 +253,7 @@ class Reading:
                 self._complain(f"a response has no figure for usage_fields {missing[0]}{why}")
 
     def _end(self) -> int:
-        """Read some more of what is left, without a pause; tokens of text of the rest, if it is like that."""
+        """Read a bounded part of the rest without a pause; the tokens of the unread rest, extrapolated."""
         reader, left = self._reader, self._unread_bytes()
         if not left:
             return 0
@@ -263,8 +275,8 @@ class Reading:
     def _asked(self) -> bool:
         return self._request is not None and asks_model(self._request.head()[0])
 
-    def _contained(self) -> Contained:
-        return Contained(self._break)
+    def _contained(self) -> ErrorGuard:
+        return ErrorGuard(self._break)
 
     def _break(self, error: str) -> None:
         self._reader = self._fields = None

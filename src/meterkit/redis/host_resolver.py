@@ -28,7 +28,7 @@ class _Lookup:
 
     def __init__(self, host: str) -> None:
         self._ended_s = inf
-        self.found = in_daemon_thread(partial(_look_up, host), name="meterkit-names")
+        self.found = in_daemon_thread(partial(_resolve, host), name="meterkit-names")
         self.found.add_done_callback(self._note_end)
 
     def _note_end(self, _: object) -> None:
@@ -40,7 +40,7 @@ class _Lookup:
         return monotonic() < self._ended_s + _FRESH_S
 
 
-def _look_up(host: str) -> Sequence[str]:
+def _resolve(host: str) -> Sequence[str]:
     return [str(address[0]) for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from meterkit.cancellation import start_task
 from meterkit.errors import MeterkitError, SettingsError, StoreError
-from meterkit.redis.connection import fail
+from meterkit.redis.connection import fail_future
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from meterkit.redis.connection import Call, OnEnd, Receiver, Unsent
+    from meterkit.redis.connection import OnEnd, Receiver, StoreCall, Unsent
 
 _log = logging.getLogger("meterkit.store")
 
@@ -44,7 +44,7 @@ class AnyConnection(Protocol):
     is_unfit: bool
     silent_s: float
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; the reply is the future's result, or a new one's."""
         ...
 
@@ -56,7 +56,7 @@ class AnyConnection(Protocol):
         ...
 
     @property
-    def gone(self) -> bool:
+    def is_closed(self) -> bool:
         """Whether no late reply can come any more."""
         ...
 
@@ -95,23 +95,23 @@ class Reconnector:
         self.connection: AnyConnection | None = None
         self._connected = asyncio.Event()
         self._connected_or_refused = asyncio.Event()
-        self._away_since = self._loop.time()
+        self._down_since_s = self._loop.time()
         self._why = "the first attempt to connect has not ended yet"
         self._refusal: SettingsError | None = None
-        self._attempted, self._attempted_at = asyncio.Event(), self._away_since
-        self._waiting: list[tuple[float, asyncio.Future[Any], Call]] = []
+        self._attempted, self._attempted_s = asyncio.Event(), self._down_since_s
+        self._waiting: list[tuple[float, asyncio.Future[Any], StoreCall]] = []
         self.is_open = False
         self.opened = 0
         self._opening: asyncio.TimerHandle | None = None
-        self._reaching = 0
-        self._made_at, self._pause_s = self._away_since, 0.0
+        self._quiet_waiters = 0
+        self._made_s, self._pause_s = self._down_since_s, 0.0
         self._ended: deque[AnyConnection] = deque()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self._said_at = self._told_at = self._away_since - _SAY_EVERY_S
-        self._said = self._is_told = False
-        self._unsaid = self._told_opened = 0
-        self._telling: asyncio.TimerHandle | None = None
+        self._end_logged_s = self._outage_logged_s = self._down_since_s - _SAY_EVERY_S
+        self._is_end_logged = self._is_outage_logged = False
+        self._unlogged_ends = self._logged_opened = 0
+        self._outage_log_timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Connect in the background, unless that is under way already."""
@@ -131,12 +131,12 @@ class Reconnector:
         Raises:
             SettingsError: the store cannot be used with these settings.
         """
-        self._reaching += 1  # No log line meanwhile: a store may start with its apps.
+        self._quiet_waiters += 1  # No log line meanwhile: a store may start with its apps.
         self.begin()
         try:
             if is_own:
                 await self._attempted.wait()
-            since = max(self._away_since, self._attempted_at) if is_own else self._away_since
+            since = max(self._down_since_s, self._attempted_s) if is_own else self._down_since_s
             async with asyncio.timeout_at(since + within_s):
                 # A connection may end before this task has its turn.
                 while self.connection is None and self._refusal is None and not self._stopped:
@@ -144,21 +144,21 @@ class Reconnector:
         except TimeoutError:
             pass
         finally:
-            self._reaching -= 1
+            self._quiet_waiters -= 1
         if self.connection is not None or self._stopped:
             return
         if self._refusal is not None:
             raise self._refusal
-        self._say_away()
+        self._log_outage()
 
     @property
-    def trouble(self) -> MeterkitError | None:
+    def connection_error(self) -> MeterkitError | None:
         """Why there is no connection; None where there is one."""
         if self.connection is not None:
             return None
         return self._refusal or StoreError(self._why, executed=False)
 
-    def why_away(self) -> MeterkitError:
+    def outage_error(self) -> MeterkitError:
         """The error of calls while there is no connection."""
         return self._refusal or StoreError(f"the store is not connected: {self._why}", executed=False)
 
@@ -168,7 +168,7 @@ class Reconnector:
             await self._connected.wait()
         return self.connection
 
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+    def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request as soon as there is a connection; its reply is the future's result, or a new one's.
 
         Waits only while the store is away for less than the timeout: then every call is answered at once.
@@ -180,10 +180,10 @@ class Reconnector:
         if self.connection is not None:
             return self.connection.call(call, future)
         if self._stopped or self.is_open:
-            raise self.why_away()
+            raise self.outage_error()
         if future is None:
             future = self._loop.create_future()
-        self._wait(future, call)
+        self._queue_call(future, call)
         return future
 
     async def stop(self) -> None:
@@ -195,9 +195,9 @@ class Reconnector:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._end_opening()
-        if self._telling is not None:
-            self._telling.cancel()
-        self._lose_patience()
+        if self._outage_log_timer is not None:
+            self._outage_log_timer.cancel()
+        self._fail_waiting()
         for connection in filter(None, (*self._ended, self.connection)):
             await connection.close()
         self.connection = None
@@ -211,7 +211,7 @@ class Reconnector:
                 connection = await self._connector(self._on_end)
             except Exception as error:  # noqa: BLE001 - whatever it is, the store is tried again
                 self._note_attempt()
-                self._failed(error)
+                self._note_failure(error)
             else:
                 self._note_attempt()
                 if connection.open and not self._stopped:
@@ -223,7 +223,7 @@ class Reconnector:
 
     def _note_attempt(self) -> None:
         if not self._attempted.is_set():
-            self._attempted_at = self._loop.time()
+            self._attempted_s = self._loop.time()
             self._attempted.set()
 
     def _connecting_ended(self, task: asyncio.Task[None]) -> None:
@@ -233,7 +233,7 @@ class Reconnector:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("connecting to the store failed", exc_info=error)
 
-    def _failed(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception) -> None:
         if isinstance(error, SettingsError):
             if str(error) != self._why:
                 _log.critical("%s", error)
@@ -247,13 +247,13 @@ class Reconnector:
     def _use(self, connection: AnyConnection) -> None:
         now = self._loop.time()
         self._end_opening()
-        if self._is_told:
-            _log.warning("the store is back after %.1f s", now - self._away_since)
-        elif self._said:
+        if self._is_outage_logged:
+            _log.warning("the store is back after %.1f s", now - self._down_since_s)
+        elif self._is_end_logged:
             _log.warning("the store is connected again")
-        self._made_at = now
+        self._made_s = now
         self.connection, self._refusal = connection, None
-        self._said = self._is_told = self.is_open = False
+        self._is_end_logged = self._is_outage_logged = self.is_open = False
         self._on_change(connection)
         self._connected.set()
         self._connected_or_refused.set()
@@ -261,19 +261,19 @@ class Reconnector:
         for until, future, call in waiting:
             if not future.done():
                 connection.call(call, future)
-                self._loop.call_at(until, self._too_late, future)
+                self._loop.call_at(until, self._fail_timed_out, future)
 
     def _on_end(self, connection: AnyConnection, why: str, unsent: Unsent) -> None:
         """Take word that a connection has ended; what it had not sent yet goes over the next one."""
         if self.connection is not connection:
             for future, _ in unsent:
-                fail(future, StoreError(why, executed=False))
+                fail_future(future, StoreError(why, executed=False))
             return
         self.connection = None
         self._why = why
         now = self._loop.time()
-        self._away_since = now - connection.silent_s
-        if now - self._made_at >= _STEADY_S:
+        self._down_since_s = now - connection.silent_s
+        if now - self._made_s >= _STEADY_S:
             self._pause_s = 0.0
         elif connection.is_unfit:
             self._pause_s = min(_PAUSE_MAX_S, 2 * self._pause_s or _PAUSE_FIRST_S)
@@ -282,25 +282,25 @@ class Reconnector:
         self._keep_for_late_replies(connection)
         self._on_change(None)
         for future, call in unsent:
-            self._wait(future, call)
+            self._queue_call(future, call)
         if self._stopped:
-            self._lose_patience()
+            self._fail_waiting()
         elif not connection.silent_s:
-            self._say_ended(why)
+            self._log_end(why)
         self.begin()
 
     def _keep_for_late_replies(self, connection: AnyConnection) -> None:
-        self._ended = deque(ended for ended in (*self._ended, connection) if not ended.gone)
+        self._ended = deque(ended for ended in (*self._ended, connection) if not ended.is_closed)
         while len(self._ended) > _ENDED_MAX:
             self._ended.popleft().drop()
 
-    def _wait(self, future: asyncio.Future[Any], call: Call) -> None:
+    def _queue_call(self, future: asyncio.Future[Any], call: StoreCall) -> None:
         self._waiting.append((self._loop.time() + self._timeout_s, future, call))
 
     def _open_later(self) -> None:
         """Open where there is no connection by the end of the timeout."""
         if self._opening is None and not self.is_open:
-            at = self._away_since + self._timeout_s
+            at = self._down_since_s + self._timeout_s
             if at <= self._loop.time():
                 self._open()
             else:
@@ -311,61 +311,61 @@ class Reconnector:
         if not self.is_open:
             self.is_open = True
             self.opened += 1
-            if not self._reaching:
-                self._say_away()
-        self._lose_patience()
+            if not self._quiet_waiters:
+                self._log_outage()
+        self._fail_waiting()
 
     def _end_opening(self) -> None:
         if self._opening is not None:
             self._opening.cancel()
             self._opening = None
 
-    def _say_ended(self, why: str) -> None:
+    def _log_end(self, why: str) -> None:
         """Say that a connection has ended, once a minute."""
-        now, before = self._loop.time(), self._unsaid
-        if now - self._said_at < _SAY_EVERY_S:
-            self._unsaid += 1
+        now, before = self._loop.time(), self._unlogged_ends
+        if now - self._end_logged_s < _SAY_EVERY_S:
+            self._unlogged_ends += 1
             return
-        self._said_at, self._said, self._unsaid = now, True, 0
+        self._end_logged_s, self._is_end_logged, self._unlogged_ends = now, True, 0
         often = f" (and {_times(before)} more since the last such line)" if before else ""
         _log.warning("the store's connection ended: %s; connecting again%s", why, often)
 
-    def _say_away(self) -> None:
+    def _log_outage(self) -> None:
         """Say that the store is away: once, and where it comes and goes once a minute."""
-        now, due = self._loop.time(), self._told_at + _SAY_EVERY_S
-        if self._is_told:
+        now, due = self._loop.time(), self._outage_logged_s + _SAY_EVERY_S
+        if self._is_outage_logged:
             return
         if now < due:
             # A longer outage is logged then, too.
-            if self._telling is None:
-                self._telling = self._loop.call_at(due, self._say_again)
+            if self._outage_log_timer is None:
+                self._outage_log_timer = self._loop.call_at(due, self._log_further_outages)
             return
-        before = self.opened - self._told_opened - 1 if self._told_opened else 0
+        before = self.opened - self._logged_opened - 1 if self._logged_opened else 0
         often = f" (it was away {_times(before)} more since the last such line)" if before > 0 else ""
-        self._told_at, self._told_opened, self._is_told = now, self.opened, True
+        self._outage_logged_s, self._logged_opened, self._is_outage_logged = now, self.opened, True
         _log.error("%s; trying again until it can%s", self._why, often)
 
-    def _say_again(self) -> None:
+    def _log_further_outages(self) -> None:
         """Say a minute later that the store is still away, or how often it was."""
-        self._telling = None
+        self._outage_log_timer = None
         if self.is_open:
-            self._say_away()
+            self._log_outage()
             return
-        now, times = self._loop.time(), _times(self.opened - self._told_opened)
-        past_s = now - self._told_at
+        now, times = self._loop.time(), _times(self.opened - self._logged_opened)
+        past_s = now - self._outage_logged_s
         _log.warning("the store was away again, %s within %.0f s; it is there now", times, past_s)
-        self._told_at, self._told_opened = now, self.opened
+        self._outage_logged_s, self._logged_opened = now, self.opened
 
-    def _lose_patience(self) -> None:
+    def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for _, future, _ in waiting:
             if not future.done():
-                fail(future, self.why_away())
+                fail_future(future, self.outage_error())
 
-    def _too_late(self, future: asyncio.Future[Any]) -> None:
+    def _fail_timed_out(self, future: asyncio.Future[Any]) -> None:
         if not future.done():
             why = f"the store did not answer within {self._timeout_s:g} s"
-            fail(future, StoreError(why, executed=None))
+            fail_future(future, StoreError(why, executed=None))
 
 
 def _times(number: int) -> str:
