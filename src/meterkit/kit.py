@@ -174,7 +174,7 @@ class MeterKit(KitLifecycle):
         demands = self._check_demand(meter, quantity)
         view = self._find_view(customer, subjects)
         if meter in USAGE_METERS and view.cache.charges:
-            view.cache.alarms.consumed_tokens(meter)
+            view.cache.alarms.log_consumed_tokens(meter)
         return await self.store.consume(view, demands)
 
     async def record(

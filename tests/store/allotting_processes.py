@@ -588,7 +588,7 @@ class Processes(ScriptWorld):
         found: dict[str, tuple[str, int]] = {}
         for plan in self.catalog.plans.values():
             for route in self.catalog.routes:
-                program = view.cache.program(plan.entitlements, route, None)
+                program = view.cache.compile_route(plan.entitlements, route, None)
                 for measure, terms in zip(program.measures, program.rate_terms, strict=False):
                     found[terms[0]] = measure.policy.meter, terms[2]
         return found

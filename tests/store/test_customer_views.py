@@ -66,8 +66,8 @@ class Interrupted(CustomerCache):
 
     meanwhile: list[list[Any]]
 
-    def program(self, *given: Any, **named: Any) -> Program:
-        program = super().program(*given, **named)
+    def compile_route(self, *given: Any, **named: Any) -> Program:
+        program = super().compile_route(*given, **named)
         if getattr(self, "meanwhile", None):
             self.learn(self.get("acme"), self.meanwhile.pop())
         return program
@@ -172,10 +172,10 @@ def test_forgotten_customers_share_what_they_have_in_common() -> None:
 def test_an_alarm_is_logged_once_in_ten_thousand(caplog: pytest.LogCaptureFixture) -> None:
     alarms = CatalogAlarms(CATALOG)
     for n in range(10_001):
-        alarms.unknown_plan("acme", f"p{n}")
-        alarms.unknown_plan("zeta", f"p{n}")
+        alarms.log_unknown_plan("acme", f"p{n}")
+        alarms.log_unknown_plan("zeta", f"p{n}")
     assert len(caplog.records) == 10_001
-    alarms.unknown_plan("acme", "p0")
+    alarms.log_unknown_plan("acme", "p0")
     assert caplog.messages[-1].startswith("plan 'p0', which customer 'acme' is on, is not in plans.yaml")
     assert len(caplog.records) == 10_002
 

@@ -69,7 +69,7 @@ def used_of(amounts: Amounts, compiled: CompiledCatalog) -> list[UsedQuantities]
             charged[meter] = Fraction(quantity)
         else:
             (recorded if billed else rated)[meter] = int(quantity)
-    known = compiled.costs()
+    known = compiled.call_costs()
     version = "" if known is None else known.version
     return [
         UsedQuantities(
@@ -91,7 +91,7 @@ def amounts_of(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> Amounts
     plain, by_model, sources = compiled.counters, compiled.by_model, compiled.catalog.billing.sources
     # What no model's price is known of costs the highest: a client may have seen to that.
     unknown = "" if compiled.has_model_prices else None
-    costs, at = compiled.costs(), from_ms(compiled.now_ms())
+    costs, at = compiled.call_costs(), from_ms(compiled.now_ms())
     is_audited = compiled.settle_audited is not None
     found: Amounts = {}
     for call in calls:
@@ -192,9 +192,9 @@ def _price_call(
     used: UsedQuantities, call: CallUsage, compiled: CompiledCatalog, at_ms: int | None
 ) -> UsedQuantities:
     if compiled.charges and not billed_units(call):
-        compiled.alarms.total_alone()
+        compiled.alarms.log_total_alone()
     at = from_ms(compiled.now_ms() if at_ms is None else at_ms)
-    costs = compiled.costs()
+    costs = compiled.call_costs()
     charged, is_unpriced = charged_of(compiled.charges, call, at)
     return used._replace(
         charged=charged,

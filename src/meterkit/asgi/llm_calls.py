@@ -204,7 +204,7 @@ def _add_money(
     known = [one for one in revenues if one is not None]
     if known and len(known) == len(revenues):
         usage = replace(usage, revenue_micros=sum(known, Fraction(0)))
-    costs, at = compiled.costs(), from_ms(compiled.now_ms())
+    costs, at = compiled.call_costs(), from_ms(compiled.now_ms())
     if costs is None:
         return usage
     cost = [amount for call in calls for amount in costs.of(call, at).values()]
@@ -385,7 +385,7 @@ def dearest_name(call: CallUsage, names: Sequence[str], compiled: CompiledCatalo
     if compiled.has_model_prices and not compiled.charges:
         return None
     at = from_ms(compiled.now_ms())
-    costs = compiled.costs()
+    costs = compiled.call_costs()
 
     def cost_at(name: str) -> tuple[Fraction | int, int]:
         cost = 0 if costs is None else sum(costs.of(replace(call, model=name), at).values())

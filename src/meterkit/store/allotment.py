@@ -1,4 +1,4 @@
-"""Allotments: requests that the store has admitted in advance, for one customer and line. Pure."""
+"""Allotments: the store admits requests of a hot customer and route in advance; unused units are returned."""
 
 from __future__ import annotations
 
@@ -30,32 +30,30 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView
 
 TERM_MS: Final = 250
-"""For so long an allotment is used at most."""
+"""Longest use of an allotment."""
 SHARE: Final = 8
-"""So many times what the others of an allotment need must be left when its last request is admitted."""
-LEAST: Final = 4
-"""Fewer requests than this are not worth an allotment: near a limit each request is decided by itself."""
-MOST: Final = 4096
-_LASTS_LEAST_MS: Final = 25
+"""When the last request of an allotment is admitted, this many times the need of the others must be left."""
+SIZE_MIN: Final = 4
+"""Smallest allotment: near a limit each request is decided by itself."""
+SIZE_MAX: Final = 4096
+_TERM_MIN_MS: Final = 25
 _EARLY_MS: Final = 2
-"""It ends so much earlier: the store's clock tells whole milliseconds, and may be a little faster."""
+"""Margin at its end: the store's clock has whole milliseconds, and may be a little faster."""
 _KINDS: Final = frozenset({SLIDING_WINDOW, FIXED_WINDOW, CEILING, CONCURRENCY, SPENT})
 
 
 class Allotment:
-    """Units that the store has granted: each admits one request.
-
-    A unit is unused, or a request has taken it and settles like any other request.
+    """Units that the store has granted: each admits one request, which settles like any other.
 
     Args:
         reply: of the script: ``{0, now, n, remaining, before, requests, taken, lasts}``.
-        asked_s: when the process asked for it, in seconds by its own clock.
+        asked_s: time of the call by the process's clock, in seconds.
 
     Attributes:
-        granted: how many units it had.
-        unused: how many of them are left.
-        at_ms: when it was granted, by the store's clock.
-        until_s: no unit is taken from then on, by the same clock. It is early: the store was asked first.
+        granted: number of granted units.
+        unused: number of units that are left.
+        at_ms: time of the grant by the store's clock.
+        until_s: end of use by the process's clock, counted from the call.
     """
 
     __slots__ = ("_before", "_left", "_nth", "_taken", "asked_s", "at_ms", "granted", "until_s", "unused")
@@ -66,51 +64,51 @@ class Allotment:
         self.asked_s = asked_s
         self.until_s = asked_s + (lasts_ms - _EARLY_MS) / 1000
 
-    def take(self) -> list[int]:
-        """Take one of the unused units: the reply that the decision script would have given.
+    def use_unit(self) -> list[int]:
+        """Use one unit; return the reply that the decision script would have given.
 
-        It remains the rest that the store had, and the units that are unused here.
+        Its remaining quantity is the store's plus that of the unused units.
         """
         self.unused -= 1
         return [ALLOWED, self.at_ms, self._nth, self._left + self.unused * self._taken, self._before]
 
     @property
     def is_used(self) -> bool:
-        """Whether any unit was taken."""
+        """Whether any unit was used."""
         return self.unused < self.granted
 
-    def give_up(self) -> int:
-        """Take all unused units, to give them back; how many."""
+    def drain(self) -> int:
+        """Remove all unused units; return their number."""
         unused, self.unused = self.unused, 0
         return unused
 
 
 def next_size(asked: int, granted: int, unused: int, *, is_early: bool) -> int:
-    """For how many requests to ask next: about what is needed in one term.
+    """Size of the next allotment: about the need of one term.
 
     Args:
-        asked: for how many it was asked last.
-        granted: how many of them were.
-        unused: how many of those are given back.
+        asked: size asked for last.
+        granted: number of granted units.
+        unused: number of units returned.
         is_early: whether little was left before half of the term was over.
     """
     if 4 * unused > granted:
-        return max(LEAST, asked // 2)
-    return min(MOST, 2 * asked) if is_early else asked
+        return max(SIZE_MIN, asked // 2)
+    return min(SIZE_MAX, 2 * asked) if is_early else asked
 
 
 def pack_request(size: int) -> tuple[int, int, int, int, int]:
-    """What the script is asked: at most and at least how many requests, the share, how long (ms)."""
-    return size, LEAST, SHARE, TERM_MS, _LASTS_LEAST_MS
+    """Numbers for the script: largest and smallest size, the share, longest and shortest term (ms)."""
+    return size, SIZE_MIN, SHARE, TERM_MS, _TERM_MIN_MS
 
 
 def find_allotment_key(route: Route, plan: Plan, catalog: Catalog) -> AllotmentKey:
-    """What holds: the line's word stands over the plan's, the plan's over the file's."""
+    """Allotment setting of a route: its own, otherwise the plan's, otherwise the file's."""
     return route.allotment or plan.allotment or catalog.allotment
 
 
 def find_single_keys(route: Route) -> list[str]:
-    """The keys with which each request is decided by itself, in whichever plan."""
+    """Keys of a route that exclude allotments, in any plan."""
     found = {
         "always": route.always,
         "usage": route.usage != "none",
@@ -124,9 +122,9 @@ def find_single_keys(route: Route) -> list[str]:
 
 
 def prepare_unit(decision: PreparedDecision, route: Route) -> PreparedDecision | None:
-    """The decision that a unit of an allotment stands for; None: each request is decided by itself.
+    """Decision of one unit of an allotment; None: each request is decided by itself.
 
-    It is the line's own, but what it consumes is recorded when a request ends, never by the decision.
+    It is the route's decision, but its quantities are recorded when a request ends, never by the decision.
     """
     view, program = decision.view, decision.program
     catalog = view.cache.catalog
@@ -136,10 +134,10 @@ def prepare_unit(decision: PreparedDecision, route: Route) -> PreparedDecision |
     if any((program.gauges, program.subjects, decision.shadow, decision.refusal)):
         return None
     if any(measure.kind not in _KINDS for measure in program.measures):
-        return None  # A bucket's tokens would be used later than they were taken, and others meanwhile.
+        return None  # A token bucket refills between the grant and the use of a unit.
     limited = {measure.policy.meter for measure in program.measures}
     if any(demand.taken < demand.needed and name in limited for name, demand in demands.items()):
-        return None  # How much its requests come to use is not known in advance.
+        return None  # The usage of its requests is not known in advance.
     kept = compile_program(view.entitlements, catalog, demands, prepaid=view.prepaid, route=route)
     unit = PreparedDecision(view, kept, "d", route=route)
     unit.is_allotted = True
@@ -147,12 +145,12 @@ def prepare_unit(decision: PreparedDecision, route: Route) -> PreparedDecision |
 
 
 def return_units(decision: PreparedDecision, at_ms: int, units: int) -> list[Settlement]:
-    """What gives units back: what they hold, and what rates have counted of them.
+    """Settlements that return units: their holds, and the counts of rates.
 
     Args:
-        decision: what each unit stands for.
-        at_ms: when they were granted, by the store's clock.
-        units: how many; at least one.
+        decision: decision of each unit.
+        at_ms: time of the grant by the store's clock.
+        units: number of units; at least one.
     """
     view, program, slot = decision.view, decision.program, at_ms // HOLD_SLOT_MS
     counted = {
@@ -173,7 +171,7 @@ def return_units(decision: PreparedDecision, at_ms: int, units: int) -> list[Set
 
 
 def combine_settlements(settlement: Settlement, times: int) -> list[Settlement]:
-    """One settlement in place of several equal ones, where what they come to can be counted so."""
+    """Combine equal settlements into one, if their sum can be counted."""
     held, recorded = settlement.held, settlement.used.recorded
     most = max((*held.quantities.values(), *recorded.values()), default=0)
     if times == 1 or held.concurrency or most * times > QUANTITY_MAX:
@@ -188,23 +186,23 @@ def combine_settlements(settlement: Settlement, times: int) -> list[Settlement]:
 
 
 HOT: Final = 8
-"""A customer who has asked so often within a term gets an allotment."""
+"""Decisions within a term that make a customer hot: it gets an allotment."""
 _FLUSH_S: Final = 0.05
 _LINES_MAX: Final = 1_000
 _TERM_S: Final = TERM_MS / 1000
 
 
 class AllotmentLine:
-    """The allotments of one customer on one line of the plans file, one after the other.
+    """Successive allotments of one customer and route.
 
     Attributes:
-        decision: about a request.
-        unit: what each unit stands for.
-        allotment: its units; None: there are none yet.
-        size: for how many requests it asks.
-        is_asking: whether the store is being asked for more units.
-        is_denied: whether the store had no more since it granted these.
-        timer: what is to be done about its term; None: it has none.
+        decision: decision about a request.
+        unit: decision of each unit.
+        allotment: current units; None: none yet.
+        size: size of the next allotment.
+        is_asking: whether a call for units is in flight.
+        is_denied: whether the store refused units since it granted these.
+        timer: next step of the term; None: none.
     """
 
     __slots__ = ("allotment", "decision", "is_asking", "is_denied", "size", "timer", "unit")
@@ -219,15 +217,15 @@ class AllotmentLine:
 
 
 class Allotments:
-    """What one event loop admits without asking the store; see docs/design/store.md.
+    """Requests that one event loop admits without asking the store; see docs/design/store.md.
 
     Args:
-        lane: the event loop's.
-        clock: seconds since the epoch. Where it is the system's, allotments end by one that is never set.
+        lane: of the event loop.
+        clock: seconds since the epoch. For the system's clock, allotments end by the monotonic one.
 
     Attributes:
-        granted: units that the store has granted so far.
-        returned: those that were given back unused.
+        granted: number of units granted so far.
+        returned: number of units returned unused.
     """
 
     def __init__(self, lane: Lane, *, clock: Callable[[], float]) -> None:
@@ -238,14 +236,14 @@ class Allotments:
         self._asked: dict[PreparedDecision, int] = {}
         self._asked_until_s = 0.0
         self._ended: list[Settlement] = []
-        self._together: set[Settlement] = set()
+        self._batched: set[Settlement] = set()
         self._flushing: asyncio.TimerHandle | None = None
         self._is_closed = False
         self.granted = self.returned = 0
 
     @property
     def unused(self) -> int:
-        """Units that are there to be used."""
+        """Number of unused units."""
         return sum(line.allotment.unused for line in self._lines.values() if line.allotment)
 
     # Decisions.
@@ -254,26 +252,26 @@ class Allotments:
         """Admit a request by an unused unit.
 
         Args:
-            decision: about the request's line, of the customer's newest view.
-            route: the line.
+            decision: decision about the route, by the customer's newest view.
+            route: the route.
 
         Returns:
-            What the unit stands for, and the reply; or the decision, and None: the store is to be asked.
+            The unit's decision and the reply; or ``decision`` and None: ask the store.
         """
         line = self._lines.get(decision)
         if line is None:
-            self._count(decision, route)
+            self._count_request(decision, route)
             return decision, None
         allotment = line.allotment
         if allotment is None or not allotment.unused or self._clock() >= allotment.until_s:
             return decision, None
-        reply = allotment.take()
+        reply = allotment.use_unit()
         if 4 * allotment.unused <= allotment.granted and not line.is_asking:
-            self._ask(line)
+            self._request_units(line)
         return line.unit, reply
 
-    def _count(self, decision: PreparedDecision, route: Route) -> None:
-        """Count what is asked of the store; one who asks often within a term gets an allotment."""
+    def _count_request(self, decision: PreparedDecision, route: Route) -> None:
+        """Count decisions by the store; a hot customer gets an allotment."""
         if decision.reserved or decision.digest:  # Prepared for one request.
             return
         now_s = self._clock()
@@ -285,11 +283,11 @@ class Allotments:
             unit = prepare_unit(decision, route)
             if unit is not None:
                 line = self._lines[decision] = AllotmentLine(decision, unit)
-                self._ask(line)
+                self._request_units(line)
                 self._forget_idle(line)
 
-    def _ask(self, line: AllotmentLine) -> None:
-        """Ask for more units, unless there were none just now; one call is in flight at a time."""
+    def _request_units(self, line: AllotmentLine) -> None:
+        """Ask for more units, unless the store has just refused them; one call is in flight at a time."""
         if line.is_denied or not self._lane.connected or self._lane.is_open:
             return
         call, asked_s = AllotmentRequest(self, line.unit, line.size), self._clock()
@@ -298,20 +296,20 @@ class Allotments:
         except MeterkitError:
             return
         line.is_asking = True
-        future.add_done_callback(partial(self._answered, line, asked_s))
+        future.add_done_callback(partial(self._handle_reply, line, asked_s))
 
-    def _answered(self, line: AllotmentLine, asked_s: float, future: asyncio.Future[Any]) -> None:
+    def _handle_reply(self, line: AllotmentLine, asked_s: float, future: asyncio.Future[Any]) -> None:
         line.is_asking = False
         is_lost = future.cancelled() or future.exception() is not None
-        # What a lost reply grants is given back if it comes late, or else vanishes as all holds do.
+        # Units of a lost reply are returned if it comes late, otherwise they expire like all holds.
         reply: Any = None if is_lost else future.result()
         code = _code_of(reply)
         if code == ALLOWED:
             self.granted += reply[5]
             if self._lines.get(line.decision) is line:
-                self._use(line, Allotment(reply, asked_s))
+                self._start_allotment(line, Allotment(reply, asked_s))
             else:
-                self.give_back(line.unit, reply[1], reply[5])
+                self.return_unused(line.unit, reply[1], reply[5])
             return
         line.is_denied = True
         if code == STALE:
@@ -319,98 +317,100 @@ class Allotments:
                 line.unit.view.cache.learn(line.unit.view, reply)
         self._forget_idle(line)
 
-    def _use(self, line: AllotmentLine, allotment: Allotment) -> None:
-        """Use new units; what is unused of those before is given back."""
+    def _start_allotment(self, line: AllotmentLine, allotment: Allotment) -> None:
+        """Use new units; return the unused ones of the allotment before."""
         before = line.allotment
-        self._end(line, is_early=before is not None and allotment.asked_s < before.until_s - _TERM_S / 2)
+        self._end_allotment(
+            line, is_early=before is not None and allotment.asked_s < before.until_s - _TERM_S / 2
+        )
         line.allotment, line.is_denied = allotment, False
-        self._later(line, 0.75, self._age)
+        self._schedule(line, 0.75, self._request_ahead)
 
     # The term.
 
-    def _later(self, line: AllotmentLine, share: float, do: Callable[[AllotmentLine], None]) -> None:
-        """Have something done after a share of what is left of the term."""
+    def _schedule(self, line: AllotmentLine, share: float, step: Callable[[AllotmentLine], None]) -> None:
+        """Schedule a step after a share of the remaining term."""
         left_s = 0.0 if line.allotment is None else line.allotment.until_s - self._clock()
-        line.timer = self._lane.call_later(max(0.0, share * left_s), partial(do, line))
+        line.timer = self._lane.call_later(max(0.0, share * left_s), partial(step, line))
 
-    def _age(self, line: AllotmentLine) -> None:
-        """Ask for the next units before the term is over, where these are used."""
+    def _request_ahead(self, line: AllotmentLine) -> None:
+        """Ask for the next units before the end of the term, if these are used."""
         if line.allotment is not None and line.allotment.is_used and not line.is_asking:
-            self._ask(line)
-        self._later(line, 1, self._expire)
+            self._request_units(line)
+        self._schedule(line, 1, self._expire)
 
     def _expire(self, line: AllotmentLine) -> None:
-        """Give back what is unused at the end of the term; go on where some of it was used."""
+        """Return unused units at the end of the term; ask for more if some were used."""
         was_used = line.allotment is not None and line.allotment.is_used
-        self._end(line)
+        self._end_allotment(line)
         line.is_denied = False
         if was_used and not line.is_asking:
-            self._ask(line)
+            self._request_units(line)
         self._forget_idle(line)
 
-    def _end(self, line: AllotmentLine, *, is_early: bool = False) -> None:
-        """End the allotment of a line; ``is_early``: as it was used up early."""
+    def _end_allotment(self, line: AllotmentLine, *, is_early: bool = False) -> None:
+        """End the allotment of a line; ``is_early``: it was used up early."""
         if line.timer is not None:
             line.timer.cancel()
             line.timer = None
         allotment, line.allotment = line.allotment, None
         if allotment is not None:
-            unused = allotment.give_up()
+            unused = allotment.drain()
             line.size = next_size(line.size, allotment.granted, unused, is_early=is_early)
-            self.give_back(line.unit, allotment.at_ms, unused)
+            self.return_unused(line.unit, allotment.at_ms, unused)
 
     def _forget_idle(self, line: AllotmentLine) -> None:
         if not line.is_asking and line.timer is None and self._lines.get(line.decision) is line:
             del self._lines[line.decision]
 
-    def give_back(self, unit: PreparedDecision, at_ms: int, units: int) -> None:
-        """Give back units that are not used.
+    def return_unused(self, unit: PreparedDecision, at_ms: int, units: int) -> None:
+        """Return unused units.
 
         Args:
-            unit: what each stands for.
-            at_ms: when they were granted, by the store's clock.
-            units: how many.
+            unit: decision of each unit.
+            at_ms: time of the grant by the store's clock.
+            units: number of units.
         """
         self.returned += units
         for settlement in return_units(unit, at_ms, units) if units else ():
             self._send(settlement)
 
-    # What requests have come to.
+    # Settlements.
 
     def settle(self, settlement: Settlement) -> None:
-        """Settle what a request came to: together with equal ones, within 50 ms."""
-        if settlement.held.concurrency or self._is_closed:  # Others wait for what it gives back.
+        """Settle a request together with equal ones, within 50 ms."""
+        if settlement.held.concurrency or self._is_closed:  # Other requests wait for its permit.
             self._send(settlement)
             return
-        if settlement not in self._together:
+        if settlement not in self._batched:
             bounds, now_ms = settlement.view.effective.bounds, int(1000 * self._wall())
             ends_ms = bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
             if now_ms + 1000 * _FLUSH_S >= ends_ms:  # It belongs to the period that it ended in.
                 self._send(settlement)
                 return
-            self._together.add(settlement)
+            self._batched.add(settlement)
         if self._flushing is None:
             self._flushing = self._lane.call_later(_FLUSH_S, self.flush)
         # At once, unlike a count: the garbage collector may end a request, which comes here, at any point.
         self._ended.append(settlement)
 
     def flush(self) -> None:
-        """Send what waits to be settled."""
+        """Send the waiting settlements."""
         if self._flushing is not None:
             self._flushing.cancel()
             self._flushing = None
         ended, self._ended = self._ended, []
-        self._together.clear()
+        self._batched.clear()
         for settlement, times in Counter(ended).items():
             for one in combine_settlements(settlement, times):
                 self._send(one)
 
     def close(self) -> None:
-        """Give back all that is unused and send what waits; from now on nothing is allotted."""
+        """Return all unused units and send waiting settlements; nothing is allotted from now on."""
         self._is_closed = True
         self.flush()
         for line in self._lines.values():
-            self._end(line)
+            self._end_allotment(line)
         self._lines.clear()
 
     def _send(self, settlement: Settlement) -> None:
@@ -418,12 +418,12 @@ class Allotments:
 
 
 class AllotmentRequest:
-    """A request for units.
+    """Call for units.
 
     Args:
-        allotments: who asks.
-        unit: what each stands for.
-        size: for how many requests.
+        allotments: of the event loop.
+        unit: decision of each unit.
+        size: number of requests.
     """
 
     __slots__ = ("_allotments", "_unit", "packed", "view")
@@ -441,12 +441,12 @@ class AllotmentRequest:
         )
 
     def on_unclaimed_reply(self, reply: Any) -> None:
-        """Give back what was granted after the connection had been given up."""
+        """Return units that were granted after the connection was given up."""
         if _code_of(reply) == ALLOWED:
             self._allotments.granted += reply[5]
-            self._allotments.give_back(self._unit, reply[1], reply[5])
+            self._allotments.return_unused(self._unit, reply[1], reply[5])
 
 
 def _code_of(reply: Any) -> int | None:
-    """The first number of the script's reply; None: there is none, or it is an error."""
+    """Code of the script's reply; None: no reply, or an error."""
     return None if reply is None or isinstance(reply, ReplyError) else reply[0]

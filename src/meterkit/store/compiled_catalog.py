@@ -1,7 +1,4 @@
-"""The compiled catalog: everything that follows from the plans file alone, computed once per process.
-
-A condition that every call meets is logged once per process, not once per call.
-"""
+"""The compiled catalog: everything that follows from the plans file alone, computed once per process."""
 
 from __future__ import annotations
 
@@ -42,21 +39,21 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _logger = logging.getLogger("meterkit")
-_TOLD_MAX: Final = 10_000
+_LOGGED_MAX: Final = 10_000
 _SHARED_MAX: Final = 1024
 CUSTOMERS_KEPT: Final = 10_000
-"""How many customers a process knows at once, unless ``customers_kept`` says otherwise."""
+"""Default of ``customers_kept``: number of customers in a process's cache."""
 
 
 class CatalogAlarms:
-    """Lines of the log, each said once a process for what it is about; after ten thousand of them, again."""
+    """Conditions that are logged once per process and subject; after ten thousand, again."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._told: set[tuple[str, ...]] = set()
+        self._logged: set[tuple[str, ...]] = set()
 
-    def unknown_plan(self, customer: str, plan: str) -> None:
-        """A customer is on a plan that the plans file of this process does not have."""
+    def log_unknown_plan(self, customer: str, plan: str) -> None:
+        """Log a customer on a plan that this process's plans file lacks."""
         if self._is_new("plan", plan):
             _logger.error(
                 "plan %r, which customer %r is on, is not in %s of this process: they get the default plan "
@@ -68,8 +65,8 @@ class CatalogAlarms:
                 self._catalog.default_plan,
             )
 
-    def undeclared_subjects(self, subjects: Subjects, plan: str) -> None:
-        """A request has subjects, perhaps of kinds that the plan lacks. The plan must be certain by then."""
+    def log_undeclared_subjects(self, subjects: Subjects, plan: str) -> None:
+        """Log subjects of kinds that the plan lacks. Call it only once the plan is known."""
         if len(subjects.limits) == len(subjects.given):
             return
         for kind in {kind for kind, _ in subjects.given} - subjects.limits.keys():
@@ -83,8 +80,8 @@ class CatalogAlarms:
                     kind,
                 )
 
-    def no_room(self, customer: str) -> None:
-        """A customer has so many live subjects that a new one is decided without limits of its own."""
+    def log_full_subjects(self, customer: str) -> None:
+        """Log a customer with so many live subjects that new ones are not limited by themselves."""
         if self._is_new("no room", customer):
             _logger.error(
                 "customer %r has 100,000 subjects with live counters, which is the most: new ones are decided"
@@ -93,8 +90,8 @@ class CatalogAlarms:
                 customer,
             )
 
-    def late(self, customer: str, recorded: Mapping[str, int], period_ms: int) -> None:
-        """Usage of a closed period came."""
+    def log_late_usage(self, customer: str, recorded: Mapping[str, int], period_ms: int) -> None:
+        """Log usage of a closed period."""
         if self._is_new("late", customer, str(period_ms)):
             is_dead = self._catalog.billing.late_usage == "dead_letter"
             fate = "is not billed" if is_dead else "is billed in this one"
@@ -108,16 +105,16 @@ class CatalogAlarms:
                 self._catalog.billing.late_usage,
             )
 
-    def total_alone(self) -> None:
-        """Tokens came that cannot be priced: of input and output only the total is known."""
+    def log_total_alone(self) -> None:
+        """Log tokens without a price: only the total of input and output is known."""
         if self._is_new("total alone"):
             _logger.error(
                 "nothing is charged for total_tokens alone: input and output have different prices; give"
                 " input_tokens and output_tokens; logged once"
             )
 
-    def consumed_tokens(self, meter: str) -> None:
-        """An app has consumed tokens, which no model's price applies to."""
+    def log_consumed_tokens(self, meter: str) -> None:
+        """Log consumed tokens, which have no model and so no price."""
         if self._is_new("consumed", meter):
             _logger.error(
                 "consume() of %s charges no money: it has no model; reserve the money and capture the"
@@ -126,45 +123,45 @@ class CatalogAlarms:
             )
 
     def _is_new(self, *what: str) -> bool:
-        if what in self._told:
+        if what in self._logged:
             return False
-        if len(self._told) >= _TOLD_MAX:
-            self._told.clear()
-        self._told.add(what)
+        if len(self._logged) >= _LOGGED_MAX:
+            self._logged.clear()
+        self._logged.add(what)
         return True
 
 
 class CompiledCatalog:
-    """What the calls of all customers are made of.
+    """Programs, entitlements and prices of one plans file, shared by all customers.
 
     Args:
-        catalog: what is sold.
+        catalog: the plans file.
         keys: names of keys.
-        decide: the script that decides.
-        settle: the script that settles.
-        settle_audited: the one that enters what it records into the audit log, too; None: there is none.
-        seal_delay_ms: how long pending usage waits before it is sealed.
+        decide: the decision script.
+        settle: the settle script.
+        settle_audited: the settle script that also writes audit entries; None: no audit log.
+        seal_delay_ms: delay before pending usage is sealed.
         now_ms: this process's clock.
-        on_unclaimed: takes an allowed decision whose waiter was cancelled, and when it was made (ms).
+        on_unclaimed: called with an allowed decision whose waiter was cancelled, and its time (ms).
         on_notice: called with a shard that has a new notice for the app's handlers.
-        customers_kept: how many customers the process knows at once; as many anonymous ones besides.
-        allot: the script that decides for many requests at once; None: each is decided by itself.
-        former_routes: those of the plans file before; None: there was none.
+        customers_kept: number of cached customers, and of anonymous ones.
+        allot: the allotment script; None: each request is decided by itself.
+        former_routes: routes of the plans file before; None: there was none.
 
     Attributes:
-        prepaid: what the customers of a plan may have prepaid, by the plan's key.
-        owes: whether use beyond a balance in money is a debt; in shadow it is not: the call would be refused.
-        routes: those of the plans file, with what the app has recorded on each.
-        counters: the meters that can be counted on: no gauges, and none that follow another.
-        derives: whether there are meters that follow another.
-        has_rows: whether a plan has prices of overage by model.
-        holds_rows: whether something besides counts them at once: a budget, or one of subjects.
-        has_model_prices: whether what a credit pays for, or what overage costs, depends on the model.
+        prepaid: grants and credits by the plan's key.
+        owes: whether usage beyond a balance in money is a debt; not in shadow mode: it would be refused.
+        routes: routes of the plans file, with the meters that the app has recorded on each.
+        counters: meters that can be counted on: no gauges, and no derived meters.
+        derives: whether there are derived meters.
+        has_rows: whether a plan has overage prices by model.
+        holds_rows: whether a budget, of customers or subjects, counts these at once.
+        has_model_prices: whether credit costs or overage prices depend on the model.
         allots: whether some requests may be admitted by allotments.
         by_model: whether usage is separated by model and provider.
-        charges: by the meter that counts it, what calls of language models are charged.
-        remainders: what is left of that when whole units are counted.
-        tallies: what counts costs for metrics; None: nothing does.
+        charges: charges for calls of language models, by the meter that counts them.
+        remainders: fractions of charges that are not counted yet.
+        tallies: counts costs for metrics; None: no metrics.
         unpriced: counts calls of models without a price; None: nothing does.
     """
 
@@ -232,12 +229,12 @@ class CompiledCatalog:
         self.unpriced: UnpricedCalls | None = None
         self._incomplete = tables_without_default(catalog)
         check_tokens(catalog)
-        # A program that cannot be is refused now, not at the first request.
+        # An impossible program is refused now, not at the first request.
         for plan in catalog.plans.values():
             for route in catalog.routes:
                 prepaid = self.prepaid[plan.key]
                 has_any = plan.grants or prepaid.money
-                self.program(plan.entitlements, route, prepaid if has_any else None)
+                self.compile_route(plan.entitlements, route, prepaid if has_any else None)
 
     @cached_property
     def _grants_live_on(self) -> bool:
@@ -248,7 +245,7 @@ class CompiledCatalog:
         return UnpricedLog()
 
     def lacks_price(self, call: CallUsage) -> bool:
-        """Whether a table that prices a meter of a call by model lacks its model; that is logged."""
+        """Whether a price table by model lacks the model of a call; logs it."""
         model, quantities = call.model, call.quantities() if self._incomplete else {}
         for meter, tables in self._incomplete.items():
             if model and quantities.get(meter) and not all(table.has_price(model) for table in tables):
@@ -263,14 +260,14 @@ class CompiledCatalog:
         return bool(self.charges or self._incomplete)
 
     def has_price(self, model: str, at: datetime) -> bool:
-        """Whether a model has all prices that this plans file may ask for, of any provider."""
+        """Whether a model has all prices of this plans file, at any provider."""
         tables = (table for found in self._incomplete.values() for table in found)
         return all(one.has_price(model, "auto", at) for one in self.charges.values()) and all(
             table.has_price(model) for table in tables
         )
 
-    def costs(self) -> CallCosts | None:
-        """What calls cost; None: nothing asks for it, or ``genai-prices`` is not installed."""
+    def call_costs(self) -> CallCosts | None:
+        """Costs of calls; None: not needed, or ``genai-prices`` is not installed."""
         wants = self.charges or self.settle_audited is not None or self.tallies is not None
         return self._costs if wants else None
 
@@ -278,21 +275,21 @@ class CompiledCatalog:
     def _costs(self) -> CallCosts | None:
         return call_costs(self.charges, self.counters, f"plans/{self.catalog.content_hash}")
 
-    def effective(self, state: CustomerState, now_ms: int) -> EffectivePlan:
-        """What follows from a state at an instant; shared without a subscription and overrides."""
+    def resolve_plan(self, state: CustomerState, now_ms: int) -> EffectivePlan:
+        """Plan, access and period of a state at an instant; shared without a subscription and overrides."""
         if state.subscription or state.overrides or state.overdraft or state.spent:
             return effective_terms(state, self.catalog, now_ms)
         changes = state.plan_changes if self._grants_live_on else ()
         key = (state.plan, state.status, state.status_since_ms, state.anchor_ms, changes)
         known = self._effective.get(key)
-        if known is None or not _holds_at(known, now_ms):
+        if known is None or not _is_valid_at(known, now_ms):
             if len(self._effective) >= _SHARED_MAX:
                 self._effective.clear()
             known = self._effective[key] = effective_terms(state, self.catalog, now_ms)
         return known
 
-    def entitlements(self, effective: EffectivePlan) -> Mapping[str, Entitlement]:
-        """What a customer gets of each meter; shared by customers with equal seats and prices."""
+    def resolve_entitlements(self, effective: EffectivePlan) -> Mapping[str, Entitlement]:
+        """Entitlement of each meter; shared by customers with equal seats and prices."""
         allowance = effective.allowance
         if effective.overrides or (allowance is not None and allowance.grants is not None):
             return entitlements_of(effective, self.catalog)
@@ -306,11 +303,11 @@ class CompiledCatalog:
         return found
 
     def is_shared(self, entitlements: Mapping[str, Entitlement]) -> bool:
-        """Whether customers share these entitlements, for as long as the catalog is in force."""
+        """Whether customers share these entitlements, as long as the catalog is active."""
         return id(entitlements) in self._shared
 
-    def tail(self, program: Program, mode: str, rev: str) -> tuple[bytes, bytes]:
-        """See :func:`meterkit.store.script_terms.pack_tail`; packed once of a plan's programs."""
+    def pack_tail(self, program: Program, mode: str, rev: str) -> tuple[bytes, bytes]:
+        """See :func:`meterkit.store.script_terms.pack_tail`; cached for programs of plans."""
         key = program, mode, rev == NO_STATE
         found = self._tails.get(key)
         if found is None:
@@ -319,7 +316,7 @@ class CompiledCatalog:
                 self._tails[key] = found
         return found
 
-    def program(
+    def compile_route(
         self,
         entitlements: Mapping[str, Entitlement],
         route: Route,
@@ -328,13 +325,13 @@ class CompiledCatalog:
         keeps: bool = False,
         subjects: Subjects | None = None,
     ) -> Program:
-        """What a route asks of a set of entitlements; a plan's own are worked out once.
+        """Compile a route by entitlements; cached for shared entitlements.
 
         Args:
             entitlements: one for every meter.
-            route: the line.
-            prepaid: the grants and credits behind them.
-            keeps: whether gauges above their limits keep those of before.
+            route: the route.
+            prepaid: grants and credits of the customer.
+            keeps: whether gauges above their limits keep the limits of before.
             subjects: of the customer; None: none.
         """
         kinds = () if subjects is None else tuple(subjects.limits)
@@ -343,7 +340,7 @@ class CompiledCatalog:
         program = self._programs.get(key) if is_plain else None
         if program is None:
             demands = demands_of(route, self.catalog)
-            # What decisions record themselves is in no audit log, and no subject's.
+            # Usage recorded by decisions reaches neither the audit log nor subjects.
             is_recorded = route.charge_on == BILLED_ON_ATTEMPT and self.settle_audited is None and not kinds
             program = compile_program(
                 entitlements,
@@ -359,26 +356,26 @@ class CompiledCatalog:
                 program = subjects.extend(program, demands, in_flight=True, rates_only=route.always)
             if is_plain and self.is_shared(entitlements):
                 self._programs[key] = program
-                self._routes.append(route)  # An id is of this line as long as the line lives.
+                self._routes.append(route)  # Keeps the route alive, whose id is a key.
                 self._of_plans.add(program)
         return program
 
-    def shape(self, key: tuple[object, ...], make: Callable[[], _T]) -> _T:
-        """What settlements of customers with the same entitlements have in common."""
-        found: _T = _remembered(self._shapes, key, make)
+    def cache_shape(self, key: tuple[object, ...], make: Callable[[], _T]) -> _T:
+        """Shape of settlements, shared by customers with the same entitlements."""
+        found: _T = _memoize(self._shapes, key, make)
         return found
 
-    def asked(self, key: tuple[object, ...], make: Callable[[], Program]) -> Program:
-        """What an app's own calls ask of the same entitlements."""
-        return _remembered(self._asked, key, make)
+    def cache_asked(self, key: tuple[object, ...], make: Callable[[], Program]) -> Program:
+        """Program of an app's own demands, shared by customers with the same entitlements."""
+        return _memoize(self._asked, key, make)
 
 
 def _of_plans(catalog: Catalog) -> dict[tuple[object, ...], Mapping[str, Entitlement]]:
     return {(key, 0, NO_PRICES, None): plan.entitlements for key, plan in catalog.plans.items()}
 
 
-def _remembered(known: dict[tuple[object, ...], _T], key: tuple[object, ...], make: Callable[[], _T]) -> _T:
-    """The value of a key, made where it is not known; when there are too many, all are forgotten."""
+def _memoize(known: dict[tuple[object, ...], _T], key: tuple[object, ...], make: Callable[[], _T]) -> _T:
+    """Cached value of a key; a full cache is cleared."""
     found = known.get(key)
     if found is None:
         if len(known) >= _SHARED_MAX:
@@ -387,6 +384,6 @@ def _remembered(known: dict[tuple[object, ...], _T], key: tuple[object, ...], ma
     return found
 
 
-def _holds_at(effective: EffectivePlan, now_ms: int) -> bool:
-    """Whether what follows from a state is true at another instant, too."""
+def _is_valid_at(effective: EffectivePlan, now_ms: int) -> bool:
+    """Whether a resolved plan is valid at another instant, too."""
     return effective.bounds.start_ms <= now_ms < min(effective.bounds.end_ms, effective.valid_until_ms)

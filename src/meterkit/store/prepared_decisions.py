@@ -176,7 +176,9 @@ def prepare_asking(
         if view.subjects is not None or not cache.is_shared(given):
             return PreparedDecision(view, compile_asked(), mode)
         plan = id(given), view.prepaid is not None, view.effective.keeps_limits, in_flight
-        return PreparedDecision(view, cache.asked((*plan, *asked.items(), *at.key), compile_asked), mode)
+        return PreparedDecision(
+            view, cache.cache_asked((*plan, *asked.items(), *at.key), compile_asked), mode
+        )
 
     return view.memoize((*asked.items(), mode, in_flight, *at.key), prepare)
 

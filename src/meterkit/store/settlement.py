@@ -187,9 +187,11 @@ class Settlement:
         cache = self.view.cache
         for notice in map(bytes.decode, notices):
             if notice.startswith(_LATE):
-                cache.alarms.late(self.customer, self.used.recorded, int(notice.removeprefix(_LATE)))
+                cache.alarms.log_late_usage(
+                    self.customer, self.used.recorded, int(notice.removeprefix(_LATE))
+                )
             elif notice == _NO_ROOM:
-                cache.alarms.no_room(self.customer)
+                cache.alarms.log_full_subjects(self.customer)
             elif notice.startswith(_PAID):
                 given = (self.view if self._packed is None else self._packed[0]).entitlements
                 self.revenue = (self.revenue or 0) + earned_micros(
@@ -268,7 +270,7 @@ class Settlement:
         if view.subjects is None:
             return NOTHING_PACKED
         if view.left is not None:
-            view.cache.alarms.undeclared_subjects(view.subjects, view.effective.plan.key)
+            view.cache.alarms.log_undeclared_subjects(view.subjects, view.effective.plan.key)
         passed_ms = view.cache.now_ms() - self.rated_ms if self.rated_ms else 0
         return pack_subject_settlement(
             view.subjects,
@@ -312,7 +314,7 @@ class Settlement:
         given, cache, keys = view.entitlements, view.cache, view.keys
         own = (id(given), view.effective.plan.key, view.prepaid is None, view.linked, view.anonymous)
         make = partial(self._build_shape, view, derived, costs)
-        shape = cache.shape((own, key), make) if cache.is_shared(given) else make()
+        shape = cache.cache_shape((own, key), make) if cache.is_shared(given) else make()
         shape = shape._replace(
             audit=pack_each(audit_keys(view)),
             head=self._pack_head(view, shape, events=0),

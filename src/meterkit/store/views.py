@@ -202,7 +202,7 @@ class CustomerView:
             state = CustomerState(plan=by_ip.plan)
             data = state.dump().encode()
         if state.plan is not None and state.plan not in cache.catalog.plans:
-            cache.alarms.unknown_plan(customer, state.plan)
+            cache.alarms.log_unknown_plan(customer, state.plan)
         self.cache = cache
         self.customer = customer
         self.anonymous = anonymous
@@ -210,8 +210,8 @@ class CustomerView:
         self.rev = rev
         self._data = data
         self.linked = state.stripe_customer is not None
-        self.effective = cache.effective(state, now_ms)
-        self.entitlements = cache.entitlements(self.effective)
+        self.effective = cache.resolve_plan(state, now_ms)
+        self.entitlements = cache.resolve_entitlements(self.effective)
         self.prepaid = prepaid_of(rev, state, self.effective, cache.prepaid, anonymous=anonymous)
         self.decisions: dict[int, PreparedDecision] = _EMPTY
         self.settlements: dict[Any, Any] = _EMPTY
@@ -234,7 +234,7 @@ class CustomerView:
             self.customer, given, self.effective, self.entitlements, self.cache.catalog, self.cache.keys
         )
         if self.rev != NO_STATE or self.left is not None:
-            self.cache.alarms.undeclared_subjects(view.subjects, self.effective.plan.key)
+            self.cache.alarms.log_undeclared_subjects(view.subjects, self.effective.plan.key)
         return view
 
     def forget(self) -> None:
@@ -251,7 +251,7 @@ class CustomerView:
         decision = self.decisions.get(id(route)) if mode == "d" else None
         if decision is None:
             keeps = self.effective.keeps_limits
-            program = self.cache.program(
+            program = self.cache.compile_route(
                 self.entitlements, route, self.prepaid, keeps=keeps, subjects=self.subjects
             )
             decision = PreparedDecision(self, program, mode, route=route)
@@ -271,7 +271,7 @@ class CustomerView:
 
     def pack_decide(self, program: Program, mode: str) -> tuple[bytes, bytes]:
         """Pack a decision's request without its last argument, the clock: customer's part, plan's part."""
-        before, behind = self.cache.tail(program, mode, self.rev)
+        before, behind = self.cache.pack_tail(program, mode, self.rev)
         others = self.pack_subjects(program.subjects)
         head = pack_head(program, self.keys, sha=self.cache.decide.sha, rev=self.rev, others=others)
         return b"%b%b%b" % (head, before, pack_own(self.effective)), behind + others.arguments
