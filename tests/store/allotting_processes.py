@@ -155,7 +155,7 @@ class Process:
         self.calls.append((call, reply))
         return reply
 
-    def later(self, after_s: float, do: Callable[[], None]) -> Timer:
+    def call_later(self, after_s: float, do: Callable[[], None]) -> Timer:
         timer = Timer(self.world.mono_us / 10**6 + after_s, do)
         self.timers.append(timer)
         return timer
