@@ -4,6 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from limits import (
+    RateLimitItemPerHour,
+    RateLimitItemPerMinute,
+    RateLimitItemPerSecond,
+    RateLimitItemPerYear,
+    parse,
+    parse_many,
+)
 
 from meterkit.catalog import Catalog, Overage, load, override
 from meterkit.errors import PlansError
@@ -58,3 +66,23 @@ def test_overage_without_a_price_keeps_the_prices_of_the_plan() -> None:
     assert (single.rows, single.per, single.amount_cents) == (None, 1000, 2)
     with pytest.raises(PlansError, match="prices by model are a plan's; give `per` and `amount_cents`"):
         overridden({"bill": {"price": "prices.output"}})
+
+
+def test_rates_of_limits_are_read_as_their_notation(catalog: Catalog) -> None:
+    plan, fixed = catalog.plans["free"], {"algorithm": "fixed-window"}
+    for written, items in (
+        ("5/minute", RateLimitItemPerMinute(5)),
+        ("5/2 minutes; 1 per month", parse_many("5/2 minutes; 1 per month")),
+        (["7/year", "2/second"], (RateLimitItemPerYear(7, namespace="ours"), RateLimitItemPerSecond(2))),
+        ({"limit": "9/day", **fixed}, {"limit": parse("9/day"), **fixed}),
+    ):
+        by_text = override(catalog, plan, {"requests": {"rate": written}}, strict=True)
+        assert by_text == override(catalog, plan, {"requests": {"rate": items}}, strict=True)
+
+
+def test_a_bad_rate_of_limits_is_refused_in_its_notation(catalog: Catalog) -> None:
+    given = {"requests": {"rate": RateLimitItemPerHour(-1, 3)}}
+    with pytest.raises(
+        PlansError, match=r"requests\.rate: found '-1/3 hour'; allowed: a rate such as 100/hour"
+    ):
+        override(catalog, catalog.plans["free"], given, strict=True)

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from limits import parse as parse_limit
+from limits import RateLimitItem, parse_many
+from limits.limits import GRANULARITIES, Granularity
 from starlette.routing import compile_path
 
 from drivers.sampled import few_examples
@@ -17,7 +20,7 @@ from meterkit.catalog.document import Fields, Text, parse
 from meterkit.catalog.errors import FilePlace, Problems, RefusedError
 from meterkit.catalog.match_lines import METHODS, parse_match, takes_all
 from meterkit.catalog.notify import is_public, names_private_host
-from meterkit.catalog.rates import WINDOW_MAX_MS, parse_rate
+from meterkit.catalog.rates import WINDOW_MAX_MS, parse_rate, parse_rates, rate_text
 from meterkit.catalog.value_parsers import (
     DURATION_MAX_MS,
     parse_cost,
@@ -193,17 +196,49 @@ def test_rates_round_trip(limit: int, per: str, count: int, unit: str, plural: s
     assert rate == parse_rate(f"{rate.limit}/{count} {unit}")
 
 
-@few_examples(30)
-@given(
-    st.integers(1, 10**6),
-    st.sampled_from(["/", " / ", " per ", "per"]),
-    st.sampled_from(["", "1", "2", "5 ", "12 "]),
-    st.sampled_from(["second", "minute", "hour", "day", "month", "SECONDS", "Hours", "days"]),
+BLANKS = st.sampled_from(["", "", " ", "\n", "\t ", "\u2003", "\x85"])
+NUMBERS = ["0", "1", "5", "007", "360", "400", "1_000", "²", str(QUANTITY_MAX)]
+AMOUNTS = st.sampled_from([*NUMBERS, "9" * 5_000])
+COUNTS = st.sampled_from(["", "", *NUMBERS])
+PER = st.sampled_from(["/", "per", "PER", "-"])
+UNITS = st.sampled_from(
+    ["second", "minute", "hours", "day", "month", "year", "SECONDS", "week", "s", "\u017fecond"]
 )
-def test_what_limits_reads_is_read_in_the_same_way(limit: int, per: str, count: str, unit: str) -> None:
-    theirs = parse_limit(f"{limit}{per}{count}{unit}")
-    ours = parse_rate(f"{limit}{per}{count}{unit}")
-    assert (theirs.amount, theirs.get_expiry() * 1000) == (ours.limit, ours.window_ms)
+PARTS = st.tuples(BLANKS, AMOUNTS, BLANKS, PER, BLANKS, COUNTS, BLANKS, UNITS, BLANKS).map("".join)
+SEPARATORS = st.sampled_from([",", ";", "|", ":;", ";;"])
+
+
+@few_examples(200)
+@given(st.lists(PARTS, min_size=1, max_size=3), SEPARATORS)
+def test_what_limits_reads_means_the_same_or_is_refused(parts: list[str], separator: str) -> None:
+    text = separator.join(parts)
+    try:
+        theirs = [(item.amount, item.get_expiry() * 1000) for item in parse_many(text)]
+    except ValueError:
+        return
+    try:
+        ours = [(rate.limit, rate.window_ms) for rate in parse_rates(text)]
+    except RefusedError:
+        is_out_of_bounds = any(
+            not 1 <= amount <= QUANTITY_MAX or window_ms > WINDOW_MAX_MS for amount, window_ms in theirs
+        )
+        # `limits` takes a count of 0 for 1, and a colon before a separator.
+        has_odd_spelling = ":" in text or re.search(r"(?<![0-9])0+\s*[a-z]", text, re.IGNORECASE)
+        assert is_out_of_bounds or has_odd_spelling, text
+    else:
+        assert ours == theirs
+
+
+def test_a_granularity_that_an_app_adds_to_limits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GRANULARITIES, "fortnight", RateLimitItem)  # Taken back at the end.
+
+    class RateLimitItemPerFortnight(RateLimitItem):
+        GRANULARITY = Granularity(14 * 86_400, "fortnight")
+
+    item = RateLimitItemPerFortnight(1)
+    assert rate_text(item) == "1/fortnight"
+    with pytest.raises(RefusedError, match="'fortnight' is not a unit of time; allowed: second, minute"):
+        parse_rate("1/fortnight")
 
 
 @pytest.mark.parametrize("text", ["", "5", "5 hour", "0/hour", "5.5/hour", "5/ho ur"])

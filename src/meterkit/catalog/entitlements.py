@@ -11,7 +11,7 @@ from meterkit.catalog.document import DEPTH_MAX, Fields, Items, Node, Text
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
 from meterkit.catalog.models import Entitlement, Overage
-from meterkit.catalog.rates import Rates
+from meterkit.catalog.rates import Rates, rate_text
 from meterkit.catalog.shapes import AnyForm, Key, ListOf, Nullable, Table, ValueShape, WordChoice
 from meterkit.catalog.value_parsers import (
     TABLE_OF_PRICES,
@@ -302,4 +302,6 @@ def node_of(value: object, place: FilePlace, depth: int) -> Node:
         return Items(place, tuple(node_of(item, place.item(i), depth + 1) for i, item in enumerate(items)))
     if value is None:
         return Text(place, "null", quoted=False)
-    return Text(place, str(value).lower() if isinstance(value, bool) else str(value), quoted=True)
+    if isinstance(value, bool):
+        return Text(place, str(value).lower(), quoted=True)
+    return Text(place, rate_text(value) or str(value), quoted=True)

@@ -1,4 +1,7 @@
-"""Rates: ``100/hour``, ``20 per 5 minutes``, and the map form with an algorithm and a burst."""
+"""Rates in the notation of `limits`, with sizes and ``_`` in numbers; a map form with algorithm and burst.
+
+https://limits.readthedocs.io/en/stable/quickstart.html#rate-limit-string-notation
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,21 @@ from meterkit.catalog.value_parsers import (
 )
 
 if TYPE_CHECKING:
+    from limits import RateLimitItem
+
     from meterkit.catalog.errors import Problems
 
 WINDOW_MAX_MS: Final = 366 * DAY_MS
 
 _UNITS: Final = {
-    "second": (SECOND_MS, "s", 1),
-    "minute": (60 * SECOND_MS, "m", 1),
-    "hour": (3600 * SECOND_MS, "h", 1),
-    "day": (DAY_MS, "d", 1),
-    "month": (30 * DAY_MS, "mo", 1),
-    "year": (30 * DAY_MS, "mo", 12),
+    "second": ("s", 1),
+    "minute": ("m", 1),
+    "hour": ("h", 1),
+    "day": ("d", 1),
+    "month": ("mo", 1),
+    "year": ("mo", 12),
 }
+"""Granularities of `limits`, each with the unit of policy names and the number of those."""
 _SHORT: Final = {
     "s": "second", "sec": "second", "secs": "second",
     "m": "minute", "min": "minute", "mins": "minute",
@@ -60,22 +66,20 @@ def parse_rate(text: str) -> Rate:
     found = _RATE.fullmatch(" ".join(text.split()))
     if found is None:
         raise RefusedError(f"allowed: {_ALLOWED}")
-    unit = _parse_unit(found["unit"])
-    if unit not in _UNITS:
-        raise _unknown_unit(found["unit"])
+    item = _parse_window(found["count"], found["unit"])
     limit = parse_quantity(found["limit"], least=1)
-    unit_ms, short, factor = _UNITS[unit]
-    count = parse_integer(found["count"] or "1", least=1) * factor
-    if count * unit_ms > WINDOW_MAX_MS:
+    window_ms = item.get_expiry() * SECOND_MS
+    short, factor = _UNITS[item.GRANULARITY.name]
+    if window_ms > WINDOW_MAX_MS:
         raise RefusedError(
             "allowed: a window of at most 366 days; a quantity per billing period is `included`"
         )
     return Rate(
         limit=limit,
-        window_ms=count * unit_ms,
+        window_ms=window_ms,
         algorithm="sliding-window",
         burst=limit,
-        window=f"{count}{short}",
+        window=f"{item.multiples * factor}{short}",
     )
 
 
@@ -88,9 +92,30 @@ def parse_rates(text: str) -> tuple[Rate, ...]:
     return tuple(parse_rate(part) for part in _SEPARATOR.split(text))
 
 
-def _parse_unit(text: str) -> str:
-    lower = text.lower()
-    return lower.removesuffix("s") if lower not in _UNITS else lower
+def rate_text(value: object) -> str | None:
+    """A rate of `limits` in the notation of the plans file; None: the value is anything else."""
+    if isinstance(value, str | int | float):
+        return None
+    from limits import RateLimitItem  # noqa: PLC0415 - takes long to import
+
+    if not isinstance(value, RateLimitItem):
+        return None
+    count = "" if value.multiples == 1 else f"{value.multiples} "
+    return f"{value.amount}/{count}{value.GRANULARITY.name}"
+
+
+def _parse_window(count: str | None, unit: str) -> RateLimitItem:
+    """Parse a window; `limits` would take a count of 0 for 1."""
+    from limits import parse  # noqa: PLC0415 - takes long to import
+
+    multiples = parse_integer(count or "1", least=1)
+    try:
+        item = parse(f"1/{multiples} {unit}")
+    except ValueError:
+        raise _unknown_unit(unit) from None
+    if item.GRANULARITY.name not in _UNITS:  # An app can add granularities to those of `limits`.
+        raise _unknown_unit(unit)
+    return item
 
 
 def _unknown_unit(text: str) -> RefusedError:

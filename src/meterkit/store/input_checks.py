@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
+from meterkit.catalog.rates import rate_text
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.decisions.subjects import SUBJECTS_MOST
 from meterkit.errors import CustomerError, MeterkitError
@@ -199,6 +200,9 @@ def plain(value: object, path: str) -> Any:
         return [plain(item, path) for item in items]
     if value is None or isinstance(value, str | int | float):
         return value
+    rate = rate_text(value)
+    if rate is not None:
+        return rate
     raise MeterkitError(
         f"override of {path:.80}: found {shown(value)}; allowed are texts, numbers, lists and mappings"
     )
