@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from drivers.delivery import NOW, kit_for
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.subscription import SubscriptionState
+from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError
 from meterkit.outbox.intents import StoredIntent, unpack_batch
 from meterkit.settings import Settings
@@ -120,12 +121,14 @@ class ObjectsAtStripe(StripeApi):
         return {**self.shown.get(path, {}), **(params or {})}
 
 
-class Counted:
-    """What Stripe has counted of one customer, by minute (s)."""
+class Counted(StripeSummaries):
+    """Summaries of one customer, by minute (s)."""
 
     server_time_s = None
 
     def __init__(self, units: Mapping[int, int]) -> None:
+        no_api: Any = None
+        super().__init__(no_api)
         self._units = units
         self.asked: list[int] = []
 

@@ -644,7 +644,7 @@ class Shard:
         return {name.decode(): value.decode() for name, value in kept.items()}
 
     async def are_over(self) -> bool:
-        return await self.restarts.are_over(self.outbox, 0, self.report)
+        return await self.restarts.may_send_all(self.outbox, 0, self.report)
 
 
 async def begun_anew(kit: MeterKit, at_stripe: dict[int, int] | None = None, **fields: Any) -> Shard:
@@ -740,7 +740,7 @@ async def unknown(
     given: dict[str, Any] = {"since_ms": SINCE_MS, "gap": gap(), "deliveries": {LINE: known}}
     given |= {"names": {}, "taken_s": ()}
     names = (LINE[0], LINE[2], LINE[1])
-    return await LostDeliveries(kit.store, counted, journal).unknown(*names, **given | asked)
+    return await LostDeliveries(kit.store, counted, journal).count_unknown(*names, **given | asked)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.invoice_items import InvoiceItemMaker
     from meterkit.delivery.sender import Transport
-    from meterkit.delivery.summaries import Summaries
+    from meterkit.delivery.summaries import StripeSummaries
     from meterkit.outbox.intents import IntentMove, SendAttempt
     from meterkit.outbox.journal import Journal
     from meterkit.outbox.sealer import SealResult
@@ -155,7 +155,7 @@ class Flusher:
         calls_per_s: float = 800.0,
         calls_at_once: int = 128,
         timeout_s: float = 10.0,
-        summaries: Summaries | None = None,
+        summaries: StripeSummaries | None = None,
         look: Callable[[str], Awaitable[object]] | None = None,
         journal: Journal | None = None,
         items: InvoiceItemMaker | None = None,
@@ -340,7 +340,7 @@ class Flusher:
             if sealing.late:
                 report_late(sealing.late, await outbox.meters())
             is_known = self._restarts is None or await self._unless_stopping(
-                self._restarts.are_over(outbox, shard, flush.report)
+                self._restarts.may_send_all(outbox, shard, flush.report)
             )
             await self._sender.suspects.read(outbox, shard)
             flush.put_off[shard] = not is_known

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from meterkit.delivery.flush_report import FlushReport
-    from meterkit.delivery.summaries import Summaries
+    from meterkit.delivery.summaries import StripeSummaries
     from meterkit.outbox.journal import Journal
     from meterkit.store.store import Store
 
@@ -138,11 +138,11 @@ class IntentComparer:
         journal: has what Stripe has accepted; None: there is none.
     """
 
-    def __init__(self, store: Store, summaries: Summaries, journal: Journal | None = None) -> None:
+    def __init__(self, store: Store, summaries: StripeSummaries, journal: Journal | None = None) -> None:
         self._store = store
         self._summaries = summaries
         self._late = LateIntents(store)
-        self._forgotten = LostDeliveries(store, summaries, journal)
+        self._lost = LostDeliveries(store, summaries, journal)
         self._recoverer = RestoreRecoverer(store, summaries, journal)
 
     async def compare_due(self, report: FlushReport) -> None:
@@ -257,7 +257,7 @@ class IntentComparer:
             counted -= int(fields.get("base", "0"))
             if "since" in fields:  # The base has what was sent for a Stripe customer of before, too.
                 names = (kept.customer, fields["event"], fields["stripe"])
-                counted += await self._forgotten.units_of_other_customers(*names, span_s)
+                counted += await self._lost.units_of_other_customers(*names, span_s)
         now = SummaryReading(counted=counted, at_ms=self._store.now_ms())
         before = None
         if "looked" in fields:

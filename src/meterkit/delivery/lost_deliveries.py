@@ -1,11 +1,11 @@
-"""What Stripe has of a customer and event name that a store which came back with less does not know of."""
+"""Lost deliveries: units that Stripe has and that a restarted or restored store does not know of."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -17,10 +17,12 @@ from meterkit.errors import MeterkitError
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from decimal import Decimal
 
     from meterkit.customers.links import Delivered
-    from meterkit.delivery.summaries import Summaries
+    from meterkit.delivery.summaries import StripeSummaries
+    from meterkit.outbox.intents import StoredIntent
     from meterkit.outbox.journal import Journal, JournalRow
     from meterkit.store.store import Store
 
@@ -30,28 +32,28 @@ _DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3_600
 _AT_ONCE: Final = 8
-# Delivery waits for a comparison: a database that hangs is asked once a minute.
+# Delivery waits for the comparison, so a database that hangs is asked once a minute.
 _JOURNAL_S: Final = 10.0
 _JOURNAL_PAUSE_S: Final = 60.0
-# A seal stamps with a minute that is free: the one before it, or up to three ahead.
+# A seal uses a free minute as timestamp: the previous one, or up to three ahead.
 _BEFORE_S: Final = _MINUTE_S
 _BEHIND_S: Final = 4 * _MINUTE_S
-# An identifier that was accepted so long before the gap is not needed to tell deliveries of the gap apart.
+# Identifiers accepted so long before the gap are not needed to find the deliveries of the gap.
 _NEAR_MS: Final = 2 * 86_400_000
 # Longer gaps are compared by the hour.
 _BY_MINUTES_S: Final = 6 * _HOUR_S
 _EXACT_S: Final = 36 * _HOUR_S
 
 Deliveries: TypeAlias = "Mapping[tuple[str, str, str], Sequence[Delivered]]"
-"""What a shard knows of as delivered, by customer, Stripe customer and event name."""
+"""Deliveries that a shard knows of, by customer, Stripe customer and event name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryGap:
-    """When deliveries were made that a store may have forgotten.
+    """Span in which a store may have lost deliveries.
 
     Attributes:
-        from_ms: when it certainly knew of all that was sent before.
+        from_ms: an instant at which the store knew of all deliveries.
         till_ms: when it was met as another server.
     """
 
@@ -59,26 +61,58 @@ class DeliveryGap:
     till_ms: int
 
     def dump(self) -> str:
-        """As an intent keeps it."""
+        """Serialize it for a field of an intent."""
         return f"{self.from_ms}-{self.till_ms}"
 
     @classmethod
     def read(cls, text: str) -> DeliveryGap:
-        """The inverse of :meth:`dump`."""
+        """Parse it; the inverse of :meth:`dump`."""
         first, last = text.split("-")
         return cls(from_ms=int(first), till_ms=int(last))
 
 
-class LostDeliveries:
-    """Compares what Stripe has counted with what a store says was delivered.
+@dataclass(slots=True)
+class IntentLine:
+    """Intents of one customer, event name and Stripe customer.
 
-    Args:
-        store: what may have forgotten deliveries.
-        summaries: what Stripe says.
-        journal: has what Stripe has accepted; None: there is none.
+    They may be of two meters: one may have had another name in the plans file.
     """
 
-    def __init__(self, store: Store, summaries: Summaries, journal: Journal | None = None) -> None:
+    customer: str
+    event_name: str
+    stripe_customer: str
+    intents: list[StoredIntent] = field(default_factory=list["StoredIntent"])
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Customer, event name and Stripe customer."""
+        return self.customer, self.event_name, self.stripe_customer
+
+    @property
+    def since_ms(self) -> int:
+        """The first instant of their earliest period."""
+        return min(int(kept.fields["period"]) for kept in self.intents)
+
+
+def group_by_line(intents: Iterable[StoredIntent]) -> list[IntentLine]:
+    """Group intents into lines, in the order of their first intents."""
+    lines: dict[tuple[str, str, str], IntentLine] = {}
+    for kept in intents:
+        names = (kept.customer, kept.fields["event"], kept.fields["stripe"])
+        lines.setdefault(names, IntentLine(*names)).intents.append(kept)
+    return list(lines.values())
+
+
+class LostDeliveries:
+    """Counts units that Stripe has and the store does not know of.
+
+    Args:
+        store: the store that may have lost deliveries.
+        summaries: what Stripe has counted.
+        journal: the journal of deliveries; None: there is none.
+    """
+
+    def __init__(self, store: Store, summaries: StripeSummaries, journal: Journal | None = None) -> None:
         self._store = store
         self._summaries = summaries
         self._journal = journal
@@ -87,11 +121,20 @@ class LostDeliveries:
 
     @property
     def is_journal_down(self) -> bool:
-        """Whether the journal has just failed to answer: it is asked again a minute later."""
+        """Whether the journal has just failed to answer; it is asked again a minute later."""
         return self._journal is not None and monotonic() < self._journal_again_s
 
-    async def delivered(self, customer: str) -> Deliveries:
-        """Each delivery that the store keeps of a customer's shard.
+    async def read_minute(self, kept: StoredIntent) -> Decimal | None:
+        """Read Stripe's summary of an intent's minute; None: there is no such meter.
+
+        Raises:
+            StripeError: Stripe refuses, or does not answer.
+        """
+        names = kept.fields["event"], kept.fields["stripe"]
+        return await self._summaries.counted(*names, kept.minute_s, kept.minute_s + _MINUTE_S)
+
+    async def read_deliveries(self, customer: str) -> Deliveries:
+        """Read all deliveries that the store has of a customer's shard.
 
         Raises:
             StoreError: the store does not answer.
@@ -102,7 +145,7 @@ class LostDeliveries:
             found.setdefault((one.customer, one.stripe_customer, one.event_name), []).append(one)
         return found
 
-    async def unknown(
+    async def count_unknown(
         self,
         customer: str,
         event_name: str,
@@ -115,30 +158,29 @@ class LostDeliveries:
         deliveries: Deliveries | None = None,
         taken_s: Collection[int] | None = None,
     ) -> int:
-        """How many units Stripe has that the store does not know of; 0 or less: none.
+        """Count the units that Stripe has and the store does not know of; 0 or less: none.
 
-        Units that were taken back hide as many that were delivered in a sum. Each intent has a minute of its
-        own, so the minutes of the gap tell them apart. The journal tells them apart by their identifiers.
-        Either may lack something: the larger of both numbers counts, so that nothing is billed twice.
+        In a sum, negative events hide delivered units. Each intent has its own minute, so the minutes of the
+        gap show them; the journal shows them by their identifiers. Either may be incomplete: the larger
+        number counts, so that nothing is billed twice.
 
         Args:
-            customer: whose.
+            customer: the customer's id.
             event_name: of the meter at Stripe.
-            stripe_customer: the one at Stripe.
+            stripe_customer: the customer at Stripe.
             since_ms: the first instant of the earliest period that is compared.
-            gap: when deliveries may have been forgotten.
+            gap: when deliveries may have been lost.
             names: the event names of the meters that the store knows, by token.
-            is_exact: whether the number matters; else whether there are any is enough.
+            is_exact: whether the number must be exact; otherwise, it need only show whether there are any.
             deliveries: of the customer's shard; None: they are read.
-            taken_s: minutes (s) that intents of the line have which are not delivered; None: not known, and
-                more calls are made.
+            taken_s: minutes (s) of the line's undelivered intents; None: not known, and more calls are made.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
         if deliveries is None:
-            deliveries = await self.delivered(customer)
+            deliveries = await self.read_deliveries(customer)
         known = deliveries.get((customer, stripe_customer, event_name), ())
         units_in_journal, _ = await self._compare_journal(customer, event_name, stripe_customer, gap, known)
         if units_in_journal > 0 and not is_exact:
@@ -158,26 +200,25 @@ class LostDeliveries:
         if unknown > 0 and not is_exact:
             return unknown
         minutes = _MinuteTotals(self._summaries, event_name, stripe_customer, made)
-        return max(
-            unknown, units_in_journal, await minutes.count_extra(gap, unknown, taken_s, is_exact=is_exact)
-        )
+        extra = await minutes.count_extra(gap, unknown, taken_s, is_exact=is_exact)
+        return max(unknown, units_in_journal, extra)
 
     async def _delivered_total(
         self, customer: str, event_name: str, since_ms: int, names: Mapping[str, str]
     ) -> int:
-        """Units delivered in the periods since then, less those taken back, by the totals."""
+        """Sum the units delivered in the periods since an instant, less those taken back, by the totals."""
         admin = (await self._store.admin()).for_delivery()
         totals: dict[bytes, bytes] = await admin.ask(
             admin.client.hgetall(self._store.keys.customer(customer).totals)
         )
         return sum(
-            # What takes units back is counted apart.
+            # Negative events have totals of their own.
             int(value) * (1 if match[3] == b"d" else -1)
             for name, value in totals.items()
             if value.isdigit()
             and (match := _DELIVERED.fullmatch(name))
             and int(match[1]) >= since_ms
-            # Of all meters of the event name: one may have had another name in the plans file.
+            # All meters of the event name count: one may have had another name in the plans file.
             and names.get(match[2].decode()) == event_name
         )
 
@@ -189,10 +230,10 @@ class LostDeliveries:
         gap: DeliveryGap,
         known: Sequence[Delivered],
     ) -> tuple[int, int]:
-        """Units under identifiers of the gap that only the journal has, and those that only the store has.
+        """Sum the units under identifiers of the gap that only the journal has, and that only the store has.
 
-        What the store knows of and the journal lacks was counted as delivered by a comparison before: it
-        stands for units that the journal has under another identifier.
+        A comparison may have counted units as delivered under another identifier than the journal has: the
+        store knows that identifier, and the journal lacks it.
         """
         rows = await self._read_journal(customer, event_name, gap.from_ms - _NEAR_MS)
         written = {row.identifier for row in rows}
@@ -228,12 +269,14 @@ class LostDeliveries:
         gap: DeliveryGap,
         enough: int | None = None,
     ) -> int | None:
-        """Units of the gap that only the journal has; None: fewer than ``enough``, and it may lack some.
+        """Sum the units of the gap that only the journal has.
+
+        None: they are fewer than ``enough``, and the journal may be incomplete.
 
         Raises:
             StoreError: the store does not answer.
         """
-        known = (await self.delivered(customer)).get((customer, stripe_customer, event_name), ())
+        known = (await self.read_deliveries(customer)).get((customer, stripe_customer, event_name), ())
         units, lacking = await self._compare_journal(customer, event_name, stripe_customer, gap, known)
         if self._journal is None or self.is_journal_down:
             return None
@@ -250,7 +293,7 @@ class LostDeliveries:
     async def units_of_other_customers(
         self, customer: str, event_name: str, stripe_customer: str, span_s: tuple[int, int]
     ) -> int:
-        """Units of a span that were sent for other Stripe customers than this one, by the journal."""
+        """Sum the units of a span that were sent to other Stripe customers, by the journal."""
         start_s, end_s = span_s
         rows = await self._read_journal(customer, event_name, start_s * 1000)
         return sum(
@@ -260,7 +303,7 @@ class LostDeliveries:
         )
 
     async def _read_journal(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
-        """What the journal has; nothing where it cannot be read, and for a minute after that."""
+        """Read the journal; nothing if it fails, and for a minute after that."""
         if self._journal is None or self.is_journal_down:
             return ()
         try:
@@ -277,17 +320,17 @@ class LostDeliveries:
 
 
 class _MinuteTotals:
-    """The minutes of a gap, one by one: what Stripe has counted in each against what was delivered in it.
+    """Compares the minutes of a gap: units that Stripe has counted with units delivered.
 
     Args:
-        summaries: what Stripe says.
+        summaries: what Stripe has counted.
         event_name: of the meter at Stripe.
-        stripe_customer: the one at Stripe.
-        made: what was delivered, by minute (s).
+        stripe_customer: the customer at Stripe.
+        made: delivered units by minute (s).
     """
 
     def __init__(
-        self, summaries: Summaries, event_name: str, stripe_customer: str, made: Mapping[int, int]
+        self, summaries: StripeSummaries, event_name: str, stripe_customer: str, made: Mapping[int, int]
     ) -> None:
         self._summaries = summaries
         self._of = event_name, stripe_customer
@@ -297,17 +340,16 @@ class _MinuteTotals:
     async def count_extra(
         self, gap: DeliveryGap, unknown: int, taken_s: Collection[int] | None, *, is_exact: bool
     ) -> int:
-        """What single minutes of a gap have more than was delivered in them.
+        """Sum the units that single minutes have at Stripe beyond the delivered ones.
 
-        A seal stamps with a minute ahead of it only where the one before that is taken, or where prices
-        change. So later minutes are read from Stripe only if the last minute of the gap is taken, or if
-        their sum is not 0.
+        A seal uses a later minute only if the one before is taken, or if prices change. So minutes after the
+        gap are read only if the last minute of the gap is taken, or if the sums do not match.
 
         Args:
-            gap: when deliveries may have been forgotten.
-            unknown: what Stripe has more than is known of, in all minutes.
-            taken_s: minutes (s) of intents that are not delivered; None: not known.
-            is_exact: whether long gaps are compared by the minute as well.
+            gap: when deliveries may have been lost.
+            unknown: unknown units in all minutes.
+            taken_s: minutes (s) of undelivered intents; None: not known.
+            is_exact: whether long gaps are compared by the minute, too.
         """
         first_s = (gap.from_ms // 1000 - _BEFORE_S) // _MINUTE_S * _MINUTE_S
         till_s = gap.till_ms // 1000 // _MINUTE_S * _MINUTE_S

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from datetime import datetime
 
-    from meterkit.delivery.summaries import Summaries
     from meterkit.outbox.journal import Journal
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.store import Store
@@ -200,7 +199,7 @@ class Reconciler:
         count: int,
         *,
         at_ms: int | None,
-        summaries: Summaries,
+        summaries: StripeSummaries,
         invoices: InvoiceReader,
         progress: Callable[[int, int], object],
     ) -> list[Reconciled]:
@@ -222,7 +221,12 @@ class Reconciler:
         await IntentComparer(self._store, summaries, self._journal).compare_due(FlushReport())
 
     async def of_customer(
-        self, usage: CustomerUsage, summaries: Summaries, invoices: InvoiceReader, *, is_closing: bool = False
+        self,
+        usage: CustomerUsage,
+        summaries: StripeSummaries,
+        invoices: InvoiceReader,
+        *,
+        is_closing: bool = False,
     ) -> list[Reconciled]:
         """The same of one customer, by its usage of a period, of all meters ever, and what Stripe says.
 

@@ -1,15 +1,15 @@
-"""Settle what a restore of the store has parked, by what Stripe has: all of it, or what is proven."""
+"""Recovery after a restore of the store: settle the parked intents by the units that Stripe has."""
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
+from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.outbox.intents import RESTORED, count_members, read_intents_in
 from meterkit.outbox.operator_commands import change_state
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from meterkit.delivery.summaries import Summaries
+    from meterkit.delivery.lost_deliveries import IntentLine
+    from meterkit.delivery.summaries import StripeSummaries
     from meterkit.outbox.intents import StoredIntent
     from meterkit.outbox.journal import Journal
     from meterkit.store.event_names import ReportedMeter
@@ -53,16 +54,16 @@ _UNPROVEN: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveredMeter:
-    """What a restore has parked of one customer and meter, and what becomes of it, in the meter's unit.
+    """Units of one customer and meter that a restore has parked, and their outcome, in the meter's unit.
 
     Attributes:
         event_name: of the meter at Stripe.
-        parked: how many units the restore has parked.
-        unknown: how many units Stripe has that the store does not know of; None: Stripe does not say.
+        parked: units that the restore has parked.
+        unknown: units that Stripe has and the store does not know of; None: Stripe does not say.
         billed: parked units that Stripe has: they count as delivered.
         sent: parked units that Stripe lacks: they are queued for delivery.
         lost: units that Stripe has and the store has lost with their records; nothing is to be billed.
-        advice: what a person must do; empty: nothing.
+        advice: for an operator; empty: none.
     """
 
     customer: str
@@ -76,31 +77,12 @@ class RecoveredMeter:
     advice: str = ""
 
 
-@dataclass(slots=True)
-class _Line:
-    """What a restore has parked of one customer and event name, for one Stripe customer."""
-
-    customer: str
-    event_name: str
-    stripe_customer: str
-    parked: list[StoredIntent] = field(default_factory=list["StoredIntent"])
-
-    @property
-    def units(self) -> int:
-        return sum(kept.value + _cut_off_units(kept) for kept in self.parked)
-
-    @property
-    def gap(self) -> DeliveryGap:
-        gaps = [DeliveryGap.read(kept.fields[RESTORED]) for kept in self.parked]
-        return DeliveryGap(from_ms=min(one.from_ms for one in gaps), till_ms=max(one.till_ms for one in gaps))
-
-
 def shares(quantities: Sequence[int], billed: int) -> list[int]:
-    """How many units of each intent Stripe has, the first ones first: at most one is in parts. Pure.
+    """Distribute billed units to intents in order, so that at most one is billed in part. Pure.
 
     Args:
         quantities: of the intents.
-        billed: how many units of all of them Stripe has.
+        billed: units of all of them that Stripe has.
     """
     found: list[int] = []
     for quantity in quantities:
@@ -113,34 +95,38 @@ def shares(quantities: Sequence[int], billed: int) -> list[int]:
 class RestoreRecoverer:
     """Settles intents that a restore has parked, customer by customer and meter by meter.
 
-    Stripe has at most as many of the parked units as it has units that the store does not know of. So many
-    count as delivered; the rest is certainly not there, and is sent. Stripe never gets more than the truth.
+    Of the parked units, Stripe has at most as many as it has units that the store does not know of. So many
+    count as delivered. Stripe certainly lacks the others, and they are sent. No unit is billed twice.
 
     Args:
-        store: where the intents are.
-        summaries: what Stripe says.
-        journal: has what Stripe has accepted; None: there is none.
+        store: has the intents.
+        summaries: what Stripe has counted.
+        journal: the journal of deliveries; None: there is none.
     """
 
-    def __init__(self, store: Store, summaries: Summaries, journal: Journal | None = None) -> None:
+    def __init__(self, store: Store, summaries: StripeSummaries, journal: Journal | None = None) -> None:
         self._store = store
         self._summaries = summaries
-        self._forgotten = LostDeliveries(store, summaries, journal)
+        self._lost = LostDeliveries(store, summaries, journal)
         self._lives = ServerLives(store)
 
     async def not_compared(self) -> int:
-        """In how many shards the flusher has still to compare what waits. Raises StoreError."""
+        """Count the shards whose waiting intents the flusher has still to compare. Raises StoreError."""
         admin, shards = (await self._store.admin()).for_delivery(), set[int]()
         for shard, place in await count_members(self._store, admin, ("dirty", "outbox"), limit="+inf"):
             life = await self._lives.of(shard)
-            # Usage pending then is sealed as soon as the server is met: the rest came later.
+            # Usage pending at the restart is sealed when the server is met; the rest came later.
             is_sealed = life.is_met and life.sealed_ms > 0 and place == "dirty"
             if life.known and not life.is_known and not is_sealed:
                 shards.add(shard)
         return len(shards)
 
     async def doubt(self, since: datetime) -> None:
-        """Have all that waits compared, as after a restore of a backup of that instant. Raises StoreError."""
+        """Make the flusher compare all waiting intents, as after a restore of a backup. Raises StoreError.
+
+        Args:
+            since: instant of the backup.
+        """
         await self._lives.doubt(int(since.timestamp() * 1000))
 
     async def recover(
@@ -151,17 +137,17 @@ class RestoreRecoverer:
         by: str = "api",
         progress: Callable[[int, int], object] | None = None,
     ) -> Sequence[RecoveredMeter]:
-        """Settle what a restore has parked.
+        """Settle the intents that a restore has parked.
 
         Args:
-            customer: whose; default: of all.
-            dry_run: say what would be done.
-            by: who does it, for the ledger of the customer.
-            progress: called with how many customers and meters are done, and of how many.
+            customer: only of this customer; default: of all.
+            dry_run: only report what would be done.
+            by: the operator, for the customer's ledger.
+            progress: called with the number of customers and meters that are done, and the number of all.
 
         Raises:
             CustomerError: the id is not allowed.
-            MeterkitError: another process does the same.
+            MeterkitError: another process recovers.
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
@@ -174,7 +160,7 @@ class RestoreRecoverer:
             await self._summaries.refresh()
             admin = (await self._store.admin()).for_delivery()
             found: list[RecoveredMeter] = []
-            lines = await self._lines(customer)
+            lines = await self._read_lines(customer)
             for line in lines:
                 meters = await read_meters(admin, self._store.keys, self._store.catalog, line.customer)
                 found.append(await self._recover_line(line, meters, lease, dry_run=dry_run, by=by))
@@ -185,17 +171,18 @@ class RestoreRecoverer:
     async def settle_proven(
         self, one: StoredIntent, *, by: str
     ) -> Literal["again", "delivered", "replace", "person"]:
-        """Settle the line of a parked intent without a person, as far as the journal of deliveries proves it.
+        """Settle the line of a parked intent as far as the journal of deliveries proves it.
 
         Parked units count as delivered only if the journal has as many. Units that Stripe lacks are sent. The
-        rest stays parked, and says so. If the journal does not answer, the line is due again in ten minutes.
+        others stay parked, with the reason. If the journal does not answer, the line is due again in ten
+        minutes.
 
         Args:
-            one: parked by a restore.
-            by: who does it, for the ledger of the customer.
+            one: an intent parked by a restore.
+            by: the author, for the customer's ledger.
 
         Returns:
-            What became of the line: ``again``, if it has changed or another process settles it.
+            Outcome of the line; ``again``: it has changed, or another process settles it.
 
         Raises:
             StripeError: Stripe refuses the key, or does not answer.
@@ -204,8 +191,8 @@ class RestoreRecoverer:
         store, admin = self._store, (await self._store.admin()).for_delivery()
         lease = self._lease()
         async with lease.held() as is_held:
-            lines = await self._lines(one.customer) if is_held else ()
-            line = next((line for line in lines if one in line.parked), None)
+            lines = await self._read_lines(one.customer) if is_held else ()
+            line = next((line for line in lines if one in line.intents), None)
             if line is None:
                 return "again"
             meters = await read_meters(admin, store.keys, store.catalog, line.customer)
@@ -214,30 +201,35 @@ class RestoreRecoverer:
             _logger.warning(
                 "the journal of deliveries settles %d units of %s that a restore had parked of customer %r:"
                 " Stripe has %d, and %d are sent%s",
-                *(done.parked, done.event_name, done.customer, done.billed, done.sent),
+                done.parked,
+                done.event_name,
+                done.customer,
+                done.billed,
+                done.sent,
                 _LOST.format(done.lost) if done.lost else "",
                 extra=REPORTED,
             )
         if done.billed + done.sent < done.parked:
-            return "again" if self._forgotten.is_journal_down else "person"
+            return "again" if self._lost.is_journal_down else "person"
         return "delivered" if done.billed else "replace"
 
     def _lease(self) -> TaskLease:
         return TaskLease(self._store, self._store.keys.shard(0, "recover:lease"), lasts_ms=_LEASE_MS)
 
-    async def _lines(self, customer: str | None) -> Sequence[_Line]:
+    async def _read_lines(self, customer: str | None) -> Sequence[IntentLine]:
+        """Read parked intents of a restore, line by line, sorted."""
         admin = (await self._store.admin()).for_delivery()
-        lines: dict[tuple[str, str, str], _Line] = {}
-        for shard in await self._shards(customer):
-            async for page in read_intents_in(self._store, admin, shard, "parked"):
-                for kept in page:
-                    if RESTORED in kept.fields and customer in {None, kept.customer}:
-                        names = (kept.customer, kept.fields["event"], kept.fields["stripe"])
-                        lines.setdefault(names, _Line(*names)).parked.append(kept)
-        return [lines[names] for names in sorted(lines)]
+        found = [
+            kept
+            for shard in await self._shards(customer)
+            async for page in read_intents_in(self._store, admin, shard, "parked")
+            for kept in page
+            if RESTORED in kept.fields and customer in {None, kept.customer}
+        ]
+        return sorted(group_by_line(found), key=lambda line: line.names)
 
     async def _shards(self, customer: str | None) -> Iterable[int]:
-        """The shards that may have parked intents of a customer; None: of all."""
+        """List the shards that may have parked intents of a customer; None: of all."""
         if customer is not None:
             return (self._store.keys.customer(customer).shard,)
         admin = (await self._store.admin()).for_delivery()
@@ -245,7 +237,7 @@ class RestoreRecoverer:
 
     async def _recover_line(
         self,
-        line: _Line,
+        line: IntentLine,
         meters: Mapping[str, ReportedMeter],
         lease: TaskLease,
         *,
@@ -253,75 +245,70 @@ class RestoreRecoverer:
         by: str,
         only_proven: bool = False,
     ) -> RecoveredMeter:
-        counted = meters.get(line.parked[0].fields["meter"])
-        told = RecoveredMeter(
+        counted, units, gap = meters.get(line.intents[0].fields["meter"]), _parked_units(line), _gap_of(line)
+        found = RecoveredMeter(
             customer=line.customer,
             meter=line.event_name if counted is None else counted.meter,
             event_name=line.event_name,
-            parked=line.units,
+            parked=units,
             unknown=None,
         )
         try:
-            unknown = await self._forgotten.unknown(
-                line.customer,
-                line.event_name,
-                line.stripe_customer,
-                since_ms=min(int(kept.fields["period"]) for kept in line.parked),
-                gap=line.gap,
+            unknown = await self._lost.count_unknown(
+                *line.names,
+                since_ms=line.since_ms,
+                gap=gap,
                 names={token: one.event_name for token, one in meters.items()},
                 is_exact=True,
             )
-            billed = min(max(0, unknown), line.units)
-            ordered = await self._order_by_proof(line) if 0 < billed < line.units else line.parked
+            billed = min(max(0, unknown), units)
+            ordered = await self._order_by_proof(line) if 0 < billed < units else line.intents
         except StripeError as error:
             if error.status not in _NOT_THERE:
                 raise
-            told = replace(told, advice=_BY_HAND.format(error=error))
+            found = replace(found, advice=_BY_HAND.format(error=error))
             if only_proven:
-                await self._leave_parked(line.parked, told.advice, by)
-            return told
-        names = (line.customer, line.event_name, line.stripe_customer)
-        units_in_journal = await self._forgotten.units_in_journal(*names, line.gap, billed) if billed else 0
-        sent, lost = line.units - billed, max(0, unknown - billed)
-        told = replace(told, unknown=unknown, billed=billed, sent=sent, lost=lost)
-        if units_in_journal is not None and units_in_journal < billed:
-            told = replace(told, advice=_OF_OTHERS.format(units=billed - units_in_journal))
-        is_proven = not only_proven or (units_in_journal is not None and units_in_journal >= billed)
+                await self._leave_parked(line.intents, found.advice, by)
+            return found
+        in_journal = await self._lost.units_in_journal(*line.names, gap, billed) if billed else 0
+        sent, lost = units - billed, max(0, unknown - billed)
+        found = replace(found, unknown=unknown, billed=billed, sent=sent, lost=lost)
+        if in_journal is not None and in_journal < billed:
+            found = replace(found, advice=_OF_OTHERS.format(units=billed - in_journal))
+        is_proven = not only_proven or (in_journal is not None and in_journal >= billed)
         if not is_proven:
-            told = replace(told, billed=0, sent=0 if units_in_journal is None else sent)
+            found = replace(found, billed=0, sent=0 if in_journal is None else sent)
         if not await lease.take():  # A long gap takes minutes to compare.
             raise MeterkitError(_HELD)
         why = _UNPROVEN.format(unknown=unknown, event=line.event_name)
-        if not is_proven and units_in_journal is None:
-            await self._leave_parked(line.parked, why, by)
+        if not is_proven and in_journal is None:
+            await self._leave_parked(line.intents, why, by)
         elif not dry_run:
             ordered = [await self._rejoin_intent(kept) for kept in ordered]
             for kept, part in zip(ordered, shares([kept.value for kept in ordered], billed), strict=True):
                 await self._settle_intent(kept, part, by, why="" if is_proven else why)
-        return told
+        return found
 
     async def _leave_parked(self, intents: Iterable[StoredIntent], why: str, by: str) -> None:
-        """Leave parked intents to a person; if the journal does not answer, they are compared again first."""
-        later_ms = _LATER_MS if self._forgotten.is_journal_down else None
+        """Leave intents parked for an operator; if the journal does not answer, they are compared again."""
+        later_ms = _LATER_MS if self._lost.is_journal_down else None
         for kept in intents:
-            more = {"why": why, _REST: kept.fields.get(_REST, "")}
+            fields = {"why": why, _REST: kept.fields.get(_REST, "")}
             after = "" if kept.fields.get("why") == why else f"parked: {why}"
             await change_state(
-                self._store, kept, "parked", cause=by, after=after, compare_in_ms=later_ms, fields=more
+                self._store, kept, "parked", cause=by, after=after, compare_in_ms=later_ms, fields=fields
             )
 
-    async def _order_by_proof(self, line: _Line) -> list[StoredIntent]:
-        """Those first whose own minute has their quantity at Stripe: it has just these."""
-        is_there: dict[str, bool] = {}
-        for kept in line.parked:
-            counted = await self._summaries.counted(
-                line.event_name, line.stripe_customer, kept.minute_s, kept.minute_s + 60
-            )
-            is_there[kept.identifier] = counted == kept.value + _cut_off_units(kept)
-        return sorted(line.parked, key=lambda kept: not is_there[kept.identifier])
+    async def _order_by_proof(self, line: IntentLine) -> list[StoredIntent]:
+        """Sort the line's intents: first those whose own minute has just their units at Stripe."""
+        is_there = {
+            kept.identifier: await self._lost.read_minute(kept) == kept.value + _cut_off_units(kept)
+            for kept in line.intents
+        }
+        return sorted(line.intents, key=lambda kept: not is_there[kept.identifier])
 
     async def _settle_intent(self, kept: StoredIntent, billed: int, by: str, why: str = "") -> None:
-        """Count so many units of an intent as delivered, and queue the rest; ``why``: those stay parked."""
+        """Count billed units as delivered and queue the others; with ``why``, billed ones stay parked."""
         store, left = self._store, kept.value - billed
         if billed and left:
             kept = await self._split_intent(kept, billed, by)
@@ -331,16 +318,16 @@ class RestoreRecoverer:
             after = f"delivered: Stripe has {billed} of it that the store had forgotten"
             await change_state(store, kept, "delivered", cause=by, after=after)
         else:
-            # Under the same identifier: should Stripe have just this, it counts that once.
-            anew = kept.renamed(kept.identifier, store.now_ms())
+            # Under the same identifier: if Stripe has just this one, it counts once.
+            untried = kept.renamed(kept.identifier, store.now_ms())
             after = "queued: Stripe does not have it"
-            await change_state(store, kept, "queued", cause=by, replacement=anew, after=after)
+            await change_state(store, kept, "queued", cause=by, replacement=untried, after=after)
 
     async def _split_intent(self, kept: StoredIntent, billed: int, by: str) -> StoredIntent:
-        """Cut off what Stripe lacks, and queue it as an intent of its own; the part that Stripe has.
+        """Split off the units that Stripe lacks and queue them as a new intent; return the billed part.
 
-        The first step keeps in one text what the intent is cut down to and what is cut off: a process that
-        ends between the steps leaves that to the next run, which joins both again.
+        The first step stores both parts in one text. If the process ends between the steps, the next run
+        joins them again.
         """
         store, keys = self._store, self._store.keys
         left = kept.value - billed
@@ -366,7 +353,7 @@ class RestoreRecoverer:
         return replace(kept, fields=fields, text=texts[kept.identifier])
 
     async def _rejoin_intent(self, kept: StoredIntent) -> StoredIntent:
-        """An intent with what an earlier run has cut off of it and not made an intent of."""
+        """Add the units that an earlier run has split off an intent without making a new one."""
         if not _cut_off_units(kept):
             return kept
         fields = {name: text for name, text in kept.fields.items() if name != _REST}
@@ -380,3 +367,13 @@ class RestoreRecoverer:
 
 def _cut_off_units(kept: StoredIntent) -> int:
     return int(kept.fields.get(_REST, "0"))
+
+
+def _parked_units(line: IntentLine) -> int:
+    return sum(kept.value + _cut_off_units(kept) for kept in line.intents)
+
+
+def _gap_of(line: IntentLine) -> DeliveryGap:
+    """Span that covers the gaps of all intents of a line."""
+    gaps = [DeliveryGap.read(kept.fields[RESTORED]) for kept in line.intents]
+    return DeliveryGap(from_ms=min(one.from_ms for one in gaps), till_ms=max(one.till_ms for one in gaps))

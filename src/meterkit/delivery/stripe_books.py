@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.price_segments import PriceSegment
     from meterkit.delivery.invoices import InvoicedUnits, InvoiceReader
-    from meterkit.delivery.summaries import Summaries
+    from meterkit.delivery.summaries import StripeSummaries
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
@@ -55,7 +55,7 @@ class StripeBooks:
         store: Store,
         usage: CustomerUsage,
         state: CustomerState,
-        summaries: Summaries,
+        summaries: StripeSummaries,
         invoices: InvoiceReader | None,
     ) -> None:
         self._store = store
@@ -156,7 +156,7 @@ async def invoiced_units(
     event_names: Sequence[str],
     span_ms: tuple[int, int],
     *,
-    summaries: Summaries,
+    summaries: StripeSummaries,
     invoices: InvoiceReader,
     counted: int,
     stops_ms: int,

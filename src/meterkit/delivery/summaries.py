@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -45,29 +45,6 @@ async def counted(api: StripeApi, meter: str, stripe_customer: str, start_s: int
     found = await api.list(f"/v1/billing/meters/{meter}/event_summaries", span)
     # Floats, exact for whole numbers of up to 15 digits.
     return sum((Decimal(repr(summary["aggregated_value"])) for summary in found), Decimal(0))
-
-
-class Summaries(Protocol):
-    """Tells what Stripe has counted."""
-
-    @property
-    def server_time_s(self) -> int | None:
-        """Stripe's clock at its last answer, in Unix seconds; None: it has told none."""
-        ...
-
-    async def refresh(self) -> None:
-        """Ask which meters there are, before the next questions."""
-        ...
-
-    def meter_ids(self, event_name: str) -> Sequence[str]:
-        """The ids of the meters of an event name, by the last answer."""
-        ...
-
-    async def counted(
-        self, event_name: str, stripe_customer: str, start_s: int, end_s: int
-    ) -> Decimal | None:
-        """What Stripe has counted of a customer from one whole minute to another; None: there is no meter."""
-        ...
 
 
 class StripeSummaries:

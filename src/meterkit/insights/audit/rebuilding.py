@@ -55,7 +55,7 @@ _UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
 
 
 class Summaries(Protocol):
-    """Tells what Stripe has counted; see :class:`meterkit.delivery.summaries.Summaries`."""
+    """Tells what Stripe has counted; see :class:`meterkit.delivery.summaries.StripeSummaries`."""
 
     async def refresh(self) -> None:
         """Ask which meters there are."""
