@@ -1,4 +1,4 @@
-"""The root of the audit log in an invoice: metadata that pin down the rows that the bill rests on."""
+"""Root of the audit log in the metadata of an invoice: it pins the rows that the bill is computed from."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
 
 ROOT: Final = "meterkit_audit_root"
-"""The key of the metadata of an invoice: the hash of the customer's last audit row then."""
+"""Key in an invoice's metadata: the hash of the customer's last audit row."""
 ROWS: Final = "meterkit_audit_rows"
-"""How many rows the customer's chain had then."""
+"""Key in an invoice's metadata: the number of rows in the customer's chain."""
 
 RootOf: TypeAlias = "Callable[[str], Awaitable[tuple[int, str] | None]]"
-"""How many rows a customer's chain has, and its root; None: it has none."""
+"""Reads the number of rows of a customer's chain, and its root; None: it has none."""
 
 _logger = logging.getLogger("meterkit.audit")
 
 
 class InvoiceRoot(NamedTuple):
-    """The root of an invoice, and how many rows it is of."""
+    """Root in an invoice, with the number of its rows."""
 
     invoice: str
     rows: int
@@ -34,14 +34,14 @@ class InvoiceRoot(NamedTuple):
 
 
 def root_in(invoice: Mapping[str, Any]) -> InvoiceRoot | None:
-    """What the metadata of an invoice say; None: they have no root."""
+    """Read the root in an invoice's metadata; None: there is none."""
     metadata: Mapping[str, str] = invoice.get("metadata") or {}
     root, rows = metadata.get(ROOT), metadata.get(ROWS, "")
     return InvoiceRoot(str(invoice["id"]), int(rows), root) if root and rows.isdecimal() else None
 
 
 def is_final_renewal(invoice: Mapping[str, Any]) -> bool:
-    """Whether a renewal has made the invoice, and it does not change any more; such a one may have a root."""
+    """Whether an invoice is a final one of a renewal: only such an invoice may have a root."""
     status, reason = invoice.get("status"), invoice.get("billing_reason")
     return reason == RENEWAL and status not in ("draft", "void")
 
@@ -50,7 +50,7 @@ class RootWriter:
     """Writes roots into invoices. A failure is logged once, and the invoice goes out without a root.
 
     Args:
-        root_of: drains what the audit log has of a customer, and gives the root.
+        root_of: drains the customer's part of the audit log, and reads its root.
     """
 
     def __init__(self, root_of: RootOf) -> None:

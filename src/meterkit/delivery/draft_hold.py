@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
 
 HELD: Final = "meterkit_own_finalization"
-"""The key of the metadata of a held invoice: when Stripe would have finalized it (Unix seconds)."""
+"""Key in a held invoice's metadata: when Stripe would have finalized it (Unix seconds)."""
 
 _AT: Final = "automatically_finalizes_at"
 _SOON_S: Final = 60
@@ -26,13 +26,13 @@ _HOUR_S: Final = 3_600
 
 
 class DraftHold:
-    """Holds, and releases, the invoices of renewals.
+    """Holds and releases renewal invoices.
 
-    Each step can be repeated: what was done is read off the invoice.
+    Each step is idempotent: the invoice itself shows what was done.
 
     Args:
         api: the way to Stripe.
-        hold_invoice_ms: how long after the period's end a draft is held, at most.
+        hold_invoice_ms: longest hold of a draft after the period's end.
         now_ms: the clock.
     """
 
@@ -50,17 +50,17 @@ class DraftHold:
         is_counted: bool,
         is_last: bool,
     ) -> InvoiceEnd | None:
-        """Do what is due with the invoice of a renewal.
+        """Hold, release or finalize the invoice of a renewal.
 
         Args:
             invoices: of the customer, as Stripe shows them.
-            subscription: whose renewal.
-            end_ms: when it was: the end of the period.
+            subscription: its id.
+            end_ms: the renewal: the end of the period.
             is_counted: whether Stripe has counted all usage of the period.
             is_last: whether the subscription ended then.
 
         Returns:
-            Until when the invoice takes up usage, by Stripe's word; None: there is no such invoice yet.
+            Until when the invoice takes usage, as Stripe says; None: there is no such invoice yet.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
@@ -76,7 +76,7 @@ class DraftHold:
         found_end: InvoiceEnd | None = None
         for draft in drafts:
             if draft.get("auto_advance") is not True or draft.get(_AT) is None:
-                # Such a draft waits for a person, as those of unpaid subscriptions do.
+                # Stripe does not finalize such a draft, for example of an unpaid subscription.
                 if not (is_last and await self._is_ended_here(subscription)):
                     return None
                 end = await self._finalize_last(draft, end_s, is_counted=is_counted)
@@ -88,24 +88,24 @@ class DraftHold:
         return found_end
 
     async def _extend_hold(self, draft: Mapping[str, Any], end_s: int) -> InvoiceEnd:
-        """Have Stripe wait, unless it waits as long already."""
+        """Postpone the finalization, unless it is late enough already."""
         at_s, until_s = int(draft[_AT]), end_s + self._hold_s
         if until_s <= max(at_s, self._now_s + _SOON_S):
             return InvoiceEnd(held_ms=at_s * 1000)
-        own = _default_finalization_s(draft) or at_s
-        return await self._schedule_finalization(draft, until_s, str(own))
+        default_s = _default_finalization_s(draft) or at_s
+        return await self._schedule_finalization(draft, until_s, str(default_s))
 
     async def _release(self, draft: Mapping[str, Any]) -> InvoiceEnd:
-        """Give an invoice that was held back to Stripe; once Stripe's own time is over, finalize it."""
-        own_s = _default_finalization_s(draft)
-        if not own_s:
+        """Restore Stripe's own time of finalization; if that has passed, finalize the invoice."""
+        default_s = _default_finalization_s(draft)
+        if not default_s:
             return InvoiceEnd(held_ms=int(draft[_AT]) * 1000)
-        if own_s > self._now_s + _SOON_S:
-            return await self._schedule_finalization(draft, own_s, "")
+        if default_s > self._now_s + _SOON_S:
+            return await self._schedule_finalization(draft, default_s, "")
         return await self._finalize(draft)
 
     async def _finalize_last(self, draft: Mapping[str, Any], end_s: int, *, is_counted: bool) -> InvoiceEnd:
-        """Finalize the last invoice of a subscription, which Stripe may leave a draft, and have it paid."""
+        """Finalize and collect the last invoice of a subscription, which Stripe may leave a draft."""
         made_s = int(draft.get("created") or end_s)
         until_s = max(made_s + _HOUR_S, end_s + self._hold_s)
         if self._now_s < (made_s + _HOUR_S if is_counted else until_s):
@@ -113,7 +113,7 @@ class DraftHold:
         return await self._finalize(draft)
 
     async def _is_ended_here(self, subscription: str) -> bool:
-        """Whether a subscription was ended by us, which asks for a last invoice, and not by a person."""
+        """Whether meterkit ended a subscription, and not an operator: then it asked for a last invoice."""
         found = await self._api.get(f"/v1/subscriptions/{subscription}")
         details: Mapping[str, Any] = found.get("cancellation_details") or {}
         return details.get("comment") == ENDED_HERE
@@ -126,18 +126,18 @@ class DraftHold:
         )
         return InvoiceEnd(final_ms=finalized_ms(done))
 
-    async def _schedule_finalization(self, draft: Mapping[str, Any], at_s: int, own: str) -> InvoiceEnd:
-        """Have Stripe finalize a draft at an instant; what it answers counts."""
-        # A draft may be held, released and held again within the day that Stripe remembers a key for.
+    async def _schedule_finalization(self, draft: Mapping[str, Any], at_s: int, held: str) -> InvoiceEnd:
+        """Set the time at which Stripe finalizes a draft; its response gives the end."""
+        # Stripe remembers a key for a day: meanwhile, a draft may be held, released and held again.
         key = f"meterkit-hold-{draft['id']}-{draft[_AT]}-{at_s}-{self._now_s // _SOON_S}"
         done = await self._api.post(
-            f"/v1/invoices/{draft['id']}", {_AT: at_s, "metadata": {HELD: own}}, idempotency_key=key
+            f"/v1/invoices/{draft['id']}", {_AT: at_s, "metadata": {HELD: held}}, idempotency_key=key
         )
         return InvoiceEnd(held_ms=int(done.get(_AT) or 0) * 1000, final_ms=finalized_ms(done))
 
 
 def _default_finalization_s(draft: Mapping[str, Any]) -> int:
-    """When Stripe would have finalized a held draft by itself (Unix seconds); 0: it is not held."""
+    """Read when Stripe would have finalized a held draft by itself (Unix seconds); 0: it is not held."""
     metadata: Mapping[str, str] = draft.get("metadata") or {}
-    own = metadata.get(HELD, "")
-    return int(own) if own.isdigit() else 0
+    at_s = metadata.get(HELD, "")
+    return int(at_s) if at_s.isdigit() else 0

@@ -1,4 +1,4 @@
-"""Compare intents that Stripe may have with its summaries: delivered, replaced, or left."""
+"""Comparison of ambiguous intents with Stripe's summaries: each is delivered, replaced, or left parked."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.delivery")
 # https://docs.stripe.com/api/billing/meter-event/create: "within the past 35 calendar days"; less an hour.
 _PAST_MS: Final = 35 * 86_400_000 - 3_600_000
-# Pending usage of a closed period becomes several intents of one minute if one value cannot hold it.
+# Larger pending usage of a closed period is split into several intents of one minute.
 _SPLIT_AT: Final = 10**15 - 1
 Verdict = Literal["again", "delivered", "replace", "person"]
-"""Verdicts: look again; Stripe has it; Stripe lacks it, so send a replacement; an operator must decide."""
+"""Verdicts: compare again; Stripe has it; Stripe lacks it, so send a replacement; an operator must decide."""
 CAUSE: Final = "reconcile"
-"""Of what a comparison has changed, in the ledger of the customer."""
+"""Cause of a change by a comparison, in the customer's ledger."""
 _PAGE: Final = 100
 _LATER_MS: Final = 600_000
-_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_KEY_ERRORS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _MINUTE_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SummaryReading:
-    """What Stripe's summary of an intent's minute came to (None: it has no such meter), and when."""
+    """Stripe's summary of an intent's minute (None: it has no such meter), and when it was read."""
 
     counted: Decimal | None
     at_ms: int
@@ -53,12 +53,12 @@ class SummaryReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What becomes of an intent.
+    """Verdict on an ambiguous intent.
 
     Attributes:
-        why: in words, for its customer's history or for the operator.
-        wait_ms: ``again``: how long until then.
-        keep: ``again``: the look that the next one is compared with; None: there is none yet.
+        why: in words, for the customer's ledger or the operator.
+        wait_ms: ``again``: time until the next comparison.
+        keep: ``again``: the reading that the next one is compared with; None: there is none yet.
     """
 
     verdict: Verdict
@@ -76,16 +76,15 @@ def judge(
     before: SummaryReading | None,
     now: SummaryReading,
 ) -> Judgement:
-    """Tell what becomes of an intent that Stripe may have.
+    """Judge an intent that Stripe may have, by two readings of the summary. Pure.
 
     Args:
-        value: its quantity, with that of all that the summary does not tell it from; below 0: it takes units
-            back.
-        span: what the summary is of.
+        value: its quantity, with those of all intents in the same summary; below 0: a negative event.
+        span: the span of the summary, in words.
         minute_ms: its timestamp.
-        first_attempt_ms: when it was tried first.
-        before: the look before this one; None: there was none.
-        now: this look.
+        first_attempt_ms: when it was first tried.
+        before: the previous reading; None: there was none.
+        now: this reading.
     """
     if now.at_ms < first_attempt_ms + COMPARABLE_AFTER_MS:
         return Judgement(verdict="again", wait_ms=first_attempt_ms + COMPARABLE_AFTER_MS - now.at_ms)
@@ -128,14 +127,14 @@ def _judge_readings(
 
 
 class IntentComparer:
-    """Compares what is due to be compared; see :func:`meterkit.delivery.intent_comparer.judge`.
+    """Compares the intents that are due; see :func:`meterkit.delivery.intent_comparer.judge`.
 
-    Any number may work at once: an intent changes only where it is still as it was read.
+    Several may work at once: an intent changes only if it is still as it was read.
 
     Args:
-        store: where the intents are.
-        summaries: what Stripe says.
-        journal: has what Stripe has accepted; None: there is none.
+        store: has the intents.
+        summaries: what Stripe has counted.
+        journal: the journal of deliveries; None: there is none.
     """
 
     def __init__(self, store: Store, summaries: StripeSummaries, journal: Journal | None = None) -> None:
@@ -146,9 +145,9 @@ class IntentComparer:
         self._recoverer = RestoreRecoverer(store, summaries, journal)
 
     async def compare_due(self, report: FlushReport) -> None:
-        """Compare all that is due; what Stripe has counts as delivered in the report.
+        """Compare all due intents; those that Stripe has count as delivered in the report.
 
-        Where Stripe does not answer, or this host's clock is not Stripe's, the rest of them waits.
+        If Stripe does not answer, or this host's clock differs from Stripe's, the others wait.
 
         Raises:
             StoreError: the store does not answer.
@@ -168,7 +167,7 @@ class IntentComparer:
                 await self._postpone(kept)
                 return
             except MeterkitError as error:
-                # One customer's records may be damaged; that holds up no other customer.
+                # Damaged records of one customer do not stop the others.
                 _logger.warning(
                     "intent %s of customer %r cannot be compared: %s",
                     kept.identifier,
@@ -179,7 +178,7 @@ class IntentComparer:
                 await self._postpone(kept)
 
     def _is_clock_right(self) -> bool:
-        """Whether this host's clock agrees with Stripe's, as the age of first tries needs; else log it."""
+        """Whether this host's clock agrees with Stripe's, as the age of first tries requires; log if not."""
         server_time_s = self._summaries.server_time_s
         apart_s = 0.0 if server_time_s is None else abs(server_time_s - self._store.clock())
         if apart_s > CLOCKS_APART_S:
@@ -191,10 +190,10 @@ class IntentComparer:
         return apart_s <= CLOCKS_APART_S
 
     async def compare(self, kept: StoredIntent) -> Verdict:
-        """Look at the summary of an intent's minute, and do what follows.
+        """Compare an intent with the summary of its minute, and apply the verdict.
 
         Returns:
-            The verdict; ``again``, too, where the intent has changed meanwhile.
+            The verdict; ``again`` also if the intent has changed meanwhile.
 
         Raises:
             StripeError: Stripe does not answer, or refuses the key.
@@ -205,11 +204,11 @@ class IntentComparer:
             return await self._recoverer.settle_proven(kept, by=CAUSE)
         judged = await self._judge_intent(kept)
         if judged.verdict == "again":
-            more = {"why": kept.fields.get("why", "")}
+            fields = {"why": kept.fields.get("why", "")}
             if judged.keep is not None:
-                more |= {"look": f"{judged.keep.counted}", "looked": f"{judged.keep.at_ms}"}
+                fields |= {"look": f"{judged.keep.counted}", "looked": f"{judged.keep.at_ms}"}
             is_so = await change_state(
-                store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, fields=more
+                store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, fields=fields
             )
         elif judged.verdict == "delivered":
             is_so = await change_state(
@@ -221,9 +220,9 @@ class IntentComparer:
             why = f"{judged.why}, and the invoice of its period is final"
             is_so = await withdraw(store, kept, cause=CAUSE, why=why)
         elif judged.verdict == "replace":
-            anew = kept.renamed(f"{token_hex(16)}-1", store.now_ms())
-            after = f"queued as {anew.identifier}: {judged.why}"
-            is_so = await change_state(store, kept, "queued", cause=CAUSE, replacement=anew, after=after)
+            new = kept.renamed(f"{token_hex(16)}-1", store.now_ms())
+            after = f"queued as {new.identifier}: {judged.why}"
+            is_so = await change_state(store, kept, "queued", cause=CAUSE, replacement=new, after=after)
         else:
             _logger.error(
                 "intent %s of customer %r stays parked: %s",
@@ -232,16 +231,14 @@ class IntentComparer:
                 judged.why,
                 extra=REPORTED,
             )
-            more = {"why": judged.why}
-            is_so = await change_state(
-                store, kept, "parked", cause=CAUSE, after=f"parked: {judged.why}", fields=more
-            )
+            after, fields = f"parked: {judged.why}", {"why": judged.why}
+            is_so = await change_state(store, kept, "parked", cause=CAUSE, after=after, fields=fields)
         return judged.verdict if is_so else "again"
 
     async def _judge_intent(self, kept: StoredIntent) -> Judgement:
         fields, start_s = kept.fields, kept.minute_s
         span_s, value, span = (start_s, start_s + _MINUTE_S), kept.value, "its minute"
-        if "since" in fields:  # It stands for usage of many minutes, less the known minutes.
+        if "since" in fields:  # It was rebuilt from many minutes, less the known ones.
             span_s = (int(fields["since"]), int(fields.get("till", start_s)))
             value = int(fields.get("together", value))
             span = "what was rebuilt of its event name"
@@ -250,12 +247,12 @@ class IntentComparer:
         except StripeUnavailableError:
             raise
         except StripeError as error:
-            if error.status in _OF_THE_KEY:
+            if error.status in _KEY_ERRORS:
                 raise
             return Judgement(verdict="person", why=f"Stripe gives no summary of its minute: {error}")
         if counted is not None:
             counted -= int(fields.get("base", "0"))
-            if "since" in fields:  # The base has what was sent for a Stripe customer of before, too.
+            if "since" in fields:  # The base includes units sent to the customer's earlier Stripe customers.
                 names = (kept.customer, fields["event"], fields["stripe"])
                 counted += await self._lost.units_of_other_customers(*names, span_s)
         now = SummaryReading(counted=counted, at_ms=self._store.now_ms())

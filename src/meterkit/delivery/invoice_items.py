@@ -39,7 +39,7 @@ _LATER_MS: Final = 60_000
 _FAILURES_MOST: Final = 3
 _STALE_S: Final = 3_600.0
 """Stripe remembers an idempotency key for 24 hours, so an older list of its items is read anew."""
-_OF_THE_KEY: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_KEY_ERRORS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _IDEMPOTENCY: Final = "idempotency_error"
 _OTHER_MODE: Final = "a similar object exists in"
 
@@ -217,6 +217,6 @@ def span_in_words(start: datetime, end: datetime) -> str:
 
 def _is_final(error: StripeError) -> bool:
     """Whether Stripe refuses this item for good."""
-    is_waiting = isinstance(error, StripeUnavailableError) or error.status in _OF_THE_KEY
+    is_waiting = isinstance(error, StripeUnavailableError) or error.status in _KEY_ERRORS
     is_of_the_key = is_waiting or _OTHER_MODE in str(error).lower()
     return not is_of_the_key and error.type != _IDEMPOTENCY

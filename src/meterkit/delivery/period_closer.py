@@ -1,4 +1,4 @@
-"""Closing of periods: Stripe has counted all usage, or an alert names it before the invoice is final."""
+"""Close of billing periods: confirm that Stripe has counted all usage, or alert while the invoice is open."""
 
 from __future__ import annotations
 
@@ -45,30 +45,30 @@ _NAMED_MAX: Final = 5
 
 
 class CloseChecker:
-    """Looks at closes one after the other; what Stripe does not answer once is not asked for again.
+    """Checks closes one by one. If Stripe does not answer once, it is not asked again for the others.
 
     Args:
-        store: where usage is counted.
+        store: counts the usage.
         api: the way to Stripe.
         reconciler: compares our books with Stripe's.
-        marks: write the root of the audit log into invoices; None: there is no audit log.
+        roots: writes the root of the audit log into invoices; None: there is no audit log.
     """
 
     def __init__(
-        self, store: Store, api: StripeApi, reconciler: Reconciler, marks: RootWriter | None = None
+        self, store: Store, api: StripeApi, reconciler: Reconciler, roots: RootWriter | None = None
     ) -> None:
         self._store = store
         self._api = api
         self._reconciler = reconciler
-        self._roots = marks
+        self._roots = roots
         self._summaries: StripeSummaries | None = None
         self._invoices = reconciler.invoices()
         self._stripe_failure = self._hold_failure = ""
 
     async def why_open(self, usage: CustomerUsage) -> tuple[str, bool]:
-        """Hold or release the draft of a period that is over; why its close is not confirmed, empty: it is.
+        """Hold or release the draft of an ended period; explain why its close is open (empty: it is not).
 
-        The second value says that it may wait: its invoice is a draft that has yet to be brought up to date.
+        The second value says that the close may wait without an alert: Stripe has yet to update its draft.
 
         Raises:
             StoreError: the store does not answer.
@@ -107,7 +107,7 @@ class CloseChecker:
         return f"{'; '.join(whys)}{held}" if whys else "", may_wait and not is_final and not unsettled
 
     async def _compare(self, usage: CustomerUsage) -> list[Reconciled] | None:
-        """Our books and Stripe's; None: Stripe does not say."""
+        """Compare our books with Stripe's; None: Stripe does not answer."""
         if self._stripe_failure:
             return None
         try:
@@ -123,7 +123,7 @@ class CloseChecker:
     async def _settle_invoice(
         self, usage: CustomerUsage, *, is_counted: bool
     ) -> tuple[InvoiceEnd | None, PeriodBilling | None]:
-        """Do what is due with the invoice of the period, and remember until when it takes up usage.
+        """Hold, release or finalize the invoice of the period, and store its end.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
@@ -155,7 +155,7 @@ class CloseChecker:
         return end, invoicing
 
     async def _write_root_unreported(self, usage: CustomerUsage) -> None:
-        """Write the root into the invoice of a period without usage for Stripe."""
+        """Write the root into the invoice of a period whose usage does not go to Stripe."""
         if self._roots is None or self._stripe_failure:
             return
         _, state = await States(self._store).read(usage["customer"])
@@ -173,7 +173,7 @@ class CloseChecker:
     async def _write_root(
         self, customer: str, invoices: Sequence[dict[str, Any]], invoicing: PeriodBilling
     ) -> None:
-        """Write the root of the audit log into the invoice; once that fails, others go out without, too."""
+        """Write the root of the audit log into invoices; after a failure, the others go without, too."""
         if self._roots is not None:
             of = (invoices, invoicing.subscription, invoicing.made_ms)
             if not await self._roots.mark(self._api, customer, *of):
@@ -193,13 +193,13 @@ def _held_in_words(end: InvoiceEnd, now_ms: int) -> str:
 
 
 def _in_pending_items(found: Sequence[Reconciled]) -> str:
-    """Units that Stripe may still drop, as at the end of a paused subscription; empty: none."""
+    """Describe units in pending items, which Stripe may drop when a paused subscription ends; empty: none."""
     parts = [f"{one.invoiced} of {one.meter}" for one in found if one.invoice == "pending"]
     return f"pending invoice items have usage that waits for an invoice: {', '.join(parts)}" * bool(parts)
 
 
 def _why_meter_is_open(one: Reconciled) -> str:
-    """Why the close of a meter's period is not confirmed; empty: it is."""
+    """Explain why the close of a meter's period is open; empty: it is not."""
     if one.waiting or one.parked or one.taking_back:
         left = one.waiting + one.parked + 2 * one.taking_back
         back = f", less {one.taking_back} that take units back" * bool(one.taking_back)
@@ -208,12 +208,12 @@ def _why_meter_is_open(one: Reconciled) -> str:
 
 
 class CloseResults(NamedTuple):
-    """What became of the closes that were due.
+    """Results of the due closes.
 
     Attributes:
-        confirmed: Stripe has counted what was delivered, and nothing waits.
-        open: not yet, and there is time.
-        late: periods not closed in time, with the reason; each is reported once.
+        confirmed: number of closes that Stripe confirms.
+        open: number of closes that still have time.
+        late: closes not confirmed in time, with the reason; each is reported once.
     """
 
     confirmed: int
@@ -222,10 +222,10 @@ class CloseResults(NamedTuple):
 
 
 class PeriodCloser:
-    """Confirms the close of each period; one process at a time does, whichever has the lease.
+    """Confirms the closes of periods, in one process at a time: the one that holds the lease.
 
     Args:
-        store: where usage is counted.
+        store: counts the usage.
         api: the way to Stripe.
         root_of: gives the root of a customer's audit log; None: there is none.
     """
@@ -239,13 +239,13 @@ class PeriodCloser:
         self._has_failed = False
 
     async def run(self) -> None:
-        """Look each minute, until cancelled."""
+        """Confirm due closes each minute, until cancelled."""
         while True:
             await asyncio.sleep(_EVERY_S * _jitter(0.8, 1.2))
             await self.run_once()
 
     async def run_once(self) -> None:
-        """Look at what is due, unless another process does. Raises nothing but cancellation."""
+        """Confirm due closes, unless another process does. Raises nothing but cancellation."""
         try:
             async with self._lease.held() as is_held:
                 if is_held:
@@ -259,18 +259,18 @@ class PeriodCloser:
             _logger.exception("closes of billing periods are confirmed later")
 
     async def confirm_due(self) -> CloseResults:
-        """Look at the closes that are due, and say once which are not confirmed in time.
+        """Confirm the due closes, and log once those that are not confirmed in time.
 
         Raises:
             StoreError: the store does not answer.
         """
         closes = CloseQueue(self._store, (await self._store.admin()).for_delivery())
         confirmed, left, late = 0, 0, list[str]()
-        looking = CloseChecker(self._store, self._api(), self._reconciler, self._roots)
+        checker = CloseChecker(self._store, self._api(), self._reconciler, self._roots)
         async for close in closes.due():
             if not await self._lease.take():
                 break
-            why, may_wait = await self._why_open(closes, close, looking)
+            why, may_wait = await self._why_open(closes, close, checker)
             if why is None:
                 confirmed += 1
                 continue
@@ -283,22 +283,22 @@ class PeriodCloser:
         return CloseResults(confirmed, left - len(late), late)
 
     async def _why_open(
-        self, closes: CloseQueue, close: PeriodClose, looking: CloseChecker
+        self, closes: CloseQueue, close: PeriodClose, checker: CloseChecker
     ) -> tuple[str | None, bool]:
-        """Why a close is not confirmed, and whether that is no fault yet; None: it is, and is forgotten."""
+        """Explain why a close is open, and whether it may wait; None: it is confirmed, and removed."""
         try:
             (usage,) = await self._store.usage_of_many([close.customer], at_ms=close.end_ms - 1, former=True)
             end_ms = to_ms(usage["period"]["end"])
             if end_ms > self._store.now_ms():
-                # The period goes on: a change of plan or of the subscription has moved its end.
+                # A change of plan or of the subscription has moved the period's end.
                 moved = replace(close, end_ms=end_ms)
                 await closes.note(close.shard, {moved.member: end_ms + CLOSE_AFTER_MS})
                 await closes.forget(close)
                 return None, False
-            why, may_wait = await looking.why_open(usage)
+            why, may_wait = await checker.why_open(usage)
         except StoreError:
             raise
-        except Exception as error:  # noqa: BLE001 - what is kept of one customer holds up no other
+        except Exception as error:  # noqa: BLE001 - damaged records of one customer do not stop the others
             return f"it cannot be read: {error!r:.200}", False
         if not why and await closes.forget(close):
             _logger.info(
@@ -309,7 +309,7 @@ class PeriodCloser:
         return why or None, may_wait
 
     async def _postpone(self, closes: CloseQueue, close: PeriodClose) -> bool:
-        """Schedule the next look at a close, or end it; whether an alert is due."""
+        """Schedule the next check of a close, or give it up; whether an alert is due."""
         now_ms = self._store.now_ms()
         if now_ms > close.end_ms + _GIVEN_UP_MS:
             await closes.forget(close)
@@ -338,13 +338,13 @@ class PeriodCloser:
 async def count_uninvoiced(
     store: Store, usage: CustomerUsage, found: Sequence[Reconciled], *, prices: Mapping[str, str]
 ) -> bool:
-    """Count as late what Stripe has counted in a period and its final invoices lack; whether there was any.
+    """Count units as late that Stripe has counted and final invoices lack; whether there were any.
 
     Args:
-        store: where it is counted.
-        usage: of a customer in a period whose invoices are final, or that no invoice will be made for.
-        found: the comparison with Stripe's books. All of it is delivered.
-        prices: by meter, the price to stand behind a quantity.
+        store: counts the units.
+        usage: of a customer in a period whose invoices are final, or that has no invoice.
+        found: the comparison with Stripe's books; all usage is delivered.
+        prices: by meter, the price as a suffix for a quantity.
 
     Raises:
         StoreError: the store does not answer.

@@ -1,4 +1,4 @@
-"""What a person must do where Stripe has not counted what was delivered. Pure."""
+"""Advice of ``reconcile``: the operator's next step if our books differ from Stripe's. Pure."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventBooks:
-    """Our side of the comparison with Stripe: all meters of one event name.
+    """Books of all meters of one event name in a period: ours, Stripe's summaries and invoice lines.
 
     Attributes:
-        invoiced: what is on invoice lines; None: that is not to be compared.
+        confirmed: units that Stripe has counted; None: it has no such customer or meter.
+        invoiced: units on invoice lines; None: they are not compared.
         invoicing: how Stripe bills the period; None: it does not.
-        meter: one of those meters.
-        confirmed: what Stripe has counted; None: it has no such customer or meter.
+        meter: one of the meters.
         parked: parked units, without ``parked_back``.
-        parked_back: parked units that take others back.
-        taken_back: delivered ones.
-        uninvoiced: what Stripe has counted and no invoice can have: it is late.
+        parked_back: parked units of negative events.
+        taken_back: delivered units of negative events.
+        uninvoiced: late units that Stripe has counted and no invoice can have.
         recorded: units by the price at which they were recorded; None: not known.
     """
 
@@ -45,7 +45,7 @@ class EventBooks:
 
     @property
     def difference(self) -> int | None:
-        """What Stripe has counted beyond what was delivered and what is late; None: it has none of both."""
+        """Units that Stripe has counted beyond the delivered and the late ones; None: it has counted none."""
         return None if self.confirmed is None else self.confirmed - self.delivered - self.uninvoiced
 
     @property
@@ -56,7 +56,7 @@ class EventBooks:
         return mispriced(self.recorded, self.invoiced.prices)
 
     def surplus_in_words(self, currency: str) -> str:
-        """Amount that the lines charge beyond recorded usage; empty: nothing, or not known."""
+        """Format the amount that lines charge beyond recorded usage; empty: none, or not known."""
         if self.invoiced is None or self.invoiced.cents is None or self.recorded is None:
             return ""
         due = sum((units * price for price, units in self.recorded.items()), Fraction(0))
@@ -64,7 +64,7 @@ class EventBooks:
 
 
 def advice_on_difference(side: EventBooks, difference: int, parked: str) -> str:
-    """What a person must do where Stripe has not counted what was delivered, or something is parked."""
+    """Advise on units that Stripe has not counted as delivered, or that are parked."""
     if parked and -side.parked_back <= difference <= side.parked:
         return (
             f"{parked}, and Stripe may have {difference} of these: --repair compares them where it can,"
@@ -84,19 +84,19 @@ def advice_on_difference(side: EventBooks, difference: int, parked: str) -> str:
 
 
 def parked_in_words(side: EventBooks) -> str:
-    """The parked units of an event name, in words; empty: none."""
+    """Describe the parked units of an event name; empty: none."""
     parts = [f"{side.parked}"] * bool(side.parked)
     parts += [f"{side.parked_back} that take units back"] * bool(side.parked_back)
     return f"{' and '.join(parts)} are parked" if parts else ""
 
 
 class PriceMismatch(NamedTuple):
-    """Units that were recorded at one price and are billed at another one.
+    """Units that were recorded at one price and are billed at another.
 
     Attributes:
-        units: how many.
-        recorded: what one cost when it was recorded, in minor units.
-        billed: what one costs on its invoice line.
+        units: their number.
+        recorded: price of a unit when it was recorded, in minor units.
+        billed: price of a unit on its invoice line.
     """
 
     units: int
@@ -105,7 +105,7 @@ class PriceMismatch(NamedTuple):
 
 
 def mispriced(recorded: Mapping[Fraction, int], invoiced: Mapping[Fraction, Decimal]) -> list[PriceMismatch]:
-    """The units that are on invoice lines of other prices, the dearest first.
+    """Match units to invoice lines of other prices, highest price first.
 
     Args:
         recorded: units by the price at which they were recorded.
@@ -126,7 +126,7 @@ def mispriced(recorded: Mapping[Fraction, int], invoiced: Mapping[Fraction, Deci
 
 
 def advice_on_prices(found: Sequence[PriceMismatch], invoices: Sequence[str], currency: str) -> str:
-    """What to do with units that are billed at other prices than they were recorded at; empty: nothing.
+    """Advise on units that are billed at other prices than they were recorded at; empty: no advice.
 
     It never asks to bill more: the price of the customer's own item gives no more.
 
@@ -147,7 +147,7 @@ def advice_on_prices(found: Sequence[PriceMismatch], invoices: Sequence[str], cu
 
 
 def _outcome(missing: Fraction, currency: str) -> str:
-    """Advice for so many minor units that invoice lines lack; below 0: that they have too much."""
+    """Advise on an amount that invoice lines lack; below 0: that they have too much."""
     if missing < 0:
         return f", and credit {money(rounded_cents(-missing), currency)}"
     less = money(rounded_cents(missing), currency)
@@ -155,7 +155,7 @@ def _outcome(missing: Fraction, currency: str) -> str:
 
 
 def advice_on_amounts(charges: Sequence[LineCharge], invoices: Sequence[str], currency: str) -> str:
-    """Advice on amounts of invoice lines that are not those of their prices; empty: none.
+    """Advise on invoice lines whose amounts do not match their prices; empty: no advice.
 
     Args:
         charges: the lines by price and span, in order.
@@ -178,7 +178,7 @@ def advice_on_amounts(charges: Sequence[LineCharge], invoices: Sequence[str], cu
 
 
 def _advice_on_tiers(charges: Sequence[LineCharge], names: str, currency: str) -> str:
-    """Advice on tiers that began again amid a period: the customer had a free tier, or paid one, twice."""
+    """Advise on tiers that started again within a period: the customer got or paid a tier twice."""
     before, due, billed, rounding = Decimal(0), Fraction(0), 0, Fraction(0)
     tiered = [one for one in charges if one.price.tiers]
     for one in tiered:
@@ -213,18 +213,18 @@ def advice_on_invoices(
     made_ms: int,
     now_ms: int,
 ) -> str:
-    """What to do; empty: the lines have what was counted, or cannot be compared.
+    """Advise on invoice lines; empty: they have the counted units, or cannot be compared.
 
     Args:
-        invoiced: what is on invoice lines.
-        counted: what Stripe has counted in the period.
-        late: how much of that is late: no invoice needs to have it.
-        price: of a unit, to stand behind a quantity; empty: not known.
-        surplus: what the lines charge beyond what was recorded, in words; empty: not known.
+        invoiced: units on invoice lines.
+        counted: units that Stripe has counted in the period.
+        late: late units among them: no invoice needs to have them.
+        price: of a unit, as a suffix for a quantity; empty: not known.
+        surplus: the amount that lines charge beyond recorded usage; empty: not known.
         made_ms: when Stripe made the invoice, or will.
         now_ms: now.
     """
-    # Stripe invoices no less than nothing.
+    # An invoice has no less than 0 units.
     expected = max(0, counted - late, min(counted, int(invoiced.quantity)))
     missing = expected - invoiced.quantity
     if invoiced.state == "unknown" or not missing:

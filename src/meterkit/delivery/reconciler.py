@@ -54,7 +54,7 @@ class Reconciled:
         is_closed: whether that is over: then this is its close report.
         recorded: all that was recorded, what does not go to Stripe included.
         waiting: pending, unlinked, queued or being sent.
-        parked: Stripe may have it, or a person must decide.
+        parked: Stripe may have it, or an operator must decide.
         taking_back: units that wait or are parked to take others back; they are subtracted there.
         delivered: accepted by Stripe, by our books.
         confirmed: what Stripe's summaries say that it has counted of the event name; None: it has no such
@@ -120,7 +120,7 @@ class Reconciler:
         self._prices: dict[str, Any] = {}
 
     def invoices(self) -> InvoiceReader:
-        """What asks for invoices during one look.
+        """Make a reader of invoices, which caches them during one comparison.
 
         Raises:
             SettingsError: no Stripe key is set.
@@ -135,14 +135,14 @@ class Reconciler:
         repair: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Sequence[Reconciled]:
-        """Each customer and meter that something of a period goes to Stripe of, compared with Stripe's books.
+        """Compare our books with Stripe's, for each customer and meter with usage for Stripe in a period.
 
         Args:
-            customer: whose; default: of all.
+            customer: only this customer; default: all.
             at: an instant of the period (aware), of the last 400 days; default: now.
-            repair: have what Stripe may have compared with the summary of its minute, and do what follows:
-                see :meth:`meterkit.Intents.redrive`. That takes two looks, ten minutes apart.
-            progress: called with how many customers are done, and of how many.
+            repair: compare ambiguous intents with the summaries of their minutes, and settle them: see
+                :meth:`meterkit.Intents.redrive`. That takes two comparisons, ten minutes apart.
+            progress: called with the number of customers that are done, and the number of all.
 
         Raises:
             CustomerError, MeterkitError: an argument cannot be used.
@@ -161,7 +161,7 @@ class Reconciler:
         repair: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> AsyncGenerator[list[Reconciled]]:
-        """The same in pages of some customers, so that memory need not hold all.
+        """Compare as :meth:`reconcile` does, in pages of customers, so that memory need not hold all.
 
         Raises:
             MeterkitError: as :meth:`reconcile` does, or the temporary folder has no room for the ids.
@@ -211,7 +211,7 @@ class Reconciler:
         return found
 
     async def _repair_ambiguous(self, customer: str | None, summaries: StripeSummaries) -> None:
-        """Have what Stripe may have compared, and compare what is due."""
+        """Make ambiguous intents due for comparison, and compare due ones with Stripe's summaries."""
         outbox, now_ms = Intents(self._store), self._store.now_ms()
         for intent in await outbox.list(state="parked", customer=customer, limit=100_000):
             first = intent.first_attempt_at
@@ -228,10 +228,10 @@ class Reconciler:
         *,
         is_closing: bool = False,
     ) -> list[Reconciled]:
-        """The same of one customer, by its usage of a period, of all meters ever, and what Stripe says.
+        """Compare one customer's usage of a period, of all present and former meters, with Stripe's books.
 
-        Meters without usage of their own are compared where Stripe has units of them. At a close only invoice
-        lines tell that, as these cost no further call.
+        Meters without own usage are compared if Stripe has units of them. At a close, only invoice lines show
+        that, as they need no further call.
         """
         store = self._store
         _, state = await States(store).read(usage["customer"])
@@ -291,7 +291,7 @@ class Reconciler:
         ]
 
     async def _advise(self, usage: CustomerUsage, side: EventBooks) -> str:
-        """What a person must do; empty: nothing."""
+        """Advise the operator; empty: the books agree."""
         difference, parked = side.difference, parked_in_words(side)
         if difference is None:
             gone = "Stripe has no such meter or customer, or the customer is not linked any more"
@@ -325,12 +325,12 @@ class Reconciler:
 
 
 def _sum_priced(priced: Sequence[Priced | None]) -> Priced | None:
-    """Units by price of all meters of an event name; None: not known of one."""
+    """Sum units by price over all meters of an event name; None: one is not known."""
     return None if None in priced else sum(filter(None, priced), Priced())
 
 
 def _recorded_side(usage: CustomerUsage, meter: str) -> dict[str, Any]:
-    """The fields of a comparison that our books have."""
+    """Fields of a comparison that come from our books."""
     counts, period = usage["meters"][meter], usage["period"]
     return {
         "customer": usage["customer"],
@@ -343,7 +343,7 @@ def _recorded_side(usage: CustomerUsage, meter: str) -> dict[str, Any]:
 
 
 def _stripe_side(side: EventBooks) -> dict[str, Any]:
-    """The fields of a comparison that Stripe's books have."""
+    """Fields of a comparison that come from Stripe's books."""
     found = side.invoiced
     is_known = found is not None and found.state != "unknown"
     return {
@@ -357,12 +357,12 @@ def _stripe_side(side: EventBooks) -> dict[str, Any]:
 
 
 def _count_waiting(counts: MeterUsage) -> int:
-    """How much of a meter is on its way."""
+    """Count the units of a meter that wait or are being sent."""
     return counts["pending"] + counts["unlinked"] + counts["queued"] + counts["leased"]
 
 
 def _goes_to_stripe(counts: MeterUsage) -> bool:
-    """Whether anything of a meter goes there, or should."""
+    """Whether any usage of a meter goes to Stripe, or should."""
     return bool(
         _count_waiting(counts) or counts["parked"] or counts["delivered"] or counts["late"] or counts["dead"]
     )

@@ -1,4 +1,4 @@
-"""Meter event summaries: what Stripe has counted, and waiting until it has counted a delivery."""
+"""Meter event summaries: read the units that Stripe has counted, and wait until it has counted a delivery."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 _MINUTE_S: Final = 60
 _AHEAD_S: Final = 240
 _SKEW_S: Final = 2
-"""How far Stripe's clock may be behind ours."""
+"""Largest delay of Stripe's clock behind ours."""
 _PAUSE_S: Final = 0.5
 _STILL_S: Final = 2.0
 
 
 async def counted(api: StripeApi, meter: str, stripe_customer: str, start_s: int, end_s: int) -> Decimal:
-    """The aggregate of a span (https://docs.stripe.com/api/billing/meter-event-summary/list).
+    """Read the sum of a span (https://docs.stripe.com/api/billing/meter-event-summary/list).
 
     Args:
-        api: asks Stripe.
+        api: the way to Stripe.
         meter: its id.
-        stripe_customer: whose events.
+        stripe_customer: the customer at Stripe.
         start_s: the first second, a whole minute.
         end_s: the first one after it, a whole minute.
 
@@ -48,10 +48,10 @@ async def counted(api: StripeApi, meter: str, stripe_customer: str, start_s: int
 
 
 class StripeSummaries:
-    """Asks Stripe for summaries (https://docs.stripe.com/api/billing/meter-event-summary/list).
+    """Reads summaries of all meters of an event name.
 
-    Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, and
-    :class:`~meterkit.errors.StripeUnavailableError` where it does not answer.
+    Each method raises :class:`~meterkit.errors.StripeError` if Stripe refuses, and
+    :class:`~meterkit.errors.StripeUnavailableError` if it does not answer.
     """
 
     def __init__(self, api: StripeApi) -> None:
@@ -60,33 +60,33 @@ class StripeSummaries:
 
     @property
     def server_time_s(self) -> int | None:
-        """Stripe's clock at its last answer, in Unix seconds; None: it has told none."""
+        """Stripe's clock at its last response, in Unix seconds; None: not known."""
         return self._api.server_time_s
 
     async def refresh(self) -> None:
-        """Ask which meters there are, those that are deactivated included."""
+        """List the meters, deactivated ones included. Call it before the others."""
         found: dict[str, list[str]] = {}
         for meter in await self._api.list("/v1/billing/meters"):
             found.setdefault(meter["event_name"], []).append(meter["id"])
         self._meters = found
 
     def meter_ids(self, event_name: str) -> Sequence[str]:
-        """The ids of the meters of an event name, by the last answer."""
+        """The ids of the meters of an event name, by the last refresh."""
         return self._meters.get(event_name, ())
 
     async def counted(
         self, event_name: str, stripe_customer: str, start_s: int, end_s: int
     ) -> Decimal | None:
-        """What all meters of an event name have counted of a Stripe customer.
+        """Sum the units that all meters of an event name have counted for a customer.
 
         Args:
             event_name: of the meters.
-            stripe_customer: whose events.
+            stripe_customer: the customer at Stripe.
             start_s: the first second, a whole minute.
             end_s: the first one after it, a whole minute.
 
         Returns:
-            None where there is no such meter.
+            The units; None: there is no such meter.
         """
         meters = self._meters.get(event_name)
         if meters is None:
@@ -104,13 +104,12 @@ class StripeSummaries:
 async def wait_until_counted(
     store: Store, api: StripeApi, customer: str, stripe_customer: str, *, timeout_s: float
 ) -> int:
-    """Wait until Stripe has counted all that was delivered of a customer in this period; the units it lacks.
+    """Wait until Stripe has counted a customer's deliveries of this period; return the units it lacks.
 
-    Stripe counts meter events some time after it has accepted them; mostly within seconds
-    (https://docs.stripe.com/api/billing/meter-event-summary). After ``timeout_s``, in real seconds, this
-    gives up. A price that changes now, and an invoice of now, cover what is stamped before. Usage that is
-    sealed soon after other usage may be stamped up to three minutes ahead: this waits for that instant
-    without a limit, unless the clock stands still.
+    Stripe counts meter events after it has accepted them, mostly within seconds
+    (https://docs.stripe.com/api/billing/meter-event-summary). This gives up after ``timeout_s`` real seconds.
+    An invoice made now covers events stamped before now. Usage sealed soon after other usage may be stamped
+    up to three minutes ahead: this waits for that instant without a limit, unless the clock stands still.
 
     Raises:
         StoreError: the store does not answer.
@@ -140,7 +139,7 @@ async def wait_until_counted(
 
 
 async def _delivered_units(store: Store, usage: CustomerUsage) -> dict[tuple[str, ...], int]:
-    """Delivered units of each meter of the plans file, by the event names that they were sent under."""
+    """Read the delivered units of each meter of the plans file, by its present and former event names."""
     customer, catalog = usage["customer"], store.catalog
     known = await read_meters(await store.admin(), store.keys, catalog, customer)
     _, state = await States(store).read(customer)
@@ -153,12 +152,12 @@ async def _delivered_units(store: Store, usage: CustomerUsage) -> dict[tuple[str
 
 
 def _last_minute_end_s(store: Store) -> int:
-    """The end of the last minute whose first second is over at Stripe (Unix seconds)."""
+    """Compute the end of the last minute that has begun at Stripe (Unix seconds)."""
     return ((store.now_ms() // 1000 - _SKEW_S) // _MINUTE_S + 1) * _MINUTE_S
 
 
 async def _wait_for_instant(store: Store, instant_s: int) -> bool:
-    """Wait for an instant by the store's clock; False: that stands still, as a clock in a test does."""
+    """Wait for an instant by the store's clock; False: the clock stands still, as in a test."""
     seen_ms, still_since = store.now_ms(), monotonic()
     while (now_ms := store.now_ms()) < instant_s * 1000:
         if now_ms != seen_ms:
@@ -172,7 +171,7 @@ async def _wait_for_instant(store: Store, instant_s: int) -> bool:
 async def _count_missing(
     api: StripeApi, sent: Mapping[tuple[str, ...], int], stripe_customer: str, start_s: int, end_s: int
 ) -> int:
-    """How much of what was sent to meters Stripe has not counted in a span (Unix seconds)."""
+    """Count the delivered units that Stripe has not counted in a span (Unix seconds)."""
     if end_s <= start_s:  # The first minute of the period has not begun.
         return sum(sent.values())
     missing = 0
