@@ -1,4 +1,4 @@
-"""Deliveries on demand: one customer's usage at once, and the cut before prices change."""
+"""Delivery of one customer on demand: all usage until now, and the cut before prices change."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _logger = logging.getLogger("meterkit.delivery")
 _PAUSE_FIRST_S: Final = 0.2
 _PAUSE_MAX_S: Final = 2.0
 _HELD_MS: Final = 90_000
-"""How long usage is held back: longer than all tries of one request to Stripe take. A change whose outcome is
-unknown is made, or not, by then."""
+"""Duration of a hold: longer than all tries of one request to Stripe, so that a change is made by then, or
+not."""
 _COUNTING_S: Final = 20.0
 _PAUSE_S: Final = 0.3
 
@@ -42,15 +42,15 @@ _PAUSE_S: Final = 0.3
 async def deliver_customer(
     store: Store, flusher: AbstractAsyncContextManager[Flusher], customer: str, *, timeout_s: float
 ) -> bool:
-    """Deliver a customer's usage until now; whether all of it has arrived, else log it.
+    """Deliver a customer's usage until now; whether all of it was delivered (logged if not).
 
-    Its usage is due at once; of others only what is due anyway is delivered besides.
+    The customer's usage is due at once. Due usage of other customers is delivered, too.
 
     Args:
-        store: where it is counted.
-        flusher: what delivers.
-        customer: whose usage.
-        timeout_s: how long this may take, in real seconds.
+        store: counts the usage.
+        flusher: delivers it.
+        customer: the customer's id.
+        timeout_s: time limit in real seconds.
 
     Raises:
         StoreError: the store does not answer.
@@ -80,13 +80,13 @@ async def deliver_customer(
 
 
 async def count_undelivered_units(store: Store, customer: str) -> int:
-    """How much of what a customer has used is not delivered yet, and is to be.
+    """Count a customer's units that are to be delivered and are not delivered yet.
 
     Raises:
         StoreError: the store does not answer.
     """
     usage = await store.usage(customer)
-    # What takes units back is subtracted there, and is on its way as well.
+    # Negative events are subtracted there, and wait for delivery, too.
     back = sum(2 * (units.queued + units.leased) for units in (await taken_back(store, usage)).values())
     items = await LateItems(store, await store.admin()).listed(customer)
     return (
@@ -98,11 +98,11 @@ async def count_undelivered_units(store: Store, customer: str) -> int:
 
 @dataclass(eq=False)
 class UsageCutter:
-    """Cuts the usage of customers at an instant, so that prices can change there.
+    """Cuts a customer's usage at an instant at which prices change.
 
     Args:
-        store: where usage is counted.
-        flusher: what delivers.
+        store: counts the usage.
+        flusher: delivers it.
         api: the way to Stripe.
     """
 
@@ -112,13 +112,13 @@ class UsageCutter:
 
     @asynccontextmanager
     async def cut(self, customer: str, labels: Mapping[str, str]) -> AsyncGenerator[None]:
-        """Have Stripe count what a customer has used until now, then run the block that changes prices.
+        """Deliver a customer's usage, wait until Stripe has counted it, then run the block.
 
-        Usage recorded meanwhile stays pending. After the block it is stamped with the next whole minute, or
-        later. If the outcome of the block is unknown, it stays pending until Stripe has certainly decided.
+        Usage recorded meanwhile stays pending. After the block, its timestamp is the next whole minute or
+        later. If the outcome of the block is unknown, usage stays pending until the hold expires.
 
         Args:
-            customer: whose usage.
+            customer: the customer's id.
             labels: of the prices that end (see :mod:`meterkit.decisions.price_segments`).
 
         Raises:
@@ -141,13 +141,13 @@ class UsageCutter:
         except BaseException as error:
             is_refused = isinstance(error, StripeError) and not isinstance(error, StripeUnavailableError)
             if is_refused or not is_changing:
-                with anyio.CancelScope(shield=True), suppress(StoreError):  # The hold runs out by itself.
+                with anyio.CancelScope(shield=True), suppress(StoreError):  # The hold expires by itself.
                     await self._release_held(customer)
             raise
         await self._release_held(customer)
 
     async def _deliver_all(self, customer: str, labels: Mapping[str, str]) -> None:
-        """Seal what is pending, deliver it, and hold back what is recorded from now on."""
+        """Seal and deliver pending usage, and hold usage recorded from now on."""
         store = self.store
         outbox = Outbox(store, await store.admin())
         async with self.flusher() as at_work:
@@ -179,7 +179,7 @@ class UsageCutter:
             raise StripeUnavailableError(f"Stripe has not counted {left} units that it has accepted")
 
     async def _retry_now(self, customer: str) -> dict[str, int]:
-        """Have intents of the customer that wait for another try sent now; how often each was tried."""
+        """Make the customer's queued intents due now; return the attempts of each."""
         waiting = await Intents(self.store).list(state="queued", customer=customer)
         if waiting:
             store, admin = self.store, await self.store.admin()
@@ -189,7 +189,7 @@ class UsageCutter:
         return {intent.identifier: intent.attempts for intent in waiting}
 
     async def _check_tries(self, customer: str, before: Mapping[str, int]) -> None:
-        """Raise StripeUnavailableError if Stripe did not take an intent that was sent now."""
+        """Raise StripeUnavailableError if Stripe did not accept an intent that was just sent."""
         for intent in await Intents(self.store).list(state="queued", customer=customer):
             if intent.attempts > before.get(intent.identifier, 0):
                 raise StripeUnavailableError(
@@ -197,6 +197,6 @@ class UsageCutter:
                 )
 
     async def _release_held(self, customer: str) -> None:
-        """Have held usage sealed again, stamped after this instant by Stripe's clock and by the store's."""
+        """Release held usage, stamped after this instant by Stripe's clock and by the store's."""
         now_ms = max(self.store.now_ms(), 1000 * (self.api().server_time_s or 0))
         await let_go_of_usage(self.store, customer, changed_ms=next_minute_ms(now_ms))

@@ -1,4 +1,4 @@
-"""Writes the journal of deliveries: group commit, behind the answers of Stripe."""
+"""Transport that writes accepted intents into the journal of deliveries, as a group commit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _logger = logging.getLogger("meterkit.delivery")
 
 _PAGE: Final = 500
 _WAITING_MOST: Final = 10_000
-# A process that delivers once and ends opens the database for it: on a busy machine that takes seconds.
+# A process that delivers once opens the database only at its end; on a busy machine, that takes seconds.
 _CLOSE_S: Final = 10.0
 _LOST: Final = (
     "the journal of deliveries lacks %d that Stripe has: after a restored backup only Stripe's sums show them"
@@ -31,15 +31,15 @@ _LOST: Final = (
 
 
 class JournaledTransport:
-    """A transport that writes what Stripe has accepted into a journal.
+    """Transport that writes accepted intents into a journal.
 
-    Delivery never waits for the journal: rows that come while one batch is written form the next batch. Where
-    the journal fails, rows wait for the next delivery, 10,000 at most. The log says how many are lost: what
-    these delivered is compared by Stripe's sums alone after a restore.
+    Delivery never waits for the journal: rows that come while one batch is written form the next batch. If
+    the journal fails, up to 10,000 rows wait for the next delivery. Lost rows are counted in the log: after a
+    restore, only Stripe's sums show what they delivered.
 
     Args:
-        transport: what delivers.
-        journal: where the rows go.
+        transport: delivers the intents.
+        journal: gets the rows.
         now_ms: the store's clock.
     """
 
@@ -53,15 +53,15 @@ class JournaledTransport:
 
     @property
     def events_per_call(self) -> int:
-        """How many intents a call takes."""
+        """Largest number of intents in a call."""
         return self._transport.events_per_call
 
     async def ready(self) -> DeliveryOutcome | None:
-        """Get what is needed first; why it is not there."""
+        """Prepare to send; return an outcome if that fails."""
         return await self._transport.ready()
 
     async def send(self, *intents: SealedIntent) -> DeliveryOutcome:
-        """Try once to deliver intents, all or none of them; note those that Stripe has."""
+        """Try to deliver intents once, all or none; queue rows for accepted ones."""
         outcome = await self._transport.send(*intents)
         is_sure = outcome.delivered and (len(intents) == 1 or not outcome.is_of_contents)
         if is_sure:
@@ -69,7 +69,7 @@ class JournaledTransport:
         return outcome
 
     async def close(self) -> None:
-        """Give back connections, once the journal has what it takes within ten seconds."""
+        """Close connections, and write the last rows within ten seconds."""
         await self._transport.close()
         rest = start_task(self._write_rest(), name="meterkit journal")
         await asyncio.wait((rest,), timeout=_CLOSE_S)
@@ -81,7 +81,7 @@ class JournaledTransport:
     async def _write_rest(self) -> None:
         if self._writing is not None:
             await self._writing
-        await self._write()  # Again, where the write before has failed.
+        await self._write()  # Again, if the previous write has failed.
 
     def _note(self, intents: tuple[SealedIntent, ...]) -> None:
         now_ms = self._now_ms()

@@ -1,4 +1,4 @@
-"""Alerts about usage that the invoice of its period does not have: one for each customer and period."""
+"""Late usage: withdraw intents whose invoice is final, and log one alert for each customer and period."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _WHY: Final = "the invoice of its period is final: it is compared with Stripe's 
 
 
 def report_late(late: Iterable[LateUnits], meters: Mapping[str, ReportedMeter]) -> None:
-    """Log late usage; if a flush has found it, put it into the report of that flush.
+    """Log late usage, and add it to the report of the running flush.
 
     Args:
-        late: what the seal has counted as late: each unit once.
+        late: units that a seal has counted as late: each once.
         meters: the meters that are or were delivered, by token.
     """
     groups: dict[tuple[str, int], list[LateUsage]] = {}
@@ -58,7 +58,7 @@ def report_late(late: Iterable[LateUnits], meters: Mapping[str, ReportedMeter]) 
 
 
 def late_in_words(found: list[LateUsage]) -> str:
-    """How much is late of one customer and period, and what becomes of it."""
+    """Format the late usage of one customer and period, and how it is billed."""
     by_item = [one for one in found if one.by_item]
     groups = {
         "the invoice of the open period bills it": [
@@ -75,20 +75,20 @@ def _units(found: list[LateUsage]) -> str:
 
 
 class LateIntents:
-    """Takes intents out of the outbox that their own invoices can no longer have.
+    """Removes intents from the outbox whose invoices are final.
 
-    Usage that was never sent is pending again: the next seal counts it as late. What Stripe may have is
-    parked, and compared with Stripe's summary.
+    Usage that was never sent is pending again: the next seal counts it as late. An intent that Stripe may
+    have is parked, and compared with Stripe's summary.
 
     Args:
-        store: where they are.
+        store: has the intents.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def divert(self, shard: int, due: Sequence[SealedIntent]) -> tuple[list[SealedIntent], int, int]:
-        """Those of a shard's due intents that may be sent; how many were taken back, and how many parked.
+        """Remove late intents from due ones; return the others, and the counts withdrawn and parked.
 
         Raises:
             StoreError: the store does not answer, or the totals of a customer cannot be counted in.
@@ -111,12 +111,12 @@ class LateIntents:
         return [sealed for sealed in due if sealed.identifier not in set(names)], withdrawn, parked
 
     async def recall(self, customer: str, period_ms: int, *, until_ms: int) -> None:
-        """Take out the queued intents of a period whose invoice has just become final.
+        """Remove the queued intents of a period whose invoice has just become final.
 
         Args:
-            customer: whose.
+            customer: the customer's id.
             period_ms: the first instant of the period.
-            until_ms: when it ended at Stripe: the next invoice has what is stamped with that minute or later.
+            until_ms: its end at Stripe: the next invoice has events from that minute on.
 
         Raises:
             StoreError: the store does not answer, or the totals of the customer cannot be counted in.
@@ -133,7 +133,7 @@ class LateIntents:
             )
 
     async def _take_out(self, found: Iterable[StoredIntent]) -> tuple[int, int]:
-        """Make queued intents pending again, or park those that Stripe may have; how many of each."""
+        """Withdraw queued intents, or park those that Stripe may have; count both."""
         withdrawn = parked = 0
         for kept in found:
             if kept.fields["state"] != "queued":
@@ -145,7 +145,7 @@ class LateIntents:
         return withdrawn, parked
 
     async def is_late(self, kept: StoredIntent) -> bool:
-        """Whether the invoice that an intent was meant for is final.
+        """Whether the invoice of an intent's minute is final.
 
         Raises:
             StoreError: the store does not answer.
@@ -160,9 +160,8 @@ class LateIntents:
 
     async def _park(self, kept: StoredIntent) -> bool:
         wait_ms = max(1, compare_in_ms(kept.first_ms, self._store.now_ms()))
-        more = {"why": _WHY}
         return await change_state(
-            self._store, kept, "parked", cause=_CAUSE, compare_in_ms=wait_ms, fields=more
+            self._store, kept, "parked", cause=_CAUSE, compare_in_ms=wait_ms, fields={"why": _WHY}
         )
 
 
@@ -176,12 +175,12 @@ def _stamped(sealed: SealedIntent) -> StampedUsage:
 
 
 async def end_usage(store: Store, customer: str, ended: Mapping[int, int]) -> None:
-    """Make usage of periods late that Stripe does not have, log it, and begin the next period.
+    """Make undelivered usage of ended periods late, log it, and begin the next period.
 
     Args:
-        store: where it is counted.
-        customer: whose.
-        ended: when each period ended at Stripe, and its first instant (ms).
+        store: counts the usage.
+        customer: the customer's id.
+        ended: end of each period at Stripe, to its first instant (ms).
 
     Raises:
         StoreError: the store does not answer, or the totals of the customer cannot be counted in.

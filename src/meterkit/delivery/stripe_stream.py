@@ -1,4 +1,4 @@
-"""Delivery by Stripe's meter event stream, API v2: a hundred events per call, looked at afterwards."""
+"""Transport for Stripe's meter event stream, API v2: a hundred events per call, validated asynchronously."""
 
 from __future__ import annotations
 
@@ -45,25 +45,24 @@ _OF_SESSIONS: Final = frozenset({"systemic", "unknown", "unreadable", "not_done"
 
 
 class StripeStreamTransport:
-    """Delivers intents a hundred at a time, over connections that it keeps. Never tries twice by itself.
+    """Delivers up to a hundred intents per call over pooled connections, without retries.
 
-    An answer of 200 says that Stripe has the batch, not that it counts: what it finds wrong with an event
-    later, its thin events tell. An identifier that Stripe has already is not counted again, without a word.
-    What takes units back, with a value below 0, goes by meter events v1.
+    A response of 200 says that Stripe has the batch, not that it counts: later, thin events report refused
+    events. A known identifier is silently not counted again. Negative events go by meter events v1.
 
-    The connections are made when first needed; from then on the transport belongs to that event loop.
+    The connections are opened when first needed; from then on the transport belongs to that event loop.
 
     Args:
         api_key: secret or restricted; is in no message, log or ``repr``.
-        api_base: another address for the API, which gives out sessions; None: Stripe's. With an ``http://``
+        api_base: another address for the API, which creates sessions; None: Stripe's. With an ``http://``
             address the proxies of the environment are not used.
         events_base: another address for the stream alone; None: ``api_base``, else Stripe's.
-        timeout_s: for a whole call. What has not been answered by then is unknown.
-        clock: Unix seconds; says when a session is to be renewed.
+        timeout_s: for a whole call; after that, its outcome is unknown.
+        clock: Unix seconds, for the age of sessions.
 
     Attributes:
         timeout_s: as given.
-        most: how many intents a call takes.
+        events_per_call: largest number of intents in a call.
 
     Raises:
         ImportError: if the ``stripe`` extra is not installed.
@@ -97,7 +96,7 @@ class StripeStreamTransport:
         return f"StripeStreamTransport(api_base={origin_of(self._base)!r}, timeout_s={self.timeout_s})"
 
     async def ready(self) -> DeliveryOutcome | None:
-        """Have a session that holds for a while; why there is none. Raises nothing but cancellation."""
+        """Open or renew the session; return an outcome if that fails. Raises nothing but cancellation."""
         if self._has_session():
             return None
         async with self._renewing:
@@ -106,14 +105,14 @@ class StripeStreamTransport:
             return await self._renew()
 
     async def send(self, *intents: SealedIntent) -> DeliveryOutcome:
-        """Try once to deliver intents, all or none of them. Raises nothing but cancellation."""
+        """Try to deliver intents once, all or none. Raises nothing but cancellation."""
         if len(intents) == 1 and intents[0].value < 0:
             # "The value must be a positive integer" (payload_invalid_value), says the reference of API v2.
             return await self._below_0.send(*intents)
         session = self._session
         if self._closed or session is None:
             return _not_sent("the transport is closed" if self._closed else "there is no session")
-        # The identifiers say what Stripe has. A batch that is sent again may be made up in another way.
+        # Identifiers prevent double counting. A batch that is sent again may have other members.
         key, batch = f"{intents[0].identifier}-{token_hex(4)}", ""
         if len(intents) > 1:
             key = batch = f"{BATCH}{token_hex(16)}"
@@ -133,14 +132,14 @@ class StripeStreamTransport:
         if not is_renewed:
             self._session = None
         if result.code == _SESSION_OVER and (is_renewed or session.age_s() > _YOUNG_S):
-            # Stripe has none of it; the next try has another session.
+            # Stripe has none of the events; the next try uses another session.
             return DeliveryOutcome(
                 kind="not_done", detail="the session for the stream was over", refused=True
             )
         return classify(result)
 
     async def close(self) -> None:
-        """Close all connections. Closing twice is harmless; what is sent afterwards is not done."""
+        """Close all connections. Idempotent; a later send is refused."""
         self._closed = True
         await self._below_0.close()
         clients, self._clients = self._clients, {}
@@ -164,7 +163,7 @@ class StripeStreamTransport:
             return None
         said = read_result(answer, "unreadable", "the answer is not a session for the stream")
         refused = classify(_of_stripe(said))
-        # No event is to blame, and none has been sent.
+        # No event is the cause, and none was sent.
         kind: OutcomeKind = refused.kind if refused.kind in _OF_SESSIONS else "systemic"
         return replace(refused, kind=kind, refused=True, new_key=False)
 
@@ -175,7 +174,7 @@ class StripeStreamTransport:
 
 
 class _StreamSession:
-    """What stands for the key at the stream, for a while."""
+    """Session of the stream: a token that replaces the API key for some minutes."""
 
     __slots__ = ("age_s", "life_s", "token")
 
@@ -198,7 +197,7 @@ def _session_in(body: dict[str, Any], age_s: Elapsed) -> _StreamSession | None:
 
 @lru_cache(maxsize=1024)
 def _instant(timestamp: int) -> str:
-    """A minute as Stripe takes it: many events have the same."""
+    """Format a minute for Stripe; cached, because many events share it."""
     return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -212,7 +211,7 @@ def _event(intent: SealedIntent) -> dict[str, Any]:
 
 
 def _read(answer: Answer) -> Result:
-    """What an answer says; of success only that it is an object."""
+    """Read a response; a success must be a JSON object."""
     is_good = HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES
     if is_good and not (answer.status == HTTPStatus.OK and answer.body.lstrip().startswith(b"{")):
         return read_result(answer, "unreadable", "the answer is no JSON object")
@@ -220,7 +219,7 @@ def _read(answer: Answer) -> Result:
 
 
 def _of_stripe(result: Result) -> Result:
-    """A refusal in the words of API v1: API v2 has a type of its own for each cause."""
+    """Translate the type of a refusal to that of API v1: API v2 has one type for each cause."""
     is_stripes = result.code is not None and result.request_id is not None
     return replace(result, type=_REFUSAL) if is_stripes and result.type not in ERROR_TYPES else result
 

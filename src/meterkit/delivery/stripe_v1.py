@@ -1,4 +1,4 @@
-"""Delivery by Stripe's meter events v1: one event per call, answered synchronously."""
+"""Transport for Stripe's meter events v1: one event per call, with a synchronous response."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _PATH: Final = "/v1/billing/meter_events"
 
 
 class StripeV1Transport:
-    """Delivers intents over connections that it keeps. Never tries twice by itself.
+    """Delivers intents over pooled connections, without retries.
 
-    The connections are made by :meth:`send`; from then on the transport belongs to that event loop.
+    :meth:`send` opens the connections; from then on the transport belongs to that event loop.
 
     Args:
         api_key: secret or restricted; is in no message, log or ``repr``.
         api_base: another address for the API, such as an emulator's; None: Stripe's. With an ``http://``
             address the proxies of the environment are not used.
         events_base: another address for meter events alone; None: that of the API.
-        timeout_s: for a whole call. What has not been answered by then is unknown.
+        timeout_s: for a whole call; after that, its outcome is unknown.
 
     Attributes:
         timeout_s: as given.
-        most: how many intents a call takes.
+        events_per_call: largest number of intents in a call.
 
     Raises:
         ImportError: if the ``stripe`` extra is not installed.
@@ -61,10 +61,10 @@ class StripeV1Transport:
         return f"StripeV1Transport(api_base={origin_of(self._base)!r}, timeout_s={self.timeout_s})"
 
     async def ready(self) -> DeliveryOutcome | None:
-        """It always is."""
+        """Do nothing: there is nothing to prepare."""
 
     async def send(self, *intents: SealedIntent) -> DeliveryOutcome:
-        """Try once to deliver an intent. Raises nothing but cancellation."""
+        """Try to deliver an intent once. Raises nothing but cancellation."""
         if self._closed:
             return classify(Result(failure="not_sent", message="the transport is closed"))
         (intent,) = intents
@@ -78,7 +78,7 @@ class StripeV1Transport:
         return classify(answer)
 
     async def close(self) -> None:
-        """Close all connections. Closing twice is harmless; what is sent afterwards is not done."""
+        """Close all connections. Idempotent; a later send is refused."""
         self._closed = True
         http, self._http = self._http, None
         if http is not None:
@@ -96,7 +96,7 @@ def _form(intent: SealedIntent) -> dict[str, str]:
 
 
 def _read_answer(answer: Answer, *, identifier: str) -> Result:
-    """What an answer says of the meter event that it should be about."""
+    """Read a response; one without the event's identifier is unreadable."""
     if object_in(answer.body).get("identifier") == identifier:
         return read_result(answer)
     return read_result(answer, "unreadable", "the answer is not that of this meter event")
