@@ -1,4 +1,4 @@
-"""Invoices at Stripe: the units on their lines, and which invoice has the usage of a period."""
+"""Invoices at Stripe: units and prices on their lines, and the invoice of a billing period."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
 
 MADE_WITHIN_MS: Final = 2 * 3_600_000
-"""Stripe makes the invoice of a renewal some time after it, within an hour or so."""
+"""Stripe makes a renewal's invoice within about an hour."""
 _TOLERANCE_S: Final = 86_400
-"""By so much a line may be longer than the period: these begin and end at whole minutes."""
+"""Largest excess of a line's span over the period, which begins and ends at whole minutes."""
 InvoiceState = Literal["none", "pending", "draft", "final", "unknown"]
 _PENDING: Final = "pending"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoicedUnits:
-    """What the invoices of a customer have of one event name in a period.
+    """Units of one event name on a customer's invoices of a period.
 
     Attributes:
         quantity: units on invoice lines, and in pending items.
-        state: ``none``: no invoice has such a line; ``pending``: invoice items that wait for an invoice do;
-            ``draft``: one that has may change; ``unknown``: the lines do not show units, see ``why``.
+        state: ``none``: no invoice has such a line; ``pending``: invoice items have, which wait for an
+            invoice; ``draft``: one of the invoices may change; ``unknown``: the lines do not show units.
         invoices: the ids of those invoices.
         subscriptions: the ids of their subscriptions.
-        prices: units by what one costs there, in minor units; None: a line does not show that, or has
-            another currency than the plans file.
+        prices: units by unit price, in minor units; None: a line does not show it, or has another currency
+            than the plans file.
         charges: the lines by price and span, in order; empty: a line has another currency than its price.
-        voided: units on lines of void invoices, by invoice; they are in none of the other figures.
-        why: ``unknown``: why.
+        voided: units on lines of void invoices, by invoice; no other figure includes them.
+        why: ``unknown``: the reason.
     """
 
     quantity: Decimal = Decimal(0)
@@ -64,7 +64,7 @@ class InvoicedUnits:
 
     @property
     def cents(self) -> int | None:
-        """The money of these lines before discounts and taxes; None: not known."""
+        """Amount of these lines before discounts and taxes; None: not known."""
         return sum(one.cents for one in self.charges) if self.charges else None
 
 
@@ -85,18 +85,18 @@ class LineCharge(NamedTuple):
 
     @property
     def rounding(self) -> Fraction:
-        """Largest distance of the sum of rounded lines from the exact charge."""
+        """Largest difference between the sum of rounded lines and the exact charge."""
         return Fraction(self.lines, 2)
 
 
 class InvoiceReader:
-    """Asks Stripe for invoices; each customer's once. It fetches each price once: its terms never change.
+    """Reads invoices, each customer's once, and each price once: its terms never change.
 
-    Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
+    Each method raises :class:`~meterkit.errors.StripeError` if Stripe refuses, or does not answer.
 
     Args:
         api: the way to Stripe.
-        prices: what is known of prices by now.
+        prices: cache of price terms by id.
         currency: of the plans file.
     """
 
@@ -108,7 +108,7 @@ class InvoiceReader:
         self._pending: dict[str, list[dict[str, Any]]] = {}
 
     async def of(self, stripe_customer: str, since_s: int) -> list[dict[str, Any]]:
-        """The invoices of a customer that were made since an instant, with all their lines."""
+        """Read a customer's invoices made since an instant, with all their lines."""
         known = self._found.get((stripe_customer, since_s))
         if known is not None:
             return known
@@ -116,7 +116,7 @@ class InvoiceReader:
         found = await self._api.list("/v1/invoices", asked)
         for invoice in found:
             lines: dict[str, Any] = invoice.get("lines") or {}
-            # What the list shows of a draft may be what it was when it was made.
+            # The list may show the first lines of a draft, and not its present ones.
             if lines.get("has_more") or invoice.get("status") == "draft":
                 lines = {"data": await self._api.list(f"/v1/invoices/{invoice['id']}/lines")}
             invoice["lines"] = lines
@@ -126,9 +126,9 @@ class InvoiceReader:
     async def invoiced(
         self, stripe_customer: str, meters: Sequence[str], start_s: int, end_s: int, *, counted: int = 0
     ) -> InvoicedUnits:
-        """What invoices have of a customer's usage of some meters in a period (Unix seconds).
+        """Sum a customer's units of some meters on invoices of a period (Unix seconds).
 
-        It lists pending items if no draft has the usage and the lines have less than Stripe has ``counted``.
+        Pending items are read if no draft has the usage and the lines have less than Stripe has ``counted``.
         """
         found = await self._read_lines(await self.of(stripe_customer, start_s), meters, start_s, end_s)
         if found.state in {"draft", "unknown"} or found.quantity >= counted:
@@ -157,7 +157,7 @@ class InvoiceReader:
         return _sum_lines(lines, self._currency)
 
     async def usage_meters(self, stripe_customer: str, start_s: int, end_s: int) -> set[str]:
-        """The meters of the invoice lines of a period (Unix seconds) that bill units."""
+        """List the meters with units on invoice lines of a period (Unix seconds)."""
         found: set[str] = set()
         for invoice in await self.of(stripe_customer, start_s):
             for line in invoice["lines"].get("data") or ():
@@ -167,14 +167,14 @@ class InvoiceReader:
         return found
 
     async def pending(self, stripe_customer: str) -> list[dict[str, Any]]:
-        """The invoice items of a customer that are on no invoice yet, such as usage at a price that ended."""
+        """Read a customer's invoice items that are on no invoice yet, such as usage at an ended price."""
         if stripe_customer not in self._pending:
             asked: dict[str, Parameter] = {"customer": stripe_customer, "pending": True}
             self._pending[stripe_customer] = await self._api.list("/v1/invoiceitems", asked)
         return self._pending[stripe_customer]
 
     async def billed_meter(self, line: Mapping[str, Any]) -> tuple[str | None, bool]:
-        """The id of the meter that a line or a pending invoice item bills, and whether it bills packages."""
+        """Read the id of the meter that a line or a pending item bills, and whether it bills packages."""
         price = await self._price_of(line)
         return (None, False) if price is None else (price.meter, price.is_packed)
 
@@ -207,7 +207,7 @@ class _MeteredLine(NamedTuple):
 
 
 def _sum_lines(lines: Sequence[_MeteredLine], currency: str) -> InvoicedUnits:
-    """The sums of invoice lines of one event name."""
+    """Sum the invoice lines of one event name."""
     priced = dict[Fraction | None, Decimal]()
     voided = dict[str, Decimal]()
     charges = dict[tuple[int, int, str], LineCharge]()
@@ -240,7 +240,7 @@ def _sum_lines(lines: Sequence[_MeteredLine], currency: str) -> InvoicedUnits:
 
 
 def is_renewal_of(invoice: Mapping[str, Any], subscription: str, end_s: int) -> bool:
-    """Whether an invoice is the one that a subscription's renewal has made, at an instant."""
+    """Whether an invoice is that of a subscription's renewal at an instant."""
     return (
         invoice.get("billing_reason") == RENEWAL
         and invoice.get("period_end") == end_s
@@ -251,7 +251,7 @@ def is_renewal_of(invoice: Mapping[str, Any], subscription: str, end_s: int) -> 
 def _place_in_period(
     line: Mapping[str, Any], start_s: int, end_s: int
 ) -> Literal["inside", "outside", "beyond"]:
-    """Where the span of a line lies: in a period, not in it, or over it and others."""
+    """Locate the span of a line: inside a period, outside, or beyond it (over several periods)."""
     span: Mapping[str, int] = line.get("period") or {}
     first_s, last_s = int(span.get("start") or 0), int(span.get("end") or 0)
     if last_s - first_s > end_s - start_s + _TOLERANCE_S:
@@ -260,19 +260,19 @@ def _place_in_period(
 
 
 def units_of(line: Mapping[str, Any]) -> Decimal:
-    """The units of an invoice line, or of an invoice item."""
+    """Read the units of an invoice line or an invoice item."""
     return Decimal(str(line.get("quantity_decimal") or line.get("quantity") or 0))
 
 
 def _unit_price(line: Mapping[str, Any], currency: str) -> Fraction | None:
-    """What one unit of a line costs, in minor units; None: it does not show that in the currency."""
+    """Read the unit price of a line, in minor units; None: it does not show it in the currency."""
     pricing: Mapping[str, Any] = line.get("pricing") or {}
     unit = pricing.get("unit_amount_decimal")
     return Fraction(str(unit)) if unit is not None and line.get("currency") == currency else None
 
 
 def _subscription_of(found: Mapping[str, Any]) -> str:
-    """The subscription of an invoice or a line; empty: it is of none."""
+    """Read the subscription of an invoice or a line; empty: it has none."""
     parent: Mapping[str, Any] = found.get("parent") or {}
     details: Mapping[str, Any] = parent.get(str(parent.get("type"))) or {}
     named: object = details.get("subscription") or found.get("subscription")
@@ -280,14 +280,14 @@ def _subscription_of(found: Mapping[str, Any]) -> str:
 
 
 class PeriodBilling(NamedTuple):
-    """How Stripe bills the usage of a period.
+    """Billing of a period's usage by a subscription.
 
     Attributes:
         subscription: the id of the subscription.
         plan: its plan then, by key; None: no plan of the plans file.
         made_ms: when Stripe made the invoice.
         is_last: whether the subscription ended with the period.
-        prices: what the customer's own metered items charged when the period ended.
+        prices: of the customer's own metered items when the period ended.
     """
 
     subscription: str
@@ -297,7 +297,7 @@ class PeriodBilling(NamedTuple):
     prices: ItemPrices = NO_PRICES
 
     def price_of(self, meter: str, catalog: Catalog) -> str:
-        """What a unit costs, to stand behind a quantity; empty: not known."""
+        """Format the price of a unit as a suffix for a quantity; empty: not known."""
         plan = catalog.plans.get(self.plan or "")
         if plan is None:
             return ""
@@ -308,7 +308,7 @@ class PeriodBilling(NamedTuple):
 async def read_period_billing(
     store: Store, api: StripeApi, usage: CustomerUsage, state: CustomerState
 ) -> PeriodBilling | None:
-    """How a period is billed; None: it costs nothing, as in a trial, or its invoice is not to be made yet.
+    """Find how a period is billed; None: it costs nothing, as in a trial, or it has no invoice yet.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -350,7 +350,7 @@ async def read_period_billing(
 
 
 def _of_former(found: Mapping[str, Any], start_ms: int, end_ms: int) -> PeriodBilling | None:
-    """The same for an earlier subscription, as Stripe shows it."""
+    """Find how an earlier subscription bills a period, as Stripe shows it."""
     since_ms = int(found.get("trial_end") or 0) * 1000
     ended_ms = int(found.get("ended_at") or 0) * 1000
     if start_ms < since_ms or (ended_ms and start_ms >= ended_ms):
@@ -363,7 +363,7 @@ class PriceTier(NamedTuple):
     """A tier of a price.
 
     Attributes:
-        up_to: its last unit; None: it has no end.
+        up_to: its last unit; None: no limit.
         unit: the price of a unit in it, in minor units.
         flat: the charge for reaching it.
     """
@@ -383,7 +383,7 @@ class PriceTerms(NamedTuple):
         unit: the price of a unit; None: it has tiers, or charges packages of several units.
         is_packed: whether it charges packages of several units.
         tiers: in order; empty: there are none.
-        is_volume: whether the tier of the last unit has all units.
+        is_volume: whether the tier of the last unit applies to all units.
     """
 
     id: str
@@ -395,11 +395,11 @@ class PriceTerms(NamedTuple):
     is_volume: bool
 
     def charge(self, quantity: Decimal, *, after: Decimal = Decimal(0)) -> Fraction | None:
-        """The exact charge for units that follow others of the same period; None: the terms do not say.
+        """Compute the exact charge for units that follow others of the period; None: not computable.
 
         Args:
             quantity: the units.
-            after: units of the period that came before them.
+            after: earlier units of the period.
         """
         whole, before = self._charge_all(after + quantity), self._charge_all(after) if after else Fraction(0)
         return None if whole is None or before is None else whole - before
@@ -422,7 +422,7 @@ class PriceTerms(NamedTuple):
 
 
 def read_price_terms(found: Mapping[str, Any]) -> PriceTerms:
-    """A price as Stripe shows it, with its tiers expanded."""
+    """Read a price with expanded tiers."""
     recurring: Mapping[str, Any] = found.get("recurring") or {}
     unit, is_packed = found.get("unit_amount_decimal"), found.get("transform_quantity") is not None
     return PriceTerms(

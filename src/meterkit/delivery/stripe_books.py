@@ -1,4 +1,4 @@
-"""Stripe's side of a comparison: counted units and invoice lines of a customer in a billing period."""
+"""Stripe's books of a customer in a billing period: counted units, invoice lines and invoice items."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _MINUTE_MS: Final = 60_000
 
 
 class StripeBooks:
-    """Asks Stripe for what it has of one customer in one period.
+    """Reads Stripe's books of one customer and period.
 
-    Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
+    Each method raises :class:`~meterkit.errors.StripeError` if Stripe refuses, or does not answer.
 
     Args:
-        store: whose clock counts.
+        store: gives the clock.
         usage: of the customer in the period.
         state: the customer's.
         summaries: give counted units.
@@ -68,7 +68,7 @@ class StripeBooks:
         self._invoices = invoices
 
     async def confirmed(self, event_name: str) -> int | None:
-        """Units of an event name and its earlier ones that Stripe has counted; None: it has no such meter."""
+        """Sum the counted units of an event name and its former ones; None: Stripe has no such meter."""
         start_s, end_s = stamped_span_s(self._start_ms, self._now_ms, end_ms=self._end_ms)
         linked = self._state.stripe_customer
         if linked is None or start_s >= end_s:
@@ -81,11 +81,11 @@ class StripeBooks:
         return int(sum(known)) if known else None
 
     async def invoiced(self, event_name: str, counted: int) -> InvoicedUnits | None:
-        """Units of an event name on invoice lines; None: Stripe has no such customer, or makes no invoice.
+        """Sum the units of an event name on invoice lines; None: there is no such customer, or no invoice.
 
         Args:
             event_name: of the meter.
-            counted: what Stripe has counted in the period.
+            counted: units that Stripe has counted in the period.
         """
         linked = self._state.stripe_customer
         if linked is None or self._invoices is None:
@@ -106,12 +106,12 @@ class StripeBooks:
         return await unless_gone(asking)
 
     async def sent_by_others(self, events: set[str], used: set[str], *, is_closing: bool) -> set[str]:
-        """The event names, of those without own usage, that Stripe has units of.
+        """Find event names without own usage that Stripe has units of.
 
         Args:
             events: all event names.
-            used: those with own usage.
-            is_closing: whether invoice lines alone are to tell, as these cost no further call.
+            used: event names with own usage.
+            is_closing: whether only invoice lines are read, as they need no further call.
         """
         linked, subscription = self._state.stripe_customer, self._state.subscription
         unused = events - {name for event in used for name in self._names(event)}
@@ -131,7 +131,7 @@ class StripeBooks:
         return found
 
     def _names(self, event_name: str) -> Sequence[str]:
-        """An event name, and the earlier ones of its meter in the period."""
+        """List an event name, and the former ones of its meter in the period."""
         return event_name, *self._former.get(event_name, ())
 
     @property
@@ -140,7 +140,7 @@ class StripeBooks:
 
 
 async def unless_gone(asked: Awaitable[_T]) -> _T | None:
-    """Stripe's answer; None: it has no such customer or meter."""
+    """Await a response; None: Stripe has no such customer or meter."""
     try:
         return await asked
     except StripeError as error:
@@ -161,21 +161,21 @@ async def invoiced_units(
     counted: int,
     stops_ms: int,
 ) -> InvoicedUnits:
-    """Read the units of event names that invoices have of a period.
+    """Read the units of event names on the invoices of a period.
 
-    A period that was cut short ends, in our books, behind all minutes that its deliveries were stamped with.
-    Stripe's next invoice has the units of these minutes: they count for the period that recorded them. After
-    a subscription's last period, no invoice has them.
+    In our books, a shortened period ends after the timestamps of all its events. Stripe's next invoice has
+    the units of the minutes between: they count for the period that recorded them. After a subscription's
+    last period, no invoice has them.
 
     Args:
-        store: where the customer is.
-        customer: whose.
-        stripe_customer: the linked one.
+        store: has the customer's state.
+        customer: the customer's id.
+        stripe_customer: the linked customer at Stripe.
         event_names: of the meter at Stripe, former ones too.
         span_ms: start and end of the period.
         summaries: give counted units.
         invoices: give invoice lines.
-        counted: by Stripe, in the period.
+        counted: units that Stripe has counted in the period.
         stops_ms: when the subscription of the period stops billing usage.
 
     Raises:
@@ -208,8 +208,8 @@ class ItemBook(NamedTuple):
     """Units of a meter and period that invoice items bill.
 
     Attributes:
-        units: by the store, those of items that wait included.
-        advice: what a person must do; empty: nothing.
+        units: by the store, queued items included.
+        advice: for the operator; empty: none.
     """
 
     units: int
@@ -219,13 +219,13 @@ class ItemBook(NamedTuple):
 async def item_books(
     store: Store, api: StripeApi, usage: CustomerUsage, stripe_customer: str | None, meters: Sequence[str]
 ) -> Mapping[str, ItemBook]:
-    """By meter, the units that invoice items bill; meters without any are left out.
+    """Compare the units that invoice items bill, by meter; meters without any are left out.
 
     Args:
-        store: where they are counted.
-        api: the way to Stripe, which is asked only if there are any.
+        store: counts the units.
+        api: the way to Stripe, asked only if there are any.
         usage: of a customer in a period.
-        stripe_customer: whom the customer is linked to; None: to none.
+        stripe_customer: the linked customer at Stripe; None: there is none.
         meters: by name.
 
     Raises:
@@ -274,7 +274,7 @@ class ItemTerms(NamedTuple):
 
 
 def _advice_on_terms(terms: ItemTerms, there: Sequence[Mapping[str, Any]]) -> str:
-    """Advice on items at Stripe with another amount, currency or period than they were made with."""
+    """Advise on items at Stripe whose amount, currency or period was changed; empty: no advice."""
     names = ", ".join(str(item["id"]) for item in there)
     other = next((item["currency"] for item in there if item["currency"] != terms.currency), None)
     if other is not None:
@@ -295,7 +295,7 @@ def _advice_on_terms(terms: ItemTerms, there: Sequence[Mapping[str, Any]]) -> st
 
 
 def _advice_on_items(waiting: int, made: int, at_stripe: int) -> str:
-    """What to do with the invoice items of a meter and period."""
+    """Advise on missing or surplus invoice items of a meter and period; empty: no advice."""
     if waiting:
         return f"{waiting} late units wait for their invoice item: `meterkit flush` makes it, or says why not"
     if at_stripe < made:
