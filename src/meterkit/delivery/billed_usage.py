@@ -1,4 +1,4 @@
-"""Usage that invoices have: the lines of a customer's meters, read from Stripe for corrections."""
+"""Billed usage: a customer's invoice lines by meter, read from Stripe for corrections."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
 
 CREDITED_WITHIN_S: Final = 35 * 86_400
-"""Usage of earlier periods is corrected while its line ended so long ago at most."""
+"""Largest age of the line's end for corrections of earlier periods."""
 _UNBILLED: Final = frozenset({"void"})
 _SEALED: Final = ("queued", "leased", "parked", "delivered", "late", "dead")
 _ENDLESS: Final = 10**15
@@ -38,7 +38,7 @@ class UsageLine(NamedTuple):
     """An invoice line of usage, or the invoice item that becomes one.
 
     Attributes:
-        name: stays the same from the pending item to the final invoice.
+        name: the same from the pending item to the final invoice.
         token: of the meter.
         is_item: whether it is an invoice item for late usage.
         price: of a unit, in minor units; None: it bills packages of units.
@@ -60,7 +60,7 @@ class UsageLine(NamedTuple):
 
     @property
     def instant_ms(self) -> int:
-        """The middle of its span: within its period, wherever that begins to the minute."""
+        """Middle of its span, which lies within its period."""
         return 500 * (self.start_s + self.end_s)
 
     @property
@@ -72,9 +72,9 @@ class UsageLine(NamedTuple):
 async def usage_lines(
     api: StripeApi, store: Store, customer: str, stripe_customer: str, tokens: Iterable[str], since_s: int
 ) -> list[UsageLine]:
-    """The lines of invoices made since an instant, and pending items, of some meters, newest first.
+    """Read invoice lines and pending items of some meters since an instant, newest first.
 
-    Lines of one span are in the order of ``tokens``; of the tiers of a price the last one is first.
+    Lines of one span are in the order of ``tokens``; tiers of a price are in reverse order.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -108,7 +108,7 @@ async def usage_lines(
         place = f"{'' if invoice is None else invoice['id']} {read.name}"
         seen[place] += 1
         if read.units:
-            # Tiers may show no amount of a unit: their order tells them apart.
+            # Tiers may show no unit amount: their position identifies them.
             found.append(read._replace(name=f"{read.name}@{seen[place]}"))
     found.reverse()  # Tiers are in rising order.
     return sorted(found, key=lambda one: (-one.end_s, -one.start_s, order.index(one.token)))
@@ -138,7 +138,7 @@ def _read_line(
 
 
 def tokens_of(meter: str, catalog: Catalog) -> list[str]:
-    """The tokens of the meters under whose events a meter's units go: its own first, then derived ones."""
+    """List the tokens of the meters whose events carry a meter's units: its own first, then derived ones."""
     derived = (name for name, other in catalog.meters.items() if other.source == meter)
     return [meter_token(name) for name in (meter, *derived)]
 
@@ -146,10 +146,10 @@ def tokens_of(meter: str, catalog: Catalog) -> list[str]:
 async def read_billed(
     store: Store, api: StripeApi, view: CustomerView, quantities: Mapping[str, int]
 ) -> BilledUsage | None:
-    """Read the usage that invoices have of a customer's meters, in this period and up to 35 days ago.
+    """Read the billed usage of a customer's meters, in this period and up to 35 days ago.
 
-    None where no invoice is in the way: the customer has no subscription, or none of the units to correct
-    has been sealed.
+    None: no invoice has any of it, because there is no subscription, or none of the units to correct is
+    sealed.
 
     Raises:
         MeterkitError: a line of this period bills packages of units.
@@ -187,7 +187,7 @@ async def read_billed(
 
 
 async def queued_lines(store: Store, customer: str) -> list[BilledLine]:
-    """The invoice items for late usage that Stripe does not have yet, named as their lines will be."""
+    """List the queued invoice items for late usage, named as their lines will be."""
     found = await LateItems(store, await store.admin()).listed(customer)
     return [
         BilledLine(
@@ -232,7 +232,7 @@ def _is_sealed(usage: CustomerUsage, quantities: Mapping[str, int], store: Store
 
 
 async def _read_changed_at(store: Store, view: CustomerView, start_ms: int) -> str:
-    """Read when the customer's prices changed last in a period, as the store has it; empty: never."""
+    """Read from the store when the customer's prices last changed in a period; empty: never."""
     admin = await store.admin()
     found: bytes | None = await admin.ask(admin.client.hget(view.keys.totals, f"{start_ms}|y"))
     return (found or b"").decode()
@@ -241,7 +241,7 @@ async def _read_changed_at(store: Store, view: CustomerView, start_ms: int) -> s
 async def read_ended_segments(
     store: Store, view: CustomerView, quantities: Mapping[str, int]
 ) -> BilledUsage | None:
-    """Read the ended price segments of this period in the store, without Stripe: as lines without ids.
+    """Read the ended price segments of this period from the store, as lines without ids.
 
     Raises:
         StoreError: the store does not answer.

@@ -1,4 +1,4 @@
-"""Corrections of billed usage: credit notes for units that no negative event can take back, once an id."""
+"""Credit notes for corrected usage that no negative event can take back; idempotent by correction id."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _WAITING: Final = {
 
 
 class CreditIssuer:
-    """Takes recorded units back, and issues credit notes for those that are billed.
+    """Takes recorded units back, and issues credit notes for billed ones.
 
     Args:
-        store: where usage is counted.
+        store: counts the usage.
         api: the way to Stripe; None: no Stripe key is set.
     """
 
@@ -69,21 +69,21 @@ class CreditIssuer:
         dry_run: bool = False,
         by: str = "api",
     ) -> Sequence[Corrected]:
-        """Take recorded units back, once an id; a result a meter.
+        """Take recorded units back, once for each id; return a result for each meter.
 
-        Overage goes before credits, grants and included. A meter event takes back the units that no invoice
-        has. Those that an invoice line of an ended price has, and billed ones of the last 35 days, are
-        ``by_hand``. Where neither is possible, there is a grant from the next period on.
+        Overage is taken back before credits, grants and included units. Units that no invoice has are taken
+        back by a negative meter event. Units on an invoice line of an ended price, and billed ones of the
+        last 35 days, are ``by_hand``. Otherwise, the customer gets a grant from the next period on.
 
         Args:
             customer: the customer's id.
             quantities: meter to units.
             reason: why, for the customer's ledger.
-            correction_id: your own id. A correction that was interrupted goes on under it.
-            credit: issue a credit note for ``by_hand`` units of each invoice line that is final. Asked again
-                with the same id, the others get theirs.
+            correction_id: your own id. An interrupted correction goes on under the same id.
+            credit: issue a credit note for ``by_hand`` units of each final invoice line. Call again with the
+                same id for lines that become final later.
             dry_run: change nothing, and return what would be done.
-            by: who corrects, for the ledger.
+            by: the operator, for the ledger.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
@@ -123,7 +123,7 @@ class CreditIssuer:
         *,
         is_asked: bool,
     ) -> Corrected:
-        """Add its credit notes to the result of a meter; issue missing ones, where ``is_asked``."""
+        """Add the credit notes to the result of a meter; issue missing ones if ``is_asked``."""
         if not one.by_hand:
             return one
         whys = [] if one.by_hand == sum(line.units for line in lines) else [_NO_LINE]
@@ -147,7 +147,7 @@ class CreditIssuer:
     async def _issue_credits(
         self, customer: str, asked: Asked, meter: str, lines: Sequence[AssignedLine]
     ) -> tuple[dict[str, IssuedCredit], list[str]]:
-        """Credit notes for lines by their names, and why others get none."""
+        """Issue credit notes for lines; return them by line name, and why other lines get none."""
         _, state = await States(self._store).read(customer)
         api = self._api() if self._api is not None else None
         dated = [line for line in lines if _DATED in line.name]
@@ -190,7 +190,7 @@ class CreditIssuer:
         return notes, whys
 
     async def _find_or_issue(self, api: StripeApi, key: str, line: AssignedLine, billed: UsageLine) -> str:
-        """The id of the credit for units of a line; issues it unless Stripe has it.
+        """Find the credit for units of a line, or issue it; return its id.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
@@ -206,7 +206,7 @@ class CreditIssuer:
         paid = int(invoice["amount_paid"]) - int(invoice.get("post_payment_credit_notes_amount") or 0)
         params: dict[str, Parameter] = {"metadata": {_CORRECTION: key}}
         if cents > left + paid:
-            # A credit, or the balance, has paid a part of the invoice: Stripe takes no credit note of that.
+            # A credit or the balance has paid part of the invoice: Stripe refuses a credit note for that.
             params |= {"amount": -cents, "currency": str(invoice["currency"])}
             made = await api.post(entries, params, idempotency_key=f"meterkit-correction-{key}-balance")
             return str(made["id"])
@@ -222,7 +222,7 @@ class CreditIssuer:
         return str(made["id"])
 
     async def _read_credits(self, customer: str, asked: Asked, meter: str) -> dict[str, IssuedCredit]:
-        """The credit notes of a correction that the store knows, by the names of their lines."""
+        """Read the stored credit notes of a correction, by line name."""
         kept = await self._read_correction(customer, asked)
         return {name: IssuedCredit(*note) for name, note in kept.get("notes", {}).get(meter, {}).items()}
 
@@ -235,7 +235,7 @@ class CreditIssuer:
     async def _keep_credits(
         self, customer: str, asked: Asked, meter: str, notes: Mapping[str, IssuedCredit], latest: str
     ) -> bool:
-        """Keep the credits of a meter with its correction; whether the latest one was not there."""
+        """Store the credits of a meter with its correction; whether the latest one is new."""
         store, kept = self._store, await self._read_correction(customer, asked)
         known = kept.setdefault("notes", {}).setdefault(meter, {})
         is_new = latest not in known
@@ -246,13 +246,13 @@ class CreditIssuer:
 
 
 def _idempotency_key(customer: str, asked: Asked, meter: str, line: AssignedLine) -> str:
-    """The idempotency key of a credit note: it names the correction and the line."""
+    """Compute the idempotency key of a credit note from the correction and the line."""
     text = f"{customer}\0{asked.correction_id}\0{meter}\0{line.name}"
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _why_not(line: AssignedLine, billed: UsageLine | None) -> str:
-    """Why Stripe takes no credit note for a line now; empty: it may."""
+    """Explain why a line gets no credit note now; empty: it may get one."""
     if billed is None:
         return _NO_LINE
     if not line.cents:
@@ -262,7 +262,7 @@ def _why_not(line: AssignedLine, billed: UsageLine | None) -> str:
 
 
 def _credit_total(cents: int, line: Mapping[str, Any]) -> int:
-    """Compute the total of a credit note: with the line's part of discounts and of exclusive taxes."""
+    """Compute the total of a credit note, with the line's share of discounts and exclusive taxes."""
     off = sum(int(one["amount"]) for one in line.get("discount_amounts") or ())
     tax = sum(int(one["amount"]) for one in line.get("taxes") or () if one.get("tax_behavior") == "exclusive")
     share = Fraction(cents, int(line["amount"]) or 1)

@@ -1,4 +1,4 @@
-"""What became of one attempt to deliver usage to Stripe, and what to do next. Pure."""
+"""Outcome of an attempt to deliver usage to Stripe, and the next step. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.result import Result
 
 CLOCKS_APART_S: Final = 60
-"""Beyond it this host's clock and Stripe's do not agree, and what goes by a clock waits until they do."""
+"""Largest difference between this host's clock and Stripe's: beyond it, deliveries wait."""
 
 OutcomeKind = Literal[
     "delivered",
@@ -51,9 +51,8 @@ _OF_CONTENTS: Final = frozenset({"duplicate", "no_meter", "timestamp", "mapping"
 _REFUSAL_TYPE: Final = "invalid_request_error"
 _IDEMPOTENCY_TYPE: Final = "idempotency_error"
 
-# Meter events v1 have no error code for these, only a text (an identifier that Stripe has already, a
-# meter that is unknown or deactivated); v2 has codes. The last two say that the key or the version is
-# wrong for this account, which no single event is to blame for.
+# Meter events v1 have texts instead of error codes for a known identifier, and for an unknown or deactivated
+# meter; v2 has codes. The systemic texts say that the key or the version is wrong for this account.
 _DUPLICATE_TEXT: Final = "already exists with identifier"
 _DUPLICATE_CODES: Final = frozenset({"duplicate_meter_event"})
 _NO_METER_TEXTS: Final = ("no active meter", "no such meter")
@@ -73,23 +72,23 @@ _VALUE_TEXT: Final = "the value in the event payload"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryOutcome:
-    """What became of an intent, and what to do with it.
+    """Outcome of an attempt to deliver an intent.
 
     Attributes:
-        kind: ``delivered``: accepted now. ``duplicate``: accepted earlier, which is as good. ``unknown``:
-            may or may not have been accepted. ``unreadable``: as unknown, and the sender of the 2xx was
-            not Stripe. ``not_done``: certainly not accepted, a later try may be. ``bug``: the idempotency
-            key was used for other contents. ``systemic``: no event will be accepted before an operator
-            acts. ``no_meter``: no event of this name will be, before an operator acts. ``timestamp``: its
-            timestamp was refused. ``mapping``: the meter at Stripe asks for other payload keys.
-            ``permanent``: this intent will never be accepted.
-        detail: what was answered, for logs and alerts; holds no key.
-        new_key: whether the next try needs a fresh idempotency key. The identifier always stays.
-        server_time_s: Stripe's clock in Unix seconds when it answered; None where unknown.
-        request_id: Stripe's name for the request, for its support; None where unknown.
-        answered: whether anybody answered.
-        refused: whether Stripe certainly does not have it from this try: it says so, or nothing was sent.
-        batch: the idempotency key, where several intents were sent in one call; empty: one was.
+        kind: ``delivered``: accepted now. ``duplicate``: accepted earlier. ``unknown``: may or may not have
+            been accepted. ``unreadable``: as unknown, and the 2xx response is not Stripe's. ``not_done``:
+            certainly not accepted, a later try may be. ``bug``: the idempotency key was used for other
+            contents. ``systemic``: Stripe accepts no event before an operator acts. ``no_meter``: it accepts
+            no event of this name before an operator acts. ``timestamp``: the timestamp was refused.
+            ``mapping``: the meter at Stripe requires other payload keys. ``permanent``: the intent will
+            never be accepted.
+        detail: the response in words, for logs and alerts; holds no key.
+        new_key: whether the next try needs a new idempotency key. The identifier always stays.
+        server_time_s: Stripe's clock at its response, in Unix seconds; None: not known.
+        request_id: Stripe's id of the request, for its support; None: not known.
+        answered: whether there was a response.
+        refused: whether Stripe certainly does not have it from this try.
+        batch: the idempotency key of a call with several intents; empty: there was one.
     """
 
     kind: OutcomeKind
@@ -108,17 +107,17 @@ class DeliveryOutcome:
 
     @property
     def step(self) -> NextStep:
-        """What to do: ``retry`` later, ``park`` for a person, ``dead``: to the dead letters."""
+        """Next step: ``retry`` later, ``park`` for an operator, ``dead``: to the dead letters."""
         return _MEANS[self.kind][0]
 
     @property
     def scope(self) -> OutcomeScope:
-        """What else would be answered so: nothing but this intent, all of its meter, or whatever is sent."""
+        """Scope of the same response: this intent, all intents of its meter, or all of the account."""
         return _MEANS[self.kind][1]
 
     @property
     def is_of_contents(self) -> bool:
-        """Whether what was sent is to blame: of a batch, one event or more of it."""
+        """Whether the contents of an event are the cause; in a batch, of at least one event."""
         return self.kind in _OF_CONTENTS
 
     @property
@@ -128,10 +127,10 @@ class DeliveryOutcome:
 
 
 def classify(result: Result) -> DeliveryOutcome:
-    """Tell what became of an intent from what happened to its request."""
+    """Classify the result of a request."""
     kind = _kind(result)
-    # Stripe answers a repeated idempotency key with the saved response, a saved 500 included: only a new
-    # key has the event looked at again. After a lost reply the old key is as good and says more.
+    # Stripe answers a repeated idempotency key with the saved response, a saved 500 included: only a new key
+    # makes it process the event again. After a lost response, the old key is as good and says more.
     new_key = result.status is not None and kind not in ("delivered", "duplicate", "not_done")
     return DeliveryOutcome(
         kind=kind,
@@ -148,8 +147,7 @@ def _kind(result: Result) -> OutcomeKind:
     status = HTTPStatus.INTERNAL_SERVER_ERROR if result.status is None else result.status
     text, param = (result.message or "").lower(), result.param or ""
     is_stripes = result.type in ERROR_TYPES
-    # Stripe refuses an event with 400. Any other status answers something else than this event: a wrong
-    # address, the state of the account.
+    # Stripe refuses an event with 400. Another status concerns a wrong address or the state of the account.
     of_event = status == HTTPStatus.BAD_REQUEST or _NO_CUSTOMER_TEXT in text
     first_match: list[tuple[bool, OutcomeKind]] = [
         (result.failure == "not_sent", "not_done"),
@@ -163,9 +161,9 @@ def _kind(result: Result) -> OutcomeKind:
         (not is_stripes, "systemic"),
         (result.type == _IDEMPOTENCY_TYPE, "bug"),
         (result.should_retry is True, "not_done"),
-        (any(told in text for told in _NO_METER_TEXTS), "no_meter"),
+        (any(part in text for part in _NO_METER_TEXTS), "no_meter"),
         (result.type != _REFUSAL_TYPE or not of_event, "systemic"),
-        (any(told in text for told in _SYSTEMIC_TEXTS), "systemic"),
+        (any(part in text for part in _SYSTEMIC_TEXTS), "systemic"),
         (param == _TIMESTAMP_PARAM or _TIMESTAMP_TEXT in text, "timestamp"),
         (_NO_CUSTOMER_TEXT in text or _VALUE_TEXT in text, "permanent"),
         (_PAYLOAD in text or _PAYLOAD in param or result.code in _MAPPING_CODES, "mapping"),
@@ -177,8 +175,8 @@ def _kind(result: Result) -> OutcomeKind:
 def _is_refused(result: Result, kind: OutcomeKind) -> bool:
     if result.failure == "not_sent":
         return True
-    # A proxy that answers may have passed the request on. A key in use belongs to another request than this
-    # one, sent again on the way, which may be accepted.
+    # A proxy that answers may have forwarded the request. A key in use belongs to another copy of this
+    # request, which may be accepted.
     is_in_use = result.status == HTTPStatus.CONFLICT or result.type == _IDEMPOTENCY_TYPE
     is_open = kind in {"delivered", "duplicate", "unknown", "unreadable"}
     return result.type in ERROR_TYPES and not is_in_use and not is_open

@@ -1,4 +1,4 @@
-"""Stripe's error reports on meter events that it accepted and does not count: these are parked."""
+"""Stripe's error reports on meter events that it accepted and refused later: park their intents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("meterkit.delivery")
 BATCH: Final = "batch-"
-"""Begins the idempotency key of a call with several intents."""
+"""Prefix of the idempotency key of a call with several intents."""
 _SAMPLES_MAX: Final = 1_000
 _WORDS_MAX: Final = 200
 # The idempotency key of a later try is the identifier and eight hex digits.
 _KEY: Final = re.compile(r"(?P<identifier>[0-9a-f]{32}(-[0-9]{1,6})?r*)(-[0-9a-f]{8})?")
 _BATCH_KEY: Final = re.compile(rf"{BATCH}[0-9a-f]{{32}}")
 _OF_THE_METER: Final = frozenset({"archived_meter", "no_meter"})
-# Events that another setting at Stripe would accept can be sent again. The rest cannot.
+# Other refused events may be accepted after a change of settings at Stripe.
 _DEAD: Final = frozenset(
     {
         "meter_event_customer_not_found",
@@ -55,14 +55,13 @@ _DAYS_NEAR: Final = 3
 _DAYS_KEPT: Final = 37
 _DAYS_OF_BATCHES: Final = 9
 RefusalOutcome = Literal["done", "gone", "sending", "damaged"]
-"""The outcome: it is parked or dead, it is gone, it is just being sent, or its customer's
-totals cannot be counted in."""
+"""Outcome: the intent is parked or dead; it is gone; it is being sent; its totals are damaged."""
 _REFUSED: Final[dict[int, RefusalOutcome]] = {0: "gone", 1: "done", 2: "sending", 3: "damaged"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorSample:
-    """One meter event of many: what names it, and Stripe's words."""
+    """A sample of the refused events: an identifier or idempotency key, and Stripe's message."""
 
     name: str
     message: str
@@ -70,11 +69,11 @@ class ErrorSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorCause:
-    """Why meter events do not count.
+    """Cause of refused meter events.
 
     Attributes:
         code: Stripe's, such as ``meter_event_customer_not_found``.
-        count: of how many events.
+        count: number of refused events.
         samples: some of them; Stripe does not name all.
     """
 
@@ -85,11 +84,12 @@ class ErrorCause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorReport:
-    """What a thin event tells.
+    """Report of a thin event.
 
     Attributes:
-        meter: Stripe's id of it; None where there is none.
-        span: the seconds that it is about, as Stripe writes them; empty where it does not say.
+        meter: its id at Stripe; None: there is none.
+        count: number of refused events.
+        span: the validated time span, as Stripe writes it; empty: not known.
     """
 
     meter: str | None
@@ -99,7 +99,7 @@ class ErrorReport:
 
 
 def read_report(event: Mapping[str, Any]) -> ErrorReport:
-    """Read an event as ``GET /v2/core/events/:id`` shows it; what cannot be read of it is left out."""
+    """Read an event of ``GET /v2/core/events/:id``; unreadable parts are left out."""
     data = _object(event.get("data"))
     reason = _object(data.get("reason"))
     causes = tuple(
@@ -119,7 +119,7 @@ def read_report(event: Mapping[str, Any]) -> ErrorReport:
 
 
 def identifiers_of(report: ErrorReport) -> dict[str, tuple[str, str]]:
-    """Of our intents that a report names: identifier to the code and Stripe's words."""
+    """Find our intents that a report names: identifier to code and message."""
     found: dict[str, tuple[str, str]] = {}
     for cause in report.causes:
         for sample in cause.samples:
@@ -130,7 +130,7 @@ def identifiers_of(report: ErrorReport) -> dict[str, tuple[str, str]]:
 
 
 def batches_of(report: ErrorReport) -> dict[ErrorCause, dict[str, str]]:
-    """Of our calls with several intents that a report names: for each cause, their keys to Stripe's words."""
+    """Find our batches that a report names: for each cause, idempotency key to message."""
     found: dict[ErrorCause, dict[str, str]] = {}
     for cause in report.causes:
         keys = {sample.name: sample.message for sample in cause.samples if _BATCH_KEY.fullmatch(sample.name)}
@@ -140,19 +140,19 @@ def batches_of(report: ErrorReport) -> dict[ErrorCause, dict[str, str]]:
 
 
 def is_of_meter(code: str) -> bool:
-    """Whether a code says that a meter takes nothing at all."""
+    """Whether a code says that a meter accepts no event at all."""
     return code in _OF_THE_METER
 
 
 def state_of(code: str) -> Literal["parked", "dead"]:
-    """Where an intent goes that was refused with a code: one that is not known here is for a person, too."""
+    """State of an intent refused with a code; with an unknown code it is parked for an operator."""
     return "dead" if code in _DEAD else "parked"
 
 
 def _samples(kind: Mapping[str, Any]) -> Iterator[ErrorSample]:
     for sample in _objects(kind.get("sample_errors")):
         request = _object(sample.get("request"))
-        # Stripe's reference says the one, an example on its pages the other.
+        # Stripe's reference has the first name, an example in its documentation the second.
         name = _text(request.get("identifier")) or _text(request.get("idempotency_key"))
         if name:
             yield ErrorSample(name=name, message=_text(sample.get("error_message"))[:_WORDS_MAX])
@@ -174,16 +174,145 @@ def _positive_int(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedIntent:
+    """An intent that an error report names: queued, delivered or refused before.
+
+    Attributes:
+        stripe_customer: the customer at Stripe.
+        value: in the meter's unit.
+        day_ms: within the day of its delivery; 0: it is not delivered.
+        is_apart: whether it is parked or dead already.
+    """
+
+    identifier: str
+    customer: str
+    stripe_customer: str
+    event_name: str
+    value: int
+    shard: int
+    day_ms: int = 0
+    is_apart: bool = False
+
+
+class IntentRefuser:
+    """Finds intents by identifier or batch, and parks refused ones.
+
+    Each method raises :class:`~meterkit.errors.StoreError` if the store does not answer.
+
+    Args:
+        store: has the intents.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._meters: Mapping[str, ReportedMeter] | None = None
+
+    async def find(self, identifiers: Iterable[str]) -> dict[str, ReportedIntent]:
+        """Find intents by identifier: in deliveries of the last days first, then of all 37 stored days."""
+        wanted, now_ms, found = list(identifiers), self._store.now_ms(), dict[str, ReportedIntent]()
+        for days in (range(-1, _DAYS_NEAR), range(_DAYS_NEAR, _DAYS_KEPT)):
+            for shard in range(self._store.keys.shards):
+                left = [identifier for identifier in wanted if identifier not in found]
+                if not left:
+                    return found
+                for one in await self._find_in_shard(shard, left, [now_ms - day * _DAY_MS for day in days]):
+                    found[one.identifier] = one
+        return found
+
+    async def batches(self, batches: Iterable[str]) -> dict[str, list[str]]:
+        """Read the intents of batches by idempotency key; they are stored for eight days."""
+        wanted, now_ms = list(batches), self._store.now_ms()
+        found: dict[str, list[str]] = {}
+        admin, keys = await self._store.admin(), self._store.keys
+        for shard in range(keys.shards):
+            server = await admin.at(keys.shard(shard, "intents"))
+            pipe = server.client.pipeline(transaction=False)
+            for day in range(-1, _DAYS_OF_BATCHES):
+                pipe.hmget(keys.batches(shard, now_ms - day * _DAY_MS), wanted)
+            for texts in await server.ask(pipe.execute()):
+                found |= {
+                    batch: unpack_batch(text.decode())
+                    for batch, text in zip(wanted, texts, strict=True)
+                    if text
+                }
+        return found
+
+    async def refuse(
+        self, one: ReportedIntent, *, state: Literal["parked", "dead"], why: str
+    ) -> RefusalOutcome:
+        """Park an intent or make it dead, atomically with the totals, under a new identifier."""
+        keys = self._store.keys
+        admin = await self._store.admin()
+        if self._meters is None:
+            self._meters = await read_meters(admin, keys, self._store.catalog)
+        tokens = [token for token, counted in self._meters.items() if counted.event_name == one.event_name]
+        if not tokens:  # The customer's price is older than the event name in the plans file.
+            own = await read_meters(admin, keys, self._store.catalog, one.customer)
+            tokens = [token for token, counted in own.items() if counted.event_name == one.event_name]
+        names = [keys.shard(one.shard, name) for name in ("intents", "outbox")]
+        names += [keys.delivered(one.shard, one.day_ms), keys.shard(one.shard, state)]
+        names.append(keys.customer(one.customer).totals)
+        arguments = (one.identifier, one.identifier + REFUSED, state, why, "".join(tokens[:1]), one.customer)
+        return _REFUSED[await admin.run(self._store.scripts["refuse"], names, *arguments)]
+
+    async def _find_in_shard(
+        self, shard: int, identifiers: Sequence[str], days_ms: Sequence[int]
+    ) -> list[ReportedIntent]:
+        keys = self._store.keys
+        server = await (await self._store.admin()).at(keys.shard(shard, "intents"))
+        names = [(identifier, identifier) for identifier in identifiers]
+        names += [(identifier + REFUSED, identifier) for identifier in identifiers]
+        pipe = server.client.pipeline(transaction=False)
+        pipe.hmget(keys.shard(shard, "intents"), [name for name, _ in names])
+        for day_ms in days_ms:
+            pipe.hmget(keys.delivered(shard, day_ms), list(identifiers))
+        intents, *delivered = await server.ask(pipe.execute())
+        found: list[ReportedIntent] = []
+        for (name, identifier), data in zip(names, intents, strict=True):
+            if data is not None:
+                kept: dict[str, Any] = json.loads(data)
+                one = ReportedIntent(
+                    identifier=identifier,
+                    customer=kept["customer"],
+                    stripe_customer=kept["stripe"],
+                    event_name=kept["event"],
+                    value=int(kept["value"]),
+                    shard=shard,
+                    is_apart=name != identifier or kept["state"] in {"parked", "dead"},
+                )
+                found.append(one)
+        for day_ms, lines in zip(days_ms, delivered, strict=True):
+            for identifier, data in zip(identifiers, lines, strict=True):
+                if data is not None:
+                    customer, stripe_customer, event_name, _, value = json.loads(data)
+                    one = ReportedIntent(
+                        identifier=identifier,
+                        customer=customer,
+                        stripe_customer=stripe_customer,
+                        event_name=event_name,
+                        value=int(value),
+                        shard=shard,
+                        day_ms=day_ms,
+                    )
+                    found.append(one)
+        return found
+
+
 async def find_in_batches(
     api: StripeApi, refusing: IntentRefuser, report: ErrorReport
 ) -> dict[str, tuple[str, str]]:
-    """The intents that a report means by naming batches: identifier to the code and Stripe's words.
+    """Find the refused intents of the batches that a report names: identifier to code and message.
 
     ``request.identifier`` of a sample is "The request idempotency key", as Stripe's SDKs document
-    ``V1BillingMeterErrorReportTriggeredEvent``: of a stream that is one for up to a hundred events. Of those
-    that are of the report's meter it means the only one; all, where the meter takes nothing and no fewer are
-    counted; those without a customer at Stripe, if it says so. Else they are unknown: that is logged,
-    with their identifiers.
+    ``V1BillingMeterErrorReportTriggeredEvent``. In a stream, that is one key for up to a hundred events. Of
+    the batch's events of the report's meter, these are refused:
+
+    - the only one;
+    - all, if the meter accepts none and the report counts no fewer;
+    - those without a customer at Stripe, if that is the cause.
+
+    Otherwise they are unknown, and logged with their identifiers.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -205,7 +334,7 @@ async def find_in_batches(
 
 
 async def _event_names(api: StripeApi, report: ErrorReport) -> Collection[str]:
-    """The event name of the report's meter; where it is of none, those of all meters that there are."""
+    """Read the event name of the report's meter; of all meters if it names none."""
     if report.meter is not None:
         return {(await api.get(f"/v1/billing/meters/{report.meter}"))["event_name"]}
     return {meter["event_name"] for meter in await api.list("/v1/billing/meters")}
@@ -239,16 +368,15 @@ async def _is_gone(api: StripeApi, stripe_customer: str) -> bool:
 
 
 async def park_refused(store: Store, api: StripeApi, event_id: str, journal: Journal | None = None) -> None:
-    """Fetch what an event tells of meter events that Stripe does not count, and do with each what it says.
+    """Fetch an error report, and park the intents that it names or make them dead. Idempotent.
 
-    An intent that it names, by itself or by the call that it was sent in, is parked or dead, with Stripe's
-    words, and counted so. Stripe names only some of the events: how many are left, and what to do, is logged.
-    Repeated, it does nothing again.
+    Stripe names only some of the refused events, by identifier or by batch. The number of the others is
+    logged, with the cure.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
         StoreError: the store does not answer.
-        MeterkitError: an intent is just being sent; it is to be tried again.
+        MeterkitError: an intent is being sent; try again later.
     """
     report = read_report(await api.get(f"/v2/core/events/{event_id}"))
     refusing = IntentRefuser(store)
@@ -285,7 +413,7 @@ async def park_refused(store: Store, api: StripeApi, event_id: str, journal: Jou
 
 
 async def _remove(journal: Journal, identifiers: Sequence[str]) -> None:
-    """Take off the journal what Stripe does not have. A row that stays makes a restore bill too little."""
+    """Remove refused events from the journal. A row that stays makes a restore bill too little."""
     try:
         await journal.remove(identifiers)
     except MeterkitError as error:
@@ -314,128 +442,4 @@ def _log_unknown(report: ErrorReport, apart: int, event_id: str) -> None:
         kinds,
         "; ".join(cures),
         event_id,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportedIntent:
-    """Sealed usage that is on its way to Stripe or delivered, or was refused before.
-
-    Attributes:
-        stripe_customer: whom it was addressed to.
-        value: in the meter's unit.
-        day_ms: of the day that it was delivered on; any where it was not.
-        is_apart: whether it is parked or dead already.
-    """
-
-    identifier: str
-    customer: str
-    stripe_customer: str
-    event_name: str
-    value: int
-    shard: int
-    day_ms: int
-    is_apart: bool = False
-
-
-class IntentRefuser:
-    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
-
-    Args:
-        store: where usage is counted.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._meters: Mapping[str, ReportedMeter] | None = None
-
-    async def find(self, identifiers: Iterable[str]) -> dict[str, ReportedIntent]:
-        """By identifier, what is known of each: of the last days first, then of all 37 that are kept."""
-        wanted, now_ms, found = list(identifiers), self._store.now_ms(), dict[str, ReportedIntent]()
-        for days in (range(-1, _DAYS_NEAR), range(_DAYS_NEAR, _DAYS_KEPT)):
-            for shard in range(self._store.keys.shards):
-                left = [identifier for identifier in wanted if identifier not in found]
-                if not left:
-                    return found
-                for one in await self._find_in_shard(shard, left, [now_ms - day * _DAY_MS for day in days]):
-                    found[one.identifier] = one
-        return found
-
-    async def batches(self, batches: Iterable[str]) -> dict[str, list[str]]:
-        """Idempotency key to the intents that were sent with it, of eight days."""
-        wanted, now_ms = list(batches), self._store.now_ms()
-        found: dict[str, list[str]] = {}
-        admin, keys = await self._store.admin(), self._store.keys
-        for shard in range(keys.shards):
-            server = await admin.at(keys.shard(shard, "intents"))
-            pipe = server.client.pipeline(transaction=False)
-            for day in range(-1, _DAYS_OF_BATCHES):
-                pipe.hmget(keys.batches(shard, now_ms - day * _DAY_MS), wanted)
-            for texts in await server.ask(pipe.execute()):
-                found |= {
-                    batch: unpack_batch(text.decode())
-                    for batch, text in zip(wanted, texts, strict=True)
-                    if text
-                }
-        return found
-
-    async def refuse(
-        self, one: ReportedIntent, *, state: Literal["parked", "dead"], why: str
-    ) -> RefusalOutcome:
-        """Have it parked or dead, under a new identifier, and counted so, at once."""
-        keys = self._store.keys
-        admin = await self._store.admin()
-        if self._meters is None:
-            self._meters = await read_meters(admin, keys, self._store.catalog)
-        tokens = [token for token, counted in self._meters.items() if counted.event_name == one.event_name]
-        if not tokens:  # Of an item that is older than the event name in the plans file.
-            own = await read_meters(admin, keys, self._store.catalog, one.customer)
-            tokens = [token for token, counted in own.items() if counted.event_name == one.event_name]
-        names = [keys.shard(one.shard, name) for name in ("intents", "outbox")]
-        names += [keys.delivered(one.shard, one.day_ms), keys.shard(one.shard, state)]
-        names.append(keys.customer(one.customer).totals)
-        arguments = (one.identifier, one.identifier + REFUSED, state, why, "".join(tokens[:1]), one.customer)
-        return _REFUSED[await admin.run(self._store.scripts["refuse"], names, *arguments)]
-
-    async def _find_in_shard(
-        self, shard: int, identifiers: Sequence[str], days_ms: Sequence[int]
-    ) -> list[ReportedIntent]:
-        keys = self._store.keys
-        server = await (await self._store.admin()).at(keys.shard(shard, "intents"))
-        names = [(identifier, identifier) for identifier in identifiers]
-        names += [(identifier + REFUSED, identifier) for identifier in identifiers]
-        pipe = server.client.pipeline(transaction=False)
-        pipe.hmget(keys.shard(shard, "intents"), [name for name, _ in names])
-        for day_ms in days_ms:
-            pipe.hmget(keys.delivered(shard, day_ms), list(identifiers))
-        intents, *delivered = await server.ask(pipe.execute())
-        found: list[ReportedIntent] = []
-        for (name, identifier), data in zip(names, intents, strict=True):
-            if data is not None:
-                kept: dict[str, Any] = json.loads(data)
-                told = (kept["customer"], kept["stripe"], kept["event"], kept["value"])
-                one = _reported_intent(identifier, told, shard)
-                is_apart = name != identifier or kept["state"] in {"parked", "dead"}
-                found.append(replace(one, is_apart=is_apart))
-        for day_ms, lines in zip(days_ms, delivered, strict=True):
-            for identifier, data in zip(identifiers, lines, strict=True):
-                if data is not None:
-                    customer, stripe_customer, event_name, _, value = json.loads(data)
-                    told = (customer, stripe_customer, event_name, value)
-                    found.append(_reported_intent(identifier, told, shard, day_ms))
-        return found
-
-
-def _reported_intent(
-    identifier: str, told: tuple[str, str, str, str], shard: int, day_ms: int = 0
-) -> ReportedIntent:
-    customer, stripe_customer, event_name, value = told
-    return ReportedIntent(
-        identifier=identifier,
-        customer=customer,
-        stripe_customer=stripe_customer,
-        event_name=event_name,
-        value=int(value),
-        shard=shard,
-        day_ms=day_ms,
     )

@@ -1,4 +1,4 @@
-"""What a flush did, and what it left."""
+"""Report of a flush: its results, and the usage that it left undelivered."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsealed:
-    """Usage of a linked customer that could not be sealed, and why.
+    """Usage of a linked customer that could not be sealed, and the reason.
 
     Attributes:
-        meter: its name in an earlier plans file, or what stands for it in the store; empty: of all meters.
-        quantity: in the meter's unit; None where it cannot be read.
+        meter: its token in the store; empty: all meters.
+        quantity: in the meter's unit; None: not readable.
     """
 
     customer: str
@@ -31,24 +31,24 @@ class Unsealed:
 
 @dataclass(slots=True, kw_only=True)
 class FlushReport:
-    """What a flush did, and what it left.
+    """Results of a flush, and the usage that it left undelivered.
 
     Attributes:
         sealed: intents made from pending usage.
         delivered: intents that Stripe has accepted, now or earlier.
-        retried: tries that are to be repeated.
-        parked: intents that were parked: they wait for a person.
+        retried: tries that will be repeated.
+        parked: intents that were parked for an operator or a comparison.
         dead: intents that Stripe will never accept.
-        left: customers with pending usage and intents on their way, of linked customers, at the end.
-        why: what the last try that is to be repeated came to; empty where there was none.
+        left: linked customers with pending usage, plus queued intents, at the end.
+        why: outcome of the last try that will be repeated; empty: there was none.
         unlinked: customers whose usage waits for a link to Stripe.
-        undelivered: all intents that are parked or dead, of earlier flushes too.
+        undelivered: all parked or dead intents, those of earlier flushes included.
         unsealed: usage that could not be sealed.
-        late: usage whose own invoice was final, or whose price had ended at Stripe, as this flush, its syncs
-            and its comparisons found; ``billing.late_usage`` says what becomes of it.
-        items: invoice items that were made of late usage, at the price at which it was recorded.
-        spooled: settlements sent, by a flush of everything, from spools of processes that are gone.
-        spools_left: such spools that were left as they are, and why.
+        late: usage whose invoice was final, or whose price had ended at Stripe, as found by this flush, its
+            syncs and its comparisons; ``billing.late_usage`` decides how it is billed.
+        items: invoice items made for late usage, at its recorded price.
+        spooled: settlements replayed from spools of ended processes, by a flush of everything.
+        spools_left: such spools that could not be replayed, and why.
     """
 
     sealed: int = 0
@@ -68,11 +68,11 @@ class FlushReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether Stripe has all that linked customers used."""
+        """Whether Stripe has all usage of linked customers."""
         return not (self.left or self.undelivered or self.unsealed or self.spools_left)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, as the command line prints it; ``items`` only if there are any."""
+        """Serialize it for the command line; ``items`` only if there are any."""
         found = asdict(self)
         if not self.items:
             del found["items"]
@@ -81,7 +81,7 @@ class FlushReport:
 
 
 async def replay_spools(store: Store) -> FlushReport:
-    """Record usage that lies in spools, and count what waits for delivery; Stripe is not asked.
+    """Replay spools, and count undelivered usage; Stripe is not asked.
 
     Raises:
         StoreError: the store does not answer.
@@ -91,7 +91,7 @@ async def replay_spools(store: Store) -> FlushReport:
 
 
 async def count_undelivered(store: Store, report: FlushReport) -> FlushReport:
-    """Add to a report what is not delivered now.
+    """Add the undelivered usage of now to a report.
 
     Raises:
         StoreError: the store does not answer.

@@ -1,7 +1,7 @@
-"""Makes the queued invoice items for late usage at Stripe, each once.
+"""Maker of the queued invoice items for late usage: each is made once at Stripe.
 
-An item is looked for at Stripe before it is made, and made under its own idempotency key. If the store has
-forgotten items that Stripe has of the same customer, meter and period, their units are not billed again.
+Before an item is made, Stripe's items are listed; each has its own idempotency key. If the store has lost
+items of the same customer, meter and period, their units are not billed again.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("meterkit.delivery")
 USAGE_KEY: Final = "meterkit_late_usage"
-"""The metadata of an invoice item that names customer, meter and period; see ``usage_key_of``."""
+"""Key in an invoice item's metadata for the hash of customer, meter and period; see ``usage_key_of``."""
 ITEM_KEY: Final = "meterkit_late_item"
-"""The metadata of an invoice item that has its identifier in the queue."""
+"""Key in an invoice item's metadata for its identifier in the queue."""
 _SINCE_KEY: Final = "meterkit_late_since"
 _PATH: Final = "/v1/invoiceitems"
 _LATER_MS: Final = 60_000
 _FAILURES_MOST: Final = 3
 _STALE_S: Final = 3_600.0
-"""Stripe remembers an idempotency key for 24 hours, so an older list of its items is read anew."""
+"""Largest age of the list of Stripe's items when an item is made."""
 _KEY_ERRORS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _IDEMPOTENCY: Final = "idempotency_error"
 _OTHER_MODE: Final = "a similar object exists in"
@@ -47,11 +47,11 @@ _OTHER_MODE: Final = "a similar object exists in"
 async def late_units_at_stripe(
     api: StripeApi, stripe_customer: str, since_ms: int
 ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """The invoice items for late usage that a Stripe customer has, by their usage keys.
+    """List a Stripe customer's invoice items for late usage, by usage key.
 
     Args:
         api: the way to Stripe.
-        stripe_customer: whose.
+        stripe_customer: the customer at Stripe.
         since_ms: when the first of them may have been made.
 
     Raises:
@@ -67,7 +67,7 @@ async def late_units_at_stripe(
 
 
 def late_item_token(line: Mapping[str, Any], customer: str, tokens: Iterable[str]) -> str | None:
-    """Find the meter, of some, whose late usage a line or an invoice item bills; None: of none."""
+    """Find the meter, among some, whose late usage a line or an invoice item bills; None: none."""
     metadata: Mapping[str, str] = line.get("metadata") or {}
     since, key = metadata.get(_SINCE_KEY, ""), metadata.get(USAGE_KEY)
     if key is None or ITEM_KEY not in metadata or not since.isdigit():
@@ -76,10 +76,10 @@ def late_item_token(line: Mapping[str, Any], customer: str, tokens: Iterable[str
 
 
 class InvoiceItemMaker:
-    """Makes what is due. Any number of processes may do so at once.
+    """Makes due items. Any number of processes may do so at once.
 
     Args:
-        store: where the queue is.
+        store: has the queue.
         api: the way to Stripe.
     """
 
@@ -90,9 +90,9 @@ class InvoiceItemMaker:
         self._failures = Throttle(HOUR_S)
 
     async def make_due(self, report: FlushReport, *, everything: bool) -> None:
-        """Make the items that are due, or all.
+        """Make the due items, or all.
 
-        An item that Stripe does not answer is tried again later; after three of them the others wait, too.
+        If Stripe does not answer, an item is tried again later; after three failures, the others wait, too.
 
         Raises:
             StoreError: the store does not answer.
@@ -114,7 +114,7 @@ class InvoiceItemMaker:
                 return
 
     async def _make_item(self, items: LateItems, item: LateItem) -> bool:
-        """Make an item, unless Stripe has it; whether it was made.
+        """Make an item unless Stripe has it; whether it was settled as made.
 
         Raises:
             StripeError: Stripe does not answer, or the key may not do this.
@@ -149,7 +149,7 @@ class InvoiceItemMaker:
         return await items.settle(item, "f", after=f"billed by the invoice item {made['id']}")
 
     async def _post_item(self, item: LateItem, units: int, params: Mapping[str, Parameter]) -> dict[str, Any]:
-        """Ask Stripe for an item of the meter's product, or of none if that is refused."""
+        """Post an item for the meter's product; without a product if Stripe refuses that."""
         key, product = f"{item.id}-{units}", await self._find_product(item)
         amount = f"{unit_amount_decimal(item.label):f}"
         if product is not None:
@@ -182,7 +182,7 @@ class InvoiceItemMaker:
         }
 
     async def _find_product(self, item: LateItem) -> str | None:
-        """The product of the meter's price in the subscription; None: it had none, or it is not shown."""
+        """Find the product of the meter's price in the subscription; None: not known."""
         prices = {meter: price for meter, _, price in (pair.partition("=") for pair in item.metered.split())}
         try:
             meters = [
@@ -205,7 +205,7 @@ class InvoiceItemMaker:
 
 
 def span_in_words(start: datetime, end: datetime) -> str:
-    """Days as people write them, with the month once if it is one."""
+    """Format a span of days, with the month once if it is the same."""
     last = f"{end.day} {end:%b %Y}"
     if start.date() >= end.date():
         return last

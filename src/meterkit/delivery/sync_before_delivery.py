@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 WAITED_MS: Final = 120_000
-"""Usage that waited for so long needs a sync first; otherwise webhooks are faster."""
+"""Usage that waited for this time needs a sync first; for younger usage, webhooks are faster."""
 
 _AT_ONCE: Final = 8
 _PATIENCE_S: Final = 10.0
