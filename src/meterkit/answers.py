@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
 
 if TYPE_CHECKING:
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-IANA: Final = "https://iana.org/assignments/http-problem-types#"
-URN: Final = "urn:meterkit:problem:"
 PROBLEM_JSON: Final = "application/problem+json"
 CHALLENGE: Final = 'Bearer realm="api"'
 """The value of ``WWW-Authenticate``, unless the app has another one."""
@@ -46,6 +44,95 @@ class ProblemType:
         }
         return json.dumps(document, separators=(",", ":")).encode()
 
+    def schema(self) -> dict[str, Any]:
+        """Describe the documents of this type as a JSON schema."""
+        properties: dict[str, Any] = {
+            "type": {"const": self.uri},
+            "title": {"const": self.title},
+            "status": {"const": self.status},
+            "detail": _TEXT,
+            "instance": _URI,
+            **self.members,
+        }
+        required = [name for name in properties if name not in _OPTIONAL]
+        return {"title": self.title, "type": "object", "properties": properties, "required": required}
+
+
+_TEXT: Final = {"type": "string"}
+_URI: Final = {"type": "string", "format": "uri"}
+_TEXTS: Final = {"type": "array", "items": _TEXT}
+_INTEGER: Final = {"type": "integer"}
+_COUNT: Final = {"type": "integer", "minimum": 0}
+_OFFER: Final = {
+    "type": "object",
+    "properties": {
+        "credit": _TEXT,
+        "top_up_url": _URI,
+        "amounts_cents": {"type": "array", "items": _COUNT},
+        "currency": _TEXT,
+    },
+    "required": ["credit", "top_up_url", "amounts_cents", "currency"],
+}
+_NO_MEMBERS: Final[Mapping[str, object]] = {}
+_FIELD_ERRORS: Final = {"type": "array", "items": {"type": "object", "additionalProperties": _TEXT}}
+_OPTIONAL: Final = frozenset({"code", "offer", "portal_url", "reset_after_s", "url"})
+"""Members that a document has only where they apply."""
+
+
+def _iana(status: int, code: str, title: str, /, **members: Any) -> tuple[str, ProblemType]:
+    uri = f"https://iana.org/assignments/http-problem-types#{code}"
+    return code, ProblemType(status, uri, title, members)
+
+
+def _own(status: int, code: str, title: str, /, **members: Any) -> tuple[str, ProblemType]:
+    return code, ProblemType(status, f"urn:meterkit:problem:{code}", title, members)
+
+
+_SPEND_MEMBERS: Final = {
+    "limit_cents": _COUNT,
+    "spent_cents": _COUNT,
+    "currency": _TEXT,
+    "reset_after_s": _COUNT,
+}
+_STORAGE_MEMBERS: Final = dict.fromkeys(("limit", "used", "requested"), _COUNT)
+_FEATURE_MEMBERS: Final = {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS}
+_CEILING_MEMBERS: Final = {"field": _TEXT, "asked": _INTEGER, "ceiling": _INTEGER}
+_PAYMENT_REQUIRED: Final = (402, "payment-required", "Payment Required")
+PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(
+    (
+        # Refusals of the middleware.
+        _iana(429, "quota-exceeded", "Quota Exceeded", **{"violated-policies": _TEXTS, "offer": _OFFER}),
+        _iana(503, "temporary-reduced-capacity", "Temporary Reduced Capacity"),
+        _own(*_PAYMENT_REQUIRED, reason=_TEXT, portal_url=_URI, offer=_OFFER),
+        _own(402, "spend-limit-reached", "Spend Limit Reached", **_SPEND_MEMBERS),
+        _own(403, "feature-not-in-plan", "Feature Not In Plan", **_FEATURE_MEMBERS),
+        _own(403, "seats-limit-exceeded", "Seats Limit Exceeded", limit=_COUNT, used=_COUNT),
+        _own(413, "storage-limit-exceeded", "Storage Limit Exceeded", **_STORAGE_MEMBERS),
+        _own(401, "customer-unknown", "Customer Unknown"),
+        _own(400, "customer-invalid", "Customer Invalid"),
+        _own(409, "request-in-flight", "Request In Flight"),
+        _own(400, "request-above-ceiling", "Request Above Ceiling", **_CEILING_MEMBERS),
+        _own(400, "model-not-priced", "Model Not Priced", model=_TEXT),
+        # Problems of the billing routes.
+        _own(404, "no-subscription", "No Subscription"),
+        _own(409, "subscription-exists", "Subscription Exists"),
+        _own(409, "seats-in-use", "Seats In Use", seats=_COUNT, used=_COUNT),
+        _own(409, "subscription-conflict", "Subscription Conflict"),
+        _own(403, "origin-not-allowed", "Origin Not Allowed"),
+        _own(400, "url-not-allowed", "URL Not Allowed", field=_TEXT),
+        _own(422, "plan-unknown", "Plan Unknown", plan=_TEXT),
+        _own(422, "request-invalid", "Request Invalid", errors=_FIELD_ERRORS),
+        _own(409, "currency-fixed", "Currency Fixed", currency=_TEXT),
+        _own(413, "request-too-large", "Request Too Large", limit=_COUNT),
+        _own(415, "media-type-not-supported", "Media Type Not Supported"),
+        ("billing-payment-required", _own(*_PAYMENT_REQUIRED, reason=_TEXT, code=_TEXT, url=_TEXT)[1]),
+        _own(402, "payment-method-missing", "Payment Method Missing", url=_TEXT),
+        _own(402, "invoice-open", "Invoice Open", url=_TEXT),
+        _own(502, "stripe-refused", "Stripe Refused", code=_TEXT),
+    )
+)
+"""Problem types by the last part of their URI, each with the schemas of its further members."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemDocument:
@@ -62,6 +149,13 @@ class ProblemDocument:
     detail: str
     members: Mapping[str, object] = field(default_factory=dict[str, object])
     wait_s: int | None = None
+
+    @classmethod
+    def of(
+        cls, code: str, detail: str, members: Mapping[str, object] = _NO_MEMBERS, *, wait_s: int | None = None
+    ) -> Self:
+        """Make a document of a type of ``PROBLEM_TYPES``."""
+        return cls(kind=PROBLEM_TYPES[code], detail=detail, members=members, wait_s=wait_s)
 
     @property
     def headers(self) -> dict[str, str]:

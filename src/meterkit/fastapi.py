@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, get_args
 
+from meterkit.answers import PROBLEM_JSON, PROBLEM_TYPES
 from meterkit.asgi import admitted
 from meterkit.asgi.context import EXEMPT, current, require_exchange
-from meterkit.asgi.problems import REFUSAL_TYPES, REQUEST_PROBLEM_TYPES, problem_type_of
+from meterkit.asgi.problems import REFUSAL_TYPES, problem_type_of
+from meterkit.decisions.decision import ProblemCode
 from meterkit.errors import MeterkitError
 from meterkit.starlette import check_customer_of, respond, webhook_route
 from meterkit.subscriptions.billing_answers import BillingResponder
 from meterkit.subscriptions.billing_routes import ENDPOINTS
-from meterkit.subscriptions.problem_documents import KINDS, schema_of
 
 try:
     from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response, params
@@ -27,7 +28,6 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from meterkit.answers import ProblemType
     from meterkit.decisions.decision import Reason
     from meterkit.subscriptions.billing_routes import BillingEndpoint, BillingKit
 
@@ -87,34 +87,8 @@ Current: TypeAlias = Annotated[admitted.Current, Depends(_current)]
 
 
 _TEXT: Final = {"type": "string"}
-_URI: Final = {"type": "string", "format": "uri"}
-_TEXTS: Final = {"type": "array", "items": _TEXT}
-_QUANTITY: Final = {"type": "integer", "minimum": 0}
-_OFFER: Final = {
-    "type": "object",
-    "properties": {
-        "credit": _TEXT,
-        "top_up_url": _URI,
-        "amounts_cents": {"type": "array", "items": _QUANTITY},
-        "currency": _TEXT,
-    },
-    "required": ["credit", "top_up_url", "amounts_cents", "currency"],
-}
-_MEMBERS: Final[Mapping[str, Mapping[str, Any]]] = {
-    REFUSAL_TYPES["rate"].problem.uri: {"violated-policies": _TEXTS, "offer": _OFFER},
-    REFUSAL_TYPES["suspended"].problem.uri: {"reason": _TEXT, "portal_url": _URI, "offer": _OFFER},
-    REFUSAL_TYPES["spend"].problem.uri: {
-        "limit_cents": _QUANTITY,
-        "spent_cents": _QUANTITY,
-        "currency": _TEXT,
-        "reset_after_s": _QUANTITY,
-    },
-    REFUSAL_TYPES["feature"].problem.uri: {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS},
-    REFUSAL_TYPES["seats"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY},
-    REFUSAL_TYPES["storage"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY, "requested": _QUANTITY},
-}
-_OPTIONAL: Final = frozenset({"offer", "portal_url", "reset_after_s"})
 _SECONDS: Final = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+_RETRIED: Final = frozenset({502, 503})
 _FIELDS: Final[Mapping[int, Mapping[str, Any]]] = {
     401: {"WWW-Authenticate": {"description": "How to authenticate.", "schema": _TEXT}},
     409: {"Retry-After": _SECONDS},
@@ -129,42 +103,31 @@ _FIELDS: Final[Mapping[int, Mapping[str, Any]]] = {
 
 def _answers() -> Iterator[tuple[int, dict[str, Any]]]:
     """Describe the responses to refused requests in OpenAPI, by status."""
-    kinds: dict[str, tuple[ProblemType, list[Reason]]] = {}
+    reasons: dict[str, list[Reason]] = {}
+    schemas: dict[str, dict[str, Any]] = {}
+    types = [about for about, _ in REFUSAL_TYPES.values()]
+    for about in (*types, *(PROBLEM_TYPES[code] for code in get_args(ProblemCode))):
+        schemas[about.uri] = about.schema()
     for reason, (about, _) in REFUSAL_TYPES.items():
-        kinds.setdefault(about.uri, (about, []))[1].append(reason)
-    kinds |= {about.uri: (about, []) for about in REQUEST_PROBLEM_TYPES.values()}
-    by_status: dict[int, list[dict[str, Any]]] = {}
-    for about, reasons in kinds.values():
-        by_status.setdefault(about.status, []).append(_document(about, reasons))
-    for status, documents in sorted(by_status.items()):
-        answer: dict[str, Any] = {
-            "description": " or ".join(document["title"] for document in documents),
-            "content": {
-                "application/problem+json": {
-                    "schema": documents[0] if len(documents) == 1 else {"oneOf": documents}
-                }
-            },
+        reasons.setdefault(about.uri, []).append(reason)
+        if "reason" in about.members:
+            schemas[about.uri]["properties"]["reason"] = {"enum": reasons[about.uri]}
+    for status, answer in sorted(_by_status(schemas.values()).items()):
+        yield status, answer | ({"headers": dict(_FIELDS[status])} if status in _FIELDS else {})
+
+
+def _by_status(schemas: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Describe problem documents in OpenAPI, by the status of their schemas."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for schema in schemas:
+        found.setdefault(schema["properties"]["status"]["const"], []).append(schema)
+    return {
+        status: {
+            "description": " or ".join(one["title"] for one in several),
+            "content": {PROBLEM_JSON: {"schema": several[0] if len(several) == 1 else {"oneOf": several}}},
         }
-        if status in _FIELDS:
-            answer["headers"] = dict(_FIELDS[status])
-        yield status, answer
-
-
-def _document(about: ProblemType, reasons: list[Reason]) -> dict[str, Any]:
-    """The schema of the problem documents of one type (RFC 9457)."""
-    members = {**_MEMBERS.get(about.uri, {}), **about.members}
-    if "reason" in members:
-        members["reason"] = {"enum": reasons}
-    properties: dict[str, Any] = {
-        "type": {"const": about.uri},
-        "title": {"const": about.title},
-        "status": {"const": about.status},
-        "detail": _TEXT,
-        "instance": _URI,
+        for status, several in found.items()
     }
-    properties |= members
-    required = [name for name in properties if name not in _OPTIONAL]
-    return {"title": about.title, "type": "object", "properties": properties, "required": required}
 
 
 responses: Final[dict[int | str, dict[str, Any]]] = dict(_answers())
@@ -235,18 +198,7 @@ def _add_route(
 
 def _problems(endpoint: BillingEndpoint) -> dict[int | str, dict[str, Any]]:
     """Describe the problems of a billing route in OpenAPI, by status."""
-    by_status: dict[int, list[dict[str, Any]]] = {}
-    for name in dict.fromkeys(endpoint.kinds):
-        by_status.setdefault(KINDS[name].status, []).append(schema_of(KINDS[name]))
-    return {
-        status: {
-            "description": " or ".join(schema["title"] for schema in schemas),
-            "content": {
-                "application/problem+json": {
-                    "schema": schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
-                }
-            },
-            **({"headers": {"Retry-After": _SECONDS}} if status in {502, 503} else {}),
-        }
-        for status, schemas in by_status.items()
-    }
+    found = _by_status(about.schema() for about in endpoint.problem_types)
+    for status in found.keys() & _RETRIED:
+        found[status]["headers"] = {"Retry-After": _SECONDS}
+    return dict(found.items())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.answers import CHALLENGE, IANA, PROBLEM_JSON, URN, ProblemType
+from meterkit.answers import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
 from meterkit.asgi.headers import format_fields, join_names, merge_headers, policy_field
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.meters import CHARGED
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.catalog.models import Headers
-    from meterkit.decisions.decision import Decision, Policy, ProblemCode, Reason
+    from meterkit.decisions.decision import Decision, Policy, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,15 +237,9 @@ class RefusalType(NamedTuple):
     words: Callable[[RefusalFacts], _Words]
 
 
-def _refusal_type(status: int, uri: str, title: str, words: Callable[[RefusalFacts], _Words]) -> RefusalType:
-    return RefusalType(ProblemType(status, uri, title), words)
-
-
-_QUOTA: Final = _refusal_type(429, f"{IANA}quota-exceeded", "Quota Exceeded", _quota)
-_PAYMENT: Final = _refusal_type(402, f"{URN}payment-required", "Payment Required", _payment)
-_CAPACITY: Final = _refusal_type(
-    503, f"{IANA}temporary-reduced-capacity", "Temporary Reduced Capacity", _capacity
-)
+_QUOTA: Final = RefusalType(PROBLEM_TYPES["quota-exceeded"], _quota)
+_PAYMENT: Final = RefusalType(PROBLEM_TYPES["payment-required"], _payment)
+_CAPACITY: Final = RefusalType(PROBLEM_TYPES["temporary-reduced-capacity"], _capacity)
 REFUSAL_TYPES: Final[Mapping[Reason, RefusalType]] = {
     "rate": _QUOTA,
     "concurrency": _QUOTA,
@@ -254,38 +248,22 @@ REFUSAL_TYPES: Final[Mapping[Reason, RefusalType]] = {
     "suspended": _PAYMENT,
     "payment_required": _PAYMENT,
     "credits": _PAYMENT,
-    "spend": _refusal_type(402, f"{URN}spend-limit-reached", "Spend Limit Reached", _spend),
-    "feature": _refusal_type(403, f"{URN}feature-not-in-plan", "Feature Not In Plan", _feature),
-    "seats": _refusal_type(403, f"{URN}seats-limit-exceeded", "Seats Limit Exceeded", _seats),
-    "storage": _refusal_type(413, f"{URN}storage-limit-exceeded", "Storage Limit Exceeded", _storage),
-    "anonymous": _refusal_type(401, f"{URN}customer-unknown", "Customer Unknown", _unknown),
-    "invalid_customer": _refusal_type(400, f"{URN}customer-invalid", "Customer Invalid", _invalid),
-    "in_flight": _refusal_type(409, f"{URN}request-in-flight", "Request In Flight", _in_flight),
+    "spend": RefusalType(PROBLEM_TYPES["spend-limit-reached"], _spend),
+    "feature": RefusalType(PROBLEM_TYPES["feature-not-in-plan"], _feature),
+    "seats": RefusalType(PROBLEM_TYPES["seats-limit-exceeded"], _seats),
+    "storage": RefusalType(PROBLEM_TYPES["storage-limit-exceeded"], _storage),
+    "anonymous": RefusalType(PROBLEM_TYPES["customer-unknown"], _unknown),
+    "invalid_customer": RefusalType(PROBLEM_TYPES["customer-invalid"], _invalid),
+    "in_flight": RefusalType(PROBLEM_TYPES["request-in-flight"], _in_flight),
     "identify": _CAPACITY,
     "store": _CAPACITY,
 }
 
 
-def _problem_type(code: ProblemCode, title: str, members: Mapping[str, str]) -> ProblemType:
-    schemas = {name: {"type": kind} for name, kind in members.items()}
-    return ProblemType(HTTPStatus.BAD_REQUEST.value, f"{URN}{code}", title, schemas)
-
-
-REQUEST_PROBLEM_TYPES: Final[Mapping[ProblemCode, ProblemType]] = {
-    "request-above-ceiling": _problem_type(
-        "request-above-ceiling",
-        "Request Above Ceiling",
-        {"field": "string", "asked": "integer", "ceiling": "integer"},
-    ),
-    "model-not-priced": _problem_type("model-not-priced", "Model Not Priced", {"model": "string"}),
-}
-"""Each with the JSON types of its members."""
-
-
 def problem_type_of(refusal: Decision) -> ProblemType:
     """Find the problem type of a refusal; one without a reason is of the store."""
     if refusal.problem is not None:
-        return REQUEST_PROBLEM_TYPES[refusal.problem.code]
+        return PROBLEM_TYPES[refusal.problem.code]
     return REFUSAL_TYPES[refusal.reason or "store"].problem
 
 

@@ -34,7 +34,7 @@ from meterkit.pages.rendering import HEADERS, NO_PAGE, STATIC, Pages, as_json, j
 from meterkit.safe_text import csv_text
 from meterkit.store.input_checks import check_text, is_customer
 from meterkit.subscriptions.billing_answers import SendingPage
-from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid
+from meterkit.subscriptions.problem_documents import ProblemDocumentError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -58,18 +58,18 @@ async def form_of(request: Request) -> Mapping[str, Sequence[str]]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _FORM:
-        raise _refusal("media", f"Send a form, as {_FORM}.")
+        raise _refusal("media-type-not-supported", f"Send a form, as {_FORM}.")
     body = await read_body(request.scope, request.receive, most=_BYTES_MAX)
     if body is None:
-        raise _refusal("large", f"Send at most {_BYTES_MAX} bytes.", limit=_BYTES_MAX)
+        raise _refusal("request-too-large", f"Send at most {_BYTES_MAX} bytes.", limit=_BYTES_MAX)
     try:
         return parse_qs(body.decode(), max_num_fields=_FIELDS_MAX, errors="strict")
     except ValueError:
-        raise _refusal("request", "The form cannot be read.") from None
+        raise _refusal("request-invalid", "The form cannot be read.") from None
 
 
-def _refusal(kind: str, detail: str, **members: object) -> ProblemDocumentError:
-    return ProblemDocumentError(ProblemDocument(kind=KINDS[kind], detail=detail, members=members))
+def _refusal(code: str, detail: str, **members: object) -> ProblemDocumentError:
+    return ProblemDocumentError(ProblemDocument.of(code, detail, members))
 
 
 def _invalid(field: str, message: str) -> ProblemDocumentError:
@@ -134,7 +134,7 @@ async def _respond(
         return problem_answer(NO_PAGE)
     except MeterkitError as error:
         # Operators may read what goes into the log: it says what to set, or what does not answer.
-        return problem_answer(ProblemDocument(kind=KINDS["away"], detail=str(error), wait_s=_AGAIN_S))
+        return problem_answer(ProblemDocument.of("temporary-reduced-capacity", str(error), wait_s=_AGAIN_S))
 
 
 class _OperatorPages:
@@ -188,7 +188,7 @@ class _OperatorPages:
 
     async def redrive(self, request: Request, name: str) -> Response:
         if not SendingPage.of(request.headers).is_allowed():
-            raise _refusal("origin", "This request was not sent by this page.")
+            raise _refusal("origin-not-allowed", "This request was not sent by this page.")
         form = await form_of(request)
         queue = QUEUES.get(form.get("queue", [""])[0])
         if queue is None:

@@ -19,7 +19,7 @@ from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import is_customer, is_text
 from meterkit.subscriptions.billing_routes import AcceptedChange, BillingRequest, UsageAnswer, wrong
-from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid, problem_of
+from meterkit.subscriptions.problem_documents import ProblemDocumentError, invalid, problem_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -105,11 +105,11 @@ class BillingResponder:
         if raw is None:
             detail = f"The body of this request is larger than {BODY_BYTES_MAX} bytes."
             raise ProblemDocumentError(
-                ProblemDocument(kind=KINDS["large"], detail=detail, members={"limit": BODY_BYTES_MAX})
+                ProblemDocument.of("request-too-large", detail, {"limit": BODY_BYTES_MAX})
             )
         if raw and content_type.partition(";")[0].strip().lower() != "application/json":
             raise ProblemDocumentError(
-                ProblemDocument(kind=KINDS["media"], detail="Send the body as application/json.")
+                ProblemDocument.of("media-type-not-supported", "Send the body as application/json.")
             )
         try:
             body = endpoint.takes.model_validate_json(raw or b"{}")
@@ -124,9 +124,7 @@ class BillingResponder:
             url = getattr(body, name, None)
             if url is not None and not is_of(url, origins):
                 detail = f"{name} is not an address of an allowed origin."
-                raise ProblemDocumentError(
-                    ProblemDocument(kind=KINDS["url"], detail=detail, members={"field": name})
-                )
+                raise ProblemDocumentError(ProblemDocument.of("url-not-allowed", detail, {"field": name}))
 
 
 _LENGTH_MAX: Final = 2048
@@ -241,7 +239,7 @@ def check_sender(sender: SendingPage, origins: frozenset[Origin]) -> None:
     """
     if not sender.is_allowed(origins):
         detail = "This request was sent by a page that is not of an allowed origin."
-        raise ProblemDocumentError(ProblemDocument(kind=KINDS["origin"], detail=detail))
+        raise ProblemDocumentError(ProblemDocument.of("origin-not-allowed", detail))
 
 
 def customer_in(customer: object) -> str:
@@ -252,10 +250,10 @@ def customer_in(customer: object) -> str:
     """
     if customer is None or customer is False:
         detail = "This request does not say which customer it belongs to. Send valid credentials."
-        raise ProblemDocumentError(ProblemDocument(kind=KINDS["customer"], detail=detail))
+        raise ProblemDocumentError(ProblemDocument.of("customer-unknown", detail))
     if not is_customer(customer):
         detail = "The customer id of this request is not valid."
-        raise ProblemDocumentError(ProblemDocument(kind=KINDS["invalid_customer"], detail=detail))
+        raise ProblemDocumentError(ProblemDocument.of("customer-invalid", detail))
     return customer
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, T
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from meterkit.answers import PROBLEM_TYPES, ProblemType
 from meterkit.catalog.model_prices import sold_in
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
@@ -137,7 +138,7 @@ class BillingEndpoint:
         takes: the model of its body; None: it has none.
         query: the names of what may stand behind its path, and what each means.
         status: of the answer where all is well.
-        troubles: what else it may answer, by the names of ``KINDS``.
+        problems: codes of its problem types, beside those of all routes.
         optional: the members that its answer has only where there is something to say.
     """
 
@@ -149,15 +150,19 @@ class BillingEndpoint:
     takes: type[BaseModel] | None = None
     query: Mapping[str, str] = field(default_factory=dict[str, str])
     status: int = 200
-    troubles: Sequence[str] = ()
+    problems: Sequence[str] = ()
     optional: Sequence[str] = ()
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """All that it may answer besides, by the names of ``KINDS``."""
-        body = ("request", "large", "media") if self.takes is not None else ()
-        changes = ("origin",) if self.changes else ()
-        return ("customer", "invalid_customer", *changes, *self.troubles, *body, "refused", "away")
+    def problem_types(self) -> list[ProblemType]:
+        """Types of all its problem documents, each once."""
+        codes = ["customer-unknown", "customer-invalid"]
+        codes += ["origin-not-allowed"] if self.changes else []
+        codes += self.problems
+        if self.takes is not None:
+            codes += ["request-invalid", "request-too-large", "media-type-not-supported"]
+        codes += ["stripe-refused", "temporary-reduced-capacity"]
+        return [PROBLEM_TYPES[code] for code in dict.fromkeys(codes)]
 
     @property
     def changes(self) -> bool:
@@ -165,6 +170,8 @@ class BillingEndpoint:
         return self.method != "GET"
 
 
+_PLAN_PROBLEMS: Final = ("subscription-conflict", "currency-fixed", "plan-unknown")
+_PAYMENT_PROBLEMS: Final = ("billing-payment-required", "payment-method-missing", "invoice-open")
 ENDPOINTS: Final[list[BillingEndpoint]] = []
 """The billing routes, in the order in which they are documented."""
 
@@ -204,7 +211,9 @@ def period_in(query: Mapping[str, str]) -> int | None:
         raise wrong("period", "must be a day such as 2026-10-01, a month, or the id of a period") from error
 
 
-@_endpoint("GET", "/subscription", "The customer's subscription", gives=Subscription, troubles=("none",))
+@_endpoint(
+    "GET", "/subscription", "The customer's subscription", gives=Subscription, problems=("no-subscription",)
+)
 async def _get(kit: BillingKit, asked: BillingRequest) -> Subscription:
     found = await kit.subscriptions.get(asked.customer)
     if found is None:
@@ -219,7 +228,7 @@ async def _get(kit: BillingKit, asked: BillingRequest) -> Subscription:
     takes=CreateBody,
     gives=NewSubscription,
     status=201,
-    troubles=("exists", "conflict", "currency", "plan", "payment", "invoice"),
+    problems=("subscription-exists", *_PLAN_PROBLEMS, "billing-payment-required", "invoice-open"),
     optional=("missing",),
 )
 async def _create(kit: BillingKit, asked: BillingRequest) -> NewSubscription:
@@ -232,7 +241,7 @@ async def _create(kit: BillingKit, asked: BillingRequest) -> NewSubscription:
     "What another plan, or other seats, would cost",
     query={"plan": "The key of another plan.", "seats": "Other seats, in all."},
     gives=Preview,
-    troubles=("none", "conflict", "currency", "plan", "request"),
+    problems=("no-subscription", *_PLAN_PROBLEMS, "request-invalid"),
 )
 async def _preview(kit: BillingKit, asked: BillingRequest) -> Preview:
     plan, seats = asked.query.get("plan"), _seats_in(asked.query)
@@ -245,7 +254,7 @@ async def _preview(kit: BillingKit, asked: BillingRequest) -> Preview:
     "Have another plan",
     takes=PlanBody,
     gives=SubscriptionChange,
-    troubles=("none", "conflict", "currency", "plan", "payment", "method", "invoice"),
+    problems=("no-subscription", *_PLAN_PROBLEMS, *_PAYMENT_PROBLEMS),
 )
 async def _change_plan(kit: BillingKit, asked: BillingRequest) -> SubscriptionChange | AcceptedChange:
     change = await kit.subscriptions.change_plan(asked.customer, asked.body.plan)
@@ -258,7 +267,13 @@ async def _change_plan(kit: BillingKit, asked: BillingRequest) -> SubscriptionCh
     "Have other seats",
     takes=SeatsBody,
     gives=SubscriptionChange,
-    troubles=("none", "seats", "conflict", "currency", "payment", "method", "invoice"),
+    problems=(
+        "no-subscription",
+        "seats-in-use",
+        "subscription-conflict",
+        "currency-fixed",
+        *_PAYMENT_PROBLEMS,
+    ),
 )
 async def _set_seats(kit: BillingKit, asked: BillingRequest) -> SubscriptionChange:
     return await kit.subscriptions.set_seats(asked.customer, asked.body.seats)
@@ -270,7 +285,7 @@ async def _set_seats(kit: BillingKit, asked: BillingRequest) -> SubscriptionChan
     "End the subscription, with its period or now",
     takes=CancelBody,
     gives=SubscriptionAfter,
-    troubles=("none",),
+    problems=("no-subscription",),
 )
 async def _cancel(kit: BillingKit, asked: BillingRequest) -> SubscriptionAfter:
     found = await kit.subscriptions.cancel(asked.customer, immediately=asked.body.immediately)
@@ -282,7 +297,7 @@ async def _cancel(kit: BillingKit, asked: BillingRequest) -> SubscriptionAfter:
     "/subscription/resume",
     "Have a subscription that is to end go on",
     gives=SubscriptionAfter,
-    troubles=("none",),
+    problems=("no-subscription",),
 )
 async def _resume(kit: BillingKit, asked: BillingRequest) -> SubscriptionAfter:
     return SubscriptionAfter(subscription=await kit.subscriptions.resume(asked.customer))
@@ -294,7 +309,7 @@ async def _resume(kit: BillingKit, asked: BillingRequest) -> SubscriptionAfter:
     "A page of Stripe's where a subscription begins",
     takes=CheckoutBody,
     gives=Page,
-    troubles=("exists", "conflict", "currency", "plan", "invoice", "url"),
+    problems=("subscription-exists", *_PLAN_PROBLEMS, "invoice-open", "url-not-allowed"),
 )
 async def _checkout(kit: BillingKit, asked: BillingRequest) -> Page:
     body: CheckoutBody = asked.body
@@ -314,7 +329,7 @@ async def _checkout(kit: BillingKit, asked: BillingRequest) -> Page:
     "A page of Stripe's where payments are managed",
     takes=PortalBody,
     gives=Page,
-    troubles=("none", "url"),
+    problems=("no-subscription", "url-not-allowed"),
 )
 async def _portal(kit: BillingKit, asked: BillingRequest) -> Page:
     made = await kit.subscriptions.portal(asked.customer, return_url=asked.body.return_url)
@@ -327,7 +342,7 @@ async def _portal(kit: BillingKit, asked: BillingRequest) -> Page:
     "A page of Stripe's where a balance is topped up",
     takes=TopUpBody,
     gives=Page,
-    troubles=("currency", "url"),
+    problems=("currency-fixed", "url-not-allowed"),
 )
 async def _top_up(kit: BillingKit, asked: BillingRequest) -> Page:
     body: TopUpBody = asked.body
@@ -352,7 +367,7 @@ async def _invoices(kit: BillingKit, asked: BillingRequest) -> list[Invoice]:
     "What was used in a billing period",
     query={"period": "A day in it, its month, or its id; default: the period of now."},
     gives=UsageAnswer,
-    troubles=("request",),
+    problems=("request-invalid",),
 )
 async def _usage(kit: BillingKit, asked: BillingRequest) -> object:
     (found,) = await kit.store.usage_of_many([asked.customer], at_ms=period_in(asked.query))
