@@ -34,7 +34,7 @@ from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.price_sync import StripeAccount
 from meterkit.subscriptions.service.credits import AutoTopUps, Credits
 from meterkit.subscriptions.service.service import Subscriptions
-from meterkit.subscriptions.service.stripe_customers import CustomerHooks, contact_of
+from meterkit.subscriptions.service.stripe_customers import CustomerHooks, fetch_contact
 from meterkit.subscriptions.top_up_payments import TopUpPayments
 from meterkit.subscriptions.webhooks.subscription_writer import FLUSH
 from meterkit.subscriptions.webhooks.webhooks import Webhooks
@@ -140,12 +140,12 @@ class Parts:
             self.stripe_api,
             fetch=self.webhooks.fetch,
             end=partial(self.subscriptions.cancel, immediately=True),
-            later=self.webhooks.sync_later,
+            sync_later=self.webhooks.sync_later,
             override=self.subscriptions.store_override,
         )
         self.customers = Customers(store, hooks)
         self.handlers = Handlers()
-        reach = None if contact is None else partial(contact_of, contact)
+        reach = None if contact is None else partial(fetch_contact, contact)
         self.notify = Messages(store, settings, reach, journal, self.handlers.events)
         self._dispatcher = EventDispatcher(store, self.handlers)
         # Not in the group of the app's handlers: an event goes to one process of a group.

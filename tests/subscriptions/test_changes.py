@@ -43,7 +43,7 @@ BY_YEAR = replace(PRO_YEAR, key="by_year", price=replace(PRO_YEAR.price, include
         (BY_YEAR, PRO, "pro", "keep"),
         (BY_YEAR, replace(PRO, rank=11), None, "now"),
         (PRO, PRO, None, "keep"),
-        (PRO, PRO, "team", "take_back"),
+        (PRO, PRO, "team", "unschedule"),
     ],
 )
 def test_ranks_say_how_a_change_goes(current: Any, wanted: Any, pending: str | None, course: str) -> None:
@@ -54,7 +54,7 @@ def test_f_224_a_change_that_begins_tiers_again_waits() -> None:
     course = partial(course_of, changes=Changes(upgrade="now", downgrade="now"), repeats_tiers=True)
     assert course(TEAM, PRO, pending=None) == "period_end"
     assert course(TEAM, PRO, pending="pro") == "keep"
-    assert course(PRO, PRO, pending="team") == "take_back"
+    assert course(PRO, PRO, pending="team") == "unschedule"
 
 
 def test_the_plans_file_says_when_each_takes_effect() -> None:

@@ -97,7 +97,7 @@ async def test_two_live_subscriptions_are_for_a_person_to_decide(at: Shop) -> No
     first, second = await by_hand(at, **WHOLE), await by_hand(at, **WHOLE)
     assert kinds(await at.kit.subscriptions.check()) == {"acme": ["two_subscriptions"]}
     changes = len(at.changes())
-    with pytest.raises(SubscriptionError, match="a person has to decide") as caught:
+    with pytest.raises(SubscriptionError, match="an operator must decide") as caught:
         await at.kit.subscriptions.repair("acme")
     assert first in str(caught.value)
     assert second in str(caught.value)

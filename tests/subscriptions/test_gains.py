@@ -307,7 +307,7 @@ async def test_seats_are_not_changed_while_a_payment_is_overdue(at: Shop, seats:
     overdue = await synced(at)
     before = len(at.changes())
     for _ in range(2):
-        with pytest.raises(SubscriptionError, match="past_due: it has to be paid for first"):
+        with pytest.raises(SubscriptionError, match="past_due: it must be paid for first"):
             await at.kit.subscriptions.set_seats("acme", seats)
     assert len(at.changes()) == before
     assert await synced(at) == overdue

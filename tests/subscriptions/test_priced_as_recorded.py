@@ -177,7 +177,7 @@ async def test_a_change_refused_after_acceptance_leaves_the_plan(store_url: str)
 async def test_a_change_that_stripe_never_confirms_is_given_up(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.subscriptions.service.pending_changes._PATIENCE_S", 0.5)
+    monkeypatch.setattr("meterkit.subscriptions.service.pending_changes._TIMEOUT_S", 0.5)
     async with slow(store_url, lag_s=86_400) as at:
         assert await retried(at, 3) == ("basic", "cheaper")
         assert await retried(at, 20) == ("basic", None)

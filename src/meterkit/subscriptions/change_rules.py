@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Changes, Meter, Plan
 
 
-Course = Literal["keep", "take_back", "now", "period_end"]
+Course = Literal["keep", "unschedule", "now", "period_end"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ def course_of(
     """Course of a change of plan; the ranks of the plans decide, never their prices.
 
     ``now``, or at the ``period_end``: a plan of a lower rank is a downgrade, any other an upgrade. The plan
-    that is in force needs none: ``take_back`` what is scheduled, or ``keep`` it all as it is, as where the
+    that is in force needs none: ``unschedule`` the pending one, or ``keep`` it all as it is, also where the
     same is scheduled already. What includes by the year is left for a plan of a higher rank, or else when the
     year ends: who came back to it would have the whole year's quantity anew. A change that would begin the
     tiers of a price again waits for the period's end, whatever the plans file says.
@@ -55,7 +55,7 @@ def course_of(
         paid_per: the interval that the subscription is paid for; None: that of the plan.
     """
     if wanted.key == current.key:
-        return "keep" if pending is None else "take_back"
+        return "keep" if pending is None else "unschedule"
     when = changes.downgrade if wanted.rank < current.rank else changes.upgrade
     leaves_year = _by_year(current, paid_per) and not _by_year(wanted)
     if repeats_tiers or (wanted.rank <= current.rank and leaves_year):

@@ -1,4 +1,4 @@
-"""A subscription as it is at Stripe now, and idempotent changes of it, at once or by a schedule."""
+"""A fetched subscription, and its idempotent changes at Stripe, immediate or by a schedule."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ FLEXIBLE: Final[Mapping[str, Parameter]] = {"billing_mode": {"type": "flexible"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSubscription:
-    """A subscription as Stripe has it, with its schedule, and what changes it there.
+    """A subscription as Stripe shows it, with its schedule, and its changes there.
 
-    Each change raises :class:`~meterkit.errors.StripeError` where Stripe refuses, and
-    :class:`~meterkit.errors.StripeUnavailableError` where it does not answer: whether it was done is not
-    known then, and asking again does what is left of it.
+    Each change raises :class:`~meterkit.errors.StripeError` if Stripe refuses, and
+    :class:`~meterkit.errors.StripeUnavailableError` if it does not answer: the outcome is unknown then, and a
+    repeat does the rest.
 
     Attributes:
-        api: the way to Stripe.
+        api: the Stripe client.
         found: the subscription as Stripe shows it.
-        again: which try this is at what Stripe has refused before.
+        again: number of the attempt after refusals that Stripe replays.
     """
 
     api: StripeApi
@@ -69,23 +69,23 @@ class LiveSubscription:
 
     @classmethod
     async def fetch(cls, api: StripeApi, subscription: str, again: int = 0) -> LiveSubscription | None:
-        """Look at it; None: Stripe does not have it."""
+        """Fetch a subscription; None if Stripe does not have it."""
         try:
             found = await api.get(f"{_PATH}/{subscription}", {"expand": _EXPAND})
         except StripeError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
-        return cls(api=api, found=await whole(api, found), again=again)
+        return cls(api=api, found=await with_all_items(api, found), again=again)
 
     @property
     def id(self) -> str:
-        """``sub_…``."""
+        """The id, ``sub_…``."""
         return str(self.found["id"])
 
     @property
     def items(self) -> tuple[SubscriptionItem, ...]:
-        """What it consists of."""
+        """Its items."""
         return items_of(self.found)
 
     @property
@@ -95,13 +95,13 @@ class LiveSubscription:
 
     @property
     def schedule(self) -> Mapping[str, Any] | None:
-        """Its scheduled change; None: it has none."""
+        """Its schedule; None if it has none."""
         found = part_of(self.found, "schedule")
         return None if not found or found.get("status") in _GONE else found
 
     @property
     def is_ending(self) -> bool:
-        """Whether it is to end, with its period or at another instant, as Stripe's portal may have it."""
+        """Whether its end is set, with its period or at another time, as Stripe's portal may do."""
         return bool(self.found.get("cancel_at_period_end") or self.found.get("cancel_at"))
 
     @property
@@ -115,28 +115,33 @@ class LiveSubscription:
         return part_of(self.found, "billing_mode").get("type") == "classic"
 
     async def update(self, params: Mapping[str, Parameter]) -> None:
-        """Change it at once; the change leaves its mark, so that the same change again later is another."""
+        """Change it now. The change leaves a mark, so that the same change later has another key."""
         if "items" in params:
             await self.make_flexible()
-        key = key_of("update", self.id, mark_of(self.found), _signs(self.items), params, self.again)
+        key = key_of("update", self.id, mark_of(self.found), _item_signatures(self.items), params, self.again)
         metadata = {**part_of(params, "metadata"), CHANGE_MARK: key}
-        await self._post(f"{_PATH}/{self.id}", {**params, "metadata": metadata}, key, (_sign, _sign(self)))
+        await self._post(
+            f"{_PATH}/{self.id}",
+            {**params, "metadata": metadata},
+            key,
+            (_change_signature, _change_signature(self)),
+        )
 
     async def release(self) -> None:
-        """Take back what is scheduled; it stays as it is now."""
+        """Release its schedule; it stays as it is now."""
         if self.schedule is not None:
             path = f"{_SCHEDULES}/{self.schedule['id']}"
             key = key_of("release", path, self.again)
-            await self._post(f"{path}/release", {}, key, (_scheduled, self.schedule["id"]))
+            await self._post(f"{path}/release", {}, key, (_schedule_id, self.schedule["id"]))
 
     async def open_schedule(self, change_s: int) -> Mapping[str, Any]:
-        """Return its schedule; if it has none, make one of what it is now.
+        """Return its schedule; if it has none, create one from its present state.
 
         Args:
-            change_s: when its period ends (Unix seconds).
+            change_s: end of its period (Unix seconds).
         """
         await self.make_flexible()
-        return self.schedule or await self._new_schedule(change_s)
+        return self.schedule or await self._create_schedule(change_s)
 
     async def send_phases(
         self,
@@ -145,23 +150,23 @@ class LiveSubscription:
         *,
         end_behavior: str | None = None,
     ) -> None:
-        """Replace the current and future phases of its schedule; all else of the schedule stays."""
+        """Replace the current and future phases of its schedule; the rest of the schedule stays."""
         params: dict[str, Parameter] = {"phases": list(phases), "proration_behavior": PRORATED}
         if end_behavior is not None:
             params["end_behavior"] = end_behavior
         key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
         made = {MADE_MARK: "yes"} if self.schedule is None and end_behavior is None else {}
         path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {**made, CHANGE_MARK: key}}
-        await self._post(path, sent, key, (_scheduled, schedule["id"]))
+        await self._post(path, sent, key, (_schedule_id, schedule["id"]))
 
-    async def _new_schedule(self, change_s: int) -> Mapping[str, Any]:
-        """A schedule of what it is now; not one that has ended, which an answer of earlier may name."""
+    async def _create_schedule(self, change_s: int) -> Mapping[str, Any]:
+        """Create a schedule from its present state; skip an ended one that a replayed response names."""
         ended = ""
         for _ in range(_REPLAYS_MAX):
             key = key_of("schedule", self.id, change_s, ended, self.again)
             # The schedule inherits the billing mode; sent with `from_subscription` it is refused.
-            made = await self._post(_SCHEDULES, {"from_subscription": self.id}, key, (_scheduled, None))
-            found = await _schedule(self.api, str(made["id"]))
+            made = await self._post(_SCHEDULES, {"from_subscription": self.id}, key, (_schedule_id, None))
+            found = await _fetch_schedule(self.api, str(made["id"]))
             if found.get("status") not in _GONE:
                 return found
             ended = str(made["id"])
@@ -170,9 +175,9 @@ class LiveSubscription:
         )
 
     async def cancel_at_end(self) -> None:
-        """Have it end with its period; what is scheduled for it gives way.
+        """Let it end with its period, and release its schedule.
 
-        A schedule with terms of its own is named on the subscription, so that :meth:`resume` can restore it.
+        A schedule with terms of its own is recorded on the subscription: :meth:`resume` can restore it.
         """
         live: LiveSubscription | None = self
         if self.schedule is not None and has_own_terms(self.schedule):
@@ -183,14 +188,14 @@ class LiveSubscription:
             await live.update({"cancel_at_period_end": True})
 
     async def resume(self, now_s: int) -> None:
-        """Resume it, with the phases ahead of the schedule that its cancellation has released."""
+        """Resume it, with the future phases of the schedule that its cancellation released."""
         if self.is_ending:
             at_end = bool(self.found.get("cancel_at_period_end"))
             await self.update({"cancel_at_period_end": False} if at_end else {"cancel_at": ""})
         live = await LiveSubscription.fetch(self.api, self.id, self.again)
         if live is None or not live.released_schedule:
             return
-        kept = await _schedule(self.api, live.released_schedule)
+        kept = await _fetch_schedule(self.api, live.released_schedule)
         if live.schedule is None and any(phase["end_date"] > now_s for phase in kept["phases"]):
             made = await live.open_schedule(max(phase["end_date"] for phase in kept["phases"]))
             drafts = present_phases(restored_schedule(made, kept, now_s), live.found)
@@ -201,14 +206,14 @@ class LiveSubscription:
             await live.update({"metadata": {RELEASED_MARK: ""}})
 
     async def end(self, *, give_back: bool = False) -> None:
-        """End it now: bill what was used; with ``give_back`` credit what was paid for the rest of the period.
+        """End it now and bill its usage; with ``give_back`` credit the paid rest of the period.
 
-        Stripe would credit what was never paid, too
+        Stripe would also credit what was never paid
         (https://docs.stripe.com/billing/subscriptions/prorations).
         """
         status = self.found["status"]
         if status == "incomplete":
-            await give_up(self.api, self.found, self.again)
+            await end_unpaid(self.api, self.found, self.again)
             return
         is_credited = give_back and status == "active"
         if is_credited and (reason := await why_unpaid(self.api, self.found)):
@@ -219,14 +224,14 @@ class LiveSubscription:
         params: dict[str, Parameter] = {
             "invoice_now": True,
             "prorate": is_credited,
-            # By this comment the close of the period knows that the last invoice is ours to collect.
+            # By this comment the period closer knows that meterkit must collect the last invoice.
             "cancellation_details": {"comment": ENDED_HERE},
         }
         try:
             key = key_of("end", self.id, is_credited)
             await self.api.delete(f"{_PATH}/{self.id}", params, idempotency_key=key)
         except StripeError as error:
-            if error.status != HTTPStatus.NOT_FOUND:  # It has ended: that is done.
+            if error.status != HTTPStatus.NOT_FOUND:  # It has ended already.
                 raise
 
     async def make_flexible(self) -> None:
@@ -251,11 +256,11 @@ class LiveSubscription:
                 raise
             now = await LiveSubscription.fetch(self.api, self.id)
             if now is None or not now.is_classic:
-                return  # Another request has migrated it, or it is gone, which the change finds out.
+                return  # Another request has migrated it, or it is gone, which the change will report.
             raise SubscriptionError(
                 f"the subscription {self.id} has Stripe's classic billing mode, which never bills usage"
-                f" before a change of its price, and it cannot be migrated: {error}. Take back what is"
-                " scheduled, or migrate it at Stripe"
+                f" before a change of its price, and it cannot be migrated: {error}. Cancel its"
+                " scheduled change, or migrate it at Stripe"
                 " (https://docs.stripe.com/billing/subscriptions/billing-mode), and ask again"
             ) from error
 
@@ -266,50 +271,50 @@ class LiveSubscription:
         key: str,
         seen: tuple[Callable[[LiveSubscription], object], object],
     ) -> dict[str, Any]:
-        """Change it, or say that another change came first.
+        """Post a change; report whether another change came first.
 
         Args:
-            path: of what is changed.
-            params: what it is to be.
+            path: of the changed object.
+            params: of the change.
             key: the idempotency key.
-            seen: what the change relies on, and its value when `found` was fetched.
+            seen: reads the property that the change relies on, and its value in `found`.
 
         Raises:
-            SubscriptionError: Stripe refuses, and what the change relies on is not so any more.
+            SubscriptionError: Stripe refuses, and that property has changed meanwhile.
         """
         try:
             return await self.api.post(path, params, idempotency_key=key)
         except StripeError as error:
             is_wrong = error.type == "invalid_request_error" and not error.is_replayed
             now = await LiveSubscription.fetch(self.api, self.id) if is_wrong else None
-            of, before = seen
-            if now is not None and of(now) != before:
+            read_property, before = seen
+            if now is not None and read_property(now) != before:
                 raise SubscriptionError(
                     f"the subscription {self.id} was changed by another request at the same time:"
-                    " look at it, and ask again"
+                    " fetch it, and ask again"
                 ) from error
             raise
 
 
-async def whole(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
-    """A subscription with all of its items, and the prices of what is scheduled. Raises StripeError.
+async def with_all_items(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
+    """Complete a listed subscription: all its items, and the prices of its schedule. Raises StripeError.
 
     Stripe may show only the first items, and of the prices of a schedule the ids: expanding them in a list of
     subscriptions would go five levels deep, and four are allowed (https://docs.stripe.com/api/expanding_objects).
     """
     items, schedule = part_of(found, "items"), part_of(found, "schedule")
     if schedule and schedule.get("status") not in _GONE:
-        found = {**found, "schedule": await _schedule(api, str(schedule["id"]))}
+        found = {**found, "schedule": await _fetch_schedule(api, str(schedule["id"]))}
     if items.get("has_more") is not True:
         return found
     listed = await api.list("/v1/subscription_items", {"subscription": str(found["id"])})
     return {**found, "items": {**items, "data": listed, "has_more": False}}
 
 
-async def with_item_coupons(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
-    """A subscription with the coupons of its items' own discounts expanded. Raises StripeError.
+async def expand_item_coupons(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
+    """Expand the coupons of the discounts of items. Raises StripeError.
 
-    They are fetched apart: in a list of subscriptions they would be six levels deep.
+    They are fetched separately: in a list of subscriptions they would be six levels deep.
     """
     items = part_of(found, "items")
     shown = cast("Sequence[Mapping[str, Any]]", items.get("data") or [])
@@ -320,21 +325,20 @@ async def with_item_coupons(api: StripeApi, found: dict[str, Any]) -> dict[str, 
     return {**found, "items": {**items, "data": listed, "has_more": False}}
 
 
-async def _schedule(api: StripeApi, schedule: str) -> dict[str, Any]:
-    """A schedule with the prices of its phases. Raises StripeError."""
+async def _fetch_schedule(api: StripeApi, schedule: str) -> dict[str, Any]:
+    """Fetch a schedule with the prices of its phases. Raises StripeError."""
     return await api.get(f"{_SCHEDULES}/{schedule}", {"expand": ["phases.items.price"]})
 
 
-async def give_up(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> dict[str, Any]:
-    """End a subscription that is not paid for yet, by voiding its invoice; as it is then.
+async def end_unpaid(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> dict[str, Any]:
+    """End an unpaid subscription by voiding its invoice; return it as it is then.
 
-    That ends it (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses), and no one
-    can pay it any more: where the subscription alone is canceled, a page that is open in a browser can. One
-    that waits for a payment method has no such invoice: it is canceled, and its SetupIntent too, which Stripe
-    leaves open (https://docs.stripe.com/billing/subscriptions/deferred-payment).
+    That ends it (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses), and it can no
+    longer be paid; after a cancellation alone, an open page could still pay it. One that waits for a payment
+    method has no such invoice: it is canceled, and so is its SetupIntent, which Stripe leaves open (https://docs.stripe.com/billing/subscriptions/deferred-payment).
 
     Raises:
-        StripeError: Stripe refuses, as where it has been paid by now; or does not answer.
+        StripeError: Stripe refuses, for example because it has been paid meanwhile; or does not answer.
     """
     if found.get(AWAITS_METHOD) is True:
         return await _cancel_unpaid(api, found)
@@ -351,7 +355,7 @@ async def _cancel_unpaid(api: StripeApi, found: Mapping[str, Any]) -> dict[str, 
     try:
         ended = await api.delete(f"{_PATH}/{found['id']}", asked, idempotency_key=key_of("end", found["id"]))
     except StripeError as error:
-        if error.status != HTTPStatus.NOT_FOUND:  # It has ended: that is done.
+        if error.status != HTTPStatus.NOT_FOUND:  # It has ended already.
             raise
     intent = id_in(found, "pending_setup_intent")
     if intent:
@@ -360,20 +364,26 @@ async def _cancel_unpaid(api: StripeApi, found: Mapping[str, Any]) -> dict[str, 
         except StripeUnavailableError:
             raise
         except StripeError:
-            pass  # It has ended.
+            pass  # It has ended already.
     times = {name: ended.get(name) for name in ("canceled_at", "ended_at")}
     return {**found, **times, "status": "canceled", "cancellation_details": details, AWAITS_METHOD: False}
 
 
-def _scheduled(live: LiveSubscription) -> object:
+def _schedule_id(live: LiveSubscription) -> object:
     """The id of its schedule; None: it has none."""
     return None if live.schedule is None else live.schedule["id"]
 
 
-def _sign(live: LiveSubscription) -> object:
-    """What tells whether a subscription has changed."""
-    return [live.found["status"], mark_of(live.found), _signs(live.items), _scheduled(live), live.is_ending]
+def _change_signature(live: LiveSubscription) -> object:
+    """Values of a subscription that differ after a change."""
+    return [
+        live.found["status"],
+        mark_of(live.found),
+        _item_signatures(live.items),
+        _schedule_id(live),
+        live.is_ending,
+    ]
 
 
-def _signs(items: Sequence[SubscriptionItem]) -> list[list[object]]:
+def _item_signatures(items: Sequence[SubscriptionItem]) -> list[list[object]]:
     return [[item.id, item.price, item.quantity] for item in items]

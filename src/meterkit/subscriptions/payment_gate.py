@@ -1,9 +1,9 @@
-"""Payment gate: a subscription of a plan with ``payment_method: required`` counts once a card is saved.
+"""Payment gate: a plan with ``payment_method: required`` is in force only once a payment method is saved.
 
-Stripe makes a subscription ``active`` when its first invoice comes to nothing, whether or not it could charge
-a later one, and leaves a SetupIntent to be confirmed
+Stripe makes a subscription ``active`` when its first invoice is zero, whether or not it could charge a later
+one, and leaves a SetupIntent to be confirmed
 (https://docs.stripe.com/billing/subscriptions/deferred-payment). meterkit shows such a subscription as
-``incomplete``: nothing but that follows from it until a payment method is saved.
+``incomplete`` until a payment method is saved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.errors import StripeError, StripeUnavailableError
-from meterkit.subscriptions.live_subscription import give_up
+from meterkit.subscriptions.live_subscription import end_unpaid
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
@@ -48,7 +48,7 @@ _RUNNING: Final = frozenset({"active", "past_due", "unpaid", "paused"})
 # (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses).
 _WAITS_S: Final = 23 * 3_600
 SIGN_UP: Final = "sign-up"
-"""Begins the mark of a subscription that was made here on a plan that requires a payment method."""
+"""Prefix of the mark of a subscription that meterkit created on a plan that requires a payment method."""
 _INTENTS: Final = "/v1/setup_intents"
 # https://docs.stripe.com/payments/paymentintents/lifecycle
 _INTENT_ENDED: Final = frozenset({"canceled", "succeeded"})
@@ -56,14 +56,14 @@ _INTENTS_MAX: Final = 16
 
 
 def needs_payment_method(found: Mapping[str, Any], catalog: Catalog, known: SubscriptionState | None) -> bool:
-    """Whether a subscription is in force only with a payment method of its customer, having none of its own.
+    """Whether a subscription without its own payment method needs one of its customer to be in force.
 
-    One that was in force stays so: also without a card, and where the plans file did not ask for one before.
+    One that was in force stays so, even without a card or if the plans file did not require one before.
 
     Args:
         found: as Stripe shows it, with ``latest_invoice`` expanded.
-        catalog: what is sold.
-        known: the one that counted until now.
+        catalog: the plans file.
+        known: the stored subscription.
     """
     plan = plan_of(found, catalog)
     if plan is None or plan.payment_method != "required" or not is_charged(found):
@@ -79,7 +79,7 @@ def needs_payment_method(found: Mapping[str, Any], catalog: Catalog, known: Subs
 
 
 def _has_paid_nothing(found: Mapping[str, Any]) -> bool:
-    """Whether no money has come by the latest invoice; one that is due after a trial is left to dunning."""
+    """Whether the latest invoice brought no payment; one due after a trial is left to dunning."""
     latest = part_of(found, "latest_invoice")
     if not latest:
         return bool(id_in(found, "pending_setup_intent"))
@@ -87,13 +87,13 @@ def _has_paid_nothing(found: Mapping[str, Any]) -> bool:
     return not latest.get("amount_paid") and not is_due
 
 
-def held_back(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A subscription that waits for a payment method, shown like one that waits for its first payment."""
+def hold_back(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Show a subscription that waits for a payment method as one that waits for its first payment."""
     return {**found, "status": "incomplete", AWAITS_METHOD: True}
 
 
-def never_in_force(found: Mapping[str, Any], known: SubscriptionState | None) -> dict[str, Any]:
-    """A subscription that was ended at Stripe while it waited for a card, as one that never began."""
+def mark_never_in_force(found: Mapping[str, Any], known: SubscriptionState | None) -> dict[str, Any]:
+    """Mark a subscription that was ended at Stripe while it waited for a card as never begun."""
     is_known = known is not None and known.id == found["id"]
     if not is_known or known is None or known.has_begun or not known.awaits_payment_method:
         return {**found}
@@ -104,10 +104,10 @@ def never_in_force(found: Mapping[str, Any], known: SubscriptionState | None) ->
 
 
 def is_abandoned(found: Mapping[str, Any], now_s: float) -> bool:
-    """Whether a sign-up that meterkit made has waited for a payment method too long.
+    """Whether a sign-up by meterkit has waited too long for a payment method.
 
-    What a person or another program made or changed at Stripe is never ended, nor is a subscription whose
-    SetupIntent has succeeded: it may have been in force, and the store may have lost that.
+    A subscription made or changed elsewhere is never ended, nor is one whose SetupIntent has succeeded: it
+    may have been in force, and the store may have lost that.
     """
     since_s = max(int(found.get("created") or 0), int(found.get("trial_end") or 0))
     is_ours = mark_of(found).startswith(key_prefix(SIGN_UP)) and bool(id_in(found, "pending_setup_intent"))
@@ -115,11 +115,11 @@ def is_abandoned(found: Mapping[str, Any], now_s: float) -> bool:
 
 
 class GatedSubscriptions(NamedTuple):
-    """The subscriptions of a Stripe customer behind the gate.
+    """The subscriptions of a Stripe customer after the gate.
 
     Attributes:
         found: as Stripe shows them; those that wait for a payment method are ``incomplete``.
-        has_payment_method: whether one is saved that those without their own are charged with.
+        has_payment_method: whether a default one is saved for those without their own.
     """
 
     found: list[dict[str, Any]]
@@ -129,10 +129,10 @@ class GatedSubscriptions(NamedTuple):
 class PaymentGate:
     """Holds back subscriptions that wait for a payment method.
 
-    Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
+    Each method raises :class:`~meterkit.errors.StripeError` if Stripe refuses, or does not answer.
 
     Args:
-        api: the way to Stripe.
+        api: makes the Stripe client on first use.
     """
 
     def __init__(self, api: Callable[[], StripeApi]) -> None:
@@ -145,15 +145,15 @@ class PaymentGate:
         catalog: Catalog,
         known: SubscriptionState | None,
     ) -> GatedSubscriptions:
-        """Look for a saved payment method, where one of the subscriptions needs it.
+        """Find a saved payment method if one of the subscriptions needs it; hold back those without.
 
         Args:
             linked: the Stripe customer.
             found: all of its subscriptions, with ``latest_invoice`` expanded.
-            catalog: what is sold.
-            known: the one that counted until now.
+            catalog: the plans file.
+            known: the stored subscription.
         """
-        found = [never_in_force(one, known) for one in found]
+        found = [mark_never_in_force(one, known) for one in found]
         asking = {one["id"] for one in found if needs_payment_method(one, catalog, known)}
         on_trial = {
             one["id"] for one in found if asks_for_payment_method(one) or is_free_after_trial(one, catalog)
@@ -162,27 +162,30 @@ class PaymentGate:
             return GatedSubscriptions(found, has_payment_method=False)
         if has_payment_method(await self._api().get(f"/v1/customers/{linked}")):
             return GatedSubscriptions(found, has_payment_method=True)
-        card = await self._saved(linked)
+        card = await self._find_saved_method(linked)
         gated = [
-            await self._charge_with(one, card) if one["id"] in asking | on_trial else one for one in found
+            await self._set_default_method(one, card) if one["id"] in asking | on_trial else one
+            for one in found
         ]
         held = [
-            held_back(one) if one["id"] in asking and not has_subscription_method(one) else one
+            hold_back(one) if one["id"] in asking and not has_subscription_method(one) else one
             for one in gated
         ]
         return GatedSubscriptions(held, has_payment_method=False)
 
     async def can_charge(self, found: Mapping[str, Any]) -> bool:
-        """Whether Stripe can charge a subscription; a card that is no default becomes its own."""
+        """Whether Stripe can charge a subscription; a saved card that is no default becomes its own."""
         if not is_charged(found) or has_subscription_method(found):
             return True
         linked = id_in(found, "customer")
         if has_payment_method(await self._api().get(f"/v1/customers/{linked}")):
             return True
-        return has_subscription_method(await self._charge_with(dict(found), await self._saved(linked)))
+        return has_subscription_method(
+            await self._set_default_method(dict(found), await self._find_saved_method(linked))
+        )
 
-    async def secret(self, linked: str, found: Mapping[str, Any]) -> str:
-        """The client secret of a SetupIntent that can still be confirmed: the subscription's, else a new one.
+    async def find_setup_secret(self, linked: str, found: Mapping[str, Any]) -> str:
+        """Find the client secret of a SetupIntent to confirm: the subscription's, or a new one.
 
         Args:
             linked: the Stripe customer.
@@ -197,7 +200,7 @@ class PaymentGate:
         for _ in range(_INTENTS_MAX):
             key = key_of("setup", found["id"], params, ended)
             made = await self._api().post(_INTENTS, params, idempotency_key=key)
-            # An answer of earlier shows the intent as it was then.
+            # A replayed response shows the intent as it was then.
             intent = await self._api().get(f"{_INTENTS}/{made['id']}")
             if intent["status"] not in _INTENT_ENDED:
                 break
@@ -206,30 +209,30 @@ class PaymentGate:
 
     async def end_abandoned(self, found: Sequence[dict[str, Any]], now_s: float) -> list[dict[str, Any]]:
         """End the sign-ups that had no payment method within 23 hours, as Stripe ends unpaid ones."""
-        return [await self._end(one) if is_abandoned(one, now_s) else one for one in found]
+        return [await self._end_or_log(one) if is_abandoned(one, now_s) else one for one in found]
 
-    async def _end(self, found: dict[str, Any]) -> dict[str, Any]:
+    async def _end_or_log(self, found: dict[str, Any]) -> dict[str, Any]:
         try:
-            return await give_up(self._api(), found)
+            return await end_unpaid(self._api(), found)
         except StripeUnavailableError:
             raise
         except StripeError as error:
-            _logger.warning("subscription %s of no payment method is not ended: %s", found["id"], error)
+            _logger.warning("subscription %s without a payment method is not ended: %s", found["id"], error)
             return found
 
-    async def _saved(self, linked: str) -> str | None:
-        """The payment method that was attached to a Stripe customer last; None: there is none."""
+    async def _find_saved_method(self, linked: str) -> str | None:
+        """Find the payment method that was last attached to a Stripe customer; None if there is none."""
         try:
             listed = await self._api().get(f"/v1/customers/{linked}/payment_methods", {"limit": 1})
         except StripeError as error:
             if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-                return None  # A restricted key that may not read them.
+                return None  # A restricted key may not read them.
             raise
         saved: list[dict[str, Any]] = listed["data"]
         return str(saved[0]["id"]) if saved else None
 
-    async def _charge_with(self, found: dict[str, Any], card: str | None) -> dict[str, Any]:
-        """Make a saved card the subscription's own: whether Stripe does so itself its pages leave open."""
+    async def _set_default_method(self, found: dict[str, Any], card: str | None) -> dict[str, Any]:
+        """Make a saved card the subscription's default: Stripe may or may not do so itself."""
         if card is None:
             return found
         path, params = f"/v1/subscriptions/{found['id']}", {"default_payment_method": card}

@@ -1,1 +1,1 @@
-"""``kit.subscriptions``: begins, changes and ends subscriptions."""
+"""``kit.subscriptions``: starts, changes and ends subscriptions."""

@@ -36,9 +36,9 @@ class RequestedChange(NamedTuple):
     """A change of a subscription.
 
     Attributes:
-        current: the plan that it has.
-        target: plan and seats that it is to have.
-        when: when it gets them.
+        current: the present plan.
+        target: plan and seats after the change.
+        when: when the change takes effect.
         later: a scheduled change that stays; None: there is none.
     """
 
@@ -48,7 +48,7 @@ class RequestedChange(NamedTuple):
     later: PlanTerms | None = None
 
     def next_terms(self, known: SubscriptionState) -> PlanTerms | None:
-        """Plan and seats from the next period on; None if the subscription is to end."""
+        """Plan and seats from the next period on; None if the subscription is ending."""
         return None if known.cancel_at_ms is not None else self.later or self.target
 
 
@@ -57,13 +57,13 @@ class ChangePricer:
     """Prices changes of subscriptions.
 
     Args:
-        store: its plans file says what an estimate takes.
+        store: of the kit.
     """
 
     store: Store
 
     async def price(
-        self, live: LiveSubscription, applying: PlanApplier, known: SubscriptionState, change: RequestedChange
+        self, live: LiveSubscription, applier: PlanApplier, known: SubscriptionState, change: RequestedChange
     ) -> Proration:
         """Cost of a change by Stripe's preview; an estimate if Stripe refuses to preview it.
 
@@ -72,10 +72,10 @@ class ChangePricer:
             StripeUnavailableError: Stripe does not answer.
         """
         later, is_now = change.next_terms(known), change.when == "now"
-        now = await applying.changes_of_items(live, change.target) if is_now else []
+        now = await applier.plan_item_changes(live, change.target) if is_now else []
         then = now if later is change.target and is_now else None
         if later is not None and then is None:
-            then = await applying.changes_to_scheduled(live, later)
+            then = await applier.plan_scheduled_changes(live, later)
         try:
             previewed = await InvoicePreviewer(live).preview(
                 now,
@@ -173,8 +173,8 @@ class InvoicePreviewer:
             details["trial_end"] = "now"
         lines = [
             line
-            for line in await self._lines(changes, details, {})
-            if is_invoiced or _origin(line).get("proration") is True
+            for line in await self._list_lines(changes, details, {})
+            if is_invoiced or _line_origin(line).get("proration") is True
         ]
         amounts = [_total_of(line) for line in lines]
         return -sum(each for each in amounts if each < 0), sum(each for each in amounts if each > 0)
@@ -196,9 +196,11 @@ class InvoicePreviewer:
         details: dict[str, Parameter] = {**begins_now, "proration_behavior": "none"}
         if items:
             details["items"] = items
-        return sum(map(_total_of, await self._lines(changes, details, await self._discounts(begins_s))))
+        return sum(
+            map(_total_of, await self._list_lines(changes, details, await self._lasting_discounts(begins_s)))
+        )
 
-    async def _lines(
+    async def _list_lines(
         self,
         changes: Sequence[Mapping[str, Parameter]],
         details: Mapping[str, Parameter],
@@ -227,11 +229,11 @@ class InvoicePreviewer:
         return [
             line
             for line in lines
-            if _origin(line).get("invoice_item") not in waiting and _price_of(line) not in metered
+            if _line_origin(line).get("invoice_item") not in waiting and _price_of(line) not in metered
         ]
 
-    async def _discounts(self, at_s: int) -> dict[str, Parameter]:
-        """Parameter that leaves out the discounts of the subscription that end until an instant, if any."""
+    async def _lasting_discounts(self, at_s: int) -> dict[str, Parameter]:
+        """Parameter that leaves out discounts which end by an instant; empty if none does."""
         if not self.live.found.get("discounts"):
             return {}
         shown = await self.live.api.get(f"/v1/subscriptions/{self.live.id}", {"expand": ["discounts"]})
@@ -251,8 +253,8 @@ def _price_of(line: Mapping[str, Any]) -> str:
     return text_in(part_of(part_of(line, "pricing"), "price_details"), "price")
 
 
-def _origin(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a line that says what it comes of."""
+def _line_origin(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a line that names its origin."""
     parent = part_of(line, "parent")
     return part_of(parent, text_in(parent, "type"))
 

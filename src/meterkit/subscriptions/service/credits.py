@@ -128,7 +128,7 @@ class Credits:
         key = idempotency_key or token_hex(16)
         if success_url is None:
             return await self.charge(customer, amount_cents, key)
-        linked = await self._stripe_customers.of(customer)
+        linked = await self._stripe_customers.find_or_create(customer)
         price = await self._find_price(credit, amount_cents)
         mark: dict[str, Parameter] = {**top_up_metadata(customer, credit, amount_cents)}
         urls = {"success_url": success_url, "cancel_url": cancel_url}
@@ -144,7 +144,7 @@ class Credits:
             event: the event that started an automatic top-up; empty: the customer buys it.
         """
         credit = self._credit_sold_at(amount_cents)
-        linked = await self._stripe_customers.of(customer)
+        linked = await self._stripe_customers.find_or_create(customer)
         price = await self._find_price(credit, amount_cents)
         card = await self._find_card(customer, linked)
         if card is None:

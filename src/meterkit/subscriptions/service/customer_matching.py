@@ -1,4 +1,4 @@
-"""The customers that an account at Stripe has already: those that fit, and those that do not. Pure."""
+"""Match the customers of a Stripe account to the app's own ids and plans, for an import. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.drift import LIVE, compare_subscription, plan_in
 from meterkit.subscriptions.item_changes import items_of
-from meterkit.subscriptions.payment_gate import held_back, needs_payment_method
+from meterkit.subscriptions.payment_gate import hold_back, needs_payment_method
 from meterkit.subscriptions.stripe_objects import CUSTOMER, has_payment_method, part_of, text_in
 from meterkit.subscriptions.subscription_reading import (
     in_force,
@@ -20,7 +20,7 @@ from meterkit.subscriptions.subscription_reading import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.customers.drifts import Drift
@@ -41,22 +41,24 @@ MisfitKind = Literal[
     "no_payment_method",
     DriftKind,
 ]
-_KEEPS_OUT: Final[frozenset[DriftKind]] = frozenset({"two_plans", "unknown_price", "currency", "interval"})
-"""Differences with which it is not certain which plan a customer pays for."""
+_BLOCKING_KINDS: Final[frozenset[DriftKind]] = frozenset(
+    {"two_plans", "unknown_price", "currency", "interval"}
+)
+"""Differences that leave it uncertain which plan a customer pays for."""
 _EMAIL: Final = "email"
 _METADATA: Final = "metadata."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misfit:
-    """A customer at Stripe that does not fit, and why.
+    """A customer at Stripe that does not match, with the reason.
 
     Attributes:
         stripe_customer: ``cus_…``.
-        customer: the app's own id, as far as it is known.
-        subscription: ``sub_…``, where it is about one.
-        kind: why it does not fit.
-        message: the same in words.
+        customer: the app's own id, if it is known.
+        subscription: ``sub_…``, if it concerns one.
+        kind: the reason.
+        message: the reason in words.
         linked: whether the customer is linked nevertheless, or would be without ``dry_run``.
     """
 
@@ -70,17 +72,17 @@ class Misfit:
 
 @dataclass(frozen=True, slots=True)
 class IdSource:
-    """Where Stripe has the app's own ids.
+    """Source of the app's own ids at Stripe.
 
     Attributes:
-        key: of the metadata of a subscription or a customer; None: the customer's e-mail address.
+        key: metadata key of a subscription or a customer; None: the customer's e-mail address.
     """
 
     key: str | None = CUSTOMER
 
     @classmethod
     def parse(cls, text: str) -> IdSource:
-        """``metadata.KEY`` or ``email``.
+        """Parse ``metadata.KEY`` or ``email``.
 
         Raises:
             MeterkitError: it is neither.
@@ -91,24 +93,24 @@ class IdSource:
         return cls(None if text == _EMAIL else key)
 
     def of_customer(self, found: Mapping[str, Any]) -> str:
-        """The id that a Stripe customer names; empty: none."""
+        """The id in a Stripe customer; empty if there is none."""
         return text_in(found, _EMAIL) if self.key is None else text_in(part_of(found, "metadata"), self.key)
 
     def of_subscription(self, found: Mapping[str, Any]) -> str:
-        """The id that a subscription names; empty: none."""
+        """The id in a subscription; empty if there is none."""
         return "" if self.key is None else text_in(part_of(found, "metadata"), self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ListedSubscription:
-    """The stored part of a subscription.
+    """A subscription of a listed customer.
 
     Attributes:
-        slim: as much of it as decides which one counts.
+        slim: the fields that decide which one is chosen.
         named: the app's own id that it names.
-        state: as it is stored; None: it is not of a plan.
-        drift: how it differs from the plans file.
-        fault: why it cannot be read.
+        state: as it is stored; None: it has no plan.
+        drift: its differences from the plans file.
+        fault: the error if it cannot be read.
     """
 
     slim: Mapping[str, Any]
@@ -128,23 +130,23 @@ class _ListedSubscription:
 
 @dataclass(slots=True, kw_only=True)
 class ListedCustomer:
-    """A customer at Stripe.
+    """A customer in Stripe's list.
 
     Attributes:
         stripe_customer: ``cus_…``.
         named: the app's own id that it names; empty: none.
         has_payment_method: whether it has a default one.
-        seen: its subscriptions.
+        subscriptions: its subscriptions.
     """
 
     stripe_customer: str
     named: str
     has_payment_method: bool
-    seen: list[_ListedSubscription] = field(default_factory=list[_ListedSubscription])
+    subscriptions: list[_ListedSubscription] = field(default_factory=list[_ListedSubscription])
 
     @classmethod
     def of(cls, found: Mapping[str, Any], ids: IdSource) -> ListedCustomer:
-        """A customer as Stripe shows it."""
+        """Read a customer as Stripe shows it."""
         return cls(
             stripe_customer=text_in(found, "id"),
             named=ids.of_customer(found),
@@ -159,14 +161,14 @@ class ListedCustomer:
         prices: Mapping[str, PlanPrices | None],
         facts: PriceFacts,
     ) -> None:
-        """Take note of one of its subscriptions, with ``latest_invoice`` and ``schedule`` expanded.
+        """Add one of its subscriptions, with ``latest_invoice`` and ``schedule`` expanded.
 
         Args:
             found: the subscription as Stripe shows it.
-            catalog: what is sold.
-            ids: where the app's own ids are.
-            prices: at Stripe, of each plan that is sold.
-            facts: what Stripe says of the prices of its metered items.
+            catalog: the plans file.
+            ids: source of the app's own ids.
+            prices: at Stripe, of each sold plan.
+            facts: about the prices of its metered items.
         """
         items = items_of(found)
         slim = {name: found.get(name) for name in ("id", "status", "created")}
@@ -177,36 +179,36 @@ class ListedCustomer:
             compare_subscription(found, catalog, prices.get(plan.key) if plan else None) if is_live else ()
         )
         if not is_sold_here(found, catalog):
-            self.seen.append(_ListedSubscription(slim=slim, named=named, drift=drift))
+            self.subscriptions.append(_ListedSubscription(slim=slim, named=named, drift=drift))
             return
         if needs_payment_method(found, catalog, None) and not self.has_payment_method:
-            found = held_back(found)
+            found = hold_back(found)
         try:
             state = read_subscription(found, catalog, has_payment_method=self.has_payment_method, facts=facts)
         except ValueError as error:
-            self.seen.append(_ListedSubscription(slim=slim, named=named, fault=str(error)))
+            self.subscriptions.append(_ListedSubscription(slim=slim, named=named, fault=str(error)))
             return
-        self.seen.append(_ListedSubscription(slim=slim, named=named, state=state, drift=drift))
+        self.subscriptions.append(_ListedSubscription(slim=slim, named=named, state=state, drift=drift))
 
     @property
     def live(self) -> list[_ListedSubscription]:
         """Its live subscriptions."""
-        return [seen for seen in self.seen if seen.is_live]
+        return [one for one in self.subscriptions if one.is_live]
 
     def names(self) -> set[str]:
-        """The ids that it and its live subscriptions name."""
-        return {self.named, *(seen.named for seen in self.live)} - {""}
+        """All ids in it and its live subscriptions."""
+        return {self.named, *(one.named for one in self.live)} - {""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Newcomer:
-    """A customer who fits.
+    """A matched customer.
 
     Attributes:
         stripe_customer: ``cus_…``.
         customer: the app's own id.
-        subscription: what is stored of the one that counts; None: there is none of a plan.
-        drift: what of it differs from the plans file.
+        subscription: the chosen one, as it is stored; None: none has a plan.
+        drift: its differences from the plans file.
     """
 
     stripe_customer: str
@@ -217,10 +219,10 @@ class Newcomer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchResult:
-    """Customers that fit, those that do not, and how many are ignored.
+    """Matched customers, misfits, and the number of ignored customers.
 
     Attributes:
-        skipped: have no live subscription, and no id or one that another Stripe customer has too.
+        skipped: customers without a live subscription, and without an id or with a shared one.
     """
 
     newcomers: Sequence[Newcomer]
@@ -235,13 +237,13 @@ def match_customers(
     given: Mapping[str, str],
     owners: Mapping[str, str],
 ) -> MatchResult:
-    """Tell those who fit from those who do not.
+    """Match Stripe's customers to the app's ids.
 
     Args:
         accounts: all customers at Stripe.
-        catalog: what is sold.
-        given: the app's own ids by Stripe customer, as a file has them: they win over what Stripe has.
-        owners: the customers that Stripe customers are linked to already.
+        catalog: the plans file.
+        given: the app's own ids by Stripe customer; they override those at Stripe.
+        owners: the customers that Stripe customers are linked to.
     """
     misfits, skipped = list[Misfit](), 0
     by_id: defaultdict[str, list[ListedCustomer]] = defaultdict(list)
@@ -250,7 +252,7 @@ def match_customers(
         names = {given[linked]} if linked in given else account.names()
         if not names and linked in owners:
             names = {owners[linked]}
-        fault = _fault(account, names, owners.get(linked))
+        fault = _find_id_fault(account, names, owners.get(linked))
         if fault is not None:
             misfits.append(fault)
         elif names:
@@ -259,17 +261,17 @@ def match_customers(
             skipped += 1
     newcomers: list[Newcomer] = []
     for customer, same in by_id.items():
-        chosen, others = _chosen(same, owners)
-        judged = [] if chosen is None else [_judged(chosen, customer, catalog)]
-        newcomers += [one for one in judged if isinstance(one, Newcomer)]
-        misfits += [one for one in judged if isinstance(one, Misfit)]
-        misfits += [_further(one, customer, chosen, same) for one in others]
-        skipped += len(same) - len(judged) - len(others)
+        chosen, others = _choose_account(same, owners)
+        matched = [] if chosen is None else [_match_account(chosen, customer, catalog)]
+        newcomers += [one for one in matched if isinstance(one, Newcomer)]
+        misfits += [one for one in matched if isinstance(one, Misfit)]
+        misfits += [_conflict_of(one, customer, chosen, same) for one in others]
+        skipped += len(same) - len(matched) - len(others)
     return MatchResult(newcomers=newcomers, misfits=misfits, skipped=skipped)
 
 
-def _fault(account: ListedCustomer, names: set[str], owner: str | None) -> Misfit | None:
-    """The problem with the id of an account."""
+def _find_id_fault(account: ListedCustomer, names: set[str], owner: str | None) -> Misfit | None:
+    """Find a problem with the id of an account."""
     shown = ", ".join(sorted(f"{name!r:.80}" for name in names))
     if not names:
         if not account.live:
@@ -287,13 +289,13 @@ def _fault(account: ListedCustomer, names: set[str], owner: str | None) -> Misfi
     return None
 
 
-def _chosen(
+def _choose_account(
     same: Sequence[ListedCustomer], owners: Mapping[str, str]
 ) -> tuple[ListedCustomer | None, Sequence[ListedCustomer]]:
-    """Of several Stripe customers of one id the one that counts, and those about which a person is to decide.
+    """Choose among Stripe customers of one id; return the chosen one, and those an operator must decide.
 
-    The one that is linked counts, else the only one with a live subscription. Of several without any, none
-    does: none of them pays.
+    The linked one is chosen, otherwise the only one with a live subscription. Of several without any, none
+    is: none of them pays.
     """
     linked = [account for account in same if account.stripe_customer in owners]
     live = [account for account in same if account.live]
@@ -303,42 +305,38 @@ def _chosen(
     return certain[0], [account for account in live if account is not certain[0]]
 
 
-def _further(
+def _conflict_of(
     account: ListedCustomer, customer: str, chosen: ListedCustomer | None, same: Iterable[ListedCustomer]
 ) -> Misfit:
     if chosen is not None:
         message = f"customer {customer!r:.80} is linked to Stripe customer {chosen.stripe_customer} already"
         return _misfit(account, customer, "linked_elsewhere", message)
     others = sorted(one.stripe_customer for one in same if one is not account)
-    message = f"customer {customer!r:.80} has further Stripe customers: {', '.join(others)}"
+    message = f"customer {customer!r:.80} has other Stripe customers: {', '.join(others)}"
     return _misfit(account, customer, "two_customers", message)
 
 
-def _judged(account: ListedCustomer, customer: str, catalog: Catalog) -> Newcomer | Misfit:
+def _match_account(account: ListedCustomer, customer: str, catalog: Catalog) -> Newcomer | Misfit:
     live = account.live
-    faulty = next((seen for seen in account.seen if seen.fault), None)
+    faulty = next((one for one in account.subscriptions if one.fault), None)
     if faulty is not None:
         return _misfit(account, customer, "unreadable", faulty.fault, faulty.id)
-    sold = [seen for seen in live if seen.state is not None]
+    sold = [one for one in live if one.state is not None]
     if len(sold) > 1:
-        names = ", ".join(sorted(seen.id for seen in sold))
+        names = ", ".join(sorted(one.id for one in sold))
         message = f"it has several live subscriptions of the plans: {names}; each would bill all usage"
         return _misfit(account, customer, "two_subscriptions", message)
-    for drift in _drifts(sold or live):
-        if drift.kind in _KEEPS_OUT:
+    for drift in (drift for one in sold or live for drift in one.drift):
+        if drift.kind in _BLOCKING_KINDS:
             return _misfit(account, customer, drift.kind, drift.message, drift.subscription)
-    slim = in_force([seen.slim for seen in account.seen], catalog)
-    counts = next((seen for seen in account.seen if slim is not None and seen.id == slim["id"]), None)
+    slim = in_force([one.slim for one in account.subscriptions], catalog)
+    chosen = next((one for one in account.subscriptions if slim is not None and one.id == slim["id"]), None)
     return Newcomer(
         stripe_customer=account.stripe_customer,
         customer=customer,
-        subscription=None if counts is None else counts.state,
-        drift=() if counts is None else counts.drift,
+        subscription=None if chosen is None else chosen.state,
+        drift=() if chosen is None else chosen.drift,
     )
-
-
-def _drifts(seen: Iterable[_ListedSubscription]) -> Iterator[Drift]:
-    return (drift for one in seen for drift in one.drift)
 
 
 def _misfit(

@@ -1,4 +1,4 @@
-"""Overrides with a price: the price becomes the customer's own at Stripe, and the override is stored then."""
+"""Overrides with a price: make it the customer's own price at Stripe, then store the override."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from meterkit.subscriptions.plan_prices import (
     why_unlike_tiers,
 )
 from meterkit.subscriptions.proration import PlanTerms
-from meterkit.subscriptions.service.pending_changes import alone, due_prices
+from meterkit.subscriptions.service.pending_changes import due_prices, hold_change_lease
 from meterkit.subscriptions.service.plan_applier import PlanApplier
 from meterkit.subscriptions.stripe_objects import persistently
 from meterkit.subscriptions.wanted_prices import WantedPrice, metered_price, shape_of
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.subscriptions")
 _jitter = SystemRandom().uniform
 _EVERY_S: Final = 2.0
-_PATIENCE_S: Final = 50.0
+_TIMEOUT_S: Final = 50.0
 _SOON_MS: Final = 30_000
 _LATER_MS: Final = 3_600_000
 _LOGGED_EVERY_S: Final = 24 * HOUR_S
@@ -64,15 +64,15 @@ _UNKNOWN_MS: Final = 120_000
 
 @dataclass(eq=False)
 class OverrideRepricer:
-    """Stores overrides whose price has to be one at Stripe, and ends such prices when their time has come.
+    """Stores overrides once Stripe has their prices, and ends such prices when they expire.
 
     Args:
-        store: where customers are kept.
-        changing: changes subscriptions in force.
+        store: of the kit.
+        changer: changes subscriptions in force.
     """
 
     store: Store
-    changing: SubscriptionChanger
+    changer: SubscriptionChanger
 
     def __post_init__(self) -> None:
         self._states = States(self.store)
@@ -87,7 +87,7 @@ class OverrideRepricer:
         Args:
             customer: the customer's id.
             meters: those that the override names.
-            change: lays the override over a state.
+            change: applies the override to a state.
 
         Raises:
             MeterkitError: no invoice can bill the price that it gives.
@@ -97,12 +97,12 @@ class OverrideRepricer:
         _, state = await self._states.read(customer)
         before, after = (self._given(one) for one in (state, change(state)))
         priced = [name for name in meters if gives_price(after, name)]
-        taken_back = [name for name in meters if gives_price(before, name) and name not in priced]
+        withdrawn = [name for name in meters if gives_price(before, name) and name not in priced]
         is_subscribed = self._is_subscribed(state)
         self._refuse_unlike_tiers(state, after, meters)
-        if priced or (taken_back and is_subscribed):
-            self._refuse_without_stripe(customer, (*priced, *taken_back)[0], is_subscribed=is_subscribed)
-            async with alone(self.store, customer):
+        if priced or (withdrawn and is_subscribed):
+            self._refuse_without_stripe(customer, (*priced, *withdrawn)[0], is_subscribed=is_subscribed)
+            async with hold_change_lease(self.store, customer):
                 await persistently(lambda again: self._switch_items(customer, meters, change, again))
         else:
             await self._states.change(customer, change)
@@ -127,11 +127,11 @@ class OverrideRepricer:
             await self._settle_customer(customer)
 
     async def _settle_customer(self, customer: str) -> None:
-        # Before the try: other processes, and this one after a crash, leave it alone meanwhile.
-        await self._enqueue_customer(customer, int(1000 * _PATIENCE_S))
+        # First, so that other processes, and this one after a crash, do not try meanwhile.
+        await self._enqueue_customer(customer, int(1000 * _TIMEOUT_S))
         why = ""
         try:
-            async with asyncio.timeout(_PATIENCE_S), alone(self.store, customer):
+            async with asyncio.timeout(_TIMEOUT_S), hold_change_lease(self.store, customer):
                 await persistently(lambda again: self._switch_items(customer, (), _unchanged, again))
         except (StripeUnavailableError, SubscriptionBusyError, TimeoutError):
             await self._enqueue_customer(customer, _SOON_MS)
@@ -145,8 +145,8 @@ class OverrideRepricer:
             await self._enqueue_customer(customer, _LATER_MS)
         if why and self._throttle.is_due((customer, why)):
             _logger.error(
-                "the price of overage of customer %r at Stripe is to change by an override and cannot now; it"
-                " is tried again every hour: %s",
+                "an override cannot change the overage price of customer %r at Stripe now; it is retried"
+                " every hour: %s",
                 customer,
                 why,
             )
@@ -158,8 +158,8 @@ class OverrideRepricer:
         change: Callable[[CustomerState], CustomerState],
         again: int,
     ) -> None:
-        """Change a state and bring the items at Stripe to its prices, behind a cut of the usage until now."""
-        live, known, current = await self.changing.payable(customer, again)
+        """Change a state and give the items at Stripe its prices, after a cut of the usage until now."""
+        live, known, current = await self.changer.fetch_payable(customer, again)
         _, state = await self._states.read(customer)
         self._refuse_unbilled(current, self._given(change(state)), meters)
         rates = await self._read_unit_prices(live, meters) if meters else {}
@@ -173,37 +173,37 @@ class OverrideRepricer:
             return replace(after, overrides=overrides)
 
         settled = settle(state)
-        applying = PlanApplier(self.store, self.changing.api, settled.overrides)
+        applier = PlanApplier(self.store, self.changer.api, settled.overrides)
         target = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
-        if await applying.changes_metered(live, target):
-            # If this process dies between Stripe and the store, the next look brings both together.
+        if await applier.changes_metered_items(live, target):
+            # If this process dies between Stripe and the store, the next run makes both agree.
             await self._enqueue_customer(customer, _UNKNOWN_MS)
-            async with self.changing.cut(customer, self._ended_labels(current, state, settled)):
-                await applying.update(live, target)
+            async with self.changer.cut(customer, self._ended_labels(current, state, settled)):
+                await applier.apply_now(live, target)
                 await self._states.change(customer, settle)
-                await self.changing.fetch(customer)
+                await self.changer.fetch(customer)
         else:
             await self._states.change(customer, settle)
         if live.schedule is not None:
-            await self._reschedule_phases(customer, (known, current), applying, again)
+            await self._reschedule_phases(customer, (known, current), applier, again)
         next_ms = next_end_ms(settled.overrides, self.store.now_ms())
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
 
     async def _reschedule_phases(
-        self, customer: str, of: tuple[SubscriptionState, Plan], applying: PlanApplier, again: int
+        self, customer: str, of: tuple[SubscriptionState, Plan], applier: PlanApplier, again: int
     ) -> None:
         """Give scheduled phases the prices that the customer has at their beginning."""
         known, current = of
-        live = await LiveSubscription.fetch(self.changing.api(), known.id, again)
+        live = await LiveSubscription.fetch(self.changer.api(), known.id, again)
         if live is not None and live.schedule is not None:
-            terms_of = await self.changing.terms_by_plan(customer, known, current)
-            await applying.set_scheduled_seats(live, live.schedule, terms_of)
+            terms_of = await self.changer.present_terms(customer, known, current)
+            await applier.update_phases(live, live.schedule, terms_of)
 
     async def _read_unit_prices(
         self, live: LiveSubscription, meters: Collection[str]
     ) -> dict[str, Decimal | None]:
-        """Read the price of one unit on the customer's items, by meter; None: no single price says it."""
-        events = meters_of_file(await self.changing.api().list(METERS), self._catalog)
+        """Read the unit price on the customer's items, by meter; None: it has no single price."""
+        events = meters_of_file(await self.changer.api().list(METERS), self._catalog)
         flat = [price for price in live.prices if price.get("billing_scheme") != "tiered"]
         shapes = [shape for shape in map(shape_of, flat) if not shape.is_odd and shape.divide_by == 1]
         units = {events.get(shape.meter or ""): shape.unit for shape in shapes}
@@ -216,10 +216,9 @@ class OverrideRepricer:
         plan: Plan,
         states: tuple[CustomerState, CustomerState],
     ) -> dict[str, object]:
-        """The meters whose price changes when the period ends, each with the overage until then.
+        """Find the meters whose price changes when the period ends, each with its overage until then.
 
-        A price that falls is an upgrade, one that rises a downgrade; one that nothing is compared with
-        changes now.
+        A falling price is an upgrade, a rising one a downgrade; a price without a counterpart changes now.
         """
         before, after = (self._given(state) for state in states)
         changes, found = self._catalog.billing.changes, dict[str, object]()
@@ -240,7 +239,7 @@ class OverrideRepricer:
         return found
 
     def _unit_after(self, plan: Plan, given: Given, name: str) -> Decimal | None:
-        """Price of one unit on a plan with overrides; None: nothing, or Stripe alone says it."""
+        """Unit price on a plan with overrides; None: nothing, or only Stripe has it."""
         wanted: object = override_prices(self._catalog, plan, given).get(_event(self._catalog, name))
         if wanted is None:
             entitlement = override(self._catalog, plan, given)[name]
@@ -275,7 +274,7 @@ class OverrideRepricer:
 
     def _refuse_without_stripe(self, customer: str, name: str, *, is_subscribed: bool) -> None:
         try:
-            self.changing.api()
+            self.changer.api()
         except SettingsError as error:
             raise MeterkitError(
                 f"override of {name}: Stripe bills overage, so its price has to be one at Stripe, and no"

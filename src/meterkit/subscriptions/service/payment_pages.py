@@ -1,4 +1,4 @@
-"""Stripe's checkout and portal pages, and what a customer must pay or confirm before a change."""
+"""Stripe's checkout and portal pages, and the payments or confirmations that a change needs."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.live_subscription import LiveSubscription
 
 
-def options_of(common: CheckoutOptions, given: CheckoutOptions | None) -> dict[str, Any]:
-    """What a page is made with besides what meterkit sets itself.
+def checkout_options(common: CheckoutOptions, given: CheckoutOptions | None) -> dict[str, Any]:
+    """Merge the checkout options of the plans file and of a call.
 
     Args:
         common: of the plans file.
-        given: of the call; each replaces the option of its name, None takes it out.
+        given: of the call; each replaces the option of its name, None removes it.
 
     Raises:
-        MeterkitError: meterkit sets one itself, or one cannot be sent to Stripe.
+        MeterkitError: meterkit sets one of them itself, or one cannot be sent to Stripe.
     """
     if given is None:
         return dict(common)
@@ -56,27 +56,27 @@ def options_of(common: CheckoutOptions, given: CheckoutOptions | None) -> dict[s
     if own:
         raise MeterkitError(f"options: found {', '.join(own)}, which meterkit sets itself; leave it out")
     try:
-        _check("", given)
+        _check_option("", given)
     except TypeError as error:
         raise MeterkitError(f"options: {error}") from error
     return {**common, **given}
 
 
-def _check(name: str, value: object) -> None:
-    """Refuse a value that Stripe would misread: money is whole cents, a time whole seconds."""
+def _check_option(name: str, value: object) -> None:
+    """Refuse a value that Stripe would misread: money is integer cents, a time integer seconds."""
     if isinstance(value, Mapping):
         for key, inner in cast("Mapping[str, object]", value).items():
-            _check(f"{name}[{key}]" if name else key, inner)
+            _check_option(f"{name}[{key}]" if name else key, inner)
     elif isinstance(value, list | tuple):
         for place, inner in enumerate(cast("list[object]", value)):
-            _check(f"{name}[{place}]", inner)
+            _check_option(f"{name}[{place}]", inner)
     elif not isinstance(value, str | int | None):
         kind = type(value).__name__
         raise TypeError(f"{name}: found a value of type {kind}; allowed are texts, integers, lists and dicts")
 
 
 def _is_mapping(given: object) -> bool:
-    """Whether it is one: callers without a type checker may hand over anything."""
+    """Whether a value is a mapping: a caller without a type checker may pass anything."""
     return isinstance(given, Mapping)
 
 
@@ -90,15 +90,15 @@ _TRIES: Final = 4
 async def open_page(
     api: StripeApi, asked: Mapping[str, Parameter], before: Collection[str], *, now_s: int
 ) -> Mapping[str, Any]:
-    """The page that is open for the same, or a new one; all others of the customer are closed.
+    """Find the page that is open for the same request, or open one; close the customer's others.
 
-    Each open page is a subscription, and a trial, that its customer could still begin.
+    With each open page the customer could still start a subscription and a trial.
 
     Args:
-        api: the way to Stripe.
-        asked: what the page is to be, its customer among it.
-        before: the subscriptions that the customer has, and had.
-        now_s: this instant (Unix seconds).
+        api: the Stripe client.
+        asked: parameters of the page, with the customer.
+        before: all subscriptions of the customer, ended ones too.
+        now_s: the current time (Unix seconds).
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -107,11 +107,11 @@ async def open_page(
     linked = str(asked["customer"])
 
     async def attempt(again: int) -> Mapping[str, Any]:
-        opened = await _opened(api, linked)
+        opened = await _list_open_pages(api, linked)
         same = (one for one in opened if mark_of(one) == mark and one["expires_at"] - now_s >= _OPEN_S_MIN)
         page: Mapping[str, Any] | None = next(same, None)
         if page is None:
-            page = await _new_page(api, {**asked, "metadata": {CHANGE_MARK: mark}}, opened, again)
+            page = await _create_page(api, {**asked, "metadata": {CHANGE_MARK: mark}}, opened, again)
         await close_pages(api, linked, but=page["id"])
         return page
 
@@ -119,7 +119,7 @@ async def open_page(
 
 
 async def open_portal(api: StripeApi, asked: Mapping[str, Parameter], *, now_ms: int) -> Mapping[str, Any]:
-    """A session of the customer portal. Its address is void after some minutes: each minute gets another.
+    """Open a session of the customer portal. Its URL expires after some minutes: each minute has its own.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -133,7 +133,7 @@ async def open_portal(api: StripeApi, asked: Mapping[str, Parameter], *, now_ms:
 
 
 @contextmanager
-def no_portal_of_deleted(customer: str, linked: str) -> Generator[None]:
+def refuse_deleted(customer: str, linked: str) -> Generator[None]:
     """Refuse the portal of a Stripe customer that Stripe has deleted.
 
     Raises:
@@ -149,19 +149,19 @@ def no_portal_of_deleted(customer: str, linked: str) -> Generator[None]:
 
 
 async def close_pages(api: StripeApi, linked: str, *, but: str = "") -> None:
-    """Close all pages of ours that are open for a Stripe customer. Raises StripeError."""
-    for page in await _opened(api, linked):
+    """Close all open pages that meterkit made for a Stripe customer. Raises StripeError."""
+    for page in await _list_open_pages(api, linked):
         if page["id"] != but:
             try:
                 await api.post(f"{_PATH}/{page['id']}/expire")
             except StripeUnavailableError:
                 raise
             except StripeError as error:
-                if error.status != HTTPStatus.BAD_REQUEST:  # It is not open any more.
+                if error.status != HTTPStatus.BAD_REQUEST:  # It is no longer open.
                     raise
 
 
-async def _new_page(
+async def _create_page(
     api: StripeApi, asked: Mapping[str, Parameter], opened: Collection[Mapping[str, Any]], again: int
 ) -> Mapping[str, Any]:
     known, page = sorted(one["id"] for one in opened), dict[str, Any]()
@@ -171,16 +171,16 @@ async def _new_page(
         found = await api.get(f"{_PATH}/{page['id']}")
         if found.get("status") == "open" and page["id"] not in known:
             break
-        known.append(page["id"])  # An answer of earlier: that page is closed.
+        known.append(page["id"])  # A replayed response: that page is closed.
     return page
 
 
-async def _opened(api: StripeApi, linked: str) -> list[dict[str, Any]]:
+async def _list_open_pages(api: StripeApi, linked: str) -> list[dict[str, Any]]:
     found = await api.list(_PATH, {"customer": linked, "status": "open"})
     return [page for page in found if mark_of(page)]
 
 
-# What Stripe wants before it takes a change: a paid invoice, a payment method, an authenticated card.
+# Requirements of Stripe for a change: a paid invoice, a payment method, an authenticated card.
 
 # https://docs.stripe.com/error-codes
 _NEEDS_CUSTOMER: Final = frozenset({"subscription_payment_intent_requires_action", "authentication_required"})
@@ -192,7 +192,7 @@ _INTENTS_MAX: Final = 16
 
 
 async def check_paid(customer: str, live: LiveSubscription, refused: Collection[str]) -> None:
-    """Refuse a change while an invoice of the subscription has to be paid first.
+    """Refuse a change while an invoice of the subscription must be paid first.
 
     A pending update counts too: Stripe applies it as soon as its invoice is paid. It is never voided, because
     Stripe then discards the usage that its invoice bills
@@ -212,17 +212,17 @@ async def check_paid(customer: str, live: LiveSubscription, refused: Collection[
     awaits = bool(part_of(live.found, "pending_update"))
     if status not in refused and not awaits:
         return
-    invoice = await _open_invoice(live)
+    invoice = await _find_open_invoice(live)
     what = "has a change that waits for its payment" if awaits else f"is {status}"
-    message = f"the subscription {live.id} of customer {customer!r} {what}: it has to be paid for first"
+    message = f"the subscription {live.id} of customer {customer!r} {what}: it must be paid for first"
     if invoice:
         url = text_in(invoice, "hosted_invoice_url") or None
         raise InvoiceOpenError(message, invoice=str(invoice["id"]), url=url)
     raise SubscriptionError(message)
 
 
-async def _open_invoice(live: LiveSubscription) -> Mapping[str, Any]:
-    """The latest invoice if it is open, else the youngest one that is; empty: none is."""
+async def _find_open_invoice(live: LiveSubscription) -> Mapping[str, Any]:
+    """The latest invoice if it is open, otherwise the newest open one; empty if none is."""
     latest = part_of(live.found, "latest_invoice")
     if latest.get("status") == "open":
         return latest
@@ -231,16 +231,16 @@ async def _open_invoice(live: LiveSubscription) -> Mapping[str, Any]:
     return found[0] if found else {}
 
 
-async def remedy(
+async def find_remedy(
     store: Store, live: LiveSubscription, asked: Mapping[str, Parameter], refused: StripeError
 ) -> str:
-    """Find out what a change needs whose payment Stripe has refused; nothing has changed then.
+    """Find what a change needs whose payment Stripe has refused. Nothing has changed then.
 
     Args:
-        store: whose plans file names the page where customers pay.
+        store: of the kit.
         live: the subscription.
         asked: the parameters of the change.
-        refused: what Stripe has answered.
+        refused: the error of Stripe.
 
     Returns:
         The client secret of a SetupIntent, with which the customer's browser authenticates the card for later
@@ -248,28 +248,32 @@ async def remedy(
 
     Raises:
         PaymentMethodMissingError: the customer has no payment method.
-        PaymentAuthenticationError: the card asks its customer for each payment.
+        PaymentAuthenticationError: the card must be authenticated for each payment.
         StripeError: the payment was refused for another reason, or Stripe does not answer.
     """
     linked = id_in(live.found, "customer")
     if _NO_METHOD in str(refused):
         message = f"the change needs a payment, and Stripe customer {linked} has no payment method"
-        raise PaymentMethodMissingError(message, url=await _payment_page(store, live, linked)) from refused
+        raise PaymentMethodMissingError(
+            message, url=await _find_payment_page(store, live, linked)
+        ) from refused
     if refused.code not in _NEEDS_CUSTOMER:
         raise refused
-    method = await _payment_method(live, linked)
-    secret = await _authentication(live, linked, method, asked) if method else None
+    method = await _find_payment_method(live, linked)
+    secret = await _create_setup_secret(live, linked, method, asked) if method else None
     if secret is None:
         message = (
-            f"the card of Stripe customer {linked} has to be authenticated for each payment, so it cannot pay"
+            f"the card of Stripe customer {linked} must be authenticated for each payment, so it cannot pay"
             " for this change: the customer needs another payment method"
         )
-        raise PaymentAuthenticationError(message, url=await _payment_page(store, live, linked)) from refused
+        raise PaymentAuthenticationError(
+            message, url=await _find_payment_page(store, live, linked)
+        ) from refused
     return secret
 
 
 async def refuse_without_method(store: Store, live: LiveSubscription, why: str) -> NoReturn:
-    """Refuse a change for which a payment method has to be saved first.
+    """Refuse a change that needs a saved payment method.
 
     Raises:
         PaymentMethodMissingError: always, with the page where the customer adds one.
@@ -278,11 +282,11 @@ async def refuse_without_method(store: Store, live: LiveSubscription, why: str) 
     message = (
         f"{why}: Stripe customer {linked} has no payment method that can be charged; nothing has changed"
     )
-    raise PaymentMethodMissingError(message, url=await _payment_page(store, live, linked))
+    raise PaymentMethodMissingError(message, url=await _find_payment_page(store, live, linked))
 
 
-async def _payment_method(live: LiveSubscription, linked: str) -> str:
-    """The payment method that Stripe charges; empty: it is not known.
+async def _find_payment_method(live: LiveSubscription, linked: str) -> str:
+    """Find the payment method that Stripe charges; empty if it is unknown.
 
     https://docs.stripe.com/billing/subscriptions/payment-methods-setting#payment-method-priority
     """
@@ -294,10 +298,10 @@ async def _payment_method(live: LiveSubscription, linked: str) -> str:
     return id_in(settings, "default_payment_method") or id_in(owner, "default_source")
 
 
-async def _authentication(
+async def _create_setup_secret(
     live: LiveSubscription, linked: str, method: str, asked: Mapping[str, Parameter]
 ) -> str | None:
-    """The client secret of a SetupIntent for this change; None: the card was authenticated for it already.
+    """Create a SetupIntent for this change; return its client secret, None if the card is authenticated.
 
     https://docs.stripe.com/payments/save-and-reuse: a card that is set up for off-session payments may be
     charged without its customer, unless its bank asks for each payment.
@@ -312,7 +316,7 @@ async def _authentication(
     for _ in range(_INTENTS_MAX):
         key = key_of("authenticate", live.id, mark_of(live.found), asked, params, ended)
         made = await live.api.post(_INTENTS, params, idempotency_key=key)
-        # An answer of earlier shows the intent as it was then.
+        # A replayed response shows the intent as it was then.
         intent = await live.api.get(f"{_INTENTS}/{made['id']}")
         if intent["status"] == "succeeded":
             return None
@@ -322,13 +326,13 @@ async def _authentication(
     return None
 
 
-async def _payment_page(store: Store, live: LiveSubscription, linked: str) -> str | None:
-    """The page where the customer adds a payment method; None: Stripe has no portal that could show it."""
+async def _find_payment_page(store: Store, live: LiveSubscription, linked: str) -> str | None:
+    """Find the page where the customer adds a payment method; None if there is none."""
     if store.catalog.billing.portal_url is not None:
         return store.catalog.billing.portal_url
     asked: dict[str, Parameter] = {"customer": linked, "flow_data": {"type": "payment_method_update"}}
     try:
         made = await open_portal(live.api, asked, now_ms=store.now_ms())
     except StripeError:
-        return None  # The error says what is missing.
+        return None  # The error names what is missing.
     return str(made["url"])

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 class DueCustomers:
-    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+    """Queue of customers by due time.
+
+    Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
 
     Args:
         store: where the queue is.
@@ -44,12 +46,12 @@ class DueCustomers:
         await admin.ask(pipe.execute())
 
     async def remove(self, customer: str) -> None:
-        """Drop a customer that nothing is to be done about any more."""
+        """Remove a customer."""
         admin = await self._store.admin()
         await admin.ask(admin.client.zrem(self._key, customer))
 
     async def due(self) -> list[str]:
-        """The customers that are due."""
+        """List the due customers."""
         admin = await self._store.admin()
         found: list[bytes] = await admin.ask(
             admin.client.zrangebyscore(self._key, "-inf", self._store.now_ms())
@@ -58,9 +60,9 @@ class DueCustomers:
 
 
 def due_prices(store: Store) -> DueCustomers:
-    """Customers by when the price of an override begins or ends at Stripe.
+    """Queue of customers by when the price of an override starts or ends at Stripe.
 
-    The nightly sync finds a customer again whose turn is later, or was lost.
+    The nightly sync finds a customer whose entry was lost.
     """
     return DueCustomers(store, "prices", kept_ms=400 * DAY_MS)
 
@@ -71,18 +73,20 @@ WAIT_S: Final = 9.0
 
 
 @asynccontextmanager
-async def alone(store: Store, customer: str, *, within_s: float | None = None) -> AsyncGenerator[None]:
-    """Hold the customer's lease while the block runs; wait for another holder first.
+async def hold_change_lease(
+    store: Store, customer: str, *, within_s: float | None = None
+) -> AsyncGenerator[None]:
+    """Hold the customer's lease while the block runs; first wait for another holder.
 
-    A process that is killed meanwhile keeps the lease for a minute.
+    If the process is killed meanwhile, the lease lasts for a minute.
 
     Args:
         store: where the lease is.
-        customer: whose.
+        customer: the customer's id.
         within_s: how long to wait, in real seconds; None: :data:`WAIT_S`.
 
     Raises:
-        SubscriptionBusyError: another call has the lease for longer than a client waits.
+        SubscriptionBusyError: another call holds the lease for longer than a client waits.
         StoreError: the store does not answer.
     """
     lease = TaskLease(store, store.keys.beginning(customer), lasts_ms=_LEASE_MS)
@@ -97,16 +101,16 @@ _jitter = SystemRandom().uniform
 _EVERY_S: Final = 2.0
 _AGAIN_MS: Final = 5_000
 _GIVEN_UP_MS: Final = 900_000
-_PATIENCE_S: Final = 50.0
+_TIMEOUT_S: Final = 50.0
 _KEPT_MS: Final = 86_400_000
 
 
 class AcceptedChanges:
-    """Plans that customers asked for, kept in their states, and tried again in the background by any process.
+    """Accepted changes of plan: stored in the customers' states, retried in the background by any process.
 
     Args:
         store: where the states are.
-        apply: puts a customer on a plan; safe to repeat.
+        apply: changes the plan of a customer; idempotent.
     """
 
     def __init__(self, store: Store, apply: Callable[[str, str], Awaitable[object]]) -> None:
@@ -127,40 +131,40 @@ class AcceptedChanges:
             customer, lambda state: replace(state, asked_plan=plan, asked_ms=now_ms), cause="api"
         )
 
-    async def forget(self, customer: str) -> None:
+    async def drop(self, customer: str) -> None:
         """Drop the pending change, if any. Raises StoreError."""
-        await self._states.change(customer, _without, cause="api")
+        await self._states.change(customer, _without_asked_plan, cause="api")
         await self._due.remove(customer)
 
     async def run(self) -> None:
-        """Try what is due, every two seconds, until cancelled.
+        """Retry due changes every two seconds, until cancelled.
 
         Raises:
             StoreError: the store does not answer.
         """
         while True:
             await asyncio.sleep(_EVERY_S * _jitter(0.8, 1.2))
-            await self.turn()
+            await self.run_once()
 
-    async def turn(self) -> None:
-        """Try what is due, once.
+    async def run_once(self) -> None:
+        """Retry due changes once.
 
         Raises:
             StoreError: the store does not answer.
         """
         for customer in await self._due.due():
-            await self._try(customer)
+            await self._retry(customer)
 
-    async def _try(self, customer: str) -> None:
+    async def _retry(self, customer: str) -> None:
         _, state = await self._states.read(customer)
         plan = state.asked_plan
         if plan is None:
-            await self.forget(customer)
+            await self.drop(customer)
             return
-        # Before the try: other processes, and this one after a crash, leave it alone meanwhile.
-        await self._due.put(customer, self._store.now_ms() + int(1000 * _PATIENCE_S))
+        # Before the try: other processes, and this one after a crash, leave it hold_change_lease meanwhile.
+        await self._due.put(customer, self._store.now_ms() + int(1000 * _TIMEOUT_S))
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_TIMEOUT_S):
                 await self._apply(customer, plan)
         except (StripeUnavailableError, TimeoutError) as error:
             if self._store.now_ms() < state.asked_ms + _GIVEN_UP_MS:
@@ -177,8 +181,8 @@ class AcceptedChanges:
             _logger.error(
                 "customer %r asked for plan %r and keeps the plan of before: %s", customer, plan, why
             )
-        await self.forget(customer)
+        await self.drop(customer)
 
 
-def _without(state: CustomerState) -> CustomerState:
+def _without_asked_plan(state: CustomerState) -> CustomerState:
     return replace(state, asked_plan=None, asked_ms=0) if state.asked_plan is not None else state

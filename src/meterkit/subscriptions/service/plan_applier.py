@@ -1,4 +1,4 @@
-"""Calls to Stripe that bring a subscription, or its schedule, to a plan with its seats."""
+"""Apply a plan with its seats to a subscription at Stripe: now, if paid, or by its schedule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from meterkit.subscriptions.item_changes import (
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.plan_prices import customer_prices, is_of_another_plan, with_metered
 from meterkit.subscriptions.schedule_phases import cut_phases, has_own_terms, present_phases
-from meterkit.subscriptions.service.payment_pages import remedy
+from meterkit.subscriptions.service.payment_pages import find_remedy
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
 
 class PlanApplier:
-    """Has subscriptions consist of what a plan with its seats consists of.
+    """Applies plans to the subscription of one customer.
 
     Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
 
     Args:
-        store: whose plans file is meant.
-        api: the way to Stripe.
-        overrides: the stored overrides of the customer, whose prices go before the plan's.
+        store: of the kit.
+        api: makes the Stripe client on first use.
+        overrides: the stored overrides of the customer; their prices replace the plan's.
     """
 
     def __init__(self, store: Store, api: Callable[[], StripeApi], overrides: Stored) -> None:
@@ -55,30 +55,32 @@ class PlanApplier:
         self._api = api
         self._overrides = overrides
 
-    async def update(self, live: LiveSubscription, target: PlanTerms) -> None:
-        """Bring the items to what they are to be, now; the difference is on the next invoice."""
-        items = await self.changes_of_items(live, target)
+    async def apply_now(self, live: LiveSubscription, target: PlanTerms) -> None:
+        """Change the items now; the difference is on the next invoice."""
+        items = await self.plan_item_changes(live, target)
         params = trial_settings_change(live.found, target.plan)
         if items:
             params |= {"items": items, "proration_behavior": "create_prorations"}
         if params:
             await live.update(params)
 
-    async def upgrade(self, live: LiveSubscription, target: PlanTerms, *, ends_trial: bool) -> str | None:
-        """Bring the items to what they are to be, now, if that is paid; take back what is scheduled then.
+    async def apply_if_paid(
+        self, live: LiveSubscription, target: PlanTerms, *, ends_trial: bool
+    ) -> str | None:
+        """Change the items now if that is paid, and cancel a scheduled change.
 
         Returns:
-            None: it is done. Else nothing has changed, and this is the client secret of a SetupIntent with
-            which the customer authenticates the card before the caller asks again.
+            None: it is done. Otherwise nothing has changed, and the customer must authenticate the card with
+            this client secret of a SetupIntent before the caller asks again.
 
         Raises:
             SubscriptionError: the customer needs a payment method, or another one.
         """
         params: dict[str, Parameter] = {
-            "items": await self.changes_of_items(live, target),
+            "items": await self.plan_item_changes(live, target),
             "proration_behavior": "always_invoice",
             "payment_behavior": "error_if_incomplete",
-            "off_session": True,  # The customer's browser is not asked: what was set up counts.
+            "off_session": True,  # Without the customer's browser: the saved card must suffice.
         }
         if ends_trial:
             params["trial_end"] = "now"
@@ -90,39 +92,41 @@ class PlanApplier:
         except StripeError as error:
             if error.is_replayed:
                 raise
-            return await remedy(self._store, live, params, error)
+            return await find_remedy(self._store, live, params, error)
         changed = live if live.schedule is None else await LiveSubscription.fetch(self._api(), live.id)
         if changed is not None:
-            await self.take_back(changed, target)
+            await self.cancel_scheduled(changed, target)
         return None
 
-    async def changes_of_items(self, live: LiveSubscription, target: PlanTerms) -> list[dict[str, Parameter]]:
-        """Changes that bring the items to those of a plan with its seats; empty if there are none.
+    async def plan_item_changes(
+        self, live: LiveSubscription, target: PlanTerms
+    ) -> list[dict[str, Parameter]]:
+        """Plan the changes of items that lead to a plan with its seats; empty if there are none.
 
-        Where the plan stays, so do the metered prices that an operator has given the customer.
+        If the plan stays, so do the metered prices that an operator has given the customer.
         """
         prices, paid = await self._read_prices(live, target)
         current = plan_in(live.items, self._store.catalog)
         if current is not None and current.key == prices.plan:
-            prices = with_metered(prices, await self._operators_prices(live, prices))
+            prices = with_metered(prices, await self._find_operator_prices(live, prices))
         return updates(live.items, self._store.catalog, prices, paid)
 
-    async def take_back(self, live: LiveSubscription, target: PlanTerms) -> None:
-        """End a scheduled change of plan: release the schedule, or give its phases the plan in force.
+    async def cancel_scheduled(self, live: LiveSubscription, target: PlanTerms) -> None:
+        """Cancel a scheduled change of plan: release the schedule, or give its phases the current plan.
 
-        The latter keeps a schedule that has terms of its own, such as an operator's phases ahead.
+        The latter keeps a schedule with terms of its own, such as an operator's future phases.
         """
         if live.schedule is None:
             return
         if has_own_terms(live.schedule):
-            await self.set_scheduled_seats(live, live.schedule, lambda _: target)
+            await self.update_phases(live, live.schedule, lambda _: target)
         else:
             await live.release()
 
-    async def changes_to_scheduled(
+    async def plan_scheduled_changes(
         self, live: LiveSubscription, later: PlanTerms
     ) -> list[dict[str, Parameter]]:
-        """Changes that bring the licensed items to those of a scheduled plan, at the prices of its phase."""
+        """Plan the changes of licensed items that lead to a scheduled plan, at the prices of its phase."""
         drafts = [] if live.schedule is None else present_phases(live.schedule, live.found)[1:]
         for draft in drafts:
             plan = plan_in(draft.items, self._store.catalog)
@@ -131,20 +135,20 @@ class PlanApplier:
                 lines = next_items(draft.items, self._store.catalog, *priced, draft.settings)
                 gone: list[dict[str, Parameter]] = [{"id": item.id, "deleted": True} for item in live.items]
                 return gone + [line for line in lines if "quantity" in line]
-        return await self.changes_of_items(live, later)
+        return await self.plan_item_changes(live, later)
 
-    async def changes_metered(self, live: LiveSubscription, target: PlanTerms) -> bool:
-        """Whether the items that a plan and its seats need differ in metered ones from those there are."""
-        return changes_metered(live.items, await self.changes_of_items(live, target))
+    async def changes_metered_items(self, live: LiveSubscription, target: PlanTerms) -> bool:
+        """Whether a plan needs other metered items than the present ones."""
+        return changes_metered(live.items, await self.plan_item_changes(live, target))
 
-    async def arrange(self, live: LiveSubscription, known: SubscriptionState, later: PlanTerms) -> None:
-        """Schedule other items for the end of the period; all phases from then on get them.
+    async def schedule(self, live: LiveSubscription, known: SubscriptionState, later: PlanTerms) -> None:
+        """Schedule a plan for the end of the period; all phases from then on get its items.
 
         Raises:
-            SubscriptionError: the subscription is to end.
+            SubscriptionError: the subscription is ending.
         """
         if live.is_ending:
-            raise SubscriptionError(f"the subscription {live.id} is to end: resume it before it is changed")
+            raise SubscriptionError(f"the subscription {live.id} is ending: resume it before it is changed")
         change_s, interval = known.end_ms // 1000, later.plan.price.interval
         schedule = await live.open_schedule(change_s)
         priced = await self._read_prices(live, later, known.end_ms)
@@ -159,15 +163,15 @@ class PlanApplier:
         ]
         await live.send_phases(schedule, phases)
 
-    async def set_scheduled_seats(
+    async def update_phases(
         self,
         live: LiveSubscription,
         schedule: Mapping[str, Any],
         terms_of: Callable[[Plan], PlanTerms],
     ) -> None:
-        """Change the seats of every phase that is of a plan, the current one included.
+        """Give every phase with a plan the terms of that plan, the current phase included.
 
-        Metered prices of the current phase stay; those of later phases are the customer's at their beginning.
+        The current phase keeps its metered prices; later phases get the customer's prices at their start.
         """
         drafts = present_phases(schedule, live.found)
         phases: list[list[dict[str, Parameter]]] = []
@@ -178,15 +182,15 @@ class PlanApplier:
                 begins_s = draft.params.get("start_date")
                 begins_ms = 1000 * begins_s if isinstance(begins_s, int) else 0
                 prices, paid = await self._read_prices(live, terms_of(plan), begins_ms)
-                prices = prices if phases else _with_metered_of(draft.items, prices)
+                prices = prices if phases else _keep_metered_prices(draft.items, prices)
                 lines = next_items(draft.items, self._store.catalog, prices, paid, draft.settings)
             phases.append(lines)
-        if any(_differ(lines, draft.lines()) for lines, draft in zip(phases, drafts, strict=True)):
+        if any(_are_different(lines, draft.lines()) for lines, draft in zip(phases, drafts, strict=True)):
             sent = [draft.to_params(lines) for lines, draft in zip(phases, drafts, strict=True)]
             await live.send_phases(schedule, sent)
 
-    async def _operators_prices(self, live: LiveSubscription, prices: PlanPrices) -> dict[str, str]:
-        """Read which metered items have a price that an operator made by hand: meter to price."""
+    async def _find_operator_prices(self, live: LiveSubscription, prices: PlanPrices) -> dict[str, str]:
+        """Find metered items with a price that an operator made by hand: meter to price."""
         times = Counter(item.meter for item in live.items)
         overridden = {prices.metered[price] for price in prices.overridden}
         return {
@@ -211,16 +215,18 @@ class PlanApplier:
         return await customer_prices(self._api(), catalog, target.plan, given, live.prices), paid
 
 
-def _with_metered_of(items: Sequence[SubscriptionItem], prices: PlanPrices) -> PlanPrices:
-    """Prices whose metered ones are those of present items: usage is cut before they change."""
+def _keep_metered_prices(items: Sequence[SubscriptionItem], prices: PlanPrices) -> PlanPrices:
+    """Replace metered prices by those of present items: usage is cut before they change."""
     metered = {item.price: item.meter for item in items if item.meter in prices.meters}
     return replace(prices, metered=metered, overridden=frozenset(metered))
 
 
-def _differ(lines: Sequence[Mapping[str, Parameter]], others: Sequence[Mapping[str, Parameter]]) -> bool:
-    """Whether items differ, in whatever order they are."""
-    return sorted(lines, key=_price) != sorted(others, key=_price)
+def _are_different(
+    lines: Sequence[Mapping[str, Parameter]], others: Sequence[Mapping[str, Parameter]]
+) -> bool:
+    """Whether items differ, regardless of their order."""
+    return sorted(lines, key=_price_of_line) != sorted(others, key=_price_of_line)
 
 
-def _price(line: Mapping[str, Parameter]) -> str:
+def _price_of_line(line: Mapping[str, Parameter]) -> str:
     return str(line["price"])

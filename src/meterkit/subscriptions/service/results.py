@@ -1,4 +1,4 @@
-"""What the calls of ``kit.subscriptions`` give, and how it is read off what is known. Pure."""
+"""Results of ``kit.subscriptions``, and their reading from the stored state. Pure."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class PendingChange:
     """A change of a subscription that is scheduled, or accepted and not confirmed yet.
 
     Attributes:
-        plan: the key of the plan that it will have; None: no plan of the plans file.
-        seats: that it will have in all; 0: that plan sells none.
-        effective_at: when (UTC); for one that is not confirmed yet, when it was requested.
+        plan: the key of the next plan; None: no plan of the plans file.
+        seats: total seats then; 0: that plan sells none.
+        effective_at: when (UTC); of an unconfirmed change, when it was requested.
     """
 
     plan: str | None
@@ -37,23 +37,23 @@ class PendingChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """A customer's subscription, as it was when it was last fetched from Stripe, by the clock of now.
+    """A customer's subscription as last fetched from Stripe, at the current time.
 
     Attributes:
         id: at Stripe, ``sub_…``.
         customer: the app's own id.
-        plan: the key of the plan whose price it has; None: no plan of the plans file has it.
-        status: Stripe's word; what is scheduled has bound at its second.
-        access: what the customer may do.
-        seats: that the base price covers and those that are bought, by the quantities at Stripe; 0: the plan
-            sells no seats. Where they are unlimited, those of an item that is still paid for. The gauge has
+        plan: the key of its plan; None: no plan of the plans file has its price.
+        status: as at Stripe; scheduled changes apply at their second.
+        access: the customer's access.
+        seats: those that the base price covers and those bought, by the quantities at Stripe; 0: the plan
+            sells no seats. If they are unlimited, those of an item that is still paid for. The gauge has
             the seats in use.
-        current_period_start: first instant of the period that is billed (UTC).
+        current_period_start: first instant of the billing period (UTC).
         current_period_end: first instant after it.
         cancel_at_period_end: whether it ends with the period.
-        cancel_at: when it ends; None: it goes on.
+        cancel_at: when it ends; None: it continues.
         trial_end: first instant after the trial; None: there was none.
-        pending_change: what is scheduled; None: nothing.
+        pending_change: the scheduled change; None: there is none.
     """
 
     id: str
@@ -75,10 +75,10 @@ class NewSubscription:
     """A subscription that was just made.
 
     Attributes:
-        client_secret: with which the customer's browser confirms the first payment, or saves a payment method
+        client_secret: the customer's browser confirms the first payment with it, or saves a payment method
             for later ones; None: there is nothing to confirm. Give it to that customer only.
-        missing: ``payment_method``: the plan is in force once one is saved, as with the client secret, which
-            is a SetupIntent's. None: nothing, or the first payment, while it is ``incomplete``.
+        missing: ``payment_method``: the plan is in force once one is saved, as with the client secret of a
+            SetupIntent. None: nothing, or the first payment, while it is ``incomplete``.
     """
 
     subscription: Subscription
@@ -88,21 +88,22 @@ class NewSubscription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionAfter:
-    """A subscription after what was done to it."""
+    """A subscription after a change."""
 
     subscription: Subscription
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionChange:
-    """A subscription after a change, and what the change costs for the rest of the period.
+    """A subscription after a change, and the cost of the change for the rest of the period.
 
     Attributes:
-        client_secret: None: it is done. Else nothing has changed: with this secret of a SetupIntent the
-            customer's browser authenticates the card (3-D Secure), and then the app asks for the change
-            again. Give it to this customer only.
-        confirmed: False: Stripe has not confirmed the change within 10 s. It is tried on in the background;
-            the event ``subscription.changed`` tells the outcome, and until then it is the ``pending_change``.
+        client_secret: None: it is done. Otherwise nothing has changed: the customer's browser authenticates
+            the card (3-D Secure) with this secret of a SetupIntent, then the app asks for the change again.
+            Give it to this customer only.
+        confirmed: False: Stripe has not confirmed the change within 10 s. It is retried in the background;
+            the event ``subscription.changed`` reports the outcome, and until then it is the
+            ``pending_change``.
     """
 
     subscription: Subscription
@@ -113,7 +114,7 @@ class SubscriptionChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """What a change would cost, and which gauges would be filled further than it allows."""
+    """The cost of a change, and the gauges above its limits."""
 
     proration: Proration
     over_limit: tuple[OverLimit, ...]
@@ -121,7 +122,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkout:
-    """A page at Stripe where a subscription is paid for: send the customer to ``url`` within a day."""
+    """A Stripe page for a new subscription: redirect the customer to ``url`` within a day."""
 
     id: str
     url: str
@@ -129,7 +130,7 @@ class Checkout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portal:
-    """A page at Stripe where a customer manages payments: send them to ``url`` at once, it is soon void."""
+    """A Stripe page for managing payments: redirect the customer to ``url`` at once, it expires soon."""
 
     id: str
     url: str
@@ -137,7 +138,7 @@ class Portal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Where to send the customer."""
+    """A page to redirect the customer to."""
 
     url: str
 
@@ -148,17 +149,17 @@ class Invoice:
 
     Attributes:
         id: ``in_…``.
-        number: what the customer knows it by; None: it is a draft.
+        number: the number that the customer sees; None: it is a draft.
         status: ``draft``, ``open``, ``paid``, ``uncollectible`` or ``void``.
         currency: of the amounts.
         total_cents: of all lines, after taxes and discounts; below 0: a credit.
-        amount_due_cents: of that, what is to be paid.
-        amount_paid_cents: of that, what was.
-        created_at: when it was made.
-        period_start: of the period that it was made for.
-        period_end: first instant after that.
-        url: where the customer sees and pays it; None: it is a draft.
-        pdf_url: the same as a file.
+        amount_due_cents: the part of the total to pay.
+        amount_paid_cents: the paid part of the total.
+        created_at: when it was created.
+        period_start: first instant of its period.
+        period_end: first instant after its period.
+        url: page where the customer sees and pays it; None: it is a draft.
+        pdf_url: its PDF file.
     """
 
     id: str
@@ -178,12 +179,12 @@ class Invoice:
 def subscription_of(
     customer: str, state: CustomerState, catalog: Catalog, now_ms: int
 ) -> Subscription | None:
-    """The subscription of a customer at an instant; None: nothing is known of one."""
+    """The subscription of a customer at an instant; None if none is known."""
     known = state.subscription
     if known is None:
         return None
     status = known.status_at(now_ms)
-    start_ms, end_ms = _period_of(known, catalog, now_ms)
+    start_ms, end_ms = _billing_period(known, catalog, now_ms)
     cancel_at_ms = None if status in ENDED else known.cancel_at_ms
     return Subscription(
         id=known.id,
@@ -197,12 +198,12 @@ def subscription_of(
         cancel_at_period_end=known.cancel_at_period_end,
         cancel_at=None if cancel_at_ms is None else from_ms(cancel_at_ms),
         trial_end=None if known.trial_end_ms is None else from_ms(known.trial_end_ms),
-        pending_change=_pending_of(state, known, now_ms),
+        pending_change=_pending_change(state, known, now_ms),
     )
 
 
-def _period_of(known: SubscriptionState, catalog: Catalog, now_ms: int) -> tuple[int, int]:
-    """The period that is billed; where its renewal is not known yet, by the anchor."""
+def _billing_period(known: SubscriptionState, catalog: Catalog, now_ms: int) -> tuple[int, int]:
+    """The billing period; by the anchor if its renewal is not known yet."""
     plan = catalog.plans.get(known.plan_at(now_ms) or "")
     if known.start_ms <= now_ms < known.end_ms or now_ms >= known.ends_ms() or plan is None:
         return known.start_ms, known.end_ms
@@ -211,7 +212,7 @@ def _period_of(known: SubscriptionState, catalog: Catalog, now_ms: int) -> tuple
     return bounds.start_ms, bounds.end_ms
 
 
-def _pending_of(state: CustomerState, known: SubscriptionState, now_ms: int) -> PendingChange | None:
+def _pending_change(state: CustomerState, known: SubscriptionState, now_ms: int) -> PendingChange | None:
     if state.asked_plan not in {None, known.plan} and known.status_at(now_ms) not in ENDED:
         seats = known.seats_at(now_ms)
         return PendingChange(plan=state.asked_plan, seats=seats, effective_at=from_ms(state.asked_ms))

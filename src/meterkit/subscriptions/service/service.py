@@ -1,4 +1,4 @@
-"""``kit.subscriptions``: begin, change and end the subscriptions of customers at Stripe."""
+"""``kit.subscriptions``: start, change and end the subscriptions of customers at Stripe."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from meterkit.errors import NoSubscriptionError, StripeUnavailableError, Subscri
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
 from meterkit.subscriptions.service.override_repricer import OverrideRepricer
-from meterkit.subscriptions.service.payment_pages import no_portal_of_deleted, open_portal, options_of
-from meterkit.subscriptions.service.pending_changes import AcceptedChanges, alone
+from meterkit.subscriptions.service.payment_pages import checkout_options, open_portal, refuse_deleted
+from meterkit.subscriptions.service.pending_changes import AcceptedChanges, hold_change_lease
 from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
@@ -44,26 +44,26 @@ _ANSWER_S: Final = 9.0
 
 
 class Subscriptions:
-    """Begins, changes and ends the subscriptions of customers.
+    """Starts, changes and ends the subscriptions of customers.
 
-    Stripe has the subscription; what is known of it here was fetched from there. Each change is done there
-    once, however often it is requested, and binds the very next decision of every process when the call
+    Stripe has the subscription; meterkit stores what it has fetched of it. Each change is made at Stripe
+    once, however often it is requested, and holds for the next decision of every process when the call
     returns. A customer who is not linked to a Stripe customer gets one.
 
     Each method raises :class:`~meterkit.errors.CustomerError` for an id that is not allowed,
-    :class:`~meterkit.errors.StoreError` where the store does not answer, and all but :meth:`get` and
-    :meth:`preview` :class:`~meterkit.errors.SettingsError` where no Stripe key is set,
-    :class:`~meterkit.errors.StripeError` where Stripe refuses and
-    :class:`~meterkit.errors.StripeUnavailableError` where it does not answer. After the last one, ask again:
+    :class:`~meterkit.errors.StoreError` if the store does not answer, and all but :meth:`get` and
+    :meth:`preview` :class:`~meterkit.errors.SettingsError` if no Stripe key is set,
+    :class:`~meterkit.errors.StripeError` if Stripe refuses and
+    :class:`~meterkit.errors.StripeUnavailableError` if it does not answer. After the last one, ask again:
     no step is done twice.
 
     Args:
-        store: where customers are kept.
-        api: the way to Stripe; made when it is first asked for.
+        store: of the kit.
+        api: makes the Stripe client on first use.
         fetch: fetches a customer's subscription from Stripe into the store.
-        deliver: delivers what a customer has used, and waits until Stripe has it.
-        cut: does so before prices change, and holds back what is used while the block runs.
-        contact: gives what a Stripe customer is made with.
+        deliver: delivers a customer's usage, and waits until Stripe has counted it.
+        cut: does so before prices change, and holds usage while the block runs.
+        contact: provides the contact of a new Stripe customer.
     """
 
     def __init__(
@@ -80,20 +80,20 @@ class Subscriptions:
         self._states = States(store)
         self._api = api
         self._fetch = fetch
-        self._beginning = SubscriptionStarter(store, api, contact)
-        self._changing = SubscriptionChanger(store, api, fetch=fetch, deliver=deliver, cut=cut)
+        self._starter = SubscriptionStarter(store, api, contact)
+        self._changer = SubscriptionChanger(store, api, fetch=fetch, deliver=deliver, cut=cut)
         self._cut = cut
-        self._unconfirmed = AcceptedChanges(store, self._apply)
-        self._repricing = OverrideRepricer(store, self._changing)
-        self.store_override = self._repricing.override
+        self._accepted_changes = AcceptedChanges(store, self._apply)
+        self._repricer = OverrideRepricer(store, self._changer)
+        self.store_override = self._repricer.override
 
     @property
     def tasks(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
-        """Tasks beside an event loop, by name: they make changes that were accepted, or are due."""
-        return {"changes": self._unconfirmed.run, "own prices": self._repricing.run}
+        """Tasks beside an event loop, by name: they make accepted and due changes."""
+        return {"changes": self._accepted_changes.run, "own prices": self._repricer.run}
 
     async def get(self, customer: str) -> Subscription | None:
-        """The customer's subscription as it was last fetched, an ended one too; None: none is known."""
+        """The customer's subscription as last fetched, an ended one too; None if none is known."""
         _, state = await self._states.read(check_customer(customer))
         return subscription_of(customer, state, self._catalog, self._store.now_ms())
 
@@ -103,12 +103,12 @@ class Subscriptions:
         return await self.get(customer)
 
     async def create(self, customer: str, plan: str, seats: int = 1) -> NewSubscription:
-        """Begin a subscription; the customer's browser confirms its payment with the client secret.
+        """Start a subscription; the customer's browser confirms its payment with the client secret.
 
-        Until then it is ``incomplete``, or on trial where the plan has a ``trial`` and this is the customer's
-        first subscription; Stripe counts trials in whole days. Where nothing is due at once and the plan
-        requires a payment method, it is ``incomplete`` until one is saved, for 23 hours at most. Asked again
-        before that, the same one is given; one of another plan or other seats gives way.
+        Until then it is ``incomplete``, or on trial if the plan has a ``trial`` and this is the customer's
+        first subscription; Stripe counts trials in whole days. If nothing is due at once and the plan
+        requires a payment method, it is ``incomplete`` until one is saved, for 23 hours at most. A repeated
+        call before that returns the same one; one of another plan or other seats is ended.
         https://docs.stripe.com/billing/subscriptions/overview
 
         Args:
@@ -123,10 +123,10 @@ class Subscriptions:
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
             SubscriptionError: the plan sells no seats beyond those that it includes.
         """
-        wanted, paid = self._asked(plan, seats)
-        async with alone(self._store, check_customer(customer)):
-            secret = await self._beginning.create(customer, wanted, paid)
-        made = await self._known(customer)
+        wanted, paid = self._check_request(plan, seats)
+        async with hold_change_lease(self._store, check_customer(customer)):
+            secret = await self._starter.create(customer, wanted, paid)
+        made = await self._fetch_known(customer)
         _, state = await self._states.read(customer)
         known = state.subscription
         awaits = made.status == "incomplete" and known is not None and known.awaits_payment_method
@@ -144,44 +144,44 @@ class Subscriptions:
         cancel_url: str,
         options: CheckoutOptions | None = None,
     ) -> Checkout:
-        """A page at Stripe where the customer subscribes and pays; Stripe tells what came of it.
+        """Open a Stripe page where the customer subscribes and pays; a webhook reports the outcome.
 
         Args:
             customer: the customer's id.
             plan: the key of a plan that costs something, or names a ``stripe_price``.
             seats: in all; those beyond what the plan includes cost its ``seat_price``.
-            success_url: where Stripe sends the customer afterwards.
-            cancel_url: where Stripe sends a customer who goes back.
-            options: go to Stripe as they are, laid over ``billing.checkout`` of the plans file, such as
+            success_url: Stripe redirects the customer here afterwards.
+            cancel_url: Stripe redirects a customer who goes back here.
+            options: sent to Stripe unchanged, over ``billing.checkout`` of the plans file, such as
                 ``allow_promotion_codes`` (https://docs.stripe.com/api/checkout/sessions/create).
 
         Raises:
             UnknownPlanError, SubscriptionExistsError, SubscriptionBusyError, QuantityError,
                 SubscriptionError: as of :meth:`create`.
-            MeterkitError: ``options`` has something that meterkit sets itself, or that Stripe cannot be sent.
+            MeterkitError: ``options`` has a parameter that meterkit sets itself, or that cannot be sent.
         """
-        wanted, paid = self._asked(plan, seats)
+        wanted, paid = self._check_request(plan, seats)
         urls = {"success_url": success_url, "cancel_url": cancel_url}
-        given = options_of(self._catalog.billing.checkout, options)
-        async with alone(self._store, check_customer(customer)):
-            return await self._beginning.checkout(customer, wanted, paid, {**given, **urls})
+        given = checkout_options(self._catalog.billing.checkout, options)
+        async with hold_change_lease(self._store, check_customer(customer)):
+            return await self._starter.checkout(customer, wanted, paid, {**given, **urls})
 
     async def portal(self, customer: str, *, return_url: str) -> Portal:
-        """A page at Stripe where the customer manages means of payment, invoices and what else it allows.
+        """Open a Stripe page where the customer manages payment methods and invoices.
 
         Raises:
             NoSubscriptionError: the customer is not linked to a Stripe customer, or Stripe has deleted it.
         """
-        linked = await self._linked(customer)
+        linked = await self._read_link(customer)
         if linked is None:
             raise NoSubscriptionError(customer, f"customer {customer!r} has no Stripe customer, so no portal")
         asked: dict[str, Parameter] = {"customer": linked, "return_url": return_url}
-        with no_portal_of_deleted(customer, linked):
+        with refuse_deleted(customer, linked):
             made = await open_portal(self._api(), asked, now_ms=self._store.now_ms())
         return Portal(id=made["id"], url=made["url"])
 
     async def preview(self, customer: str, *, plan: str | None = None, seats: int | None = None) -> Preview:
-        """What another plan, or other seats, would cost, and what would be above their limits.
+        """Preview the cost of another plan or other seats, and the gauges above their limits.
 
         Changes nothing. Stripe previews it by the customer's own items, discounts and taxes. If Stripe
         refuses, the description says that the cost is estimated by the prices of the plans file.
@@ -191,46 +191,45 @@ class Subscriptions:
             StripeError: Stripe refuses, or does not answer.
             UnknownPlanError, QuantityError, SubscriptionError: an argument cannot be used.
         """
-        return await self._changing.preview(check_customer(customer), plan, seats)
+        return await self._changer.preview(check_customer(customer), plan, seats)
 
     async def change_plan(self, customer: str, plan: str) -> SubscriptionChange:
-        """Put the subscription on another plan.
+        """Change the plan of the subscription.
 
-        An upgrade takes effect now and is invoiced at once; where the payment fails nothing changes. Where
-        the customer has to authenticate the card (3-D Secure), nothing changes either, and the change has the
-        client secret of a SetupIntent: confirm it in the customer's browser, then ask again. A
-        downgrade takes effect when the period ends. ``rank`` says which it is, and ``billing.changes`` of the
-        plans file when each takes effect. Two plans that bill one meter with ``report: usage`` change when
-        the period ends: the tiers of a price would begin again. The plan that is in force takes back what is
-        scheduled.
+        An upgrade takes effect now and is invoiced at once; if the payment fails, nothing changes. If the
+        customer must authenticate the card (3-D Secure), nothing changes either, and the result has the
+        client secret of a SetupIntent: confirm it in the customer's browser, then ask again. A downgrade
+        takes effect when the period ends. ``rank`` decides which it is, and ``billing.changes`` of the plans
+        file when each takes effect. Two plans that bill one meter with ``report: usage`` change when the
+        period ends: the tiers of a price would begin again. The current plan cancels a scheduled change.
 
         Raises:
             NoSubscriptionError: no subscription is in force.
             UnknownPlanError: the plans file has no such plan, or it cannot be subscribed to.
-            InvoiceOpenError: an invoice has to be paid first.
+            InvoiceOpenError: an invoice must be paid first.
             PaymentMethodMissingError, PaymentAuthenticationError: the customer needs a payment method, or
                 another one.
-            SubscriptionError: the subscription is to end, or another request has changed it meanwhile.
+            SubscriptionError: the subscription is ending, or another request has changed it meanwhile.
         """
         wanted, begun = check_sold(plan, self._catalog), asyncio.Event()
         try:
-            async with asyncio.timeout(_ANSWER_S), self._alone(check_customer(customer)):
-                cost, secret = await self._changing.change_plan(customer, wanted, begun)
-                known = await self._known(customer)
+            async with asyncio.timeout(_ANSWER_S), self._lease(check_customer(customer)):
+                cost, secret = await self._changer.change_plan(customer, wanted, begun)
+                known = await self._fetch_known(customer)
         except TimeoutError:
             if not begun.is_set():
                 raise StripeUnavailableError("Stripe does not answer; nothing has changed") from None
-            return await self._accepted(customer, wanted)
-        await self._unconfirmed.forget(customer)
+            return await self._accept(customer, wanted)
+        await self._accepted_changes.drop(customer)
         return SubscriptionChange(subscription=known, proration=cost, client_secret=secret)
 
     async def retry_accepted(self) -> None:
-        """Make changes that were accepted, or are due, once; runs by itself every two seconds."""
-        await self._unconfirmed.turn()
-        await self._repricing.settle_due()
+        """Make accepted and due changes once; a background task does so every two seconds."""
+        await self._accepted_changes.run_once()
+        await self._repricer.settle_due()
 
     async def set_seats(self, customer: str, seats: int) -> SubscriptionChange:
-        """Have another number of seats, in all, now; what they cost or give back is on the next invoice.
+        """Change the total number of seats now; the next invoice charges or credits the difference.
 
         A scheduled change stays scheduled, with the new seats if its plan sells them.
 
@@ -241,80 +240,80 @@ class Subscriptions:
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
             SubscriptionError: the plan sells no such seats, or another request has changed it meanwhile.
         """
-        async with self._alone(check_customer(customer)):
-            cost = await self._changing.set_seats(customer, check_seats(seats))
-        return SubscriptionChange(subscription=await self._known(customer), proration=cost)
+        async with self._lease(check_customer(customer)):
+            cost = await self._changer.set_seats(customer, check_seats(seats))
+        return SubscriptionChange(subscription=await self._fetch_known(customer), proration=cost)
 
     async def cancel(
         self, customer: str, *, immediately: bool = False, give_back: bool = False
     ) -> Subscription:
-        """End the subscription with its period, or now. What is scheduled for it is taken back.
+        """End the subscription with its period, or now; a scheduled change is canceled.
 
-        Now: what was used until now is delivered first and billed.
+        An immediate end first delivers and bills the usage until now.
 
         Args:
             customer: the customer's id.
             immediately: end it now.
-            give_back: credit what was paid for the rest of the period to the customer's balance at Stripe;
-                nothing is refunded. If an invoice of the period is not paid, nothing is credited, and a
-                warning is logged. What was used beyond the part that stays paid, the next subscription lacks.
+            give_back: credit the paid rest of the period to the customer's balance at Stripe; nothing is
+                refunded. If an invoice of the period is not paid, nothing is credited, and a warning is
+                logged. Usage beyond the part that stays paid reduces the next subscription's.
 
         Raises:
             NoSubscriptionError: no subscription is in force.
         """
-        await self._unconfirmed.forget(check_customer(customer))
-        await self._changing.cancel(check_customer(customer), immediately=immediately, give_back=give_back)
-        return await self._known(customer)
+        await self._accepted_changes.drop(check_customer(customer))
+        await self._changer.cancel(check_customer(customer), immediately=immediately, give_back=give_back)
+        return await self._fetch_known(customer)
 
     async def resume(self, customer: str) -> Subscription:
-        """Have a subscription that is to end go on. One that is not to end stays as it is.
+        """Resume an ending subscription; any other stays as it is.
 
         Raises:
-            NoSubscriptionError: no subscription is in force; one that has ended is begun anew.
+            NoSubscriptionError: no subscription is in force; one that has ended is created again.
         """
-        await self._changing.resume(check_customer(customer))
-        return await self._known(customer)
+        await self._changer.resume(check_customer(customer))
+        return await self._fetch_known(customer)
 
     async def invoices(self, customer: str) -> list[Invoice]:
-        """The customer's invoices at Stripe, the youngest first; the last hundred."""
-        linked = await self._linked(customer)
+        """List the customer's last hundred invoices at Stripe, the newest first."""
+        linked = await self._read_link(customer)
         if linked is None:
             return []
         found = await self._api().get("/v1/invoices", {"customer": linked, "limit": 100})
         return [invoice_of(invoice) for invoice in found["data"]]
 
     async def check(self) -> dict[str, tuple[Drift, ...]]:
-        """How the subscriptions at Stripe differ from the plans file, by customer; empty: they do not.
+        """Compare the subscriptions at Stripe with the plans file; return the differences by customer.
 
-        Looks at the subscriptions of all linked customers, as the look of each night does. What is stored of
-        one that has changed at Stripe is fetched anew.
+        Compares all linked customers, as the nightly sync does, and fetches subscriptions that have changed
+        at Stripe.
         """
         # Few apps need this: it is imported on first use.
-        checking: Any = import_module("meterkit.subscriptions.service.subscription_repair")
-        found: dict[str, tuple[Drift, ...]] = await checking.DriftChecker(
+        module: Any = import_module("meterkit.subscriptions.service.subscription_repair")
+        found: dict[str, tuple[Drift, ...]] = await module.DriftChecker(
             self._store, self._api, fetch=self._fetch
         ).run()
         return found
 
     async def repair(self, customer: str, *, dry_run: bool = False) -> Repair:
-        """Bring the customer's subscription to exactly the items of its plan.
+        """Give the customer's subscription exactly the items of its plan.
 
-        Before a metered item is switched or removed, what the customer has used is delivered. What was paid
-        for an item that goes, or for a quantity, is credited on the next invoice.
+        Before a metered item is switched or removed, the customer's usage is delivered. The next invoice
+        credits what was paid for a removed item or quantity.
 
         Args:
             customer: the customer's id.
-            dry_run: change nothing, and say what would be mended.
+            dry_run: change nothing, and return what would be repaired.
 
         Raises:
             NoSubscriptionError: no subscription is in force.
-            SubscriptionError: a person has to decide: the customer has two live subscriptions, or pays a
+            SubscriptionError: an operator must decide: the customer has two live subscriptions, or pays a
                 price, in a currency or an interval, that no plan has; or the subscription is not paid for, or
-                is to change already.
+                has a scheduled change.
         """
-        repairing: Any = import_module("meterkit.subscriptions.service.subscription_repair")
-        repairs = repairing.SubscriptionRepairer(self._store, self._api, fetch=self._fetch, cut=self._cut)
-        repaired: Repair = await repairs.run(check_customer(customer), dry_run=dry_run)
+        module: Any = import_module("meterkit.subscriptions.service.subscription_repair")
+        repairer = module.SubscriptionRepairer(self._store, self._api, fetch=self._fetch, cut=self._cut)
+        repaired: Repair = await repairer.run(check_customer(customer), dry_run=dry_run)
         return repaired
 
     async def import_from_stripe(
@@ -325,25 +324,25 @@ class Subscriptions:
         dry_run: bool = False,
         progress: Callable[[ImportProgress], object] | None = None,
     ) -> Imported:
-        """Link the customers that the account at Stripe has, and put each on the plan of its subscription.
+        """Link the customers of a Stripe account, and put each on the plan of its subscription.
 
-        A subscription belongs to a plan by its base price. Who does not fit is named and left alone. A run
-        that was stopped is repeated: what is done is not done again.
+        A subscription belongs to a plan by its base price. Customers that do not match are reported and not
+        changed. Repeat an interrupted run: it does no step twice.
 
         Args:
-            id_from: where Stripe has the app's own ids: ``metadata.KEY`` of a live subscription or of the
-                customer, or ``email``.
-            ids: the app's own ids by Stripe customer (``cus_…``); they win over what Stripe has.
-            dry_run: change nothing, and say what would be done.
+            id_from: source of the app's own ids: ``metadata.KEY`` of a live subscription or of the customer,
+                or ``email``.
+            ids: the app's own ids by Stripe customer (``cus_…``); they override those at Stripe.
+            dry_run: change nothing, and return what would be done.
             progress: called after each step.
 
         Raises:
             MeterkitError: ``id_from`` cannot be read.
         """
-        importing: Any = import_module("meterkit.subscriptions.service.stripe_import")
-        tell: Callable[[ImportProgress], object] = progress or (lambda _: None)
-        imported: Imported = await importing.StripeImporter(self._store, self._api, fetch=self._fetch).run(
-            id_from, ids or {}, dry_run=dry_run, progress=tell
+        module: Any = import_module("meterkit.subscriptions.service.stripe_import")
+        report: Callable[[ImportProgress], object] = progress or (lambda _: None)
+        imported: Imported = await module.StripeImporter(self._store, self._api, fetch=self._fetch).run(
+            id_from, ids or {}, dry_run=dry_run, progress=report
         )
         return imported
 
@@ -355,41 +354,41 @@ class Subscriptions:
     def _seat_meter(self) -> str | None:
         return seat_meter(self._catalog.meters)
 
-    def _asked(self, plan: str, seats: int) -> tuple[Plan, int]:
-        """A plan that is sold, and how many seats cost its seat price."""
+    def _check_request(self, plan: str, seats: int) -> tuple[Plan, int]:
+        """Check a requested plan and its seats; return the plan, and the seats that cost its seat price."""
         wanted = check_sold(plan, self._catalog)
         check_seats_sold(wanted, self._seat_meter, check_seats(seats))
         return wanted, paid_seats(wanted, self._seat_meter, seats)
 
-    async def _accepted(self, customer: str, wanted: Plan) -> SubscriptionChange:
-        """Have a change tried in the background that is not confirmed yet."""
-        await self._unconfirmed.put(customer, wanted.key)
-        cost = await self._changing.estimate(customer, wanted)
+    async def _accept(self, customer: str, wanted: Plan) -> SubscriptionChange:
+        """Queue an unconfirmed change for retries in the background."""
+        await self._accepted_changes.put(customer, wanted.key)
+        cost = await self._changer.estimate(customer, wanted)
         known = await self.get(customer)
         if known is None:
             raise NoSubscriptionError(customer)
         return SubscriptionChange(subscription=known, proration=cost, confirmed=False)
 
     async def _apply(self, customer: str, plan: str) -> None:
-        """Make a change that was accepted before; safe to repeat."""
-        async with self._alone(customer):
-            _, secret = await self._changing.change_plan(
+        """Make an accepted change. Idempotent."""
+        async with self._lease(customer):
+            _, secret = await self._changer.change_plan(
                 customer, check_sold(plan, self._catalog), asyncio.Event()
             )
             await self._fetch(customer)
         if secret is not None:
-            raise SubscriptionError("the customer has to confirm the payment: ask for the plan again")
+            raise SubscriptionError("the customer must confirm the payment: ask for the plan again")
 
-    def _alone(self, customer: str) -> AbstractAsyncContextManager[None]:
-        """Change a subscription while no other request does, in any process."""
-        return alone(self._store, customer, within_s=_ANSWER_S - 1)
+    def _lease(self, customer: str) -> AbstractAsyncContextManager[None]:
+        """Hold the lease of a customer, so that no other request of any process changes it."""
+        return hold_change_lease(self._store, customer, within_s=_ANSWER_S - 1)
 
-    async def _linked(self, customer: str) -> str | None:
+    async def _read_link(self, customer: str) -> str | None:
         _, state = await self._states.read(check_customer(customer))
         return state.stripe_customer
 
-    async def _known(self, customer: str) -> Subscription:
-        """The subscription after a change of it."""
+    async def _fetch_known(self, customer: str) -> Subscription:
+        """Fetch the subscription after a change."""
         found = await self.sync(customer)
         if found is None:
             raise NoSubscriptionError(customer)

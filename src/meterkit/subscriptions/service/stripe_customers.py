@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """How Stripe reaches a customer: where receipts, invoices and reminders go.
+    """Contact of a customer: receives receipts, invoices and reminders.
 
     Attributes:
         email: the address.
@@ -48,14 +48,14 @@ class Contact:
 
 
 ContactSource: TypeAlias = Callable[[str], Contact | Awaitable[Contact | None] | None]
-"""Gives the contact of a customer; None: there is none. A function that is not async runs in a thread."""
+"""Returns the contact of a customer; None: there is none. A synchronous function runs in a thread."""
 
 
-async def contact_of(source: ContactSource, customer: str) -> Contact | None:
-    """The contact of a customer; None: there is none.
+async def fetch_contact(source: ContactSource, customer: str) -> Contact | None:
+    """Call the app's function for the contact of a customer; None if there is none.
 
     Raises:
-        MeterkitError: the app's function gives something else than a Contact or None.
+        MeterkitError: the function returns something other than a Contact or None.
     """
     is_async = iscoroutinefunction(source)
     found: Any = source(customer) if is_async else await to_thread.run_sync(source, customer)
@@ -70,8 +70,8 @@ async def contact_of(source: ContactSource, customer: str) -> Contact | None:
 
 
 async def contact_params(source: ContactSource | None, customer: str) -> dict[str, Parameter]:
-    """The contact as parameters of a Stripe customer; raises as :func:`contact_of` does."""
-    found = None if source is None else await contact_of(source, customer)
+    """Return the contact as parameters of a Stripe customer; raises as :func:`fetch_contact` does."""
+    found = None if source is None else await fetch_contact(source, customer)
     if found is None:
         return {}
     locales = None if found.locale is None else [found.locale]
@@ -83,12 +83,12 @@ _REPLAYS_MAX: Final = 16
 
 
 class StripeCustomers:
-    """Finds and makes Stripe customers.
+    """Finds and creates Stripe customers.
 
     Args:
-        store: where links are kept.
-        api: the way to Stripe.
-        contact: gives what a Stripe customer is made with.
+        store: of the kit.
+        api: makes the Stripe client on first use.
+        contact: provides the contact of a new Stripe customer.
     """
 
     def __init__(self, store: Store, api: Callable[[], StripeApi], contact: ContactSource | None) -> None:
@@ -98,11 +98,11 @@ class StripeCustomers:
         self._api = api
         self._contact = contact
 
-    async def of(self, customer: str) -> str:
-        """The Stripe customer that a customer is linked to.
+    async def find_or_create(self, customer: str) -> str:
+        """Return the Stripe customer of a customer.
 
-        Where there is none, or Stripe has deleted it, a new one is made and linked. Usage that was not sent
-        to the deleted one is delivered to the new one.
+        If there is none, or Stripe has deleted it, create and link a new one. Usage that was not sent to the
+        deleted one is delivered to the new one.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
@@ -114,15 +114,15 @@ class StripeCustomers:
                 return linked
             _, state = await States(self._store).read(customer)
             await remember_trial(self._store, customer, state.subscription)
-            await self._links.retire(customer, linked)  # Late events of it bring nothing back.
+            await self._links.retire(customer, linked)  # Late events of it link nothing.
             await self._customers.unlink(customer)
             await self._links.retire(customer, linked, done=True)
-        made = await self._make(customer, ended=linked or "")
+        made = await self._create(customer, ended=linked or "")
         await self._customers.link(customer, made)
         return made
 
-    async def _make(self, customer: str, *, ended: str) -> str:
-        """Make a Stripe customer, once. A replayed answer may name one that has been deleted since."""
+    async def _create(self, customer: str, *, ended: str) -> str:
+        """Create a Stripe customer once. A replayed response may name one that has been deleted since."""
         contact = await contact_params(self._contact, customer)
         params: dict[str, Parameter] = {**contact, "metadata": {CUSTOMER: customer}}
         for _ in range(_REPLAYS_MAX):
@@ -158,22 +158,22 @@ _SUBSCRIPTIONS_MAX: Final = 8
 
 @dataclass(eq=False)
 class CustomerHooks:
-    """Implements :class:`meterkit.customers.links.AtStripe`.
+    """Hooks of linking, deletion and overrides: implements :class:`meterkit.customers.links.AtStripe`.
 
     Args:
-        store: where customers are kept.
-        api: the way to Stripe; None: the kit has no Stripe key, so it goes by what the store has.
+        store: of the kit.
+        api: makes the Stripe client on first use; None: the kit has no Stripe key.
         fetch: fetches a customer's subscription from Stripe into the store.
         end: ends a customer's subscription now.
-        later: has a Stripe customer looked at in the background.
-        override: stores an override, once Stripe has its prices.
+        sync_later: queues the sync of a Stripe customer.
+        override: stores an override once Stripe has its prices.
     """
 
     store: Store
     api: Callable[[], StripeApi] | None
     fetch: Callable[[str], Awaitable[object]]
     end: Callable[[str], Awaitable[object]]
-    later: Callable[[str], Awaitable[object]]
+    sync_later: Callable[[str], Awaitable[object]]
     override: Callable[[str, Collection[str], Callable[[CustomerState], CustomerState]], Awaitable[None]]
 
     async def linking(self, customer: str, stripe_customer: str) -> None:
@@ -205,28 +205,28 @@ class CustomerHooks:
         )
 
     async def linked(self, customer: str, *, now: bool) -> None:
-        """Read the subscription of a customer who was linked."""
+        """Fetch the subscription of a linked customer."""
         _, state = await States(self.store).read(customer)
-        if self.api is None or state.stripe_customer is None or not self._sells():
+        if self.api is None or state.stripe_customer is None or not self._has_priced_plans():
             return
         if not now:
-            await self.later(state.stripe_customer)
+            await self.sync_later(state.stripe_customer)
             return
         try:
             await self.fetch(customer)
         except (StripeError, ValueError, TimeoutError) as error:
             message = (
                 f"customer {customer!r} is linked to Stripe customer {state.stripe_customer}, but its"
-                f" subscription could not be read; that is tried again in the background: {error}"
+                f" subscription could not be read; that is retried in the background: {error}"
             )
             if not isinstance(error, StripeError):
                 raise StripeError(message) from error
             raise _same_error(error, message) from error
 
     async def leaving(self, customer: str, *, cancel: bool) -> None:
-        """See that Stripe goes on charging nothing for a customer who is to be deleted."""
+        """End, or refuse to leave, what Stripe would charge a customer that is being deleted."""
         _, state = await States(self.store).read(customer)
-        has_sold = self._sells() or state.subscription is not None
+        has_sold = self._has_priced_plans() or state.subscription is not None
         api = self.api if has_sold and state.stripe_customer is not None else None
         if api is not None:
             await self.fetch(customer)
@@ -243,14 +243,14 @@ class CustomerHooks:
             with suppress(NoSubscriptionError):  # It has ended meanwhile.
                 await self.end(customer)
         if api is not None and state.stripe_customer is not None:
-            await close_pages(api(), state.stripe_customer)  # Else a subscription could begin there.
+            await close_pages(api(), state.stripe_customer)  # Otherwise a subscription could start there.
         _, state = await States(self.store).read(customer)
         await remember_trial(self.store, customer, state.subscription)
 
     async def overriding(
         self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
     ) -> None:
-        """Store an override; if it changes a price, once Stripe has that price."""
+        """Store an override; if it changes a price, only once Stripe has that price."""
         await self.override(customer, meters, change)
 
     async def _in_force(self, customer: str) -> SubscriptionState | None:
@@ -258,8 +258,8 @@ class CustomerHooks:
         known = state.subscription
         return None if known is None or known.status_at(self.store.now_ms()) in ENDED else known
 
-    def _sells(self) -> bool:
-        """Whether there is a plan whose subscriptions Stripe has: else there is nothing to read."""
+    def _has_priced_plans(self) -> bool:
+        """Whether a plan names a price at Stripe; otherwise there are no subscriptions to fetch."""
         return any(plan.price.stripe_price is not None for plan in self.store.catalog.plans.values())
 
 

@@ -1,4 +1,4 @@
-"""Takes over the customers and subscriptions that an account at Stripe has already."""
+"""Import the customers and subscriptions of a Stripe account."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from meterkit.customers.links import Links, owner_of
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
-from meterkit.subscriptions.live_subscription import whole, with_item_coupons
+from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
 from meterkit.subscriptions.plan_prices import PriceBook
 from meterkit.subscriptions.price_reading import COUPONS, PriceFactsReader
 from meterkit.subscriptions.service.customer_matching import IdSource, ListedCustomer, Misfit, match_customers
@@ -39,12 +39,12 @@ _AT_ONCE: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportProgress:
-    """How far an import is.
+    """Progress of an import.
 
     Attributes:
-        step: what it does now: read ``customers``, then ``subscriptions``, then make ``links``.
-        done: how many so far.
-        total: of how many; None where Stripe does not say.
+        step: the present one: read ``customers``, then ``subscriptions``, then make ``links``.
+        done: number so far.
+        total: number in all; None if it is unknown.
     """
 
     step: Step
@@ -76,10 +76,9 @@ class Imported:
     Attributes:
         linked: customers that were linked, with their subscriptions; with ``dry_run`` those that would be.
         known: customers that were linked before.
-        skipped: customers at Stripe without a live subscription, whom nothing names, or who share their id
-            with another one.
-        misfits: who does not fit, and why.
-        customers: who was linked, or was before, with the plan; in the order of Stripe customers.
+        skipped: customers at Stripe without a live subscription, and without an id or with a shared one.
+        misfits: customers that do not match, with the reason.
+        customers: linked customers with their plans, sorted by Stripe customer.
         dry_run: whether nothing was changed.
     """
 
@@ -101,11 +100,11 @@ class _Tally:
 
 
 class StripeImporter:
-    """Takes over what an account at Stripe has.
+    """Imports a Stripe account.
 
     Args:
-        store: where customers are kept.
-        api: the way to Stripe.
+        store: of the kit.
+        api: makes the Stripe client on first use.
         fetch: fetches a customer's subscription from Stripe into the store.
     """
 
@@ -128,21 +127,21 @@ class StripeImporter:
         dry_run: bool,
         progress: Callable[[ImportProgress], object],
     ) -> Imported:
-        """Link all customers who fit, store their subscriptions, and name those who do not fit.
+        """Link all matching customers, store their subscriptions, and report the others.
 
-        Asks Stripe for two lists, a hundred objects a call, and for the prices of each plan; for nothing of
-        one customer alone. What was done before is not done again, so a run that was stopped is repeated.
+        Reads two lists from Stripe, a hundred objects a call, and the prices of each plan. Idempotent: repeat
+        an interrupted run.
         """
         ids = IdSource.parse(id_from)
-        accounts = await self._customers(ids, progress)
+        accounts = await self._list_customers(ids, progress)
         began_s = (self._api().server_time_s or self._store.now_ms() // 1000) - _OVERLAP_S
         tally = _Tally()
-        tally.misfits += await self._subscriptions(accounts, ids, progress)
-        owners = await self._owners(accounts)
+        tally.misfits += await self._list_subscriptions(accounts, ids, progress)
+        owners = await self._read_owners(accounts)
         found = match_customers(accounts.values(), self._store.catalog, given=given, owners=owners)
-        tally.misfits += [*found.misfits, *_missing(given, accounts)]
-        for number, batch in enumerate(_pages(found.newcomers)):
-            await self._take_over(batch, tally, dry_run=dry_run)
+        tally.misfits += [*found.misfits, *_missing_misfits(given, accounts)]
+        for number, batch in enumerate(_batches(found.newcomers)):
+            await self._import_batch(batch, tally, dry_run=dry_run)
             done = min((number + 1) * _PAGE, len(found.newcomers))
             progress(ImportProgress(step="links", done=done, total=len(found.newcomers)))
         if tally.activated:
@@ -156,7 +155,7 @@ class StripeImporter:
             dry_run=dry_run,
         )
 
-    async def _customers(
+    async def _list_customers(
         self, ids: IdSource, progress: Callable[[ImportProgress], object]
     ) -> dict[str, ListedCustomer]:
         accounts: dict[str, ListedCustomer] = {}
@@ -165,13 +164,13 @@ class StripeImporter:
             progress(ImportProgress(step="customers", done=len(accounts)))
         return accounts
 
-    async def _subscriptions(
+    async def _list_subscriptions(
         self,
         accounts: Mapping[str, ListedCustomer],
         ids: IdSource,
         progress: Callable[[ImportProgress], object],
     ) -> list[Misfit]:
-        """Give each account its subscriptions; those of customers who came only now."""
+        """Add subscriptions to their accounts; return those of customers created meanwhile."""
         done, late = 0, list[Misfit]()
         prices = await self._book.all()
         asked = {"status": "all", "expand": _EXPAND}
@@ -179,34 +178,34 @@ class StripeImporter:
             for found in page:
                 account = accounts.get(id_in(found, "customer"))
                 if account is not None:
-                    shown = await with_item_coupons(self._api(), await whole(self._api(), found))
+                    shown = await expand_item_coupons(self._api(), await with_all_items(self._api(), found))
                     facts = await self._facts.facts_of(shown)
                     account.add(shown, self._store.catalog, ids, prices, facts)
                 elif found.get("status") not in {"canceled", "incomplete", "incomplete_expired"}:
-                    late.append(_too_new(found))
+                    late.append(_too_new_misfit(found))
             done += len(page)
             progress(ImportProgress(step="subscriptions", done=done))
         return late
 
-    async def _owners(self, accounts: Iterable[str]) -> dict[str, str]:
-        """The customers that Stripe customers are linked to."""
+    async def _read_owners(self, accounts: Iterable[str]) -> dict[str, str]:
+        """Read the customers that Stripe customers are linked to."""
         claims: dict[str, str] = {}
         admin, keys = await self._store.admin(), self._store.keys
-        for batch in _pages(list(accounts)):
+        for batch in _batches(list(accounts)):
             pipe = admin.client.pipeline(transaction=False)
             for linked in batch:
                 pipe.get(keys.link(linked))
             found: list[bytes | None] = await admin.ask(pipe.execute())
             owners = (owner_of((claim or b"").decode()) for claim in found)
             claims |= {linked: owner for linked, owner in zip(batch, owners, strict=True) if owner}
-        states = await self._stored(claims.values())
+        states = await self._read_states(claims.values())
         # A claim without a link has no owner.
         return {linked: owner for linked, owner in claims.items() if states[owner].stripe_customer == linked}
 
-    async def _stored(self, customers: Iterable[str]) -> dict[str, CustomerState]:
+    async def _read_states(self, customers: Iterable[str]) -> dict[str, CustomerState]:
         states: dict[str, CustomerState] = {}
         admin, keys = await self._store.admin(), self._store.keys
-        for batch in _pages(list(customers)):
+        for batch in _batches(list(customers)):
             pipe = admin.client.pipeline(transaction=False)
             for customer in batch:
                 pipe.hget(keys.customer(customer).state, "data")
@@ -217,42 +216,44 @@ class StripeImporter:
             }
         return states
 
-    async def _take_over(self, batch: Sequence[Newcomer], tally: _Tally, *, dry_run: bool) -> None:
-        states = await self._stored(newcomer.customer for newcomer in batch)
+    async def _import_batch(self, batch: Sequence[Newcomer], tally: _Tally, *, dry_run: bool) -> None:
+        states = await self._read_states(newcomer.customer for newcomer in batch)
         room = asyncio.Semaphore(_AT_ONCE)
 
-        async def take(newcomer: Newcomer) -> None:
+        async def import_one(newcomer: Newcomer) -> None:
             async with room:
-                await self._one(newcomer, states[newcomer.customer], tally, dry_run=dry_run)
+                await self._import_one(newcomer, states[newcomer.customer], tally, dry_run=dry_run)
 
         try:
             async with asyncio.TaskGroup() as tasks:
                 for newcomer in batch:
-                    tasks.create_task(take(newcomer))
+                    tasks.create_task(import_one(newcomer))
         except* MeterkitError as errors:
             raise errors.exceptions[0] from None
 
-    async def _one(self, newcomer: Newcomer, state: CustomerState, tally: _Tally, *, dry_run: bool) -> None:
+    async def _import_one(
+        self, newcomer: Newcomer, state: CustomerState, tally: _Tally, *, dry_run: bool
+    ) -> None:
         customer, linked = newcomer.customer, newcomer.stripe_customer
         is_linked = state.stripe_customer == linked
         if state.stripe_customer not in {None, linked}:
             message = (
                 f"customer {customer!r:.80} is linked to Stripe customer {state.stripe_customer} already"
             )
-            tally.misfits.append(_elsewhere(newcomer, message))
+            tally.misfits.append(_linked_elsewhere(newcomer, message))
             return
         if not dry_run:
             try:
                 if not is_linked:
                     await self._links.make(customer, linked)
             except CustomerError as error:
-                tally.misfits.append(_elsewhere(newcomer, str(error)))
+                tally.misfits.append(_linked_elsewhere(newcomer, str(error)))
                 return
             if newcomer.subscription is not None and newcomer.subscription != state.subscription:
-                await self._activate(newcomer, state)
+                await self._store_subscription(newcomer, state)
                 tally.activated[linked] = customer
-        tally.misfits += await self._without_method(newcomer, state, dry_run=dry_run)
-        tally.customers.append(self._on_plan(newcomer, state))
+        tally.misfits += await self._check_payment_method(newcomer, state, dry_run=dry_run)
+        tally.customers.append(self._imported_customer(newcomer, state))
         tally.linked += not is_linked
         tally.known += is_linked
         tally.misfits += [
@@ -267,7 +268,7 @@ class StripeImporter:
             for drift in newcomer.drift
         ]
 
-    def _on_plan(self, newcomer: Newcomer, before: CustomerState) -> ImportedCustomer:
+    def _imported_customer(self, newcomer: Newcomer, before: CustomerState) -> ImportedCustomer:
         found = newcomer.subscription
         state = before if found is None else with_subscription(before, found)
         return ImportedCustomer(
@@ -277,10 +278,10 @@ class StripeImporter:
             subscription=None if found is None else found.id,
         )
 
-    async def _without_method(
+    async def _check_payment_method(
         self, newcomer: Newcomer, before: CustomerState, *, dry_run: bool
     ) -> list[Misfit]:
-        """Name a subscription that is not in force because its plan requires a payment method."""
+        """Report a subscription that is not in force because its plan requires a payment method."""
         found, known = newcomer.subscription, before.subscription
         if found is None or found.status != "incomplete" or not found.awaits_payment_method:
             return []
@@ -292,10 +293,10 @@ class StripeImporter:
             _, state = await self._states.read(newcomer.customer)
             if state.subscription is None or not state.subscription.awaits_payment_method:
                 return []
-        return [_no_method(newcomer, found)]
+        return [_no_method_misfit(newcomer, found)]
 
-    async def _activate(self, newcomer: Newcomer, state: CustomerState) -> None:
-        """Store the subscription of a customer without a known one; for others it is fetched anew."""
+    async def _store_subscription(self, newcomer: Newcomer, state: CustomerState) -> None:
+        """Store the subscription of a customer without a stored one; for others fetch it again."""
         if state.subscription is not None:
             await self._fetch(newcomer.customer)  # The listed one may be older than the stored one.
             return
@@ -316,21 +317,21 @@ class StripeImporter:
             await self._fetch(activated[linked])
 
 
-def _pages(found: Sequence[_T]) -> Iterator[Sequence[_T]]:
+def _batches(found: Sequence[_T]) -> Iterator[Sequence[_T]]:
     return (found[start : start + _PAGE] for start in range(0, len(found), _PAGE))
 
 
-def _too_new(found: Mapping[str, Any]) -> Misfit:
+def _too_new_misfit(found: Mapping[str, Any]) -> Misfit:
     return Misfit(
         stripe_customer=id_in(found, "customer"),
         customer=None,
         subscription=str(found["id"]),
         kind="too_new",
-        message="it came to Stripe while customers were listed; run the import again",
+        message="it was created at Stripe while customers were listed; run the import again",
     )
 
 
-def _missing(given: Mapping[str, str], accounts: Mapping[str, ListedCustomer]) -> list[Misfit]:
+def _missing_misfits(given: Mapping[str, str], accounts: Mapping[str, ListedCustomer]) -> list[Misfit]:
     return [
         Misfit(
             stripe_customer=linked,
@@ -344,7 +345,7 @@ def _missing(given: Mapping[str, str], accounts: Mapping[str, ListedCustomer]) -
     ]
 
 
-def _no_method(newcomer: Newcomer, found: SubscriptionState) -> Misfit:
+def _no_method_misfit(newcomer: Newcomer, found: SubscriptionState) -> Misfit:
     return Misfit(
         stripe_customer=newcomer.stripe_customer,
         customer=newcomer.customer,
@@ -358,7 +359,7 @@ def _no_method(newcomer: Newcomer, found: SubscriptionState) -> Misfit:
     )
 
 
-def _elsewhere(newcomer: Newcomer, message: str) -> Misfit:
+def _linked_elsewhere(newcomer: Newcomer, message: str) -> Misfit:
     return Misfit(
         stripe_customer=newcomer.stripe_customer,
         customer=newcomer.customer,

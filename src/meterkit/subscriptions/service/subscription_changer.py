@@ -1,4 +1,4 @@
-"""Changes of subscriptions in force: decided by what Stripe has now, and made there."""
+"""Change subscriptions: fetch, decide, price, check, deliver usage, change at Stripe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from meterkit.subscriptions.change_rules import (
 )
 from meterkit.subscriptions.invoice_payments import why_unpaid
 from meterkit.subscriptions.live_subscription import LiveSubscription
-from meterkit.subscriptions.payment_gate import PaymentGate, held_back
+from meterkit.subscriptions.payment_gate import PaymentGate, hold_back
 from meterkit.subscriptions.proration import PlanTerms, ends_trial
 from meterkit.subscriptions.service.change_costs import ChangePricer, RequestedChange
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
@@ -55,14 +55,18 @@ _OWING: Final = _UNPAID | {"past_due"}
 
 @dataclass(eq=False)
 class SubscriptionChanger:
-    """Changes subscriptions; what each method does and raises says :class:`meterkit.Subscriptions`.
+    """Changes subscriptions; :class:`meterkit.Subscriptions` documents each method and its errors.
+
+    A change goes one way: fetch the subscription from Stripe, decide when the change takes effect, price it,
+    refuse what cannot be paid, cut the usage until now where prices change, change it at Stripe. The caller
+    fetches it again, which stores the new state.
 
     Args:
-        store: where customers are kept.
-        api: the way to Stripe.
+        store: of the kit.
+        api: makes the Stripe client on first use.
         fetch: fetches a customer's subscription from Stripe into the store.
-        deliver: delivers what a customer has used, and waits until Stripe has it.
-        cut: does so before prices change, and holds back what is used while the block runs; see
+        deliver: delivers a customer's usage, and waits until Stripe has counted it.
+        cut: delivers a customer's usage before prices change, and holds usage while the block runs; see
             :class:`meterkit.delivery.deliver_customer.UsageCutter`.
     """
 
@@ -72,104 +76,81 @@ class SubscriptionChanger:
     deliver: Callable[[str], Awaitable[object]]
     cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]]
 
-    async def preview(self, customer: str, plan: str | None, seats: int | None) -> Preview:
-        """What a change would cost and what would be above its limits, by the subscription at Stripe."""
-        _, state = await States(self.store).read(customer)
-        self._in_force(customer, state)
-        live, known = await self._live(customer, 0)
-        current = self._plan_of(customer, known)
-        wanted = current if plan is None else check_sold(plan, self._catalog)
-        levels = await self._levels(customer)
-        target = self._terms(known, current, wanted, seats, self._in_use(levels))
-        later = self._pending_terms(known, target, self._in_use(levels)) if plan is None else None
-        had = await self._plans_of_period(customer, known, current)
-        when = self._time_of_change(known, current, wanted, had)
-        return Preview(
-            proration=await self._cost(customer, live, known, RequestedChange(current, target, when, later)),
-            over_limit=over_limit(self._catalog, wanted, target.seats, levels),
-        )
-
-    async def estimate(self, customer: str, wanted: Plan) -> Proration:
-        """Estimate the cost of a plan from the stored subscription, while Stripe does not answer."""
-        _, state = await States(self.store).read(customer)
-        known = self._in_force(customer, state)
-        current = self._plan_of(customer, known)
-        target = self._terms(known, current, wanted, None, self._in_use(await self._levels(customer)))
-        had = await self._plans_of_period(customer, known, current)
-        when = self._time_of_change(known, current, wanted, had)
-        return ChangePricer(self.store).estimate(known, RequestedChange(current, target, when))
+    def __post_init__(self) -> None:
+        self._states = States(self.store)
+        self._gate = PaymentGate(self.api)
+        self._pricer = ChangePricer(self.store)
 
     async def change_plan(
         self, customer: str, wanted: Plan, begun: asyncio.Event
     ) -> tuple[Proration, str | None]:
-        """Put the subscription on another plan, now or when its period ends; what that costs.
+        """Change the plan, now or when the period ends; return the cost.
 
-        And the client secret, where the customer has to confirm the payment first. Sets ``begun`` before it
-        does anything that another call can finish.
+        And a client secret, if the customer must confirm the payment first. Sets ``begun`` before it does
+        anything that another call can finish.
         """
         costs: list[Proration] = []
-        in_use = self._in_use(await self._levels(customer))
+        in_use = self._seats_in_use(await self._read_gauge_levels(customer))
 
         async def attempt(again: int) -> str | None:
-            live, known, current = await self.payable(customer, again)
-            applying = await self.applying(customer)
-            target = self._terms(known, current, wanted, None, in_use)
+            live, known, current = await self.fetch_payable(customer, again)
+            applier = await self._applier_for(customer)
+            target = self._terms_after(known, current, wanted, None, in_use)
             had = await self._plans_of_period(customer, known, current)
             change = RequestedChange(current, target, self._time_of_change(known, current, wanted, had))
-            costs.append(await self._cost(customer, live, known, change))
-            await self._check_credit(live, costs[-1])
+            costs.append(await self._pricer.price(live, applier, known, change))
+            await self._refuse_unpaid_credit(live, costs[-1])
             pending = known.pending_plan if live.schedule is not None else None
             course = self._course_of_change(known, current, wanted, pending, had)
-            if wanted.key != current.key:
-                await self._check_method(live, known, current, wanted, course)
             if wanted.key == current.key:
-                if course == "take_back":
-                    await applying.take_back(live, target)
+                if course == "unschedule":
+                    await applier.cancel_scheduled(live, target)
                 # Items that others changed at Stripe become those of the plan again.
                 begun.set()
-                async with self._behind_cut(customer, live, target, current):
-                    await applying.update(live, target)
-            elif course == "period_end":
-                await applying.arrange(live, known, target)
+                async with self._cut_if_metered(customer, live, target, current):
+                    await applier.apply_now(live, target)
+                return None
+            await self._refuse_without_method(live, known, current, wanted, course)
+            if course == "period_end":
+                await applier.schedule(live, known, target)
             elif course == "now":
                 await check_paid(customer, live, _OWING)
                 is_paid_now = ends_trial(known, current, wanted, self.store.now_ms())
                 begun.set()
-                async with self._behind_cut(customer, live, target, current):
-                    return await applying.upgrade(live, target, ends_trial=is_paid_now)
+                async with self._cut_if_metered(customer, live, target, current):
+                    return await applier.apply_if_paid(live, target, ends_trial=is_paid_now)
             return None
 
         secret = await persistently(attempt)
-        return costs[0], secret  # Later tries may have found it done.
+        return costs[0], secret  # Later attempts may have found it done.
 
     async def set_seats(self, customer: str, seats: int) -> Proration:
-        """Have another number of seats now; what that costs."""
-        in_use = self._in_use(await self._levels(customer))
+        """Change the number of seats now; return the cost."""
+        in_use = self._seats_in_use(await self._read_gauge_levels(customer))
         if seats < in_use:
             raise SeatsInUseError(customer, seats=seats, used=in_use)
         costs: list[Proration] = []
 
         async def attempt(again: int) -> None:
-            live, known, current = await self.payable(customer, again)
-            applying = await self.applying(customer)
+            live, known, current = await self.fetch_payable(customer, again)
+            applier = await self._applier_for(customer)
             await check_paid(customer, live, _OWING)
-            target = self._terms(known, current, current, seats, in_use)
-            after = None if live.schedule is None else self._pending_terms(known, target, in_use)
-            costs.append(
-                await self._cost(customer, live, known, RequestedChange(current, target, "now", after))
-            )
-            await self._check_credit(live, costs[-1])
-            if live.schedule is not None:
+            target = self._terms_after(known, current, current, seats, in_use)
+            later = None if live.schedule is None else self._pending_terms(known, target, in_use)
+            change = RequestedChange(current, target, "now", later)
+            costs.append(await self._pricer.price(live, applier, known, change))
+            await self._refuse_unpaid_credit(live, costs[-1])
+            if live.schedule is None:
+                async with self._cut_if_metered(customer, live, target, current):
+                    await applier.apply_now(live, target)
+                return
 
-                def terms_of(plan: Plan) -> PlanTerms:
-                    is_current = plan.key == current.key
-                    seats_there = self._seats_on(plan, target, in_use)
-                    return target if is_current else PlanTerms(plan=plan, seats=seats_there)
+            def terms_of(plan: Plan) -> PlanTerms:
+                is_current = plan.key == current.key
+                seats_there = self._seats_on(plan, target, in_use)
+                return target if is_current else PlanTerms(plan=plan, seats=seats_there)
 
-                await applying.set_scheduled_seats(live, live.schedule, terms_of)
-            else:
-                async with self._behind_cut(customer, live, target, current):
-                    await applying.update(live, target)
+            await applier.update_phases(live, live.schedule, terms_of)
 
         await persistently(attempt)
         return costs[0]
@@ -178,7 +159,7 @@ class SubscriptionChanger:
         """End the subscription, now or with its period."""
 
         async def attempt(again: int) -> None:
-            live, _ = await self._live(customer, again)
+            live, _ = await self._fetch_live(customer, again)
             if immediately or live.found["status"] == "incomplete":
                 await self.deliver(customer)
                 await live.end(give_back=give_back)
@@ -188,22 +169,85 @@ class SubscriptionChanger:
         await persistently(attempt)
 
     async def resume(self, customer: str) -> None:
-        """Have a subscription that is to end go on."""
+        """Resume an ending subscription."""
 
         async def attempt(again: int) -> None:
-            live, _ = await self._live(customer, again)
+            live, _ = await self._fetch_live(customer, again)
             if live.is_ending or live.released_schedule:
                 await live.resume(self.store.now_ms() // 1000)
 
         await persistently(attempt)
 
+    async def preview(self, customer: str, plan: str | None, seats: int | None) -> Preview:
+        """Price a change, and find the gauges above its limits, by the subscription at Stripe."""
+        _, state = await self._states.read(customer)
+        self._require_subscription(customer, state)
+        live, known = await self._fetch_live(customer, 0)
+        current = self._require_plan(customer, known)
+        wanted = current if plan is None else check_sold(plan, self._catalog)
+        levels = await self._read_gauge_levels(customer)
+        in_use = self._seats_in_use(levels)
+        target = self._terms_after(known, current, wanted, seats, in_use)
+        later = self._pending_terms(known, target, in_use) if plan is None else None
+        had = await self._plans_of_period(customer, known, current)
+        change = RequestedChange(current, target, self._time_of_change(known, current, wanted, had), later)
+        return Preview(
+            proration=await self._pricer.price(live, await self._applier_for(customer), known, change),
+            over_limit=over_limit(self._catalog, wanted, target.seats, levels),
+        )
+
+    async def estimate(self, customer: str, wanted: Plan) -> Proration:
+        """Estimate the cost of a plan by the stored subscription, while Stripe does not answer."""
+        _, state = await self._states.read(customer)
+        known = self._require_subscription(customer, state)
+        current = self._require_plan(customer, known)
+        in_use = self._seats_in_use(await self._read_gauge_levels(customer))
+        target = self._terms_after(known, current, wanted, None, in_use)
+        had = await self._plans_of_period(customer, known, current)
+        when = self._time_of_change(known, current, wanted, had)
+        return self._pricer.estimate(known, RequestedChange(current, target, when))
+
+    async def fetch_payable(
+        self, customer: str, again: int
+    ) -> tuple[LiveSubscription, SubscriptionState, Plan]:
+        """Fetch a subscription that can be changed, its stored state, and its plan."""
+        live, known = await self._fetch_live(customer, again)
+        if live.found.get(AWAITS_METHOD):
+            await refuse_without_method(self.store, live, f"the subscription {live.id} is not in force")
+        await check_paid(customer, live, _UNPAID)
+        return live, known, self._require_plan(customer, known)
+
+    async def present_terms(
+        self, customer: str, known: SubscriptionState, current: Plan
+    ) -> Callable[[Plan], PlanTerms]:
+        """Return the seats of each plan that is current or scheduled, as they are."""
+        in_use = self._seats_in_use(await self._read_gauge_levels(customer))
+        return lambda plan: self._terms_after(known, current, plan, None, in_use)
+
+    async def _fetch_live(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState]:
+        """Fetch the subscription in force, and read its state after that."""
+        await self.fetch(customer)
+        _, state = await self._states.read(customer)
+        known = self._require_subscription(customer, state)
+        live = await LiveSubscription.fetch(self.api(), known.id, again)
+        if live is None or live.found["status"] in ENDED:
+            raise NoSubscriptionError(customer)
+        if known.status == "incomplete" and known.awaits_payment_method:
+            live = replace(live, found=hold_back(live.found))
+        return live, known
+
+    async def _applier_for(self, customer: str) -> PlanApplier:
+        """Make the applier of a customer, by its stored overrides."""
+        _, state = await self._states.read(customer)
+        return PlanApplier(self.store, self.api, state.overrides)
+
     @asynccontextmanager
-    async def _behind_cut(
+    async def _cut_if_metered(
         self, customer: str, live: LiveSubscription, target: PlanTerms, current: Plan
     ) -> AsyncGenerator[None]:
         """Cut the customer's usage before the block, if the block changes metered items."""
-        _, state = await States(self.store).read(customer)
-        if not await PlanApplier(self.store, self.api, state.overrides).changes_metered(live, target):
+        _, state = await self._states.read(customer)
+        if not await PlanApplier(self.store, self.api, state.overrides).changes_metered_items(live, target):
             yield
             return
         now_ms = self.store.now_ms()
@@ -221,27 +265,26 @@ class SubscriptionChanger:
     def _seat_meter(self) -> str | None:
         return seat_meter(self._catalog.meters)
 
-    async def _levels(self, customer: str) -> dict[str, int]:
-        """How far each gauge is filled, what is held included."""
+    async def _read_gauge_levels(self, customer: str) -> dict[str, int]:
+        """The level of each gauge, holds included."""
         used = (await self.store.usage(customer))["meters"]
         return {
             name: used[name]["used"] for name, meter in self._catalog.meters.items() if meter.kind == "gauge"
         }
 
-    def _in_use(self, levels: Mapping[str, int]) -> int:
-        """Level of the seat gauge; 0 without one."""
+    def _seats_in_use(self, levels: Mapping[str, int]) -> int:
+        """The level of the seat gauge; 0 without one."""
         return 0 if self._seat_meter is None else levels[self._seat_meter]
 
-    def _terms(
+    def _terms_after(
         self, known: SubscriptionState, current: Plan, wanted: Plan, seats: int | None, in_use: int
     ) -> PlanTerms:
         """Plan and seats after a change; without a number of seats those that were bought or are in use."""
         before = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
         if seats is not None:
             check_seats_sold(wanted, self._seat_meter, check_seats(seats))
-            return PlanTerms(
-                plan=wanted, seats=self._seats_on(wanted, PlanTerms(plan=wanted, seats=seats), 0)
-            )
+            requested = PlanTerms(plan=wanted, seats=seats)
+            return PlanTerms(plan=wanted, seats=self._seats_on(wanted, requested, 0))
         if wanted is current:
             return before
         if wanted.key == known.pending_plan and known.pending_seats is not None:
@@ -296,18 +339,13 @@ class SubscriptionChanger:
         course = self._course_of_change(known, current, wanted, None, had)
         return "period_end" if course == "period_end" else "now"
 
-    async def _cost(
-        self, customer: str, live: LiveSubscription, known: SubscriptionState, change: RequestedChange
-    ) -> Proration:
-        return await ChangePricer(self.store).price(live, await self.applying(customer), known, change)
-
-    def _in_force(self, customer: str, state: CustomerState) -> SubscriptionState:
+    def _require_subscription(self, customer: str, state: CustomerState) -> SubscriptionState:
         known = state.subscription
         if known is None or known.status_at(self.store.now_ms()) in ENDED:
             raise NoSubscriptionError(customer)
         return known
 
-    def _plan_of(self, customer: str, known: SubscriptionState) -> Plan:
+    def _require_plan(self, customer: str, known: SubscriptionState) -> Plan:
         plan = self._catalog.plans.get(known.plan_at(self.store.now_ms()) or "")
         if plan is None:
             raise SubscriptionError(
@@ -316,35 +354,23 @@ class SubscriptionChanger:
             )
         return plan
 
-    async def _live(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState]:
-        """The subscription in force as Stripe has it now, and what is known of it after that."""
-        await self.fetch(customer)
-        _, state = await States(self.store).read(customer)
-        known = self._in_force(customer, state)
-        live = await LiveSubscription.fetch(self.api(), known.id, again)
-        if live is None or live.found["status"] in ENDED:
-            raise NoSubscriptionError(customer)
-        if known.status == "incomplete" and known.awaits_payment_method:
-            live = replace(live, found=held_back(live.found))
-        return live, known
-
-    async def _check_method(
+    async def _refuse_without_method(
         self, live: LiveSubscription, known: SubscriptionState, current: Plan, wanted: Plan, course: Course
     ) -> None:
-        """Refuse a plan that requires a payment method, where none is saved and something can be charged.
+        """Refuse a plan that requires a payment method if none is saved and something can be charged.
 
-        A trial that goes on needs none, nor does a downgrade from a plan that requires one too.
+        A continuing trial needs none, nor does a downgrade from a plan that requires one too.
         """
         is_downgrade = course == "period_end" and current.payment_method == "required"
         is_ended = course == "now" and ends_trial(known, current, wanted, self.store.now_ms())
         is_trial = live.found["status"] == "trialing" and not is_ended
         if wanted.payment_method != "required" or is_downgrade or is_trial:
             return
-        if not await PaymentGate(self.api).can_charge(live.found):
+        if not await self._gate.can_charge(live.found):
             await refuse_without_method(self.store, live, f"plan {wanted.key!r} requires a payment method")
 
-    async def _check_credit(self, live: LiveSubscription, cost: Proration) -> None:
-        """Refuse a change that gives back more than it charges while its period is not paid in full.
+    async def _refuse_unpaid_credit(self, live: LiveSubscription, cost: Proration) -> None:
+        """Refuse a change that credits more than it charges while its period is not paid in full.
 
         A credit reduces later invoices, or becomes the customer's balance.
         """
@@ -353,23 +379,3 @@ class SubscriptionChanger:
                 f"the subscription {live.id} cannot be reduced now: that gives back a part of this period's"
                 f" price, and {reason}. Ask again once the period is paid, or in the next one"
             )
-
-    async def applying(self, customer: str) -> PlanApplier:
-        """Changes of items by what is stored of the customer now."""
-        _, state = await States(self.store).read(customer)
-        return PlanApplier(self.store, self.api, state.overrides)
-
-    async def terms_by_plan(
-        self, customer: str, known: SubscriptionState, current: Plan
-    ) -> Callable[[Plan], PlanTerms]:
-        """Seats of each plan that is in force or scheduled, as they are."""
-        in_use = self._in_use(await self._levels(customer))
-        return lambda plan: self._terms(known, current, plan, None, in_use)
-
-    async def payable(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState, Plan]:
-        """Fetch a subscription that can be changed, what is stored of it, and its plan."""
-        live, known = await self._live(customer, again)
-        if live.found.get(AWAITS_METHOD):
-            await refuse_without_method(self.store, live, f"the subscription {live.id} is not in force")
-        await check_paid(customer, live, _UNPAID)
-        return live, known, self._plan_of(customer, known)

@@ -19,10 +19,10 @@ from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift import LIVE, compare_customer, paid_seats_in, plan_in
 from meterkit.subscriptions.item_changes import items_of, prices_in, trial_settings_change, updates
-from meterkit.subscriptions.live_subscription import LiveSubscription, whole
+from meterkit.subscriptions.live_subscription import LiveSubscription, with_all_items
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
 from meterkit.subscriptions.price_reading import NO_FACTS, PriceFactsReader
-from meterkit.subscriptions.service.pending_changes import alone
+from meterkit.subscriptions.service.pending_changes import hold_change_lease
 from meterkit.subscriptions.stripe_objects import id_in, persistently
 from meterkit.subscriptions.subscription_reading import in_force, read_subscription
 
@@ -47,11 +47,11 @@ _EXPAND: Final = ("data.latest_invoice",)
 
 
 class DriftChecker:
-    """Finds the customers whose subscriptions differ from the plans file.
+    """Compares the subscriptions of all linked customers with the plans file.
 
     Args:
-        store: where customers are kept.
-        api: the way to Stripe.
+        store: of the kit.
+        api: makes the Stripe client on first use.
         fetch: fetches a customer's subscription from Stripe into the store.
     """
 
@@ -65,36 +65,36 @@ class DriftChecker:
         self._facts = PriceFactsReader(api)
 
     async def run(self) -> dict[str, tuple[Drift, ...]]:
-        """What differs, by customer, by one list of all subscriptions and the prices of each plan.
+        """Compare one list of all subscriptions with the prices of each plan; return the drift by customer.
 
-        A subscription that is stored otherwise than Stripe has it is fetched anew. A state that contradicts
-        its ledger is a difference: something else than meterkit has changed one of them.
+        A subscription whose stored state is outdated is fetched again. A state that contradicts its ledger is
+        drift: something other than meterkit has changed one of them.
         """
-        customers = await self._linked()
-        faults = await self._ledger_faults(customers)
+        customers = await self._read_linked()
+        faults = await self._find_ledger_faults(customers)
         found: dict[str, list[dict[str, Any]]] = {linked: [] for linked in customers}
         async for page in self._api().pages("/v1/subscriptions", {"status": "all", "expand": _EXPAND}):
             for one in page:
                 own = found.get(id_in(one, "customer"))
-                # Of those that have ended only the youngest can count: it comes first.
-                if own is not None and (one.get("status") not in ENDED or not _have_ended(own)):
-                    own.append(await whole(self._api(), one))
+                # Of ended ones only the newest can be chosen; it is listed first.
+                if own is not None and (one.get("status") not in ENDED or not _has_ended(own)):
+                    own.append(await with_all_items(self._api(), one))
         prices = await self._book.all()
         drifts: dict[str, tuple[Drift, ...]] = {}
         for linked, (customer, state) in customers.items():
             known = state.subscription
             chosen = in_force(found[linked], self._store.catalog, None if known is None else known.id)
-            if self._is_behind(known, chosen):
+            if self._is_outdated(known, chosen):
                 await self._fetch(customer)
             facts = NO_FACTS if chosen is None else await self._facts.facts_of(chosen)
-            drift = self._drift(found[linked], chosen, prices, state, facts)
+            drift = self._compare(found[linked], chosen, prices, state, facts)
             if drift := (*drift, *faults.get(customer, ())):
                 drifts[customer] = drift
         await Drifts(self._store).replace(drifts)
         return dict(sorted(drifts.items()))
 
-    async def _linked(self) -> dict[str, tuple[str, CustomerState]]:
-        """Each Stripe customer that is linked: whose it is, and what is stored of the customer."""
+    async def _read_linked(self) -> dict[str, tuple[str, CustomerState]]:
+        """Read each linked Stripe customer: its customer and the stored state."""
         admin, keys = await self._store.admin(), self._store.keys
         every = [customer async for customer in customers_set_up(admin, keys)]
         linked: dict[str, tuple[str, CustomerState]] = {}
@@ -110,7 +110,7 @@ class DriftChecker:
                     linked[state.stripe_customer] = customer, state
         return linked
 
-    async def _ledger_faults(
+    async def _find_ledger_faults(
         self, customers: Mapping[str, tuple[str, CustomerState]]
     ) -> dict[str, tuple[Drift, ...]]:
         """Contradictions between states and ledgers, by customer."""
@@ -126,7 +126,7 @@ class DriftChecker:
                 if not ledger_faults(ledger, one, self._store.catalog):
                     continue
                 entries = await history_of(self._store, customer)
-                if await states.find(customer) == one:  # Else it has changed between the readings.
+                if await states.find(customer) == one:  # Otherwise it has changed between the two reads.
                     found[customer] = tuple(
                         Drift(
                             subscription="" if state.subscription is None else state.subscription.id,
@@ -137,8 +137,8 @@ class DriftChecker:
                     )
         return found
 
-    def _is_behind(self, known: SubscriptionState | None, chosen: Mapping[str, Any] | None) -> bool:
-        """Whether what is stored is not what Stripe has."""
+    def _is_outdated(self, known: SubscriptionState | None, chosen: Mapping[str, Any] | None) -> bool:
+        """Whether the stored subscription differs from the one at Stripe."""
         if chosen is None:
             return known is not None
         try:
@@ -147,11 +147,10 @@ class DriftChecker:
             return True
         if known is None or (read.metered and not known.prices):
             return True
-        return (known.id, known.status, known.plan, known.seats, known.metered) != (
-            *(read.id, read.status, read.plan, read.seats, read.metered),
-        )
+        now = (read.id, read.status, read.plan, read.seats, read.metered)
+        return (known.id, known.status, known.plan, known.seats, known.metered) != now
 
-    def _drift(
+    def _compare(
         self,
         found: Sequence[Mapping[str, Any]],
         chosen: Mapping[str, Any] | None,
@@ -160,16 +159,16 @@ class DriftChecker:
         facts: PriceFacts,
     ) -> tuple[Drift, ...]:
         catalog = self._store.catalog
-        counts = chosen or next((one for one in found if one.get("status") in LIVE), None)
-        plan = None if counts is None else plan_in(items_of(counts), catalog)
+        shown = chosen or next((one for one in found if one.get("status") in LIVE), None)
+        plan = None if shown is None else plan_in(items_of(shown), catalog)
         of_plan = prices.get(plan.key) if plan else None
-        if counts is not None and of_plan is not None:
+        if shown is not None and of_plan is not None:
             given = overrides_at(state.overrides, self._store.now_ms()).meters
-            of_plan = compared_prices(of_plan, catalog, given, prices_in(counts))
+            of_plan = compared_prices(of_plan, catalog, given, prices_in(shown))
         return compare_customer(found, chosen, catalog, of_plan, facts)
 
 
-def _have_ended(found: Sequence[Mapping[str, Any]]) -> bool:
+def _has_ended(found: Sequence[Mapping[str, Any]]) -> bool:
     return any(one.get("status") in ENDED for one in found)
 
 
@@ -186,8 +185,8 @@ class Repair:
     Attributes:
         customer: whose subscription.
         subscription: ``sub_…``.
-        mended: the differences that were mended; with ``dry_run`` those that would be.
-        left: the differences that stay: a person has to decide.
+        mended: the repaired differences; with ``dry_run`` those that would be.
+        left: the remaining differences: an operator must decide.
         dry_run: whether nothing was changed.
     """
 
@@ -200,7 +199,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Comparison:
-    """A customer's subscription beside the plans file."""
+    """A customer's subscription compared with the plans file."""
 
     subscription: str
     status: str
@@ -213,11 +212,11 @@ class SubscriptionRepairer:
     """Repairs subscriptions.
 
     Args:
-        store: where customers are kept.
-        api: the way to Stripe.
+        store: of the kit.
+        api: makes the Stripe client on first use.
         fetch: fetches a customer's subscription from Stripe into the store.
-        cut: has what a customer has used delivered and counted, and holds back what is used while the block
-            runs; see :class:`meterkit.delivery.deliver_customer.UsageCutter`.
+        cut: delivers a customer's usage before prices change, and holds usage while the block runs; see
+            :class:`meterkit.delivery.deliver_customer.UsageCutter`.
     """
 
     store: Store
@@ -226,31 +225,32 @@ class SubscriptionRepairer:
     cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]]
 
     async def run(self, customer: str, *, dry_run: bool) -> Repair:
-        """Mend what can be mended; what each raises says :meth:`meterkit.Subscriptions.repair`."""
+        """Repair a subscription; :meth:`meterkit.Subscriptions.repair` lists the errors."""
         if dry_run:
-            before = await self._compared(customer)
-            _refuse(customer, before)
-            return _repair(customer, before, before.drifts, dry_run=True)
-        async with alone(self.store, customer):
+            before = await self._compare_customer(customer)
+            _refuse_undecided(customer, before)
+            return _repair_result(customer, before, before.drifts, dry_run=True)
+        async with hold_change_lease(self.store, customer):
             await self.fetch(customer)
-            before = await self._compared(customer)
-            _refuse(customer, before)
+            before = await self._compare_customer(customer)
+            _refuse_undecided(customer, before)
             if any(drift.can_repair for drift in before.drifts):
-                await persistently(lambda again: self._attempt(customer, before, again))
+                await persistently(lambda again: self._change_items(customer, before, again))
                 await self.fetch(customer)
-        after = await self._compared(customer)
+        after = await self._compare_customer(customer)
         await Drifts(self.store).put(customer, after.drifts)
-        return _repair(customer, before, after.drifts, dry_run=False)
+        return _repair_result(customer, before, after.drifts, dry_run=False)
 
-    async def _attempt(self, customer: str, before: _Comparison, again: int) -> None:
+    async def _change_items(self, customer: str, before: _Comparison, again: int) -> None:
         live = await LiveSubscription.fetch(self.api(), before.subscription, again)
         if live is None or before.prices is None:
             raise NoSubscriptionError(customer)
         _, state = await States(self.store).read(customer)
         if live.schedule is not None or live.found.get("pending_update"):
             raise SubscriptionError(
-                f"the subscription {live.id} of customer {customer!r} is to change already: repair it after"
-                f" that, or take it back with `meterkit subscriptions change {customer} {before.prices.plan}`"
+                f"the subscription {live.id} of customer {customer!r} has a scheduled change: repair it"
+                f" after that, or cancel the change with `meterkit subscriptions change {customer}"
+                f" {before.prices.plan}`"
             )
         await live.make_flexible()
         catalog, items = self.store.catalog, {item.id: item for item in live.items}
@@ -263,74 +263,74 @@ class SubscriptionRepairer:
         metered = [change for change in changes if (item := items.get(str(change.get("id")))) and item.meter]
         twice = [change for change in metered if _is_twice(change, items, prices)]
         rest = [change for change in changes if change not in twice]
-        # Usage until now is billed by the items that it was used under.
+        # Usage until now is billed by the present items.
         ended = await self._ended_labels(customer, plan)
         async with self.cut(customer, ended) if metered or ended else nullcontext():
-            if twice:  # The item that stays bills the whole period.
+            if twice:  # The remaining item bills the whole period.
                 await live.update({"items": twice, "proration_behavior": "none"})
             if rest:
                 await live.update({"items": rest, "proration_behavior": "create_prorations"})
-            if metered or ended:  # Usage that waits for the end of the cut has the new prices.
+            if metered or ended:  # Usage held by the cut has the new prices.
                 await self.fetch(customer)
         if settings := trial_settings_change(live.found, plan):
             await live.update(settings)
 
     async def _ended_labels(self, customer: str, plan: Plan) -> dict[str, str]:
-        """The labels of the prices that end where a subscription gets those of the plans file."""
+        """Labels of the prices that end when a subscription gets those of the plans file."""
         _, state = await States(self.store).read(customer)
         catalog, now_ms = self.store.catalog, self.store.now_ms()
         given = entitlements_on(plan, state, catalog, now_ms)
         then = entitlements_on(plan, state, catalog, now_ms, own_prices=False)
         return ended_labels(given, then, catalog)
 
-    async def _compared(self, customer: str) -> _Comparison:
+    async def _compare_customer(self, customer: str) -> _Comparison:
         _, state = await States(self.store).read(customer)
         if state.stripe_customer is None:
             raise NoSubscriptionError(customer)
         asked = {"customer": state.stripe_customer, "status": "all", "expand": _EXPAND}
         listed = await self.api().list("/v1/subscriptions", asked)
-        found = [await whole(self.api(), one) for one in listed]
+        found = [await with_all_items(self.api(), one) for one in listed]
         catalog = self.store.catalog
         chosen = in_force(found, catalog, None if state.subscription is None else state.subscription.id)
-        counts = chosen or next((one for one in found if one.get("status") in LIVE), None)
-        if counts is None:
+        shown = chosen or next((one for one in found if one.get("status") in LIVE), None)
+        if shown is None:
             raise NoSubscriptionError(customer)
-        plan = plan_in(items_of(counts), catalog)
+        plan = plan_in(items_of(shown), catalog)
         given = overrides_at(state.overrides, self.store.now_ms()).meters
         prices = None if plan is None else await prices_of(self.api(), catalog, plan)
         if prices is not None:
-            prices = compared_prices(prices, catalog, given, prices_in(counts))
+            prices = compared_prices(prices, catalog, given, prices_in(shown))
         return _Comparison(
-            subscription=str(counts["id"]),
-            status=str(counts["status"]),
+            subscription=str(shown["id"]),
+            status=str(shown["status"]),
             prices=prices,
             drifts=compare_customer(
-                found, chosen, catalog, prices, await PriceFactsReader(self.api).facts_of(counts)
+                found, chosen, catalog, prices, await PriceFactsReader(self.api).facts_of(shown)
             ),
         )
 
 
 def _is_twice(change: Mapping[str, Any], items: Mapping[str, SubscriptionItem], prices: PlanPrices) -> bool:
-    """Whether a change removes an item whose usage another item bills too."""
+    """Whether a change removes an item whose usage another item also bills."""
     return change.get("deleted") is True and items[change["id"]].meter in prices.metered.values()
 
 
-def _refuse(customer: str, found: _Comparison) -> None:
-    """Raise SubscriptionError where a person has to decide, or where the customer owes."""
+def _refuse_undecided(customer: str, found: _Comparison) -> None:
+    """Raise SubscriptionError if an operator must decide, or the customer owes."""
     for drift in found.drifts:
         if drift.kind in _UNDECIDED:
             raise SubscriptionError(
-                f"a person has to decide about the subscription {drift.subscription} of customer"
+                f"an operator must decide about the subscription {drift.subscription} of customer"
                 f" {customer!r}: {drift.message}"
             )
     if found.status not in _PAID and any(drift.can_repair for drift in found.drifts):
         raise SubscriptionError(
             f"the subscription {found.subscription} of customer {customer!r} is {found.status}:"
-            " it has to be paid for first"
+            " it must be paid for first"
         )
 
 
-def _repair(customer: str, before: _Comparison, now: Sequence[Drift], *, dry_run: bool) -> Repair:
+def _repair_result(customer: str, before: _Comparison, now: Sequence[Drift], *, dry_run: bool) -> Repair:
     left: Sequence[Drift] = [drift for drift in now if not (dry_run and drift.can_repair)]
     return Repair(
         customer=customer,
@@ -351,7 +351,7 @@ def ledger_faults(entries: Sequence[HistoryEntry], found: Found, catalog: Catalo
 
     Args:
         entries: of the ledger, oldest first.
-        found: what is stored of the customer.
+        found: the stored customer.
         catalog: the plans file.
     """
     if found.force is None:
@@ -372,9 +372,9 @@ def ledger_faults(entries: Sequence[HistoryEntry], found: Found, catalog: Catalo
 
 
 def _state_faults(found: Found, force: TermsInForce, catalog: Catalog) -> list[str]:
-    """Status, seats or a plan of the state that no entry has brought.
+    """Status, seats or a plan of the state without a ledger entry.
 
-    Where another plans file changes the plan, such as the default plan, that is entered at the next look.
+    A plan that changes with the plans file, such as the default plan, gets its entry at the next sync.
     """
     state, now = found.state, TermsInForce.of(found.state, catalog, force.at_ms, force)
     named = {state.plan, None if state.subscription is None else state.subscription.plan}

@@ -1,4 +1,4 @@
-"""Begin a subscription: a customer at Stripe, then a subscription there or a page; debts come first."""
+"""Start a subscription at Stripe, directly or on a page; refuse debtors and duplicates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import InvoiceOpenError, SubscriptionError, SubscriptionExistsError
 from meterkit.subscriptions.change_rules import repeats_tiers
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items, trial_settings
-from meterkit.subscriptions.live_subscription import FLEXIBLE, give_up, whole
+from meterkit.subscriptions.live_subscription import FLEXIBLE, end_unpaid, with_all_items
 from meterkit.subscriptions.payment_gate import SIGN_UP, PaymentGate
 from meterkit.subscriptions.plan_prices import customer_prices
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
@@ -57,17 +57,17 @@ async def refuse_debtor(
 ) -> None:
     """Refuse a new subscription while an invoice of an earlier one is open.
 
-    Stripe itself does not: it cancels a subscription after its last retry, and leaves the invoice open
+    Stripe does not: it cancels a subscription after its last retry, and leaves the invoice open
     (https://docs.stripe.com/billing/subscriptions/overview#unpaid-subscriptions). Paid, voided and
     uncollectible invoices are no debt, nor is the invoice of a sign-up that was never paid for.
 
     Args:
-        api: the way to Stripe.
+        api: the Stripe client.
         customer: the app's own id.
         linked: its Stripe customer.
-        found: all subscriptions that this one has and had.
+        found: all its subscriptions, ended ones too.
         dunning: of the plans file.
-        is_ours: whether a subscription is of these plans.
+        is_ours: whether a subscription has one of the plans.
 
     Raises:
         InvoiceOpenError: an invoice is open.
@@ -79,17 +79,17 @@ async def refuse_debtor(
     invoices = await api.list("/v1/invoices", {"customer": linked, "status": "open"})
     owed = [one for one in invoices if _subscription_of(one) in old and one["amount_remaining"] > 0]
     if owed:
-        oldest = owed[-1]  # Stripe lists the youngest first.
+        oldest = owed[-1]  # Stripe lists the newest first.
         message = (
-            f"customer {customer!r} owes invoice {oldest['id']} of an earlier subscription: it has to be paid"
-            " first; void it at Stripe, or mark it uncollectible, to let the customer subscribe without"
+            f"customer {customer!r} owes invoice {oldest['id']} of an earlier subscription: it must be paid"
+            " first; void it at Stripe, or mark it uncollectible, to let the customer subscribe anyway"
         )
         url = text_in(oldest, "hosted_invoice_url") or None
         raise InvoiceOpenError(message, invoice=str(oldest["id"]), url=url)
 
 
 def _subscription_of(invoice: Mapping[str, Any]) -> str:
-    """The subscription that an invoice is of; it stood at the invoice itself before 2025-03-31.basil."""
+    """The subscription of an invoice; before 2025-03-31.basil it was a field of the invoice itself."""
     details = part_of(part_of(invoice, "parent"), "subscription_details")
     return id_in(details, "subscription") or id_in(invoice, "subscription")
 
@@ -100,12 +100,12 @@ _NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
 
 
 class SubscriptionStarter:
-    """Begins subscriptions of customers who have none in force.
+    """Starts subscriptions of customers who have none in force.
 
     Args:
-        store: where customers are kept.
-        api: the way to Stripe.
-        contact: gives what a Stripe customer is made with.
+        store: of the kit.
+        api: makes the Stripe client on first use.
+        contact: provides the contact of a new Stripe customer.
     """
 
     def __init__(
@@ -118,31 +118,31 @@ class SubscriptionStarter:
         self._api = api
 
     async def create(self, customer: str, plan: Plan, paid_seats: int) -> str | None:
-        """Make a subscription; the client secret with which it is paid for or its card is saved, or None."""
+        """Create a subscription; return the client secret that pays for it or saves its card, or None."""
         api = self._api()
-        linked = await self._stripe_customers.of(customer)
+        linked = await self._stripe_customers.find_or_create(customer)
         items = new_items(await self._read_prices(customer, plan), paid_seats)
-        is_tried = await has_used_trial(self._store, customer)
-        first: list[dict[str, Any]] | None = None
+        had_trial = await has_used_trial(self._store, customer)
+        listed_first: list[dict[str, Any]] | None = None
 
         async def attempt(again: int) -> dict[str, Any]:
-            nonlocal first
+            nonlocal listed_first
             found = await self._list_subscriptions(customer, linked)
-            first = found if first is None else first
-            params = _params(linked, plan, items, first, is_tried=is_tried)
-            what = SIGN_UP if plan.payment_method == "required" else "create"
-            key = key_of(what, params, sorted(one["id"] for one in first))
+            listed_first = found if listed_first is None else listed_first
+            params = _subscription_params(linked, plan, items, listed_first, had_trial=had_trial)
+            mark = SIGN_UP if plan.payment_method == "required" else "create"
+            key = key_of(mark, params, sorted(one["id"] for one in listed_first))
             mine = next((one for one in found if mark_of(one) == key and one["status"] not in ENDED), None)
             if mine is not None:
                 return mine
             await self._refuse_in_force(customer, found)
             await self._refuse_debtor(customer, linked, found)
             await self._refuse_repeated_tiers(customer, plan)
-            for waiting in self._unpaid(found):
+            for waiting in self._find_unpaid(found):
                 if are_of(items_of(waiting), items):
                     return waiting
-                await give_up(api, waiting, again)
-            await close_pages(api, linked)  # Else another one could be begun there.
+                await end_unpaid(api, waiting, again)
+            await close_pages(api, linked)  # Otherwise another one could be started there.
             metadata = {CUSTOMER: customer, CHANGE_MARK: key}
             asked = {**params, "metadata": metadata, "expand": list(SECRETS)}
             return await api.post(_PATH, asked, idempotency_key=f"{key}-{again}")
@@ -151,27 +151,27 @@ class SubscriptionStarter:
         if made["status"] == "active":
             (made,), _ = await self._gate.apply(linked, [made], self._store.catalog, None)
         if made.get(AWAITS_METHOD):
-            return await self._gate.secret(linked, made)
+            return await self._gate.find_setup_secret(linked, made)
         return None if has_subscription_method(made) else secret_of(made)
 
     async def checkout(
         self, customer: str, plan: Plan, paid_seats: int, options: Mapping[str, Any]
     ) -> Checkout:
-        """Make a page where the customer subscribes, or find the one that is open for the same."""
+        """Open a page where the customer subscribes, or find the open one for the same request."""
         api = self._api()
-        linked = await self._stripe_customers.of(customer)
+        linked = await self._stripe_customers.find_or_create(customer)
         items = new_items(await self._read_prices(customer, plan), paid_seats)
         found = await self._list_subscriptions(customer, linked)
         await self._refuse_in_force(customer, found)
         await self._refuse_debtor(customer, linked, found)
         await self._refuse_repeated_tiers(customer, plan)
-        for waiting in self._unpaid(found):  # Else both could be paid for.
-            await give_up(api, waiting)
+        for waiting in self._find_unpaid(found):  # Otherwise both could be paid.
+            await end_unpaid(api, waiting)
         data: dict[str, Parameter] = {
             **(options.get("subscription_data") or {}),
             "metadata": {CUSTOMER: customer},
             **FLEXIBLE,
-            **_trial(plan, found, is_tried=await has_used_trial(self._store, customer)),
+            **_trial_params(plan, found, had_trial=await has_used_trial(self._store, customer)),
         }
         asked: dict[str, Parameter] = {
             **options,
@@ -182,30 +182,29 @@ class SubscriptionStarter:
             "subscription_data": data,
         }
         if plan.payment_method == "required" and "trial_period_days" not in data:
-            asked["payment_method_collection"] = (
-                "always"  # Else Stripe asks for no card where nothing is due.
-            )
+            # By default Stripe asks for no card if nothing is due.
+            asked["payment_method_collection"] = "always"
         before = [one["id"] for one in found]
         made = await open_page(api, asked, before, now_s=self._store.now_ms() // 1000)
         return Checkout(id=made["id"], url=made["url"])
 
     async def _read_prices(self, customer: str, plan: Plan) -> PlanPrices:
-        """The prices of a plan, with those of the customer's overrides."""
+        """Read the prices of a plan, with those of the customer's overrides."""
         _, state = await self._states.read(customer)
         given = overrides_at(state.overrides, self._store.now_ms()).meters
         return await customer_prices(self._api(), self._store.catalog, plan, given)
 
     async def _list_subscriptions(self, customer: str, linked: str) -> list[dict[str, Any]]:
-        """All subscriptions that a Stripe customer has, and had; behind the payment gate."""
+        """List all subscriptions of a Stripe customer, ended ones too, as the payment gate shows them."""
         expand = [f"data.{name}" for name in SECRETS]
         api = self._api()
         found = await api.list(_PATH, {"customer": linked, "status": "all", "expand": expand})
-        listed = [await whole(api, one) for one in found]
+        listed = [await with_all_items(api, one) for one in found]
         _, state = await self._states.read(customer)
         return (await self._gate.apply(linked, listed, self._store.catalog, state.subscription)).found
 
     async def _refuse_in_force(self, customer: str, found: Sequence[Mapping[str, Any]]) -> None:
-        """Raises SubscriptionExistsError. One that counted still does where the plans file lost its price."""
+        """Raise SubscriptionExistsError; the stored one counts even if the plans file lost its price."""
         _, state = await self._states.read(customer)
         known = None if state.subscription is None else state.subscription.id
         for one in found:
@@ -213,13 +212,13 @@ class SubscriptionStarter:
                 raise SubscriptionExistsError(customer, subscription=one["id"])
 
     async def _refuse_debtor(self, customer: str, linked: str, found: Sequence[Mapping[str, Any]]) -> None:
-        """Raises InvoiceOpenError where an invoice of an earlier subscription is open."""
+        """Raise InvoiceOpenError if an invoice of an earlier subscription is open."""
         dunning = self._store.catalog.dunning
         api = self._api()
         await refuse_debtor(api, customer, linked, found, dunning=dunning, is_ours=self._is_ours)
 
     async def _refuse_repeated_tiers(self, customer: str, plan: Plan) -> None:
-        """Raises SubscriptionError where the tiers of a price began in a period that was cut short unpaid."""
+        """Raise SubscriptionError if the tiers of a price began in a period that was cut short unpaid."""
         _, state = await self._states.read(customer)
         cut, plans, now_ms = state.overdraft, self._store.catalog.plans, self._store.now_ms()
         if cut is None or now_ms >= cut.end_ms:
@@ -234,22 +233,22 @@ class SubscriptionStarter:
                 " from then on"
             )
 
-    def _unpaid(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those that wait for their first payment, or for a payment method."""
+    def _find_unpaid(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Find subscriptions that wait for their first payment, or for a payment method."""
         return [one for one in found if one["status"] == "incomplete" and self._is_ours(one)]
 
     def _is_ours(self, found: Mapping[str, Any]) -> bool:
-        """Whether it is of a plan of the plans file; others are none of our business."""
+        """Whether a subscription has a plan of the plans file."""
         return is_sold_here(found, self._store.catalog)
 
 
-def _params(
+def _subscription_params(
     linked: str,
     plan: Plan,
     items: Sequence[Mapping[str, Parameter]],
     found: Sequence[Mapping[str, Any]],
     *,
-    is_tried: bool,
+    had_trial: bool,
 ) -> dict[str, Parameter]:
     return {
         "customer": linked,
@@ -257,12 +256,12 @@ def _params(
         "payment_behavior": "default_incomplete",
         "payment_settings": {"save_default_payment_method": "on_subscription"},
         **FLEXIBLE,
-        **_trial(plan, found, is_tried=is_tried),
+        **_trial_params(plan, found, had_trial=had_trial),
     }
 
 
-def _trial(plan: Plan, found: Sequence[Mapping[str, Any]], *, is_tried: bool) -> dict[str, Parameter]:
-    """The trial of a plan, for who never had a subscription; Stripe counts in days, a part is a whole one."""
-    if plan.trial_ms is None or is_tried or any(map(has_begun, found)):
+def _trial_params(plan: Plan, found: Sequence[Mapping[str, Any]], *, had_trial: bool) -> dict[str, Parameter]:
+    """Trial parameters of a plan, for a customer's first subscription, in days rounded up."""
+    if plan.trial_ms is None or had_trial or any(map(has_begun, found)):
         return {}
     return {"trial_period_days": -(-plan.trial_ms // DAY_MS), **trial_settings(plan)}

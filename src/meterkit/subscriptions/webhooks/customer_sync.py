@@ -16,7 +16,7 @@ from meterkit.errors import CustomerError, StripeError
 from meterkit.outbox.closes import note_renewal
 from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.drift import LIVE, DriftLog
-from meterkit.subscriptions.live_subscription import whole, with_item_coupons
+from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
 from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.price_reading import COUPONS, PriceFactsReader
 from meterkit.subscriptions.stripe_objects import CUSTOMER, id_in, part_of, text_in
@@ -165,7 +165,7 @@ class CustomerSyncer:
             if is_gone and not (is_known and await self._is_unknown_at_stripe(linked)):
                 return []
             raise
-        return [await with_item_coupons(self.api(), await whole(self.api(), one)) for one in found]
+        return [await expand_item_coupons(self.api(), await with_all_items(self.api(), one)) for one in found]
 
     async def _is_unknown_at_stripe(self, linked: str) -> bool:
         """Whether Stripe never had such a customer; it still shows a deleted one."""
