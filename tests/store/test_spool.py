@@ -411,7 +411,7 @@ async def main():
         await settled(kit)
         fill()
         await proxy.set("refuse")
-        await eventually(lambda: lane.is_away)
+        await eventually(lambda: lane.is_down)
         print({await Client(app).get("acme") for _ in range(200)})
         await asyncio.sleep(0.5)
         print("spooled", spooled(), "waiting", lane.unsettled, "lost", lane.lost)
@@ -425,7 +425,7 @@ async def main():
         # Once more, and the store is back before there is room.
         fill()
         await proxy.set("refuse")
-        await eventually(lambda: lane.is_away)
+        await eventually(lambda: lane.is_down)
         print({await Client(app).get("acme") for _ in range(50)})
         await asyncio.sleep(0.3)
         await proxy.set("pass")

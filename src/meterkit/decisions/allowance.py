@@ -24,7 +24,7 @@ class PlanChange(NamedTuple):
         plan: the key of the plan until then.
         until_ms: the instant of the change.
         is_priced: whether Stripe charged it by the second, as a change within one subscription.
-        used: units that were included by then, of meters that this plan does not limit and the next one does.
+        used: units included by then, of meters that only the next plan limits.
     """
 
     plan: str
@@ -35,20 +35,20 @@ class PlanChange(NamedTuple):
     @classmethod
     def of(cls, kept: Sequence[Any]) -> PlanChange:
         """Read a change as a state stores it."""
-        plan, until_ms, is_priced, used, *_ = (*kept, ())
+        plan, until_ms, is_priced, used, *_ = kept
         return cls(plan, until_ms, bool(is_priced), tuple((meter, units) for meter, units in used))
 
 
 class Overdraft(NamedTuple):
-    """Use beyond what was paid, in a period that was cut short and whose rest no money was kept for.
+    """Use beyond the paid part of a period that was cut short and partly refunded.
 
     Attributes:
-        start_ms: the first instant of the period.
-        cut_ms: when it was cut short: its subscription ended, or a cycle began anew.
-        end_ms: when it would have ended.
-        per: what included quantities are counted over in it.
-        units: target of a grant, or ``i:METER`` of an included quantity, to what was used beyond.
-        before: the part of it that earlier periods had left.
+        start_ms: first instant of the period.
+        cut_ms: instant of the cut: its subscription ended, or a new cycle began.
+        end_ms: its end without the cut.
+        per: interval of included quantities.
+        units: target of a grant, or ``i:METER`` of an included quantity, to the units used beyond.
+        before: part of it from earlier periods.
     """
 
     start_ms: int
@@ -64,7 +64,7 @@ class Overdraft(NamedTuple):
 
     @classmethod
     def of(cls, kept: Sequence[Any]) -> Overdraft:
-        """Read one as a state stores it."""
+        """Read an overdraft as a state stores it."""
         start_ms, cut_ms, end_ms, per, *parts = kept
         units, before = (tuple((target, beyond) for target, beyond in part) for part in parts[:2])
         return cls(start_ms, cut_ms, end_ms, per, units, before)
@@ -74,8 +74,8 @@ class PeriodGrants(NamedTuple):
     """The recurring grants of a period that is not the plan's ordinary one.
 
     Attributes:
-        lines: what the plans gave, in the order in which it is used up.
-        limits: target to the most that the period gives of it, if its plan changed; else empty.
+        lines: grants of the plans, in the order in which they are used up.
+        limits: target to the most that the period gives of it, if its plan changed; otherwise empty.
     """
 
     lines: tuple[GrantLine, ...]
@@ -98,7 +98,7 @@ class EarlierPeriod(NamedTuple):
     is_certain: bool
 
     def packed(self) -> list[object]:
-        """As the scripts read it; see ``include/balance.lua``."""
+        """Terms of the scripts; see ``include/balance.lua``."""
         lines, limits = self.grants
         return [self.start_ms, self.end_ms, lines, dict(limits), int(self.is_certain)]
 

@@ -1,30 +1,30 @@
-"""What may be done with an intent that Stripe may have already, by how long ago it was tried first. Pure."""
+"""Ambiguous intents: may Stripe have one already? Decided by the time since its first attempt. Pure."""
 
 from __future__ import annotations
 
 from typing import Final
 
 RESEND_MAX_MS: Final = 23 * 3_600_000
-"""Until then a repeat is counted once: an identifier is unique within "a rolling period of at least 24 hours"
-(https://docs.stripe.com/api/billing/meter-event/create), and a request takes its time."""
+"""A retry within this time is counted once: an identifier is unique "within a rolling period of at least
+24 hours" (https://docs.stripe.com/api/billing/meter-event/create), and a request takes its time."""
 
 COMPARABLE_AFTER_MS: Final = 26 * 3_600_000
-"""From then on Stripe's summaries say whether it has an intent: its last try is three hours ago by then."""
+"""After this time Stripe's summaries show an accepted intent: its last attempt is three hours old."""
 
 READS_APART_MS: Final = 600_000
-"""Between the two looks at a summary."""
+"""Pause between the two reads of a summary."""
 
 
 def can_resend(first_ms: int, now_ms: int) -> bool:
-    """Whether a repeat under the same identifier is counted once for certain.
+    """Whether Stripe certainly counts a retry under the same identifier once.
 
     Args:
-        first_ms: when it was tried first; 0: Stripe certainly does not have it.
+        first_ms: instant of the first attempt; 0: Stripe certainly does not have the intent.
         now_ms: now.
     """
     return first_ms == 0 or now_ms - first_ms <= RESEND_MAX_MS
 
 
 def compare_in_ms(first_ms: int, now_ms: int) -> int:
-    """How long until an intent that was tried first then may be compared with Stripe's summaries."""
+    """Time until an intent may be compared with Stripe's summaries, by its first attempt."""
     return max(0, first_ms + COMPARABLE_AFTER_MS - now_ms)

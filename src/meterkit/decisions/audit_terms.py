@@ -2,7 +2,7 @@
 
 ``VERSION TOKEN:COST:PRICE TOKEN:COST:PRICE``, for example
 ``plans/0a1b2c3d,genai-prices/0.2.3 a1b2:150:o40/1 c3d4::c1/1``. COST is in whole micro-units of US
-dollars, or empty. PRICE is empty, or MICROS/PER behind a letter: ``o`` is of overage, ``c`` of units that
+dollars, or empty. PRICE is empty, or MICROS/PER after a letter: ``o`` for overage, ``c`` for units that
 credits pay. The line has only ASCII. ``fold.lua`` reads it, too.
 """
 
@@ -23,12 +23,12 @@ _PAID: Final = {"o": "overage", "c": "credited"}
 
 
 class PaidPrice(NamedTuple):
-    """What units cost that a customer pays for.
+    """Price of the units that a customer pays for.
 
     Attributes:
-        paid: which units: ``o``: overage, ``c``: those that a credit in money pays.
-        micros: of ``per`` units, in micro-units of the currency.
-        per: so many units.
+        paid: ``o`` for overage, ``c`` for units that a money credit pays.
+        micros: price of ``per`` units, in micro-units of the currency.
+        per: number of units that ``micros`` buys.
     """
 
     paid: str
@@ -37,11 +37,11 @@ class PaidPrice(NamedTuple):
 
 
 class MeterTerms(NamedTuple):
-    """What an entry says of one meter besides its units.
+    """Cost and price of one meter in an audit entry.
 
     Attributes:
-        cost_micros: what the provider charges, in micro-units of US dollars; None: not known.
-        price: None: no unit of the meter is paid for by itself.
+        cost_micros: charge of the provider, in micro-units of US dollars; None: not known.
+        price: None if no unit of the meter is paid for by itself.
     """
 
     cost_micros: int | None = None
@@ -70,12 +70,12 @@ def paid_price(meter: str, entitlements: Mapping[str, Entitlement], catalog: Cat
 
 
 def earned_micros(paid: str, entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Fraction:
-    """What the units of a meter come to that are paid for, in micro-units of the currency.
+    """Revenue of the paid units of a meter, in micro-units of the currency.
 
     Args:
-        paid: ``FIELD CREDITED OVERAGE``, as ``settle.lua`` tells it.
-        entitlements: by which it was settled.
-        catalog: likewise.
+        paid: ``FIELD CREDITED OVERAGE``, as ``settle.lua`` returns it.
+        entitlements: those of the settlement.
+        catalog: that of the settlement.
     """
     field, credited, overage = paid.split(" ")
     meter = next(meter for meter in catalog.meters if meter_field(meter) == field)
@@ -92,13 +92,13 @@ def price_line(
     *,
     meters: Sequence[str],
 ) -> str:
-    """The line of what is recorded; empty where nothing is known.
+    """Write the price line of recorded usage; empty if neither cost nor price is known.
 
     Args:
-        version: of the plans file, and of the price table if costs are by it; without spaces.
+        version: version of the plans file, and of the price table if it gave the costs; without spaces.
         costs: by meter.
         prices: by meter.
-        meters: that are recorded.
+        meters: the recorded meters.
     """
     found = [
         f"{meter_token(meter)}:{costs.get(meter, '')}:{_format_price(prices.get(meter))}"
@@ -113,7 +113,7 @@ def _format_price(price: PaidPrice | None) -> str:
 
 
 def read_price_line(line: str) -> tuple[str, Mapping[str, MeterTerms]]:
-    """The version, and the terms by the meters' tokens.
+    """Read a price line: the version, and the terms by meter token.
 
     Raises:
         ValueError: another release wrote it.

@@ -4,8 +4,7 @@ They stand in one mapping. The entry of a meter is an entitlement in the notatio
 the key ``@until_ms`` besides if it ends. Where its price takes effect later, ``@overage`` has the overage
 that holds until ``@overage_until_ms``. The features stand under ``@features``, what subjects get under
 ``@subjects``, by ``KIND:ID``. No name of a plans file
-begins with ``@``, so that an older release cannot read such an entry: it keeps it, and the
-plan's own limits hold.
+begins with ``@``.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Overrides:
         subjects: ``KIND:ID`` to limits by meter, and ``budget``, in the notation of the plans file.
         price_changes: when the price of a meter's override takes effect (ms since the epoch), where that is
             later.
-        asked: the same as ``meters``, with the prices that take effect later.
+        asked: ``meters`` with the prices that take effect later.
     """
 
     meters: Mapping[str, Mapping[str, object]]
@@ -102,7 +101,7 @@ def next_end_ms(stored: Stored, now_ms: int) -> int:
 def with_overage_until(
     stored: Stored, meter: str, overage: object, *, until_ms: int
 ) -> dict[str, dict[str, object]]:
-    """The stored mapping where other overage of a meter holds until an instant, and the override's then."""
+    """Stored mapping in which a meter keeps other overage until an instant, and then has the override's."""
     entry = {**stored.get(meter, {}), _OVERAGE: overage, _OVERAGE_UNTIL: until_ms}
     return {**{name: dict(kept) for name, kept in stored.items()}, meter: entry}
 
@@ -115,13 +114,13 @@ def with_overrides(
     until_ms: int | None,
     now_ms: int,
 ) -> dict[str, dict[str, object]]:
-    """The stored mapping after some overrides were given; those that have ended are left out.
+    """Stored mapping with some overrides set; ended ones are dropped.
 
     Args:
         stored: the mapping before.
-        meters: meter to its override; an empty one takes it back.
-        features: feature to whether the customer has it; None: they stay; empty: they are taken back.
-        until_ms: when these end; None: they do not.
+        meters: meter to its override; an empty one removes it.
+        features: feature to whether the customer has it; None: no change; empty: all are removed.
+        until_ms: end of the new overrides; None: they have none.
         now_ms: the instant.
     """
     end: dict[str, object] = {} if until_ms is None else {_UNTIL: until_ms}
@@ -140,10 +139,10 @@ def with_overrides(
 def with_subject_override(
     stored: Stored, member: str, given: Mapping[str, object], *, until_ms: int | None, now_ms: int
 ) -> dict[str, dict[str, object]]:
-    """The stored mapping after a subject, ``KIND:ID``, was given something; nothing: it is taken back.
+    """Stored mapping with the override of a subject, ``KIND:ID``, set; an empty one removes it.
 
     Raises:
-        MeterkitError: too many subjects of the customer have something of their own.
+        MeterkitError: too many subjects of the customer have overrides.
     """
     end: dict[str, object] = {} if until_ms is None else {_UNTIL: until_ms}
     found = {name: dict(entry) for name, entry in stored.items() if name != _SUBJECTS}
@@ -172,12 +171,12 @@ def _entries_under(stored: Stored, of: str) -> Mapping[str, Mapping[str, object]
 
 
 def _is_effective(entry: Mapping[str, Any], now_ms: int) -> bool:
-    """Whether anything of an entry holds, or will."""
+    """Whether any part of an entry is in effect, or will be."""
     return bool(_entitlement_at(entry, now_ms)) or now_ms < _price_ms(entry)
 
 
 def _entitlement_at(entry: Mapping[str, object], now_ms: int) -> dict[str, object]:
-    """The entitlement of an entry as it was given; empty where it has ended."""
+    """Entitlement of an entry as it was set; empty if it has ended."""
     if now_ms >= _end_ms(entry):
         return {}
     return {key: value for key, value in entry.items() if not key.startswith(_MARK)}

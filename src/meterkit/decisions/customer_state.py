@@ -52,7 +52,7 @@ def seat_meter(meters: Mapping[str, Meter]) -> str | None:
 def with_seats(
     entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter], seats: int
 ) -> Mapping[str, Entitlement]:
-    """The same entitlements, but no fewer seats than are paid for."""
+    """Entitlements with at least the paid number of seats included."""
     name = seat_meter(meters) if seats else None
     included = None if name is None else entitlements[name].included
     if name is None or included is None or included >= seats:
@@ -77,7 +77,7 @@ class CustomerState:
         anchor_ms: where there is no subscription: the anchor of billing periods, or None for calendar months.
         overrides: of meters and features; see :mod:`meterkit.decisions.customer_overrides`.
         granted: whether grants were ever added.
-        minutes_taken_ms: minutes that the Stripe customer's intents of a customer before this one have.
+        minutes_taken_ms: minutes used by intents of an earlier customer of the same Stripe customer.
         asked_plan: a plan that the customer asked for and that Stripe has not confirmed yet; None: none.
         asked_ms: when that was.
         plan_changes: plans before, the oldest first; see :mod:`meterkit.decisions.plan_shares`.
@@ -134,24 +134,24 @@ INITIAL_STATE: Final = CustomerState()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EffectivePlan:
-    """What follows from a state and a catalog at an instant.
+    """Terms that a state and a catalog give at an instant.
 
     Attributes:
         plan: the plan in force, with the customer's own features.
         status: of the subscription, by the clock; None: there is none.
         access: what the customer may do.
         seats: that the subscription pays for, those that the base price covers included.
-        missing_plan: the plan that should be in force and that the plans file does not have, so that the
-            default plan stands in for it; None where there is no such thing.
-        keeps_limits: whether gauges that a change of plan has left above their limits keep those of before:
-            as the plans file says. A restricted customer gets none: that is no change of plan.
+        missing_plan: the plan that the plans file lacks, so that the default plan replaces it; None
+            otherwise.
+        keeps_limits: whether gauges above their limits after a change of plan keep the former limits, by
+            the plans file. A restricted customer does not: that is no change of plan.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         subject_overrides: what subjects get differently; see :mod:`meterkit.decisions.customer_overrides`.
         prices: of the subscription's metered items; empty: not known, or there are none.
-        counting: what included quantities are counted over.
+        counting: cycle over which included quantities are counted.
         bounds: this period and the next.
-        valid_until_ms: until when all this holds if the state does not change.
-        allowance: what differs from the plan in this period; None: nothing.
+        valid_until_ms: end of validity if the state does not change.
+        allowance: differences from the plan in this period; None: none.
     """
 
     plan: Plan
@@ -170,7 +170,7 @@ class EffectivePlan:
 
 
 def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, Entitlement]:
-    """What a customer gets of each meter: the plan's, with this period's allowance, overrides and seats.
+    """Entitlements of a customer: the plan's, with this period's allowance, overrides and seats.
 
     Overage costs what the customer's own subscription items charge.
     """
@@ -210,7 +210,13 @@ def entitlements_on(
 def keep_holds_only(
     entitlements: Mapping[str, Entitlement], meters: Iterable[str], concurrency: tuple[str, ...]
 ) -> Mapping[str, Entitlement]:
-    """The same entitlements, but of these meters only what is held: no rates, concurrency of some."""
+    """Entitlements without the rates of some meters, and without the concurrency limits of others.
+
+    Args:
+        entitlements: of every meter.
+        meters: those that only hold quantities.
+        concurrency: those of them that keep their concurrency limit.
+    """
     kept = dict(entitlements)
     for name in meters:
         given = entitlements[name]
@@ -287,7 +293,7 @@ def plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str 
 
 
 def _counting_cycle(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -> CountingCycle:
-    """What included quantities are counted over: as the subscription's own plan says, restricted or not."""
+    """Cycle of included quantities, by the subscription's own plan, even while access is restricted."""
     subscription = state.subscription
     if (
         subscription is None
@@ -394,9 +400,9 @@ _KEPT_MS: Final = 400 * 86_400_000
 
 
 def with_learned_prices(before: CustomerState, after: CustomerState) -> CustomerState:
-    """A state with what is known by now of prices that its subscription had already: no price ends then.
+    """State with the item prices of a later reading, if the subscription has the same items.
 
-    A price at Stripe never changes. A release before this one did not read what it charges.
+    A price at Stripe never changes, but a plans file that renames a meter changes how it is read.
     """
     old, new = before.subscription, after.subscription
     if (
@@ -410,7 +416,7 @@ def with_learned_prices(before: CustomerState, after: CustomerState) -> Customer
 
 
 def with_former_prices(before: CustomerState, after: CustomerState, now_ms: int) -> CustomerState:
-    """A state that also keeps the prices of the subscription's items that end with this change."""
+    """State that also keeps the item prices that end with this change."""
     old, new = before.subscription, after.subscription
     if old is None or new is None or old is new:
         return after

@@ -1,4 +1,4 @@
-"""What a decision says, and the policies it speaks of."""
+"""Decision: allowed or refused, why, and the figures of its limits."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GaugeLevel:
-    """Why a gauge may not grow, in its unit.
+    """Figures of a gauge that may not grow, in its unit.
 
     Attributes:
         meter: the gauge.
-        unit: what one is.
-        limit: how far it may be filled.
-        used: how far it is, with what is set aside for others that are on their way.
-        requested: by how much it was to grow.
+        unit: name of its unit.
+        limit: highest level.
+        used: level, with quantities set aside for requests in flight.
+        requested: requested growth.
     """
 
     meter: str
@@ -75,11 +75,11 @@ class GaugeLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpendLevel:
-    """Why no more may be spent, in minor units of the currency.
+    """Figures of a used-up budget, in minor units of the currency.
 
     Attributes:
-        limit_cents: what may be spent.
-        spent_cents: what was, and what requests in flight may come to, rounded up.
+        limit_cents: the budget.
+        spent_cents: spend, that of requests in flight included, rounded up.
     """
 
     limit_cents: int
@@ -88,7 +88,7 @@ class SpendLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestProblem:
-    """Why a request is refused for what it asks, whatever its customer has left: waiting does not help.
+    """Refusal of a request for its content, whatever its customer has left: waiting does not help.
 
     Attributes:
         code: the last part of the problem's type, such as ``request-above-ceiling``.
@@ -103,7 +103,7 @@ class RequestProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Whether a customer may, and how much is left.
+    """Decision about a request, and the quantity that is left.
 
     Attributes:
         customer: the customer's id, or the address of an anonymous one; None if unknown.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 UNCOMPARED: Final = -1
-"""Stands for a quantity that may differ in a repeat: a charge depends on the prices of its day."""
+"""Placeholder for a quantity that may differ in a repeat: a charge depends on the prices of its day."""
 
 _NO_QUANTITIES: Final[dict[str, int]] = {}
 
@@ -43,7 +43,7 @@ class EventMark(NamedTuple):
         return json.dumps({"event": given}, separators=(",", ":"))
 
     def uncounted(self, kept: bytes) -> Self:
-        """The same id with the meters that its mark lacks."""
+        """Mark reduced to the meters that the stored mark lacks."""
         counted = read_mark(kept)
         left = {
             meter: quantity

@@ -1,4 +1,4 @@
-"""What a plan gives of a gauge: how far it may be filled, and for how long beyond what is included. Pure."""
+"""Gauge limits: included level, tolerated level, and the grace period above the included one. Pure."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ _BYTES = frozenset({"byte", "bytes"})
 
 
 class GaugeLimit(NamedTuple):
-    """How far a gauge may be filled.
+    """Limit of a gauge.
 
     Attributes:
-        included: what the plan's price covers.
-        most: what is tolerated for a time.
-        grace_ms: for how long, since the level went above ``included``.
-        keeps: whether a level that a change of plan has left above ``included`` may grow as far as was
-            included before.
+        included: level that the plan's price covers.
+        most: level that is tolerated during the grace period.
+        grace_ms: length of that period, from when the level rose above ``included``.
+        keeps: whether a level above ``included`` after a change of plan may grow up to the former limit.
     """
 
     included: int
@@ -38,7 +37,7 @@ class GaugeLimit(NamedTuple):
 
     @classmethod
     def of(cls, entitlement: Entitlement, *, keeps: bool = False) -> Self | None:
-        """What a plan gives; None: no limit."""
+        """Limit by an entitlement; None: no limit."""
         included, overage = entitlement.included, entitlement.overage
         if included is None:
             return None
@@ -56,12 +55,12 @@ class GaugeLimit(NamedTuple):
 
 
 class StoredLevel(NamedTuple):
-    """How far a gauge is filled.
+    """Stored level of a gauge.
 
     Attributes:
         level: in its unit.
-        over_ms: since when that is above what is included (ms; 0: it is not).
-        fitted: what was included when it last was not above that; -1: it was unlimited.
+        over_ms: instant at which it rose above the included level (ms; 0: it is not above).
+        fitted: included level when the gauge was last not above it; -1: it was unlimited.
     """
 
     level: int = 0
@@ -70,7 +69,7 @@ class StoredLevel(NamedTuple):
 
     @classmethod
     def read(cls, packed: bytes | None) -> Self:
-        """Read what the store keeps; None: nothing.
+        """Read the stored field; None: no level is stored.
 
         Raises:
             ValueError: it is damaged.
@@ -84,7 +83,7 @@ class StoredLevel(NamedTuple):
 
 
 def presigned_bytes_at(packed: bytes | None, now_ms: int) -> int:
-    """How much presigned uploads hold at an instant; ``packed`` is the field of the store.
+    """Bytes that presigned uploads hold at an instant.
 
     Raises:
         ValueError: it is damaged.
@@ -97,7 +96,7 @@ def presigned_bytes_at(packed: bytes | None, now_ms: int) -> int:
 
 
 def gauge_policy(meter: Meter, limit: GaugeLimit) -> Policy:
-    """What stands for a gauge among the policies; no field tells of it: it has neither window nor period."""
+    """Policy of a gauge; no response header shows it, because it has neither window nor period."""
     return Policy(
         name=meter.name,
         meter=meter.name,
@@ -109,19 +108,19 @@ def gauge_policy(meter: Meter, limit: GaugeLimit) -> Policy:
 
 
 def gauge_refusal(policy: Policy, limit: int, used: int, requested: int) -> tuple[Reason, GaugeLevel]:
-    """Why a gauge refuses, and the figures behind that."""
+    """Reason and figures of a gauge's refusal."""
     unit = policy.quota_unit or ""
     reason: Reason = "storage" if unit in _BYTES else "seats"
     return reason, GaugeLevel(meter=policy.meter, unit=unit, limit=limit, used=used, requested=requested)
 
 
 def add_gauge_terms(further: str, gauges: Mapping[str, GaugeLimit], *, first: int) -> str:
-    """What the decision script looks at besides its fields, as JSON, with gauges that are to grow.
+    """Add the gauges that are to grow to the decision script's JSON terms.
 
     Args:
-        further: what else it looks at; empty: nothing.
+        further: the JSON terms so far; may be empty.
         gauges: each gauge and its limit.
-        first: the place of the first one's field, among those that the script reads.
+        first: position of the first gauge's field among those that the script reads.
     """
     levels = [
         (meter, meter_field(meter), place, *limit)

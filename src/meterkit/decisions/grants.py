@@ -1,4 +1,4 @@
-"""Grants and credits behind a customer's meters, as scripts take them. Pure."""
+"""Grants and credits that pay for a customer's meters, as the scripts read them. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MICRO: Final = 10**6
 
 
 def target_of(kind: Literal["meter", "credit"], name: str) -> str:
-    """What a grant is of, as the store writes it: ``m:METER`` or ``c:CREDIT``."""
+    """Target of a grant, as the store writes it: ``m:METER`` or ``c:CREDIT``."""
     return f"{kind[0]}:{name}"
 
 
@@ -40,7 +40,7 @@ def prepaid_of(
     *,
     anonymous: bool = False,
 ) -> Prepaid | None:
-    """The grants and credits of a customer, or None where there are none to look for.
+    """Grants and credits of a customer; None if there can be none.
 
     A customer with a state may have come from a plan with grants: what that gave stays. A customer known by
     name can owe money without a grant.
@@ -50,7 +50,7 @@ def prepaid_of(
         state: of the customer.
         effective: the plan in force, and what differs from it in this period.
         by_plan: of each plan of the catalog.
-        anonymous: whether the customer is one.
+        anonymous: whether the customer is anonymous.
     """
     plan = effective.plan
     of_a_plan = any(prepaid.recurring for prepaid in by_plan.values()) if rev != NO_STATE else plan.grants
@@ -103,7 +103,7 @@ class Prepaid:
 
     @classmethod
     def of(cls, plan: Plan, catalog: Catalog) -> Prepaid:
-        """What the customers of a plan may have."""
+        """Grants and credits of a plan."""
         recurring = grant_lines(plan)
         credits_ = catalog.credits.values()
         return cls(
@@ -132,26 +132,26 @@ class Prepaid:
         return replace(self, recurring=recurring, mark=mark, allowance=allowance)
 
     def costs_of(self, model: str | None) -> dict[str, int]:
-        """What a unit costs of the meters whose cost depends on the model; None: no model is known."""
+        """Cost of a unit, by meter whose cost depends on the model; ``model`` is None if it is not known."""
         return {meter: prices.of(model) for meter, prices in self.by_model.items()}
 
     def decision_costs(self, model: str | None) -> dict[str, int]:
-        """The same for a decision: at least a micro-credit, as it counts how many units a balance pays."""
+        """Costs for a decision: at least a micro-credit, because it divides a balance by the cost."""
         return {meter: max(1, cost) for meter, cost in self.costs_of(model).items()}
 
     def held_costs(self, model: str | None) -> dict[str, int]:
-        """What a unit is held at of these meters: the most where no model is known."""
+        """Costs at which units are held: the highest ones if the model is not known."""
         return self.decision_costs("" if model is None else model)
 
     def all_costs(self, known: Mapping[str, int] | None) -> dict[str, int]:
-        """What a unit of these meters costs: as known under this plans file or another, else the most."""
+        """Costs of these meters: known ones, also under another plans file; otherwise the highest."""
         most = self.held_costs(None)
         return most | {meter: cost for meter, cost in (known or {}).items() if meter in most}
 
     def meters_sharing_credit(
         self, meters: Iterable[str], entitlements: Mapping[str, Entitlement] | None = None
     ) -> tuple[str, ...]:
-        """The meters that are paid with a credit that pays for one of some meters, too.
+        """Meters paid with a credit that also pays for one of the given meters.
 
         With entitlements, unlimited meters are left out.
         """
@@ -171,15 +171,15 @@ class Prepaid:
         costs: Mapping[str, int],
         entitlements: Mapping[str, Entitlement],
     ) -> str:
-        """What the decision script reads of the grants and credits behind ceilings, as JSON; see its terms.
+        """Grants and credits that back ceilings, as the decision script's JSON terms.
 
         Args:
             ceilings: the requested meters with a ceiling.
-            unbounded: requested meters without one: to the quantity.
-            places: the meters that share a credit, each to the place of its field among those that
-                the script reads: from 2, behind the head.
-            held_places: those whose cost depends on the model, each to the place of its held credit.
-            costs: what a unit of these costs now.
+            unbounded: requested meters without a ceiling, to the quantity.
+            places: meters that share a credit, to the position of their field among those that the script
+                reads: from 2, after the head.
+            held_places: meters whose cost depends on the model, to the position of their held credit.
+            costs: cost of a unit of these meters now.
             entitlements: of every meter.
         """
         backed: list[list[Any]] = []
@@ -199,11 +199,11 @@ class Prepaid:
     def payment_terms(
         self, meters: Iterable[tuple[str, bool]], costs: Mapping[str, int], *, owes: bool = True
     ) -> str:
-        """What the settlement script pays overage with, as JSON; see its terms.
+        """Grants and credits that pay overage, as the settlement script's JSON terms.
 
         Args:
-            meters: each that is recorded, and whether it is paid for: derived ones are by their source.
-            costs: what a unit costs of those whose cost depends on the model.
+            meters: each recorded meter, and whether it is paid for: a derived one is paid through its source.
+            costs: cost of a unit, by meter whose cost depends on the model.
             owes: whether use beyond a balance in money is a debt.
         """
         paying: list[list[Any]] = []
@@ -227,7 +227,7 @@ class Prepaid:
 
 
 def _low_threshold(credit: Credit) -> tuple[int, int] | None:
-    """When a balance is low: below a share (%) of its last grant, or below so many micro-credits."""
+    """Threshold of a low balance: a share (%) of its last grant, and a number of micro-credits."""
     if credit.top_up is not None and credit.top_up.auto is not None:
         return 0, credit.top_up.auto.below_cents * (MICRO // 100)
     return None if credit.low_balance_percent is None else (credit.low_balance_percent, 0)

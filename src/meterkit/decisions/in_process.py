@@ -1,4 +1,4 @@
-"""What rates admit, counted within this process: the arithmetic of ``decide.lua``. Pure.
+"""Decisions by rates counted within this process: the arithmetic of ``decide.lua``. Pure.
 
 For requests that the store cannot decide. The replies have the shape of the script's, so that the edge
 formats refusals the same way, the wait included.
@@ -19,22 +19,21 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Program
 
 Window: TypeAlias = tuple[int, int, int]
-"""What a rate has counted: slot, counted, before.
+"""Counter of a rate: slot, counted, before.
 
-The slot is the window's number since the epoch; of a bucket, until when it is accounted for (ms). What is
-counted are units in it; of a bucket, whole units owed. Before that stand those of the window before; of a
-bucket, the rest owed in parts of a unit.
+A window has its number since the epoch, the units in it, and the units of the window before. A bucket has the
+instant of its last update (ms), the whole units owed, and the fraction of a unit owed.
 """
 
 EMPTY: Final[Window] = (0, 0, 0)
 
 
 class RemainingQuantity(NamedTuple):
-    """What the store has last refused a request by.
+    """Rest of a billing period at the store's last refusal.
 
     Attributes:
-        quantity: units that were left of the billing period, whatever was in flight.
-        is_backed: whether grants or credits stood behind it.
+        quantity: units left of the billing period, regardless of requests in flight.
+        is_backed: whether grants or credits backed it.
         until_ms: the end of the period.
     """
 
@@ -47,7 +46,7 @@ NO_REMAINDERS: Final[Mapping[str, RemainingQuantity]] = {}
 
 
 def advance(kind: int, window_ms: int, refill: int, at: Window, now_ms: int) -> tuple[Window, int]:
-    """A rate brought forward to an instant, and the units used of it; see ``advance.lua``.
+    """Advance a rate's counter to an instant, and return the units used; see ``advance.lua``.
 
     Args:
         kind: of the rate.
@@ -73,25 +72,25 @@ def advance(kind: int, window_ms: int, refill: int, at: Window, now_ms: int) -> 
 def decide_by_rates(
     program: Program, known: Mapping[str, Window], left_of: Mapping[str, RemainingQuantity], now_ms: int
 ) -> tuple[list[int], dict[str, Window]]:
-    """Decide by rates alone, and by the ceilings under which little is known to be left.
+    """Decide by rates, and by ceilings whose rest is known from the store's last refusal.
 
     Requests in flight, other ceilings and gauges are unknown here: they refuse nothing.
 
     Args:
-        program: what is asked.
-        known: what its rates have counted in this process, by their fields.
-        left_of: what is left of a billing period, by the names of its policies.
+        program: compiled demands of the request.
+        known: counters of its rates in this process, by field.
+        left_of: known rests of the billing period, by policy name.
         now_ms: this process's clock.
 
     Returns:
-        The reply, as the decision script's; and what the rates have counted then, empty where it refuses.
+        A reply in the decision script's shape, and the new counters; empty if it refuses.
     """
     counts: dict[str, Window] = {}
     nearest, least, share, before = 0, 0, inf, 0
     for nth, (field, kind, window, limit, refill, needed, taken) in enumerate(program.rate_terms, start=1):
         slot, used, earlier = at = known.get(field, EMPTY)
         counted = used
-        # As `advance` has it, without a call: most come into a window in which something was counted.
+        # `advance` inlined: most requests fall into a window that has counts.
         if kind == TOKEN_BUCKET or slot != now_ms // window:
             (slot, counted, earlier), used = advance(kind, window, refill, at, now_ms)
         elif earlier and kind != FIXED_WINDOW:
@@ -113,26 +112,26 @@ def decide_by_rates(
 def _refusal_reply(
     program: Program, known: Mapping[str, Window], left_of: Mapping[str, RemainingQuantity], now_ms: int
 ) -> list[int]:
-    """The reply for a refused request: how far each policy is used, violated or not."""
-    told: list[int] = []
+    """Reply for a refused request: the use of each policy, violated or not."""
+    figures: list[int] = []
     for field, kind, window, _, refill, _, _ in program.rate_terms:
         (_, counted, before), _ = advance(kind, window, refill, known.get(field, EMPTY), now_ms)
-        told += (counted, before, 0)
+        figures += (counted, before, 0)
     backed: list[int] = []
     for measure in program.measures[len(program.rate_terms) :]:
         left = _remaining_under(measure, left_of, now_ms)
         is_rate = measure.kind in {SLIDING_WINDOW, FIXED_WINDOW, TOKEN_BUCKET}  # A subject's: unknown here.
-        told += (0 if is_rate else measure.limit if left is None else left, 0, 0)
+        figures += (0 if is_rate else measure.limit if left is None else left, 0, 0)
         if measure.kind == CEILING:
             last = left_of.get(measure.policy.name)
             backed.append(int(last is not None and last.is_backed))
-    return [1, now_ms, 0, *told, *backed]
+    return [1, now_ms, 0, *figures, *backed]
 
 
 def _remaining_under(
     measure: PolicyMeasure, left_of: Mapping[str, RemainingQuantity], now_ms: int
 ) -> int | None:
-    """The rest under a ceiling that refused the customer in this period; None: unknown."""
+    """Rest under a ceiling that refused the customer in this period; None: unknown."""
     known = left_of.get(measure.policy.name) if measure.kind == CEILING else None
     return None if known is None or now_ms >= known.until_ms else known.quantity
 
@@ -140,12 +139,12 @@ def _remaining_under(
 def remaining_by_policy(
     program: Program, reply: Sequence[int], period_end_ms: int
 ) -> dict[str, RemainingQuantity]:
-    """The rest under the ceilings that refused a request, without regard to requests in flight.
+    """Rest under the ceilings that refused a request, without regard to requests in flight.
 
     Args:
-        program: what was asked.
+        program: compiled demands of the request.
         reply: the script's: ``{1, now, ends, x, y, z, …}``.
-        period_end_ms: the end of the period that would begin, where none has.
+        period_end_ms: end of the period that would begin, if none has.
     """
     found: dict[str, RemainingQuantity] = {}
     backed = iter(reply[3 * len(program.measures) + 3 :])
@@ -161,6 +160,6 @@ def remaining_by_policy(
 def drop_replenished(
     left: Mapping[str, RemainingQuantity], program: Program
 ) -> Mapping[str, RemainingQuantity]:
-    """The known rests after an allowed request: the policies that it met have quantity again."""
-    met = {measure.policy.name for measure in program.measures}
-    return {name: found for name, found in left.items() if name not in met} or NO_REMAINDERS
+    """Known rests after an allowed request, without those of its own policies: they have quantity again."""
+    passed = {measure.policy.name for measure in program.measures}
+    return {name: found for name, found in left.items() if name not in passed} or NO_REMAINDERS

@@ -56,7 +56,7 @@ class ItemPrice(NamedTuple):
 
 
 ItemPrices = tuple[ItemPrice, ...]
-"""What a state keeps."""
+"""Item prices as a state keeps them."""
 NO_PRICES: Final[ItemPrices] = ()
 
 
@@ -67,7 +67,7 @@ def parse_item_prices(kept: Iterable[Iterable[Any]]) -> ItemPrices:
 
 @lru_cache(maxsize=1024)
 def _shared(kept: tuple[tuple[Any, ...], ...]) -> ItemPrices:
-    """One object for all customers with the same prices: a process keeps it for each that it knows."""
+    """Intern: one object for all customers with the same prices."""
     return tuple(ItemPrice(*one) for one in kept)
 
 
@@ -121,7 +121,7 @@ def _stripe_of(meter: Meter, catalog: Catalog) -> Any:
 def with_item_prices(
     given: Mapping[str, Entitlement], prices: ItemPrices, catalog: Catalog
 ) -> Mapping[str, Entitlement]:
-    """The same entitlements, with overage at the prices of the customer's own items.
+    """Entitlements with overage at the prices of the customer's own items.
 
     A price with a free tier decides what is included, and that Stripe gets all units; a flat price, that it
     gets overage alone. So an edited ``report`` leaves present customers what they bought. A model that has no

@@ -25,10 +25,10 @@ FORMAT: Final = 3
 """Version of everything that is stored; the first part of each ``rev``."""
 
 HOOKS_SHARD: Final = 0
-"""The shard whose hash slot has what is of no customer: messages, leases of tasks."""
+"""Shard of data that belongs to no customer: messages, leases of tasks."""
 
 HEAD_FIELD: Final = "h"
-"""The field of the counters that has the customer's own numbers and the rev."""
+"""Counter field with the customer's own numbers and the rev."""
 
 WITHOUT_TTL: Final = (
     r"^[\w.-]+:meta$",  # format and number of shards
@@ -36,7 +36,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:s:",  # state: customers that have a record
     r"^[\w.-]+:\{\d+\}:[gj]:",  # grants and their ledger: customers with a state
     r"^[\w.-]+:\{\d+\}:h:",  # ledger of changes: customers with a state
-    r"^[\w.-]+:\{\d+\}:turns$",  # those of them whom the clock will change
+    r"^[\w.-]+:\{\d+\}:turns$",  # customers with a change scheduled by the clock
     r"^[\w.-]+:\{\d+\}:a?v:",  # levels of gauges, those above 0: an app's facts, of no period
     r"^[\w.-]+:\{\d+\}:q:",  # stored objects, while they are there, and until a listing of what is removed
     r"^[\w.-]+:\{\d+\}:customers$",  # their names
@@ -44,8 +44,8 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
     r"^[\w.-]+:\{\d+\}:audit(:sums)?$",  # entries that are not in the database of the audit log yet
     r"^[\w.-]+:\{\d+\}:(intents|outbox|items|parked|dead|compare|life)$",  # deliveries to Stripe
-    r"^[\w.-]+:\{\d+\}:hints:(entries|due|dead)$",  # Stripe customers to look at
-    r"^[\w.-]+:\{0\}:(hooks|messages:\w+):(entries|due|dead)$",  # The same of older releases; messages
+    r"^[\w.-]+:\{\d+\}:hints:(entries|due|dead)$",  # Stripe customers to fetch
+    r"^[\w.-]+:\{0\}:messages:\w+:(entries|due|dead)$",  # messages to be sent
     r"^[\w.-]+:\{\d+\}:n:",  # kinds of e-mails that a customer does not want
     r"^[\w.-]+:\{\d+\}:c:",  # counters, only while a linked customer's usage is pending
 )
@@ -93,7 +93,7 @@ def rate_field(meter: str, window_ms: int, algorithm: str) -> str:
 
 
 def route_name(route: Route) -> str:
-    """What stands for a line of the plans file where a rate's meter does; no meter's name has a blank."""
+    """Name of a route in place of a rate's meter; it contains blanks, which no meter's name does."""
     if route.mcp is not None:
         return f"route MCP {route.path} {route.mcp.method} {route.mcp.name or '*'}"
     return f"route {route.method or '*'} {route.path or '*'}"
@@ -117,7 +117,7 @@ def check_tokens(catalog: Catalog) -> None:
 
 
 def _counted_names(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
-    """All that has a field of the counters: where it stands in the plans file, its token, what it is."""
+    """Yield what has a counter field: its path in the plans file, its token, a description."""
     for name in catalog.meters:
         yield f"meters.{name}", meter_token(name), f"the meter {name}"
         rated = [rate for plan in catalog.plans.values() for rate in plan.entitlements[name].rates]
@@ -179,7 +179,7 @@ class CustomerKeys:
 
     @property
     def ledger(self) -> str:
-        """Stream: what became of them."""
+        """Stream: ledger of grants."""
         return self._of("j")
 
     @property
@@ -199,7 +199,7 @@ class CustomerKeys:
 
     @property
     def corrections(self) -> str:
-        """Stream: recorded units that were taken back."""
+        """Stream: corrections, which reduce recorded units."""
         return self._of("k")
 
     @property
@@ -219,7 +219,7 @@ class CustomerKeys:
 
     @property
     def notices(self) -> str:
-        """Stream, of the shard: what has happened to customers."""
+        """Stream, of the shard: events of customers."""
         return f"{self._stem}notices"
 
     def _of(self, kind: str) -> str:
@@ -258,11 +258,11 @@ class Keys:
         return self.shard(shard, f"e:{digest}")
 
     def job(self, job_id: str) -> str:
-        """Hash: by the provider's id of a job, who began it, and how its end was counted, for 40 days."""
+        """Hash of a provider's job: its customer, and how its end was counted, for 40 days."""
         return self.job_of(job_digest(job_id))
 
     def job_of(self, digest: str) -> str:
-        """The same by the digest of the id."""
+        """Hash of a provider's job, by the digest of its id."""
         return self.shard(shard_of(digest, self.shards), f"o:{digest}")
 
     def jobs(self, customer: str) -> str:
@@ -270,7 +270,7 @@ class Keys:
         return self.shard(shard_of(customer, self.shards), f"z:{customer}")
 
     def correction(self, shard: int, digest: str) -> str:
-        """String: what was asked and done under an id of the app's for a correction, for 400 days."""
+        """String: a correction and its result, by the app's id for it, for 400 days."""
         return self.shard(shard, f"r:{digest}")
 
     def link(self, stripe_customer: str) -> str:
@@ -278,7 +278,7 @@ class Keys:
         return self.shard(shard_of(stripe_customer, self.shards), f"l:{stripe_customer}")
 
     def beginning(self, customer: str) -> str:
-        """String: who begins a subscription for a customer, for a minute at most."""
+        """String: lock of a customer's sign-up, for a minute at most."""
         return self.shard(shard_of(customer, self.shards), f"b:{customer}")
 
     def formers(self, stripe_customer: str) -> str:
@@ -302,7 +302,7 @@ class Keys:
         return self.shard(shard, "turns")
 
     def notices(self, shard: int) -> str:
-        """Stream: what has happened to customers, for the handlers of the app."""
+        """Stream: events of customers, for the app's handlers."""
         return self.shard(shard, "notices")
 
     def relist(self, shard: int) -> str:
@@ -314,22 +314,19 @@ class Keys:
         return self.shard(shard_of(customer, self.shards), f"p:{hour}:{customer}")
 
     def audit(self, shard: int) -> str:
-        """Stream: what was recorded and is not in the database of the audit log yet."""
+        """Stream: audit entries that are not in the database yet."""
         return self.shard(shard, "audit")
 
     def audit_sums(self, shard: int) -> str:
-        """Hash: the same, added up where that stream is full; see fold.lua."""
+        """Hash: audit entries added up because the stream is full; see fold.lua."""
         return self.shard(shard, "audit:sums")
 
     def hooks(self, name: str) -> str:
-        """What the nightly sync and the looks at Stripe have noted, all in one shard.
-
-        Older releases keep what Stripe's events hint at here, too: ``entries``, ``due``, and so on.
-        """
+        """State of the nightly sync and of price checks, all in one shard."""
         return self.shard(HOOKS_SHARD, f"hooks:{name}")
 
     def hints(self, shard: int, name: str) -> str:
-        """What Stripe's events hint at, by Stripe customer: ``entries``, ``due``, and so on; see hint.lua."""
+        """Queue of Stripe customers to fetch: ``entries``, ``due``, and so on; see hint.lua."""
         return self.shard(shard, f"hints:{name}")
 
     def messages(self, name: str) -> str:
@@ -345,7 +342,7 @@ class Keys:
         return self.shard(HOOKS_SHARD, f"spikes:{at_ms // 86_400_000}")
 
     def watched(self, customer: str, digest: str) -> str:
-        """String: what a watch has found of a customer: the event, then the time of telling it; 2 days."""
+        """String: a watch's finding about a customer: the event, then the time of its notice; 2 days."""
         return self.shard(shard_of(customer, self.shards), f"x:{digest}")
 
     def subjects(self, customer: str) -> str:
@@ -359,6 +356,6 @@ class Keys:
         return self.shard(shard_of(customer, self.shards), f"y:{digest}")
 
     def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:
-        """The keys of a customer; an anonymous one has counters in a space of its own and no state ever."""
+        """Keys of a customer; an anonymous one has counters in a separate space and no state."""
         shard = shard_of(customer, self.shards)
         return CustomerKeys(self.shard(shard, ""), shard, customer, anonymous=anonymous)

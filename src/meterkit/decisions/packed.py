@@ -21,7 +21,7 @@ _BESIDES: Final = (int,) * 5
 
 
 def unpack_field(packed: bytes) -> list[int | bytes]:
-    """What a field holds, without the format.
+    """Unpack a field, without its format.
 
     Raises:
         ValueError: it holds something else, or has another format.
@@ -52,7 +52,7 @@ def _unpack(packed: bytes) -> list[int | bytes]:
 
 
 class CounterHead(NamedTuple):
-    """What counters say of their customer, in the field ``h``."""
+    """Customer-wide values of the counters, in the field ``h``."""
 
     seen_ms: int = 0
     begins_ms: int = 0
@@ -74,7 +74,7 @@ class CounterHead(NamedTuple):
 
 
 class MeterCounts(NamedTuple):
-    """What counters say of a meter in their period."""
+    """Counters of a meter in their period."""
 
     included: int = 0
     overage: int = 0
@@ -107,7 +107,7 @@ class MeterCounts(NamedTuple):
         return self.included + self.overage + self.granted + self.credited + self.over_cap
 
     def held_at(self, now_ms: int) -> int:
-        """What live holds hold at an instant: those of the slot that is on, and of the one before."""
+        """Quantity of live holds at an instant: those of the current slot and of the one before."""
         passed = now_ms // HOLD_SLOT_MS - self.slot
         return self.held + self.held_before if passed <= 0 else self.held if passed == 1 else 0
 
@@ -132,7 +132,7 @@ def _checked(values: list[int | bytes], kinds: tuple[type, ...]) -> list[Any]:
 
 
 def merge_json(first: str, second: str) -> str:
-    """Two JSON objects with members of their own as one; either may be the empty text: nothing."""
+    """Merge two JSON objects with different members; either may be the empty text."""
     return f"{first[:-1]},{second[1:]}" if first and second else first or second
 
 

@@ -17,7 +17,7 @@ HOUR_MS: Final = 3_600_000
 _MONTHS = {"month": 1, "year": 12}
 _MONTH_DIGITS: Final = len("2026-10")
 _PERIOD_END: Final = datetime(9990, 1, 1, tzinfo=UTC)
-"""No period is named by an instant from here on: the ends of the next ones, too, must be a datetime."""
+"""First instant that names no period: the ends of the next two periods must be a datetime, too."""
 _EVERY_MONTH_HAS: Final = 28
 _MINUTE_MS: Final = 60_000
 _MINUTES_AHEAD: Final = 3
@@ -30,7 +30,7 @@ def to_ms(moment: datetime) -> int:
 
 
 def check_aware(what: str, moment: datetime) -> None:
-    """See that an instant has a time zone.
+    """Refuse an instant without a time zone.
 
     Raises:
         MeterkitError: it has none; ``what`` names the argument.
@@ -40,7 +40,7 @@ def check_aware(what: str, moment: datetime) -> None:
 
 
 def occurred_ms(occurred_at: datetime, now_ms: int) -> int:
-    """When something happened, by the app, in milliseconds since the epoch.
+    """Check the app's ``occurred_at``, and convert it to milliseconds since the epoch.
 
     Raises:
         MeterkitError: it is naive, before 1970, or more than a minute in the future.
@@ -100,7 +100,7 @@ def first_minute_s(start_ms: int) -> int:
 
 
 def stamped_span_s(start_ms: int, now_ms: int, *, end_ms: int | None = None) -> tuple[int, int]:
-    """The minutes that a period's intents can have by now: from the first second to the one behind them.
+    """Minutes that a period's intents can have by now: the first second, and the first one after them.
 
     Args:
         start_ms: the first instant of the period.

@@ -1,4 +1,4 @@
-"""Plan shares: what each plan of a billing period gives, by the time that it was active. Pure.
+"""Plan history and plan shares: the part of a billing period's allowance that each of its plans gives. Pure.
 
 Stripe charges a change of plan by the second. So do included quantities and recurring grants follow, unless
 ``billing.changes.allowance`` is ``whole``: the sum of each plan's quantity times its share of the period,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _KEPT_MS: Final = 400 * DAY_MS
 _KEPT_MAX: Final = 64
 UNKNOWN_PLAN: Final = ""
-"""Stands for plans before the oldest change that is kept: it gives nothing."""
+"""Plan before the oldest stored change: it gives nothing."""
 
 
 class PlanSpan(NamedTuple):
@@ -202,7 +202,7 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
 
 
 def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool:
-    """Whether Stripe has charged a change of plan by the second since an instant: a cheap look beforehand."""
+    """Whether Stripe has charged a change of plan by the second since an instant: a cheap first check."""
     subscription = state.subscription
     pending_ms = None if subscription is None else subscription.pending_at_ms
     is_scheduled = pending_ms is not None and start_ms < pending_ms <= now_ms
@@ -316,7 +316,7 @@ def _allowance_by(
 
 
 def _quantities_of(allowance: Allowance) -> dict[str, int]:
-    """All that an allowance gives, by target as in an overdraft."""
+    """Quantities of an allowance, by target as in an overdraft."""
     grants = () if allowance.grants is None else allowance.grants.limits
     return {**{f"{INCLUDED}{name}": units for name, units in allowance.included}, **dict(grants)}
 

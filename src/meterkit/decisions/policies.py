@@ -1,4 +1,7 @@
-"""Policies: their kinds, the numbers of rates that scripts take, and what a client reads of them."""
+"""Policies of a plan and a route, and the terms by which the decision script checks demands on them. Pure.
+
+The first step of compiling a decision; :mod:`meterkit.decisions.program` packs the terms.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ SLIDING_WINDOW: Final = 1
 FIXED_WINDOW: Final = 2
 TOKEN_BUCKET: Final = 3
 CEILING: Final = 4
-"""What a billing period admits: included, and beyond that up to a cap."""
+"""Ceiling of a billing period: included, and overage up to a cap."""
 CONCURRENCY: Final = 5
 GAUGE: Final = 6
-"""A level that may grow no further; the script has it apart."""
+"""Limit of a gauge's level; the script gets gauges separately."""
 SPENT: Final = 7
-"""A budget; the script works out what counts against it."""
+"""Budget; the script computes the spend that counts against it."""
 
 
 _KINDS: Final = {"sliding-window": SLIDING_WINDOW, "fixed-window": FIXED_WINDOW, "token-bucket": TOKEN_BUCKET}
@@ -36,10 +39,7 @@ _QUARTER_HOUR_MS: Final = 900_000
 
 
 def keep_ms_of(rates: Iterable[Rate]) -> int:
-    """How long counters of rates live: a quarter of an hour longer than what was counted may matter.
-
-    That is two windows, or until a full bucket has run empty.
-    """
+    """TTL of rate counters: two windows, or until a full bucket is empty, and a quarter of an hour."""
     spans = (max(2 * rate.window_ms, -(-rate.burst * rate.window_ms // rate.limit)) for rate in rates)
     return max(spans, default=0) + _QUARTER_HOUR_MS
 
@@ -107,7 +107,7 @@ def policies_of(entitlement: Entitlement, meter: Meter) -> tuple[Policy, ...]:
 
 
 def route_policies(route: Route) -> tuple[Policy, ...]:
-    """The policies of what each customer may ask of a route, whatever the plan: in requests."""
+    """Policies of a route's own rates, in requests; they are the same for every plan."""
     return tuple(_rate_policy(rate, ROUTE, "", None) for rate in route.rates)
 
 
@@ -144,8 +144,8 @@ class Demand:
     """The demand on one meter.
 
     Attributes:
-        needed: the quantity that must be left, or the demand is refused.
-        taken: the quantity that is counted if it is not.
+        needed: quantity that must be left, or the demand is refused.
+        taken: quantity that is counted if it is not refused.
     """
 
     needed: int
@@ -153,7 +153,7 @@ class Demand:
 
     @classmethod
     def of(cls, quantity: int, spare: int = 0) -> Self:
-        """Ask for a quantity, which is counted, and that ``spare`` is left; of none, that something is."""
+        """Demand that counts a quantity and needs ``spare`` more; a demand of 0 needs 1."""
         return cls(needed=max(1, quantity + spare), taken=quantity)
 
 
@@ -163,7 +163,7 @@ ASK_ONLY: Final = Demand(needed=1, taken=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyMeasure:
-    """One policy as the decision script weighs it.
+    """Limit of one policy as the decision script checks it.
 
     Attributes:
         kind: see :mod:`meterkit.decisions.policies`.
@@ -185,12 +185,12 @@ class PolicyMeasure:
 
 @dataclass(frozen=True, slots=True)
 class PolicyTerms:
-    """One policy that the decision script weighs.
+    """Terms of one policy for the decision script.
 
     Attributes:
-        field: what it reads of the counters for it.
-        numbers: its terms of it.
-        measure: how it weighs it.
+        field: counter field that the script reads.
+        numbers: arguments of the script for it.
+        measure: its limit.
     """
 
     field: str
@@ -206,9 +206,9 @@ def counter_terms(
     *,
     in_flight: bool,
 ) -> tuple[list[PolicyTerms], list[PolicyTerms], list[PolicyTerms]]:
-    """What demands on counters come to: rates, ceilings, concurrency limits.
+    """Terms of demands on counters: rates, ceilings, concurrency limits.
 
-    What costs something under a budget has a ceiling even without a cap: what is held of it may be spent.
+    Under a budget, a priced meter has a ceiling even without a cap: its held quantity counts as spend.
     """
     rates, ceilings, concurrency = list[PolicyTerms](), list[PolicyTerms](), list[PolicyTerms]()
     for name, demand in demands.items():
@@ -224,7 +224,7 @@ def counter_terms(
 
 
 def route_rate_terms(route: Route) -> Iterator[PolicyTerms]:
-    """A route's own rates; each request takes one unit of each."""
+    """Terms of a route's own rates; a request takes one unit of each."""
     for rate, policy in zip(route.rates, route_policies(route), strict=True):
         field = rate_field(route_name(route), rate.window_ms, rate.algorithm)
         yield _new_rate_terms(field, rate, policy, Demand.of(1))
@@ -233,7 +233,7 @@ def route_rate_terms(route: Route) -> Iterator[PolicyTerms]:
 def _rate_terms_of_meter(
     entitlement: Entitlement, policies: Sequence[Policy], demand: Demand
 ) -> Iterator[PolicyTerms]:
-    """A meter's rates, in the file's order, in which their policies come first."""
+    """Terms of a meter's rates, in the file's order; their policies come first."""
     for rate, policy in zip(entitlement.rates, policies, strict=False):
         yield _new_rate_terms(rate_field(policy.meter, rate.window_ms, rate.algorithm), rate, policy, demand)
 
@@ -252,7 +252,7 @@ def _new_rate_terms(field: str, rate: Rate, policy: Policy, demand: Demand) -> P
 def _ceiling_terms(
     entitlement: Entitlement, policies: Iterable[Policy], demand: Demand
 ) -> Iterator[PolicyTerms]:
-    """What a period admits of a meter, where that has an end."""
+    """Terms of a meter's ceiling in a period, if it has one."""
     included, ceiling = entitlement.included, ceiling_of(entitlement)
     if included is None or ceiling is None:
         return
@@ -274,7 +274,7 @@ def _ceiling_terms(
 
 
 def _uncapped_terms(entitlement: Entitlement, demand: Demand) -> PolicyTerms:
-    """What a period admits of a meter that is billed without a cap."""
+    """Terms of a meter that is billed without a cap."""
     policy = Policy(
         name=entitlement.meter,
         meter=entitlement.meter,
@@ -291,7 +291,7 @@ def _uncapped_terms(entitlement: Entitlement, demand: Demand) -> PolicyTerms:
 
 
 def budget_terms(spending: SpendingTerms) -> Iterator[PolicyTerms]:
-    """The budgets that a demand may use up; what is asked of them the script works out."""
+    """Terms of the budgets that a demand spends; the script computes the spend."""
     for budget in spending.budgets:
         measure = PolicyMeasure(
             policy=budget.policy,
@@ -305,13 +305,13 @@ def budget_terms(spending: SpendingTerms) -> Iterator[PolicyTerms]:
 
 
 def _concurrency_terms(entitlement: Entitlement, policies: Iterable[Policy]) -> Iterator[PolicyTerms]:
-    """How many requests may be in flight at once, where that is limited; this one is one of them."""
+    """Terms of a meter's concurrency limit, if it has one; the request takes one place."""
     limit = entitlement.concurrency
     if limit is None:
         return
     policy = next(policy for policy in policies if policy.kind == "concurrency")
     measure = PolicyMeasure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
-    # A ceiling of what is held at once: nothing is ever recorded of it.
+    # A ceiling on held units: none is ever recorded.
     yield PolicyTerms(concurrency_field(policy.meter), (limit, -1, 1, 1), measure)
 
 
@@ -322,7 +322,7 @@ def gauge_terms(
     *,
     keeps: bool,
 ) -> Iterator[tuple[PolicyTerms, GaugeLimit]]:
-    """By how much gauges are to grow, those that are limited; the script has their limits apart."""
+    """Terms of limited gauges that are to grow; the script gets their limits separately."""
     for name, demand in demands.items():
         meter, limit = catalog.meters[name], GaugeLimit.of(entitlements[name], keeps=keeps)
         if meter.kind != "gauge" or limit is None or not (demand.needed or demand.taken):

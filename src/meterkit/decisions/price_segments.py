@@ -40,7 +40,7 @@ class PriceSegment(NamedTuple):
 
     @property
     def unit_cents(self) -> Fraction | None:
-        """What one unit costs in minor units, exactly; None: the plans file does not say."""
+        """Exact price of a unit in minor units; None: the plans file has no price."""
         return unit_cents(self.label)
 
     @property
@@ -49,7 +49,7 @@ class PriceSegment(NamedTuple):
         return self.label.endswith(_BY_MODEL)
 
     def outside_rows(self, overage: int, elsewhere: int) -> PriceSegment:
-        """The part of the one segment of a period that no meter of prices by model has counted.
+        """Part of a period's only segment that no meter of prices by model has counted.
 
         Args:
             overage: all units of it, late ones included.
@@ -112,7 +112,7 @@ def is_same_price(one: str, other: str) -> bool:
 
 
 def unit_cents(label: str) -> Fraction | None:
-    """What one unit costs in minor units, exactly; None: the label does not say."""
+    """Exact price of a unit in minor units; None: the label has no price."""
     per, _, amount_cents = label.removesuffix(_BY_MODEL).partition("/")
     return Fraction(int(amount_cents), int(per)) if amount_cents.isdigit() else None
 
@@ -208,9 +208,9 @@ def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[Pr
 
 
 def overage_cents(segments: Sequence[PriceSegment]) -> int | None:
-    """What overage costs in minor units: each segment has an invoice line, and is rounded as that is.
+    """Price of overage in minor units, rounded for each segment as its invoice line is.
 
-    None: the price of a segment that has overage is not known, or nothing has a price.
+    None if the price of a segment with overage is not known, or no segment has a price.
     """
     billed = [one for one in segments if not one.is_by_model and one.label != _NOT_BILLED]
     used = [one for one in billed if one.overage]

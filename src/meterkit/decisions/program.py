@@ -1,4 +1,4 @@
-"""What a route asks of a plan, worked out once: the arguments of the scripts. Pure."""
+"""Compiled decisions: demands on a plan as arguments of the scripts, and their binding to a request. Pure."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _NO_ROWS: Final[dict[str, str]] = {}
 
 
 class ModelPricing(NamedTuple):
-    """What follows from the model of a request.
+    """Costs and prices by the model of a request.
 
     Attributes:
-        costs: what a unit costs of the meters whose cost depends on the model; None: the most.
-        rows: of the meters whose overage has prices by model, where a plan has a budget or subjects and the
-            model is known: to the meter that counts the price.
+        costs: cost of a unit, by meter whose cost depends on the model; None: the highest ones.
+        rows: meter with prices by model, to the meter that counts the model's price; empty if the model is
+            not known, or the plan has neither a budget nor subjects.
     """
 
     costs: Mapping[str, int] | None = None
@@ -59,7 +59,7 @@ class ModelPricing(NamedTuple):
         *,
         holds_rows: bool,
     ) -> ModelPricing:
-        """What follows for some meters; what is held of no known model may come to cost the highest price."""
+        """Pricing of some meters; without a known model, holds are at the highest price."""
         if not model or not holds_rows:
             return cls(costs)
         found = {name: entitlements[name].overage.rows for name in meters}
@@ -67,15 +67,15 @@ class ModelPricing(NamedTuple):
 
     @property
     def key(self) -> tuple[Hashable, ...]:
-        """What tells it from others."""
+        """Cache key."""
         return (*(self.costs or {}).items(), *self.rows.items())
 
     def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
-        """Quantities to hold, with as much of the meters that count their prices."""
+        """Quantities to hold, with the same quantities of the meters that count their prices."""
         return {**quantities, **{row: quantities[name] for name, row in self.rows.items()}}
 
     def add_price_rows(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
-        """The same of demands."""
+        """Demands, with the same demands on the meters that count their prices."""
         return {**demands, **{row: demands[name] for name, row in self.rows.items()}}
 
 
@@ -90,7 +90,7 @@ def model_terms_to_hold(
     *,
     holds_rows: bool,
 ) -> ModelPricing:
-    """What quantities of some meters are held at; without a model, or with several, it is the most."""
+    """Pricing at which quantities are held; without a model, or with several, the highest."""
     model = models[0] if len(models) == 1 else None
     costs = None if prepaid is None else prepaid.held_costs(model)
     return ModelPricing.of(costs, meters, model, entitlements, holds_rows=holds_rows)
@@ -101,24 +101,24 @@ _COUNTS: Final = 4  # how many rates, ceilings with concurrency limits, recorded
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Program:
-    """What one route, or one call, asks of one set of entitlements.
+    """Compiled decision: demands of one route, or one call, on one set of entitlements.
 
     Attributes:
         measures: in the order of the script's policies.
         numbers: the decision script's terms from the sixth on.
-        fields: what the decision script reads of the counters.
+        fields: counter fields that the decision script reads.
         held: meter to the quantity that an allowed decision holds.
         concurrency: meters of whose concurrency an allowed decision holds one.
         settled: meter to the quantity that is recorded when the request ends as billed.
         holds: whether an allowed decision holds anything.
         settles: whether the end of the request must be settled with the store.
-        extra_terms: what else the script looks at, as JSON: grants and credits, gauges; empty: nothing.
-        gauges: whether it looks at gauges.
-        quantity_places: the places of quantities among the numbers: place, meter, and the least value.
-        rates: the fields of the rates that count what is taken.
-        rate_terms: of each rate its field and its numbers: kind, window, limit, refill, needed, taken.
-        costs: each held meter whose cost depends on the model, to what a unit is held at (micro-credits).
-        subjects: what is asked of the customer's subjects; their measures are behind the customer's.
+        extra_terms: further terms of the script, as JSON: grants and credits, gauges; may be empty.
+        gauges: whether it checks gauges.
+        quantity_places: positions of quantities among the numbers: position, meter, least value.
+        rates: fields of the rates that count what is taken.
+        rate_terms: field of each rate, and its numbers: kind, window, limit, refill, needed, taken.
+        costs: held meter whose cost depends on the model, to the cost of a held unit (micro-credits).
+        subjects: demands on the customer's subjects; their measures follow the customer's.
     """
 
     measures: tuple[PolicyMeasure, ...]
@@ -139,7 +139,7 @@ class Program:
     subjects: tuple[SubjectDemand, ...] = ()
 
     def with_subjects(self, asked: tuple[SubjectDemand, ...]) -> Program:
-        """The same, with what is asked of subjects; the end of the request counts their units."""
+        """Program with demands on subjects; the end of the request counts their units."""
         numbers = (*self.numbers[: _COUNTS - 1], len(asked), *self.numbers[_COUNTS:])
         held = any(one.hold.quantities or one.hold.concurrency or one.hold.spent for one in asked)
         return replace(
@@ -169,19 +169,19 @@ def compile_program(
     keeps: bool = False,
     at: ModelPricing = UNKNOWN_MODEL,
 ) -> Program:
-    """Work out what a set of demands asks of a set of entitlements.
+    """Compile a set of demands on a set of entitlements.
 
     Args:
         entitlements: one for every meter of the catalog.
         catalog: what is sold.
-        demands: meter to what is asked of it.
-        billed_always: whatever the outcome, what is taken is recorded, by the decision where it can be.
+        demands: by meter.
+        billed_always: record what is taken whatever the outcome, in the decision itself if possible.
         rates_only: leave ceilings and concurrency aside (routes that are ``always`` served).
         in_flight: whether it is a request, which concurrency limits count.
-        prepaid: the grants and credits behind the ceilings, for those who may have some.
-        route: whose own rates hold too; None: off the request.
-        keeps: whether gauges above their limits keep those of before.
-        at: what follows from the model.
+        prepaid: grants and credits of a customer who may have some.
+        route: route whose own rates apply; None: not a request.
+        keeps: whether gauges above their limits keep the former limits.
+        at: costs and prices by the request's model.
     """
     rates = [] if route is None else list(route_rate_terms(route))
     rated = [rate for name in demands for rate in entitlements[name].rates]
@@ -235,7 +235,7 @@ def _split_recorded(
     *,
     billed_always: bool,
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """What the decision itself records, and what is recorded at the end; of gauges nothing ever is."""
+    """Quantities that the decision records, and those recorded at the end; gauges are never recorded."""
     recorded: dict[str, int] = {}
     settled: dict[str, int] = {}
     for name, demand in demands.items():
@@ -253,9 +253,9 @@ def _bind_rate_terms(part: PolicyTerms) -> tuple[str, int, int, int, int, int, i
 
 
 def _find_quantity_places(parts: Iterable[PolicyTerms]) -> Iterator[tuple[int, str, int]]:
-    """The places of quantities among the numbers of a program's parts, with their meters.
+    """Positions of quantities among a program's numbers, with their meters.
 
-    Of concurrency, one is asked whatever the quantity.
+    Concurrency takes one place, whatever the quantity.
     """
     place = _COUNTS
     for part in parts:
@@ -291,16 +291,16 @@ def _add_backing(
     costs: Mapping[str, int],
     sharing: Sequence[str],
 ) -> tuple[tuple[str, ...], str]:
-    """What grants and credits stand behind.
+    """Add the fields and terms of the grants and credits that back requested meters.
 
     Args:
-        unbounded: the requested meters without a ceiling that are paid with a credit.
+        unbounded: requested meters without a ceiling that are paid with a credit.
         entitlements: one for every meter of the catalog.
         prepaid: the grants and credits.
         capped: the requested meters with a ceiling.
-        fields: what the decision script reads of the counters.
-        costs: what a unit costs of the meters whose cost depends on the model.
-        sharing: the meters that share a credit with requested ones, or with one that costs something.
+        fields: counter fields that the decision script reads.
+        costs: cost of a unit, by meter whose cost depends on the model.
+        sharing: meters that share a credit with requested or priced ones.
 
     Returns:
         The fields, with those of the meters that share a credit; the terms of grants and credits.
@@ -316,7 +316,7 @@ def _add_backing(
 
 
 def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
-    """Which classes of units go to Stripe under a meter's event: included, overage (0 or 1 each)."""
+    """Classes of units that go to Stripe under a meter's event: included, overage (0 or 1 each)."""
     if meter.stripe is None or meter.stripe.report == "none":
         return 0, 0
     return int(sends_included(entitlement, meter)), int(entitlement.overage.mode == "bill")
@@ -340,7 +340,7 @@ def demands_of(
 ) -> dict[str, Demand]:
     """Demands of a route on each meter before the app runs.
 
-    Of what its requests add to by a quantity that is not known yet, something must be left.
+    A meter that the request adds an unknown quantity to needs something left.
 
     Args:
         route: the route.
@@ -359,15 +359,15 @@ def demands_of(
 
 
 class BoundProgram:
-    """What a program comes to with the quantities of one request.
+    """Program bound to the quantities of one request.
 
     Args:
         program: compiled for one of each quantity that is bound.
-        consumed: meter whose quantity is bound, to what is asked of it besides.
+        consumed: bound meter, to the quantity that is demanded in addition.
 
     Attributes:
-        recorded: meter to what is recorded besides the true quantities.
-        is_exact: whether its numbers say all; what is held of a meter without a limit stands beside them.
+        recorded: meter to the quantity recorded in addition to the true ones.
+        is_exact: whether its numbers are complete: every held meter has a limit.
     """
 
     __slots__ = ("_consumed", "_program", "is_exact", "recorded")
@@ -375,14 +375,14 @@ class BoundProgram:
     def __init__(self, program: Program, consumed: Mapping[str, int]) -> None:
         self._program = program
         self._consumed = consumed
-        besides = {meter: consumed.get(meter, taken) for meter, taken in program.settled.items()}
-        self.recorded = {meter: quantity for meter, quantity in besides.items() if quantity}
+        extra = {meter: consumed.get(meter, taken) for meter, taken in program.settled.items()}
+        self.recorded = {meter: quantity for meter, quantity in extra.items() if quantity}
         own = program.measures[: len(program.measures) - sum(len(one.measures) for one in program.subjects)]
         limited = {measure.policy.meter for measure in own if measure.kind in {CEILING, GAUGE}}
         self.is_exact = all(meter in limited for meter in program.held if meter in consumed)
 
     def numbers(self, quantities: Mapping[str, int]) -> list[int]:
-        """The program's numbers, where so much is bound of each meter."""
+        """Numbers of the program with bound quantities."""
         numbers = list(self._program.numbers)
         for place, meter, least in self._program.quantity_places:
             if meter in quantities:
@@ -390,7 +390,7 @@ class BoundProgram:
         return numbers
 
     def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
-        """The hold of each meter for bound quantities."""
+        """Hold of each meter with bound quantities."""
         return {
             meter: quantities[meter] + self._consumed[meter] if meter in quantities else taken
             for meter, taken in self._program.held.items()

@@ -1,7 +1,7 @@
-"""What may be spent: budgets, and what units cost beyond what is included. Pure.
+"""Budgets, and prices of units beyond what is included. Pure.
 
-The scripts work out what a customer spends from the same counts that they decide by, and what requests in
-flight may come to: see ``include/weigh_spend.lua``.
+The scripts compute a customer's spend, and that of requests in flight, from the counts that they decide by;
+see ``include/weigh_spend.lua``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement
 
 UNCAPPED: Final = 8 * 10**15
-"""Stands for a cap where a meter has none; with what is included a number that Lua counts exactly."""
+"""Cap of a meter without a cap; included and this together stay exact in Lua."""
 _EXACT: Final = 9 * 10**15
 
 
 class UnitPrice(NamedTuple):
-    """What units cost beyond what is included, and beyond what grants and credits pay.
+    """Price of units beyond what is included and what grants and credits pay.
 
     Attributes:
-        micros: of so many units, in micro-units of the currency.
-        per: so many units.
-        is_all: 1 where what grants and credits pay is spent, too: they are money; else 0.
+        micros: price of ``per`` units, in micro-units of the currency.
+        per: number of units.
+        is_all: 1 if units that grants and credits pay count as spend, too: they are money; otherwise 0.
     """
 
     micros: int
@@ -64,11 +64,11 @@ def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catal
 def unit_price(
     meter: str, model: str | None, entitlements: Mapping[str, Entitlement], catalog: Catalog
 ) -> UnitPrice | None:
-    """What a unit of a meter that a model used costs beyond what is included; None: see :func:`price_of`.
+    """Price of a unit that a model used, beyond what is included; None: see :func:`price_of`.
 
     Args:
-        meter: which.
-        model: the model; None: no model; empty: one whose name is not known, which costs the most.
+        meter: the meter.
+        model: name of the model; None: no model; empty: an unknown one, at the highest price.
         entitlements: of every meter.
         catalog: what is sold.
     """
@@ -78,13 +78,13 @@ def unit_price(
 
 
 class SpendBudget(NamedTuple):
-    """How much may be spent in a span.
+    """Budget of a window or of the billing period.
 
     Attributes:
-        window_ms: the span; 0: the billing period.
-        field: what counts it.
-        micros: how much.
-        policy: what stands for it among the policies.
+        window_ms: the window; 0: the billing period.
+        field: counter field of its spend.
+        micros: the budget.
+        policy: its policy.
         unit: micro-units in a minor unit.
     """
 
@@ -96,7 +96,7 @@ class SpendBudget(NamedTuple):
 
 
 def budgets_of(entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Sequence[SpendBudget]:
-    """The budgets that refuse what is beyond them."""
+    """Budgets that refuse requests beyond them."""
     if not catalog.counts_spend:
         return ()
     given = entitlements[SPEND]
@@ -124,11 +124,11 @@ def budget_of(window_ms: int, field: str, micros: int, span: str, currency: str)
 
 
 class SpendingTerms(NamedTuple):
-    """What a decision that may spend something looks at.
+    """Budgets and prices of a decision that may spend something.
 
     Attributes:
         budgets: in the order of their policies.
-        prices: every meter whose units cost something, to what they cost.
+        prices: priced meter to its price.
     """
 
     budgets: Sequence[SpendBudget]
@@ -138,7 +138,7 @@ class SpendingTerms(NamedTuple):
     def of(
         cls, meters: Iterable[str], entitlements: Mapping[str, Entitlement], catalog: Catalog
     ) -> SpendingTerms:
-        """What bounds a demand on some meters; nothing where no budget does, or they cost nothing."""
+        """Spending terms of a demand on some meters; empty if none has a price, or there is no budget."""
         budgets = budgets_of(entitlements, catalog)
         if not budgets:
             return _UNBOUNDED
@@ -159,16 +159,16 @@ class SpendingTerms(NamedTuple):
         catalog: Catalog,
         rows: Mapping[str, str],
     ) -> tuple[tuple[str, ...], str]:
-        """The fields that the decision script reads, from 2 on, and its further terms, as JSON.
+        """Add the fields that budgets need, and the budgets' JSON terms.
 
         Args:
-            fields: what it reads anyway.
-            behind: its further terms without budgets.
-            ceilings: the requested meters with a ceiling.
-            sharing: the meters that credits stand behind, in the order of the terms.
+            fields: fields that the decision script reads so far; the first has position 2.
+            behind: JSON terms so far.
+            ceilings: requested meters with a ceiling.
+            sharing: meters backed by credits, in the order of the terms.
             entitlements: of every meter.
             catalog: what is sold.
-            rows: of the requested meters with prices by model, those whose price is known, to what counts it.
+            rows: requested meter with a known price by model, to the meter that counts it.
         """
         if not self.budgets:
             return fields, behind
@@ -197,7 +197,7 @@ class SpendingTerms(NamedTuple):
         entitlements: Mapping[str, Entitlement],
         chosen: Mapping[str, str],
     ) -> tuple[object, ...]:
-        """The prices by model of a meter, the highest first; the place, from 1 on, of the requested one."""
+        """Prices by model of a meter, the highest first; the position, from 1, of the requested one."""
         rows = entitlements[meter].overage.rows
         if rows is None:
             return ()
@@ -214,11 +214,11 @@ _UNBOUNDED: Final = SpendingTerms((), {})
 def counted_as_spent(
     meters: Sequence[str], windows: int, entitlements: Mapping[str, Entitlement], catalog: Catalog
 ) -> tuple[int, ...]:
-    """What the settlement script adds up; see ``include/count_spend.lua``.
+    """Prices by which the settlement script counts spend; see ``include/count_spend.lua``.
 
     Args:
-        meters: those that are settled, in the order of the terms.
-        windows: how many of the rates, the last, count what is spent.
+        meters: settled meters, in the order of the terms.
+        windows: number of rates that count spend; they are the last ones.
         entitlements: of every meter.
         catalog: what is sold.
     """

@@ -1,4 +1,4 @@
-"""Grants as the store keeps them, with those of the plan that are due; their balance. Pure."""
+"""Grants on file, with the plan's grants that are due; debts, balances, and grants of moved periods. Pure."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class StoredGrant:
     """One grant as the store keeps it: units of a meter, or micro-credits.
 
     Attributes:
-        name: ``a TARGET GRANT_ID`` for the app's, ``p TARGET KEY PERIOD`` for the plan's.
+        name: ``a TARGET GRANT_ID`` for the app's grants, ``p TARGET KEY PERIOD`` for the plan's.
         target: ``m:METER`` or ``c:CREDIT``.
         expires_ms: 9 * 10^15 for never.
-        until_ms: when it leaves the store; what a plan gave is kept for the whole period, too.
+        until_ms: when it leaves the store; a plan's grant stays at least for its period.
     """
 
     name: str
@@ -58,11 +58,11 @@ class StoredGrant:
 
     @property
     def left(self) -> int:
-        """What it has left, whether it counts now or not."""
+        """Unused quantity, whether the grant is live or not."""
         return self.quantity - self.used
 
     def is_live(self, now_ms: int) -> bool:
-        """Whether it pays for something now, if it has something left."""
+        """Whether the grant pays now, if it has quantity left."""
         return self.effective_ms <= now_ms < self.expires_ms
 
 
@@ -101,7 +101,7 @@ def _add_due(
     *,
     is_over: bool,
 ) -> None:
-    """Add what plans give in a period and is not on file yet; see ``include/recur.lua``."""
+    """Add a period's recurring grants that are not on file yet; see ``include/recur.lua``."""
     own = {
         holding.name.rpartition(" ")[0]: holding
         for holding in known.values()
@@ -156,7 +156,7 @@ def _cut_grants(holdings: Iterable[StoredGrant], target: str, limit: int) -> Ite
 
 
 class GrantBalance:
-    """What live grants have left, by target, less what is owed, and what held quantities claim of it."""
+    """Balance of live grants by target, less debts and the claims of held quantities."""
 
     def __init__(
         self,
@@ -188,9 +188,9 @@ class GrantBalance:
         Args:
             meter: the meter; where its cost depends on the model, units at the default are meant.
             entitlements: of every meter.
-            counted: what included has paid for of a meter in this period.
-            held: what is held of a meter.
-            held_credit: what that would cost of a meter whose cost depends on the model, in micro-credits.
+            counted: units of a meter that included has paid for in this period.
+            held: held units of a meter.
+            held_credit: cost of these in micro-credits, for a meter whose cost depends on the model.
         """
         units, prepaid = self.of(target_of("meter", meter)), self._prepaid
         if prepaid is None or meter not in prepaid.paid_with:
@@ -234,12 +234,12 @@ class Debt:
 
 
 class GrantFunds(NamedTuple):
-    """All grants of a customer, after they repaid what is owed.
+    """Grants of a customer after they have repaid its debts.
 
     Attributes:
         held: the grants, in the order in which they are used up.
         owed: target to the micro-credits that are still owed; only those above 0.
-        repaid: name of a grant to what it repaid and the store has not written down yet.
+        repaid: name of a grant to the repayment that the store has not written yet.
     """
 
     held: Sequence[StoredGrant]

@@ -1,4 +1,4 @@
-"""Subjects of a customer (users, teams): what a decision asks of their limits, and what it holds. Pure.
+"""Subjects of a customer (users, teams): demands on their limits, and holds. Pure.
 
 Every subject has counters of its own beside the customer's; the scripts decide all of them at once. See
 ``include/weigh_subjects.lua``.
@@ -32,7 +32,7 @@ _NO_ROWS: Final[dict[str, str]] = {}
 
 
 class SubjectHold(NamedTuple):
-    """What an allowed decision holds of one subject.
+    """Hold of an allowed decision on one subject.
 
     Attributes:
         quantities: by meter.
@@ -48,14 +48,14 @@ class SubjectHold(NamedTuple):
 
 
 class SubjectDemand(NamedTuple):
-    """What a decision asks of one kind of subjects.
+    """Demands of a decision on subjects of one kind.
 
     Attributes:
         kind: of the subjects.
-        fields: what the script reads of their counters.
-        numbers: the script's terms of them.
-        measures: their policies, in its order.
-        hold: what an allowed decision holds of each.
+        fields: counter fields of a subject that the script reads.
+        numbers: the script's terms.
+        measures: limits, in the script's order.
+        hold: hold of an allowed decision on each.
     """
 
     kind: str
@@ -86,14 +86,14 @@ def cost_of(
     model: str | None = "",
     rows: Mapping[str, str] = _NO_ROWS,
 ) -> Fraction:
-    """What units cost in micro-units, exactly, whether or not the customer has to pay for them.
+    """Exact price of units in micro-units, whether or not the customer has to pay for them.
 
     Args:
         quantities: by meter; units of meters without a price cost nothing.
         entitlements: what the customer gets of every meter.
         catalog: what is sold.
-        model: that used them; None: no model; empty: one that is not known, which costs the most.
-        rows: of the meters whose price is known, to the meter that counts it; see :class:`ModelTerms`.
+        model: model that used them; None: no model; empty: an unknown one, at the highest price.
+        rows: meter to the meter that counts its price by model; see ``ModelPricing``.
     """
     total = Fraction(0)
     for meter, quantity in quantities.items():
@@ -115,12 +115,12 @@ def compile_subject(
     rates_only: bool,
     rows: Mapping[str, str] = _NO_ROWS,
 ) -> SubjectDemand:
-    """What demands on meters ask of each subject of a kind.
+    """Compile demands on meters for each subject of a kind.
 
     Args:
-        limits: what the plan, or an override, gives it.
-        demands: meter to what is asked of it.
-        entitlements: what the customer gets of every meter: the prices of units.
+        limits: limits by the plan or an override.
+        demands: by meter.
+        entitlements: of every meter, for the prices of units.
         catalog: what is sold.
         in_flight: whether it is a request, which concurrency limits count.
         rates_only: leave ceilings, concurrency and budget aside.
@@ -182,7 +182,7 @@ def _name_for_kind(measure: PolicyMeasure, kind: str) -> PolicyMeasure:
 
 
 def renew_hold(kind: str, hold: SubjectHold) -> SubjectDemand:
-    """What holds of a subject what another decision held, whatever is left."""
+    """Demand that repeats the hold of another decision, whatever is left."""
     fields = (
         *map(meter_field, hold.quantities),
         *map(concurrency_field, hold.concurrency),

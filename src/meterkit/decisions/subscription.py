@@ -1,4 +1,4 @@
-"""A stored subscription, and what a customer may do by its status: the dunning policy."""
+"""Stored subscription, and the dunning policy: access by its status."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SubscriptionState:
 
     Attributes:
         id: at Stripe, ``sub_…``.
-        status: what Stripe said of it.
+        status: as Stripe reported it.
         plan: key of the plan whose price it has; None: no plan of the plans file has it.
         seats: in all, those that the base price covers included; 0: it has no seat price.
         start_ms, end_ms: its current period; the end is the first instant after it.
@@ -65,9 +65,9 @@ class SubscriptionState:
         cancel_at_ms: when it ends: ``cancel_at``, or the period's end where that is when it is canceled.
         cancel_at_period_end: whether it ends with its period.
         trial_end_ms: first instant after its trial.
-        trial_end_action: what the end of the trial brings: without a payment method, ``end_behavior``.
-        pending_plan, pending_seats: what a scheduled change brings.
-        pending_at_ms: when it does.
+        trial_end_action: effect of the trial's end: without a payment method, ``end_behavior``.
+        pending_plan, pending_seats: plan and seats after a scheduled change.
+        pending_at_ms: instant of that change.
         failures: failed attempts to collect the latest invoice while that is open; the most of any since it
             was paid last.
         failed_at_ms: the first failure since then, which is when that invoice was finalized, or due where it
@@ -80,13 +80,13 @@ class SubscriptionState:
         void_from_ms: from when on its invoices are voided, as its collection is paused so; None: it is not.
         void_until_ms: when collection resumes; None: not by itself.
         metered: its metered prices, as ``METER=PRICE``, in order, with blanks between them.
-        prices: what they charge; empty: not known, or there are none.
-        pending_prices: the same of what a scheduled change brings.
-        former_prices: those that have ended, each behind the instant when it did, oldest first.
+        prices: prices of its metered items; empty: not known, or none.
+        pending_prices: those after a scheduled change.
+        former_prices: ended ones, each with the instant of its end, oldest first.
         base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not
             known, or there is none.
         mark: of the last change that meterkit made of it; empty: there was none.
-        mrr: what it brings in a month by its prices, in millionths of the currency's smallest unit.
+        mrr: monthly recurring revenue, in millionths of the currency's smallest unit.
         currency: of ``mrr``, in lower case.
     """
 
@@ -229,7 +229,7 @@ class SubscriptionState:
         return base_interval(self.base_price) or interval_of(self.start_ms, self.end_ms)
 
     def ends_ms(self) -> int:
-        """When it ended, or will by what is known; :data:`NEVER_MS`: nothing is known of an end."""
+        """Instant of its end, past or scheduled; :data:`NEVER_MS`: no end is known."""
         trial_end_ms = self.trial_end_ms if self.status == "trialing" else None
         if self.status in ENDED:
             known = self.ended_at_ms or self.cancel_at_ms
@@ -239,14 +239,14 @@ class SubscriptionState:
         return min((at_ms for at_ms in found if at_ms is not None), default=NEVER_MS)
 
     def mrr_at(self, now_ms: int) -> int:
-        """What it brings in a month; 0 while it is on trial, or not active or past due.
+        """Monthly recurring revenue; 0 on trial, and unless it is active or past due.
 
         https://docs.stripe.com/billing/subscriptions/analytics/glossary
         """
         return self.mrr if self.has_begun and self.status_at(now_ms) in _BRINGING else 0
 
     def next_change_ms(self, now_ms: int) -> int:
-        """The next instant at which something of it binds by the clock; :data:`NEVER_MS`: nothing will."""
+        """Next scheduled change; :data:`NEVER_MS`: none."""
         if self.status_at(now_ms) in ENDED:
             return NEVER_MS
         trial_end_ms = self.trial_end_ms if self.status == "trialing" else None
@@ -275,11 +275,11 @@ class SubscriptionState:
         return is_trial or self.is_unpaid_at(start_ms)
 
     def failed_since_ms(self) -> int:
-        """When the first attempt to collect failed; where that is not known, when the period began."""
+        """Instant of the first failed collection; if not known, the start of the period."""
         return self.failed_at_ms or self.start_ms
 
     def with_known_failures(self, known: SubscriptionState) -> SubscriptionState:
-        """The same, with failures since its last payment; its latest invoice may not name all of them.
+        """Add failures known since its last payment; its latest invoice may not show all of them.
 
         Where Stripe is set to leave a subscription past due, it makes an invoice for each period
         (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses).
@@ -327,7 +327,7 @@ OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
 
 
 class AccessTerm(NamedTuple):
-    """What a customer may do, and until when by the clock (ms since the epoch)."""
+    """Access of a customer, and its end by the clock (ms since the epoch)."""
 
     access: Access
     until_ms: int = NEVER_MS
@@ -336,7 +336,7 @@ class AccessTerm(NamedTuple):
 def access_term_of(
     status: Status | None, *, failures: int, failed_at_ms: int, dunning: Dunning, now_ms: int
 ) -> AccessTerm:
-    """What follows from a status at an instant.
+    """Access by a subscription's status at an instant.
 
     ``past_due`` is *grace* until ``dunning.grace`` is over, or until ``dunning.attempts`` have failed; then
     *restricted*; *suspended* from ``dunning.suspend_after`` on. Both spans count from the first failure.
@@ -367,7 +367,7 @@ def access_term_of(
 
 
 def restrict_unpaid(standing: AccessTerm) -> AccessTerm:
-    """What a customer may do for whose period nothing is paid: at most what restricted access gives."""
+    """Access of a customer whose period is not paid for: at most restricted."""
     return standing._replace(access="restricted") if standing.access in {"full", "grace"} else standing
 
 
@@ -377,6 +377,6 @@ def reminders_due(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:
 
 
 def next_reminder_ms(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:
-    """When the next reminder is due; :data:`NEVER_MS`: none is left."""
+    """Instant of the next reminder; :data:`NEVER_MS`: none is left."""
     due = (failed_at_ms + after_ms for after_ms in dunning.remind_ms)
     return min((at_ms for at_ms in due if at_ms > now_ms), default=NEVER_MS)

@@ -21,12 +21,12 @@ _LONGEST_MS: Final[dict[Interval, int]] = {"month": 31 * DAY_MS, "year": 366 * D
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountingCycle:
-    """What included quantities are counted over.
+    """Cycle over which included quantities are counted.
 
     Attributes:
         per: month or year.
-        anew_ms: when a scheduled change to a price of another interval begins periods anew, as Stripe's
-            anchor then moves there; None: no such change is known.
+        anew_ms: instant of a scheduled change to a price of another interval, which moves Stripe's anchor and
+            so restarts the periods; None: no such change is known.
     """
 
     per: Interval
@@ -34,7 +34,7 @@ class CountingCycle:
 
 
 class _CycleSpan(NamedTuple):
-    """From when to when which rule holds; ``anchor_ms`` None: calendar; ``is_whole``: it is one period."""
+    """Span with one rule for periods; ``anchor_ms`` None: calendar; ``is_whole``: the span is one period."""
 
     from_ms: int
     till_ms: int
@@ -98,9 +98,9 @@ def _cycle_spans(subscription: SubscriptionState, counting: CountingCycle) -> It
 
 
 OWN_HOUR_MS: Final = 3_600_000
-"""How long Stripe keeps a draft by itself."""
+"""Stripe's own delay before it finalizes a draft."""
 MARGIN_MS: Final = 300_000
-"""Usage is late so long before the draft ends: it must be sent and counted in between."""
+"""Margin before the draft is final in which usage must be sent and counted."""
 
 
 class Renewals(NamedTuple):
@@ -117,7 +117,7 @@ class Renewals(NamedTuple):
     latest_ms: int
 
     def invoiced_ms(self, at_ms: int, ends_ms: int) -> int | None:
-        """When Stripe made the invoice that has usage of an instant.
+        """Instant at which Stripe made the invoice with the usage of an instant.
 
         Args:
             at_ms: the instant.

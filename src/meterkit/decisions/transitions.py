@@ -1,4 +1,4 @@
-"""State transitions: what is in force of a customer, and how the clock or a change alters it. Pure."""
+"""State transitions: the terms in force of a customer, and their changes by the clock or a command. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BY_CLOCK: Final = "clock"
 """The cause of a change that the clock alone makes."""
 BY_PLANS_FILE: Final = "plans_file"
-"""The cause of what another plans file brings."""
+"""Cause of a change by another plans file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class TermsInForce:
     def of(
         cls, state: CustomerState, catalog: Catalog, at_ms: int, before: TermsInForce | None = None
     ) -> TermsInForce:
-        """What follows from a state; access that is as it was ``before`` keeps its beginning."""
+        """Terms of a state at an instant; unchanged access keeps the beginning that it had ``before``."""
         found, subscription = effective_plan(state, catalog, at_ms), state.subscription
         since_ms = 0 if before is None else before.since_ms if before.access == found.access else at_ms
         now = cls(
@@ -202,7 +202,7 @@ class StateNotice:
 
 
 def transition_entries(step: Transition) -> Iterator[TransitionEntry]:
-    """What the ledger keeps of a step."""
+    """Ledger entries of a transition."""
     for kind, words in TERM_TEXTS.items():
         before, after = words(step.before), words(step.after)
         if before != after:
@@ -214,12 +214,12 @@ def transition_entries(step: Transition) -> Iterator[TransitionEntry]:
 def manual_entries(
     before: CustomerState, after: CustomerState, at_ms: int, cause: str
 ) -> Iterator[TransitionEntry]:
-    """What the ledger keeps of a change of the state besides: the link to Stripe, and overrides."""
-    said: dict[Kind, tuple[str, str]] = {
+    """Ledger entries of changes that are no transition: the link to Stripe, and overrides."""
+    changed: dict[Kind, tuple[str, str]] = {
         "link": (before.stripe_customer or "", after.stripe_customer or ""),
         "overrides": (_overrides(before), _overrides(after)),
     }
-    for kind, (old, new) in said.items():
+    for kind, (old, new) in changed.items():
         if old != new:
             yield TransitionEntry(kind=kind, at_ms=at_ms, before=old, after=new, cause=cause)
 
@@ -284,9 +284,9 @@ def reminders_of(
 
 
 def _new_notice(kind: str, customer: str, data: dict[str, Any], of: object = None) -> StateNotice:
-    """A notice with an id that is made of what has happened, and of nothing else."""
-    told = json.dumps([kind, customer, data if of is None else of], sort_keys=True)
-    return StateNotice(kind=kind, data={"id": blake2b(told.encode(), digest_size=16).hexdigest(), **data})
+    """Notice with an id derived from its content only."""
+    content = json.dumps([kind, customer, data if of is None else of], sort_keys=True)
+    return StateNotice(kind=kind, data={"id": blake2b(content.encode(), digest_size=16).hexdigest(), **data})
 
 
 def _subscription_fields(found: TermsInForce) -> dict[str, Any]:

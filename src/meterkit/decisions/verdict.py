@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Program
 
 _PRECEDENCE: Final[tuple[Reason, ...]] = (
-    *("storage", "seats", "concurrency", "rate", "cap", "included", "credits", "spend"),
+    "storage",
+    "seats",
+    "concurrency",
+    "rate",
+    "cap",
+    "included",
+    "credits",
+    "spend",
 )
 EXACT_WINDOW_MS_MAX: Final = 90_000_000  # 25 hours: longer windows move in whole seconds, see rates.lua.
 _OF_A_REPEAT: Final = 8
@@ -95,13 +102,11 @@ def reset_ms(
 def refused_decision(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
     """The decision behind ``{1, now, ends, x, y, z, ...}``: all violated policies, and the wait true for all.
 
-    Of a repeat (``{8, …}``) ceilings and gauges ask nothing.
-
-    A ceiling that grants or credits stood behind in this period is used up as *credits*, the last of all
-    reasons.
+    Ceilings and gauges are not checked for a repeat (``{8, …}``). A ceiling that grants or credits backed in
+    this period gives the reason *credits*.
 
     Args:
-        program: what was asked.
+        program: compiled demands of the request.
         reply: the script's.
         period_end_ms: the end of the period that would begin, where none has.
     """
@@ -158,7 +163,7 @@ def _reason(measure: PolicyMeasure) -> Reason:
 
 
 def _spend_level(measure: PolicyMeasure, left: int) -> SpendLevel:
-    """How much of a budget is spent, where so many micro-units are left."""
+    """Spend level of a budget with so many micro-units left."""
     return SpendLevel(limit_cents=measure.limit, spent_cents=measure.limit - left // measure.refill)
 
 
@@ -187,13 +192,13 @@ def _remaining_and_wait(
 
 
 def _bucket_wait(measure: PolicyMeasure, owed: int, rest: int, needed: int) -> int:
-    """How long until a bucket that owes so much has ``needed`` (ms)."""
+    """Wait until a bucket has ``needed`` (ms)."""
     excess = owed * measure.window + rest - (measure.limit - needed) * measure.window
     return min(-(-excess // measure.refill), _BUCKET_MS)
 
 
 def _sliding_wait(measure: PolicyMeasure, counted: int, previous: int, needed: int, now_ms: int) -> int:
-    """How long until ``needed`` is left under a sliding window (ms)."""
+    """Wait until a sliding window has ``needed`` left (ms)."""
     limit, window = measure.limit, measure.window
     rest_ms = window - now_ms % window
     if counted + needed <= limit:
