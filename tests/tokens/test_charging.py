@@ -102,7 +102,9 @@ def test_f_210_a_model_without_a_price_is_charged_nothing(model: str | None, pro
     assert charged(call(model, provider, input_tokens=1000, output_tokens=7)) == 0
     if model is not None:
         assert (
-            ModelCharges(ProviderPrices()).held([model], provider or "openai", entered=10, left=10, at=AT)
+            ModelCharges(ProviderPrices()).held(
+                [model], provider or "openai", input_tokens=10, output_tokens=10, at=AT
+            )
             == 0
         )
 
@@ -126,7 +128,7 @@ def test_i3_no_call_is_charged_more_than_was_set_aside_for_it(
     entered: int, left: int, part: int, model: str
 ) -> None:
     charges = ModelCharges(ProviderPrices(markup_percent=30, models=OWN))
-    held = charges.held([model], "auto", entered=entered, left=left, at=AT)
+    held = charges.held([model], "auto", input_tokens=entered, output_tokens=left, at=AT)
     some = entered * part // 100
     reasoning = {"reasoning_tokens": left * part // 100}
     for kinds in ({}, {"cached_input_tokens": some}, {"cache_write_tokens": some}, reasoning):
@@ -137,10 +139,10 @@ def test_i3_no_call_is_charged_more_than_was_set_aside_for_it(
 @pytest.mark.parametrize("models", [[], ["gpt-4o-mini", "o1-pro"], ["o1-pro", "gpt-99"]])
 def test_i3_of_several_models_the_highest_price_is_held(models: list[str]) -> None:
     charges = ModelCharges(ProviderPrices())
-    dear = charges.held(["o1-pro"], "openai", entered=100, left=100, at=AT)
-    assert charges.held(models, "openai", entered=100, left=100, at=AT) >= dear > 0
-    assert charges.held([], "auto", entered=100, left=100, at=AT) >= dear
-    assert charges.held([], "openai", provider="mistral", entered=100, left=100, at=AT) < dear
+    dear = charges.held(["o1-pro"], "openai", input_tokens=100, output_tokens=100, at=AT)
+    assert charges.held(models, "openai", input_tokens=100, output_tokens=100, at=AT) >= dear > 0
+    assert charges.held([], "auto", input_tokens=100, output_tokens=100, at=AT) >= dear
+    assert charges.held([], "openai", provider="mistral", input_tokens=100, output_tokens=100, at=AT) < dear
 
 
 def test_i3_without_a_model_the_files_own_prices_hold_too() -> None:
@@ -149,14 +151,16 @@ def test_i3_without_a_model_the_files_own_prices_hold_too() -> None:
     for asked, factor in (([], 1), ([("service_tier", "priority")], 2)):
         context = tuple(asked)
         said = call("own-7b", None, input_tokens=100, output_tokens=10, context=context)
-        held = charges.held([], "openai", entered=100, left=10, at=AT, context=asked)
+        held = charges.held([], "openai", input_tokens=100, output_tokens=10, at=AT, context=asked)
         assert held >= charges.of(said, AT) == factor * 2 * 10**7
 
 
 def test_f_216_without_a_model_the_dearest_published_way_is_held() -> None:
     charges = ModelCharges(ProviderPrices())
     standard, local, fast = (
-        charges.held([], "anthropic", entered=1000, left=100, at=AT, has_media=False, context=asked)
+        charges.held(
+            [], "anthropic", input_tokens=1000, output_tokens=100, at=AT, has_media=False, context=asked
+        )
         for asked in ([], [("inference_geo", "us")], [("speed", "fast")])
     )
     assert local == standard * Fraction(11, 10)
@@ -227,7 +231,9 @@ def test_f_216_a_factor_is_on_all_prices_of_its_entry(
 def test_f_216_a_hold_is_at_the_dearest_way_of_the_request(
     model: str, asked: list[tuple[str, str]], factor: int
 ) -> None:
-    held = ModelCharges(FACTORED).held([model], "openai", entered=1000, left=100, at=AT, context=asked)
+    held = ModelCharges(FACTORED).held(
+        [model], "openai", input_tokens=1000, output_tokens=100, at=AT, context=asked
+    )
     assert held == factor * (1000 * 2 + 100 * 6)
 
 
@@ -408,7 +414,7 @@ def test_each_model_costs_the_same_over_a_grid_of_usage() -> None:
         assert prices is not None
         entered, left = case.input_tokens or 0, case.output_tokens or 0
         plain = prices.cost({"input_tokens": entered, "output_tokens": left})
-        held = prices.most(entered=entered, left=left, has_media=False)
+        held = prices.most(input_tokens=entered, output_tokens=left, has_media=False)
         if case.cost(at) != listed(case, at) or held < plain:
             wrong.append((case, at))
     assert wrong == []

@@ -233,8 +233,8 @@ def reservation(
             held[meter] = charges[meter].held(
                 models,
                 route.usage,
-                entered=entered,
-                left=left,
+                input_tokens=entered,
+                output_tokens=left,
                 at=at,
                 provider=route.provider,
                 has_media=asked is None or asked.has_media,

@@ -30,12 +30,7 @@ def check_quantity(quantity: object) -> int:
     Raises:
         QuantityError: it is not an integer from 0 to 10^15 - 1; a bool or a float is none.
     """
-    if type(quantity) is int and 0 <= quantity <= QUANTITY_MAX:
-        return quantity
-    found = (
-        repr(quantity) if isinstance(quantity, int | float) else f"a value of type {type(quantity).__name__}"
-    )
-    raise QuantityError(f"quantity: found {found:.40}; allowed is an integer from 0 to {QUANTITY_MAX}")
+    return _check_integer(quantity, 0)
 
 
 def check_change(quantity: object) -> int:
@@ -44,14 +39,16 @@ def check_change(quantity: object) -> int:
     Raises:
         QuantityError: it is not an integer of at most 15 digits; a bool or a float is none.
     """
-    if type(quantity) is int and -QUANTITY_MAX <= quantity <= QUANTITY_MAX:
+    return _check_integer(quantity, -QUANTITY_MAX)
+
+
+def _check_integer(quantity: object, least: int) -> int:
+    if type(quantity) is int and least <= quantity <= QUANTITY_MAX:
         return quantity
     found = (
         repr(quantity) if isinstance(quantity, int | float) else f"a value of type {type(quantity).__name__}"
     )
-    raise QuantityError(
-        f"quantity: found {found:.40}; allowed is an integer from {-QUANTITY_MAX} to {QUANTITY_MAX}"
-    )
+    raise QuantityError(f"quantity: found {found:.40}; allowed is an integer from {least} to {QUANTITY_MAX}")
 
 
 def check_quantities(quantities: Mapping[str, int], meters: Mapping[str, Meter]) -> None:

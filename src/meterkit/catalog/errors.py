@@ -139,13 +139,13 @@ def quoted(text: str) -> str:
     return f"{text[:_SHOWN_MAX]!r}… ({len(text)} characters)"
 
 
-def listed(words: Iterable[str]) -> str:
-    """Words as messages list them: ``a, b, c``; a long list is cut and says so."""
+def listed(words: Iterable[str], most: int = _LISTED_MAX) -> str:
+    """Words as messages list them: ``a, b, c``; of a long list the first ones and how many more."""
     every = list(words)
     if not every:
         return "none"
-    rest = len(every) - _LISTED_MAX
-    return ", ".join(every) if rest <= 0 else f"{', '.join(every[:_LISTED_MAX])} and {rest} more"
+    rest = len(every) - most
+    return ", ".join(every) if rest <= 0 else f"{', '.join(every[:most])} and {rest} more"
 
 
 def nearest(text: str, words: Iterable[str]) -> str | None:

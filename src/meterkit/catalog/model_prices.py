@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from fractions import Fraction
+
+T = TypeVar("T")
 
 _FREE_PERCENT: Final = -100
 UnknownModel = Literal["free", "deny"]
@@ -21,6 +23,14 @@ def first_match(patterns: Iterable[str], model: str) -> str | None:
     """The first pattern that matches a model's name, in capitals or small letters; None: none does."""
     name = model[:_NAME_MAX].casefold()
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern.casefold())), None)
+
+
+def _choose(models: tuple[tuple[str, T], ...], model: str | None, *, default: T, highest: T) -> T:
+    if model == "":
+        return highest
+    by_pattern = dict(models)
+    pattern = None if model is None else first_match(by_pattern, model)
+    return default if pattern is None else by_pattern[pattern]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +50,7 @@ class ModelPrices:
 
     def of(self, model: str | None) -> int:
         """Price of a unit for a model; None: no model was used; empty: its name is unknown."""
-        if model == "":
-            return self.highest
-        prices = dict(self.models)
-        pattern = None if model is None else first_match(prices, model)
-        return self.default if pattern is None else prices[pattern]
+        return _choose(self.models, model, default=self.default, highest=self.highest)
 
     def has_price(self, model: str) -> bool:
         """Whether a model has a price: one of its own, or the default."""
@@ -85,11 +91,7 @@ class PriceRows:
 
     def of(self, model: str | None) -> str:
         """The meter of a model; None: of no model; empty: of one whose name is not known."""
-        if model == "":
-            return self.highest
-        rows = dict(self.models)
-        pattern = None if model is None else first_match(rows, model)
-        return self.default if pattern is None else rows[pattern]
+        return _choose(self.models, model, default=self.default, highest=self.highest)
 
     def has_price(self, model: str) -> bool:
         """Whether a model has a price: one of its own, or the default."""

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import money
+from meterkit.catalog.errors import listed
 from meterkit.catalog.match_lines import takes_all
 from meterkit.catalog.meters import is_sold, meters_billed_by_tiers
 from meterkit.catalog.model_prices import has_all_of
@@ -33,7 +34,7 @@ _plans_logger = logging.getLogger("meterkit.plans")
 
 COMPARED_MAX: Final = 300
 """So many lines are compared with each other, so that no file takes long."""
-_SHOWN_MAX: Final = 10
+SHOWN_MAX: Final = 10
 """So many names are shown in a note."""
 _TITLES: Final[dict[NoteKind, str]] = {
     "billed_from_first_unit": "billed from the first unit, as nothing is included",
@@ -153,7 +154,7 @@ def _unbilled_amounts(plan: Plan, meters: Mapping[str, Meter], currency: str) ->
         for name, given in plan.entitlements.items()
         if given.overage.mode == "bill" and _is_reported(meters[name])
     ]
-    return [*found, f"its overage of {first_of(billed)}"] if billed else found
+    return [*found, f"its overage of {listed(billed, SHOWN_MAX)}"] if billed else found
 
 
 def _is_reported(meter: Meter) -> bool:
@@ -183,7 +184,7 @@ def note_repeated_tiers(
             problems.note(
                 place,
                 "informs",
-                f"{first_of(keys)} bill {meter} with `report: usage`: a change between them"
+                f"{listed(keys, SHOWN_MAX)} bill {meter} with `report: usage`: a change between them"
                 " takes effect when the period ends, also where `billing.changes` says `now`, as Stripe would"
                 " give the first tier of the new price again; write `report: overage` if it must be at once",
             )
@@ -285,7 +286,7 @@ def summary(notes: Iterable[Note]) -> str:
     for kind, title in _TITLES.items():
         places = list(dict.fromkeys(f"{note.path} (line {note.line})" for note in notes if note.kind == kind))
         if places:
-            parts.append(f"{title}: {first_of(places)}")
+            parts.append(f"{title}: {listed(places, SHOWN_MAX)}")
     return "; ".join([*parts, "`meterkit check` says more"]) if parts else ""
 
 
@@ -303,9 +304,3 @@ def log_notes(catalog: Catalog, setting: Enforcement | None) -> None:
     if found != "on":
         origin = catalog.source if setting is None else "the setting enforcement"
         _logger.warning("enforcement is %s (%s): %s", found, origin, _ENFORCEMENTS[found])
-
-
-def first_of(names: Sequence[str]) -> str:
-    """The first ten names of a list, and the number of the others."""
-    rest = len(names) - _SHOWN_MAX
-    return ", ".join(names[:_SHOWN_MAX]) + (f" and {rest} more" if rest > 0 else "")

@@ -7,9 +7,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.entitlements import ceiling
+from meterkit.catalog.errors import listed
 from meterkit.catalog.meters import CHARGED, counts_bytes
 from meterkit.catalog.models import SPEND
-from meterkit.catalog.notes import COMPARED_MAX, first_of
+from meterkit.catalog.notes import COMPARED_MAX, SHOWN_MAX
 from meterkit.catalog.price_table import is_listed
 from meterkit.catalog.routes import additions_of, reads_tokens
 from meterkit.catalog.shapes import kept
@@ -245,7 +246,7 @@ def note_unheld_money(
     unheld = [route.match for route in routes if route.usage != "none" and not route.reserve]
     has_balance = any(credit.is_money for credit in credits_)
     if unheld and (has_balance or any(plan.budget is not None for plan in written)):
-        shown = first_of([repr(match) for match in unheld])
+        shown = listed([repr(match) for match in unheld], SHOWN_MAX)
         what = "balance" if has_balance else "budget"
         message = (
             f"requests that race can spend more than the {what} where nothing is held: {shown}; write"
@@ -318,19 +319,19 @@ def note_client_choices(
     """
     calling = [(route, written) for route, written in routes if reads_tokens(route)]
     money = [credit for credit in credits_ if credit.unit == "money"]
-    chosen = first_of([repr(route.match) for route, _ in calling if route.model is None])
+    chosen = [repr(route.match) for route, _ in calling if route.model is None]
     without_default = [table for table in tables if not table.has("default")]
     selling: list[CreditTable | ModelPricesTable] = [*money, *without_default]
+    shown = listed(chosen, SHOWN_MAX)
     for table in selling:
         if chosen and table.unknown_model != "deny":
             message = (
-                f"clients choose the model on {chosen}, and calls of a model without a price cost nothing;"
+                f"clients choose the model on {shown}, and calls of a model without a price cost nothing;"
                 " write `unknown_model: deny` here to refuse such requests, or `model: NAME` on the route"
             )
             problems.note(table.place("unknown_model"), "informs", message)
     for credit in money:
-        terms = kept(credit.models)
-        _note_ways(calling, terms, credit, problems)
+        _note_ways(calling, kept(credit.models), credit, problems)
 
 
 def _note_ways(

@@ -127,8 +127,8 @@ class ModelCharges:
         own = self.seller_terms(model)
         if own is None:
             return list_prices(provider, model, at, context)
-        factor, left = own.factor_of(context)
-        listed = list_prices(provider, model, at, left)
+        factor, rest = own.factor_of(context)
+        listed = list_prices(provider, model, at, rest)
         key = own.pattern, listed, factor
         if key not in self._overlaid:
             if len(self._overlaid) >= _MATCHES_MOST:
@@ -185,8 +185,8 @@ class ModelCharges:
         models: Sequence[str],
         usage: str,
         *,
-        entered: int,
-        left: int,
+        input_tokens: int,
+        output_tokens: int,
         at: datetime,
         provider: str | None = None,
         has_media: bool = True,
@@ -199,8 +199,8 @@ class ModelCharges:
             models: that the request may be of; of several the dearest counts. Where there is none, it is the
                 dearest of the provider and of the plans file. One without a known price costs nothing.
             usage: the route's word for the shape of its responses.
-            entered: tokens that go in.
-            left: tokens that come out.
+            input_tokens: tokens that go in.
+            output_tokens: tokens that come out.
             at: when (aware): prices have dates.
             provider: whose models the route calls, as the table names it; None: not said.
             has_media: whether sound, images or video may go in.
@@ -218,7 +218,9 @@ class ModelCharges:
         else:
             found = [self._highest_prices(provider or _SHAPES.get(usage), at, contexts)]
         costs = (
-            one.most(entered=entered, left=left, has_media=has_media, others=others)
+            one.most(
+                input_tokens=input_tokens, output_tokens=output_tokens, has_media=has_media, others=others
+            )
             for one in found
             if one is not None
         )
@@ -266,8 +268,8 @@ class _SellerTerms(NamedTuple):
         A factor of the file is on the standard price: the table's own price of that way does not count.
         """
         factors = [self.factors[pair] for pair in context if pair in self.factors]
-        left = tuple(pair for pair in context if pair not in self.factors)
-        return prod(factors, start=_WHOLE), left
+        rest = tuple(pair for pair in context if pair not in self.factors)
+        return prod(factors, start=_WHOLE), rest
 
     def over(self, listed: UnitPrices | None, factor: Fraction) -> UnitPrices | None:
         """The prices of the file over those of the table, times a factor; None: there is none of either."""

@@ -52,19 +52,6 @@ class FieldsReader:
         is_coded: whether it is in a content coding that cannot be undone.
     """
 
-    __slots__ = (
-        "_call",
-        "_calls",
-        "_decoding",
-        "_ended",
-        "_framing",
-        "_needles",
-        "_paths",
-        "_place",
-        "is_coded",
-        "overflowed",
-    )
-
     def __init__(self, fields: Mapping[str, Sequence[str]], kind: bytes, coding: bytes) -> None:
         self._paths = {meter: [path.split(".") for path in paths] for meter, paths in fields.items()}
         paths = [path for alternatives in self._paths.values() for path in alternatives]

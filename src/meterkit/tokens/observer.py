@@ -63,24 +63,6 @@ class UsageObserver:
         text_bytes: UTF-8 bytes of the text deltas so far.
     """
 
-    __slots__ = (
-        "_api",
-        "_apis",
-        "_asks",
-        "_declared",
-        "_figures",
-        "_ledger",
-        "_looked",
-        "_only_counted",
-        "_outlives",
-        "_response_id",
-        "_response_model",
-        "_unreported_bytes",
-        "is_broken",
-        "is_strange",
-        "text_bytes",
-    )
-
     def __init__(self, apis: Sequence[ProviderApi], *, declared: bool) -> None:
         self._apis = apis
         self._declared = declared

@@ -93,19 +93,6 @@ class UnitPrices:
         prices: by unit of the table.
     """
 
-    __slots__ = (
-        "_amounts",
-        "_divisor",
-        "_having_parts",
-        "_lacks_whole",
-        "_names",
-        "_request",
-        "_rows",
-        "_tiered",
-        "_wholes",
-        "prices",
-    )
-
     def __init__(self, prices: Mapping[str, Tiers]) -> None:
         dimensions = unit_dimensions()
         self.prices: Mapping[str, Tiers] = {unit: tiers for unit, tiers in prices.items() if tiers}
@@ -140,9 +127,12 @@ class UnitPrices:
     def _scale_tiers(self, tiers: Tiers) -> tuple[tuple[int, int], ...]:
         return tuple((start, int(price * self._divisor)) for start, price in tiers)
 
-    def _prices_at(self, entered: int) -> tuple[int, ...]:
+    def _prices_at(self, input_tokens: int) -> tuple[int, ...]:
         """Price of each row for a call of so many input tokens, and at last that of the request."""
-        return (*(_price_at(row.tiers, entered) for row in self._rows), _price_at(self._request, entered))
+        return (
+            *(_price_at(row.tiers, input_tokens) for row in self._rows),
+            _price_at(self._request, input_tokens),
+        )
 
     def _prices_of(self, units: Mapping[str, int], *, is_sum: bool) -> tuple[int, ...]:
         if not self._tiered:
@@ -177,13 +167,13 @@ class UnitPrices:
         return {name: Fraction(amount, self._divisor) for name, amount in found.items()}
 
     def most(
-        self, *, entered: int, left: int, has_media: bool, others: Mapping[str, int] = _NO_UNITS
+        self, *, input_tokens: int, output_tokens: int, has_media: bool, others: Mapping[str, int] = _NO_UNITS
     ) -> Fraction:
         """Price a call of so many tokens at the most that it can cost, of whatever kind they are.
 
         Args:
-            entered: tokens that go in.
-            left: tokens that come out.
+            input_tokens: tokens that go in.
+            output_tokens: tokens that come out.
             has_media: whether sound, images or video may be among those that go in.
             others: quantities of units that are no tokens.
         """
@@ -193,11 +183,11 @@ class UnitPrices:
             whole = WHOLE_OF.get(row.unit, row.unit)
             modality = dict(dimensions[row.unit]).get("modality", "text")
             if whole in found and (has_media or modality == "text" or whole == "output_tokens"):
-                found[whole] = max(found[whole], _price_at(row.tiers, entered))
+                found[whole] = max(found[whole], _price_at(row.tiers, input_tokens))
             elif row.unit in others:
-                amount += others[row.unit] * _price_at(row.tiers, entered)
-        amount += entered * found["input_tokens"] + left * found["output_tokens"]
-        return Fraction(amount + _price_at(self._request, entered), self._divisor)
+                amount += others[row.unit] * _price_at(row.tiers, input_tokens)
+        amount += input_tokens * found["input_tokens"] + output_tokens * found["output_tokens"]
+        return Fraction(amount + _price_at(self._request, input_tokens), self._divisor)
 
     @property
     def is_free(self) -> bool:
@@ -223,9 +213,9 @@ class UnitPrices:
         counts.append(1)
         return counts
 
-    def _cap_counts(self, counts: list[int], within: Iterable[int], most: int, entered: int) -> None:
+    def _cap_counts(self, counts: list[int], within: Iterable[int], most: int, input_tokens: int) -> None:
         """Count no more tokens of a direction than there are: in doubt the dearest are not billed."""
-        for at in sorted(within, key=lambda at: _price_at(self._rows[at].tiers, entered)):
+        for at in sorted(within, key=lambda at: _price_at(self._rows[at].tiers, input_tokens)):
             counts[at] = min(counts[at], most)
             most -= counts[at]
 

@@ -31,19 +31,6 @@ class RepeatedEvents:
     be parsed. What is not plain, such as an escape in the text, is never taken for a repeat.
     """
 
-    __slots__ = (
-        "_after",
-        "_before",
-        "_begin",
-        "_between",
-        "_least",
-        "_middle",
-        "_misses",
-        "_start",
-        "_tail",
-        "_text_first",
-    )
-
     def __init__(self) -> None:
         # The bytes before the text and after it; and between it and the padding beside it, if any.
         self._before = self._after = self._middle = b""

@@ -66,27 +66,6 @@ class ResponseReader:
     read it says so of: a call is then ``missing``, with a note, and never 0.
     """
 
-    __slots__ = (
-        "_calls",
-        "_coded_bytes_per_token",
-        "_declared",
-        "_decoding",
-        "_fed",
-        "_framing",
-        "_from_headers",
-        "_head",
-        "_is_coded",
-        "_is_cut",
-        "_large_figure",
-        "_large_json",
-        "_observer",
-        "_repeats",
-        "_selects",
-        "_sse",
-        "_unread_bytes",
-        "_unreadable",
-    )
-
     def __init__(self, usage: str, kind: bytes, coding: bytes) -> None:
         # Amazon's event stream is Bedrock's, for any request.
         apis = (BEDROCK,) if kind == EVENT_STREAM else BY_NAME[usage]

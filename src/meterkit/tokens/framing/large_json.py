@@ -78,17 +78,6 @@ class LargeJsonReader(JsonScanner):
         text_bytes: of what the model wrote in the object that has not come to its end.
     """
 
-    __slots__ = (
-        "_emit",
-        "_is_open",
-        "_left",
-        "_place",
-        "_root",
-        "_spoiled",
-        "_stack",
-        "text_bytes",
-    )
-
     def __init__(
         self, emit: Callable[[Table, int], None], spoiled: Callable[[], None], place: ValuePlace = ROOT
     ) -> None:

@@ -5,12 +5,13 @@ https://docs.mistral.ai/api/
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.api import ProviderApi
-from meterkit.tokens.providers.openai import MISTRAL as OPENAI_SHAPED
+from meterkit.tokens.providers.openai import OPENAI
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
@@ -28,10 +29,11 @@ _HEARD: Final = paths(
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
-    found = _mistral_usage_in(event, strict)
-    if found is not None:
+    found = _mistral_usage_in(event, strict) or OPENAI.usage_in(event, strict)
+    if found is None or found.provider != OPENAI.provider:
         return found
-    return OPENAI_SHAPED.usage_in(event, strict)
+    others = tuple(replace(other, provider=_PROVIDER) for other in found.others)
+    return replace(found, provider=_PROVIDER, others=others)
 
 
 def _mistral_usage_in(event: Table, _: bool) -> EventUsage | None:
@@ -89,7 +91,7 @@ def _is_heard_or_moderated(event: Table) -> bool:
 
 
 def _recognises(event: Table) -> bool:
-    return OPENAI_SHAPED.recognises(event) or _recognises_mistral(event)
+    return OPENAI.recognises(event) or _recognises_mistral(event)
 
 
 def _recognises_mistral(event: Table) -> bool:

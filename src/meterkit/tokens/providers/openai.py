@@ -442,14 +442,6 @@ def _provider(holder: Table, usage: Table) -> str:
     return "deepseek" if "prompt_cache_hit_tokens" in usage else _OPENAI
 
 
-def _mistral_usage_in(event: Table, strict: bool) -> EventUsage | None:
-    found = _usage_in(event, strict)
-    if found is None or found.provider != _OPENAI:
-        return found
-    others = tuple(replace(other, provider=MISTRAL.provider) for other in found.others)
-    return replace(found, provider=MISTRAL.provider, others=others)
-
-
 def _recognises(event: Table) -> bool:
     kind = event.get("type")
     if isinstance(kind, str) and kind.startswith("response."):
@@ -474,6 +466,3 @@ def _is_choice(choice: Table) -> bool:
 
 
 OPENAI: Final = ProviderApi(name="openai", provider=_OPENAI, usage_in=_usage_in, recognises=_recognises)
-MISTRAL: Final = ProviderApi(
-    name="mistral", provider="mistral_ai", usage_in=_mistral_usage_in, recognises=_recognises
-)
