@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             emulator.add_meter(event_name)
         for customer in options.customer:
             emulator.add_customer(customer)
-        asyncio.run(_serve(emulator, host=options.host, port=options.port, forward_to=options.forward_to))
+        asyncio.run(
+            _serve_account(emulator, host=options.host, port=options.port, forward_to=options.forward_to)
+        )
     except (ImportError, ValueError) as error:
         sys.exit(str(error))
     except OSError as error:
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"cannot listen on {options.host}:{options.port}: {why}; --port 0 takes a free port")
 
 
-async def _serve(emulator: StripeEmulator, *, host: str, port: int, forward_to: str | None) -> None:
+async def _serve_account(emulator: StripeEmulator, *, host: str, port: int, forward_to: str | None) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in STOPPING_SIGNALS:
         loop.add_signal_handler(number, stop.set)

@@ -45,7 +45,7 @@ EXCHANGES_MAX: Final = 100_000
 
 
 class Account:
-    """What the emulator remembers. Hold ``lock`` to look at it from another thread."""
+    """The state of the emulator. Hold ``lock`` to read it from another thread."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
@@ -93,7 +93,7 @@ class Account:
             )
             self.credit_notes: ObjectRegistry[CreditNote] = ObjectRegistry("credit note")
             self.schedules: ObjectRegistry[Schedule] = ObjectRegistry("subscription schedule")
-            self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
+            self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.report_thin)
             self.meter_event_sessions = MeterEventSessions()
             self.portals: ObjectRegistry[PortalSession] = ObjectRegistry("portal session")
             self.keys = IdempotencyKeys()
@@ -136,7 +136,7 @@ class Account:
         yield
         self.emit(event_type, shown(), previous=before)
 
-    def tell_thin(self, event: ThinEvent) -> ThinEvent:
+    def report_thin(self, event: ThinEvent) -> ThinEvent:
         """Enter a thin event and have it delivered. Returns it."""
         with self.lock:
             self.thin_log.add(event)
@@ -151,7 +151,7 @@ class Account:
 
     @contextmanager
     def at(self, instant: int | None, *, in_clock: bool = False) -> Generator[None]:
-        """Have what happens within happen at an instant, in Unix seconds; None: now.
+        """Set the time of the block to an instant, in Unix seconds; None: now.
 
         ``in_clock``: it is one of a test clock, which says nothing of when events can be delivered.
         """
@@ -171,7 +171,7 @@ class Account:
         return self.customers.now_of(customer_id, now=self._present())
 
     def in_time_of(self, customer_id: str, *, at: int | None = None) -> AbstractContextManager[None]:
-        """Have what happens within happen in a customer's time: ``at`` an instant of it, or at its now."""
+        """Set the time of the block to a customer's: ``at`` an instant of it, or at its now."""
         clock = self.clock_of(customer_id)
         if clock is None:
             return self.at(at)

@@ -102,12 +102,12 @@ class AccountControls(Behaviour):
             return method.id
 
     def fail_payments(self, customer: str) -> None:
-        """Have no payment of a customer go through from now on, whatever its card."""
+        """Let payments of a customer fail from now on, whatever its card."""
         with self._account.lock:
             self._account.payment_methods.failing.add(customer)
 
     def mend_payments(self, customer: str) -> None:
-        """Have payments of a customer go through again. What is unpaid is paid by retries, or by a call."""
+        """Let payments of a customer succeed again. Open invoices are paid by retries, or by a call."""
         with self._account.lock:
             self._account.payment_methods.failing.discard(customer)
 
@@ -137,10 +137,10 @@ class AccountControls(Behaviour):
             if not attempt_payment(self._account, found, method=method.id, by_itself=False, is_present=True):
                 raise ValueError(f"the payment of {found.id} with {card} has failed")
             method.is_set_up = True  # https://docs.stripe.com/billing/subscriptions/payment-methods-setting
-            self._keep(found.subscription, method.id, customer=found.customer)
+            self._save_payment_method(found.subscription, method.id, customer=found.customer)
 
     def dispute_payment(self, invoice: str) -> None:
-        """Have the bank of a customer take the payment of an invoice back, all of it.
+        """Dispute the payment of an invoice: the customer's bank takes all of it back.
 
         https://docs.stripe.com/disputes/how-disputes-work
 
@@ -207,7 +207,7 @@ class AccountControls(Behaviour):
         """
         run_due_transitions(self._account)
 
-    def _keep(self, subscription: str | None, method: str, *, customer: str) -> None:
+    def _save_payment_method(self, subscription: str | None, method: str, *, customer: str) -> None:
         found = None if subscription is None else self._account.subscriptions.find(subscription)
         if found is not None and found.save_payment_method == "on_subscription":
             found.default_payment_method = method

@@ -102,7 +102,7 @@ NO_KEY: Final = (
 )
 
 
-class StripeApi:
+class ApiServer:
     """Stripe's HTTP interface over an emulated account.
 
     Args:
@@ -115,7 +115,7 @@ class StripeApi:
         self._account = account
         self._abort = abort
         self.routes = [
-            Route(path, partial(self._answer, operation=operation), methods=[method])
+            Route(path, partial(self._handle_request, operation=operation), methods=[method])
             for method, path, operation in API_OPERATIONS
         ]
 
@@ -133,7 +133,7 @@ class StripeApi:
             if match is not None:
                 found = match.groupdict()
                 call = replace(call, object_id=found.get("id", ""), inner_id=found.get("inner", ""))
-                return self._operate(call, operation)
+                return self._run_operation(call, operation)
         raise ValueError(f"there is no call {method} {path}")
 
     async def unknown(self, request: Request, error: Exception) -> Response:
@@ -142,15 +142,15 @@ class StripeApi:
         refusal = ApiError(
             f"Unrecognized request URL ({request.method}: {request.url.path}).", status=HTTPStatus.NOT_FOUND
         )
-        return self._response(refusal.reply, request=request, headers={"request-id": new_id("req")})
+        return self._json_response(refusal.reply, request=request, headers={"request-id": new_id("req")})
 
-    async def _answer(self, request: Request, *, operation: ApiOperation) -> Response:
+    async def _handle_request(self, request: Request, *, operation: ApiOperation) -> Response:
         request_id = new_id("req")
         headers = {"request-id": request_id}
         identifier: str | None = None
         cut: Fault | None = None
         try:
-            call = await self._call(request, request_id=request_id)
+            call = await self._read_call(request, request_id=request_id)
             identifier = call.params.text("identifier")
             self._account.limit_rate(now=call.now)
             with self._account.lock:
@@ -159,7 +159,7 @@ class StripeApi:
                 reply = stored.reply
                 headers |= {"idempotent-replayed": "true", "original-request": stored.request_id}
             else:
-                reply, cut = await self._execute(call, request=request, operation=operation)
+                reply, cut = await self._execute_once(call, request=request, operation=operation)
         except ApiError as error:
             reply = error.reply
         self._account.exchanges.append(
@@ -174,56 +174,56 @@ class StripeApi:
         )
         if cut is not None or reply is None:
             return CutConnection(self._abort, reset=cut is not None and cut.action == "reset")
-        return self._response(reply, request=request, headers=headers)
+        return self._json_response(reply, request=request, headers=headers)
 
-    async def _execute(
+    async def _execute_once(
         self, call: Call, *, request: Request, operation: ApiOperation
     ) -> tuple[ApiReply | None, Fault | None]:
         """Return the answer, None where nothing took effect, and the fault that keeps it from being sent."""
         keys, reply = self._account.keys, None
         try:
             with self._account.exclusive(call):
-                reply, cut = await self._perform(call, request=request, operation=operation)
+                reply, cut = await self._perform_with_fault(call, request=request, operation=operation)
         finally:
             with self._account.lock:
                 keys.finish(call, reply=reply)
         return reply, cut
 
-    async def _perform(
+    async def _perform_with_fault(
         self, call: Call, *, request: Request, operation: ApiOperation
     ) -> tuple[ApiReply | None, Fault | None]:
         with self._account.lock:
             fault = take_fault(self._account.faults, call)
         await anyio.sleep(self._account.behaviour.latency_s)
         if fault is None or fault.action == "lose":
-            return self._effect(replace(call, lose=fault is not None), operation=operation), None
-        reply = self._effect(call, operation=operation) if fault.when == "after" else None
+            return self._apply_call(replace(call, lose=fault is not None), operation=operation), None
+        reply = self._apply_call(call, operation=operation) if fault.when == "after" else None
         if fault.action == "error":
             return fault.reply, None
         if fault.action == "delay":
             await anyio.sleep(fault.delay_s)
-            return reply or self._effect(call, operation=operation), None
+            return reply or self._apply_call(call, operation=operation), None
         if fault.action == "hang":
             await _wait_for_disconnect(request.receive)
         return reply, fault
 
-    def _effect(self, call: Call, *, operation: ApiOperation) -> ApiReply:
+    def _apply_call(self, call: Call, *, operation: ApiOperation) -> ApiReply:
         with self._account.lock:
             run_due_transitions(self._account)
             with self._account.during(call):
                 try:
-                    return ApiReply(status=HTTPStatus.OK, body=self._operate(call, operation))
+                    return ApiReply(status=HTTPStatus.OK, body=self._run_operation(call, operation))
                 except ApiError as error:
                     return error.reply
 
-    def _operate(self, call: Call, operation: ApiOperation) -> JsonObject:
+    def _run_operation(self, call: Call, operation: ApiOperation) -> JsonObject:
         """Carry out a call in the time of the customer that it is about."""
         time = clock_time(self._account, call)
         with nullcontext() if time is None else self._account.at(time, in_clock=True):
             call = call if time is None else replace(call, now=time)
             return expand_fields(self._account, operation(self._account, call), call.params)
 
-    def _response(self, reply: ApiReply, *, request: Request, headers: Mapping[str, str]) -> Response:
+    def _json_response(self, reply: ApiReply, *, request: Request, headers: Mapping[str, str]) -> Response:
         refused = HTTPStatus.BAD_REQUEST <= reply.status < HTTPStatus.INTERNAL_SERVER_ERROR
         retry = {"stripe-should-retry": "false"} if refused and reply.status not in RETRIED else {}
         echoed = {
@@ -238,7 +238,7 @@ class StripeApi:
             headers={**date, **echoed, **retry, **headers, **reply.headers},
         )
 
-    async def _call(self, request: Request, *, request_id: str) -> Call:
+    async def _read_call(self, request: Request, *, request_id: str) -> Call:
         now = self._account.behaviour.clock()
         if request.url.path == METER_EVENT_STREAM:
             with self._account.lock:
@@ -287,7 +287,7 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 def _read_json_object(sent: bytes) -> JsonObject:
-    """What a call of API v2 sends. Raises ApiError if that is no JSON object."""
+    """Return the body of a call of API v2. Raises ApiError if it is no JSON object."""
     try:
         found: object = json.loads(sent or b"{}")
     except ValueError:

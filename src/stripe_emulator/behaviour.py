@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Behaviour:
-    """How the emulator behaves; see ``StripeEmulator``."""
+    """The emulator's settings; ``StripeEmulator`` describes them."""
 
     clock: Callable[[], float] = time.time
     api_keys: Collection[str] | None = None

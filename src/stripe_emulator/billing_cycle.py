@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from stripe_emulator.call import Params
-    from stripe_emulator.prices import Recurring
+    from stripe_emulator.prices import PriceInterval
 
 DAY_S: Final = 86_400
 FIXED_S: Final = {"day": DAY_S, "week": 7 * DAY_S}
@@ -22,7 +22,7 @@ MONTHS: Final = {"month": 1, "year": 12}
 MONTH_S_MIN: Final = 28 * DAY_S
 
 
-def period_boundary(anchor: int, recurring: Recurring, number: int) -> int:
+def period_boundary(anchor: int, recurring: PriceInterval, number: int) -> int:
     """Return where the period with this number begins, in Unix seconds; number 0 begins at the anchor.
 
     Months are counted from the anchor and never from the end before, so that 31 January is followed by
@@ -38,7 +38,7 @@ def period_boundary(anchor: int, recurring: Recurring, number: int) -> int:
     return int(begin.replace(year=year, month=month, day=day).timestamp())
 
 
-def period_at(anchor: int, recurring: Recurring, at: int) -> tuple[int, int]:
+def period_at(anchor: int, recurring: PriceInterval, at: int) -> tuple[int, int]:
     """Return the bounds of the period that an instant lies in: [start, end), in Unix seconds.
 
     Before the anchor there are periods too: of a cycle that is anchored in the future.
@@ -99,7 +99,7 @@ def read_billing_mode(params: Params, *, version: str) -> BillingMode:
         return default_billing_mode(version)
     if version[:10] < KNOWN_SINCE:
         raise unknown_parameter(params.path("billing_mode"))
-    given.only("flexible", "type")
+    given.only("flexible type")
     given.required("type")
     kind = cast("Literal['classic', 'flexible']", given.choice("type", ("classic", "flexible")))
     flexible = given.hash("flexible")
@@ -114,12 +114,12 @@ def read_billing_mode(params: Params, *, version: str) -> BillingMode:
 
 
 def refuse_classic_params(mode: BillingMode, params: Params) -> None:
-    """See that a call names nothing that flexible billing lacks.
+    """Refuse parameters that flexible billing lacks.
 
     https://github.com/laravel/cashier-stripe/issues/1772 has Stripe's words.
 
     Raises:
-        ApiError: it does.
+        ApiError: the call names one.
     """
     items = [params, *params.hashes("items")]
     named = [name for name in ("clear_usage", "coupon") if any(name in each for each in items)]
@@ -132,14 +132,14 @@ def refuse_classic_params(mode: BillingMode, params: Params) -> None:
         raise ApiError(message)
 
 
-def refuse_mixed_intervals(mode: BillingMode, cycles: Iterable[Recurring]) -> None:
-    """See that the intervals of a subscription's prices fit together.
+def refuse_mixed_intervals(mode: BillingMode, cycles: Iterable[PriceInterval]) -> None:
+    """Refuse prices whose intervals do not fit together.
 
     In flexible billing they are multiples of the shortest, in classic billing one interval
     (https://docs.stripe.com/billing/subscriptions/mixed-interval).
 
     Raises:
-        ApiError: they do not.
+        ApiError: they do not fit.
     """
     months, days = set[int](), set[int]()
     for cycle in cycles:

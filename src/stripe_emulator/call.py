@@ -65,10 +65,10 @@ class Params:
         """Refuse parameters that are not named, and to expand what cannot be.
 
         Args:
-            allowed: names of parameters.
+            allowed: names of parameters, separated by spaces.
             expandable: fields that may be expanded, without effect; None: checked elsewhere.
         """
-        for name in sorted(self._form.keys() - {*allowed, "expand"}):
+        for name in sorted(self._form.keys() - {*" ".join(allowed).split(), "expand"}):
             raise unknown_parameter(self.path(name))
         if expandable is None:
             return
@@ -95,17 +95,18 @@ class Params:
         return iter(self._form)
 
     def but(self, *names: str) -> Params:
-        """Return the other parameters."""
-        return self.just(*(name for name in self._form if name not in names))
+        """Return the other parameters; ``names`` are separated by spaces."""
+        left_out = " ".join(names).split()
+        return self.just(*(name for name in self._form if name not in left_out))
 
     def just(self, *names: str) -> Params:
         """Return these parameters alone."""
         kept = {name: value for name, value in self._form.items() if name in names}
-        return self._nested(kept, path=self._inside)
+        return self._nest_form(kept, path=self._inside)
 
     def text(self, name: str, *, length_max: int = 5000) -> str | None:
         """Return a text, or None where it is absent. ``a[b]`` names a parameter inside another."""
-        value = self._find(name)
+        value = self._find_value(name)
         if isinstance(value, dict):
             raise ApiError(f"Invalid string: {self.path(name)} is a hash", param=self.path(name))
         if value is not None and len(value) > length_max:
@@ -220,12 +221,12 @@ class Params:
 
     def hash(self, name: str) -> Params | None:
         """Return the parameters inside another, or None where it is absent."""
-        value = self._find(name)
+        value = self._find_value(name)
         if value is None:
             return None
         if not isinstance(value, dict):
             raise ApiError("Invalid object", param=self.path(name))
-        return self._nested(value, path=self.path(name))
+        return self._nest_form(value, path=self.path(name))
 
     def hashes(self, name: str) -> list[Params]:
         """Return a list of hashes, empty where it is absent: ``items[0][price]=a&items[1][price]=b``."""
@@ -237,7 +238,7 @@ class Params:
             path = self.path(f"{name}[{place}]")
             if not isinstance(value, dict):
                 raise ApiError("Invalid object", param=path)
-            found.append(self._nested(value, path=path))
+            found.append(self._nest_form(value, path=path))
         return found
 
     def without_hashes(self, name: str, places: Collection[int]) -> Params:
@@ -246,7 +247,7 @@ class Params:
         if not isinstance(inner, dict):
             return self
         kept: Form = {key: each for place, (key, each) in enumerate(inner.items()) if place not in places}
-        return self._nested({**self._form, name: kept}, path=self._inside)
+        return self._nest_form({**self._form, name: kept}, path=self._inside)
 
     def flat(self) -> dict[str, str]:
         """Return all parameters as a form has them: ``metadata[app]`` to its text."""
@@ -286,23 +287,23 @@ class Params:
                 "Received both starting_after and ending_before parameters. Please pass in only one."
             )
         if "starting_after" in self:
-            items = items[self._cursor(items, "starting_after") + 1 :]
+            items = items[self._find_cursor(items, "starting_after") + 1 :]
         elif "ending_before" in self:
-            items, shown = items[: self._cursor(items, "ending_before")], slice(-limit, None)
+            items, shown = items[: self._find_cursor(items, "ending_before")], slice(-limit, None)
         return {"object": "list", "data": list(items[shown]), "has_more": len(items) > limit, "url": url}
 
-    def _cursor(self, items: Sequence[JsonObject], name: str) -> int:
+    def _find_cursor(self, items: Sequence[JsonObject], name: str) -> int:
         cursor, ids = self.text(name), [item["id"] for item in items]
         if cursor in ids:
             return ids.index(cursor)
         raise ApiError(f"No such object: '{cursor}'", code="resource_missing", param=name)
 
-    def _nested(self, form: Form, *, path: str) -> Params:
+    def _nest_form(self, form: Form, *, path: str) -> Params:
         nested = Params("")
         nested._form, nested._inside = form, path
         return nested
 
-    def _find(self, name: str) -> str | Form | None:
+    def _find_value(self, name: str) -> str | Form | None:
         found: str | Form | None = self._form
         for part in name.replace("]", "").split("["):
             found = found.get(part) if isinstance(found, dict) else None
@@ -353,10 +354,10 @@ class Call:
 def _streamed_events(body: JsonObject) -> Iterator[tuple[str, str]]:
     events = body.get("events")
     for event in cast("list[object]", events) if isinstance(events, list) else []:
-        told = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
-        payload = told.get("payload")
+        fields = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
+        payload = fields.get("payload")
         to = cast("dict[str, object]", payload).get(CUSTOMER_KEY) if isinstance(payload, dict) else None
-        yield str(to or ""), str(told.get("event_name") or "")
+        yield str(to or ""), str(fields.get("event_name") or "")
 
 
 def _flat_form(form: Form) -> Iterator[tuple[str, str]]:
@@ -386,7 +387,7 @@ def _insert_value(form: Form, *, key: str, value: str) -> None:
 
 
 def _list_index(form: Form, *, following: str) -> str:
-    """Where ``items[][price]`` goes: into the last of the list, or a next one where that has a price."""
+    """Return the index for ``items[][price]``: of the last hash, or of a new one if that has a price."""
     last = form.get(str(len(form) - 1))
     is_open = isinstance(last, dict) and following not in last
     return str(len(form) - 1) if is_open else str(len(form))

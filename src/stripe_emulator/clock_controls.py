@@ -50,17 +50,17 @@ class ClockControls(AccountControls):
 
     def _clock_routes(self) -> list[Route]:
         return [
-            Route("/_emulator/clock", control_endpoint(self._script_clock), methods=["GET", "POST"]),
-            Route("/_emulator/customers/{id}", control_endpoint(self._script_customer), methods=["POST"]),
+            Route("/_emulator/clock", control_endpoint(self._control_clock), methods=["GET", "POST"]),
+            Route("/_emulator/customers/{id}", control_endpoint(self._control_customer), methods=["POST"]),
         ]
 
-    async def _script_clock(self, request: Request) -> JsonObject:
+    async def _control_clock(self, request: Request) -> JsonObject:
         if request.method == "POST":
             self.move_clock(to=_read_target(await request.body(), now=self.clock()))
         now = self.clock()
         return {"now": now, "utc": _utc_text(now)}
 
-    async def _script_customer(self, request: Request) -> JsonObject:
+    async def _control_customer(self, request: Request) -> JsonObject:
         customer = str(request.path_params["id"])
         given = _read_fields(await request.body(), allowed=("card", "payments"))
         if given.get("payments", "fail") not in {"fail", "succeed"}:

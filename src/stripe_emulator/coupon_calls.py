@@ -22,17 +22,8 @@ def _create_coupon(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/coupons/create."""
     params = call.params
     params.only(
-        "amount_off",
-        "applies_to",
-        "currency",
-        "duration",
-        "duration_in_months",
-        "id",
-        "max_redemptions",
-        "metadata",
-        "name",
-        "percent_off",
-        "redeem_by",
+        "amount_off applies_to currency duration duration_in_months id max_redemptions"
+        " metadata name percent_off redeem_by",
         expandable=None,
     )
     percent, amount = params.decimal("percent_off"), params.at_least("amount_off", 1)
@@ -95,20 +86,12 @@ def _create_promotion_code(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/promotion_codes/create."""
     params = call.params
     params.only(
-        "active",
-        "code",
-        "customer",
-        "expires_at",
-        "max_redemptions",
-        "metadata",
-        "promotion",
-        "restrictions",
-        expandable=None,
+        "active code customer expires_at max_redemptions metadata promotion restrictions", expandable=None
     )
     promotion = params.hash("promotion")
     if promotion is None:
         raise missing_parameter("promotion")
-    promotion.only("coupon", "type")
+    promotion.only("coupon type")
     promotion.required("type")
     promotion.choice("type", ("coupon",))
     coupon = account.coupons.find(promotion.required("coupon"), param="promotion[coupon]")
@@ -120,7 +103,7 @@ def _create_promotion_code(account: Account, call: Call) -> JsonObject:
         message = "`max_redemptions` cannot be greater than that of the coupon."
         raise ApiError(message, param="max_redemptions")
     restrictions = params.hash("restrictions") or Params("")
-    restrictions.only("first_time_transaction", "minimum_amount", "minimum_amount_currency")
+    restrictions.only("first_time_transaction minimum_amount minimum_amount_currency")
     if "minimum_amount" in restrictions:
         restrictions.required("minimum_amount_currency")
     code = PromotionCode(
@@ -167,7 +150,7 @@ def _retrieve_promotion_code(account: Account, call: Call) -> JsonObject:
 def _update_promotion_code(account: Account, call: Call) -> JsonObject:
     """Metadata, and on or off (https://docs.stripe.com/api/promotion_codes/update)."""
     params, code = call.params, account.promotion_codes.find(call.object_id)
-    params.only("active", "metadata", expandable=None)
+    params.only("active metadata", expandable=None)
     with account.updating("promotion_code.updated", lambda: _promotion_code_to_json(account, code)):
         params.amend("metadata", code.metadata)
         code.active = params.boolean("active", default=code.active)

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.billing_cycle import period_boundary
-from stripe_emulator.prices import Recurring, to_cents
+from stripe_emulator.prices import PriceInterval, to_cents
 from stripe_emulator.protocol import JsonObject, shown_fields
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class PromotionCode:
     def to_json(self, coupon: Coupon | None, *, now: int) -> JsonObject:
         """Return the code as Stripe shows it (https://docs.stripe.com/api/promotion_codes/object)."""
         return {
-            **shown_fields(self, "coupon", "first_time", "minimum_amount", "minimum_currency"),
+            **shown_fields(self, "coupon first_time minimum_amount minimum_currency"),
             "object": "promotion_code",
             "active": self.is_active(coupon, now=now),
             "customer_account": None,
@@ -185,5 +185,5 @@ def subtract_discounts(
 def begin_discount(discount: Discount, *, subscription: str, now: int) -> Discount:
     """Return a discount as it begins for a subscription."""
     months = discount.coupon.duration_in_months
-    end = None if months is None else period_boundary(now, Recurring(interval="month"), months)
+    end = None if months is None else period_boundary(now, PriceInterval(interval="month"), months)
     return replace(discount, subscription=subscription, start=now, end=end)

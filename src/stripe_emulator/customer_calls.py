@@ -14,7 +14,7 @@ from stripe_emulator.payment_methods import (
     create_setup_intent,
     find_setup_intent,
 )
-from stripe_emulator.prices import Recurring
+from stripe_emulator.prices import PriceInterval
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
 from stripe_emulator.scheduled_transitions import run_due_transitions
 from stripe_emulator.subscription_status import cancel_subscription
@@ -93,7 +93,7 @@ def _detach_payment_method(account: Account, call: Call) -> JsonObject:
 
 
 def _list_payment_methods(account: Account, call: Call) -> JsonObject:
-    call.params.only("customer", "type", *PAGING_PARAMS)
+    call.params.only("customer type", *PAGING_PARAMS)
     customer = call.object_id or call.params.required("customer")
     found = [method.to_json() for method in account.payment_methods.all_of(customer)]
     return call.page(found)
@@ -112,14 +112,7 @@ PAYMENT_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
 )
 
 
-SETUP_INTENT_PARAMS: Final = (
-    "customer",
-    "description",
-    "metadata",
-    "payment_method",
-    "payment_method_types",
-    "usage",
-)
+SETUP_INTENT_PARAMS: Final = "customer description metadata payment_method payment_method_types usage"
 
 
 def confirm_setup(account: Account, client_secret: str, *, card: str | None) -> None:
@@ -177,7 +170,7 @@ def _subscription_of_setup(account: Account, intent: SetupIntent) -> Subscriptio
 
 def _create_setup_intent(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/setup_intents/create."""
-    call.params.only(*SETUP_INTENT_PARAMS)
+    call.params.only(SETUP_INTENT_PARAMS)
     customer, method = call.params.given("customer"), call.params.given("payment_method")
     if customer is not None:
         account.customers.named(customer)
@@ -262,13 +255,13 @@ def _read_id(call: Call, name: str) -> str | None:
 
 
 INTERVALS_MAX: Final = 2
-TWO_YEARS: Final = Recurring(interval="year", interval_count=2)
+TWO_YEARS: Final = PriceInterval(interval="year", interval_count=2)
 
 
 def _create_clock(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/test_clocks/create: in the past or in the future."""
     params = call.params
-    params.only("frozen_time", "name")
+    params.only("frozen_time name")
     if call.livemode:
         raise ApiError("Test clocks can only be used in test mode.")
     frozen = params.integer("frozen_time")
@@ -375,7 +368,7 @@ CLOCK_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
 def _create_balance_transaction(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/customer_balance_transactions/create."""
     params, customer = call.params, account.customers.find(call.object_id)
-    params.only("amount", "currency", "description", "metadata", expandable=None)
+    params.only("amount currency description metadata", expandable=None)
     amount, before = params.integer("amount"), customer.to_json()
     if amount is None:
         raise missing_parameter("amount")

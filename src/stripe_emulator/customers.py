@@ -57,7 +57,7 @@ class TestClock:
 
 CLOCK_CUSTOMERS_MAX: Final = 3
 CUSTOMER_TEXTS: Final = ("name", "email", "description", "phone")
-CUSTOMER_PARAMS: Final = ("address", "balance", "preferred_locales", "tax_exempt")
+CUSTOMER_PARAMS: Final = "address balance preferred_locales tax_exempt"
 ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
 CUSTOMER_EXPANDABLE: Final = (
     *("cash_balance", "default_source", "invoice_credit_balance", "sources"),
@@ -96,12 +96,12 @@ class Customer:
 
     @property
     def invoice_prefix(self) -> str:
-        """What the numbers of its invoices begin with."""
+        """The prefix of its invoice numbers."""
         return self.id[-8:].upper()
 
     @property
     def country(self) -> str | None:
-        """Where it is taxed; None where no address is known."""
+        """The country where it is taxed; None if its address is not known."""
         return None if self.address is None else self.address["country"]
 
     def to_json(self) -> JsonObject:
@@ -109,7 +109,7 @@ class Customer:
         if self.deleted:
             return {"id": self.id, "object": "customer", "deleted": True}
         return {
-            **shown_fields(self, "texts", "deleted", "default_payment_method", "clock"),
+            **shown_fields(self, "texts deleted default_payment_method clock"),
             "object": "customer",
             "delinquent": False,
             "invoice_prefix": self.invoice_prefix,
@@ -151,12 +151,9 @@ class Customers(ObjectRegistry[Customer]):
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/customers``."""
         call.params.only(
+            "invoice_settings metadata payment_method test_clock",
             *CUSTOMER_TEXTS,
-            *CUSTOMER_PARAMS,
-            "invoice_settings",
-            "metadata",
-            "payment_method",
-            "test_clock",
+            CUSTOMER_PARAMS,
             expandable=CUSTOMER_EXPANDABLE,
         )
         clock = self._clock(call.params)
@@ -173,7 +170,7 @@ class Customers(ObjectRegistry[Customer]):
     def update(self, call: Call) -> JsonObject:
         """``POST /v1/customers/{id}``."""
         call.params.only(
-            *CUSTOMER_TEXTS, *CUSTOMER_PARAMS, "invoice_settings", "metadata", expandable=CUSTOMER_EXPANDABLE
+            "invoice_settings metadata", *CUSTOMER_TEXTS, CUSTOMER_PARAMS, expandable=CUSTOMER_EXPANDABLE
         )
         customer = self.find_alive(call.object_id)
         before = customer.to_json()

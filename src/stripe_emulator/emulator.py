@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from stripe_emulator.account import Account
-from stripe_emulator.api import StripeApi
+from stripe_emulator.api import ApiServer
 from stripe_emulator.clock_controls import ClockControls
 from stripe_emulator.customers import Customer
 from stripe_emulator.faults import Fault, PendingFault, fault_from_json
@@ -42,7 +42,7 @@ SERVER: Final = "stripe_emulator.server"
 def _with_parameters_of(
     made: Callable[_P, object],
 ) -> Callable[[Callable[..., None]], Callable[Concatenate[StripeEmulator, _P], None]]:
-    """Have a method of the emulator take what something is made of."""
+    """Give a method of the emulator the signature of a constructor."""
     del made
     return lambda method: method
 
@@ -76,7 +76,7 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
     It refuses what Stripe refuses, in Stripe's words: an identifier a second time, timestamps out of
     bounds, more than one call at a time for a customer and meter. What Stripe leaves open is decided the
     harder way for the client. A batch of a meter event stream is taken or refused as a whole; what is wrong
-    with an event of one that was taken, thin events tell.
+    with an event of one that was accepted, thin events report.
 
     Args:
         clock: Unix seconds; everything that depends on time reads it, delays and latency aside.
@@ -111,15 +111,15 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
     def __post_init__(self) -> None:
         self._account = Account(self)
         self._courier = WebhookDispatcher(self._account)
-        api = StripeApi(self._account, abort=_abort)
+        api = ApiServer(self._account, abort=_abort)
         self._visits = PageVisits(self._account, api)
         control = [
-            Route("/_emulator/events", control_endpoint(self._tell_events), methods=["GET"]),
+            Route("/_emulator/events", control_endpoint(self._control_events), methods=["GET"]),
             Route(
-                "/_emulator/faults", control_endpoint(self._script_faults), methods=["GET", "POST", "DELETE"]
+                "/_emulator/faults", control_endpoint(self._control_faults), methods=["GET", "POST", "DELETE"]
             ),
-            Route("/_emulator/requests", control_endpoint(self._tell_requests), methods=["GET"]),
-            Route("/_emulator/reset", control_endpoint(self._reset), methods=["POST"]),
+            Route("/_emulator/requests", control_endpoint(self._control_requests), methods=["GET"]),
+            Route("/_emulator/reset", control_endpoint(self._control_reset), methods=["POST"]),
         ]
         self._app = Starlette(
             routes=[
@@ -230,7 +230,7 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
 
     @_with_parameters_of(Fault)
     def fail_next(self, *action: Any, **fields: Any) -> None:
-        """Have the next matching requests go wrong; see :class:`Fault` for the words.
+        """Let the next matching requests fail; :class:`Fault` describes the arguments.
 
         ``fail_next("drop", when="after")``: the next event is counted and the answer is lost.
         ``fail_next("error", status=429, times=3)``: the next three calls are refused.
@@ -250,7 +250,7 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
             self._account.faults.clear()
 
     def end_sessions(self) -> None:
-        """Have the sessions of meter event streams be over, before their quarter of an hour."""
+        """Expire the sessions of meter event streams before their 15 minutes are over."""
         with self._account.lock:
             self._account.meter_event_sessions.end()
 
@@ -258,7 +258,7 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
         """Forget everything: customers, meters, events, keys, faults."""
         self._account.reset()
 
-    async def _tell_events(self, request: Request) -> JsonObject:
+    async def _control_events(self, request: Request) -> JsonObject:
         wanted = request.query_params
         events = [
             event
@@ -279,17 +279,17 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
         total = sum(event.value for event in events if event.counted)
         return {"events": data, "total": str(total)}
 
-    async def _script_faults(self, request: Request) -> JsonObject:
+    async def _control_faults(self, request: Request) -> JsonObject:
         if request.method == "DELETE":
             self.clear_faults()
         elif request.method == "POST":
             self._add_fault(fault_from_json(json.loads(await request.body())))
         return {"faults": [asdict(fault) for fault in self.faults]}
 
-    async def _tell_requests(self, _: Request) -> JsonObject:
+    async def _control_requests(self, _: Request) -> JsonObject:
         return {"requests": [asdict(exchange) for exchange in self.requests]}
 
-    async def _reset(self, _: Request) -> JsonObject:
+    async def _control_reset(self, _: Request) -> JsonObject:
         self.reset()
         return {}
 

@@ -27,7 +27,7 @@ def payment_intent_to_json(account: Account, name: str) -> JsonObject:
 
     https://docs.stripe.com/api/payment_intents/object
     """
-    invoice = account.invoices.of_intent(name)
+    invoice = account.invoices.find_by_payment_intent(name)
     return {
         "id": name,
         "object": "payment_intent",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from stripe_emulator.account import Account
-    from stripe_emulator.api import StripeApi
+    from stripe_emulator.api import ApiServer
     from stripe_emulator.coupons import Discount
 
 Payment = Literal["succeeds", "fails"]
@@ -39,7 +39,7 @@ DEFAULT_EMAIL = "person@example.com"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageVisitor:
-    """What a person types in on a checkout page; None: nothing.
+    """The entries of a person on a checkout page; None: left empty.
 
     Attributes:
         country: two letters.
@@ -54,7 +54,7 @@ class PageVisitor:
 class PageVisits:
     """The visits of a person to the pages of the emulated account. Hold the account's lock meanwhile."""
 
-    def __init__(self, account: Account, api: StripeApi) -> None:
+    def __init__(self, account: Account, api: ApiServer) -> None:
         self._account = account
         self._api = api
 
@@ -76,16 +76,16 @@ class PageVisits:
         if payment == "fails":
             return
         if person.promotion_code is not None:
-            session.discounts = [self._code(session, person.promotion_code)]
-        self._take_person(session, person)
+            session.discounts = [self._read_promotion_code(session, person.promotion_code)]
+        self._save_visitor(session, person)
         customer = session.customer or ""
         card: dict[str, str] = {}
         if session.payment_method_collection == "always" or session.totals.total:
-            card = {"default_payment_method": self._attach(customer)}
+            card = {"default_payment_method": self._attach_card(customer)}
         if session.mode == "payment":
             self._pay_once(session, customer)
         else:
-            made = self._do("/v1/subscriptions", self._fields(session) | card)
+            made = self._post_call("/v1/subscriptions", self._subscription_fields(session) | card)
             session.subscription = str(made["id"])
             invoice = made.get("latest_invoice")
             session.invoice = None if invoice is None else str(invoice)
@@ -94,7 +94,7 @@ class PageVisits:
         self._account.emit("checkout.session.completed", session.to_json())
 
     def _pay_once(self, session: CheckoutSession, customer: str) -> None:
-        """Have what is offered paid: an invoice is made for it afterwards, where the session says so.
+        """Pay for the session's lines; create an invoice afterwards if the session requests one.
 
         https://docs.stripe.com/payments/checkout/receipts#paid-invoices
         """
@@ -118,7 +118,7 @@ class PageVisits:
             for method in self._account.payment_methods.all_of(customer)[:1]:
                 method.customer = None
 
-    def _take_person(self, session: CheckoutSession, person: PageVisitor) -> None:
+    def _save_visitor(self, session: CheckoutSession, person: PageVisitor) -> None:
         """Take over what a person says of themselves: for a new customer, or where the session allows it.
 
         "If the Customer already has a valid email set, the email will be prefilled and not editable"; else
@@ -139,13 +139,13 @@ class PageVisits:
         if country is not None and (known is None or "address" in session.customer_update):
             fields["address[country]"] = country
         if session.customer is None:
-            session.customer = str(self._do("/v1/customers", fields)["id"])
+            session.customer = str(self._post_call("/v1/customers", fields)["id"])
         elif fields:
-            self._do(f"/v1/customers/{session.customer}", fields)
+            self._post_call(f"/v1/customers/{session.customer}", fields)
         if session.automatic_tax:
             session.tax_percent = self._account.behaviour.tax_percent
 
-    def _code(self, session: CheckoutSession, text: str) -> Discount:
+    def _read_promotion_code(self, session: CheckoutSession, text: str) -> Discount:
         """Return the discount of a promotion code that a person types in."""
         if not session.allow_promotion_codes:
             raise ValueError(f"checkout session {session.id} takes no promotion codes")
@@ -175,36 +175,38 @@ class PageVisits:
         refuse_unknown_choice("action", action, get_args(PortalAction))
         if action == "mend_payment":
             self._account.payment_methods.failing.discard(session.customer)
-            card = self._attach(session.customer)
+            card = self._attach_card(session.customer)
             default = {"invoice_settings[default_payment_method]": card}
-            self._do(f"/v1/customers/{session.customer}", default)
-            for each in self._subscriptions(session.customer):
-                self._do(f"/v1/subscriptions/{each}", {"default_payment_method": card})
+            self._post_call(f"/v1/customers/{session.customer}", default)
+            for each in self._subscription_ids(session.customer):
+                self._post_call(f"/v1/subscriptions/{each}", {"default_payment_method": card})
         elif action == "pay":
             for invoice in self._account.invoices:
                 if invoice.customer == session.customer and invoice.status == "open":
-                    self._do(f"/v1/invoices/{invoice.id}/pay", {})
+                    self._post_call(f"/v1/invoices/{invoice.id}/pay", {})
         else:
             # Flexible billing sets `cancel_at` there, and not `cancel_at_period_end`:
             # https://docs.stripe.com/billing/subscriptions/billing-mode/compare#scheduled-subscription-cancellation
             ends = "max_period_end" if action == "cancel" else ""
-            named = self._subscription(session, subscription)
+            named = self._find_subscription(session, subscription)
             if self._account.subscriptions.find(named).billing_mode.is_classic:
-                self._do(f"/v1/subscriptions/{named}", {"cancel_at_period_end": str(bool(ends)).lower()})
+                self._post_call(
+                    f"/v1/subscriptions/{named}", {"cancel_at_period_end": str(bool(ends)).lower()}
+                )
             else:
-                self._do(f"/v1/subscriptions/{named}", {"cancel_at": ends})
+                self._post_call(f"/v1/subscriptions/{named}", {"cancel_at": ends})
 
     def subscriptions(self, session: PortalSession) -> list[tuple[str, str, bool]]:
         """Return a customer's subscriptions: id, what is shown of it, and whether it ends with its period."""
         shown: list[tuple[str, str, bool]] = []
         for each in self._account.subscriptions:
-            if each.id in self._subscriptions(session.customer):
+            if each.id in self._subscription_ids(session.customer):
                 names = [self._account.products.find(item.price.product).name for item in each.items]
                 text = f"{', '.join(dict.fromkeys(names))} ({each.status})"
                 shown.append((each.id, text, each.cancel_at is not None))
         return shown
 
-    def _fields(self, session: CheckoutSession) -> dict[str, str]:
+    def _subscription_fields(self, session: CheckoutSession) -> dict[str, str]:
         fields = {"customer": session.customer or "", **session.subscription_data}
         # Checkout begins no unpaid subscription.
         fields["payment_behavior"] = "error_if_incomplete"
@@ -220,11 +222,11 @@ class PageVisits:
                 fields[f"items[{place}][quantity]"] = str(line.quantity)
         return fields
 
-    def _attach(self, customer: str) -> str:
-        return str(self._do("/v1/payment_methods/pm_card_visa/attach", {"customer": customer})["id"])
+    def _attach_card(self, customer: str) -> str:
+        return str(self._post_call("/v1/payment_methods/pm_card_visa/attach", {"customer": customer})["id"])
 
-    def _subscription(self, session: PortalSession, named: str | None) -> str:
-        found = self._subscriptions(session.customer)
+    def _find_subscription(self, session: PortalSession, named: str | None) -> str:
+        found = self._subscription_ids(session.customer)
         wanted = named or session.subscription
         if wanted is not None and wanted in found:
             return wanted
@@ -235,11 +237,11 @@ class PageVisits:
             f"the subscription to change is {wanted!r}; customer {session.customer} has {theirs}"
         )
 
-    def _subscriptions(self, customer: str) -> list[str]:
+    def _subscription_ids(self, customer: str) -> list[str]:
         listed = self._api.perform("GET", "/v1/subscriptions", {"customer": customer, "limit": "100"})
         return [str(each["id"]) for each in cast("list[dict[str, Any]]", listed["data"])]
 
-    def _do(self, path: str, form: Mapping[str, str]) -> JsonObject:
+    def _post_call(self, path: str, form: Mapping[str, str]) -> JsonObject:
         try:
             return self._api.perform("POST", path, form)
         except ApiError as error:
@@ -284,7 +286,7 @@ PORTAL_CONFIRMATIONS = {
 
 
 class PageControls(Behaviour):
-    """What ``StripeEmulator`` can do for the person in front of Stripe's pages."""
+    """Hosted pages as a person uses them; a part of ``StripeEmulator``."""
 
     _account: Account
     _visits: PageVisits
@@ -301,9 +303,9 @@ class PageControls(Behaviour):
     ) -> JsonObject:
         """Do what a person does on the page of a checkout session. Returns the session.
 
-        The customer is made where the session has none, its card attached, the subscription made, the first
-        invoice paid, and ``checkout.session.completed`` told. A payment that ``fails`` leaves all as it was
-        and the session open, for another attempt.
+        Creates the customer if the session has none, attaches its card, creates the subscription, pays the
+        first invoice and emits ``checkout.session.completed``. A payment that ``fails`` changes nothing
+        and leaves the session open for another attempt.
 
         Args:
             session_id: ``cs_test_…``.
@@ -319,7 +321,7 @@ class PageControls(Behaviour):
         person = PageVisitor(email=email, name=name, country=country, promotion_code=promotion_code)
         with self._account.lock:
             run_due_transitions(self._account)
-            session = self._checkout(session_id)
+            session = self._find_checkout(session_id)
             self._visits.complete(session, person, payment=payment)
             return session.to_json()
 
@@ -337,15 +339,15 @@ class PageControls(Behaviour):
         """
         with self._account.lock:
             run_due_transitions(self._account)
-            self._visits.use_portal(self._portal(session_id), action, subscription=subscription)
+            self._visits.use_portal(self._find_portal(session_id), action, subscription=subscription)
 
-    def _checkout(self, session_id: str) -> CheckoutSession:
+    def _find_checkout(self, session_id: str) -> CheckoutSession:
         try:
             return self._account.checkouts.find(session_id)
         except ApiError as error:
             raise ValueError(str(error)) from error
 
-    def _portal(self, session_id: str) -> PortalSession:
+    def _find_portal(self, session_id: str) -> PortalSession:
         session = self._account.portals.get(session_id)
         if session is None:
             raise ValueError(f"there is no portal session {session_id}")
@@ -355,8 +357,8 @@ class PageControls(Behaviour):
         return [
             Route("/c/pay/{id}", self._serve_checkout, methods=["GET", "POST"]),
             Route("/p/session/{id}", self._serve_portal, methods=["GET", "POST"]),
-            Route("/_emulator/checkout/{id}", control_endpoint(self._script_checkout), methods=["POST"]),
-            Route("/_emulator/portal/{id}", control_endpoint(self._script_portal), methods=["POST"]),
+            Route("/_emulator/checkout/{id}", control_endpoint(self._control_checkout), methods=["POST"]),
+            Route("/_emulator/portal/{id}", control_endpoint(self._control_portal), methods=["POST"]),
         ]
 
     async def _serve_checkout(self, request: Request) -> Response:
@@ -365,14 +367,14 @@ class PageControls(Behaviour):
         with self._account.lock:
             run_due_transitions(self._account)
             try:
-                session = self._checkout(request.path_params["id"])
+                session = self._find_checkout(request.path_params["id"])
             except ValueError as error:
                 return _error_page(str(error))
             if request.method == "POST" and session.status == "open":
                 payment = cast("Payment", form.get("payment", "succeeds"))
                 code = form.get("promotion_code") or None
                 person = PageVisitor(email=form.get("email"), promotion_code=code)
-                problem = self._pay(session, payment, person)
+                problem = self._complete_or_explain(session, payment, person)
             if session.status == "complete" and request.method == "POST":
                 there = session.success_url.replace("{CHECKOUT_SESSION_ID}", session.id)
                 return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER)
@@ -380,7 +382,9 @@ class PageControls(Behaviour):
                 return _error_page(f"This page is {session.status}.")
             return HTMLResponse(self._checkout_page(session, problem))
 
-    def _pay(self, session: CheckoutSession, payment: Payment, person: PageVisitor) -> str | None:
+    def _complete_or_explain(
+        self, session: CheckoutSession, payment: Payment, person: PageVisitor
+    ) -> str | None:
         """Return what went wrong, or None."""
         try:
             self._visits.complete(session, person, payment=payment)
@@ -426,7 +430,7 @@ class PageControls(Behaviour):
         with self._account.lock:
             run_due_transitions(self._account)
             try:
-                session = self._portal(request.path_params["id"])
+                session = self._find_portal(request.path_params["id"])
                 if request.method == "POST":
                     action = cast("PortalAction", form.get("action", ""))
                     self._visits.use_portal(session, action, subscription=form.get("subscription"))
@@ -456,11 +460,11 @@ class PageControls(Behaviour):
             ),
         )
 
-    async def _script_checkout(self, request: Request) -> JsonObject:
+    async def _control_checkout(self, request: Request) -> JsonObject:
         fields: dict[str, Any] = await _read_form(request)
         return self.complete_checkout(request.path_params["id"], **fields)
 
-    async def _script_portal(self, request: Request) -> JsonObject:
+    async def _control_portal(self, request: Request) -> JsonObject:
         fields: dict[str, Any] = await _read_form(request)
         self.use_portal(request.path_params["id"], **fields)
         return {}

@@ -27,7 +27,7 @@ from stripe_emulator.invoice_lifecycle import (
 )
 from stripe_emulator.object_calls import list_newest
 from stripe_emulator.payment_methods import NO_PAYMENT_METHOD, card_declined
-from stripe_emulator.prices import Recurring, to_cents
+from stripe_emulator.prices import PriceInterval, to_cents
 from stripe_emulator.protocol import ApiError, JsonObject, missing_resource
 from stripe_emulator.redemption import read_discounts, redeem
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from stripe_emulator.coupons import Discount
     from stripe_emulator.invoices import Invoice, InvoiceLine
 
-FIVE_YEARS: Final = Recurring(interval="year", interval_count=5)
+FIVE_YEARS: Final = PriceInterval(interval="year", interval_count=5)
 INVOICE_STATUSES: Final = ("draft", "open", "paid", "uncollectible", "void")
 
 
@@ -75,8 +75,7 @@ def _update_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/update."""
     params, invoice = call.params, _find_invoice(account, call)
     params.only(
-        *("auto_advance", "automatically_finalizes_at", "default_payment_method", "description", "discounts"),
-        "metadata",
+        "auto_advance automatically_finalizes_at default_payment_method description discounts metadata",
         expandable=None,
     )
     before = invoice.to_json()
@@ -161,9 +160,7 @@ def _finalize_invoice(account: Account, call: Call) -> JsonObject:
 def _pay_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/pay: out of schedule, or without any charge."""
     params, invoice = call.params, _find_invoice(account, call)
-    params.only(
-        "forgive", "mandate", "off_session", "paid_out_of_band", "payment_method", "source", expandable=None
-    )
+    params.only("forgive mandate off_session paid_out_of_band payment_method source", expandable=None)
     if invoice.status == "paid":
         raise ApiError("Invoice is already paid", code="invoice_already_paid")
     if invoice.status == "void":
@@ -245,21 +242,16 @@ INVOICE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
 
 
 # Accepted and without effect.
-INVOICE_IGNORED: Final = ("footer", "payment_settings", "statement_descriptor")
+INVOICE_IGNORED: Final = "footer payment_settings statement_descriptor"
 
 
 def _create_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/create: of no subscription, and without what waits for one."""
     params = call.params
     params.only(
-        *("auto_advance", "automatic_tax", "collection_method", "currency", "customer", "description"),
-        *(
-            "default_payment_method",
-            "discounts",
-            "metadata",
-            "pending_invoice_items_behavior",
-            *INVOICE_IGNORED,
-        ),
+        "auto_advance automatic_tax collection_method currency customer description"
+        " default_payment_method discounts metadata pending_invoice_items_behavior",
+        INVOICE_IGNORED,
         expandable=None,
     )
     if params.choice("pending_invoice_items_behavior", ("exclude", "include")) == "include":
@@ -304,13 +296,13 @@ ONE_TIME_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
 )
 
 
-LINE_PARAMS: Final = ("amount", "description", "metadata", "period", "quantity", "tax_rates")
+LINE_PARAMS: Final = "amount description metadata period quantity tax_rates"
 
 
 def _update_line(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-line-item/update: of a draft alone."""
     params, invoice = call.params, _find_draft(account, call.object_id)
-    params.only(*LINE_PARAMS, expandable=None)
+    params.only(LINE_PARAMS, expandable=None)
     before = invoice.to_json()
     place = _find_line_index(invoice, call.inner_id, param="line_item_id")
     invoice.lines[place] = _change_line(account, invoice, invoice.lines[place], params)
@@ -321,10 +313,10 @@ def _update_line(account: Account, call: Call) -> JsonObject:
 def _update_lines(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-line-item/bulk-update: all of them, or none."""
     params, invoice = call.params, _find_draft(account, call.object_id)
-    params.only("invoice_metadata", "lines", expandable=None)
+    params.only("invoice_metadata lines", expandable=None)
     before, lines = invoice.to_json(), list(invoice.lines)
     for each in params.hashes("lines"):
-        each.only("id", *LINE_PARAMS)
+        each.only("id", LINE_PARAMS)
         place = _find_line_index(invoice, each.required("id"), param=each.path("id"))
         lines[place] = _change_line(account, invoice, lines[place], each)
     invoice.lines = lines
@@ -364,7 +356,7 @@ def _change_line(account: Account, invoice: Invoice, line: InvoiceLine, params: 
         line.quantity, line.amount = Decimal(quantity), to_cents(Fraction(line.unit_amount) * quantity)
     span = params.hash("period")
     if span is not None:
-        span.only("end", "start")
+        span.only("end start")
         line.start, line.end = (int(span.required(edge)) for edge in ("start", "end"))
     if "tax_rates" in params:
         line.rate_ids = params.listed("tax_rates") if params.is_hash("tax_rates") else ()

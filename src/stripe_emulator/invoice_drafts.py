@@ -62,7 +62,7 @@ def tax_percent_of(account: Account, subscription: Subscription) -> Decimal | No
 ADDED_MAX: Final = 20
 LINE_LENGTH: Final = 23
 # Accepted and without effect.
-ADDED_IGNORED: Final = ("discounts", "metadata")
+ADDED_IGNORED: Final = "discounts metadata"
 
 
 def read_added_lines(account: Account, subscription: Subscription, params: Params) -> list[InvoiceLine]:
@@ -83,7 +83,7 @@ def read_added_lines(account: Account, subscription: Subscription, params: Param
 
 
 def _read_added_line(account: Account, subscription: Subscription, params: Params) -> InvoiceLine:
-    params.only("price", "price_data", "quantity", "tax_rates", *ADDED_IGNORED)
+    params.only("price price_data quantity tax_rates", ADDED_IGNORED)
     if "price" not in params and "price_data" not in params:
         raise missing_parameter(params.path("price"))
     price = resolve_price(account, params, currency=subscription.currency, recurs=False)
@@ -132,7 +132,7 @@ def create_invoice(
     ``auto_advance`` whether it is finalized and collected by itself.
     """
     drop_ended_discounts(account, subscription)
-    waiting = account.invoices.take_waiting(subscription)
+    waiting = account.invoices.take_pending_lines(subscription)
     invoice = new_draft(account, subscription, [*waiting, *lines], reason=reason, usages=usages, since=since)
     invoice.auto_advance = auto_advance
     invoice.schedule(invoice.finalizes_at if draft else None)

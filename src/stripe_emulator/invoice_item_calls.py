@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from stripe_emulator.invoices import Invoice, InvoiceLine
 
 QUANTITY_PARAMS: Final = ("quantity", "quantity_decimal")
-AMOUNT_PARAMS: Final = ("price_data", "pricing", "unit_amount_decimal")
+AMOUNT_PARAMS: Final = "price_data pricing unit_amount_decimal"
 # Accepted and without effect.
-ITEM_IGNORED: Final = ("discountable", "tax_behavior", "tax_code")
+ITEM_IGNORED: Final = "discountable tax_behavior tax_code"
 
 
 class _Placement(NamedTuple):
-    """Where an invoice item belongs: on a draft, or on the next invoice of a subscription or of any."""
+    """The place of an invoice item: on a draft, or on the next invoice of a subscription or of any."""
 
     invoice: Invoice | None
     subscription: str | None
@@ -75,8 +75,10 @@ def _create_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoiceitems/create: at a price that is charged once."""
     params = call.params
     params.only(
-        *("currency", "customer", "description", "invoice", "metadata", "period", "subscription"),
-        *(*QUANTITY_PARAMS, *AMOUNT_PARAMS, *ITEM_IGNORED),
+        "currency customer description invoice metadata period subscription",
+        *QUANTITY_PARAMS,
+        AMOUNT_PARAMS,
+        ITEM_IGNORED,
         expandable=None,
     )
     customer = account.customers.named(params.required("customer"))
@@ -88,7 +90,7 @@ def _create_item(account: Account, call: Call) -> JsonObject:
     line.customer, line.metadata, line.created = customer, params.metadata(), account.now
     span = params.hash("period")
     if span is not None:
-        span.only("end", "start")
+        span.only("end start")
         line.start, line.end = (int(span.required(edge)) for edge in ("start", "end"))
     if place.invoice is not None:
         place.invoice.lines.append(line)
@@ -166,7 +168,7 @@ def _all_items(account: Account) -> Iterator[InvoiceItem]:
 def _list_items(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoiceitems/list."""
     params = call.params
-    params.only("created", "customer", "invoice", "pending", *PAGING_PARAMS, expandable=None)
+    params.only("created customer invoice pending", *PAGING_PARAMS, expandable=None)
     account.customers.known(params.text("customer"))
     is_in, pending = params.span("created"), params.boolean("pending")
     wanted = {name: params.text(name) for name in ("customer", "invoice") if name in params}

@@ -62,9 +62,7 @@ def payment_method_of(account: Account, customer: str, subscription: Subscriptio
 def can_pay(account: Account, subscription: Subscription, *, off_session: bool = True) -> bool:
     """Tell whether a charge of this subscription would go through."""
     method = payment_method_of(account, subscription.customer, subscription)
-    return account.payment_methods.goes_through(
-        method, customer=subscription.customer, off_session=off_session
-    )
+    return account.payment_methods.can_charge(method, customer=subscription.customer, off_session=off_session)
 
 
 def attempt_payment(
@@ -87,7 +85,7 @@ def attempt_payment(
     invoice.attempted = True
     if by_itself or not invoice.attempt_count:
         invoice.attempt_count += 1
-    if account.payment_methods.goes_through(method, customer=invoice.customer, is_present=is_present):
+    if account.payment_methods.can_charge(method, customer=invoice.customer, is_present=is_present):
         mark_paid(account, invoice)
         return True
     retries = account.behaviour.retry_days
@@ -102,12 +100,12 @@ def attempt_payment(
 
 
 def mark_overdue(account: Account, invoice: Invoice) -> None:
-    """Have a sent invoice be overdue, and its subscription past due.
+    """Mark a sent invoice as overdue, and its subscription as past due.
 
     "If subscription `collection_method=send_invoice` it becomes `past_due` when its invoice is not paid by
     the due date" (https://docs.stripe.com/api/subscriptions/object#subscription_object-status).
     """
-    invoice.overdue_told = True
+    invoice.is_overdue_reported = True
     account.emit("invoice.overdue", invoice.to_json())
     subscription = subscription_of_invoice(account, invoice)
     if subscription is not None and subscription.status == "active":
@@ -115,7 +113,7 @@ def mark_overdue(account: Account, invoice: Invoice) -> None:
 
 
 def mark_paid(account: Account, invoice: Invoice) -> None:
-    """Have an open invoice paid."""
+    """Mark an open invoice as paid."""
     invoice.status, invoice.paid_at, invoice.amount_paid = "paid", account.now, invoice.amount_due
     invoice.attempted, invoice.auto_advance, invoice.next_payment_attempt = True, False, None
     account.emit("invoice.paid", invoice.to_json())
@@ -124,7 +122,7 @@ def mark_paid(account: Account, invoice: Invoice) -> None:
 
 
 def void_invoice(account: Account, invoice: Invoice) -> None:
-    """Have an invoice count for nothing."""
+    """Void an invoice."""
     invoice.status, invoice.voided_at = "void", account.now
     invoice.auto_advance, invoice.next_payment_attempt = False, None
     account.emit("invoice.voided", invoice.to_json())
@@ -138,7 +136,7 @@ def void_invoice(account: Account, invoice: Invoice) -> None:
 def _record_failed_payment(
     account: Account, subscription: Subscription, invoice: Invoice, *, is_last: bool
 ) -> None:
-    """What becomes of a subscription whose invoice was not paid.
+    """Update a subscription after a failed payment of its invoice.
 
     https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses
     """
@@ -160,7 +158,7 @@ def _record_failed_payment(
 
 
 def _settle_subscription(account: Account, invoice: Invoice) -> None:
-    """What becomes of a subscription by an invoice that is paid or void: its latest decides."""
+    """Update a subscription after its invoice was paid or voided; its latest invoice decides."""
     subscription = subscription_of_invoice(account, invoice)
     if subscription is None:
         return
@@ -181,7 +179,7 @@ def _settle_subscription(account: Account, invoice: Invoice) -> None:
 
 
 def _apply_pending_update(account: Account, subscription: Subscription, changed: Subscription) -> None:
-    """Have a change bind that waited for its invoice to be paid."""
+    """Apply a pending update whose invoice was paid."""
     before = subscription.to_json()
     changed.pending_update, changed.latest_invoice = None, subscription.latest_invoice
     prices = {item.id: item.price for item in subscription.items}

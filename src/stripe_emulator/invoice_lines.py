@@ -133,7 +133,7 @@ def uncharged_usage(item: SubscriptionItem, *, until: int, removed: bool = False
 
 
 def restart_usage(account: Account, item: SubscriptionItem, *, at: int) -> None:
-    """Have an item charge what is used from an instant on, at the price that it has from then on.
+    """Restart an item's usage at an instant: from then on it is charged at the item's new price.
 
     "The price in effect when the usage was reported" is charged
     (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing). No page says

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from stripe_emulator.invoices import ChargedUsage, Invoice, InvoiceLine
 
 PREVIEW_DETAILS: Final = (
-    *("billing_cycle_anchor", "billing_mode", "cancel_at", "cancel_at_period_end", "cancel_now", "items"),
-    *("default_tax_rates", "metadata", "proration_behavior", "proration_date", "start_date", "trial_end"),
+    "billing_cycle_anchor billing_mode cancel_at cancel_at_period_end cancel_now items"
+    " default_tax_rates metadata proration_behavior proration_date start_date trial_end"
 )
 
 
@@ -33,12 +33,12 @@ def _create_preview(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/create_preview."""
     params = call.params
     params.only(
-        *("automatic_tax", "currency", "customer", "customer_details", "discounts", "preview_mode"),
-        *("subscription", "subscription_details"),
+        "automatic_tax currency customer customer_details discounts preview_mode subscription"
+        " subscription_details",
         expandable=None,
     )
     details = params.hash("subscription_details") or Params("")
-    details.only(*PREVIEW_DETAILS)
+    details.only(PREVIEW_DETAILS)
     if params.given("subscription") is None:
         invoice = _preview_new_subscription(
             account, params, details, mode=read_billing_mode(details, version=call.version)
@@ -46,7 +46,7 @@ def _create_preview(account: Account, call: Call) -> JsonObject:
     else:
         invoice = _preview_change(account, params, details, version=call.version)
     invoice.id = f"upcoming_{invoice.id}"
-    account.invoices.keep_preview(invoice)
+    account.invoices.add_preview(invoice)
     return invoice.to_json()
 
 
@@ -65,7 +65,7 @@ def _preview_change(account: Account, params: Params, details: Params, *, versio
     wanted = read_items(account, details, of=subscription)
     change = prepare_change(account, draft, wanted, details)
     apply_cancellation(draft, details, now=account.now)
-    waiting = account.invoices.waiting(subscription)
+    waiting = account.invoices.pending_lines(subscription)
     lines = [*waiting, *change.lines]
     usages: list[ChargedUsage] = []
     if details.boolean("cancel_now"):
@@ -90,7 +90,7 @@ def _preview_change(account: Account, params: Params, details: Params, *, versio
 
 
 def _preview_renewal(account: Account, draft: Subscription) -> tuple[list[InvoiceLine], list[ChargedUsage]]:
-    """What the next renewal will charge; of a subscription that ends with its period only the usage."""
+    """Return what the next renewal charges; if the subscription ends with its period, only usage."""
     at = draft.renews_at
     due = [item for item in draft.items if item.period_end <= at]
     usages = [] if draft.status == "trialing" else _uncharged_usages(draft, until=at)
@@ -127,7 +127,7 @@ def _preview_new_subscription(
 
 
 def _apply_tax_and_discounts(account: Account, draft: Subscription, params: Params) -> None:
-    """Where a call says nothing of them, the invoice has those of the subscription."""
+    """Apply tax and discounts of a call; without them, the invoice has those of the subscription."""
     taxed = read_automatic_tax(account, params, customer=draft.customer)
     draft.automatic_tax = draft.automatic_tax if taxed is None else taxed
     draft.discounts = read_subscription_discounts(account, draft, params)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from stripe_emulator.prices import Price, decimal_text
-from stripe_emulator.protocol import JsonObject, not_found, shown_fields
+from stripe_emulator.protocol import JsonObject, not_found, null_fields, shown_fields
 from stripe_emulator.registry import ObjectRegistry
 from stripe_emulator.totals import (
     AppliedRate,
@@ -57,17 +57,16 @@ PENDING_LINES_MAX: Final = 250
 PREVIEWS_MAX: Final = 100
 # Fields of an invoice that Stripe shows in another shape, or not at all.
 INVOICE_HIDDEN: Final = (
-    *("client_secret", "days_until_due", "disputed", "finalized_at", "finalizes_at", "overdue_told"),
-    *("paid_at", "paid_out_of_band", "post_credited", "pre_credited", "proration_date", "rate_ids"),
-    *("subscription", "subscription_metadata"),
-    *("tax_percent", "uncollectible_at", "usage_lines", "usages", "voided_at"),
+    "client_secret days_until_due disputed finalized_at finalizes_at is_overdue_reported paid_at"
+    " paid_out_of_band post_credited pre_credited proration_date rate_ids subscription"
+    " subscription_metadata tax_percent uncollectible_at usage_lines usages voided_at"
 )
 INVOICE_NULLS: Final = (
-    *("account_tax_ids", "application", "custom_fields", "customer_account", "customer_address"),
-    *("customer_phone", "customer_shipping", "default_source", "footer", "from_invoice"),
-    *("last_finalization_error", "latest_revision", "on_behalf_of", "receipt_number", "rendering"),
-    *("shipping_cost", "shipping_details", "statement_descriptor", "status_details"),
-    *("threshold_reason", "webhooks_delivered_at"),
+    "account_tax_ids application custom_fields customer_account customer_address"
+    " customer_phone customer_shipping default_source footer from_invoice"
+    " last_finalization_error latest_revision on_behalf_of receipt_number rendering"
+    " shipping_cost shipping_details statement_descriptor status_details threshold_reason"
+    " webhooks_delivered_at"
 )
 INVOICE_CONSTANTS: Final[JsonObject] = {
     **dict.fromkeys(("amount_overpaid", "amount_paid_off_stripe", "amount_shipping"), 0),
@@ -182,7 +181,7 @@ class Invoice:
         finalizes_at: when a draft is, if ``auto_advance`` is on; None: not by itself.
         starting_balance: the customer's balance when it was finalized; negative: a credit.
         client_secret: with which a browser pays; None while there is nothing to pay.
-        overdue_told: whether an event has reported that its due date passed.
+        is_overdue_reported: whether an event has reported that its due date passed.
         rate_ids: the default tax rates of its subscription.
         disputed: whether the bank of its customer takes the payment back.
         pre_credited, post_credited: what credit notes took off before it was paid, and gave back afterwards.
@@ -230,7 +229,7 @@ class Invoice:
     rate_ids: Sequence[str] = ()
     test_clock: str | None = None
     paid_out_of_band: bool = False
-    overdue_told: bool = False
+    is_overdue_reported: bool = False
     disputed: bool = False
     pre_credited: int = 0
     post_credited: int = 0
@@ -250,22 +249,22 @@ class Invoice:
 
     @property
     def due_date(self) -> int | None:
-        """When it is to be paid, where it was sent; in Unix seconds."""
+        """The due date of an invoice that was sent, in Unix seconds."""
         return None if self.days_until_due is None else self.created + self.days_until_due * 86_400
 
     @property
     def all_lines(self) -> list[InvoiceLine]:
-        """What does not change any more, then usage."""
+        """The fixed lines, then those of usage."""
         return [*self.lines, *self.usage_lines]
 
     @property
     def total(self) -> int:
-        """What it comes to; negative where more is given back than charged."""
+        """The total; negative if credits exceed charges."""
         return self.totals.total
 
     @property
     def totals(self) -> InvoiceTotals:
-        """What it comes to: lines, less discounts, plus tax."""
+        """The totals: lines, less discounts, plus tax."""
         return compute_totals(self.all_lines, self.discounts, self.tax_percent, now=self.created)
 
     def schedule(self, at: int | None) -> None:
@@ -275,12 +274,12 @@ class Invoice:
         self.next_payment_attempt = at if is_charged and self.auto_advance else None
 
     @property
-    def turns_at(self) -> int | None:
-        """When it is next finalized or collected by itself; None: it is not."""
+    def next_transition_at(self) -> int | None:
+        """The instant of its next automatic finalization or collection; None: there is none."""
         if not self.auto_advance:
             return None
         if self.status == "open" and self.collection_method == "send_invoice":
-            return None if self.overdue_told else self.due_date
+            return None if self.is_overdue_reported else self.due_date
         return {"draft": self.finalizes_at, "open": self.next_payment_attempt}.get(self.status)
 
     def lines_to_json(self) -> list[JsonObject]:
@@ -294,7 +293,7 @@ class Invoice:
         due = max(0, totals.total + self.starting_balance) if self.finalized_at is None else self.amount_due
         page = None if self.number is None else f"https://invoice.stripe.com/i/acct_emulated/{self.id}"
         return {
-            **shown_fields(self, *INVOICE_HIDDEN),
+            **shown_fields(self, INVOICE_HIDDEN),
             "object": "invoice",
             "amount_due": due,
             "amount_remaining": due - self.amount_paid,
@@ -331,7 +330,7 @@ class Invoice:
             "total_excluding_tax": totals.without_tax,
             "total_taxes": totals.taxes(),
             **INVOICE_CONSTANTS,
-            **dict.fromkeys(INVOICE_NULLS),
+            **null_fields(INVOICE_NULLS),
         }
 
     def _parent(self) -> JsonObject | None:
@@ -362,21 +361,21 @@ class Invoices(ObjectRegistry[Invoice]):
         self.pending: dict[str, list[InvoiceLine]] = {}
         self.previews: dict[str, Invoice] = {}
 
-    def keep_preview(self, preview: Invoice) -> None:
+    def add_preview(self, preview: Invoice) -> None:
         """Keep a preview, which can be retrieved for a while (https://docs.stripe.com/invoicing/preview)."""
         self.previews[preview.id] = preview
         if len(self.previews) > PREVIEWS_MAX:
             del self.previews[next(iter(self.previews))]
 
-    def waiting(self, subscription: Subscription) -> list[InvoiceLine]:
+    def pending_lines(self, subscription: Subscription) -> list[InvoiceLine]:
         """Return the invoice items that the next invoice of a subscription takes up."""
         free = self.pending.get(subscription.customer, [])
         fitting = [line for line in free if line.price.currency == subscription.currency]
         return [*self.pending.get(subscription.id, []), *fitting][:PENDING_LINES_MAX]
 
-    def take_waiting(self, subscription: Subscription) -> list[InvoiceLine]:
-        """Have an invoice take them up: they wait no more."""
-        taken = self.waiting(subscription)
+    def take_pending_lines(self, subscription: Subscription) -> list[InvoiceLine]:
+        """Remove and return the invoice items that an invoice takes up."""
+        taken = self.pending_lines(subscription)
         ids = {line.id for line in taken}
         for key in (subscription.id, subscription.customer):
             left = [line for line in self.pending.pop(key, []) if line.id not in ids]
@@ -395,7 +394,7 @@ class Invoices(ObjectRegistry[Invoice]):
         super().delete(deleted)
         self._moving.pop(deleted.id, None)
 
-    def moving(self) -> list[Invoice]:
+    def unfinished(self) -> list[Invoice]:
         """Return those that are drafts or open, oldest first."""
         for invoice in list(self._moving.values()):
             if invoice.status not in {"draft", "open"}:
@@ -406,7 +405,7 @@ class Invoices(ObjectRegistry[Invoice]):
         """Return the invoices of a subscription, oldest first."""
         return list(self._of[subscription_id])
 
-    def of_intent(self, intent_id: str) -> Invoice:
+    def find_by_payment_intent(self, intent_id: str) -> Invoice:
         """Return the invoice that a payment intent pays. Raises ApiError, 404, if there is none."""
         for invoice in self:
             if (invoice.client_secret or "").startswith(f"{intent_id}_secret_"):

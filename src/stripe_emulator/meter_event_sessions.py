@@ -54,5 +54,5 @@ class MeterEventSessions:
         return livemode
 
     def end(self) -> None:
-        """Have all tokens be over, before their time."""
+        """Expire all tokens before their time."""
         self._ends = {token: (0.0, livemode) for token, (_, livemode) in self._ends.items()}

@@ -36,7 +36,7 @@ def stream_events(account: Account, call: Call) -> JsonObject:
     """``POST /v2/billing/meter_event_stream``, answered with an empty object.
 
     An event of the wrong form refuses the whole batch; all other checks come afterwards, and thin
-    events tell of what was wrong (https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
+    events report what was wrong (https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
     An identifier that is remembered already is passed over without a word: there is no code for it.
     """
     wrong: defaultdict[tuple[str | None, MeterErrorCode], list[str]] = defaultdict(list)
@@ -45,10 +45,10 @@ def stream_events(account: Account, call: Call) -> JsonObject:
     for (meter, code), identifiers in wrong.items():
         if account.behaviour.reports_name == "idempotency_key":
             identifiers = [call.idempotency_key or ""] * len(identifiers)  # noqa: PLW2901 - the same events
-        told = meter_error_report(
+        report = meter_error_report(
             meter, code=code, identifiers=identifiers, count=len(identifiers), now=call.now
         )
-        account.tell_thin(told)
+        account.report_thin(report)
     return {}
 
 
@@ -129,22 +129,22 @@ def _read_batch(body: JsonObject) -> Iterator[StreamedEvent]:
 
 
 def _read_event(event: object, at: str) -> StreamedEvent:
-    told = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
-    for name in told.keys() - STREAM_FIELDS:
+    fields = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
+    for name in fields.keys() - STREAM_FIELDS:
         raise _invalid_fields(f"Unknown field: {at}.{name}.")
-    payload: object = told.get("payload")
+    payload: object = fields.get("payload")
     if not isinstance(payload, dict):
         raise _invalid_fields(f"{at}.payload must be a map.")
     for name, value in cast("dict[str, object]", payload).items():
         if not isinstance(value, str):
             raise _invalid_fields(f"{at}.payload.{name} must be a string.")
-    identifier = told["identifier"] if "identifier" in told else str(uuid4())
-    timestamp = told.get("timestamp")
-    for name, text in (("event_name", told.get("event_name")), ("identifier", identifier)):
+    identifier = fields["identifier"] if "identifier" in fields else str(uuid4())
+    timestamp = fields.get("timestamp")
+    for name, text in (("event_name", fields.get("event_name")), ("identifier", identifier)):
         if not isinstance(text, str) or not 1 <= len(text) <= TEXT_MAX:
             raise _invalid_fields(f"{at}.{name} must be a string of 1 to {TEXT_MAX} characters.")
     return StreamedEvent(
-        event_name=told["event_name"],
+        event_name=fields["event_name"],
         identifier=identifier,
         payload=cast("dict[str, str]", payload),
         timestamp=None if timestamp is None else _read_instant(timestamp, f"{at}.timestamp"),

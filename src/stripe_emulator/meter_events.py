@@ -53,7 +53,7 @@ class MeterEvent:
     def to_json(self) -> JsonObject:
         """Return the event as Stripe shows it."""
         return {
-            **shown_fields(self, "counted", "customer", "meter", "received_at", "value"),
+            **shown_fields(self, "counted customer meter received_at value"),
             "object": "billing.meter_event",
             "created": int(self.received_at),
         }
@@ -73,7 +73,7 @@ class MeterEvents:
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/billing/meter_events``."""
         params = call.params
-        params.only("event_name", "payload", "identifier", "timestamp")
+        params.only("event_name payload identifier timestamp")
         event_name = params.required("event_name", length_max=100)
         payload = params.texts("payload")
         if not payload:
@@ -98,7 +98,7 @@ class MeterEvents:
         )
         by_key = self.behaviour.reports_name == "idempotency_key"
         name = (call.idempotency_key or "") if by_key else identifier
-        return self._accept(event, lose=call.lose, name=name).to_json()
+        return self._accept_event(event, lose=call.lose, name=name).to_json()
 
     def adjust(self, call: Call) -> JsonObject:
         """``POST /v1/billing/meter_event_adjustments``: cancels an event that was received within 24 hours.
@@ -106,7 +106,7 @@ class MeterEvents:
         An invoice that is finalized keeps it (https://docs.stripe.com/billing/subscriptions/usage-based/meters/configure).
         """
         params = call.params
-        params.only("event_name", "type", "cancel")
+        params.only("event_name type cancel")
         event_name = params.required("event_name", length_max=100)
         params.required("type")
         params.choice("type", ("cancel",))
@@ -136,7 +136,7 @@ class MeterEvents:
             "type": "cancel",
         }
 
-    def _accept(self, event: MeterEvent, *, lose: bool, name: str) -> MeterEvent:
+    def _accept_event(self, event: MeterEvent, *, lose: bool, name: str) -> MeterEvent:
         now = event.received_at
         _refuse_timestamp(event.timestamp, now=self.customers.now_of(event.customer, now=now))
         known = self.customers.exists(event.customer)
@@ -162,7 +162,7 @@ class MeterEvents:
 
     def has(self, identifier: str, *, now: float) -> bool:
         """Tell whether an identifier is one that is remembered."""
-        self._forget(now=now)
+        self._forget_identifiers(now=now)
         return identifier in self._received_at
 
     def enter(self, event: MeterEvent) -> None:
@@ -170,7 +170,7 @@ class MeterEvents:
         self._received_at[event.identifier] = event.received_at
         self.accepted.append(event)
 
-    def _forget(self, *, now: float) -> None:
+    def _forget_identifiers(self, *, now: float) -> None:
         """Identifiers are unique "within a rolling period of at least 24 hours": here, of exactly that."""
         while self._received_at:
             oldest = next(iter(self._received_at))

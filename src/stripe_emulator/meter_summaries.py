@@ -27,7 +27,7 @@ def list_summaries(account: Account, call: Call) -> JsonObject:
     ``summary_lag_s`` ago are not in it yet.
     """
     meter, params = account.meters.find(call.object_id), call.params
-    params.only("customer", "start_time", "end_time", "value_grouping_window", *PAGING_PARAMS)
+    params.only("customer start_time end_time value_grouping_window", *PAGING_PARAMS)
     customer = params.required("customer")
     grouping = params.choice("value_grouping_window", tuple(SPANS_S))
     start, end = (

@@ -44,7 +44,7 @@ class Meter:
     def to_json(self) -> JsonObject:
         """Return the meter as Stripe shows it."""
         return {
-            **shown_fields(self, "formula", "time_window", "customer_key", "value_key", "deactivated_at"),
+            **shown_fields(self, "formula time_window customer_key value_key deactivated_at"),
             "object": "billing.meter",
             "customer_mapping": {"event_payload_key": self.customer_key, "type": "by_id"},
             "default_aggregation": {"formula": self.formula},
@@ -78,12 +78,7 @@ class Meters(ObjectRegistry[Meter]):
         """``POST /v1/billing/meters``."""
         params, now = call.params, int(call.now)
         params.only(
-            "display_name",
-            "event_name",
-            "default_aggregation",
-            "customer_mapping",
-            "value_settings",
-            "event_time_window",
+            "display_name event_name default_aggregation customer_mapping value_settings event_time_window"
         )
         params.required("default_aggregation[formula]")
         meter = Meter(

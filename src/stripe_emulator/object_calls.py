@@ -25,7 +25,7 @@ class ListedObject(Protocol):
 
     @property
     def created(self) -> int:
-        """When it was made, in Unix seconds."""
+        """Creation time in Unix seconds."""
         ...
 
     @property

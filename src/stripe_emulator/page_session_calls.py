@@ -31,19 +31,18 @@ CHECKOUT_LIFE_S: Final = 86_400
 CHECKOUT_LIFE_S_MIN: Final = 1_800
 REFERENCE_LENGTH_MAX: Final = 200
 SUBSCRIPTION_FIELDS: Final = (
-    *("billing_cycle_anchor", "billing_mode", "description", "metadata", "proration_behavior"),
-    *("trial_end", "trial_period_days", "trial_settings"),
+    "billing_cycle_anchor billing_mode description metadata proration_behavior trial_end"
+    " trial_period_days trial_settings"
 )
 # Accepted and shown nowhere.
 CHECKOUT_IGNORED: Final = (
-    *("billing_address_collection", "consent_collection", "custom_text", "payment_method_options"),
-    *("payment_method_types", "phone_number_collection", "saved_payment_method_options", "ui_mode"),
+    "billing_address_collection consent_collection custom_text payment_method_options"
+    " payment_method_types phone_number_collection saved_payment_method_options ui_mode"
 )
 # https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-locale.
 LOCALES: Final = (
-    *("auto", "bg", "cs", "da", "de", "el", "en", "en-GB", "es", "es-419", "et", "fi", "fil", "fr", "fr-CA"),
-    *("hi-IN", "hr", "hu", "id", "it", "ja", "ko", "lt", "lv", "ms", "mt", "nb", "nl", "pl", "pt", "pt-BR"),
-    *("ro", "ru", "sk", "sl", "sv", "th", "tr", "vi", "zh", "zh-HK", "zh-TW"),
+    "auto bg cs da de el en en-GB es es-419 et fi fil fr fr-CA hi-IN hr hu id it ja ko lt lv"
+    " ms mt nb nl pl pt pt-BR ro ru sk sl sv th tr vi zh zh-HK zh-TW"
 )
 CUSTOMER_UPDATES: Final = ("address", "name", "shipping")
 
@@ -52,27 +51,11 @@ def _read_checkout(account: Account, call: Call) -> CheckoutSession:
     """Return the session that a call describes. Raises ApiError where Stripe would refuse it."""
     params = call.params
     params.only(
-        "allow_promotion_codes",
-        "automatic_tax",
-        "cancel_url",
-        "client_reference_id",
-        "currency",
-        "customer",
-        "customer_email",
-        "customer_update",
-        "discounts",
-        "expires_at",
-        "invoice_creation",
-        "payment_intent_data",
-        "tax_id_collection",
-        "line_items",
-        "locale",
-        "metadata",
-        "mode",
-        "payment_method_collection",
-        "subscription_data",
-        "success_url",
-        *CHECKOUT_IGNORED,
+        "allow_promotion_codes automatic_tax cancel_url client_reference_id currency customer"
+        " customer_email customer_update discounts expires_at invoice_creation"
+        " payment_intent_data tax_id_collection line_items locale metadata mode"
+        " payment_method_collection subscription_data success_url",
+        CHECKOUT_IGNORED,
         expandable=None,
     )
     mode = params.required("mode")
@@ -84,7 +67,7 @@ def _read_checkout(account: Account, call: Call) -> CheckoutSession:
     taxed = _read_checkout_tax(account, params, customer=customer, updates=updates)
     lines, currency = _read_checkout_lines(account, params, mode=mode, customer=customer)
     data = params.hash("subscription_data") or Params("")
-    data.only(*SUBSCRIPTION_FIELDS)
+    data.only(SUBSCRIPTION_FIELDS)
     data.metadata()
     billing_mode = read_billing_mode(data, version=call.version)
     session_id = new_id("cs_live" if call.livemode else "cs_test", length=58)
@@ -104,7 +87,7 @@ def _read_checkout(account: Account, call: Call) -> CheckoutSession:
         client_reference_id=params.given("client_reference_id", length_max=REFERENCE_LENGTH_MAX),
         customer=customer,
         customer_email=params.given("customer_email", length_max=800),
-        locale=params.choice("locale", LOCALES),
+        locale=params.choice("locale", LOCALES.split()),
         payment_method_collection=params.choice("payment_method_collection", ("always", "if_required"))
         or "always",
         metadata=params.metadata(),
@@ -201,11 +184,11 @@ def _read_invoice_metadata(params: Params, *, mode: str) -> dict[str, str] | Non
     if mode != "payment":
         message = "`invoice_creation` can only be used in `payment` mode."
         raise ApiError(message, param="invoice_creation")
-    given.only("enabled", "invoice_data")
+    given.only("enabled invoice_data")
     data = given.hash("invoice_data")
     if data is None:
         return {} if given.boolean("enabled") else None
-    data.only("description", "footer", "metadata")
+    data.only("description footer metadata")
     return data.metadata() if given.boolean("enabled") else None
 
 
@@ -217,7 +200,7 @@ def _read_saves_card(params: Params, *, mode: str) -> bool:
     if mode != "payment":
         message = "You can not pass `payment_intent_data` in `subscription` mode."
         raise ApiError(message, param="payment_intent_data")
-    data.only("description", "metadata", "setup_future_usage")
+    data.only("description metadata setup_future_usage")
     return data.choice("setup_future_usage", ("off_session", "on_session")) == "off_session"
 
 
@@ -253,7 +236,7 @@ def _read_checkout_lines(
 
 def _read_checkout_line(account: Account, item: Params, *, place: int) -> CheckoutLine:
     """A metered price has no quantity, another must have one."""
-    item.only("price", "quantity", "metadata", "adjustable_quantity")
+    item.only("price quantity metadata adjustable_quantity")
     price = account.prices.find(item.required("price"), param=item.path("price"))
     if not price.active:
         message = "The price specified is inactive. This field only accepts active prices."
@@ -344,12 +327,12 @@ CHECKOUT_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
 
 
 # Accepted and shown nowhere.
-PORTAL_IGNORED: Final = ("after_expiration", "locale", "on_behalf_of")
+PORTAL_IGNORED: Final = "after_expiration locale on_behalf_of"
 
 
 def _create_portal(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.only("customer", "return_url", "configuration", "flow_data", *PORTAL_IGNORED)
+    params.only("customer return_url configuration flow_data", PORTAL_IGNORED)
     customer = account.customers.named(params.required("customer"))
     return_url = _read_url(params, "return_url")
     flow, subscription = _read_flow(params.hash("flow_data"))
@@ -370,10 +353,10 @@ def _create_portal(account: Account, call: Call) -> JsonObject:
 
 
 def _read_flow(data: Params | None) -> tuple[str | None, str | None]:
-    """What a page is opened for, and the subscription that this is about."""
+    """Return the flow that a portal page is opened for, and its subscription."""
     if data is None:
         return None, None
-    data.only("type", "after_completion", *PORTAL_FLOWS)
+    data.only("type after_completion", *PORTAL_FLOWS)
     data.required("type")
     kind = data.choice("type", PORTAL_FLOWS) or ""
     about = data.hash(kind)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Fields of a session that Stripe shows in another shape, or not at all.
 CHECKOUT_HIDDEN: Final = (
-    *("address", "customer_update", "email", "lines", "name", "page", "subscription_data", "tax_percent"),
-    *("invoice_metadata", "saves_card", "trial"),
+    "address customer_update email lines name page subscription_data tax_percent"
+    " invoice_metadata saves_card trial"
 )
 
 
@@ -114,7 +114,7 @@ class CheckoutSession:
         email, totals = self.email or self.customer_email, self.totals
         details = {"address": self.address, "email": email, "name": self.name, "phone": None}
         return {
-            **shown_fields(self, *CHECKOUT_HIDDEN),
+            **shown_fields(self, CHECKOUT_HIDDEN),
             "object": "checkout.session",
             "amount_subtotal": totals.subtotal,
             "amount_total": totals.total,
@@ -156,7 +156,7 @@ class CheckoutSessions(ObjectRegistry[CheckoutSession]):
         super().__init__("checkout.session")
         self._emit = emit
 
-    def lapse(self, *, now: float) -> None:
+    def expire_due(self, *, now: float) -> None:
         """Expire the open sessions whose time is over, each at its own second."""
         over = [each for each in self if each.status == "open" and each.expires_at <= now]
         for session in sorted(over, key=lambda each: each.expires_at):

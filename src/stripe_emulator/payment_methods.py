@@ -137,7 +137,7 @@ class PaymentMethods(ObjectRegistry[PaymentMethod]):
         """Return a customer's payment methods, newest first."""
         return [method for method in reversed(self) if method.customer == customer]
 
-    def goes_through(
+    def can_charge(
         self, method_id: str | None, *, customer: str, is_present: bool = False, off_session: bool = True
     ) -> bool:
         """Tell whether a charge with a payment method is paid.
@@ -148,7 +148,7 @@ class PaymentMethods(ObjectRegistry[PaymentMethod]):
             is_present: whether the customer sits in front of it, and can authenticate.
             off_session: whether the charge is made as one without the customer, which uses what was set up.
         """
-        method = self._of(method_id, customer)
+        method = self._find_of_customer(method_id, customer)
         if method is None:
             return False
         asks = method.asks_until_set_up and not (method.is_set_up and off_session)
@@ -156,13 +156,13 @@ class PaymentMethods(ObjectRegistry[PaymentMethod]):
             return False
         return method.works and customer not in self.failing
 
-    def needs_customer(self, method_id: str | None, *, customer: str) -> bool:
+    def needs_authentication(self, method_id: str | None, *, customer: str) -> bool:
         """Tell whether a charge fails for no other reason than that its customer has to authenticate."""
-        method = self._of(method_id, customer)
+        method = self._find_of_customer(method_id, customer)
         asks = method is not None and (method.authenticates or method.asks_until_set_up)
         return asks and customer not in self.failing
 
-    def _of(self, method_id: str | None, customer: str) -> PaymentMethod | None:
+    def _find_of_customer(self, method_id: str | None, customer: str) -> PaymentMethod | None:
         method = self.get(method_id or "")
         return None if method is None or method.customer != customer else method
 

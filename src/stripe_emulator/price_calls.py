@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.object_calls import list_newest, retrieve_by_id
-from stripe_emulator.prices import PRODUCT_TEXTS, Price, PriceScheme, PriceTier, Product, Recurring
+from stripe_emulator.prices import PRODUCT_TEXTS, Price, PriceInterval, PriceScheme, PriceTier, Product
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, missing_resource, new_id
 from stripe_emulator.totals import TAX_RATE_TEXTS, TaxRate
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from stripe_emulator.meters import Meters
 
 PRICE_PARAMS: Final = (
-    *("active", "billing_scheme", "currency", "currency_options", "custom_unit_amount", "lookup_key"),
-    *("metadata", "nickname", "recurring", "tax_behavior", "tiers", "tiers_mode", "transfer_lookup_key"),
-    *("transform_quantity", "unit_amount", "unit_amount_decimal"),
+    "active billing_scheme currency currency_options custom_unit_amount lookup_key metadata"
+    " nickname recurring tax_behavior tiers tiers_mode transfer_lookup_key transform_quantity"
+    " unit_amount unit_amount_decimal"
 )
 # The longest interval: three years (https://docs.stripe.com/api/prices/create#create_price-recurring-interval_count).
 INTERVALS_MAX: Final = {"day": 1095, "week": 156, "month": 36, "year": 3}
@@ -65,7 +65,7 @@ def _read_pricing(params: Params) -> PriceScheme:
     unit_amount = _read_unit_amount(params)
     if transform is None:
         return PriceScheme(unit_amount=unit_amount)
-    transform.only("divide_by", "round")
+    transform.only("divide_by round")
     transform.required("round")
     return PriceScheme(
         unit_amount=unit_amount,
@@ -113,7 +113,7 @@ def _read_tiers(params: Params) -> tuple[PriceTier, ...]:
 
 
 def _read_tier(params: Params) -> PriceTier:
-    params.only("flat_amount", "flat_amount_decimal", "unit_amount", "unit_amount_decimal", "up_to")
+    params.only("flat_amount flat_amount_decimal unit_amount unit_amount_decimal up_to")
     end = params.required("up_to")
     unit, flat = _read_amount(params, "unit_amount"), _read_amount(params, "flat_amount")
     if unit is None and flat is None:
@@ -131,7 +131,7 @@ def _read_amount(params: Params, name: str) -> Decimal | None:
     return params.decimal(f"{name}_decimal") if whole is None else Decimal(whole)
 
 
-def _read_recurring(params: Params, *, meters: Meters) -> Recurring | None:
+def _read_recurring(params: Params, *, meters: Meters) -> PriceInterval | None:
     """A metered price names its meter since 2025-03-31.basil; a licensed one has none.
 
     https://docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing
@@ -139,7 +139,7 @@ def _read_recurring(params: Params, *, meters: Meters) -> Recurring | None:
     given = params.hash("recurring")
     if given is None:
         return None
-    given.only("interval", "interval_count", "meter", "trial_period_days", "usage_type")
+    given.only("interval interval_count meter trial_period_days usage_type")
     given.required("interval")
     interval = given.choice("interval", tuple(INTERVALS_MAX)) or ""
     count = 1 if "interval_count" not in given else _read_positive(given, "interval_count")
@@ -159,7 +159,7 @@ def _read_recurring(params: Params, *, meters: Meters) -> Recurring | None:
         raise ApiError(message, param=given.path("meter"))
     if meter is not None and meter not in meters:
         raise missing_resource("meter", meter, param=given.path("meter"))
-    return Recurring(interval=interval, interval_count=count, meter=meter)
+    return PriceInterval(interval=interval, interval_count=count, meter=meter)
 
 
 def _read_positive(params: Params, name: str) -> int:
@@ -167,7 +167,7 @@ def _read_positive(params: Params, name: str) -> int:
     return params.at_least(name, 1) or 1
 
 
-PRICE_DATA: Final = ("currency", "product", "tax_behavior", "unit_amount", "unit_amount_decimal")
+PRICE_DATA: Final = "currency product tax_behavior unit_amount unit_amount_decimal"
 
 
 def resolve_price(account: Account, params: Params, *, currency: str | None, recurs: bool) -> Price:
@@ -216,11 +216,11 @@ def _read_inline_price(account: Account, data: Params, *, recurs: bool) -> Price
     https://docs.stripe.com/api/subscriptions/create#create_subscription-items-price_data; "a list of your
     active prices, excluding inline prices" (https://docs.stripe.com/api/prices/list).
     """
-    data.only(*PRICE_DATA, *(("recurring",) if recurs else ()))
+    data.only(PRICE_DATA, *(("recurring",) if recurs else ()))
     product = account.products.find(data.required("product"), param=data.path("product"))
     recurring = data.hash("recurring")
     if recurring is not None:
-        recurring.only("interval", "interval_count")
+        recurring.only("interval interval_count")
     elif recurs:
         raise missing_parameter(data.path("recurring"))
     price = read_price(account, data, product=product.id)
@@ -259,7 +259,7 @@ def make_price(account: Account, price: Price, params: Params, *, call: Call, pr
 
 def _create_price(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.only(*PRICE_PARAMS, "product", "product_data", expandable=None)
+    params.only("product product_data", PRICE_PARAMS, expandable=None)
     product_data = params.hash("product_data")
     if ("product" in params) == (product_data is not None):
         message = "You must specify either `product` or `product_data` when creating a price."
@@ -274,16 +274,10 @@ def _create_price(account: Account, call: Call) -> JsonObject:
 
 
 def _update_price(account: Account, call: Call) -> JsonObject:
-    """What a price costs never changes (https://docs.stripe.com/api/prices/update)."""
+    """The amount of a price never changes (https://docs.stripe.com/api/prices/update)."""
     params = call.params
     params.only(
-        "active",
-        "lookup_key",
-        "metadata",
-        "nickname",
-        "tax_behavior",
-        "transfer_lookup_key",
-        "currency_options",
+        "active lookup_key metadata nickname tax_behavior transfer_lookup_key currency_options",
         expandable=None,
     )
     price = account.prices.find(call.object_id)
@@ -333,21 +327,13 @@ PRICE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
 
 
 # Accepted and shown nowhere.
-PRODUCT_IGNORED: Final = ("images", "marketing_features", "package_dimensions", "shippable", "tax_details")
+PRODUCT_IGNORED: Final = "images marketing_features package_dimensions shippable tax_details"
 
 
 def _create_product(account: Account, call: Call) -> JsonObject:
     params = call.params
     params.only(
-        "id",
-        "name",
-        "active",
-        "default_price_data",
-        "metadata",
-        "type",
-        *PRODUCT_TEXTS,
-        *PRODUCT_IGNORED,
-        expandable=None,
+        "id name active default_price_data metadata type", *PRODUCT_TEXTS, PRODUCT_IGNORED, expandable=None
     )
     data = params.hash("default_price_data")
     price = None if data is None else read_price(account, data)
@@ -359,9 +345,7 @@ def _create_product(account: Account, call: Call) -> JsonObject:
 
 def _update_product(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.only(
-        "name", "active", "default_price", "metadata", *PRODUCT_TEXTS, *PRODUCT_IGNORED, expandable=None
-    )
+    params.only("name active default_price metadata", *PRODUCT_TEXTS, PRODUCT_IGNORED, expandable=None)
     product = account.products.find(call.object_id)
     with account.updating("product.updated", product.to_json):
         product.apply(params)
@@ -395,9 +379,7 @@ PRODUCT_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
 def _create_tax_rate(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/tax_rates/create."""
     params = call.params
-    params.only(
-        "active", "display_name", "inclusive", "metadata", "percentage", *TAX_RATE_TEXTS, expandable=None
-    )
+    params.only("active display_name inclusive metadata percentage", *TAX_RATE_TEXTS, expandable=None)
     percentage, inclusive = params.decimal("percentage"), params.boolean("inclusive")
     if percentage is None or inclusive is None:
         raise missing_parameter("percentage" if percentage is None else "inclusive")
@@ -420,7 +402,7 @@ def _create_tax_rate(account: Account, call: Call) -> JsonObject:
 def _update_tax_rate(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/tax_rates/update: the percentage of a rate never changes."""
     params, found = call.params, account.tax_rates.find(call.object_id)
-    params.only("active", "display_name", "metadata", *TAX_RATE_TEXTS, expandable=None)
+    params.only("active display_name metadata", *TAX_RATE_TEXTS, expandable=None)
     with account.updating("tax_rate.updated", found.to_json):
         found.active = params.boolean("active", default=found.active)
         found.display_name = params.given("display_name") or found.display_name

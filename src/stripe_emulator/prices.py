@@ -33,7 +33,7 @@ class PriceTier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceScheme:
-    """What a quantity costs.
+    """A pricing scheme: per unit, by packages or by tiers.
 
     Attributes:
         unit_amount: minor units of the currency per unit or package; None where it has tiers.
@@ -76,7 +76,7 @@ def to_cents(amount: Fraction) -> int:
 
 
 def price_quantity(pricing: PriceScheme, quantity: Decimal) -> Fraction:
-    """What a quantity costs for a whole interval, in minor units of the currency, not rounded."""
+    """Return the price of a quantity for a whole interval, in minor units, not rounded."""
     return sum((charge.amount for charge in charges_by_tier(pricing, quantity)), Fraction(0))
 
 
@@ -176,8 +176,8 @@ class Products(ObjectRegistry[Product]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recurring:
-    """How often a price is charged.
+class PriceInterval:
+    """The interval at which a price is charged, and its meter.
 
     Attributes:
         interval: ``day``, ``week``, ``month`` or ``year``.
@@ -213,7 +213,7 @@ class Price:
     livemode: bool = False
     active: bool = True
     inline: bool = False
-    recurring: Recurring | None = None
+    recurring: PriceInterval | None = None
     lookup_key: str | None = None
     nickname: str | None = None
     tax_behavior: str = "unspecified"
@@ -225,8 +225,8 @@ class Price:
         return self.recurring is not None and self.recurring.meter is not None
 
     @property
-    def cycle(self) -> Recurring:
-        """How often it is charged. Raises ValueError if that is once."""
+    def cycle(self) -> PriceInterval:
+        """The interval of a recurring price. Raises ValueError if it is charged once."""
         if self.recurring is None:
             raise ValueError(f"{self.id} is charged once and has no cycle")
         return self.recurring
@@ -235,7 +235,7 @@ class Price:
         """Return the price as Stripe shows it (https://docs.stripe.com/api/prices/object)."""
         pricing, unit = self.pricing, self.pricing.unit_amount
         return {
-            **shown_fields(self, "pricing", "inline"),
+            **shown_fields(self, "pricing inline"),
             "object": "price",
             "billing_scheme": "tiered" if pricing.tiers else "per_unit",
             "custom_unit_amount": None,
@@ -245,7 +245,7 @@ class Price:
             if pricing.divide_by is None
             else {"divide_by": pricing.divide_by, "round": "up" if pricing.round_up else "down"},
             "type": "one_time" if self.recurring is None else "recurring",
-            "unit_amount": None if unit is None else _whole_or_none(unit),
+            "unit_amount": None if unit is None else _integer_or_none(unit),
             "unit_amount_decimal": None if unit is None else decimal_text(unit),
         }
 
@@ -253,9 +253,9 @@ class Price:
         """Return the tiers, which Stripe shows only where they are expanded."""
         return [
             {
-                "flat_amount": _whole_or_none(tier.flat_amount) if tier.flat_amount else None,
+                "flat_amount": _integer_or_none(tier.flat_amount) if tier.flat_amount else None,
                 "flat_amount_decimal": decimal_text(tier.flat_amount) if tier.flat_amount else None,
-                "unit_amount": _whole_or_none(tier.unit_amount),
+                "unit_amount": _integer_or_none(tier.unit_amount),
                 "unit_amount_decimal": decimal_text(tier.unit_amount),
                 "up_to": tier.up_to,
             }
@@ -302,5 +302,5 @@ def decimal_text(amount: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _whole_or_none(amount: Decimal) -> int | None:
+def _integer_or_none(amount: Decimal) -> int | None:
     return int(amount) if amount == int(amount) else None

@@ -26,15 +26,21 @@ def new_id(prefix: str, *, length: int = 14) -> str:
 def shown_fields(item: Any, *but: str) -> JsonObject:
     """Return the fields of a dataclass that Stripe shows under the same names: all, except some.
 
-    Maps are copied: an event shows an object as it was.
+    ``but`` are names separated by spaces. Maps are copied: an event shows an object as it was.
     """
-    shown = {name: getattr(item, name) for name in _names_of(item.__class__) if name not in but}
+    shown = {name: getattr(item, name) for name in _shown_names(item.__class__, but)}
     return {name: value.copy() if isinstance(value, dict) else value for name, value in shown.items()}
 
 
 @cache  # To ask a dataclass for its fields takes as long as to show an object.
-def _names_of(kind: Any) -> tuple[str, ...]:
-    return tuple(one.name for one in fields(kind))
+def _shown_names(kind: Any, but: tuple[str, ...]) -> tuple[str, ...]:
+    hidden = " ".join(but).split()
+    return tuple(one.name for one in fields(kind) if one.name not in hidden)
+
+
+def null_fields(names: str) -> JsonObject:
+    """Return fields that Stripe shows as null; their names are separated by spaces."""
+    return dict.fromkeys(names.split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ def read_discounts(
         raise ApiError(message, param=params.path("discounts"))
     found: list[Discount] = []
     for each in given:
-        each.only("coupon", "discount", "promotion_code")
+        each.only("coupon discount promotion_code")
         if sum(name in each for name in ("coupon", "discount", "promotion_code")) != 1:
             message = "You must specify exactly one of: coupon, discount, promotion_code."
             raise ApiError(message, param=params.path("discounts"))
@@ -84,10 +84,10 @@ def _read_discount(
 
 
 def refuse_coupon(coupon: Coupon, *, currency: str, now: int, param: str) -> None:
-    """See that a coupon can be redeemed.
+    """Refuse a coupon that cannot be redeemed.
 
     Raises:
-        ApiError: it cannot (https://docs.stripe.com/error-codes#coupon-expired).
+        ApiError: it is expired, used up or of another currency (https://docs.stripe.com/error-codes#coupon-expired).
     """
     if coupon.is_over(now=now):
         raise ApiError(f"Coupon expired: {coupon.id}", code="coupon_expired", param=param)
@@ -111,7 +111,7 @@ def refuse_code(
     amount: int | None,
     param: str,
 ) -> None:
-    """See that a customer can redeem a promotion code.
+    """Refuse a promotion code that a customer cannot redeem.
 
     https://docs.stripe.com/billing/subscriptions/coupons
 

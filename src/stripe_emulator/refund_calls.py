@@ -29,7 +29,7 @@ REASONS: Final = ("duplicate", "fraudulent", "requested_by_customer")
 def _create_refund(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/refunds/create: of a payment intent or of its charge."""
     params = call.params
-    params.only("amount", "charge", "metadata", "payment_intent", "reason", expandable=None)
+    params.only("amount charge metadata payment_intent reason", expandable=None)
     named = params.given("payment_intent") or params.given("charge")
     if named is None:
         message = "One of the following params should be provided for this request: payment_intent or charge."
@@ -147,10 +147,10 @@ def _retrieve_intent(account: Account, call: Call) -> JsonObject:
 def _list_payments(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-payment/list: of one invoice, or of one payment intent."""
     params = call.params
-    params.only("invoice", "payment", "status", *PAGING_PARAMS, expandable=None)
+    params.only("invoice payment status", *PAGING_PARAMS, expandable=None)
     payment = params.hash("payment")
     if payment is not None:
-        payment.only("payment_intent", "type")
+        payment.only("payment_intent type")
         intent = payment.required("payment_intent")
         paid = next((each for each in account.invoices if each.payment_intent == intent), None)
         return call.page([] if paid is None else invoice_payments_to_json(paid))
@@ -186,7 +186,7 @@ def _create_credit_note(account: Account, call: Call) -> JsonObject:
     `post_payment_amount`."
     """
     params = call.params
-    params.only("amount", "invoice", "lines", "memo", "metadata", *CREDIT_SHARES, expandable=None)
+    params.only("amount invoice lines memo metadata", *CREDIT_SHARES, expandable=None)
     invoice = account.invoices.find(params.required("invoice"), param="invoice")
     if invoice.status not in {"open", "paid"}:
         message = f"You can only create a credit note for an open or paid invoice. It is {invoice.status}."
@@ -259,7 +259,7 @@ def _read_line_credit(invoice: Invoice, params: Params) -> int:
     A line's ``amount`` is "tax exclusive", the credit note's "including tax and all discount"
     (https://docs.stripe.com/api/credit_notes/object).
     """
-    params.only("amount", "invoice_line_item", "type")
+    params.only("amount invoice_line_item type")
     params.choice("type", ("invoice_line_item",))
     named = params.required("invoice_line_item")
     totals = zip(invoice.all_lines, invoice.totals.lines, strict=True)

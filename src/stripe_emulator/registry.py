@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class IdentifiedObject(Protocol):
-    """What a registry can hold."""
+    """An object with an id."""
 
     @property
     def id(self) -> str:

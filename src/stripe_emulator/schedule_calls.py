@@ -9,7 +9,7 @@ from stripe_emulator.billing_cycle import period_boundary, read_billing_mode, re
 from stripe_emulator.invoice_drafts import read_automatic_tax
 from stripe_emulator.object_calls import list_newest, retrieve_by_id
 from stripe_emulator.price_calls import resolve_price
-from stripe_emulator.prices import Recurring
+from stripe_emulator.prices import PriceInterval
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
 from stripe_emulator.redemption import change_discounts, read_discounts, redeem
 from stripe_emulator.schedule_phases import (
@@ -142,17 +142,8 @@ class DiscountReader:
 def _read_phase(reader: DiscountReader, params: Params, *, start: int, is_first: bool) -> Phase:
     account = reader.account
     params.only(
-        "add_invoice_items",
-        "duration",
-        "end_date",
-        "items",
-        "metadata",
-        "proration_behavior",
-        "discounts",
-        "start_date",
-        "trial",
-        "trial_end",
-        "currency",
+        "add_invoice_items duration end_date items metadata proration_behavior discounts"
+        " start_date trial trial_end currency",
         *PHASE_TERMS,
     )
     read_automatic_tax(account, params)
@@ -202,15 +193,15 @@ def _read_phase_end(params: Params, *, start: int, items: list[PhaseItem]) -> in
         return end_date
     if duration is None:
         return period_boundary(start, items[0].price.cycle, 1)
-    duration.only("interval", "interval_count")
+    duration.only("interval interval_count")
     duration.required("interval")
     interval = duration.choice("interval", ("day", "week", "month", "year")) or ""
     count = duration.integer("interval_count") or 1
-    return period_boundary(start, Recurring(interval=interval, interval_count=count), 1)
+    return period_boundary(start, PriceInterval(interval=interval, interval_count=count), 1)
 
 
 def _read_phase_item(reader: DiscountReader, params: Params) -> PhaseItem:
-    params.only("discounts", "metadata", "plan", "price", "price_data", "quantity", *ITEM_TERMS)
+    params.only("discounts metadata plan price price_data quantity", *ITEM_TERMS)
     price = recurring_price(reader.account, params, currency=None)
     quantity = params.integer("quantity")
     if price.is_metered and quantity is not None:
@@ -227,7 +218,7 @@ def _read_phase_item(reader: DiscountReader, params: Params) -> PhaseItem:
 
 def _read_added_item(reader: DiscountReader, params: Params, *, currency: str) -> PhaseInvoiceItem:
     """https://docs.stripe.com/api/subscription_schedules/update#update_subscription_schedule-phases-add_invoice_items."""
-    params.only("metadata", "price", "price_data", "quantity", "discounts", *ADDED_TERMS)
+    params.only("metadata price price_data quantity discounts", *ADDED_TERMS)
     quantity = params.at_least("quantity", 0)
     terms = terms_to_json(read_terms(params, ADDED_TERMS), ADDED_TERMS)
     return PhaseInvoiceItem(
@@ -250,14 +241,7 @@ def _create_schedule(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/create."""
     params = call.params
     params.only(
-        "from_subscription",
-        "metadata",
-        "phases",
-        "end_behavior",
-        "customer",
-        "start_date",
-        "billing_mode",
-        "default_settings",
+        "from_subscription metadata phases end_behavior customer start_date billing_mode default_settings",
         expandable=None,
     )
     subscription_id = params.given("from_subscription")
@@ -370,9 +354,7 @@ def _update_schedule(account: Account, call: Call) -> JsonObject:
     (https://docs.stripe.com/billing/subscriptions/subscription-schedules#update-subscription-schedules).
     """
     params, schedule = call.params, _find_active(account, call, verb="update")
-    params.only(
-        "end_behavior", "metadata", "phases", "proration_behavior", "default_settings", expandable=None
-    )
+    params.only("end_behavior metadata phases proration_behavior default_settings", expandable=None)
     before = schedule.to_json()
     behavior = params.choice("end_behavior", END_BEHAVIORS)
     metadata = dict(schedule.metadata)
@@ -429,7 +411,7 @@ def _release_schedule(account: Account, call: Call) -> JsonObject:
 
 def _cancel_schedule(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/cancel: the subscription with it, at once."""
-    call.params.only("invoice_now", "prorate", expandable=None)
+    call.params.only("invoice_now prorate", expandable=None)
     schedule = account.schedules.find(call.object_id)
     if schedule.status == "not_started":
         schedule.status, schedule.canceled_at = "canceled", account.now

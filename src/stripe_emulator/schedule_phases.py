@@ -160,7 +160,7 @@ def usages_at_renewal(
 
 
 def release_schedule(account: Account, schedule: Schedule, subscription: Subscription) -> None:
-    """Have a schedule let go of its subscription, which stays as it is."""
+    """Release a schedule's subscription, which stays as it is."""
     schedule.status, schedule.released_at = "released", account.now
     schedule.released_subscription, schedule.subscription = subscription.id, None
     subscription.schedule = None

@@ -48,13 +48,13 @@ def run_due_transitions(account: Account) -> None:
     """
     with account.lock:
         queue = TransitionQueue(account)
-        for invoice in account.invoices.moving():
+        for invoice in account.invoices.unfinished():
             queue.put(invoice)
         for each in (*account.subscriptions, *account.schedules):
             queue.put(each)
         while (turn := queue.take()) is not None:
             due, each = turn
-            account.checkouts.lapse(now=min(due, account.behaviour.clock()))
+            account.checkouts.expire_due(now=min(due, account.behaviour.clock()))
             with account.in_time_of(each.customer, at=due):
                 if isinstance(each, Invoice):
                     _advance_invoice(account, each)
@@ -62,8 +62,8 @@ def run_due_transitions(account: Account) -> None:
                     begin_schedule(account, each)
                 else:
                     _advance_subscription(account, each)
-            queue.put_what_moved(each)
-        account.checkouts.lapse(now=account.behaviour.clock())
+            queue.put_transitioned(each)
+        account.checkouts.expire_due(now=account.behaviour.clock())
 
 
 class TransitionQueue:
@@ -78,7 +78,7 @@ class TransitionQueue:
     def put(self, each: Transitioning) -> None:
         """Queue an invoice, a subscription or a schedule for when it is due next, if it is."""
         if isinstance(each, Invoice):
-            due = each.turns_at
+            due = each.next_transition_at
         else:
             due = (
                 schedule_begins_at(each)
@@ -99,7 +99,7 @@ class TransitionQueue:
                 return due, each
         return None
 
-    def put_what_moved(self, each: Transitioning) -> None:
+    def put_transitioned(self, each: Transitioning) -> None:
         """Queue anew what a turn may have moved: a subscription and its invoices."""
         subscription_id = each.id if isinstance(each, Subscription) else each.subscription or ""
         self.put(self._account.subscriptions.find(subscription_id))
@@ -127,7 +127,11 @@ def _next_transition_at(account: Account, subscription: Subscription) -> int | N
     times = [subscription.renews_at, subscription.cancel_at, _collection_resumes_at(subscription)]
     if subscription.pending_update is not None:
         times.append(subscription.pending_update.expires_at)
-    if subscription.status == "trialing" and not subscription.trial_end_told and subscription.trial_end:
+    if (
+        subscription.status == "trialing"
+        and not subscription.is_trial_end_reported
+        and subscription.trial_end
+    ):
         times.append(max(subscription.trial_end - TRIAL_NOTICE_S, subscription.trial_start or 0))
     times.append(phase_ends_at(account, subscription))
     return _earliest(times)
@@ -227,10 +231,10 @@ def _expire_incomplete(account: Account, subscription: Subscription) -> None:
 
 def _emit_trial_will_end(account: Account, subscription: Subscription) -> None:
     trial_end = subscription.trial_end
-    if subscription.status != "trialing" or subscription.trial_end_told or trial_end is None:
+    if subscription.status != "trialing" or subscription.is_trial_end_reported or trial_end is None:
         return
     if trial_end - TRIAL_NOTICE_S <= account.now:
-        subscription.trial_end_told = True
+        subscription.is_trial_end_reported = True
         account.emit("customer.subscription.trial_will_end", subscription.to_json())
 
 

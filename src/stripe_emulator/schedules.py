@@ -77,7 +77,7 @@ class PhaseInvoiceItem:
 
 @dataclass(slots=True, kw_only=True)
 class Phase:
-    """What a subscription is from ``start`` to ``end``, in Unix seconds.
+    """A phase: the terms of a subscription from ``start`` to ``end``, in Unix seconds.
 
     Attributes:
         given: the discounts that it has then; others end with the phase before.

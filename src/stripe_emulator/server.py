@@ -58,12 +58,12 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._told = asyncio.Event()
+        self._stopping = asyncio.Event()
 
     def end(self) -> None:
-        """Have it end."""
+        """Stop the server."""
         self.should_exit = True
-        self._told.set()
+        self._stopping.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -71,7 +71,7 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         await self.on_tick(0)
-        await self._told.wait()
+        await self._stopping.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for listening in (*self.servers, *(sockets or ())):

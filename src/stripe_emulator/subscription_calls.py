@@ -56,13 +56,12 @@ if TYPE_CHECKING:
     from stripe_emulator.invoices import InvoiceLine
 
 CREATE_PARAMS: Final = (
-    *("add_invoice_items", "backdate_start_date", "billing_cycle_anchor", "billing_mode", "currency"),
-    *("customer", "items", "payment_behavior", "proration_behavior", "trial_end", "trial_period_days"),
+    "add_invoice_items backdate_start_date billing_cycle_anchor billing_mode currency"
+    " customer items payment_behavior proration_behavior trial_end trial_period_days"
 )
 CLOCK_SUBSCRIPTIONS_MAX: Final = 3
 STATUS_FILTERS: Final = (
-    *("active", "all", "canceled", "ended", "incomplete", "incomplete_expired", "past_due", "paused"),
-    *("trialing", "unpaid"),
+    "active all canceled ended incomplete incomplete_expired past_due paused trialing unpaid"
 )
 # What a subscription takes while its first invoice is not paid
 # (https://docs.stripe.com/api/subscriptions/object#subscription_object-status).
@@ -81,7 +80,7 @@ def _create_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/create."""
     params = call.params
     refuse_classic_params(read_billing_mode(params, version=call.version), params)
-    params.only(*CREATE_PARAMS, *SUBSCRIPTION_PARAMS, *SUBSCRIPTION_IGNORED, expandable=None)
+    params.only(CREATE_PARAMS, *SUBSCRIPTION_PARAMS, SUBSCRIPTION_IGNORED, expandable=None)
     if "backdate_start_date" in params:
         raise ApiError("`backdate_start_date` is not emulated.", param="backdate_start_date")
     customer = account.customers.named(params.required("customer"))
@@ -222,7 +221,7 @@ def _list_subscriptions(account: Account, call: Call) -> JsonObject:
     https://docs.stripe.com/api/subscriptions/list#list_subscriptions-status
     """
     params = call.params
-    status, price = params.choice("status", STATUS_FILTERS), params.text("price")
+    status, price = params.choice("status", STATUS_FILTERS.split()), params.text("price")
     customer = account.customers.known(params.text("customer"))
     clock = params.text("test_clock")
     starts, ends = params.span("current_period_start"), params.span("current_period_end")
@@ -253,15 +252,10 @@ def _update_subscription(account: Account, call: Call) -> JsonObject:
     params, subscription = call.params, account.subscriptions.find(call.object_id)
     refuse_classic_params(subscription.billing_mode, params)
     params.only(
-        "billing_cycle_anchor",
-        "items",
-        "payment_behavior",
-        "proration_behavior",
-        "proration_date",
-        "add_invoice_items",
-        "trial_end",
+        "billing_cycle_anchor items payment_behavior proration_behavior proration_date"
+        " add_invoice_items trial_end",
         *SUBSCRIPTION_PARAMS,
-        *SUBSCRIPTION_IGNORED,
+        SUBSCRIPTION_IGNORED,
         expandable=None,
     )
     if subscription.status in ENDED and set(params) - {"cancellation_details", "expand", "metadata"}:
@@ -305,7 +299,7 @@ def _update_subscription(account: Account, call: Call) -> JsonObject:
 def _cancel_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/cancel; one that has ended is not found."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.only("cancellation_details", "invoice_now", "prorate", expandable=None)
+    params.only("cancellation_details invoice_now prorate", expandable=None)
     if subscription.status in ENDED:
         raise not_found("subscription", subscription.id)
     apply_cancellation_details(subscription, params)
@@ -355,16 +349,16 @@ SUBSCRIPTION_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
 )
 
 
-CHANGE_PARAMS: Final = ("off_session", "payment_behavior", "proration_behavior", "proration_date")
+CHANGE_PARAMS: Final = "off_session payment_behavior proration_behavior proration_date"
 
 
 def _create_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/create."""
-    call.params.only("subscription", *ITEM_PARAMS, *CHANGE_PARAMS, expandable=None)
+    call.params.only("subscription", *ITEM_PARAMS, CHANGE_PARAMS, expandable=None)
     subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
     refuse_classic_params(subscription.billing_mode, call.params)
     known = {item.id for item in subscription.items}
-    wanted = read_item(account, call.params.but("subscription", "expand", *CHANGE_PARAMS), of=subscription)
+    wanted = read_item(account, call.params.but("subscription expand", CHANGE_PARAMS), of=subscription)
     changed = _change_item(account, call, subscription, wanted)
     item = next(item for item in changed.items if item.id not in known)
     return item.to_json()
@@ -377,10 +371,10 @@ def _retrieve_item(account: Account, call: Call) -> JsonObject:
 
 def _update_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/update."""
-    call.params.only(*ITEM_PARAMS, *CHANGE_PARAMS, expandable=None)
+    call.params.only(*ITEM_PARAMS, CHANGE_PARAMS, expandable=None)
     subscription, item = account.subscriptions.of_item(call.object_id)
     refuse_classic_params(subscription.billing_mode, call.params)
-    given = call.params.but("expand", *CHANGE_PARAMS)
+    given = call.params.but("expand", CHANGE_PARAMS)
     wanted = read_item(account, given, of=subscription, item_id=item.id)
     changed = _change_item(account, call, subscription, wanted)
     shown = next(each for each in changed.items if each.id == item.id)
@@ -389,7 +383,7 @@ def _update_item(account: Account, call: Call) -> JsonObject:
 
 def _delete_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/delete; the last one cannot be deleted."""
-    call.params.only("clear_usage", *CHANGE_PARAMS)
+    call.params.only("clear_usage", CHANGE_PARAMS)
     subscription, item = account.subscriptions.of_item(call.object_id)
     refuse_classic_params(subscription.billing_mode, call.params)
     if len(subscription.items) == 1:
@@ -437,7 +431,7 @@ PAUSABLE_STATUSES: Final = ("active", "past_due", "unpaid")
 def _pause_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/billing/subscriptions/pause: the unused time is credited, usage is charged."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.only("bill_for", "invoicing_behavior", "type", expandable=None)
+    params.only("bill_for invoicing_behavior type", expandable=None)
     if subscription.status not in PAUSABLE_STATUSES or subscription.schedule is not None:
         message = (
             f"This subscription cannot be paused: its status is `{subscription.status}`"
@@ -463,9 +457,7 @@ def _pause_subscription(account: Account, call: Call) -> JsonObject:
 def _resume_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/resume: with a new cycle, or in the old one."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.only(
-        "billing_cycle_anchor", "payment_behavior", "proration_behavior", "proration_date", expandable=None
-    )
+    params.only("billing_cycle_anchor payment_behavior proration_behavior proration_date", expandable=None)
     if subscription.status != "paused":
         message = f"You can only resume a subscription that is paused. Its status is `{subscription.status}`."
         raise ApiError(message)

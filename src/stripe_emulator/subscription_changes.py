@@ -250,7 +250,7 @@ PENDING_S: Final = 23 * 3_600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedChange:
-    """What a change of items, trial or cycle brings about.
+    """The result of a change of items, trial or cycle.
 
     Attributes:
         lines: charges and credits.
@@ -310,7 +310,7 @@ def commit_change(
     *,
     behavior: str,
 ) -> Subscription:
-    """Have a change bind and invoice what is to be invoiced at once. Returns the subscription as it is then.
+    """Apply a change and invoice its immediate lines. Returns the subscription as it is then.
 
     Args:
         account: what it is of.
@@ -324,7 +324,7 @@ def commit_change(
         ApiError: it is not paid, and was to be refused then: 402.
     """
     before = subscription.to_json()
-    waiting = account.invoices.waiting(subscription)
+    waiting = account.invoices.pending_lines(subscription)
     if not change.immediate or not [*waiting, *change.lines]:
         account.invoices.pending.setdefault(subscription.id, []).extend(change.lines)
         account.subscriptions.add(draft)
@@ -358,7 +358,7 @@ def commit_change(
 
 def has_amount_due(account: Account, subscription: Subscription, lines: Sequence[InvoiceLine]) -> bool:
     """Tell whether lines, with those that wait for an invoice, come to an amount that has to be paid."""
-    waiting = account.invoices.waiting(subscription)
+    waiting = account.invoices.pending_lines(subscription)
     balance = account.customers.find(subscription.customer).balance
     return balance + total_of_lines(account, subscription, [*waiting, *lines]) >= CHARGE_MIN
 
@@ -368,7 +368,7 @@ def unpaid_error(account: Account, subscription: Subscription) -> ApiError:
     method = payment_method_of(account, subscription.customer, subscription)
     if method is None:
         return ApiError(NO_PAYMENT_METHOD, code="resource_missing", stored=True)
-    if account.payment_methods.needs_customer(method, customer=subscription.customer):
+    if account.payment_methods.needs_authentication(method, customer=subscription.customer):
         return ApiError(
             NEEDS_CUSTOMER,
             status=HTTPStatus.PAYMENT_REQUIRED,
@@ -392,7 +392,7 @@ def _invoice_change(account: Account, subscription: Subscription, change: Prepar
 
 
 def _exclude_invoiced_usage(subscription: Subscription, changed: Subscription) -> None:
-    """Have a subscription not charge again what the invoice of its pending update charges.
+    """Exclude the usage that the invoice of a pending update charges.
 
     "Outstanding usage" goes on that invoice. If it is never paid, the usage is discarded with it
     (https://docs.stripe.com/billing/subscriptions/pending-updates).
@@ -423,7 +423,7 @@ def _begin_trial(
             lines.append(trial_line(account, item))
     if not was_trialing:
         draft.status, draft.trial_start = "trialing", at
-    draft.trial_end, draft.billing_cycle_anchor, draft.trial_end_told = until, until, False
+    draft.trial_end, draft.billing_cycle_anchor, draft.is_trial_end_reported = until, until, False
     return lines
 
 

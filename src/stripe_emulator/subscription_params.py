@@ -27,13 +27,13 @@ LAST_ITEM: Final = (
     "subscription, use the cancel subscription endpoint instead."
 )
 # Accepted and without effect.
-ITEM_IGNORED: Final = ("clear_usage", "current_trial")
-ITEM_PARAMS: Final = ("discounts", "metadata", "price", "price_data", "quantity", *ITEM_TERMS, *ITEM_IGNORED)
+ITEM_IGNORED: Final = "clear_usage current_trial"
+ITEM_PARAMS: Final = ("discounts", "metadata", "price", "price_data", "quantity", *ITEM_TERMS, ITEM_IGNORED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemChange:
-    """What becomes of one item.
+    """A requested change of one subscription item.
 
     Attributes:
         item: id of the item; None: it is a new one.
@@ -84,7 +84,7 @@ def read_item(
     account: Account, params: Params, *, of: Subscription | None, item_id: str | None = None
 ) -> ItemChange:
     """Return what a call wants of one item; it names it where ``item_id`` does not."""
-    params.only("id", "deleted", *ITEM_PARAMS)
+    params.only("id deleted", *ITEM_PARAMS)
     item_id = item_id or params.given("id")
     own = {} if of is None else {item.id: item for item in of.items}
     if item_id is not None and item_id not in own:
@@ -188,7 +188,7 @@ SUBSCRIPTION_PARAMS: Final = (
     *("trial_settings", *SUBSCRIPTION_TERMS, *SHOWN_TERMS),
 )
 # Accepted and without effect.
-SUBSCRIPTION_IGNORED: Final = ("off_session", "trial_from_plan")
+SUBSCRIPTION_IGNORED: Final = "off_session trial_from_plan"
 TRIAL_DAYS_MAX: Final = 730
 DAY_S: Final = 86_400
 TRIAL_ACTIONS: Final = ("cancel", "create_invoice", "pause")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def set_status(account: Account, subscription: Subscription, status: SubscriptionStatus) -> None:
-    """Give a subscription another status, and tell of it."""
+    """Change the status of a subscription and emit an event."""
     with account.updating("customer.subscription.updated", subscription.to_json):
         subscription.status = status
         if status == "incomplete_expired":
@@ -31,7 +31,7 @@ def pause_subscription(account: Account, subscription: Subscription, *, why: str
 
 
 def leave_pause(account: Account, subscription: Subscription, status: SubscriptionStatus) -> None:
-    """Have a paused subscription run again."""
+    """Resume a paused subscription."""
     with account.updating("customer.subscription.updated", subscription.to_json):
         subscription.status, subscription.resumption = status, None
         subscription.paused_by = subscription.paused_at = None

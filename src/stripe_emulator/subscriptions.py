@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from stripe_emulator.billing_cycle import BillingMode, period_at
-from stripe_emulator.protocol import JsonObject, not_found, shown_fields
+from stripe_emulator.protocol import JsonObject, not_found, null_fields, shown_fields
 from stripe_emulator.registry import ObjectRegistry
 from stripe_emulator.terms import (
     ACCOUNT,
@@ -32,18 +32,18 @@ ITEMS_SHOWN: Final = 10
 ENDED: Final = ("canceled", "incomplete_expired")
 # Fields of a subscription that Stripe shows in another shape, or not at all.
 SUBSCRIPTION_HIDDEN: Final = (
-    *("cancellation", "paused_at", "paused_by", "prorate_at_cancel", "resumption", "save_payment_method"),
-    *("shown", "tax_liability", "terms", "trial_action", "trial_end_told"),
+    "cancellation paused_at paused_by prorate_at_cancel resumption save_payment_method shown"
+    " tax_liability terms trial_action is_trial_end_reported"
 )
 SUBSCRIPTION_NULLS: Final = (
-    *("application", "billing_cycle_anchor_config", "customer_account"),
-    *("next_pending_invoice_item_invoice", "presentment_details"),
+    "application billing_cycle_anchor_config customer_account"
+    " next_pending_invoice_item_invoice presentment_details"
 )
 
 
 @dataclass(slots=True, kw_only=True)
 class ItemDebit:
-    """What an item was charged for a span of time: what a credit for unused time is taken from.
+    """A charge of an item for a span of time, from which credits for unused time are taken.
 
     Attributes:
         amount: minor units of the currency.
@@ -198,7 +198,7 @@ class Subscription:
     trial_start: int | None = None
     trial_end: int | None = None
     trial_action: str = "create_invoice"
-    trial_end_told: bool = False
+    is_trial_end_reported: bool = False
     paused_by: str | None = None
     paused_at: int | None = None
     resumption: str | None = None
@@ -220,7 +220,7 @@ class Subscription:
 
     @property
     def renews_at(self) -> int:
-        """When the first of its items is due again."""
+        """The instant at which the first of its items renews."""
         return min(item.period_end for item in self.items)
 
     def copy(self) -> Subscription:
@@ -239,7 +239,7 @@ class Subscription:
         """Return the subscription as Stripe shows it (https://docs.stripe.com/api/subscriptions/object)."""
         terms = terms_to_json(self.terms, SUBSCRIPTION_TERMS)
         return {
-            **shown_fields(self, *SUBSCRIPTION_HIDDEN),
+            **shown_fields(self, SUBSCRIPTION_HIDDEN),
             "object": "subscription",
             **terms,
             **terms_to_json(self.shown, SHOWN_TERMS),
@@ -266,7 +266,7 @@ class Subscription:
             "start_date": self.created,
             "status_details": self._status_details(),
             "trial_settings": {"end_behavior": {"missing_payment_method": self.trial_action}},
-            **dict.fromkeys(SUBSCRIPTION_NULLS),
+            **null_fields(SUBSCRIPTION_NULLS),
         }
 
     def _status_details(self) -> JsonObject | None:
@@ -351,5 +351,5 @@ def read_subscription_terms(subscription: Subscription, params: Params) -> None:
     tax = params.hash("automatic_tax")
     liability = None if tax is None else tax.hash("liability")
     if tax is not None:
-        tax.only("enabled", "liability")
+        tax.only("enabled liability")
         subscription.tax_liability = None if liability is None else read_hash(liability, ACCOUNT)

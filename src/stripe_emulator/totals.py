@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from stripe_emulator.coupons import Discount, active_discounts
 from stripe_emulator.prices import to_cents
-from stripe_emulator.protocol import JsonObject, shown_fields
+from stripe_emulator.protocol import JsonObject, null_fields, shown_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -46,7 +46,7 @@ class ChargedLine(Protocol):
 
     @property
     def amount(self) -> int:
-        """What it comes to; a credit is negative."""
+        """The amount; a credit is negative."""
         ...
 
     @property
@@ -91,7 +91,7 @@ class LineTotal:
 
     @property
     def discount(self) -> int:
-        """What all discounts take off."""
+        """The sum of all discounts."""
         return sum(self.off.values())
 
     @property
@@ -116,7 +116,7 @@ class LineTotal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoiceTotals:
-    """What an invoice comes to, in minor units of the currency.
+    """The totals of an invoice, in minor units of the currency.
 
     Attributes:
         lines: in the order of the invoice's.
@@ -139,12 +139,12 @@ class InvoiceTotals:
 
     @property
     def without_tax(self) -> int:
-        """What the lines come to after discounts."""
+        """The sum of lines after discounts, without tax."""
         return self.subtotal - self.discount - self.tax_within
 
     @property
     def total(self) -> int:
-        """What the invoice comes to."""
+        """The total with tax."""
         return self.without_tax + self.tax
 
     def discount_amounts(self) -> list[JsonObject]:
@@ -284,7 +284,7 @@ def _round_cumulatively(parts: Sequence[Fraction], to_whole: Callable[[Fraction]
 
 
 TAX_RATE_TEXTS: Final = ("country", "description", "jurisdiction", "state", "tax_type")
-TAX_RATE_NULLS: Final = ("effective_percentage", "flat_amount", "jurisdiction_level", "rate_type")
+TAX_RATE_NULLS: Final = "effective_percentage flat_amount jurisdiction_level rate_type"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -312,6 +312,6 @@ class TaxRate:
             **shown_fields(self, "texts"),
             **dict.fromkeys(TAX_RATE_TEXTS),
             **self.texts,
-            **dict.fromkeys(TAX_RATE_NULLS),
+            **null_fields(TAX_RATE_NULLS),
         }
         return {**shown, "object": "tax_rate", "percentage": float(self.percentage)}

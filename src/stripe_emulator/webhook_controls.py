@@ -48,8 +48,8 @@ class WebhookDispatcher:
     async def deliver_due(self, *, apps: bool = True) -> list[Delivery]:
         """Deliver all that is due, in the order in which it fell due; ``apps``: to those at hand too."""
         made: list[Delivery] = []
-        while (due := self._take(apps=apps)) is not None:
-            made.append(await self._send(due))
+        while (due := self._take_due(apps=apps)) is not None:
+            made.append(await self._send_delivery(due))
         return made
 
     async def deliver(
@@ -58,7 +58,9 @@ class WebhookDispatcher:
         """Deliver these in this order to each endpoint that wants them, as often as they are named."""
         now, endpoints = self._account.behaviour.clock(), tuple(endpoints)
         return [
-            await self._send(DueDelivery(event=event, endpoint=endpoint, attempt=0, at_s=now), how=how)
+            await self._send_delivery(
+                DueDelivery(event=event, endpoint=endpoint, attempt=0, at_s=now), how=how
+            )
             for event in events
             for endpoint in endpoints
             if endpoint.wants(event.type, thin=event.thin)
@@ -77,7 +79,7 @@ class WebhookDispatcher:
 
         with self._account.lock:
             self._account.wakers.append(waker)
-        task = loop.create_task(self._run(woken), name="stripe-emulator-webhooks")
+        task = loop.create_task(self._deliver_forever(woken), name="stripe-emulator-webhooks")
         try:
             yield
         finally:
@@ -85,7 +87,7 @@ class WebhookDispatcher:
                 self._account.wakers.remove(waker)
             await _cancel_task(task)
 
-    async def _run(self, woken: asyncio.Event) -> None:
+    async def _deliver_forever(self, woken: asyncio.Event) -> None:
         while True:
             woken.clear()
             has_endpoints = any(True for _ in self._account.endpoints)
@@ -97,11 +99,11 @@ class WebhookDispatcher:
                 async with asyncio.timeout(CLOCK_POLL_S if has_endpoints else None):
                     await woken.wait()
 
-    def _take(self, *, apps: bool) -> DueDelivery | None:
+    def _take_due(self, *, apps: bool) -> DueDelivery | None:
         with self._account.lock:
             return self._account.deliveries.take(now=self._account.behaviour.clock(), apps=apps)
 
-    async def _send(self, due: DueDelivery, *, how: Forgery | None = None) -> Delivery:
+    async def _send_delivery(self, due: DueDelivery, *, how: Forgery | None = None) -> Delivery:
         # Needs httpx, which an emulator without endpoints does without.
         sender: Any = import_module(SENDER)
         delivery: Delivery = await sender.send(due, now=self._account.behaviour.clock(), how=how)
@@ -125,14 +127,14 @@ EMIT_FIELDS: Final = frozenset({"type", "object", "previous"})
 
 
 class WebhookControls(Behaviour):
-    """What ``StripeEmulator`` can do with webhooks."""
+    """Webhook endpoints, events and deliveries; a part of ``StripeEmulator``."""
 
     _account: Account
     _courier: WebhookDispatcher
 
     @property
     def webhook_events(self) -> tuple[Event, ...]:
-        """All that has happened in the account, as webhooks tell of it, oldest first."""
+        """All that has happened in the account, as webhooks report it, oldest first."""
         with self._account.lock:
             return tuple(self._account.log)
 
@@ -157,7 +159,7 @@ class WebhookControls(Behaviour):
         thin: bool = False,
         app: ASGIApp | None = None,
     ) -> str:
-        """Have a webhook endpoint told of what happens from now on. Returns the secret that signs.
+        """Add a webhook endpoint for events from now on. Returns its signing secret.
 
         Args:
             url: where events are posted to.
@@ -223,7 +225,7 @@ class WebhookControls(Behaviour):
         """
         with self._account.lock:
             meter = self._account.meters.active(event_name)
-            return self._account.tell_thin(
+            return self._account.report_thin(
                 meter_error_report(
                     None if meter is None else meter.id,
                     code=code,
@@ -259,8 +261,8 @@ class WebhookControls(Behaviour):
             run_due_transitions(self._account)
             return tuple(await self._courier.deliver_due())
         with self._account.lock:
-            told: list[AnyEvent] = [*self._account.log, *self._account.thin_log]
-            known = {event.id: event for event in told}
+            every: list[AnyEvent] = [*self._account.log, *self._account.thin_log]
+            known = {event.id: event for event in every}
             named = [event if isinstance(event, str) else event.id for event in events]
             unknown = [name for name in named if name not in known]
             endpoints = self._endpoints(to)
@@ -275,34 +277,34 @@ class WebhookControls(Behaviour):
 
     def _webhook_routes(self) -> list[Route]:
         return [
-            Route("/_emulator/endpoints", control_endpoint(self._script_endpoints), methods=["GET", "POST"]),
-            Route("/_emulator/emit", control_endpoint(self._script_emit), methods=["POST"]),
-            Route("/_emulator/deliver", control_endpoint(self._script_deliver), methods=["POST"]),
-            Route("/_emulator/deliveries", control_endpoint(self._tell_deliveries), methods=["GET"]),
+            Route("/_emulator/endpoints", control_endpoint(self._control_endpoints), methods=["GET", "POST"]),
+            Route("/_emulator/emit", control_endpoint(self._control_emit), methods=["POST"]),
+            Route("/_emulator/deliver", control_endpoint(self._control_deliver), methods=["POST"]),
+            Route("/_emulator/deliveries", control_endpoint(self._control_deliveries), methods=["GET"]),
         ]
 
-    async def _script_endpoints(self, request: Request) -> JsonObject:
+    async def _control_endpoints(self, request: Request) -> JsonObject:
         if request.method == "POST":
-            given = _object(await request.body(), allowed=ENDPOINT_FIELDS, needed="url")
+            given = _read_fields(await request.body(), allowed=ENDPOINT_FIELDS, needed="url")
             return {"secret": self.add_endpoint(**given)}
         with self._account.lock:
             return {"endpoints": [each.to_json() for each in self._account.endpoints]}
 
-    async def _script_emit(self, request: Request) -> JsonObject:
-        given = _object(await request.body(), allowed=EMIT_FIELDS, needed="type")
+    async def _control_emit(self, request: Request) -> JsonObject:
+        given = _read_fields(await request.body(), allowed=EMIT_FIELDS, needed="type")
         event = self.emit(given["type"], given.get("object", {}), previous=given.get("previous"))
         return {"event": None if event is None else event.to_json()}
 
-    async def _script_deliver(self, request: Request) -> JsonObject:
-        given = _object(await request.body() or b"{}", allowed=DELIVER_FIELDS)
+    async def _control_deliver(self, request: Request) -> JsonObject:
+        given = _read_fields(await request.body() or b"{}", allowed=DELIVER_FIELDS)
         made = await self.deliver(*given.get("events", ()), to=given.get("to"), forge=given.get("forge"))
         return {"deliveries": [asdict(delivery) for delivery in made]}
 
-    async def _tell_deliveries(self, _: Request) -> JsonObject:
+    async def _control_deliveries(self, _: Request) -> JsonObject:
         return {"deliveries": [asdict(delivery) for delivery in self.deliveries]}
 
 
-def _object(body: bytes, *, allowed: Collection[str], needed: str | None = None) -> dict[str, Any]:
+def _read_fields(body: bytes, *, allowed: Collection[str], needed: str | None = None) -> dict[str, Any]:
     given = json.loads(body)
     fields = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
     if not isinstance(given, dict) or fields.keys() - allowed or (needed and needed not in fields):

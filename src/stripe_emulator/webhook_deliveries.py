@@ -186,7 +186,7 @@ class WebhookEndpoint:
     def to_json(self) -> JsonObject:
         """Return the endpoint as Stripe shows it, without its secret."""
         return {
-            **shown_fields(self, "app", "events", "rolled", "secret", "thin"),
+            **shown_fields(self, "app events rolled secret thin"),
             "object": "webhook_endpoint",
             "api_version": API_VERSION,
             "application": None,

@@ -121,7 +121,7 @@ class Events(ObjectRegistry[Event]):
     def list(self, call: Call) -> JsonObject:
         """``GET /v1/events``, newest first (https://docs.stripe.com/api/events/list)."""
         params = call.params
-        params.only("type", "types", "created", "delivery_success", *PAGING_PARAMS)
+        params.only("type types created delivery_success", *PAGING_PARAMS)
         kind, kinds = params.given("type"), list(params.texts("types").values())
         params.refuse_both("type", "types", param="types")
         if len(kinds) > TYPES_MAX:

@@ -15,9 +15,9 @@ from stripe_emulator.billing_cycle import period_at
 from stripe_emulator.call import Params
 from stripe_emulator.prices import (
     Price,
+    PriceInterval,
     PriceScheme,
     PriceTier,
-    Recurring,
     charges_by_tier,
     price_quantity,
     to_cents,
@@ -42,7 +42,7 @@ def test_periods_follow_from_the_anchor(anchor: str, at: str, start: str, end: s
     first, instant, begin, finish = (
         int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) for text in (anchor, at, start, end)
     )
-    assert period_at(first, Recurring(interval="month"), instant) == (begin, finish)
+    assert period_at(first, PriceInterval(interval="month"), instant) == (begin, finish)
 
 
 def test_what_recurs_not_has_no_cycle() -> None:

@@ -123,7 +123,7 @@ async def check_bill(
 
 
 def due_of(quantity: int, entitlement: Entitlement, report: Report, *, prepaid: int = 0) -> int:
-    """How much of a quantity is reported to Stripe.
+    """Return the part of a quantity that is reported to Stripe.
 
     ``report: usage`` sends included and overage, ``report: overage`` what is beyond included; overage is
     sent only on a plan that bills it, and no more than its cap.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def override(kit: MeterKit, *, plan: str) -> Generator[None]:
-    """Have every customer of a kit on one plan within a ``with`` block.
+    """Put every customer of a kit on one plan within a ``with`` block.
 
     From the next decision on, in this process, ``plan`` holds whatever plan a customer was put on, and also
     where payments have it restricted; a suspended one stays refused. Nothing is written, and what
