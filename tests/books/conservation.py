@@ -32,7 +32,7 @@ async def sample(kit: MeterKit, customer: str) -> Sample:
     store = kit.store
     keys, admin = store.keys.customer(customer), await store.admin()
     names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
-    reply = await admin.run(store.scripts["usage"], names)
+    reply = await admin.run(store.scripts["read_usage"], names)
     counters, totals = (
         dict(zip([x.decode() for x in flat[::2]], flat[1::2], strict=True)) for flat in reply[3:5]
     )

@@ -360,7 +360,7 @@ class Processes(ScriptWorld):
 
     def put(self, state: CustomerState) -> None:
         before, self.rev = self.rev, f"{FORMAT}:{next(self.numbers):012x}"
-        amend, revs = self.scripts["amend"], (before, self.rev)
+        amend, revs = self.scripts["amend_state"], (before, self.rev)
         assert self.wire(amended(self.keys, amend, CUSTOMER, revs, state.dump(), self.wall)) == [0]
         self.amended_us = self.mono_us
         self.plan = state.plan or self.plan

@@ -83,7 +83,7 @@ class PaidProcesses(Processes):
             grants = (("c:ai", 700 * 10**6), ("m:words", 200), ("m:requests", 100))
             grant_id, keys = f"g{next(self.numbers)}", (self.own.grants, self.own.ledger)
             words = (grant_id, 256, 100, 0, NEVER_MS, *self.random.choice(grants), self.wall)
-            assert self.run("grant", keys, *words)[0] == 0
+            assert self.run("add_grant", keys, *words)[0] == 0
 
     def tick(self, process: Process) -> None:
         """Time passes, but holds do not vanish before their requests have ended."""

@@ -191,7 +191,7 @@ class Rebuilt:
 class Rebuilding(Checks):
     """A customer of whom the store has less than the log, anew in each step."""
 
-    names = (*Checks.names, "rebuild")
+    names = (*Checks.names, "rebuild_counters")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random, *, slack_ms: int = 0) -> None:
         super().__init__(wire, texts, slack_ms=slack_ms)
@@ -281,16 +281,16 @@ class Rebuilding(Checks):
         if waits:
             self.wire(pack("XADD", self._key("audit"), "*", "k", "x"))
         argv = (view.rev, pack_numbers(terms), NAME, wanted.text())
-        reply, found = self.ask("rebuild", KEYS, *argv, now)
+        reply, found = self.ask("rebuild_counters", KEYS, *argv, now)
         if waits:
             found.pop("audit")
             self.wire(pack("DEL", self._key("audit")))
         at, ending = stand(customer, view, Times(wall=now, claimed=now))
         if ending is not None:
-            self.check("rebuild not", ending, reply, found)
+            self.check("rebuild_counters not", ending, reply, found)
             return
         if waits:
-            self.check("rebuild waits", [1, at], reply, found)
+            self.check("rebuild_counters waits", [1, at], reply, found)
             return
         closed = dict(customer.closed)
         shard.roll(NAME, view, at)
@@ -298,7 +298,7 @@ class Rebuilding(Checks):
         expected = work.reply()
         if expected[0] == 0:
             self._compare("what was missing", work.done, json.loads(reply.pop() or "{}") or {})
-        self.check(f"rebuild {wanted} {texts_of(closed)}", expected, reply, found)
+        self.check(f"rebuild_counters {wanted} {texts_of(closed)}", expected, reply, found)
         self.seen["parked"] += bool(work.made)
         self.seen["parked together"] += any(intent.till < intent.minute // 1000 for intent in work.made)
         self.seen["left"] += any(not text.endswith(" 0") for text in work.done.values())
@@ -320,7 +320,7 @@ Sums = Counter[tuple[str, str, int | None, str]]
 class Folding(ScriptWorld):
     """A stream of the audit log and the sums beside it, anew in each step."""
 
-    names = ("fold", "unfold")
+    names = ("fold_audit", "unfold_audit")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
@@ -337,7 +337,7 @@ class Folding(ScriptWorld):
         before, names = self._sums(), self._names()
         most = self.random.choice((0, 1, 3, 10))
         readable = [name for name, is_read in names[::-1] if is_read]
-        gone = self._ask("fold", most)
+        gone = self._ask("fold_audit", most)
         looked = min(max(0, number - most), AT_ONCE)
         expected = [name for name, is_read in names[::-1][:looked] if is_read]
         self.compare("how many are gone", len(expected), gone)
@@ -347,7 +347,7 @@ class Folding(ScriptWorld):
         self.seen["added up"] += bool(expected)
         self.seen["left"] += len(readable) > len(expected)
         kept = self._hash()
-        self.compare("sums entered", len(kept), self._ask("unfold"))
+        self.compare("sums entered", len(kept), self._ask("unfold_audit"))
         self.compare("the hash", {}, self._hash())
         self.compare("the sums", before, self._sums())
         entered = [fields for name, fields in self._stream() if name not in left]

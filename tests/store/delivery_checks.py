@@ -20,8 +20,22 @@ if TYPE_CHECKING:
     from store.script_wires import Wire
 
 NAMES: Final = (
-    *("seal", "move", "amend", "lease", "claim", "forget", "usage", "fence", "count", "recall"),
-    *("change_state", "restore", "refuse", "withdraw", "strand", "settle_item"),
+    "seal",
+    "move_intents",
+    "amend_state",
+    "lease_shard",
+    "change_claim",
+    "forget_customer",
+    "read_usage",
+    "fence_producer",
+    "count_due",
+    "recall_intents",
+    "change_state",
+    "correct_usage",
+    "refuse_intent",
+    "withdraw_intent",
+    "mark_late",
+    "settle_item",
 )
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 
@@ -65,7 +79,7 @@ class Checks:
         self.keys, self.seen, self.wall = Keys("mk", 1), Counter[str](), 0
         self.shas = {(name, 0): self._load(text) for name, text in texts.items()}
         for skew in SKEWS:
-            for name in ("seal", "restore"):
+            for name in ("seal", "correct_usage"):
                 self.shas[name, skew] = self._load(texts[name].replace(_CLOCK, f"{_CLOCK} + {skew}"))
         self.empty()
 

@@ -280,7 +280,9 @@ class Delivery(Checks):
 
     def restore_broken(self, name: str) -> None:
         """So it is with units that are to be taken back."""
-        self._ask_broken("restore", name, self._restore_keys(name, "r:2"), name, '{"meters": []}', "2", "{}")
+        self._ask_broken(
+            "correct_usage", name, self._restore_keys(name, "r:2"), name, '{"meters": []}', "2", "{}"
+        )
 
     def _ask_broken(self, script: str, name: str, keys: tuple[str, ...], *argv: str) -> None:
         """Have a field of the counters or totals be no whole number."""
@@ -314,7 +316,7 @@ class Delivery(Checks):
         batches = {f"batch-{nth}": " ".join(sample(wanted, len(wanted))) for nth in range(count)}
         reply, found = self._ask_move(token, states, moves, names, batches)
         expected = self.shard.move(token, states, moves, batches, self.wall)
-        self.check(f"move {token} {states} {moves}", expected, reply, found)
+        self.check(f"move_intents {token} {states} {moves}", expected, reply, found)
 
     def move_broken(self, _: str) -> None:
         """Of an intent whose customer's totals cannot be counted in nothing changes but when it is due."""
@@ -336,7 +338,7 @@ class Delivery(Checks):
         self.rows[key] = [b"hash", DAY_MS, -1, []]
         if identifier in self.shard.outbox:
             self.shard.outbox[identifier] = self.wall + 2 * SLOT_MS
-        self.check(f"move broken {identifier}", [0, self.wall, [2]], reply, found)
+        self.check(f"move_intents broken {identifier}", [0, self.wall, [2]], reply, found)
 
     def _move(self, identifier: str) -> Move:
         return Move(
@@ -354,7 +356,7 @@ class Delivery(Checks):
         shared = ("intents", "outbox", "lease", "delivered:1", "parked", "dead", "compare", "batches:1")
         words = "".join(f"{state} " for state in states)
         argv = (token, words, json.dumps(moves), json.dumps(list(sent.items())))
-        return self.ask("move", (*shared, *(f"t:{name}" for name in names)), *argv, self.wall)
+        return self.ask("move_intents", (*shared, *(f"t:{name}" for name in names)), *argv, self.wall)
 
     def change_state(self, _: str) -> None:
         free = {known: intent for known, intent in self.shard.intents.items() if intent.state != "leased"}
@@ -420,11 +422,11 @@ class Delivery(Checks):
         token = self.random.choice([meter_token(meter) for meter in METERS if EVENTS[meter] == event])
         asked = Refuse(identifier, new, state, "refused", token, self.random.choice((*[owner] * 9, name)))
         reply, found = self.ask_refuse(asked)
-        self.check(f"refuse {asked}", self.shard.refuse(asked, self.wall), reply, found)
+        self.check(f"refuse_intent {asked}", self.shard.refuse(asked, self.wall), reply, found)
 
     def ask_refuse(self, asked: Refuse) -> tuple[Any, dict[str, Any]]:
         keys = ("intents", "outbox", "delivered:1", asked.state, f"t:{asked.customer}")
-        return self.ask("refuse", keys, *asked, self.wall)
+        return self.ask("refuse_intent", keys, *asked, self.wall)
 
     def to_restore(self) -> dict[str, list[str]]:
         """The meters that units are taken back of, each with the tokens of its events."""
@@ -485,7 +487,7 @@ class Delivery(Checks):
             sending["billed"] = asdict(restored.billed)
         keys = (*self._restore_keys(name, ONCE), *self._audit())
         argv = (view.rev, terms_of(view), name, text, restored.digest, json.dumps(sending), times.claimed)
-        reply, found = self.ask("restore", keys, *argv, skew=skew)
+        reply, found = self.ask("correct_usage", keys, *argv, skew=skew)
         audited = bool(self._audit())
         expected, kept = restore(self.shard, name, view, restored, times, is_audited=audited)
         if reply[0] <= 1 and len(reply) > 2:
@@ -494,7 +496,7 @@ class Delivery(Checks):
                 self._compare("what is kept", kept, json.loads(told))
                 self.shard.strings[ONCE] = told
             self._compare("what is told", self.shard.strings[ONCE], told)
-        self.check(f"restore {name} {view} {restored} {times}", expected, reply, found)
+        self.check(f"correct_usage {name} {view} {restored} {times}", expected, reply, found)
         self.seen["taken back at Stripe"] += f"{restored.nonce}-1" in self.shard.intents
         for units in map(str.split, kept["done"].values() if kept else ()):
             self.seen["units given back"] += units[7] != "0"
@@ -534,19 +536,19 @@ class Delivery(Checks):
         wanted = list(dict.fromkeys(self.random.choice(known) for _ in range(3)))
         keys = ("intents", "outbox", *own_keys(name, "tcs"), "unlinked")
         expected = self.shard.recall(name, rev, wanted, self.wall)
-        self.judge("recall", keys, rev, name, *wanted, expected=expected)
+        self.judge("recall_intents", keys, rev, name, *wanted, expected=expected)
 
     def count(self, _: str) -> None:
         keys = ("dirty", "outbox", "unlinked", "parked", "dead")
         places: list[dict[str, int]] = [getattr(self.shard, key) for key in keys]
         scores = [score for place in places for score in place.values()]
         limit = str(self.random.choice(("+inf", *scores)))
-        reply, found = self.ask("count", keys, limit, self.wall)
-        self.check(f"count {limit}", [9, *self.shard.count(places, float(limit))], [9, *reply], found)
+        reply, found = self.ask("count_due", keys, limit, self.wall)
+        self.check(f"count_due {limit}", [9, *self.shard.count(places, float(limit))], [9, *reply], found)
 
     def lease(self, _: str) -> None:
         token, ttl_ms = self.random.choice(WORKERS), self.random.choice((0, 600_000, 900_000))
-        self.judge("lease", ("lease",), token, ttl_ms, expected=self.shard.lease(token, ttl_ms))
+        self.judge("lease_shard", ("lease",), token, ttl_ms, expected=self.shard.lease(token, ttl_ms))
 
     def amend(self, name: str) -> None:
         """Somebody changes a customer; now and then somebody else was faster."""
@@ -572,7 +574,7 @@ class Delivery(Checks):
         argv = (asked.read, asked.rev, asked.data, name, int(linked), seal_at_ms)
         more = (asked.read_force, asked.force, asked.turn_ms, changes)
         expected = self.shard.amend(name, asked, self.wall, linked=linked, seal_at_ms=seal_at_ms)
-        self.judge("amend", keys, *argv, *more, expected=expected)
+        self.judge("amend_state", keys, *argv, *more, expected=expected)
 
     def _events(self) -> dict[str, str]:
         """Mostly all meters, each with the name of its event."""
@@ -587,12 +589,12 @@ class Delivery(Checks):
         read = self._rev(name)
         keys = (*own_keys(name, "cst"), "customers", "dirty", "unlinked", *own_keys(name, "gjvih"))
         more = ("turns", *own_keys(name, "kq"), *self._audit())
-        reply, found = self.ask("forget", (*keys, *more), read, name, self.wall)
+        reply, found = self.ask("forget_customer", (*keys, *more), read, name, self.wall)
         reply[1:2] = [min(1, fields) for fields in reply[1:2]]
         if reply[0] == 0:
             reply[-1].sort()
         expected = self.shard.forget(name, read, self.wall, is_audited=bool(self._audit()))
-        self.check(f"forget {name} {read}", expected, reply, found)
+        self.check(f"forget_customer {name} {read}", expected, reply, found)
 
     def forget_moved(self, name: str) -> None:
         self.plant_moved(name)
@@ -601,21 +603,21 @@ class Delivery(Checks):
     def claim(self, name: str) -> None:
         read = self.random.choice((self.shard.strings.get(LINK, ""), *ANCHORS, ""))
         owner = self.random.choice(("", name))
-        self.judge("claim", (LINK,), read, owner, expected=self.shard.claim(LINK, read, owner))
+        self.judge("change_claim", (LINK,), read, owner, expected=self.shard.claim(LINK, read, owner))
 
     def fence(self, _: str) -> None:
         writer = self.random.choice(WRITERS)
-        self.judge("fence", (writer,), expected=self.shard.fence(writer))
+        self.judge("fence_producer", (writer,), expected=self.shard.fence(writer))
 
     def usage(self, name: str) -> None:
         customer = self.shard.customers[name]
-        reply, found = self.ask("usage", own_keys(name, "cstgv"), self.wall)
+        reply, found = self.ask("read_usage", own_keys(name, "cstgv"), self.wall)
         *head, counters, totals, grants, levels = reply
         assert levels == []
         shown = [*head, flat_of(fields_of(counters)), pairs(totals), pairs(grants)]
         told = [texts_of(customer.fields()), texts_of(customer.closed), self.shard.grants.get(name, {})]
         expected = [self.wall, customer.rev.encode(), customer.data.encode(), *told]
-        self.check(f"usage {name}", expected, shown, found)
+        self.check(f"read_usage {name}", expected, shown, found)
 
     # What deeds are made of.
 

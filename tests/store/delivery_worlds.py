@@ -163,14 +163,14 @@ class Overtaking(Anew):
             self.wire(pack("HSET", self._key(f"t:{NAME}"), broken, "x"))
         entries = [["intent", "1", "a", "b", "c"]] * random.randrange(2)
         names = ("intents", "outbox", "parked", "compare", f"t:{NAME}", "dirty", f"h:{NAME}")
-        reply, found = self.ask("withdraw", names, "intent-1", read, json.dumps(entries), self.wall)
+        reply, found = self.ask("withdraw_intent", names, "intent-1", read, json.dumps(entries), self.wall)
         if is_broken:
             self.store(f"t:{NAME}")
             found[f"t:{NAME}"] = texts_of(customer.closed)
-            self.check("withdraw broken", [2, self.wall], reply, found)
+            self.check("withdraw_intent broken", [2, self.wall], reply, found)
             return
         expected = self.shard.withdraw("intent-1", read, entries, self.wall)
-        self.check("withdraw", expected, reply, found)
+        self.check("withdraw_intent", expected, reply, found)
 
 
 class Recalling(Anew):
@@ -260,7 +260,7 @@ class Refusing(Anew):
         self.store(f"t:{NAME}")
         found.pop(f"t:{NAME}", None)
         customer.closed = Totals()
-        self.check(f"refuse damaged {asked}", 3, reply, found)
+        self.check(f"refuse_intent damaged {asked}", 3, reply, found)
 
 
 PAID: Final = (0, 1, 2, 700)
@@ -556,9 +556,9 @@ class Stranding(Anew):
         if self.random.random() < 0.2:
             self._strand_audited(asked)
             return
-        reply, found = self.ask("strand", self._names(), NAME, NONCE, text_of(asked), now)
+        reply, found = self.ask("mark_late", self._names(), NAME, NONCE, text_of(asked), now)
         expected = strand(self.shard, asked, now)
-        self.check(f"strand {asked}", expected, reply, found)
+        self.check(f"mark_late {asked}", expected, reply, found)
         self.seen["late"] += len(reply) > 2
         self.seen["late and billed"] += 1 in reply[4::3]
         self.seen["late and by item"] += 2 in reply[4::3]
@@ -568,7 +568,7 @@ class Stranding(Anew):
         """With an audit log, which has an entry of each meter that is recorded once more."""
         names = [self._key(name) for name in (*self._names(), "audit")]
         argv = (NAME, NONCE, text_of(asked), self.wall)
-        reply, rows = self.wire(pack("EVALSHA", self.shas["strand", 0], len(names), *names, *argv))
+        reply, rows = self.wire(pack("EVALSHA", self.shas["mark_late", 0], len(names), *names, *argv))
         expected = strand(self.shard, asked, self.wall)
         self._compare("the reply", expected, reply)
         entries: list[list[int | bytes]] = []
@@ -587,8 +587,8 @@ class Stranding(Anew):
         self._compare("the audit log", entries, [list(unpack_field(fields[1])) for _, fields in stream])
         self.wire(pack("DEL", names[-1]))
         self.shard.fresh.clear()
-        _, found = self.ask("usage", own_keys(NAME, "cstgv"), self.wall)
-        self.check(f"strand audited {asked}", [8], [8], found)
+        _, found = self.ask("read_usage", own_keys(NAME, "cstgv"), self.wall)
+        self.check(f"mark_late audited {asked}", [8], [8], found)
 
     def _names(self) -> tuple[str, ...]:
         return (*own_keys(NAME, "cth"), "dirty", "intents", "outbox", "parked", "compare", "items")
@@ -663,9 +663,9 @@ class Stranding(Anew):
         self.wire(pack("HSET", self._key(f"t:{NAME}"), field, self.random.choice(("x", "1.5", ""))))
         words = f"DAMAGED a customer cannot be read: no whole numbers in field {field}"
         asked = text_of(self._asked())
-        reply, found = self.ask("strand", self._names(), NAME, NONCE, asked, self.wall)
+        reply, found = self.ask("mark_late", self._names(), NAME, NONCE, asked, self.wall)
         self._compare("the refusal", words, str(reply))
         self.store(f"t:{NAME}")
         del found[f"t:{NAME}"]
         found |= {f"t:{NAME}": texts_of(customer.closed)} if customer.closed else {}
-        self.check("strand damaged", [9], [9], found)
+        self.check("mark_late damaged", [9], [9], found)

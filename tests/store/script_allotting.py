@@ -188,7 +188,7 @@ class AllotWorld(ScriptWorld):
 
     def _put(self, state: CustomerState) -> None:
         rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
-        amend = self.scripts["amend"]
+        amend = self.scripts["amend_state"]
         for name in (ONE, MANY):
             request = amended(self.keys, amend, name, (self.rev, rev), state.dump(), self.wall)
             self.compare("amended", [0], self.wire(request))
@@ -240,7 +240,7 @@ class AllotWorld(ScriptWorld):
         return compile_program(view.entitlements, self.catalog, demands, prepaid=view.prepaid)
 
     def _allot(self, view: CustomerView, program: Program, asked: tuple[int, ...]) -> Any:
-        head = pack_head(program, view.keys, sha=self.scripts["allot"].sha, rev=view.rev)
+        head = pack_head(program, view.keys, sha=self.scripts["allot_requests"].sha, rev=view.rev)
         terms = view.terms(program.keep_ms, *program.numbers)
         return self.send(head + pack_each((terms, pack_numbers(asked), *program.trailing_arguments("d")[1:])))
 
@@ -423,13 +423,13 @@ class PaidAllotWorld(AllotWorld):
         begins_ms = self.random.choice((0, 0, self.wall + 100))
         grant_id = f"g{self.random.randrange(10**9)}"
         words = (grant_id, 256, 100, begins_ms, expires_ms, target, quantity, self.wall)
-        self._both("grant", words)
+        self._both("add_grant", words)
         self.granted.append(f"a {target} {grant_id}")
         self.seen["grant"] += 1
 
     def void(self) -> None:
         if self.granted:
-            self._both("void", (self.random.choice(self.granted), self.wall))
+            self._both("void_grants", (self.random.choice(self.granted), self.wall))
 
     def amend(self) -> None:
         self._put(CustomerState(plan=self.random.choice(("spare", "bounded")), granted=True))
@@ -459,7 +459,7 @@ class PaidAllotWorld(AllotWorld):
             keys = self._keys(name)
             self.wire(pack("DEL", keys.counters, keys.totals, keys.grants, keys.ledger))
         self._put(CustomerState(plan=plan, granted=True))
-        self._both("grant", ("edge", 256, 100, 0, NEVER_MS, "c:ai", 50 * 10**6, self.wall))
+        self._both("add_grant", ("edge", 256, 100, 0, NEVER_MS, "c:ai", 50 * 10**6, self.wall))
         self._settle_both(HeldQuantities(), UsedQuantities({"requests": 200}))
         program, reply = self._ask_many(demands, (times, 1, 1, 250, 1))
         while reply[0] == 2:

@@ -200,7 +200,7 @@ class World(Requests):
 
     def put(self, name: str, state: CustomerState, *, gone: bool = False) -> None:
         """Replace a customer's state, or take it away."""
-        customer, amend = self.model.customers[name], self.scripts["amend"]
+        customer, amend = self.model.customers[name], self.scripts["amend_state"]
         rev, data = f"{FORMAT}:{self.random.randrange(10**12):012x}", state.dump()
         if gone:
             rev, data = NO_STATE, ""
@@ -228,7 +228,7 @@ class World(Requests):
     def fence(self, _: str) -> None:
         nth = self.random.randrange(3)
         writer = self.writers[nth]
-        reply = self.run("fence", (self.keys.producer(0, writer),))
+        reply = self.run("fence_producer", (self.keys.producer(0, writer),))
         self.compare(f"fence {writer}", self.model.fence(writer), reply)
         if self.random.random() < 0.7:
             self.writers[nth] = f"w{self.random.randrange(10**9)}"
@@ -401,7 +401,7 @@ class PaidWorld(World):
         new = [Given(f"a {target} {grant_id}", target, quantity, *more) for target, quantity in asked]
         most = self.random.choice((256, 256, 8, len(customer.purse.grants) + 1))
         words = (grant_id, most, *terms, *(word for one in asked for word in one), self.wall)
-        reply = self.run("grant", (keys.grants, keys.ledger), *words)
+        reply = self.run("add_grant", (keys.grants, keys.ledger), *words)
         expected = customer.purse.add(grant_id, new, self.wall, most=most)
         self.compare(f"grant {name} {words}", expected, reply)
         self.seen[f"grant {expected[0]!r}"] += 1
@@ -413,7 +413,7 @@ class PaidWorld(World):
         live = sorted(grant for grant in purse.grants if grant.startswith("a "))
         names = [*self.random.sample(live, min(len(live), self.random.choice((1, 1, 2)))), "a m:calls none"]
         names = names[: self.random.choice((1, 2, 3))]
-        reply = self.run("void", (keys.grants, keys.ledger), *names, self.wall)
+        reply = self.run("void_grants", (keys.grants, keys.ledger), *names, self.wall)
         expected = purse.void(names, self.wall)
         self.compare(f"void {name} {names}", expected, reply)
         self.seen[f"void {expected > 0}"] += 1

@@ -200,7 +200,7 @@ class GaugeWorld(OneCustomer):
             self.wire(pack("HDEL", self.own.levels, f"{name}+"))
         self.number_of_keys += 1
         upload = f"upload{self.number_of_keys}"
-        reply = self.run("presign", (self.own.levels, "uploads"), name, upload, size, self.wall)
+        reply = self.run("hold_upload", (self.own.levels, "uploads"), name, upload, size, self.wall)
         self.compare("presign", [0, self.wall, ends * SLOT_MS], reply)
         gauge.presigned[ends] += size
         kept = {slot: held for slot, held in gauge.presigned.items() if slot > self.wall // SLOT_MS}
@@ -237,7 +237,7 @@ class GaugeWorld(OneCustomer):
                 *(-1 if given.included is None else given.included, how, quantity, "ada", thresholds),
                 *(meter_token(name), self.wall),
             )
-            reply = self.run("level", keys, *argv)
+            reply = self.run("set_level", keys, *argv)
             is_known = known.rev == self.rev and bounds.start_ms <= self.wall < bounds.next_end_ms
             self.compare("whether it is stale", not is_known, reply[0] == 2)
         changed = quantity if how == "set" else gauge.level + quantity
@@ -299,7 +299,7 @@ class GaugeWorld(OneCustomer):
     def _amending(self, customer: str, known: str, data: str, gauges: Mapping[str, int]) -> bytes:
         ended: dict[str, object] = {"at": "0", "labels": {}}
         changes = json.dumps({"entries": [], "notices": [], "gauges": list(gauges.items()), "ended": ended})
-        amend = self.scripts["amend"]
+        amend = self.scripts["amend_state"]
         return amended(self.keys, amend, customer, (known, self.rev), data, self.wall, changes)
 
     def damage(self) -> None:
@@ -308,7 +308,7 @@ class GaugeWorld(OneCustomer):
         names = (keys.levels, keys.state, keys.notices)
         view = (known.rev, 9 * 10**15, 0, 9 * 10**15, 9 * 10**15)
         argv = (*view, "storage", 5, "set", 1, "ida", "", "t", self.wall)
-        level = pack("EVALSHA", self.scripts["level"].sha, len(names), *names, *argv)
+        level = pack("EVALSHA", self.scripts["set_level"].sha, len(names), *names, *argv)
         packed = b"".join(prepare_asking(known, {"storage": Demand.of(1)}, "f").packed)
         amend = self._amending("ida", NO_STATE, "{}", {"storage": 5})
         for wrong in (b"1x", b"", pack_field(1, 2), pack_field(*range(4)), b"\x07" + pack_field(1, 2, 3)[1:]):
@@ -318,7 +318,7 @@ class GaugeWorld(OneCustomer):
             self.compare("state", 0, self.wire(pack("EXISTS", keys.state)))
             self.compare(f"after {wrong!r}", wrong, self.wire(pack("HGET", keys.levels, "storage")))
         self.wire(pack("HDEL", keys.levels, "storage"))
-        sha, asked = self.scripts["presign"].sha, ("storage", "a", 1, self.wall)
+        sha, asked = self.scripts["hold_upload"].sha, ("storage", "a", 1, self.wall)
         presign = pack("EVALSHA", sha, 2, keys.levels, "u", *asked)
         for wrong in (b"1x", pack_field(1), pack_field(1, 2, 3), b"\x07" + pack_field(1, 2)[1:]):
             self.wire(pack("HSET", keys.levels, "storage+", wrong))

@@ -58,7 +58,7 @@ def newer(known: Known, event: Known, *, single: bool) -> tuple[bool, bool]:
 class ObjectsWorld(ScriptWorld):
     """One customer, whose gauge the app may set beside: what happens, and a look at all of it."""
 
-    names = ("shelve", "presign")
+    names = ("record_objects", "hold_upload")
     own = ("levels", "state", "notices", "objects", "relist", "history", "older", "newer")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
@@ -119,7 +119,7 @@ class ObjectsWorld(ScriptWorld):
         view = (rev, self.wall + 10, self.wall - 5000, self.wall + 10, self.wall + 20)
         own = ("storage", INCLUDED, "acme", "40 80 50 100", "buck", *window, relist)
         flat = [value for change in changes for value in change]
-        return self.run("shelve", self.own, *view, *own, *flat, self.wall)
+        return self.run("record_objects", self.own, *view, *own, *flat, self.wall)
 
     def _edge(self) -> int:
         """Milliseconds until the slot ends, or one more or less."""
@@ -132,7 +132,7 @@ class ObjectsWorld(ScriptWorld):
 
     def _presigned(self) -> None:
         upload, size = self.random.choice(("x", "x", "x", "y")), self.random.choice((1, 2, 10, 40, 10**9))
-        reply = self.run("presign", ("levels", "newer"), "storage", upload, size, self.wall)
+        reply = self.run("hold_upload", ("levels", "newer"), "storage", upload, size, self.wall)
         found = self.uploads["newer"].setdefault(upload, [])
         if len(found) == MOST_UPLOADS:
             self.compare("too many", [1, self.wall], reply)

@@ -96,7 +96,7 @@ class Checks(ScriptWorld):
 
     def _usage_of(self, keys: CustomerKeys) -> tuple[str | int | bytes, ...]:
         names = (keys.counters, keys.state, keys.totals, keys.grants, keys.levels)
-        return ("EVALSHA", self.scripts["usage"].sha, len(names), *names, self.wall)
+        return ("EVALSHA", self.scripts["read_usage"].sha, len(names), *names, self.wall)
 
     def _check_totals(self, customer: Customer, keys: CustomerKeys) -> None:
         stored = self._texts(keys.totals)

@@ -118,7 +118,7 @@ class Books:
 class TopUps(ScriptWorld):
     """One customer's top-ups, refunds, and a clock."""
 
-    names = ("top_up", "reclaim")
+    names = ("reserve_top_up", "reclaim_grant")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
@@ -161,7 +161,7 @@ class TopUps(ScriptWorld):
         kinds = (*["begin"] * 3, "paid", "paid", "failed", "none", "bought", "on", "off")
         what, target, event = (self.random.choice(every) for every in (kinds, TARGETS, EVENTS))
         asked = target, what, event, self.random.choice(MONTHS)
-        reply = self.run("top_up", (KEYS.ledger,), *asked, MOST, PATIENCE_MS, self.wall)
+        reply = self.run("reserve_top_up", (KEYS.ledger,), *asked, MOST, PATIENCE_MS, self.wall)
         expected = self.books.top_up(*asked, self.wall)
         self.compare(f"top_up {asked}", expected, reply)
         self.seen.add(f"{what} {expected[0]}")
@@ -170,7 +170,7 @@ class TopUps(ScriptWorld):
         target, invoice = self.random.choice(TARGETS), self.random.choice(INVOICES)
         refunded, is_all = self.random.choice((0, 1, 2, 5, 700)), self.random.random() < 0.5
         name = f"a {target} {invoice}"
-        reply = self.run("reclaim", (KEYS.grants, KEYS.ledger), name, refunded, int(is_all), self.wall)
+        reply = self.run("reclaim_grant", (KEYS.grants, KEYS.ledger), name, refunded, int(is_all), self.wall)
         expected = self.books.reclaim(target, invoice, refunded, self.wall, is_all=is_all)
         self.compare(f"reclaim {name} {refunded}", expected, reply)
         self.seen.add(f"reclaim {'more' if expected[0] > expected[1] else 'all' if expected[1] else 'none'}")

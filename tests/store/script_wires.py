@@ -20,8 +20,17 @@ if TYPE_CHECKING:
     from servers.stores import Server
 
 NAMES: Final = (
-    *("decide", "settle", "fence", "amend", "usage", "grant", "void", "level", "shelve", "presign"),
-    "allot",
+    "decide",
+    "settle",
+    "fence_producer",
+    "amend_state",
+    "read_usage",
+    "add_grant",
+    "void_grants",
+    "set_level",
+    "record_objects",
+    "hold_upload",
+    "allot_requests",
 )
 _LATE: Final = (1_763_625_600, 999_999)
 CLOCK: Final = {(0, 0): 0, (1, 0): 1000, (0, 999): 0, (0, 1000): 1, (0, 1001): 1, _LATE: 1_763_625_600_999}

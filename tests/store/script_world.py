@@ -73,7 +73,7 @@ class ScriptWorld:
             keys=self.keys,
             decide=self.scripts["decide"],
             settle=self.scripts["settle"],
-            allot=self.scripts.get("allot"),
+            allot=self.scripts.get("allot_requests"),
             seal_delay_ms=seal_delay_ms,
             now_ms=lambda: self.wall,
             on_unclaimed=lambda _call, _slot: None,

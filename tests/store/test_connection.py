@@ -59,7 +59,7 @@ class Opener:
         self.unsent: Unsent = []
 
     async def __call__(self, *, timeout_s: float = 5.0) -> Connection:
-        loaded = [scripts.load("fence")]
+        loaded = [scripts.load("fence_producer")]
         return await connect(self.address, loaded, timeout_s=timeout_s, on_end=self._on_end, clock=time.time)
 
     def _on_end(self, connection: Connection, why: str, unsent: Unsent) -> None:

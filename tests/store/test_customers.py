@@ -43,13 +43,13 @@ async def test_a_stripe_customer_is_linked_to_one_customer_only(kit: MeterKit) -
         await kit.customers.link("b", "cus_1")
 
 
-@pytest.mark.parametrize("script", ["claim", "amend"])
+@pytest.mark.parametrize("script", ["change_claim", "amend_state"])
 async def test_a_claim_that_is_fulfilled_meanwhile_is_not_taken_over(
     kit: MeterKit, other: MeterKit, valkey: Server, script: str
 ) -> None:
     # Two customers were linked to one: the first between the other's look at its state and its claim, or
     # between its claim and its change.
-    if script == "claim":
+    if script == "change_claim":
         valkey.command("SET", kit.store.keys.link("cus_1"), "a")  # As after a process that was killed.
     await before_script(other, script, lambda: kit.customers.link("a", "cus_1"))
     with pytest.raises(CustomerError, match="linked to customer 'a' already"):
@@ -65,14 +65,14 @@ async def test_an_unlink_leaves_a_link_that_was_made_meanwhile(kit: MeterKit, ot
         await kit.customers.unlink("a")
         await kit.customers.link("a", "cus_2")
 
-    await before_script(other, "amend", relink)
+    await before_script(other, "amend_state", relink)
     assert (await other.customers.unlink("a")).stripe_customer == "cus_2"
     assert (await kit.customers.get("a")).stripe_customer == "cus_2"
     assert (await kit.customers.link("b", "cus_1")).stripe_customer == "cus_1"
 
 
 @pytest.mark.parametrize(
-    ("script", "what"), [("amend", "while it was being changed"), ("forget", "was deleted")]
+    ("script", "what"), [("amend_state", "while it was being changed"), ("forget_customer", "was deleted")]
 )
 async def test_a_customer_that_changes_again_and_again_is_given_up(
     kit: MeterKit, other: MeterKit, script: str, what: str
@@ -83,7 +83,9 @@ async def test_a_customer_that_changes_again_and_again_is_given_up(
         await kit.customers.override("a", {"tokens": {"included": next(numbers)}})
 
     await before_script(other, script, change)
-    asked = other.customers.delete("a") if script == "forget" else other.customers.set_plan("a", "pro")
+    asked = (
+        other.customers.delete("a") if script == "forget_customer" else other.customers.set_plan("a", "pro")
+    )
     with pytest.raises(StoreError, match=f"customer 'a' changed 32 times .*{what}; try again"):
         await asked
     assert (await kit.customers.get("a")).overrides == {"tokens": {"included": 32}}

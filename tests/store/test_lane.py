@@ -389,7 +389,11 @@ async def test_i9_a_refusing_server_is_a_clear_error_and_never_a_crash(
 def _as_a_store_that_works(words: list[bytes]) -> bytes:
     if words[0] == b"EVAL":
         return b"*0\r\n"  # It may do all that it is asked about before it is used.
-    return b":0\r\n" if words[1].decode() == scripts.load("fence").sha else b"*2\r\n:0\r\n:1795000000000\r\n"
+    return (
+        b":0\r\n"
+        if words[1].decode() == scripts.load("fence_producer").sha
+        else b"*2\r\n:0\r\n:1795000000000\r\n"
+    )
 
 
 # I2.

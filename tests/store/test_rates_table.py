@@ -39,7 +39,7 @@ QUANTITY_MAX = 10**15 - 1
 CALL = """
 local values = {}
 for i = 1, #ARGV do values[i] = tonumber(ARGV[i]) end
-return {advance(unpack(values))}
+return {advance_rate(unpack(values))}
 """
 PROPERTY = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -48,10 +48,10 @@ PROPERTY = settings(
 
 @pytest.fixture
 def advance(valkey: Server) -> Iterator[Advance]:
-    """``advance(kind, window, refill, now, a, b, c)`` on the server."""
+    """``advance_rate(kind, window, refill, now, a, b, c)`` on the server."""
     text = scripts.load("decide").text
     function = text[
-        text.index("local function advance") : text.index("\nend\n", text.index("advance(kind")) + 5
+        text.index("local function advance_rate") : text.index("\nend\n", text.index("advance_rate(kind")) + 5
     ]
     with server_wire(valkey) as wire:
         sha = wire(pack("SCRIPT", "LOAD", function + CALL)).decode()

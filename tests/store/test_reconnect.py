@@ -152,7 +152,7 @@ async def test_i9_the_flusher_starts_although_the_store_was_down(
     async def run(flusher: Flusher, *, every_s: float) -> None:
         # What every pass begins with.
         admin = await flusher._store.admin()
-        await admin.load(flusher._store.scripts["fence"])
+        await admin.load(flusher._store.scripts["fence_producer"])
         passes.append("served")
         await asyncio.sleep(every_s)
         raise ZeroDivisionError("a bug")

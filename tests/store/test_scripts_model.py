@@ -74,19 +74,28 @@ OF_TOP_UPS: Final = said(
     ", reclaim none, reclaim all, reclaim more"
 )
 DELIVERED: Final = said(
-    "seal 0, seal 2, seal 3, move 0, move 2, amend 0, amend 1, lease 0, lease 1, claim 0, claim 1, forget 0"
-    ", forget 1, forget 2, forget 3, seal 4, recall 0, recall 1, change_state 0, change_state 1"
-    ", change_state 2, taken back at Stripe, refuse 0, refuse 1, refuse 2, restore 0, restore 1, restore 2"
-    ", restore 3, restore 4, count 9, fence -1, fence 9, usage 9"
+    "seal 0, seal 2, seal 3, move_intents 0, move_intents 2, amend_state 0, amend_state 1, "
+    "lease_shard 0, lease_shard 1, change_claim 0, change_claim 1, forget_customer 0"
+    ", forget_customer 1, forget_customer 2, forget_customer 3, seal 4, recall_intents 0, "
+    "recall_intents 1, change_state 0, change_state 1"
+    ", change_state 2, taken back at Stripe, refuse_intent 0, refuse_intent 1, "
+    "refuse_intent 2, correct_usage 0, correct_usage 1, correct_usage 2"
+    ", correct_usage 3, correct_usage 4, count_due 9, fence_producer -1, fence_producer 9, read_usage 9"
 )
 STRANDED: Final = said(
-    "strand 0, late, late and billed, late and by item, a correction undone, strand 8, strand 9"
+    "mark_late 0, late, late and billed, late and by item, a correction undone, mark_late 8, mark_late 9"
 )
-OVERTAKEN: Final = said("seal 0, settle_item 0, settle_item 1, withdraw 0, withdraw 1, withdraw 2, late")
+OVERTAKEN: Final = said(
+    "seal 0, settle_item 0, settle_item 1, withdraw_intent 0, withdraw_intent 1, withdraw_intent 2, late"
+)
 RESTORED: Final = said(
-    "restore 0, restore 1, restore 9, units given back, credits given back, units left to credit notes"
+    "correct_usage 0, correct_usage 1, correct_usage 9, units given back, credits given back, "
+    "units left to credit notes"
 )
-REBUILT: Final = said("rebuild 0, rebuild 1, rebuild 2, rebuild 5, rebuild 6, parked, parked together, left")
+REBUILT: Final = said(
+    "rebuild_counters 0, rebuild_counters 1, rebuild_counters 2, rebuild_counters 5, "
+    "rebuild_counters 6, parked, parked together, left"
+)
 # A world, its seed, so many steps of it; the answers that it meets: a driver that never gets a script to give
 # one has not tested it.
 LIVES: Final[tuple[tuple[Kind, int, int, AbstractSet[str]], ...]] = (
@@ -111,10 +120,10 @@ LIVES: Final[tuple[tuple[Kind, int, int, AbstractSet[str]], ...]] = (
     (Delivery, 101, 600, DELIVERED),
     (Stranding, 9, 200, STRANDED),
     (Overtaking, 9, 200, OVERTAKEN),
-    (Recalling, 9, 200, said("recall 0, recall 1")),
-    (Refusing, 9, 200, said("refuse 0, refuse 1, refuse 2, refuse 3")),
+    (Recalling, 9, 200, said("recall_intents 0, recall_intents 1")),
+    (Refusing, 9, 200, said("refuse_intent 0, refuse_intent 1, refuse_intent 2, refuse_intent 3")),
     (Restoring, 9, 200, RESTORED),
-    (Repricing, 9, 200, said("restore 0, restore 1, taken back at Stripe under two events")),
+    (Repricing, 9, 200, said("correct_usage 0, correct_usage 1, taken back at Stripe under two events")),
     (Rebuilding, 1, 300, REBUILT),
     (Folding, 1, 150, {"added up", "left"}),
     (Moving, 0, 300, said("moved 0, moved 1, moved 2, moved 3")),
@@ -168,8 +177,10 @@ def test_prices_of_large_quantities_are_exact(valkey: Server) -> None:
         per = 10 ** chance.randrange(8) * chance.randrange(1, 10)
         micros = chance.randrange(1, MOST // per) if chance.random() < 0.5 else chance.randrange(1, 10**5)
         asked.append((chance.randrange(min(10**15, MOST * per // micros)), micros, per))
-    body = f"local MOST = {MOST}\n{source('include/price_of.lua')}"
-    body += "return string.format('%.0f', price_of(tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])))"
+    body = f"local MOST = {MOST}\n{source('include/cost_of_units.lua')}"
+    body += (
+        "return string.format('%.0f', cost_of_units(tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])))"
+    )
     with server_wire(valkey) as wire:
         sha = wire(pack("SCRIPT", "LOAD", body))
         prices = map(int, wire(*(pack("EVALSHA", sha, 0, *numbers) for numbers in asked)))
@@ -191,7 +202,11 @@ BESIDES: Final = pack_field(1, 2, 3, 4, 5)[1:]
 WINDOW: Final = (5, 6, 7)
 METER: Final = (1, 2, 3, 4, 5, 6, BESIDES)
 HEAD: Final = (1, 2, 3, 4, NO_STATE.encode())
-RIGHT: Final[Mapping[str, tuple[Any, ...]]] = {"window_of": WINDOW, "meter_of": METER, "head_of": HEAD}
+RIGHT: Final[Mapping[str, tuple[Any, ...]]] = {
+    "unpack_rate": WINDOW,
+    "unpack_meter": METER,
+    "unpack_head": HEAD,
+}
 
 
 def damaged(right: tuple[Any, ...]) -> Mapping[str, bytes]:
@@ -216,11 +231,12 @@ def wire(valkey: Server, request: pytest.FixtureRequest) -> Iterator[Wire]:
 
 
 def asked(wire: Wire, lines: str, *arguments: bytes) -> Any:
-    """What lines of Lua reply that stand behind the includes of the seal, which read nearly all fields."""
+    """What lines of Lua reply that stand behind the includes of the seal, "
+    "which read nearly all fields."""
     is_fake = isinstance(wire(pack("EVAL", "return {struct.pack('<d', 1)}", 0)), Exception)
     text = scripts.load("seal", dialect="fake" if is_fake else "server").text
     decide = scripts.load("decide").text
-    window = decide[decide.index("local function window_of") :].partition("\nend\n")[0]
+    window = decide[decide.index("local function unpack_rate") :].partition("\nend\n")[0]
     functions = text[: text.index("local counters_key")]
     return wire(pack("EVAL", f"{functions}\n{window}\nend\n{lines}", 0, *arguments))
 
@@ -235,7 +251,7 @@ def test_what_is_damaged_is_never_read(wire: Wire, reader: str) -> None:
 
 
 def test_what_need_not_be_fast_looks_at_every_number(wire: Wire) -> None:
-    ask = "local found = open_meter(ARGV[1]) return found and found.stamped_ms or 'none'"
+    ask = "local found = read_meter(ARGV[1]) return found and found.stamped_ms or 'none'"
     assert asked(wire, ask, pack_field(*METER)) == 4
     for wrong in (
         pack_field(*METER[:-1], 7),
@@ -251,12 +267,12 @@ def test_what_need_not_be_fast_looks_at_every_number(wire: Wire) -> None:
 @pytest.mark.parametrize("number", [0, 128, 65_536, MOST])
 def test_numbers_are_exact_whichever_way_they_go(wire: Wire, number: int) -> None:
     packed = pack_field(*(number,) * 6, b"")
-    ask = "local m = open_meter(ARGV[1]) m.stamped_ms = m.held return {pack_meter(m)}"
+    ask = "local m = read_meter(ARGV[1]) m.stamped_ms = m.held return {pack_meter(m)}"
     (found,) = asked(wire, ask, packed)
     expected = pack_field(*(number,) * 6, pack_field(0, 0, 0, number, 0)[1:] if number else b"")
     assert found == expected
     assert MeterCounts.read(found).stamped_ms == number
-    ask = f"return {{cmsgpack.pack(-{FORMAT}, head_of(ARGV[1]))}}"
+    ask = f"return {{cmsgpack.pack(-{FORMAT}, unpack_head(ARGV[1]))}}"
     (head,) = asked(wire, ask, pack_field(*(number,) * 4, "x" * 40))
     assert CounterHead.read(head) == CounterHead(number, number, number, number, "x" * 40)
 

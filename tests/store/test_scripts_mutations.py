@@ -67,30 +67,32 @@ DECIDING: Final = Mutated(
     counts=True,
     lives={
         **dict.fromkeys(("decide.lua", "settle.lua"), EVERYTHING),
-        **included("open_further classify within_both", EVERYTHING),
+        **included("open_details classify_units report_derived", EVERYTHING),
         **included(
-            "head_of window_of meter_of besides_of live_holds give_back correct take_number expire_at"
-            " overdue count_late crossed notify close_period read_counters open_meter are_whole pack_meter"
-            " await_seal keep_counters count_recorded weigh_event correct_rates",
+            "unpack_head unpack_rate unpack_meter unpack_extras live_holds release_hold correct_rate"
+            " take_number expire_at late_period count_late_units crossed_thresholds queue_notices"
+            " close_period read_counters read_meter are_whole_numbers pack_meter schedule_seal"
+            " write_counters count_recorded compare_event correct_rates",
             PLAIN + PAID,
         ),
-        **included("advance", (*PLAIN, *PAID, (MonthWorld, 0))),
+        **included("advance_rate", (*PLAIN, *PAID, (MonthWorld, 0))),
         **included("confirm_view", (*PLAIN, *PAID, (TurnWorld, 0))),
         **included("forget_periods", AGING + PLAIN + PAID),
         CONSTANTS: (*PLAIN, *PAID, *FURTHER[:1]),
-        "grant.lua": (*PAID, (FullWorld, 0)),
-        "void.lua": PAID,
+        "add_grant.lua": (*PAID, (FullWorld, 0)),
+        "void_grants.lua": PAID,
         **included(
-            "grant_of grants recur cut_grants pays_before add_up balance balance_text hold_backed"
-            " spend_grants burn put_away write_grants repay repay_now debt_of keep_debt grant_text"
-            " keep_balance",
+            "parse_grant read_grants add_recurring_grants trim_grants pays_before sum_grants"
+            " grant_balance format_balance hold_backed spend_grants pay_with_grants archive_grant"
+            " write_grants plan_repayment repay_debts parse_debt write_debt format_grant"
+            " store_balance",
             PAID,
         ),
-        **included("recur cut_grants burn write_grants", PAID + SHARES_OF_PLANS),
-        **included("price_of count_spend", SPENDING),
-        **included("owed_of", ROWS),
-        **included("weigh_spend", SPENDING + ROWS),
-        **included("backing_of free_of", (SPENDING[0], *PAID, SPENDING[2])),
+        **included("add_recurring_grants trim_grants pay_with_grants write_grants", PAID + SHARES_OF_PLANS),
+        **included("cost_of_units count_spend", SPENDING),
+        **included("cost_of_overage", ROWS),
+        **included("check_budgets", SPENDING + ROWS),
+        **included("extend_ceilings free_credit", (SPENDING[0], *PAID, SPENDING[2])),
     },
 )
 REBUILDING: Final = Mutated(
@@ -100,8 +102,8 @@ REBUILDING: Final = Mutated(
     sample=12,
     counts=True,
     lives={
-        **dict.fromkeys(("rebuild.lua", "include/forget_periods.lua"), ((Rebuilding, 1),)),
-        **dict.fromkeys(("fold.lua", "unfold.lua"), ((Folding, 1),)),
+        **dict.fromkeys(("rebuild_counters.lua", "include/forget_periods.lua"), ((Rebuilding, 1),)),
+        **dict.fromkeys(("fold_audit.lua", "unfold_audit.lua"), ((Folding, 1),)),
     },
 )
 GAUGING: Final = Mutated(
@@ -109,9 +111,11 @@ GAUGING: Final = Mutated(
     steps=2500,
     sample=8,
     lives={
-        "level.lua": GAUGES,
+        "set_level.lua": GAUGES,
         **included(
-            "weigh_gauges presigned_of level_of standing_of regauge first_of remember end_flight", GAUGES
+            "check_gauges unpack_presigned unpack_level overage_state restate_levels find_repeat"
+            " remember_until end_in_flight",
+            GAUGES,
         ),
     },
 )
@@ -119,17 +123,17 @@ OF_SUBJECTS: Final = Mutated(
     equivalents="script_equivalents_subjects.txt",
     steps=1500,
     sample=8,
-    lives=included("take_subjects weigh_subjects settle_subjects keep_subject", SUBJECTS),
+    lives=included("pop_subjects check_subjects settle_subjects write_subject", SUBJECTS),
 )
 OF_ALLOTMENTS: Final = Mutated(
     equivalents="script_equivalents_allotting.txt",
     steps=1000,
     sample=8,
     lives={
-        "allot.lua": BOTH_ALLOTTING,
+        "allot_requests.lua": BOTH_ALLOTTING,
         **included("room_for", ALLOTTING),
-        **included("pack_more", BOTH_ALLOTTING),
-        **included("weigh_many held_besides", PAID_ALLOTTING),
+        **included("pack_taken", BOTH_ALLOTTING),
+        **included("count_allowed extra_holds", PAID_ALLOTTING),
     },
 )
 OF_OBJECTS: Final = Mutated(
@@ -137,8 +141,10 @@ OF_OBJECTS: Final = Mutated(
     steps=2000,
     sample=8,
     lives={
-        **dict.fromkeys(("shelve.lua", "presign.lua"), OBJECTS),
-        **included("object_of supersedes listed_over settle_presigned hold_presigned", OBJECTS),
+        **dict.fromkeys(("record_objects.lua", "hold_upload.lua"), OBJECTS),
+        **included(
+            "unpack_object event_supersedes listing_supersedes settle_presigned hold_presigned", OBJECTS
+        ),
     },
 )
 OF_TOP_UPS: Final = Mutated(
@@ -146,7 +152,7 @@ OF_TOP_UPS: Final = Mutated(
     swaps=MORE_SWAPS,
     steps=3000,
     sample=8,
-    lives=dict.fromkeys(("reclaim.lua", "top_up.lua"), ((TopUps, 0),)),
+    lives=dict.fromkeys(("reclaim_grant.lua", "reserve_top_up.lua"), ((TopUps, 0),)),
 )
 DELIVERING: Final = Mutated(
     equivalents="delivery_equivalents.txt",
@@ -158,18 +164,23 @@ DELIVERING: Final = Mutated(
     lives={
         **dict.fromkeys((f"{name}.lua" for name in delivery_checks.NAMES), DELIVERY),
         "move_grants.lua": ((Moving, 0),),
-        "recall.lua": ((Recalling, 2),),
-        "refuse.lua": ((Refusing, 3),),
+        "recall_intents.lua": ((Recalling, 2),),
+        "refuse_intent.lua": ((Refusing, 3),),
         "seal.lua": (*DELIVERY, *OVERTAKING),
-        "restore.lua": (*DELIVERY, *RESTORING),
-        "strand.lua": ((Stranding, 6),),
-        **dict.fromkeys(("withdraw.lua", "settle_item.lua"), OVERTAKING),
-        **included("give_units_back payer_of", RESTORING[:1]),
-        **included("close_past free_minute over_minute", DELIVERY),
-        **included("overtake late_parts queue_item count_item lower_mark", OVERTAKING),
-        **included("mark_prices begin_prices", STRANDING),
-        **included("lower_rows lower_spend enter_correction", (*RESTORING[::-1], (Repricing, 8))),
-        **included("sealed_units take_class take_back leave_by_hand assign_lines", (*RESTORING, *DELIVERY)),
+        "correct_usage.lua": (*DELIVERY, *RESTORING),
+        "mark_late.lua": ((Stranding, 6),),
+        **dict.fromkeys(("withdraw_intent.lua", "settle_item.lua"), OVERTAKING),
+        **included("return_to_grants read_payer", RESTORING[:1]),
+        **included("close_past_period next_free_minute free_past_minute", DELIVERY),
+        **included(
+            "move_late_usage price_late_units queue_item count_item_units lower_price_segment", OVERTAKING
+        ),
+        **included("end_price_segment store_price_labels", STRANDING),
+        **included("lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))),
+        **included(
+            "sealed_units take_class_units queue_negative_intents leave_to_credit_notes assign_lines",
+            (*RESTORING, *DELIVERY),
+        ),
     },
 )
 ROOMS: Final[Mapping[str, Mutated]] = {

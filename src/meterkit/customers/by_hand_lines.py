@@ -32,7 +32,7 @@ class BilledLine(NamedTuple):
     line: str | None
 
     def dump(self) -> list[Any]:
-        """Serialize it for ``restore.lua``; the part that the correction keeps is text."""
+        """Serialize it for ``correct_usage.lua``; the part that the correction keeps is text."""
         kept = [self.name, self.invoice or "", self.line or "", str(self.price), str(self.units)]
         return [self.token, self.name, self.instant_ms, self.units, kept]
 
@@ -53,7 +53,7 @@ class BilledUsage(NamedTuple):
     changed: str
 
     def dump(self) -> dict[str, Any]:
-        """Serialize it for ``restore.lua``."""
+        """Serialize it for ``correct_usage.lua``."""
         lines = {meter: [line.dump() for line in found] for meter, found in self.lines.items()}
         return {"units": self.units, "items": self.items, "lines": lines, "changed": self.changed}
 

@@ -267,7 +267,7 @@ async def _run_restore(
         asked = (_text_of(given, view), digest, json.dumps(sending))
         return names, (view.rev, view.terms(counter_ttl_ms(view)), customer, *asked)
 
-    reply = await ask_confirmed(store, store.scripts["restore"], customer, call, done="corrected")
+    reply = await ask_confirmed(store, store.scripts["correct_usage"], customer, call, done="corrected")
     return json.loads(reply[2]), reply[0] == _REPEATED
 
 

@@ -80,7 +80,7 @@ async def delete(store: Store, customer: str) -> Deleted:
         rev, state = await states.read(customer)
         if state.stripe_customer is not None:
             await links.retire(customer, state.stripe_customer)
-        reply: list[Any] = await admin.run(store.scripts["forget"], names, rev, customer)
+        reply: list[Any] = await admin.run(store.scripts["forget_customer"], names, rev, customer)
         if reply[0] == _UNDELIVERED:
             raise CustomerError(f"customer {customer!r} has usage that is not delivered yet; flush first")
         if reply[0] == _PARKED_OR_DEAD:

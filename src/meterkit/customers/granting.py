@@ -50,7 +50,7 @@ async def put(
     admin, keys = await store.admin(), store.keys.customer(customer)
     await States(store).change(customer, lambda state: replace(state, granted=True))
     asked: tuple[str | int, ...] = (grant_id, _GRANTS_MAX, *terms, *words)
-    reply = await admin.run(store.scripts["grant"], [keys.grants, keys.ledger], *asked)
+    reply = await admin.run(store.scripts["add_grant"], [keys.grants, keys.ledger], *asked)
     if reply[0] == _USED_OTHERWISE:
         is_other = reply[1].decode().split(" ")[::2] != words[::2]
         what = "other meters or credits" if is_other else "another quantity"
@@ -128,7 +128,7 @@ async def reclaim(
         StoreError: the store does not answer.
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
-    name, script = f"a {target} {grant_id}", store.scripts["reclaim"]
+    name, script = f"a {target} {grant_id}", store.scripts["reclaim_grant"]
     more, taken = await admin.run(script, [keys.grants, keys.ledger], name, refunded, int(is_all))
     ask_anew(store, customer)
     return Reclaimed(more=more, taken=taken)

@@ -116,7 +116,7 @@ class Grants:
         named = {found.name: parts_of(found.name) for found in held}
         names = [name for name, parts in named.items() if parts == ("app", grant_id)]
         if names:
-            await admin.run(self._store.scripts["void"], [keys.grants, keys.ledger], *names)
+            await admin.run(self._store.scripts["void_grants"], [keys.grants, keys.ledger], *names)
             ask_anew(self._store, customer)
         elif not any(is_grant_of_app(field, grant_id) for field in ledger):
             near = suggestion(grant_id, [own for source, own in named.values() if source == "app"])

@@ -216,7 +216,7 @@ class Links:
                 await self.withdraw(customer, stripe_customer)
                 raise
             # Another process that read the claim before the state changed cannot take it over any more.
-            if await admin.run(self._store.scripts["claim"], [claim], held, _claim_of(customer)):
+            if await admin.run(self._store.scripts["change_claim"], [claim], held, _claim_of(customer)):
                 return
             # Else the same link was made twice at once.
             if owner_of(await self._read(admin, claim)) != customer:
@@ -261,7 +261,7 @@ class Links:
         ):
             own = [kept.identifier for kept in page if kept.customer == customer]
             if own:
-                await admin.run(self._store.scripts["recall"], names, rev, customer, *own)
+                await admin.run(self._store.scripts["recall_intents"], names, rev, customer, *own)
 
     async def _minutes_taken(self, admin: Admin, customer: str, stripe_customer: str) -> tuple[int, ...]:
         """The minutes that intents may not have because the Stripe customer was another's before."""
@@ -298,7 +298,7 @@ class Links:
                     f"Stripe customer {stripe_customer} is linked to customer {owner!r} already"
                 )
         mine = _claim_of(customer)
-        return mine if await admin.run(self._store.scripts["claim"], [claim], found, mine) else None
+        return mine if await admin.run(self._store.scripts["change_claim"], [claim], found, mine) else None
 
     async def retire(self, customer: str, stripe_customer: str, *, done: bool = False) -> None:
         """Put a tombstone in place of a claim, so that no event of Stripe links the Stripe customer again.
@@ -316,7 +316,7 @@ class Links:
             if owner_of(found) not in {"", customer}:
                 return  # Linked to another customer meanwhile.
             tombstone = _TOMBSTONE if done else f"{_claim_of(customer)}{_RETIRED}"
-            if await admin.run(self._store.scripts["claim"], [claim], found, tombstone):
+            if await admin.run(self._store.scripts["change_claim"], [claim], found, tombstone):
                 return
         raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
 
@@ -332,7 +332,7 @@ class Links:
         _, state = await self._states.read(customer)
         is_claim = owner_of(found) == customer and not found.endswith(_RETIRED)
         if is_claim and state.stripe_customer != stripe_customer:
-            await admin.run(self._store.scripts["claim"], [claim], found, "")
+            await admin.run(self._store.scripts["change_claim"], [claim], found, "")
 
 
 def _claim_of(customer: str) -> str:

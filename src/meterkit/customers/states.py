@@ -182,7 +182,7 @@ class States:
         admin = await store.admin()
         shard = keys.shard
         reply = await admin.run(
-            store.scripts["amend"],
+            store.scripts["amend_state"],
             [
                 *(keys.counters, keys.state, store.keys.shard(shard, "customers"), keys.dirty, keys.unlinked),
                 *(store.keys.turns(shard), keys.history, keys.notices, keys.levels, keys.totals),

@@ -211,7 +211,7 @@ async def _strand(
     names += [store.keys.shard(keys.shard, "items"), *[store.keys.audit(keys.shard)] * store.is_audited]
     intents = [(kept.identifier, kept.text) for kept in missed]
     text = json.dumps({**asked, "intents": intents})
-    reply: list[Any] = await admin.run(store.scripts["strand"], names, customer, token_hex(16), text)
+    reply: list[Any] = await admin.run(store.scripts["mark_late"], names, customer, token_hex(16), text)
     late = zip(reply[2::3], reply[3::3], reply[4::3], strict=True)
     for of, value, outcome in late:
         period, _, token = of.decode().partition("|")

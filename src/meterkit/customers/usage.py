@@ -183,7 +183,7 @@ def _priced(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: bool) 
     return priced if priced.total() == delivered else None
 
 
-# What totals are named by; see count_of.lua.
+# What totals are named by; see count_field.lua.
 _STATES = "DQLK"
 
 

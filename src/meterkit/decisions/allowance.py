@@ -98,7 +98,7 @@ class EarlierPeriod(NamedTuple):
     is_certain: bool
 
     def packed(self) -> list[object]:
-        """Terms of the scripts; see ``include/balance.lua``."""
+        """Terms of the scripts; see ``include/grant_balance.lua``."""
         lines, limits = self.grants
         return [self.start_ms, self.end_ms, lines, dict(limits), int(self.is_certain)]
 

@@ -3,7 +3,7 @@
 ``VERSION TOKEN:COST:PRICE TOKEN:COST:PRICE``, for example
 ``plans/0a1b2c3d,genai-prices/0.2.3 a1b2:150:o40/1 c3d4::c1/1``. COST is in whole micro-units of US
 dollars, or empty. PRICE is empty, or MICROS/PER after a letter: ``o`` for overage, ``c`` for units that
-credits pay. The line has only ASCII. ``fold.lua`` reads it, too.
+credits pay. The line has only ASCII. ``fold_audit.lua`` reads it, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Idempotency marks of the app's event ids: quantities by meter; see ``weigh_event.lua``. Pure."""
+"""Idempotency marks of the app's event ids: quantities by meter; see ``compare_event.lua``. Pure."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ NO_REMAINDERS: Final[Mapping[str, RemainingQuantity]] = {}
 
 
 def advance(kind: int, window_ms: int, refill: int, at: Window, now_ms: int) -> tuple[Window, int]:
-    """Advance a rate's counter to an instant, and return the units used; see ``advance.lua``.
+    """Advance a rate's counter to an instant, and return the units used; see ``advance_rate.lua``.
 
     Args:
         kind: of the rate.

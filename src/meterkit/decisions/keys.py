@@ -274,7 +274,7 @@ class Keys:
         return self.shard(shard, f"r:{digest}")
 
     def link(self, stripe_customer: str) -> str:
-        """String: the claim of the customer that a Stripe customer is linked to; see claim.lua."""
+        """String: the claim of the customer that a Stripe customer is linked to; see claim_stripe_customer.lua."""
         return self.shard(shard_of(stripe_customer, self.shards), f"l:{stripe_customer}")
 
     def beginning(self, customer: str) -> str:
@@ -310,7 +310,7 @@ class Keys:
         return self.shard(shard, "relist")
 
     def presigned(self, customer: str, hour: int) -> str:
-        """Hash: uploads of a customer that were presigned in an hour since the epoch; see presign.lua."""
+        """Hash: uploads of a customer that were presigned in an hour since the epoch; see hold_upload.lua."""
         return self.shard(shard_of(customer, self.shards), f"p:{hour}:{customer}")
 
     def audit(self, shard: int) -> str:
@@ -318,7 +318,7 @@ class Keys:
         return self.shard(shard, "audit")
 
     def audit_sums(self, shard: int) -> str:
-        """Hash: audit entries added up because the stream is full; see fold.lua."""
+        """Hash: audit entries added up because the stream is full; see fold_audit.lua."""
         return self.shard(shard, "audit:sums")
 
     def hooks(self, name: str) -> str:
@@ -326,11 +326,11 @@ class Keys:
         return self.shard(HOOKS_SHARD, f"hooks:{name}")
 
     def hints(self, shard: int, name: str) -> str:
-        """Queue of Stripe customers to fetch: ``entries``, ``due``, and so on; see hint.lua."""
+        """Queue of Stripe customers to fetch: ``entries``, ``due``, and so on; see queue_sync.lua."""
         return self.shard(shard, f"hints:{name}")
 
     def messages(self, name: str) -> str:
-        """Messages to be sent, all in one shard: ``entries``, ``due``, and so on; see hint.lua."""
+        """Messages to be sent, all in one shard: ``entries``, ``due``, and so on; see queue_sync.lua."""
         return self.shard(HOOKS_SHARD, f"messages:{name}")
 
     def unwanted(self, customer: str) -> str:

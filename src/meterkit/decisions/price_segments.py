@@ -1,6 +1,6 @@
 """Price segments: the spans of a billing period in which a meter's overage had one price each. Pure.
 
-The store keeps a line for each segment that has ended (``mark_prices.lua``): the label of its price, and what
+The store keeps a line for each ended segment (``end_price_segment.lua``): the label of its price, and what
 was sealed and recorded as overage from the period's beginning to the segment's end.
 """
 
@@ -129,7 +129,7 @@ def unit_amount_decimal(label: str) -> Decimal:
 
 
 def item_segments(marks: str) -> list[PriceSegment]:
-    """Units that invoice items bill, by their prices; see ``count_item.lua``."""
+    """Units that invoice items bill, by their prices; see ``count_item_units.lua``."""
     lines = (line.split() for line in filter(None, marks.split(";")))
     return [PriceSegment(label, 0, int(units)) for label, units in lines]
 

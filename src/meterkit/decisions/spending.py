@@ -1,7 +1,7 @@
 """Budgets, and prices of units beyond what is included. Pure.
 
 The scripts compute a customer's spend, and that of requests in flight, from the counts that they decide by;
-see ``include/weigh_spend.lua``.
+see ``include/check_budgets.lua``.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def _add_due(
     *,
     is_over: bool,
 ) -> None:
-    """Add a period's recurring grants that are not on file yet; see ``include/recur.lua``."""
+    """Add a period's recurring grants that are not on file yet; see ``include/add_recurring_grants.lua``."""
     own = {
         holding.name.rpartition(" ")[0]: holding
         for holding in known.values()
@@ -183,7 +183,7 @@ class GrantBalance:
         held: Callable[[str], int],
         held_credit: Callable[[str], int],
     ) -> int:
-        """Units that grants and credits add to what a plan gives of a meter; see ``include/backing_of.lua``.
+        """Units that grants and credits add to what a plan gives of a meter; see ``include/extend_ceilings.lua``.
 
         Args:
             meter: the meter; where its cost depends on the model, units at the default are meant.

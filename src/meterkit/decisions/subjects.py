@@ -1,7 +1,7 @@
 """Subjects of a customer (users, teams): demands on their limits, and holds. Pure.
 
 Every subject has counters of its own beside the customer's; the scripts decide all of them at once. See
-``include/weigh_subjects.lua``.
+``include/check_subjects.lua``.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ class IntentRefuser:
         names += [keys.delivered(one.shard, one.day_ms), keys.shard(one.shard, state)]
         names.append(keys.customer(one.customer).totals)
         arguments = (one.identifier, one.identifier + REFUSED, state, why, "".join(tokens[:1]), one.customer)
-        return _REFUSED[await admin.run(self._store.scripts["refuse"], names, *arguments)]
+        return _REFUSED[await admin.run(self._store.scripts["refuse_intent"], names, *arguments)]
 
     async def _find_in_shard(
         self, shard: int, identifiers: Sequence[str], days_ms: Sequence[int]

@@ -192,7 +192,8 @@ async def _rights(seen: _Seen) -> _Looked:
     store, user = seen.parts.store, seen.parts.store.address.username or "default"
     words = words_to_try(store.keys.shard(0, "dirty"), of_cluster=store.address.kind == "cluster")
     try:
-        refused: list[int] = await seen.admin.ask(seen.client.eval(scripts.load("rights").text, 0, *words))
+        script = scripts.load("missing_rights").text
+        refused: list[int] = await seen.admin.ask(seen.client.eval(script, 0, *words))
     except StoreError as error:
         if isinstance(error.__cause__, NoPermissionError):
             cure = f"add it: ACL SETUSER {user} +eval"
@@ -263,7 +264,7 @@ async def _shards(seen: _Seen) -> _Looked:
 
 
 async def _script_cache(seen: _Seen) -> _Looked:
-    script = seen.parts.store.scripts["count"]
+    script = seen.parts.store.scripts["count_due"]
     cure = "connect to the server itself, without a proxy between that keeps scripts from it"
     try:
         await seen.admin.load(script)

@@ -11,14 +11,14 @@
 -- KEYS[9] stream  optional: of the audit log
 -- ARGV  1 the intent    2 as it was read (JSON)    3 its identifier from now on
 --       4 what it is to be (JSON), with its state: queued, parked, dead, delivered or dropped
---       5 how long until it is compared (ms); empty: it is not    6 entries (JSON, see enter)
+--       5 how long until it is compared (ms); empty: it is not    6 entries (JSON, see append_history)
 --       7 the audit entry of one that is dropped (JSON)
 --       last: the caller's clock (ms)
 -- Reply {0, now} done    {1, now} it is not as it was read any more    {2, now} its customer's totals cannot be
 --       counted in; except with the first, nothing is done
 --include server_ms
---include recount
---include enter
+--include recount_intent
+--include append_history
 local intents_key, outbox_key, parked_key, dead_key, compare_key, totals_key, history_key, delivered_key, audit_key =
   unpack(KEYS)
 local id, read, new_id, text, compare_in_ms, entries, dropped = unpack(ARGV)
@@ -28,7 +28,7 @@ if call('HGET', intents_key, id) ~= read then
 end
 local was, intent = cjson.decode(read), cjson.decode(text)
 if was.state ~= intent.state then
-  if not recount(totals_key, was, was.state, intent.state) then
+  if not recount_intent(totals_key, was, was.state, intent.state) then
     return {2, now}
   end
   local places = {queued = outbox_key, leased = outbox_key, parked = parked_key, dead = dead_key}
@@ -51,7 +51,7 @@ end
 if compare_in_ms ~= '' then
   call('ZADD', compare_key, now + compare_in_ms, new_id)
 end
-enter(history_key, cjson.decode(entries))
+append_history(history_key, cjson.decode(entries))
 if audit_key and intent.state == 'dropped' then
   call('XADD', audit_key, '*', 'k', 'dropped', 'd', dropped, 'at', string.format('%.0f', now))
 end

@@ -6,21 +6,21 @@
 --       would be given again by; empty: none    last: the caller's clock (ms)
 -- A name that it would be given again by is kept as used up, with nothing in the ledger.
 -- Reply  how many were there
---include grant_of
---include grant_text
+--include parse_grant
+--include format_grant
 local grants_key, ledger_key, asked = KEYS[1], KEYS[2], ARGV[1]
 local call, found = redis.call, 0
 for _, one in ipairs(cjson.decode(asked)) do
   local name, expires_ms, until_ms, given_as = unpack(one)
   local text = call('HGET', grants_key, name)
   if text then
-    local grant = grant_of(name, text)
+    local grant = parse_grant(name, text)
     grant.expires, grant.until_ms, found = tonumber(expires_ms), tonumber(until_ms), found + 1
-    call('HSET', grants_key, name, grant_text(grant))
+    call('HSET', grants_key, name, format_grant(grant))
     if given_as ~= '' and not call('HGET', grants_key, given_as) then
       grant.used = grant.quantity
       local terms = string.format('%.0f %.0f %.0f %.0f', grant.priority, grant.effective, grant.expires, grant.created)
-      call('HSET', grants_key, given_as, grant_text(grant))
+      call('HSET', grants_key, given_as, format_grant(grant))
       call('HSETNX', ledger_key, 'grant ' .. given_as, '0 ' .. terms)
     end
   end

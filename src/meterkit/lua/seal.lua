@@ -7,9 +7,9 @@
 -- ARGV  1 rev   2 terms   3 32 hex digits that are new   4 the customer   5 the Stripe customer; empty: not
 --       linked, nothing is sealed    6 a JSON array: minutes that the Stripe customer's intents of another
 --       customer have (ms)
---       7 empty: no invoices are known; or (JSON) which usage is too late for its own invoice, see overtake
+--       7 empty: no invoices are known; or (JSON) which usage is too late for its own invoice, see move_late_usage
 --       8 empty; or `moved`: the period of the counters is over where another one has begun; or a cut, before the prices of the customer change (JSON): till: until when what is recorded from
---       now on is held back (ms, as text); labels: see mark_prices
+--       now on is held back (ms, as text); labels: see end_price_segment
 --       then a meter: its token, its event name
 --       last: the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
@@ -25,20 +25,20 @@
 --       where it is billed in this period, 2 by an invoice item, else 0...}, of each meter without an event name its token and what is
 --       pending...}    {2, now, rev, state} stale    {3, now} clock    {4, now, field} not a whole number
 --include confirm_counters
---include close_past
---include free_minute
---include as_set
---include intend
---include in_order
---include over_minute
---include mark_prices
+--include close_past_period
+--include next_free_minute
+--include set_of
+--include queue_intent
+--include sorted_keys
+--include free_past_minute
+--include end_price_segment
 local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key, history_key, items_key, audit_key =
   unpack(KEYS)
 local rev, terms, nonce, customer, stripe_customer, minutes, invoices, cutting = unpack(ARGV, 1, 8)
 local first_event, caller_ms = 9, ARGV[#ARGV] -- The event's token: its place in ARGV.
 local _, _, _, _, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
 local call, floor = redis.call, math.floor
-local events, taken, nameless = {}, as_set(cjson.decode(minutes)), {}
+local events, taken, nameless = {}, set_of(cjson.decode(minutes)), {}
 
 local now, verdict, head, meters, totals, starts_ms, finishes_ms = confirm_counters(counters_key, state_key, totals_key,
   rev, terms, caller_ms)
@@ -50,7 +50,7 @@ if stripe_customer == '' then
   return {0, now, 0, 0, {}}
 end
 local is_moved = cutting == 'moved'
-head, meters, totals = close_past(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms, is_moved)
+head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms, is_moved)
 for i = first_event, #ARGV - 1, 2 do
   events[ARGV[i]] = ARGV[i + 1]
 end
@@ -60,7 +60,7 @@ local made, left, due = 0, 0, nil
 local function put(period, token, quantity, minute)
   local value = math.min(quantity, VALUE_MOST)
   made = made + 1
-  intend(intents_key, outbox_key, totals_key, nonce .. '-' .. made, {
+  queue_intent(intents_key, outbox_key, totals_key, nonce .. '-' .. made, {
     customer = customer, stripe = stripe_customer, period = period, meter = token, event = events[token],
     value = string.format('%.0f', value),
   }, minute, now)
@@ -79,8 +79,8 @@ end
 
 local late = {}
 if invoices ~= '' then -- Others do not pay for making these functions.
---include overtake
-  head, late = overtake({counters = counters_key, totals = totals_key, history = history_key, items = items_key, audit = audit_key}, head,
+--include move_late_usage
+  head, late = move_late_usage({counters = counters_key, totals = totals_key, history = history_key, items = items_key, audit = audit_key}, head,
     meters, totals, events, cjson.decode(invoices), {customer = customer, nonce = nonce, rev = rev,
     starts_ms = starts_ms, finishes_ms = finishes_ms}, now)
 end
@@ -96,7 +96,7 @@ for name, value in pairs(totals) do
   if quantity > 0 and not events[token] then
     wait_for_name(token, quantity)
   elseif quantity > 0 then
-    local _, before = sharing(events, meters, token)
+    local _, before = meters_of_event(events, meters, token)
     local minute = (floor(totals[period .. '|e'] / MINUTE_MS) - 1 - before) * MINUTE_MS
     while taken[minute] do
       minute = minute - MINUTE_MS
@@ -111,16 +111,16 @@ for name, value in pairs(totals) do
     end
   end
 end
-for _, token in ipairs(in_order(meters)) do
+for _, token in ipairs(sorted_keys(meters)) do
   local meter = meters[token]
   if meter.pending > 0 and not events[token] then
     wait_for_name(token, meter.pending)
   elseif meter.pending > 0 and held_ms > now and not cut then
     wait(held_ms)
   elseif meter.pending > 0 then
-    local minute, last, before = free_minute(head, meters, events, taken, token, now)
+    local minute, last, before = next_free_minute(head, meters, events, taken, token, now)
     if cut then
-      minute, before = over_minute(totals_key, totals, head, token, minute, before, now)
+      minute, before = free_past_minute(totals_key, totals, head, token, minute, before, now)
     end
     if minute <= last and minute <= now + 3 * MINUTE_MS then
       meter.pending = put(this, token, meter.pending, minute)
@@ -137,7 +137,7 @@ for _, token in ipairs(in_order(meters)) do
 end
 if cut then
   call('HSET', totals_key, this .. '|w', cut.till)
-  mark_prices(totals_key, this, meters, cut.labels)
+  end_price_segment(totals_key, this, meters, cut.labels)
 end
 if made + #late > 0 or cut then
   call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)

@@ -6,14 +6,14 @@
 -- KEYS[4] zset  customers with pending usage: `dirty` if linked, else `unlinked`
 -- KEYS[5] string  the producer: the last number applied, or c<number> once it is fenced
 -- KEYS[6] hash  optional: grants    KEYS[7] hash  with grants: their ledger    KEYS[8] stream  with grants: notices
--- the last of KEYS  optional: string, remembers for 35 days what an event id of the app has counted (see weigh_event);
---       or zset: idempotency keys (see first_of)
+-- the last of KEYS  optional: string, remembers for 35 days what an event id of the app has counted (see compare_event);
+--       or zset: idempotency keys (see find_repeat)
 --       where there is an audit log, behind that: stream of the audit log
 --       with subjects behind these: zset  their index, then a hash each, counters of its own
 -- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
---       4 empty, or (JSON) an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
+--       4 empty, or (JSON) an object of what grants pay (see pay_with_grants), and of when the usage occurred: at (ms), own: the
 --       first instant of the period that this was, dead: 1 where late usage is not recorded; and of an idempotency
---       key: digest, billed: 1 where it is remembered from now on; event: what an event id is given with, see weigh_event;
+--       key: digest, billed: 1 where it is remembered from now on; event: what an event id is given with, see compare_event;
 --       tells: 1 where the reply says what is paid for
 --       then the fields: METERm a meter; METERn a concurrency limit; RATEr a rate; where there is an audit
 --       log: what else is known of the usage
@@ -27,7 +27,7 @@
 --       (0: the meter's, 1: that of a meter behind it, 2: it is sent what one before it reports, 3: its units are the
 --       overage of the last one before it that is not 3) a meter; kind, window, refill,
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; then a threshold of
---       what is included, see crossed; these want the keys of grants, too; then the prices, see count_spend
+--       what is included, see crossed_thresholds; these want the keys of grants, too; then the prices, see count_spend
 -- Reply {0, now, a word for each meter, 'paid METERm CREDITED OVERAGE', where `tells` is 1, 'late PERIOD' where it was,
 --       'notice' where there is one, 'subjects' where one found no room} ok
 --       {1, now} duplicate    {2, last} gap    {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied except for a meter whose total
@@ -36,35 +36,35 @@
 --       numbered and not applied: the id has counted another quantity    {9, now, the same} not applied: it has counted
 --       some of these meters
 --include confirm_view
---include head_of
---include meter_of
---include give_back
+--include unpack_head
+--include unpack_meter
+--include release_hold
 --include take_number
 --include expire_at
---include besides_of
---include classify
---include within_both
+--include unpack_extras
+--include classify_units
+--include report_derived
 local terms, call, read, pack, subjects, own_words, own_terms = ARGV[2], redis.call, struct.unpack, cmsgpack.pack
 local until_ms, starts, ends, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, thresholds, others, priced_meters, at =
   read('<ddddddddddd', terms)
 if others > 0 then -- Others do not pay for making these functions.
---include take_subjects
-  subjects, own_words, own_terms = take_subjects(KEYS, ARGV, others, 2)
+--include pop_subjects
+  subjects, own_words, own_terms = pop_subjects(KEYS, ARGV, others, 2)
 end
---audited --include enter_usage
+--audited --include audit_usage
 --audited local audit_key, told, n = table.remove(KEYS), table.remove(ARGV, #ARGV - 2), 0
 --audited local noted = {nil, nil, nil, nil, nil, nil, nil} -- With place for one meter.
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
 local rev, customer, further, caller_ms, names, hold_slot, number = ARGV[1], ARGV[3], ARGV[4], ARGV[#ARGV], 3, read('<dd', ARGV[#ARGV - 1])
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
-local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
+local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = unpack_head(fields[1])
 local now, starts_ms, finishes_ms, verdict =
   confirm_view(state_key, rev, until_ms, starts, ends, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
 local once_key, details = KEYS[notices_key and 9 or 6], further ~= '' and cjson.decode(further)
 local keep_event, partly, counted
 if details and details.event then -- As above.
---include weigh_event
-  keep_event, partly, counted = weigh_event(once_key, details.event, now)
+--include compare_event
+  keep_event, partly, counted = compare_event(once_key, details.event, now)
 end
 verdict = verdict and {verdict[1] + 2, unpack(verdict, 2)} or partly or take_number(producer_key, number, now) or counted
 if verdict then
@@ -79,12 +79,12 @@ elseif ends_ms ~= finishes_ms then -- As above.
     return {7, damaged}
   end
   fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
-  seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
+  seen_ms, begins_ms, ends_ms, expires_ms, known_rev = unpack_head(fields[1])
 end
 local words, late, is_dead, pay, keep_grants, is_repeat, keep_mark, spend, windows, tells, spent, refused = {}
 if details then -- As above.
---include open_further
-  late, is_dead, pay, keep_grants, is_repeat, keep_mark, tells = open_further(details, KEYS, rev, now,
+--include open_details
+  late, is_dead, pay, keep_grants, is_repeat, keep_mark, tells = open_details(details, KEYS, rev, now,
     starts_ms, finishes_ms, begins_ms, hold_slot)
 end
 if priced_meters > 0 then -- As above.
@@ -97,12 +97,12 @@ local write, w, current_slot = {counters_key, 'h', nil, nil, nil, nil, nil}, 3, 
 for place = 2, meters + 1 do
   local quantity, asked, allowance, cap, reports_included, reports_overage, event = read('<ddddddd', terms, at + 56 * (place - 2))
   local name = ARGV[names + place]
-  local included, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
-  held, held_before = give_back(hold_slot, asked, current_slot, slot, held, held_before)
+  local included, overage, pending, slot, held, held_before, besides = unpack_meter(fields[place], name)
+  held, held_before = release_hold(hold_slot, asked, current_slot, slot, held, held_before)
   quantity = event == PRICED and math.min(quantity, priced) or place == priced_meters + 2 and spent or quantity
   if quantity > 0 and not is_repeat then
     has_recorded = true
-    local granted, credited, occurred_before, stamped_ms, over_cap = besides_of(besides)
+    local granted, credited, occurred_before, stamped_ms, over_cap = unpack_extras(besides)
     if included + overage + granted + credited + over_cap + quantity > MOST then
       refused, quantity = refused or name, 0
     elseif late then
@@ -110,13 +110,13 @@ for place = 2, meters + 1 do
       quantity = is_dead and 0 or quantity
       occurred_before = occurred_before + quantity
     end
-    local within, by_grants, by_credits, beyond, over = classify(quantity, included, overage, allowance, cap, pay, place - 1)
+    local within, by_grants, by_credits, beyond, over = classify_units(quantity, included, overage, allowance, cap, pay, place - 1)
     spent = spend and place < priced_meters + 2 and spend(place - 1, overage, beyond, quantity - within - over) or spent
     local reported = within * reports_included + beyond * reports_overage
     if event == SENT_ON then
       sent_on, reported = {within * reports_included, beyond * reports_overage, over}, 0
     elseif event == TAKES_OVER then
-      reported = within_both(sent_on, quantity, over)
+      reported = report_derived(sent_on, quantity, over)
     end
     priced = event ~= PRICED and beyond or priced
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
@@ -139,21 +139,21 @@ if keep then
 end
 if late then
   words[#words + 1] = 'late ' .. late
---include count_late
-  count_late(totals_key, late, late_units)
+--include count_late_units
+  count_late_units(totals_key, late, late_units)
 end
 if notices_key then -- As above.
---include crossed
---include notify
-  local notices = crossed(terms, at + 56 * meters + 40 * rates, thresholds, fields, write)
-  words[#words + 1] = notify(notices_key, customer, pay and keep_grants(notices) or notices, now, begins_ms, ends_ms)
+--include crossed_thresholds
+--include queue_notices
+  local notices = crossed_thresholds(terms, at + 56 * meters + 40 * rates, thresholds, fields, write)
+  words[#words + 1] = queue_notices(notices_key, customer, pay and keep_grants(notices) or notices, now, begins_ms, ends_ms)
 end
 
---audited enter_usage(audit_key, producer_key, number, customer, now, begins_ms, late, told, noted)
+--audited audit_usage(audit_key, producer_key, number, customer, now, begins_ms, late, told, noted)
 local new_expiry_ms = math.max(now + lasts_ms, has_recorded and ends_ms + outlive_ms or 0)
 if begins_to_wait then -- As above.
---include await_seal
-  new_expiry_ms = await_seal(waiting_key, customer, seal_delay_ms, ends_ms, new_expiry_ms, now)
+--include schedule_seal
+  new_expiry_ms = schedule_seal(waiting_key, customer, seal_delay_ms, ends_ms, new_expiry_ms, now)
 end
 write[3] = pack(FORM, now, begins_ms, ends_ms, math.max(expires_ms, new_expiry_ms), rev)
 call('HSET', unpack(write, 1, w))

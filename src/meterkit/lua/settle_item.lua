@@ -5,9 +5,9 @@
 -- ARGV  1 the item, as it is in KEYS[1]    2 f: Stripe has it, or t: nothing bills it    3 the entry of the ledger (JSON)
 --       last: the caller's clock (ms)
 -- Reply 1 done    0 it was settled before
---include enter
---include count_item
---include lower_mark
+--include append_history
+--include count_item_units
+--include lower_price_segment
 local items_key, totals_key, history_key = unpack(KEYS)
 local text, letter, entry = unpack(ARGV)
 local call, item = redis.call, cjson.decode(text)
@@ -18,9 +18,9 @@ local name = item.period .. '|' .. item.meter
 call('HINCRBY', totals_key, name .. 'a', '-' .. item.value)
 call('HINCRBY', totals_key, name .. letter, item.value)
 if letter == 't' then
-  count_item(totals_key, name, item.label, -item.value)
-  lower_mark(totals_key, name, item.label, tonumber(item.value))
+  count_item_units(totals_key, name, item.label, -item.value)
+  lower_price_segment(totals_key, name, item.label, tonumber(item.value))
 end
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
-enter(history_key, {cjson.decode(entry)})
+append_history(history_key, {cjson.decode(entry)})
 return 1

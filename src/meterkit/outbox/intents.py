@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BY_HAND: Final = "parked by hand"
 """Begins the reason of an intent that an operator has parked."""
 CANNOT_BE_COUNTED: Final = 2
-"""Reply of move.lua and change_state.lua if the customer's totals are not numbers."""
+"""Reply of move_intents.lua and change_state.lua if the customer's totals are not numbers."""
 NextState = Literal["leased", "queued", "delivered", "parked", "dead"]
 IntentState = Literal["queued", "leased", "parked", "dead"]
 """State of an intent that is not delivered; ``leased``: it is being sent."""
@@ -36,7 +36,7 @@ _OF_ITS_PAST: Final = ("refused", "since", "till", "base", "together", "restored
 RESTORED: Final = "restored"
 """Field of an intent parked after a restore: the gap in which the store may have lost deliveries."""
 REFUSED: Final = "r"
-"""Suffix of the identifier of an intent that Stripe accepted and refused later; see refuse.lua."""
+"""Suffix of the identifier of an intent that Stripe accepted and refused later; see refuse_intent.lua."""
 NONCE_DIGITS: Final = 32
 """Hex digits at the start of an identifier, the same for a customer's intents of one seal."""
 SEALED_DIGITS: Final = 28

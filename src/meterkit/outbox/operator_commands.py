@@ -117,7 +117,7 @@ async def withdraw(store: Store, kept: StoredIntent, *, cause: str, why: str) ->
     entry = ("intent", str(store.now_ms()), kept.in_words(), f"not sent: {why}", cause)
     shard = (store.keys.shard(kept.shard, name) for name in ("intents", "outbox", "parked", "compare"))
     reply: list[Any] = await admin.run(
-        store.scripts["withdraw"],
+        store.scripts["withdraw_intent"],
         [*shard, keys.totals, keys.dirty, keys.history],
         kept.identifier,
         kept.text,

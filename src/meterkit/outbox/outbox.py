@@ -117,7 +117,7 @@ class Outbox:
     async def lease(self, shard: int, *, ttl_ms: int) -> bool:
         """Take or renew the lease of a shard; with a TTL of 0, release it."""
         key = self._keys.shard(shard, "lease")
-        return bool(await self._admin.run(self._store.scripts["lease"], [key], self.token, ttl_ms))
+        return bool(await self._admin.run(self._store.scripts["lease_shard"], [key], self.token, ttl_ms))
 
     async def seal(
         self,
@@ -209,7 +209,7 @@ class Outbox:
             StoreError: also if the store cannot make it durable; then nothing may be sent.
         """
         server = await self._admin.at(self._keys.shard(shard, "intents"))
-        check, script = self._durability(server), self._store.scripts["move"]
+        check, script = self._durability(server), self._store.scripts["move_intents"]
         durability = await check.find_method()
         if durability == "age":
             intents = [sealed for sealed in intents if self._is_on_disk(sealed)]
@@ -252,7 +252,7 @@ class Outbox:
         if not moves:
             return []
         keys, arguments = self._move_arguments(shard, moves, "leased ")
-        reply = await self._admin.run(self._store.scripts["move"], keys, *arguments)
+        reply = await self._admin.run(self._store.scripts["move_intents"], keys, *arguments)
         return [move for move, _ in self._moves_made(moves, reply)]
 
     def _move_arguments(

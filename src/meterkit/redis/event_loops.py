@@ -126,7 +126,7 @@ class EventLoops:
                 self._connect,
                 keys=self._keys,
                 scripts=tuple(self._scripts.values()),
-                fence=self._scripts["fence"],
+                fence=self._scripts["fence_producer"],
                 timeout_s=self._timeout_s,
                 now_ms=lambda: int(self._clock() * 1000),
             )

@@ -176,7 +176,7 @@ async def inspect_server(
     """
     words = words_to_try(keys.shard(0, "dirty"), of_cluster=of_cluster)
     asked = (
-        connection.ask("EVAL", script_files.load("rights").text, 0, *words),
+        connection.ask("EVAL", script_files.load("missing_rights").text, 0, *words),
         connection.ask("INFO", "memory"),
     )
     rights, memory = await asyncio.gather(*asked)

@@ -146,7 +146,7 @@ async def shelve(
     given = [int(value) if isinstance(value, bool) else value for change in changes for value in change]
     reply = await run_on_gauge(
         store,
-        "shelve",
+        "record_objects",
         names,
         view,
         gauge,

@@ -340,6 +340,6 @@ async def _hold(store: Store, gauge: str, customer: str, upload: str, size: int)
 async def _hold_presigned(store: Store, gauge: str, customer: str, upload: str, size: int) -> None:
     admin, keys = await store.admin(), store.keys
     names = [keys.customer(customer).levels, keys.presigned(customer, store.now_ms() // HOUR_MS)]
-    reply: Any = await admin.run(store.scripts["presign"], names, gauge, upload, size)
+    reply: Any = await admin.run(store.scripts["hold_upload"], names, gauge, upload, size)
     if reply[0] != replies.ALLOWED:
         raise MeterkitError("an object's key is presigned a hundred times an hour at most; nothing is held")

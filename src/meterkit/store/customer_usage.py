@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.price_segments import PriceSegment
     from meterkit.decisions.subscription import Access, Status, SubscriptionState
 
-# Totals: by the class at the close of a period (close_period.lua), by state once sealed (count_of.lua).
+# Totals: by the class at the close of a period (close_period.lua), by state once sealed (count_field.lua).
 _TO_DELIVER: Final = re.compile(r"\|....[apqlkxQLKX]$")
 _OF_METER: Final = re.compile(r"^....m$")
 _NONE: Final = MappingProxyType(dict[str, ReportedMeter]())

@@ -62,7 +62,7 @@ async def change_level(
         names.append(store.keys.event(view.shard, owner, event_id))
     token = meter_token(meter)
     reply = await run_on_gauge(
-        *(store, "level", names, view, meter),
+        *(store, "set_level", names, view, meter),
         lambda thresholds: (how, quantity, view.customer, thresholds, token),
     )
     if reply[0] == _CHANGED_OTHERWISE:

@@ -87,7 +87,7 @@ class MessageQueue:
         """Lease due messages for :data:`LEASE_MS`, the longest overdue first."""
         admin = await self._store.admin()
         keys = [self._key(part) for part in ("entries", "due")]
-        reply = await admin.run(self._store.scripts["take"], keys, token_hex(8), LEASE_MS, most, "")
+        reply = await admin.run(self._store.scripts["lease_entries"], keys, token_hex(8), LEASE_MS, most, "")
         return [_parse_leased(*found) for found in reply]
 
     async def done(self, message: LeasedMessage) -> bool:
@@ -154,7 +154,7 @@ class MessageQueue:
         keys += [self._key(f"event:{message_id}"), self._key(f"text:{message_id}")]
         note = _NOTE if text else ""
         reply = await admin.run(
-            self._store.scripts["hint"], keys, message_id, cause, int(is_event), "", note, text, 0
+            self._store.scripts["queue_sync"], keys, message_id, cause, int(is_event), "", note, text, 0
         )
         return int(reply)
 
@@ -165,7 +165,7 @@ class MessageQueue:
         keys = [self._key(part) for part in ("entries", "due", "dead")]
         arguments = (message.id, message.token, outcome, message.hinted, span_ms, int(counts), why)
         done = (_NOTE,) if outcome == "done" else ()
-        return bool(await admin.run(self._store.scripts["finish"], keys, *arguments, *done))
+        return bool(await admin.run(self._store.scripts["finish_entry"], keys, *arguments, *done))
 
 
 async def forget_messages(store: Store, customer: str) -> None:
@@ -269,7 +269,7 @@ async def read_notices(store: Store, shard: int, kinds: Collection[str]) -> list
     """
     admin = await store.admin()
     reply = await admin.run(
-        store.scripts["notices"], [store.keys.notices(shard)], AGAIN_AFTER_MS, _PAGE, *kinds
+        store.scripts["lease_notices"], [store.keys.notices(shard)], AGAIN_AFTER_MS, _PAGE, *kinds
     )
     found: list[CustomerNotice] = []
     for group, entry, times, fields in reply:
@@ -295,7 +295,7 @@ async def publish_notice(store: Store, customer: str, kind: str, data: Mapping[s
         StoreError: the store does not answer; whether they will be delivered is unknown.
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
-    await admin.run(store.scripts["tell"], [keys.notices], customer, kind, json.dumps(dict(data)))
+    await admin.run(store.scripts["report_notice"], [keys.notices], customer, kind, json.dumps(dict(data)))
     store.on_notice(keys.shard)
 
 

@@ -1,7 +1,8 @@
 """The first element of a reply of the decision script, and of the others that confirm a customer's state.
 
-What each replies its head says: ``lua/decide.lua``, ``seal.lua``, ``restore.lua``, ``rebuild.lua``,
-``level.lua``. The settle script numbers its own; see :mod:`meterkit.redis.settlement_queue`.
+The head of each script documents its replies: ``lua/decide.lua``, ``seal.lua``, ``correct_usage.lua``,
+``rebuild_counters.lua``, ``set_level.lua``. The settle script has numbers of its own; see
+:mod:`meterkit.redis.settlement_queue`.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class Store:
             on_notice=lambda shard: self.on_notice(shard),  # noqa: PLW0108 - as it is by then
             settle_audited=self.scripts.get("settle audited"),
             customers_kept=self._customers_kept,
-            allot=self.scripts["allot"],
+            allot=self.scripts["allot_requests"],
             former_routes=None if former is None else former.routes,
         )
         self.cache.tallies, self.cache.unpriced = self.tallies, self.unpriced
@@ -351,7 +351,7 @@ class Store:
     async def _usage_replies(self, customers: Sequence[str]) -> Sequence[UsageReply]:
         admin = await self.admin()
         return await admin.run_many(
-            self.scripts["usage"],
+            self.scripts["read_usage"],
             [
                 [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
                 for keys in map(self.keys.customer, customers)
@@ -373,7 +373,7 @@ class Store:
             StoreError: the store does not answer.
         """
         if self.address.kind != "cluster":
-            reply: list[int] = await admin.run(self.scripts["count"], [*keys], limit)
+            reply: list[int] = await admin.run(self.scripts["count_due"], [*keys], limit)
             return {nth - 1: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
         pipe = admin.client.pipeline(transaction=False)
         for key in keys:

@@ -78,7 +78,7 @@ class TaskLease:
 
     async def _ask(self, span_ms: int) -> bool:
         admin = await self._store.admin()
-        return bool(await admin.run(self._store.scripts["lease"], [self._key], self._token, span_ms))
+        return bool(await admin.run(self._store.scripts["lease_shard"], [self._key], self._token, span_ms))
 
 
 _KEPT_MS: Final = 7 * 86_400_000

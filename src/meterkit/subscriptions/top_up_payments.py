@@ -40,7 +40,7 @@ async def move_auto_top_up(
     month: str = "-",
     most: int = 0,
 ) -> tuple[str, str] | None:
-    """Move the state of a customer's automatic top-ups by ``lua/top_up.lua``.
+    """Move the state of a customer's automatic top-ups by ``lua/reserve_top_up.lua``.
 
     Returns:
         Of ``begin``, month and event of the top-up to buy; None: buy none.
@@ -50,7 +50,7 @@ async def move_auto_top_up(
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
     arguments = (target_of("credit", credit), to, event, month, most, _PATIENCE_MS)
-    reply = await admin.run(store.scripts["top_up"], [keys.ledger], *arguments)
+    reply = await admin.run(store.scripts["reserve_top_up"], [keys.ledger], *arguments)
     return (reply[1].decode(), reply[2].decode()) if reply[0] else None
 
 

@@ -31,7 +31,7 @@ class Waiting(NamedTuple):
     """Entries that wait in a shard.
 
     Attributes:
-        is_full: whether the youngest are added up beside them; see fold.lua.
+        is_full: whether the youngest are added up beside them; see fold_audit.lua.
         trouble: why their number is unknown; empty: it is known.
     """
 
@@ -230,7 +230,7 @@ class Drainer:
         self._is_full = bool(full)
         for one in full:
             keys = [store.keys.audit(one.shard), store.keys.audit_sums(one.shard)]
-            while await admin.run(store.scripts["fold"], keys, most):
+            while await admin.run(store.scripts["fold_audit"], keys, most):
                 pass
 
     async def drain(self, *, least_age_ms: int = 0) -> int:
@@ -281,7 +281,7 @@ class Drainer:
             if len(page) == _PAGE:
                 last = f"({page[-1][0].decode()}"
             elif await admin.ask(client.exists(sums)):
-                await admin.run(store.scripts["unfold"], [stream, sums])
+                await admin.run(store.scripts["unfold_audit"], [stream, sums])
                 last, most = "-", "+"
             else:
                 return int(await admin.ask(client.xlen(stream)))

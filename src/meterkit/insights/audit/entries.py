@@ -17,7 +17,7 @@ RECORDED: Final = ("included", "granted", "credited", "overage", "over_cap")
 CLASSES: Final = (*RECORDED, "reported", "late")
 """The quantities of a row, in the order of the scripts."""
 
-_SUMMED: Final = (*CLASSES, "cost_micros", "priced")  # By the numbers of fold.lua.
+_SUMMED: Final = (*CLASSES, "cost_micros", "priced")  # By the numbers of fold_audit.lua.
 _NOTED: Final = 7  # A meter's field, and all classes but the last.
 _BEFORE: Final = 7  # Producer, number, customer, now, period, late of, told.
 _FIELD_LETTER: Final = 1  # Behind the token of a meter's field.

@@ -48,7 +48,7 @@ _LONGEST_MS: Final = 400 * _DAY_MS  # More than any period.
 _MONTH_MS: Final = 31 * _DAY_MS
 _LONG_OVER_MS: Final = 36 * _DAY_MS  # No process waits for the close of such a period.
 _OF_COUNTERS: Final = (*RECORDED, "late")
-_PARKED, _LEFT = 7, 8  # Among the numbers of a meter; see rebuild.lua.
+_PARKED, _LEFT = 7, 8  # Among the numbers of a meter; see rebuild_counters.lua.
 _WAITS, _OTHER_PERIOD, _NO_MINUTE = 1, 5, 6
 _NOT_THERE: Final = (400, 404)  # So Stripe answers of a customer that it does not have.
 _UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
@@ -222,7 +222,7 @@ class Rebuilder:
     async def _books(self, customer: str) -> _Books:
         store, admin, keys = self._store, await self._store.admin(), self._store.keys.customer(customer)
         names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
-        reply = await admin.run(store.scripts["usage"], names)
+        reply = await admin.run(store.scripts["read_usage"], names)
         tokens = find_gone_tokens(store.catalog, reply)
         (gone,) = await read_former_meters([tokens], admin, store.keys, store.catalog, former=True)
         return _Books(
@@ -280,7 +280,7 @@ class Rebuilder:
         *,
         dry: bool,
     ) -> dict[str, list[int]] | None:
-        """By meter what was missing, see rebuild.lua; None: it must be drained and asked for again."""
+        """Missing units by meter, see rebuild_counters.lua; None: drain the log and ask again."""
         store, customer, known = self._store, usage["customer"], run.known
         tokens = {name: _token_of(name, known) for name in sums}
         meters = {
@@ -311,7 +311,7 @@ class Rebuilder:
             names.append(keys.history)
             return names, (view.rev, view.terms(counter_ttl_ms(view)), customer, json.dumps(wanted))
 
-        reply = await ask_confirmed(store, store.scripts["rebuild"], customer, call, done="rebuilt")
+        reply = await ask_confirmed(store, store.scripts["rebuild_counters"], customer, call, done="rebuilt")
         if reply[0] in {_WAITS, _OTHER_PERIOD}:
             return None
         if reply[0] == _NO_MINUTE:

@@ -67,7 +67,7 @@ class Rebuilt:
 def rebuilt(
     usage: CustomerUsage, sums: Mapping[str, Units], meter: str, units: Sequence[int], *, is_named: bool
 ) -> Rebuilt:
-    """The missing units of a meter in its period, ``units`` as in rebuild.lua.
+    """The missing units of a meter in its period, ``units`` as in rebuild_counters.lua.
 
     ``is_named``: whether its event name is known.
     """

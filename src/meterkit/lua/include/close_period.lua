@@ -7,7 +7,7 @@
 -- Returns nil, or the name of a field that is damaged: then nothing is done.
 --include read_counters
 --include pack_meter
---include whole_numbers
+--include read_numbers
 --include forget_periods
 local function close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
   local kinds = {i = 'included', o = 'overage', g = 'granted', c = 'credited', j = 'over_cap', p = 'pending',
@@ -20,7 +20,7 @@ local function close_period(counters_key, totals_key, now, starts_ms, finishes_m
   local is_cut = starts_ms >= begins_ms + 2 * MINUTE_MS
   if now >= ends_ms or is_cut then
     local id, set, gone, has_closed, stamped_ms = string.format('%.0f', begins_ms), {}, {}, false, 0
-    damaged = whole_numbers(totals_key, {}, {'|e$', '^' .. id .. '|....[igcojpm]$'})
+    damaged = read_numbers(totals_key, {}, {'|e$', '^' .. id .. '|....[igcojpm]$'})
     if damaged then
       return damaged
     end

@@ -5,12 +5,12 @@
 -- must be a whole number is none; or nil, and then head, meters and totals, start and end of the period of now (ms).
 --include confirm_view
 --include read_counters
---include whole_numbers
+--include read_numbers
 local function confirm_counters(counters_key, state_key, totals_key, rev, terms, caller_ms)
   local until_ms, first_start_ms, first_end_ms, next_end_ms = struct.unpack('<dddd', terms)
   local totals = {}
   local head, meters, damaged = read_counters(counters_key)
-  damaged = damaged or whole_numbers(totals_key, totals, {'|[efh]$', '|....[pigcojmqlkdxzrQLKDXZtaf]$'})
+  damaged = damaged or read_numbers(totals_key, totals, {'|[efh]$', '|....[pigcojmqlkdxzrQLKDXZtaf]$'})
   if damaged then
     local now = server_ms(caller_ms)
     return now, {4, now, damaged}

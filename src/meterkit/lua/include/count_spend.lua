@@ -4,13 +4,13 @@
 -- Rounded up in sum over a period, not unit by unit.
 -- Returns spend(nth, overage, beyond, unincluded), which adds the cost of units of the nth meter beyond its overage, or of
 -- units that are not included, and returns the sum; and how many rates count it.
---include price_of
+--include cost_of_units
 local function count_spend(terms, at)
   local sum, windows = 0, nil
   windows, at = struct.unpack('<d', terms, at)
   return function(nth, overage, beyond, unincluded)
     local micros, per, is_all = struct.unpack('<ddd', terms, at + 24 * (nth - 1))
-    sum = sum + (is_all == 1 and unincluded or price_of(overage + beyond, micros, per) - price_of(overage, micros, per))
+    sum = sum + (is_all == 1 and unincluded or cost_of_units(overage + beyond, micros, per) - cost_of_units(overage, micros, per))
     return sum
   end, windows
 end

@@ -1,13 +1,13 @@
 -- hold_backed: holds what is asked of meters that have no ceiling and are paid with a credit; and of those whose cost
 -- depends on the model what the quantity costs.
---   fields: the counters' that were read; backing: see backing_of; current_slot: of holds
+--   fields: the counters' that were read; backing: see extend_ceilings; current_slot: of holds
 --   words, names: of fields[2] the name is words[names + 2]; write, w: where the fields are put that change
 -- Returns w behind all that.
---include meter_of
+--include unpack_meter
 --include live_holds
 local function hold_backed(fields, backing, current_slot, words, names, write, w)
   local function hold(place, quantity)
-    local included, overage, pending, slot, held, held_before, besides = meter_of(fields[place], place)
+    local included, overage, pending, slot, held, held_before, besides = unpack_meter(fields[place], place)
     held, held_before = live_holds(current_slot, slot, held, held_before)
     write[w + 1], write[w + 2], w = words[names + place], cmsgpack.pack(FORM, included, overage, pending, current_slot,
       math.min(held + quantity, MOST), held_before, besides), w + 2

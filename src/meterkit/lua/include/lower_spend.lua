@@ -1,14 +1,14 @@
 -- lower_spend: takes off what is spent in a period what units did cost that are taken back.
 --   counters_key: hash; meters: as read_counters gives them; spend: {token: of the meter that counts it, prices: by token,
---   as price_of takes them}, or nil; token, meter: whose units, as they are now; overage, credited, granted: units of each class
+--   as cost_of_units takes them}, or nil; token, meter: whose units, as they are now; overage, credited, granted: units of each class
 --   that are taken back
---include price_of
+--include cost_of_units
 --include pack_meter
 local function lower_spend(counters_key, meters, spend, token, meter, overage, credited, granted)
   local price, counted = spend and spend.prices[token], spend and meters[spend.token]
   if price and counted then
     local micros, per, is_all = unpack(price)
-    local cost = price_of(meter.overage + overage, micros, per) - price_of(meter.overage, micros, per)
+    local cost = cost_of_units(meter.overage + overage, micros, per) - cost_of_units(meter.overage, micros, per)
     cost = is_all == 1 and overage + credited + granted or cost
     local beyond = math.min(cost, counted.overage)
     counted.overage, counted.included = counted.overage - beyond, math.max(0, counted.included - cost + beyond)

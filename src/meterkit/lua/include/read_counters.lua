@@ -1,9 +1,9 @@
 -- read_counters: all that counters say of the customer and of meters, where every number of it is whole.
 -- Returns the head {seen_ms, begins_ms, ends_ms, expires_ms, rev}, nil where there is none; and by its token each
--- meter's numbers, as open_meter gives them; or nil, nil, and the name of the damaged field, or of the key that is no
+-- meter's numbers, as read_meter gives them; or nil, nil, and the name of the damaged field, or of the key that is no
 -- hash.
---include head_of
---include open_meter
+--include unpack_head
+--include read_meter
 local function read_counters(key)
   local list, head, meters = redis.pcall('HGETALL', key), nil, {}
   if list.err then
@@ -13,13 +13,13 @@ local function read_counters(key)
     local name, packed = list[i], list[i + 1]
     local token = string.match(name, '^(....)m$')
     if token then
-      meters[token] = open_meter(packed)
+      meters[token] = read_meter(packed)
       if not meters[token] then
         return nil, nil, name
       end
     elseif name == 'h' then
-      local is_read, seen_ms, begins_ms, ends_ms, expires_ms, rev = pcall(head_of, packed)
-      if not is_read or not are_whole(seen_ms, begins_ms, ends_ms, expires_ms) then
+      local is_read, seen_ms, begins_ms, ends_ms, expires_ms, rev = pcall(unpack_head, packed)
+      if not is_read or not are_whole_numbers(seen_ms, begins_ms, ends_ms, expires_ms) then
         return nil, nil, name
       end
       head = {seen_ms = seen_ms, begins_ms = begins_ms, ends_ms = ends_ms, expires_ms = expires_ms, rev = rev}

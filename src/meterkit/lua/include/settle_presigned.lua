@@ -1,5 +1,5 @@
 -- settle_presigned: gives back what one presigned upload of an object's key holds, once an event.
---   keys: hashes of presigned uploads (see presign.lua), the older first; key: hash of levels; upload: digest of the
+--   keys: hashes of presigned uploads (see hold_upload.lua), the older first; key: hash of levels; upload: digest of the
 --   object's key; size, at_ms, id: of the event
 -- Of uploads that are still held and were presigned before the event, the first with its size; or else the first.
 --include hold_presigned

@@ -1,13 +1,13 @@
 -- spend_grants: takes quantities from a customer's grants, in the order in which they are used up. Nothing is written.
---   key: hash, the grants; balances: as `balance` returns it
+--   key: hash, the grants; balances: as `grant_balance` returns it
 -- Of the grants only the one that pays first is read, unless it is used up. Returns use(target, quantity, meter), for
 -- no more than is left; spent(): the grants that paid, by name, and lines of the ledger to what was paid.
---include grants
+--include read_grants
 --include pays_before
 local function spend_grants(key, balances, start, now)
   local paying, burned, queues, is_over = {}, {}, {}, false
   local function read()
-    balances.file, queues = grants(key, now), {}
+    balances.file, queues = read_grants(key, now), {}
     balances.debts = balances.file.debts
     for i, grant in ipairs(balances.file.list) do
       balances.file.list[i] = paying[grant.name] or grant
@@ -24,7 +24,7 @@ local function spend_grants(key, balances, start, now)
       table.sort(found, pays_before)
     elseif not queues[target] then
       local head = balances.sums[target].head
-      found[1] = grant_of(head, redis.call('HGET', key, head))
+      found[1] = parse_grant(head, redis.call('HGET', key, head))
     end
     queues[target] = found
     return found

@@ -1,19 +1,19 @@
 -- write_grants: writes down what became of a customer's grants: what was paid, what the plan gives, what has ended.
---   list, ledger: hashes; has_state: whether the customer has a record; balances: as `balance` returns it, less
+--   list, ledger: hashes; has_state: whether the customer has a record; balances: as `grant_balance` returns it, less
 --   what was paid; paying: the grants that paid; burned: lines of the ledger to what was paid
---include put_away
---include grant_text
---include keep_debt
---include add_up
---include balance_text
+--include archive_grant
+--include format_grant
+--include write_debt
+--include sum_grants
+--include format_balance
 local function write_grants(list, ledger, balances, paying, burned, prepaid, start, now, has_state)
   local call, file = redis.call, balances.file
   local set, stay, last, grew, owes = {list}, {}, now, false, false
   local function put(grant)
-    set[#set + 1], set[#set + 2] = grant.name, grant_text(grant)
+    set[#set + 1], set[#set + 2] = grant.name, format_grant(grant)
   end
   for _, grant in ipairs(file and file.ended or {}) do
-    put_away(list, ledger, file.past, grant, grant.until_ms - 1)
+    archive_grant(list, ledger, file.past, grant, grant.until_ms - 1)
   end
   for _, grant in ipairs(file and file.list or {}) do
     if grant.raised ~= 0 then
@@ -27,7 +27,7 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
       end
     end
     if grant.used == grant.quantity and string.sub(grant.name, 1, 1) == 'a' then
-      put_away(list, ledger, file.past, grant, now)
+      archive_grant(list, ledger, file.past, grant, now)
     else
       stay[#stay + 1], last = grant, math.max(last, grant.until_ms)
       if grant.changed or grant.raised ~= 0 then
@@ -44,15 +44,15 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
     end
   end
   for target, debt in pairs(balances.debts) do
-    keep_debt(list, target, debt)
+    write_debt(list, target, debt)
     grew, owes = grew or debt.changed, owes or debt.owed > 0
   end
   if file then
     file.list, file.ended, balances.due, balances.since = stay, {}, false, string.format('%.0f', now)
-    balances.sums, balances.changes_at = add_up(file, start, now)
+    balances.sums, balances.changes_at = sum_grants(file, start, now)
   end
   if #set > 1 or owes or file and file.found then
-    set[#set + 1], set[#set + 2] = 'balance', balance_text(balances, prepaid, start)
+    set[#set + 1], set[#set + 2] = 'balance', format_balance(balances, prepaid, start)
     call('HSET', unpack(set))
   end
   for _, key in ipairs(grew and {list, ledger} or {}) do

@@ -258,7 +258,8 @@ class SyncQueue:
         """Queue a sync, over the connection for requests: many webhooks at once share a write."""
         keys = self._keys(shard, "entries", "due", "dead", "alarms", f"event:{cause}", f"note:{name}")
         arguments = (stripe_customer, cause, int(is_event), alarm, name, note, delay_ms)
-        call = _HintCall(shard, ("EVALSHA", self._store.scripts["hint"].sha, len(keys), *keys, *arguments))
+        sha = self._store.scripts["queue_sync"].sha
+        call = _HintCall(shard, ("EVALSHA", sha, len(keys), *keys, *arguments))
         lane = await self._store.lane()
         reply: Any = await lane.ask(call)
         if isinstance(reply, ReplyError):
@@ -268,7 +269,7 @@ class SyncQueue:
     async def _take(self, shard: int, *, most: int = 1, stripe_customer: str = "") -> list[SyncEntry | None]:
         """Lease entries of a shard; None: another worker has that of the Stripe customer."""
         admin, keys = await self._store.admin(), self._keys(shard, "entries", "due")
-        script = self._store.scripts["take"]
+        script = self._store.scripts["lease_entries"]
         reply = await admin.run(script, keys, token_hex(8), LEASE_MS, most, stripe_customer)
         return [None if len(found) == 1 else _sync_entry(*found) for found in reply]
 
@@ -287,7 +288,7 @@ class SyncQueue:
         keys = self._keys(shard, "entries", "due", "dead")
         arguments = (entry.stripe_customer, entry.token, outcome, entry.hinted, span_ms, int(counts), why)
         done = (note.name for note in notes)
-        is_ours = bool(await admin.run(self._store.scripts["finish"], keys, *arguments, *done))
+        is_ours = bool(await admin.run(self._store.scripts["finish_entry"], keys, *arguments, *done))
         if outcome != "kept" and not span_ms:
             self._near.add(shard)
         return is_ours

@@ -1,0 +1,57 @@
+#!lua
+-- add_grant: adds a grant of the app's, of one target or more, once.
+--
+-- KEYS[1] hash  grants    KEYS[2] hash  their ledger
+-- ARGV  1 the app's id of it   2 how many of the app's grants there may be   3 priority
+--       4 when it becomes effective (ms; 0: now)   5 when it expires (ms; 9000000000000000: never)
+--       then its targets, sorted, each followed by its quantity (units, or micro-credits)
+--       last: the caller's clock (ms)
+-- Reply {0, now}   {1, what the id was used for: targets and quantities}   {2, target}: the balance would pass
+--       9 * 10^15   {3, how many there are}: it would be too many; except with the first, nothing was added
+--include server_ms
+--include repay_debts
+--include archive_grant
+local grants_key, ledger_key = KEYS[1], KEYS[2]
+local id, most, priority, effective_ms, expires_ms = unpack(ARGV, 1, 5)
+local first_target = 6 -- Among the arguments: each target, and its quantity.
+local call, now = redis.call, server_ms(ARGV[#ARGV])
+local line, asked = 'id ' .. id, table.concat(ARGV, ' ', first_target, #ARGV - 1)
+local known = call('HGET', ledger_key, line)
+if known then
+  return known == asked and {0, now} or {1, known}
+end
+local file, left, live = repay_debts(grants_key, ledger_key, now), {}, 0
+for _, grant in ipairs(file.list) do
+  left[grant.target] = (left[grant.target] or 0) + (grant.quantity - grant.used)
+  if string.sub(grant.name, 1, 1) == 'a' then
+    live = live + 1
+  end
+end
+for target, debt in pairs(file.debts) do
+  left[target] = (left[target] or 0) - debt.owed
+end
+for i = first_target, #ARGV - 1, 2 do
+  if (left[ARGV[i]] or 0) + ARGV[i + 1] > MOST then
+    return {2, ARGV[i]}
+  end
+end
+if live + (#ARGV - first_target) / 2 > most + 0 then
+  return {3, live}
+end
+for _, grant in ipairs(file.ended) do
+  archive_grant(grants_key, ledger_key, file.past, grant, grant.until_ms - 1)
+end
+local created = string.format('%.0f', now)
+local effective = effective_ms == '0' and created or effective_ms
+for i = first_target, #ARGV - 1, 2 do
+  local target, quantity = ARGV[i], ARGV[i + 1]
+  local name = 'a ' .. target .. ' ' .. id
+  local terms = table.concat({priority, effective, expires_ms, created}, ' ')
+  call('HSET', grants_key, name, table.concat({target, quantity, 0, terms, expires_ms}, ' '))
+  call('HSET', ledger_key, 'grant ' .. name, quantity .. ' ' .. terms)
+end
+call('HSET', ledger_key, line, asked)
+call('HDEL', grants_key, 'balance')
+call('PERSIST', grants_key)
+call('PERSIST', ledger_key)
+return {0, now}

@@ -1,0 +1,72 @@
+#!lua
+-- amend_state: replaces a customer's state, if it is still the one that was read. The next decision of every
+-- process sees the new rev. Pending usage moves with the link: it waits for the seal, or for another link.
+-- What that changes for the customer is entered into the ledger, and kept for handlers.
+--
+-- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] set  customers with state
+-- KEYS[4] zset  dirty       KEYS[5] zset  unlinked    KEYS[6] zset  turns: customers by when the clock changes them
+-- KEYS[7] list  ledger of changes    KEYS[8] stream  notices    KEYS[9] hash  levels of gauges
+-- KEYS[10] hash  totals of closed periods and deliveries
+-- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON)
+--       4 the customer            5 linked (0/1)  6 now: when to seal what was waiting for the link (ms)
+--       7 the terms reported last, as they were read (JSON, empty: none)    8 the terms in force now
+--       9 when the clock changes that (ms; 0: never)
+--       10 a JSON object: entries (see append_history); notices: {kind, what it says (JSON)} each; gauges: {name, included in
+--       its unit from now on (-1: unlimited)} each; ended: at (ms, as text), and labels of the prices that end then (see
+--       end_price_segment); a cut that goes on has ended them already
+--       last: the caller's clock (ms)
+-- Reply {0} done    {1, rev, state} another process was faster
+--       an error: the counters or a level are not what they must be, and nothing is done
+--include unpack_head
+--include restate_levels
+--include server_ms
+--include append_history
+--include queue_notice
+--include read_counters
+--include end_price_segment
+local counters_key, state_key, customers_key, dirty_key, unlinked_key, turns_key, history_key, notices_key, levels_key,
+  totals_key = unpack(KEYS)
+local read_rev, rev, state, customer, linked, seal_at_ms, read_force, force, turn_ms, further = unpack(ARGV)
+local call, changes = redis.call, cjson.decode(further)
+local found = call('HMGET', state_key, 'rev', 'data', 'force')
+if (found[1] or NO_STATE) ~= read_rev or (found[3] or '') ~= read_force then
+  return {1, found[1] or NO_STATE, found[2] or ''}
+end
+-- Before the first write: it fails where the counters are no hash.
+local head = call('HGET', counters_key, 'h')
+local seen_ms, begins_ms, ends_ms, expires_ms = unpack_head(head)
+local now = server_ms(ARGV[#ARGV])
+restate_levels(levels_key, changes.gauges, now)
+if head and next(changes.ended.labels) and begins_ms <= tonumber(changes.ended.at) then
+  local period, _, meters = string.format('%.0f', begins_ms), read_counters(counters_key)
+  if begins_ms == tonumber(changes.ended.at) then
+    store_price_labels(totals_key, period, changes.ended.labels)
+  elseif meters and tonumber(call('HGET', totals_key, period .. '|w') or '0') <= now then
+    end_price_segment(totals_key, period, meters, changes.ended.labels)
+  end
+end
+call('HSET', state_key, 'rev', rev, 'data', state, 'force', force)
+call('SADD', customers_key, customer)
+call('ZREM', turns_key, customer)
+if turn_ms ~= '0' then
+  call('ZADD', turns_key, turn_ms, customer)
+end
+append_history(history_key, changes.entries)
+for _, notice in ipairs(changes.notices) do
+  queue_notice(notices_key, customer, unpack(notice))
+end
+if linked == '1' and call('ZREM', unlinked_key, customer) == 1 then
+  call('ZADD', dirty_key, seal_at_ms, customer)
+  if head then
+    expires_ms = NEVER_MS
+    call('PERSIST', counters_key)
+  end
+elseif linked == '0' and call('ZREM', dirty_key, customer) == 1 and head then
+  expires_ms = math.max(ends_ms, seal_at_ms) + THIRTY_FIVE_DAYS_MS
+  call('ZADD', unlinked_key, expires_ms, customer)
+  call('PEXPIREAT', counters_key, expires_ms)
+end
+if head then
+  call('HSET', counters_key, 'h', cmsgpack.pack(FORM, seen_ms, begins_ms, ends_ms, expires_ms, rev))
+end
+return {0}

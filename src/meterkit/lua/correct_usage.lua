@@ -1,0 +1,153 @@
+#!lua
+-- correct_usage: takes recorded units of this period back, once an id: those beyond the cap, which are not billed, before
+-- overage before credits before grants before included.
+-- Their pending units come off that, whatever the plan reports by now; sealed units are reported, and stay
+-- recorded, unless Stripe has it: then an intent with a value below 0 takes it back there, where it is of the open price
+-- segment. What is on an invoice line by then is left to a credit note. Overage for which there was compensation in
+-- this period counts as taken back, whatever the id.
+--
+-- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
+-- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] list  ledger of changes
+-- KEYS[8] string  remembers this correction: what was asked, and what was done    KEYS[9] set  digests of the ids of
+-- the customer's corrections; each ends the name of such a key    KEYS[10] hash  intents    KEYS[11] zset  outbox
+-- KEYS[12] stream  optional: of the audit log
+-- ARGV  1 rev   2 terms   3 the customer   4 the correction (JSON): id, by, reason, how: what is to be done with units that
+--       Stripe was sent, for a repeated call; meters: {its name, token, quantity, events: its own token and those of
+--       its derived meters, whether each is sent included units too (0/1), rows: see lower_model_rows} each    5 the digest of its id    6 how to send (JSON): stripe: the Stripe customer that has all
+--       that was delivered in this period, or empty; nonce: 32 hex digits that are new; events: token to event name;
+--       taken: minutes that the Stripe customer's intents of another customer have (ms); spend: see lower_spend
+--       billed: what invoices have, or nil: units of all price segments go back by negative events; see sealed_units; lines:
+--       by meter, see assign_lines; dry: whether nothing is to be written; changed: as PERIOD|y was (text) before the invoices were read
+--       last: the caller's clock (ms)
+-- terms as of `seal`
+-- A correction is remembered for 400 days.
+-- Reply {0, now, JSON: asked, ARGV[4]; ends, of the period (ms); done, by meter: units that were taken back as overage,
+--       credited, granted and included, that were sealed before, of those the overage that Stripe has or will get
+--       and that there must be compensation for, and that were never recorded; then what grants got back, in
+--       units, and credits, in micro-credits; how many of those taken back Stripe was sent before; and those beyond
+--       the cap; by_hand, by meter: units left to credit notes, see assign_lines}
+--       {1, now, the same of the first time}    {2, now, rev, state} stale    {3, now} clock
+--       {4, now, field} not a whole number    {9, now, 1} prices are being changed; 0: they were since
+--       the invoices were read; except with the first, nothing is done
+--include dry_run
+local redis, stop_writing = dry_run()
+--include confirm_counters
+--include close_past_period
+--include return_to_grants
+--include append_history
+--include audit_correction
+--include queue_negative_intents
+--include lower_spend
+--include lower_model_rows
+--include set_of
+--include sealed_units
+--include take_class_units
+--include leave_to_credit_notes
+local counters_key, state_key, totals_key, unlinked_key, grants_key, ledger_key = unpack(KEYS, 1, 6)
+local history_key, once_key, corrections_key, intents_key, outbox_key, audit_key = unpack(KEYS, 7)
+local rev, terms, customer, asked, digest, how_to_send = unpack(ARGV, 1, 6)
+local caller_ms, correction, sending = ARGV[#ARGV], cjson.decode(asked), cjson.decode(how_to_send)
+local call, text, entries = redis.call, string.format, {}
+
+local now, verdict, head, meters, totals, starts_ms, finishes_ms = confirm_counters(counters_key, state_key, totals_key,
+  rev, terms, caller_ms)
+if verdict then
+  return verdict
+end
+local before = call('GET', once_key)
+if before then
+  return {1, now, before}
+end
+head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms)
+if sending.dry then
+  stop_writing()
+end
+sending.customer, sending.made, sending.back, sending.taken = customer, 0, {}, set_of(sending.taken)
+local keys = {intents = intents_key, outbox = outbox_key, totals = totals_key, counters = counters_key}
+local period, done, _, untouched = text('%.0f', head and head.begins_ms or starts_ms), {}, read_counters(counters_key)
+local billed, by_hand = sending.billed, {}
+local is_held = billed and tonumber(totals[period .. '|w'] or '0') > now
+if is_held or billed and (totals[period .. '|y'] or '') ~= billed.changed then
+  return {9, now, is_held and 1 or 0}
+end
+local sealed_in, to_compensate, in_open, on_lines = sealed_units(totals, period, billed)
+sending.ended = on_lines
+
+local function take(...)
+  return take_class_units(meters, sealed_in, ...)
+end
+
+for i, one in ipairs(correction.meters) do
+  local name, token, quantity, events, rows = unpack(one)
+  local lower = lower_model_rows(meters, rows, sending.back, totals, period)
+  local meter, left = meters[token] or read_meter(EMPTY_METER), quantity
+  local over_cap, overage, credited, granted, included, sealed, sealed_included
+  local paid, given, repaid = meter.credited, meter.granted, (totals[period .. '|' .. token .. 'r'] or 0) + 0
+  local tokens, sent_included, back, back_included = {}, {}, 0, 0
+  for _, event in ipairs(events) do
+    tokens[#tokens + 1] = event[1]
+    sent_included[#sent_included + 1] = event[2] == 1 and event[1] or nil
+  end
+  local behind = #sent_included == #tokens and meter.included or 0
+  left, over_cap = take(meter, 'over_cap', left, meter.over_cap, {}, 0)
+  left, overage, sealed = take(meter, 'overage', left, math.max(0, meter.overage - repaid), tokens, behind)
+  local owed = to_compensate(sealed, tokens, behind + repaid)
+  left, credited = take(meter, 'credited', left, meter.credited, {}, 0)
+  left, granted = take(meter, 'granted', left, meter.granted, {}, 0)
+  left, included, sealed_included = take(meter, 'included', left, meter.included, sent_included, 0)
+  if head and sending.stripe ~= '' then
+    back = queue_negative_intents(keys, head, meters, totals, sending, tokens, owed, now)
+    back_included = queue_negative_intents(keys, head, meters, totals, sending, sent_included, sealed_included, now)
+  end
+  meter.overage, meter.included = meter.overage - back, meter.included - back_included
+  overage, included, owed = overage + back, included + back_included, owed - back
+  local ended, earlier = 0, 0
+  if billed then
+    owed, ended, earlier, by_hand[name] = leave_to_credit_notes(totals_key, totals, period, token, billed.lines[name], owed,
+      in_open(tokens, behind, repaid), left)
+  end
+  lower_spend(counters_key, meters, sending.spend, token, meter, overage, credited, granted)
+  lower(counters_key, sending.spend, overage)
+  meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited + meter.over_cap)
+  local micro = credited > 0 and return_to_grants(grants_key, ledger_key, 'c', name, period, credited, paid, now) or 0
+  local units = granted > 0 and return_to_grants(grants_key, ledger_key, 'm', name, period, granted, given, now) or 0
+  for _, changed in ipairs(tokens) do
+    if meters[changed] then
+      call('HSET', counters_key, changed .. 'm', pack_meter(meters[changed]))
+    end
+  end
+  if owed + ended > 0 then
+    local field = period .. '|' .. token .. 'r'
+    totals[field] = text('%.0f', repaid + owed + ended)
+    call('HSET', totals_key, field, totals[field])
+    call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
+  end
+  local taken = over_cap + overage + credited + granted + included
+  local sent = sealed + sealed_included - back - back_included + earlier
+  left = left - earlier
+  -- As text: in JSON a number has 14 digits here.
+  done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, owed,
+    left, units, micro, back + back_included, over_cap)
+  entries[i] = {
+    'correction', text('%.0f', now), text('%.0f of %s to be taken back', quantity, name),
+    text('%.0f taken back, %.0f sent to Stripe before, %.0f never recorded: %s', taken, sent, left, correction.reason),
+    correction.by,
+  }
+end
+local waits = false
+for _, meter in pairs(meters) do
+  waits = waits or meter.pending > 0
+end
+for name, value in pairs(totals) do
+  waits = waits or string.find(name, '|....p$') and value ~= '0'
+end
+if not waits then
+  call('ZREM', unlinked_key, customer)
+end
+append_history(history_key, entries)
+audit_correction(audit_key, customer, now, period, correction, untouched, meters, sending.back)
+local kept = cjson.encode({asked = asked, done = done, by_hand = billed and by_hand, ends = text('%.0f', finishes_ms)})
+call('SET', once_key, kept, 'PX', FOUR_HUNDRED_DAYS_MS)
+call('SADD', corrections_key, digest)
+call('PEXPIRE', corrections_key, FOUR_HUNDRED_DAYS_MS)
+return {0, now, kept}

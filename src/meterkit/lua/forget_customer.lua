@@ -1,0 +1,49 @@
+#!lua
+-- forget_customer: a customer's state, counters, levels, totals and ledgers are deleted, if none of its usage is on its way to
+-- Stripe, parked or dead.
+--
+-- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals    KEYS[4] set  customers with state
+-- KEYS[5] zset  dirty       KEYS[6] zset  unlinked    KEYS[7] hash  grants    KEYS[8] hash  their ledger
+-- KEYS[9] hash  levels of gauges    KEYS[10] zset  idempotency keys    KEYS[11] list  ledger of changes
+-- KEYS[12] zset  turns              KEYS[13] set  digests of the ids of its corrections
+-- KEYS[14] hash  objects            KEYS[15] stream  optional: of the audit log
+-- ARGV  1 the rev that was read   2 the customer   last: the caller's clock (ms)
+-- Reply {0, and how much there was in: counters, state, totals, grants, their ledger, levels, idempotency keys, ledger
+--       of changes; and those digests, for the keys that remember the corrections} done    {1} the state has changed meanwhile    {2} usage is not delivered yet
+--       {3} usage is parked or dead
+--include server_ms
+local counters_key, state_key, totals_key, customers_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local dirty_key, unlinked_key, grants_key, ledger_key, levels_key, marks_key = unpack(KEYS, 5, 10)
+local history_key, turns_key, corrections_key, objects_key, audit_key = unpack(KEYS, 11)
+local rev, customer = ARGV[1], ARGV[2]
+local call = redis.call
+if (call('HGET', state_key, 'rev') or NO_STATE) ~= rev then
+  return {1}
+elseif call('ZSCORE', dirty_key, customer) then
+  return {2}
+end
+local totals = call('HGETALL', totals_key)
+local undelivered = false
+for i = 1, #totals, 2 do
+  if totals[i + 1] ~= '0' then
+    if string.find(totals[i], '|....[aqlQL]$') then
+      return {2}
+    end
+    undelivered = undelivered or string.find(totals[i], '|....[kxKX]$')
+  end
+end
+if undelivered then
+  return {3}
+end
+local reply = {0, #call('HKEYS', counters_key), call('EXISTS', state_key), #totals / 2, #call('HKEYS', grants_key),
+  #call('HKEYS', ledger_key), #call('HKEYS', levels_key), call('ZCOUNT', marks_key, '-inf', '+inf'),
+  call('LLEN', history_key), call('SMEMBERS', corrections_key)}
+call('DEL', counters_key, state_key, totals_key, grants_key, ledger_key, levels_key, marks_key, history_key,
+  corrections_key, objects_key)
+call('SREM', customers_key, customer)
+call('ZREM', unlinked_key, customer)
+call('ZREM', turns_key, customer)
+if audit_key then
+  call('XADD', audit_key, '*', 'k', 'deleted', 'd', customer, 'at', string.format('%.0f', server_ms(ARGV[#ARGV])))
+end
+return reply

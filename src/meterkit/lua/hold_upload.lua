@@ -1,0 +1,31 @@
+#!lua
+-- hold_upload: bytes are held for an upload that was presigned, until the event of its object arrives, an hour at most.
+--
+-- KEYS[1] hash  levels: `GAUGE+`: what presigned uploads hold, packed (see unpack_presigned)
+-- KEYS[2] hash  presigned uploads of an hour: the digest of an object's key to size, when it was presigned (ms), the slot of
+--               five minutes before which it ends, and the event that has settled it (empty: none), each, packed
+-- ARGV  1 the gauge    2 the digest of the object's key    3 the size
+--       last: the caller's clock (ms)
+-- Reply {0, now, until when it is held (ms)} done
+--       {1, now} there are too many presigned uploads of this key: nothing is done
+--       the error DAMAGED        what is held is not what it must be: nothing is done
+--include server_ms
+--include unpack_presigned
+--include hold_presigned
+local levels_key, uploads_key = unpack(KEYS)
+local gauge, upload, size, caller_ms = unpack(ARGV)
+local call, now = redis.call, server_ms(caller_ms)
+local current_slot, slot = math.floor(now / HOLD_SLOT_MS), math.floor((now + HOUR_MS) / HOLD_SLOT_MS)
+unpack_presigned(call('HGET', levels_key, gauge .. '+'), gauge, current_slot)
+local packed = call('HGET', uploads_key, upload)
+local found = packed and {cmsgpack.unpack(packed)} or {FORM}
+if #found >= PRESIGNED_MOST then
+  return {1, now}
+end
+for _, value in ipairs({tonumber(size), now, slot, ''}) do
+  found[#found + 1] = value
+end
+call('HSET', uploads_key, upload, cmsgpack.pack(unpack(found)))
+call('PEXPIRE', uploads_key, 2 * HOUR_MS)
+hold_presigned(levels_key, gauge, slot, tonumber(size), current_slot)
+return {0, now, slot * HOLD_SLOT_MS}

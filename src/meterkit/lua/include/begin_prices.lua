@@ -1,8 +1,0 @@
--- begin_prices: keeps the labels of the prices that a period began with, where they end.
---   totals_key: hash; period: its first instant, as text; labels: token to label
-local function begin_prices(totals_key, period, labels)
-  for token, label in pairs(labels) do
-    redis.call('HSETNX', totals_key, period .. '|' .. token .. 'y', label)
-    redis.call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
-  end
-end

@@ -1,0 +1,40 @@
+-- grant_balance: what a customer's grants come to, and the plan's that are due: kept in the field "balance" of their hash
+-- until it changes, so that the grants need not be read.
+--   prepaid: {mark: names the plan's grants, recurring, limits, ...}; start, finish: of the period
+--   earlier, where an earlier period's grants may still live: {start, finish, recurring, limits, 1: the customer was on
+--   the plan then; 0: only if it had a grant by then} each
+--   The field is a line of: since when and until when it holds (ms), start, mark, 1 where something is due to be
+--   written down, else 0, BALANCE_FORM; then a line a target: its name, left, was_there, last, head (see sum_grants).
+-- Returns {sums, since (text), changes_at, due, debts: those that were read, file: all the grants, where they had to be
+-- read}.
+--include read_grants
+--include add_recurring_grants
+--include plan_repayment
+--include sum_grants
+local function grant_balance(key, prepaid, start, finish, now, anew)
+  local text = not anew and redis.call('HGET', key, 'balance')
+  if text then
+    local since, changes_at, began, mark, due, form = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (%d) ?(%d*)')
+    if form == BALANCE_FORM and mark == prepaid.mark and began + 0 == start and since + 0 <= now and now < changes_at + 0 then
+      local sums = {}
+      for target, left, was_there, last, head in string.gmatch(text, '\n(%S+) (-?%d+) (%d) (%d+) ([^\n]*)') do
+        sums[target] = {left = left + 0, was_there = was_there + 0, last = last + 0, head = head}
+      end
+      return {sums = sums, since = since, changes_at = changes_at, due = due == '1', debts = {}}
+    end
+  end
+  local file = read_grants(key, now)
+  for _, period in ipairs(prepaid.earlier or {}) do
+    local began, ended, recurring, limits, is_certain = unpack(period)
+    if is_certain == 1 or file.first < ended then
+      add_recurring_grants(file, recurring, began, ended, now, limits, true)
+    end
+  end
+  add_recurring_grants(file, prepaid.recurring, start, finish, now, prepaid.limits, false)
+  plan_repayment(file, now)
+  local sums, changes_at = sum_grants(file, start, now)
+  return {
+    sums = sums, since = string.format('%.0f', now), changes_at = changes_at, due = file.due, debts = file.debts,
+    file = file,
+  }
+end

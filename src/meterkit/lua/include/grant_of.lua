@@ -1,9 +1,0 @@
--- grant_of: a grant, from its name and its text "target quantity used priority effective expires created until".
-local function grant_of(name, text)
-  local target, quantity, used, priority, effective, expires, created, until_ms = string.match(text,
-    '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
-  return {
-    name = name, target = target, quantity = quantity + 0, used = used + 0, priority = priority + 0,
-    effective = effective + 0, expires = expires + 0, created = created + 0, until_ms = until_ms + 0, raised = 0,
-  }
-end

@@ -1,9 +1,0 @@
--- in_order: the keys of a table, sorted: what is done with them one after the other comes to the same each time.
-local function in_order(found)
-  local keys = {}
-  for key in pairs(found) do
-    keys[#keys + 1] = key
-  end
-  table.sort(keys)
-  return keys
-end

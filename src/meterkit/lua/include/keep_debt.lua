@@ -1,9 +1,0 @@
--- keep_debt: writes a debt that has changed; one that is repaid leaves.
---   list: hash, the customer's grants
-local function keep_debt(list, target, debt)
-  if debt.changed and debt.owed > 0 then
-    redis.call('HSET', list, 'd ' .. target, string.format('%.0f %.0f', debt.owed, debt.since))
-  elseif debt.changed then
-    redis.call('HDEL', list, 'd ' .. target)
-  end
-end

@@ -1,0 +1,78 @@
+-- move_late_usage: pending usage of closed periods whose invoices are final, or will be before an intent of now is counted. It is
+-- counted as t of its period; where the plan of the open period bills the meter at the same price, it is recorded there
+-- once more, as overage (or included) and as late, and is pending there. At another price an invoice item bills it at its
+-- own (see queue_item).
+--   keys: counters, totals, history, items; audit or nil; head, meters: as read_counters gives them; totals: as read;
+--   events: token to event name: what has none waits for it; asked: since, before, latest (ms; see
+--   decisions/subscription_periods.py), hour, margin (ms), meters: a token to the class that the open period records it in
+--   (empty: none), its name, its price in words, that price's label, the token of the meter that has it, 1 where it is the
+--   same for each unit; item: what an invoice item needs, where there may be one
+--   own: customer, nonce, rev, and start and end of the open period (ms)
+-- Returns the head, and the list that the reply has.
+--include append_history
+--include audit_usage
+--include price_late_units
+--include queue_item
+local function move_late_usage(keys, head, meters, totals, events, asked, own, now)
+  local text, late = string.format, {}
+  local outcomes = {[0] = 'not billed', 'billed in the period that is open', 'billed by an invoice item'}
+  local function is_final(period)
+    -- By its beginning: where a subscription has ended, its last period may end some minutes later.
+    local begins_ms, ends_ms = tonumber(period), tonumber(totals[period .. '|e'])
+    local made_ms = begins_ms >= asked.before and asked.latest or ends_ms
+    local draft_ms = math.max(made_ms + asked.hour, tonumber(totals[period .. '|h'] or '0'))
+    return totals[period .. '|f'] or begins_ms >= asked.since and begins_ms < asked.latest and now >= draft_ms - asked.margin
+  end
+
+  local function record_again(period, token, class, quantity)
+    if not head then
+      head = {seen_ms = now, begins_ms = own.starts_ms, ends_ms = own.finishes_ms, rev = own.rev}
+      redis.call('HSET', keys.counters, 'h', cmsgpack.pack(FORM, now, head.begins_ms, head.ends_ms, NEVER_MS, head.rev))
+    end
+    local meter = meters[token] or read_meter(EMPTY_METER)
+    meters[token] = meter
+    meter[class], meter.late, meter.pending = meter[class] + quantity, meter.late + quantity, meter.pending + quantity
+    redis.call('HSET', keys.counters, token .. 'm', pack_meter(meter))
+    if keys.audit then
+      local within = class == 'included' and quantity or 0
+      audit_usage(keys.audit, own.nonce, #late + 1, own.customer, now, head.begins_ms, period, '',
+        {token .. 'm', within, 0, 0, quantity - within, 0, quantity})
+    end
+  end
+
+  local function bill(period, token, told, label, quantity)
+    local class, meter_name, price, open_label, _, is_flat = unpack(told)
+    local meter, value, outcome = meters[token] or read_meter(EMPTY_METER), text('%.0f', quantity), 0
+    if label == open_label and class ~= '' and math.max(meter[class], meter.late, meter.pending) + quantity <= MOST then
+      outcome = 1
+      record_again(period, token, class, quantity)
+    elseif is_flat == 1 and asked.item and string.find(label, '^%d+/%d+$') then
+      outcome, price = 2, ''
+      local item = {customer = own.customer, period = period, meter = token, name = meter_name, event = events[token],
+        label = label, value = value, till = totals[period .. '|e']}
+      for field, known in pairs(asked.item) do
+        item[field] = known
+      end
+      queue_item(keys.items, keys.totals, own.nonce .. '-' .. #late + 1, item, now)
+    end
+    if outcome ~= 2 then
+      redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 't', value)
+    end
+    append_history(keys.history, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,
+      outcomes[outcome], 'clock'}})
+    late[#late + 1] = {period, token, value, outcome}
+  end
+
+  for _, name in ipairs(sorted_keys(totals)) do
+    local period, token = string.match(name, '^(%d+)|(....)p$')
+    if period and events[token] and is_final(period) then
+      local told = asked.meters[token] or {'', events[token], '', '-', token, 0}
+      for _, part in ipairs(price_late_units(totals, period, token, tonumber(totals[name]), told[4], told[5])) do
+        bill(period, token, told, part[1], part[2])
+      end
+      redis.call('HDEL', keys.totals, name)
+      totals[name] = nil
+    end
+  end
+  return head, late
+end

@@ -1,0 +1,32 @@
+-- plan_repayment: pays debts with grants that came into effect since the debt arose, the earliest first. Nothing is written.
+--   file: as `read_grants` returns it; a grant that ended meanwhile has paid while it was in effect
+-- Changes the grants and debts of the file; puts into file.repaid lines of the ledger to what a grant repaid.
+--include pays_before
+local function plan_repayment(file, now)
+  local function comes_before(a, b)
+    if a.effective ~= b.effective then
+      return a.effective < b.effective
+    end
+    return pays_before(a, b)
+  end
+  for target, debt in pairs(file.debts) do
+    local able = {}
+    for _, grants in ipairs({file.list, file.ended}) do
+      for _, grant in ipairs(grants) do
+        if grant.target == target and grant.effective <= now and grant.expires > debt.since then
+          able[#able + 1] = grant
+        end
+      end
+    end
+    table.sort(able, comes_before)
+    for _, grant in ipairs(able) do
+      local part = math.min(grant.quantity - grant.used, debt.owed)
+      if part > 0 then
+        grant.used, debt.owed = grant.used + part, debt.owed - part
+        grant.changed, debt.changed, file.due = true, true, true
+        local line = 'repay ' .. grant.name -- A plan's name may come back, with a longer period that began then.
+        file.repaid[line] = (file.repaid[line] or 0) + part
+      end
+    end
+  end
+end

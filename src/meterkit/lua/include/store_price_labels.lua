@@ -1,0 +1,8 @@
+-- store_price_labels: keeps the labels of the prices that a period began with, where they end.
+--   totals_key: hash; period: its first instant, as text; labels: token to label
+local function store_price_labels(totals_key, period, labels)
+  for token, label in pairs(labels) do
+    redis.call('HSETNX', totals_key, period .. '|' .. token .. 'y', label)
+    redis.call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
+  end
+end

@@ -1,0 +1,22 @@
+-- trim_grants: takes back unused units of a period's grants beyond a limit: first of those that pay last. Nothing is
+-- written.
+--   file: as `read_grants` returns it; known: the plan's grants of the period; given: units of the target in these
+-- Returns how many units are given then.
+--include pays_before
+local function trim_grants(file, known, target, given, limit)
+  local able = {}
+  for _, grant in pairs(known) do
+    if grant.target == target then
+      able[#able + 1] = grant
+    end
+  end
+  table.sort(able, pays_before)
+  while #able > 0 do
+    local grant = table.remove(able)
+    local cut = math.min(grant.quantity - grant.used, given - limit)
+    if cut > 0 then
+      grant.quantity, grant.raised, given, file.due = grant.quantity - cut, -cut, given - cut, true
+    end
+  end
+  return given
+end

@@ -1,8 +1,0 @@
--- window_of: the three numbers of a rate; see advance. An error where the field is damaged.
-local function window_of(packed, field)
-  local form, slot, counted, previous, more = cmsgpack.unpack(packed or EMPTY_WINDOW)
-  if form ~= FORM or not previous or more then
-    error('DAMAGED field ' .. field)
-  end
-  return slot, counted, previous
-end

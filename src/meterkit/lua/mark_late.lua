@@ -1,0 +1,154 @@
+#!lua
+-- mark_late: makes usage late that Stripe did not have when others changed the prices of a subscription there. It can no
+-- longer reach the invoice line of its price. Where the price was another one, an invoice item bills it at that (see
+-- queue_item). Else it is counted as t of its period; where the plan of now bills the meter, it is recorded once more, as
+-- overage (or included) and as late, and is pending: it is billed at the new price, which is the same.
+--
+-- KEYS[1] hash  counters    KEYS[2] hash  totals    KEYS[3] list  ledger of changes    KEYS[4] zset  dirty
+-- KEYS[5] hash  intents     KEYS[6] zset  outbox    KEYS[7] zset  parked    KEYS[8] zset  compare
+-- KEYS[9] zset  invoice items    KEYS[10] stream  where there is an audit log: of that
+-- ARGV  1 the customer    2 32 hex digits that are new
+--       3 a JSON object: meters: a token to the class that it is recorded in once more (empty: none), its name, the price
+--       that ended in words; items: a token to what an invoice item needs, see queue_item; pending: tokens whose pending units are late; intents: the late ones, each with its
+--       identifier and as it was read, Stripe has none of it; back: the same of corrections, or nil; since: a token to what was sealed after the change;
+--       labels: of the prices that end (see end_price_segment); rev: of the state before the change; empty: what is late
+--       was found out later; changed: what is pending then is stamped with no minute before this (ms, as text); cause: for
+--       the ledger
+--       last: the caller's clock (ms)
+-- PERIOD|n: the rev of the change that this was done for last: it is done once.
+-- Reply {0, now, of what was late PERIOD|token, how much, 1 where it is billed at the new price, 2 by an invoice item, 3 where
+--       a correction of it is undone, else 0...}
+--       the error DAMAGED: a number is not what it must be, and nothing is done
+--include server_ms
+--include read_counters
+--include read_numbers
+--include pack_meter
+--include sorted_keys
+--include count_field
+--include queue_item
+--include end_price_segment
+--include append_history
+--include audit_usage
+local counters_key, totals_key, history_key, dirty_key, intents_key, outbox_key, parked_key, compare_key, items_key,
+  audit_key = unpack(KEYS)
+local customer, nonce = unpack(ARGV)
+local asked, now, call = cjson.decode(ARGV[3]), server_ms(ARGV[#ARGV]), redis.call
+local totals, head, meters, damaged = {}, read_counters(counters_key)
+damaged = damaged or read_numbers(totals_key, totals, {'|....[pqlkdxtaQLK]$'})
+if damaged then
+  return redis.error_reply('DAMAGED a customer cannot be read: no whole numbers in field ' .. damaged)
+end
+local outcomes = {[0] = 'not billed', 'billed at the price of now', 'billed by an invoice item'}
+local text, this = string.format, head and string.format('%.0f', head.begins_ms) or ''
+local late, reply, is_due = {}, {0, now}, false
+if head and asked.rev ~= '' and call('HGET', totals_key, this .. '|n') == asked.rev then
+  return reply
+end
+
+local function is_late(period, token, quantity)
+  local name = period .. '|' .. token
+  late[name] = (late[name] or 0) + quantity
+end
+
+for _, token in ipairs(asked.pending) do
+  if meters[token] and meters[token].pending > 0 then
+    is_late(this, token, meters[token].pending)
+    meters[token].pending = 0
+  end
+  -- Pending units of a closed period would be sealed for its draft, which may have the new price by now.
+  for _, name in ipairs(sorted_keys(totals)) do
+    local period = string.match(name, '^(%d+)|' .. token .. 'p$')
+    local has_one_price = period and not totals[period .. '|' .. token .. 's'] and not totals[this .. '|' .. token .. 'y']
+    if has_one_price and asked.items[token] then
+      is_late(period, token, tonumber(totals[name]))
+      call('HDEL', totals_key, name)
+    end
+  end
+end
+local function remove(id, read, use)
+  local intent = cjson.decode(read)
+  if call('HGET', intents_key, id) == read and (use == is_late or intent.period == this) then
+    local counted, value = count_field(intent, intent.state)
+    call('HINCRBY', totals_key, counted, '-' .. value)
+    call('HDEL', intents_key, id)
+    for _, key in ipairs({outbox_key, parked_key, compare_key}) do
+      call('ZREM', key, id)
+    end
+    use(intent.period, intent.meter, tonumber(value))
+  end
+end
+
+local function restore(period, token, quantity)
+  local name, meter_name, meter = period .. '|' .. token, asked.meters[token][2], meters[token]
+  local missed = late[name] or 0
+  local left = quantity - math.min(quantity, missed)
+  late[name] = missed > quantity and missed - quantity or nil
+  if left > 0 and meter then
+    meter.overage = meter.overage + left
+    if audit_key then
+      audit_usage(audit_key, nonce, #reply, customer, now, head.begins_ms, nil, '', {token .. 'm', 0, 0, 0, left, 0, left})
+    end
+    append_history(history_key, {{'correction', text('%.0f', now), text('%.0f of %s taken back', left, meter_name),
+      'recorded again: Stripe did not have it when the price changed', asked.cause}})
+    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = name, text('%.0f', left), 3
+  end
+end
+
+for _, one in ipairs(asked.intents) do
+  remove(one[1], one[2], is_late)
+end
+-- A correction that Stripe does not have yet lowers no line of the price that ended: it lowers what is late, and the rest
+-- of its units is recorded again.
+for _, one in ipairs(asked.back or {}) do
+  remove(one[1], one[2], restore)
+end
+local ended = {}
+for token, meter in pairs(meters) do
+  local since, again = asked.since[token] or 0, asked.items[token] and 0 or late[this .. '|' .. token] or 0
+  ended[token] = {overage = math.max(0, meter.overage - since - again), since = since}
+end
+if head then
+  end_price_segment(totals_key, this, ended, asked.labels)
+end
+for _, name in ipairs(sorted_keys(late)) do
+  local period, token = string.match(name, '^(.*)|(....)$')
+  local class, meter_name, price = unpack(asked.meters[token])
+  local quantity, value, meter = late[name], text('%.0f', late[name]), meters[token] or read_meter(EMPTY_METER)
+  local item, is_billed = asked.items[token], head and class ~= '' and math.max(meter[class], meter.late, meter.pending) + quantity <= MOST
+  if item then
+    local own = {customer = customer, period = period, meter = token, name = meter_name, value = value}
+    for field, known in pairs(item) do
+      own[field] = known
+    end
+    own.till = period ~= this and totals[period .. '|e'] or item.till
+    queue_item(items_key, totals_key, nonce .. '-' .. #reply, own, now)
+  else
+    call('HINCRBY', totals_key, name .. 't', value)
+  end
+  if is_billed and not item then
+    meter[class], meter.late, meter.pending = meter[class] + quantity, meter.late + quantity, meter.pending + quantity
+    meters[token], is_due = meter, true
+    if audit_key then
+      local within = class == 'included' and quantity or 0
+      audit_usage(audit_key, nonce, #reply, customer, now, head.begins_ms, period, '',
+        {token .. 'm', within, 0, 0, quantity - within, 0, quantity})
+    end
+  end
+  local outcome = item and 2 or is_billed and 1 or 0
+  append_history(history_key, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,
+    outcomes[outcome], asked.cause}})
+  reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = name, value, outcome
+end
+for token, meter in pairs(meters) do -- Also of one whose pending usage a correction has taken back in full.
+  call('HSET', counters_key, token .. 'm', pack_meter(meter))
+end
+if is_due then -- Counters that have pending usage stay.
+  call('HSET', counters_key, 'h', cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, NEVER_MS, head.rev))
+  call('PERSIST', counters_key)
+  call('ZADD', dirty_key, now, customer)
+end
+if head and asked.rev ~= '' then
+  call('HSET', totals_key, this .. '|n', asked.rev, this .. '|y', asked.changed)
+end
+call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
+return reply

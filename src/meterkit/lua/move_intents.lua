@@ -1,0 +1,98 @@
+#!lua
+-- move_intents: intents of one shard, each from its state to the next, by the holder of the shard's lease.
+--
+-- KEYS[1] hash  intents    KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] string  lease
+-- KEYS[4] hash  delivered in these days: what Stripe has accepted          KEYS[5] zset  parked: since when (ms)
+-- KEYS[6] zset  dead: since when (ms)
+-- KEYS[7] zset  compare: parked ones that Stripe may have, by when they are compared with its summaries (ms)
+-- KEYS[8] hash  batches of these days: idempotency key to the intents that it was sent with
+-- KEYS[9...] hash  an intent: its customer's totals
+-- ARGV  1 lease token    2 the states they may be in, each followed by a space    3 moves: a JSON array of an array
+--       an intent: its identifier; its next state: leased, queued, delivered, parked or dead; how long until it
+--       is due (ms, with queued), or compared (ms, with parked; 0: never); its next idempotency key or empty (with
+--       queued); why or empty; 1 where it certainly was not accepted, so that no first attempt counts, else 0
+--       4 batches that Stripe may have taken: a JSON array of an array a batch: its idempotency key, its intents in
+--       short (outbox/intents.py)      last: the caller's clock (ms)
+-- An intent whose customer's totals cannot be counted in is left as it is, and due again in ten minutes. What
+-- was delivered is kept for 36 days, in short; what a batch was made up of for 8 days.
+-- Reply {0, now, of each intent {0, its first attempt before this (ms; 0: none), attempts}, {1} no such intent or in
+--       another state, or {2} it cannot be counted}    {2} the lease is lost
+--include server_ms
+--include recount_intent
+local intents_key, outbox_key, lease_key, delivered_key, parked_key, dead_key, compare_key = unpack(KEYS, 1, 7)
+local batches_key, first_totals = KEYS[8], 9 -- The latter among the keys.
+local token, states, asked, sent, caller_ms = unpack(ARGV)
+local moves, batches = cjson.decode(asked), cjson.decode(sent)
+local call, text = redis.call, string.format
+if call('GET', lease_key) ~= token then
+  return {2}
+end
+local now, reply = server_ms(caller_ms), {0}
+
+-- Returns the first attempt before this, and attempts.
+local function append_history(id, intent, delay, key, why, untried)
+  local kept = true
+  if untried == 1 then
+    intent.first = '0'
+  end
+  local tried_ms = tonumber(intent.first)
+  if intent.state == 'leased' then
+    intent.attempts = text('%.0f', intent.attempts + 1)
+    if intent.first == '0' then
+      intent.first = text('%.0f', now)
+    end
+  elseif intent.state == 'queued' then
+    call('ZADD', outbox_key, now + delay, id)
+    if key ~= '' then
+      intent.key = key
+    end
+  else
+    call('ZREM', outbox_key, id)
+    if intent.state == 'delivered' then
+      local short = {intent.customer, intent.stripe, intent.event, intent.time, intent.value}
+      call('HDEL', intents_key, id)
+      call('HSET', delivered_key, id, cjson.encode(short))
+      call('PEXPIRE', delivered_key, THIRTY_SIX_DAYS_MS)
+      kept = false
+    else
+      call('ZADD', intent.state == 'parked' and parked_key or dead_key, now, id)
+      if intent.state == 'parked' and delay > 0 then
+        call('ZADD', compare_key, now + delay, id)
+      end
+    end
+  end
+  if kept then
+    intent.why = why ~= '' and why or nil
+    call('HSET', intents_key, id, cjson.encode(intent))
+  end
+  return tried_ms, tonumber(intent.attempts)
+end
+
+for i, move in ipairs(moves) do
+  local id, state, delay, key, why, untried = unpack(move)
+  local found = call('HGET', intents_key, id)
+  local intent = found and cjson.decode(found)
+  local answer = {1}
+  if intent and string.find(states, intent.state .. ' ', 1, true) then
+    if recount_intent(KEYS[first_totals - 1 + i], intent, intent.state, state) then
+      if intent.state == 'parked' then
+        call('ZREM', parked_key, id)
+        call('ZREM', compare_key, id)
+      elseif intent.state == 'dead' then
+        call('ZREM', dead_key, id)
+      end
+      intent.state = state
+      answer = {0, append_history(id, intent, delay, key, why, untried)}
+    else
+      call('ZADD', outbox_key, 'XX', now + 10 * MINUTE_MS, id)
+      answer = {2}
+    end
+  end
+  reply[i + 2] = answer
+end
+for _, batch in ipairs(batches) do
+  call('HSET', batches_key, batch[1], batch[2])
+  call('PEXPIRE', batches_key, EIGHT_DAYS_MS)
+end
+reply[2] = now
+return reply

@@ -1,0 +1,149 @@
+#!lua
+-- rebuild_counters: raises what the counters have of this period where the audit log has more: the store has lost it. What of it
+-- goes to Stripe, and is nowhere on its way there, may be there: as far as Stripe has counted more of its event name than
+-- is on its way or delivered it counts as delivered, in the order of the tokens; the rest is parked, to be compared with
+-- Stripe's summary of all minutes before it: with that, all that is parked here of an event name.
+--
+-- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
+-- KEYS[4] hash  intents     KEYS[5] zset  parked: since when (ms)    KEYS[6] zset  compare: by when that is done (ms)
+-- KEYS[7] stream  of the audit log    KEYS[8] list  ledger of changes
+-- ARGV  1 rev   2 terms   3 the customer   4 what is to be so (JSON): dry: 1: nothing is written; period: its first
+--       instant (ms); stripe: the Stripe customer, empty: not linked; id: 32 hex digits that are new; by: for the ledger;
+--       minutes: as of `seal`; meters: its token to name and units {included, granted, credited, overage, beyond the
+--       cap, late, going to Stripe}; events: a token to its event name there, of all meters that are known;
+--       counted: an event name to what Stripe has counted in the period
+--       last: the caller's clock (ms)
+-- terms as of `seal`
+-- Reply {0, now, JSON: a token to its units that were missing {the first six, delivered, parked, left}: left: not raised
+--       at all, as they go to Stripe and the customer is not linked}    {1, now} entries of the audit log wait
+--       {2, now, rev, state} stale    {3, now} clock    {4, now, field} not a whole number
+--       {5, now, first instant (ms)} the period is another one    {6, now} no minute of the period is left
+--include confirm_counters
+--include close_past_period
+--include append_history
+--include next_free_minute
+--include sorted_keys
+local counters_key, state_key, totals_key, intents_key, parked_key, compare_key, audit_key, history_key = unpack(KEYS)
+local rev, terms, customer, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
+local wanted = cjson.decode(ARGV[#ARGV - 1])
+local _, _, _, _, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
+local call, text, taken = redis.call, string.format, {}
+
+local now, verdict, head, meters, totals, starts_ms, finishes_ms = confirm_counters(counters_key, state_key, totals_key,
+  rev, terms, caller_ms)
+if verdict then
+  return verdict
+elseif call('XLEN', audit_key) > 0 then
+  return {1, now}
+end
+head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms)
+local begins_ms, expires_ms = head and head.begins_ms or starts_ms, head and head.expires_ms or 0
+if math.abs(begins_ms - wanted.period) >= 2 * MINUTE_MS then
+  return {5, now, text('%.0f', begins_ms)}
+end
+for _, minute in ipairs(wanted.minutes) do
+  taken[minute] = true
+end
+local period, first_ms = text('%.0f', begins_ms), math.ceil(begins_ms / MINUTE_MS) * MINUTE_MS
+local classes = {'included', 'granted', 'credited', 'overage', 'over_cap', 'late'}
+local done, changed, made, entries, shares = {}, {}, {}, {}, {}
+
+local function total(token, letters)
+  local sum = 0
+  for letter in string.gmatch(letters, '.') do
+    sum = sum + (totals[period .. '|' .. token .. letter] or 0)
+  end
+  return sum
+end
+
+-- What the meters of an event name share: what Stripe has of it that is not known of, and may have that is.
+local function share_of(event)
+  if not shares[event] then
+    local share = {base = 0, parked = 0}
+    for token, name in pairs(wanted.events) do
+      if name == event then
+        share.base = share.base + total(token, 'qlkd') - total(token, 'QLKD')
+      end
+    end
+    share.there = math.max(0, (wanted.counted[event] or 0) - share.base)
+    shares[event] = share
+  end
+  return shares[event]
+end
+
+-- Its minute is behind all that usage which is lost may have been stamped with. Returns whether the period has one.
+local function park(token, event, value)
+  local share, ahead_ms = shares[event], now + 4 * MINUTE_MS
+  local minute, last = next_free_minute({begins_ms = begins_ms, ends_ms = finishes_ms}, meters, wanted.events, taken, token,
+    ahead_ms)
+  meters[token].stamped_ms = minute
+  share.till_ms, share.parked = share.till_ms or minute, share.parked + value
+  made[#made + 1] = {
+    v = '1', state = 'parked', customer = customer, stripe = wanted.stripe, period = period, meter = token,
+    event = event, value = text('%.0f', value), time = text('%.0f', minute / 1000),
+    first = text('%.0f', now - DAY_MS), attempts = '1', key = wanted.id .. '-' .. #made + 1, at = text('%.0f', now),
+    why = 'rebuilt from the audit log: Stripe may have it', since = text('%.0f', first_ms / 1000),
+  }
+  return minute <= last
+end
+
+for _, token in ipairs(sorted_keys(wanted.meters)) do
+  local asked, event = wanted.meters[token], wanted.events[token]
+  local meter, units, raised = meters[token] or read_meter(EMPTY_METER), asked.units, 0
+  local sent = math.max(0, units[7] - meter.pending - total(token, 'pqlkdxzaf') + total(token, 'QLKDXZ'))
+  local lacks, delivered, parked = {}, 0, 0
+  for place, class in ipairs(classes) do
+    lacks[place] = math.max(0, units[place] - meter[class])
+    raised = raised + lacks[place]
+  end
+  local is_left = sent > 0 and (wanted.stripe == '' or not event)
+  if sent > 0 and not is_left then
+    local share = share_of(event)
+    delivered = math.min(sent, share.there)
+    parked = math.min(sent - delivered, VALUE_MOST)
+    share.there, share.base = share.there - delivered, share.base + delivered
+  end
+  if raised + sent > 0 then
+    lacks[7], lacks[8], lacks[9] = delivered, parked, is_left and math.max(raised, sent) or 0
+    done[token] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', unpack(lacks))
+  end
+  if raised + sent > 0 and not is_left then
+    for place, class in ipairs(classes) do
+      meter[class] = meter[class] + lacks[place]
+    end
+    meters[token], changed[token] = meter, meter
+    if parked > 0 and not park(token, event, parked) then
+      return {6, now}
+    end
+    entries[#entries + 1] = {'rebuilt', text('%.0f', now), '', text('%.0f of %s: %.0f delivered, %.0f parked',
+      raised - lacks[6], asked.name, delivered, parked), wanted.by}
+  end
+end
+local reply = {0, now, cjson.encode(done)}
+if wanted.dry == 1 or not next(changed) then
+  return reply
+end
+for token, meter in pairs(changed) do
+  local delivered = string.match(done[token], ' (%d+) %d+ %d+$')
+  call('HSET', counters_key, token .. 'm', pack_meter(meter))
+  if delivered ~= '0' then
+    call('HINCRBY', totals_key, period .. '|' .. token .. 'd', delivered)
+  end
+end
+for _, intent in ipairs(made) do
+  local share = shares[intent.event]
+  intent.base, intent.together = text('%.0f', share.base), text('%.0f', share.parked)
+  intent.till = text('%.0f', share.till_ms / 1000)
+  call('HSET', intents_key, intent.key, cjson.encode(intent))
+  call('ZADD', parked_key, now, intent.key)
+  call('ZADD', compare_key, now + 2 * HOUR_MS, intent.key)
+  call('HINCRBY', totals_key, period .. '|' .. intent.meter .. 'k', intent.value)
+end
+call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
+append_history(history_key, entries)
+local longer_ms = math.max(expires_ms, finishes_ms + outlive_ms, now + least_life_ms)
+call('HSET', counters_key, 'h', cmsgpack.pack(FORM, now, begins_ms, finishes_ms, longer_ms, rev))
+if longer_ms > expires_ms then
+  call('PEXPIREAT', counters_key, longer_ms)
+end
+return reply

@@ -1,0 +1,37 @@
+#!lua
+-- reclaim_grant: takes back of a grant of the app's what was refunded of its payment; what it has paid stays paid.
+--
+-- KEYS[1] hash  grants    KEYS[2] hash  their ledger
+-- ARGV  1 the grant's name    2 how much of it was refunded in all, now and before (units, or micro-credits)
+--       3 1 where that is all of it: automatic top-ups stop until the next one is bought, see reserve_top_up.lua; else 0
+--       last: the caller's clock (ms)
+-- Reply {how much more was refunded than was known, how much of that was taken}
+--include server_ms
+--include repay_debts
+local grants_key, ledger_key, name, refunded, in_all, caller_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[#ARGV]
+local call, line = redis.call, 'refund ' .. name
+local known, taken = string.match(call('HGET', ledger_key, line) or '0 0', '^(%d+) (%d+)')
+local more = refunded - known
+if more <= 0 then
+  return {0, 0}
+end
+local now = server_ms(caller_ms)
+repay_debts(grants_key, ledger_key, now)
+local value, part = call('HGET', grants_key, name), 0
+if value then
+  local target, quantity, used, terms = string.match(value, '^(%S+) (%d+) (%d+) (.+)$')
+  part = math.min(more, quantity - used)
+  if part == quantity - used then
+    call('HDEL', grants_key, name)
+  else
+    call('HSET', grants_key, name, string.format('%s %.0f %s %s', target, quantity - part, used, terms))
+  end
+end
+call('HSET', ledger_key, line, string.format('%.0f %.0f %.0f', refunded, taken + part, now))
+call('HDEL', grants_key, 'balance')
+local auto = 'auto ' .. string.match(name, '^a (%S+)')
+local state, rest = string.match(call('HGET', ledger_key, auto) or '', '^(%l+) (.*)$')
+if in_all == '1' and (state == 'paid' or state == 'pending') then
+  call('HSET', ledger_key, auto, 'stopped ' .. rest)
+end
+return {more, part}

@@ -1,0 +1,141 @@
+#!lua
+-- record_objects: events of a customer's stored objects, or a listing of them, move the level of a gauge, and its levels by
+-- type, to the sum of what is stored. Repeated, late and reordered events change nothing that a newer one has said.
+--
+-- KEYS[1] hash  levels: a gauge, `GAUGE:` (the sum of what is stored) and `GAUGE:TYPE`, packed (see unpack_level)
+-- KEYS[2] hash  state    KEYS[3] stream  notices
+-- KEYS[4] hash  objects: an object's version to what is known of it, packed (see unpack_object); a bucket to its last
+--               listing: the instant before which each event is in it, and the one from which none is (ms)
+-- KEYS[5] zset  customers whose bucket must be listed again, by when that was found (ms)
+-- KEYS[6] list  ledger of changes: what a listing has corrected
+-- KEYS[7] and KEYS[8] hash  presigned uploads of the last hour and of this one (see hold_upload.lua)
+-- ARGV  1 rev    2 until when the caller's view of that holds    3 start and 4 end of the period, 5 end of the next (ms)
+--       6 the gauge    7 included in its unit (-1: unlimited)    8 the customer
+--       9 thresholds: a level and the percentage that it is, each    10 the bucket
+--       11 and 12 of a listing: the two instants that are kept of it; both empty: these are events
+--       13 `relist` where events tell that only a listing helps; else empty
+--       from 14 on, for each change: field, `removed` (0) or `stored` (1), size, time (ms), sequencer, type,
+--       whether the version is written only once (0, 1), of what an event stores the digest of the key, else empty
+--       last: the caller's clock (ms)
+-- Reply {0, now, level, by how much that sum has changed, whether to list again (0, 1), 'notice' where there is one} done
+--       {2, now, rev, state} stale    {3, now} clock
+--       {4, now, level} the level would be above 10^15 - 1: nothing is done
+--       the error DAMAGED        a level or an object is not what it must be: nothing is done
+--include confirm_view
+--include unpack_level
+--include overage_state
+--include unpack_object
+--include event_supersedes
+--include listing_supersedes
+--include unpack_presigned
+--include settle_presigned
+--include append_history
+--include queue_notices
+local levels_key, state_key, notices_key, objects_key, relist_key, history_key, last_hour_key, this_hour_key = unpack(KEYS)
+local rev, till, from, ends, next_end, gauge, included, customer, thresholds, bucket = unpack(ARGV, 1, 10)
+local listed_since, listed_until, relist = unpack(ARGV, 11, 13)
+local call, most, caller_ms = redis.call, tonumber(included), tonumber(ARGV[#ARGV])
+local now, starts_ms, ends_ms, verdict = confirm_view(state_key, rev, tonumber(till), tonumber(from), tonumber(ends),
+  tonumber(next_end), caller_ms, '', 0, 0, false)
+if verdict then
+  return verdict
+end
+local is_listing = listed_since ~= ''
+local form, since_ms, sure_ms, more = cmsgpack.unpack(call('HGET', objects_key, bucket) or EMPTY_LISTING)
+if form ~= FORM or not sure_ms or more then
+  error('DAMAGED object ' .. bucket)
+end
+if is_listing then
+  since_ms, sure_ms = math.max(since_ms, tonumber(listed_since)), math.max(sure_ms, tonumber(listed_until))
+end
+local found, moved, is_unclear = {}, {}, relist ~= ''
+for at = 14, #ARGV - 1, 8 do
+  local field, of_type = ARGV[at], ARGV[at + 5]
+  local known = found[field]
+  if known == nil then
+    known = unpack_object(call('HGET', objects_key, field), field)
+  end
+  local said = {tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), ARGV[at + 4], of_type}
+  local applies, doubts = true, false
+  if is_listing then
+    applies, doubts = listing_supersedes(known, said, since_ms)
+    said[1] = said[1] == OBJECT_STORED and OBJECT_LISTED or said[1]
+  elseif said[3] < since_ms then -- The last listing has it.
+    applies = false
+  elseif known then
+    applies, doubts = event_supersedes(known, said, ARGV[at + 6] == '1')
+  end
+  if applies then
+    local was = known and known[2] or 0 -- What is removed has 0 bytes.
+    doubts = doubts or not is_listing and said[3] < sure_ms and was ~= said[2]
+    if was > 0 then
+      moved[known[5]] = (moved[known[5]] or 0) - was
+    end
+    moved[of_type] = (moved[of_type] or 0) + said[2]
+    found[field] = said
+  end
+  is_unclear = is_unclear or doubts
+end
+local sum, change, by_type = unpack_level(call('HGET', levels_key, gauge .. ':'), gauge), 0, {}
+for of_type, by in pairs(moved) do
+  local name = gauge .. ':' .. of_type
+  by_type[name] = unpack_level(call('HGET', levels_key, name), name) + by
+  change = change + by
+end
+local level, over_ms, fitted = unpack_level(call('HGET', levels_key, gauge), gauge)
+local changed = sum + change
+local current_slot = math.floor(now / HOLD_SLOT_MS)
+unpack_presigned(call('HGET', levels_key, gauge .. '+'), gauge, current_slot)
+if changed > VALUE_MOST then
+  return {4, now, level}
+end
+local function keep(name, quantity, since, fits)
+  if quantity > 0 then
+    call('HSET', levels_key, name, cmsgpack.pack(FORM, quantity, since, fits))
+  else
+    call('HDEL', levels_key, name)
+  end
+end
+for name, quantity in pairs(by_type) do
+  keep(name, quantity, 0, 0)
+end
+keep(gauge .. ':', changed, 0, 0)
+over_ms, fitted = overage_state(level, most, over_ms, fitted, now)
+keep(gauge, changed, overage_state(changed, most, over_ms, fitted, now))
+for field, said in pairs(found) do
+  if is_listing and said[1] == OBJECT_REMOVED then
+    call('HDEL', objects_key, field)
+  else
+    call('HSET', objects_key, field, cmsgpack.pack(FORM, unpack(said)))
+  end
+end
+for at = 14, #ARGV - 1, 8 do
+  local upload, sequencer, at_ms = ARGV[at + 7], ARGV[at + 4], ARGV[at + 3]
+  if upload ~= '' then
+    settle_presigned({last_hour_key, this_hour_key}, levels_key, gauge, upload, tonumber(ARGV[at + 2]), tonumber(at_ms),
+      ARGV[at] .. (sequencer ~= '' and sequencer or at_ms), current_slot)
+  end
+end
+if is_listing then
+  call('HSET', objects_key, bucket, cmsgpack.pack(FORM, since_ms, sure_ms))
+end
+if changed > 0 then
+  call('PERSIST', objects_key)
+elseif call('PTTL', objects_key) == -1 then -- Nothing is stored: only events that come late need what is known.
+  call('PEXPIRE', objects_key, SEVEN_DAYS_MS)
+end
+if is_listing and change ~= 0 then
+  append_history(history_key, {{'storage', string.format('%.0f', now), string.format('%.0f bytes', sum),
+    string.format('%.0f bytes', changed), 'recalculation'}})
+end
+if is_unclear then
+  call('ZADD', relist_key, 'NX', now, customer)
+  call('PEXPIRE', relist_key, SEVEN_DAYS_MS)
+end
+local notices = {}
+for threshold, percent in string.gmatch(thresholds, '(%d+) (%d+)') do
+  if level < tonumber(threshold) and changed >= tonumber(threshold) then
+    notices[#notices + 1] = {'usage.threshold', gauge, changed, percent, most}
+  end
+end
+return {0, now, changed, change, is_unclear and 1 or 0, queue_notices(notices_key, customer, notices, now, starts_ms, ends_ms)}

@@ -1,0 +1,57 @@
+#!lua
+-- refuse_intent: sealed usage that Stripe has taken and then refused is parked or dead, under a new identifier, so that
+-- it can be sent again: Stripe may know the old one.
+--
+-- KEYS[1] hash  intents    KEYS[2] zset  outbox    KEYS[3] hash  delivered on a day    KEYS[4] zset  parked or dead
+-- KEYS[5] hash  its customer's totals
+-- ARGV  1 the identifier    2 the new one    3 the next state: parked or dead    4 why    5 the meter's token
+--       6 the customer      last: the caller's clock (ms)
+-- Delivered usage is of the period that its timestamp lies in. Stripe may have refused one try and
+-- accepted another: so the intent keeps its first attempt, or gets this instant, by which it had been tried.
+-- Reply 1 done    0 it is gone    2 it is being sent    3 its customer's totals cannot be counted in
+--include server_ms
+--include recount_intent
+local intents_key, outbox_key, delivered_key, apart_key, totals_key = unpack(KEYS)
+local id, new_id, state, why, token, customer, caller_ms = unpack(ARGV)
+local call, text = redis.call, string.format
+local kept, short = call('HGET', intents_key, id), call('HGET', delivered_key, id)
+local intent
+if kept then
+  intent = cjson.decode(kept)
+elseif short then
+  local names = redis.pcall('HKEYS', totals_key)
+  if names.err then
+    return 3
+  end
+  local owner, stripe_customer, event, time, value = unpack(cjson.decode(short))
+  local begins_ms, period, kind = -1, nil, token .. (string.sub(value, 1, 1) == '-' and 'D' or 'd')
+  for _, name in ipairs(names) do
+    local begin = string.sub(name, -5) == kind and string.match(name, '^(%d+)|')
+    if begin and tonumber(begin) <= time * 1000 and tonumber(begin) > begins_ms then
+      begins_ms, period = tonumber(begin), begin
+    end
+  end
+  intent = period and {v = '1', state = 'delivered', customer = owner, stripe = stripe_customer, period = period,
+    meter = token, event = event, value = value, time = time}
+end
+if not intent or intent.customer ~= customer or intent.state == 'parked' or intent.state == 'dead' then
+  return 0
+elseif intent.state == 'leased' then
+  return 2
+end
+local field, value = count_field(intent, intent.state)
+local counted = intent.state == 'delivered' and call('HGET', totals_key, field)
+if counted and (tonumber(counted) or -1) < tonumber(value) or not recount_intent(totals_key, intent, intent.state, state) then
+  return 3
+end
+local now = server_ms(caller_ms)
+local at = text('%.0f', now)
+intent.state, intent.key, intent.why, intent.refused, intent.attempts = state, new_id, why, at, '0'
+intent.first = (intent.first or '0') ~= '0' and intent.first or at
+intent.at = intent.at or at
+call('HDEL', intents_key, id)
+call('ZREM', outbox_key, id)
+call('HDEL', delivered_key, id)
+call('HSET', intents_key, new_id, cjson.encode(intent))
+call('ZADD', apart_key, now, new_id)
+return 1

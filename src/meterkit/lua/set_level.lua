@@ -1,0 +1,58 @@
+#!lua
+-- set_level: the level of a gauge is set, or changed by a quantity.
+--
+-- KEYS[1] hash  levels: a gauge to its level and how that stands to what is included, packed (see unpack_level)
+-- KEYS[2] hash  state
+-- KEYS[3] stream  notices
+-- KEYS[4] string  optional: remembers for 35 days what an event id of the app has counted, see compare_event
+-- ARGV  1 rev    2 until when the caller's view of that holds    3 start and 4 end of the period, 5 end of the next (ms)
+--       6 the gauge    7 included in its unit (-1: unlimited)    8 `set` or `adjust`    9 the level, or by how much
+--       10 the customer    11 thresholds: a level and the percentage that it is, each
+--       12 the gauge's token    last: the caller's clock (ms)
+-- Reply {0, now, level, 'notice' where there is one} done    {1, now, level} the event id has counted before: nothing is done
+--       {2, now, rev, state} stale    {3, now} clock
+--       {4, now, level} the level would be below 0 or above 10^15 - 1: nothing is done
+--       {5, now, level, what is kept of the event id} it has changed this gauge otherwise: nothing is done
+--       the error DAMAGED        the level is not what it must be: nothing is done
+--include confirm_view
+--include unpack_level
+--include overage_state
+--include queue_notices
+local levels_key, state_key, notices_key, event_key = unpack(KEYS)
+local rev, till, from, ends, next_end, gauge, included, change, quantity, customer, thresholds, token, caller = unpack(ARGV)
+local call, most, caller_ms = redis.call, tonumber(included), tonumber(caller)
+-- Of the counters nothing is known here.
+local now, starts_ms, ends_ms, verdict = confirm_view(state_key, rev, tonumber(till), tonumber(from), tonumber(ends),
+  tonumber(next_end), caller_ms, '', 0, 0, false)
+if verdict then
+  return verdict
+end
+local level, over_ms, fitted = unpack_level(call('HGET', levels_key, gauge), gauge)
+local keep, counted, _
+if event_key then -- Others do not pay for making this function.
+--include compare_event
+  keep, _, counted = compare_event(event_key, {token, change .. ' ' .. quantity}, now)
+end
+if counted then
+  return counted[1] == EVENT_CONFLICT and {5, now, level, counted[3]} or {1, now, level}
+end
+local changed = change == 'set' and tonumber(quantity) or level + quantity
+if changed < 0 or changed > VALUE_MOST then
+  return {4, now, level}
+end
+over_ms, fitted = overage_state(level, most, over_ms, fitted, now) -- Where that has changed since somebody looked.
+if changed == 0 then
+  call('HDEL', levels_key, gauge)
+else
+  call('HSET', levels_key, gauge, cmsgpack.pack(FORM, changed, overage_state(changed, most, over_ms, fitted, now)))
+end
+if keep then
+  keep()
+end
+local notices = {}
+for threshold, percent in string.gmatch(thresholds, '(%d+) (%d+)') do
+  if level < tonumber(threshold) and changed >= tonumber(threshold) then
+    notices[#notices + 1] = {'usage.threshold', gauge, changed, percent, most}
+  end
+end
+return {0, now, changed, queue_notices(notices_key, customer, notices, now, starts_ms, ends_ms)}
