@@ -14,7 +14,7 @@ from meterkit.asgi.llm_calls import read_captured, record_calls
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.argument_checks import check_quantities, check_quantity, quantities_given
 from meterkit.catalog.notes import log_notes
-from meterkit.catalog.units import USAGE_METERS
+from meterkit.catalog.price_table import USAGE_METERS
 from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.policies import Demand

@@ -16,7 +16,7 @@ import typer
 from drivers.shown_blocks import keys_page, shown
 from meterkit import MeterKit, MeterMiddleware, Settings
 from meterkit.catalog import loads
-from meterkit.catalog.units import UNITS
+from meterkit.catalog.price_table import UNITS
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.health.audit_log import OVERDUE_MS
 from meterkit.sync import SyncMeterKit

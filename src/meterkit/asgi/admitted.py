@@ -16,8 +16,8 @@ from meterkit.asgi.problems import problem_type_of
 from meterkit.asgi.refuser import LateRefusal
 from meterkit.asgi.response_usage import ResponseUsage
 from meterkit.catalog.argument_checks import check_feature, check_quantities
+from meterkit.catalog.price_table import USAGE_METERS
 from meterkit.catalog.routes import is_fetched
-from meterkit.catalog.units import USAGE_METERS
 from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner

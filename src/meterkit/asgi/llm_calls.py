@@ -20,7 +20,7 @@ from meterkit.asgi.call_amounts import (
     used_by_model,
     used_of,
 )
-from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
+from meterkit.catalog.price_table import TOKEN_METERS, USAGE_METERS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import check_event_id

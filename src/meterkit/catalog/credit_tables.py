@@ -1,4 +1,4 @@
-"""``prices:`` and ``credits:``: what units cost by model, and what they can be paid with."""
+"""``prices:`` and ``credits:``: prices by model, terms in money, top-ups, and credits that pay for meters."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from meterkit.catalog.errors import RefusedError, listed, quoted, suggestion, un
 from meterkit.catalog.meters import CHARGED, MICRO_USD, check_meter
 from meterkit.catalog.model_prices import AutoTopUp, Credit, ModelPrices, ModelTerms, ProviderPrices, TopUps
 from meterkit.catalog.models import Meter
-from meterkit.catalog.price_table import is_listed
+from meterkit.catalog.price_table import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF, is_listed
 from meterkit.catalog.shapes import Key, ListOf, MapOf, Scalar, Table, WordChoice, kept
-from meterkit.catalog.units import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF
 from meterkit.catalog.value_parsers import (
     AMOUNT_CENTS_MAX,
     COST,

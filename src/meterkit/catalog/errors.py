@@ -1,4 +1,4 @@
-"""Errors of a plans file: the place of each problem, the list of all, and their wording."""
+"""Errors and notes of a plans file: their places, lists and wording."""
 
 from __future__ import annotations
 

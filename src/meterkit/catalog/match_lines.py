@@ -1,4 +1,4 @@
-"""``match`` lines of routes: a method and a path template; and whether one line covers another."""
+"""``match`` lines of routes: methods, path templates, MCP messages; and which line covers another."""
 
 from __future__ import annotations
 

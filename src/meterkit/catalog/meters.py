@@ -1,4 +1,4 @@
-"""``meters:`` and ``features:``: what can be counted and had."""
+"""``meters:`` and ``features:``: their tables, checks, and the meters that a plan bills through Stripe."""
 
 from __future__ import annotations
 

@@ -11,10 +11,9 @@ from meterkit.catalog.errors import listed
 from meterkit.catalog.meters import CHARGED, counts_bytes
 from meterkit.catalog.models import SPEND
 from meterkit.catalog.notes import COMPARED_MAX, SHOWN_MAX
-from meterkit.catalog.price_table import is_listed
+from meterkit.catalog.price_table import USAGE_METERS, is_listed, nearest_usage_meter
 from meterkit.catalog.routes import additions_of, reads_tokens
 from meterkit.catalog.shapes import kept
-from meterkit.catalog.units import USAGE_METERS, nearest_usage_meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

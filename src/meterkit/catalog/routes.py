@@ -1,4 +1,4 @@
-"""``routes:``: how requests of one shape are decided and counted."""
+"""``routes:``: rules of requests to one path, and the meters that such a request can add to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match, pa
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
-from meterkit.catalog.price_table import PROVIDER_SHAPE, unknown_provider
+from meterkit.catalog.price_table import PROVIDER_SHAPE, TOKEN_METERS, USAGE_METERS, unknown_provider
 from meterkit.catalog.rates import Rates
 from meterkit.catalog.shapes import (
     AnyForm,
@@ -33,7 +33,6 @@ from meterkit.catalog.shapes import (
     WordChoice,
     kept,
 )
-from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 
 if TYPE_CHECKING:

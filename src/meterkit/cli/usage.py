@@ -12,7 +12,7 @@ import typer
 
 from meterkit.catalog.amount_texts import date_and_time, is_money, micro_money, money
 from meterkit.catalog.overage_prices import is_row
-from meterkit.catalog.units import UNIT_OF
+from meterkit.catalog.price_table import UNIT_OF
 from meterkit.catalog.value_parsers import UNLIMITED
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import JsonArray, echo, print_note, print_records

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.units import UNIT_OF, WHOLE_OF
+from meterkit.catalog.price_table import UNIT_OF, WHOLE_OF
 from meterkit.tokens.provider_prices import list_prices
 
 if TYPE_CHECKING:

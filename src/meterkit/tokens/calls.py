@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.units import UNITS
+from meterkit.catalog.price_table import UNITS
 from meterkit.tokens.call_usage import COUNTED, CallUsage, within_wholes
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Charges for language model calls: the providers' prices, or the seller's own, and a markup."""
+"""Charges for language model calls: providers' prices or the seller's own, a markup, and costs by meter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.model_prices import first_match
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.units import UNIT_OF
+from meterkit.catalog.price_table import UNIT_OF
 from meterkit.tokens.call_usage import billed_units
 from meterkit.tokens.provider_prices import (
     STANDARD,

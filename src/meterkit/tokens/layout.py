@@ -1,4 +1,4 @@
-"""The layout of answers: where each API has its figures, and where the model's text."""
+"""Layout of answers: places of figures and of model text, and token figures that no API reads."""
 
 from __future__ import annotations
 

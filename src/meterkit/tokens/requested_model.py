@@ -1,11 +1,12 @@
-"""Models that a request names: in its path, its query string, or its body (JSON, or a form). Pure.
+"""Models that a request or a session names: in path, query, body (JSON or form) and websocket messages. Pure.
 
 Each name that some app may read is found: of several the dearest counts, so a name too many never makes a
 request cheaper, and one too few could. Reading takes a bounded time, whatever a client sends.
 
 - https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html
-- https://ai.google.dev/api/generate-content
+- https://ai.google.dev/api/generate-content, https://ai.google.dev/api/live
 - https://learn.microsoft.com/azure/ai-foundry/openai/reference
+- https://platform.openai.com/docs/api-reference/realtime-client-events/session/update
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading the usage off one response as it passes by."""
+"""Usage read off a response as it passes by, or off a body that the app holds."""
 
 from __future__ import annotations
 

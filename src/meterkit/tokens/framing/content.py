@@ -1,4 +1,7 @@
-"""Content type and content coding of a response, and its body in pieces of bounded size."""
+"""Content type of a response, and its body, decoded, in pieces of bounded size.
+
+gzip and deflate come with Python; br and zstd are undone where a package for them is installed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Interface of a reader of one API, and the readers' shared helpers."""
+"""Interface of a reader of one API, and the readers' shared helpers: caches, contexts, reported amounts.
+
+- https://openrouter.ai/docs/guides/usage-accounting
+- https://docs.perplexity.ai/api-reference, https://docs.x.ai/docs/api-reference
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Usage as frameworks around SDKs report it: LangChain, pydantic-ai, LiteLLM, the agents SDK of OpenAI.
+"""Usage that frameworks report: LangChain, pydantic-ai, LiteLLM, OpenAI's agents SDK; runs call by call.
 
-https://docs.langchain.com/oss/python/langchain/messages
-https://ai.pydantic.dev/api/usage/
-https://openai.github.io/openai-agents-python/usage/
+- https://docs.langchain.com/oss/python/langchain/messages
+- https://ai.pydantic.dev/api/usage/, https://ai.pydantic.dev/api/run/
+- https://openai.github.io/openai-agents-python/usage/, https://openai.github.io/openai-agents-python/results/
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 from inspect import ismethod
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.units import UNIT_OF, UNITS
+from meterkit.catalog.price_table import UNIT_OF, UNITS
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text

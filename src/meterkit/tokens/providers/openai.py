@@ -1,6 +1,7 @@
-"""Answers of OpenAI's APIs, and of the servers that speak like it: which they are, and where their usage is.
+"""OpenAI's APIs and compatible servers: shapes, counters by the price table's unit, and calls of tools.
 
-https://platform.openai.com/docs/api-reference
+- https://platform.openai.com/docs/api-reference, https://github.com/openai/openai-python (`openai.types`)
+- https://docs.mistral.ai/api, https://docs.perplexity.ai/api-reference, https://docs.x.ai/docs/api-reference
 """
 
 from __future__ import annotations
