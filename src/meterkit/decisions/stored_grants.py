@@ -183,7 +183,7 @@ class GrantBalance:
         held: Callable[[str], int],
         held_credit: Callable[[str], int],
     ) -> int:
-        """Units that grants and credits add to what a plan gives of a meter; see ``include/extend_ceilings.lua``.
+        """Units that grants and credits add to a plan's meter; see ``include/extend_ceilings.lua``.
 
         Args:
             meter: the meter; where its cost depends on the model, units at the default are meant.
