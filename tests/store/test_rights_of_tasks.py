@@ -188,7 +188,7 @@ def turns_of(
         "scheduled transitions": lambda: sweep_scheduled_transitions(store),
         "degraded": degraded,
         "notify summaries": summaries,
-        "closes": works["closes"].look,
+        "closes": works["closes"].run_once,
     }
 
 

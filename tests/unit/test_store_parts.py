@@ -257,7 +257,7 @@ def test_only_the_last_settlement_of_several_has_the_mark() -> None:
     holder = Held.__new__(Held)
     holder._renewed, holder._slot, holder._decided_ms = None, 0, NOW_MS
     parts = [UsedQuantities.of({"requests": quantity}) for quantity in (2, 3)]
-    found = holder._settlements(decided, parts)
+    found = holder._build_settlements(decided, parts)
     assert [one.mark for one in found] == [
         RepeatMark("digest", billed=False),
         RepeatMark("digest", billed=True),

@@ -284,7 +284,7 @@ class Exchange(AdmittedRequest):
             else:
                 used = UsedQuantities(recorded=decided.recorded if billed else _NOTHING)
                 mark = RepeatMark.of(decided, billed=billed)
-                settlement = Settlement(decided.view, held=self._held(decided), used=used, mark=mark)
+                settlement = Settlement(decided.view, held=self._current_hold(decided), used=used, mark=mark)
             together = lane.allotments if decided.is_allotted else None
             (together or lane).settle(settlement)
         if recorded:
@@ -337,7 +337,7 @@ class Exchange(AdmittedRequest):
         if not due:
             parts = [part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED) for part in parts]
         if held is not None:
-            for settlement in self._settlements(held, parts, billed=billed):
+            for settlement in self._build_settlements(held, parts, billed=billed):
                 self._store.settle(lane, settlement)
             return
         # Without a decision it is unknown whether this is a repeat: the store finds out at settlement.

@@ -103,7 +103,7 @@ class Gauges:
             return 0
         level = await change_level(self._store, view, meter, quantity, how=how, event_id=event_id)
         if served is not None:
-            served.give_back_gauge(meter)
+            served.release_gauge(meter)
         return level
 
     def _find_customer(self, customer: str, meter: str) -> tuple[CustomerView, Exchange | None]:

@@ -30,7 +30,7 @@ from meterkit.store.input_checks import (
     SEVERAL,
     check_customer,
     check_subject_kinds,
-    fault_of,
+    find_fault,
     is_customer,
     is_text,
 )
@@ -85,7 +85,7 @@ def find_id_fault(found: object) -> str:
     """Describe the id of ``identify`` that is not allowed, without showing it."""
     ids: list[tuple[str, object]] = [("customer", found.customer if isinstance(found, Caller) else found)]
     ids += found.subjects.items() if isinstance(found, Caller) else ()
-    return next(f"found {fault} as the id of the {of:.80}" for of, one in ids if (fault := fault_of(one)))
+    return next(f"found {fault} as the id of the {of:.80}" for of, one in ids if (fault := find_fault(one)))
 
 
 Identify = Callable[[Scope], str | Caller | Awaitable[str | Caller | None] | None]

@@ -42,7 +42,7 @@ class PlansInForce:
         self._router_of = mcp_router_of
         self._polls: dict[tuple[int, tuple[str, ...]], Route] = {}
         self._former: list[object] = []  # The identity of a route stands for it as long as it lives.
-        cache.routes.notify(self._use_learned)
+        cache.routes.subscribe(self._use_learned)
         routes = cache.routes.current
         self.router = router_of(routes)
         self.mcp = McpLines(routes, mcp_router_of)

@@ -152,9 +152,9 @@ class Upload(Exchange):
         """Whether an error only reports that the request was ended here."""
         return self._refusal is not None and isinstance(error, ClientDisconnect | ConnectionAbortedError)
 
-    def give_back_gauge(self, meter: str) -> None:
+    def release_gauge(self, meter: str) -> None:
         """Release the hold of a gauge whose level was changed. See :class:`HoldOwner`."""
-        super().give_back_gauge(meter)
+        super().release_gauge(meter)
         if meter == self._meter and self._lane is not None and self._lane.loop is get_running_loop():
             self._release_more()
 
@@ -206,7 +206,7 @@ class Upload(Exchange):
     async def _hold_all(self, refusal: Decision) -> Decision | None:
         """Release all that this request holds, and hold it again together with the missing bytes."""
         more, self._more = self._more, {}
-        settlements = [*self._take_gauge_out(self._meter), *self._release_settlements(more)]
+        settlements = [*self._detach_gauge(self._meter), *self._release_settlements(more)]
         lane = self._lane
         if not settlements or lane is None:
             return refusal

@@ -180,7 +180,7 @@ class WebSocketExchange(Exchange):
     def _current_line(self) -> tuple[Route, CustomerView]:
         """The line and the customer by the plans file of now, which may be another than at the opening's."""
         cache = self._store.cache
-        route = cache.routes.newest(self._route.match)
+        route = cache.routes.find_newest(self._route.match)
         if route is not None:
             return route, self._view if cache is self._view.cache else cache.rebind(self._view)
         return self._route, self._view  # Where the line is gone, too: what it admitted goes by it.

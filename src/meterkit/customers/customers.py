@@ -23,12 +23,12 @@ from meterkit.decisions.transitions import find_transitions
 from meterkit.errors import MeterkitError, UnknownPlanError
 from meterkit.store.input_checks import (
     check_customer,
-    end_ms,
-    entitlements_given,
-    features_given,
+    check_end_ms,
+    check_features,
+    check_overrides,
     is_text,
-    plain,
     shown,
+    to_json_value,
 )
 
 if TYPE_CHECKING:
@@ -232,17 +232,19 @@ class Customers:
             UnknownFeatureError: the plans file has no such feature.
             PlansError: an override cannot be read; with all that is wrong.
         """
-        given, now_ms = entitlements_given(overrides), self._store.now_ms()
-        switched = features_given(features)
+        given, now_ms = check_overrides(overrides), self._store.now_ms()
+        switched = check_features(features)
         for name in switched or ():
             check_feature(name, self._store.catalog.features)
-        until_ms = None if until is None else end_ms(until, now_ms)
+        until_ms = None if until is None else check_end_ms(until, now_ms)
         catalog = self._store.catalog
         for plan in catalog.plans.values():
             for entitlement in lay_over(catalog, plan, given, strict=True).values():
                 for rate in entitlement.rates:
                     rate_numbers(rate, entitlement.meter)
-        kept: dict[str, dict[str, object]] = {meter: plain(value, meter) for meter, value in given.items()}
+        kept: dict[str, dict[str, object]] = {
+            meter: to_json_value(value, meter) for meter, value in given.items()
+        }
 
         def change(state: CustomerState) -> CustomerState:
             changed = with_overrides(state.overrides, kept, switched, until_ms=until_ms, now_ms=now_ms)

@@ -193,7 +193,7 @@ class Links:
         check_stripe_customer(stripe_customer)
         admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
         taken = await self._minutes_taken(admin, customer, stripe_customer)
-        await ServerLives(self._store).doubt_link(customer)
+        await ServerLives(self._store).mark_link_doubted(customer)
 
         def change(state: CustomerState) -> CustomerState:
             if state.stripe_customer not in {None, stripe_customer}:

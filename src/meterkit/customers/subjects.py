@@ -9,7 +9,13 @@ from meterkit.decisions.customer_overrides import with_subject_override
 from meterkit.decisions.policies import rate_numbers
 from meterkit.decisions.subjects import subject_member
 from meterkit.errors import MeterkitError
-from meterkit.store.input_checks import check_customer, check_subjects, end_ms, entitlements_given, plain
+from meterkit.store.input_checks import (
+    check_customer,
+    check_end_ms,
+    check_overrides,
+    check_subjects,
+    to_json_value,
+)
 from meterkit.store.subject_usage import usage_by
 
 if TYPE_CHECKING:
@@ -82,8 +88,8 @@ class CustomerSubject(Generic[_Record]):
             PlansError: an override cannot be read; with all that is wrong.
             StoreError: the store does not answer.
         """
-        given = entitlements_given(limits or {})
-        until_ms = None if until is None else end_ms(until, self._now_ms())
+        given = check_overrides(limits or {})
+        until_ms = None if until is None else check_end_ms(until, self._now_ms())
         catalog, member = self._catalog(), subject_member(self._kind, self._id)
         for plan in catalog.plans.values():
             if self._kind in plan.subjects:
@@ -91,7 +97,7 @@ class CustomerSubject(Generic[_Record]):
                 for entitlement in found.limits.values():
                     for rate in entitlement.rates:
                         rate_numbers(rate, entitlement.meter)
-        kept: dict[str, object] = {meter: plain(value, meter) for meter, value in given.items()}
+        kept: dict[str, object] = {meter: to_json_value(value, meter) for meter, value in given.items()}
 
         def change(stored: Stored) -> dict[str, dict[str, object]]:
             now_ms = self._now_ms()

@@ -114,9 +114,9 @@ class RestoreRecoverer:
         """Count the shards whose waiting intents the flusher has still to compare. Raises StoreError."""
         admin, shards = (await self._store.admin()).for_delivery(), set[int]()
         for shard, place in await count_members(self._store, admin, ("dirty", "outbox"), limit="+inf"):
-            life = await self._lives.of(shard)
+            life = await self._lives.read_life(shard)
             # Usage pending at the restart is sealed when the server is met; the rest came later.
-            is_sealed = life.is_met and life.sealed_ms > 0 and place == "dirty"
+            is_sealed = life.is_noticed and life.sealed_ms > 0 and place == "dirty"
             if life.known and not life.is_known and not is_sealed:
                 shards.add(shard)
         return len(shards)
@@ -127,7 +127,7 @@ class RestoreRecoverer:
         Args:
             since: instant of the backup.
         """
-        await self._lives.doubt(int(since.timestamp() * 1000))
+        await self._lives.mark_doubted(int(since.timestamp() * 1000))
 
     async def recover(
         self,

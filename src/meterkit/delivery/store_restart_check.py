@@ -95,7 +95,7 @@ class StoreRestartCheck:
         if not self._has_begun:
             await self._lives.begin()
             self._has_begun = True
-        for shard, life in (await self._lives.unmet(outbox.admin)).items():
+        for shard, life in (await self._lives.find_unnoticed(outbox.admin)).items():
             await self._notice_restart(outbox, shard, life, report)
 
     async def may_send_all(self, outbox: Outbox, shard: int, report: FlushReport) -> bool:
@@ -106,13 +106,13 @@ class StoreRestartCheck:
         Raises:
             StoreError: the store does not answer.
         """
-        life, now_ms = await self._lives.of(shard), self._store.now_ms()
+        life, now_ms = await self._lives.read_life(shard), self._store.now_ms()
         if life.is_known:
             return True
         if not life.known:
             await self._lives.confirm(shard, life)
             return True
-        if not life.is_met:
+        if not life.is_noticed:
             await self._notice_restart(outbox, shard, life, report)
             return False
         if now_ms < life.noticed_ms + _LAG_MS:
@@ -136,7 +136,7 @@ class StoreRestartCheck:
         if sealing.late:
             report_late(sealing.late, await outbox.meters())
         is_sealed = not sealing.later and not sealing.aside
-        await self._lives.notice(shard, life, noticed_ms, is_sealed=is_sealed)
+        await self._lives.record_noticed(shard, life, noticed_ms, is_sealed=is_sealed)
         if life.now not in self._logged_lives:  # A server may have a hundred shards.
             self._logged_lives.add(life.now)
             _logger.warning(

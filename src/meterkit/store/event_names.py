@@ -1,4 +1,4 @@
-"""The event names of meters, kept in the store: usage outlives its meter's line in the plans file."""
+"""Stripe event names of meters, stored because usage outlives its meter in the plans file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _logger = logging.getLogger("meterkit.store")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedMeter:
-    """A meter that is, or was, delivered to Stripe: its name in the plans file and its event name there."""
+    """A meter that is, or was, reported to Stripe: its name in the plans file and its event name."""
 
     meter: str
     event_name: str
 
 
 def list_reported_meters(catalog: Catalog) -> dict[str, ReportedMeter]:
-    """Of a plans file, by token, the meters that go to Stripe."""
+    """Meters of a plans file that are reported to Stripe, by token."""
     return {
         meter_token(meter.name): ReportedMeter(meter=meter.name, event_name=meter.stripe.event_name)
         for meter in catalog.meters.values()
@@ -41,7 +41,7 @@ def list_reported_meters(catalog: Catalog) -> dict[str, ReportedMeter]:
 
 
 async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
-    """Have the store remember the meters of this plans file; log those that it knows under another name.
+    """Store the meters of this plans file; log those that the store has under another name.
 
     Raises:
         StoreError: the store does not answer.
@@ -52,8 +52,8 @@ async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
     }
     if not kept:
         return
-    with suppress(ValueError, TypeError):  # A damaged entry does not keep a process from starting.
-        for former, name, event_name in find_renamed_meters(await _remembered(admin, keys), catalog):
+    with suppress(ValueError, TypeError):  # A process starts despite a damaged entry.
+        for former, name, event_name in find_renamed_meters(await _read_stored(admin, keys), catalog):
             _logger.warning(
                 "meter %r sends event %r, which this store has counted as meter %r until now: in the billing"
                 " periods that are open customers get the included quantity, cap, grants and rates of %r"
@@ -67,7 +67,7 @@ async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
 def find_renamed_meters(
     remembered: Mapping[str, ReportedMeter], catalog: Catalog
 ) -> list[tuple[str, str, str]]:
-    """The former name, name and event name of each new meter that takes over an event. Pure.
+    """Former name, name and event name of each new meter that takes over an event. Pure.
 
     Args:
         remembered: meters of earlier plans files, by token.
@@ -87,9 +87,9 @@ def find_renamed_meters(
 
 
 def read_subscribed_meters(state: CustomerState, catalog: Catalog, now_ms: int) -> dict[str, ReportedMeter]:
-    """By token, the meters whose event name the customer's subscription items decide.
+    """Meters with the event names of the customer's subscription items, by token.
 
-    After the plans file gives a meter another event name, present subscriptions bill the earlier one.
+    After the plans file gives a meter another event name, existing subscriptions bill the earlier one.
     """
     subscription = state.subscription
     if subscription is None:
@@ -103,7 +103,7 @@ def read_subscribed_meters(state: CustomerState, catalog: Catalog, now_ms: int) 
 
 
 def find_former_events(state: CustomerState, catalog: Catalog, since_ms: int) -> dict[str, dict[str, None]]:
-    """By event name, the earlier ones of the same meters that the customer's items had since an instant."""
+    """Earlier event names of the same meters in the customer's items since an instant, by event name."""
     subscription, found = state.subscription, dict[str, dict[str, None]]()
     if subscription is None:
         return found
@@ -119,14 +119,14 @@ def find_former_events(state: CustomerState, catalog: Catalog, since_ms: int) ->
 async def read_meters(
     admin: Admin, keys: Keys, catalog: Catalog, customer: str | None = None, *, at_ms: int | None = None
 ) -> Mapping[str, ReportedMeter]:
-    """By token, the meters of this plans file, and those that the store remembers of earlier ones.
+    """Meters of this plans file and of earlier ones in the store, by token.
 
     Args:
         admin: asks the store.
         keys: of the store.
         catalog: the plans file.
-        customer: whose subscription items decide the event names; None: the plans file alone does.
-        at_ms: when; None: now.
+        customer: customer with the subscription items that have the event names; None: those of the file.
+        at_ms: time of the items; None: now.
 
     Raises:
         StoreError: the store does not answer.
@@ -136,10 +136,10 @@ async def read_meters(
         data: bytes | None = await admin.ask(client.hget(keys.customer(customer).state, "data"))
         own = read_subscribed_meters(CustomerState.parse(data or b""), catalog, at_ms or admin.now_ms())
         return {**await read_meters(admin, keys, catalog), **own}
-    return {**await _remembered(admin, keys), **list_reported_meters(catalog)}
+    return {**await _read_stored(admin, keys), **list_reported_meters(catalog)}
 
 
-async def _remembered(admin: Admin, keys: Keys) -> dict[str, ReportedMeter]:
+async def _read_stored(admin: Admin, keys: Keys) -> dict[str, ReportedMeter]:
     kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(keys.events))
     found: dict[str, ReportedMeter] = {}
     for token, data in kept.items():
@@ -156,14 +156,14 @@ async def read_former_meters(
     *,
     former: bool = False,
 ) -> list[dict[str, ReportedMeter]]:
-    """By token, the meters that are not in this plans file, customer by customer.
+    """Meters that are not in this plans file, by token, customer by customer.
 
     Args:
-        gone: their tokens; one that the store does not remember stands for itself.
+        gone: tokens of each customer; a token that the store does not have is its own name.
         admin: asks the store.
         keys: of the store.
         catalog: the plans file.
-        former: also all others that the store remembers.
+        former: include all others in the store.
 
     Raises:
         StoreError: the store does not answer.

@@ -1,4 +1,4 @@
-"""Fallback while the store is away: rates counted in this process, each customer as last known."""
+"""Fallback while the store is down: rates are counted in this process, by the last known plan."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CUSTOMERS_MAX: Final = 10_000
 
 
 class FallbackDecision(NamedTuple):
-    """How a request was decided without the store.
+    """Decision of a request without the store.
 
     Attributes:
-        decided: what was asked of the plan.
-        reply: as the decision script's.
+        decided: the prepared decision.
+        reply: in the form of the decision script's.
     """
 
     decided: PreparedDecision
@@ -34,16 +34,15 @@ class FallbackDecision(NamedTuple):
 
     @property
     def plan(self) -> str:
-        """The key of the plan by which that was."""
+        """Key of the plan."""
         return self.decided.view.effective.plan.key
 
 
 class Fallback:
-    """Decides in place of a store that is away, for one process.
+    """Decides in one process while the store is down. Thread-safe.
 
-    By the plan as it was last known, and by the rates of the default plan where nothing is. Rates begin anew;
-    what they have counted is kept of ten thousand customers, and as many addresses: who has asked for nothing
-    for longest is forgotten first. May be asked from several threads.
+    It uses the last known plan, or the rates of the default plan. Rates start at 0. An LRU cache has the
+    counts of ten thousand customers, and of as many IP addresses.
 
     Args:
         now_ms: this process's clock.
@@ -55,29 +54,29 @@ class Fallback:
         self._lock = Lock()
 
     def decide(self, view: CustomerView, route: Route, prepare: Prepare | None) -> FallbackDecision:
-        """Decide a request of a line; it is counted in rates where that allows it.
+        """Decide a request of a route; if allowed, it is counted in rates.
 
-        ``prepare`` makes what is asked; None: what the line asks of each request.
+        ``prepare`` prepares the decision; None: that of the route.
         """
         now_ms = self._now_ms()
         view = view.cache.newest(view)
         effective = view.effective
         if now_ms >= effective.valid_until_ms or now_ms >= effective.bounds.end_ms:
-            # Derive the state again: a trial, a grace or a period has ended since the last look.
+            # Derive the plan again: a trial, a grace or a period has ended since.
             view = view.cache.learn(view, [0, now_ms, view.rev.encode(), view.state.dump().encode()])
         decided = view.prepare(route) if prepare is None else prepare(view, "d")
         view = decided.view
         with self._lock:
-            known = self._known(view)
+            known = self._find_windows(view)
             reply, counts = decide_by_rates(decided.exact(), known, view.left or NO_REMAINDERS, now_ms)
             known.update(counts)
         return FallbackDecision(decided, reply)
 
     def count(self, view: CustomerView, quantities: Mapping[str, int]) -> None:
-        """Count usage that was not requested at admission into the rates of its meters."""
+        """Count usage that was not known at admission into the rates of its meters."""
         now_ms = self._now_ms()
         with self._lock:
-            known = self._known(view)
+            known = self._find_windows(view)
             for meter, quantity in quantities.items():
                 for rate in view.entitlements[meter].rates:
                     field = rate_field(meter, rate.window_ms, rate.algorithm)
@@ -86,7 +85,7 @@ class Fallback:
                     slot, counted, before = found
                     known[field] = slot, counted + quantity, before
 
-    def _known(self, view: CustomerView) -> dict[str, Window]:
+    def _find_windows(self, view: CustomerView) -> dict[str, Window]:
         customers = self._counted[view.anonymous]
         known = customers.pop(view.customer, None)
         if known is None:
@@ -98,5 +97,5 @@ class Fallback:
 
 
 def is_plan_known(view: CustomerView) -> bool:
-    """Whether the plan is the customer's own, and not the default of a customer not looked up yet."""
+    """Whether the store has confirmed the plan, so that it is not the default of an unknown customer."""
     return view.anonymous or view.rev != NO_STATE or view.left is not None

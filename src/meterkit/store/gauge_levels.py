@@ -1,4 +1,4 @@
-"""The levels of gauges: read, set and changed. They are the app's facts, of no billing period."""
+"""Levels of gauges, read and changed. They are facts of the app, independent of billing periods."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WITHOUT_NOTICE: Final = 3
 
 
 async def read_level(store: Store, view: CustomerView, meter: str) -> int:
-    """How far a gauge is filled.
+    """Level of a gauge.
 
     Raises:
         StoreError: the store does not answer, or what it keeps is damaged.
@@ -48,7 +48,7 @@ async def change_level(
     how: Literal["set", "adjust"],
     event_id: str | None,
 ) -> int:
-    """Set a level, or change it by a quantity; the level that it has then.
+    """Set a level, or change it by a quantity; return the new level.
 
     Raises:
         QuantityError: it would be below 0, or above 10^15 - 1; nothing is done.
@@ -57,12 +57,16 @@ async def change_level(
     """
     names = [view.keys.levels, view.keys.state, view.keys.notices]
     if event_id is not None:
-        # No customer id begins so: this separates an address from a customer with the same text as id.
+        # No customer id begins with NUL: this separates an IP address from a customer with the same id.
         owner = f"\0{view.customer}" if view.anonymous else view.customer
         names.append(store.keys.event(view.shard, owner, event_id))
     token = meter_token(meter)
     reply = await run_on_gauge(
-        *(store, "set_level", names, view, meter),
+        store,
+        "set_level",
+        names,
+        view,
+        meter,
         lambda thresholds: (how, quantity, view.customer, thresholds, token),
     )
     if reply[0] == _CHANGED_OTHERWISE:
@@ -72,7 +76,7 @@ async def change_level(
             f" {reply[2]}: give another change an event_id of its own, and repeat a call as it was"
         )
     if reply[0] not in {_DONE, _COUNTED_BEFORE}:
-        raise _out_of_bounds(meter, int(reply[2]), quantity)
+        raise _bounds_error(meter, int(reply[2]), quantity)
     if len(reply) > _WITHOUT_NOTICE:
         view.cache.on_notice(view.shard)
     return int(reply[2])
@@ -86,15 +90,15 @@ async def run_on_gauge(
     gauge: str,
     rest: Callable[[str], Iterable[str | int]],
 ) -> Any:
-    """Run a script by the state in force of a customer, again where that has changed; its reply.
+    """Run a script with the customer's newest state, again if that has changed; return its reply.
 
     Args:
-        store: where.
-        script: its name.
-        names: of its keys.
+        store: the store.
+        script: name of the script.
+        names: names of its keys.
         view: of the customer.
-        gauge: which.
-        rest: from the gauge's thresholds, as scripts take them, to the arguments of this script alone.
+        gauge: name of the gauge.
+        rest: returns the script's further arguments, given the gauge's packed thresholds.
 
     Raises:
         StoreError: the store does not answer, or this host's clock is not the store's.
@@ -131,7 +135,7 @@ async def run_on_gauge(
     )
 
 
-def _out_of_bounds(meter: str, level: int, quantity: int) -> QuantityError:
+def _bounds_error(meter: str, level: int, quantity: int) -> QuantityError:
     if level + quantity > QUANTITY_MAX:
         return QuantityError(
             f"{meter}: the level is {level}; {quantity} more would pass {QUANTITY_MAX}; nothing is changed"

@@ -1,4 +1,4 @@
-"""Owners of holds: a request being served, and ``kit.reserve`` for work outside requests."""
+"""Owners of holds: requests in progress, and ``kit.reserve`` for work outside requests."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _RENEWAL_TRIES: Final = 2
 
 
 class HoldOwner(ABC):
-    """Holds vanish from the store after two slots of five minutes; a live holder's are moved to the new slot.
+    """Owner of a hold, which expires in the store after two slots of five minutes unless it is renewed.
 
     Slots:
-        _store, _lane: where it is settled; no lane: nothing is held.
-        _decided: the decision that holds, and ``_decided_ms`` when it was made, by the store's clock.
-        _renewed: the one that holds in its place by now, or None.
-        _slot: that it holds in.
-        _settled: whether nothing is held any more.
+        _store, _lane: settle the hold; no lane: nothing is held.
+        _decided: the decision that holds; ``_decided_ms``: its time by the store's clock.
+        _renewed: the decision that renewed it; None: none.
+        _slot: slot of the hold.
+        _settled: whether the hold is released.
     """
 
     __slots__ = ("_decided", "_decided_ms", "_lane", "_renewed", "_settled", "_slot", "_store")
@@ -57,16 +57,16 @@ class HoldOwner(ABC):
 
     @abstractmethod
     def release_hold(self) -> None:
-        """Give back what is held: the lane is about to stop."""
+        """Release the hold: the lane is about to stop."""
 
     def is_due(self) -> bool:
-        """Whether what it holds is in a slot that is over."""
+        """Whether the slot of the hold is over."""
         return self._slot < self._store.now_ms() // HOLD_SLOT_MS
 
     async def renew(self) -> None:
-        """Hold the same in the slot of now, and give back what is held in an earlier one.
+        """Move the hold to the current slot.
 
-        Where the store cannot be asked it is tried again, before the holds vanish.
+        If the store is down, this is tried again before the hold expires.
         """
         lane, before = self._lane, self._renewed or self._decided
         if lane is None or before is None or self._settled:
@@ -86,7 +86,7 @@ class HoldOwner(ABC):
                 return
             if reply[0] == replies.ALLOWED:
                 slot = reply[1] // HOLD_SLOT_MS
-                if not self._holds(before):
+                if not self._is_holding(before):
                     self._store.settle(lane, settle_decision(decision, slot, billed=False))
                     return
                 self._store.settle(lane, settle_decision(before, self._slot, billed=False))
@@ -95,22 +95,22 @@ class HoldOwner(ABC):
                 return
             view = view.cache.learn(view, reply)
 
-    def _holds(self, decided: PreparedDecision) -> bool:
-        """Whether what a decision held is held by now; not if some of it was given back meanwhile."""
+    def _is_holding(self, decided: PreparedDecision) -> bool:
+        """Whether a decision still holds all of its quantities."""
         return not self._settled and decided is (self._renewed or self._decided)
 
-    def give_back_gauge(self, meter: str) -> None:
-        """Give back what is held of a gauge: its level says it by now.
+    def release_gauge(self, meter: str) -> None:
+        """Release the held quantity of a gauge whose level now includes it.
 
-        Not from another event loop than the request's: there it is held until the request ends.
+        From another event loop this does nothing: it is held until the request ends.
         """
         lane = self._lane
         if lane is not None and lane.loop is get_running_loop():
-            for settlement in self._take_gauge_out(meter):
+            for settlement in self._detach_gauge(meter):
                 self._store.settle(lane, settlement)
 
-    def _take_gauge_out(self, meter: str) -> list[Settlement]:
-        """Settlements that give back what is held of a gauge; the caller has them applied."""
+    def _detach_gauge(self, meter: str) -> list[Settlement]:
+        """Settlements that release the held quantity of a gauge, for the caller to send."""
         holding = self._renewed or self._decided
         if holding is None or self._settled:
             return []
@@ -118,24 +118,23 @@ class HoldOwner(ABC):
         quantity = held.pop(meter, 0)
         if not quantity:
             return []
-        # Never asked for: it only says what is held.
+        # Never sent: it only lists the held quantities.
         rest = prepare_renewing(
             holding.view, held, holding.program.concurrency, holding.program.costs, holding.subjects
         )
         self._renewed = MarkedDecision(rest, holding.digest) if holding.digest else rest
         return [Settlement(holding.view, held=HeldQuantities({meter: quantity}, (), self._slot))]
 
-    def _held(self, decided: PreparedDecision) -> HeldQuantities:
-        """The quantities of a decision that are still held."""
-        holding = self._renewed or decided
-        return HeldQuantities.of(holding, self._slot)
+    def _current_hold(self, decided: PreparedDecision) -> HeldQuantities:
+        """Quantities of a decision that are still held."""
+        return HeldQuantities.of(self._renewed or decided, self._slot)
 
-    def _settlements(
+    def _build_settlements(
         self, decided: PreparedDecision, parts: Sequence[UsedQuantities], *, billed: bool = True
     ) -> list[Settlement]:
-        """What gives back what a decision held, and records what was used of it in all.
+        """Settlements that release a decision's hold and record its usage.
 
-        Rates count the sum of the parts at once, in place of what they counted at the decision.
+        Rates count the sum of the parts at once, instead of their counts at the decision.
         """
         rated: dict[str, int] = {}
         for part in parts:
@@ -145,7 +144,7 @@ class HoldOwner(ABC):
         correction = RateCorrection(decided.reserved, decided.program.rates, self._decided_ms)
         whole = Settlement(
             decided.view,
-            held=self._held(decided),
+            held=self._current_hold(decided),
             used=first._replace(rated=rated, measured=measured),
             correction=correction,
             mark=RepeatMark.of(decided, billed=billed),
@@ -155,15 +154,15 @@ class HoldOwner(ABC):
             Settlement(decided.view, used=part._replace(rated={}, measured=part.rated), mark=mark)
             for part in others
         ]
-        # What remembers an idempotency key comes last: all before it are asked whether they are a repeat.
+        # The one that stores the idempotency key comes last: those before it would be repeats otherwise.
         return [*behind, whole] if mark else [whole, *behind]
 
 
 class Reservation(HoldOwner):
-    """Quantities that are set aside while their ``async with`` block runs.
+    """Quantities that are reserved while their ``async with`` block runs.
 
-    Captured quantities count; the others are given back when the block ends. As long as the block runs
-    the hold is renewed; if the process dies it vanishes within ten minutes.
+    Captured quantities count; the others are released when the block ends. As long as the block runs the
+    hold is renewed; if the process dies, it expires within ten minutes.
     """
 
     def __init__(
@@ -186,7 +185,7 @@ class Reservation(HoldOwner):
 
     @property
     def decision(self) -> Decision:
-        """Whether the quantities are set aside; a refused reservation holds nothing.
+        """Whether the quantities are reserved; a refused reservation holds nothing.
 
         Raises:
             MeterkitError: before the block has begun.
@@ -224,14 +223,14 @@ class Reservation(HoldOwner):
     async def capture(
         self, used: Mapping[str, int] | object, *, model: str | None = None, provider: str | None = None
     ) -> None:
-        """Record the true quantities in place of the reserved ones; never denied, more than reserved or less.
+        """Record the true quantities instead of the reserved ones; never denied, even beyond them.
 
-        Returns once the store has acknowledged it, or after the store timeout: it is kept until it can be.
+        Returns when the store has acknowledged them, or after the store timeout: they are sent until it does.
 
         Args:
-            used: meter to the quantity that was used; or what :func:`meterkit.usage_of` can read, with which
-                the meters that count no tokens are recorded as they were reserved.
-            model: of the language model, for meters that ask for it (``where:``); overrules the object's.
+            used: meter to used quantity; or an object that :func:`meterkit.usage_of` can read: then meters
+                that count no tokens are recorded as reserved.
+            model: of the language model, for meters with ``where:``; overrides the object's.
             provider: likewise.
 
         Raises:
@@ -251,15 +250,15 @@ class Reservation(HoldOwner):
         await self._store.acknowledged(self._end(parts), self._lane)
 
     async def release(self) -> None:
-        """Give back what is set aside; nothing is recorded, and rates count none of it. Repeated: a no-op."""
+        """Release the reservation: nothing is recorded, and rates count none of it. Idempotent."""
         if not self._settled:
             self._give_back()
 
     async def released(self) -> None:
-        """As :meth:`release`, but waits as :meth:`capture` does, for a process that ends afterwards."""
+        """Release and wait as :meth:`capture` does, for a process that ends afterwards."""
         settlements = () if self._settled else self._end(())
         if settlements:
-            with suppress(MeterkitError):  # It is logged; no caller receives it in other cases either.
+            with suppress(MeterkitError):  # It is logged, as after `release`.
                 await self._store.acknowledged(settlements, self._lane)
 
     def release_hold(self) -> None:
@@ -275,10 +274,10 @@ class Reservation(HoldOwner):
                 self._store.settle(lane, settlement)
 
     def _end(self, parts: Sequence[UsedQuantities]) -> Sequence[Settlement]:
-        """What gives back what is held, and records what was used: a settlement for each model of it."""
+        """End the hold; return settlements that release it and record the usage, one for each model."""
         self._settled = True
         lane, decided = self._lane, self._decided
         if lane is None or decided is None:
             return ()
         lane.live.discard(self)
-        return self._settlements(decided, parts)
+        return self._build_settlements(decided, parts)

@@ -1,4 +1,4 @@
-"""Checks of arguments from the app: customer ids, idempotency ids, reasons, limits. Pure."""
+"""Checks of arguments from the app: ids of customers, subjects and events, texts, overrides. Pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 CUSTOMER_BYTES_MAX: Final = 256
 ALLOWED_ID: Final = f"a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
 _ALLOWED_SUBJECTS: Final = f"a mapping of at most {SUBJECTS_MOST} kinds to ids, such as {{'user': 'u_7'}}"
-_MAPPINGS: Final = (dict, Mapping)  # Most are a dict: this answers at once.
+_MAPPINGS: Final = (dict, Mapping)  # A dict is found fastest.
 SEVERAL: Final = "\x1e"
-"""Record separator (ASCII): stands between several values where one id is allowed."""
+"""Record separator (ASCII) between several values where one id is allowed."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -30,7 +30,7 @@ def is_customer(value: object) -> TypeGuard[str]:
         return False
     if value.isascii():
         return len(value) <= CUSTOMER_BYTES_MAX and value.isprintable()
-    return fault_of(value) is None
+    return find_fault(value) is None
 
 
 def check_customer(value: object) -> str:
@@ -42,14 +42,14 @@ def check_customer(value: object) -> str:
     if is_customer(value):
         return value
     # The id itself is left out: it comes from a client and may be anything.
-    raise CustomerError(f"customer id: found {fault_of(value)}; allowed is {ALLOWED_ID}")
+    raise CustomerError(f"customer id: found {find_fault(value)}; allowed is {ALLOWED_ID}")
 
 
 def check_subject_kinds(subjects: object) -> None:
-    """See that these are subjects: kind to id, three at most. The ids themselves are not looked at.
+    """Check the form of subjects: kind to id, three at most. The ids themselves are not checked.
 
     Raises:
-        MeterkitError: they are something else.
+        MeterkitError: it is no mapping of texts, or has more than three.
     """
     if not isinstance(subjects, _MAPPINGS):
         raise MeterkitError(f"subjects: found {shown(subjects)}; allowed is {_ALLOWED_SUBJECTS}")
@@ -77,13 +77,13 @@ def check_subjects(subjects: Mapping[str, str] | None) -> GivenSubjects:
     for kind, subject in subjects.items():
         if not is_customer(subject):
             raise CustomerError(
-                f"subjects: found {fault_of(subject)} as the id of the {kind:.80}; allowed is {ALLOWED_ID}"
+                f"subjects: found {find_fault(subject)} as the id of the {kind:.80}; allowed is {ALLOWED_ID}"
             )
     return tuple(subjects.items())
 
 
 def check_event_id(value: object, name: str = "event_id") -> None:
-    """See that this can name what is recorded.
+    """Check an event id.
 
     Raises:
         MeterkitError: it is not a text of 1 to 256 bytes of UTF-8.
@@ -95,8 +95,8 @@ def check_event_id(value: object, name: str = "event_id") -> None:
         )
 
 
-def fault_of(value: object) -> str | None:
-    """Say why a value is no id of a customer or a subject, without the value; None: it is one."""
+def find_fault(value: object) -> str | None:
+    """Reason why a value is no id of a customer or subject, without the value; None: it is one."""
     if not isinstance(value, str):
         return _size_fault(value)
     if SEVERAL in value:
@@ -123,25 +123,25 @@ _TEXT_MAX: Final = 500
 
 
 def is_text(value: object) -> bool:
-    """Whether it is one: callers without a type checker may hand over anything."""
+    """Whether a value is a text: callers without a type checker may pass anything."""
     return isinstance(value, str)
 
 
 def shown(value: object) -> str:
-    """A value for a message, cut short; of another type than text only that."""
+    """Format a value for a message: a shortened text, or the type."""
     return f"{value!r:.80}" if isinstance(value, str) else f"a value of type {type(value).__name__}"
 
 
 def check_text(what: str, value: object, *, may_be_empty: bool = False) -> None:
-    """See that something is a text for the ledger of a customer. Raises MeterkitError where it is none."""
+    """Check a text for the ledger of a customer. Raises MeterkitError."""
     if not isinstance(value, str) or len(value) > _TEXT_MAX or not (value or may_be_empty):
         most = f"{_TEXT_MAX} characters at most" if may_be_empty else f"1 to {_TEXT_MAX} characters"
         allowed = f"a text of {most}, for the ledger of the customer"
         raise MeterkitError(f"{what}: found {shown(value)}; allowed is {allowed}")
 
 
-def entitlements_given(overrides: object) -> dict[str, Mapping[str, object]]:
-    """Meter to what is given of it, whatever was handed over."""
+def check_overrides(overrides: object) -> dict[str, Mapping[str, object]]:
+    """Check overrides: meter to entitlement. Raises MeterkitError."""
     if not isinstance(overrides, Mapping):
         raise MeterkitError(
             f"override: found {shown(overrides)}; allowed is a mapping of meters to entitlements, such as"
@@ -160,8 +160,8 @@ def entitlements_given(overrides: object) -> dict[str, Mapping[str, object]]:
     return found
 
 
-def features_given(features: object) -> dict[str, bool] | None:
-    """Feature to whether it is given, from a mapping or a list; None: nothing was handed over."""
+def check_features(features: object) -> dict[str, bool] | None:
+    """Check features: a list, or feature to whether it is given. Raises MeterkitError."""
     if features is None:
         return None
     entries: list[tuple[object, object]] | None = None
@@ -179,8 +179,8 @@ def features_given(features: object) -> dict[str, bool] | None:
     return cast("dict[str, bool]", dict(entries))
 
 
-def end_ms(until: object, now_ms: int) -> int:
-    """When something ends, in milliseconds since the epoch. Raises MeterkitError where that is not ahead."""
+def check_end_ms(until: object, now_ms: int) -> int:
+    """Check an end in the future; milliseconds since the epoch. Raises MeterkitError."""
     if not isinstance(until, datetime):
         raise MeterkitError(f"until: found {shown(until)}; allowed is an aware datetime")
     check_aware("until", until)
@@ -190,14 +190,14 @@ def end_ms(until: object, now_ms: int) -> int:
     return found_ms
 
 
-def plain(value: object, path: str) -> Any:
-    """A value as JSON keeps it."""
+def to_json_value(value: object, path: str) -> Any:
+    """Convert a value to JSON types. Raises MeterkitError."""
     if isinstance(value, Mapping):
         entries = cast("Mapping[object, object]", value)
-        return {str(key): plain(item, f"{path}.{key}") for key, item in entries.items()}
+        return {str(key): to_json_value(item, f"{path}.{key}") for key, item in entries.items()}
     if isinstance(value, list | tuple):
         items = cast("list[object] | tuple[object, ...]", value)
-        return [plain(item, path) for item in items]
+        return [to_json_value(item, path) for item in items]
     if value is None or isinstance(value, str | int | float):
         return value
     rate = rate_text(value)

@@ -1,4 +1,4 @@
-"""How far a customer's rates are used, from what the store keeps. Pure."""
+"""Usage of a customer's rates, from the stored counters. Pure."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def read_rates(catalog: Catalog, reply: UsageReply) -> list[RateUsage]:
     entitlements = entitlements_of(effective_plan(state, catalog, now_ms), catalog)
     fields = dict(zip(counters[::2], counters[1::2], strict=True))
     found: list[RateUsage] = []
-    for name, route, rate, policy in _rates(catalog, entitlements):
+    for name, route, rate, policy in _list_rates(catalog, entitlements):
         field = rate_field(name, rate.window_ms, rate.algorithm)
-        found.append(_usage(route, rate, policy, fields.get(field.encode()), now_ms))
+        found.append(_read_usage(route, rate, policy, fields.get(field.encode()), now_ms))
     return found
 
 
-def _rates(
+def _list_rates(
     catalog: Catalog, entitlements: Mapping[str, Entitlement]
 ) -> Iterator[tuple[str, str | None, Rate, Policy]]:
     for name, meter in catalog.meters.items():
@@ -72,11 +72,13 @@ def _rates(
             yield route_name(route), route.match, rate, policy
 
 
-def _usage(route: str | None, rate: Rate, policy: Policy, packed: bytes | None, now_ms: int) -> RateUsage:
+def _read_usage(
+    route: str | None, rate: Rate, policy: Policy, packed: bytes | None, now_ms: int
+) -> RateUsage:
     kind, window, limit, refill = rate_numbers(rate, policy.meter)
     measure = PolicyMeasure(policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=1)
     numbers = [0] * _NUMBERS if packed is None else [int(number) for number in unpack_field(packed)]
-    used, before = _brought_forward(measure, numbers, now_ms)
+    used, before = _advance_window(measure, numbers, now_ms)
     reset = reset_ms(measure, limit - used, before, now_ms, now_ms)
     return {
         "policy": policy.name,
@@ -89,8 +91,8 @@ def _usage(route: str | None, rate: Rate, policy: Policy, packed: bytes | None, 
     }
 
 
-def _brought_forward(measure: PolicyMeasure, numbers: list[int], now_ms: int) -> tuple[int, int]:
-    """As ``advance`` of the scripts does: the units used by now, and what ``reset_ms`` wants of before."""
+def _advance_window(measure: PolicyMeasure, numbers: list[int], now_ms: int) -> tuple[int, int]:
+    """Advance a window to now, like the scripts' ``advance``: its used units, those of the window before."""
     first, second, third = numbers
     window = measure.window
     if measure.kind == TOKEN_BUCKET:

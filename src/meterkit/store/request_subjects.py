@@ -1,4 +1,4 @@
-"""The subjects of one customer's view: their keys, their limits, and the scripts' arguments of them."""
+"""Subjects of a request: their keys, their limits, and their arguments for scripts."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ GivenSubjects = tuple[tuple[str, str], ...]
 
 
 class PackedSubjects(NamedTuple):
-    """What a script gets of subjects.
+    """Packed subjects for a script.
 
     Attributes:
         keys: the index, then the counters of each.
-        width: how many arguments.
-        arguments: those, packed: the words, the terms.
+        width: number of arguments.
+        arguments: packed arguments: words, terms.
     """
 
     keys: tuple[str, ...]
@@ -50,7 +50,7 @@ class PackedSubjects(NamedTuple):
 
     @classmethod
     def of(cls, keys: tuple[str, ...], words: Sequence[str], numbers: Sequence[int]) -> PackedSubjects:
-        """The arguments packed; of no subject: nothing."""
+        """Pack arguments; without subjects: none."""
         if not words:
             return NOTHING_PACKED
         return cls(keys, 2, pack_each((pack_texts(words), pack_numbers(numbers))))
@@ -60,18 +60,18 @@ NOTHING_PACKED: Final = PackedSubjects((), 0, b"")
 
 
 class Subjects:
-    """Some subjects of a customer, as of one state of it.
+    """Subjects of a customer's request, at one state of the customer.
 
     Args:
         customer: the customer's id.
         given: the subjects.
         effective: the customer's plan with overrides.
-        entitlements: what the customer gets of every meter.
-        catalog: what is sold.
+        entitlements: the customer's entitlement of each meter.
+        catalog: the plans file.
         keys: names of keys.
 
     Attributes:
-        limits: what each of those gets that the plan declares, by kind.
+        limits: limits of the subjects that the plan declares, by kind.
         is_plain: whether none of them has an override.
     """
 
@@ -102,7 +102,7 @@ class Subjects:
                 self.limits[kind] = limits if own is None else override_subject(catalog, limits, own)
 
     def without_rates(self) -> Self:
-        """The same subjects, limited by what they have included and by their budgets alone."""
+        """Copy of the subjects without rates: limited by included quantities and budgets only."""
         found = copy(self)
         found.limits = {
             kind: replace(given, limits=keep_holds_only(given.limits, given.limits, ()))
@@ -118,7 +118,7 @@ class Subjects:
         rates_only: bool,
         at: ModelPricing = UNKNOWN_MODEL,
     ) -> tuple[SubjectDemand, ...]:
-        """What demands on meters ask of each subject that the plan declares; ``at``: the requested model."""
+        """Demands on each subject that the plan declares; ``at``: terms of the requested model."""
         return tuple(
             compile_subject(
                 limits,
@@ -141,13 +141,13 @@ class Subjects:
         rates_only: bool,
         at: ModelPricing = UNKNOWN_MODEL,
     ) -> Program:
-        """A program with what its demands ask of the subjects, too."""
+        """Add the demands on the subjects to a program."""
         if not self.limits:
             return program
         return program.with_subjects(self.ask(demands, in_flight=in_flight, rates_only=rates_only, at=at))
 
     def pack(self, asked: Iterable[SubjectDemand]) -> PackedSubjects:
-        """What the decision script gets of them."""
+        """Pack the demands for the decision script."""
         words, numbers, kinds = list[str](), list[int](), list[str]()
         members = dict(self.given)
         for one in asked:
@@ -157,16 +157,16 @@ class Subjects:
         return PackedSubjects.of(self.keys_of(kinds), words, numbers)
 
     def keys_of(self, kinds: Iterable[str]) -> tuple[str, ...]:
-        """The keys of the index and of the counters of subjects of these kinds."""
+        """Keys of the index, and of the counters of subjects of these kinds."""
         return self._index, *(self._keys[kind] for kind in kinds)
 
-    def told(self) -> str:
-        """Kind to id of those that the plan declares, as JSON for the audit log; empty: there are none."""
+    def dump_declared(self) -> str:
+        """Kind to id of declared subjects, as JSON for the audit log; empty: none."""
         known = {kind: subject for kind, subject in self.given if kind in self.limits}
         return json.dumps(known, ensure_ascii=False, separators=(",", ":")) if known else ""
 
-    def spent(self, quantities: Mapping[str, int], model: str | None) -> Fraction | None:
-        """What recorded units of a model cost in micro-units; None: no subject has a budget."""
+    def price_units(self, quantities: Mapping[str, int], model: str | None) -> Fraction | None:
+        """Price of recorded units of a model in micro-units; None: no subject has a budget."""
         if not any(limits.budget for limits in self.limits.values()):
             return None
         return cost_of(quantities, self._entitlements, self._catalog, model)
@@ -176,12 +176,12 @@ NO_HOLDS: Final[Mapping[str, SubjectHold]] = {}
 
 
 def collect_holds(asked: Collection[SubjectDemand]) -> Mapping[str, SubjectHold]:
-    """What an allowed decision holds of subjects, by kind."""
+    """Holds of subjects by an allowed decision, by kind."""
     return {one.kind: one.hold for one in asked} if asked else NO_HOLDS
 
 
 def serialize_holds(holds: Mapping[str, SubjectHold]) -> dict[str, Any]:
-    """Holds as a spool keeps them."""
+    """Convert holds for a spool record."""
     return {
         kind: [dict(hold.quantities), [*hold.concurrency], hold.spent, sorted(hold.rates)]
         for kind, hold in holds.items()

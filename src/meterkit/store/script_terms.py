@@ -1,4 +1,4 @@
-"""What calls of the scripts about a customer begin with: keys, rev and the customer's own numbers. Pure."""
+"""Packing of script calls about a customer: keys, rev, and the customer's numbers. Pure."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from meterkit.store.request_subjects import PackedSubjects
 
 _QUARTER_HOUR_MS: Final = 900_000
-_OWN_BYTES: Final = 4 * 8
+_CUSTOMER_BYTES: Final = 4 * 8
 _FOUR_HUNDRED_DAYS_MS: Final = 34_560_000_000  # As totals: see docs/design/store.md
 
 
 def pack_head(
     program: Program, keys: CustomerKeys, *, sha: str, rev: str, others: PackedSubjects = NOTHING_PACKED
 ) -> bytes:
-    """The request of a decision up to the terms; ``others``: what it says of subjects."""
+    """Pack a decision's request up to the terms; ``others``: its subjects."""
     names: list[str] = [keys.counters, keys.state, keys.totals]
     if program.extra_terms:
         names += (keys.grants, keys.ledger, *((keys.levels,) if program.gauges else ()))
@@ -36,24 +36,21 @@ def pack_head(
 
 
 def pack_terms(effective: EffectivePlan, rev: str, numbers: Iterable[int]) -> bytes:
-    """The scripts' numbers: until when a view of a customer holds, the bounds of both periods, what is asked.
-
-    Before that stands how long counters must outlive the period they have recorded.
-    """
-    return pack_own(effective) + pack_numbers((_outlive_ms(rev), *numbers))
+    """Pack the numbers of a script: the customer's, how long counters outlive a period, the rest."""
+    return pack_customer_terms(effective) + pack_numbers((_outlive_ms(rev), *numbers))
 
 
-def pack_own(effective: EffectivePlan) -> bytes:
-    """The numbers among these that are the customer's own."""
+def pack_customer_terms(effective: EffectivePlan) -> bytes:
+    """Pack the customer's numbers: end of the view's validity, and the bounds of both periods."""
     bounds = effective.bounds
     until_ms = min(effective.valid_until_ms, bounds.next_end_ms)
     return pack_numbers((until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms))
 
 
 def pack_tail(program: Program, mode: str, rev: str) -> tuple[bytes, bytes]:
-    """What stands before and behind the customer's own numbers in the request of a decision."""
+    """Pack a decision's request before and behind the customer's numbers."""
     rest = pack_numbers((_outlive_ms(rev), program.keep_ms, *program.numbers))
-    return b"$%d\r\n" % (_OWN_BYTES + len(rest)), b"%b\r\n%b" % (
+    return b"$%d\r\n" % (_CUSTOMER_BYTES + len(rest)), b"%b\r\n%b" % (
         rest,
         pack_each(program.trailing_arguments(mode)),
     )

@@ -1,4 +1,4 @@
-"""In which life of its server a shard is: one that has begun anew may have forgotten what was delivered."""
+"""Restart detection for the servers of a store: a restarted one may have forgotten deliveries."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ _DOUBTED: Final = "doubted"
 # In one word redis-py does not make a mapping of the whole reply, which cost half of an idle pass.
 _INFO: Final = "INFO server"
 _RUN_ID: Final = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
-_LONGEST_MS: Final = 70 * 86_400_000  # Usage waits for a link for so long at most: a month and 35 days.
+_WAIT_MAX_MS: Final = 70 * 86_400_000  # Usage waits for a link at most a month and 35 days.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLife:
-    """What a shard and its server say.
+    """Life of a shard's server, from one start to the next, by its ``run_id``.
 
     Attributes:
-        now: the server's ``run_id``, which is another one after each start, and each other server's; None: it
-            does not say.
-        known: that in which all of the shard's deliveries are known; empty: none was made yet.
-        noticed: another one that was met since; empty: none.
-        noticed_ms: when that was met first.
-        sealed_ms: when all was sealed that was pending then; 0: that could not be done.
-        seen_ms: when the shard was delivered from last in its known life, a minute more or less; 0: unknown.
-        till_ms: until when deliveries may have been forgotten, where that is not ``noticed_ms``; else 0.
-        forgot: the same two instants (ms) of the last restart that was compared; empty: there was none.
+        now: current ``run_id``; None: the server does not tell it.
+        known: ``run_id`` in which all deliveries of the shard are known; empty: no delivery yet.
+        noticed: another ``run_id``, noticed since; empty: none.
+        noticed_ms: time at which that was noticed first.
+        sealed_ms: time at which all usage pending then was sealed; 0: not possible.
+        seen_ms: last delivery from the shard in its known life, to the minute; 0: unknown.
+        till_ms: end of the span of forgotten deliveries, if it is not ``noticed_ms``; otherwise 0.
+        forgot: start and end of that span (ms) at the last compared restart; empty: there was none.
     """
 
     now: str | None
@@ -50,93 +49,93 @@ class ServerLife:
 
     @property
     def is_known(self) -> bool:
-        """Whether the shard is where it was when it was delivered from last, as far as anybody can tell."""
+        """Whether the server has not restarted since the last delivery, as far as it tells."""
         return self.now == self.known or (self.now is None and self.known != _DOUBTED)
 
     @property
-    def is_met(self) -> bool:
-        """Whether this life was noticed, as far as the server says in which it is."""
+    def is_noticed(self) -> bool:
+        """Whether the current life was noticed, as far as the server tells it."""
         return self.noticed == (self.now or "")
 
 
 class ServerLives:
-    """The lives of the servers that have a store's shards, for delivery.
+    """Lives of the servers of a store's shards, for delivery.
 
     Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._looked: dict[Admin, tuple[int, int]] = {}  # After which connection, and when (ms).
+        self._checked: dict[Admin, tuple[int, int]] = {}  # Number of connections, and time of the check (ms).
 
     async def begin(self) -> None:
-        """Have each shard of a new store remember the life that it begins in."""
+        """Store the current life of each shard in a new store."""
         admin = (await self._store.admin()).for_delivery()
-        for server, shards in (await self._servers(admin)).items():
-            now = await _run_id(server)
+        for server, shards in (await self._map_servers(admin)).items():
+            now = await _fetch_run_id(server)
             if now is not None:
                 pipe = server.client.pipeline(transaction=False)
                 for shard in shards:
                     pipe.hsetnx(self._store.keys.shard(shard, "life"), "known", now)
                 await server.ask(pipe.execute())
 
-    async def unmet(self, admin: Admin) -> Mapping[int, ServerLife]:
-        """The shards whose server is in a life that was not noticed yet.
+    async def find_unnoticed(self, admin: Admin) -> Mapping[int, ServerLife]:
+        """Find the shards whose server is in a life that was not noticed yet.
 
-        A server is asked after each connection to it, and once a minute: one that begins anew has closed
-        those that it had. Where all shards know their server, each remembers when that was, before anything
-        is sent: by that a backup tells what it may have forgotten.
+        A server is asked after each new connection, which a restart makes necessary, and once a minute. If
+        all its shards know the life, each stores the time before anything is sent: so a backup tells which
+        deliveries it may lack.
         """
         found: dict[int, ServerLife] = {}
-        for server, shards in (await self._servers(admin)).items():
-            # A node that is away holds up no other; each of its shards says what is wrong.
+        for server, shards in (await self._map_servers(admin)).items():
+            # A node that is down does not delay the others; its shards report the error.
             with suppress(StoreError):
-                found |= await self._unmet_at(server, shards)
+                found |= await self._find_at_server(server, shards)
         return found
 
-    async def _unmet_at(self, server: Admin, shards: Sequence[int]) -> Mapping[int, ServerLife]:
+    async def _find_at_server(self, server: Admin, shards: Sequence[int]) -> Mapping[int, ServerLife]:
         connected, now_ms = server.connected, self._store.now_ms()
-        after, looked_ms = self._looked.get(server, (-1, 0))
-        if after == connected and 0 <= now_ms - looked_ms < _SEEN_EVERY_MS:
+        after, checked_ms = self._checked.get(server, (-1, 0))
+        if after == connected and 0 <= now_ms - checked_ms < _SEEN_EVERY_MS:
             return {}
-        now = await _run_id(server)
-        unmet: Mapping[int, ServerLife] = (
-            {} if now is None else await self._unmet_in(now, now_ms, server, shards)
+        now = await _fetch_run_id(server)
+        unnoticed: Mapping[int, ServerLife] = (
+            {} if now is None else await self._compare_shards(now, now_ms, server, shards)
         )
-        if not unmet:
-            self._looked[server] = connected, now_ms
-        return unmet
+        if not unnoticed:
+            self._checked[server] = connected, now_ms
+        return unnoticed
 
-    async def _unmet_in(
+    async def _compare_shards(
         self, now: str, now_ms: int, server: Admin, shards: Sequence[int]
     ) -> Mapping[int, ServerLife]:
         names = [self._store.keys.shard(shard, "life") for shard in shards]
         pipe = server.client.pipeline(transaction=False)
         for name in names:
             pipe.hgetall(name)
-        lives = [_life(now, kept) for kept in await server.ask(pipe.execute())]
-        unmet = {
+        lives = [_parse_life(now, kept) for kept in await server.ask(pipe.execute())]
+        unnoticed = {
             shard: life
             for shard, life in zip(shards, lives, strict=True)
             if life.known and now not in {life.known, life.noticed}
         }
-        if not unmet:
+        if not unnoticed:
             pipe = server.client.pipeline(transaction=False)
             for name, life in zip(names, lives, strict=True):
                 if life.known == now:
                     pipe.hset(name, "seen_ms", f"{now_ms}")
             await server.ask(pipe.execute())
-        return unmet
+        return unnoticed
 
-    async def doubt(self, since_ms: int) -> None:
-        """Have all that waits compared with Stripe, as after a restore of a backup of that instant."""
+    async def mark_doubted(self, since_ms: int) -> None:
+        """Mark all waiting usage for comparison with Stripe, as after restoring a backup of that time."""
         now = f"{self._store.now_ms()}"
         fields = {"known": _DOUBTED, "noticed": "", "noticed_ms": now, "sealed_ms": "0", "till_ms": "0"}
         for shard in range(self._store.keys.shards):
-            await self._write(shard, {**fields, "seen_ms": f"{since_ms}"})
+            await self._write_fields(shard, {**fields, "seen_ms": f"{since_ms}"})
 
-    async def _servers(self, admin: Admin) -> Mapping[Admin, Sequence[int]]:
-        """The servers, with the shards that each has."""
+    async def _map_servers(self, admin: Admin) -> Mapping[Admin, Sequence[int]]:
+        """Servers with their shards."""
         keys = self._store.keys
         if self._store.address.kind != "cluster":
             return {admin: range(keys.shards)}
@@ -146,8 +145,8 @@ class ServerLives:
                 servers.setdefault(await admin.at(keys.shard(shard, "life")), []).append(shard)
         return servers
 
-    async def of(self, shard: int) -> ServerLife:
-        """In which life a shard is."""
+    async def read_life(self, shard: int) -> ServerLife:
+        """Life of a shard's server."""
         key = self._store.keys.shard(shard, "life")
         server = await (await self._store.admin()).for_delivery().at(key)
         pipe = server.client.pipeline(transaction=False)
@@ -157,12 +156,12 @@ class ServerLives:
         info, kept = replies
         if isinstance(kept, Exception):
             raise StoreError(f"the store failed: {kept}") from kept
-        return _life(_run_id_in(info), kept)
+        return _parse_life(_parse_run_id(info), kept)
 
-    async def doubt_link(self, customer: str) -> None:
-        """Have usage that waits for a link compared first, where it may have been delivered before a restart.
+    async def mark_link_doubted(self, customer: str) -> None:
+        """Mark usage waiting for a link for comparison, if it may have been delivered before a restart.
 
-        A backup may be older than the link: what was delivered by that link waits for one once more.
+        A backup may be older than the link: then usage delivered by that link waits for a link again.
         """
         keys = self._store.keys.customer(customer)
         admin = await self._store.admin()
@@ -172,45 +171,45 @@ class ServerLives:
             return
         from_ms, till_ms = forgot.decode().split("-")
         now_ms = self._store.now_ms()
-        if now_ms <= int(till_ms) + _LONGEST_MS:
+        if now_ms <= int(till_ms) + _WAIT_MAX_MS:
             fields = {"known": _DOUBTED, "noticed": "", "noticed_ms": f"{now_ms}", "sealed_ms": "0"}
-            await self._write(keys.shard, {**fields, "seen_ms": from_ms, "till_ms": till_ms})
+            await self._write_fields(keys.shard, {**fields, "seen_ms": from_ms, "till_ms": till_ms})
 
-    async def notice(self, shard: int, life: ServerLife, noticed_ms: int, *, is_sealed: bool) -> None:
-        """Remember since when the server is in this life, and whether what was pending is sealed now."""
+    async def record_noticed(self, shard: int, life: ServerLife, noticed_ms: int, *, is_sealed: bool) -> None:
+        """Store the time at which a life was noticed, and whether pending usage is sealed now."""
         sealed_ms = f"{self._store.now_ms()}" if is_sealed else "0"
         fields = {"noticed": life.now or "", "noticed_ms": f"{noticed_ms}", "sealed_ms": sealed_ms}
         if life.known != _DOUBTED:
             fields["till_ms"] = "0"
-        await self._write(shard, fields)
+        await self._write_fields(shard, fields)
 
     async def confirm(self, shard: int, life: ServerLife) -> None:
-        """Remember that in this life all of the shard's deliveries are known."""
+        """Store that all deliveries of a shard are known in this life."""
         fields = {"known": life.now or "", "noticed": "", "seen_ms": f"{self._store.now_ms()}"}
         if life.known and life.seen_ms:
             fields["forgot"] = f"{life.seen_ms}-{life.till_ms or life.noticed_ms}"
-        await self._write(shard, fields)
+        await self._write_fields(shard, fields)
 
-    async def _write(self, shard: int, fields: dict[str, str]) -> None:
+    async def _write_fields(self, shard: int, fields: dict[str, str]) -> None:
         key = self._store.keys.shard(shard, "life")
         admin = (await self._store.admin()).for_delivery()
         await admin.ask(admin.client.hset(key, mapping=fields))
 
 
-async def _run_id(server: Admin) -> str | None:
-    """Names the life of a server; None: it does not say."""
+async def _fetch_run_id(server: Admin) -> str | None:
+    """Fetch the ``run_id`` of a server; None: it does not tell it."""
     pipe = server.client.pipeline(transaction=False)
     pipe.execute_command(_INFO)
     (info,) = await server.ask(pipe.execute(raise_on_error=False))
-    return _run_id_in(info)
+    return _parse_run_id(info)
 
 
-def _run_id_in(info: bytes | Exception) -> str | None:
+def _parse_run_id(info: bytes | Exception) -> str | None:
     match = None if isinstance(info, Exception) else _RUN_ID.search(info)
     return None if match is None else match[1].decode()
 
 
-def _life(now: str | None, kept: Mapping[bytes, bytes]) -> ServerLife:
+def _parse_life(now: str | None, kept: Mapping[bytes, bytes]) -> ServerLife:
     fields = {name.decode(): value.decode() for name, value in kept.items()}
     return ServerLife(
         now=now,

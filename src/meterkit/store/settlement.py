@@ -117,7 +117,7 @@ class Settlement:
         recorded = dict(self.used.recorded)
         for meter, quantity in self.used.recorded.items():
             recorded |= dict.fromkeys(self._list_derived(meter), quantity)
-        cost = subjects.spent(recorded, self.used.dimensions.get("model"))
+        cost = subjects.price_units(recorded, self.used.dimensions.get("model"))
         if not cost:
             return {}
         self.is_single = cost.denominator > 1
@@ -289,7 +289,7 @@ class Settlement:
         version = used.version or f"plans/{catalog.content_hash}"
         meters = {entry.meter for entry in shape.entries}
         priced = price_line(version, used.costs, shape.prices, meters=sorted(meters))
-        subjects = "" if view.subjects is None else view.subjects.told()
+        subjects = "" if view.subjects is None else view.subjects.dump_declared()
         event_id = "" if self.event is None else self.event.name
         return pack_each((format_audit_lines(used, self.occurred_ms, priced, subjects, event_id),))
 

@@ -15,7 +15,7 @@ from meterkit.redis.connection import ReplyError
 from meterkit.store.compiled_catalog import CompiledCatalog
 from meterkit.store.replies import HELD
 from meterkit.store.request_subjects import NOTHING_PACKED, Subjects, collect_holds
-from meterkit.store.script_terms import pack_head, pack_own, pack_terms
+from meterkit.store.script_terms import pack_customer_terms, pack_head, pack_terms
 from meterkit.store.view_lru import ViewLru
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ class CustomerView:
         before, behind = self.cache.pack_tail(program, mode, self.rev)
         others = self.pack_subjects(program.subjects)
         head = pack_head(program, self.keys, sha=self.cache.decide.sha, rev=self.rev, others=others)
-        return b"%b%b%b" % (head, before, pack_own(self.effective)), behind + others.arguments
+        return b"%b%b%b" % (head, before, pack_customer_terms(self.effective)), behind + others.arguments
 
     def pack_subjects(self, asked: tuple[SubjectDemand, ...]) -> PackedSubjects:
         """Pack the demands on subjects for the decision script."""
