@@ -12,7 +12,7 @@ from stripe_emulator.customers import Customers, TestClock
 from stripe_emulator.faults import REASON_HEADER, PendingFault
 from stripe_emulator.idempotency import IdempotencyKeys
 from stripe_emulator.invoices import Invoices
-from stripe_emulator.meter_event_sessions import MeterEventSessions
+from stripe_emulator.meter_event_stream import MeterEventSessions
 from stripe_emulator.meter_events import MeterEvents
 from stripe_emulator.meters import Meters
 from stripe_emulator.page_sessions import CheckoutSessions
@@ -69,7 +69,7 @@ class Account:
     def reset(self) -> None:
         """Forget everything."""
         with self.lock:
-            self.log = Events()
+            self.log = Events("event")
             self.thin_log = ThinEvents("event")
             self.endpoints = ObjectRegistry[WebhookEndpoint]("webhook endpoint")
             self.deliveries = DeliveryQueue(self.endpoints)
@@ -77,15 +77,15 @@ class Account:
             self.setup_intents: ObjectRegistry[SetupIntent] = ObjectRegistry("setupintent")
             self.clocks: ObjectRegistry[TestClock] = ObjectRegistry("test clock")
             self.customers = Customers(self.emit, self.payment_methods, self.clocks)
-            self.meters = Meters()
-            self.products = Products()
-            self.prices = Prices()
+            self.meters = Meters("meter")
+            self.products = Products("product")
+            self.prices = Prices("price")
             self.coupons: ObjectRegistry[Coupon] = ObjectRegistry("coupon")
             self.tax_rates: ObjectRegistry[TaxRate] = ObjectRegistry("tax rate")
             self.promotion_codes: ObjectRegistry[PromotionCode] = ObjectRegistry("promotion code")
             self.discounts: ObjectRegistry[Discount] = ObjectRegistry("discount")
             self.checkouts = CheckoutSessions(self.emit)
-            self.subscriptions = Subscriptions()
+            self.subscriptions = Subscriptions("subscription")
             self.invoices = Invoices()
             self.refunds: ObjectRegistry[Refund] = ObjectRegistry("refund")
             self.balance_transactions: ObjectRegistry[BalanceTransaction] = ObjectRegistry(

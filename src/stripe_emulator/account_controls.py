@@ -1,30 +1,144 @@
-"""Changes to the emulated account without a call: products, prices, cards."""
+"""Controls of the emulated account without an API call: what it has, sells and charges, faults, the clock."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, cast
 from urllib.parse import urlencode
 
 from stripe_emulator.behaviour import Behaviour
 from stripe_emulator.call import Call, Params
+from stripe_emulator.clock import Clock
 from stripe_emulator.customer_calls import cancel_setup, confirm_setup
+from stripe_emulator.customers import Customer
+from stripe_emulator.faults import Fault, PendingFault
 from stripe_emulator.invoice_lifecycle import attempt_payment
+from stripe_emulator.meters import Meter
 from stripe_emulator.payment_methods import find_setup_intent
 from stripe_emulator.price_calls import make_price, make_product, read_price
 from stripe_emulator.protocol import new_id
 from stripe_emulator.scheduled_transitions import run_due_transitions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from stripe_emulator.account import Account
-    from stripe_emulator.protocol import JsonObject
+    from stripe_emulator.meter_events import MeterEvent
+    from stripe_emulator.protocol import Exchange, JsonObject
+
+
+_P = ParamSpec("_P")
+
+
+def _with_parameters_of(
+    made: Callable[_P, object],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[AccountControls, _P], None]]:
+    """Give a method of the emulator the signature of a constructor."""
+    del made
+    return lambda method: method
+
+
+CLOCK_MAX: Final = datetime(3000, 1, 1, tzinfo=UTC).timestamp()
 
 
 class AccountControls(Behaviour):
-    """Prices and payers of the emulated account; a part of ``StripeEmulator``."""
+    """The account as a test reads and changes it, without API calls; a part of ``StripeEmulator``."""
 
     _account: Account
+
+    def add_customer(self, customer_id: str | None = None, *, name: str | None = None) -> str:
+        """Add a customer, under an id of the caller's choice if given. Returns the id.
+
+        Raises:
+            ValueError: if the id is taken.
+        """
+        customer = Customer(id=customer_id or new_id("cus"), created=int(self.clock()))
+        customer.texts["name"] = name
+        with self._account.lock:
+            self._account.customers.add(customer)
+        return customer.id
+
+    def add_meter(self, event_name: str, *, formula: str = "sum", time_window: str | None = None) -> str:
+        """Add an active meter. Returns its id.
+
+        Raises:
+            ValueError: if an active meter has this event name.
+        """
+        now = int(self.clock())
+        meter = Meter(
+            id=new_id("mtr_test", length=31),
+            event_name=event_name,
+            display_name=event_name,
+            formula=formula,
+            time_window=time_window,
+            created=now,
+            updated=now,
+        )
+        with self._account.lock:
+            if self._account.meters.active(event_name) is not None:
+                raise ValueError(f"there is already an active meter with the event name {event_name}")
+            self._account.meters.add(meter)
+        return meter.id
+
+    @property
+    def events(self) -> tuple[MeterEvent, ...]:
+        """All events that were accepted, in the order of their arrival."""
+        with self._account.lock:
+            return tuple(self._account.events.accepted)
+
+    @property
+    def requests(self) -> tuple[Exchange, ...]:
+        """The last 100,000 API requests and what became of them, in the order of their end."""
+        with self._account.lock:
+            return tuple(self._account.exchanges)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The faults that can still happen."""
+        with self._account.lock:
+            return tuple(pending.fault for pending in self._account.faults)
+
+    def accepted(self, customer: str, event_name: str) -> Decimal:
+        """Return the sum of what counts for a customer: what invoices and summaries will show."""
+        return sum(
+            (
+                event.value
+                for event in self.events
+                if event.counted and event.customer == customer and event.event_name == event_name
+            ),
+            Decimal(0),
+        )
+
+    @_with_parameters_of(Fault)
+    def fail_next(self, *action: Any, **fields: Any) -> None:
+        """Let the next matching requests fail; :class:`Fault` describes the arguments.
+
+        ``fail_next("drop", when="after")``: the next event is counted and the answer is lost.
+        ``fail_next("error", status=429, times=3)``: the next three calls are refused.
+
+        Raises:
+            ValueError: if there is no such fault.
+        """
+        self._add_fault(Fault(*action, **fields))
+
+    def _add_fault(self, fault: Fault) -> None:
+        with self._account.lock:
+            self._account.faults.append(PendingFault(fault))
+
+    def clear_faults(self) -> None:
+        """Forget the faults to come."""
+        with self._account.lock:
+            self._account.faults.clear()
+
+    def end_sessions(self) -> None:
+        """Expire the sessions of meter event streams before their 15 minutes are over."""
+        with self._account.lock:
+            self._account.meter_event_sessions.end()
+
+    def reset(self) -> None:
+        """Forget everything: customers, meters, events, keys, faults."""
+        self._account.reset()
 
     def add_product(self, name: str, *, product_id: str | None = None, **params: Any) -> str:
         """Add a product, under an id of the caller's choice if given. Returns the id.
@@ -207,6 +321,28 @@ class AccountControls(Behaviour):
         """
         run_due_transitions(self._account)
 
+    def move_clock(self, *, to: float) -> None:
+        """Move the emulator's clock, and bring about all that is due by then.
+
+        Args:
+            to: Unix seconds. A clock that runs goes on from there.
+
+        Raises:
+            ValueError: it lies in the past, or after the year 2999.
+        """
+        with self._account.lock:
+            now = self.clock()
+            if not to <= CLOCK_MAX:
+                raise ValueError(f"the clock can be moved to {utc_text(CLOCK_MAX)} at most")
+            if to < now:
+                raise ValueError(f"the clock cannot be moved back: it is {utc_text(now)} already")
+            if isinstance(self.clock, Clock):
+                self.clock.set(datetime.fromtimestamp(to, UTC))
+            else:
+                self.clock = OffsetClock(self.clock, by_s=to - now)
+            self.advance()
+            self._account.wake()
+
     def _save_payment_method(self, subscription: str | None, method: str, *, customer: str) -> None:
         found = None if subscription is None else self._account.subscriptions.find(subscription)
         if found is not None and found.save_payment_method == "on_subscription":
@@ -232,3 +368,20 @@ def _encode_fields(given: object, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _encode_fields(value, f"{path}[{place}]")
     elif given is not None:
         yield path, str(given).lower() if isinstance(given, bool) else str(given)
+
+
+class OffsetClock:
+    """A clock that is ahead of another."""
+
+    def __init__(self, clock: Callable[[], float], *, by_s: float) -> None:
+        self._clock = clock
+        self._by_s = by_s
+
+    def __call__(self) -> float:
+        """Return Unix seconds."""
+        return self._clock() + self._by_s
+
+
+def utc_text(now: float) -> str:
+    """Return Unix seconds as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(now, UTC).isoformat()

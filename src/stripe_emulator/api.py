@@ -32,8 +32,8 @@ from stripe_emulator.faults import take_fault
 from stripe_emulator.invoice_calls import INVOICE_CALLS, LINE_CALLS, ONE_TIME_CALLS
 from stripe_emulator.invoice_item_calls import INVOICE_ITEM_CALLS
 from stripe_emulator.invoice_preview import PREVIEW_CALLS
-from stripe_emulator.meter_event_stream import create_session, stream_events
-from stripe_emulator.meter_summaries import list_summaries
+from stripe_emulator.meter_event_stream import stream_events
+from stripe_emulator.meter_events import list_summaries
 from stripe_emulator.object_calls import retrieve_by_id
 from stripe_emulator.page_session_calls import CHECKOUT_CALLS, PORTAL_CALLS
 from stripe_emulator.price_calls import PRICE_CALLS, PRODUCT_CALLS, TAX_RATE_CALLS
@@ -66,11 +66,19 @@ API_OPERATIONS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
     ("POST", "/v1/billing/meters/{id}", lambda account, call: account.meters.update(call)),
     ("POST", "/v1/billing/meters/{id}/deactivate", lambda account, call: account.meters.switch(call)),
     ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.switch(call)),
-    ("GET", "/v1/billing/meters/{id}/event_summaries", list_summaries),
+    (
+        "GET",
+        "/v1/billing/meters/{id}/event_summaries",
+        lambda account, call: list_summaries(account.events, call),
+    ),
     ("POST", METER_EVENTS, lambda account, call: account.events.create(call)),
     ("POST", "/v1/billing/meter_event_adjustments", lambda account, call: account.events.adjust(call)),
-    ("POST", "/v2/billing/meter_event_session", create_session),
-    ("POST", METER_EVENT_STREAM, stream_events),
+    (
+        "POST",
+        "/v2/billing/meter_event_session",
+        lambda account, call: account.meter_event_sessions.create(call),
+    ),
+    ("POST", METER_EVENT_STREAM, lambda account, call: stream_events(account.events, call)),
     *PRODUCT_CALLS,
     *PRICE_CALLS,
     *COUPON_CALLS,

@@ -61,17 +61,18 @@ class Params:
         first, bracket, rest = name.partition("[")
         return f"{self._inside}[{first}]{bracket}{rest}"
 
-    def only(self, *allowed: str, expandable: Collection[str] | None = ()) -> None:
-        """Refuse parameters that are not named, and to expand what cannot be.
+    def accept(self, *allowed: str) -> None:
+        """Refuse parameters that are not named; :func:`expand_fields` checks ``expand``.
 
         Args:
             allowed: names of parameters, separated by spaces.
-            expandable: fields that may be expanded, without effect; None: checked elsewhere.
         """
         for name in sorted(self._form.keys() - {*" ".join(allowed).split(), "expand"}):
             raise unknown_parameter(self.path(name))
-        if expandable is None:
-            return
+
+    def only(self, *allowed: str, expandable: Collection[str] = ()) -> None:
+        """Refuse parameters that are not named, and fields in ``expand`` other than ``expandable``."""
+        self.accept(*allowed)
         for wanted in self.listed("expand"):
             if wanted.removeprefix("data.") not in expandable:
                 raise ApiError(f"This property cannot be expanded ({wanted}).", param="expand")

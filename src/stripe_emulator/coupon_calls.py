@@ -21,10 +21,9 @@ CODE_LENGTH: Final = 8
 def _create_coupon(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/coupons/create."""
     params = call.params
-    params.only(
+    params.accept(
         "amount_off applies_to currency duration duration_in_months id max_redemptions"
-        " metadata name percent_off redeem_by",
-        expandable=None,
+        " metadata name percent_off redeem_by"
     )
     percent, amount = params.decimal("percent_off"), params.at_least("amount_off", 1)
     if (percent is None) == (amount is None):
@@ -69,7 +68,7 @@ def _read_products(account: Account, params: Params) -> tuple[str, ...]:
 
 
 def _retrieve_coupon(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
+    call.params.accept()
     return account.coupons.find(call.object_id).to_json(now=account.now)
 
 
@@ -85,9 +84,7 @@ def _delete_coupon(account: Account, call: Call) -> JsonObject:
 def _create_promotion_code(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/promotion_codes/create."""
     params = call.params
-    params.only(
-        "active code customer expires_at max_redemptions metadata promotion restrictions", expandable=None
-    )
+    params.accept("active code customer expires_at max_redemptions metadata promotion restrictions")
     promotion = params.hash("promotion")
     if promotion is None:
         raise missing_parameter("promotion")
@@ -143,14 +140,14 @@ def _read_code(account: Account, params: Params, *, customer: str | None) -> str
 
 
 def _retrieve_promotion_code(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
+    call.params.accept()
     return _promotion_code_to_json(account, account.promotion_codes.find(call.object_id))
 
 
 def _update_promotion_code(account: Account, call: Call) -> JsonObject:
     """Metadata, and on or off (https://docs.stripe.com/api/promotion_codes/update)."""
     params, code = call.params, account.promotion_codes.find(call.object_id)
-    params.only("active metadata", expandable=None)
+    params.accept("active metadata")
     with account.updating("promotion_code.updated", lambda: _promotion_code_to_json(account, code)):
         params.amend("metadata", code.metadata)
         code.active = params.boolean("active", default=code.active)

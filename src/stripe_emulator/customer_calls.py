@@ -368,7 +368,7 @@ CLOCK_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
 def _create_balance_transaction(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/customer_balance_transactions/create."""
     params, customer = call.params, account.customers.find(call.object_id)
-    params.only("amount currency description metadata", expandable=None)
+    params.accept("amount currency description metadata")
     amount, before = params.integer("amount"), customer.to_json()
     if amount is None:
         raise missing_parameter("amount")
@@ -392,7 +392,7 @@ def _create_balance_transaction(account: Account, call: Call) -> JsonObject:
 def _list_balance_transactions(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/customer_balance_transactions/list: without what invoices have used."""
     customer = account.customers.find(call.object_id)
-    call.params.only(*PAGING_PARAMS, expandable=None)
+    call.params.accept(*PAGING_PARAMS)
     own = [each for each in account.balance_transactions if each.customer == customer.id]
     return call.page([each.to_json() for each in reversed(own)])
 

@@ -17,9 +17,10 @@ from stripe_emulator.protocol import (
 from stripe_emulator.registry import ObjectRegistry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stripe_emulator.call import Call, Params
     from stripe_emulator.payment_methods import PaymentMethods
-    from stripe_emulator.webhook_events import EventEmitter
 
 CLOCK_LIFE_S: Final = 30 * 86_400
 
@@ -130,7 +131,7 @@ class Customers(ObjectRegistry[Customer]):
     """All customers of the emulated account, oldest first."""
 
     def __init__(
-        self, emit: EventEmitter, payment_methods: PaymentMethods, clocks: ObjectRegistry[TestClock]
+        self, emit: Callable[..., object], payment_methods: PaymentMethods, clocks: ObjectRegistry[TestClock]
     ) -> None:
         super().__init__("customer")
         self._emit = emit

@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict, dataclass
-from decimal import Decimal
+from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.applications import Starlette
-from starlette.routing import Route
 
 from stripe_emulator.account import Account
 from stripe_emulator.api import ApiServer
-from stripe_emulator.clock_controls import ClockControls
-from stripe_emulator.customers import Customer
-from stripe_emulator.faults import Fault, PendingFault, fault_from_json
-from stripe_emulator.hosted_pages import PageControls, PageVisits
-from stripe_emulator.meters import Meter
-from stripe_emulator.protocol import new_id
-from stripe_emulator.scripting import control_endpoint
-from stripe_emulator.webhook_controls import WebhookControls, WebhookDispatcher
+from stripe_emulator.control_plane import ControlPlane
+from stripe_emulator.hosted_pages import PageVisits
+from stripe_emulator.webhook_controls import WebhookDispatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
-    from starlette.requests import Request
     from starlette.types import ASGIApp, Scope
 
-    from stripe_emulator.meter_events import MeterEvent
-    from stripe_emulator.protocol import Exchange, JsonObject
 
 LOOPBACK: Final = "127.0.0.1"
-_P = ParamSpec("_P")
 SERVER: Final = "stripe_emulator.server"
 
 
-def _with_parameters_of(
-    made: Callable[_P, object],
-) -> Callable[[Callable[..., None]], Callable[Concatenate[StripeEmulator, _P], None]]:
-    """Give a method of the emulator the signature of a constructor."""
-    del made
-    return lambda method: method
-
-
 @dataclass(kw_only=True, eq=False, repr=False)
-class StripeEmulator(ClockControls, WebhookControls, PageControls):
+class StripeEmulator(ControlPlane):
     """A Stripe account in memory: meters and their events, prices, subscriptions, invoices, webhooks.
 
     It is reached over HTTP, by the official SDK or anything else:
@@ -113,22 +92,8 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
         self._courier = WebhookDispatcher(self._account)
         api = ApiServer(self._account, abort=_abort)
         self._visits = PageVisits(self._account, api)
-        control = [
-            Route("/_emulator/events", control_endpoint(self._control_events), methods=["GET"]),
-            Route(
-                "/_emulator/faults", control_endpoint(self._control_faults), methods=["GET", "POST", "DELETE"]
-            ),
-            Route("/_emulator/requests", control_endpoint(self._control_requests), methods=["GET"]),
-            Route("/_emulator/reset", control_endpoint(self._control_reset), methods=["POST"]),
-        ]
         self._app = Starlette(
-            routes=[
-                *api.routes,
-                *control,
-                *self._clock_routes(),
-                *self._webhook_routes(),
-                *self._page_routes(),
-            ],
+            routes=[*api.routes, *self._control_routes(), *self._page_routes()],
             lifespan=self._courier.running,
             exception_handlers={
                 HTTPStatus.NOT_FOUND: api.unknown,
@@ -164,134 +129,6 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
             ImportError: if uvicorn is not installed.
         """
         _server().serve_forever(self._app, host=host, port=port)
-
-    def add_customer(self, customer_id: str | None = None, *, name: str | None = None) -> str:
-        """Add a customer, under an id of the caller's choice if given. Returns the id.
-
-        Raises:
-            ValueError: if the id is taken.
-        """
-        customer = Customer(id=customer_id or new_id("cus"), created=int(self.clock()))
-        customer.texts["name"] = name
-        with self._account.lock:
-            self._account.customers.add(customer)
-        return customer.id
-
-    def add_meter(self, event_name: str, *, formula: str = "sum", time_window: str | None = None) -> str:
-        """Add an active meter. Returns its id.
-
-        Raises:
-            ValueError: if an active meter has this event name.
-        """
-        now = int(self.clock())
-        meter = Meter(
-            id=new_id("mtr_test", length=31),
-            event_name=event_name,
-            display_name=event_name,
-            formula=formula,
-            time_window=time_window,
-            created=now,
-            updated=now,
-        )
-        with self._account.lock:
-            if self._account.meters.active(event_name) is not None:
-                raise ValueError(f"there is already an active meter with the event name {event_name}")
-            self._account.meters.add(meter)
-        return meter.id
-
-    @property
-    def events(self) -> tuple[MeterEvent, ...]:
-        """All events that were accepted, in the order of their arrival."""
-        with self._account.lock:
-            return tuple(self._account.events.accepted)
-
-    @property
-    def requests(self) -> tuple[Exchange, ...]:
-        """The last 100,000 API requests and what became of them, in the order of their end."""
-        with self._account.lock:
-            return tuple(self._account.exchanges)
-
-    @property
-    def faults(self) -> tuple[Fault, ...]:
-        """The faults that can still happen."""
-        with self._account.lock:
-            return tuple(pending.fault for pending in self._account.faults)
-
-    def accepted(self, customer: str, event_name: str) -> Decimal:
-        """Return the sum of what counts for a customer: what invoices and summaries will show."""
-        return sum(
-            (
-                event.value
-                for event in self.events
-                if event.counted and event.customer == customer and event.event_name == event_name
-            ),
-            Decimal(0),
-        )
-
-    @_with_parameters_of(Fault)
-    def fail_next(self, *action: Any, **fields: Any) -> None:
-        """Let the next matching requests fail; :class:`Fault` describes the arguments.
-
-        ``fail_next("drop", when="after")``: the next event is counted and the answer is lost.
-        ``fail_next("error", status=429, times=3)``: the next three calls are refused.
-
-        Raises:
-            ValueError: if there is no such fault.
-        """
-        self._add_fault(Fault(*action, **fields))
-
-    def _add_fault(self, fault: Fault) -> None:
-        with self._account.lock:
-            self._account.faults.append(PendingFault(fault))
-
-    def clear_faults(self) -> None:
-        """Forget the faults to come."""
-        with self._account.lock:
-            self._account.faults.clear()
-
-    def end_sessions(self) -> None:
-        """Expire the sessions of meter event streams before their 15 minutes are over."""
-        with self._account.lock:
-            self._account.meter_event_sessions.end()
-
-    def reset(self) -> None:
-        """Forget everything: customers, meters, events, keys, faults."""
-        self._account.reset()
-
-    async def _control_events(self, request: Request) -> JsonObject:
-        wanted = request.query_params
-        events = [
-            event
-            for event in self.events
-            if wanted.get("customer", event.customer) == event.customer
-            and wanted.get("event_name", event.event_name) == event.event_name
-        ]
-        data = [
-            {
-                **event.to_json(),
-                "customer": event.customer,
-                "meter": event.meter,
-                "value": str(event.value),
-                "counted": event.counted,
-            }
-            for event in events
-        ]
-        total = sum(event.value for event in events if event.counted)
-        return {"events": data, "total": str(total)}
-
-    async def _control_faults(self, request: Request) -> JsonObject:
-        if request.method == "DELETE":
-            self.clear_faults()
-        elif request.method == "POST":
-            self._add_fault(fault_from_json(json.loads(await request.body())))
-        return {"faults": [asdict(fault) for fault in self.faults]}
-
-    async def _control_requests(self, _: Request) -> JsonObject:
-        return {"requests": [asdict(exchange) for exchange in self.requests]}
-
-    async def _control_reset(self, _: Request) -> JsonObject:
-        self.reset()
-        return {}
 
 
 def _server() -> Any:

@@ -21,7 +21,6 @@ from stripe_emulator.page_sessions import CheckoutSession, PortalSession, line_i
 from stripe_emulator.protocol import ApiError, JsonObject
 from stripe_emulator.redemption import read_discounts
 from stripe_emulator.scheduled_transitions import run_due_transitions
-from stripe_emulator.scripting import control_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -357,13 +356,11 @@ class PageControls(Behaviour):
         return [
             Route("/c/pay/{id}", self._serve_checkout, methods=["GET", "POST"]),
             Route("/p/session/{id}", self._serve_portal, methods=["GET", "POST"]),
-            Route("/_emulator/checkout/{id}", control_endpoint(self._control_checkout), methods=["POST"]),
-            Route("/_emulator/portal/{id}", control_endpoint(self._control_portal), methods=["POST"]),
         ]
 
     async def _serve_checkout(self, request: Request) -> Response:
         problem: str | None = None
-        form = await _read_form(request)
+        form = await read_form(request)
         with self._account.lock:
             run_due_transitions(self._account)
             try:
@@ -426,7 +423,7 @@ class PageControls(Behaviour):
 
     async def _serve_portal(self, request: Request) -> Response:
         done: str | None = None
-        form = await _read_form(request)
+        form = await read_form(request)
         with self._account.lock:
             run_due_transitions(self._account)
             try:
@@ -460,17 +457,9 @@ class PageControls(Behaviour):
             ),
         )
 
-    async def _control_checkout(self, request: Request) -> JsonObject:
-        fields: dict[str, Any] = await _read_form(request)
-        return self.complete_checkout(request.path_params["id"], **fields)
 
-    async def _control_portal(self, request: Request) -> JsonObject:
-        fields: dict[str, Any] = await _read_form(request)
-        self.use_portal(request.path_params["id"], **fields)
-        return {}
-
-
-async def _read_form(request: Request) -> dict[str, str]:
+async def read_form(request: Request) -> dict[str, str]:
+    """Return the fields of a posted form."""
     return dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
 
 

@@ -41,7 +41,7 @@ INVOICE_STATUSES: Final = ("draft", "open", "paid", "uncollectible", "void")
 
 
 def _retrieve_invoice(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
+    call.params.accept()
     preview = account.invoices.previews.get(call.object_id)
     return (
         refreshed_invoice_json(account, _find_invoice(account, call))
@@ -66,7 +66,7 @@ def _list_invoices(account: Account, call: Call) -> JsonObject:
 
 
 def _list_lines(account: Account, call: Call) -> JsonObject:
-    call.params.only(*PAGING_PARAMS, expandable=None)
+    call.params.accept(*PAGING_PARAMS)
     invoice = account.invoices.previews.get(call.object_id) or _find_invoice(account, call)
     return call.page(invoice.lines_to_json())
 
@@ -74,9 +74,8 @@ def _list_lines(account: Account, call: Call) -> JsonObject:
 def _update_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/update."""
     params, invoice = call.params, _find_invoice(account, call)
-    params.only(
-        "auto_advance automatically_finalizes_at default_payment_method description discounts metadata",
-        expandable=None,
+    params.accept(
+        "auto_advance automatically_finalizes_at default_payment_method description discounts metadata"
     )
     before = invoice.to_json()
     method = params.given("default_payment_method")
@@ -145,7 +144,7 @@ def _schedule_finalization(account: Account, invoice: Invoice, params: Params) -
 
 def _finalize_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/finalize."""
-    call.params.only("auto_advance", expandable=None)
+    call.params.accept("auto_advance")
     invoice = _find_invoice(account, call)
     if invoice.status != "draft":
         message = "This invoice is already finalized, you can't re-finalize a non-draft invoice."
@@ -160,7 +159,7 @@ def _finalize_invoice(account: Account, call: Call) -> JsonObject:
 def _pay_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/pay: out of schedule, or without any charge."""
     params, invoice = call.params, _find_invoice(account, call)
-    params.only("forgive mandate off_session paid_out_of_band payment_method source", expandable=None)
+    params.accept("forgive mandate off_session paid_out_of_band payment_method source")
     if invoice.status == "paid":
         raise ApiError("Invoice is already paid", code="invoice_already_paid")
     if invoice.status == "void":
@@ -185,7 +184,7 @@ def _pay_invoice(account: Account, call: Call) -> JsonObject:
 
 def _void_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/void."""
-    call.params.only(expandable=None)
+    call.params.accept()
     invoice = _find_invoice(account, call)
     if invoice.status not in {"open", "uncollectible"}:
         message = f"You can only pass in open or uncollectible invoices. This invoice is {invoice.status}."
@@ -196,7 +195,7 @@ def _void_invoice(account: Account, call: Call) -> JsonObject:
 
 def _send_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/send: a draft is finalized, and the customer gets an e-mail."""
-    call.params.only(expandable=None)
+    call.params.accept()
     invoice = _find_invoice(account, call)
     if invoice.collection_method != "send_invoice":
         message = "You can only manually send an invoice if its collection method is 'send_invoice'."
@@ -212,7 +211,7 @@ def _send_invoice(account: Account, call: Call) -> JsonObject:
 
 def _mark_invoice_uncollectible(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/mark_uncollectible."""
-    call.params.only(expandable=None)
+    call.params.accept()
     invoice = _find_invoice(account, call)
     if invoice.status != "open":
         raise ApiError(f"You can only pass in open invoices. This invoice is {invoice.status}.")
@@ -248,11 +247,10 @@ INVOICE_IGNORED: Final = "footer payment_settings statement_descriptor"
 def _create_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/create: of no subscription, and without what waits for one."""
     params = call.params
-    params.only(
+    params.accept(
         "auto_advance automatic_tax collection_method currency customer description"
         " default_payment_method discounts metadata pending_invoice_items_behavior",
         INVOICE_IGNORED,
-        expandable=None,
     )
     if params.choice("pending_invoice_items_behavior", ("exclude", "include")) == "include":
         message = "The emulator makes invoices that exclude pending invoice items only."
@@ -302,7 +300,7 @@ LINE_PARAMS: Final = "amount description metadata period quantity tax_rates"
 def _update_line(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-line-item/update: of a draft alone."""
     params, invoice = call.params, _find_draft(account, call.object_id)
-    params.only(LINE_PARAMS, expandable=None)
+    params.accept(LINE_PARAMS)
     before = invoice.to_json()
     place = _find_line_index(invoice, call.inner_id, param="line_item_id")
     invoice.lines[place] = _change_line(account, invoice, invoice.lines[place], params)
@@ -313,7 +311,7 @@ def _update_line(account: Account, call: Call) -> JsonObject:
 def _update_lines(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-line-item/bulk-update: all of them, or none."""
     params, invoice = call.params, _find_draft(account, call.object_id)
-    params.only("invoice_metadata lines", expandable=None)
+    params.accept("invoice_metadata lines")
     before, lines = invoice.to_json(), list(invoice.lines)
     for each in params.hashes("lines"):
         each.only("id", LINE_PARAMS)

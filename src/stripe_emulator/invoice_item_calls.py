@@ -74,12 +74,11 @@ class InvoiceItem(NamedTuple):
 def _create_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoiceitems/create: at a price that is charged once."""
     params = call.params
-    params.only(
+    params.accept(
         "currency customer description invoice metadata period subscription",
         *QUANTITY_PARAMS,
         AMOUNT_PARAMS,
         ITEM_IGNORED,
-        expandable=None,
     )
     customer = account.customers.named(params.required("customer"))
     place = _read_placement(account, params, customer)
@@ -168,7 +167,7 @@ def _all_items(account: Account) -> Iterator[InvoiceItem]:
 def _list_items(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoiceitems/list."""
     params = call.params
-    params.only("created customer invoice pending", *PAGING_PARAMS, expandable=None)
+    params.accept("created customer invoice pending", *PAGING_PARAMS)
     account.customers.known(params.text("customer"))
     is_in, pending = params.span("created"), params.boolean("pending")
     wanted = {name: params.text(name) for name in ("customer", "invoice") if name in params}
@@ -191,7 +190,7 @@ def _find_item(account: Account, call: Call) -> InvoiceItem:
 
 
 def _retrieve_item(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
+    call.params.accept()
     return _find_item(account, call).to_json()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from stripe_emulator.billing_cycle import period_at
 from stripe_emulator.coupons import Discount, subtract_discounts
 from stripe_emulator.invoices import ChargedUsage, InvoiceLine
-from stripe_emulator.meter_summaries import aggregate_events
+from stripe_emulator.meter_events import aggregate_events
 from stripe_emulator.prices import Price, charges_by_tier, decimal_text, price_quantity, to_cents
 from stripe_emulator.protocol import new_id
 from stripe_emulator.subscriptions import ItemDebit, Subscription, SubscriptionItem

@@ -32,10 +32,9 @@ PREVIEW_DETAILS: Final = (
 def _create_preview(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/create_preview."""
     params = call.params
-    params.only(
+    params.accept(
         "automatic_tax currency customer customer_details discounts preview_mode subscription"
-        " subscription_details",
-        expandable=None,
+        " subscription_details"
     )
     details = params.hash("subscription_details") or Params("")
     details.only(PREVIEW_DETAILS)

@@ -58,9 +58,6 @@ class Meter:
 class Meters(ObjectRegistry[Meter]):
     """All meters of the emulated account, oldest first."""
 
-    def __init__(self) -> None:
-        super().__init__("meter")
-
     def active(self, event_name: str) -> Meter | None:
         """Return the active meter of an event name, or None."""
         return next((meter for meter in self if meter.event_name == event_name and meter.active), None)

@@ -43,10 +43,18 @@ def retrieve_by_id(
     """Return the call that retrieves an object by its id."""
 
     def retrieve(account: Account, call: Call) -> JsonObject:
-        call.params.only(expandable=expandable)
+        refuse_parameters(call, expandable=expandable)
         return kept(account).find(call.object_id).to_json()
 
     return retrieve
+
+
+def refuse_parameters(call: Call, *allowed: str, expandable: Collection[str] | None) -> None:
+    """Refuse parameters that are not allowed; ``expandable`` None: ``expand`` is checked by the expansion."""
+    if expandable is None:
+        call.params.accept(*allowed)
+    else:
+        call.params.only(*allowed, expandable=expandable)
 
 
 def list_newest(
@@ -69,7 +77,7 @@ def list_newest(
         where: whether an object is in the list.
         show: an object as Stripe shows it.
     """
-    call.params.only("created", *names, *also, *PAGING_PARAMS, expandable=expandable)
+    refuse_parameters(call, "created", *names, *also, *PAGING_PARAMS, expandable=expandable)
     is_in = call.params.span("created")
     wanted = {name: call.params.text(name) for name in names if name in call.params}
     found = [

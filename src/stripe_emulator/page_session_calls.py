@@ -50,13 +50,12 @@ CUSTOMER_UPDATES: Final = ("address", "name", "shipping")
 def _read_checkout(account: Account, call: Call) -> CheckoutSession:
     """Return the session that a call describes. Raises ApiError where Stripe would refuse it."""
     params = call.params
-    params.only(
+    params.accept(
         "allow_promotion_codes automatic_tax cancel_url client_reference_id currency customer"
         " customer_email customer_update discounts expires_at invoice_creation"
         " payment_intent_data tax_id_collection line_items locale metadata mode"
         " payment_method_collection subscription_data success_url",
         CHECKOUT_IGNORED,
-        expandable=None,
     )
     mode = params.required("mode")
     if mode not in CHECKOUT_MODES:
@@ -298,7 +297,7 @@ def _list_checkouts(account: Account, call: Call) -> JsonObject:
 
 def _list_line_items(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.only(*PAGING_PARAMS, expandable=None)
+    params.accept(*PAGING_PARAMS)
     session = account.checkouts.find(call.object_id)
     items = line_items_to_json(session, prices=account.prices, products=account.products)
     return call.page(items)
@@ -306,7 +305,7 @@ def _list_line_items(account: Account, call: Call) -> JsonObject:
 
 def _expire_checkout(account: Account, call: Call) -> JsonObject:
     """Only an open one (https://docs.stripe.com/api/checkout/sessions/expire)."""
-    call.params.only(expandable=None)
+    call.params.accept()
     session = account.checkouts.find(call.object_id)
     if session.status != "open":
         raise ApiError(

@@ -10,11 +10,11 @@ from stripe_emulator.registry import ObjectRegistry
 from stripe_emulator.totals import AppliedRate, InvoiceTotals, automatic_tax_to_json, compute_totals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from decimal import Decimal
 
     from stripe_emulator.coupons import Discount
     from stripe_emulator.prices import Prices, Products
-    from stripe_emulator.webhook_events import EventEmitter
 
 # Fields of a session that Stripe shows in another shape, or not at all.
 CHECKOUT_HIDDEN: Final = (
@@ -152,7 +152,7 @@ def _discount_to_json(discount: Discount) -> JsonObject:
 class CheckoutSessions(ObjectRegistry[CheckoutSession]):
     """All checkout sessions of the emulated account, oldest first."""
 
-    def __init__(self, emit: EventEmitter) -> None:
+    def __init__(self, emit: Callable[..., object]) -> None:
         super().__init__("checkout.session")
         self._emit = emit
 

@@ -259,7 +259,7 @@ def make_price(account: Account, price: Price, params: Params, *, call: Call, pr
 
 def _create_price(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.only("product product_data", PRICE_PARAMS, expandable=None)
+    params.accept("product product_data", PRICE_PARAMS)
     product_data = params.hash("product_data")
     if ("product" in params) == (product_data is not None):
         message = "You must specify either `product` or `product_data` when creating a price."
@@ -276,10 +276,7 @@ def _create_price(account: Account, call: Call) -> JsonObject:
 def _update_price(account: Account, call: Call) -> JsonObject:
     """The amount of a price never changes (https://docs.stripe.com/api/prices/update)."""
     params = call.params
-    params.only(
-        "active lookup_key metadata nickname tax_behavior transfer_lookup_key currency_options",
-        expandable=None,
-    )
+    params.accept("active lookup_key metadata nickname tax_behavior transfer_lookup_key currency_options")
     price = account.prices.find(call.object_id)
     with account.updating("price.updated", price.to_json):
         params.amend("metadata", price.metadata)
@@ -332,9 +329,7 @@ PRODUCT_IGNORED: Final = "images marketing_features package_dimensions shippable
 
 def _create_product(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.only(
-        "id name active default_price_data metadata type", *PRODUCT_TEXTS, PRODUCT_IGNORED, expandable=None
-    )
+    params.accept("id name active default_price_data metadata type", *PRODUCT_TEXTS, PRODUCT_IGNORED)
     data = params.hash("default_price_data")
     price = None if data is None else read_price(account, data)
     product = make_product(account, params, call=call)
@@ -345,7 +340,7 @@ def _create_product(account: Account, call: Call) -> JsonObject:
 
 def _update_product(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.only("name active default_price metadata", *PRODUCT_TEXTS, PRODUCT_IGNORED, expandable=None)
+    params.accept("name active default_price metadata", *PRODUCT_TEXTS, PRODUCT_IGNORED)
     product = account.products.find(call.object_id)
     with account.updating("product.updated", product.to_json):
         product.apply(params)
@@ -379,7 +374,7 @@ PRODUCT_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
 def _create_tax_rate(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/tax_rates/create."""
     params = call.params
-    params.only("active display_name inclusive metadata percentage", *TAX_RATE_TEXTS, expandable=None)
+    params.accept("active display_name inclusive metadata percentage", *TAX_RATE_TEXTS)
     percentage, inclusive = params.decimal("percentage"), params.boolean("inclusive")
     if percentage is None or inclusive is None:
         raise missing_parameter("percentage" if percentage is None else "inclusive")
@@ -402,7 +397,7 @@ def _create_tax_rate(account: Account, call: Call) -> JsonObject:
 def _update_tax_rate(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/tax_rates/update: the percentage of a rate never changes."""
     params, found = call.params, account.tax_rates.find(call.object_id)
-    params.only("active display_name metadata", *TAX_RATE_TEXTS, expandable=None)
+    params.accept("active display_name metadata", *TAX_RATE_TEXTS)
     with account.updating("tax_rate.updated", found.to_json):
         found.active = params.boolean("active", default=found.active)
         found.display_name = params.given("display_name") or found.display_name

@@ -165,9 +165,6 @@ class Product:
 class Products(ObjectRegistry[Product]):
     """All products of the emulated account, oldest first."""
 
-    def __init__(self) -> None:
-        super().__init__("product")
-
     def add(self, added: Product) -> None:
         """Add a product. Raises ApiError if its id is taken."""
         if added.id in self:
@@ -265,9 +262,6 @@ class Price:
 
 class Prices(ObjectRegistry[Price]):
     """All prices of the emulated account, oldest first."""
-
-    def __init__(self) -> None:
-        super().__init__("price")
 
     def add(self, added: Price, *, transfer_lookup_key: bool = False) -> None:
         """Add a price.

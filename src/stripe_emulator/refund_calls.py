@@ -29,7 +29,7 @@ REASONS: Final = ("duplicate", "fraudulent", "requested_by_customer")
 def _create_refund(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/refunds/create: of a payment intent or of its charge."""
     params = call.params
-    params.only("amount charge metadata payment_intent reason", expandable=None)
+    params.accept("amount charge metadata payment_intent reason")
     named = params.given("payment_intent") or params.given("charge")
     if named is None:
         message = "One of the following params should be provided for this request: payment_intent or charge."
@@ -131,7 +131,7 @@ def _list_refunds(account: Account, call: Call) -> JsonObject:
 
 
 def _retrieve_charge(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
+    call.params.accept()
     invoice = _find_paid_invoice(account, call.object_id)
     if invoice is None or invoice.charge != call.object_id:
         raise not_found("charge", call.object_id)
@@ -140,14 +140,14 @@ def _retrieve_charge(account: Account, call: Call) -> JsonObject:
 
 def _retrieve_intent(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/payment_intents/retrieve."""
-    call.params.only("client_secret", expandable=None)
+    call.params.accept("client_secret")
     return payment_intent_to_json(account, call.object_id)
 
 
 def _list_payments(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-payment/list: of one invoice, or of one payment intent."""
     params = call.params
-    params.only("invoice payment status", *PAGING_PARAMS, expandable=None)
+    params.accept("invoice payment status", *PAGING_PARAMS)
     payment = params.hash("payment")
     if payment is not None:
         payment.only("payment_intent type")
@@ -186,7 +186,7 @@ def _create_credit_note(account: Account, call: Call) -> JsonObject:
     `post_payment_amount`."
     """
     params = call.params
-    params.only("amount invoice lines memo metadata", *CREDIT_SHARES, expandable=None)
+    params.accept("amount invoice lines memo metadata", *CREDIT_SHARES)
     invoice = account.invoices.find(params.required("invoice"), param="invoice")
     if invoice.status not in {"open", "paid"}:
         message = f"You can only create a credit note for an open or paid invoice. It is {invoice.status}."

@@ -240,9 +240,8 @@ END_BEHAVIORS: Final = ("cancel", "release")
 def _create_schedule(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/create."""
     params = call.params
-    params.only(
-        "from_subscription metadata phases end_behavior customer start_date billing_mode default_settings",
-        expandable=None,
+    params.accept(
+        "from_subscription metadata phases end_behavior customer start_date billing_mode default_settings"
     )
     subscription_id = params.given("from_subscription")
     if subscription_id is not None:
@@ -354,7 +353,7 @@ def _update_schedule(account: Account, call: Call) -> JsonObject:
     (https://docs.stripe.com/billing/subscriptions/subscription-schedules#update-subscription-schedules).
     """
     params, schedule = call.params, _find_active(account, call, verb="update")
-    params.only("end_behavior metadata phases proration_behavior default_settings", expandable=None)
+    params.accept("end_behavior metadata phases proration_behavior default_settings")
     before = schedule.to_json()
     behavior = params.choice("end_behavior", END_BEHAVIORS)
     metadata = dict(schedule.metadata)
@@ -401,7 +400,7 @@ def _is_changed(draft: Subscription, subscription: Subscription) -> bool:
 
 def _release_schedule(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/release."""
-    call.params.only("preserve_cancel_date", expandable=None)
+    call.params.accept("preserve_cancel_date")
     schedule = _find_active(account, call, verb="release")
     subscription = account.subscriptions.find(schedule.subscription or "")
     with account.updating("customer.subscription.updated", subscription.to_json):
@@ -411,7 +410,7 @@ def _release_schedule(account: Account, call: Call) -> JsonObject:
 
 def _cancel_schedule(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/cancel: the subscription with it, at once."""
-    call.params.only("invoice_now prorate", expandable=None)
+    call.params.accept("invoice_now prorate")
     schedule = account.schedules.find(call.object_id)
     if schedule.status == "not_started":
         schedule.status, schedule.canceled_at = "canceled", account.now

@@ -80,7 +80,7 @@ def _create_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/create."""
     params = call.params
     refuse_classic_params(read_billing_mode(params, version=call.version), params)
-    params.only(CREATE_PARAMS, *SUBSCRIPTION_PARAMS, SUBSCRIPTION_IGNORED, expandable=None)
+    params.accept(CREATE_PARAMS, *SUBSCRIPTION_PARAMS, SUBSCRIPTION_IGNORED)
     if "backdate_start_date" in params:
         raise ApiError("`backdate_start_date` is not emulated.", param="backdate_start_date")
     customer = account.customers.named(params.required("customer"))
@@ -251,12 +251,11 @@ def _update_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/update."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
     refuse_classic_params(subscription.billing_mode, params)
-    params.only(
+    params.accept(
         "billing_cycle_anchor items payment_behavior proration_behavior proration_date"
         " add_invoice_items trial_end",
         *SUBSCRIPTION_PARAMS,
         SUBSCRIPTION_IGNORED,
-        expandable=None,
     )
     if subscription.status in ENDED and set(params) - {"cancellation_details", "expand", "metadata"}:
         message = "A canceled subscription can only update its cancellation_details and metadata."
@@ -299,7 +298,7 @@ def _update_subscription(account: Account, call: Call) -> JsonObject:
 def _cancel_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/cancel; one that has ended is not found."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.only("cancellation_details invoice_now prorate", expandable=None)
+    params.accept("cancellation_details invoice_now prorate")
     if subscription.status in ENDED:
         raise not_found("subscription", subscription.id)
     apply_cancellation_details(subscription, params)
@@ -320,7 +319,7 @@ def _migrate_subscription(account: Account, call: Call) -> JsonObject:
     migration" (https://docs.stripe.com/billing/subscriptions/billing-mode).
     """
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.only("billing_mode", expandable=None)
+    params.accept("billing_mode")
     if "billing_mode" not in params:
         raise missing_parameter("billing_mode")
     mode = read_billing_mode(params, version=call.version)
@@ -354,7 +353,7 @@ CHANGE_PARAMS: Final = "off_session payment_behavior proration_behavior proratio
 
 def _create_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/create."""
-    call.params.only("subscription", *ITEM_PARAMS, CHANGE_PARAMS, expandable=None)
+    call.params.accept("subscription", *ITEM_PARAMS, CHANGE_PARAMS)
     subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
     refuse_classic_params(subscription.billing_mode, call.params)
     known = {item.id for item in subscription.items}
@@ -365,13 +364,13 @@ def _create_item(account: Account, call: Call) -> JsonObject:
 
 
 def _retrieve_item(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
+    call.params.accept()
     return account.subscriptions.of_item(call.object_id)[1].to_json()
 
 
 def _update_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/update."""
-    call.params.only(*ITEM_PARAMS, CHANGE_PARAMS, expandable=None)
+    call.params.accept(*ITEM_PARAMS, CHANGE_PARAMS)
     subscription, item = account.subscriptions.of_item(call.object_id)
     refuse_classic_params(subscription.billing_mode, call.params)
     given = call.params.but("expand", CHANGE_PARAMS)
@@ -393,7 +392,7 @@ def _delete_item(account: Account, call: Call) -> JsonObject:
 
 
 def _list_items(account: Account, call: Call) -> JsonObject:
-    call.params.only("subscription", *PAGING_PARAMS, expandable=None)
+    call.params.accept("subscription", *PAGING_PARAMS)
     subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
     found = [item.to_json() for item in subscription.items]
     return call.page(found)
@@ -431,7 +430,7 @@ PAUSABLE_STATUSES: Final = ("active", "past_due", "unpaid")
 def _pause_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/billing/subscriptions/pause: the unused time is credited, usage is charged."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.only("bill_for invoicing_behavior type", expandable=None)
+    params.accept("bill_for invoicing_behavior type")
     if subscription.status not in PAUSABLE_STATUSES or subscription.schedule is not None:
         message = (
             f"This subscription cannot be paused: its status is `{subscription.status}`"
@@ -457,7 +456,7 @@ def _pause_subscription(account: Account, call: Call) -> JsonObject:
 def _resume_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/resume: with a new cycle, or in the old one."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.only("billing_cycle_anchor payment_behavior proration_behavior proration_date", expandable=None)
+    params.accept("billing_cycle_anchor payment_behavior proration_behavior proration_date")
     if subscription.status != "paused":
         message = f"You can only resume a subscription that is paused. Its status is `{subscription.status}`."
         raise ApiError(message)

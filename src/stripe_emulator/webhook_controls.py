@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, cast
-
-from starlette.routing import Route
+from typing import TYPE_CHECKING, Any, Final
 
 from stripe_emulator.behaviour import Behaviour
 from stripe_emulator.protocol import JsonObject, new_id
 from stripe_emulator.scheduled_transitions import run_due_transitions
-from stripe_emulator.scripting import control_endpoint
 from stripe_emulator.webhook_deliveries import (
     FORGERIES,
     ROLL_S_MAX,
@@ -26,9 +21,8 @@ from stripe_emulator.webhook_deliveries import (
 from stripe_emulator.webhook_events import AnyEvent, Event, MeterErrorCode, ThinEvent, meter_error_report
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Sequence
 
-    from starlette.requests import Request
     from starlette.types import ASGIApp
 
     from stripe_emulator.account import Account
@@ -119,11 +113,6 @@ async def _cancel_task(task: asyncio.Task[None]) -> None:
         await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
     with suppress(asyncio.CancelledError):
         await task
-
-
-ENDPOINT_FIELDS: Final = frozenset({"url", "secret", "events", "thin"})
-DELIVER_FIELDS: Final = frozenset({"events", "to", "forge"})
-EMIT_FIELDS: Final = frozenset({"type", "object", "previous"})
 
 
 class WebhookControls(Behaviour):
@@ -274,40 +263,3 @@ class WebhookControls(Behaviour):
 
     def _endpoints(self, url: str | None) -> list[WebhookEndpoint]:
         return [endpoint for endpoint in self._account.endpoints if url in {None, endpoint.url}]
-
-    def _webhook_routes(self) -> list[Route]:
-        return [
-            Route("/_emulator/endpoints", control_endpoint(self._control_endpoints), methods=["GET", "POST"]),
-            Route("/_emulator/emit", control_endpoint(self._control_emit), methods=["POST"]),
-            Route("/_emulator/deliver", control_endpoint(self._control_deliver), methods=["POST"]),
-            Route("/_emulator/deliveries", control_endpoint(self._control_deliveries), methods=["GET"]),
-        ]
-
-    async def _control_endpoints(self, request: Request) -> JsonObject:
-        if request.method == "POST":
-            given = _read_fields(await request.body(), allowed=ENDPOINT_FIELDS, needed="url")
-            return {"secret": self.add_endpoint(**given)}
-        with self._account.lock:
-            return {"endpoints": [each.to_json() for each in self._account.endpoints]}
-
-    async def _control_emit(self, request: Request) -> JsonObject:
-        given = _read_fields(await request.body(), allowed=EMIT_FIELDS, needed="type")
-        event = self.emit(given["type"], given.get("object", {}), previous=given.get("previous"))
-        return {"event": None if event is None else event.to_json()}
-
-    async def _control_deliver(self, request: Request) -> JsonObject:
-        given = _read_fields(await request.body() or b"{}", allowed=DELIVER_FIELDS)
-        made = await self.deliver(*given.get("events", ()), to=given.get("to"), forge=given.get("forge"))
-        return {"deliveries": [asdict(delivery) for delivery in made]}
-
-    async def _control_deliveries(self, _: Request) -> JsonObject:
-        return {"deliveries": [asdict(delivery) for delivery in self.deliveries]}
-
-
-def _read_fields(body: bytes, *, allowed: Collection[str], needed: str | None = None) -> dict[str, Any]:
-    given = json.loads(body)
-    fields = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
-    if not isinstance(given, dict) or fields.keys() - allowed or (needed and needed not in fields):
-        wanted = f" and at least {needed}" if needed else ""
-        raise ValueError(f"send a JSON object with {', '.join(sorted(allowed))}{wanted}; received {given!r}")
-    return fields

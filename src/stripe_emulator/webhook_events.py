@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, cast
 
 from stripe_emulator.call import API_VERSION, PAGING_PARAMS, Call
 from stripe_emulator.protocol import ApiError, JsonObject, new_id, not_found
@@ -16,21 +16,6 @@ if TYPE_CHECKING:
 
 EVENT_MEMORY_S: Final = 30 * 86_400
 TYPES_MAX: Final = 20
-
-
-class EventEmitter(Protocol):
-    """Enters an event; see ``Account.emit``."""
-
-    def __call__(
-        self,
-        event_type: str,
-        obj: JsonObject,
-        *,
-        previous: JsonObject | None = None,
-        at_s: float | None = None,
-    ) -> Event | None:
-        """Enter what has happened. Returns None for an update that has changed nothing."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,9 +71,6 @@ class Event:
 
 class Events(ObjectRegistry[Event]):
     """All events of the emulated account, oldest first, those too that cannot be read any more."""
-
-    def __init__(self) -> None:
-        super().__init__("event")
 
     def enter(
         self, event_type: str, obj: JsonObject, *, previous: JsonObject | None, at_s: float, call: Call | None

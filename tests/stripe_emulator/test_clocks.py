@@ -151,7 +151,7 @@ async def test_a_clock_that_runs_goes_on_from_where_it_is_moved_to() -> None:
         ("clock", {"to": "2026-03-01T00:00:00Z"}, "cannot be moved back"),
         ("clock", {"to": "2026-05-01"}, "has no time zone"),
         ("clock", {"advance": 1, "to": 2}, "give either"),
-        ("clock", [], "no JSON object"),
+        ("clock", [], "send a JSON object"),
         ("clock", {"advance": 10**18}, "at most"),
         ("customers/cus_1", {"payments": "maybe"}, "must be fail or succeed"),
         ("customers/cus_none", {"payments": "fail"}, "No such customer"),
