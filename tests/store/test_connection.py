@@ -344,8 +344,8 @@ def test_a_store_that_comes_and_goes_is_told_once_a_minute(caplog: pytest.LogCap
     assert caplog.messages == [
         AWAY,
         "the store is back after 0.6 s",
-        "the store was away again, 6 times within 60 s; it is there now",
-        "the store was away again, 5 times within 60 s; it is there now",
+        "the store was down again, 6 times within 60 s; it is up now",
+        "the store was down again, 5 times within 60 s; it is up now",
         AWAY,
         "the store is back after 0.6 s",
     ]
@@ -362,7 +362,7 @@ def test_an_outage_that_begins_soon_after_a_blip_is_told(caplog: pytest.LogCaptu
         await asyncio.sleep(45)
         assert caplog.messages[2:] == []
         await asyncio.sleep(60)
-        assert caplog.messages[2:] == [f"{AWAY} (it was away once more since the last such line)"]
+        assert caplog.messages[2:] == [f"{AWAY} (it was down once more since the last such line)"]
         await at.back()
 
     run(story)

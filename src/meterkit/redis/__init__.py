@@ -1,1 +1,1 @@
-"""How the store is reached: connections, numbered writes, scripts, and servers of our own."""
+"""Redis client: connections, numbered settlements, scripts, and embedded servers."""

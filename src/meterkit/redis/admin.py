@@ -1,4 +1,4 @@
-"""Everything that is not on the way of a request: plain commands and scripts through redis-py."""
+"""Administration client: commands and scripts outside the request path, through redis-py."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _pack: Callable[[tuple[Any, ...]], bytes] = import_module("hiredis").pack_comman
 class Admin:
     """One event loop's client for administration.
 
-    Who asks while all connections are in use waits for one.
+    A call waits while all connections are in use.
 
     Args:
         address: where Redis is.
@@ -55,9 +55,9 @@ class Admin:
         clock: seconds since the epoch; scripts get it as their last argument.
 
     Attributes:
-        address: the same.
-        client: redis-py's, or one of its manner.
-        connected: how often a connection was made. A server that begins anew has closed all that it had.
+        address: as given.
+        client: redis-py client, or a :class:`ClusterClient`.
+        connected: number of connections made. A restarted server has closed all former ones.
     """
 
     def __init__(self, address: Address, *, timeout_s: float, clock: Callable[[], float]) -> None:
@@ -78,7 +78,7 @@ class Admin:
         self.connected += 1
 
     async def at(self, key: str) -> Admin:
-        """A client of the one server that has a key; what it sends at once goes over one connection.
+        """Client of the server that has a key; commands of one pipeline share a connection.
 
         Raises:
             StoreError: the nodes of the cluster do not say which that is.
@@ -86,7 +86,7 @@ class Admin:
         return self if self._cluster is None else self._node(await self._cluster.place_of(key))
 
     async def servers(self) -> Sequence[Admin]:
-        """A client of each server that has keys. Raises StoreError where no node of a cluster answers."""
+        """Clients of all servers that have keys. Raises StoreError where no node of a cluster answers."""
         return [self] if self._cluster is None else [self._node(at) for at in await self._cluster.places()]
 
     def _node(self, place: HostPort) -> Admin:
@@ -102,15 +102,15 @@ class Admin:
         return await find_slots(self._address, known, timeout_s=timeout_s, clock=self._clock, is_known=True)
 
     def for_delivery(self) -> Admin:
-        """A client with connections of its own: however much the app asks, delivery does not wait for it."""
+        """Client with separate connections, so that delivery never waits for the app's calls."""
         if self._delivery is None:
-            # It asks the server to wait for its disk for five seconds, and then wants to hear of it.
+            # It lets the server wait five seconds for its disk, and must still get that reply.
             patience_s = max(self._timeout_s, 5.0) + 2.5
             self._delivery = Admin(self._address, timeout_s=patience_s, clock=self._clock)
         return self._delivery
 
     def warn_once(self, message: str) -> None:
-        """Log a warning that need not be repeated while this client lives."""
+        """Log a warning once in the life of this client."""
         if message not in self._warned:
             self._warned.add(message)
             _logger.warning("%s", message)
@@ -151,7 +151,7 @@ class Admin:
         return found
 
     async def load(self, script: Script) -> None:
-        """Have the server know a script, for use in a pipeline."""
+        """Load a script, for use in a pipeline."""
         await self.ask(self.client.script_load(script.text))
 
     async def ask(self, answer: Awaitable[Any]) -> Any:
@@ -165,7 +165,7 @@ class Admin:
         except (RedisError, OSError) as error:
             raise StoreError(f"the store at {self._address} failed: {self._describe_error(error)}") from error
         if self._address.kind == "memory":
-            # From Python 3.12 on fakeredis answers without giving way: others must get their turn.
+            # From Python 3.12 on fakeredis replies without yielding to the event loop.
             await asyncio.sleep(0)
         return reply
 
@@ -183,9 +183,9 @@ class Admin:
 
 
 class _PackedConnection:
-    """One of redis-py's whose requests hiredis packs: in Python a key takes half a microsecond.
+    """redis-py connection that packs requests by hiredis: in Python a key takes half a microsecond.
 
-    Before one is used again redis-py looks whether it was closed, but not whether it was reset: its next
+    Before reuse, redis-py checks whether the connection was closed, but not whether it was reset: its next
     request failed, on Python 3.12 by asyncio's own error (https://github.com/python/cpython/issues/136234).
     """
 
@@ -195,20 +195,20 @@ class _PackedConnection:
         inherited.register_connect_callback(made)
 
     async def can_read(self) -> bool:
-        """Whether it is not to be used again."""
+        """Whether the connection must not be reused."""
         reader: asyncio.StreamReader | None = getattr(self, "_reader", None)
         inherited: Any = super()
         is_reset = reader is not None and reader.exception() is not None
         return is_reset or await inherited.can_read()
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        """A whole request; its first part may be two words."""
+        """Pack a request; the command may have two words."""
         name, *rest = args
         return [_pack((*name.split(), *rest))]
 
 
 class _NamedConnection(_PackedConnection):
-    """One to a host that may have a name; asyncio looks that up only where it can be looked up."""
+    """Connection to a host by name, resolved in daemon threads before asyncio resolves it."""
 
     async def _connect(self) -> None:
         own: Any = self
@@ -227,7 +227,7 @@ class _UnixConnection(_PackedConnection, UnixDomainSocketConnection):
 
 
 class _TlsConnection(_NamedConnection, SSLConnection):
-    """redis-py's, with a context that is made already: its own reads files with each connection."""
+    """TLS connection with a shared context: redis-py's own reads files for each connection."""
 
     def __init__(self, *, context: ssl.SSLContext, **settings: Any) -> None:
         inherited: Any = super()  # Half of its types are not known.
@@ -241,7 +241,7 @@ class _TlsConnection(_NamedConnection, SSLConnection):
 
 
 class _MasterLookupMixin:
-    """A connection of redis-py's to where the master is then; sentinels end those to one that was it."""
+    """Connection to the current master; sentinels close those to a former one."""
 
     def __init__(self, *, find_master: Callable[[], Awaitable[Address]], **settings: Any) -> None:
         inherited: Any = super()

@@ -1,4 +1,4 @@
-"""Redis-py's commands where the store is a cluster: each goes to the node that has its key."""
+"""redis-py client of a cluster: each command goes to the node that has its key."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _TRIES: Final = 16
 _TRY_AGAIN_S: Final = 0.02
 _WITH_KEYS: Final = frozenset({"EVAL", "EVALSHA"})
-# How redis-py says that it has sent nothing.
+# Text of redis-py's errors if it has sent nothing.
 _NOT_CONNECTED: Final = " connecting to "
-# Errors which say that another node has the slots now, or soon will.
+# Errors by which another node has the slots now, or soon will.
 _AWAY: Final = (ConnectionError, TimeoutError, ClusterDownError, ReadOnlyError, OSError)
 
 # Redis-py's own client of clusters takes no TLS context, does not wait for a free connection, may send ASKING
@@ -40,7 +40,7 @@ _AWAY: Final = (ConnectionError, TimeoutError, ClusterDownError, ReadOnlyError, 
 
 
 class ClusterClient(AsyncCoreCommands):
-    """A client of redis-py's manner over one client a node; what was sent is never sent again after silence.
+    """redis-py interface over one client per node; a command without a reply is never sent again.
 
     Args:
         find: asks where the slots are; gets the nodes to ask first.
@@ -74,7 +74,7 @@ class ClusterClient(AsyncCoreCommands):
         return place
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run a command where its key is, or at every master where it has none."""
+        """Run a command at the node of its key, or at every master if it has none."""
         key = _key_of(args)
         if key is None:
             clients = [self._client_of(place) for place in await self.places()]
@@ -83,7 +83,7 @@ class ClusterClient(AsyncCoreCommands):
         return await self._run_redirected(await self.place_of(key), key, _Command(args, options), None)
 
     def pipeline(self, *, transaction: bool = True) -> _Pipeline:
-        """Commands to be run at once; those of a transaction are of keys of one shard."""
+        """Pipeline of commands; those of a transaction have keys of one shard."""
         return _Pipeline(self, is_transaction=transaction)
 
     async def run(self, commands: Sequence[_Command], *, raise_on_error: bool) -> list[Any]:
@@ -105,7 +105,7 @@ class ClusterClient(AsyncCoreCommands):
         return replies
 
     async def run_transaction(self, commands: Sequence[_Command]) -> list[Any]:
-        """Run commands about one shard, with nothing of others in between; their replies in order."""
+        """Run commands on one shard as a transaction; their replies in order."""
         for _ in range(_TRIES):
             key = _required_key(commands[0])
             place = await self.place_of(key)
@@ -124,7 +124,7 @@ class ClusterClient(AsyncCoreCommands):
         raise _slot_moving_error()
 
     async def aclose(self, *, close_connection_pool: bool | None = None) -> None:
-        """Nothing of its own is open."""
+        """Close nothing: the nodes' clients are closed by their owner."""
         del close_connection_pool
 
     async def _known_slots(self) -> Slots:
@@ -135,7 +135,7 @@ class ClusterClient(AsyncCoreCommands):
             return self._slots
 
     async def _run_batch(self, place: HostPort, commands: Sequence[_Command]) -> list[Any]:
-        """Run commands at a node; the replies, or why there are none."""
+        """Run commands at a node; the replies, or their errors."""
         pipe = self._client_of(place).pipeline(transaction=False)
         for args, options in commands:
             pipe.execute_command(*args, **options)
@@ -145,37 +145,37 @@ class ClusterClient(AsyncCoreCommands):
             return [error] * len(commands)
         return replies
 
-    async def _retry_failed(self, place: HostPort, command: _Command, told: Any) -> Any:
-        if not isinstance(told, Exception):
-            return told
+    async def _retry_failed(self, place: HostPort, command: _Command, reply: Any) -> Any:
+        if not isinstance(reply, Exception):
+            return reply
         try:
-            return await self._run_redirected(place, _required_key(command), command, told)
+            return await self._run_redirected(place, _required_key(command), command, reply)
         except (RedisError, StoreError, OSError) as failed:  # As pipelines have it.
             return failed
 
-    async def _run_redirected(self, place: HostPort, key: Any, command: _Command, told: Any) -> Any:
-        """Run a command, and again at another node where it was certainly not executed at this one."""
+    async def _run_redirected(self, place: HostPort, key: Any, command: _Command, reply: Any) -> Any:
+        """Run a command; run it at another node if this one certainly did not execute it."""
         for _ in range(_TRIES):
-            if told is None:
-                [told] = await self._run_batch(place, [command])
-            if isinstance(told, AskError) and not isinstance(told, MovedError):
-                asked = redirection_of(str(told), place)
-                _, told = await self._run_batch(asked, [_Command(("ASKING",), {}), command])
-            if not isinstance(told, Exception):
-                return told
-            if isinstance(told, MovedError):
+            if reply is None:
+                [reply] = await self._run_batch(place, [command])
+            if isinstance(reply, AskError) and not isinstance(reply, MovedError):
+                asked = redirection_of(str(reply), place)
+                _, reply = await self._run_batch(asked, [_Command(("ASKING",), {}), command])
+            if not isinstance(reply, Exception):
+                return reply
+            if isinstance(reply, MovedError):
                 self._slots = None
-                place = redirection_of(str(told), place)
-            elif isinstance(told, AskError | TryAgainError):
+                place = redirection_of(str(reply), place)
+            elif isinstance(reply, AskError | TryAgainError):
                 await asyncio.sleep(_TRY_AGAIN_S)
                 place = await self.place_of(key)
             else:
-                place = await self._find_other_node(place, key, told)
-            told = None
+                place = await self._find_other_node(place, key, reply)
+            reply = None
         raise _slot_moving_error()
 
     async def _find_other_node(self, place: HostPort, key: Any, error: Exception) -> HostPort:
-        """The node that has a key's slot now, after one could not be connected to. Raises any other error."""
+        """Find the node that has a key's slot now, after a failed connection. Raises any other error."""
         if isinstance(error, _AWAY):
             self._slots = None
         if not (isinstance(error, ConnectionError) and _NOT_CONNECTED in str(error)):

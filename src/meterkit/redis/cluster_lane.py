@@ -1,4 +1,4 @@
-"""The lane where the store is a cluster: each shard's requests and settlements go to the node that has it."""
+"""Lane of a cluster: each request and settlement goes to the node that has its shard."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _log = logging.getLogger("meterkit.store")
 ConnectTo = Callable[["HostPort", "OnEnd"], Awaitable["Connection"]]
 
 _TRY_AGAIN_S: Final = 0.01
-# If a node is away, every call wants to know which node has its slots now; limit how often that is asked.
+# If a node is down, every call asks for the slots; limit how often they are fetched.
 _FIND_PAUSE_S: Final = 0.1
 _RETIRE_S: Final = 1.0
 
 
 class _Node:
-    """A node: how it is reached, and which shards it has."""
+    """Node of a cluster: its connection and its shards."""
 
     def __init__(self, place: HostPort, link: Reconnector) -> None:
         self.place = place
@@ -46,17 +46,17 @@ class _Node:
 
 
 class ClusterConnection:
-    """The nodes of a cluster that have shards, one connection each, made anew by itself where it ends.
+    """Connections to the nodes of a cluster that have shards, one each; each reconnects by itself.
 
     Args:
-        slots: where the slots are; found anew where a node is away or sends elsewhere.
+        slots: the slots; fetched again if a node is down or redirects.
         connect_to: opens a connection to a node.
-        find: asks where the slots are; gets the nodes to ask first.
+        find: fetches the slots; gets the nodes to ask first.
         keys: names of keys.
         timeout_s: how long a call may wait, for a connection and for its reply together.
 
     Attributes:
-        on_place: told of each shard that another node has now, or whose node's connection has changed.
+        on_shard_moved: called for each shard that has another node, or whose node's connection has changed.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ClusterConnection:
         self._assign_slots(slots)
 
     async def begin(self) -> None:
-        """Connect to all nodes, or try it for a while.
+        """Connect to all nodes, within the timeout.
 
         Raises:
             SettingsError: the store cannot be used with these settings.
@@ -101,32 +101,32 @@ class ClusterConnection:
             return future
 
     def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
-        """Send a plain command to all nodes that are there; the future's result is their replies."""
+        """Send a plain command to all connected nodes; the future's result is their replies."""
         connections = [node.link.connection for node in self._nodes.values()]
         asked = [connection.ask(*parts) for connection in connections if connection is not None]
         return asyncio.gather(*asked, return_exceptions=True)
 
     def post(self, packed: object, receiver: object) -> None:
-        """Nothing is posted to a cluster, but to the node that has a shard."""
+        """Not supported: a request is posted to the node of its shard."""
         raise NotImplementedError
 
     def at(self, shard: int) -> AnyConnection | None:
-        """The connection to the node that has a shard; None while that is away."""
+        """Connection to the node that has a shard; None while it is down."""
         node = self._node_of.get(shard)
         return None if node is None else node.link.connection
 
     @property
     def is_down(self) -> bool:
-        """Whether no request waits for one of the nodes."""
+        """Whether the breaker of a node is open."""
         return any(node.link.is_open for node in self._nodes.values())
 
     @property
     def opened(self) -> int:
-        """How often the nodes that there are now were away."""
+        """Number of times that breakers of the current nodes have opened."""
         return sum(node.link.opened for node in self._nodes.values())
 
     async def connected(self, shard: int) -> AnyConnection:
-        """Wait for a connection to the node that has a shard, whichever that is by then."""
+        """Wait for a connection to the node that has a shard then."""
         while (connection := self.at(shard)) is None:
             await self._changed.wait()
         return connection
@@ -138,13 +138,13 @@ class ClusterConnection:
         ask: Callable[[AnyConnection], Awaitable[Any]],
         load: Callable[[AnyConnection], None],
     ) -> Any:
-        """Where a node did not execute a request and says why, ask who can; for one timeout in all.
+        """Follow a node's error reply: send the request to the node that can execute it, within one timeout.
 
         Args:
-            shard: which shard the request is about.
-            reply: what came back.
-            ask: sends the request again, over a connection of our choice, and waits for its reply.
-            load: has the server of a connection know the scripts that it has lost.
+            shard: shard of the request.
+            reply: the error reply.
+            ask: sends the request again over a connection, and waits for its reply.
+            load: loads the scripts that the server of a connection has lost.
 
         Returns:
             The last reply; an error if no node executed it.
@@ -204,7 +204,7 @@ class ClusterConnection:
         self._spawn(self.close())
 
     def refresh_slots(self) -> None:
-        """Find out in the background who has which slot now."""
+        """Fetch the slots in the background."""
         self._is_wanted = True
         if not self._is_finding and self.open:
             self._is_finding = True
@@ -232,7 +232,7 @@ class ClusterConnection:
                 self._spawn(self._retire(node))
 
     async def _retire(self, node: _Node) -> None:
-        """Leave a node that has no shards any more, once it has answered."""
+        """Close the connection of a node without shards, once it has answered."""
         connection = node.link.connection
         try:
             if connection is not None:
@@ -252,7 +252,7 @@ class ClusterConnection:
         node = self._nodes.get(place)
         if node is None:
             link = Reconnector(
-                partial(self._connect, place),
+                partial(self._connect_node, place),
                 timeout_s=self._timeout_s,
                 on_change=lambda _: self._notify_shards(self._nodes.get(place)),
             )
@@ -279,7 +279,7 @@ class ClusterConnection:
         self._changed.set()
         self._changed.clear()
 
-    async def _connect(self, place: HostPort, on_end: OnEnd) -> Connection:
+    async def _connect_node(self, place: HostPort, on_end: OnEnd) -> Connection:
         try:
             return await self._connect_to(place, on_end)
         except StoreError:
@@ -295,30 +295,30 @@ class ClusterConnection:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            _log.error("looking after the nodes of the cluster failed", exc_info=error)
+            _log.error("maintaining connections to the nodes of the cluster failed", exc_info=error)
 
 
 class ClusterLane(Lane):
-    """The store, as one event loop reaches it, by one connection a node."""
+    """Lane with one connection per node of a cluster."""
 
     def lane_of(self, shard: int) -> QueueLane:
-        """What the settlements of a shard are sent by."""
+        """Lane of a shard's settlements."""
         return _ShardLane(self, shard)
 
     @property
     def is_down(self) -> bool:
-        """Whether the breaker is open: no request waits for the store. Of a cluster, for one of its nodes."""
+        """Whether the breaker of the cluster, or of one of its nodes, is open."""
         cluster = self._connection
         return super().is_down or (isinstance(cluster, ClusterConnection) and cluster.is_down)
 
     @property
     def opened(self) -> int:
-        """How often the breaker has opened; of a cluster, those of the nodes that it has now included."""
+        """Number of times that the breaker has opened, those of the current nodes included."""
         cluster = self._connection
         return super().opened + (cluster.opened if isinstance(cluster, ClusterConnection) else 0)
 
     async def retry_call(self, call: StoreCall, reply: ReplyError) -> Any:
-        """Answer an error reply to a call: where another node can execute it, send it there.
+        """Retry a call after an error reply, at another node if that can execute it.
 
         Raises:
             StoreError: the store cannot serve; the call was not executed.
@@ -335,7 +335,7 @@ class ClusterLane(Lane):
         raise StoreError(f"the store refuses: {reply}", executed=False)
 
     async def fence_at(self, shard: int, key: str) -> int:
-        """Fence a producer at the node that has its shard; the last number it applied."""
+        """Fence a producer at the node of its shard; the last number it applied."""
 
         async def ask() -> Any:
             connection = await self.connected_to(shard)
@@ -353,14 +353,14 @@ class ClusterLane(Lane):
         return await cluster.connected(shard) if isinstance(cluster, ClusterConnection) else cluster
 
     def at(self, shard: int) -> AnyConnection | None:
-        """The connection to the node that has a shard; None while that is away."""
+        """Connection to the node that has a shard; None while it is down."""
         cluster = self._connection
         return cluster.at(shard) if isinstance(cluster, ClusterConnection) else None
 
     def _on_connection(self, connection: AnyConnection | None) -> None:
         super()._on_connection(connection)
         if isinstance(connection, ClusterConnection):
-            # Settlements sent to a shard's former node may still be applied: fencing has the last word.
+            # Settlements sent to a shard's former node may still be applied: fencing decides.
             connection.on_shard_moved = self._on_shard_moved
 
     def _on_shard_moved(self, shard: int) -> None:
@@ -373,7 +373,7 @@ class ClusterLane(Lane):
 
 
 class _ShardLane:
-    """The way of one shard's settlements."""
+    """Lane of one shard's settlements."""
 
     __slots__ = ("_lane", "_shard")
 
@@ -383,18 +383,18 @@ class _ShardLane:
 
     @property
     def post(self) -> Callable[[Sequence[bytes], Any], None] | None:
-        """Sends a request whose reply goes to a receiver; None while the shard's node is away."""
+        """Sends a request whose reply goes to a receiver; None while the shard's node is down."""
         connection = self._lane.at(self._shard)
         return None if connection is None else connection.post
 
     @property
     def stopping(self) -> bool:
-        """Whether nothing that begins now will be ended."""
+        """Whether the lane is stopping."""
         return self._lane.stopping
 
     @property
     def spool(self) -> SpoolPort | None:
-        """Where settlements go that cannot be sent."""
+        """Spool of settlements that cannot be sent."""
         return self._lane.spool
 
     async def fence(self, key: str) -> int:
@@ -402,7 +402,7 @@ class _ShardLane:
         return await self._lane.fence_at(self._shard, key)
 
     async def await_replies(self) -> None:
-        """Wait for a connection if there is none, and until all that was sent on it is answered."""
+        """Wait for a connection, and for the replies to all requests sent on it."""
         connection = await self._lane.connected_to(self._shard)
         with suppress(StoreError):
             await connection.ask("PING")
@@ -412,13 +412,13 @@ class _ShardLane:
         return self._lane.spawn(work)
 
     def call_later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
-        """Have something done after some seconds."""
+        """Call a function after some seconds."""
         return self._lane.call_later(after_s, do)
 
     def warn(self, message: str) -> None:
-        """Say what goes wrong, but not again and again."""
+        """Log a warning, throttled."""
         self._lane.warn(message)
 
     def compare_all(self) -> None:
-        """Have all queues of the lane compare what the store had acknowledged with what it has."""
+        """Let all queues compare acknowledged settlements with the store's records."""
         self._lane.compare_all()

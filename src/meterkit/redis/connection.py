@@ -50,20 +50,19 @@ def unpack(request: bytes) -> list[bytes]:
 
 _log = logging.getLogger("meterkit.store")
 
-# A decision whose caller is gone keeps its hold for two slots of five minutes, from when a server
-# that hung goes on to make it: for as long its reply is waited for, and what it holds given back.
+# A server that hung may decide late. The hold of that decision lives for two slots of five minutes: for that
+# time its reply is awaited, to release the hold if the caller has left.
 _LATE_REPLIES_S: Final = 600.0
 _LATE_REPLIES_BYTES: Final = 8_388_608
 _OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
-# This server takes no writes now: another one is the master, or it is loading, full or busy.
+# The server takes no writes now: another one is the master, or it is loading, full or busy.
 _NO_WRITES: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING", "OOM", "MISCONF", "NOREPLICAS", "BUSY"})
-# How a server that expects TLS answers what is not.
+# Reply of a server that expects TLS.
 _TLS_ALERT: Final = b"\x15\x03"
 Unsent = list[tuple["asyncio.Future[Any]", "StoreCall"]]
 """Calls that a connection has certainly not sent."""
 OnEnd: TypeAlias = "Callable[[Any, str, Unsent], None]"
-"""Takes word that a connection takes no more requests, why, and which calls it has not sent; the futures of
-those need handling."""
+"""Called when a connection ends: with the reason, and the unsent calls, whose futures must be resolved."""
 
 
 class ReplyError(Exception):
@@ -76,12 +75,12 @@ class ReplyError(Exception):
 
     @property
     def of_script(self) -> bool:
-        """Whether a script began and ended in it: on keys of a wrong type, or values that it cannot read."""
+        """Whether a script failed with it: on keys of a wrong type, or on unreadable values."""
         return self.code in _OF_SCRIPTS and "script" in str(self)
 
 
 class ShardMember(Protocol):
-    """What one shard has the keys of.
+    """Data of one shard.
 
     Attributes:
         shard: its number.
@@ -95,7 +94,7 @@ class StoreCall(Protocol):
 
     @property
     def view(self) -> ShardMember:
-        """Who it is about, which says what node of a cluster it goes to."""
+        """Its customer's data; the shard decides the node of a cluster."""
         ...
 
     @property
@@ -111,14 +110,14 @@ class Receiver(Protocol):
     """Receives the replies of requests whose caller was cancelled."""
 
     def received(self, reply: Any) -> None:
-        """Take the next reply, in the order in which the requests were posted."""
+        """Handle the next reply, in the order of the posted requests."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection: requests leave once a tick, replies are matched in order, one watchdog for all.
+    """Shared connection: one write per loop tick, replies matched in order, one watchdog.
 
     Args:
-        timeout_s: how long the oldest request may be without a reply.
+        timeout_s: longest time that the oldest request may wait for its reply.
         on_end: called once, when no further request can be taken.
         clock: seconds since the epoch.
     """
@@ -135,7 +134,7 @@ class Connection(asyncio.Protocol):
             errors.append(ReplyError(text))
             return errors[-1]
 
-        # Errors are rare, and are separated here: so replies need no check one by one.
+        # Errors are rare, and collected here, so that replies need no check one by one.
         self._errors = errors
         self._reader = hiredis.Reader(protocolError=StoreError, replyError=error)
         self._late_bytes = 0
@@ -150,7 +149,7 @@ class Connection(asyncio.Protocol):
         self.silent_s = 0.0
         self._why = "it was not made yet"
 
-    # What the lane's users call.
+    # Called by users of the lane.
 
     def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; the reply, or the server's error, is the future's result.
@@ -193,7 +192,7 @@ class Connection(asyncio.Protocol):
         return future
 
     def end(self, why: str) -> None:
-        """Take no new requests. The outcome of what was sent is unknown; its replies are read nevertheless.
+        """Take no new requests. The outcome of sent ones is unknown; their replies are still read.
 
         Args:
             why: one clause for errors and logs.
@@ -237,7 +236,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             await asyncio.shield(self._closed)
 
-    # What the event loop calls.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -246,7 +245,7 @@ class Connection(asyncio.Protocol):
         self.open = True
 
     def data_received(self, data: bytes) -> None:
-        """Hand each reply to whom it belongs."""
+        """Hand each reply to its caller or receiver."""
         pending, gets = self._pending, self._reader.gets
         self._reader.feed(data)
         try:
@@ -269,8 +268,8 @@ class Connection(asyncio.Protocol):
             if data.startswith(_TLS_ALERT):
                 self._end_now("it answers in TLS")
             else:
-                _log.exception("the store sent what is not RESP; the connection is closed")
-                self._end_now("the store sent what is not RESP")
+                _log.exception("the store sent something that is not RESP; the connection is closed")
+                self._end_now("the store sent something that is not RESP")
         if self._errors:
             self._check_errors()
         if not self.open:
@@ -285,8 +284,6 @@ class Connection(asyncio.Protocol):
             self._watchdog.cancel()
         if not self._closed.done():
             self._closed.set_result(None)
-
-    # What happens in between.
 
     def _begin(self) -> None:
         # Always 13 digits, also under a clock that is set to long ago: the length is part of the request.
@@ -346,7 +343,7 @@ class Connection(asyncio.Protocol):
 
 
 class SetClockConnection(Connection):
-    """A connection by a clock that a test sets: it is read for each request, not once a loop tick."""
+    """Connection by a test's clock: it is read for each request, not once per loop tick."""
 
     def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; see :meth:`Connection.call`."""
@@ -370,6 +367,6 @@ def abandon_call(call: StoreCall, reply: asyncio.Future[Any]) -> None:
 
 
 def fail_future(future: asyncio.Future[Any], error: Exception) -> None:
-    """End a future by an error, without asyncio's complaint about one that was never awaited."""
+    """Fail a future, without asyncio's warning about an exception that was never retrieved."""
     future.set_exception(error)
     future.exception()

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 async def master_of(
     address: Address, *, timeout_s: float, clock: Callable[[], float], is_known: bool = False
 ) -> Address:
-    """Ask all sentinels at once; as soon as more than half of them agree, they are believed.
+    """Find the master by a majority of the sentinels, asked at once.
 
-    Where so many do not answer in time, what most of those say that do: one alone may have been cut off from
-    the others, and not know of a failover.
+    If fewer answer in time, the most frequent answer counts: a single sentinel may have been cut off from the
+    others, and not know of a failover.
 
     Args:
         address: of the kind ``sentinel``.
@@ -38,13 +38,13 @@ async def master_of(
         is_known: whether the URL has led to the store before.
 
     Raises:
-        StoreError: none of them knows the master; the message has the words of the last one.
+        StoreError: no sentinel knows the master; the message has the last error.
     """
     asked = [
         start_task(ask_sentinel(place, address, timeout_s=timeout_s, clock=clock, is_known=is_known))
         for place in address.places
     ]
-    said: Counter[HostPort] = Counter()
+    votes: Counter[HostPort] = Counter()
     trouble: StoreError | None = None
     try:
         for answer in asyncio.as_completed(asked):
@@ -53,22 +53,22 @@ async def master_of(
             except StoreError as error:
                 trouble = error
                 continue
-            said[place] += 1
-            if 2 * said[place] > len(asked):
+            votes[place] += 1
+            if 2 * votes[place] > len(asked):
                 break
     finally:
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-    if not said:
+    if not votes:
         raise StoreError(f"no sentinel of {address} names a master: {trouble}", executed=False) from trouble
-    return address.at(said.most_common(1)[0][0])
+    return address.at(votes.most_common(1)[0][0])
 
 
 async def ask_sentinel(
     place: HostPort, address: Address, *, timeout_s: float, clock: Callable[[], float], is_known: bool = False
 ) -> HostPort:
-    """Where the master is by the word of one sentinel. Raises StoreError where it does not say so."""
+    """Ask one sentinel for the master. Raises StoreError if it does not name one."""
     sentinel = address.sentinel_at(place)
     connection = await connect(
         sentinel,
@@ -91,7 +91,7 @@ async def ask_sentinel(
 
 
 SlotFinder = Callable[["Collection[HostPort]"], Awaitable["Slots"]]
-"""Asks where the slots are; gets the nodes to ask first. Raises StoreError where none answers."""
+"""Fetches the slots; gets the nodes to ask first. Raises StoreError if none answers."""
 _SLOTS: Final = 16_384
 _TAG: Final = re.compile(rb"\{([^}]+)\}")
 
@@ -105,7 +105,7 @@ def slot_of(key: str | bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Where the slots of a cluster are.
+    """Slots of a cluster, by node.
 
     Attributes:
         ranges: the first and the last slot of each range, and the node that is its master.
@@ -124,11 +124,11 @@ class Slots:
 
 
 def slots_of(reply: Any, asked: HostPort) -> Slots:
-    """What a node says to CLUSTER SLOTS.
+    """Read a node's reply to CLUSTER SLOTS.
 
     Args:
         reply: its reply.
-        asked: how it was reached: what a node does not know of itself it leaves out.
+        asked: address of the node: it leaves out a host that it does not know of itself.
     """
     ranges: list[tuple[int, int, HostPort]] = []
     for first, last, (host, port, *_), *_ in reply:
@@ -137,7 +137,7 @@ def slots_of(reply: Any, asked: HostPort) -> Slots:
 
 
 def redirection_of(reply: str, answered: HostPort) -> HostPort:
-    """The target of MOVED or ASK: its last word; without a host if the node does not know its own.
+    """Target of MOVED or ASK: its last word, without a host if the node does not know its own.
 
     Args:
         reply: the words of the error.
@@ -147,8 +147,8 @@ def redirection_of(reply: str, answered: HostPort) -> HostPort:
     return HostPort(_host(host, answered), int(port))
 
 
-def _host(said: str, asked: HostPort) -> str:
-    return asked.host if said in {"", "?"} else said
+def _host(named: str, asked: HostPort) -> str:
+    return asked.host if named in {"", "?"} else named
 
 
 async def find_slots(
@@ -159,12 +159,12 @@ async def find_slots(
     clock: Callable[[], float],
     is_known: bool = False,
 ) -> Slots:
-    """Ask the nodes in turn where the slots are: those that are known, then those that the URL names.
+    """Fetch the slots from the first node that answers: the known ones, then those of the URL.
 
     ``is_known``: whether the URL has led to the store before.
 
     Raises:
-        StoreError: none of them says so; the message has the words of the last one.
+        StoreError: no node answers; the message has the last error.
     """
     trouble: StoreError | None = None
     for place in dict.fromkeys((*known, *address.places)):

@@ -1,4 +1,4 @@
-"""Durability of the store, checked before usage is sent that must not be sent twice."""
+"""Durability check: is a write persisted before usage is sent that must not be sent twice?"""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _ANSWER_MS: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class DurabilityCheck:
-    """How the store is made to keep a write.
+    """Check of the store's durability.
 
     Attributes:
-        admin: whose connections are asked.
-        address: where the store is.
-        needed: whether nothing may be delivered from a store that keeps nothing.
-        kind: of the store's address: a ``sentinel`` or a ``cluster`` has others take over.
-        tells: whether dangers to the data are logged.
+        admin: client of the server.
+        address: address of the server.
+        needed: whether delivery is refused from a store without persistence.
+        kind: kind of the store's address: with ``sentinel`` or ``cluster`` another server may take over.
+        logs_warnings: whether dangers to the data are logged.
     """
 
     admin: Admin
@@ -38,10 +38,10 @@ class DurabilityCheck:
     logs_warnings: bool = True
 
     async def find_method(self) -> Durability:
-        """How to make sure that what is written now is kept.
+        """Find the method by which the server persists a write.
 
         Raises:
-            StoreError: nothing is kept, and delivery needs it; or the store did not answer.
+            StoreError: the store has no persistence, and delivery needs it; or it did not answer.
         """
         if self.address.kind == "memory":
             return "none"
@@ -52,7 +52,7 @@ class DurabilityCheck:
         has_file = waits_for_disk or _has_file(disk, persistence)
         replicas = _number(replication, "connected_slaves")
         if replicas is None and (self.kind == "sentinel" or not has_file):
-            # Its user may not ask how many there are: so many have all that was written.
+            # Its user may not ask for their number: WAIT returns how many have all writes.
             [answer] = await self._answers(("WAIT", 1, _ANSWER_MS))
             replicas = None if isinstance(answer, Exception) else int(answer)
         if not replicas and await self.has_successor():
@@ -71,7 +71,7 @@ class DurabilityCheck:
         return method
 
     async def has_successor(self) -> bool:
-        """Whether a server that does not follow this one now may take its place.
+        """Whether a server that lacks this one's latest writes may take its place.
 
         Raises:
             StoreError: the store did not answer.
@@ -80,24 +80,24 @@ class DurabilityCheck:
             return self.kind == "sentinel"
         [nodes] = await self._answers(("CLUSTER", "NODES"))
         if isinstance(nodes, Exception):
-            return False  # Its user may not ask; those that follow it are known.
+            return False  # Its user may not ask; its replicas are known.
         lines = [line.split() for line in _text(nodes).splitlines()]
         own = next((line[0] for line in lines if "myself" in line[2]), "")
-        # One that the masters agree on having failed does not take over.
+        # A replica that the masters consider failed does not take over.
         return any(line[3] == own and "fail" not in line[2].split(",") for line in lines if own)
 
     def commands(self, method: Durability) -> Sequence[tuple[str | int, ...]]:
-        """What to send behind the writes, on their connection."""
+        """Commands to send after the writes, on the same connection."""
         disk: tuple[str | int, ...] = ("WAITAOF", 1, 0, _WAIT_MS)
         # One replica is enough: the one that takes over is the one that has most.
         replica: tuple[str | int, ...] = ("WAIT", 1, _WAIT_MS)
         return {"WAITAOF": [disk], "WAIT": [replica], "WAITAOF and WAIT": [disk, replica]}.get(method, [])
 
     async def check(self, reply: Any) -> None:
-        """See by the reply to one of those commands that the writes are kept.
+        """Check the reply to one of those commands: are the writes persisted?
 
         Raises:
-            StoreError: they were not kept in time; or the server does not say.
+            StoreError: they were not persisted in time, or the reply is an error.
         """
         if isinstance(reply, Exception):
             raise StoreError(f"the store at {self.address} failed: {reply}") from reply
@@ -128,7 +128,7 @@ class DurabilityCheck:
             self.admin.warn_once(message)
 
     async def _answers(self, *commands: tuple[str | int, ...]) -> list[Any]:
-        """What the server says to some commands, asked at once; its refusals are answers as well."""
+        """Run commands in one pipeline; an error is a reply, too."""
         client = self.admin.client
         pipe = client.pipeline(transaction=False)
         for command in commands:
@@ -154,7 +154,7 @@ class DurabilityCheck:
 
     async def _check_sync(self) -> None:
         """Name the cause if the server is configured never to save to disk."""
-        # It refuses where its user has no right to ask, and where it is hosted and has no such command.
+        # Hosted servers, and users without the right, refuse the command.
         [found] = await self._answers(("CONFIG GET", "appendfsync"))
         if not isinstance(found, Exception) and found.get("appendfsync") == "no":
             raise StoreError(
@@ -169,7 +169,7 @@ def _has_file(disk: Exception, persistence: Any) -> bool | None:
     enabled = _number(persistence, "aof_enabled")
     if enabled is not None:
         return bool(enabled)
-    # What servers that know WAITAOF and have no file say: "… but appendonly is disabled".
+    # Error of servers with WAITAOF and without a file: "… but appendonly is disabled".
     return False if "appendonly" in str(disk) else None
 
 

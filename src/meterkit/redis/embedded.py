@@ -1,11 +1,11 @@
 """A Valkey server of the app's own: one per directory, shared by the processes that use it.
 
-What lies in the directory:
+Files of the directory:
 
 - ``valkey.sock``: where the server listens; it has no TCP port. ``appendonlydir/``: its data.
 - ``start.lock``: held by the process that starts or stops the server.
-- ``users.lock``: held, shared, by every user of the server. Who gets it alone is the last one out.
-- ``server.lock``: held by the server itself, which inherits it. Who gets it knows that none runs.
+- ``users.lock``: held, shared, by every user of the server. The last user gets it alone.
+- ``server.lock``: inherited and held by the server itself. A process that gets it knows that none runs.
 - ``valkey.log``, ``valkey.log.1``, ``valkey.pid``: for people. ``.gitignore``: all of it is left out.
 
 The directory is this user's alone: another user who could write in it could put a server there.
@@ -49,13 +49,20 @@ _POLL_S: Final = 0.005
 _ASK_S: Final = 1.0
 _START_S: Final = 10.0
 _STOP_S: Final = 10.0
-# Longer than the one that holds the lock can take.
+# Longer than the holder of the lock can take.
 _TURN_S: Final = _START_S + _STOP_S
-_OPTIONS: Final = (
-    *("--port", "0", "--unixsocket", _SOCKET, "--unixsocketperm", "700"),
-    *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-    *("--daemonize", "yes", "--pidfile", "valkey.pid", "--logfile", _LOG, "--loglevel", "warning"),
-)
+_OPTIONS: Final = {
+    "port": "0",
+    "unixsocket": _SOCKET,
+    "unixsocketperm": "700",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "save": "",
+    "daemonize": "yes",
+    "pidfile": "valkey.pid",
+    "logfile": _LOG,
+    "loglevel": "warning",
+}
 # The server outlives the app, so its environment must not have the app's secrets.
 _ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
@@ -75,7 +82,7 @@ class EmbeddedServer:
         self._user_lock: FileLock | None = None
 
     def start(self) -> str:
-        """Become a user of the server, and see that it runs; repeat where it is no longer reached.
+        """Become a user of the server, and start it if none runs; call again if it cannot be reached.
 
         Blocks: some 50 ms where the server has to be started, some ten seconds at most where it has much
         to load. One that still loads by then counts as started.
@@ -117,14 +124,14 @@ class EmbeddedServer:
                 if last.acquire():
                     self._shut_down()
         except FileNotFoundError:
-            # Someone removed the directory, and with it all that the server could be found by.
+            # The directory was removed, and with it the socket and the locks.
             _logger.warning("the directory %s of the embedded server is gone", self._directory)
         finally:
             use.close()
 
     @contextmanager
     def _start_lock(self) -> Generator[None]:
-        """Be the only one that starts or stops the server."""
+        """Hold the lock under which the server is started or stopped."""
         with closing(FileLock(self._directory / "start.lock")) as turn:
             if not turn.acquire(timeout_s=_TURN_S):
                 raise StoreError(
@@ -140,7 +147,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + _START_S
         logged = self._fresh_log()
         launched = False
-        # One that cannot write to its disk refuses even PING; INFO says why.
+        # A server that cannot write to its disk refuses even PING; INFO says why.
         while not (reply := _send_command(address, "PING")).startswith((b"+PONG", b"-MISCONF")):
             with closing(FileLock(self._directory / "server.lock")) as alive:
                 if alive.acquire():
@@ -159,7 +166,7 @@ class EmbeddedServer:
         binary = _server_binary()
         try:
             process = subprocess.run(
-                [binary, *_OPTIONS],
+                [binary, *(part for name, value in _OPTIONS.items() for part in (f"--{name}", value))],
                 cwd=self._directory,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 stdin=subprocess.DEVNULL,
@@ -261,7 +268,7 @@ def _server_binary() -> str:
 
 
 def _short_folder(inside: str) -> Path:
-    """A folder where no one else can put a link, so short that the kernel takes the path ``inside`` it."""
+    """Private folder so short that the kernel takes the path ``inside`` it."""
     name = f"meterkit-{os.geteuid()}"
     # TMPDIR may be as long as the directory: macOS and many CI systems set one for each job.
     folders = [Path(parent, name) for parent in (tempfile.gettempdir(), "/tmp")]  # noqa: S108 - checked below

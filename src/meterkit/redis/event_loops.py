@@ -1,4 +1,4 @@
-"""What each event loop reaches the store by: its lane, its client for administration, and their end."""
+"""Event loops: the lane and the administration client of each, and their end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CLOSE: Final = "close"
 
 
 class EventLoops:
-    """The connections of all event loops; each loop's end with it.
+    """Connections of all event loops; each loop's are closed with it.
 
     Args:
         address: where the store is.
@@ -49,10 +49,10 @@ class EventLoops:
 
     Attributes:
         lanes: of each event loop.
-        tallies: what each lane counts durations in; None: nothing is counted.
+        tallies: counters of durations; None: none are counted.
         new_spool: makes the spool of a lane; None: it has none.
-        new_allotments: makes what a lane admits without asking; None: it asks for each request.
-        before_stop: awaited in a loop before what belongs to it is closed.
+        new_allotments: makes the allotments of a lane; None: it asks the store for each request.
+        before_stop: awaited in a loop before its connections are closed.
 
     Raises:
         SettingsError: a file that the address names for TLS cannot be used.
@@ -76,9 +76,9 @@ class EventLoops:
         self._clock = clock
         self._server = EmbeddedServer(address.path) if address.kind == "embedded" else None
         if address.tls is not None:
-            _ = address.tls.context  # Its files are read now, not while an event loop waits.
+            _ = address.tls.context  # Reads its files now, not while an event loop waits.
         self.lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
-        # With the first kit, not with meterkit: redis-py takes as long to import as all the rest.
+        # Imported with the first kit: redis-py takes as long to import as all the rest.
         self._new_admin: type[Admin] = import_module("meterkit.redis.admin").Admin
         self._admins: dict[asyncio.AbstractEventLoop, Admin] = {}
         self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
@@ -93,9 +93,9 @@ class EventLoops:
         _everywhere.add(self)
 
     async def start(self) -> Lane:
-        """Connect for the running event loop; once, however often it is called.
+        """Connect for the running event loop. Idempotent.
 
-        If the store cannot be reached, that is tried for a while before it is logged; then it goes on in the
+        If the store cannot be reached within the start timeout, that is logged, and attempts continue in the
         background.
 
         Raises:
@@ -138,13 +138,13 @@ class EventLoops:
         return lane
 
     async def stop(self) -> None:
-        """Settle what is left and close what belongs to the running event loop."""
+        """Settle what is left, and close the connections of the running event loop."""
         guard = self._guards.pop(running_loop(), None)
         if guard is not None:
             await guard.aclose()
 
     async def admin(self) -> Admin:
-        """The running event loop's client for administration; it sees what this loop has settled before.
+        """Administration client of the running event loop; it sees all former settlements of this loop.
 
         Raises:
             MeterkitError: the running event loop is not asyncio's.
@@ -182,7 +182,7 @@ class EventLoops:
         return connection
 
     async def _connect_to(self, address: Address, on_end: OnEnd) -> Connection:
-        """Connect to a server; the first time in this process, see that it is fit."""
+        """Connect to a server; inspect it on the first connection of this process."""
         loaded = tuple(self._scripts.values())
         connection = await connect(
             address,
@@ -239,7 +239,7 @@ class EventLoops:
         )
 
     async def _find_server(self) -> Address:
-        """The server itself: the one that is started, or the one that the sentinels name."""
+        """Address of the server itself: started here, or named by the sentinels."""
         if self._address.kind == "sentinel":
             return await master_of(
                 self._address, timeout_s=self._timeout_s, clock=self._clock, is_known=self._is_known
@@ -254,7 +254,7 @@ class EventLoops:
         return Address(kind="unix", path=await asyncio.shield(starting))
 
     async def _guard_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close a loop's connections with the loop, if the app does not stop the kit."""
+        """Close a loop's connections with the loop, even if the app does not stop the kit."""
         if loop not in self._guards:
             guard = self._guards[loop] = self._guard(loop)
             await anext(guard)
@@ -263,7 +263,7 @@ class EventLoops:
                 _stop_before_close(loop, self)
 
     def stop_for(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close what belongs to a loop that is about to be closed: it runs once more for that."""
+        """Close the connections of a loop that is about to be closed: it runs once more for that."""
         guard = self._guards.get(loop)
         if guard is None or loop.is_closed() or loop.is_running():
             return
@@ -277,7 +277,7 @@ class EventLoops:
             yield
         finally:
             self._guards.pop(loop, None)
-            # The last one first. Each step is taken though a cancellation or an error ends the one before.
+            # In reverse order. Each step runs even if a cancellation or an error ends the one before.
             async with AsyncExitStack() as steps:
                 steps.push_async_callback(self._stop_server, loop)
                 steps.push_async_callback(self._close_admin, loop)
@@ -288,7 +288,7 @@ class EventLoops:
         lane = self.lanes.get(loop)
         if lane is not None:
             try:
-                # Found by late replies until it is closed: what they hold is given back.
+                # Late replies find the lane until it is closed, and release their holds.
                 await lane.stop(drain_s=_DRAIN_S)
             finally:
                 del self.lanes[loop]
@@ -326,7 +326,7 @@ def _ignore_end(_connection: object, _why: str, _unsent: object) -> None:
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
-    """The event loop that runs here.
+    """Running event loop.
 
     Raises:
         MeterkitError: none of asyncio's kind does.
@@ -341,7 +341,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _stop_before_close(loop: asyncio.AbstractEventLoop, loops: EventLoops) -> None:
-    """See to loops that are closed as asyncio.run() never does: with asynchronous generators still open."""
+    """Patch ``close()`` of a loop that may be closed with its asynchronous generators still open."""
     close, found = loop.close, weakref.ref(loops)
 
     def stop_and_close() -> None:
@@ -349,8 +349,8 @@ def _stop_before_close(loop: asyncio.AbstractEventLoop, loops: EventLoops) -> No
             mine.stop_for(loop)
         close()
 
-    # Nothing else tells of it in time: once a loop is closed, its connections cannot be closed any more. A
-    # loop that takes no attributes does without. Not by vars(): CPython 3.11 reads the attributes of an
+    # No other hook runs in time: once a loop is closed, its connections cannot be closed any more. A loop
+    # that takes no attributes is left alone. Not by vars(): CPython 3.11 reads the attributes of an
     # object whose dictionary was read the slow way, and a loop's are read at each of its steps.
     with suppress(AttributeError):
         setattr(loop, _CLOSE, stop_and_close)

@@ -1,4 +1,4 @@
-"""How a connection begins: let in, all scripts loaded; then whether the server is fit, and the store ours."""
+"""Handshake: log in, load scripts; check the server, its user's rights and the store format."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ async def connect(
 
     Args:
         address: where the store is.
-        scripts: what the server is to know.
-        timeout_s: how long each step may take, and afterwards each request.
+        scripts: scripts to load.
+        timeout_s: timeout of each step, and later of each request.
         on_end: called once, when no further request can be taken.
         clock: seconds since the epoch.
-        is_known: whether the URL has led to the store before: then its silence is no matter of the URL.
+        is_known: whether the URL has reached the store before: then its silence is not the URL's fault.
 
     Raises:
         StoreError: the store cannot be reached, refuses the credentials or does not answer in time.
@@ -89,7 +89,7 @@ async def connect(
 
 
 async def _connect_to_host(protocol: Callable[[], Connection], address: Address) -> Connection:
-    """Connect to the first that takes it of the addresses that a name leads to."""
+    """Connect to the first address of a name that accepts the connection."""
     create = asyncio.get_running_loop().create_connection
     tls: dict[str, Any] = {}
     if address.tls is not None:
@@ -104,7 +104,7 @@ async def _connect_to_host(protocol: Callable[[], Connection], address: Address)
 
 
 def _describe_error(error: OSError, tls: Tls | None) -> str:
-    """What the system says of an error; asyncio adds the address, which is named anyway."""
+    """Text of a system error, without the address that asyncio adds."""
     if tls is not None and isinstance(error, ssl.SSLError):
         return tls.refusal(error)
     # Errors of names have numbers of their own.
@@ -122,14 +122,14 @@ async def _log_in(
     connection: Connection, address: Address, scripts: Sequence[Script], *, is_known: bool
 ) -> None:
     answered = partial(_await_replies, address, is_known)
-    # Step by step: a server that does not let us in closes the connection at the first large request, and
-    # its words may be lost with it.
+    # Step by step: a server that refuses the login closes the connection at the first large request, and its
+    # error may be lost with it.
     if address.password is not None:
         user = () if address.username is None else (address.username,)
         await answered(connection.ask("AUTH", *user, address.password))
     if address.db:
         await answered(connection.ask("SELECT", address.db))
-    # The name is for people who look at the server; a user without the right to set it needs none.
+    # The name is for operators of the server; a user without the right to set it needs none.
     named = connection.ask("CLIENT", "SETNAME", "meterkit")
     await asyncio.wait([named])
     reply: Any = named.exception() or named.result()
@@ -151,7 +151,7 @@ async def _await_replies(address: Address, is_known: bool, *asked: asyncio.Futur
 
 
 def _tls_hint(address: Address) -> str:
-    """What a server may want that answers nothing."""
+    """Cure for a server that does not answer: TLS, or a client certificate."""
     if address.kind == "tcp" and address.tls is None:
         return "; where it expects TLS, the URL begins with rediss://"
     if address.tls is not None and address.tls.certfile is None:
@@ -162,12 +162,12 @@ def _tls_hint(address: Address) -> str:
 async def inspect_server(
     connection: AnyConnection, keys: Keys, address: Address, *, of_cluster: bool
 ) -> bool:
-    """See, before a store is used, that its user may do all that is needed; warn of what endangers it.
+    """Check the rights of a store's user before the store is used; warn of dangers to the data.
 
-    One round trip; nothing is written. A server that cannot say what its user may do is believed.
+    One round trip; nothing is written. A server that cannot check rights is trusted.
 
     Returns:
-        Whether that is done; False: the server does not serve now, and the next connection is to be asked.
+        Whether the check was made; False: the server does not serve now, and the next connection repeats it.
 
     Raises:
         SettingsError: the user lacks a right; the message says which, and how to give it. Without it a script
@@ -204,7 +204,7 @@ def _has_all_rights(reply: Any, keys: Keys, address: Address) -> bool:
 
 
 def _eviction_warning(reply: Any) -> str | None:
-    """What a server would do to the data some day."""
+    """Warning about a server's eviction of keys; None if it evicts none."""
     if isinstance(reply, ReplyError):
         return _NOT_KNOWN
     lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
@@ -212,7 +212,7 @@ def _eviction_warning(reply: Any) -> str | None:
 
 
 async def check_store_format(connection: AnyConnection, keys: Keys, address: Address) -> None:
-    """Have a new store remember format and shards; see that one in use has ours.
+    """Write format and shards into a new store; check those of a store in use.
 
     Raises:
         SettingsError: the store has another number of shards, or another format.
@@ -224,7 +224,7 @@ async def check_store_format(connection: AnyConnection, keys: Keys, address: Add
         connection.ask("HSETNX", keys.meta, "shards", keys.shards),
         connection.ask("HMGET", keys.meta, "format", "shards"),
     )
-    # Those that are refused nothing but writes go on to what is written: so who only reads may trust it.
+    # If only writes are refused, the stored values are still checked: a process that only reads may use them.
     refusal = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
     found = replies[-1]
     if refusal is not None and (isinstance(found, ReplyError) or None in found):
@@ -260,9 +260,9 @@ async def check_store_format(connection: AnyConnection, keys: Keys, address: Add
 
 
 def refusal_error(address: Address, reply: ReplyError, *, is_known: bool) -> MeterkitError:
-    """The error for a server that can be reached and refuses: its own words, and a cure where one is known.
+    """Error for a server that refuses: its own words, and a cure if one is known.
 
-    A right that lacks is a matter of the settings, unless they have led to the store before.
+    A missing right is a fault of the settings, unless they have reached the store before.
     """
     if reply.code != _NO_RIGHT:
         return _not_serving_error(address, reply)
@@ -274,6 +274,6 @@ def refusal_error(address: Address, reply: ReplyError, *, is_known: bool) -> Met
 
 
 def _not_serving_error(address: Address, reply: ReplyError) -> StoreError:
-    """The error for a server that can be reached and does not serve, in its own words."""
+    """Error for a server that can be reached and does not serve, in its own words."""
     hint = "; user and password are those of METERKIT_REDIS_URL" if reply.code in _CREDENTIALS else ""
     return StoreError(f"the store at {address} refuses to serve: {reply}{hint}", executed=False)

@@ -1,4 +1,4 @@
-"""Names of hosts, looked up in threads of our own: a resolver that hangs takes none of the app's.
+"""Host resolver: looks names up in daemon threads, so that a resolver that hangs blocks none of the app's.
 
 asyncio looks names up in the few threads of ``asyncio.to_thread``. A resolver that does not answer keeps each
 for half a minute, however soon its callers give up; each try takes another, until none is left.
@@ -24,7 +24,7 @@ _FRESH_S: Final = 2.0
 
 
 class _Lookup:
-    """A name that is being looked up, or has just been."""
+    """Lookup of a name, running or just finished."""
 
     def __init__(self, host: str) -> None:
         self._ended_s = inf
@@ -36,7 +36,7 @@ class _Lookup:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether what was found, or will be, is of now."""
+        """Whether the lookup still runs, or its result is at most two seconds old."""
         return monotonic() < self._ended_s + _FRESH_S
 
 
@@ -49,10 +49,10 @@ os.register_at_fork(after_in_child=_lookups.clear)  # Their threads are the pare
 
 
 async def addresses_of(host: str) -> Sequence[str]:
-    """The addresses that a name leads to, at least one; of an address itself.
+    """Addresses of a host, at least one; an address is returned as it is.
 
-    A name is looked up once at a time, for all callers. A result that comes after all gave up is for one that
-    asks next: else a resolver that is slower than they are patient would never be heard.
+    A name is looked up once at a time, for all callers. A result that comes after all callers gave up serves
+    the next one: otherwise a resolver slower than their timeout would never be heard.
 
     Raises:
         OSError: the resolver knows none.

@@ -1,4 +1,4 @@
-"""The lane: how one event loop decides and settles, over one connection that is made anew when it ends."""
+"""Lane: one event loop's access to the store, over one connection that reconnects; renewal of its holds."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ _MOST: Final = 200
 
 
 class Renewable(Protocol):
-    """A request that is being served, and holds something meanwhile."""
+    """Request in flight with holds."""
 
     def is_due(self) -> bool:
-        """Whether its holds are in a slot that is over."""
+        """Whether its holds are in a past slot."""
         ...
 
     async def renew(self) -> None:
-        """Move its holds to the slot of now."""
+        """Move its holds to the current slot."""
 
     def release_hold(self) -> None:
-        """Give its holds back: the lane is about to stop."""
+        """Release its holds: the lane is about to stop."""
 
 
 def tick_portion(due: int, *, at_ms: int, begin_ms: int) -> int:
-    """How many holds to renew in one tick.
+    """Number of holds to renew in one tick.
 
     Args:
-        due: how many are left to renew in this slot.
-        at_ms: since when the slot of now is.
-        begin_ms: when in a slot this process begins.
+        due: holds left to renew in this slot.
+        at_ms: time since the start of the slot.
+        begin_ms: time in a slot at which this process begins.
     """
     if at_ms < begin_ms:
         return 0
@@ -66,14 +66,14 @@ def tick_portion(due: int, *, at_ms: int, begin_ms: int) -> int:
 
 
 class HoldRenewal:
-    """Renews what the requests of one event loop hold.
+    """Renews the holds of one event loop's long requests, a few at a time.
 
     Args:
         spawn: runs a coroutine in the background.
         now_ms: this process's clock.
 
     Attributes:
-        live: the requests that hold something.
+        live: the requests with holds.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class HoldRenewal:
         self.live: set[Renewable] = set()
 
     def begin(self) -> None:
-        """Look after the holds until :meth:`stop`."""
+        """Renew holds until :meth:`stop`."""
         self.stop()
         self.tick()
         pause_ms = _TICK_MS if self._due else _IDLE_MS
@@ -100,7 +100,7 @@ class HoldRenewal:
             self._timer.cancel()
 
     def release_all(self) -> None:
-        """Have all requests give back what they hold."""
+        """Release the holds of all requests."""
         for holder in tuple(self.live):
             holder.release_hold()
 
@@ -108,7 +108,7 @@ class HoldRenewal:
         """Renew this tick's portion."""
         at_ms = self._now_ms() % _SLOT_MS
         if at_ms >= self._begin_ms and not self._due:
-            # Those that could not be renewed are among them again.
+            # Holds whose renewal failed are among them again.
             self._due.extend(holder for holder in self.live if holder.is_due())
         for _ in range(tick_portion(len(self._due), at_ms=at_ms, begin_ms=self._begin_ms)):
             holder = self._due.popleft()
@@ -128,7 +128,7 @@ _CUSTOMERS_NAMED_MAX = 10
 
 
 class Lane:
-    """The store, as one event loop reaches it.
+    """Access of one event loop to the store.
 
     Args:
         connector: opens a connection with all scripts loaded.
@@ -143,7 +143,7 @@ class Lane:
             connection, the request waits for one, at most for the store timeout since the last one ended;
             with its reply it waits no longer than the store timeout in all. Raises StoreError where there
             has been no connection for too long, and nothing was sent; SettingsError where the store cannot
-            be used with these settings. A cancelled caller reports itself by
+            be used with these settings. A cancelled caller calls
             :func:`~meterkit.redis.connection.abandon_call`, or uses :meth:`ask`.
         post: sends a request whose reply goes to a receiver; None while there is no connection.
         queues: the settlements of each shard.
@@ -184,11 +184,11 @@ class Lane:
         self.queues = [SettlementQueue(self.lane_of(shard), keys, shard) for shard in range(keys.shards)]
 
     def settle(self, settlement: NumberedSettlement) -> None:
-        """Have a settlement applied, exactly once: sent at once, or kept until it can be."""
+        """Apply a settlement exactly once: it is sent now, or queued until it can be sent."""
         self.queues[settlement.view.shard].settle(settlement)
 
     def lane_of(self, shard: int) -> QueueLane:
-        """What the settlements of a shard are sent by."""
+        """Lane of a shard's settlements."""
         del shard
         return self
 
@@ -200,7 +200,7 @@ class Lane:
             self.renewal.begin()
 
     async def start(self, *, within_s: float, is_own: bool = False) -> None:
-        """Connect; where that does not succeed in time, say why and go on trying in the background.
+        """Connect; if that fails in time, log why and retry in the background.
 
         Args:
             within_s: since the store was last reached, or since the first attempt.
@@ -213,7 +213,7 @@ class Lane:
         await self._reconnector.reach(within_s, is_own=is_own)
 
     async def stop(self, *, drain_s: float) -> None:
-        """Give back what is held, wait until all settlements are acknowledged, then close."""
+        """Release holds, wait until all settlements are acknowledged, then close."""
         self.renewal.release_all()
         if self.allotments is not None:
             self.allotments.close()
@@ -251,7 +251,7 @@ class Lane:
 
     @property
     def lost(self) -> int:
-        """Settlements that the store acknowledged and has lost since, or that found no room to wait."""
+        """Settlements that the store acknowledged and then lost, or that no queue had room for."""
         lost = 0 if self.spool is None else self.spool.lost
         return lost + sum(queue.lost for queue in self.queues)
 
@@ -270,12 +270,12 @@ class Lane:
 
     @property
     def is_down(self) -> bool:
-        """Whether the breaker is open: no request waits for the store. Of a cluster, for one of its nodes."""
+        """Whether the breaker is open; on a cluster, that of any node."""
         return self.is_open
 
     @property
     def opened(self) -> int:
-        """How often the breaker has opened; of a cluster, those of the nodes that it has now included."""
+        """Number of times that the breaker has opened; on a cluster, those of the current nodes included."""
         return self._reconnector.opened
 
     @property
@@ -288,7 +288,7 @@ class Lane:
         return self._reconnector.outage_error()
 
     async def ask(self, call: StoreCall) -> Any:
-        """Send a request and wait for its reply; where the waiting is cancelled, nothing stays held.
+        """Send a request and wait for its reply; a cancellation releases its holds.
 
         Raises:
             StoreError: there is no connection, or it ended before the reply came.
@@ -296,7 +296,7 @@ class Lane:
         return await await_reply(call, self.call(call))
 
     async def retry_call(self, call: StoreCall, reply: ReplyError) -> Any:
-        """Answer an error reply to a call: where the scripts were lost, load them and send it again.
+        """Retry a call after an error reply: if the server has lost the scripts, load them first.
 
         Raises:
             StoreError: the store cannot serve; the call was not executed.
@@ -311,7 +311,7 @@ class Lane:
             reply = answer
         raise StoreError(f"the store refuses: {reply}", executed=False)
 
-    # What a queue needs.
+    # Called by queues.
 
     async def fence(self, key: str) -> int:
         """Fence a producer, waiting for a connection if there is none; the last number it applied."""
@@ -322,7 +322,7 @@ class Lane:
         return await self.fence_until_done(ask)
 
     async def fence_until_done(self, ask: Callable[[], Awaitable[Any]]) -> int:
-        """Ask to fence a producer until that is done; the last number it applied."""
+        """Fence a producer, retrying until the store does it; the last number it applied."""
         pause = _PAUSE_FIRST_S
         while True:
             with suppress(StoreError):
@@ -334,7 +334,7 @@ class Lane:
             pause = min(_PAUSE_MAX_S, 2 * pause)
 
     async def await_replies(self) -> None:
-        """Wait for a connection if there is none, and until all that was sent on it is answered."""
+        """Wait for a connection, and for the replies to all requests sent on it."""
         connection = await self._reconnector.connected()
         with suppress(StoreError):
             await connection.ask("PING")
@@ -350,18 +350,18 @@ class Lane:
         return task
 
     def finish(self, work: Coroutine[Any, Any, None]) -> None:
-        """As :meth:`spawn`; stopping waits for it, unless the store is away."""
+        """Spawn a task that :meth:`stop` waits for, unless the store is down."""
         task = self.spawn(work)
         if task is not None:
             self.finishing.add(task)
             task.add_done_callback(self.finishing.discard)
 
     def call_later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
-        """Have something done after some seconds."""
+        """Call a function after some seconds."""
         return self._loop.call_later(after_s, do)
 
     def warn(self, message: str) -> None:
-        """Say what goes wrong, but not again and again."""
+        """Log a warning, at most every ten seconds."""
         now = self._loop.time()
         if now - self._warned_at >= _WARN_EVERY_S:
             self._warned_at = now
@@ -388,24 +388,24 @@ class Lane:
             self.spool.connected()
 
     def compare_all(self) -> None:
-        """Have all queues compare what the store had acknowledged with what it has."""
+        """Let all queues compare acknowledged settlements with the store's records."""
         for queue in self.queues:
             queue.compare()
 
     def set_tallies(self, tallies: Tallies | None) -> None:
-        """Have the durations of requests counted, or not."""
+        """Count the durations of requests in tallies; None: do not count them."""
         self._tallies = tallies
         self._bind()
 
     def _bind(self) -> None:
         connection = self._connection
-        # Bound once for all requests: to go by the connection each time costs them a call of its own.
+        # Bound once: going through the connection costs each request another call.
         call = self._reconnector.call if connection is None else connection.call
         self.call = call if self._tallies is None else self._tallies.time_calls(call)
         self.post = None if connection is None else connection.post
 
     def load(self, connection: AnyConnection | None) -> None:
-        """Load the scripts before whatever is sent next; once for all that ask for it in one tick."""
+        """Load the scripts before the next request; once per tick."""
         if connection is None or connection in self._loading:
             return
         self._loading.add(connection)
@@ -436,11 +436,11 @@ class Lane:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            _log.error("the store's upkeep failed", exc_info=error)
+            _log.error("a background task of the store client failed", exc_info=error)
 
 
 async def await_reply(call: StoreCall, reply: asyncio.Future[Any]) -> Any:
-    """Wait for the reply to a call; where the waiting is cancelled, nothing stays held."""
+    """Wait for the reply to a call; a cancellation releases its holds."""
     try:
         return await reply
     except asyncio.CancelledError:

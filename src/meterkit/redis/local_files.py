@@ -1,4 +1,4 @@
-"""Locks between processes that end with their holder."""
+"""Local files: locks between processes, which end with their holder, and directories private to a user."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _POLL_S: Final = 0.005
 
 
 class FileLock:
-    """An flock on the file at ``path``, which is made if it is missing.
+    """flock on the file at ``path``, which is made if it is missing.
 
     The kernel drops it with the last process that holds it, however that ends. A process that is forked
     does not hold the locks of its parent: they belong to open files, which it inherits and closes. For the
-    same reason a lock is given up by closing the file: unlocking would take it from everyone who shares it.
+    same reason a lock is released by closing the file: unlocking would release it for all who share it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,10 +51,10 @@ class FileLock:
         return self._descriptor
 
     def acquire(self, *, shared: bool = False, timeout_s: float = 0) -> bool:
-        """Take the lock, alone or together with others who ask for it ``shared``.
+        """Acquire the lock, exclusive or ``shared``.
 
         Returns:
-            Whether it was had within ``timeout_s`` seconds.
+            Whether it was acquired within ``timeout_s`` seconds.
 
         Raises:
             FileNotFoundError: the file's directory is missing.
@@ -81,7 +81,7 @@ class FileLock:
                 return True
 
     def close(self) -> None:
-        """Give the lock up. Repeatable."""
+        """Release the lock. Idempotent."""
         with _forking:
             descriptor, self._descriptor = self._descriptor, None
             _open_locks.discard(self)
@@ -89,7 +89,7 @@ class FileLock:
                 os.close(descriptor)
 
     def forget(self) -> None:
-        """In a child: close what the parent holds; the parent keeps it."""
+        """Close the parent's file in a forked child; the parent keeps the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor = None
@@ -126,7 +126,7 @@ os.register_at_fork(
 )
 
 
-# What Linux answers to SO_PEERCRED: pid, uid, gid; macOS and the BSDs to LOCAL_PEERCRED: version, uid, …
+# Reply of Linux to SO_PEERCRED: pid, uid, gid; of macOS and the BSDs to LOCAL_PEERCRED: version, uid, …
 _LINUX_PEER: Final = struct.Struct("=iII")
 _BSD_PEER: Final = struct.Struct("=II")
 _SOL_LOCAL: Final = 0
@@ -161,7 +161,7 @@ def check_directory(directory: Path) -> None:
     """
     cure = f"; name a directory of this user alone, for example {directory / 'meterkit'}, which is made"
     for found in (directory.lstat(), directory.stat()):
-        # A link that root has put there leads where root wants it to.
+        # A link made by root is trusted.
         if found.st_uid != os.geteuid() and not (stat.S_ISLNK(found.st_mode) and found.st_uid == 0):
             raise unusable_store(
                 f"the directory {directory} belongs to user {found.st_uid}, and this is user"

@@ -1,4 +1,4 @@
-"""``memory://``: the store within this process, on fakeredis. For tries and tests; nothing outlives it."""
+"""``memory://``: in-memory store within this process, on fakeredis, for trials and tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ except ImportError as error:  # pragma: no cover - the tests have it installed
 
 
 class _ExpiryClock:
-    """The time that keys end by: real time, as far back as a clock of a test has ever been behind it.
+    """Clock of key expiry: real time, less the most that a test's clock has ever been behind it.
 
     A key written with a past expiry would be gone at once. A clock that jumps ahead ends no key before
     its time, as it does not on a server.
@@ -37,7 +37,7 @@ class _ExpiryClock:
         self._behind_s = 0.0
 
     def follow(self, clock: Callable[[], float]) -> None:
-        """Go back as far as this clock from now on."""
+        """Set the clock back as far as this one, from now on."""
         if clock is not time:
             self._clocks.add(clock)
 
@@ -48,7 +48,7 @@ class _ExpiryClock:
 
 
 def _keep(database: object, now: object) -> None:
-    """Take the system's time, and leave it."""
+    """Ignore a time that fakeredis sets."""
 
 
 def _new_server(past: _ExpiryClock) -> Any:
@@ -65,7 +65,7 @@ _server = _new_server(_past)
 
 
 class MemoryConnection:
-    """Stands in for a connection: requests are executed at the end of the tick, in order."""
+    """Connection to the in-memory store: requests are executed at the end of the tick, in order."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -79,17 +79,17 @@ class MemoryConnection:
         """Execute a request followed by the clock; the future's result is the reply."""
         if future is None:
             future = self._loop.create_future()
-        self._enqueue(b"".join(call.packed) + self._clock(), future, call)
+        self._enqueue_request(b"".join(call.packed) + self._clock(), future, call)
         return future
 
     def post(self, packed: Sequence[bytes], receiver: Receiver) -> None:
         """Execute a request followed by the clock; the receiver takes the reply."""
-        self._enqueue(b"".join(packed) + self._clock(), None, receiver)
+        self._enqueue_request(b"".join(packed) + self._clock(), None, receiver)
 
     def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
         """Execute a plain command; the future's result is the reply."""
         future = self._loop.create_future()
-        self._enqueue(pack(*parts), future, None)
+        self._enqueue_request(pack(*parts), future, None)
         return future
 
     @property
@@ -102,7 +102,7 @@ class MemoryConnection:
         self.drop()
 
     def drop(self) -> None:
-        """The same; there is nothing to wait for."""
+        """Execute what waits, and close without waiting."""
         self.open = False
         self._flush()
         self._client.close()
@@ -110,7 +110,7 @@ class MemoryConnection:
     def _clock(self) -> bytes:
         return b"$13\r\n%013d\r\n" % (self._now() * 1000)
 
-    def _enqueue(self, request: bytes, future: asyncio.Future[Any] | None, taker: Any) -> None:
+    def _enqueue_request(self, request: bytes, future: asyncio.Future[Any] | None, taker: Any) -> None:
         if not self._queue:
             self._loop.call_soon(self._flush)
         self._queue.append((request, future, taker))
@@ -136,7 +136,7 @@ class MemoryConnection:
 
 
 async def connect(scripts: Sequence[Script], *, clock: Callable[[], float] = time) -> MemoryConnection:
-    """A connection to this process's store, all scripts loaded."""
+    """Open a connection to this process's store, all scripts loaded."""
     connection = MemoryConnection(clock)
     for reply in await asyncio.gather(*(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts)):
         if isinstance(reply, ReplyError):
@@ -145,14 +145,14 @@ async def connect(scripts: Sequence[Script], *, clock: Callable[[], float] = tim
 
 
 def admin_client(clock: Callable[[], float] = time) -> Any:
-    """A redis-py client of this process's store, which will go by ``clock``."""
+    """Make a redis-py client of this process's store, which goes by ``clock``."""
     _past.follow(clock)
     return fakeredis.FakeAsyncRedis(server=_server, version=(7, 0))
 
 
 def empty() -> None:
-    """Forget all that this process's store keeps."""
+    """Empty this process's store."""
     if not any(map(len, _server.dbs.values())):
-        return  # A client costs some milliseconds, which is much where each of many tests begins by this.
+        return  # A client costs some milliseconds: too much before each of many tests.
     client: Any = fakeredis.FakeRedis(server=_server, version=(7, 0))
     client.flushall()

@@ -1,7 +1,7 @@
-"""One connection to the store, made anew whenever it ends; calls wait for it, but not for long.
+"""Reconnector and circuit breaker: one connection to the store, reopened whenever it ends.
 
-This is the circuit breaker, too: it opens where the store is away for one timeout, and closes with the next
-connection, which is used only after the server has taken a write: that is the probe.
+Calls wait for a connection, but not for long. The breaker opens once the store has been down for one timeout.
+It closes with the next connection, which is used only after the server has taken a write: that is the probe.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _log = logging.getLogger("meterkit.store")
 _PAUSE_FIRST_S: Final = 0.05
 # With the time that a connection takes to be made, usage is on its way within a second of the store's return.
 _PAUSE_MAX_S: Final = 0.5
-# A server that answers at times is not asked again and again: the pause grows until a connection has lasted.
+# For a server that answers at times the pause grows until a connection has lasted.
 _STEADY_S: Final = 1.0
-_SAY_EVERY_S: Final = 60.0
+_LOG_EVERY_S: Final = 60.0
 _ENDED_MAX: Final = 8
 
 
 class AnyConnection(Protocol):
-    """A connection, or what stands in for one: to the memory of this process, or to all nodes of a cluster.
+    """Connection to a server, to the in-memory store, or to all nodes of a cluster.
 
     Attributes:
         open: whether it takes requests.
         is_unfit: whether it ended because its server does not serve: it is silent, or takes no writes.
-        silent_s: for how long the server had owed an answer when it ended.
+        silent_s: time that the oldest reply was due when it ended.
     """
 
     open: bool
@@ -68,21 +68,21 @@ class AnyConnection(Protocol):
 
 
 Connector: TypeAlias = "Callable[[OnEnd], Awaitable[AnyConnection]]"
-"""Opens a connection; it calls ``on_end`` once it takes no more. Raises StoreError where it cannot."""
+"""Opens a connection, which calls ``on_end`` when it ends. Raises StoreError if it cannot."""
 
 
 class Reconnector:
-    """Keeps one connection to the store: the first attempt at once, the next ones after a pause that grows.
+    """Keeps one connection to the store open, with growing pauses between attempts; circuit breaker.
 
     Args:
         connector: opens a connection.
-        timeout_s: how long a call may wait, for a connection and for its reply together.
-        on_change: told of each new connection, and by None of each end.
+        timeout_s: timeout of a call: for a connection and its reply together.
+        on_change: called with each new connection, and with None at its end.
 
     Attributes:
         connection: None while there is none.
-        is_open: whether the store is away: no call waits for it. Also before the first connection.
-        opened: how often that came to be.
+        is_open: whether the breaker is open: the store is down, and no call waits for it.
+        opened: number of times that it has opened.
     """
 
     def __init__(
@@ -108,20 +108,20 @@ class Reconnector:
         self._ended: deque[AnyConnection] = deque()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self._end_logged_s = self._outage_logged_s = self._down_since_s - _SAY_EVERY_S
+        self._end_logged_s = self._outage_logged_s = self._down_since_s - _LOG_EVERY_S
         self._is_end_logged = self._is_outage_logged = False
         self._unlogged_ends = self._logged_opened = 0
         self._outage_log_timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """Connect in the background, unless that is under way already."""
+        """Connect in the background, unless an attempt is running."""
         if self.connection is None and self._task is None and not self._stopped:
             self._open_later()
             self._task = start_task(self._connect())
             self._task.add_done_callback(self._connecting_ended)
 
     async def reach(self, within_s: float, *, is_own: bool = False) -> None:
-        """Connect; where that does not succeed in time, say why and go on trying in the background.
+        """Connect; if that fails in time, log why and retry in the background.
 
         Args:
             within_s: since the store was last reached, or since the first attempt.
@@ -131,7 +131,7 @@ class Reconnector:
         Raises:
             SettingsError: the store cannot be used with these settings.
         """
-        self._quiet_waiters += 1  # No log line meanwhile: a store may start with its apps.
+        self._quiet_waiters += 1  # No log line yet: a store may start with its apps.
         self.begin()
         try:
             if is_own:
@@ -153,13 +153,13 @@ class Reconnector:
 
     @property
     def connection_error(self) -> MeterkitError | None:
-        """Why there is no connection; None where there is one."""
+        """Error of the last attempt; None if there is a connection."""
         if self.connection is not None:
             return None
         return self._refusal or StoreError(self._why, executed=False)
 
     def outage_error(self) -> MeterkitError:
-        """The error of calls while there is no connection."""
+        """Error of calls while there is no connection."""
         return self._refusal or StoreError(f"the store is not connected: {self._why}", executed=False)
 
     async def connected(self) -> AnyConnection:
@@ -169,12 +169,12 @@ class Reconnector:
         return self.connection
 
     def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
-        """Send a request as soon as there is a connection; its reply is the future's result, or a new one's.
+        """Send a request as soon as there is a connection; the future's result is its reply.
 
-        Waits only while the store is away for less than the timeout: then every call is answered at once.
+        The call waits only until the breaker opens: from then on every call fails at once.
 
         Raises:
-            StoreError: the store is away; nothing was sent.
+            StoreError: the store is down; nothing was sent.
             SettingsError: the store cannot be used with these settings.
         """
         if self.connection is not None:
@@ -187,9 +187,9 @@ class Reconnector:
         return future
 
     async def stop(self) -> None:
-        """Close all connections; what waits for one fails."""
+        """Close all connections; waiting calls fail."""
         self._stopped = True
-        self._connected_or_refused.set()  # It never will be: release the waiters.
+        self._connected_or_refused.set()  # Releases the waiters.
         self._attempted.set()
         if self._task is not None:
             self._task.cancel()
@@ -264,7 +264,7 @@ class Reconnector:
                 self._loop.call_at(until, self._fail_timed_out, future)
 
     def _on_end(self, connection: AnyConnection, why: str, unsent: Unsent) -> None:
-        """Take word that a connection has ended; what it had not sent yet goes over the next one."""
+        """Handle the end of a connection; its unsent calls go over the next one."""
         if self.connection is not connection:
             for future, _ in unsent:
                 fail_future(future, StoreError(why, executed=False))
@@ -298,7 +298,7 @@ class Reconnector:
         self._waiting.append((self._loop.time() + self._timeout_s, future, call))
 
     def _open_later(self) -> None:
-        """Open where there is no connection by the end of the timeout."""
+        """Open the breaker if there is no connection by the end of the timeout."""
         if self._opening is None and not self.is_open:
             at = self._down_since_s + self._timeout_s
             if at <= self._loop.time():
@@ -321,9 +321,9 @@ class Reconnector:
             self._opening = None
 
     def _log_end(self, why: str) -> None:
-        """Say that a connection has ended, once a minute."""
+        """Log the end of a connection, at most once a minute."""
         now, before = self._loop.time(), self._unlogged_ends
-        if now - self._end_logged_s < _SAY_EVERY_S:
+        if now - self._end_logged_s < _LOG_EVERY_S:
             self._unlogged_ends += 1
             return
         self._end_logged_s, self._is_end_logged, self._unlogged_ends = now, True, 0
@@ -331,29 +331,29 @@ class Reconnector:
         _log.warning("the store's connection ended: %s; connecting again%s", why, often)
 
     def _log_outage(self) -> None:
-        """Say that the store is away: once, and where it comes and goes once a minute."""
-        now, due = self._loop.time(), self._outage_logged_s + _SAY_EVERY_S
+        """Log that the store is down: once, and at most once a minute if it comes and goes."""
+        now, due = self._loop.time(), self._outage_logged_s + _LOG_EVERY_S
         if self._is_outage_logged:
             return
         if now < due:
             # A longer outage is logged then, too.
             if self._outage_log_timer is None:
-                self._outage_log_timer = self._loop.call_at(due, self._log_further_outages)
+                self._outage_log_timer = self._loop.call_at(due, self._log_repeated_outages)
             return
         before = self.opened - self._logged_opened - 1 if self._logged_opened else 0
-        often = f" (it was away {_times(before)} more since the last such line)" if before > 0 else ""
+        often = f" (it was down {_times(before)} more since the last such line)" if before > 0 else ""
         self._outage_logged_s, self._logged_opened, self._is_outage_logged = now, self.opened, True
         _log.error("%s; trying again until it can%s", self._why, often)
 
-    def _log_further_outages(self) -> None:
-        """Say a minute later that the store is still away, or how often it was."""
+    def _log_repeated_outages(self) -> None:
+        """Log a minute later that the store is still down, or how often it was."""
         self._outage_log_timer = None
         if self.is_open:
             self._log_outage()
             return
         now, times = self._loop.time(), _times(self.opened - self._logged_opened)
         past_s = now - self._outage_logged_s
-        _log.warning("the store was away again, %s within %.0f s; it is there now", times, past_s)
+        _log.warning("the store was down again, %s within %.0f s; it is up now", times, past_s)
         self._outage_logged_s, self._logged_opened = now, self.opened
 
     def _fail_waiting(self) -> None:

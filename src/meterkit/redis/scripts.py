@@ -1,4 +1,4 @@
-"""The Lua scripts, as the server gets them."""
+"""Lua scripts: loaded from the package, with includes and constants inlined."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def load(
 
     Args:
         name: the file's name without ``.lua``.
-        clock: whose clock decides; ``caller`` is for tests with a clock that is set, and changes the SHA, so
-            that a server never mixes the two.
+        clock: clock of the script; ``caller`` is for tests that set the clock, and changes the SHA, so that a
+            server never mixes the two.
         dialect: ``fake`` leaves out the first line, ``#!lua …``, and brings the libraries along: fakeredis
             knows neither.
-        is_audited: with the lines that begin with ``--audited``: what the audit log costs, others do not pay.
+        is_audited: include the lines that begin with ``--audited``: only kits with an audit log pay for them.
     """
     text = _AUDITED.sub(r"\1" if is_audited else "", _read(f"{name}.lua"))
     text = _with_includes(text, clock)
@@ -91,9 +91,9 @@ def load(
 
 
 def _with_includes(text: str, clock: Clock) -> str:
-    """A script with all includes inlined, each once.
+    """Inline all includes of a script, each once.
 
-    What the first of them bring is known to the end; what others bring is known where they stand, in a block.
+    The first block of includes is in scope to the end; later ones only in their own block.
     """
     to_the_end: set[str] | None = None
 
@@ -119,5 +119,5 @@ def _with_includes(text: str, clock: Clock) -> str:
 
 @cache
 def _read(path: str) -> str:
-    # Many scripts include the same: each process that begins would read them three times over.
+    # Cached: many scripts include the same files.
     return (resources.files("meterkit") / "lua" / path).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Facts about a server: its errors, its clock, the rights of its user, its settings."""
+"""Server facts: its errors, its clock, its user's rights, its settings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _NAMES: Final = (
-    *("NoScriptError", "ReadOnlyError", "OutOfMemoryError", "NoPermissionError"),
-    *("ClusterDownError", "AskError", "TryAgainError"),
+    "NoScriptError",
+    "ReadOnlyError",
+    "OutOfMemoryError",
+    "NoPermissionError",
+    "ClusterDownError",
+    "AskError",
+    "TryAgainError",
 )
-# Redis-py has no classes of these.
+# Codes without a class in redis-py.
 _CODES: Final = ("MISCONF ", "NOREPLICAS ", "BUSY ")
 
 
@@ -27,7 +32,7 @@ def is_refusal(error: object) -> bool:
 
 
 def is_key_error(error: object) -> bool:
-    """Whether a server has answered that a key does not hold what the command needs."""
+    """Whether a server refused a command because of the value of its key."""
     refusal, of_the_server = _classes()
     return isinstance(error, refusal) and not (
         isinstance(error, of_the_server) or str(error).startswith(_CODES)
@@ -36,9 +41,9 @@ def is_key_error(error: object) -> bool:
 
 @cache
 def _classes() -> tuple[type[Exception], tuple[type[Exception], ...]]:
-    """Redis-py's class of answers with an error, and those by which a server speaks of itself.
+    """redis-py's class of error replies, and its classes of errors about the server itself.
 
-    Their messages lack the code. Redis-py takes a while to import: it comes with the first kit.
+    Their messages lack the code. redis-py is slow to import: it is imported with the first kit.
     """
     errors: Any = import_module("redis.exceptions")
     return errors.ResponseError, tuple(getattr(errors, name) for name in _NAMES)
@@ -48,10 +53,10 @@ _BEHIND_MAX_S: Final = 60.0
 
 
 def refuse_past_clock(clock: Callable[[], float], store: str) -> Callable[[], float]:
-    """The same clock, which raises MeterkitError while it is behind the system's.
+    """Wrap a clock: raise MeterkitError while it is behind the system's.
 
-    A server ends keys by its own time: what is written with a date in the past is gone at once, and nothing
-    would count.
+    A server expires keys by its own time: a key with an expiry in the past is gone at once, and nothing would
+    count.
 
     Args:
         clock: seconds since the epoch.
@@ -59,23 +64,23 @@ def refuse_past_clock(clock: Callable[[], float], store: str) -> Callable[[], fl
     """
 
     def now() -> float:
-        told = clock()
-        if told < time() - _BEHIND_MAX_S:
+        now_s = clock()
+        if now_s < time() - _BEHIND_MAX_S:
             raise MeterkitError(
-                f"the clock says {datetime.fromtimestamp(told, UTC).isoformat()}, which is past, and {store}"
+                f"the clock says {datetime.fromtimestamp(now_s, UTC).isoformat()}, which is past, and {store}"
                 " keeps nothing that ended in the past: take memory:// as the store, or a time from now on"
             )
-        return told
+        return now_s
 
     return now
 
 
 Durability = Literal["WAITAOF", "WAIT", "WAITAOF and WAIT", "age", "none"]
-"""How it is made sure that the server keeps a write: it is asked until its disk, a replica, or both have the
-write; the write is left to grow old enough; or there is no way."""
+"""Method by which a write is persisted: wait for the disk, for a replica, or for both; wait until the write
+is old enough; or none."""
 DURABILITIES: Final[tuple[Durability, ...]] = get_args(Durability)
 
-# Complete requests: told of fewer words than a command needs, some servers crash where they look for its keys
+# Complete requests: with fewer words than a command needs, some servers crash while they look for its keys
 # (https://github.com/redis/redis/issues/14843). KEY stands for a key of a shard.
 _KEY: Final = "KEY"
 COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
@@ -132,11 +137,12 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("ZREM", _KEY, "m"),
     ("ZSCORE", _KEY, "m"),
 )
-"""The commands without which nothing works, each with arguments to try the right to it."""
+"""Required commands, each with arguments to try the right to it."""
 OPTIONAL_COMMANDS: Final = ("SCAN", "WAIT", "INFO", "CONFIG|GET", "WAITAOF")
-"""Without them tasks over all customers fail, delivery waits longer, and dangers stay unnoticed."""
+"""Optional commands: without them tasks over all customers fail, delivery waits longer, and dangers go
+unnoticed."""
 CLUSTER_COMMANDS: Final[tuple[tuple[str, ...], ...]] = (("CLUSTER|SLOTS",), ("CLUSTER|NODES",), ("ASKING",))
-"""The commands that a cluster needs besides."""
+"""Further commands that a cluster needs."""
 _SCAN: Final = ("SCAN", "0")
 _TRIED: Final = (*COMMANDS, _SCAN, *CLUSTER_COMMANDS)
 _KEEPS_ALL: Final = "noeviction"
@@ -144,7 +150,7 @@ _REPLICA_LAG_S: Final = 10
 
 
 def acl_rules(prefix: str, commands: Iterable[str]) -> str:
-    """What a user's ACL must say for these commands on the keys under a prefix."""
+    """ACL rules that allow these commands on the keys under a prefix."""
     return " ".join((f"~{prefix}:*", *(f"+{command.lower()}" for command in commands)))
 
 
@@ -157,7 +163,7 @@ def commands_to_try(key: str, *, of_cluster: bool = False) -> list[list[str]]:
 
 
 def words_to_try(key: str, *, of_cluster: bool) -> list[str | int]:
-    """What the script ``rights`` tries, as it takes it: before each command how many words that has."""
+    """Arguments of the script ``rights``: each command after its number of words."""
     found: list[str | int] = []
     for command in commands_to_try(key, of_cluster=of_cluster):
         found += (len(command), *command)
@@ -204,10 +210,10 @@ def scan_refusal(refused: Sequence[int], *, user: str) -> str | None:
 
 
 def eviction_warning(memory: Mapping[str, str]) -> str | None:
-    """What may happen under the server's policy of eviction; None where nothing may.
+    """Warning about the server's eviction policy; None if it evicts nothing.
 
     Args:
-        memory: what the server says to ``INFO memory``.
+        memory: fields of ``INFO memory``.
     """
     policy = memory.get("maxmemory_policy", _KEEPS_ALL)
     if policy == _KEEPS_ALL:
@@ -226,21 +232,21 @@ def eviction_warning(memory: Mapping[str, str]) -> str | None:
 
 
 def count_replicas(info: Mapping[str, str]) -> int:
-    """How many replicas follow a server; by ``INFO replication``."""
+    """Number of current replicas of a server, by ``INFO replication``."""
     return sum(
         is_replica_current(text) for name, text in info.items() if name.removeprefix("slave").isdecimal()
     )
 
 
 def is_replica_current(replica: str) -> bool:
-    """Whether a replica is there and at most ten seconds behind; by its line of ``INFO replication``."""
+    """Whether a replica is online and at most ten seconds behind, by its line of ``INFO replication``."""
     parts = (part.partition("=") for part in replica.split(","))
     fields = {name: value for name, _, value in parts}
     return fields.get("state") == "online" and int(fields.get("lag") or 0) <= _REPLICA_LAG_S
 
 
 def durability_of(*, waits_for_disk: bool, has_file: bool | None, replicas: int | None) -> Durability:
-    """Ways to make a server persist writes.
+    """Choose the method by which a server persists a write.
 
     Args:
         waits_for_disk: whether it knows when its append-only file has something (``WAITAOF``).

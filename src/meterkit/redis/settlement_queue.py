@@ -1,4 +1,11 @@
-"""What numbered settlements need: the replies of the settle script, the lane, and the spool."""
+"""Numbered settlements: usage reaches the store exactly once, whatever happens to connections.
+
+As with Kafka's idempotent producers, each *producer* has an id and numbers its settlements: those of one
+shard, from one event loop. The script applies a number only if it follows the last one. So no settlement is
+applied twice, and none after a gap. Any reply except *ok*, and any lost connection, ends the producer: it is
+*fenced*, which closes it for good and returns the last applied number. Later settlements are sent again by a
+new producer, in order.
+"""
 
 from __future__ import annotations
 
@@ -31,27 +38,27 @@ PARTLY: Final = 9
 
 
 NEVER_SENT: Final = 2**53 - 1
-"""The number of a settlement that was never sent. Its record tells only of the producer."""
+"""Number of a settlement that was never sent. Its record is only about the producer."""
 
 
 class NumberedSettlement(Protocol):
-    """What a request came to, ready to be numbered."""
+    """Settlement of a request, ready to be numbered."""
 
     waiter: asyncio.Future[None] | None
 
     @property
     def view(self) -> ShardMember:
-        """The customer, and so the shard."""
+        """Data of its customer, for the shard."""
         ...
 
     @property
     def slot(self) -> int:
-        """Of what is given back."""
+        """Slot of the released holds."""
         ...
 
     @property
     def customer(self) -> str:
-        """Whose it is."""
+        """Its customer."""
         ...
 
     def pack(self) -> tuple[bytes, bytes]:
@@ -59,13 +66,13 @@ class NumberedSettlement(Protocol):
         ...
 
     def on_stale(self, reply: list[Any]) -> None:
-        """Take the state that the store has come to since."""
+        """Handle a newer state of the customer in the store."""
 
     def on_refused(self, field: bytes) -> None:
-        """Take word that the store can never apply this."""
+        """Handle a settlement that the store can never apply."""
 
     def on_damaged(self, field: bytes) -> None:
-        """Take word that the store cannot apply this: what it keeps of the customer is damaged."""
+        """Handle a settlement that the store cannot apply because the customer's data are damaged."""
 
     def on_conflict(self, kept: bytes) -> Exception:
         """Log that the event id has counted another quantity, and make the error for the caller."""
@@ -76,16 +83,16 @@ class NumberedSettlement(Protocol):
         ...
 
     def on_notices(self, notices: list[bytes]) -> None:
-        """Take word of the credits whose balance has become low by it, and of its being late."""
+        """Handle notices: credits whose balance has become low, and lateness."""
 
 
 class SentRecord(NamedTuple):
-    """Under which number a settlement was sent before: fencing that producer tells whether it was applied.
+    """Former number of a settlement: fencing that producer shows whether it was applied.
 
     Attributes:
         producer: the producer's key.
         number: the settlement's; :data:`NEVER_SENT`: it was not sent under that producer.
-        acknowledged: how many the store had applied of that producer by its own word.
+        acknowledged: number of settlements of that producer that the store had acknowledged.
     """
 
     producer: str
@@ -94,7 +101,7 @@ class SentRecord(NamedTuple):
 
 
 class SpoolPort(Protocol):
-    """Where settlements wait on disk while the store is away."""
+    """Write-ahead spool: settlements wait on disk while the store is down."""
 
     @property
     def kept(self) -> int:
@@ -107,28 +114,28 @@ class SpoolPort(Protocol):
         ...
 
     def keep(self, shard: int, settlements: Sequence[tuple[Any, SentRecord | None]]) -> None:
-        """Take settlements of a shard, in order; each waiter is released once its own is on disk."""
+        """Spool settlements of a shard, in order; each waiter is released once its own is on disk."""
 
     def connected(self) -> None:
-        """Take word that the store, or one of its nodes, can be reached: what waits is sent."""
+        """Send the spooled settlements: the store, or one of its nodes, can be reached."""
 
     async def flush(self) -> None:
-        """Write what is not written, as far as that can be done."""
+        """Write unwritten settlements, as far as possible."""
 
     async def close(self) -> Sequence[NumberedSettlement]:
-        """Leave what waits to the next start; what could not be written, and is lost."""
+        """Leave spooled settlements to the next start; the ones that could not be written, and are lost."""
         ...
 
 
 class LocalAllotments(Protocol):
-    """What one event loop admits without asking the store; see :mod:`meterkit.store.allotment`."""
+    """Allotments of one event loop: requests admitted locally; see :mod:`meterkit.store.allotment`."""
 
     granted: int
     returned: int
 
     @property
     def unused(self) -> int:
-        """Units that are there to be used."""
+        """Unused units."""
         ...
 
     def admit(self, decision: Any, route: Any) -> tuple[Any, list[int] | None]:
@@ -136,26 +143,26 @@ class LocalAllotments(Protocol):
         ...
 
     def settle(self, settlement: Any) -> None:
-        """Settle what such a request came to, together with others."""
+        """Settle such a request, together with others."""
 
     def flush(self) -> None:
         """Send what waits to be settled."""
 
     def close(self) -> None:
-        """Give back what is unused and send what waits; from now on nothing is allotted."""
+        """Return unused units and send what waits; allot nothing from now on."""
 
 
 class QueueLane(Protocol):
-    """What a queue needs of the lane."""
+    """Lane of a queue: that of the event loop, or of one shard of a cluster."""
 
     @property
     def stopping(self) -> bool:
-        """Whether nothing that begins now will be ended."""
+        """Whether the lane is stopping."""
         ...
 
     @property
     def spool(self) -> SpoolPort | None:
-        """Where settlements go that cannot be sent; None: they wait in memory."""
+        """Spool of settlements that cannot be sent; None: they wait in memory."""
         ...
 
     @property
@@ -172,21 +179,21 @@ class QueueLane(Protocol):
         ...
 
     async def await_replies(self) -> None:
-        """Wait for a connection if there is none, and until all that was sent on it is answered."""
+        """Wait for a connection, and for the replies to all requests sent on it."""
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         """Run in the background until the lane stops; None where it has stopped."""
         ...
 
     def call_later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
-        """Have something done after some seconds."""
+        """Call a function after some seconds."""
         ...
 
     def warn(self, message: str) -> None:
-        """Say what goes wrong, but not again and again."""
+        """Log a warning, throttled."""
 
     def compare_all(self) -> None:
-        """Have all queues of the lane compare what the store had acknowledged with what it has."""
+        """Let all queues compare acknowledged settlements with the store's records."""
 
 
 def resolve(settlement: NumberedSettlement, error: Exception | None) -> None:
@@ -217,20 +224,20 @@ _NO_RECORD: Final = (
 
 
 def pack_sequence(slot: int, sequence: int) -> bytes:
-    """The slot of a settlement's holds and its number: the end of the request before the clock."""
+    """Pack a settlement's slot and number: the end of the request before the clock."""
     return b"$16\r\n%b\r\n" % pack_numbers((slot, sequence))
 
 
 @dataclass(slots=True, eq=False)
 class Producer:
-    """One producer in its one life.
+    """Idempotent producer: numbers settlements until it is fenced.
 
     Attributes:
-        acknowledged: how many settlements the store has applied by its own word.
-        inflight: sent, and not answered yet.
-        unapplied: answered, and by that word not applied; and whatever was sent behind them.
-        failed: the error with which the script ended at one of them, by its place in ``unapplied``.
-        unanswered: sent over a connection that has ended: applied or not.
+        acknowledged: number of settlements that the store has acknowledged.
+        inflight: settlements sent and not answered yet.
+        unapplied: settlements that the store answered and did not apply, and all sent after them.
+        failed: error of the script for one of them, by its position in ``unapplied``.
+        unanswered: settlements sent over a connection that has ended: applied or not.
     """
 
     queue: SettlementQueue
@@ -248,18 +255,18 @@ class Producer:
 
     @property
     def unsettled(self) -> list[NumberedSettlement]:
-        """What the store has not acknowledged, in the order in which it was sent."""
+        """Unacknowledged settlements, in the order in which they were sent."""
         return [*self.unapplied, *self.unanswered, *self.inflight]
 
     def received(self, reply: list[Any] | Exception | bytes | int | None) -> None:
         """Match a reply with the oldest settlement in flight."""
         if not self.inflight:
-            return  # A connection given up still answers; fencing has the last word.
+            return  # An abandoned connection still answers; fencing decides.
         settlement = self.inflight.popleft()
         answer: list[Any] = reply if isinstance(reply, list) and reply else [_ERROR]
         code = answer[0]
         if code == OK and len(answer) == _OK_LENGTH and settlement.waiter is None and not self.unapplied:
-            # As below, but shorter: nearly all end so.
+            # Shortcut: nearly all replies are like this.
             self.acknowledged += 1
             self.queue.pause_s = 0.0
             return
@@ -268,7 +275,7 @@ class Producer:
                 self.failed[len(self.unapplied)] = str(reply)
             elif code == DAMAGED:
                 self.failed[len(self.unapplied)] = f"field {answer[1].decode()} is not a whole number"
-            # The meters that are left are sent again in its place.
+            # The remaining meters are sent again in its place.
             self.unapplied.append(settlement.uncounted(answer[2]) if code == PARTLY else settlement)
             if code == STALE:
                 self.queue.update_state(settlement, answer)
@@ -292,11 +299,11 @@ class Producer:
 
 @dataclass(slots=True, eq=False)
 class SettlementQueue:
-    """The settlements of one shard from one event loop.
+    """Queue of one shard's settlements from one event loop.
 
     Attributes:
-        lost: settlements that the store acknowledged and has lost since, or that found no room to wait.
-        pause_s: how long the next recovery waits; grows while nothing gets through.
+        lost: settlements that the store acknowledged and then lost, or that the queue had no room for.
+        pause_s: pause before the next recovery; it grows while nothing gets through.
     """
 
     lane: QueueLane
@@ -327,14 +334,16 @@ class SettlementQueue:
         lane = self.lane
         spool = lane.spool
         if self._is_down and spool is not None and lane.post is None and not lane.stopping:
-            # As below, but shorter: in an outage nearly all end so, and what was before them has gone there.
+            # Shortcut: in an outage nearly all are spooled, after those before them.
             spool.keep(self.shard, [(settlement, None)])
         elif not self._is_recovering and self._send(settlement):
             pass
         elif lane.stopping:
-            self._drop(settlement, "it came after the kit was stopped")
+            self._drop_settlement(settlement, "it came after the kit was stopped")
         elif len(self.waiting) >= _WAITING_MAX and spool is None:
-            self._drop(settlement, f"{_WAITING_MAX} settlements of shard {self.shard} wait for the store")
+            self._drop_settlement(
+                settlement, f"{_WAITING_MAX} settlements of shard {self.shard} wait for the store"
+            )
         else:
             self.waiting.append(settlement)
             if self._is_down or len(self.waiting) > _WAITING_MAX:
@@ -344,11 +353,11 @@ class SettlementQueue:
             self.restart(None)
 
     def spill(self) -> None:
-        """Hand to the spool, if there is one, what the store has not acknowledged."""
+        """Move unacknowledged settlements to the spool, if there is one."""
         spool, producer = self.lane.spool, self.producer
         if spool is None or not self.unsettled:
             return
-        # Its late replies are dropped: fencing has the last word.
+        # Its late replies are dropped: fencing decides.
         sent = [
             (settlement, SentRecord(producer.key, producer.acknowledged + nth, producer.acknowledged))
             for nth, settlement in enumerate(producer.unsettled, start=1)
@@ -360,7 +369,7 @@ class SettlementQueue:
         if producer.acknowledged:
             self._spilled[producer.key] = producer.acknowledged
             if not sent:
-                # Should this process end before it can compare, the process that sends the spool does.
+                # If this process ends before it can compare, the process that sends the spool compares.
                 kept[0] = (kept[0][0], SentRecord(producer.key, NEVER_SENT, producer.acknowledged))
         for left in (producer.inflight, producer.unapplied, producer.unanswered, self.waiting):
             left.clear()
@@ -372,7 +381,7 @@ class SettlementQueue:
         spool.keep(self.shard, kept)
 
     def restart(self, why: Any) -> None:
-        """Begin anew with another producer."""
+        """Recover with a new producer."""
         if not self._is_recovering and (self.unsettled or self._is_to_be_compared):
             if isinstance(why, Exception):
                 self.lane.warn(f"settlements are sent again: {why}")
@@ -390,25 +399,25 @@ class SettlementQueue:
         return self._is_suspect and bool(self.producer.acknowledged or self._spilled)
 
     def compare(self) -> None:
-        """Compare the acknowledged high-water marks with the store's records, and count what it has lost.
+        """Compare the acknowledged high-water marks with the store's records, and count lost settlements.
 
-        That is for each new connection, whether or not anything is settled: behind it may be a store that
-        was restored, or another server. Fencing tells the last number; all goes on under a new producer.
+        Runs for each new connection, which may lead to a restored store or to another server. Fencing returns
+        the last number; a new producer continues.
         """
         if self.producer.acknowledged or self._spilled:
             self._is_suspect = True
             self.restart(None)
 
     def update_state(self, settlement: NumberedSettlement, reply: list[Any]) -> None:
-        """Hand on the state that the store has come to since."""
+        """Update the customer's state from a stale reply."""
         try:
             settlement.on_stale(reply)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            # It is kept and sent again until the state can be read; a connection serves all customers.
+            # Sent again until the state can be read; an error must not end a connection of all customers.
             self.lane.warn(f"the state of a customer cannot be read: {error!r}")
 
     def disconnected(self) -> None:
-        """Take word that what is in flight will not be answered."""
+        """Handle a lost connection: settlements in flight will not be answered."""
         producer, self._is_down = self.producer, False
         if producer.inflight:
             producer.unanswered += producer.inflight
@@ -416,14 +425,14 @@ class SettlementQueue:
             self.restart(None)
 
     def resume(self) -> None:
-        """Go on where the task that saw to it was cancelled, as it is when a loop ends."""
+        """Restart a recovery whose task was cancelled, as at the end of a loop."""
         if self._recovery is not None and self._recovery.done():
             self._is_recovering = False
         if self.waiting or self.producer.unapplied or self.producer.unanswered or self._is_to_be_compared:
             self.restart(None)
 
     def renew(self) -> None:
-        """Begin anew with a producer that the store will not forget for a while."""
+        """Renew the producer before its record in the store expires."""
         if self.producer.acknowledged:
             self.compare()
         elif self.unsettled:
@@ -432,7 +441,7 @@ class SettlementQueue:
             self.producer = self._new_producer()
 
     def abandon(self) -> list[NumberedSettlement]:
-        """Give up what is not acknowledged; what that is."""
+        """Abandon unacknowledged settlements; returns them."""
         left = [*self.producer.unsettled, *self.waiting]
         for settlement in left:
             resolve(settlement, StoreError("the kit was stopped before the store answered"))
@@ -446,11 +455,11 @@ class SettlementQueue:
             return False
         try:
             head, tail = settlement.pack()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the others behind it
-            self._drop(settlement, f"it cannot be packed: {error!r}")
+        except Exception as error:  # noqa: BLE001 - no error may stop later settlements
+            self._drop_settlement(settlement, f"it cannot be packed: {error!r}")
             return True
         producer = self.producer
-        # Before anything else is made: the garbage collector may end a queue, which settles, too.
+        # Before any other object is made: the garbage collector may end a queue, which settles, too.
         sequence = producer.sequence = producer.sequence + 1
         producer.inflight.append(settlement)
         post((head, producer.packed_key, tail, pack_sequence(settlement.slot, sequence)), producer)
@@ -464,7 +473,7 @@ class SettlementQueue:
         self._spill_timer = None
         if self.unsettled and self.lane.spool is not None and not self.lane.stopping:
             if self.lane.post is None:
-                # A short hiccup touches no disk; from now on all that comes goes there at once.
+                # A short outage touches no disk; from now on settlements are spooled at once.
                 self._is_down = True
                 self.spill()
             else:
@@ -475,7 +484,7 @@ class SettlementQueue:
             while True:
                 try:
                     await self._send_unsettled()
-                except Exception as error:  # noqa: BLE001 - whatever it is, what waits here must not wait for ever
+                except Exception as error:  # noqa: BLE001 - waiting settlements must be retried
                     self.lane.warn(f"settlements could not be sent, they are sent again: {error!r}")
                     await asyncio.sleep(_PAUSE_MAX_S)
                 else:
@@ -496,7 +505,7 @@ class SettlementQueue:
             if producer.unapplied or producer.unanswered or producer.inflight or is_suspect:
                 await asyncio.sleep(self.pause_s)
                 self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
-                # Replies come in order: once this one is here, all that was sent before is answered too.
+                # Replies come in order: after this one, all earlier requests are answered.
                 self._resolve_fenced(producer, await self.lane.fence(producer.key))
                 window = _WINDOW_FIRST
             for _ in range(min(window, len(self.waiting))):
@@ -505,7 +514,7 @@ class SettlementQueue:
                 self.waiting.popleft()
             if not self.waiting and not self._is_to_be_compared:
                 return
-            # A few at first: where one of them is stale, all behind it go again.
+            # A few at first: if one of them is stale, all after it are sent again.
             await self.lane.await_replies()
             window *= 2
 
@@ -513,7 +522,7 @@ class SettlementQueue:
         acknowledged = producer.acknowledged
         self.producer = self._new_producer()
         if last < 0 < acknowledged:
-            # Whether the rest was applied is unknown: in doubt it is not billed.
+            # It is not known whether the rest was applied: in doubt it is not billed.
             unknown = (*producer.unanswered, *producer.inflight)
             self.waiting.extendleft(reversed(producer.unapplied))
             for settlement in unknown:
@@ -522,29 +531,31 @@ class SettlementQueue:
             return
         unapplied = producer.unsettled
         applied = max(0, last - acknowledged)
-        # What follows on it was lost as well: scripts are applied, and lost, in their order.
+        # Later ones were lost as well: scripts are applied, and lost, in order.
         self._count_forgotten(acknowledged, last)
         retried: list[NumberedSettlement] = []
         for place, settlement in enumerate(unapplied):
             if place in producer.failed:
-                # Its number may be used up, and another time it would end as it did, before all others.
-                self._drop(settlement, f"that of {settlement.customer!r} failed: {producer.failed[place]}")
+                # Its number may be used up, and a retry would fail again, before all others.
+                self._drop_settlement(
+                    settlement, f"that of {settlement.customer!r} failed: {producer.failed[place]}"
+                )
             elif place < applied:
                 resolve(settlement, None)
             else:
                 retried.append(settlement)
         self.waiting.extendleft(reversed(retried))
 
-    def _drop(self, settlement: NumberedSettlement, why: str) -> None:
+    def _drop_settlement(self, settlement: NumberedSettlement, why: str) -> None:
         resolve(settlement, StoreError(f"not recorded: {why}", executed=False))
         self._count_lost(1, why)
 
     def _count_forgotten(self, acknowledged: int, last: int, unknown: int = 0) -> None:
-        """Count what the store had acknowledged of a producer beyond the last number that it knows."""
+        """Count acknowledged settlements of a producer beyond the last number in the store."""
         lost = acknowledged - max(0, last) + unknown
         if lost > 0:
             self._count_lost(lost, _NO_RECORD if last < 0 else "the store lost what it had acknowledged")
-            # It was emptied or restored, maybe under connections that have lasted.
+            # The store was emptied or restored, maybe under connections that have lasted.
             self.lane.compare_all()
 
     def _count_lost(self, count: int, why: str) -> None:

@@ -26,17 +26,17 @@ _NAME_MAX: Final = 100
 
 
 class Tallies:
-    """What one kit has decided in this process. Nothing in it names a customer.
+    """Counters of one kit's decisions in this process. They name no customer.
 
     Attributes:
-        requests: (plan, outcome, reason) to how many; see :meth:`ended`.
+        requests: (plan, outcome, reason) to their number; see :meth:`count_request`.
         degraded: requests that the store did not decide.
-        durations: how many decisions of those that were timed took how long, by :data:`BUCKETS_S`.
-        duration_s: what those took in all.
-        llm: (model, provider) to what providers charge for calls, and what customers' balances are charged,
-            in micro-units, exactly; after a hundred pairs the rest is ``other``, as clients choose names.
-        unpriced: likewise to the calls of models without a price.
-        revenue: likewise to the revenue of the rows that this process has put into the audit log.
+        durations: histogram of timed decisions, by :data:`BUCKETS_S`.
+        duration_s: total duration of these.
+        llm: (model, provider) to the exact cost of calls, and the charge to customers' balances, in
+            micro-units; after a hundred pairs the rest is ``other``, because clients choose names.
+        unpriced: (model, provider) to the calls of models without a price.
+        revenue: (model, provider) to the revenue of the rows that this process wrote to the audit log.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Tallies:
 
         Args:
             plan: the key of its customer's plan; None if the customer is unknown.
-            outcome: what it came to, or ``refused``.
+            outcome: its outcome, or ``refused``.
             reason: why it was refused, or in shadow would have been.
             degraded: whether it was decided without the store.
         """
@@ -83,7 +83,7 @@ class Tallies:
         self.revenue[key] = self.revenue.get(key, Fraction(0)) + revenue
 
     def time_calls(self, call: Calling) -> Calling:
-        """The same call, which counts how long one reply in eight takes: to time all costs a request 3 us."""
+        """Wrap a call: time one reply in eight, because timing costs 3 µs."""
         nth = 0
 
         def timed_call(asked: StoreCall) -> asyncio.Future[Any]:
@@ -109,7 +109,7 @@ _everywhere: WeakSet[Tallies] = WeakSet()
 
 
 def all_tallies() -> Iterable[Tallies]:
-    """Those of all kits of this process."""
+    """Tallies of all kits of this process."""
     return list(_everywhere)
 
 

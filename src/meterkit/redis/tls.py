@@ -1,4 +1,4 @@
-"""TLS to the store: what both sides are known by, and in plain words why a server is refused."""
+"""TLS to the store: certificate files, and plain words for a refused server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OTHER_HOST: Final = frozenset({62, 64})
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
-    """Files that are read once, however many connections are made; paths as they were given, of PEM files.
+    """TLS settings: PEM files, by their given paths, read once for all connections.
 
     Attributes:
         ca_certs: the authorities that may vouch for the server, and no others; None: the system's.

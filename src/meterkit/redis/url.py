@@ -1,4 +1,7 @@
-"""Where the store is: ``redis_url``, or what is installed where no store is named. Does no I/O."""
+"""Address of the store: ``redis_url``, or an installed store if none is configured. Does no I/O.
+
+``REDIS_URL`` may have parameters of other clients (redis-py, Celery, Heroku): they are left out.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class SharedUrl(NamedTuple):
 
 
 def without_foreign_parameters(redis_url: str) -> SharedUrl:
-    """Leave out what only other clients know: timeouts, pools and encodings of their own connections.
+    """Leave out parameters of other clients: timeouts, pools and encodings of their connections.
 
     ``ssl_cert_reqs`` has redis-py's names (``none``) or, as in Celery, those of Python (``CERT_NONE``).
     """
@@ -78,7 +81,7 @@ _OF_SENTINELS: Final = ("sentinel_username", "sentinel_password")
 
 
 class HostPort(NamedTuple):
-    """Where one server listens; printed as host:port."""
+    """Address of one server, printed as host:port."""
 
     host: str
     port: int
@@ -89,11 +92,11 @@ class HostPort(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where a store is reached.
+    """Address of a store.
 
     Attributes:
         kind: ``tcp``: host and port; ``unix``: ``path`` is a socket; ``sentinel``: ``places`` are sentinels,
-            which know where the master of ``service`` is; ``cluster``: ``places`` are some of its nodes;
+            which know the master of ``service``; ``cluster``: ``places`` are some of its nodes;
             ``embedded``: ``path`` is the server's directory; ``memory``: within this process.
         path: the socket or the directory as it was given; else empty.
         db: the number of the database.
@@ -145,7 +148,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreChoice:
-    """The store that is used.
+    """Chosen store.
 
     Attributes:
         why: one clause for the log, for example ``no store is named and …``.
@@ -168,7 +171,7 @@ def choose_store(
         redis_url: the setting; None: the embedded server where its extra is installed, else memory.
         live: whether a live Stripe key is set; then usage is not kept in memory.
         is_shared: whether other software reads the same URL, from ``REDIS_URL``.
-        installed: tells by something true that a package of this name can be imported.
+        installed: returns something true if a package of this name can be imported.
 
     Raises:
         SettingsError: the URL is refused, or no store is named and none is installed.
@@ -203,7 +206,7 @@ def choose_store(
 
 
 def unusable_store(why: str) -> SettingsError:
-    """The error for a store that cannot be used."""
+    """Error for a store that cannot be used."""
     return SettingsError("redis_url", f"redis_url: {why}")
 
 
@@ -265,7 +268,7 @@ def _tcp(url: SplitResult, port: int | None) -> Address:
 
 
 def _without_list(redis_url: str) -> tuple[str, str]:
-    """A URL with one host in place of its list of hosts, which urllib refuses; and the list."""
+    """Split a list of hosts, which urllib refuses, out of a URL; one host takes its place."""
     scheme, _, rest = redis_url.partition("://")
     end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
     user, at, listed = rest[:end].rpartition("@")
@@ -374,33 +377,33 @@ def _path(url: SplitResult, of: str) -> str:
 
 
 def _query_parameters(url: SplitResult) -> dict[str, str]:
-    """What follows the '?', each name once."""
+    """Read the query, each name once."""
     found = parse_qsl(url.query, keep_blank_values=True)
-    allowed, said = {"db"}, "the only parameter that it may carry, once, is db"
+    allowed, rule = {"db"}, "the only parameter that it may carry, once, is db"
     if url.scheme in {"rediss", "redis+sentinel", "redis+cluster"}:
         allowed.update(_OF_TLS)
         own = ""
         if url.scheme == "redis+sentinel":
             allowed.update(_OF_SENTINELS)
             own = "sentinel_username, sentinel_password, "
-        said = (
+        rule = (
             f"the only parameters that it may carry, each once, are db, {own}ssl_ca_certs, ssl_certfile,"
             " ssl_keyfile and ssl_cert_reqs=required"
         )
     parameters = dict(found)
     if not allowed.issuperset(parameters) or len(found) > len(parameters):
-        raise _url_error(url.scheme, said)
+        raise _url_error(url.scheme, rule)
     return parameters
 
 
 def _login_fields(url: SplitResult, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
-    """What a connection begins with: who one is, and the database."""
+    """Login of a connection: user, password, database."""
     user, password = (unquote(text) if text else None for text in (url.username, url.password))
     return {"db": _database_number(url, path, parameters), "username": user, "password": password}
 
 
 def _database_number(url: SplitResult, path: str, parameters: Mapping[str, str]) -> int:
-    """The database, which may stand in the path (redis://) or in the query."""
+    """Read the database from the path (redis://) or the query."""
     if path and "db" in parameters:
         raise _url_error(url.scheme, "it names the database twice")
     text = parameters.get("db", path or "0")
