@@ -79,12 +79,12 @@ _OPTIONAL: Final = frozenset({"code", "offer", "portal_url", "reset_after_s", "u
 """Members that a document has only where they apply."""
 
 
-def _iana(status: int, code: str, title: str, /, **members: Any) -> tuple[str, ProblemType]:
+def _iana_type(status: int, code: str, title: str, /, **members: Any) -> tuple[str, ProblemType]:
     uri = f"https://iana.org/assignments/http-problem-types#{code}"
     return code, ProblemType(status, uri, title, members)
 
 
-def _own(status: int, code: str, title: str, /, **members: Any) -> tuple[str, ProblemType]:
+def _urn_type(status: int, code: str, title: str, /, **members: Any) -> tuple[str, ProblemType]:
     return code, ProblemType(status, f"urn:meterkit:problem:{code}", title, members)
 
 
@@ -101,34 +101,34 @@ _PAYMENT_REQUIRED: Final = (402, "payment-required", "Payment Required")
 PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(
     (
         # Refusals of the middleware.
-        _iana(429, "quota-exceeded", "Quota Exceeded", **{"violated-policies": _TEXTS, "offer": _OFFER}),
-        _iana(503, "temporary-reduced-capacity", "Temporary Reduced Capacity"),
-        _own(*_PAYMENT_REQUIRED, reason=_TEXT, portal_url=_URI, offer=_OFFER),
-        _own(402, "spend-limit-reached", "Spend Limit Reached", **_SPEND_MEMBERS),
-        _own(403, "feature-not-in-plan", "Feature Not In Plan", **_FEATURE_MEMBERS),
-        _own(403, "seats-limit-exceeded", "Seats Limit Exceeded", limit=_COUNT, used=_COUNT),
-        _own(413, "storage-limit-exceeded", "Storage Limit Exceeded", **_STORAGE_MEMBERS),
-        _own(401, "customer-unknown", "Customer Unknown"),
-        _own(400, "customer-invalid", "Customer Invalid"),
-        _own(409, "request-in-flight", "Request In Flight"),
-        _own(400, "request-above-ceiling", "Request Above Ceiling", **_CEILING_MEMBERS),
-        _own(400, "model-not-priced", "Model Not Priced", model=_TEXT),
+        _iana_type(429, "quota-exceeded", "Quota Exceeded", **{"violated-policies": _TEXTS, "offer": _OFFER}),
+        _iana_type(503, "temporary-reduced-capacity", "Temporary Reduced Capacity"),
+        _urn_type(*_PAYMENT_REQUIRED, reason=_TEXT, portal_url=_URI, offer=_OFFER),
+        _urn_type(402, "spend-limit-reached", "Spend Limit Reached", **_SPEND_MEMBERS),
+        _urn_type(403, "feature-not-in-plan", "Feature Not In Plan", **_FEATURE_MEMBERS),
+        _urn_type(403, "seats-limit-exceeded", "Seats Limit Exceeded", limit=_COUNT, used=_COUNT),
+        _urn_type(413, "storage-limit-exceeded", "Storage Limit Exceeded", **_STORAGE_MEMBERS),
+        _urn_type(401, "customer-unknown", "Customer Unknown"),
+        _urn_type(400, "customer-invalid", "Customer Invalid"),
+        _urn_type(409, "request-in-flight", "Request In Flight"),
+        _urn_type(400, "request-above-ceiling", "Request Above Ceiling", **_CEILING_MEMBERS),
+        _urn_type(400, "model-not-priced", "Model Not Priced", model=_TEXT),
         # Problems of the billing routes.
-        _own(404, "no-subscription", "No Subscription"),
-        _own(409, "subscription-exists", "Subscription Exists"),
-        _own(409, "seats-in-use", "Seats In Use", seats=_COUNT, used=_COUNT),
-        _own(409, "subscription-conflict", "Subscription Conflict"),
-        _own(403, "origin-not-allowed", "Origin Not Allowed"),
-        _own(400, "url-not-allowed", "URL Not Allowed", field=_TEXT),
-        _own(422, "plan-unknown", "Plan Unknown", plan=_TEXT),
-        _own(422, "request-invalid", "Request Invalid", errors=_FIELD_ERRORS),
-        _own(409, "currency-fixed", "Currency Fixed", currency=_TEXT),
-        _own(413, "request-too-large", "Request Too Large", limit=_COUNT),
-        _own(415, "media-type-not-supported", "Media Type Not Supported"),
-        ("billing-payment-required", _own(*_PAYMENT_REQUIRED, reason=_TEXT, code=_TEXT, url=_TEXT)[1]),
-        _own(402, "payment-method-missing", "Payment Method Missing", url=_TEXT),
-        _own(402, "invoice-open", "Invoice Open", url=_TEXT),
-        _own(502, "stripe-refused", "Stripe Refused", code=_TEXT),
+        _urn_type(404, "no-subscription", "No Subscription"),
+        _urn_type(409, "subscription-exists", "Subscription Exists"),
+        _urn_type(409, "seats-in-use", "Seats In Use", seats=_COUNT, used=_COUNT),
+        _urn_type(409, "subscription-conflict", "Subscription Conflict"),
+        _urn_type(403, "origin-not-allowed", "Origin Not Allowed"),
+        _urn_type(400, "url-not-allowed", "URL Not Allowed", field=_TEXT),
+        _urn_type(422, "plan-unknown", "Plan Unknown", plan=_TEXT),
+        _urn_type(422, "request-invalid", "Request Invalid", errors=_FIELD_ERRORS),
+        _urn_type(409, "currency-fixed", "Currency Fixed", currency=_TEXT),
+        _urn_type(413, "request-too-large", "Request Too Large", limit=_COUNT),
+        _urn_type(415, "media-type-not-supported", "Media Type Not Supported"),
+        ("billing-payment-required", _urn_type(*_PAYMENT_REQUIRED, reason=_TEXT, code=_TEXT, url=_TEXT)[1]),
+        _urn_type(402, "payment-method-missing", "Payment Method Missing", url=_TEXT),
+        _urn_type(402, "invoice-open", "Invoice Open", url=_TEXT),
+        _urn_type(502, "stripe-refused", "Stripe Refused", code=_TEXT),
     )
 )
 """Problem types by the last part of their URI, each with the schemas of its further members."""

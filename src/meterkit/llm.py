@@ -115,7 +115,7 @@ async def stop_on_disconnect(receive: Receive, call: Awaitable[T]) -> T:
         working.cancel()
         await gather(working, leaving, return_exceptions=True)
         if working.cancelled():
-            found.report(LlmCalls.estimate_cancelled_call)
+            found.update_calls(LlmCalls.estimate_cancelled_call)
     if working.cancelled():
         raise ClientDisconnect
     return working.result()
@@ -146,7 +146,7 @@ class RestoredStream(Generic[T]):
 
     async def __anext__(self) -> T:
         async for chunk in self._tap:
-            if (kept := self._keep(chunk)) is not None:
+            if (kept := self._filter_chunk(chunk)) is not None:
                 return kept
         if (rest := self._flush()) is None:
             raise StopAsyncIteration
@@ -157,7 +157,7 @@ class RestoredStream(Generic[T]):
 
     def __next__(self) -> T:
         for chunk in self._tap:
-            if (kept := self._keep(chunk)) is not None:
+            if (kept := self._filter_chunk(chunk)) is not None:
                 return kept
         if (rest := self._flush()) is None:
             raise StopIteration
@@ -167,7 +167,7 @@ class RestoredStream(Generic[T]):
         """Count what is known by now, and close the stream where it can be closed."""
         await self._tap.aclose()
 
-    def _keep(self, chunk: T) -> T | None:
+    def _filter_chunk(self, chunk: T) -> T | None:
         """Filter a chunk for the client; None: the client gets nothing."""
         hidden = self._filter
         if hidden is None:
@@ -203,7 +203,7 @@ class _Filter:
             self._by_line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
         data = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece)
         if not self._by_line:
-            return self._restore_type(self._events(data))
+            return self._restore_type(self._filter_events(data))
         if self._hidden and not data:
             # The blank line that ended the event.
             self._hidden = False
@@ -217,7 +217,7 @@ class _Filter:
         self._held.clear()
         return None if _is_extra(held) else self._restore_type(held)
 
-    def _events(self, data: bytes) -> bytes:
+    def _filter_events(self, data: bytes) -> bytes:
         held = self._held
         kept: list[bytes] = []
         if self._returned is not None and data:

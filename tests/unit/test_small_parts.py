@@ -261,7 +261,7 @@ async def test_a_tap_collected_within_a_report_blocks_nothing(store_url: str) ->
         found = exchange.get()
         taps = [meterkit.tap(stream_of([{**chunk, "id": "t"} for chunk in CHUNKS]))]
         await anext(taps[0])
-        found.report(lambda _: taps.clear())
+        found.update_calls(lambda _: taps.clear())
         return PlainTextResponse("done")
 
     app = Starlette(routes=[Route("/none", endpoint, methods=["POST"])])

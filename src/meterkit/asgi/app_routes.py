@@ -11,7 +11,7 @@ from starlette.convertors import CONVERTOR_TYPES
 from starlette.routing import PARAM_REGEX
 from starlette.staticfiles import StaticFiles
 
-from meterkit.asgi.app_walk import ANY_METHOD, WEBSOCKET, RequestWay, path_pattern, unwrap, walk
+from meterkit.asgi.app_walk import ANY_METHOD, WEBSOCKET, RequestWay, path_pattern, unwrap, walk_app
 from meterkit.asgi.middleware import MeterMiddleware
 from meterkit.asgi.path_readings import path_rules_of_app
 from meterkit.asgi.routing import Router, root_path_of_app
@@ -108,13 +108,13 @@ def routes_of(app: object) -> list[AppRoute]:
             " app of Starlette or FastAPI, or what wraps one and has it as `.app`"
         )
     known: dict[int, RequestDecider] = {}
-    return [_app_route(place, known) for place in walk(app) if place.is_listed]
+    return [_app_route(place, known) for place in walk_app(app) if place.is_listed]
 
 
 def deciders_of(app: object) -> list[RequestDecider]:
     """The MeterMiddlewares of an app that decide, each once."""
     known: dict[int, RequestDecider] = {}
-    return list(dict.fromkeys(filter(None, (_decider(place.way, known) for place in walk(app)))))
+    return list(dict.fromkeys(filter(None, (_decider(place.way, known) for place in walk_app(app)))))
 
 
 def _app_route(place: AppPlace, known: dict[int, RequestDecider]) -> AppRoute:
@@ -190,7 +190,7 @@ def match_lines(
         routes = [replace(route, decider=otherwise) for route in routes]
     reached = [_RoutePattern(route, route.pattern()) for route in routes]
     deciders = list(dict.fromkeys(route.decider for route in routes if route.decider is not None))
-    lines = {decider: _Lines(decider) for decider in deciders}
+    lines = {decider: _LineTable(decider) for decider in deciders}
     found: list[RouteLines] = []
     for place, one in enumerate(reached):
         if one.route.decider is not None:
@@ -219,7 +219,7 @@ class _RoutePattern:
         return method in self.route.methods and self.pattern.fullmatch(path) is not None
 
 
-class _Lines:
+class _LineTable:
     """Lines by which one middleware decides, and those of them that took a request."""
 
     def __init__(self, decider: RequestDecider) -> None:
@@ -230,14 +230,14 @@ class _Lines:
         self._mcp = [line for line in decider.catalog.routes if line.mcp is not None]
         self.used: set[int] = set()
 
-    def first(self, method: str, path: str) -> Route | None:
+    def find_line(self, method: str, path: str) -> Route | None:
         """Find the line that takes a request."""
         found = _match_path(self._router, self.decider, method, path)
         if found is not None:
             self.used.add(id(found))
         return found
 
-    def of_messages(self, method: str, path: str) -> Iterator[Route]:
+    def find_message_lines(self, method: str, path: str) -> Iterator[Route]:
         """Find the lines that take MCP messages posted to a path."""
         for line in self._mcp:
             alone = [other for other in self.decider.catalog.routes if other is line or other.mcp is None]
@@ -271,18 +271,18 @@ def _build_scope(decider: RequestDecider, method: str, path: str) -> dict[str, A
     return scope | {"root_path": decider.mount, "app_root_path": ""} if decider.mount else scope
 
 
-def _find_lines(one: _RoutePattern, before: Sequence[_RoutePattern], lines: _Lines) -> list[RouteLines]:
+def _find_lines(one: _RoutePattern, before: Sequence[_RoutePattern], lines: _LineTable) -> list[RouteLines]:
     """Find the lines of a route; methods that the same lines take are one entry."""
     groups: dict[tuple[int, ...], RouteLines] = {}
     example = example_path(one.route.path)
     for method in one.route.methods:
-        line = lines.first(method, example)
+        line = lines.find_line(method, example)
         parts = tuple(
             part
             for part in lines.routes
             if part is not line and part.path is not None and _takes_part(part, method, one, before, lines)
         )
-        parts = (*lines.of_messages(method, example), *parts)
+        parts = (*lines.find_message_lines(method, example), *parts)
         key = (id(line), *map(id, parts))
         known = groups.get(key)
         methods = (*known.methods, method) if known else (method,)
@@ -291,7 +291,7 @@ def _find_lines(one: _RoutePattern, before: Sequence[_RoutePattern], lines: _Lin
 
 
 def _takes_part(
-    part: Route, method: str, one: _RoutePattern, before: Sequence[_RoutePattern], lines: _Lines
+    part: Route, method: str, one: _RoutePattern, before: Sequence[_RoutePattern], lines: _LineTable
 ) -> bool:
     """Whether some path of a route, which no earlier route takes, falls under a line."""
     return any(
@@ -299,7 +299,7 @@ def _takes_part(
         and not any(
             earlier.route.host in {None, one.route.host} and earlier.takes(method, path) for earlier in before
         )
-        and lines.first(method, path) is part
+        and lines.find_line(method, path) is part
         for path in _sample_paths(part, one.route, lines.decider)
     )
 

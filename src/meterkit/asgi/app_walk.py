@@ -116,7 +116,7 @@ def unwrap(app: Any, way: RequestWay) -> tuple[Any, RequestWay]:
     return app, way
 
 
-def walk(app: Any, way: RequestWay | None = None) -> Iterator[AppPlace]:
+def walk_app(app: Any, way: RequestWay | None = None) -> Iterator[AppPlace]:
     """List every place to which an app may hand a request.
 
     Args:
@@ -128,25 +128,25 @@ def walk(app: Any, way: RequestWay | None = None) -> Iterator[AppPlace]:
         yield AppPlace(way=way, pieces=(*way.pieces, _BELOW), methods=(), app=inner, takes_slashes=True)
         return
     if sum(passed.app is inner for passed in way.wrappers) > _VISITS_MAX:
-        yield _unlisted(inner, way)  # It is mounted in itself.
+        yield _unlisted_place(inner, way)  # It is mounted in itself.
         return
-    for listed in _listed(inner):
+    for listed in _list_routes(inner):
         kind = getattr(listed, "original_route", listed)
         # Where FastAPI made one anew, with the prefix; its first releases that do so do not look there.
         route = getattr(listed, "starlette_route", None) or listed
         path = getattr(route, "path", None)
         if _has_custom_match(kind, route):
-            yield _unlisted(kind, way)
+            yield _unlisted_place(kind, way)
         if isinstance(kind, Host):
-            yield from walk(route.app, replace(way, host=route.host))
+            yield from walk_app(route.app, replace(way, host=route.host))
         elif isinstance(kind, Mount):
-            yield from walk(route.app, replace(way, pieces=(*way.pieces, route.path)))
+            yield from walk_app(route.app, replace(way, pieces=(*way.pieces, route.path)))
         elif isinstance(path, str):
             yield _route_place(kind, route, way)
-    yield from _tried_last(inner, way)
+    yield from _fallback_places(inner, way)
 
 
-def _unlisted(app: object, way: RequestWay) -> AppPlace:
+def _unlisted_place(app: object, way: RequestWay) -> AppPlace:
     pieces = (*way.pieces, _BELOW)
     return AppPlace(way=way, pieces=pieces, methods=(), app=app, is_listed=False, has_custom_match=True)
 
@@ -157,14 +157,14 @@ def _route_place(kind: object, route: Any, way: RequestWay) -> AppPlace:
     return AppPlace(
         way=way,
         pieces=(*way.pieces, route.path),
-        methods=(WEBSOCKET,) if isinstance(kind, WebSocketRoute) else _methods(route),
+        methods=(WEBSOCKET,) if isinstance(kind, WebSocketRoute) else _route_methods(route),
         app=app,
         takes_slashes=any(re.fullmatch(each.regex, "a/b") for each in convertors.values()),
         is_whole=not isclass(app) and not isinstance(app, FunctionType),
     )
 
 
-def _tried_last(router: Any, way: RequestWay) -> Iterator[AppPlace]:
+def _fallback_places(router: Any, way: RequestWay) -> Iterator[AppPlace]:
     """Places that a router tries where none of its routes matches."""
     router = getattr(router, "router", router)
     for candidate in getattr(router, _LOW_PRIORITY, tuple[Any, ...])():
@@ -176,10 +176,10 @@ def _tried_last(router: Any, way: RequestWay) -> Iterator[AppPlace]:
             yield AppPlace(way=way, pieces=pieces, methods=("GET", "HEAD"), app=front.app, takes_slashes=True)
     default = getattr(router, "default", None)
     if default is not None and getattr(default, "__self__", None) is not router:
-        yield from walk(default, way)
+        yield from walk_app(default, way)
 
 
-def _listed(app: Any) -> Iterable[Any]:
+def _list_routes(app: Any) -> Iterable[Any]:
     # FastAPI keeps the routers that an app includes, and tells what their routes come to there.
     resolve: Callable[[Any], Iterable[Any]] = getattr(
         modules.get("fastapi.routing"), "iter_route_contexts", iter
@@ -194,7 +194,7 @@ def _has_custom_match(kind: Any, route: Any) -> bool:
     return package not in STARLETTE or bool(flags & re.IGNORECASE)
 
 
-def _methods(route: Any) -> tuple[str, ...]:
+def _route_methods(route: Any) -> tuple[str, ...]:
     methods: Sequence[str] = sorted(route.methods or ())
     if not methods:  # A class of Starlette's has them as functions; any other app takes what it likes.
         endpoint = getattr(route, "endpoint", None)

@@ -92,8 +92,8 @@ class BufferedBody:
         return max(len(self.head), int(said) if said.isdigit() else 0)
 
     def content(self) -> tuple[bytes, int, bool]:
-        """See :func:`decoded`."""
-        return decoded(self.scope, self.head, self.size, ended=self.ended)
+        """See :func:`decode_body`."""
+        return decode_body(self.scope, self.head, self.size, ended=self.ended)
 
     async def receive(self) -> Message:
         """The messages that were read, as they are, and then the server's."""
@@ -109,7 +109,7 @@ def header_of(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key.lower() == name]
 
 
-def decoded(scope: Scope, head: bytes, size: int, *, ended: bool) -> tuple[bytes, int, bool]:
+def decode_body(scope: Scope, head: bytes, size: int, *, ended: bool) -> tuple[bytes, int, bool]:
     """A body without its content coding; the size of the whole; whether it is known to its end.
 
     Of what cannot be decoded within bounds nothing is read, and each coded byte is taken for three.
@@ -123,7 +123,7 @@ def decoded(scope: Scope, head: bytes, size: int, *, ended: bool) -> tuple[bytes
     codings = b",".join(header_of(scope, b"content-encoding")).strip().lower()
     if codings in {b"", b"identity"}:
         return head, size, ended
-    plain = _inflated(head) if ended and codings in _INFLATED else None
+    plain = _inflate(head) if ended and codings in _INFLATED else None
     if plain is None:
         return b"", size * _CODED_TEXT_RATIO, False
     return plain, len(plain), True
@@ -134,7 +134,7 @@ def has_body(scope: Scope) -> bool:
     return any(name in _ANNOUNCING for name, _ in scope["headers"])
 
 
-def _inflated(coded: bytes) -> bytes | None:
+def _inflate(coded: bytes) -> bytes | None:
     """Decompress one gzip or zlib stream; None if it is invalid, too large, or more than one stream."""
     stream = zlib.decompressobj(_ZLIB_OR_GZIP)
     try:
@@ -184,10 +184,10 @@ class KeptRequest:
         """The next message, as it is."""
         message = await self._receive()
         if message["type"] == "http.request" and (body := message.get("body")):
-            self._keep(body)
+            self._keep_piece(body)
         return message
 
-    def _keep(self, body: bytes) -> None:
+    def _keep_piece(self, body: bytes) -> None:
         kept = self._body
         if kept is None:
             return
@@ -225,7 +225,7 @@ class KeptRequest:
         if self._body is None:
             return requested_models(head, self._named)
         body, size = self.head()
-        body, size, is_whole = decoded(self._scope, body, size, ended=size <= len(body))
+        body, size, is_whole = decode_body(self._scope, body, size, ended=size <= len(body))
         is_whole = is_whole and size <= len(body)
         found = models_of_body(head, body, read_request(body) if is_whole else None, is_whole=is_whole)
         if found is None or self._rest:

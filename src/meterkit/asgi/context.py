@@ -134,7 +134,7 @@ def record_usage(obj: object) -> None:
     found = require_exchange("record_usage()")
     with ErrorGuard(lambda error: found.warn(f"record_usage() could not count an object: {error}")):
         report = report_of(obj)
-        if not found.report(lambda calls: calls.reports.take(report)):
+        if not found.update_calls(lambda calls: calls.reports.take(report)):
             kind = type(obj).__name__
             found.warn(f"record_usage() found no token usage in an object of type {kind}: {_OBJECT_HINT}")
 
@@ -157,8 +157,8 @@ def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
     return StreamTap(
         stream,
         report=partial(_count_tap, found),
-        unread=partial(_warn, found),
-        input_tokens=partial(found.report, LlmCalls.input_tokens),
+        unread=partial(_warn_of_empty_stream, found),
+        input_tokens=partial(found.update_calls, LlmCalls.input_tokens),
     )
 
 
@@ -167,8 +167,8 @@ def _count_tap(found: Exchange, calls: tuple[CallUsage, ...]) -> None:
     with ErrorGuard(lambda error: found.warn(f"what a tapped stream used could not be counted: {error}")):
         found.warn_of_lost(calls)
         if calls:
-            found.report(lambda seen: seen.add_tap(calls))
+            found.update_calls(lambda seen: seen.add_tap(calls))
 
 
-def _warn(found: Exchange, kind: str) -> None:
+def _warn_of_empty_stream(found: Exchange, kind: str) -> None:
     found.warn(f"tap() found no token usage in a stream of type {kind}: {_STREAM_HINT}")

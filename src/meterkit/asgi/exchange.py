@@ -393,7 +393,7 @@ class Exchange(AdmittedRequest):
         priced = price_tokens(used, self._view.cache, self._name_calls)
         return priced if due else priced._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
 
-    def report(self, change: Callable[[LlmCalls], T]) -> T:
+    def update_calls(self, change: Callable[[LlmCalls], T]) -> T:
         """Change the record of model calls; late usage is settled at once.
 
         Args:

@@ -131,21 +131,21 @@ def header(name: str, *, subjects: Mapping[str, str] | None = None) -> Callable[
                 found = value
         if not found:
             return None
-        # As _text has it, without a call: nearly every request comes here.
+        # As _decode_value has it, without a call: nearly every request comes here.
         return found.decode() if found.isascii() else found.decode("utf-8", "surrogateescape")
 
     def identify_with_subjects(scope: Scope) -> str | Caller | None:
         customer = identify(scope)
         if customer is None:
             return None
-        named = ((kind, _combined(scope, field)) for kind, field in others)
+        named = ((kind, _read_combined(scope, field)) for kind, field in others)
         given = {kind: subject for kind, subject in named if subject is not None}
         return Caller(customer, given) if given else customer
 
     return identify_with_subjects if others else identify
 
 
-def _text(value: bytes) -> str:
+def _decode_value(value: bytes) -> str:
     # A lone surrogate is refused as an id, so the client hears that the id is wrong.
     return value.decode() if value.isascii() else value.decode("utf-8", "surrogateescape")
 
@@ -184,7 +184,7 @@ def api_key(
     bearer = wanted == b"authorization"
 
     def identify(scope: Scope) -> str | Caller | Awaitable[str | Caller | None] | None:
-        value = _single(scope, wanted)
+        value = _read_single(scope, wanted)
         if value and bearer:
             scheme, _, rest = value.partition(b" ")
             value = rest.strip() if scheme.lower() == b"bearer" else None
@@ -258,10 +258,10 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
 
     @lru_cache(maxsize=4096)
     def read(host: str) -> tuple[str, bool] | None:
-        address = _address(host)
+        address = _parse_address(host)
         if address is None:
             return None
-        return _customer(address), any(address in network for network in networks)
+        return _name_address(address), any(address in network for network in networks)
 
     def identify(scope: Scope) -> str | None:
         client = scope.get("client")
@@ -295,7 +295,7 @@ def _field_name(name: str) -> bytes:
     return name.lower().encode()
 
 
-def _single(scope: Scope, wanted: bytes) -> bytes | None:
+def _read_single(scope: Scope, wanted: bytes) -> bytes | None:
     """The value of a header that is given exactly once."""
     found: bytes | None = None
     for name, value in scope["headers"]:
@@ -306,7 +306,7 @@ def _single(scope: Scope, wanted: bytes) -> bytes | None:
     return found
 
 
-def _combined(scope: Scope, wanted: bytes) -> str | None:
+def _read_combined(scope: Scope, wanted: bytes) -> str | None:
     """Read a header; several values, in fields or separated by commas, are joined to an invalid id.
 
     Proxies may join fields of one name: https://www.rfc-editor.org/rfc/rfc9110#section-5.3
@@ -315,10 +315,10 @@ def _combined(scope: Scope, wanted: bytes) -> str | None:
     if not fields:
         return None
     values = [value.strip(b" \t") for value in b",".join(fields).split(b",")]
-    return _text(SEVERAL.encode().join(values))
+    return _decode_value(SEVERAL.encode().join(values))
 
 
-def _address(host: str) -> IPv4Address | IPv6Address | None:
+def _parse_address(host: str) -> IPv4Address | IPv6Address | None:
     try:
         address = ip_address(host)
     except ValueError:
@@ -326,7 +326,7 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-def _customer(address: IPv4Address | IPv6Address) -> str:
+def _name_address(address: IPv4Address | IPv6Address) -> str:
     if isinstance(address, IPv4Address):
         return str(address)
     return f"{IPv6Address(int(address) >> 64 << 64)}/64"

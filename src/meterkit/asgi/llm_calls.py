@@ -118,7 +118,7 @@ class LlmCalls:
             compiled: knows the meters.
             name: gives each call its model and provider, as the route and the request have them.
         """
-        calls = name([call for call in self._each() if call_name(call) is None])
+        calls = name([call for call in self._joined_calls() if call_name(call) is None])
         more = amounts_of(calls, compiled)
         figures = call_of_figures(self._fields, compiled) if compiled.charges else None
         if figures is not None:  # Its tokens are counted below, as they stand.
@@ -136,11 +136,11 @@ class LlmCalls:
 
     def outliving(self, name: NameCalls) -> dict[str, CallUsage]:
         """Calls that outlive their request, by the event ids under which they are counted."""
-        outliving = [call for call in self._each() if call.outlives]
+        outliving = [call for call in self._joined_calls() if call.outlives]
         named = {call_name(call): call for call in (name(outliving) if outliving else ())}
         return {name: call for name, call in named.items() if name is not None}
 
-    def _each(self) -> Sequence[CallUsage]:
+    def _joined_calls(self) -> Sequence[CallUsage]:
         calls: Sequence[CallUsage] = join_reports(self.reports.usages(), self._taps)
         calls = join_reports(calls, self._body, renamed=True) if calls else self._body
         return each_once(calls) if len(calls) > 1 else calls

@@ -210,7 +210,7 @@ class RefusalLog:
         """Log a request that was refused, or a websocket that was closed."""
         if self._sampler.admits():
             fields = _refusal_fields(decision, route, view) | {"status": status, "instance": instance}
-            words = _line(fields) + _hint(decision, scope)
+            words = _format_line(fields) + _exempt_hint(decision, scope)
             _refusals.warning("refused: %s", words, extra=fields | {"shadow": False})
 
     def log_shadowed(self, decision: Decision, route: Route, view: CustomerView) -> None:
@@ -218,7 +218,9 @@ class RefusalLog:
         if self._sampler.admits():
             fields = _refusal_fields(decision, route, view)
             extra = fields | {"status": None, "instance": None, "shadow": True}
-            _refusals.warning("would be refused, but enforcement is shadow: %s", _line(fields), extra=extra)
+            _refusals.warning(
+                "would be refused, but enforcement is shadow: %s", _format_line(fields), extra=extra
+            )
 
 
 def _refusal_fields(decision: Decision, route: Route, view: CustomerView | None) -> dict[str, object]:
@@ -234,12 +236,12 @@ def _refusal_fields(decision: Decision, route: Route, view: CustomerView | None)
     }
 
 
-def _line(fields: Mapping[str, object]) -> str:
+def _format_line(fields: Mapping[str, object]) -> str:
     # As ASCII literals: whatever stands in a customer's id, it neither ends the line nor looks like a field.
     return " ".join(f"{name}={value!a}" for name, value in fields.items() if value is not None)
 
 
-def _hint(decision: Decision, scope: Scope) -> str:
+def _exempt_hint(decision: Decision, scope: Scope) -> str:
     path = scope["path"]
     if decision.reason != "anonymous" or path not in _USUALLY_OPEN:
         return ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from meterkit.answers import answer
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.logs import warn
-from meterkit.asgi.problems import compact, payment_required
+from meterkit.asgi.problems import compact_json, payment_required
 from meterkit.catalog.models import NAMED_METHODS
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from meterkit.asgi.problems import Denial
     from meterkit.asgi.routing import Router
     from meterkit.catalog import Route
-    from meterkit.catalog.models import McpMatch
     from meterkit.store.store import Store
 
 MESSAGE_BYTES_MAX: Final = 4 << 20
@@ -56,10 +55,6 @@ class McpMessage:
     name: str | None = None
     id: str | float | None = None
     is_request: bool = True
-
-    def falls_under(self, match: McpMatch) -> bool:
-        """Whether a line takes this message."""
-        return match.takes(self.method, self.name)
 
 
 class UnreadableMessageError(Exception):
@@ -168,7 +163,11 @@ class McpLines:
 
     def line(self, message: McpMessage, scope: Scope) -> Route | None:
         """The first line that takes a message; None where none does."""
-        routes = [route for route in self._routes if route.mcp is None or message.falls_under(route.mcp)]
+        routes = [
+            route
+            for route in self._routes
+            if route.mcp is None or route.mcp.takes(message.method, message.name)
+        ]
         key = tuple(id(route) for route in routes if route.mcp is not None)
         router = self._routers.get(key)
         if router is None:
@@ -231,30 +230,30 @@ def mcp_denial(denial: Denial, message: McpMessage) -> Denial:
         return denial
     problem: dict[str, Any] = json.loads(denial.body)
     head = tuple(pair for pair in denial.headers if pair[0] not in _REPLACED)
-    answered: dict[str, Any] = {"jsonrpc": "2.0", "id": message.id}
+    reply: dict[str, Any] = {"jsonrpc": "2.0", "id": message.id}
     offer: dict[str, Any] | None = problem.get("offer")
     is_payable = denial.status == HTTPStatus.PAYMENT_REQUIRED or offer is not None
     if is_payable and message.method == "tools/call":
-        told: dict[str, Any] = {"problem": problem}
+        structured: dict[str, Any] = {"problem": problem}
         if offer is not None:
-            told = payment_required(problem["detail"], f"mcp://tool/{message.name}", offer) | told
-        text = compact(told).decode()
+            structured = payment_required(problem["detail"], f"mcp://tool/{message.name}", offer) | structured
+        text = compact_json(structured).decode()
         content = [{"type": "text", "text": text}]
         # Results of the current revision say what kind they are: this one is complete.
-        answered["result"] = {
+        reply["result"] = {
             "resultType": "complete",
             "isError": True,
-            "structuredContent": told,
+            "structuredContent": structured,
             "content": content,
         }
-        return _json_rpc_denial(denial, HTTPStatus.OK, head, answered)
-    answered["error"] = {"code": ERROR_CODE, "message": problem["detail"], "data": problem}
-    return _json_rpc_denial(denial, denial.status, head, answered)
+        return _json_rpc_denial(denial, HTTPStatus.OK, head, reply)
+    reply["error"] = {"code": ERROR_CODE, "message": problem["detail"], "data": problem}
+    return _json_rpc_denial(denial, denial.status, head, reply)
 
 
 def _json_rpc_denial(
-    denial: Denial, status: int, head: tuple[tuple[bytes, bytes], ...], answered: dict[str, Any]
+    denial: Denial, status: int, head: tuple[tuple[bytes, bytes], ...], reply: dict[str, Any]
 ) -> Denial:
-    body = compact(answered)
+    body = compact_json(reply)
     length = (b"content-length", b"%d" % len(body))
     return replace(denial, status=int(status), headers=(_JSON, length, *head), body=body)

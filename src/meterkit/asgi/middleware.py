@@ -293,10 +293,10 @@ class MeterMiddleware:
         try:
             view = await self._find_view(plans, self._identify(scope), scope)
         except UnservedError:
-            view = plans.nobody()
+            view = plans.unknown_customer()
         except Exception as error:  # noqa: BLE001 - it is logged, and the app is served
             self._troubles.log_unidentified(error, route)
-            view = plans.nobody()
+            view = plans.unknown_customer()
         passed = exchange_class(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
         passed.note_decision(view.undecided())
         return passed
@@ -326,7 +326,7 @@ class MeterMiddleware:
         """Answer a refused request; in shadow mode serve it."""
         if route.enforcement == "shadow":
             # Its usage is discarded where the customer is not known.
-            view = view or plans.nobody()
+            view = view or plans.unknown_customer()
             self._log.log_shadowed(decision, route, view)
             passed = exchange_class(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
             passed.note_decision(replace(decision, allowed=True, shadow=True))

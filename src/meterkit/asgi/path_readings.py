@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from starlette.staticfiles import StaticFiles
 
-from meterkit.asgi.app_walk import STARLETTE, RequestWay, lists_routes, packages_of, unwrap, walk
+from meterkit.asgi.app_walk import STARLETTE, RequestWay, lists_routes, packages_of, unwrap, walk_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,11 +50,11 @@ class PathReading(NamedTuple):
 
 def is_uneven(path: str) -> bool:
     """Whether a path has dot segments, empty segments or backslashes, in any decoding of it."""
-    return any(_UNEVEN.search(decoded) for decoded in decodings(path))
+    return any(_UNEVEN.search(decoded) for decoded in list_decodings(path))
 
 
 @lru_cache(maxsize=16)  # Several steps ask for each, and decoding 60 kB takes milliseconds.
-def decodings(path: str) -> tuple[str, ...]:
+def list_decodings(path: str) -> tuple[str, ...]:
     """List a path and what it is decoded to further times."""
     found = [path]
     while len(found) <= _DECODED_MAX and _ENCODED.search(found[-1]):
@@ -73,7 +73,11 @@ def path_readings(path: str, server_root: str = "", *, resolves: bool = True) ->
     found = {path: PathReading(path, AS_WRITTEN)}
     for step in _STEPS if resolves else _ROUTER_STEPS:
         for reading in tuple(found.values()):
-            if step is _resolve and reading.path.count("/") > SEGMENTS_MAX and _UNEVEN.search(reading.path):
+            if (
+                step is _resolve_dots
+                and reading.path.count("/") > SEGMENTS_MAX
+                and _UNEVEN.search(reading.path)
+            ):
                 return None
             for new in step(reading, server_root):
                 found.setdefault(new.path, new)
@@ -88,7 +92,7 @@ def segments_of(path: str) -> list[list[str]]:
         [part for segment in _SEPARATORS.split(decoded.lower()) for part in (segment, _ENDS.sub("", segment))]
         if _ENDS.search(decoded)
         else _SEPARATORS.split(decoded.lower())
-        for decoded in decodings(path)
+        for decoded in list_decodings(path)
     ]
 
 
@@ -116,8 +120,8 @@ def _stand_in_order(fixed: Sequence[str], segments: Sequence[str]) -> bool:
     return True
 
 
-def _decode(reading: PathReading, _: str) -> Iterator[PathReading]:
-    for times, decoded in enumerate(decodings(reading.path)[1:], 1):
+def _decode_again(reading: PathReading, _: str) -> Iterator[PathReading]:
+    for times, decoded in enumerate(list_decodings(reading.path)[1:], 1):
         yield reading.then(decoded, "decoded again" if times == 1 else f"decoded {times} times more")
 
 
@@ -166,12 +170,12 @@ def _convert_backslashes(reading: PathReading, _: str) -> Iterator[PathReading]:
         yield reading.then(reading.path.replace("\\", "/"), "backslashes as slashes")
 
 
-def _merge(reading: PathReading, _: str) -> Iterator[PathReading]:
+def _merge_slashes(reading: PathReading, _: str) -> Iterator[PathReading]:
     if "//" in reading.path:
         yield reading.then(_SLASHES.sub("/", reading.path), "slashes merged")
 
 
-def _resolve(reading: PathReading, _: str) -> Iterator[PathReading]:
+def _resolve_dots(reading: PathReading, _: str) -> Iterator[PathReading]:
     """Resolve dot segments: as URLs do, and as a file server does below each root that it may have."""
     segments = reading.path.split("/")
     if "." not in segments and ".." not in segments:
@@ -231,10 +235,10 @@ def _below_root(names: Sequence[str], *, is_open: bool) -> list[str] | None:
 
 _ROUTER_STEPS: Final = (_cut_host, _cut_root, _cut_fragment)
 _STEPS: Final = (
-    *(_decode, _cut_authority, *_ROUTER_STEPS, _convert_backslashes, _cut_query, _cut_parameters),
-    *(_convert_backslashes, _resolve, _merge),
+    *(_decode_again, _cut_authority, *_ROUTER_STEPS, _convert_backslashes, _cut_query, _cut_parameters),
+    *(_convert_backslashes, _resolve_dots, _merge_slashes),
     # A router resolves dots, and what lies behind it decodes or cuts.
-    *(_decode, _convert_backslashes, _cut_fragment, _cut_query, _cut_parameters),
+    *(_decode_again, _convert_backslashes, _cut_fragment, _cut_query, _cut_parameters),
 )
 
 
@@ -356,7 +360,7 @@ def path_rules_of_router(app: object, paths: Paths | None = None) -> PathRules:
 
 
 def _starlette_rules(app: object, *, is_exact: bool = False) -> PathRules:
-    readers = tuple(_readers(app, RequestWay()))
+    readers = tuple(_find_readers(app, RequestWay()))
     if is_exact:
         readers = tuple(replace(reader, is_loose=False) for reader in readers)
     if not readers:
@@ -364,13 +368,13 @@ def _starlette_rules(app: object, *, is_exact: bool = False) -> PathRules:
     return PathRules(readers=readers, any_method=any(reader.is_loose for reader in readers))
 
 
-def _readers(app: object, way: RequestWay) -> Iterator[PathReader]:
-    places = list(walk(app, way))
+def _find_readers(app: object, way: RequestWay) -> Iterator[PathReader]:
+    places = list(walk_app(app, way))
     for nth, place in enumerate(places):
         if (
             lists_routes(place.app) and not place.has_custom_match
         ):  # In a route, which leaves the path as it is.
-            yield from _readers(place.app, place.way)
+            yield from _find_readers(place.app, place.way)
             continue
         reading = LOOSE if place.has_custom_match else path_rules_of_router(place.app)
         if reading.is_loose or reading.every_method:

@@ -96,7 +96,7 @@ class PlansInForce:
         """Route of an HTTP request; its poll route if the request can only fetch work."""
         return self.poll_route(route) if is_fetched(route.usage, scope["method"].upper()) else route
 
-    def nobody(self) -> CustomerView:
+    def unknown_customer(self) -> CustomerView:
         """The view of requests that pass although their customer is unknown."""
         return self.cache.get("unknown", anonymous=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
-from meterkit.asgi.app_walk import packages_of, path_pattern, walk
+from meterkit.asgi.app_walk import packages_of, path_pattern, walk_app
 from meterkit.asgi.routing import is_preflight, root_path_of_app, routed_paths
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Preflights:
     def __init__(self, app: ASGIApp, cors: Collection[str], troubles: TroubleLog) -> None:
         self._app = app
         self._root_path = root_path_of_app(app)
-        self._places = [place for place in walk(app) if place.accepts(_OPTIONS)]
+        self._places = [place for place in walk_app(app) if place.accepts(_OPTIONS)]
         self._cors = frozenset(cors)
         self._troubles = troubles
 
@@ -56,14 +56,14 @@ class Preflights:
         ):
             await self._app(scope, receive, send)
             return True
-        fields = self._fields(dict(scope["headers"]))
+        fields = self._cors_fields(dict(scope["headers"]))
         if len(fields) == 1:
             self._troubles.log_preflight(route, scope)
         await send({"type": "http.response.start", "status": HTTPStatus.NO_CONTENT.value, "headers": fields})
         await send({"type": "http.response.body", "body": b""})
         return True
 
-    def _fields(self, asked: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    def _cors_fields(self, asked: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         fields = [(b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers")]
         origin = asked[b"origin"]
         if "*" in self._cors or origin.decode("latin-1") in self._cors:
@@ -82,14 +82,14 @@ def _is_safe(place: AppPlace, path: str) -> bool:
         isinstance(place.app, StaticFiles)
         or any(_is_cors_layer(wrapper.app) for wrapper in place.way.wrappers)
         or any(
-            is_answered(place.app, _below(place, path))
+            is_answered(place.app, _path_within(place, path))
             for name, is_answered in _ANSWERED.items()
             if name in packages_of(place.app)
         )
     )
 
 
-def _below(place: AppPlace, path: str) -> str:
+def _path_within(place: AppPlace, path: str) -> str:
     """A path as an app sees it that is mounted at a place."""
     mounts = path_pattern(place.pieces[:-1]).match(path)
     return path if mounts is None else path[mounts.end() :]

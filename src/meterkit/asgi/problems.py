@@ -92,11 +92,11 @@ class RefusalFacts:
         return self.context.offer if self.reason in {"credits", "included", "cap"} else None
 
 
-_Words = tuple[str, dict[str, Member]]
+_Wording = tuple[str, dict[str, Member]]
 """The ``detail`` of a problem, and the members that only its type has."""
 
 
-def _quota(refusal: RefusalFacts) -> _Words:
+def _word_quota(refusal: RefusalFacts) -> _Wording:
     policy, offer = refusal.policy, refusal.offer
     members: dict[str, Member] = {"violated-policies": list(refusal.decision.violated)}
     if offer is not None:
@@ -104,16 +104,18 @@ def _quota(refusal: RefusalFacts) -> _Words:
             "offer": offer.member
         }
     if policy is None:
-        return f"A limit on this request is used up. {_retry(refusal.wait_s)}", members
+        return f"A limit on this request is used up. {_word_wait(refusal.wait_s)}", members
     if policy.kind == "concurrency":
-        allows = f"{_count(policy.quota, 'request')} at a time"
+        allows = f"{_word_quantity(policy.quota, 'request')} at a time"
     else:
-        span = "billing period" if policy.window_s is None else _window(policy.window_s)
-        allows = f"{_count(policy.quota, policy.quota_unit or 'request')} per {span.removeprefix('1 ')}"
-    return f'Policy "{policy.name}" allows {allows}. {_retry(refusal.wait_s)}', members
+        span = "billing period" if policy.window_s is None else _word_window(policy.window_s)
+        allows = (
+            f"{_word_quantity(policy.quota, policy.quota_unit or 'request')} per {span.removeprefix('1 ')}"
+        )
+    return f'Policy "{policy.name}" allows {allows}. {_word_wait(refusal.wait_s)}', members
 
 
-def _payment(refusal: RefusalFacts) -> _Words:
+def _word_payment(refusal: RefusalFacts) -> _Wording:
     members: dict[str, Member] = {"reason": refusal.reason}
     if refusal.reason == "credits":
         why, cure = "What is left of the prepaid credits or grants does not cover this request.", "Buy more"
@@ -130,12 +132,12 @@ def _payment(refusal: RefusalFacts) -> _Words:
     return f"{why} {cure} to go on." if where is None else f"{why} {cure} at {where} to go on.", members
 
 
-def _spend(refusal: RefusalFacts) -> _Words:
+def _word_spend(refusal: RefusalFacts) -> _Wording:
     level, currency = refusal.decision.spend, refusal.context.currency
     limit, spent = (0, 0) if level is None else (level.limit_cents, level.spent_cents)
     policy, after = refusal.policy, refusal.decision.reset_after
-    span = "billing period" if policy is None or policy.window_s is None else _window(policy.window_s)
-    whose = next((kind for kind in _kinds(refusal.decision.violated)), "account")
+    span = "billing period" if policy is None or policy.window_s is None else _word_window(policy.window_s)
+    whose = next((kind for kind in _subject_kinds(refusal.decision.violated)), "account")
     why = (
         f"This {whose} may spend {money(limit, currency)} per {span.removeprefix('1 ')}, and"
         f" {money(min(spent, limit), currency)} of it are spent or set aside for requests in progress."
@@ -145,16 +147,16 @@ def _spend(refusal: RefusalFacts) -> _Words:
         members["violated-policies"] = list(refusal.decision.violated)
     if after is None:
         return f"{why} This request may cost more than that: ask for less.", members
-    members["reset_after_s"] = _seconds(after)
-    return f"{why} {_retry(_seconds(after)).replace('Retry', 'More can be spent')}", members
+    members["reset_after_s"] = _whole_seconds(after)
+    return f"{why} {_word_wait(_whole_seconds(after)).replace('Retry', 'More can be spent')}", members
 
 
-def _kinds(violated: Iterable[str]) -> list[str]:
+def _subject_kinds(violated: Iterable[str]) -> list[str]:
     """The kinds of the customer's subjects that policies are of, such as ``user`` of ``user:spend-1d``."""
     return [name.partition(":")[0] for name in violated if ":" in name]
 
 
-def _feature(refusal: RefusalFacts) -> _Words:
+def _word_feature(refusal: RefusalFacts) -> _Wording:
     feature, plan = refusal.context.feature or "", refusal.context.plan or ""
     elsewhere = list(refusal.context.available_in)
     cure = f"It is available in {', '.join(map(repr, elsewhere))}." if elsewhere else "No plan includes it."
@@ -162,84 +164,82 @@ def _feature(refusal: RefusalFacts) -> _Words:
     return f"The plan {plan!r} does not include the feature {feature!r}. {cure}", members
 
 
-def _seats(refusal: RefusalFacts) -> _Words:
+def _word_seats(refusal: RefusalFacts) -> _Wording:
     limit, used, unit = refusal.context.limit or 0, refusal.context.used or 0, refusal.context.unit
-    detail = (
-        f"This plan allows {_count(limit, unit)}; in use: {used}. Free a {unit} or choose a plan with more."
-    )
-    return detail, {"limit": limit, "used": used}
+    allowed = f"This plan allows {_word_quantity(limit, unit)}; in use: {used}."
+    return f"{allowed} Free a {unit} or choose a plan with more.", {"limit": limit, "used": used}
 
 
-def _storage(refusal: RefusalFacts) -> _Words:
+def _word_storage(refusal: RefusalFacts) -> _Wording:
     limit, used = refusal.context.limit or 0, refusal.context.used or 0
     requested = refusal.context.requested or 0
     detail = (
-        f"This plan allows {_count(limit, 'byte')}; in use: {used}, requested: {requested}. "
+        f"This plan allows {_word_quantity(limit, 'byte')}; in use: {used}, requested: {requested}. "
         "Delete something or choose a plan with more."
     )
     return detail, {"limit": limit, "used": used, "requested": requested}
 
 
-def _unknown(_: RefusalFacts) -> _Words:
+def _word_unknown(_: RefusalFacts) -> _Wording:
     return "This request does not say which customer it belongs to. Send valid credentials.", {}
 
 
-def _invalid(refusal: RefusalFacts) -> _Words:
+def _word_invalid(refusal: RefusalFacts) -> _Wording:
     fault = refusal.decision.fault
     which = "The customer id of this request is not valid"
     which = which if fault is None else f"An id of this request is not valid: {fault}"
     return f"{which}. Allowed is {ALLOWED_ID}.", {}
 
 
-def _in_flight(refusal: RefusalFacts) -> _Words:
-    return f"The first request with this idempotency key has not ended yet. {_retry(refusal.wait_s)}", {}
+def _word_in_flight(refusal: RefusalFacts) -> _Wording:
+    return f"The first request with this idempotency key has not ended yet. {_word_wait(refusal.wait_s)}", {}
 
 
-def _capacity(refusal: RefusalFacts) -> _Words:
+def _word_capacity(refusal: RefusalFacts) -> _Wording:
     why = "Limits cannot be checked at the moment"
     if refusal.reason == "identify":
         why = "The customer of this request could not be determined"
-    return f"{why}; the request was not served. {_retry(refusal.wait_s)}", {}
+    return f"{why}; the request was not served. {_word_wait(refusal.wait_s)}", {}
 
 
-def _retry(wait_s: int | None) -> str:
+def _word_wait(wait_s: int | None) -> str:
     if wait_s is None:
         return "Waiting does not help: ask for less at once, or choose a plan with more."
     for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
         if wait_s >= 2 * size:
-            return f"Retry in {_count(-(-wait_s // size), unit)}."
-    return f"Retry in {_count(wait_s, 'second')}."
+            return f"Retry in {_word_quantity(-(-wait_s // size), unit)}."
+    return f"Retry in {_word_quantity(wait_s, 'second')}."
 
 
-def _window(seconds: int) -> str:
+def _word_window(seconds: int) -> str:
     """The largest unit that writes a window without a rest."""
     for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
         if seconds % size == 0:
-            return _count(seconds // size, unit)
-    return _count(seconds, "second")
+            return _word_quantity(seconds // size, unit)
+    return _word_quantity(seconds, "second")
 
 
-def _count(quantity: int, unit: str) -> str:
+def _word_quantity(quantity: int, unit: str) -> str:
     return f"{quantity} {unit}" if quantity == 1 or unit.endswith("s") else f"{quantity} {unit}s"
 
 
 PATIENCE_S: Final = 60
 POLICY_VIOLATION: Final = 1008
 """The websocket close code for a message or client that breaks a rule (RFC 6455 section 7.4.1)."""
-_OF_THE_BODY: Final = frozenset({b"content-type", b"content-length"})
-_LISTS: Final = frozenset({b"access-control-expose-headers", b"vary"})
+_BODY_HEADERS: Final = frozenset({b"content-type", b"content-length"})
+_LIST_HEADERS: Final = frozenset({b"access-control-expose-headers", b"vary"})
 
 
 class RefusalType(NamedTuple):
     """The problem type of refusals, and the function that words one."""
 
     problem: ProblemType
-    words: Callable[[RefusalFacts], _Words]
+    words: Callable[[RefusalFacts], _Wording]
 
 
-_QUOTA: Final = RefusalType(PROBLEM_TYPES["quota-exceeded"], _quota)
-_PAYMENT: Final = RefusalType(PROBLEM_TYPES["payment-required"], _payment)
-_CAPACITY: Final = RefusalType(PROBLEM_TYPES["temporary-reduced-capacity"], _capacity)
+_QUOTA: Final = RefusalType(PROBLEM_TYPES["quota-exceeded"], _word_quota)
+_PAYMENT: Final = RefusalType(PROBLEM_TYPES["payment-required"], _word_payment)
+_CAPACITY: Final = RefusalType(PROBLEM_TYPES["temporary-reduced-capacity"], _word_capacity)
 REFUSAL_TYPES: Final[Mapping[Reason, RefusalType]] = {
     "rate": _QUOTA,
     "concurrency": _QUOTA,
@@ -248,13 +248,13 @@ REFUSAL_TYPES: Final[Mapping[Reason, RefusalType]] = {
     "suspended": _PAYMENT,
     "payment_required": _PAYMENT,
     "credits": _PAYMENT,
-    "spend": RefusalType(PROBLEM_TYPES["spend-limit-reached"], _spend),
-    "feature": RefusalType(PROBLEM_TYPES["feature-not-in-plan"], _feature),
-    "seats": RefusalType(PROBLEM_TYPES["seats-limit-exceeded"], _seats),
-    "storage": RefusalType(PROBLEM_TYPES["storage-limit-exceeded"], _storage),
-    "anonymous": RefusalType(PROBLEM_TYPES["customer-unknown"], _unknown),
-    "invalid_customer": RefusalType(PROBLEM_TYPES["customer-invalid"], _invalid),
-    "in_flight": RefusalType(PROBLEM_TYPES["request-in-flight"], _in_flight),
+    "spend": RefusalType(PROBLEM_TYPES["spend-limit-reached"], _word_spend),
+    "feature": RefusalType(PROBLEM_TYPES["feature-not-in-plan"], _word_feature),
+    "seats": RefusalType(PROBLEM_TYPES["seats-limit-exceeded"], _word_seats),
+    "storage": RefusalType(PROBLEM_TYPES["storage-limit-exceeded"], _word_storage),
+    "anonymous": RefusalType(PROBLEM_TYPES["customer-unknown"], _word_unknown),
+    "invalid_customer": RefusalType(PROBLEM_TYPES["customer-invalid"], _word_invalid),
+    "in_flight": RefusalType(PROBLEM_TYPES["request-in-flight"], _word_in_flight),
     "identify": _CAPACITY,
     "store": _CAPACITY,
 }
@@ -311,13 +311,13 @@ def problem(
     if refusal.offer is not None and about.status == HTTPStatus.PAYMENT_REQUIRED:
         ours.append(payment_field(detail, context.resource, refusal.offer))
     headers = merge_headers(headers, ours, expose=context.origin is not None)
-    headers += _cors(context)
+    headers += _cors_fields(context)
     return Denial(
         status=about.status, headers=tuple(headers), body=body, title=about.title, instance=instance.urn
     )
 
 
-def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tuple[bytes, bytes]]:
+def complete_headers(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tuple[bytes, bytes]]:
     """Add our headers to the app's own response to a refused request.
 
     Headers about the body are the app's; lists of names are joined.
@@ -325,11 +325,11 @@ def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tup
     items = list(headers)
     present = {name.lower() for name, _ in items}
     for name, value in denial.headers:
-        if name in _OF_THE_BODY:
+        if name in _BODY_HEADERS:
             continue
         if name not in present:
             items.append((name, value))
-        elif name in _LISTS:
+        elif name in _LIST_HEADERS:
             place = next(place for place, item in enumerate(items) if item[0].lower() == name)
             items[place] = (items[place][0], join_names(items[place][1], value))
     return items
@@ -358,13 +358,13 @@ async def send_denial(denial: Denial, scope: Scope, send: Send) -> None:
 def _wait_s(reason: Reason, retry_after: timedelta | None) -> int | None:
     """Whole seconds to wait, at least 1; None where waiting does not help."""
     if reason in {"concurrency", "identify", "in_flight", "store"}:
-        return 1 if retry_after is None else _seconds(retry_after)
+        return 1 if retry_after is None else _whole_seconds(retry_after)
     if retry_after is None or REFUSAL_TYPES[reason] is not _QUOTA:
         return None
-    return _seconds(retry_after)
+    return _whole_seconds(retry_after)
 
 
-def _seconds(span: timedelta) -> int:
+def _whole_seconds(span: timedelta) -> int:
     whole = span.days * 86_400 + span.seconds
     return max(1, whole + (span.microseconds > 0))
 
@@ -373,7 +373,7 @@ def _limit_fields(refusal: RefusalFacts, *, mode: Headers, now_s: int) -> list[t
     """The limit fields; ``t`` is the wait where there is one: ``Retry-After`` should not end before it."""
     reset_s, reset_after = refusal.wait_s, refusal.decision.reset_after
     if reset_s is None and reset_after is not None:
-        reset_s = _seconds(reset_after)
+        reset_s = _whole_seconds(reset_after)
     return format_fields(
         mode,
         policies=policy_field(refusal.context.policies),
@@ -384,7 +384,7 @@ def _limit_fields(refusal: RefusalFacts, *, mode: Headers, now_s: int) -> list[t
     )
 
 
-def _cors(context: ProblemContext) -> list[tuple[bytes, bytes]]:
+def _cors_fields(context: ProblemContext) -> list[tuple[bytes, bytes]]:
     origin = context.origin
     if origin is None:
         return []
@@ -467,9 +467,9 @@ def payment_required(error: str, resource: str, offer: dict[str, Any]) -> dict[s
 
 def payment_field(error: str, resource: str, offer: Offer) -> tuple[bytes, bytes]:
     """The field ``PAYMENT-REQUIRED``, which tells clients of x402 the same over HTTP."""
-    return (b"payment-required", b64encode(compact(payment_required(error, resource, offer.member))))
+    return (b"payment-required", b64encode(compact_json(payment_required(error, resource, offer.member))))
 
 
-def compact(value: object) -> bytes:
+def compact_json(value: object) -> bytes:
     """JSON without blanks."""
     return json.dumps(value, separators=(",", ":")).encode()

@@ -11,7 +11,15 @@ from uuid import uuid4
 
 from meterkit.asgi.logs import LogSampler
 from meterkit.asgi.mcp import mcp_denial
-from meterkit.asgi.problems import Denial, Offer, ProblemContext, can_answer, complete, problem, send_denial
+from meterkit.asgi.problems import (
+    Denial,
+    Offer,
+    ProblemContext,
+    can_answer,
+    complete_headers,
+    problem,
+    send_denial,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -163,7 +171,7 @@ class Refuser:
                 "available_in": tuple(plan.key for plan in plans if route.feature in plan.features),
                 "portal_url": catalog.billing.portal_url,
                 "offer": Offer.of(catalog, decision),
-                "resource": _address(scope),
+                "resource": _request_url(scope),
                 "currency": catalog.currency,
             }
         gauge = decision.gauge
@@ -196,13 +204,13 @@ class _AppResponse:
         self.began = True
         if kind.endswith("http.response.start"):
             self.status = message["status"]
-            message = {**message, "headers": complete(message.get("headers", ()), self._denial)}
+            message = {**message, "headers": complete_headers(message.get("headers", ()), self._denial)}
         elif self._is_head and kind == "http.response.body":
             message = {**message, "body": b""}
         await self._send(message)
 
 
-def _address(scope: Scope) -> str:
+def _request_url(scope: Scope) -> str:
     host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
     return f"{scope.get('scheme', 'http')}://{host}{quote(scope['path'])}"
 

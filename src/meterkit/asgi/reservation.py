@@ -157,7 +157,7 @@ def refuse_problem(
     """
     if problem is None:
         return prepare
-    refusal = _refusal(view, problem)
+    refusal = _refuse_with(view, problem)
     if route.enforcement != "shadow":
         raise UnservedError(refusal, prepare(view, "d"))
 
@@ -170,7 +170,7 @@ def refuse_problem(
     return waived
 
 
-def _refusal(view: CustomerView, problem: RequestProblem) -> Decision:
+def _refuse_with(view: CustomerView, problem: RequestProblem) -> Decision:
     return Decision(customer=view.customer, plan=view.effective.plan.key, allowed=False, problem=problem)
 
 
@@ -241,7 +241,7 @@ def reservation(
                 context=None if asked is None else asked.context,
                 others={meter: quantity for meter, quantity in held.items() if meter in UNITS},
             )
-    return RequestReservation(held, models, unpriced or _problem(route, asked), free)
+    return RequestReservation(held, models, unpriced or _find_excess(route, asked), free)
 
 
 def _free_meters(
@@ -256,7 +256,7 @@ def _free_meters(
     )
 
 
-def _problem(route: Route, asked: LlmRequest | None) -> RequestProblem | None:
+def _find_excess(route: Route, asked: LlmRequest | None) -> RequestProblem | None:
     """The first line of ``reserve:`` whose ceiling is below what the request names for its field."""
     if asked is None:
         return None

@@ -100,7 +100,7 @@ class ResponseUsage:
     def begin(self, message: Message) -> None:
         """Open the reader for the head of the response."""
         status, headers, fields = message["status"], message.get("headers", ()), self._route.usage_fields
-        with self._contained():
+        with self._guard():
             if fields and not self._is_fetched:
                 self._fields = FieldsReader.open(fields, status=status, headers=headers)
             self._reader = ResponseReader.open(self._route.usage, status=status, headers=headers)
@@ -119,7 +119,7 @@ class ResponseUsage:
         try:
             work = self._begin_piece(body)
         except Exception as error:  # noqa: BLE001 - the app never sees an error of the reader
-            self._break(describe_error(error))
+            self._stop_reading(describe_error(error))
             return False
         if work is None:
             return False
@@ -157,13 +157,13 @@ class ResponseUsage:
 
     def _read_on(self, *, complete: bool = False) -> bool:
         """Do a piece of the work that is left; whether there was any."""
-        with self._contained():
+        with self._guard():
             while self._reader is not None or self._fields is not None:
                 for _ in self._work or ():
                     return True
                 self._work = None
                 if self._backlog:
-                    self._work = self._next()
+                    self._work = self._begin_next()
                     return True
                 if not complete:
                     break
@@ -174,7 +174,7 @@ class ResponseUsage:
                 )
         return False
 
-    def _next(self) -> Work | None:
+    def _begin_next(self) -> Work | None:
         """Begin to read the next piece of what was left."""
         body, at = self._backlog[0], self._at
         piece = body[at : at + PIECE_BYTES]
@@ -199,7 +199,7 @@ class ResponseUsage:
         request, self._request = self._request, None
         if request is not None:
             head, size = request.head()
-            with self._contained():
+            with self._guard():
                 self._input_tokens = 1
                 if self._estimate is estimate_input:
                     found = billed_input(head, size=size)
@@ -215,15 +215,15 @@ class ResponseUsage:
             complete: whether it was sent to its end.
             gone: whether the client hung up before.
         """
-        unread_tokens = self._end()
+        unread_tokens = self._read_rest()
         is_cut = gone or self._unread_bytes() > 0
         reader, self._reader = self._reader, None
         self._close_fields(complete=complete and not is_cut)
         calls: tuple[CallUsage, ...] = ()
         output_tokens = 0
         if reader is not None:
-            with self._contained():
-                calls = reader.close(complete=complete and not is_cut, asked=self._asked)
+            with self._guard():
+                calls = reader.close(complete=complete and not is_cut, asked=self._is_asked)
                 output_tokens = reader.estimated_output_tokens + unread_tokens
                 self.unread_figure = reader.unread_figure
         if self._broken:
@@ -241,7 +241,7 @@ class ResponseUsage:
         fields, self._fields = self._fields, None
         if fields is None:
             return
-        with self._contained():
+        with self._guard():
             self.figures = fields.close()
             if fields.overflowed:
                 self._complain(
@@ -252,7 +252,7 @@ class ResponseUsage:
                 why = f": {CAUSES['encoding']}" if fields.is_coded else ""
                 self._complain(f"a response has no figure for usage_fields {missing[0]}{why}")
 
-    def _end(self) -> int:
+    def _read_rest(self) -> int:
         """Read a bounded part of the rest without a pause; the tokens of the unread rest, extrapolated."""
         reader, left = self._reader, self._unread_bytes()
         if not left:
@@ -272,13 +272,13 @@ class ResponseUsage:
         said = reader.output_bytes_seen - before
         return said * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
 
-    def _asked(self) -> bool:
+    def _is_asked(self) -> bool:
         return self._request is not None and asks_model(self._request.head()[0])
 
-    def _contained(self) -> ErrorGuard:
-        return ErrorGuard(self._break)
+    def _guard(self) -> ErrorGuard:
+        return ErrorGuard(self._stop_reading)
 
-    def _break(self, error: str) -> None:
+    def _stop_reading(self, error: str) -> None:
         self._reader = self._fields = None
         self._backlog.clear()
         self._work, self._at = None, 0

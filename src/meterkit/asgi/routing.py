@@ -38,7 +38,7 @@ CompiledLine = tuple["Route", "frozenset[str] | None", "re.Pattern[str] | None"]
 _GATED, _COUNTED, _DECIDED, _EXEMPT, _NO_LINE = range(5)
 
 
-def strictness(line: Route | None) -> int:
+def rank_strictness(line: Route | None) -> int:
     """Rank a line, the strictest lowest: gated, counted, decided, ``exempt`` or ``always``, none."""
     if line is None:
         return _NO_LINE
@@ -375,7 +375,7 @@ class Router:
 
     def _strictness(self, line: Route | None) -> tuple[int, int]:
         """Sort key of lines, the strictest first."""
-        return strictness(line), self._order.get(id(line), 0)
+        return rank_strictness(line), self._order.get(id(line), 0)
 
     def _leniency(self, one: PathLine) -> tuple[int, int]:
         return self._strictness(one.line)

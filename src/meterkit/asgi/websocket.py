@@ -348,14 +348,14 @@ class SocketUsage:
     def sent(self, message: Message) -> None:
         """Read a message of the app's."""
         data = _data_of(message)
-        with ErrorGuard(self._break):
+        with ErrorGuard(self._stop_reading):
             self.session.sent(data)
         reports = may_report(data) or may_have_figures(data)
         if not reports and not any(mark in data for mark in _SAYS):
             return
         if len(data) > _BYTES_MAX or (not reports and any(mark in data for mark in _MEDIA)):
             return
-        with ErrorGuard(self._break):
+        with ErrorGuard(self._stop_reading):
             self._read(data)
 
     def _read(self, data: bytes) -> None:
@@ -401,10 +401,10 @@ class SocketUsage:
     def received(self, message: Message) -> None:
         """Measure the texts of a message of the client's, for an answer that may be cut off."""
         data = _data_of(message)
-        with ErrorGuard(self._break):
+        with ErrorGuard(self._stop_reading):
             self.session.received(data)
         if 0 < len(data) <= _BYTES_MAX and not any(mark in data for mark in _MEDIA):
-            with ErrorGuard(self._break):
+            with ErrorGuard(self._stop_reading):
                 self._input_tokens += billed_input(data, size=len(data))
 
     def close(self) -> None:
@@ -412,7 +412,7 @@ class SocketUsage:
         observer, self._observer = self._observer, None
         if observer is None:
             return
-        with ErrorGuard(self._break):
+        with ErrorGuard(self._stop_reading):
             unread = self._unread or observer.unread_figure
             if unread is not None:
                 self.report_unread(unread)
@@ -423,7 +423,7 @@ class SocketUsage:
             if tokens or any(call.source == "partial" for call in calls):
                 self.count(filled(calls, input_tokens=lambda: self._input_tokens, output_tokens=tokens))
 
-    def _break(self, error: str) -> None:
+    def _stop_reading(self, error: str) -> None:
         self._observer = None
         self.complain(f"reading token usage off a websocket failed, which counts nothing: {error}")
 
