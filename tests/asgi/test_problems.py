@@ -118,29 +118,29 @@ a cap that waiting does not lift:
 - {ratelimit: '"requests-period";r=3;t=86400', x-should-retry: "false"}
 suspended:
 - 402 payment-required
-- This account is suspended until its payments are settled. Pay at https://example.com/billing to go on.
+- This account is suspended until its payments are settled. Pay at https://example.com/billing to continue.
 - {reason: suspended, portal_url: "https://example.com/billing"}
 - {x-should-retry: "false"}
 a payment is required:
 - 402 payment-required
-- This request needs a payment. Pay to go on.
+- This request needs a payment. Pay to continue.
 - {reason: payment_required}
 - {x-should-retry: "false"}
 credits:
 - 402 payment-required
-- What is left of the prepaid credits or grants does not cover this request. Buy more to go on.
+- The remaining prepaid credits and grants do not cover this request. Buy more to continue.
 - {reason: credits}
 - {x-should-retry: "false"}
 a budget:
 - 402 spend-limit-reached
-- This account may spend USD 1.00 per day, and USD 0.90 of it are spent or set aside for requests in progress.
+- This account may spend USD 1.00 per day; USD 0.90 is spent or reserved by requests in progress.
   More can be spent in 9 hours.
 - {limit_cents: 100, spent_cents: 90, currency: usd, reset_after_s: 32400}
 - {ratelimit: '"spend-1d";r=10;t=32400', x-should-retry: "false"}
 more than a budget:
 - 402 spend-limit-reached
-- 'This account may spend JPY 100 per billing period, and JPY 0 of it are spent or set aside
-  for requests in progress. This request may cost more than that: ask for less.'
+- 'This account may spend JPY 100 per billing period; JPY 0 is spent or reserved
+  by requests in progress. This request may cost more than that: ask for less.'
 - {limit_cents: 100, spent_cents: 0, currency: jpy}
 - {x-should-retry: "false"}
 a feature:

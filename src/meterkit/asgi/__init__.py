@@ -1,1 +1,1 @@
-"""The edge: the middleware, and what it answers."""
+"""ASGI middleware: decides and counts requests, and answers refused ones."""

@@ -39,7 +39,7 @@ _FURTHER_EXAMPLES: Final = (*_EXAMPLES.values(), "a", "aa", "aaa", "2031-06-10",
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestDecider:
-    """MeterMiddleware of an app, reduced to what finds the line of a request.
+    """MeterMiddleware of an app, reduced to the data that finds the line of a request.
 
     Attributes:
         catalog: its kit's.

@@ -40,7 +40,7 @@ _ANNOUNCING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class BufferedBody:
-    """Reads ahead what a client sends, and stands for the server's ``receive`` afterwards.
+    """Reads a body ahead, then replays it in place of the server's ``receive``.
 
     Args:
         scope: the request's.
@@ -86,7 +86,7 @@ class BufferedBody:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole body, by what was read and what its ``Content-Length`` says."""
+        """Size of the whole body in bytes, by the read part and ``Content-Length``."""
         found = self.header(b"content-length")
         said = found[0] if len(found) == 1 and len(found[0]) <= _LENGTH_DIGITS_MAX else b""
         return max(len(self.head), int(said) if said.isdigit() else 0)
@@ -110,9 +110,9 @@ def header_of(scope: Scope, name: bytes) -> list[bytes]:
 
 
 def decode_body(scope: Scope, head: bytes, size: int, *, ended: bool) -> tuple[bytes, int, bool]:
-    """A body without its content coding; the size of the whole; whether it is known to its end.
+    """Decode a body: its text, the size of the whole, and whether it is known to its end.
 
-    Of what cannot be decoded within bounds nothing is read, and each coded byte is taken for three.
+    A body that cannot be decoded within bounds is not read; each coded byte counts as three.
 
     Args:
         scope: of the request.
@@ -157,7 +157,7 @@ def head_of(scope: Scope) -> RequestHead:
 
 
 class KeptRequest:
-    """Stands for the server's ``receive``, and keeps what the app receives of the body.
+    """Receives in place of the server, and keeps the body as the app receives it.
 
     Of a body that is larger than the bound the rest is only searched for the model: a form may name it behind
     its file, and JSON behind its messages.
@@ -199,7 +199,7 @@ class KeptRequest:
             self._search(bytes(body[max(0, room) :]))
 
     def _search(self, rest: bytes) -> None:
-        """Look for the model in what is not kept."""
+        """Search the part that is not kept for the model."""
         if not self._is_searched:
             self._is_searched = True
             if header_of(self._scope, b"content-encoding"):
@@ -243,7 +243,7 @@ class KeptRequest:
         return named if is_certain else (*named, "")
 
     def release(self) -> None:
-        """Keep a large body no longer once the response is over: the app may still report what it used."""
+        """Drop a large body after the response, but its models: the app may still report usage."""
         if self._body is not None and self._size > _LATE_BYTES_MAX:
             head, kept = head_of(self._scope), self.head()[0]
             kind = head.content_type

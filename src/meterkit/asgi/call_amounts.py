@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _Key: TypeAlias = tuple[str | None, str | None]
 """Model and provider; both None for usage that is counted whatever it is of."""
 Amounts: TypeAlias = dict[tuple[_Key, bool, str], int | Fraction]
-"""Quantities by key, whether they are billed (else rated), and meter; what is charged is exact."""
+"""Quantities by key, whether they are billed (otherwise rated), and meter; charges are exact."""
 
 ALL_CALLS: Final[_Key] = (None, None)
 _COST_OF: Final = "cost of "
@@ -34,7 +34,7 @@ _UNIT: Final = "unit "
 
 
 def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[UsedQuantities]:
-    """Add up what calls have used: by model and provider where meters ask for them."""
+    """Add up the usage of calls, by model and provider where meters ask for them."""
     return used_of(amounts_of(calls, compiled), compiled)
 
 
@@ -89,7 +89,7 @@ def used_of(amounts: Amounts, compiled: CompiledCatalog) -> list[UsedQuantities]
 def amounts_of(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> Amounts:
     """Add up calls on the meters that are declared as plain counters, with what they cost."""
     plain, by_model, sources = compiled.counters, compiled.by_model, compiled.catalog.billing.sources
-    # What no model's price is known of costs the highest: a client may have seen to that.
+    # A call without a model costs the highest price: a client may have hidden the model.
     unknown = "" if compiled.has_model_prices else None
     costs, at = compiled.call_costs(), from_ms(compiled.now_ms())
     is_audited = compiled.settle_audited is not None
@@ -206,7 +206,7 @@ def _price_call(
 
 
 def join_used(first: UsedQuantities, second: UsedQuantities) -> UsedQuantities:
-    """One settlement of both: the dimensions are those of the first, and of its quantities."""
+    """Join two usages to one settlement, with the dimensions of the first."""
     return first._replace(
         recorded=add_quantities(second.recorded, first.recorded),
         rated=add_quantities(second.rated, first.rated),

@@ -435,6 +435,6 @@ class Exchange(AdmittedRequest):
         )
 
     def _is_due(self, outcome: Outcome) -> bool:
-        """Whether reported usage is billed: also of an app that stopped as its client left early."""
+        """Whether reported usage is billed, also of an app that stopped because its client left early."""
         is_left = self._left_early and bool(self._charge_on) and is_stopped(self._status, outcome)
         return outcome in self._charge_on or is_left

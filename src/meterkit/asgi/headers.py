@@ -1,6 +1,6 @@
-"""The fields that tell a client of its limits, and their way into an answer.
+"""Limit fields of responses: ``RateLimit-Policy``, ``RateLimit`` and ``X-RateLimit-*``.
 
-``RateLimit-Policy`` and ``RateLimit`` follow draft-ietf-httpapi-ratelimit-headers-11 and are written as
+They follow draft-ietf-httpapi-ratelimit-headers-11 and are written as
 Structured Fields (RFC 9651).
 """
 
@@ -31,9 +31,9 @@ _UNWRITABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
 def policy_field(policies: Sequence[Policy]) -> bytes:
-    """The value of ``RateLimit-Policy``; empty where there are no policies: then the field is left out.
+    """Format the value of ``RateLimit-Policy``; empty without policies: then the field is left out.
 
-    A gauge is left out, too, as time alone does not free it; and a meter that is billed without a cap.
+    Gauges are left out, as time alone does not free them, and meters that are billed without a cap.
     """
     return b", ".join(_policy(policy) for policy in policies if policy.kind not in _HIDDEN_KINDS)
 
@@ -65,7 +65,7 @@ def format_fields(
     reset_s: int | None,
     now_s: int,
 ) -> list[tuple[bytes, bytes]]:
-    """All fields of one answer.
+    """Format all limit fields of a response.
 
     Args:
         mode: which family of fields the route sends.
@@ -93,7 +93,7 @@ def format_fields(
 def merge_headers(
     headers: Iterable[tuple[bytes, bytes]], ours: Sequence[tuple[bytes, bytes]], *, expose: bool
 ) -> list[tuple[bytes, bytes]]:
-    """The app's headers with ours in place of any of the same name, as a new list.
+    """Replace the app's headers of the same names by ours, in a new list.
 
     Args:
         headers: what the app sent; what cannot be compared is passed on as it is.
@@ -113,7 +113,7 @@ def merge_headers(
 
 
 def _expose(headers: list[tuple[bytes, bytes]], names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
-    """The headers with one list of exposed names, at the place of the app's first."""
+    """Join the lists of exposed names into one, at the place of the app's first."""
     rest: list[tuple[bytes, bytes]] = []
     shown = b""
     place = None
@@ -148,7 +148,7 @@ def _policy(policy: Policy) -> bytes:
 
 @lru_cache(maxsize=1024)
 def quote(text: str) -> bytes:
-    """A Structured Field String (RFC 9651 section 3.3.3), which has no way to write what is not ASCII."""
+    """Format a Structured Field String (RFC 9651 section 3.3.3), which is ASCII only."""
     printable = _UNWRITABLE.sub("?", text)
     return b'"%b"' % printable.replace("\\", "\\\\").replace('"', '\\"').encode("ascii")
 
@@ -250,7 +250,7 @@ class LimitFields:
 
 
 def _quick_measure(measure: PolicyMeasure) -> tuple[bytes, int, int, int]:
-    """Of a sliding window: how its field begins, what is asked, its limit and window; of others, no limit."""
+    """Precompute the field of a sliding window: its start, demand, limit, window. Others have no limit."""
     is_quick = measure.kind == SLIDING_WINDOW and measure.window <= EXACT_WINDOW_MS_MAX
     return (
         quote(measure.policy.name) + b";r=",

@@ -333,7 +333,7 @@ def _name_address(address: IPv4Address | IPv6Address) -> str:
 
 
 def _forwarded_for(scope: Scope) -> list[str]:
-    """The hosts of ``X-Forwarded-For``, the nearest first; a chain too long ends in what is no host."""
+    """List the hosts of ``X-Forwarded-For``, the nearest first; too long a chain ends in an invalid host."""
     lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
     hosts = b",".join(lines).decode("latin-1").rsplit(",", HOPS_MAX) if lines else []
     # A text longer than any address is not cached either.

@@ -149,7 +149,7 @@ class LlmCalls:
 async def record_calls(
     store: Store, view: CustomerView | None, obj: object, *, event_id: str | None, call_id: str | None
 ) -> CallUsage | None:
-    """Count what the calls in an object have used; see :meth:`meterkit.MeterKit.record_usage`."""
+    """Count the usage of the calls in an object; see :meth:`meterkit.MeterKit.record_usage`."""
     for name, value in (("event_id", event_id), ("call_id", call_id)):
         if value is not None:
             check_event_id(value, name)

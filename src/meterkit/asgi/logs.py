@@ -79,7 +79,7 @@ _OF_THE_STORE: Final = (StoreError, SettingsError)
 
 
 class TroubleLog:
-    """Writes to the logger ``meterkit.asgi`` what is wrong with the store, the app or the plans file."""
+    """Logs problems of the store, the app or the plans file to ``meterkit.asgi``."""
 
     def __init__(self) -> None:
         self._store = LogSampler(1, _AWAY_SPAN_S, self._log_more_undecided)

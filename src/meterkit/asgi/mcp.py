@@ -149,7 +149,7 @@ class McpRequest(NamedTuple):
 
 
 class McpLines:
-    """Finds the line of a message: a router asks all lines but those of other messages.
+    """Finds the line of an MCP message with a router of all lines except those of other messages.
 
     Args:
         routes: in the order of the plans file.
@@ -219,7 +219,7 @@ _JSON: Final = (b"content-type", b"application/json")
 
 
 def mcp_denial(denial: Denial, message: McpMessage) -> Denial:
-    """A refusal as an answer to a message of MCP; one that wants no answer gets the problem document.
+    """Convert a refusal to an MCP response; a message that wants none gets the problem document.
 
     A tool call that is refused with 402, or with an offer, gets a *result* with ``isError``, which reaches
     the model. The result has the problem document as ``problem``, and the members of x402 only if there is

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class McpExchange(Exchange):
-    """Reads the answer as it passes, also one that the client did not wait for.
+    """Reads the response as it passes, also one that the client did not wait for.
 
     An error of JSON-RPC and a result with ``isError`` are no success, and neither is an interim result:
     the server asks the user, and the client calls again.
@@ -38,7 +38,7 @@ class McpExchange(Exchange):
     __slots__ = ("_answer",)
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message on, and read what it has of the answer."""
+        """Send a message, and read its part of the response."""
         kind = message["type"]
         if kind == "http.response.start":
             message = {**message, "headers": list(message.get("headers", ()))}
@@ -116,7 +116,7 @@ class McpResponseReader:
                 yield
 
     def close(self) -> Outcome | None:
-        """Read what was cut off, and return the outcome. Idempotent."""
+        """Read a response that was cut off, and return the outcome. Idempotent."""
         drain(self._framing.close())
         return self.outcome
 

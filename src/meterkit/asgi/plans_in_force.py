@@ -32,7 +32,7 @@ _PROGRAMS_MAX: Final = 1_000
 
 
 class PlansInForce:
-    """A plans file as the edge asks it; a request is decided by one, whichever is in force when it ends."""
+    """Plans file, compiled for the middleware; a request is decided by one, also if it changes meanwhile."""
 
     def __init__(
         self, cache: CustomerCache, router_of: _RouterOf, mcp_router_of: _RouterOf, preflights: Preflights
@@ -60,20 +60,20 @@ class PlansInForce:
         cors: Collection[str],
         troubles: TroubleLog,
     ) -> Self:
-        """Take a plans file for an app, whose routes are walked once."""
+        """Compile a plans file for an app, whose routes are walked once."""
         router_of = partial(Router, root_path=root_path_of_app(app), reading=path_rules_of_app(app, paths))
         without_mount = partial(troubles.log_without_mount, cache.catalog.source)
         preflights = Preflights(app, cors, troubles)
         return cls(cache, partial(router_of, without_mount=without_mount), router_of, preflights)
 
     def _use_learned(self) -> None:
-        """Decide by the routes with what has been recorded on them."""
+        """Decide by the routes with the meters learned from recorded usage."""
         routes = self.cache.routes.current
         self._former += (self.router, self.mcp)
         self.router, self.mcp = self._router_of(routes), McpLines(routes, self._router_of)
 
     def poll_route(self, route: Route) -> Route:
-        """The route for requests that only fetch work: they ask for no tokens, and reserve none."""
+        """Route for requests that only fetch work: they ask for no tokens, and reserve none."""
         return self._cached_poll_route(route, route.records)
 
     def job_poll_route(self, route: Route) -> Route:
@@ -97,18 +97,18 @@ class PlansInForce:
         return self.poll_route(route) if is_fetched(route.usage, scope["method"].upper()) else route
 
     def unknown_customer(self) -> CustomerView:
-        """The view of requests that pass although their customer is unknown."""
+        """View for requests that pass although their customer is unknown."""
         return self.cache.get("unknown", anonymous=True)
 
     def fields_of(self, program: Program, route: Route) -> LimitFields:
-        """The fields of a decision's answer, made once."""
+        """Compile the limit fields of a decision, once."""
         if len(self.limit_fields) >= _PROGRAMS_MAX:
             self.limit_fields.clear()
         fields = self.limit_fields[program] = LimitFields(program, route.headers)
         return fields
 
     def policies_of(self, program: Program, route: Route) -> PolicyFields:
-        """The fields of an answer that was decided without the store, made once."""
+        """Compile the limit fields of a decision without the store, once."""
         if len(self.policy_fields) >= _PROGRAMS_MAX:
             self.policy_fields.clear()
         fields = self.policy_fields[program] = PolicyFields(program, route.headers)

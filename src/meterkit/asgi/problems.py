@@ -47,7 +47,7 @@ class ProblemContext:
         resource: the address of the request.
         currency: of the plans file.
         origin: the request's ``Origin``.
-        cors: the origins whose scripts may read a refusal; ``*`` for all.
+        cors: the origins owner scripts may read a refusal; ``*`` for all.
         challenge: the value of ``WWW-Authenticate``.
     """
 
@@ -100,7 +100,7 @@ def _word_quota(refusal: RefusalFacts) -> _Wording:
     policy, offer = refusal.policy, refusal.offer
     members: dict[str, Member] = {"violated-policies": list(refusal.decision.violated)}
     if offer is not None:
-        return f"There is no balance to pay for this request. Buy one at {offer.url} to go on.", members | {
+        return f"This request has no balance to pay with. Buy one at {offer.url} to continue.", members | {
             "offer": offer.member
         }
     if policy is None:
@@ -118,7 +118,7 @@ def _word_quota(refusal: RefusalFacts) -> _Wording:
 def _word_payment(refusal: RefusalFacts) -> _Wording:
     members: dict[str, Member] = {"reason": refusal.reason}
     if refusal.reason == "credits":
-        why, cure = "What is left of the prepaid credits or grants does not cover this request.", "Buy more"
+        why, cure = "The remaining prepaid credits and grants do not cover this request.", "Buy more"
     elif refusal.reason == "suspended":
         why, cure = "This account is suspended until its payments are settled.", "Pay"
     else:
@@ -129,7 +129,7 @@ def _word_payment(refusal: RefusalFacts) -> _Wording:
     if offer is not None:
         members["offer"] = offer.member
     where = portal if offer is None else offer.url
-    return f"{why} {cure} to go on." if where is None else f"{why} {cure} at {where} to go on.", members
+    return f"{why} {cure} to continue." if where is None else f"{why} {cure} at {where} to continue.", members
 
 
 def _word_spend(refusal: RefusalFacts) -> _Wording:
@@ -137,13 +137,13 @@ def _word_spend(refusal: RefusalFacts) -> _Wording:
     limit, spent = (0, 0) if level is None else (level.limit_cents, level.spent_cents)
     policy, after = refusal.policy, refusal.decision.reset_after
     span = "billing period" if policy is None or policy.window_s is None else _word_window(policy.window_s)
-    whose = next((kind for kind in _subject_kinds(refusal.decision.violated)), "account")
+    owner = next((kind for kind in _subject_kinds(refusal.decision.violated)), "account")
     why = (
-        f"This {whose} may spend {money(limit, currency)} per {span.removeprefix('1 ')}, and"
-        f" {money(min(spent, limit), currency)} of it are spent or set aside for requests in progress."
+        f"This {owner} may spend {money(limit, currency)} per {span.removeprefix('1 ')};"
+        f" {money(min(spent, limit), currency)} is spent or reserved by requests in progress."
     )
     members: dict[str, Member] = {"limit_cents": limit, "spent_cents": spent, "currency": currency}
-    if whose != "account":
+    if owner != "account":
         members["violated-policies"] = list(refusal.decision.violated)
     if after is None:
         return f"{why} This request may cost more than that: ask for less.", members

@@ -80,7 +80,7 @@ async def _remember_job(store: Store, job_id: str, view: CustomerView, route: st
 async def _count_job(
     store: Store, lane: Lane, view: CustomerView, name: str, call: CallUsage, route: str
 ) -> None:
-    """Count a job that has ended; what comes while the store is away is counted when it is back."""
+    """Count a job that has ended; if the store is down, as soon as it is back."""
     job_id = call.response_id or ""
     used = next(iter(used_by_model([call], view.cache)), None)
     by: Counting | None = None if used is None else "whole"

@@ -1,4 +1,4 @@
-"""Answers to refused requests, also in place of an answer the app has begun."""
+"""Refuser: responds to refused requests, also in place of the app's own error response."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
 
 class LateRefusal:
-    """Stands in for the server's send from when a request is refused.
+    """Replacement for the server's send after the app has refused a request.
 
-    The app says no in its own way, by an exception; its handlers make an answer of it, which gives way to
-    the refusal. An app that goes on and answers something else is left alone.
+    The app raises an exception; the response that its handlers make gives way to the refusal. A response with
+    another status passes.
 
     Args:
         send: the server's.
-        status: of the answer that gives way.
-        refuse: answers with the refusal, by the send that it is given.
+        status: of the response that gives way.
+        refuse: sends the refusal.
     """
 
     def __init__(self, send: Send, status: int, refuse: Callable[[Send], Awaitable[None]]) -> None:
@@ -54,7 +54,7 @@ class LateRefusal:
         self._is_answered = False
 
     async def __call__(self, message: Message) -> None:
-        """Pass a message on, unless it is of the answer that gives way."""
+        """Send a message, unless it belongs to the response that gives way."""
         if self._is_answered:
             return
         # Of a websocket the kind has a prefix.
@@ -101,7 +101,7 @@ class Refuser:
         self._message: McpMessage | None = None
 
     def for_mcp_message(self, message: McpMessage) -> Refuser:
-        """One that writes refusals of a message of MCP in its form."""
+        """Copy this refuser to one that answers an MCP message in its form."""
         own = copy(self)
         own._message = message  # noqa: SLF001 - of a copy of this one
         return own
@@ -150,7 +150,7 @@ class Refuser:
                 await response(answer.scope, receive, answer.send)
         except Exception:
             if answer.began:
-                raise  # There is nothing left to answer with.
+                raise  # The response has begun.
             if self._failures.admits():
                 _logger.exception("on_denied failed; the client gets meterkit's own answer")
 
@@ -188,7 +188,7 @@ class Refuser:
 
 
 class _AppResponse:
-    """Passes on the app's own answer to a refused request, with the fields that it lacks."""
+    """Sends the app's own response to a refused request, with the headers that it lacks."""
 
     def __init__(self, denial: Denial, scope: Scope, send: Send) -> None:
         self.scope = scope

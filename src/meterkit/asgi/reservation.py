@@ -50,7 +50,7 @@ _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_toke
 async def find_known_refusal(
     store: Store, lane: Lane, view: CustomerView, route: Route
 ) -> PreparedDecision | None:
-    """The decision that refuses a request by the customer's state alone, so that no body is read for it.
+    """Find the decision that refuses a request by the customer's state alone, before its body is read.
 
     The store is asked only where the known state refuses: for all others one round trip decides, after their
     body was read. A new customer is one of them, unless the default plan refuses.
@@ -106,7 +106,7 @@ async def prepare_reservation(
     *,
     estimate: InputEstimator,
 ) -> Prepare:
-    """Read what a request asks for, its body too where the route says so; what makes its decision.
+    """Read what a request asks for, with its body if the route needs it; return its decision's preparer.
 
     Raises:
         UnservedError: the customer's state refuses it, or it asks for more than it may.
@@ -150,7 +150,7 @@ async def prepare_reservation(
 def refuse_problem(
     view: CustomerView, route: Route, prepare: Prepare, problem: RequestProblem | None
 ) -> Prepare:
-    """The decision about a request that may have a problem: shadow mode serves it.
+    """Refuse a request that has a problem; shadow mode serves it.
 
     Raises:
         UnservedError: it has one, and is refused.
@@ -187,7 +187,7 @@ def reservation(
     head: RequestHead = _NO_HEAD,
     check_models: Callable[[Sequence[str]], RequestProblem | None] = lambda _: None,
 ) -> RequestReservation:
-    """Meter to the quantity that a request of a route sets aside, and the models that it names.
+    """Work out the quantities that a request reserves by meter, and the models that it names.
 
     Of each meter in ``reserve:`` what the body names, or else the default; of output for as many answers as
     it asks for; at most the ceiling, and that where the body cannot be read. A request that names more than
@@ -247,7 +247,7 @@ def reservation(
 def _free_meters(
     route: Route, models: Sequence[str], charges: Mapping[str, ModelCharges], at: datetime | None
 ) -> frozenset[str]:
-    """The meters of what calls are charged on which the call of a request certainly costs nothing."""
+    """Find the money meters on which the call of a request certainly costs nothing."""
     if at is None:
         return frozenset()
     found = charges.items()
@@ -257,7 +257,7 @@ def _free_meters(
 
 
 def _find_excess(route: Route, asked: LlmRequest | None) -> RequestProblem | None:
-    """The first line of ``reserve:`` whose ceiling is below what the request names for its field."""
+    """Find the first line of ``reserve:`` whose ceiling the request exceeds."""
     if asked is None:
         return None
     for reserve in route.reserve:
@@ -282,7 +282,7 @@ def _held_quantity(reserve: Reserve, asked: LlmRequest | None) -> int:
 
 
 def _count_input(asked: LlmRequest | None, body: bytes, size: int, estimate: InputEstimator) -> int:
-    """Tokens of the input."""
+    """Estimate the tokens of the input."""
     is_own = estimate is not estimate_input
     if is_own and body and (asked is not None or size == len(body) <= _OWN_BYTES_MAX):
         found = estimate(request_of(body) or body, None if asked is None else asked.model)
@@ -299,7 +299,7 @@ def _count_input(asked: LlmRequest | None, body: bytes, size: int, estimate: Inp
 
 
 def unpriced_problem(view: CustomerView, route: Route, models: Sequence[str]) -> RequestProblem | None:
-    """The problem of a request that names a model without a price; None: all have one, or none is named.
+    """Find a named model without a price; None: all have one, or none is named.
 
     Args:
         view: the customer, whose plan says which prices count.
@@ -312,7 +312,7 @@ def unpriced_problem(view: CustomerView, route: Route, models: Sequence[str]) ->
 
 
 def socket_problem(view: CustomerView, route: Route, scope: Scope) -> RequestProblem | None:
-    """The problem of a websocket whose URL names a model without a price."""
+    """Find a model without a price in the URL of a websocket."""
     return unpriced_problem(view, route, route.models(requested_models(head_of(scope), ())))
 
 
@@ -336,7 +336,7 @@ _SHOWN_MAX: Final = 256
 
 
 def above_ceiling(named: NamedLimit, asked: int, ceiling: int) -> RequestProblem:
-    """The problem of a request that names more than a line of ``reserve:`` allows.
+    """Word the problem of a request that names more than a line of ``reserve:`` allows.
 
     Args:
         named: the field and its figure.
@@ -355,7 +355,7 @@ def above_ceiling(named: NamedLimit, asked: int, ceiling: int) -> RequestProblem
 
 
 def not_priced(model: str) -> RequestProblem:
-    """The problem of a request that names a model for which this service has no price."""
+    """Word the problem of a request that names a model without a price."""
     shown = model if len(model) <= _SHOWN_MAX else f"{model[:_SHOWN_MAX]}…"
     return RequestProblem(
         code="model-not-priced",

@@ -63,7 +63,7 @@ class WebSocketExchange(Exchange):
     __slots__ = ("_has_closed", "_is_closed", "_log", "_next", "_timer", "_troubles", "_usage")
 
     def begin(self, log: RefusalLog, troubles: TroubleLog) -> None:
-        """Look from now on, every minute, whether the customer may still be served.
+        """Start to check every minute whether the customer may still be served.
 
         Args:
             log: takes what is refused, or would be in shadow.
@@ -86,7 +86,7 @@ class WebSocketExchange(Exchange):
         self._schedule_check()
 
     async def receive(self) -> Message:
-        """The server's next message; one that is counted and not allowed ends the websocket."""
+        """Receive the next message; a counted message that is refused ends the websocket."""
         if self._is_closed:
             return _disconnected()
         if self._next is None and (self._lane is None or not self._route.per_message):
@@ -128,7 +128,7 @@ class WebSocketExchange(Exchange):
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message on; after the websocket was closed here, as if the client had left."""
+        """Send a message; raises after meterkit has closed the websocket, as if the client had left."""
         if self._is_closed:
             raise ConnectionAbortedError("meterkit has closed this websocket")
         kind = message["type"]
@@ -155,7 +155,7 @@ class WebSocketExchange(Exchange):
             raise
 
     def settle(self, error: BaseException | None) -> None:
-        """Tell the store that the websocket has ended, and what its opening came to; once."""
+        """Settle the opening of the websocket with the store. Idempotent."""
         for pending in (self._timer, self._next):
             if pending is not None:
                 pending.cancel()
@@ -164,7 +164,7 @@ class WebSocketExchange(Exchange):
         super().settle(error)
 
     def release_hold(self) -> None:
-        """The kit stops: what is still open goes on, and nothing more of it is decided or counted."""
+        """Detach an open websocket from a kit that stops: it goes on, undecided and uncounted."""
         pending, self._next = self._next, None  # The app goes on waiting for it.
         super().release_hold()
         self._next, self._lane = pending, None
@@ -178,7 +178,7 @@ class WebSocketExchange(Exchange):
         )
 
     def _current_line(self) -> tuple[Route, CustomerView]:
-        """The line and the customer by the plans file of now, which may be another than at the opening's."""
+        """Find the line and the customer in the current plans file, which may be a newer one."""
         cache = self._store.cache
         route = cache.routes.find_newest(self._route.match)
         if route is not None:
@@ -186,7 +186,7 @@ class WebSocketExchange(Exchange):
         return self._route, self._view  # Where the line is gone, too: what it admitted goes by it.
 
     async def _decide_message(self, lane: Lane) -> Decision | None:
-        """Decide and count one message; the refusal, if it is not to reach the app."""
+        """Decide and count one message; the refusal, or None if the app gets it."""
         store = self._store
         route, view = self._current_line()
         billed = "success" in route.charge_on
@@ -221,7 +221,7 @@ class WebSocketExchange(Exchange):
             )
 
     async def _check_customer(self) -> None:
-        """End the websocket where its customer may not be served any more. Counts nothing."""
+        """Close the websocket if its customer may not be served any more. Counts nothing."""
         with suppress(Exception):  # What cannot be decided goes on: it was allowed to begin.
             route, view = self._current_line()
             looked = await self._store.decide(view, partial(_prepare_check, route), mode="c")
@@ -250,7 +250,7 @@ class WebSocketExchange(Exchange):
 
 
 def _prepare_message(route: Route, view: CustomerView, mode: str) -> PreparedDecision:
-    """The decision that counts a message."""
+    """Prepare the decision that counts a message."""
 
     def prepare() -> PreparedDecision:
         counted = {name: Demand.of(quantity) for name, quantity in route.per_message.items()}
@@ -261,7 +261,7 @@ def _prepare_message(route: Route, view: CustomerView, mode: str) -> PreparedDec
 
 
 def _prepare_check(route: Route, view: CustomerView, _: str) -> PreparedDecision:
-    """The decision whether one more message could be counted, whatever its rates."""
+    """Prepare the decision whether one more message could be counted, regardless of rates."""
 
     def prepare() -> PreparedDecision:
         demands = _demands_while_open(route, view)
@@ -283,7 +283,7 @@ def _compile_decision(
     entitlements: Mapping[str, Entitlement],
     demands: Mapping[str, Demand],
 ) -> PreparedDecision:
-    """A decision about an open websocket: it is no further request in flight."""
+    """Compile a decision about an open websocket: it is not another request in flight."""
     program = compile_program(
         entitlements,
         view.cache.catalog,
@@ -312,7 +312,7 @@ _SAYS: Final = (b'.delta"', b'"serverContent"')
 
 @dataclass(slots=True, eq=False)
 class SocketUsage:
-    """Reads along what an app sends: the events of OpenAI's Realtime API and of Gemini Live.
+    """Reads the usage in an app's messages: events of OpenAI's Realtime API and of Gemini Live.
 
     Each answer of the model is counted when its figures come. An answer that has begun when the websocket
     closes is estimated by its text, and by the texts that the client has sent for it.
@@ -320,7 +320,7 @@ class SocketUsage:
     Args:
         usage: the route's word.
         count: takes the calls whose figures have come.
-        complain: takes what went wrong within; the app never hears of it.
+        complain: logs an error of the reader, which the app never sees.
         report_unread: takes, at the end, the path of a token figure that was not read.
 
     Attributes:
