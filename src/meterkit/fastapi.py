@@ -173,11 +173,11 @@ def _add_route(
 
     run.__name__ = "_".join([endpoint.method.lower(), *endpoint.path.strip("/").split("/")])
     extra: dict[str, Any] = {}
-    if endpoint.takes is not None:
-        content = {"application/json": {"schema": endpoint.takes.model_json_schema()}}
+    if endpoint.body_type is not None:
+        content = {"application/json": {"schema": endpoint.body_type.model_json_schema()}}
         extra["requestBody"] = {
             "content": content,
-            "required": bool(endpoint.takes.model_json_schema().get("required")),
+            "required": bool(endpoint.body_type.model_json_schema().get("required")),
         }
     if endpoint.query:
         extra["parameters"] = [
@@ -190,7 +190,7 @@ def _add_route(
         methods=[endpoint.method],
         summary=endpoint.summary,
         status_code=endpoint.status,
-        response_model=endpoint.gives,
+        response_model=endpoint.response_type,
         responses=_problems(endpoint),
         openapi_extra=extra,
     )

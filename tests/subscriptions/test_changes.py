@@ -20,7 +20,7 @@ from meterkit.catalog import Changes, loads
 from meterkit.errors import SubscriptionError
 from meterkit.subscriptions.change_rules import check_seats_sold, course_of, paid_seats, seats_on
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
-from meterkit.subscriptions.proration import Cycle, PrepaidLine, proration_of
+from meterkit.subscriptions.proration import BillingCycle, PrepaidLine, prorate_lines
 from meterkit.subscriptions.schedule_phases import NOT_SENT, cut_phases, present_phases
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def test_items_change_in_place_and_foreign_items_stay(
 
 
 DAY_S = 86_400
-HALFWAY = Cycle(1_793_491_200, 1_796_083_200, 1_794_787_200)
+HALFWAY = BillingCycle(1_793_491_200, 1_796_083_200, 1_794_787_200)
 
 
 def parts(
@@ -184,41 +184,43 @@ def parts(
     ("old", "new", "cycle", "credit", "charge"),
     [
         # https://pastebin.com/9Hu591Zt: amount_due 4998 is -999, +2998 and the 2999 of the month to come.
-        (999, 2_999, Cycle(1_477_364_992, 1_480_043_392, 1_477_365_718), 999, 2_998),
+        (999, 2_999, BillingCycle(1_477_364_992, 1_480_043_392, 1_477_365_718), 999, 2_998),
         # https://pastebin.com/Rxuk5FLW: amount_due 4997 is -998, +2995 and the 3000 of the month to come.
-        (1_000, 3_000, Cycle(1_526_482_619, 1_529_161_019, 1_526_487_083), 998, 2_995),
+        (1_000, 3_000, BillingCycle(1_526_482_619, 1_529_161_019, 1_526_487_083), 998, 2_995),
         # https://gist.github.com/matthewarkin/27bcfdf622eb91d3508ea082d0ad50b8: -364 of a February's 1000.
-        (1_000, 1_000, Cycle(1_487_030_400, 1_489_449_600, 1_488_568_488), 364, 364),
+        (1_000, 1_000, BillingCycle(1_487_030_400, 1_489_449_600, 1_488_568_488), 364, 364),
         # A line is rounded to the nearest cent, a half of one up.
-        (1_000, 1, Cycle(0, 3 * DAY_S, 2 * DAY_S), 333, 0),
-        (1, 2_900, Cycle(0, 2 * DAY_S, DAY_S), 1, 1_450),
-        (2_900, 1_000, Cycle(0, DAY_S, DAY_S), 0, 0),
-        (2_900, 1_000, Cycle(0, DAY_S, 0), 2_900, 1_000),
+        (1_000, 1, BillingCycle(0, 3 * DAY_S, 2 * DAY_S), 333, 0),
+        (1, 2_900, BillingCycle(0, 2 * DAY_S, DAY_S), 1, 1_450),
+        (2_900, 1_000, BillingCycle(0, DAY_S, DAY_S), 0, 0),
+        (2_900, 1_000, BillingCycle(0, DAY_S, 0), 2_900, 1_000),
     ],
 )
-def test_invoices_that_stripe_has_made(old: int, new: int, cycle: Cycle, credit: int, charge: int) -> None:
+def test_invoices_that_stripe_has_made(
+    old: int, new: int, cycle: BillingCycle, credit: int, charge: int
+) -> None:
     """Lines of real invoices: by the second, by the period's own length, each line rounded by itself."""
-    assert proration_of(parts(old), parts(new, "price_max"), cycle) == (credit, charge)
+    assert prorate_lines(parts(old), parts(new, "price_max"), cycle) == (credit, charge)
 
 
 def test_another_interval_is_charged_for_the_rest_of_its_period() -> None:
     """The gist's invoice, of a cycle that begins anew: 9636 is 10000 less what is left of the month."""
-    february = Cycle(1_487_030_400, 1_489_449_600, 1_488_568_488)
+    february = BillingCycle(1_487_030_400, 1_489_449_600, 1_488_568_488)
     before, after = parts(1_000), parts(10_000, "price_year")
     anew = february._replace(start_s=february.now_s, end_s=february.now_s + 365 * DAY_S)
-    assert proration_of(before, after, february, anew) == (364, 10_000)
+    assert prorate_lines(before, after, february, anew) == (364, 10_000)
     kept = february._replace(end_s=february.start_s + 365 * DAY_S)
-    assert proration_of(before, after, february, kept) == (364, 9_512)
+    assert prorate_lines(before, after, february, kept) == (364, 9_512)
     trial = february._replace(is_trial=True)
-    assert proration_of(before, after, trial, trial) == (0, 0)
+    assert prorate_lines(before, after, trial, trial) == (0, 0)
 
 
 def test_seats_are_one_line_whatever_their_number() -> None:
     """Three seats of 9.01 USD for half a period are 13.515, and 4.505 each: rounded once, not three times."""
     none, three, five = (parts(2_900, seats=seats) for seats in (0, 3, 5))
-    assert proration_of(none, three, HALFWAY) == (0, 1_352)
-    assert proration_of(three, none, HALFWAY) == (1_352, 0)
-    assert proration_of(three, five, HALFWAY) == (1_352, 2_253)
+    assert prorate_lines(none, three, HALFWAY) == (0, 1_352)
+    assert prorate_lines(three, none, HALFWAY) == (1_352, 0)
+    assert prorate_lines(three, five, HALFWAY) == (1_352, 2_253)
 
 
 @given(
@@ -232,14 +234,14 @@ def test_no_line_is_off_by_more_than_half_a_cent(
     old: int, new: int, start_s: int, whole_s: int, part: Fraction
 ) -> None:
     """Property: exact but for one rounding a line, and what changes back and forth costs nothing."""
-    cycle = Cycle(start_s, start_s + whole_s, start_s + int(part * whole_s))
+    cycle = BillingCycle(start_s, start_s + whole_s, start_s + int(part * whole_s))
     before, after = parts(old), parts(new, "price_max")
-    credit, charge = proration_of(before, after, cycle)
+    credit, charge = prorate_lines(before, after, cycle)
     rest = Fraction(cycle.end_s - cycle.now_s, whole_s)
     assert abs(credit - old * rest) <= Fraction(1, 2)
     assert abs(charge - new * rest) <= Fraction(1, 2)
-    assert proration_of(after, before, cycle) == (charge, credit)
-    assert proration_of(before, before, cycle) == (0, 0)
+    assert prorate_lines(after, before, cycle) == (charge, credit)
+    assert prorate_lines(before, before, cycle) == (0, 0)
 
 
 START, END, LATER = 1_000_000, 2_000_000, 3_000_000

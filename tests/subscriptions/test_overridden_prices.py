@@ -208,7 +208,7 @@ async def test_a_retry_finishes_after_stripe_failed_between_steps(
 
 
 @pytest.mark.parametrize(
-    ("report", "words"), [("usage", "its free tier begins anew"), ("none", "its usage is not sent to Stripe")]
+    ("report", "words"), [("usage", "its free tier restarts"), ("none", "its usage is not sent to Stripe")]
 )
 async def test_a_price_that_no_invoice_can_bill_is_refused_in_words(
     store_url: str, report: str, words: str

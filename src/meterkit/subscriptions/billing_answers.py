@@ -1,6 +1,6 @@
-"""How a request of the billing routes is answered, whatever serves it.
+"""Answer requests of the billing routes, for any framework: check, run the endpoint, serialize.
 
-Whose subscription it is says the app, never the request.
+The app identifies the customer, never the request.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _QUERY_FIELDS_MAX: Final = 32
 
 
 class BillingAnswer(NamedTuple):
-    """An HTTP answer."""
+    """An HTTP response."""
 
     status: int
     headers: Mapping[str, str]
@@ -43,11 +43,11 @@ class BillingAnswer(NamedTuple):
 
 
 class BillingResponder:
-    """Answers the requests of the billing routes.
+    """Answers requests of the billing routes.
 
     Args:
-        kit: whose customers they are.
-        origins: of the app: where customers may be sent to.
+        kit: the kit of the customers.
+        origins: of the app; customers may be redirected to them.
 
     Raises:
         MeterkitError: there is no origin, or one is not an origin.
@@ -67,39 +67,41 @@ class BillingResponder:
         sender: SendingPage,
         read: Callable[[], Awaitable[bytes | None]],
     ) -> BillingAnswer:
-        """Do what a request asks for.
+        """Answer one request.
 
         Args:
-            endpoint: which route it is of.
+            endpoint: of its route.
             customer: the customer that the app identified; None: unknown.
-            query: what stands behind its path.
+            query: its query string.
             content_type: of its body.
-            sender: the page that has sent it.
+            sender: the page that sent it.
             read: reads the body; None: it is too large.
         """
         try:
             if endpoint.changes and sender.is_page:
                 check_sender(sender, self._origins)
-            who = customer_in(customer)
-            asked = BillingRequest(
-                who, await self._body(endpoint, content_type, read), _query(endpoint, query)
+            customer_id = customer_in(customer)
+            request = BillingRequest(
+                customer_id,
+                await self._read_body(endpoint, content_type, read),
+                _parse_query(endpoint, query),
             )
-            found = await endpoint.does(self._kit, asked)
+            found = await endpoint.handler(self._kit, request)
         except ProblemDocumentError as error:
-            return _told(error.problem)
+            return _problem_answer(error.problem)
         except MeterkitError as error:
-            return _told(problem_of(error))
+            return _problem_answer(problem_of(error))
         status = endpoint.status
         if isinstance(found, AcceptedChange):
             status, found = HTTPStatus.ACCEPTED, found.change
-        body = _json(endpoint, found)
+        body = _serialize(endpoint, found)
         headers = {"content-type": "application/json", "cache-control": "no-store"}
         return BillingAnswer(status, headers, body)
 
-    async def _body(
+    async def _read_body(
         self, endpoint: BillingEndpoint, content_type: str, read: Callable[[], Awaitable[bytes | None]]
     ) -> BaseModel | None:
-        if endpoint.takes is None:
+        if endpoint.body_type is None:
             return None
         raw = await read()
         if raw is None:
@@ -112,9 +114,9 @@ class BillingResponder:
                 ProblemDocument.of("media-type-not-supported", "Send the body as application/json.")
             )
         try:
-            body = endpoint.takes.model_validate_json(raw or b"{}")
+            body = endpoint.body_type.model_validate_json(raw or b"{}")
         except ValidationError as error:
-            raise _invalid(error) from None
+            raise _invalid_body(error) from None
         self._check_urls(body, self._origins)
         return body
 
@@ -122,20 +124,20 @@ class BillingResponder:
     def _check_urls(body: BaseModel, origins: frozenset[Origin]) -> None:
         for name in _URLS:
             url = getattr(body, name, None)
-            if url is not None and not is_of(url, origins):
+            if url is not None and not has_allowed_origin(url, origins):
                 detail = f"{name} is not an address of an allowed origin."
                 raise ProblemDocumentError(ProblemDocument.of("url-not-allowed", detail, {"field": name}))
 
 
 _LENGTH_MAX: Final = 2048
 _PORTS: Final = {"https": 443, "http": 80}
-# What browsers take for something else than the parser does, or that no address has: RFC 3986 section 2.
+# Characters that browsers and parsers read differently, or that no URL has: RFC 3986 section 2.
 _STRANGE: Final = re.compile(r"[^\x21-\x7e]|[\\\"<>^`|]")
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 
 
 class Origin(NamedTuple):
-    """Scheme, host and port of an address."""
+    """Scheme, host and port of a URL."""
 
     scheme: str
     host: str
@@ -143,7 +145,7 @@ class Origin(NamedTuple):
 
 
 def origins_of(written: Iterable[str]) -> frozenset[Origin]:
-    """The origins that an app names.
+    """Parse the origins that an app names.
 
     Raises:
         MeterkitError: there is none, or one is not an origin, such as ``https://app.example``.
@@ -156,11 +158,10 @@ def origins_of(written: Iterable[str]) -> frozenset[Origin]:
     return frozenset(found)
 
 
-def is_of(url: str, origins: frozenset[Origin]) -> bool:
-    """Whether a customer may be sent to an address: scheme, host and port are those of an origin.
+def has_allowed_origin(url: str, origins: frozenset[Origin]) -> bool:
+    """Whether a customer may be redirected to a URL: scheme, host and port are those of an origin.
 
-    An address with a user, a backslash, a control character or anything else that is read in two ways is
-    none.
+    A URL with a user, a backslash, a control character or anything else ambiguous has no origin.
     """
     origin = _origin_in(url)
     return origin is not None and origin in origins
@@ -186,20 +187,20 @@ class SendingPage(NamedTuple):
 
     @property
     def is_page(self) -> bool:
-        """Whether a page has sent the request, not a person or a client that is no browser."""
+        """Whether a web page has sent the request, rather than a user or another client."""
         return self.origin is not None or self.site not in {None, "none"}
 
     def is_allowed(self, origins: frozenset[Origin] = frozenset()) -> bool:
-        """Whether the page is of the requested origin itself, or of one of ``origins``.
+        """Whether the page has the origin of the request, or one of ``origins``.
 
-        ``Sec-Fetch-Site`` decides where it is sent: it knows scheme and port, and proxies do not change it.
+        ``Sec-Fetch-Site`` decides if it is sent: it knows scheme and port, and proxies do not change it.
         """
         if self.site == "same-origin":
             return True
         if self.origin is None:
             return False
         own = {f"{scheme}://{self.host.lower()}" for scheme in _PORTS}
-        return (self.site is None and self.origin.lower() in own) or is_of(self.origin, origins)
+        return (self.site is None and self.origin.lower() in own) or has_allowed_origin(self.origin, origins)
 
 
 def _origin(written: str) -> Origin:
@@ -228,14 +229,14 @@ def _origin_in(url: str) -> Origin | None:
 
 
 def check_sender(sender: SendingPage, origins: frozenset[Origin]) -> None:
-    """Refuse a request that a page of a foreign origin has sent, with the cookies of this app.
+    """Refuse a request of a page with another origin (CSRF).
 
     Args:
         sender: of the request.
-        origins: those that the app allows besides its own.
+        origins: allowed ones, besides the app's own.
 
     Raises:
-        ProblemDocumentError: the page is of another origin.
+        ProblemDocumentError: the page has another origin.
     """
     if not sender.is_allowed(origins):
         detail = "This request was sent by a page that is not of an allowed origin."
@@ -243,10 +244,10 @@ def check_sender(sender: SendingPage, origins: frozenset[Origin]) -> None:
 
 
 def customer_in(customer: object) -> str:
-    """The id of a request's customer, as the app says it.
+    """Check the customer id that the app has identified.
 
     Raises:
-        ProblemDocumentError: the app names none, or one whose id is not valid.
+        ProblemDocumentError: there is none, or it is not valid.
     """
     if customer is None or customer is False:
         detail = "This request does not say which customer it belongs to. Send valid credentials."
@@ -257,7 +258,7 @@ def customer_in(customer: object) -> str:
     return customer
 
 
-def _invalid(error: ValidationError) -> ProblemDocumentError:
+def _invalid_body(error: ValidationError) -> ProblemDocumentError:
     errors = [
         {"field": ".".join(map(str, one["loc"]))[:128], "message": one["msg"][:200]}
         for one in error.errors(include_url=False, include_context=False, include_input=False)[:20]
@@ -265,8 +266,8 @@ def _invalid(error: ValidationError) -> ProblemDocumentError:
     return ProblemDocumentError(invalid(errors))
 
 
-def _query(endpoint: BillingEndpoint, query: str) -> dict[str, str]:
-    """What stands behind the path, of what is known there; what is empty is not there."""
+def _parse_query(endpoint: BillingEndpoint, query: str) -> dict[str, str]:
+    """Parse the known, non-empty fields of the query string."""
     found: dict[str, str] = {}
     try:
         given = parse_qsl(query, max_num_fields=_QUERY_FIELDS_MAX)
@@ -280,15 +281,15 @@ def _query(endpoint: BillingEndpoint, query: str) -> dict[str, str]:
     return found
 
 
-def _told(problem: ProblemDocument) -> BillingAnswer:
+def _problem_answer(problem: ProblemDocument) -> BillingAnswer:
     return BillingAnswer(problem.kind.status, problem.headers, problem.body)
 
 
-def _json(endpoint: BillingEndpoint, found: object) -> bytes:
-    if endpoint.gives is UsageAnswer:  # A typed mapping already; a model would copy all of it.
+def _serialize(endpoint: BillingEndpoint, found: object) -> bytes:
+    if endpoint.response_type is UsageAnswer:  # It is a typed mapping; a model would copy it.
         return json.dumps(found, separators=(",", ":"), default=iso).encode()
     left_out = {name for name in endpoint.optional if getattr(found, name) is None}
-    return _adapter(endpoint.gives).dump_json(found, exclude=left_out)
+    return _adapter(endpoint.response_type).dump_json(found, exclude=left_out)
 
 
 @cache

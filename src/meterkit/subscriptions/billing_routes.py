@@ -1,4 +1,4 @@
-"""What each of the billing routes takes, does and answers, whatever serves it."""
+"""Endpoints of the billing routes, for any framework: body, handler, response, problems."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 _SEATS_DIGITS_MAX: Final = 15
-_Does = TypeVar("_Does", bound="Callable[[BillingKit, BillingRequest], Awaitable[object]]")
+_Handler = TypeVar("_Handler", bound="Callable[[BillingKit, BillingRequest], Awaitable[object]]")
 
 
 _Plan = Annotated[str, Field(min_length=1, max_length=128, description="The key of a plan.")]
@@ -46,39 +46,39 @@ class _Body(BaseModel):
 
 
 class CreateBody(_Body):
-    """A subscription that is to begin."""
+    """A new subscription."""
 
     plan: _Plan
     seats: _Seats = 1
 
 
 class PlanBody(_Body):
-    """The plan that a subscription is to have."""
+    """The new plan of a subscription."""
 
     plan: _Plan
 
 
 class SeatsBody(_Body):
-    """The seats that a subscription is to have."""
+    """The new number of seats of a subscription."""
 
     seats: _Seats
 
 
 class CancelBody(_Body):
-    """When a subscription is to end: now, or with its period."""
+    """The end of a subscription: now, or with its period."""
 
     immediately: bool = False
 
 
 class CheckoutBody(CreateBody):
-    """A subscription that is to begin on a page of Stripe's."""
+    """A new subscription through a Stripe page."""
 
     success_url: _Url
     cancel_url: _Url
 
 
 class TopUpBody(_Body):
-    """A balance that is to be topped up on a page of Stripe's."""
+    """A top-up of a balance through a Stripe page."""
 
     amount_cents: Annotated[int, Field(ge=1, description="One of the amounts that are sold.")]
     success_url: _Url
@@ -86,13 +86,13 @@ class TopUpBody(_Body):
 
 
 class PortalBody(_Body):
-    """Where Stripe's portal sends its visitor back to."""
+    """The return address of Stripe's portal."""
 
     return_url: _Url
 
 
 class UsageAnswer(BaseModel):
-    """What a customer has used in a billing period, meter by meter."""
+    """The usage of a customer in a billing period, by meter."""
 
     customer: str
     plan: str
@@ -105,7 +105,7 @@ class UsageAnswer(BaseModel):
 
 
 class BillingKit(Protocol):
-    """What the routes have of :class:`meterkit.MeterKit`."""
+    """The part of :class:`meterkit.MeterKit` that the routes use."""
 
     credits: Credits
     subscriptions: Subscriptions
@@ -114,7 +114,7 @@ class BillingKit(Protocol):
 
 
 class BillingRequest(NamedTuple):
-    """What a request asks for: whose it is, its body as a model, its query."""
+    """A checked request: its customer, its body as a model, its query."""
 
     customer: str
     body: Any
@@ -122,7 +122,7 @@ class BillingRequest(NamedTuple):
 
 
 class AcceptedChange(NamedTuple):
-    """The change goes on in the background: the answer is 202."""
+    """A change that continues in the background; answered with 202."""
 
     change: SubscriptionChange
 
@@ -132,22 +132,22 @@ class BillingEndpoint:
     """One of the billing routes.
 
     Attributes:
-        summary: what it does, in a line.
-        does: does it.
-        gives: the type of what it answers.
-        takes: the model of its body; None: it has none.
-        query: the names of what may stand behind its path, and what each means.
-        status: of the answer where all is well.
-        problems: codes of its problem types, beside those of all routes.
-        optional: the members that its answer has only where there is something to say.
+        summary: of the OpenAPI operation.
+        handler: answers a request.
+        response_type: the type of its response.
+        body_type: the model of its body; None: it has none.
+        query: its query parameters with their descriptions.
+        status: of a successful response.
+        problems: codes of its problem types, besides those of all routes.
+        optional: members that a response has only if they are set.
     """
 
     method: str
     path: str
     summary: str
-    does: Callable[[BillingKit, BillingRequest], Awaitable[object]]
-    gives: Any
-    takes: type[BaseModel] | None = None
+    handler: Callable[[BillingKit, BillingRequest], Awaitable[object]]
+    response_type: Any
+    body_type: type[BaseModel] | None = None
     query: Mapping[str, str] = field(default_factory=dict[str, str])
     status: int = 200
     problems: Sequence[str] = ()
@@ -159,14 +159,14 @@ class BillingEndpoint:
         codes = ["customer-unknown", "customer-invalid"]
         codes += ["origin-not-allowed"] if self.changes else []
         codes += self.problems
-        if self.takes is not None:
+        if self.body_type is not None:
             codes += ["request-invalid", "request-too-large", "media-type-not-supported"]
         codes += ["stripe-refused", "temporary-reduced-capacity"]
         return [PROBLEM_TYPES[code] for code in dict.fromkeys(codes)]
 
     @property
     def changes(self) -> bool:
-        """Whether it changes anything, or makes a page where something can be changed."""
+        """Whether it changes something, or opens a page that can."""
         return self.method != "GET"
 
 
@@ -176,18 +176,18 @@ ENDPOINTS: Final[list[BillingEndpoint]] = []
 """The billing routes, in the order in which they are documented."""
 
 
-def _endpoint(method: str, path: str, summary: str, **more: Any) -> Callable[[_Does], _Does]:
-    """Add a route that a function answers; for ``more`` see :class:`BillingEndpoint`."""
+def _add_endpoint(method: str, path: str, summary: str, **more: Any) -> Callable[[_Handler], _Handler]:
+    """Add a route with the decorated function as its handler; ``more`` as of :class:`BillingEndpoint`."""
 
-    def add(does: _Does) -> _Does:
-        ENDPOINTS.append(BillingEndpoint(method=method, path=path, summary=summary, does=does, **more))
-        return does
+    def add(handler: _Handler) -> _Handler:
+        ENDPOINTS.append(BillingEndpoint(method=method, path=path, summary=summary, handler=handler, **more))
+        return handler
 
     return add
 
 
 def wrong(name: str, message: str) -> ProblemDocumentError:
-    """A field of a request has the wrong form."""
+    """Make the error of an invalid field of a request."""
     return ProblemDocumentError(invalid([{"field": name, "message": message}]))
 
 
@@ -201,7 +201,7 @@ def _seats_in(query: Mapping[str, str]) -> int | None:
 
 
 def period_in(query: Mapping[str, str]) -> int | None:
-    """The instant that a period is named by; None: it is that of now."""
+    """Read the time that names a period; None: the present one."""
     written = query.get("period")
     if written is None:
         return None
@@ -211,62 +211,66 @@ def period_in(query: Mapping[str, str]) -> int | None:
         raise wrong("period", "must be a day such as 2026-10-01, a month, or the id of a period") from error
 
 
-@_endpoint(
-    "GET", "/subscription", "The customer's subscription", gives=Subscription, problems=("no-subscription",)
+@_add_endpoint(
+    "GET",
+    "/subscription",
+    "The customer's subscription",
+    response_type=Subscription,
+    problems=("no-subscription",),
 )
-async def _get(kit: BillingKit, asked: BillingRequest) -> Subscription:
-    found = await kit.subscriptions.get(asked.customer)
+async def _get(kit: BillingKit, request: BillingRequest) -> Subscription:
+    found = await kit.subscriptions.get(request.customer)
     if found is None:
-        raise NoSubscriptionError(asked.customer)
+        raise NoSubscriptionError(request.customer)
     return found
 
 
-@_endpoint(
+@_add_endpoint(
     "POST",
     "/subscription",
     "Begin a subscription",
-    takes=CreateBody,
-    gives=NewSubscription,
+    body_type=CreateBody,
+    response_type=NewSubscription,
     status=201,
     problems=("subscription-exists", *_PLAN_PROBLEMS, "billing-payment-required", "invoice-open"),
     optional=("missing",),
 )
-async def _create(kit: BillingKit, asked: BillingRequest) -> NewSubscription:
-    return await kit.subscriptions.create(asked.customer, asked.body.plan, asked.body.seats)
+async def _create(kit: BillingKit, request: BillingRequest) -> NewSubscription:
+    return await kit.subscriptions.create(request.customer, request.body.plan, request.body.seats)
 
 
-@_endpoint(
+@_add_endpoint(
     "GET",
     "/subscription/preview",
     "What another plan, or other seats, would cost",
     query={"plan": "The key of another plan.", "seats": "Other seats, in all."},
-    gives=Preview,
+    response_type=Preview,
     problems=("no-subscription", *_PLAN_PROBLEMS, "request-invalid"),
 )
-async def _preview(kit: BillingKit, asked: BillingRequest) -> Preview:
-    plan, seats = asked.query.get("plan"), _seats_in(asked.query)
-    return await kit.subscriptions.preview(asked.customer, plan=plan, seats=seats)
+async def _preview(kit: BillingKit, request: BillingRequest) -> Preview:
+    plan, seats = request.query.get("plan"), _seats_in(request.query)
+    return await kit.subscriptions.preview(request.customer, plan=plan, seats=seats)
 
 
-@_endpoint(
+@_add_endpoint(
     "PUT",
     "/subscription/plan",
     "Have another plan",
-    takes=PlanBody,
-    gives=SubscriptionChange,
+    body_type=PlanBody,
+    response_type=SubscriptionChange,
     problems=("no-subscription", *_PLAN_PROBLEMS, *_PAYMENT_PROBLEMS),
 )
-async def _change_plan(kit: BillingKit, asked: BillingRequest) -> SubscriptionChange | AcceptedChange:
-    change = await kit.subscriptions.change_plan(asked.customer, asked.body.plan)
+async def _change_plan(kit: BillingKit, request: BillingRequest) -> SubscriptionChange | AcceptedChange:
+    change = await kit.subscriptions.change_plan(request.customer, request.body.plan)
     return change if change.confirmed else AcceptedChange(change)
 
 
-@_endpoint(
+@_add_endpoint(
     "PUT",
     "/subscription/seats",
     "Have other seats",
-    takes=SeatsBody,
-    gives=SubscriptionChange,
+    body_type=SeatsBody,
+    response_type=SubscriptionChange,
     problems=(
         "no-subscription",
         "seats-in-use",
@@ -275,46 +279,46 @@ async def _change_plan(kit: BillingKit, asked: BillingRequest) -> SubscriptionCh
         *_PAYMENT_PROBLEMS,
     ),
 )
-async def _set_seats(kit: BillingKit, asked: BillingRequest) -> SubscriptionChange:
-    return await kit.subscriptions.set_seats(asked.customer, asked.body.seats)
+async def _set_seats(kit: BillingKit, request: BillingRequest) -> SubscriptionChange:
+    return await kit.subscriptions.set_seats(request.customer, request.body.seats)
 
 
-@_endpoint(
+@_add_endpoint(
     "POST",
     "/subscription/cancel",
     "End the subscription, with its period or now",
-    takes=CancelBody,
-    gives=SubscriptionAfter,
+    body_type=CancelBody,
+    response_type=SubscriptionAfter,
     problems=("no-subscription",),
 )
-async def _cancel(kit: BillingKit, asked: BillingRequest) -> SubscriptionAfter:
-    found = await kit.subscriptions.cancel(asked.customer, immediately=asked.body.immediately)
+async def _cancel(kit: BillingKit, request: BillingRequest) -> SubscriptionAfter:
+    found = await kit.subscriptions.cancel(request.customer, immediately=request.body.immediately)
     return SubscriptionAfter(subscription=found)
 
 
-@_endpoint(
+@_add_endpoint(
     "POST",
     "/subscription/resume",
     "Have a subscription that is to end go on",
-    gives=SubscriptionAfter,
+    response_type=SubscriptionAfter,
     problems=("no-subscription",),
 )
-async def _resume(kit: BillingKit, asked: BillingRequest) -> SubscriptionAfter:
-    return SubscriptionAfter(subscription=await kit.subscriptions.resume(asked.customer))
+async def _resume(kit: BillingKit, request: BillingRequest) -> SubscriptionAfter:
+    return SubscriptionAfter(subscription=await kit.subscriptions.resume(request.customer))
 
 
-@_endpoint(
+@_add_endpoint(
     "POST",
     "/checkout",
     "A page of Stripe's where a subscription begins",
-    takes=CheckoutBody,
-    gives=Page,
+    body_type=CheckoutBody,
+    response_type=Page,
     problems=("subscription-exists", *_PLAN_PROBLEMS, "invoice-open", "url-not-allowed"),
 )
-async def _checkout(kit: BillingKit, asked: BillingRequest) -> Page:
-    body: CheckoutBody = asked.body
+async def _checkout(kit: BillingKit, request: BillingRequest) -> Page:
+    body: CheckoutBody = request.body
     made = await kit.subscriptions.checkout(
-        asked.customer,
+        request.customer,
         body.plan,
         seats=body.seats,
         success_url=body.success_url,
@@ -323,52 +327,52 @@ async def _checkout(kit: BillingKit, asked: BillingRequest) -> Page:
     return Page(url=made.url)
 
 
-@_endpoint(
+@_add_endpoint(
     "POST",
     "/portal",
     "A page of Stripe's where payments are managed",
-    takes=PortalBody,
-    gives=Page,
+    body_type=PortalBody,
+    response_type=Page,
     problems=("no-subscription", "url-not-allowed"),
 )
-async def _portal(kit: BillingKit, asked: BillingRequest) -> Page:
-    made = await kit.subscriptions.portal(asked.customer, return_url=asked.body.return_url)
+async def _portal(kit: BillingKit, request: BillingRequest) -> Page:
+    made = await kit.subscriptions.portal(request.customer, return_url=request.body.return_url)
     return Page(url=made.url)
 
 
-@_endpoint(
+@_add_endpoint(
     "POST",
     "/top-up",
     "A page of Stripe's where a balance is topped up",
-    takes=TopUpBody,
-    gives=Page,
+    body_type=TopUpBody,
+    response_type=Page,
     problems=("currency-fixed", "url-not-allowed"),
 )
-async def _top_up(kit: BillingKit, asked: BillingRequest) -> Page:
-    body: TopUpBody = asked.body
+async def _top_up(kit: BillingKit, request: BillingRequest) -> Page:
+    body: TopUpBody = request.body
     if sold_in(kit.store.catalog.credits) is None:
         raise wrong("amount_cents", "no top-ups are sold")
     urls = {"success_url": body.success_url, "cancel_url": body.cancel_url}
     try:
-        made = await kit.credits.buy(asked.customer, body.amount_cents, **urls)
+        made = await kit.credits.buy(request.customer, body.amount_cents, **urls)
     except QuantityError as error:
         raise wrong("amount_cents", str(error).partition(": ")[2]) from error
     return Page(url=made.url or "")
 
 
-@_endpoint("GET", "/invoices", "The customer's invoices, the youngest first", gives=list[Invoice])
-async def _invoices(kit: BillingKit, asked: BillingRequest) -> list[Invoice]:
-    return await kit.subscriptions.invoices(asked.customer)
+@_add_endpoint("GET", "/invoices", "The customer's invoices, the youngest first", response_type=list[Invoice])
+async def _invoices(kit: BillingKit, request: BillingRequest) -> list[Invoice]:
+    return await kit.subscriptions.invoices(request.customer)
 
 
-@_endpoint(
+@_add_endpoint(
     "GET",
     "/usage",
     "What was used in a billing period",
     query={"period": "A day in it, its month, or its id; default: the period of now."},
-    gives=UsageAnswer,
+    response_type=UsageAnswer,
     problems=("request-invalid",),
 )
-async def _usage(kit: BillingKit, asked: BillingRequest) -> object:
-    (found,) = await kit.store.usage_of_many([asked.customer], at_ms=period_in(asked.query))
+async def _usage(kit: BillingKit, request: BillingRequest) -> object:
+    (found,) = await kit.store.usage_of_many([request.customer], at_ms=period_in(request.query))
     return found

@@ -1,4 +1,4 @@
-"""Changes of a subscription: which plans are sold, what is allowed, when it takes effect. Pure."""
+"""Rules of subscription changes: sold plans, seats, limits, and when a change takes effect. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Course = Literal["keep", "unschedule", "now", "period_end"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverLimit:
-    """A gauge that is filled further than a plan allows, in its unit."""
+    """A gauge above the limit of a plan, in its unit."""
 
     meter: str
     used: int
@@ -42,13 +42,13 @@ def course_of(
 
     ``now``, or at the ``period_end``: a plan of a lower rank is a downgrade, any other an upgrade. The plan
     that is in force needs none: ``unschedule`` the pending one, or ``keep`` it all as it is, also where the
-    same is scheduled already. What includes by the year is left for a plan of a higher rank, or else when the
-    year ends: who came back to it would have the whole year's quantity anew. A change that would begin the
+    same is scheduled already. A plan that includes by the year is left for a plan of a higher rank, or when
+    the year ends: a return to it would include the whole year's quantity again. A change that would begin the
     tiers of a price again waits for the period's end, whatever the plans file says.
 
     Args:
-        current: the plan that the subscription has.
-        wanted: the plan that it is to have.
+        current: the present plan.
+        wanted: the requested plan.
         pending: the key of the plan that is scheduled, or None.
         changes: of the plans file.
         repeats_tiers: the result of :func:`repeats_tiers`.
@@ -71,7 +71,7 @@ def repeats_tiers(had: Iterable[Plan], wanted: Plan, meters: Mapping[str, Meter]
 
     Args:
         had: the plans in force in this period until now, the current one included.
-        wanted: the plan that the subscription is to have.
+        wanted: the requested plan.
         meters: of the plans file.
     """
     begun = {meter for plan in had for meter in meters_billed_by_tiers(meters, plan)}
@@ -88,31 +88,31 @@ def covers_all_seats(plan: Plan, seat_meter: str | None) -> bool:
 
 
 def sells_seats(plan: Plan, seat_meter: str | None) -> bool:
-    """Whether seats can be had beyond those that the base price of a plan covers."""
+    """Whether a plan sells seats beyond those that its base price covers."""
     return plan.seat_price is not None and not covers_all_seats(plan, seat_meter)
 
 
 def included_seats(plan: Plan, seat_meter: str | None) -> int:
-    """How many seats the base price of a plan covers; 0 where the plan does not say, or covers all."""
+    """Number of seats that the base price of a plan covers; 0 if it is not given or unlimited."""
     return 0 if seat_meter is None else plan.entitlements[seat_meter].included or 0
 
 
 def paid_seats(plan: Plan, seat_meter: str | None, seats: int) -> int:
-    """How many of so many seats cost the seat price."""
+    """Number of the seats that cost the seat price."""
     return max(0, seats - included_seats(plan, seat_meter)) if sells_seats(plan, seat_meter) else 0
 
 
 def seats_on(plan: Plan, seat_meter: str | None, *, paid: int, seats: int, in_use: int) -> int:
     """Total seats after a change of plan: included ones and those that were bought, at least those in use.
 
-    Included seats do not become bought ones: a customer that has bought none is sold none. Bought seats that
-    the new plan includes are not bought again.
+    Included seats do not become bought ones: a customer without bought seats gets none. Bought seats that the
+    new plan includes are not bought again.
 
     Args:
-        plan: the plan that it is to have.
+        plan: the requested plan.
         seat_meter: the gauge of seats, or None.
-        paid: how many cost the seat price now.
-        seats: in all, now.
+        paid: number that costs the seat price now.
+        seats: present total.
         in_use: the level of the gauge.
     """
     if not sells_seats(plan, seat_meter):
@@ -124,13 +124,13 @@ def seats_on(plan: Plan, seat_meter: str | None, *, paid: int, seats: int, in_us
 
 
 def over_limit(catalog: Catalog, plan: Plan, seats: int, levels: Mapping[str, int]) -> tuple[OverLimit, ...]:
-    """The gauges that are filled further than a plan allows: they may not grow until they fit.
+    """Find the gauges above the limits of a plan; they cannot grow until they are below.
 
     Args:
-        catalog: what is sold.
+        catalog: the plans file.
         plan: the plan.
-        seats: that are paid for with it.
-        levels: how far each gauge is filled.
+        seats: paid seats.
+        levels: of the gauges.
     """
     entitlements = with_seats(plan.entitlements, catalog.meters, seats)
     found: list[OverLimit] = []
@@ -145,10 +145,10 @@ SEATS_MAX: Final = 1_000_000
 
 
 def check_sold(plan: str, catalog: Catalog) -> Plan:
-    """The plan of this key.
+    """Check that a plan is sold; return it.
 
     Raises:
-        UnknownPlanError: there is none, or it costs nothing.
+        UnknownPlanError: there is no such plan, or it costs nothing.
     """
     found = catalog.plans.get(plan) if is_text(plan) else None
     if found is None:
@@ -156,15 +156,15 @@ def check_sold(plan: str, catalog: Catalog) -> Plan:
     if not is_sold(found):
         raise UnknownPlanError(
             plan,
-            f"plan: {plan!r:.80} cannot be subscribed to: it costs nothing; write what it costs as"
-            " `amount_cents:` under its `price:` in the plans file, or name a price of Stripe's as"
+            f"plan: {plan!r:.80} cannot be subscribed to: it costs nothing; write its price as"
+            " `amount_cents:` under `price:` in the plans file, or name a price at Stripe as"
             " `stripe_price:`",
         )
     return found
 
 
 def check_seats(seats: object) -> int:
-    """The number of seats.
+    """Check a number of seats; return it.
 
     Raises:
         QuantityError: it is not an integer from 1 to 1,000,000.
@@ -176,7 +176,7 @@ def check_seats(seats: object) -> int:
 
 
 def check_seats_sold(plan: Plan, seat_meter: str | None, seats: int) -> None:
-    """See that so many seats can be had with a plan.
+    """Refuse more seats than a plan sells.
 
     Raises:
         SubscriptionError: there are more than the plan includes, and it sells none.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meterkit.customers.drifts import DriftKind
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.item_changes import PlanPrices, SubscriptionItem
+    from meterkit.subscriptions.item_changes import LiveItem, PlanPrices
     from meterkit.subscriptions.price_reading import InexactPrice, PriceFacts
 
     Difference = tuple[DriftKind, str]
@@ -43,12 +43,12 @@ LIVE: Final = frozenset({"active", "trialing", "past_due", "unpaid", "paused"})
 """Statuses of a subscription that bills usage, or may do so again."""
 
 
-def plan_in(items: Iterable[SubscriptionItem], catalog: Catalog) -> Plan | None:
+def plan_in(items: Iterable[LiveItem], catalog: Catalog) -> Plan | None:
     """The plan of items; with base prices of several plans, the one of the highest rank."""
     return max(_plans_in(items, catalog), key=lambda plan: plan.rank, default=None)
 
 
-def paid_seats_in(items: Iterable[SubscriptionItem], plan: Plan, catalog: Catalog) -> int:
+def paid_seats_in(items: Iterable[LiveItem], plan: Plan, catalog: Catalog) -> int:
     """Number of seats of a plan among items, beyond those that its base price covers."""
     if plan.seat_price is None or not sells_seats(plan, seat_meter(catalog.meters)):
         return 0
@@ -137,7 +137,7 @@ def compare_subscription(
     )
 
 
-def _plans_in(items: Iterable[SubscriptionItem], catalog: Catalog) -> list[Plan]:
+def _plans_in(items: Iterable[LiveItem], catalog: Catalog) -> list[Plan]:
     keys = {plan_of_price(item.price, item.key, catalog) for item in items}
     return [plan for plan in catalog.plans.values() if plan.key in keys]
 
@@ -174,9 +174,7 @@ def _find_differences(
         yield "collection_paused", f"its invoices are not collected ({paused.get('behavior')})"
 
 
-def _compare_quantities(
-    items: Iterable[SubscriptionItem], plan: Plan, catalog: Catalog
-) -> Iterator[Difference]:
+def _compare_quantities(items: Iterable[LiveItem], plan: Plan, catalog: Catalog) -> Iterator[Difference]:
     for item in items:
         if plan_of_price(item.price, item.key, catalog) == plan.key and item.quantity != 1:
             message = f"the base price {item.price} has quantity {item.quantity}; the plans file sells 1"
@@ -184,7 +182,7 @@ def _compare_quantities(
 
 
 def _compare_items(
-    items: Sequence[SubscriptionItem], plan: Plan, catalog: Catalog, prices: PlanPrices
+    items: Sequence[LiveItem], plan: Plan, catalog: Catalog, prices: PlanPrices
 ) -> Iterator[Difference]:
     """Describe the changes of items that ``repair`` would make."""
     by_id = {item.id: item for item in items}
@@ -219,7 +217,7 @@ def _compare_intervals(found: Mapping[str, Any], plan: Plan, catalog: Catalog) -
             )
 
 
-def _list_prices(items: Iterable[SubscriptionItem]) -> str:
+def _list_prices(items: Iterable[LiveItem]) -> str:
     return ", ".join(item.price for item in items) or "no items"
 
 
@@ -272,7 +270,7 @@ class DriftLog:
             await due_prices(self._store).put(customer, self._store.now_ms())
         new = await self._drifts.put(customer, drifts)
         if new:
-            self._log(customer, new[0])
+            self._log_first(customer, new[0])
 
     async def _find_drifts(
         self,
@@ -284,7 +282,7 @@ class DriftLog:
         plan = None if chosen is None else plan_in(items_of(chosen), catalog)
         if chosen is None or plan is None:
             return compare_customer(found, chosen, catalog, None)
-        facts = await self._facts.facts_of(chosen)
+        facts = await self._facts.fetch(chosen)
         drifts: tuple[Drift, ...] = ()
         for within_ms in (_PRICES_AGE_MS, _FRESH_AGE_MS):  # A price may be newer than the cached ones.
             prices = await self._book.of(plan, within_ms=within_ms)
@@ -295,7 +293,7 @@ class DriftLog:
                 break
         return drifts
 
-    def _log(self, customer: str, drift: Drift) -> None:
+    def _log_first(self, customer: str, drift: Drift) -> None:
         """Log a difference; of many within an hour, which mostly have one cause, the first."""
         now_ms = self._store.now_ms()
         if self._logged_ms <= now_ms < self._logged_ms + _LOG_EVERY_MS:

@@ -33,8 +33,8 @@ _BASE: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SubscriptionItem:
-    """One item of a subscription at Stripe.
+class LiveItem:
+    """An item of a subscription at Stripe.
 
     Attributes:
         id: ``si_…``.
@@ -42,7 +42,7 @@ class SubscriptionItem:
         quantity: None where it is metered.
         product: of the price.
         meter: of the price, where it is metered; else None.
-        key: the lookup key that ``meterkit stripe sync`` gave the price; empty: it was made by hand.
+        key: the lookup key from ``meterkit stripe sync``; empty: the price was made by hand.
     """
 
     id: str
@@ -60,11 +60,11 @@ class PlanPrices:
     Attributes:
         plan: its key.
         base: its base price.
-        seat: what a seat costs beyond those that the base price covers; None: no seats are sold.
+        seat: the price of a seat beyond those of the base price; None: no seats are sold.
         metered: each metered price, and its meter.
-        meters: the meters at Stripe that carry a meter of the plans file, of this plan or not: id to event
-            name, active ones first.
-        overridden: the metered prices that an override gives one customer in place of the plan's.
+        meters: all meters at Stripe that carry a meter of the plans file: id to event name, active ones
+            first.
+        overridden: metered prices that an override gives one customer instead of the plan's.
     """
 
     plan: str
@@ -76,35 +76,35 @@ class PlanPrices:
 
 
 class _ItemMatch(NamedTuple):
-    """The items of a subscription, sorted by what is to become of them.
+    """The present items of a subscription, matched to those of a plan.
 
     Attributes:
-        wanted: each item that the plan needs, and the present one that becomes it; None: there is none yet.
-        left: those that go: of another plan, or a second one of a meter.
+        wanted: each item of the plan with the present one that becomes it; None: there is none.
+        left: items to remove: of another plan, or a second one of a meter.
         others: add-ons that belong to no plan; they stay.
     """
 
-    wanted: Sequence[tuple[dict[str, Parameter], SubscriptionItem | None]]
-    left: Sequence[SubscriptionItem]
-    others: Sequence[SubscriptionItem]
+    wanted: Sequence[tuple[dict[str, Parameter], LiveItem | None]]
+    left: Sequence[LiveItem]
+    others: Sequence[LiveItem]
 
 
-def items_of(subscription: Mapping[str, Any]) -> tuple[SubscriptionItem, ...]:
-    """The items of a subscription as Stripe shows it."""
+def items_of(subscription: Mapping[str, Any]) -> tuple[LiveItem, ...]:
+    """Read the items of a subscription as Stripe shows it."""
     return tuple(item_of(item) for item in subscription["items"]["data"])
 
 
 def prices_in(subscription: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The prices of the items of a subscription as Stripe shows it."""
+    """List the prices of the items of a subscription as Stripe shows it."""
     return tuple(item["price"] for item in subscription["items"]["data"])
 
 
-def item_of(item: Mapping[str, Any]) -> SubscriptionItem:
+def item_of(item: Mapping[str, Any]) -> LiveItem:
     """Read one item of a subscription as Stripe shows it, with its price."""
     price = item["price"]
     recurring = part_of(price, "recurring")
     is_metered = recurring.get("usage_type") == "metered"
-    return SubscriptionItem(
+    return LiveItem(
         id=item["id"],
         price=price["id"],
         quantity=None if is_metered else item.get("quantity", _BASE),
@@ -115,37 +115,37 @@ def item_of(item: Mapping[str, Any]) -> SubscriptionItem:
 
 
 def metered_among(prices: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -> dict[str, str | None]:
-    """The metered prices that go with a base price, each with its meter; of each meter one, so it bills once.
+    """Choose the metered prices of a base price, each with its meter; one a meter, so that it bills once.
 
-    Of several of one meter it is the one that is paid as often as the base price, and of those the youngest.
+    Among several of one meter: the one with the interval of the base price, then the newest.
 
     Args:
         prices: the active prices of the product of the base price, as Stripe shows them.
         base: the base price.
     """
     found: dict[str, Mapping[str, Any]] = {}
-    for price in sorted(prices, key=lambda price: _fitness(price, base)):
+    for price in sorted(prices, key=lambda price: _price_rank(price, base)):
         recurring = part_of(price, "recurring")
         if recurring.get("usage_type") == "metered" and price.get("currency") == base.get("currency"):
             found[text_in(recurring, "meter") or price["id"]] = price
     return {price["id"]: meter for meter, price in found.items()}
 
 
-def _fitness(price: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[bool, int, str]:
-    return _span(price) == _span(base), price.get("created") or 0, price["id"]
+def _price_rank(price: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[bool, int, str]:
+    return _interval_of(price) == _interval_of(base), price.get("created") or 0, price["id"]
 
 
-def _span(price: Mapping[str, Any]) -> tuple[Any, Any]:
+def _interval_of(price: Mapping[str, Any]) -> tuple[Any, Any]:
     recurring = part_of(price, "recurring")
     return recurring.get("interval"), recurring.get("interval_count", 1)
 
 
 def new_items(prices: PlanPrices, paid_seats: int) -> list[dict[str, Parameter]]:
-    """The items of a plan, as Stripe takes them for a new subscription.
+    """Build the items of a plan as parameters of a new subscription.
 
     Args:
         prices: of the plan.
-        paid_seats: that cost the seat price; with none there is no item for them.
+        paid_seats: number that costs the seat price; 0: no item.
     """
     items: list[dict[str, Parameter]] = [{"price": prices.base, "quantity": _BASE}]
     if prices.seat is not None and paid_seats:
@@ -154,7 +154,7 @@ def new_items(prices: PlanPrices, paid_seats: int) -> list[dict[str, Parameter]]
     return items
 
 
-def are_of(items: Iterable[SubscriptionItem], wanted: Iterable[Mapping[str, Parameter]]) -> bool:
+def are_of(items: Iterable[LiveItem], wanted: Iterable[Mapping[str, Parameter]]) -> bool:
     """Whether items match the wanted ones: the same prices and quantities."""
     return {(item.price, item.quantity) for item in items} == {
         (item["price"], item.get("quantity")) for item in wanted
@@ -162,18 +162,18 @@ def are_of(items: Iterable[SubscriptionItem], wanted: Iterable[Mapping[str, Para
 
 
 def next_items(
-    current: Sequence[SubscriptionItem],
+    current: Sequence[LiveItem],
     catalog: Catalog,
     prices: PlanPrices,
     paid_seats: int,
     settings: Mapping[str, Mapping[str, Parameter]] | None = None,
 ) -> list[dict[str, Parameter]]:
-    """The items that a subscription has once it has another plan; add-ons stay as they are.
+    """Build the items of a subscription with another plan; add-ons stay.
 
     ``settings`` has the other parameters of present items by their ids, such as tax rates. An item that
     becomes one of the new plan keeps them.
     """
-    found = _sorted(current, catalog, prices, paid_seats)
+    found = _match_items(current, catalog, prices, paid_seats)
     kept = settings or {}
     return [
         *({**({} if item is None else kept.get(item.id, {})), **wanted} for wanted, item in found.wanted),
@@ -181,23 +181,23 @@ def next_items(
     ]
 
 
-def as_new(item: SubscriptionItem) -> dict[str, Parameter]:
-    """An item as Stripe takes it where none is there yet."""
+def as_new(item: LiveItem) -> dict[str, Parameter]:
+    """Return an item as parameters of a new one."""
     return (
         {"price": item.price} if item.quantity is None else {"price": item.price, "quantity": item.quantity}
     )
 
 
 def updates(
-    current: Sequence[SubscriptionItem], catalog: Catalog, prices: PlanPrices, paid_seats: int
+    current: Sequence[LiveItem], catalog: Catalog, prices: PlanPrices, paid_seats: int
 ) -> list[dict[str, Parameter]]:
-    """What brings the items of a subscription to a plan with its seats; add-ons are left alone.
+    """Item changes that turn a subscription into a plan with seats; add-ons are kept.
 
-    Empty where the subscription has exactly the plan's items. An item is changed rather than replaced, so
-    that Stripe reckons with what was paid for it. A price of this plan that ``meterkit stripe sync`` has made
-    anew since stays: who subscribed to it keeps it.
+    Empty if the subscription has exactly the plan's items. An item is changed rather than replaced, so that
+    Stripe prorates what was paid for it. A price of this plan that ``meterkit stripe sync`` has replaced
+    stays: its subscribers keep it.
     """
-    found = _sorted(current, catalog, prices, paid_seats)
+    found = _match_items(current, catalog, prices, paid_seats)
     changes: list[dict[str, Parameter]] = []
     for wanted, item in found.wanted:
         if item is None:
@@ -211,23 +211,23 @@ def updates(
     return changes
 
 
-def changes_metered(current: Iterable[SubscriptionItem], changes: Iterable[Mapping[str, Parameter]]) -> bool:
-    """Whether changes of items add, remove or switch a metered one: Stripe prices usage anew from then on."""
+def changes_metered(current: Iterable[LiveItem], changes: Iterable[Mapping[str, Parameter]]) -> bool:
+    """Whether changes of items add, remove or switch a metered one, so that usage has a new price."""
     metered = {item.id for item in current if item.meter is not None}
     return any(change["id"] in metered if "id" in change else "quantity" not in change for change in changes)
 
 
-def _sorted(
-    current: Sequence[SubscriptionItem], catalog: Catalog, prices: PlanPrices, paid_seats: int
+def _match_items(
+    current: Sequence[LiveItem], catalog: Catalog, prices: PlanPrices, paid_seats: int
 ) -> _ItemMatch:
-    kinds = _kinds(current, catalog, prices)
+    kinds = _classify_items(current, catalog, prices)
     left = [item for item in current if item.id in kinds]
-    wanted: list[tuple[dict[str, Parameter], SubscriptionItem | None]] = []
+    wanted: list[tuple[dict[str, Parameter], LiveItem | None]] = []
     for line in new_items(prices, paid_seats):
         kind = _kind_of(line, prices)
         meter = prices.metered.get(str(line["price"]))
         near = [
-            (_distance(item, line, kind, catalog, prices), item)
+            (_item_distance(item, line, kind, catalog, prices), item)
             for item in left
             if kinds[item.id] == kind and item.meter == meter
         ]
@@ -250,10 +250,10 @@ _REPLACED: Final = 1
 _ANOTHER: Final = 2
 
 
-def _distance(
-    item: SubscriptionItem, line: Mapping[str, Parameter], kind: _Kind, catalog: Catalog, prices: PlanPrices
+def _item_distance(
+    item: LiveItem, line: Mapping[str, Parameter], kind: _Kind, catalog: Catalog, prices: PlanPrices
 ) -> int:
-    """How near an item is to a wanted one: of its price, of one that it has replaced, or of another plan."""
+    """Distance of an item to a wanted one: its price, a replaced price of it, or of another plan."""
     if item.price == line["price"]:
         return _SAME
     if kind == "base":
@@ -266,11 +266,11 @@ def _distance(
     return _REPLACED if is_ours else _ANOTHER
 
 
-def _kinds(current: Sequence[SubscriptionItem], catalog: Catalog, prices: PlanPrices) -> dict[str, _Kind]:
-    """The items that belong to a plan, by their ids; all others are add-ons.
+def _classify_items(current: Sequence[LiveItem], catalog: Catalog, prices: PlanPrices) -> dict[str, _Kind]:
+    """Classify the items that belong to a plan, by their ids; all others are add-ons.
 
-    Metered ones do by their meter; of a meter that the plans file does not have, where their price is of the
-    product of a base price.
+    Metered items belong to a plan by their meter; if the plans file lacks the meter, by the product of a base
+    price.
     """
     plans = catalog.plans.values()
     bases = {plan.price.stripe_price for plan in plans} | {prices.base}
@@ -295,7 +295,7 @@ _STRIPE_DEFAULT: Final = "create_invoice"
 
 
 def trial_settings(plan: Plan) -> dict[str, Parameter]:
-    """The parameter ``trial_settings`` that a plan with a trial wants."""
+    """The parameter ``trial_settings`` of a plan with a trial."""
     end_behavior: dict[str, Parameter] = {
         "missing_payment_method": _MISSING_METHOD[plan.trial_without_card],
     }
@@ -305,11 +305,11 @@ def trial_settings(plan: Plan) -> dict[str, Parameter]:
 def trial_settings_change(found: Mapping[str, Any], plan: Plan) -> dict[str, Parameter]:
     """The change that gives a running trial the settings of its plan; empty if it has them.
 
-    A plan without ``trial`` says nothing about a trial that was given at Stripe.
+    A plan without ``trial`` does not change a trial that was given at Stripe.
 
     Args:
         found: the subscription as Stripe shows it.
-        plan: the plan that it has, or is about to have.
+        plan: its present or next plan.
     """
     if found.get("status") != "trialing" or plan.trial_ms is None:
         return {}

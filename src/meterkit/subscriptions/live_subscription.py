@@ -14,7 +14,7 @@ from meterkit.subscriptions.item_changes import items_of, prices_in
 from meterkit.subscriptions.price_reading import COUPONS
 from meterkit.subscriptions.schedule_phases import (
     PRORATED,
-    has_own_terms,
+    has_custom_terms,
     present_phases,
     restored_schedule,
 )
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.item_changes import SubscriptionItem
+    from meterkit.subscriptions.item_changes import LiveItem
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -84,7 +84,7 @@ class LiveSubscription:
         return str(self.found["id"])
 
     @property
-    def items(self) -> tuple[SubscriptionItem, ...]:
+    def items(self) -> tuple[LiveItem, ...]:
         """Its items."""
         return items_of(self.found)
 
@@ -120,7 +120,7 @@ class LiveSubscription:
             await self.make_flexible()
         key = key_of("update", self.id, mark_of(self.found), _item_signatures(self.items), params, self.again)
         metadata = {**part_of(params, "metadata"), CHANGE_MARK: key}
-        await self._post(
+        await self._post_change(
             f"{_PATH}/{self.id}",
             {**params, "metadata": metadata},
             key,
@@ -132,7 +132,7 @@ class LiveSubscription:
         if self.schedule is not None:
             path = f"{_SCHEDULES}/{self.schedule['id']}"
             key = key_of("release", path, self.again)
-            await self._post(f"{path}/release", {}, key, (_schedule_id, self.schedule["id"]))
+            await self._post_change(f"{path}/release", {}, key, (_schedule_id, self.schedule["id"]))
 
     async def open_schedule(self, change_s: int) -> Mapping[str, Any]:
         """Return its schedule; if it has none, create one from its present state.
@@ -157,7 +157,7 @@ class LiveSubscription:
         key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
         made = {MADE_MARK: "yes"} if self.schedule is None and end_behavior is None else {}
         path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {**made, CHANGE_MARK: key}}
-        await self._post(path, sent, key, (_schedule_id, schedule["id"]))
+        await self._post_change(path, sent, key, (_schedule_id, schedule["id"]))
 
     async def _create_schedule(self, change_s: int) -> Mapping[str, Any]:
         """Create a schedule from its present state; skip an ended one that a replayed response names."""
@@ -165,7 +165,9 @@ class LiveSubscription:
         for _ in range(_REPLAYS_MAX):
             key = key_of("schedule", self.id, change_s, ended, self.again)
             # The schedule inherits the billing mode; sent with `from_subscription` it is refused.
-            made = await self._post(_SCHEDULES, {"from_subscription": self.id}, key, (_schedule_id, None))
+            made = await self._post_change(
+                _SCHEDULES, {"from_subscription": self.id}, key, (_schedule_id, None)
+            )
             found = await _fetch_schedule(self.api, str(made["id"]))
             if found.get("status") not in _GONE:
                 return found
@@ -180,7 +182,7 @@ class LiveSubscription:
         A schedule with terms of its own is recorded on the subscription: :meth:`resume` can restore it.
         """
         live: LiveSubscription | None = self
-        if self.schedule is not None and has_own_terms(self.schedule):
+        if self.schedule is not None and has_custom_terms(self.schedule):
             await self.update({"metadata": {RELEASED_MARK: str(self.schedule["id"])}})
             live = await LiveSubscription.fetch(self.api, self.id, self.again)
         if live is not None:
@@ -264,7 +266,7 @@ class LiveSubscription:
                 " (https://docs.stripe.com/billing/subscriptions/billing-mode), and ask again"
             ) from error
 
-    async def _post(
+    async def _post_change(
         self,
         path: str,
         params: Mapping[str, Parameter],
@@ -385,5 +387,5 @@ def _change_signature(live: LiveSubscription) -> object:
     ]
 
 
-def _item_signatures(items: Sequence[SubscriptionItem]) -> list[list[object]]:
+def _item_signatures(items: Sequence[LiveItem]) -> list[list[object]]:
     return [[item.id, item.price, item.quantity] for item in items]

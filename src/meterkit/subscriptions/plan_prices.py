@@ -35,7 +35,7 @@ from meterkit.subscriptions.wanted_prices import (
     params_of,
     product_params,
     shape_of,
-    split_wrongly,
+    why_split_wrong,
 )
 
 if TYPE_CHECKING:
@@ -45,38 +45,38 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.item_changes import SubscriptionItem
+    from meterkit.subscriptions.item_changes import LiveItem
 
     Given = Mapping[str, Mapping[str, object]]
 
 
 PRICES: Final = "/v1/prices"
 LOOKUP_KEYS_MAX: Final = 10
-"""So many lookup keys a list of prices takes (https://docs.stripe.com/api/prices/list#list_prices-lookup_keys)."""
+"""Most lookup keys in one list of prices (https://docs.stripe.com/api/prices/list#list_prices-lookup_keys)."""
 METERS: Final = "/v1/billing/meters"
 
 
 async def prices_of(api: StripeApi, catalog: Catalog, plan: Plan) -> PlanPrices:
-    """The prices of a plan that is sold.
+    """Fetch the prices of a sold plan.
 
-    Base price and seat price are those that the plans file names, else those with the plan's lookup keys. A
-    meter's price is the one with its lookup key, else that of the product of the base price.
+    Base price and seat price are those that the plans file names, otherwise those with the plan's lookup
+    keys. A meter's price has its lookup key, otherwise the product of the base price.
 
     Raises:
         UnknownPlanError: Stripe has no price with a lookup key that the plan needs.
         StripeError: Stripe refuses, or does not answer.
     """
-    # A plan may inherit the price of another; customers who subscribe to it have that other plan.
+    # A plan may have the price of another; its subscribers have that other plan.
     plan = catalog.plans[
         plan_of_price(plan.price.stripe_price or "", base_key(plan.key), catalog) or plan.key
     ]
-    keyed = await prices_by_key(api, _keys(catalog, plan))
-    base = await _base(api, plan, keyed)
-    seat = _seat(catalog, plan, keyed)
+    keyed = await prices_by_key(api, _lookup_keys(catalog, plan))
+    base = await _fetch_base_price(api, plan, keyed)
+    seat = _find_seat_price(catalog, plan, keyed)
     of_product = await api.list(PRICES, {"product": id_in(base, "product"), "active": True})
     metered = metered_among(keyed.values(), base)
-    beside = metered_among((price for price in of_product if not is_override_price(price)), base)
-    metered |= {price: meter for price, meter in beside.items() if meter not in metered.values()}
+    of_base_product = metered_among((price for price in of_product if not is_override_price(price)), base)
+    metered |= {price: meter for price, meter in of_base_product.items() if meter not in metered.values()}
     return PlanPrices(
         plan=plan.key,
         base=base["id"],
@@ -86,10 +86,10 @@ async def prices_of(api: StripeApi, catalog: Catalog, plan: Plan) -> PlanPrices:
     )
 
 
-async def is_of_another_plan(api: StripeApi, catalog: Catalog, item: SubscriptionItem, plan: str) -> bool:
-    """Whether the metered price of an item, which has no lookup key, is another plan's by its product.
+async def is_of_another_plan(api: StripeApi, catalog: Catalog, item: LiveItem, plan: str) -> bool:
+    """Whether the metered price of an item without a lookup key belongs to another plan, by its product.
 
-    So it is after the base price alone was switched in the dashboard. Raises StripeError.
+    That happens if only the base price was switched in the dashboard. Raises StripeError.
     """
     listed = await api.list(PRICES, {"product": item.product, "active": True})
     bases = {plan_of_price(price["id"], key_in(price), catalog): price for price in listed}
@@ -100,7 +100,7 @@ async def is_of_another_plan(api: StripeApi, catalog: Catalog, item: Subscriptio
 async def prices_by_key(
     api: StripeApi, keys: Sequence[str], *, expand: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """The active prices with these lookup keys, by key. Raises StripeError."""
+    """Fetch the active prices with these lookup keys, by key. Raises StripeError."""
     found: dict[str, dict[str, Any]] = {}
     for start in range(0, len(keys), LOOKUP_KEYS_MAX):
         page = list(keys[start : start + LOOKUP_KEYS_MAX])
@@ -109,7 +109,7 @@ async def prices_by_key(
     return found
 
 
-def _keys(catalog: Catalog, plan: Plan) -> list[str]:
+def _lookup_keys(catalog: Catalog, plan: Plan) -> list[str]:
     keys = [meter_key(plan.key, meter.name) for meter in billed_meters(catalog.meters, plan)]
     if plan.price.stripe_price is None:
         keys.append(base_key(plan.key))
@@ -118,19 +118,21 @@ def _keys(catalog: Catalog, plan: Plan) -> list[str]:
     return keys
 
 
-async def _base(api: StripeApi, plan: Plan, keyed: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+async def _fetch_base_price(
+    api: StripeApi, plan: Plan, keyed: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Any]:
     if plan.price.stripe_price is not None:
         return await api.get(f"{PRICES}/{plan.price.stripe_price}")
-    return _found(plan, base_key(plan.key), keyed)
+    return _require_price(plan, base_key(plan.key), keyed)
 
 
-def _seat(catalog: Catalog, plan: Plan, keyed: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _find_seat_price(catalog: Catalog, plan: Plan, keyed: Mapping[str, Mapping[str, Any]]) -> str | None:
     if plan.seat_price is None or not sells_seats(plan, seat_meter(catalog.meters)):
         return None
-    return plan.seat_price.stripe_price or str(_found(plan, seat_key(plan.key), keyed)["id"])
+    return plan.seat_price.stripe_price or str(_require_price(plan, seat_key(plan.key), keyed)["id"])
 
 
-def _found(plan: Plan, key: str, keyed: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+def _require_price(plan: Plan, key: str, keyed: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     if key not in keyed:
         raise UnknownPlanError(
             plan.key,
@@ -141,21 +143,21 @@ def _found(plan: Plan, key: str, keyed: Mapping[str, Mapping[str, Any]]) -> Mapp
 
 
 def meters_of_file(meters: Sequence[Mapping[str, Any]], catalog: Catalog) -> dict[str, str]:
-    """The event names of the meters that carry a meter of the plans file, by id; active ones first."""
+    """Event names of the meters that carry a meter of the plans file, by id; active ones first."""
     names = {meter.stripe.event_name for meter in catalog.meters.values() if meter.stripe is not None}
     ordered = sorted(meters, key=lambda meter: meter.get("status") != "active")
     return {str(one["id"]): one["event_name"] for one in ordered if one.get("event_name") in names}
 
 
-_LASTS_MS: Final = 3_600_000
+_CACHED_MS: Final = 3_600_000
 
 
 class PriceBook:
-    """Remembers what the plans cost at Stripe, for looks at many customers.
+    """Caches the prices of plans at Stripe, for checks of many customers.
 
     Args:
-        store: whose plans file is meant.
-        api: the way to Stripe.
+        store: of the kit.
+        api: makes the Stripe client on first use.
     """
 
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
@@ -163,12 +165,12 @@ class PriceBook:
         self._api = api
         self._known: dict[str, tuple[Plan, int, PlanPrices | None]] = {}
 
-    async def of(self, plan: Plan, *, within_ms: int = _LASTS_MS) -> PlanPrices | None:
-        """The prices of a plan; None: Stripe does not have its base price.
+    async def of(self, plan: Plan, *, within_ms: int = _CACHED_MS) -> PlanPrices | None:
+        """The prices of a plan; None if Stripe does not have its base price.
 
         Args:
-            plan: a plan that is sold.
-            within_ms: how old what is remembered may be.
+            plan: a sold plan.
+            within_ms: longest age of cached prices.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
@@ -176,16 +178,16 @@ class PriceBook:
         now_ms = self._store.now_ms()
         known, at_ms, prices = self._known.get(plan.key, (None, 0, None))
         if known is not plan or not at_ms <= now_ms < at_ms + within_ms:
-            prices = await self._asked(plan)
+            prices = await self._fetch(plan)
             self._known[plan.key] = plan, now_ms, prices
         return prices
 
     async def all(self) -> dict[str, PlanPrices | None]:
-        """The prices of each plan that is sold, by its key, as they are now. Raises StripeError."""
+        """The present prices of each sold plan, by its key. Raises StripeError."""
         sold = filter(is_sold, self._store.catalog.plans.values())
         return {plan.key: await self.of(plan, within_ms=0) for plan in sold}
 
-    async def _asked(self, plan: Plan) -> PlanPrices | None:
+    async def _fetch(self, plan: Plan) -> PlanPrices | None:
         try:
             return await prices_of(self._api(), self._store.catalog, plan)
         except UnknownPlanError:
@@ -200,16 +202,16 @@ _PRODUCTS: Final = "/v1/products"
 
 
 def gives_price(given: Given, meter: str) -> bool:
-    """Whether overrides name an amount for overage of a meter."""
+    """Whether overrides give an overage price of a meter."""
     bill = part_of(part_of(given.get(meter, {}), "overage"), "bill")
     return bill.get("amount_cents") is not None
 
 
 def override_prices(catalog: Catalog, plan: Plan, given: Given) -> dict[str, WantedPrice]:
-    """The prices that a customer's overrides give for usage on a plan, by event name.
+    """The usage prices of a customer's overrides on a plan, by event name.
 
-    A derived meter without a price of its own has that of its source. Prices that
-    :func:`refuse_unbilled` refuses are left out.
+    A derived meter without a price has that of its source. Prices that :func:`why_unbilled` refuses are left
+    out.
     """
     priced = [
         name
@@ -221,7 +223,7 @@ def override_prices(catalog: Catalog, plan: Plan, given: Given) -> dict[str, Wan
     own = _with_overrides(catalog, plan, {name: given[name] for name in priced})
     found: dict[str, WantedPrice] = {}
     for meter in billed_meters(catalog.meters, own):
-        if meter.name not in priced and _price_on(own, meter) == _price_on(plan, meter):
+        if meter.name not in priced and _overage_price(own, meter) == _overage_price(plan, meter):
             continue
         price = _wanted_price(catalog, own, meter)
         if isinstance(price, WantedPrice) and meter.stripe is not None:
@@ -230,7 +232,7 @@ def override_prices(catalog: Catalog, plan: Plan, given: Given) -> dict[str, Wan
 
 
 def why_unbilled(catalog: Catalog, plan: Plan, given: Given, name: str) -> str | None:
-    """Why no price at Stripe can bill an override's price of a meter; None: one can."""
+    """Reason why no price at Stripe can bill an override's price of a meter; None: one can."""
     meter, own = catalog.meters.get(name), _with_overrides(catalog, plan, given)
     if meter is None:
         return "the plans file has no such meter"
@@ -238,23 +240,23 @@ def why_unbilled(catalog: Catalog, plan: Plan, given: Given, name: str) -> str |
         return f"plan {plan.key} has prices by model for it, which one price cannot replace"
     if meter.stripe is None or meter.stripe.report == "none":
         return "its usage is not sent to Stripe (`report: none`)"
-    if (wrongly := split_wrongly(catalog, own, meter)) is not None:
-        return wrongly
+    if (reason := why_split_wrong(catalog, own, meter)) is not None:
+        return reason
     before, after = _wanted_price(catalog, plan, meter), _wanted_price(catalog, own, meter)
     if any(isinstance(one, WantedPrice) and one.shape.free for one in (before, after)):
         return (
-            "Stripe gets all of it (`report: usage`), and its free tier begins anew at each change of price;"
+            "Stripe gets all of it (`report: usage`), and its free tier restarts at each change of price;"
             " write `report: overage`, or `included: 0`"
         )
     return after[0] if isinstance(after, tuple) and after[1] else None
 
 
 def why_unlike_tiers(catalog: Catalog, plan: Plan, given: Given, meters: Iterable[str]) -> str | None:
-    """Why an invoice would not go by the included quantity that overrides give; None: it would.
+    """Reason why an invoice would ignore the included quantity of overrides; None: it would not.
 
     Args:
-        catalog: where the plan is.
-        plan: that the customer subscribes to.
+        catalog: the plans file.
+        plan: the customer's plan.
         given: all overrides of the customer.
         meters: those that are being overridden.
     """
@@ -275,34 +277,34 @@ def why_unlike_tiers(catalog: Catalog, plan: Plan, given: Given, meters: Iterabl
 def compared_prices(
     prices: PlanPrices, catalog: Catalog, given: Given, shown: Iterable[Mapping[str, Any]]
 ) -> PlanPrices:
-    """Prices of a plan with those of a customer's overrides, without asking Stripe, to compare items with.
+    """Prices of a plan with those of a customer's overrides, for a comparison, without requests to Stripe.
 
-    A price that no item has yet is named by what it charges in place of its id.
+    A price that no item has yet has its description in place of its id.
 
     Args:
         prices: of the plan.
-        catalog: where the plan is.
-        given: the overrides that hold.
+        catalog: the plans file.
+        given: the present overrides.
         shown: the prices of the customer's items, as Stripe shows them.
     """
     own, listed = dict[str, str](), list(shown)
     for event, wanted in override_prices(catalog, catalog.plans[prices.plan], given).items():
-        meter = _meter_id(prices, event)
+        meter = _find_meter_id(prices, event)
         if meter is not None:
-            own[meter] = _find_matching(listed, wanted, meter) or wanted.shape.told(wanted.unit)
+            own[meter] = _find_matching(listed, wanted, meter) or wanted.shape.describe(wanted.unit)
     return with_metered(prices, own)
 
 
 async def customer_prices(
     api: StripeApi, catalog: Catalog, plan: Plan, given: Given, shown: Iterable[Mapping[str, Any]] = ()
 ) -> PlanPrices:
-    """The prices of a plan with those of a customer's overrides; what Stripe lacks of these is made.
+    """Fetch the prices of a plan with those of a customer's overrides; create missing ones of these.
 
     Args:
-        api: the way to Stripe.
-        catalog: where the plan is.
-        plan: that is sold.
-        given: the overrides that hold.
+        api: the Stripe client.
+        catalog: the plans file.
+        plan: the sold plan.
+        given: the present overrides.
         shown: the prices of the customer's items, as Stripe shows them: one that charges the same stays.
 
     Raises:
@@ -313,24 +315,24 @@ async def customer_prices(
     prices = await prices_of(api, catalog, plan)
     own, listed = dict[str, str](), list(shown)
     for event, wanted in override_prices(catalog, catalog.plans[prices.plan], given).items():
-        meter = _meter_id(prices, event)
+        meter = _find_meter_id(prices, event)
         if meter is None:
             raise SubscriptionError(
                 f"override of {wanted.line}: Stripe has no meter with the event name {event!r}, which its"
                 " price needs; `meterkit stripe sync` makes it"
             )
-        own[meter] = _find_matching(listed, wanted, meter) or await _make_price(api, prices, wanted, meter)
+        own[meter] = _find_matching(listed, wanted, meter) or await _create_price(api, prices, wanted, meter)
     return with_metered(prices, own)
 
 
-async def _make_price(api: StripeApi, prices: PlanPrices, wanted: WantedPrice, meter: str) -> str:
-    """The price at Stripe that charges what an override says; the same request finds it again."""
+async def _create_price(api: StripeApi, prices: PlanPrices, wanted: WantedPrice, meter: str) -> str:
+    """Create the price of an override, or find the one that charges the same."""
     of_plan = next((price for price, billed in prices.metered.items() if billed == meter), None)
     shown = {} if of_plan is None else await api.get(f"{PRICES}/{of_plan}")
-    product = id_in(shown, "product") or await _product(api, wanted)
+    product = id_in(shown, "product") or await _find_or_create_product(api, wanted)
     tax = text_in(shown, "tax_behavior")
-    what = [product, meter, wanted.shape.currency, wanted.shape.interval, f"{wanted.shape.unit:f}", tax]
-    key = f"{OVERRIDE_PRICE}{blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()}"
+    identity = [product, meter, wanted.shape.currency, wanted.shape.interval, f"{wanted.shape.unit:f}", tax]
+    key = f"{OVERRIDE_PRICE}{blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()}"
     params = params_of(
         replace(wanted, key=key, name=f"{wanted.name}, by override"), product=product, meter=meter
     )
@@ -347,8 +349,8 @@ async def _make_price(api: StripeApi, prices: PlanPrices, wanted: WantedPrice, m
     return await persistently(attempt)
 
 
-async def _product(api: StripeApi, wanted: WantedPrice) -> str:
-    """The product of a meter that the plan does not bill: that of ``stripe sync``, else a new one."""
+async def _find_or_create_product(api: StripeApi, wanted: WantedPrice) -> str:
+    """The product of a meter that the plan does not bill: from ``stripe sync``, or a new one."""
     key = wanted.product.key
     for product in await api.list(_PRODUCTS, {"active": True}):
         if product["metadata"].get(LOOKUP_MARK) == key:
@@ -357,19 +359,19 @@ async def _product(api: StripeApi, wanted: WantedPrice) -> str:
     return str((await api.post(_PRODUCTS, params, idempotency_key=key_of("product", params)))["id"])
 
 
-def _meter_id(prices: PlanPrices, event: str) -> str | None:
+def _find_meter_id(prices: PlanPrices, event: str) -> str | None:
     return next((meter for meter, name in prices.meters.items() if name == event), None)
 
 
 def _find_matching(shown: Iterable[Mapping[str, Any]], wanted: WantedPrice, meter: str) -> str | None:
-    """The price that charges what is wanted, the same meter included; None: none does."""
+    """Find the price that charges the wanted amount on the meter; None if there is none."""
     shape = replace(wanted.shape, meter=meter)
     flat = (price for price in shown if price.get("billing_scheme") != "tiered")
     return next((str(price["id"]) for price in flat if shape_of(price) == shape), None)
 
 
 def with_metered(prices: PlanPrices, own: Mapping[str, str]) -> PlanPrices:
-    """Prices of a plan with other ones of some meters (meter's id to the price)."""
+    """Replace the prices of some meters (meter's id to the price)."""
     kept = {price: meter for price, meter in prices.metered.items() if meter not in own}
     metered = {**kept, **{price: meter for meter, price in own.items()}}
     return replace(prices, metered=metered, overridden=prices.overridden | frozenset(own.values()))
@@ -380,12 +382,12 @@ def _with_overrides(catalog: Catalog, plan: Plan, given: Given) -> Plan:
 
 
 def _wanted_price(catalog: Catalog, plan: Plan, meter: Meter) -> WantedPrice | tuple[str, bool] | None:
-    """The price of a meter's usage on a plan, or why there is none; None: the plan bills none."""
+    """The price of a meter's usage on a plan, or the reason why there is none; None if it is not billed."""
     entitlement = billed_as(plan, meter)
     return None if entitlement is None else metered_price(catalog, plan, meter, entitlement)
 
 
-def _price_on(plan: Plan, meter: Meter) -> tuple[int | None, int | None]:
+def _overage_price(plan: Plan, meter: Meter) -> tuple[int | None, int | None]:
     entitlement = billed_as(plan, meter)
     return (
         (None, None) if entitlement is None else (entitlement.overage.per, entitlement.overage.amount_cents)

@@ -26,7 +26,7 @@ _PRICES: Final = "/v1/prices"
 _TIERED: Final = "tiered"
 _LOGGED_MAX: Final = 100
 _logger = logging.getLogger("meterkit.subscriptions")
-_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_KEY_REFUSALS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 class PriceFacts(NamedTuple):
@@ -45,10 +45,10 @@ NO_FACTS: Final = PriceFacts({}, {})
 
 
 class PriceFactsReader:
-    """Fetches the event names of meters, and prices with their tiers, each once.
+    """Fetches the event names of meters, and prices with tiers, each once: they never change at Stripe.
 
     Args:
-        api: the way to Stripe.
+        api: makes the Stripe client on first use.
     """
 
     def __init__(self, api: Callable[[], StripeApi]) -> None:
@@ -57,18 +57,18 @@ class PriceFactsReader:
         self._tiered: dict[str, Mapping[str, Any]] = {}
         self._logged: set[ItemPrice] = set()
 
-    async def facts_of(self, found: Mapping[str, Any]) -> PriceFacts:
-        """The facts that the metered items of a subscription and its schedule need.
+    async def fetch(self, found: Mapping[str, Any]) -> PriceFacts:
+        """Fetch the facts about the metered items of a subscription and its schedule.
 
-        Where the key may not read prices or meters, there are none: what the items charge is not known then.
+        If the key may not read prices or meters, there are none, and the prices of the items are unknown.
 
         Raises:
             StripeError: Stripe does not answer.
         """
         phases: list[Mapping[str, Any]] = part_of(found, "schedule").get("phases") or []
-        prices = [price for of in (found, *phases) for price in _metered(items_in(of))]
+        prices = [price for of in (found, *phases) for price in _metered_prices(items_in(of))]
         try:
-            if {_meter(price) for price in prices} - self._events.keys():
+            if {_meter_of(price) for price in prices} - self._events.keys():
                 listed = await self._api().list(_METERS)
                 self._events |= {str(meter["id"]): str(meter["event_name"]) for meter in listed}
             for price in prices:
@@ -78,20 +78,20 @@ class PriceFactsReader:
         except StripeUnavailableError:
             raise
         except StripeError as error:
-            if error.status not in _OF_THE_KEY:
+            if error.status not in _KEY_REFUSALS:
                 raise
             return NO_FACTS
         return PriceFacts(self._events, self._tiered)
 
     def log_inexact(self, subscription: str, prices: ItemPrices) -> None:
-        """Log once each price that no price of a unit can say: usage shows that of the plans file then."""
+        """Log once each price without a single unit price: usage shows that of the plans file then."""
         for price in prices:
             if not price.is_exact and price not in self._logged and len(self._logged) < _LOGGED_MAX:
                 self._logged.add(price)
                 _logger.warning(
-                    "the price of %s in subscription %s cannot be worked out for a unit: %s; usage, budgets"
-                    " and statements take the price of the plans file, marked as estimated, until the"
-                    " subscription has a price for each unit in the plans file's currency",
+                    "the price of %s in subscription %s cannot be computed for a unit: %s; usage, budgets"
+                    " and statements use the price of the plans file, marked as estimated, until the"
+                    " subscription has a unit price in the plans file's currency",
                     price.event_name,
                     subscription,
                     price.reason,
@@ -99,12 +99,12 @@ class PriceFactsReader:
 
 
 class InexactPrice(NamedTuple):
-    """The price of a metered item that no price of a unit says.
+    """A metered item without a single unit price.
 
     Attributes:
         meter: its name in the plans file; the event name if the file has none of it.
         price: its id at Stripe.
-        reason: why, in words.
+        reason: in words.
     """
 
     meter: str
@@ -113,7 +113,7 @@ class InexactPrice(NamedTuple):
 
 
 def inexact_prices(found: Mapping[str, Any], facts: PriceFacts, catalog: Catalog) -> Iterator[InexactPrice]:
-    """The metered items of a subscription whose usage no price of a unit can price."""
+    """Find the metered items of a subscription without a single unit price."""
     for shown in items_in(found):
         for one in item_prices([shown], facts, catalog, currency=text_in(found, "currency")):
             if not one.is_exact:
@@ -125,11 +125,11 @@ def inexact_prices(found: Mapping[str, Any], facts: PriceFacts, catalog: Catalog
 def item_prices(
     items: Iterable[Mapping[str, Any]], facts: PriceFacts, catalog: Catalog, *, currency: str
 ) -> ItemPrices:
-    """Prices of the metered items of a subscription, or of a phase of its schedule.
+    """Read the prices of the metered items of a subscription, or of a phase of its schedule.
 
     Args:
         items: as Stripe shows them.
-        facts: what else Stripe says of their prices.
+        facts: about their prices.
         catalog: names the meters and the currency.
         currency: of the subscription: a price with `currency_options` is shown in its default currency.
     """
@@ -137,9 +137,9 @@ def item_prices(
         meter.stripe.event_name: name for name, meter in catalog.meters.items() if meter.stripe is not None
     }
     found: list[ItemPrice] = []
-    for shown in _metered(items):
+    for shown in _metered_prices(items):
         price = facts.tiered.get(text_in(shown, "id"), shown)
-        event_name = facts.events.get(_meter(price))
+        event_name = facts.events.get(_meter_of(price))
         if event_name is not None:
             meter = names.get(event_name) or meter_in(key_in(price))
             label, free = _label_of(price, catalog.currency, currency)
@@ -151,12 +151,12 @@ def item_prices(
     )
 
 
-def _metered(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The prices that Meters carry the usage of."""
-    return [price for item in items if _meter(price := part_of(item, "price"))]
+def _metered_prices(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The prices of items that have a meter."""
+    return [price for item in items if _meter_of(price := part_of(item, "price"))]
 
 
-def _meter(price: Mapping[str, Any]) -> str:
+def _meter_of(price: Mapping[str, Any]) -> str:
     return text_in(part_of(price, "recurring"), "meter")
 
 
@@ -169,10 +169,10 @@ def _label_of(price: Mapping[str, Any], currency: str, billed_in: str) -> tuple[
     if part_of(price, "transform_quantity"):
         return unknown_label("it is of packages of several units"), 0
     if not tiers and price.get("billing_scheme") != _TIERED:
-        return _exact(price), 0
-    if price.get("tiers_mode") != "graduated" or any(_flat(tier) for tier in tiers):
+        return _unit_label(price), 0
+    if price.get("tiers_mode") != "graduated" or any(_has_flat_amount(tier) for tier in tiers):
         return unknown_label("it has tiers that are not graduated, or that cost a flat amount"), 0
-    first, *others = (_exact(tier) for tier in tiers)
+    first, *others = (_unit_label(tier) for tier in tiers)
     if set(others) <= {first}:
         return first, 0
     if first == exact_label(Decimal(0)) and len(set(others)) == 1:
@@ -180,28 +180,27 @@ def _label_of(price: Mapping[str, Any], currency: str, billed_in: str) -> tuple[
     return unknown_label("it has several tiers that cost something"), 0
 
 
-def _exact(priced: Mapping[str, Any]) -> str:
+def _unit_label(priced: Mapping[str, Any]) -> str:
     """The label of the unit amount of a price or a tier."""
     shown = priced.get("unit_amount_decimal")
     try:
         amount = Decimal(str(priced.get("unit_amount") if shown is None else shown))
     except InvalidOperation:
-        return unknown_label("it names no amount of a unit")
-    return exact_label(amount) if amount.is_finite() else unknown_label("it names no amount of a unit")
+        return unknown_label("it names no unit amount")
+    return exact_label(amount) if amount.is_finite() else unknown_label("it names no unit amount")
 
 
-def _flat(tier: Mapping[str, Any]) -> bool:
+def _has_flat_amount(tier: Mapping[str, Any]) -> bool:
     return bool(tier.get("flat_amount_decimal") or tier.get("flat_amount"))
 
 
 COUPONS: Final = "discounts.source.coupon"
-"""What of a subscription Stripe must show in full."""
+"""Part of a subscription that Stripe must expand."""
 _MICRO: Final = 1_000_000
 # A price has twelve digits before the point and twelve after it, at most
 # (https://docs.stripe.com/api/prices/object#price_object-unit_amount_decimal).
 _DIGITS_MAX: Final = 15
-# How many of them a month has.
-_A_MONTH: Final[Mapping[str, Fraction]] = {
+_INTERVALS_A_MONTH: Final[Mapping[str, Fraction]] = {
     "day": Fraction(365, 12),
     "week": Fraction(52, 12),
     "month": Fraction(1),
@@ -225,7 +224,7 @@ NOTHING: Final = MonthlyAmount(0, "")
 
 
 def monthly_amount_of(found: Mapping[str, Any]) -> MonthlyAmount:
-    """What a subscription brings in a month, whatever its status; taxes and usage are no part of it.
+    """Monthly amount of a subscription, regardless of its status, without taxes and usage.
 
     A price with tiers counts as 0: Stripe does not show its tiers in a subscription.
 
@@ -236,7 +235,7 @@ def monthly_amount_of(found: Mapping[str, Any]) -> MonthlyAmount:
     off, share = _discounts(found)
     paid = sum((amount * per_month for amount, per_month in items), Fraction(0))
     if items:
-        # An amount is taken off each invoice, and there is one an interval.
+        # An amount is taken off each invoice, one an interval.
         paid -= off * items[0][1]
     paid *= share
     currency = text_in(found, "currency")
@@ -248,19 +247,19 @@ def _licensed(found: Mapping[str, Any]) -> Iterator[tuple[Fraction, Fraction]]:
     for item in cast("list[Mapping[str, Any]]", part_of(found, "items").get("data") or []):
         price = part_of(item, "price")
         recurring = part_of(price, "recurring")
-        per_month = _A_MONTH.get(text_in(recurring, "interval"))
+        per_month = _INTERVALS_A_MONTH.get(text_in(recurring, "interval"))
         if per_month is not None and recurring.get("usage_type") != "metered":
             off, share = _discounts(item)
             amount = max(Fraction(0), _amount(item, price) - off) * share
-            yield amount, per_month / max(1, _whole(recurring.get("interval_count"), 1))
+            yield amount, per_month / max(1, _integer_of(recurring.get("interval_count"), 1))
 
 
 def _amount(item: Mapping[str, Any], price: Mapping[str, Any]) -> Fraction:
-    quantity, packed = _whole(item.get("quantity"), 1), part_of(price, "transform_quantity")
+    quantity, packed = _integer_of(item.get("quantity"), 1), part_of(price, "transform_quantity")
     if packed:
-        size = max(1, _whole(packed.get("divide_by"), 1))
+        size = max(1, _integer_of(packed.get("divide_by"), 1))
         quantity = (quantity + (size - 1) * (text_in(packed, "round") == "up")) // size
-    return _number(price.get("unit_amount_decimal") or price.get("unit_amount")) * quantity
+    return _fraction_of(price.get("unit_amount_decimal") or price.get("unit_amount")) * quantity
 
 
 def _discounts(found: Mapping[str, Any]) -> tuple[Fraction, Fraction]:
@@ -273,17 +272,17 @@ def _discounts(found: Mapping[str, Any]) -> tuple[Fraction, Fraction]:
         shown = cast("dict[str, Any]", discount)
         coupon = part_of(part_of(shown, "source"), "coupon") or part_of(shown, "coupon")
         if text_in(coupon, "duration") == "forever":
-            off += _number(coupon.get("amount_off"))
-            share *= 1 - _number(coupon.get("percent_off")) / 100
+            off += _fraction_of(coupon.get("amount_off"))
+            share *= 1 - _fraction_of(coupon.get("percent_off")) / 100
     return off, share
 
 
-def _whole(found: object, default: int) -> int:
+def _integer_of(found: object, default: int) -> int:
     return found if isinstance(found, int) and not isinstance(found, bool) else default
 
 
-def _number(found: object) -> Fraction:
-    """A number that Stripe writes as one or as a text; 0 where there is none, or none of a price."""
+def _fraction_of(found: object) -> Fraction:
+    """Read a number or its text; 0 if it is missing or implausible."""
     try:
         number = Decimal(str(found))
     except (InvalidOperation, ValueError):

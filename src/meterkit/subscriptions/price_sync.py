@@ -12,7 +12,13 @@ from meterkit.errors import StripeError
 from meterkit.stripe.meters import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, packs_key, part_of
-from meterkit.subscriptions.wanted_prices import WantedProduct, params_of, product_params, shape_of, wanted_of
+from meterkit.subscriptions.wanted_prices import (
+    WantedProduct,
+    params_of,
+    product_params,
+    shape_of,
+    wanted_plans,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,13 +41,13 @@ class StripeSyncLine:
     """One object at Stripe.
 
     Attributes:
-        name: of a product what customers see.
-        id: empty where it is not made yet.
-        price: what a price charges, for people: ``USD 29.00 per month``.
+        name: of a product as customers see it.
+        id: empty if it is not made yet.
+        price: description of a price: ``USD 29.00 per month``.
         unit_amount: the same as a decimal of minor units of ``currency``; empty for other objects.
         currency: of a price.
-        unit: that costs this much: ``seat``, or the meter's unit; empty: the plan itself.
-        instead_of: the price that it stands for from now on; it cannot be changed itself.
+        unit: the charged unit: ``seat``, or the meter's unit; empty: the plan itself.
+        instead_of: the price that it replaces, as prices cannot be changed.
     """
 
     what: Literal["meter", "product", "price"]
@@ -57,12 +63,11 @@ class StripeSyncLine:
 
 @dataclass(slots=True, kw_only=True)
 class StripeSync:
-    """The result of a run: the objects at Stripe, problems and notes.
+    """The result of a sync: the objects at Stripe, problems and notes.
 
     Attributes:
-        problems: why nothing was made, a line each.
-        paste: of each plan whose ids in the plans file are out of date, ``price`` and ``seat_price`` to
-            an id.
+        problems: reasons why nothing was made, a line each.
+        paste: of each plan with outdated ids in the plans file, ``price`` and ``seat_price`` to an id.
     """
 
     lines: list[StripeSyncLine] = field(default_factory=list[StripeSyncLine])
@@ -77,22 +82,22 @@ async def sync(
     *,
     dry_run: bool,
 ) -> StripeSync:
-    """Make what is missing at Stripe. Asked again, it makes nothing new.
+    """Create missing objects at Stripe. Idempotent.
 
-    Where anything would be billed wrongly, nothing is made at all.
+    If anything would be billed wrongly, nothing is created.
 
     Args:
-        api: the way to Stripe.
-        catalog: what is to be there.
-        dry_run: whether to say only what would be made.
+        api: the Stripe client.
+        catalog: the plans file.
+        dry_run: create nothing, and return what would be created.
 
     Raises:
-        StripeError: Stripe refuses, or does not answer. What was made by then is found again.
+        StripeError: Stripe refuses, or does not answer. A repeat finds the objects created by then.
     """
     run = _SyncRun(api, catalog, dry_run=dry_run)
     meters = await api.list(_METERS)
     missing = "Stripe has no active meter"
-    problems = [told for told in meter_differences(catalog, meters) if missing not in told]
+    problems = [line for line in meter_differences(catalog, meters) if missing not in line]
     return await run.sync(meters, problems)
 
 
@@ -100,8 +105,8 @@ class StripeAccount:
     """``kit.stripe``: the meters, products and prices of the plans file in the Stripe account.
 
     Args:
-        catalog: gives the catalog in force.
-        api: the way to Stripe.
+        catalog: returns the present catalog.
+        api: makes the Stripe client on first use.
     """
 
     def __init__(self, catalog: Callable[[], Catalog], api: Callable[[], StripeApi]) -> None:
@@ -124,7 +129,7 @@ class StripeAccount:
 
 
 class _SyncRun:
-    """One run."""
+    """One sync."""
 
     def __init__(self, api: StripeApi, catalog: Catalog, *, dry_run: bool) -> None:
         self._api = api
@@ -141,7 +146,7 @@ class _SyncRun:
             known = self._meters.get(meter["event_name"])
             if known is None or (known["status"] != "active" and meter["status"] == "active"):
                 self._meters[meter["event_name"]] = meter
-        wanted = wanted_of(self._catalog)
+        wanted = wanted_plans(self._catalog)
         for plan in wanted:
             done.problems += plan.problems
             done.notes += plan.notes
@@ -150,27 +155,27 @@ class _SyncRun:
         ):
             if (key := product["metadata"].get(LOOKUP_MARK)) is not None:
                 self._products[key] = product["id"]  # The oldest was first; the newest stays.
-        found = [await self._find(plan) for plan in wanted if plan.prices]
+        found = [await self._fetch_plan(plan) for plan in wanted if plan.prices]
         for plan_found in found:
-            done.problems += unfit(plan_found, self._meters)
+            done.problems += find_problems(plan_found, self._meters)
         if not done.problems:
             await self._make_meters()
             for plan_found in found:
-                await self._make(plan_found)
+                await self._make_prices(plan_found)
             if (sold := sold_in(self._catalog.credits)) is not None:
                 credit, top_ups = sold
                 await self._make_packs(credit, top_ups.amounts)
         return done
 
-    async def _find(self, wanted: WantedPlan) -> PlanAtStripe:
-        """What Stripe has of a plan."""
+    async def _fetch_plan(self, wanted: WantedPlan) -> PlanAtStripe:
+        """Fetch the product and prices of a plan at Stripe."""
         prices: dict[str, Mapping[str, Any]] = dict(
             await prices_by_key(self._api, [price.key for price in wanted.prices], expand=_TIERS)
         )
         missing: list[WantedPrice] = []
         for price in wanted.prices:
             if price.stripe_price is not None:
-                named = await self._named(price.stripe_price)
+                named = await self._fetch_price(price.stripe_price)
                 if named is None:
                     missing.append(price)
                 else:
@@ -179,10 +184,10 @@ class _SyncRun:
         product = None if base is None else str(base["product"])
         asked = {"product": product, "active": True, "expand": _TIERS}
         listed = await self._api.list(PRICES, asked) if product is not None else []
-        beside = [price for price in listed if not is_override_price(price)]
-        return PlanAtStripe(wanted=wanted, product=product, prices=prices, beside=beside, missing=missing)
+        listed = [price for price in listed if not is_override_price(price)]
+        return PlanAtStripe(wanted=wanted, product=product, prices=prices, listed=listed, missing=missing)
 
-    async def _named(self, price_id: str) -> Mapping[str, Any] | None:
+    async def _fetch_price(self, price_id: str) -> Mapping[str, Any] | None:
         try:
             return await self._api.get(f"{PRICES}/{price_id}", {"expand": ["tiers"]})
         except StripeError as error:
@@ -210,10 +215,10 @@ class _SyncRun:
                     there = await self._api.post(f"{_METERS}/{there['id']}/reactivate")
             if there is not None:
                 self._meters[event_name] = there
-            self._tell("meter", event_name, action, "" if there is None else there["id"])
+            self._add_line("meter", event_name, action, "" if there is None else there["id"])
 
     async def _make_packs(self, credit: str, amounts: Sequence[int]) -> None:
-        """Make what top-ups of a balance are bought as: a product, and a price of each amount."""
+        """Make the product of top-ups of a balance, and a price of each amount."""
         keys = {pack_key(credit, amount): amount for amount in amounts}
         there = await prices_by_key(self._api, [*keys])
         key, currency = packs_key(credit), self._catalog.currency
@@ -222,7 +227,7 @@ class _SyncRun:
         known = self._products.get(key) or next((str(price["product"]) for price in there.values()), None)
         if known is None and not self._dry_run:
             known = str((await self._api.post(_PRODUCTS, product_params(product)))["id"])
-        self._tell_product(product, self._made if len(missing) == len(keys) else "is there", known or "")
+        self._add_product_line(product, self._made if len(missing) == len(keys) else "is there", known or "")
         for key, amount in keys.items():
             price = there.get(key, {})
             if not price and not self._dry_run:
@@ -246,22 +251,22 @@ class _SyncRun:
             )
             self._done.lines.append(line)
 
-    async def _make(self, found: PlanAtStripe) -> None:
+    async def _make_prices(self, found: PlanAtStripe) -> None:
         for price in found.wanted.prices:
-            price_id = await self._price(found, price)
+            price_id = await self._find_or_make_price(found, price)
             if price.stripe_price is not None and price_id not in {price.stripe_price, ""}:
                 self._done.paste.setdefault(found.wanted.plan, {})[price.line] = price_id
 
-    async def _price(self, found: PlanAtStripe, wanted: WantedPrice) -> str:
+    async def _find_or_make_price(self, found: PlanAtStripe, wanted: WantedPrice) -> str:
         there = found.prices.get(wanted.key)
         fitting = found.fitting(wanted, self._meters)
         if there is None and fitting:
             there = fitting[0]
         if there is not None and found.fits(there, wanted, self._meters):
-            self._tell_product(wanted.product, "is there", there["product"])
-            self._tell_price(wanted, "is there", there["id"])
+            self._add_product_line(wanted.product, "is there", there["product"])
+            self._add_price_line(wanted, "is there", there["id"])
             return str(there["id"])
-        product = await self._product(wanted, found)
+        product = await self._find_or_make_product(wanted, found)
         made: str = ""
         if not self._dry_run:
             meter = None if wanted.shape.meter is None else self._meters[wanted.shape.meter]["id"]
@@ -269,17 +274,17 @@ class _SyncRun:
             if there is not None and meter is not None:
                 # New subscribers must not get both. Present ones keep it.
                 await self._api.post(f"{PRICES}/{there['id']}", {"active": False})
-        self._tell_price(wanted, self._made, made, "" if there is None else there["id"])
+        self._add_price_line(wanted, self._made, made, "" if there is None else there["id"])
         if there is not None:
             self._done.notes.append(
-                f"{wanted.name}: {there['id']} is {shape_of(there).told(wanted.unit)}, and a price cannot be"
-                f" changed: {made or 'a new one'} is {wanted.shape.told(wanted.unit)}; who subscribed to the"
-                " old one keeps it"
+                f"{wanted.name}: {there['id']} is {shape_of(there).describe(wanted.unit)}, and a price cannot"
+                f" be changed: {made or 'a new one'} is {wanted.shape.describe(wanted.unit)}; subscribers of"
+                " the old one keep it"
             )
         return made
 
-    async def _product(self, wanted: WantedPrice, found: PlanAtStripe) -> str:
-        """The product of a price to make: ours, that of a base price that is there, or a new one."""
+    async def _find_or_make_product(self, wanted: WantedPrice, found: PlanAtStripe) -> str:
+        """The product of a new price: meterkit's, that of the present base price, or a new one."""
         product = wanted.product
         known = self._products.get(product.key) or (found.product if wanted.line == "price" else None)
         action: Action = "is there" if known is not None else self._made
@@ -288,7 +293,7 @@ class _SyncRun:
             if not self._dry_run:
                 known = str((await self._api.post(_PRODUCTS, product_params(product)))["id"])
         self._products[product.key] = known
-        self._tell_product(product, action, known)
+        self._add_product_line(product, action, known)
         return known
 
     @property
@@ -299,19 +304,21 @@ class _SyncRun:
     def _made(self) -> Action:
         return "to make" if self._dry_run else "made"
 
-    def _tell_product(self, product: WantedProduct, action: Action, object_id: str) -> None:
-        told = ("product", product.name, object_id)
-        if told not in [(line.what, line.name, line.id) for line in self._done.lines]:
-            self._tell("product", product.name, action, object_id)
+    def _add_product_line(self, product: WantedProduct, action: Action, object_id: str) -> None:
+        line = ("product", product.name, object_id)
+        if line not in [(one.what, one.name, one.id) for one in self._done.lines]:
+            self._add_line("product", product.name, action, object_id)
 
-    def _tell_price(self, wanted: WantedPrice, action: Action, price_id: str, instead_of: str = "") -> None:
+    def _add_price_line(
+        self, wanted: WantedPrice, action: Action, price_id: str, instead_of: str = ""
+    ) -> None:
         shape: PriceShape = wanted.shape
         line = StripeSyncLine(
             what="price",
             name=wanted.name,
             action=action,
             id=price_id,
-            price=shape.told(wanted.unit),
+            price=shape.describe(wanted.unit),
             unit_amount=f"{shape.unit:f}",
             currency=shape.currency,
             unit=wanted.unit,
@@ -319,7 +326,7 @@ class _SyncRun:
         )
         self._done.lines.append(line)
 
-    def _tell(self, what: Literal["meter", "product"], name: str, action: Any, object_id: str) -> None:
+    def _add_line(self, what: Literal["meter", "product"], name: str, action: Any, object_id: str) -> None:
         self._done.lines.append(StripeSyncLine(what=what, name=name, action=action, id=object_id))
 
 
@@ -336,27 +343,27 @@ _PACKAGES: Final = "it bills begun packages, and the plans file sells units: it 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanAtStripe:
-    """What Stripe has of a plan.
+    """The product and prices of a plan at Stripe.
 
     Attributes:
-        product: that of its base price; None: there is none yet.
-        prices: by lookup key, those that are ours or that the plans file names.
-        beside: all active prices of the product.
-        missing: those that the plans file names by an id that Stripe does not have.
+        product: of its base price; None: there is none yet.
+        prices: by lookup key, meterkit's and those that the plans file names.
+        listed: all active prices of the product.
+        missing: prices whose id in the plans file Stripe does not have.
     """
 
     wanted: WantedPlan
     product: str | None
     prices: Mapping[str, Mapping[str, Any]]
-    beside: Sequence[Mapping[str, Any]]
+    listed: Sequence[Mapping[str, Any]]
     missing: Sequence[WantedPrice]
 
     def others(self, wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Prices of the product on the same meter that are not ours."""
+        """Other prices of the product on the same meter."""
         meter, ours = meters.get(wanted.shape.meter or ""), self.prices.get(wanted.key)
         return [
             price
-            for price in self.beside
+            for price in self.listed
             if meter is not None and shape_of(price).meter == meter["id"]
             if ours is None or price["id"] != ours["id"]
         ]
@@ -364,33 +371,33 @@ class PlanAtStripe:
     def fitting(
         self, wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]
     ) -> list[Mapping[str, Any]]:
-        """Those of them that charge what the plans file says."""
+        """The other prices that charge the amount of the plans file."""
         return [price for price in self.others(wanted, meters) if self.fits(price, wanted, meters)]
 
     @staticmethod
     def fits(price: Mapping[str, Any], wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether a price charges what the plans file says."""
+        """Whether a price charges the amount of the plans file."""
         meter = meters.get(wanted.shape.meter or "")
         return shape_of(price) == replace(wanted.shape, meter=None if meter is None else meter["id"])
 
 
-def unfit(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Why nothing may be made of a plan before a person has decided, a line each.
+def find_problems(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Find the problems of a plan that an operator must solve before a sync, a line each.
 
     Args:
-        found: what Stripe has.
+        found: the plan at Stripe.
         meters: the meters at Stripe by event name.
     """
     return [
-        *_missing(found),
-        *_archived(found),
-        *_unlike(found),
-        *_doubled(found, meters),
-        *_unpriced(found, meters),
+        *_missing_prices(found),
+        *_archived_prices(found),
+        *_different_prices(found),
+        *_duplicate_prices(found, meters),
+        *_unpriced_meters(found, meters),
     ]
 
 
-def _missing(found: PlanAtStripe) -> Iterator[str]:
+def _missing_prices(found: PlanAtStripe) -> Iterator[str]:
     for wanted in found.missing:
         yield (
             f"{wanted.name}: the plans file names the price {wanted.stripe_price}, which Stripe does not have"
@@ -400,7 +407,7 @@ def _missing(found: PlanAtStripe) -> Iterator[str]:
         )
 
 
-def _archived(found: PlanAtStripe) -> Iterator[str]:
+def _archived_prices(found: PlanAtStripe) -> Iterator[str]:
     for wanted in found.wanted.prices:
         price = found.prices.get(wanted.key)
         if price is not None and not price["active"]:
@@ -411,8 +418,8 @@ def _archived(found: PlanAtStripe) -> Iterator[str]:
             )
 
 
-def _unlike(found: PlanAtStripe) -> Iterator[str]:
-    """Prices of another currency or interval: their subscribers would have a plan that is not theirs."""
+def _different_prices(found: PlanAtStripe) -> Iterator[str]:
+    """Prices of another currency or interval: their subscribers would have the wrong plan."""
     for wanted in found.wanted.prices:
         price = found.prices.get(wanted.key)
         if price is None:
@@ -420,7 +427,7 @@ def _unlike(found: PlanAtStripe) -> Iterator[str]:
         recurring = part_of(price, "recurring")
         count = recurring.get("interval_count", 1)
         every = recurring.get("interval", "once") if count == 1 else f"{count} {recurring['interval']}s"
-        for what, is_so, says, cure in (
+        for field_name, actual, expected, cure in (
             (
                 "currency",
                 price["currency"],
@@ -434,33 +441,35 @@ def _unlike(found: PlanAtStripe) -> Iterator[str]:
                 "give the plan of another interval a key of its own, and leave this one as it is",
             ),
         ):
-            if is_so != says:
+            if actual != expected:
                 yield (
-                    f"{wanted.name}: the price {price['id']} at Stripe has the {what} {is_so}, and the plans"
-                    f" file says {says}: {cure}"
+                    f"{wanted.name}: the price {price['id']} at Stripe has the {field_name} {actual}, and the"
+                    f" plans file says {expected}: {cure}"
                 )
 
 
-def _doubled(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Foreign prices of the same product and meter, which would bill besides ours."""
+def _duplicate_prices(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Other prices of the same product and meter, which would bill usage twice."""
     for wanted in found.wanted.prices:
         fitting = found.fitting(wanted, meters)
-        # One that fits is used as it is. A further one, or any beside ours, would bill the same again.
+        # One that fits is used as it is. A further one, or any listed ours, would bill the same again.
         used = fitting if len(fitting) == 1 and wanted.key not in found.prices else []
-        yield from (_why_not(price, wanted) for price in found.others(wanted, meters) if price not in used)
+        yield from (
+            _describe_duplicate(price, wanted) for price in found.others(wanted, meters) if price not in used
+        )
 
 
-def _unpriced(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Meters that would be sent what no price of the product bills."""
-    priced = {shape_of(price).meter for price in found.beside}
+def _unpriced_meters(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Meters whose usage no price of the product bills."""
+    priced = {shape_of(price).meter for price in found.listed}
     return [
-        told
-        for name, told in found.wanted.unpriced.items()
+        problem
+        for name, problem in found.wanted.unpriced.items()
         if meters.get(name, {}).get("id", "") not in priced
     ]
 
 
-def _why_not(price: Mapping[str, Any], wanted: WantedPrice) -> str:
+def _describe_duplicate(price: Mapping[str, Any], wanted: WantedPrice) -> str:
     shape = shape_of(price)
     begins = f"{wanted.name}: the product has the price {price['id']} on the same meter"
     if wanted.report == "overage" and shape.free:
@@ -470,6 +479,6 @@ def _why_not(price: Mapping[str, Any], wanted: WantedPrice) -> str:
     elif shape.divide_by > 1:
         why = _PACKAGES
     else:
-        said = wanted.shape.told(wanted.unit)
+        said = wanted.shape.describe(wanted.unit)
         why = f"it is not what the plans file says ({said}), or a second one that bills the same again"
-    return f"{begins} ({shape.told(wanted.unit)}): {why}; archive it, and sync again"
+    return f"{begins} ({shape.describe(wanted.unit)}): {why}; archive it, and sync again"

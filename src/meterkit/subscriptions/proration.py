@@ -1,7 +1,7 @@
-"""Proration: the cost of another plan or other seats, as Stripe previews it or else an estimate. Pure.
+"""Proration: the cost of another plan or other seats, by Stripe's preview or an estimate. Pure.
 
-The estimate takes the prices of the plans file. Within a billing period it credits what is not used, and
-charges what is: by the second, rounded once a line, half away from zero, as Stripe does
+The estimate takes the prices of the plans file. Within a billing period it credits unused time and charges
+the rest: by the second, rounded once a line, half away from zero, as Stripe does
 (https://docs.stripe.com/billing/subscriptions/prorations).
 """
 
@@ -27,15 +27,15 @@ _Part = Literal["base", "seats"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proration:
-    """What a change costs for the rest of the period, after discounts and with taxes; in minor units.
+    """The cost of a change for the rest of the period, after discounts and with taxes; in minor units.
 
     Attributes:
-        credit_cents: given back for what was paid and is not used any more; at least 0.
-        charge_cents: asked for what is used instead; at least 0.
-        net_cents: the charge less the credit; below 0: it is taken off the next invoice.
+        credit_cents: credit for the unused rest of what was paid; at least 0.
+        charge_cents: charge for what replaces it; at least 0.
+        net_cents: the charge less the credit; below 0: the next invoice credits it.
         currency: of all three.
         effective_at: when the change takes effect (UTC): now, or when the period ends.
-        description: the same in a sentence.
+        description: the cost in a sentence.
     """
 
     credit_cents: int
@@ -51,9 +51,9 @@ class PreviewedCharges:
     """Cost of a change by Stripe's own preview, after discounts and with taxes; in minor units.
 
     Attributes:
-        credit_cents: given back for the rest of the period; at least 0.
-        charge_cents: charged for it; at least 0.
-        period_cents: the price of the next period, usage left out; None: there is no next period.
+        credit_cents: credit for the rest of the period; at least 0.
+        charge_cents: charge for it; at least 0.
+        period_cents: the price of the next period without usage; None: there is no next period.
         currency: of the subscription.
     """
 
@@ -67,9 +67,9 @@ class PrepaidLine(NamedTuple):
     """A part of a subscription that is paid in advance.
 
     Attributes:
-        price: what tells prices apart.
-        amount_cents: for one, for a whole interval.
-        quantity: how many.
+        price: identifies the price.
+        amount_cents: unit amount for a whole interval.
+        quantity: number of units.
     """
 
     price: str
@@ -77,14 +77,14 @@ class PrepaidLine(NamedTuple):
     quantity: int
 
 
-class Cycle(NamedTuple):
-    """The period that was paid for, and when in it something changes (Unix seconds).
+class BillingCycle(NamedTuple):
+    """A paid period, and the time of a change in it (Unix seconds).
 
     Attributes:
         start_s: its first second.
         end_s: the first one after it.
-        now_s: when the change is made.
-        is_trial: whether nothing is paid for it.
+        now_s: the time of the change.
+        is_trial: whether it is free.
     """
 
     start_s: int
@@ -93,7 +93,7 @@ class Cycle(NamedTuple):
     is_trial: bool = False
 
     def share_of(self, cents: int) -> int:
-        """What of an amount for the whole period falls on the rest of it."""
+        """The part of an amount for the whole period that falls on its rest."""
         whole_s, rest_s = (
             self.end_s - self.start_s,
             min(max(self.end_s - self.now_s, 0), self.end_s - self.start_s),
@@ -101,23 +101,22 @@ class Cycle(NamedTuple):
         return 0 if self.is_trial or whole_s <= 0 else (2 * cents * rest_s + whole_s) // (2 * whole_s)
 
 
-def proration_of(
+def prorate_lines(
     before: Mapping[_Part, PrepaidLine],
     after: Mapping[_Part, PrepaidLine],
-    paid: Cycle,
-    comes: Cycle | None = None,
+    paid: BillingCycle,
+    comes: BillingCycle | None = None,
 ) -> tuple[int, int]:
-    """The credit and the charge, both at least 0, of a change that takes effect at once.
+    """Return credit and charge, both at least 0, of a change that takes effect at once.
 
-    A part that stays as it is has no line. Where the interval changes, with flexible billing the cycle stays
-    anchored where it is: what comes is charged for the rest of the longer or shorter period that the instant
-    lies in (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
+    An unchanged part has no line. If the interval changes, flexible billing keeps the anchor of the cycle:
+    the new lines are charged for the rest of the longer or shorter period around the change (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
 
     Args:
-        before: what was paid for.
-        after: what there is instead.
-        paid: the period that was paid for.
-        comes: the period that what comes is paid for; None: the same.
+        before: paid lines.
+        after: the lines that replace them.
+        paid: the period of the paid lines.
+        comes: the period of the new lines; None: the same.
     """
     comes = paid if comes is None else comes
     credit_cents = charge_cents = 0
@@ -132,16 +131,16 @@ def proration_of(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanTerms:
-    """A plan, and the seats in all that a subscription has with it."""
+    """A plan, and the total seats of a subscription with it."""
 
     plan: Plan
     seats: int
 
 
 def ends_trial(known: SubscriptionState, before: Plan, after: Plan, now_ms: int) -> bool:
-    """Whether another plan, had at once, ends the trial: the plan before gave it, and it has none itself.
+    """Whether an immediate change of plan ends the trial: the old plan has one, and the new plan none.
 
-    A trial that was given at Stripe, by hand, stays.
+    A trial that was given at Stripe by hand stays.
     """
     is_trial = known.status_at(now_ms) == "trialing"
     return is_trial and before.trial_ms is not None and after.trial_ms is None
@@ -159,37 +158,37 @@ def cost_of(
     next_period: PlanTerms | None = None,
     previewed: PreviewedCharges | None = None,
 ) -> Proration:
-    """What it costs to have ``after`` in place of ``before``: nothing where that begins with the next period.
+    """Compute the cost of a change: none if it takes effect with the next period.
 
-    Without a preview of Stripe's it is an estimate by the prices of the plans file.
+    Without Stripe's preview it is an estimate by the prices of the plans file.
 
     Args:
         known: the subscription.
-        before: what it has.
-        after: what it is to have.
-        when: when that takes effect.
+        before: its present terms.
+        after: its new terms.
+        when: when they take effect.
         seat_meter: the gauge of seats, or None.
         currency: of the prices.
         now_ms: the instant.
-        next_period: what it has from the next period on; None: it ends with this one.
-        previewed: what Stripe says that the change costs; None: not known.
+        next_period: its terms from the next period on; None: it ends with this one.
+        previewed: Stripe's preview; None: there is none.
     """
     is_trial = known.status_at(now_ms) == "trialing"
     start_ms, period_end_ms = _current_period(known, before.plan, now_ms)
     credit_cents, charge_cents, end_ms = 0, 0, period_end_ms
     if when == "now":
-        paid = Cycle(start_ms // 1000, end_ms // 1000, now_ms // 1000, is_trial)
+        paid = BillingCycle(start_ms // 1000, end_ms // 1000, now_ms // 1000, is_trial)
         comes = paid
         if ends_trial(known, before.plan, after.plan, now_ms):
-            # A period begins: https://docs.stripe.com/billing/subscriptions/trials#end-a-trial-early
+            # A new period starts: https://docs.stripe.com/billing/subscriptions/trials#end-a-trial-early
             end_ms = bounds_at(now_ms, anchor_ms=now_ms, interval=after.plan.price.interval).end_ms
-            comes = Cycle(now_ms // 1000, end_ms // 1000, now_ms // 1000)
+            comes = BillingCycle(now_ms // 1000, end_ms // 1000, now_ms // 1000)
         elif before.plan.price.interval != after.plan.price.interval:
             bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=after.plan.price.interval)
             comes = paid._replace(start_s=bounds.start_ms // 1000, end_s=bounds.end_ms // 1000)
-        lines = _lines(before, seat_meter), _lines(after, seat_meter)
-        credit_cents, charge_cents = proration_of(*lines, paid, comes)
-    period_cents = None if next_period is None else _period_cents(next_period, seat_meter)
+        lines = _prepaid_lines(before, seat_meter), _prepaid_lines(after, seat_meter)
+        credit_cents, charge_cents = prorate_lines(*lines, paid, comes)
+    period_cents = None if next_period is None else _price_of_period(next_period, seat_meter)
     if previewed is not None:
         credit_cents, charge_cents = previewed.credit_cents, previewed.charge_cents
         period_cents, currency = previewed.period_cents, previewed.currency
@@ -200,13 +199,13 @@ def cost_of(
         net_cents=charge_cents - credit_cents,
         currency=currency,
         effective_at=from_ms(at_ms),
-        description=_described(before, after, when, credit_cents, charge_cents, currency, end_ms)
+        description=_describe_change(before, after, when, credit_cents, charge_cents, currency, end_ms)
         + _describe_next_period(next_period, period_cents, currency),
     )
 
 
 def _current_period(known: SubscriptionState, plan: Plan, now_ms: int) -> tuple[int, int]:
-    """The period that is paid for now: the known one, or by the anchor where no renewal is known yet."""
+    """The present paid period: the known one, or by the anchor if no renewal is known yet."""
     if now_ms < known.end_ms:
         return known.start_ms, known.end_ms
     interval = known.interval_at(now_ms) or plan.price.interval
@@ -214,7 +213,7 @@ def _current_period(known: SubscriptionState, plan: Plan, now_ms: int) -> tuple[
     return bounds.start_ms, bounds.end_ms
 
 
-def _lines(terms: PlanTerms, seat_meter: str | None) -> dict[Literal["base", "seats"], PrepaidLine]:
+def _prepaid_lines(terms: PlanTerms, seat_meter: str | None) -> dict[Literal["base", "seats"], PrepaidLine]:
     price, seat_price = terms.plan.price, terms.plan.seat_price
     lines: dict[Literal["base", "seats"], PrepaidLine] = {
         "base": PrepaidLine(price.stripe_price or terms.plan.key, price.amount_cents, 1)
@@ -225,9 +224,9 @@ def _lines(terms: PlanTerms, seat_meter: str | None) -> dict[Literal["base", "se
     return lines
 
 
-def _period_cents(terms: PlanTerms, seat_meter: str | None) -> int:
+def _price_of_period(terms: PlanTerms, seat_meter: str | None) -> int:
     """Price of a period by the plans file."""
-    return sum(line.amount_cents * line.quantity for line in _lines(terms, seat_meter).values())
+    return sum(line.amount_cents * line.quantity for line in _prepaid_lines(terms, seat_meter).values())
 
 
 def _describe_next_period(terms: PlanTerms | None, period_cents: int | None, currency: str) -> str:
@@ -238,7 +237,7 @@ def _describe_next_period(terms: PlanTerms | None, period_cents: int | None, cur
     return f" From the next period on it costs {money(period_cents, currency)} a {interval}, before usage."
 
 
-def _described(
+def _describe_change(
     before: PlanTerms,
     after: PlanTerms,
     when: Literal["now", "period_end"],

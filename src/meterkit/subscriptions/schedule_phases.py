@@ -1,4 +1,4 @@
-"""Phases of a subscription schedule as an update takes them: all that Stripe shows, with one change. Pure.
+"""Phases of a subscription schedule as parameters of an update: as Stripe shows them, with one change. Pure.
 
 An update replaces the list of phases, so each phase is sent back as Stripe shows it
 (https://docs.stripe.com/billing/subscriptions/subscription-schedules#update-subscription-schedules). Every
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.item_changes import SubscriptionItem
+    from meterkit.subscriptions.item_changes import LiveItem
 
 PRORATED: Final = "create_prorations"
 NOT_SENT: Final[Mapping[tuple[str, ...], str]] = {
@@ -78,7 +78,7 @@ class PhaseDraft:
     """
 
     params: Mapping[str, Parameter]
-    items: tuple[SubscriptionItem, ...]
+    items: tuple[LiveItem, ...]
     settings: Mapping[str, Mapping[str, Parameter]]
     is_later: bool = False
 
@@ -165,11 +165,10 @@ def restored_schedule(made: Mapping[str, Any], kept: Mapping[str, Any], now_s: i
     return {**made, "phases": [{**current, "end_date": end_s}, *ahead]}
 
 
-def has_own_terms(schedule: Mapping[str, Any]) -> bool:
+def has_custom_terms(schedule: Mapping[str, Any]) -> bool:
     """Whether a schedule has more than one change of plan, which its release would lose.
 
-    That is a cancellation at its end, a further phase, or a phase ahead with other terms than the current
-    one.
+    That is a cancellation at its end, another phase, or a future phase with other terms than the current one.
     A phase that meterkit has made has the terms that the subscription had at that time.
     """
     current, *later = _present(schedule)
@@ -183,7 +182,7 @@ def has_own_terms(schedule: Mapping[str, Any]) -> bool:
 
 def _lasting_terms(phase: Mapping[str, Any]) -> tuple[object, ...]:
     """Terms of a phase and of its items that do not concern its beginning, its end, prices and quantities."""
-    params = _object(phase, ())
+    params = _params_of(phase, ())
     terms = {name: params[name] for name in sorted(params) if name not in {*NOT_CONTINUED, "items"}}
     of_items = sorted({repr(sorted(_settings(item).items())) for item in phase["items"]})
     return terms, params.get("discounts"), of_items
@@ -199,7 +198,7 @@ def _present(schedule: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _draft_of(
     phase: Mapping[str, Any], schedule: Mapping[str, Any], subscription: Mapping[str, Any]
 ) -> PhaseDraft:
-    params = _object(phase, ())
+    params = _params_of(phase, ())
     params.pop("items", None)
     if phase["start_date"] != _present(schedule)[0]["start_date"]:
         items = tuple(_phase_item(item, str(place)) for place, item in enumerate(phase["items"]))
@@ -207,7 +206,7 @@ def _draft_of(
         return PhaseDraft(params=params, items=items, settings=settings)
     live: Sequence[Mapping[str, Any]] = subscription["items"]["data"]
     by_price = {id_in(item, "price"): item for item in phase["items"]}
-    present = _object(_present_terms(_terms_of(subscription, phase), phase, _OF_PHASE), ())
+    present = _params_of(_present_terms(_terms_of(subscription, phase), phase, _OF_PHASE), ())
     return PhaseDraft(
         params={name: value for name, value in present.items() if name != "items"},
         items=tuple(item_of(item) for item in live),
@@ -292,7 +291,7 @@ def _terms_of(subscription: Mapping[str, Any], phase: Mapping[str, Any]) -> dict
 def _present_terms(
     live: Mapping[str, Any], shown: Mapping[str, Any], settings: Iterable[str]
 ) -> dict[str, Any]:
-    """What a phase, or an item of it, shows, with the terms that the subscription, or its item, has now.
+    """A phase, or an item of it, as shown, with the present terms of the subscription, or its item.
 
     Args:
         live: the subscription or its item.
@@ -326,7 +325,7 @@ def _names(discount: object) -> set[str]:
     return {*found, id_in(shown, "coupon"), id_in(source, "coupon")} - {""}
 
 
-def _phase_item(item: Mapping[str, Any], place: str) -> SubscriptionItem:
+def _phase_item(item: Mapping[str, Any], place: str) -> LiveItem:
     price = part_of(item, "price") or {"id": item["price"]}
     return item_of({**item, "id": place, "price": price})
 
@@ -334,10 +333,10 @@ def _phase_item(item: Mapping[str, Any], place: str) -> SubscriptionItem:
 def _settings(item: Mapping[str, Any]) -> dict[str, Parameter]:
     """All parameters of a phase's item but price and quantity."""
     shown = {name: value for name, value in item.items() if name not in _ITEM_OWN}
-    return _object(shown, ("items",))
+    return _params_of(shown, ("items",))
 
 
-def _object(found: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Parameter]:
+def _params_of(found: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Parameter]:
     """The parameters of an object: ids for objects, nothing that is not set."""
     params: dict[str, Parameter] = {}
     for name, value in found.items():
@@ -359,7 +358,7 @@ def _parameter(value: object, path: tuple[str, ...]) -> Parameter:
     if path[-1] == "metadata":
         return found
     is_expanded = isinstance(found.get("object"), str) and isinstance(found.get("id"), str)
-    return found["id"] if is_expanded else _object(found, path)
+    return found["id"] if is_expanded else _params_of(found, path)
 
 
 def _discounts(found: object) -> list[Parameter]:

@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 
 CUSTOMER: Final = "meterkit_customer"
-"""The key of the metadata at Stripe under which the app's own id of a customer stands."""
+"""Metadata key at Stripe: the app's own id of a customer."""
 
 
 def part_of(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A part that is an object; an empty one where it is none, or only its id."""
+    """A part that is an object; empty if it is missing, or only an id."""
     inner: object = found.get(name)
     return cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
 
 
 def text_in(found: Mapping[str, Any], name: str) -> str:
-    """A text; empty where there is none."""
+    """A text; empty if there is none."""
     inner: object = found.get(name)
     return inner if isinstance(inner, str) else ""
 
 
 def id_in(found: Mapping[str, Any], name: str) -> str:
-    """The id of a part, expanded or not; empty where there is none."""
+    """The id of a part, expanded or not; empty if there is none."""
     return text_in(found, name) or text_in(part_of(found, name), "id")
 
 
 def fixed_price_in(price: Mapping[str, Any]) -> str:
-    """A licensed price as ``AMOUNT CURRENCY INTERVAL``; empty where a unit has no single amount."""
+    """A licensed price as ``AMOUNT CURRENCY INTERVAL``; empty if it has no single unit amount."""
     recurring, amount = (
         part_of(price, "recurring"),
         price.get("unit_amount_decimal") or price.get("unit_amount"),
@@ -64,7 +64,7 @@ def items_in(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 LOOKUP_MARK: Final = "meterkit"
-"""The key of the metadata of prices and products under which their lookup key stands."""
+"""Metadata key of prices and products: their lookup key."""
 _METER: Final = "meter"
 
 
@@ -104,7 +104,7 @@ def is_override_price(price: Mapping[str, Any]) -> bool:
 
 
 TOP_UP: Final = "meterkit_top_up"
-"""The key of the metadata of a top-up's invoice under which the credit and the cents stand."""
+"""Metadata key of a top-up's invoice: the credit and the cents."""
 
 
 def pack_key(credit: str, amount_cents: int) -> str:
@@ -118,37 +118,37 @@ def packs_key(credit: str) -> str:
 
 
 def key_in(price: Mapping[str, Any]) -> str:
-    """The key of a price as Stripe shows it, of one that was replaced too; empty: it was made by hand."""
+    """The lookup key of a price, also of a replaced one; empty: it was made by hand."""
     key = text_in(price, "lookup_key")
     return key if key.startswith(f"{LOOKUP_MARK}:") else text_in(part_of(price, "metadata"), LOOKUP_MARK)
 
 
 def plan_of_price(price: str, key: str, catalog: Catalog) -> str | None:
-    """The plan whose base price this is; None: of none. An id in the plans file wins over a key."""
+    """The plan with this base price; None if there is none. An id in the plans file takes precedence."""
     named = (plan.key for plan in catalog.plans.values() if plan.price.stripe_price == price)
     keyed = (plan.key for plan in catalog.plans.values() if key == base_key(plan.key))
     return next(named, None) or next(keyed, None)
 
 
 SECRETS: Final = ("latest_invoice.confirmation_secret", "pending_setup_intent")
-"""What of a subscription Stripe is to expand, so that the secret is there."""
+"""Parts of a subscription that Stripe must expand for its client secret."""
 
 
 def secret_of(found: Mapping[str, Any]) -> str | None:
-    """The client secret of what a browser is to confirm; None: nothing is to be."""
+    """Client secret of the pending PaymentIntent or SetupIntent; None if nothing needs confirmation."""
     payment = part_of(part_of(found, "latest_invoice"), "confirmation_secret")
     later = part_of(found, "pending_setup_intent")
     return text_in(payment, "client_secret") or text_in(later, "client_secret") or None
 
 
 AWAITS_METHOD: Final = "meterkit_awaits_payment_method"
-"""A key beside Stripe's own in a subscription that :mod:`meterkit.subscriptions.payment_gate` holds back."""
+"""Additional key in a subscription that :mod:`meterkit.subscriptions.payment_gate` holds back."""
 NEVER_BEGAN: Final = "ended by meterkit: no payment method was saved"
 """The comment of the cancellation of a subscription that was never in force."""
 
 
 def has_subscription_method(found: Mapping[str, Any]) -> bool:
-    """Whether a subscription names the payment method that it is charged with."""
+    """Whether a subscription has its own payment method."""
     return bool(id_in(found, "default_payment_method") or id_in(found, "default_source"))
 
 
@@ -159,34 +159,34 @@ def has_payment_method(customer: Mapping[str, Any]) -> bool:
 
 
 def is_charged(found: Mapping[str, Any]) -> bool:
-    """Whether Stripe charges a payment method; else it sends invoices, to be paid in any way."""
+    """Whether Stripe charges a payment method; otherwise it sends invoices."""
     return text_in(found, "collection_method") != "send_invoice"
 
 
 CHANGE_MARK: Final = "meterkit_change"
-"""The key of the metadata of a subscription under which the mark of the last change stands."""
+"""Metadata key of a subscription: the mark of its last change."""
 MADE_MARK: Final = "meterkit_made"
-"""The key of the metadata of a schedule that meterkit has made for a change of plan."""
+"""Metadata key of a schedule that meterkit has made for a change of plan."""
 RELEASED_MARK: Final = "meterkit_released_schedule"
-"""The key of the metadata of an ending subscription: the schedule that it had, which a resume restores."""
+"""Metadata key of an ending subscription: its released schedule, which a resume restores."""
 _AGAIN_MAX: Final = 8
 _T = TypeVar("_T")
 
 
-def key_of(what: str, *asked: object) -> str:
+def key_of(action: str, *asked: object) -> str:
     """The idempotency key of a change.
 
     Args:
-        what: the change, a word.
+        action: names the change.
         asked: the requested values and the values before; JSON.
     """
-    told = json.dumps([what, *asked], separators=(",", ":"), sort_keys=True)
-    return f"{key_prefix(what)}{blake2b(told.encode(), digest_size=16).hexdigest()}"
+    identity = json.dumps([action, *asked], separators=(",", ":"), sort_keys=True)
+    return f"{key_prefix(action)}{blake2b(identity.encode(), digest_size=16).hexdigest()}"
 
 
-def key_prefix(what: str) -> str:
+def key_prefix(action: str) -> str:
     """The beginning of the idempotency keys of a change."""
-    return f"meterkit-{what}-"
+    return f"meterkit-{action}-"
 
 
 def mark_of(found: Mapping[str, Any]) -> str:
@@ -195,14 +195,13 @@ def mark_of(found: Mapping[str, Any]) -> str:
 
 
 async def persistently(attempt: Callable[[int], Awaitable[_T]]) -> _T:
-    """Do something at Stripe, also where Stripe has refused the same within the last 24 hours.
+    """Make a change at Stripe, even if Stripe has refused the same within the last 24 hours.
 
     Args:
-        attempt: looks at what is there and does what is left to do, under keys that hold the number that it
-            is given.
+        attempt: fetches the present state and does the rest, under keys with the number that it is given.
 
     Raises:
-        StripeError: what ``attempt`` raises, unless it is an old answer.
+        StripeError: raised by ``attempt``, unless it is a replayed response.
     """
     for again in range(_AGAIN_MAX):
         try:

@@ -1,4 +1,4 @@
-"""Subscriptions at Stripe, read into what is stored of them. Pure."""
+"""Read subscriptions at Stripe into stored states, and choose the one in effect. Pure."""
 
 from __future__ import annotations
 
@@ -53,16 +53,15 @@ _SECOND_MS: Final = 1_000
 def in_force(
     found: Iterable[Mapping[str, Any]], catalog: Catalog, known: str | None = None
 ) -> Mapping[str, Any] | None:
-    """Which of a Stripe customer's subscriptions counts; None: none is of a plan of the plans file.
+    """Choose a Stripe customer's subscription in effect; None if none has a plan of the plans file.
 
-    The liveliest, of those the one of the plan with the highest rank, and of those the youngest. Of ended
-    ones the last to end counts: it was billed last. One whose price the plans file has lost counts only if it
-    counted before.
+    By status, then by the rank of the plan, then the newest. Of ended ones the last to end: it was billed
+    last. One whose price the plans file has lost is chosen only if it was chosen before.
 
     Args:
         found: all of the customer's, ended ones too, as Stripe shows them.
-        catalog: what is sold.
-        known: the id of the one that counted until now.
+        catalog: the plans file.
+        known: the id of the stored one.
     """
     ours = [one for one in found if is_sold_here(one, catalog) or one["id"] == known]
     return min(ours, key=lambda one: _precedence(one, catalog), default=None)
@@ -74,7 +73,7 @@ def is_sold_here(found: Mapping[str, Any], catalog: Catalog) -> bool:
 
 
 def plan_of(found: Mapping[str, Any], catalog: Catalog) -> Plan | None:
-    """The plan whose base price a subscription has; None: no plan of the plans file."""
+    """The plan of a subscription by its base price; None: no plan of the plans file."""
     return _plan_of(items_in(found), catalog)
 
 
@@ -85,9 +84,9 @@ def asks_for_payment_method(found: Mapping[str, Any]) -> bool:
 
 
 def is_free_after_trial(found: Mapping[str, Any], catalog: Catalog) -> bool:
-    """Whether a trial without a card goes on for nothing, on a plan that requires a payment method.
+    """Whether a trial without a card continues for free on a plan that requires a payment method.
 
-    Else Stripe cancels or pauses the subscription, or its first invoice is not paid and dunning decides.
+    Otherwise Stripe cancels or pauses the subscription, or its first invoice is not paid and dunning decides.
     """
     if found.get("status") != "trialing" or has_subscription_method(found) or not is_charged(found):
         return False
@@ -97,7 +96,7 @@ def is_free_after_trial(found: Mapping[str, Any], catalog: Catalog) -> bool:
 
 
 def has_begun(found: Mapping[str, Any]) -> bool:
-    """Whether a subscription was ever on trial or paid for; ``latest_invoice`` is expanded in it."""
+    """Whether a subscription was ever on trial or paid; needs ``latest_invoice`` expanded."""
     if found.get(AWAITS_METHOD) or _was_held_back(found):
         return bool(found.get("trial_start"))  # A trial is over, even if nothing came after it.
     if found["status"] in _NOT_BEGUN:
@@ -118,25 +117,25 @@ def read_subscription(
     has_payment_method: bool = False,
     facts: PriceFacts = NO_FACTS,
 ) -> SubscriptionState:
-    """The stored part of a subscription.
+    """Read the stored part of a subscription.
 
     Args:
         found: as Stripe shows it, with ``latest_invoice``, ``schedule`` and the coupons of its discounts
             expanded.
-        catalog: what is sold.
-        has_payment_method: whether its customer has one, where :func:`asks_for_payment_method` or
+        catalog: the plans file.
+        has_payment_method: whether its customer has one, if :func:`asks_for_payment_method` or
             :func:`is_free_after_trial`.
-        facts: what Stripe says of the prices of its metered items; without it they are not known.
+        facts: about the prices of its metered items; without them the prices are unknown.
 
     Raises:
-        ValueError: it is not what Stripe shows.
+        ValueError: it is not a subscription as Stripe shows it.
     """
     status = found.get("status")
     if status not in _STATUSES:
         raise ValueError(f"subscription {found.get('id')}: found status {status!r:.40}")
     items = items_in(found)
     plan = _plan_of(items, catalog)
-    start_ms, end_ms = _period(found, items, plan, catalog)
+    start_ms, end_ms = _current_period(found, items, plan, catalog)
     has_ended = status in _LIVELIEST_FIRST[-1]
     at_period_end = found.get("cancel_at_period_end") is True
     cancel_at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else None)
@@ -145,13 +144,13 @@ def read_subscription(
     if not has_payment_method:
         ends = _trial_end_action(found) if asks_for_payment_method(found) else ends
         awaits = awaits or is_free_after_trial(found, catalog)
-    failures, failed_at_ms = _failures(found)
+    failures, failed_at_ms = _payment_failures(found)
     recurring = monthly_amount_of(found)
     return SubscriptionState(
         id=text_in(found, "id"),
         status=status,
         plan=None if plan is None else plan.key,
-        seats=0 if plan is None else _seats(items, plan, catalog),
+        seats=0 if plan is None else _count_seats(items, plan, catalog),
         start_ms=start_ms,
         end_ms=end_ms,
         anchor_ms=_ms(found.get("billing_cycle_anchor")) or start_ms,
@@ -159,7 +158,7 @@ def read_subscription(
         cancel_at_period_end=at_period_end,
         trial_end_ms=_ms(found.get("trial_end")),
         trial_end_action=ends,
-        **({} if has_ended else _pending(found, catalog, facts, now=(plan, items))),
+        **({} if has_ended else _read_pending(found, catalog, facts, now=(plan, items))),
         failures=failures,
         failed_at_ms=failed_at_ms,
         ended_at_ms=_ms(found.get("ended_at")),
@@ -186,7 +185,7 @@ def usage_period(items: Iterable[Mapping[str, Any]], end_ms: int) -> dict[str, A
         end_ms: when the period of the base price ends.
 
     Returns:
-        Fields of the stored subscription; empty: it ends with the base price's.
+        Fields of the stored subscription; empty if it ends with that of the base price.
     """
     periods: list[tuple[int, int]] = []
     for item in items:
@@ -199,16 +198,16 @@ def usage_period(items: Iterable[Mapping[str, Any]], end_ms: int) -> dict[str, A
 
 
 def voided_span(found: Mapping[str, Any], start_ms: int, end_ms: int) -> dict[str, Any]:
-    """From when to when its invoices are voided, where its collection is paused so; empty: they are not.
+    """Time span in which its invoices are voided by paused collection; empty if they are not.
 
-    Usage invoiced before the pause stays paid: so from the current period on if its invoice is void, else
-    from the next one on (https://docs.stripe.com/billing/subscriptions/pause-payment).
+    Usage invoiced before the pause stays paid: it starts with the current period if its invoice is void,
+    otherwise with the next one (https://docs.stripe.com/billing/subscriptions/pause-payment).
     """
     paused = part_of(found, "pause_collection")
     if text_in(paused, "behavior") != "void":
         return {}
     latest = part_of(found, "latest_invoice")
-    # A draft that is not to be finalised is one that is about to be voided.
+    # A draft that will not be finalized will be voided.
     is_stopped = text_in(latest, "status") == "draft" and latest.get("auto_advance") is False
     is_unpaid = is_stopped or text_in(latest, "status") == "void"
     resumes_s = paused.get("resumes_at")
@@ -224,7 +223,7 @@ def metered_of(found: Mapping[str, Any]) -> str:
 
 
 def _precedence(found: Mapping[str, Any], catalog: Catalog) -> tuple[float, int, float, int, str]:
-    """Sort key of a customer's subscriptions: the one that counts is first."""
+    """Sort key of a customer's subscriptions: the one in effect is first."""
     status, plan = text_in(found, "status"), plan_of(found, catalog)
     liveliness = next(
         (rank for rank, of in enumerate(_LIVELIEST_FIRST) if status in of), len(_LIVELIEST_FIRST)
@@ -235,19 +234,19 @@ def _precedence(found: Mapping[str, Any], catalog: Catalog) -> tuple[float, int,
 
 
 def _plan_of(items: Sequence[Mapping[str, Any]], catalog: Catalog) -> Plan | None:
-    """With base prices of several plans, that of the highest rank: it is paid for."""
+    """The plan of items; with base prices of several plans, the one of the highest rank."""
     keys = {_plan_key(item, catalog) for item in items}
     found = [plan for plan in catalog.plans.values() if plan.key in keys]
     return max(found, key=lambda plan: plan.rank, default=None)
 
 
 def _plan_key(item: Mapping[str, Any], catalog: Catalog) -> str | None:
-    """The plan whose base price an item has; of a scheduled phase Stripe may show no more than its id."""
+    """The plan of an item by its base price; in a phase Stripe may show only the id of the price."""
     return plan_of_price(id_in(item, "price"), key_in(part_of(item, "price")), catalog)
 
 
 def _first_price(items: Iterable[Mapping[str, Any]]) -> str:
-    """Price of a unit of the first of some licensed items; empty: not known, or there is none."""
+    """Unit price of the first of some licensed items; empty if it is unknown or missing."""
     return next((fixed_price_in(part_of(item, "price")) for item in items), "")
 
 
@@ -257,10 +256,10 @@ def _is_seat(item: Mapping[str, Any], plan: Plan) -> bool:
     return id_in(item, "price") == own or key_in(part_of(item, "price")) == seat_key(plan.key)
 
 
-def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
-    """In all, those that the base price covers included; 0: the plan sells none, and no item has any.
+def _count_seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
+    """Total seats, with those that the base price covers; 0: the plan sells none, and no item has any.
 
-    Of a plan that covers all seats by now, the seats of an item that is still paid for.
+    Of a plan that covers all seats now: the seats of an item that is still paid.
     """
     if plan.seat_price is None:
         return 0
@@ -268,10 +267,10 @@ def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> 
     return included_seats(plan, seat_meter(catalog.meters)) + paid
 
 
-def _period(
+def _current_period(
     found: Mapping[str, Any], items: Sequence[Mapping[str, Any]], plan: Plan | None, catalog: Catalog
 ) -> tuple[int, int]:
-    """The current period; where items have different ones (flexible billing), that of the base price."""
+    """The current period; of the base price if items have different ones (flexible billing)."""
     base = [item for item in items if plan is not None and _plan_key(item, catalog) == plan.key]
     for shown in (*base, *items, found):
         start_ms, end_ms = (_ms(shown.get(f"current_period_{edge}")) for edge in ("start", "end"))
@@ -285,10 +284,10 @@ def _trial_end_action(found: Mapping[str, Any]) -> TrialEndAction:
     return _TRIAL_ENDS.get(text_in(behavior, "missing_payment_method"), "continue")
 
 
-def _failures(found: Mapping[str, Any]) -> tuple[int, int]:
+def _payment_failures(found: Mapping[str, Any]) -> tuple[int, int]:
     """Failed attempts to collect the latest invoice, while it is open, and since when it is owed (ms).
 
-    That is since it was finalized, and where it was sent to be paid, since it was due.
+    That is its finalization, or its due date if it was sent to the customer.
     """
     invoice = part_of(found, "latest_invoice")
     attempts = invoice.get("attempt_count")
@@ -301,14 +300,14 @@ def _failures(found: Mapping[str, Any]) -> tuple[int, int]:
     return attempts, due_ms or _ms(part_of(invoice, "status_transitions").get("finalized_at")) or 0
 
 
-def _pending(
+def _read_pending(
     found: Mapping[str, Any],
     catalog: Catalog,
     facts: PriceFacts,
     *,
     now: tuple[Plan | None, Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
-    """What its schedule will change, and when; empty where nothing is scheduled."""
+    """Fields of the pending change of its schedule; empty if nothing is scheduled."""
     schedule = part_of(found, "schedule")
     if text_in(schedule, "status") not in _SCHEDULED:
         return {}
@@ -320,8 +319,8 @@ def _pending(
         next_plan = _plan_of(items_in(phase), catalog)
         if next_plan is None:
             continue
-        seats = _seats(items_in(phase), next_plan, catalog)
-        known = 0 if plan is None else _seats(items, plan, catalog)
+        seats = _count_seats(items_in(phase), next_plan, catalog)
+        known = 0 if plan is None else _count_seats(items, plan, catalog)
         if next_plan is not plan or seats != known:
             at_ms = _ms(phase.get("start_date"))
             currency = text_in(found, "currency")

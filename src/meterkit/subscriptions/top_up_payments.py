@@ -129,7 +129,7 @@ class TopUpPayments:
             await move_auto_top_up(self._store, customer, credit, "paid", event=event.strip())
         if refunded:
             back = granted * min(refunded, total) // total
-            await self._reclaim(customer, credit, invoice, back, is_all=back == granted)
+            await self._reclaim_grant(customer, credit, invoice, back, is_all=back == granted)
         return found
 
     async def reclaim_payment(self, intent: str, find_owner: Callable[[str], Awaitable[str | None]]) -> None:
@@ -147,7 +147,9 @@ class TopUpPayments:
                 if customer is not None:
                     await self.settle(customer, str(found["id"]))
 
-    async def _reclaim(self, customer: str, credit: str, invoice: str, micros: int, *, is_all: bool) -> None:
+    async def _reclaim_grant(
+        self, customer: str, credit: str, invoice: str, micros: int, *, is_all: bool
+    ) -> None:
         target = target_of("credit", credit)
         found = await reclaim(self._store, customer, target, grant_id=invoice, refunded=micros, is_all=is_all)
         if not found.more:

@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
 
 
-def split_wrongly(catalog: Catalog, plan: Plan, meter: Meter) -> str | None:
-    """Why no prices can bill a derived meter and its source rightly; None: they can."""
+def why_split_wrong(catalog: Catalog, plan: Plan, meter: Meter) -> str | None:
+    """Reason why no prices can bill a derived meter and its source correctly; None: they can."""
     if meter.source is None or meter.stripe is None or billed_as(plan, meter) is None:
         return None
-    whole = catalog.meters[meter.source]
+    source = catalog.meters[meter.source]
     reporting = [
-        one.name for one in (whole, meter) if one.stripe is not None and one.stripe.report == "usage"
+        one.name for one in (source, meter) if one.stripe is not None and one.stripe.report == "usage"
     ]
-    if not reporting or plan.entitlements[whole.name].included == 0:
+    if not reporting or plan.entitlements[source.name].included == 0:
         return None
     found = " and ".join(f"{name} has `report: usage`" for name in reporting)
     return (
-        f"{found}, and it is a part of {whole.name}: what {whole.name} includes is counted over both, and"
+        f"{found}, and it is a part of {source.name}: what {source.name} includes is counted over both, and"
         " Stripe would count each by itself: a free tier on either price gives included units a second time,"
         " and a price without one bills them; write `report: overage` for both, or include nothing of"
-        f" {whole.name}"
+        f" {source.name}"
     )
 
 
 _UNIT: Final = Decimal("1e-12")
 """The last place of https://docs.stripe.com/api/prices/create#create_price-unit_amount_decimal."""
 _LEAST: Final = Decimal("1e-6")
-"""A unit price that has no such decimal is rounded; below this it would be wrong by more than a millionth."""
+"""Below this, rounding a unit price to that place would be wrong by more than a millionth."""
 _NO_AMOUNT: Final = (
     "billed, and the file names no amount: write overage: {bill: {per: …, amount_cents: …}}, or make its"
     " price at Stripe by hand, on the plan's product"
@@ -63,14 +63,14 @@ _NO_UNIT_PRICE: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceShape:
-    """What of a price at Stripe cannot be changed.
+    """The unchangeable part of a price at Stripe.
 
     Attributes:
-        unit: what one unit, or one package of ``divide_by`` units, costs; of tiers that of the last one.
-        divide_by: more than 1: begun packages are billed. meterkit makes no such prices.
+        unit: price of a unit, or of a package of ``divide_by`` units; of tiers the last one's.
+        divide_by: more than 1: started packages are billed. meterkit makes no such prices.
         free: with graduated tiers, the units of the first one, which costs nothing.
         meter: Stripe's id; None: a quantity is charged in advance.
-        is_odd: whether it has more to it than is made here, such as other tiers.
+        is_odd: whether it has features that meterkit does not make, such as other tiers.
     """
 
     currency: str
@@ -81,31 +81,35 @@ class PriceShape:
     meter: str | None = None
     is_odd: bool = False
 
-    def told(self, what: str = "") -> str:
-        """The price for people: ``USD 29.00 per month``, ``100 free, then USD 0.00012 per word``.
+    def describe(self, unit_name: str = "") -> str:
+        """Describe the price: ``USD 29.00 per month``, ``100 free, then USD 0.00012 per word``.
 
         Args:
-            what: the unit that is charged; empty: the plan itself, or a unit that is not known.
+            unit_name: the charged unit; empty: the plan itself, or an unknown unit.
         """
         amount, free = (
             exact_money(self.unit, self.currency),
             f"{self.free:,} free, then " if self.free else "",
         )
         if self.meter is None:
-            return f"{amount} per {f'{what} and ' if what else ''}{self.interval}"
-        per = f"{what or 'unit'}" if self.divide_by == 1 else f"begun {self.divide_by:,} {what or 'unit'}s"
+            return f"{amount} per {f'{unit_name} and ' if unit_name else ''}{self.interval}"
+        per = (
+            f"{unit_name or 'unit'}"
+            if self.divide_by == 1
+            else f"begun {self.divide_by:,} {unit_name or 'unit'}s"
+        )
         odd = ", and more" if self.is_odd else ""
         return f"{free}{amount} per {per}{odd}, each {self.interval}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedProduct:
-    """A thing that is sold.
+    """A product that a plan needs.
 
     Attributes:
-        key: by which it is found again, in its metadata.
+        key: its lookup key, in its metadata.
         name: as invoices show it.
-        word: in ids of the emulator: ``pro``, ``pro_seats``, ``meter_words``.
+        word: part of its id in the emulator: ``pro``, ``pro_seats``, ``meter_words``.
     """
 
     key: str
@@ -118,14 +122,14 @@ class WantedPrice:
     """A price that a plan needs.
 
     Attributes:
-        name: for people: ``pro, base``.
-        key: the lookup key by which it is found again.
+        name: in messages: ``pro, base``.
+        key: its lookup key.
         line: of the plan: ``price``, ``seat_price``, or a meter's name.
-        unit: what one costs that: a seat, or the meter's unit; empty: the plan itself.
-        product: what it sells.
-        shape: what it is to be; its ``meter`` is the event name.
-        stripe_price: the id that the plans file names.
-        report: what is sent of the meter; empty: it has none.
+        unit: the charged unit: a seat, or the meter's unit; empty: the plan itself.
+        product: its product.
+        shape: its unchangeable part; its ``meter`` is the event name.
+        stripe_price: the id in the plans file.
+        report: reported quantity of the meter; empty: it has no meter.
     """
 
     name: str
@@ -140,12 +144,12 @@ class WantedPrice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedPlan:
-    """A plan that is sold, and what keeps it from being sold so.
+    """The prices of a sold plan, and its problems.
 
     Attributes:
         problems: combinations that would bill wrongly.
-        notes: what is right, and may surprise.
-        unpriced: by event name, why it is a problem where its product has no price on that meter.
+        notes: correct, but possibly surprising.
+        unpriced: by event name, the problem if its product has no price on that meter.
     """
 
     plan: str
@@ -155,42 +159,42 @@ class WantedPlan:
     unpriced: Mapping[str, str]
 
 
-def wanted_of(catalog: Catalog) -> list[WantedPlan]:
-    """What a plans file needs at Stripe: of each plan that costs something, or names a price of Stripe's."""
+def wanted_plans(catalog: Catalog) -> list[WantedPlan]:
+    """The prices that a plans file needs at Stripe, of each plan that costs something or names a price."""
     sold, known = list[WantedPlan](), dict[str, WantedPlan]()
     for plan in catalog.plans.values():
-        wanted = _plan(catalog, plan)
+        wanted = _wanted_plan(catalog, plan)
         if is_sold(plan) or wanted.problems:
             base = wanted.prices[0]
             first = known.setdefault(base.stripe_price or base.key, wanted)
-            sold.append(wanted if first is wanted else _of_one_price(first, wanted))
+            sold.append(wanted if first is wanted else _share_price(first, wanted))
     return sold
 
 
-def _of_one_price(first: WantedPlan, wanted: WantedPlan) -> WantedPlan:
-    """A plan that inherits the ``stripe_price`` of another: who subscribes has the first one of the file."""
+def _share_price(first: WantedPlan, wanted: WantedPlan) -> WantedPlan:
+    """A plan with the ``stripe_price`` of another: its subscribers have the first one of the file."""
     ours, theirs = wanted.prices[0].shape, first.prices[0].shape
     begins = f"plan {wanted.plan}: has the stripe_price of plan {first.plan}"
     if ours == theirs:
-        told = (
+        message = (
             f"{begins}, and its subscribers have plan {first.plan}: nothing is made of"
             f" {wanted.plan}; give it a stripe_price of its own to sell it"
         )
-        return replace(wanted, prices=(), problems=(), notes=(told,), unpriced={})
-    told = (
-        f"{begins} ({theirs.told()}), and another price ({ours.told()}): it would be sold as that one; give"
-        " it a stripe_price of its own"
+        return replace(wanted, prices=(), problems=(), notes=(message,), unpriced={})
+    message = (
+        f"{begins} ({theirs.describe()}), and another price ({ours.describe()}):"
+        " it would be sold as that one; give it a stripe_price of its own"
     )
-    return replace(wanted, prices=(), problems=(told,), notes=(), unpriced={})
+    return replace(wanted, prices=(), problems=(message,), notes=(), unpriced={})
 
 
 def shape_of(price: Mapping[str, Any]) -> PriceShape:
-    """What a price at Stripe is, as its JSON tells, tiers included."""
+    """Read the unchangeable part of a price at Stripe, tiers included."""
     recurring: Mapping[str, Any] = price.get("recurring") or {}
     transform: Mapping[str, Any] = price.get("transform_quantity") or {}
     tiers: list[Mapping[str, Any]] = price.get("tiers") or []
-    is_free_first = len(tiers) > 1 and not _amount(tiers[0])
-    unit = _amount(tiers[-1]) if tiers else _amount(price)
+    is_free_first = len(tiers) > 1 and not _amount_of(tiers[0])
+    unit = _amount_of(tiers[-1]) if tiers else _amount_of(price)
     is_odd = (
         not recurring
         or recurring.get("interval_count", 1) != 1
@@ -211,12 +215,12 @@ def shape_of(price: Mapping[str, Any]) -> PriceShape:
 
 
 def product_params(product: WantedProduct) -> dict[str, Parameter]:
-    """What to ask Stripe for (https://docs.stripe.com/api/products/create)."""
+    """Parameters of a new product (https://docs.stripe.com/api/products/create)."""
     return {"name": product.name, "metadata": {LOOKUP_MARK: product.key}}
 
 
 def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[str, Parameter]:
-    """What to ask Stripe for (https://docs.stripe.com/api/prices/create)."""
+    """Parameters of a new price (https://docs.stripe.com/api/prices/create)."""
     shape = wanted.shape
     recurring: dict[str, Parameter] = {"interval": shape.interval}
     if meter is not None:
@@ -240,7 +244,7 @@ def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[s
     return params | {"unit_amount_decimal": amount}
 
 
-def _plan(catalog: Catalog, plan: Plan) -> WantedPlan:
+def _wanted_plan(catalog: Catalog, plan: Plan) -> WantedPlan:
     price, seat = plan.price, plan.seat_price
     problems, notes = list[str](), list[str]()
     base = PriceShape(currency=catalog.currency, interval=price.interval, unit=Decimal(price.amount_cents))
@@ -271,7 +275,7 @@ def _plan(catalog: Catalog, plan: Plan) -> WantedPlan:
     unpriced = dict[str, str]()
     billed = billed_meters(catalog.meters, plan)
     for meter in catalog.meters.values():
-        begins, wrongly = f"plan {plan.key}, meter {meter.name}: ", split_wrongly(catalog, plan, meter)
+        begins, wrongly = f"plan {plan.key}, meter {meter.name}: ", why_split_wrong(catalog, plan, meter)
         entitlement = billed_as(plan, meter)
         if wrongly is not None:
             problems.append(begins + wrongly)
@@ -284,8 +288,8 @@ def _plan(catalog: Catalog, plan: Plan) -> WantedPlan:
             if isinstance(found, WantedPrice):
                 prices.append(found)
             else:
-                told, is_problem = found
-                (problems if is_problem else notes).append(begins + told)
+                message, is_problem = found
+                (problems if is_problem else notes).append(begins + message)
     return WantedPlan(
         plan=plan.key,
         prices=tuple(prices),
@@ -298,7 +302,7 @@ def _plan(catalog: Catalog, plan: Plan) -> WantedPlan:
 def metered_price(
     catalog: Catalog, plan: Plan, meter: Meter, entitlement: Entitlement
 ) -> WantedPrice | tuple[str, bool]:
-    """The price of a meter's usage; or why there is none, and whether that is a problem."""
+    """The price of a meter's usage; or the reason why there is none, and whether that is a problem."""
     overage, included, stripe = entitlement.overage, entitlement.included, meter.stripe
     if stripe is None or included is None:
         return "all of it is included, so that no price is needed", False
@@ -331,12 +335,12 @@ def metered_price(
 
 
 def _unit_price(amount_cents: int, per: int) -> Decimal | None:
-    """What one unit costs, to twelve decimals; None where rounding to them would be too far off."""
+    """Price of one unit to twelve decimals; None if rounding would be too far off."""
     exact = Decimal(amount_cents) / per
     unit = exact.quantize(_UNIT, ROUND_HALF_EVEN)
     return unit.normalize() if unit == exact or unit >= _LEAST else None
 
 
-def _amount(told: Mapping[str, Any]) -> Decimal:
-    text = told.get("unit_amount_decimal")
-    return Decimal(text if text is not None else told.get("unit_amount") or 0)
+def _amount_of(shown: Mapping[str, Any]) -> Decimal:
+    text = shown.get("unit_amount_decimal")
+    return Decimal(text if text is not None else shown.get("unit_amount") or 0)

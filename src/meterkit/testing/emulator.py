@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import stripe_emulator
-from meterkit.subscriptions.wanted_prices import params_of, product_params, wanted_of
+from meterkit.subscriptions.wanted_prices import params_of, product_params, wanted_plans
 from stripe_emulator import Delivery, Event, Exchange, Fault, MeterEvent, ThinEvent
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class StripeEmulator(stripe_emulator.StripeEmulator):
             for meter in catalog.meters.values():
                 if meter.stripe is not None and self._account.meters.active(meter.stripe.event_name) is None:
                     self.add_meter(meter.stripe.event_name)
-            for plan in wanted_of(catalog):
+            for plan in wanted_plans(catalog):
                 for price in plan.prices:
                     self._add_plan_price(plan.plan, price)
 

@@ -264,7 +264,7 @@ def _rest_of(invoice: Mapping[str, Any], sum_cents: int) -> list[StatementLine]:
     ]
 
 
-def wanted_of(
+def wanted_plans(
     lines: Sequence[StatementLine], names: Mapping[str, tuple[str, ...]], changes: Sequence[datetime]
 ) -> dict[str, Wanted]:
     """By line id, the events that each usage line rests on; each event belongs to one line.
@@ -305,7 +305,7 @@ def explained(
 
     Args:
         lines: of a statement.
-        wanted: see :func:`wanted_of`.
+        wanted: see :func:`wanted_plans`.
         sums: by line id.
         why: what may cause a difference, for the note.
         since: the first instant of the period.

@@ -25,7 +25,7 @@ from meterkit.insights.statement.lines import (
     StatementLine,
     Wanted,
     explained,
-    wanted_of,
+    wanted_plans,
 )
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import read_meters
@@ -205,7 +205,7 @@ class _Making:
         start = self._usage["period"]["start"]
         former = [line for line in read if line.kind == "usage" and line.end <= start]
         found = [line for line in read if line not in former]
-        wanted = wanted_of(found, names, await self._plan_changes())
+        wanted = wanted_plans(found, names, await self._plan_changes())
         used: list[str] = await self._ask(self._events.meters_of)
         own = [line.meter for line in found if line.meter and line.late_since is None]
         without = {name for meter in own for name in names.get(meter, ())}

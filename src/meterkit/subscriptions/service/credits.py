@@ -345,7 +345,7 @@ class AutoTopUps:
             StripeError: Stripe refuses, or does not answer; call this again.
             StoreError: the store does not answer.
         """
-        await self._buy(customer, credit, f"low {event}")
+        await self._buy_top_up(customer, credit, f"low {event}")
 
     async def buy_if_low(self, customer: str) -> None:
         """Buy a top-up if the balance is low: its event may have come while none could be bought."""
@@ -355,13 +355,13 @@ class AutoTopUps:
             and sold[1].auto is not None
             and await self._is_low(customer, sold[0], sold[1].auto)
         ):
-            await self._buy(customer, sold[0], f"night {from_ms(self._store.now_ms()):%Y-%m-%d}")
+            await self._buy_top_up(customer, sold[0], f"night {from_ms(self._store.now_ms()):%Y-%m-%d}")
 
     async def _is_low(self, customer: str, credit: str, auto: AutoTopUp) -> bool:
         usage = await self._store.usage(customer)
         return usage["balance_micros"].get(credit, 0) < auto.below_cents * (MICRO // 100)
 
-    async def _buy(self, customer: str, credit: str, event: str) -> None:
+    async def _buy_top_up(self, customer: str, credit: str, event: str) -> None:
         sold = self._store.catalog.credits.get(credit)
         auto = None if sold is None or sold.top_up is None else sold.top_up.auto
         if auto is None:
@@ -389,7 +389,7 @@ class AutoTopUps:
         if outcome == "paid" and await self._is_low(customer, credit, auto):
             # The first top-ups repay a debt. The script limits their number.
             first, _, number = event.partition("+")
-            await self._buy(customer, credit, f"{first}+{int(number or 1) + 1}")
+            await self._buy_top_up(customer, credit, f"{first}+{int(number or 1) + 1}")
 
     async def _report_failure(self, customer: str, credit: str, bought: TopUp) -> None:
         reason = bought.declined or "no reason given"

@@ -276,16 +276,22 @@ def _find_id_fault(account: ListedCustomer, names: set[str], owner: str | None) 
     if not names:
         if not account.live:
             return None
-        return _misfit(account, None, "no_id", "it has a subscription, but nothing names its customer here")
+        return _make_misfit(
+            account, None, "no_id", "it has a subscription, but nothing names its customer here"
+        )
     if len(names) > 1:
-        return _misfit(account, None, "two_ids", f"it and its subscriptions name several customers: {shown}")
+        return _make_misfit(
+            account, None, "two_ids", f"it and its subscriptions name several customers: {shown}"
+        )
     (name,) = names
     try:
         check_customer(name)
     except CustomerError as error:
-        return _misfit(account, None, "id_not_allowed", str(error))
+        return _make_misfit(account, None, "id_not_allowed", str(error))
     if owner not in {None, name}:
-        return _misfit(account, name, "linked_elsewhere", f"it is linked to customer {owner!r:.80} already")
+        return _make_misfit(
+            account, name, "linked_elsewhere", f"it is linked to customer {owner!r:.80} already"
+        )
     return None
 
 
@@ -310,25 +316,25 @@ def _conflict_of(
 ) -> Misfit:
     if chosen is not None:
         message = f"customer {customer!r:.80} is linked to Stripe customer {chosen.stripe_customer} already"
-        return _misfit(account, customer, "linked_elsewhere", message)
+        return _make_misfit(account, customer, "linked_elsewhere", message)
     others = sorted(one.stripe_customer for one in same if one is not account)
     message = f"customer {customer!r:.80} has other Stripe customers: {', '.join(others)}"
-    return _misfit(account, customer, "two_customers", message)
+    return _make_misfit(account, customer, "two_customers", message)
 
 
 def _match_account(account: ListedCustomer, customer: str, catalog: Catalog) -> Newcomer | Misfit:
     live = account.live
     faulty = next((one for one in account.subscriptions if one.fault), None)
     if faulty is not None:
-        return _misfit(account, customer, "unreadable", faulty.fault, faulty.id)
+        return _make_misfit(account, customer, "unreadable", faulty.fault, faulty.id)
     sold = [one for one in live if one.state is not None]
     if len(sold) > 1:
         names = ", ".join(sorted(one.id for one in sold))
         message = f"it has several live subscriptions of the plans: {names}; each would bill all usage"
-        return _misfit(account, customer, "two_subscriptions", message)
+        return _make_misfit(account, customer, "two_subscriptions", message)
     for drift in (drift for one in sold or live for drift in one.drift):
         if drift.kind in _BLOCKING_KINDS:
-            return _misfit(account, customer, drift.kind, drift.message, drift.subscription)
+            return _make_misfit(account, customer, drift.kind, drift.message, drift.subscription)
     slim = in_force([one.slim for one in account.subscriptions], catalog)
     chosen = next((one for one in account.subscriptions if slim is not None and one.id == slim["id"]), None)
     return Newcomer(
@@ -339,7 +345,7 @@ def _match_account(account: ListedCustomer, customer: str, catalog: Catalog) -> 
     )
 
 
-def _misfit(
+def _make_misfit(
     account: ListedCustomer,
     customer: str | None,
     kind: MisfitKind,

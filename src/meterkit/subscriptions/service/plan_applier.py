@@ -22,7 +22,7 @@ from meterkit.subscriptions.item_changes import (
 )
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.plan_prices import customer_prices, is_of_another_plan, with_metered
-from meterkit.subscriptions.schedule_phases import cut_phases, has_own_terms, present_phases
+from meterkit.subscriptions.schedule_phases import cut_phases, has_custom_terms, present_phases
 from meterkit.subscriptions.service.payment_pages import find_remedy
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.item_changes import SubscriptionItem
+    from meterkit.subscriptions.item_changes import LiveItem
     from meterkit.subscriptions.proration import PlanTerms
 
 
@@ -118,7 +118,7 @@ class PlanApplier:
         """
         if live.schedule is None:
             return
-        if has_own_terms(live.schedule):
+        if has_custom_terms(live.schedule):
             await self.update_phases(live, live.schedule, lambda _: target)
         else:
             await live.release()
@@ -215,7 +215,7 @@ class PlanApplier:
         return await customer_prices(self._api(), catalog, target.plan, given, live.prices), paid
 
 
-def _keep_metered_prices(items: Sequence[SubscriptionItem], prices: PlanPrices) -> PlanPrices:
+def _keep_metered_prices(items: Sequence[LiveItem], prices: PlanPrices) -> PlanPrices:
     """Replace metered prices by those of present items: usage is cut before they change."""
     metered = {item.price: item.meter for item in items if item.meter in prices.meters}
     return replace(prices, metered=metered, overridden=frozenset(metered))

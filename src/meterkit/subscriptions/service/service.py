@@ -83,7 +83,7 @@ class Subscriptions:
         self._starter = SubscriptionStarter(store, api, contact)
         self._changer = SubscriptionChanger(store, api, fetch=fetch, deliver=deliver, cut=cut)
         self._cut = cut
-        self._accepted_changes = AcceptedChanges(store, self._apply)
+        self._accepted_changes = AcceptedChanges(store, self._apply_accepted)
         self._repricer = OverrideRepricer(store, self._changer)
         self.store_override = self._repricer.override
 
@@ -219,7 +219,7 @@ class Subscriptions:
         except TimeoutError:
             if not begun.is_set():
                 raise StripeUnavailableError("Stripe does not answer; nothing has changed") from None
-            return await self._accept(customer, wanted)
+            return await self._accept_change(customer, wanted)
         await self._accepted_changes.drop(customer)
         return SubscriptionChange(subscription=known, proration=cost, client_secret=secret)
 
@@ -360,7 +360,7 @@ class Subscriptions:
         check_seats_sold(wanted, self._seat_meter, check_seats(seats))
         return wanted, paid_seats(wanted, self._seat_meter, seats)
 
-    async def _accept(self, customer: str, wanted: Plan) -> SubscriptionChange:
+    async def _accept_change(self, customer: str, wanted: Plan) -> SubscriptionChange:
         """Queue an unconfirmed change for retries in the background."""
         await self._accepted_changes.put(customer, wanted.key)
         cost = await self._changer.estimate(customer, wanted)
@@ -369,7 +369,7 @@ class Subscriptions:
             raise NoSubscriptionError(customer)
         return SubscriptionChange(subscription=known, proration=cost, confirmed=False)
 
-    async def _apply(self, customer: str, plan: str) -> None:
+    async def _apply_accepted(self, customer: str, plan: str) -> None:
         """Make an accepted change. Idempotent."""
         async with self._lease(customer):
             _, secret = await self._changer.change_plan(

@@ -117,11 +117,11 @@ class StripeCustomers:
             await self._links.retire(customer, linked)  # Late events of it link nothing.
             await self._customers.unlink(customer)
             await self._links.retire(customer, linked, done=True)
-        made = await self._create(customer, ended=linked or "")
+        made = await self._create_customer(customer, ended=linked or "")
         await self._customers.link(customer, made)
         return made
 
-    async def _create(self, customer: str, *, ended: str) -> str:
+    async def _create_customer(self, customer: str, *, ended: str) -> str:
         """Create a Stripe customer once. A replayed response may name one that has been deleted since."""
         contact = await contact_params(self._contact, customer)
         params: dict[str, Parameter] = {**contact, "metadata": {CUSTOMER: customer}}

@@ -179,7 +179,7 @@ class StripeImporter:
                 account = accounts.get(id_in(found, "customer"))
                 if account is not None:
                     shown = await expand_item_coupons(self._api(), await with_all_items(self._api(), found))
-                    facts = await self._facts.facts_of(shown)
+                    facts = await self._facts.fetch(shown)
                     account.add(shown, self._store.catalog, ids, prices, facts)
                 elif found.get("status") not in {"canceled", "incomplete", "incomplete_expired"}:
                     late.append(_too_new_misfit(found))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.transitions import Kind
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.item_changes import PlanPrices, SubscriptionItem
+    from meterkit.subscriptions.item_changes import LiveItem, PlanPrices
     from meterkit.subscriptions.price_reading import PriceFacts
 
 
@@ -86,8 +86,8 @@ class DriftChecker:
             chosen = in_force(found[linked], self._store.catalog, None if known is None else known.id)
             if self._is_outdated(known, chosen):
                 await self._fetch(customer)
-            facts = NO_FACTS if chosen is None else await self._facts.facts_of(chosen)
-            drift = self._compare(found[linked], chosen, prices, state, facts)
+            facts = NO_FACTS if chosen is None else await self._facts.fetch(chosen)
+            drift = self._compare_one(found[linked], chosen, prices, state, facts)
             if drift := (*drift, *faults.get(customer, ())):
                 drifts[customer] = drift
         await Drifts(self._store).replace(drifts)
@@ -150,7 +150,7 @@ class DriftChecker:
         now = (read.id, read.status, read.plan, read.seats, read.metered)
         return (known.id, known.status, known.plan, known.seats, known.metered) != now
 
-    def _compare(
+    def _compare_one(
         self,
         found: Sequence[Mapping[str, Any]],
         chosen: Mapping[str, Any] | None,
@@ -305,12 +305,12 @@ class SubscriptionRepairer:
             status=str(shown["status"]),
             prices=prices,
             drifts=compare_customer(
-                found, chosen, catalog, prices, await PriceFactsReader(self.api).facts_of(shown)
+                found, chosen, catalog, prices, await PriceFactsReader(self.api).fetch(shown)
             ),
         )
 
 
-def _is_twice(change: Mapping[str, Any], items: Mapping[str, SubscriptionItem], prices: PlanPrices) -> bool:
+def _is_twice(change: Mapping[str, Any], items: Mapping[str, LiveItem], prices: PlanPrices) -> bool:
     """Whether a change removes an item whose usage another item also bills."""
     return change.get("deleted") is True and items[change["id"]].meter in prices.metered.values()
 

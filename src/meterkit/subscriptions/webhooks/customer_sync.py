@@ -138,7 +138,7 @@ class CustomerSyncer:
         """Store a subscription, or that there is none; return it, and the one that was known."""
         subscription = None
         if shown is not None:
-            facts = await self._facts.facts_of(shown)
+            facts = await self._facts.fetch(shown)
             subscription = read_subscription(
                 shown, self.store.catalog, has_payment_method=can_pay, facts=facts
             )

@@ -137,7 +137,7 @@ class EventSweeper:
             StoreError: the store does not answer.
         """
         now_s = self._store.now_ms() // 1000
-        cursor_s = int(await self._read("cursor") or now_s - _FIRST_S)
+        cursor_s = int(await self._read_mark("cursor") or now_s - _FIRST_S)
         since_s = max(cursor_s - _OVERLAP_S, now_s - _LIST_DAYS_S)
         asked: dict[str, Parameter] = {"types": list(TYPES), "created": {"gte": since_s}}
         new, newest_s = 0, cursor_s
@@ -147,7 +147,7 @@ class EventSweeper:
                 hint = hint_of(event)
                 new += hint is not None and await self._queue_event(hint, event)
         # Later events may not be listed yet.
-        await self._write("cursor", min(newest_s, now_s))
+        await self._write_mark("cursor", min(newest_s, now_s))
         if new:
             _logger.info("%d events of Stripe were found that no webhook had delivered", new)
         return new
@@ -161,17 +161,17 @@ class EventSweeper:
 
     async def _sweep_if_due(self) -> None:
         now_ms = self._store.now_ms()
-        last_ms = int(await self._read("swept") or 0)
+        last_ms = int(await self._read_mark("swept") or 0)
         if not last_ms <= now_ms < last_ms + _SWEEP_MS:
             await self.sweep()
-            await self._write("swept", now_ms)
+            await self._write_mark("swept", now_ms)
 
     async def _queue_customers(self) -> None:
         """Queue the linked customers of due shards, at random times of their turns."""
-        done = NightlyTurn.parse(await self._read("night") or "")
+        done = NightlyTurn.parse(await self._read_mark("night") or "")
         for turn, span_ms in due_shards(done, self._store.now_ms(), self._store.keys.shards):
             await self._queue_shard(turn.shard, span_ms)
-            await self._write("night", turn.dump())
+            await self._write_mark("night", turn.dump())
 
     async def _queue_shard(self, shard: int, span_ms: int) -> None:
         admin, keys = await self._store.admin(), self._store.keys
@@ -206,11 +206,11 @@ class EventSweeper:
             self._checked_ms = now_ms
         return bool(sold) and self._has_prices
 
-    async def _read(self, name: str) -> str:
+    async def _read_mark(self, name: str) -> str:
         admin = await self._store.admin()
         found: bytes | None = await admin.ask(admin.client.get(self._store.keys.hooks(name)))
         return (found or b"").decode()
 
-    async def _write(self, name: str, value: int | str) -> None:
+    async def _write_mark(self, name: str, value: int | str) -> None:
         admin = await self._store.admin()
         await admin.ask(admin.client.set(self._store.keys.hooks(name), str(value), px=_KEPT_MS))
