@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # What a call does: (account, call) to the answer.
 ApiOperation: TypeAlias = "Callable[[Account, Call], JsonObject]"
+# The method, the path and the operation of each call.
+ApiCalls: TypeAlias = "tuple[tuple[str, str, ApiOperation], ...]"
 EXCHANGES_MAX: Final = 100_000
 
 

@@ -17,31 +17,27 @@ import anyio
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, compile_path
 
-from stripe_emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
-from stripe_emulator.coupon_calls import COUPON_CALLS
-from stripe_emulator.customer_calls import (
-    BALANCE_CALLS,
-    CLOCK_CALLS,
-    CUSTOMER_CALLS,
-    PAYMENT_CALLS,
-    SETUP_CALLS,
-    clock_time,
+from stripe_emulator import (
+    coupon_calls,
+    customer_calls,
+    invoice_calls,
+    invoice_item_calls,
+    invoice_preview,
+    page_session_calls,
+    price_calls,
+    refund_calls,
+    schedule_calls,
+    subscription_calls,
 )
+from stripe_emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
+from stripe_emulator.customer_calls import clock_time
 from stripe_emulator.expand import expand_fields
 from stripe_emulator.faults import take_fault
-from stripe_emulator.invoice_calls import INVOICE_CALLS, LINE_CALLS, ONE_TIME_CALLS
-from stripe_emulator.invoice_item_calls import INVOICE_ITEM_CALLS
-from stripe_emulator.invoice_preview import PREVIEW_CALLS
 from stripe_emulator.meter_event_stream import stream_events
 from stripe_emulator.meter_events import list_summaries
 from stripe_emulator.object_calls import retrieve_by_id
-from stripe_emulator.page_session_calls import CHECKOUT_CALLS, PORTAL_CALLS
-from stripe_emulator.price_calls import PRICE_CALLS, PRODUCT_CALLS, TAX_RATE_CALLS
 from stripe_emulator.protocol import ApiError, ApiReply, Exchange, new_id, read_version
-from stripe_emulator.refund_calls import CREDIT_NOTE_CALLS, REFUND_CALLS
-from stripe_emulator.schedule_calls import SCHEDULE_CALLS
 from stripe_emulator.scheduled_transitions import run_due_transitions
-from stripe_emulator.subscription_calls import ITEM_CALLS, PAUSE_CALLS, SUBSCRIPTION_CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -49,14 +45,13 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls, ApiOperation
     from stripe_emulator.faults import Fault
     from stripe_emulator.protocol import JsonObject
 
     Abort = Callable[[Scope, bool], bool]
 
-API_OPERATIONS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    *CUSTOMER_CALLS,
+API_CALLS: Final[ApiCalls] = (
     ("GET", "/v2/core/events/{id}", lambda account, call: account.thin_log.retrieve(call)),
     ("GET", "/v1/events", lambda account, call: account.log.list(call)),
     ("GET", "/v1/events/{id}", lambda account, call: account.log.retrieve(call)),
@@ -79,27 +74,16 @@ API_OPERATIONS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
         lambda account, call: account.meter_event_sessions.create(call),
     ),
     ("POST", METER_EVENT_STREAM, lambda account, call: stream_events(account.events, call)),
-    *PRODUCT_CALLS,
-    *PRICE_CALLS,
-    *COUPON_CALLS,
-    *TAX_RATE_CALLS,
-    *CHECKOUT_CALLS,
-    *PORTAL_CALLS,
-    *SUBSCRIPTION_CALLS,
-    *PAUSE_CALLS,
-    *ITEM_CALLS,
-    *PREVIEW_CALLS,
-    *INVOICE_CALLS,
-    *LINE_CALLS,
-    *ONE_TIME_CALLS,
-    *INVOICE_ITEM_CALLS,
-    *BALANCE_CALLS,
-    *SCHEDULE_CALLS,
-    *CLOCK_CALLS,
-    *CREDIT_NOTE_CALLS,
-    *REFUND_CALLS,
-    *PAYMENT_CALLS,
-    *SETUP_CALLS,
+    *customer_calls.CALLS,
+    *price_calls.CALLS,
+    *coupon_calls.CALLS,
+    *page_session_calls.CALLS,
+    *subscription_calls.CALLS,
+    *invoice_preview.CALLS,
+    *invoice_calls.CALLS,
+    *invoice_item_calls.CALLS,
+    *schedule_calls.CALLS,
+    *refund_calls.CALLS,
 )
 KEY_PREFIXES: Final = ("sk_test_", "rk_test_", "sk_live_", "rk_live_")
 # What may be tried again says so itself, or says nothing.
@@ -124,7 +108,7 @@ class ApiServer:
         self._abort = abort
         self.routes = [
             Route(path, partial(self._handle_request, operation=operation), methods=[method])
-            for method, path, operation in API_OPERATIONS
+            for method, path, operation in API_CALLS
         ]
 
     def perform(self, method: str, path: str, form: Mapping[str, str]) -> JsonObject:
@@ -136,7 +120,7 @@ class ApiServer:
         call = Call(
             method=method, path=path, params=Params(urlencode(form)), now=self._account.behaviour.clock()
         )
-        for offered, template, operation in API_OPERATIONS:
+        for offered, template, operation in API_CALLS:
             match = compile_path(template)[0].fullmatch(path) if offered == method else None
             if match is not None:
                 found = match.groupdict()

@@ -142,6 +142,13 @@ class Params:
             raise ApiError(message, code="parameter_invalid_integer", param=self.path(name))
         return int(value)
 
+    def required_integer(self, name: str) -> int:
+        """Return an integer that must be given."""
+        value = self.integer(name)
+        if value is None:
+            raise missing_parameter(self.path(name))
+        return value
+
     def at_least(self, name: str, least: int) -> int | None:
         """Return an integer that must not be less than ``least``, or None where it is absent."""
         value = self.integer(name)

@@ -12,7 +12,7 @@ from stripe_emulator.object_calls import list_newest
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
 
 if TYPE_CHECKING:
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls
 
 CODE: Final = re.compile(r"[A-Za-z0-9-]{1,500}")
 CODE_LENGTH: Final = 8
@@ -175,7 +175,7 @@ def _promotion_code_to_json(account: Account, code: PromotionCode) -> JsonObject
     return code.to_json(account.coupons.get(code.coupon), now=account.now)
 
 
-COUPON_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+CALLS: Final[ApiCalls] = (
     ("POST", "/v1/coupons", _create_coupon),
     ("GET", "/v1/coupons/{id}", _retrieve_coupon),
     ("DELETE", "/v1/coupons/{id}", _delete_coupon),

@@ -15,7 +15,7 @@ from stripe_emulator.payment_methods import (
     find_setup_intent,
 )
 from stripe_emulator.prices import PriceInterval
-from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
+from stripe_emulator.protocol import ApiError, JsonObject, new_id
 from stripe_emulator.scheduled_transitions import run_due_transitions
 from stripe_emulator.subscription_status import cancel_subscription
 from stripe_emulator.subscriptions import ENDED, Subscription
@@ -23,7 +23,7 @@ from stripe_emulator.subscriptions import ENDED, Subscription
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls
 
 
 def _delete_customer(account: Account, call: Call) -> JsonObject:
@@ -59,19 +59,6 @@ def _list_customers(account: Account, call: Call) -> JsonObject:
     )
 
 
-CUSTOMER_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/customers", lambda account, call: account.customers.create(call)),
-    ("GET", "/v1/customers", _list_customers),
-    (
-        "GET",
-        "/v1/customers/{id}",
-        retrieve_by_id(lambda account: account.customers, expandable=CUSTOMER_EXPANDABLE),
-    ),
-    ("POST", "/v1/customers/{id}", lambda account, call: account.customers.update(call)),
-    ("DELETE", "/v1/customers/{id}", _delete_customer),
-)
-
-
 def _attach_payment_method(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/payment_methods/attach: one of Stripe's test cards."""
     call.params.only("customer")
@@ -97,19 +84,6 @@ def _list_payment_methods(account: Account, call: Call) -> JsonObject:
     customer = call.object_id or call.params.required("customer")
     found = [method.to_json() for method in account.payment_methods.all_of(customer)]
     return call.page(found)
-
-
-PAYMENT_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("GET", "/v1/payment_methods", _list_payment_methods),
-    (
-        "GET",
-        "/v1/payment_methods/{id}",
-        retrieve_by_id(lambda account: account.payment_methods, expandable=()),
-    ),
-    ("POST", "/v1/payment_methods/{id}/attach", _attach_payment_method),
-    ("POST", "/v1/payment_methods/{id}/detach", _detach_payment_method),
-    ("GET", "/v1/customers/{id}/payment_methods", _list_payment_methods),
-)
 
 
 SETUP_INTENT_PARAMS: Final = "customer description metadata payment_method payment_method_types usage"
@@ -210,13 +184,6 @@ def _retrieve_setup_intent(account: Account, call: Call) -> JsonObject:
     return find_setup_intent(account.setup_intents, call.object_id).to_json()
 
 
-SETUP_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/setup_intents", _create_setup_intent),
-    ("GET", "/v1/setup_intents/{id}", _retrieve_setup_intent),
-    ("POST", "/v1/setup_intents/{id}/cancel", _cancel_setup_intent),
-)
-
-
 # Sessions of pages and of usage keep the emulator's own time, for any customer.
 OWN_TIME: Final = ("/v1/billing", "/v1/checkout", "/v1/test_helpers", "/v2/")
 OWNER_PARAMS: Final = ("customer", "subscription", "from_subscription", "invoice")
@@ -264,9 +231,7 @@ def _create_clock(account: Account, call: Call) -> JsonObject:
     params.only("frozen_time name")
     if call.livemode:
         raise ApiError("Test clocks can only be used in test mode.")
-    frozen = params.integer("frozen_time")
-    if frozen is None:
-        raise missing_parameter("frozen_time")
+    frozen = params.required_integer("frozen_time")
     clock = TestClock(
         id=new_id("clock_1", length=23),
         created=account.now,
@@ -295,9 +260,7 @@ def _advance_clock(account: Account, call: Call) -> JsonObject:
     """
     call.params.only("frozen_time")
     clock = account.clocks.find(call.object_id)
-    target = call.params.integer("frozen_time")
-    if target is None:
-        raise missing_parameter("frozen_time")
+    target = call.params.required_integer("frozen_time")
     if target <= clock.frozen_time:
         message = "A test clock can only be advanced: `frozen_time` must be after that of the clock."
         raise ApiError(message, param="frozen_time")
@@ -352,26 +315,11 @@ def _delete_clock(account: Account, call: Call) -> JsonObject:
     return {"id": clock.id, "object": "test_helpers.test_clock", "deleted": True}
 
 
-CLOCK_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/test_helpers/test_clocks", _create_clock),
-    ("GET", "/v1/test_helpers/test_clocks", _list_clocks),
-    (
-        "GET",
-        "/v1/test_helpers/test_clocks/{id}",
-        retrieve_by_id(lambda account: account.clocks, expandable=()),
-    ),
-    ("DELETE", "/v1/test_helpers/test_clocks/{id}", _delete_clock),
-    ("POST", "/v1/test_helpers/test_clocks/{id}/advance", _advance_clock),
-)
-
-
 def _create_balance_transaction(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/customer_balance_transactions/create."""
     params, customer = call.params, account.customers.find(call.object_id)
     params.accept("amount currency description metadata")
-    amount, before = params.integer("amount"), customer.to_json()
-    if amount is None:
-        raise missing_parameter("amount")
+    amount, before = params.required_integer("amount"), customer.to_json()
     currency = params.required("currency").lower()
     customer.balance += amount
     made = BalanceTransaction(
@@ -397,7 +345,37 @@ def _list_balance_transactions(account: Account, call: Call) -> JsonObject:
     return call.page([each.to_json() for each in reversed(own)])
 
 
-BALANCE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+CALLS: Final[ApiCalls] = (
+    ("POST", "/v1/customers", lambda account, call: account.customers.create(call)),
+    ("GET", "/v1/customers", _list_customers),
+    (
+        "GET",
+        "/v1/customers/{id}",
+        retrieve_by_id(lambda account: account.customers, expandable=CUSTOMER_EXPANDABLE),
+    ),
+    ("POST", "/v1/customers/{id}", lambda account, call: account.customers.update(call)),
+    ("DELETE", "/v1/customers/{id}", _delete_customer),
+    ("GET", "/v1/payment_methods", _list_payment_methods),
+    (
+        "GET",
+        "/v1/payment_methods/{id}",
+        retrieve_by_id(lambda account: account.payment_methods, expandable=()),
+    ),
+    ("POST", "/v1/payment_methods/{id}/attach", _attach_payment_method),
+    ("POST", "/v1/payment_methods/{id}/detach", _detach_payment_method),
+    ("GET", "/v1/customers/{id}/payment_methods", _list_payment_methods),
+    ("POST", "/v1/setup_intents", _create_setup_intent),
+    ("GET", "/v1/setup_intents/{id}", _retrieve_setup_intent),
+    ("POST", "/v1/setup_intents/{id}/cancel", _cancel_setup_intent),
+    ("POST", "/v1/test_helpers/test_clocks", _create_clock),
+    ("GET", "/v1/test_helpers/test_clocks", _list_clocks),
+    (
+        "GET",
+        "/v1/test_helpers/test_clocks/{id}",
+        retrieve_by_id(lambda account: account.clocks, expandable=()),
+    ),
+    ("DELETE", "/v1/test_helpers/test_clocks/{id}", _delete_clock),
+    ("POST", "/v1/test_helpers/test_clocks/{id}/advance", _advance_clock),
     ("GET", "/v1/customers/{id}/balance_transactions", _list_balance_transactions),
     ("POST", "/v1/customers/{id}/balance_transactions", _create_balance_transaction),
 )

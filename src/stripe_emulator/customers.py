@@ -61,8 +61,14 @@ CUSTOMER_TEXTS: Final = ("name", "email", "description", "phone")
 CUSTOMER_PARAMS: Final = "address balance preferred_locales tax_exempt"
 ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
 CUSTOMER_EXPANDABLE: Final = (
-    *("cash_balance", "default_source", "invoice_credit_balance", "sources"),
-    *("subscriptions", "tax", "tax_ids", "test_clock"),
+    "cash_balance",
+    "default_source",
+    "invoice_credit_balance",
+    "sources",
+    "subscriptions",
+    "tax",
+    "tax_ids",
+    "test_clock",
 )
 
 

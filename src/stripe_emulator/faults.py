@@ -22,7 +22,8 @@ REFUSALS: Final[Mapping[int, tuple[str, str | None, str]]] = {
     401: ("invalid_request_error", None, "Invalid API Key provided: sk_test_********************0000"),
     403: ("invalid_request_error", None, "The provided key does not have the required permissions."),
     409: (
-        *("invalid_request_error", "idempotency_key_in_use"),
+        "invalid_request_error",
+        "idempotency_key_in_use",
         "There is currently another in-progress request using this Idempotent Key.",
     ),
     429: ("invalid_request_error", "rate_limit", "Request rate limit exceeded."),

@@ -32,7 +32,7 @@ from stripe_emulator.protocol import ApiError, JsonObject, missing_resource
 from stripe_emulator.redemption import read_discounts, redeem
 
 if TYPE_CHECKING:
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls
     from stripe_emulator.coupons import Discount
     from stripe_emulator.invoices import Invoice, InvoiceLine
 
@@ -227,19 +227,6 @@ def _find_invoice(account: Account, call: Call) -> Invoice:
     return invoice
 
 
-INVOICE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("GET", "/v1/invoices", _list_invoices),
-    ("GET", "/v1/invoices/{id}", _retrieve_invoice),
-    ("POST", "/v1/invoices/{id}", _update_invoice),
-    ("GET", "/v1/invoices/{id}/lines", _list_lines),
-    ("POST", "/v1/invoices/{id}/finalize", _finalize_invoice),
-    ("POST", "/v1/invoices/{id}/pay", _pay_invoice),
-    ("POST", "/v1/invoices/{id}/send", _send_invoice),
-    ("POST", "/v1/invoices/{id}/void", _void_invoice),
-    ("POST", "/v1/invoices/{id}/mark_uncollectible", _mark_invoice_uncollectible),
-)
-
-
 # Accepted and without effect.
 INVOICE_IGNORED: Final = "footer payment_settings statement_descriptor"
 
@@ -286,12 +273,6 @@ def _delete_invoice(account: Account, call: Call) -> JsonObject:
     account.invoices.delete(invoice)
     account.emit("invoice.deleted", invoice.to_json())
     return {"id": invoice.id, "object": "invoice", "deleted": True}
-
-
-ONE_TIME_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/invoices", _create_invoice),
-    ("DELETE", "/v1/invoices/{id}", _delete_invoice),
-)
 
 
 LINE_PARAMS: Final = "amount description metadata period quantity tax_rates"
@@ -362,7 +343,18 @@ def _change_line(account: Account, invoice: Invoice, line: InvoiceLine, params: 
     return line if subscription is None else apply_tax_rates(account, subscription, [line])[0]
 
 
-LINE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+CALLS: Final[ApiCalls] = (
+    ("GET", "/v1/invoices", _list_invoices),
+    ("GET", "/v1/invoices/{id}", _retrieve_invoice),
+    ("POST", "/v1/invoices/{id}", _update_invoice),
+    ("GET", "/v1/invoices/{id}/lines", _list_lines),
+    ("POST", "/v1/invoices/{id}/finalize", _finalize_invoice),
+    ("POST", "/v1/invoices/{id}/pay", _pay_invoice),
+    ("POST", "/v1/invoices/{id}/send", _send_invoice),
+    ("POST", "/v1/invoices/{id}/void", _void_invoice),
+    ("POST", "/v1/invoices/{id}/mark_uncollectible", _mark_invoice_uncollectible),
+    ("POST", "/v1/invoices", _create_invoice),
+    ("DELETE", "/v1/invoices/{id}", _delete_invoice),
     ("POST", "/v1/invoices/{id}/lines/{inner}", _update_line),
     ("POST", "/v1/invoices/{id}/update_lines", _update_lines),
 )

@@ -15,7 +15,7 @@ from stripe_emulator.subscriptions import ENDED
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls
     from stripe_emulator.invoices import Invoice, InvoiceLine
 
 QUANTITY_PARAMS: Final = ("quantity", "quantity_decimal")
@@ -206,7 +206,7 @@ def _delete_item(account: Account, call: Call) -> JsonObject:
     return {"id": call.object_id, "object": "invoiceitem", "deleted": True}
 
 
-INVOICE_ITEM_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+CALLS: Final[ApiCalls] = (
     ("GET", "/v1/invoiceitems", _list_items),
     ("POST", "/v1/invoiceitems", _create_item),
     ("GET", "/v1/invoiceitems/{id}", _retrieve_item),

@@ -20,7 +20,7 @@ from stripe_emulator.subscription_params import apply_cancellation, read_items, 
 from stripe_emulator.subscriptions import ENDED, Subscription
 
 if TYPE_CHECKING:
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls
     from stripe_emulator.invoices import ChargedUsage, Invoice, InvoiceLine
 
 PREVIEW_DETAILS: Final = (
@@ -137,6 +137,4 @@ def _no_upcoming_invoice(subscription: Subscription) -> ApiError:
     return ApiError(message, status=404, code="invoice_upcoming_none")
 
 
-PREVIEW_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/invoices/create_preview", _create_preview),
-)
+CALLS: Final[ApiCalls] = (("POST", "/v1/invoices/create_preview", _create_preview),)

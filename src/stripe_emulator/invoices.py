@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from stripe_emulator.prices import Price, decimal_text
-from stripe_emulator.protocol import JsonObject, not_found, null_fields, shown_fields
+from stripe_emulator.protocol import JsonObject, list_to_json, not_found, null_fields, shown_fields
 from stripe_emulator.registry import ObjectRegistry
 from stripe_emulator.totals import (
     AppliedRate,
@@ -304,13 +304,7 @@ class Invoice:
             "hosted_invoice_url": page,
             "invoice_pdf": None if page is None else f"{page}/pdf",
             "issuer": {"type": "self"},
-            "lines": {
-                "object": "list",
-                "data": lines[:LINES_SHOWN],
-                "has_more": len(lines) > LINES_SHOWN,
-                "total_count": len(lines),
-                "url": f"/v1/invoices/{self.id}/lines",
-            },
+            "lines": list_to_json(lines, url=f"/v1/invoices/{self.id}/lines", shown_max=LINES_SHOWN),
             "parent": self._parent(),
             "payment_settings": {"default_mandate": None, "payment_method_types": None},
             "post_payment_credit_notes_amount": self.post_credited,

@@ -23,7 +23,7 @@ from stripe_emulator.redemption import read_discounts
 from stripe_emulator.subscription_calls import refuse_other_currency
 
 if TYPE_CHECKING:
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls
     from stripe_emulator.coupons import Discount
 
 CHECKOUT_MODES: Final = ("payment", "subscription")
@@ -316,15 +316,6 @@ def _expire_checkout(account: Account, call: Call) -> JsonObject:
     return session.to_json()
 
 
-CHECKOUT_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/checkout/sessions", _create_checkout),
-    ("GET", "/v1/checkout/sessions", _list_checkouts),
-    ("GET", "/v1/checkout/sessions/{id}", retrieve_by_id(lambda account: account.checkouts)),
-    ("GET", "/v1/checkout/sessions/{id}/line_items", _list_line_items),
-    ("POST", "/v1/checkout/sessions/{id}/expire", _expire_checkout),
-)
-
-
 # Accepted and shown nowhere.
 PORTAL_IGNORED: Final = "after_expiration locale on_behalf_of"
 
@@ -366,6 +357,11 @@ def _read_flow(data: Params | None) -> tuple[str | None, str | None]:
     return kind, about.required("subscription")
 
 
-PORTAL_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+CALLS: Final[ApiCalls] = (
+    ("POST", "/v1/checkout/sessions", _create_checkout),
+    ("GET", "/v1/checkout/sessions", _list_checkouts),
+    ("GET", "/v1/checkout/sessions/{id}", retrieve_by_id(lambda account: account.checkouts)),
+    ("GET", "/v1/checkout/sessions/{id}/line_items", _list_line_items),
+    ("POST", "/v1/checkout/sessions/{id}/expire", _expire_checkout),
     ("POST", "/v1/billing_portal/sessions", _create_portal),
 )

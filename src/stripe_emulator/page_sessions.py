@@ -192,8 +192,12 @@ def line_items_to_json(session: CheckoutSession, *, prices: Prices, products: Pr
 
 
 PORTAL_FLOWS: Final = (
-    *("customer_update", "payment_method_update", "subscription_cancel", "subscription_pause"),
-    *("subscription_update", "subscription_update_confirm"),
+    "customer_update",
+    "payment_method_update",
+    "subscription_cancel",
+    "subscription_pause",
+    "subscription_update",
+    "subscription_update_confirm",
 )
 PORTAL_CONFIGURATION: Final = "bpc_1emulated"
 

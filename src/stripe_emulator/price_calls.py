@@ -13,7 +13,7 @@ from stripe_emulator.totals import TAX_RATE_TEXTS, TaxRate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls
     from stripe_emulator.call import Call, Params
     from stripe_emulator.meters import Meters
 
@@ -315,14 +315,6 @@ def _matches_recurring(price: Price, wanted: dict[str, str]) -> bool:
     return all(recurring.get(name) == value for name, value in wanted.items())
 
 
-PRICE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/prices", _create_price),
-    ("GET", "/v1/prices", _list_prices),
-    ("GET", "/v1/prices/{id}", retrieve_by_id(lambda account: account.prices)),
-    ("POST", "/v1/prices/{id}", _update_price),
-)
-
-
 # Accepted and shown nowhere.
 PRODUCT_IGNORED: Final = "images marketing_features package_dimensions shippable tax_details"
 
@@ -361,14 +353,6 @@ def _list_products(account: Account, call: Call) -> JsonObject:
         also=("active", "ids", "shippable", "type", "url"),
         where=lambda product: active in {None, product.active} and (not ids or product.id in ids),
     )
-
-
-PRODUCT_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/products", _create_product),
-    ("GET", "/v1/products", _list_products),
-    ("GET", "/v1/products/{id}", retrieve_by_id(lambda account: account.products)),
-    ("POST", "/v1/products/{id}", _update_product),
-)
 
 
 def _create_tax_rate(account: Account, call: Call) -> JsonObject:
@@ -417,7 +401,15 @@ def _list_tax_rates(account: Account, call: Call) -> JsonObject:
     )
 
 
-TAX_RATE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+CALLS: Final[ApiCalls] = (
+    ("POST", "/v1/prices", _create_price),
+    ("GET", "/v1/prices", _list_prices),
+    ("GET", "/v1/prices/{id}", retrieve_by_id(lambda account: account.prices)),
+    ("POST", "/v1/prices/{id}", _update_price),
+    ("POST", "/v1/products", _create_product),
+    ("GET", "/v1/products", _list_products),
+    ("GET", "/v1/products/{id}", retrieve_by_id(lambda account: account.products)),
+    ("POST", "/v1/products/{id}", _update_product),
     ("GET", "/v1/tax_rates", _list_tax_rates),
     ("POST", "/v1/tax_rates", _create_tax_rate),
     ("GET", "/v1/tax_rates/{id}", retrieve_by_id(lambda account: account.tax_rates)),

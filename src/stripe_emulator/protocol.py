@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 JsonObject = dict[str, object]
 ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -41,6 +41,13 @@ def _shown_names(kind: Any, but: tuple[str, ...]) -> tuple[str, ...]:
 def null_fields(names: str) -> JsonObject:
     """Return fields that Stripe shows as null; their names are separated by spaces."""
     return dict.fromkeys(names.split())
+
+
+def list_to_json(items: Sequence[JsonObject], *, url: str, shown_max: int | None = None) -> JsonObject:
+    """Return a list inside of an object: its first items, and how many there are."""
+    has_more = shown_max is not None and len(items) > shown_max
+    shown = list(items[:shown_max])
+    return {"object": "list", "data": shown, "has_more": has_more, "total_count": len(items), "url": url}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from stripe_emulator.protocol import (
 )
 
 if TYPE_CHECKING:
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls
 
 REASONS: Final = ("duplicate", "fraudulent", "requested_by_customer")
 
@@ -160,16 +160,6 @@ def _list_payments(account: Account, call: Call) -> JsonObject:
     return call.page(invoice_payments_to_json(invoice))
 
 
-REFUND_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/refunds", _create_refund),
-    ("GET", "/v1/refunds", _list_refunds),
-    ("GET", "/v1/refunds/{id}", retrieve_by_id(lambda account: account.refunds)),
-    ("GET", "/v1/charges/{id}", _retrieve_charge),
-    ("GET", "/v1/payment_intents/{id}", _retrieve_intent),
-    ("GET", "/v1/invoice_payments", _list_payments),
-)
-
-
 CREDIT_SHARES: Final = ("credit_amount", "out_of_band_amount", "refund_amount")
 
 
@@ -292,7 +282,13 @@ def _apply_credit(account: Account, invoice: Invoice, *, pre: int, post: int, cr
         mark_paid(account, invoice)
 
 
-CREDIT_NOTE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+CALLS: Final[ApiCalls] = (
+    ("POST", "/v1/refunds", _create_refund),
+    ("GET", "/v1/refunds", _list_refunds),
+    ("GET", "/v1/refunds/{id}", retrieve_by_id(lambda account: account.refunds)),
+    ("GET", "/v1/charges/{id}", _retrieve_charge),
+    ("GET", "/v1/payment_intents/{id}", _retrieve_intent),
+    ("GET", "/v1/invoice_payments", _list_payments),
     ("GET", "/v1/credit_notes", _list_credit_notes),
     ("POST", "/v1/credit_notes", _create_credit_note),
 )

@@ -36,7 +36,7 @@ from stripe_emulator.terms import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls
     from stripe_emulator.call import Call, Params
     from stripe_emulator.coupons import Discount
 
@@ -441,7 +441,7 @@ def _find_active(account: Account, call: Call, *, verb: str) -> Schedule:
     return schedule
 
 
-SCHEDULE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+CALLS: Final[ApiCalls] = (
     ("POST", "/v1/subscription_schedules", _create_schedule),
     (
         "GET",

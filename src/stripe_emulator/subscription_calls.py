@@ -52,7 +52,7 @@ from stripe_emulator.subscriptions import ENDED, Subscription
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stripe_emulator.account import Account, ApiOperation
+    from stripe_emulator.account import Account, ApiCalls
     from stripe_emulator.invoices import InvoiceLine
 
 CREATE_PARAMS: Final = (
@@ -338,16 +338,6 @@ def _migrate_subscription(account: Account, call: Call) -> JsonObject:
     return subscription.to_json()
 
 
-SUBSCRIPTION_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/subscriptions", _create_subscription),
-    ("GET", "/v1/subscriptions", _list_subscriptions),
-    ("GET", "/v1/subscriptions/{id}", retrieve_by_id(lambda account: account.subscriptions)),
-    ("POST", "/v1/subscriptions/{id}", _update_subscription),
-    ("POST", "/v1/subscriptions/{id}/migrate", _migrate_subscription),
-    ("DELETE", "/v1/subscriptions/{id}", _cancel_subscription),
-)
-
-
 CHANGE_PARAMS: Final = "off_session payment_behavior proration_behavior proration_date"
 
 
@@ -413,15 +403,6 @@ def _change_item(
     changed = commit_change(account, subscription, draft, change, behavior=behavior)
     redeem(account, changed.item_discounts)
     return changed
-
-
-ITEM_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
-    ("POST", "/v1/subscription_items", _create_item),
-    ("GET", "/v1/subscription_items", _list_items),
-    ("GET", "/v1/subscription_items/{id}", _retrieve_item),
-    ("POST", "/v1/subscription_items/{id}", _update_item),
-    ("DELETE", "/v1/subscription_items/{id}", _delete_item),
-)
 
 
 PAUSABLE_STATUSES: Final = ("active", "past_due", "unpaid")
@@ -507,7 +488,18 @@ def _restart_after_pause(
     return lines
 
 
-PAUSE_CALLS: Final[tuple[tuple[str, str, ApiOperation], ...]] = (
+CALLS: Final[ApiCalls] = (
+    ("POST", "/v1/subscriptions", _create_subscription),
+    ("GET", "/v1/subscriptions", _list_subscriptions),
+    ("GET", "/v1/subscriptions/{id}", retrieve_by_id(lambda account: account.subscriptions)),
+    ("POST", "/v1/subscriptions/{id}", _update_subscription),
+    ("POST", "/v1/subscriptions/{id}/migrate", _migrate_subscription),
+    ("DELETE", "/v1/subscriptions/{id}", _cancel_subscription),
+    ("POST", "/v1/subscription_items", _create_item),
+    ("GET", "/v1/subscription_items", _list_items),
+    ("GET", "/v1/subscription_items/{id}", _retrieve_item),
+    ("POST", "/v1/subscription_items/{id}", _update_item),
+    ("DELETE", "/v1/subscription_items/{id}", _delete_item),
     ("POST", "/v1/subscriptions/{id}/pause", _pause_subscription),
     ("POST", "/v1/subscriptions/{id}/resume", _resume_subscription),
 )

@@ -182,10 +182,10 @@ def _read_quantity(params: Params, price: Price) -> int | None:
 
 
 SUBSCRIPTION_PARAMS: Final = (
-    *("automatic_tax", "cancel_at", "cancel_at_period_end", "cancellation_details", "collection_method"),
-    *("days_until_due", "discounts"),
-    *("default_payment_method", "description", "metadata", "pause_collection", "payment_settings"),
-    *("trial_settings", *SUBSCRIPTION_TERMS, *SHOWN_TERMS),
+    "automatic_tax cancel_at cancel_at_period_end cancellation_details collection_method days_until_due",
+    "discounts default_payment_method description metadata pause_collection payment_settings trial_settings",
+    *SUBSCRIPTION_TERMS,
+    *SHOWN_TERMS,
 )
 # Accepted and without effect.
 SUBSCRIPTION_IGNORED: Final = "off_session trial_from_plan"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from stripe_emulator.billing_cycle import BillingMode, period_at
-from stripe_emulator.protocol import JsonObject, not_found, null_fields, shown_fields
+from stripe_emulator.protocol import JsonObject, list_to_json, not_found, null_fields, shown_fields
 from stripe_emulator.registry import ObjectRegistry
 from stripe_emulator.terms import (
     ACCOUNT,
@@ -250,13 +250,11 @@ class Subscription:
             "discounts": [discount.id for discount in self.discounts],
             "invoice_settings": terms["invoice_settings"]
             or {"account_tax_ids": None, "issuer": {"type": "self"}},
-            "items": {
-                "object": "list",
-                "data": [item.to_json() for item in self.items[:ITEMS_SHOWN]],
-                "has_more": len(self.items) > ITEMS_SHOWN,
-                "total_count": len(self.items),
-                "url": f"/v1/subscription_items?subscription={self.id}",
-            },
+            "items": list_to_json(
+                [item.to_json() for item in self.items],
+                url=f"/v1/subscription_items?subscription={self.id}",
+                shown_max=ITEMS_SHOWN,
+            ),
             "payment_settings": {
                 "payment_method_options": None,
                 "payment_method_types": self.shown.get("payment_method_types"),
