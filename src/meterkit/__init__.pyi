@@ -52,7 +52,7 @@ from meterkit.errors import UnknownFeatureError as UnknownFeatureError
 from meterkit.errors import UnknownMeterError as UnknownMeterError
 from meterkit.errors import UnknownPlanError as UnknownPlanError
 from meterkit.health.findings import Finding as Finding
-from meterkit.health.health import Health as Health
+from meterkit.health.findings import Health as Health
 from meterkit.insights.by_model import EarnedByMeter as EarnedByMeter
 from meterkit.insights.by_model import EarnedByModel as EarnedByModel
 from meterkit.insights.by_model import ModelUsage as ModelUsage

@@ -149,7 +149,7 @@ class Parts:
         self.notify = Messages(store, settings, reach, journal, self.handlers.events)
         self._dispatcher = EventDispatcher(store, self.handlers)
         # Not in the group of the app's handlers: an event goes to one process of a group.
-        self.handlers.add_own("top-ups", "credits.low", self._top_up, is_wanted=self._tops_up)
+        self.handlers.add_internal("top-ups", "credits.low", self._top_up, is_wanted=self._tops_up)
 
     def _tops_up(self) -> bool:
         """Whether this process handles webhooks, and the plans file has automatic top-ups."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.flusher import Flusher
-    from meterkit.health.health import Health
+    from meterkit.health.findings import Health
     from meterkit.insights.by_model import ModelUsage
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage

@@ -15,7 +15,7 @@ from meterkit.decisions.decision import Decision
 from meterkit.decisions.subscription import Status
 from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.reconciler import Reconciled
-from meterkit.health.health import Health
+from meterkit.health.findings import Health
 from meterkit.insights.by_model import ModelUsage
 from meterkit.insights.revenue.revenue import RevenueDay
 from meterkit.insights.statement.lines import Statement
@@ -24,7 +24,7 @@ from meterkit.notify.rendering import RenderedMessage
 from meterkit.outbox.intents import Intent, IntentState
 from meterkit.outbox.late_items import QueuedItem
 from meterkit.settings import Settings
-from meterkit.storage.recalculation import Lister
+from meterkit.storage.recalculation import BucketLister
 from meterkit.store.customer_usage import CustomerUsage
 from meterkit.store.message_queue import Channel, KeptMessage
 from meterkit.store.rate_usage import RateUsage
@@ -117,7 +117,7 @@ class SyncObjectStorage:
     def poll(self, queue_url: str, *, wait_s: int = 20) -> int: ...
     def presign(self, customer: str, key: str, size: int) -> str: ...
     def recalculate(
-        self, customer: str | None = None, *, dry_run: bool = False, lister: Lister | None = None
+        self, customer: str | None = None, *, dry_run: bool = False, lister: BucketLister | None = None
     ) -> Mapping[str, int]: ...
     def unclear(self) -> Mapping[str, int]: ...
 

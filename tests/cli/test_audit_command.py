@@ -40,7 +40,7 @@ async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path) -> None
         await kit.record("umbrella", "requests", 5)
         same = stored.run("audit", "rebuild")
         assert (same.code, same.out) == (0, "")
-        assert "the counters have all that the audit log has" in same.err
+        assert "the counters agree with the audit log" in same.err
         admin: Any = await kit.store.admin()
         await admin.client.flushall()
     would = stored.run("audit", "rebuild", "--dry-run", "--json")
@@ -213,7 +213,7 @@ async def test_an_invoice_without_a_root_is_named(at: Books) -> None:
     assert done.code == 0
     assert done.err.splitlines() == [
         "all 1 chains are unbroken (5 rows); 1 invoice root agrees",
-        f"not compared, as they have no audit root: invoices {first}",
+        f"not compared, because they have no audit root: invoices {first}",
     ]
     # Of the last week; July's has its root.
     assert await looked_at(at.at.kit, "roots") == ("renewals in 7 days: 1", [])
@@ -223,7 +223,7 @@ async def test_an_invoice_without_a_root_is_named(at: Books) -> None:
     assert (done.code, "no invoice has a root to compare" in done.err) == (0, True)
     assert f"invoices {second}, {first}\n" in done.err
     (finding,) = await findings(at.at.kit, "roots")
-    assert finding.problem == f"these invoices went out without the root of the audit log: {second}"
+    assert finding.problem == f"these invoices have no root of the audit log: {second}"
 
 
 async def test_without_stripes_answer_nothing_is_called_right(at: Books) -> None:

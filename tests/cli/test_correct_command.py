@@ -26,10 +26,10 @@ async def test_units_are_taken_back_once_an_id(stored: Shell) -> None:
         await kit.record("acme", "tokens", 25)
     words = ("correct", "acme", "tokens=1_8", "--reason", "a loop", "--id", "T-1")
     done = stored.run(*words)
-    assert (done.code, done.out) == (0, "tokens: 18 of 18 taken back: 15 overage, 3 included\n")
+    assert (done.code, done.out) == (0, "tokens: 18 of 18 corrected: 15 overage, 3 included\n")
     again = stored.run(*words)
     assert (again.code, again.out) == (0, done.out)
-    assert "T-1 was corrected before; nothing has changed" in again.err
+    assert "T-1 was applied before; nothing changed" in again.err
     assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == 7
     more = stored.run("correct", "acme", "tokens=9", "--reason", "a loop", "--id", "T-2", "--json")
     assert (more.code, more.json[0]["taken_back"], more.json[0]["beyond"]) == (1, 7, 2)
@@ -57,7 +57,7 @@ async def test_a_dry_run_takes_nothing_back(stored: Shell) -> None:
     right = stored.run("correct", "acme", "tokens=18", "--dry-run")
     assert (right.code, right.out) == (
         0,
-        "tokens: 18 are to be taken back; 25 are recorded in this period, 15 of them as overage\n",
+        "tokens: 18 to be corrected; 25 are recorded in this period, 15 of them as overage\n",
     )
     wrong = stored.run("correct", "acme", "tokens=1_800", "--dry-run", "--json")
     assert wrong.code == 1
@@ -84,7 +84,7 @@ async def test_on_a_terminal_a_large_correction_asks_first(
         await kit.record("acme", "tokens", 25)
     command = ("correct", "acme", *words, "--reason", "typo", "--id", "T-1")
     done = stored.run_at_terminal(*command, answer=answer)
-    is_shown = "Take so much back?" in done.out + done.err
+    is_shown = "Correct this much?" in done.out + done.err
     assert (is_shown, done.code) == (is_asked, int(answer == "n"))
     assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == left
 
@@ -107,10 +107,10 @@ async def test_billed_units_are_named_by_invoice_and_credited(
         billed = f"tokens: 60 are billed on invoice {invoice}, USD 3.00: "
         recorded = "184 are recorded in this period, 84 of them as overage"
         assert tried.code == 1
-        assert tried.out == f"tokens: 60 are to be taken back; {recorded}\n{billed}credit them by hand\n"
+        assert tried.out == f"tokens: 60 to be corrected; {recorded}\n{billed}credit them by hand\n"
         words = ("correct", "acme", "tokens=60", "--reason", "a loop", "--id", "T-1")
         done = await run(*words)
-        nothing = "tokens: 0 of 60 taken back\n"
+        nothing = "tokens: 0 of 60 corrected\n"
         assert (done.code, done.out) == (1, f"{nothing}{billed}credit them by hand\n")
         credited = await run(*words, "--credit", "--json")
         (note,) = await at.stripe_list("/v1/credit_notes")

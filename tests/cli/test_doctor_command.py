@@ -83,7 +83,7 @@ def test_where_nothing_is_wrong_nothing_is_found(shell: Shell, sound: Server, st
         "METERKIT_STRIPE_API_BASE": stripe_url,
     }
     done = shell.run("doctor")
-    assert (0, "nothing found in 25 checks\n", "") == (done.code, done.out, done.err)
+    assert (0, "no findings in 25 checks\n", "") == (done.code, done.out, done.err)
     told = shell.run("doctor", "--json").json
     assert ([], {}) == (told["findings"], told["not_looked_at"])
     assert tuple(told["looked_at"]) == (*CHECKS, "stripe")
@@ -98,7 +98,7 @@ def test_findings_come_with_cures_and_skipped_checks(shell: Shell) -> None:
     assert first_cure.startswith("  cure: set appendonly yes, or,")
     assert eviction.startswith("eviction: the server's maxmemory-policy is allkeys-lru")
     assert second_cure == "  cure: set maxmemory-policy noeviction"
-    assert unseen == "not looked at: stripe: no Stripe key is set (METERKIT_STRIPE_API_KEY)"
+    assert unseen == "not checked: stripe: no Stripe key is set (METERKIT_STRIPE_API_KEY)"
 
 
 def test_a_store_that_is_down_is_the_only_store_finding(shell: Shell) -> None:
@@ -153,9 +153,9 @@ async def test_a_replica(directory: Path, sound: Server) -> None:
 async def test_clocks_that_differ(directory: Path, sound: Server) -> None:
     finding = await the_finding(directory, sound.url, clock=lambda: time() + 100)
     assert finding.check == "clock"
-    assert finding.problem.endswith(" behind this host's; nothing is decided")
+    assert finding.problem.endswith(" behind this host's; no request is decided")
     finding = await the_finding(directory, sound.url, clock=lambda: time() - 20)
-    assert finding.problem.endswith(" ahead of this host's; beyond 60 s nothing is decided")
+    assert finding.problem.endswith(" ahead of this host's; beyond 60 s no request is decided")
 
 
 async def test_another_number_of_shards(directory: Path, sound: Server) -> None:
@@ -202,7 +202,7 @@ async def test_usage_that_nobody_seals(directory: Path, sound: Server) -> None:
     await record(directory, sound.url, "1", "2")
     assert (await examined(directory, sound.url)).findings == []
     finding = await of_check("pending", directory, sound.url, clock=lambda: time() + 4.1 * 3600)
-    assert finding.problem == "usage of 2 customers has been due for up to 4 h and is not on its way"
+    assert finding.problem == "usage of 2 customers has been due for up to 4 h and is not being delivered"
     assert "meterkit worker" in finding.cure
 
 

@@ -56,7 +56,7 @@ async def test_an_abandoned_spool_is_found_and_its_cure_sends_it(stored: Shell, 
     spool_with(kit, spools, "tokens", 7).close()
     done = stored.run("doctor", "--json")
     (finding,) = [one for one in done.json["findings"] if one["check"] == "spool"]
-    assert finding["problem"].startswith(f"1 spool of a process that is gone lies in {spools}, ")
+    assert finding["problem"].startswith(f"1 spool of a process that ended is in {spools}, ")
     assert "not billed, until it is sent" in finding["problem"]
     assert finding["cure"].startswith("run `meterkit flush --all` on this host")
     assert done.json["looked_at"]["spool"] == f"1 file in {spools} of this host"
@@ -103,7 +103,7 @@ async def test_an_unwritable_spool_directory_is_found(store_url: str, tmp_path: 
     for directory, why in ((file / "spools", "is no directory"), (open_to_all, "others may write in the")):
         (finding,) = of_check("spool", await seen_at(store_url, spool_dir=directory))
         assert why in finding.problem
-        assert finding.problem.startswith(f"usage of an outage cannot be kept in {directory}: ")
+        assert finding.problem.startswith(f"usage of an outage cannot be spooled to {directory}: ")
         assert finding.cure.startswith("set METERKIT_SPOOL_DIR")
     assert of_check("spool", await seen_at(store_url, spool_dir=tmp_path / "not" / "made")) == []
 
@@ -116,8 +116,8 @@ async def test_a_server_that_takes_no_writes_is_found_with_what_to_do() -> None:
         server.command("CONFIG", "SET", "maxmemory", 1)
         found = await seen_at(server.url)
         (finding,) = of_check("breaker", found)
-        assert "it takes no writes, so each process decides without it" in finding.problem
-        assert finding.cure.startswith("give it more memory")
+        assert "it refuses writes, so each process decides without it" in finding.problem
+        assert finding.cure.startswith("raise maxmemory")
         (finding,) = of_check("memory", found)
         assert re.fullmatch(
             r"the server uses [\d,]+ bytes, more than its maxmemory of 1: it refuses writes, .*",
@@ -137,7 +137,7 @@ async def test_a_server_slower_than_the_store_timeout_is_found() -> None:
             await proxy.set("delay", delay_s=0.08)
             found = await seen_at(proxy.url, store_timeout=0.15, start_timeout=0.3)
             (finding,) = of_check("breaker", found)
-            assert "a request waits 0.15 s for it (METERKIT_STORE_TIMEOUT)" in finding.problem
+            assert "a request waits at most 0.15 s for it (METERKIT_STORE_TIMEOUT)" in finding.problem
             assert of_check("breaker", await seen_at(proxy.url, store_timeout=10.0)) == []
 
 
@@ -175,10 +175,10 @@ async def test_who_is_not_let_in_is_told_to_correct_the_password() -> None:
 async def test_where_nobody_answers_tls_may_be_what_is_wrong() -> None:
     with spawn_server() as server:
         (finding,) = of_check("server", await seen_at(f"rediss://127.0.0.1:{server.port}/0"))
-        assert finding.cure.endswith("where it does not speak TLS, the URL begins with redis://")
+        assert finding.cure.endswith("if it does not speak TLS, the URL begins with redis://")
         with stopped(server):
             (finding,) = of_check("server", await seen_at(server.url))
-        assert finding.cure.endswith("where it expects TLS, the URL begins with rediss://")
+        assert finding.cure.endswith("if it expects TLS, the URL begins with rediss://")
 
 
 def problems(found: Health) -> list[str]:
@@ -209,7 +209,7 @@ async def test_a_slot_that_nobody_has_is_named() -> None:
         (problem,) = [
             text for text in problems(await seen_at(cluster.url, shards=16)) if text.startswith("slots: ")
         ]
-        assert problem == "slots: no node has the slots of mk:{3}:: what is asked of them is refused"
+        assert problem == "slots: no node serves the slots of mk:{3}:: commands for them are refused"
 
 
 async def test_sentinels_and_a_replica_that_are_away_are_named() -> None:

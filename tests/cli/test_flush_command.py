@@ -135,9 +135,9 @@ def test_a_worker_reads_its_plans_file_again_after_sighup(delivering: Shell, dir
         assert said is not None
         assert any(line.startswith("delivering from ") for line in said)
         for text, expected in (
-            (changed, "the plans file is in force"),
-            (written + "nothing: of this\n", "the plans file is refused; the one before holds: "),
-            (f"{changed}# As before.\n", "the plans file means the same"),
+            (changed, "the plans file was reloaded"),
+            (written + "nothing: of this\n", "the plans file is refused; the previous one stays active: "),
+            (f"{changed}# As before.\n", "the plans file has not changed"),
         ):
             plans.write_text(text)
             worker.send_signal(signal.SIGHUP)
@@ -187,7 +187,7 @@ def test_a_taken_port_is_told_with_a_way_out(shell: Shell) -> None:
         port = first_line(process).rpartition(":")[2]
         done = shell.run("stripe", "emulator", "--port", port)
         assert done.code == 2
-        assert done.err.startswith(f"meterkit: port {port} cannot be listened on: Address already in use;")
+        assert done.err.startswith(f"meterkit: port {port} cannot be opened: Address already in use;")
 
 
 async def test_without_a_key_flush_all_sends_the_spools(stored: Shell, tmp_path: Path) -> None:
@@ -200,10 +200,13 @@ async def test_without_a_key_flush_all_sends_the_spools(stored: Shell, tmp_path:
     of_other.close()
     done = stored.run("flush", "--all")
     assert (0, False, True) == (done.code, file.path.exists(), of_other.path.exists())
-    assert "spools of processes that are gone: 1 settlements sent\n" in done.out
+    assert "spools of ended processes: 1 settlements sent\n" in done.out
     assert "delivered 0" in done.out
     assert "unlinked: acme has usage and no Stripe customer" in done.out
-    assert "nothing is delivered: no Stripe key is set; to deliver, set METERKIT_STRIPE_API_KEY\n" in done.err
+    assert (
+        "nothing is delivered, because no Stripe key is set; to deliver, set METERKIT_STRIPE_API_KEY\n"
+        in done.err
+    )
     # Without the app's prefix the cure of a left spool did nothing, and said nothing.
     why = f"it belongs to another store: {kit.store.address}, prefix other"
     assert f"spool not sent: {of_other.path}: {why}" in done.err

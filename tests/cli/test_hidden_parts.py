@@ -26,8 +26,8 @@ from meterkit.cli.output import JsonLines, PlainLines, shown_steps
 from meterkit.customers.sorting import customers_with_counts
 from meterkit.customers.usage import usage_of_all
 from meterkit.decisions.keys import FORMAT
-from meterkit.health import findings, webhooks
-from meterkit.health.spools import growing, no_room
+from meterkit.health import backlogs, deliveries, store_servers, store_topology
+from meterkit.health.spools import find_full_disk, find_growing_spools
 from meterkit.safe_text import csv_cell, escape_invisible
 from meterkit.store.spool_file import SpoolInfo
 from meterkit.testing import Clock, StripeEmulator
@@ -177,16 +177,18 @@ def test_old_servers_are_named() -> None:
         ({"redis_version": "6.2.14"}, "Redis 6.2.14"),
         ({"redis_version": "7.2.4", "valkey_version": "7.2.9"}, "Valkey 7.2.9"),
     ):
-        (finding,) = findings.version(server)
-        assert finding.problem == f"the server is {found}, which has not all that meterkit needs"
+        (finding,) = store_servers.find_old_server(server)
+        assert finding.problem == f"the server is {found}, which is too old for meterkit"
     for fine in ({"redis_version": "7.0.0"}, {"redis_version": "7.2.4", "valkey_version": "8.0.0"}, {}):
-        assert findings.version(fine) == []
+        assert store_servers.find_old_server(fine) == []
 
 
 def test_a_replica_that_does_not_follow_is_named() -> None:
     for state, follows in (("online,lag=1", True), ("online,lag=11", False), ("wait_bgsave,lag=0", False)):
         replica = f"ip=10.0.0.2,port=6379,offset=1,state={state}"
-        found = findings.replication({"role": "master", "connected_slaves": "1", "slave0": replica})
+        found = store_servers.find_replication_faults(
+            {"role": "master", "connected_slaves": "1", "slave0": replica}
+        )
         assert [finding.check for finding in found] == ([] if follows else ["replication"])
 
 
@@ -195,52 +197,52 @@ def test_a_replica_that_does_not_follow_is_named() -> None:
     [
         ({}, None),
         ({"format": str(FORMAT), "shards": "128"}, None),
-        ({"format": str(FORMAT + 1), "shards": "128"}, "upgrade this one"),
-        ({"format": str(FORMAT - 1), "shards": "128"}, "deliver what is pending with that release first"),
+        ({"format": str(FORMAT + 1), "shards": "128"}, "upgrade this process"),
+        ({"format": str(FORMAT - 1), "shards": "128"}, "deliver pending usage with that release first"),
         ({"format": str(FORMAT), "shards": "8"}, "set METERKIT_SHARDS=8"),
-        ({"color": "red"}, "set METERKIT_KEY_PREFIX to one that nothing else uses"),
-        ({"format": "x", "shards": "8"}, "set METERKIT_KEY_PREFIX to one that nothing else uses"),
+        ({"color": "red"}, "set METERKIT_KEY_PREFIX to a prefix that no other program uses"),
+        ({"format": "x", "shards": "8"}, "set METERKIT_KEY_PREFIX to a prefix that no other program uses"),
     ],
 )
 def test_a_store_is_of_this_release_and_these_settings(meta: dict[str, str], cure: str | None) -> None:
-    found = findings.shards(meta, configured=128, key="mk:meta")
+    found = store_topology.find_shard_mismatch(meta, configured=128, key="mk:meta")
     assert [finding.cure for finding in found] == ([cure] if cure else [])
 
 
 def test_an_unwritable_file_is_named_even_if_accepted() -> None:
     info = {"aof_enabled": "1", "aof_last_write_status": "err"}
-    (found,) = findings.persistence("WAITAOF", info, appendfsync="always", is_accepted=True)
+    (found,) = store_servers.find_persistence_faults("WAITAOF", info, appendfsync="always", is_accepted=True)
     assert found.problem.startswith("the server could not write its append-only file")
 
 
 def test_a_long_queue_and_a_short_interval_are_named() -> None:
-    queue = partial(findings.throughput, customers=0, interval_s=300, limit_per_s=20)
+    queue = partial(deliveries.find_throughput_limits, customers=0, interval_s=300, limit_per_s=20)
     assert queue(intents=12_000) == []
     (found,) = queue(intents=24_000)
-    assert found.problem == "24,000 intents wait, which takes 20 min"
-    (found,) = findings.throughput(customers=100_001, intents=0, interval_s=60, limit_per_s=800)
-    longer = "set METERKIT_FLUSH_INTERVAL to 126 at least, or METERKIT_STRIPE_TRANSPORT to v2-stream"
+    assert found.problem == "24,000 intents wait; sending them takes 20 min"
+    (found,) = deliveries.find_throughput_limits(customers=100_001, intents=0, interval_s=60, limit_per_s=800)
+    longer = "set METERKIT_FLUSH_INTERVAL to at least 126, or METERKIT_STRIPE_TRANSPORT to v2-stream"
     assert found.cure == longer
 
 
-def test_looks_that_nobody_makes_are_named_after_a_while() -> None:
-    assert webhooks.overdue(0, 0) == webhooks.overdue(3, webhooks.OVERDUE_MS) == []
+def test_syncs_that_no_worker_makes_are_named_after_a_while() -> None:
+    assert backlogs.find_overdue_syncs(0, 0) == backlogs.find_overdue_syncs(3, backlogs.SYNC_OVERDUE_MS) == []
     for count, oldest_ms, said in (
-        (1, webhooks.OVERDUE_MS + 1, "1 Stripe customer has waited for a sync for up to 5 min"),
+        (1, backlogs.SYNC_OVERDUE_MS + 1, "1 Stripe customer has waited for a sync for up to 5 min"),
         (1_200, 7_200_000, "1,200 Stripe customers have waited for a sync for up to 2 h"),
     ):
-        (finding,) = webhooks.overdue(count, oldest_ms)
+        (finding,) = backlogs.find_overdue_syncs(count, oldest_ms)
         assert finding.problem.startswith(f"{said}:")
 
 
-def test_long_failing_looks_are_named_with_a_reason() -> None:
-    now_ms = 10 * webhooks.FAILING_MS
-    young = webhooks.Failing("cus_young", "timeout", now_ms - webhooks.FAILING_MS)
-    assert webhooks.failing([], now_ms) == webhooks.failing([young], now_ms) == []
-    old = [webhooks.Failing(f"cus_{nth}", f"reason {nth}", nth) for nth in range(7)]
-    (found,) = webhooks.failing([young, *old], now_ms)
+def test_long_failing_syncs_are_named_with_a_reason() -> None:
+    now_ms = 10 * backlogs.FAILING_MS
+    young = backlogs.FailedSync("cus_young", "timeout", now_ms - backlogs.FAILING_MS)
+    assert backlogs.find_failing_syncs([], now_ms) == backlogs.find_failing_syncs([young], now_ms) == []
+    old = [backlogs.FailedSync(f"cus_{nth}", f"reason {nth}", nth) for nth in range(7)]
+    (found,) = backlogs.find_failing_syncs([young, *old], now_ms)
     names = "cus_0, cus_1, cus_2, cus_3, cus_4 and 2 more"
-    assert found.problem == f"looks at {names} have failed for up to 10 h: reason 0"
+    assert found.problem == f"syncs of {names} have failed for up to 10 h: reason 0"
     assert "within the hour" in found.cure
 
 
@@ -260,13 +262,13 @@ def test_doctor_prints_the_limits_that_no_route_asks_for(shell: Shell) -> None:
 
 
 def test_a_full_disk_and_a_spool_near_its_bound_are_found() -> None:
-    (finding,) = no_room(Path("/spools"), 3 << 20)
+    (finding,) = find_full_disk(Path("/spools"), 3 << 20)
     assert finding.problem.startswith("the disk of /spools has 3 MiB left")
-    assert no_room(Path("/spools"), 1 << 30) == []
+    assert find_full_disk(Path("/spools"), 1 << 30) == []
     seen = [
         SpoolInfo(path=Path(f"/spools/{name}.spool"), state="held", size=size << 20, begun_ms=0)
         for name, size in (("a", 900), ("b", 700))
     ]
-    (finding,) = growing(seen)
-    assert finding.problem.startswith("a.spool: 900 MiB of 1,024 MiB; what comes beyond is lost")
-    assert growing(seen[1:]) == []
+    (finding,) = find_growing_spools(seen)
+    assert finding.problem.startswith("a.spool: 900 MiB of 1,024 MiB; usage beyond that is lost")
+    assert find_growing_spools(seen[1:]) == []

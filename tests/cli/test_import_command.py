@@ -124,7 +124,7 @@ def test_during_an_outage_links_are_made_with_force_only(
     assert "links.csv:2: not linked: 'bob', 'cus_bob': Stripe does not answer" in refused.err
     assert refused.err.count("--force") == 2
     done = shell.run("customers", "link", "--csv", "links.csv", "--force")
-    assert (done.code, done.out) == (0, "linked 2, refused 0, not read yet 2\n")
+    assert (done.code, done.out) == (0, "linked 2, refused 0, to be read later 2\n")
     assert "customer 'ada' is linked to Stripe customer cus_ada, but its subscription" in done.err
     assert not any("cus_bob" in str(one.path) for one in emulator.requests[4:])
     emulator.clear_faults()

@@ -31,7 +31,7 @@ def test_a_store_that_cannot_be_reached_is_said_once(shell: Shell, command: str)
     assert (1, "") == (done.code, done.out)
     assert done.err == (
         f"meterkit: the store at redis://127.0.0.1:{port}/0 cannot be reached: Connection refused;"
-        " --redis or METERKIT_REDIS_URL names another\n"
+        " start it, or name another with --redis or METERKIT_REDIS_URL\n"
     )
 
 
@@ -52,18 +52,18 @@ def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, d
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        ("usage acmee", 0, "nothing is known of customer acmee; did you mean 'acme'? This is the state of a"),
-        ("grants list acmee", 0, "nothing is known of customer acmee; did you mean 'acme'?"),
-        ("usage zz", 0, "nothing is known of customer zz. This is the state of a new customer"),
-        ("customers delete acmee", 1, "nothing is known of customer acmee; did you mean 'acme'?"),
+        ("usage acmee", 0, "unknown customer acmee; did you mean 'acme'? These are the values of"),
+        ("grants list acmee", 0, "unknown customer acmee; did you mean 'acme'?"),
+        ("usage zz", 0, "unknown customer zz. These are the values of a new customer"),
+        ("customers delete acmee", 1, "unknown customer acmee; did you mean 'acme'?"),
         ("grants add acme tokns=1 --id a", 1, "did you mean 'tokens'?"),
-        ("grants void acmee inv_42", 1, "nothing is known of customer acmee; did you mean 'acme'?"),
+        ("grants void acmee inv_42", 1, "unknown customer acmee; did you mean 'acme'?"),
         ("customers set-status acme past-due", 1, "did you mean 'past_due'?"),
         ("customers overide acme token included=1", 2, "Did you mean 'override'?"),
         (
             "customers set-plan acmee pro",
             0,
-            "did you mean 'acme'? `meterkit customers delete acmee` takes this",
+            "did you mean 'acme'? `meterkit customers delete acmee` undoes this",
         ),
     ],
 )
@@ -91,7 +91,7 @@ def test_output_that_cannot_be_written_is_said_in_a_line(stored: Shell, command:
             text=True,
             check=False,
         )
-    told = [line for line in done.stderr.splitlines() if not line.startswith("nothing is known")]
+    told = [line for line in done.stderr.splitlines() if not line.startswith("unknown customer")]
     assert (1, ["meterkit: the output cannot be written: No space left on device"]) == (done.returncode, told)
 
 
@@ -113,7 +113,7 @@ def test_a_store_that_takes_no_writes_is_read_from(shell: Shell) -> None:
         done = shell.run("usage", "ada", "--json")
         assert (done.code, done.json["plan"]) == (0, "pro")
         assert "refuses to serve: OOM" in done.err
-        assert done.err.endswith("; it is only read from\n")
+        assert done.err.endswith("; reading only\n")
         assert shell.run("outbox", "list", "--json").json == []
         assert [one["customer"] for one in shell.run("customers", "list", "--json").json] == ["ada"]
         # Those that write are still refused, and so is a number of shards that is not the store's.
@@ -130,7 +130,7 @@ def test_a_refused_stripe_key_names_its_setting(stored: Shell, store_url: str) -
             done = stored.run(*command)
             assert (1, "") == (done.code, done.out)
             assert done.err.endswith(
-                "; METERKIT_STRIPE_API_KEY is to be a secret or restricted key of the account\n"
+                "; set METERKIT_STRIPE_API_KEY to a secret or restricted key of the account\n"
             )
 
 

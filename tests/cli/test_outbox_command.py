@@ -51,7 +51,7 @@ async def test_what_is_dead_is_listed_shown_and_redriven(stored: Shell, intent: 
     assert stored.run("flush", "--all").code == 0
     empty = stored.run("outbox", "list")
     assert (empty.code, empty.out) == (0, "")
-    assert "all that is sealed is delivered" in empty.err
+    assert "all sealed usage is delivered" in empty.err
     history = stored.run("customers", "history", "acme", "--json").json
     assert (history[-1]["kind"], history[-1]["after"]) == ("intent", "queued: it is there now")
     assert history[-1]["cause"].startswith("operator")
@@ -68,7 +68,7 @@ async def test_what_is_parked_waits_and_what_is_refused_is_said(stored: Shell, i
     # What a person has parked is redriven by name alone.
     left = stored.run("outbox", "redrive", "--all")
     assert (left.code, left.out) == (0, "")
-    assert "1 parked by hand stay so: name them" in left.err
+    assert "1 were parked by hand and stay parked: name them" in left.err
     (listed,) = stored.run("outbox", "list", "--json").json
     assert (listed["state"], listed["why"]) == ("parked", "parked by hand: a wrong price")
     assert stored.run("outbox", "redrive", intent.identifier).out.startswith("redriven: 25 of tokens")
@@ -93,7 +93,7 @@ async def test_dropping_wants_a_reason_and_a_yes(stored: Shell, intent: Intent) 
 async def test_what_is_given_up_is_listed_and_tried_again(stored: Shell) -> None:
     nobody = stored.run("webhooks", "list")
     assert (nobody.code, nobody.out) == (0, "")
-    assert "no sync was given up" in nobody.err
+    assert "no sync is dead" in nobody.err
     async with stored.kit() as kit:
         for name in ("cus_a", "cus_b"):
             await kill_webhook(kit, name, f"{name} is linked to another customer")
@@ -105,8 +105,8 @@ async def test_what_is_given_up_is_listed_and_tried_again(stored: Shell) -> None
     assert [entry["stripe_customer"] for entry in as_json.json["dead"]] == ["cus_a", "cus_b"]
     assert (as_json.json["waiting"], as_json.json["alarms"]) == (0, {})
     one = stored.run("webhooks", "redrive", "cus_a", "cus_else")
-    assert (one.code, one.out) == (1, "looked at again: 1\n")
-    assert "not given up: 1 of those" in one.err
+    assert (one.code, one.out) == (1, "retried: 1\n")
+    assert "not dead: 1 of those" in one.err
     rest = stored.run("webhooks", "redrive", "--json")
     assert (rest.code, rest.json) == (0, {"redriven": 1})
     assert stored.run("webhooks", "list", "--json").json["waiting"] == 2
@@ -138,7 +138,7 @@ async def test_the_worker_works_off_webhooks(stored: Shell, directory: Path) -> 
 async def test_dead_messages_are_listed_and_redriven(stored: Shell) -> None:
     none = stored.run("notify", "list")
     assert (none.code, none.out) == (0, "")
-    assert "no message waits or is dead" in none.err
+    assert "no message is waiting or dead" in none.err
     async with stored.kit() as kit:
         for name in ("msg_a", "msg_b"):
             await kill_message(kit, name, "acme", "the receiver answers 500", event="credits.low")

@@ -90,7 +90,7 @@ async def test_who_cannot_be_migrated_is_named_and_the_others_are(
     done = await run(shell, "plans", "migrate", "pro", "pro_2")
     assert done.code == 1
     assert "not migrated: " in done.out
-    assert "1 of 2 customers stay on pro; run it again once that is mended" in done.err
+    assert "1 of 2 customers stay on pro; remove the cause, then run it again" in done.err
     assert [(await kit.customers.get(customer)).plan for customer in ("ada", "bob")] == ["pro", "pro_2"]
 
 

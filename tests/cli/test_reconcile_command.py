@@ -37,7 +37,7 @@ async def test_books_are_compared(stored: Shell) -> None:
         async with stored.kit(stripe_api_key=key, stripe_api_base=url) as kit:
             nothing = stored.run("reconcile")
             assert (nothing.code, nothing.out) == (0, "")
-            assert "nothing is known of customer acne" in stored.run("reconcile", "acne").err
+            assert "unknown customer acne" in stored.run("reconcile", "acne").err
             await kit.customers.link("acme", "cus_acme")
             await kit.record("acme", "tokens", 25)
             await kit.flush(everything=True)
@@ -82,7 +82,11 @@ async def restored(stored: Shell) -> AsyncGenerator[MeterKit]:
 async def test_f121_what_a_restore_has_parked_is_shown_and_settled(stored: Shell) -> None:
     async with restored(stored) as kit:
         left = stored.run("outbox", "redrive", "--all")
-        assert (left.code, left.out, "1 parked after a restore stay so" in left.err) == (0, "", True)
+        assert (left.code, left.out, "1 were parked after a restore and stay parked" in left.err) == (
+            0,
+            "",
+            True,
+        )
         would = stored.run("recover", "--dry-run")
         assert (would.code, "nothing was changed: --dry-run" in would.err) == (1, True)
         assert would.out.splitlines()[-1].split() == ["acme", "tokens", "25", "0", "0", "25"]
@@ -118,6 +122,6 @@ def test_drift_is_shown_and_corrected(valkey: Server, tmp_path: Path) -> None:
         assert (looked.code, looked.json) == (0, {"ada": 7, "bob": 5})
         assert shell.run("storage", "recalculate", "bob").out.split()[-2:] == ["bob", "5"]
         assert shell.run("storage", "recalculate", "--json").json == {"ada": 7}
-        assert "all levels are right" in shell.run("storage", "recalculate").err
+        assert "all levels are correct" in shell.run("storage", "recalculate").err
     finally:
         server.stop()

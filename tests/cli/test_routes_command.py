@@ -67,7 +67,7 @@ def test_unmatched_routes_and_lines_exit_with_1(api: Shell) -> None:
     why = "the app has no route for it"
     idle = [{"plans_file": "plans.yaml", "line": "DELETE /v1/files/{name}", "why": why}]
     assert done.json["idle_lines"] == idle
-    without = "shop.api:app has no MeterMiddleware: these are the lines of plans.yaml that its routes would"
+    without = "shop.api:app has no MeterMiddleware; these are the lines of plans.yaml that its routes would"
     assert without in done.err
     assert "an app that prints" in done.err
 
@@ -107,7 +107,7 @@ def test_the_plans_file_of_the_apps_kit_is_the_one_that_counts(api: Shell) -> No
     done = api.run("routes", "shop.api:make", "--factory", "--json", "--plans", "plans.yaml")
     assert (0, []) == (done.code, done.json["idle_lines"])
     assert done.json["routes"][2]["line"] == "GET /v1/files/{name}"
-    assert "--plans is not read: the app's MeterMiddleware has a plans file" in done.err
+    assert "--plans is ignored: the app's MeterMiddleware has a plans file" in done.err
 
 
 FILES = """\

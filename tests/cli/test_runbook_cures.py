@@ -244,7 +244,7 @@ async def test_a_worker_without_a_key_reads_queue_and_buckets(
 
         shell = InProcessShell(directory, METERKIT_REDIS_URL=store_url, METERKIT_STORAGE_ENDPOINT=objects)
         with shell.running("worker", "--storage-queue", queue) as worker:
-            assert "no Stripe key is set: nothing is delivered; stop with Ctrl-C\n" in worker.stderr
+            assert "no Stripe key is set, so nothing is delivered; stop with Ctrl-C\n" in worker.stderr
             await eventually(is_done)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(TIMEOUT_S) == 0

@@ -103,7 +103,7 @@ async def test_what_each_would_have_paid_and_what_is_left_out(valkey: Server, tm
     assert "unprofitable then" in text.out
     alone = shell.run(*given, "--customer", "bob", "--json").json
     assert [one["customer"] for one in alone["customers"]] == ["bob"]
-    assert "there is no customer" in shell.run(*given, "--customer", "typo").err
+    assert "there are no customers" in shell.run(*given, "--customer", "typo").err
 
 
 async def test_what_cannot_be_tried_is_refused_with_its_cure(valkey: Server, tmp_path: Path) -> None:

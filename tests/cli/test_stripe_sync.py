@@ -290,7 +290,7 @@ def test_the_command(directory: Path) -> None:
         assert (missing.code, "which Stripe does not have" in missing.err) == (1, True)
         (directory / "plans.yaml").write_text(PLANS.replace("per: 1000", "per: 70_000_001"))
         refused = shell.run("stripe", "sync")
-        assert (refused.code, "nothing was made" in refused.err) == (1, True)
+        assert (refused.code, "nothing was created" in refused.err) == (1, True)
         assert STRIPE_KEY not in made.out + made.err + refused.err
     without = InProcessShell(directory).run("stripe", "sync")
     assert (without.code, "METERKIT_STRIPE_API_KEY" in without.err) == (2, True)

@@ -77,7 +77,7 @@ async def test_a_subscription_is_shown_changed_and_ended(stored: Shell) -> None:
     ("words", "code", "said"),
     [
         (("show", "acme"), 1, "no subscription"),
-        (("sync", "acme"), 1, "nothing is known of customer acme"),
+        (("sync", "acme"), 1, "unknown customer acme"),
         (("preview", "acme"), 2, "--plan PLAN"),
         (("change", "acme"), 2, "give PLAN"),
         (("change", "acme", "gold"), 1, "gold"),
@@ -97,7 +97,7 @@ async def test_subscription_drift_is_found_and_repaired(stored: Shell, subscribe
     assert stored.run("subscriptions", "sync", "acme").code == 0
     sound = stored.run("subscriptions", "check")
     assert (sound.code, sound.out) == (0, "")
-    assert "all subscriptions are as the plans file says" in sound.err
+    assert "all subscriptions agree with the plans file" in sound.err
     subscription = subscription_of(subscribed)
     subscription.items[0].quantity = 7
     found = stored.run("subscriptions", "check")
@@ -111,12 +111,12 @@ async def test_subscription_drift_is_found_and_repaired(stored: Shell, subscribe
     )
     tried = stored.run("subscriptions", "repair", "acme", "--dry-run")
     assert (tried.code, subscription_of(subscribed).items[0].quantity) == (0, 7)
-    assert "to be mended" in tried.out
+    assert "to be repaired" in tried.out
     done = stored.run("subscriptions", "repair", "acme", "--json")
     assert (done.code, [drift["kind"] for drift in done.json["mended"]]) == (0, ["base_quantity"])
     assert subscription_of(subscribed).items[0].quantity == 1
     again = stored.run("subscriptions", "repair", "acme")
-    assert "is as the plans file says" in again.err
+    assert "agrees with the plans file" in again.err
     assert "subscriptions" not in {
         finding["check"] for finding in stored.run("doctor", "--json").json["findings"]
     }

@@ -137,7 +137,7 @@ async def test_a_worker_with_a_closed_output_ends(
         await record(shell, 25)
         with shell.running("worker", "--json") as worker:
             worker.stdout.close()
-            hear(worker, "the worker ended by an error: BrokenPipeError")
+            hear(worker, "the worker ended with an error: BrokenPipeError")
             assert worker.wait(TIMEOUT_S) == 1
         # Its only pass may have come before the usage could be sealed.
         assert shell.run("flush", "--all").code == 0

@@ -11,7 +11,7 @@ from meterkit.customers.stranding import let_go_of_usage
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.periods import to_ms
-from meterkit.notify.spikes import FoundSpike, SpikesToday
+from meterkit.notify.spikes import CustomerSpike, SpikesToday
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.live_subscription import LiveSubscription
 
@@ -83,4 +83,4 @@ async def note_findings(kit: MeterKit, customer: str, meter: str) -> None:
     """Store what a night may find of a customer: a difference of its subscription, and a spike."""
     drift = Drift(subscription="sub_1", kind="other_price", message="another price")
     await Drifts(kit.store).put(customer, [drift])
-    await SpikesToday(kit.store).note(FoundSpike(customer, meter, kit.store.now_ms(), "day", 900, 9))
+    await SpikesToday(kit.store).add(CustomerSpike(customer, meter, kit.store.now_ms(), "day", 900, 9))

@@ -20,7 +20,7 @@ from faults.crashes import SharedClock
 from meterkit import Contact, MeterKit
 from meterkit.catalog import loads
 from meterkit.notify import courier as steps
-from meterkit.notify.courier import Courier
+from meterkit.notify.courier import MessageCourier
 from meterkit.notify.mail import MailSender
 from meterkit.notify.watches import StorageWatch
 from meterkit.notify.webhook import WebhookSender
@@ -158,8 +158,8 @@ def any_event(_event: str) -> bool:
     return True
 
 
-def courier(kit: MeterKit, channel: Any) -> Courier:
-    return Courier(kit.store, kit.notify.senders()[channel])
+def courier(kit: MeterKit, channel: Any) -> MessageCourier:
+    return MessageCourier(kit.store, kit.notify.senders()[channel])
 
 
 async def pass_over(kit: MeterKit, *channels: str) -> None:
@@ -171,7 +171,7 @@ async def pass_over(kit: MeterKit, *channels: str) -> None:
 
 
 async def look_at_storage(kit: MeterKit) -> None:
-    await StorageWatch(kit.store, any_event).look()
+    await StorageWatch(kit.store, any_event).check()
 
 
 _TAKEN: Final[Mapping[str, tuple[Any, str]]] = {
@@ -181,10 +181,10 @@ _TAKEN: Final[Mapping[str, tuple[Any, str]]] = {
     "take a message": (MessageQueue, "lease"),
 }
 STEPS: Final[Mapping[str, Mapping[str, tuple[Any, str]]]] = {
-    "webhook": {**_TAKEN, "send": (WebhookSender, "_post"), "finish": (MessageQueue, "done")},
+    "webhook": {**_TAKEN, "send": (WebhookSender, "_post_message"), "finish": (MessageQueue, "done")},
     "email": {
         **_TAKEN,
-        "write": (MailSender, "_mail"),
+        "write": (MailSender, "_make_mail"),
         "connect": (aiosmtplib.SMTP, "connect"),
         "name the recipient": (aiosmtplib.SMTP, "rcpt"),
         "send": (aiosmtplib.SMTP, "data"),

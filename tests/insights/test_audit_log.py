@@ -199,7 +199,7 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         (finding,) = await findings(at.kit, "audit")
         waits = "1 entry of the audit log has waited for up to 47 min for the database"
         assert finding.problem.startswith(waits)
-        cure = "see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT"
+        cure = "run `meterkit worker`, or an app that delivers, with METERKIT_AUDIT"
         assert finding.cure.startswith(cure)
         for _ in range(3):
             await at.kit.record("acme", "rows", 1)

@@ -214,7 +214,7 @@ async def test_revenue_by_plan_is_a_metric(at: Books) -> None:
 
 
 async def test_days_without_a_snapshot_are_found(at: Books) -> None:
-    assert await looked_at(at.kit, "revenue") == ("no snapshot yet: each day that is over gets one", [])
+    assert await looked_at(at.kit, "revenue") == ("no snapshot yet: each past day gets one", [])
     assert at.tables() == []
     await at.go(on(1, 5))
     assert await looked_at(at.kit, "revenue") == ("the last snapshot is of 2031-01-04", [])
@@ -229,7 +229,7 @@ async def test_days_without_a_snapshot_are_found(at: Books) -> None:
     with sqlite3.connect(at.path) as database:
         database.execute("delete from meterkit_revenue_days where day = '2031-01-03'")
     assert [one.problem for one in await findings(at.kit, "revenue")] == [
-        "revenue has no snapshot of 2031-01-03: `meterkit revenue` lacks what changed then"
+        "revenue has no snapshot of 2031-01-03: `meterkit revenue` lacks the changes of those days"
     ]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-OF_BOTH: Final = ("take an event", "queue", "acknowledge", "take a message", "finish")
+OF_BOTH: Final = ("take an event", "queue", "acknowledge_notice", "take a message", "finish")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 from drivers.messages import PLANS
 from meterkit.catalog import loads
 from meterkit.catalog.models import MESSAGE_EVENTS
-from meterkit.notify.courier import message_of
-from meterkit.notify.mail import server_of
+from meterkit.notify.courier import make_message
+from meterkit.notify.mail import parse_smtp_url
 from meterkit.notify.rendering import Renderer
-from meterkit.notify.samples import sample_of
+from meterkit.notify.samples import make_sample
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ CATALOG = loads(PLANS.format(url="http://127.0.0.1/hook"))
 def said(
     event: str, folder: Path | None = None, *, locale: str | None = None, name: str | None = "Ada"
 ) -> tuple[str, ...]:
-    message = message_of("email", event, sample_of(event, CATALOG))
+    message = make_message("email", event, make_sample(event, CATALOG))
     found = Renderer(lambda: CATALOG, folder).render(message, locale=locale, name=name)
     return found.subject, found.text, found.html
 
@@ -61,8 +61,8 @@ def test_what_is_spent_is_written_as_money() -> None:
     catalog = loads(plans[:first] + budget + plans[first:])
 
     def told(event: str, **more: Any) -> str:
-        sample = sample_of(event, CATALOG)
-        found = message_of("email", event, replace(sample, **more))
+        sample = make_sample(event, CATALOG)
+        found = make_message("email", event, replace(sample, **more))
         return Renderer(lambda: catalog, None).render(found, locale=None, name=None).text
 
     half = told("usage.threshold", meter="spend", used=25_123_400, included=50_000_000)
@@ -110,7 +110,7 @@ def test_where_a_template_raises_the_default_is_sent(
 ) -> None:
     (tmp_path / "credits.low.txt").write_text(template)
     assert said("credits.low", tmp_path) == said("credits.low")
-    assert f"a template of {tmp_path} for credits.low fails, and meterkit's own is sent" in caplog.text
+    assert f"a template of {tmp_path} for credits.low fails; the built-in one is used" in caplog.text
 
 
 def test_a_name_makes_no_header_and_no_markup(tmp_path: Path) -> None:
@@ -131,4 +131,4 @@ def test_a_name_makes_no_header_and_no_markup(tmp_path: Path) -> None:
 )
 def test_a_password_goes_to_a_public_address_over_tls_only(url: str, port: int, more: dict[str, Any]) -> None:
     host = "10.0.0.7" if "10.0.0.7" in url else "mail.example"
-    assert server_of(url) == {"hostname": host, "port": port, "use_tls": False, **more}
+    assert parse_smtp_url(url) == {"hostname": host, "port": port, "use_tls": False, **more}

@@ -136,7 +136,7 @@ async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
     for _ in range(2):
         await look(kit)
     assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
-    told_of = "no storage.over for customer 'bolt': what is kept cannot be read: ValueError"
+    told_of = "no storage.over for customer 'bolt': the stored data cannot be read: ValueError"
     assert caplog.text.count(told_of) == 1
 
 

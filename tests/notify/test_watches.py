@@ -22,8 +22,17 @@ from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import SettingsError, StoreError
 from meterkit.insights.audit.calls import AuditDatabase
-from meterkit.notify.spikes import FLOOR, HOUR_MS, Pace, Spike, SpikesToday, SpikeWatch, pace_of, spike_at
-from meterkit.notify.watches import Lookout, SummaryWatch, tell_once
+from meterkit.notify.spikes import (
+    FLOOR,
+    HOUR_MS,
+    FourWeekPace,
+    Spike,
+    SpikesToday,
+    SpikeWatch,
+    find_spike,
+    project_spike,
+)
+from meterkit.notify.watches import LeasedWatch, SummaryWatch, notify_once
 from meterkit.store.message_queue import publish_notice, read_notices
 from meterkit.store.task_lease import TaskLease
 from meterkit.testing import Clock
@@ -70,7 +79,7 @@ def watch_of(kit: MeterKit) -> SummaryWatch:
 
 
 async def look(kit: MeterKit, watch: SummaryWatch) -> None:
-    await watch.look()
+    await watch.check()
     await pass_over(kit, "webhook")
 
 
@@ -173,7 +182,7 @@ async def test_a_process_without_the_lease_leaves_the_rest(
 ) -> None:
     watch, admin = watch_of(kit), await kit.store.admin()
     lease = kit.store.keys.shard(HOOKS_SHARD, "period.summary:lease")
-    await watch.look()
+    await watch.check()
     for customer in ("acme", "bolt", "core"):
         await kit.record(customer, "requests", 8)
     clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
@@ -188,7 +197,7 @@ async def test_a_process_without_the_lease_leaves_the_rest(
 
     monkeypatch.setattr("meterkit.notify.watches.publish_notice", pass_on)
     for told_until_now in (["acme"], ["acme", "bolt"], ["acme", "bolt", "core"]):
-        await watch.look()
+        await watch.check()
         assert asked == told_until_now
 
 
@@ -205,30 +214,31 @@ async def test_a_damaged_customer_keeps_no_other_from_being_told(
     await look(kit, watch)
     assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
     assert (
-        "no period.summary for customer 'bolt': what is kept cannot be read: JSONDecodeError" in caplog.text
+        "no period.summary for customer 'bolt': the stored data cannot be read: JSONDecodeError"
+        in caplog.text
     )
 
 
-async def looks(*lookouts: Lookout) -> int:
+async def looks(*lookouts: LeasedWatch) -> int:
     """How many of them look when it is their turn."""
-    found: list[Lookout] = []
+    found: list[LeasedWatch] = []
     for lookout in lookouts:
 
-        async def look(one: Lookout = lookout) -> None:
+        async def look(one: LeasedWatch = lookout) -> None:
             found.append(one)
 
-        await lookout.turn(look)
+        await lookout.run_once(look)
     return len(found)
 
 
 async def test_one_of_two_processes_looks_for_an_event_that_is_wanted(store_url: str) -> None:
     async with kit_of(store_url, Clock(NOW)) as kit:
         wanted: list[str] = []
-        assert 0 == await looks(Lookout(kit.store, EVENT, wanted.__contains__))
+        assert 0 == await looks(LeasedWatch(kit.store, EVENT, wanted.__contains__))
         wanted.append(EVENT)
-        both = [Lookout(kit.store, EVENT, wanted.__contains__) for _ in range(2)]
+        both = [LeasedWatch(kit.store, EVENT, wanted.__contains__) for _ in range(2)]
         assert 1 == await looks(*both)
-        assert 1 == await looks(Lookout(kit.store, "usage.spike", any_event))
+        assert 1 == await looks(LeasedWatch(kit.store, "usage.spike", any_event))
 
 
 async def test_a_notice_is_repeated_after_two_days_without_a_call(store_url: str) -> None:
@@ -247,16 +257,16 @@ async def test_a_notice_is_repeated_after_two_days_without_a_call(store_url: str
             return [notice.data["id"] for notice in await read_notices(kit.store, 0, [EVENT])]
 
         await told()
-        await tell_once(kit.store, "acme", EVENT, "a", nothing)
+        await notify_once(kit.store, "acme", EVENT, "a", nothing)
         assert [] == await told()
-        await tell_once(kit.store, "acme", EVENT, "a", make)
+        await notify_once(kit.store, "acme", EVENT, "a", make)
         for _ in range(3):
             clock.advance(timedelta(days=2))
-            await tell_once(kit.store, "acme", EVENT, "a", make)
-        await tell_once(kit.store, "bolt", EVENT, "b", make)
+            await notify_once(kit.store, "acme", EVENT, "a", make)
+        await notify_once(kit.store, "bolt", EVENT, "b", make)
         assert ["1", "2"] == await told()
         clock.advance(timedelta(days=2, milliseconds=1))
-        await tell_once(kit.store, "acme", EVENT, "a", make)
+        await notify_once(kit.store, "acme", EVENT, "a", make)
         assert ["3"] == await told()
 
 
@@ -282,10 +292,10 @@ async def test_summaries_are_looked_for_once_an_hour(store_url: str, monkeypatch
 
     async with kit_of(store_url, clock) as kit:
         watch = SummaryWatch(kit.store, any_event)
-        monkeypatch.setattr(watch, "look", look)
+        monkeypatch.setattr(watch, "check", look)
         for minutes in (0, 59, 1, 1):
             clock.advance(timedelta(minutes=minutes))
-            await watch._look_hourly()
+            await watch._check_hourly()
     assert looked == [NOW, NOW + timedelta(hours=1)]
 
 
@@ -332,11 +342,11 @@ async def test_a_spike_is_sent_once_a_day(
 
         monkeypatch.setattr("meterkit.notify.watches.publish_notice", cut)
         with pytest.raises(StoreError, match="cut off"):
-            await watch.look()
+            await watch.check()
         monkeypatch.setattr("meterkit.notify.watches.publish_notice", publish_notice)
         clock.advance(timedelta(minutes=5))
         for _ in range(3):  # The first tells it again, as it was told.
-            await watch.look()
+            await watch.check()
         await pass_over(kit, "webhook", "webhook")
         ((_, body),) = hook.posts
         (found,) = await SpikesToday(kit.store).all()
@@ -386,7 +396,7 @@ async def test_reloading_spikes_needs_an_audit_log(tmp_path: Path, caplog: pytes
 def test_noise_is_taken_for_a_spike_less_than_once_a_month(seed: int) -> None:
     hours, alarms, quiet = history(seed, DAYS), 0, -1
     for hour in range(28 * 24, DAYS * 24):
-        if hour // 24 > quiet and spike_at(hours, hour * HOUR_MS):
+        if hour // 24 > quiet and find_spike(hours, hour * HOUR_MS):
             alarms, quiet = alarms + 1, hour // 24
     months = (DAYS - 28) / 30
     assert alarms < max(months, 1.01)
@@ -401,7 +411,7 @@ def test_a_runaway_client_is_found_within_the_hour(seed: int) -> None:
         usual = sorted(hours[hour - 24 * back] for back in range(1, 29))[14]
         true = hours[hour]
         hours[hour] = max(40 * usual, 4 * busiest, FLOOR)
-        found = spike_at(hours, hour * HOUR_MS + 600_000)
+        found = find_spike(hours, hour * HOUR_MS + 600_000)
         assert found is not None
         assert (found.span, found.used) == ("hour", hours[hour])
         hours[hour] = true
@@ -409,33 +419,33 @@ def test_a_runaway_client_is_found_within_the_hour(seed: int) -> None:
 
 @pytest.mark.parametrize(("used", "spike"), [(300, None), (301, Spike(span="hour", used=301, usual=100))])
 def test_three_times_as_much_as_ever_is_one(used: int, spike: Spike | None) -> None:
-    assert spike == spike_at({**EVEN, 29 * 24 + 5: used}, (29 * 24 + 5) * HOUR_MS)
+    assert spike == find_spike({**EVEN, 29 * 24 + 5: used}, (29 * 24 + 5) * HOUR_MS)
 
 
 def test_a_day_that_is_three_times_as_busy_is_one() -> None:
     hours = {**EVEN, **{29 * 24 + hour: 290 for hour in range(24)}}
-    found = [spike_at(hours, (29 * 24 + hour) * HOUR_MS) for hour in range(24)]
+    found = [find_spike(hours, (29 * 24 + hour) * HOUR_MS) for hour in range(24)]
     assert [None] * 24 == found
     hours |= {29 * 24 + hour: 299 for hour in range(23)} | {29 * 24 + 23: 400}
     hours |= {day * 24 + 23: 200 for day in range(29)}
     hours |= {day * 24 + hour: 95 for day in range(29) for hour in range(23)}
-    last = spike_at(hours, (29 * 24 + 23) * HOUR_MS)
+    last = find_spike(hours, (29 * 24 + 23) * HOUR_MS)
     assert last == Spike(span="day", used=23 * 299 + 400, usual=23 * 95 + 200)
 
 
 @pytest.mark.parametrize("hour", [0, 13 * 24 + 23])
 def test_without_two_weeks_there_is_nothing_to_compare_with(hour: int) -> None:
-    assert spike_at({**dict.fromkeys(range(hour), 1), hour: 10**9}, hour * HOUR_MS) is None
-    assert spike_at({}, hour * HOUR_MS) is None
+    assert find_spike({**dict.fromkeys(range(hour), 1), hour: 10**9}, hour * HOUR_MS) is None
+    assert find_spike({}, hour * HOUR_MS) is None
     day_15 = 14 * 24
-    assert spike_at({**dict.fromkeys(range(day_15), 1), day_15: 10**9}, day_15 * HOUR_MS) is not None
+    assert find_spike({**dict.fromkeys(range(day_15), 1), day_15: 10**9}, day_15 * HOUR_MS) is not None
 
 
 def test_what_happened_on_more_than_two_days_is_a_precedent() -> None:
     hour = 29 * 24 + 5
     hours = {**EVEN, hour: 5_000, hour - 24 * 3: 5_000, hour - 24 * 9: 5_000}
-    assert spike_at(hours, hour * HOUR_MS) is not None
-    assert spike_at({**hours, hour - 24 * 11: 5_000}, hour * HOUR_MS) is None
+    assert find_spike(hours, hour * HOUR_MS) is not None
+    assert find_spike({**hours, hour - 24 * 11: 5_000}, hour * HOUR_MS) is None
 
 
 def test_the_pace_of_a_spike_is_that_of_four_weeks_like_it() -> None:
@@ -443,5 +453,5 @@ def test_the_pace_of_a_spike_is_that_of_four_weeks_like_it() -> None:
     hours = {**EVEN, hour: 301, 0: 7, 23: 7, 24: 101}
     behind = 28 * 24 * 100 + 1
     spike = Spike(span="hour", used=301, usual=100)
-    assert pace_of(spike, hours, hour * HOUR_MS + 5) == Pace(28 * 24 * 301, behind)
-    assert pace_of(replace(spike, span="day"), hours, hour * HOUR_MS) == Pace(28 * 301, behind)
+    assert project_spike(spike, hours, hour * HOUR_MS + 5) == FourWeekPace(28 * 24 * 301, behind)
+    assert project_spike(replace(spike, span="day"), hours, hour * HOUR_MS) == FourWeekPace(28 * 301, behind)

@@ -14,15 +14,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote, quote_plus
 
-from meterkit.storage.aws import Page, Version
-from meterkit.storage.object_events import carried
+from meterkit.storage.aws import ListingPage, Version
+from meterkit.storage.object_events import unwrap_queue_message
 from meterkit.store.task_lease import StorageUpkeep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from random import Random
 
-__all__ = ["FORMATS", "Bucket", "Format", "Happened", "StorageUpkeep", "carried"]
+__all__ = ["FORMATS", "Bucket", "Format", "Happened", "StorageUpkeep", "unwrap_queue_message"]
 
 Format = Literal["s3", "eventbridge", "minio"]
 FORMATS: tuple[Format, ...] = ("s3", "eventbridge", "minio")
@@ -146,12 +146,12 @@ class Bucket:
         was = self.versions.pop((key, version))
         self._tell("ObjectRemoved:Delete", key, None, version, self.number if was is None else was[1])
 
-    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[ListingPage]:
         assert bucket == self.name
         names = sorted(place for place in self.versions if place[0].startswith(prefix))
         for name in names or [("", "")]:
             found = self.versions.get(name)
-            yield Page([Version(*name, found[0])] if found else [], self.now_ms)
+            yield ListingPage([Version(*name, found[0])] if found else [], self.now_ms)
 
     def _tick(self) -> None:
         self.now_ms += self.random.randrange(1, 5_000)

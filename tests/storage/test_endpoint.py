@@ -30,7 +30,13 @@ from meterkit.catalog import ObjectPattern, Storage, loads
 from meterkit.errors import MeterkitError
 from meterkit.starlette import storage_events
 from meterkit.storage import sns_certificates
-from meterkit.storage.object_events import Owner, UnreadableError, carried, owner_of, read_events
+from meterkit.storage.object_events import (
+    ObjectOwner,
+    UnreadableEventError,
+    find_owner,
+    read_events,
+    unwrap_queue_message,
+)
 from meterkit.storage.sns_certificates import BYTES_MAX, fetch
 from storage.objects import Happened
 from storage.test_histories import PLANS
@@ -128,7 +134,9 @@ async def test_keys_of_nobody_are_logged_once_a_minute(
         answer = await post(client, put(key).as_body("minio", "uploads"), **BEARER)
         assert answer.status_code == 200
     told = [line.getMessage() for line in caplog.records if line.name == "meterkit.storage"]
-    assert told == ["events of objects are not counted: no key of storage.objects matches them"]
+    assert told == [
+        "events of some objects are not counted: no pattern of storage.objects matches their keys"
+    ]
     caplog.clear()
     for size in (-1, 10**15, 10**15 + 1):
         answer = await post(client, put("ada/images/x", size).as_body("s3", "uploads"), **BEARER)
@@ -236,14 +244,20 @@ async def test_a_subscription_is_confirmed(client: httpx.AsyncClient, fetched: l
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        ({**signed(), "Message": "{}"}, "signature is wrong"),
-        ({**signed(), "Signature": "?"}, "signature is wrong"),
-        ({**signed(), "SignatureVersion": "3"}, "signature is wrong"),
+        ({**signed(), "Message": "{}"}, "signature is invalid"),
+        ({**signed(), "Signature": "?"}, "signature is invalid"),
+        ({**signed(), "SignatureVersion": "3"}, "signature is invalid"),
         (signed(TopicArn="arn:aws:sns:eu-west-1:2:mine"), "topic"),
-        (signed(Timestamp=(NOW - timedelta(minutes=61)).isoformat()), "older than an hour, or of the future"),
-        (signed(Timestamp=(NOW + timedelta(minutes=61)).isoformat()), "older than an hour, or of the future"),
+        (
+            signed(Timestamp=(NOW - timedelta(minutes=61)).isoformat()),
+            "timestamp is more than an hour from now",
+        ),
+        (
+            signed(Timestamp=(NOW + timedelta(minutes=61)).isoformat()),
+            "timestamp is more than an hour from now",
+        ),
         (signed(Timestamp="yesterday"), "Timestamp"),
-        ({**signed(), "MessageId": 1}, "not a message of SNS"),
+        ({**signed(), "MessageId": 1}, "not an SNS message"),
     ],
 )
 async def test_a_message_that_sns_has_not_signed_lately_is_refused(
@@ -287,7 +301,7 @@ async def test_no_other_address_of_a_certificate_is_fetched(
     for url in ELSEWHERE:
         answer = await post(client, message | {"SigningCertURL": url})
         assert (answer.status_code, fetched) == (400, []), url
-        assert "its certificate is not at an address of SNS" in answer.json()["detail"]
+        assert "its certificate URL is not one of SNS" in answer.json()["detail"]
     assert await stored(kit) == 0
     # In the spelling of AWS, also in its other partitions, it is.
     hosts = ("sns.us-gov-west-1.amazonaws.com", "sns.cn-north-1.amazonaws.com.cn")
@@ -307,7 +321,7 @@ EXPIRED: Final = "its certificate has expired, or is not valid yet"
         (certificate(NOW, NOW), 200, ""),
         (certificate(NOW - 20 * SECOND, NOW - SECOND), 400, EXPIRED),
         (certificate(NOW + SECOND, NOW + 20 * SECOND), 400, EXPIRED),
-        (certificate(key=generate_curve_key(SECP256R1())), 400, "its signature is wrong"),
+        (certificate(key=generate_curve_key(SECP256R1())), 400, "its signature is invalid"),
         (TimeoutError(), 503, ""),  # SNS sends it again.
     ],
 )
@@ -451,12 +465,12 @@ def test_an_unreadable_record_counts_nothing_and_is_skipped(wrong: object) -> No
 
 def test_messages_of_a_queue_are_read_or_refused() -> None:
     for body in ("[]", "[" * 100_000, '{"Records": 1}', b"\xff"):
-        with pytest.raises(UnreadableError):
+        with pytest.raises(UnreadableEventError):
             read_events(body)
     assert read_events('{"Service":"Amazon S3","Event":"s3:TestEvent","Bucket":"b"}') == ([], 0)
     inner = json.dumps({"Records": [record()]})
-    assert carried(json.dumps({"Type": "Notification", "Message": inner})) == inner
-    assert (carried(inner), carried("text")) == (inner, "text")
+    assert unwrap_queue_message(json.dumps({"Type": "Notification", "Message": inner})) == inner
+    assert (unwrap_queue_message(inner), unwrap_queue_message("text")) == (inner, "text")
     # A sequencer that is none is left out.
     events, _ = read(record(sequencer="xyz"), record(sequencer=None), record(sequencer="AF"))
     assert [event.sequencer for event in events] == ["", "", "af"]
@@ -476,11 +490,11 @@ STORAGE: Final = Storage(
 @pytest.mark.parametrize(
     ("bucket", "key", "owner"),
     [
-        ("b", "ada/images/a/b c", Owner("ada", "images")),
-        ("b", "ada/films/a", Owner("ada", "other")),
-        ("b", "public/ada/x", Owner("ada", "other")),
-        ("b", "public/ada/y", Owner("public", "other")),
-        ("c", "u-ada.bin", Owner("ada", "other")),
+        ("b", "ada/images/a/b c", ObjectOwner("ada", "images")),
+        ("b", "ada/films/a", ObjectOwner("ada", "other")),
+        ("b", "public/ada/x", ObjectOwner("ada", "other")),
+        ("b", "public/ada/y", ObjectOwner("public", "other")),
+        ("c", "u-ada.bin", ObjectOwner("ada", "other")),
         ("c", "u-adaxbin", None),
         ("b", "ada/images/", None),
         ("b", "/images/a", None),
@@ -491,5 +505,5 @@ STORAGE: Final = Storage(
         ("b", "a\nda/images/x", None),
     ],
 )
-def test_a_key_says_whose_an_object_is(bucket: str, key: str, owner: Owner | None) -> None:
-    assert owner_of(STORAGE, bucket, key) == owner
+def test_a_key_says_whose_an_object_is(bucket: str, key: str, owner: ObjectOwner | None) -> None:
+    assert find_owner(STORAGE, bucket, key) == owner

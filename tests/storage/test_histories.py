@@ -14,7 +14,7 @@ from drivers.sampled import some
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from storage.objects import FORMATS, Bucket, carried
+from storage.objects import FORMATS, Bucket, unwrap_queue_message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -53,7 +53,7 @@ async def tell(kit: MeterKit, bucket: Bucket, events: Iterable[Happened], form: 
     told = [event.as_body(form, bucket.name) for event in events for _ in range(2)]
     bucket.random.shuffle(told)
     for body in told:
-        await kit.storage.count(carried(body.decode()))
+        await kit.storage.count(unwrap_queue_message(body.decode()))
 
 
 def expected(bucket: Bucket) -> Mapping[str, Counter[str]]:
@@ -73,7 +73,7 @@ async def check(kit: MeterKit, bucket: Bucket) -> None:
         assert usage["recorded"] == await kit.gauges.get(customer, "storage") == types.total()
 
 
-def bucket_of(seed: int) -> Bucket:
+def find_bucket(seed: int) -> Bucket:
     return Bucket("uploads", seed % 2 == 1, Random(seed), NOW_MS)  # noqa: S311 - a story, not a secret
 
 
@@ -125,4 +125,4 @@ async def test_a_history_that_is_told_badly_is_counted_to_the_byte(valkey: Serve
         async with MeterKit(
             catalog, clock=Clock(NOW), redis_url=valkey.url, flush=False, shards=1, key_prefix=prefix
         ) as kit:
-            await one_history(kit, bucket_of(seed), FORMATS[seed % len(FORMATS)])
+            await one_history(kit, find_bucket(seed), FORMATS[seed % len(FORMATS)])

@@ -20,11 +20,11 @@ from meterkit import MeterKit, metrics_app
 from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.health.backlogs import look_at_stored_objects
+from meterkit.health.backlogs import check_stored_objects
 from meterkit.storage import aws
-from meterkit.storage.aws import Page, Version
-from meterkit.storage.object_records import Known
-from meterkit.storage.recalculation import Difference, Listed, Listing, differences
+from meterkit.storage.aws import ListingPage, Version
+from meterkit.storage.object_records import ObjectRecord
+from meterkit.storage.recalculation import BucketListing, ListedVersion, VersionDifference, find_differences
 from meterkit.storage.service import ObjectStorage
 from meterkit.store.task_lease import StorageUpkeep, TaskLease
 from meterkit.testing import Clock
@@ -52,10 +52,10 @@ class Objects:
     def __init__(self, objects: Mapping[str, int], minutes: int | None = None) -> None:
         self._objects, self._at_ms = objects, None if minutes is None else NOW_MS + minutes * 60_000
 
-    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[ListingPage]:
         del bucket
         found = [(key, size) for key, size in self._objects.items() if key.startswith(prefix)]
-        yield Page([Version(key, "null", size) for key, size in found], self._at_ms)
+        yield ListingPage([Version(key, "null", size) for key, size in found], self._at_ms)
 
 
 class Large:
@@ -64,11 +64,11 @@ class Large:
     def __init__(self, pages: int) -> None:
         self._pages = pages
 
-    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[ListingPage]:
         del bucket
         for page in range(self._pages):
             keys = (f"{prefix}ada/images/{page}/{number}" for number in range(1000))
-            yield Page([Version(key, "null", 7) for key in keys], None)
+            yield ListingPage([Version(key, "null", 7) for key in keys], None)
 
 
 async def stored(kit: MeterKit, key: str, size: int, minutes: int = 0, bucket: str = "uploads") -> None:
@@ -85,14 +85,14 @@ async def far(address: str, clock: Clock) -> AsyncIterator[MeterKit]:
 
 
 def test_two_sorted_streams_are_merged() -> None:
-    there = Known(is_there=True, size=1, at_ms=0, type="a")
-    gone = Known(is_there=False, size=1, at_ms=0, type="a")
+    there = ObjectRecord(is_there=True, size=1, at_ms=0, type="a")
+    gone = ObjectRecord(is_there=False, size=1, at_ms=0, type="a")
     listed = [("b", 1, "a"), ("c", 1, "a"), ("d", 2, "a"), ("e", 1, "a")]
-    assert list(differences(listed, [("a", there), ("b", there), ("c", gone), ("d", there)])) == [
-        Difference("a", None, there),
-        Difference("c", (1, "a"), gone),
-        Difference("d", (2, "a"), there),
-        Difference("e", (1, "a"), None),
+    assert list(find_differences(listed, [("a", there), ("b", there), ("c", gone), ("d", there)])) == [
+        VersionDifference("a", None, there),
+        VersionDifference("c", (1, "a"), gone),
+        VersionDifference("d", (2, "a"), there),
+        VersionDifference("e", (1, "a"), None),
     ]
 
 
@@ -133,7 +133,7 @@ async def test_damaged_customers_hinder_no_others(kit: MeterKit) -> None:
     client = (await kit.store.admin()).client
     for name in damaged:
         await client.set(kit.store.keys.customer(name).objects, "no hash")
-    with pytest.raises(StoreError, match=r"of 24 customers are not recalculated, 'c01' first"):
+    with pytest.raises(StoreError, match=r"24 customers could not be recalculated, the first is 'c01'"):
         await kit.storage.recalculate(lister=small)
     whole = sorted({*names} - {*damaged})
     for name in names[:10]:
@@ -156,11 +156,11 @@ async def test_memory_does_not_grow_with_the_bucket(kit: MeterKit) -> None:
 
 async def test_a_listing_that_is_cancelled_frees_the_disk() -> None:
     listed = asyncio.Event()
-    listing = Listing()
+    listing = BucketListing()
 
     async def endless() -> None:
         async with listing:
-            await listing.add([Listed("ada", "f0", 1, "a")])
+            await listing.add([ListedVersion("ada", "f0", 1, "a")])
             listed.set()
             await asyncio.Event().wait()
 
@@ -240,7 +240,7 @@ async def test_one_process_recalculates_each_hour(
     assert await far.storage.recalculate("bob") == {}
     assert (await StorageUpkeep(far.store).seen()).listed_ms is None
     assert await far.storage.recalculate_due()
-    assert "a listing has corrected 7 bytes of 1 customers" in caplog.text
+    assert "a listing corrected 7 bytes of 1 customers" in caplog.text
     seen = await StorageUpkeep(far.store).seen()
     assert (seen.listed_ms, seen.drift_bytes, seen.drift_customers) == (far.store.now_ms(), 7, 1)
     s3.put_object(Bucket="uploads", Key="ada/images/b", Body=b"x" * 5)
@@ -268,7 +268,7 @@ async def test_a_worker_without_what_it_needs(far: MeterKit, monkeypatch: pytest
 
 async def test_what_is_neglected_is_found(far: MeterKit, clock: Clock) -> None:
     async def problems() -> list[str]:
-        _, found = await look_at_stored_objects(parts_of(far))
+        _, found = await check_stored_objects(parts_of(far))
         return [one.problem for one in found]
 
     unlisted = "the buckets of storage.objects were not listed within 7 days: lost events stay lost"
@@ -298,13 +298,13 @@ async def test_a_listing_goes_on_where_a_page_ends(
     for number in range(5):
         s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 10**number)
     called: list[dict[str, Any]] = []
-    whole = aws._called  # pyright: ignore[reportPrivateUsage]
+    whole = aws._call_in_thread  # pyright: ignore[reportPrivateUsage]
 
     async def paged(what: str, call: Any) -> Any:
         call.keywords["MaxKeys"] = 2
         called.append(call.keywords)
         return await whole(what, call)
 
-    monkeypatch.setattr(aws, "_called", paged)
+    monkeypatch.setattr(aws, "_call_in_thread", paged)
     assert await far.storage.recalculate() == {"ada": 11111}
     assert len(called) > 1

@@ -26,7 +26,7 @@ from meterkit.cli.app import app
 from meterkit.customers.states import sweep_scheduled_transitions
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import waiting_shards
-from meterkit.storage.aws import Page
+from meterkit.storage.aws import ListingPage
 from meterkit.store.task_lease import StorageUpkeep
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
@@ -118,10 +118,10 @@ def refused(server: Server) -> set[str]:
 class NoObjects:
     """An object store whose buckets are empty."""
 
-    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[ListingPage]:
         """One page with nothing on it."""
         del bucket, prefix
-        yield Page([], None)
+        yield ListingPage([], None)
 
 
 def turns_of(
@@ -136,10 +136,10 @@ def turns_of(
         await works[name].deliver()
 
     async def summaries() -> None:
-        await works["notify summaries"].look()
+        await works["notify summaries"].check()
         clock.advance(timedelta(days=35))
         await kit.record("acme", "requests", 1)
-        await works["notify summaries"].look()
+        await works["notify summaries"].check()
 
     async def bound() -> None:
         await works["audit bound"].fold(await waiting_shards(store), 0)
@@ -170,8 +170,8 @@ def turns_of(
 
     return {
         "storage queue": queue,
-        "notify storage": works["notify storage"].look,
-        "notify spikes": works["notify spikes"].look,
+        "notify storage": works["notify storage"].check,
+        "notify spikes": works["notify spikes"].check,
         "notify webhook": lambda: courier("notify webhook"),
         "notify email": lambda: courier("notify email"),
         "events": parts.finish,

@@ -32,11 +32,11 @@ from meterkit.cli import (
     webhooks,
 )
 from meterkit.cli.output import echo
-from meterkit.cli.session import tell
+from meterkit.cli.session import run_command
 
 
-class Group(TyperGroup):
-    """The commands; one that is another's subcommand is named with it: `customers link` for `link`."""
+class CommandGroup(TyperGroup):
+    """The top-level commands; for a bare subcommand such as `link`, suggests `customers link`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find a command by the words of the command line."""
@@ -51,7 +51,7 @@ class Group(TyperGroup):
 
 app = typer.Typer(
     name="meterkit",
-    cls=Group,
+    cls=CommandGroup,
     help="Usage metering and limit enforcement for ASGI services, billed through Stripe.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -84,7 +84,7 @@ for commands in (
     app.add_typer(commands)
 
 
-def _tell_version(value: bool) -> None:
+def _print_version(value: bool) -> None:
     if value:
         echo(f"meterkit {meterkit.__version__}")
         raise typer.Exit
@@ -95,13 +95,13 @@ def options(
     *,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Read the options that stand before every subcommand."""
+    """Read the options before the subcommand."""
     del version
 
 
 def main() -> None:
     """Run the command line; exit 0 done, 1 refused, unhealthy or left undone, 2 wrong usage."""
-    sys.exit(tell(lambda: app(prog_name="meterkit")))
+    sys.exit(run_command(lambda: app(prog_name="meterkit")))

@@ -29,16 +29,18 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.insights.audit.verifying import Verified
 
-commands = typer.Typer(name="audit", help="Work with the audit log of recorded usage.", no_args_is_help=True)
+commands = typer.Typer(
+    name="audit", help="Verify the audit log, and rebuild counters from it.", no_args_is_help=True
+)
 
 _ENDED_EARLY: Final = (
-    "it ended early: what is shown was done before. Run the same again for the rest: nothing is raised twice"
+    "interrupted: the rows above are done. Run the command again for the rest; nothing is raised twice"
 )
 RARE: Final = frozenset({"delivered", "parked", "advice"})
-"""Columns that are shown where they have something."""
+"""Columns that are hidden while empty."""
 _NAMED: Final = 5
 VERIFIED_RARE: Final = frozenset({"unchained", "roots", "place", "problem"})
-"""The same of checked chains."""
+"""The same for verified chains."""
 
 
 @command(commands)
@@ -49,12 +51,12 @@ async def rebuild(
     period: PeriodOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Raise counters that the store has lost to what the audit log has.
+    """Raise lost counters of the store to the audit log's values.
 
-    Nothing is lowered, and nothing that goes to Stripe is sent by it: what Stripe may have is parked until
-    that is compared. Of periods that are over it is only said what is missing. What waits for the
-    database is drained first. A customer that cannot be rebuilt is named with the reason, and the
-    others are. Exits 1 where something is left to be done, with --dry-run where something differs.
+    It lowers nothing and sends nothing to Stripe: usage that Stripe may have is parked until it is compared.
+    For ended periods it only prints what is missing. Waiting entries are drained into the database first. A
+    customer that cannot be rebuilt is printed with the reason; the others are rebuilt. Exits 1 if something
+    is left to do, or with --dry-run if something differs.
     """
     kit = session.make_kit()
     _check_audited(kit)
@@ -72,7 +74,7 @@ async def rebuild(
             session.show_rows(found, row_of, rare=RARE, empty="nothing was rebuilt")
             print_note(_ENDED_EARLY)
             raise
-    session.show_rows(found, row_of, rare=RARE, empty="the counters have all that the audit log has")
+    session.show_rows(found, row_of, rare=RARE, empty="the counters agree with the audit log")
     if dry_run and found:
         print_note("nothing was changed: --dry-run")
     if any(dry_run or not one.is_done for one in found):
@@ -81,7 +83,7 @@ async def rebuild(
 
 def _check_audited(kit: MeterKit) -> None:
     if kit.settings.audit_url is None:
-        raise SettingsError("audit_url", "no audit log is kept: METERKIT_AUDIT_URL names its database")
+        raise SettingsError("audit_url", "there is no audit log; set METERKIT_AUDIT_URL to its database")
 
 
 @command(commands)
@@ -93,17 +95,17 @@ async def verify(
     *,
     period: PeriodOption = None,
     stripe: Annotated[
-        bool, typer.Option("--stripe", help="Compare the roots in the metadata of invoices, too.")
+        bool, typer.Option("--stripe", help="Also compare the roots in the metadata of invoices.")
     ] = False,
 ) -> None:
     """Check that no row of the audit log was tampered with.
 
-    Computes the hash chain of each customer anew and names the first place that differs. With --stripe also
-    compares it with the roots in invoices, those of one --period or all, and names invoices without a root.
-    Exits 1 where a chain is broken.
+    Computes the hash chain of each customer again and prints the first difference. --stripe also compares
+    the roots in invoices, of one --period or all, and names invoices without a root. Exits 1 if a chain is
+    broken.
     """
     if period is not None and not stripe:
-        raise typer.BadParameter("--period says whose invoices are compared: give --stripe, too")
+        raise typer.BadParameter("--period selects the invoices to compare; add --stripe")
     kit = session.make_kit()
     _check_audited(kit)
     check_chains: Any = import_module("meterkit.insights.audit.verifying").verify  # SQLAlchemy is an extra.
@@ -142,12 +144,12 @@ class _InvoiceRoots:
     """Reads the roots in the metadata of invoices at Stripe.
 
     Args:
-        kit: knows who is linked.
-        api: the way to Stripe.
-        period: an instant of the period whose invoices are read; None: all are.
+        kit: has the links of customers.
+        api: Stripe's API.
+        period: an instant of the period whose invoices are read; None: all.
 
     Attributes:
-        lacking: the ids of final invoices of renewals that have no root, of all that was read.
+        lacking: ids of final renewal invoices without a root, among those read.
     """
 
     def __init__(self, kit: MeterKit, api: StripeApi, period: datetime | None) -> None:
@@ -157,7 +159,7 @@ class _InvoiceRoots:
         self.lacking: list[str] = []
 
     async def of(self, customer: str) -> list[Root]:
-        """The roots of a customer's invoices."""
+        """Read the roots of a customer's invoices."""
         linked, found = (await self._kit.customers.get(customer)).stripe_customer, list[Root]()
         for one in [] if linked is None else await self._api.list("/v1/invoices", {"customer": linked}):
             if self._at_s is not None and not one["period_start"] <= self._at_s < one["period_end"]:
@@ -170,17 +172,17 @@ class _InvoiceRoots:
         return found
 
     async def linked(self) -> AsyncGenerator[str]:
-        """The customers that may have invoices."""
+        """Yield the customers that may have invoices."""
         async for one in self._kit.customers.list():
             if one.stripe_customer is not None:
                 yield one.customer
 
     def note(self) -> None:
-        """Say which invoices cannot be compared."""
+        """Print the invoices that cannot be compared."""
         if self.lacking:
             named, more = ", ".join(self.lacking[:_NAMED]), len(self.lacking) - _NAMED
             also = f" and {more:,} more" if more > 0 else ""
-            print_note(f"not compared, as they have no audit root: invoices {named}{also}")
+            print_note(f"not compared, because they have no audit root: invoices {named}{also}")
 
 
 def _agreeing(roots: int) -> str:
@@ -190,7 +192,7 @@ def _agreeing(roots: int) -> str:
 
 
 def verified_row(one: Verified) -> dict[str, object]:
-    """A row of the table."""
+    """Make a row of the table."""
     return {
         "customer": one.customer,
         "rows": one.rows,
@@ -202,7 +204,7 @@ def verified_row(one: Verified) -> dict[str, object]:
 
 
 def row_of(one: Rebuilt) -> dict[str, object]:
-    """A row of the table."""
+    """Make a row of the table."""
     return {
         "customer": one.customer,
         "meter": one.meter,

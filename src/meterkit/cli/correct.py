@@ -12,7 +12,7 @@ import typer
 
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.argument_checks import check_quantities
-from meterkit.cli.grants import quantities_of
+from meterkit.cli.grants import parse_quantities
 from meterkit.cli.options import CustomerArgument
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import echo, print_note
@@ -43,7 +43,7 @@ async def correct(
         typer.Option(
             "--reason",
             metavar="TEXT",
-            help="Required: why, for the ledger of the customer.",
+            help="Required: reason, for the customer's ledger.",
             show_default=False,
         ),
     ] = "",
@@ -52,33 +52,31 @@ async def correct(
         typer.Option(
             "--id",
             metavar="ID",
-            help="Required: your own name of this correction, such as a ticket's. The same one corrects"
+            help="Required: your own id of this correction, such as a ticket number. Repeating an id corrects"
             " once.",
             show_default=False,
         ),
     ] = "",
     credit: Annotated[
         bool,
-        typer.Option("--credit", help="Issue credit notes at Stripe for units that are billed already."),
+        typer.Option("--credit", help="Issue credit notes at Stripe for units that are already billed."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be taken back, and change nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be corrected, and change nothing.")
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask before a large correction on a terminal.")
+        bool, typer.Option("--yes", help="Do not ask for confirmation of a large correction.")
     ] = False,
 ) -> None:
-    """Take recorded units back.
+    """Reduce recorded usage.
 
-    These are units of this billing period, and those billed in the last 35 days. On a terminal it asks first
-    where they exceed half of the recorded ones. Exits 1 if some are left to credit, or were never recorded.
+    Corrects units of this billing period and of bills of the last 35 days. On a terminal it asks for
+    confirmation if they exceed half of the recorded units. Exits 1 if some are left to credit by hand, or
+    were never recorded.
     """
     if not dry_run and not (reason and correction_id):
-        raise typer.BadParameter(
-            "give --reason TEXT and --id ID: the one is entered into the customer's ledger, and with the"
-            " other a command that is repeated does not correct twice"
-        )
-    given = quantities_of(quantities)
+        raise typer.BadParameter("give --reason TEXT, for the ledger, and --id ID: an id corrects once")
+    given = parse_quantities(quantities)
     async with session.kit(customer) as kit:
         await check_known(kit, customer)
         check_quantities(given, kit.catalog.meters)
@@ -87,21 +85,21 @@ async def correct(
         asks = not yes and sys.stdin.isatty() and _is_large(given, usage)
         try_units = partial(correct_units, correction_id=correction_id or token_hex(), dry_run=True)
         tried = await try_units() if dry_run or asks else ()
-        planned = [_Planned.of(one, usage) for one in tried]
+        planned = [_CorrectionPlan.of(one, usage) for one in tried]
         if dry_run:
             session.show([one.to_json() for one in planned], lambda: _print_planned(planned, currency))
             raise typer.Exit(int(any(one.beyond or one.by_hand for one in tried)))
         if asks:
             _print_planned(planned, currency)
-            typer.confirm("Take so much back?", abort=True, err=True)
+            typer.confirm("Correct this much?", abort=True, err=True)
         found = await correct_units(correction_id=correction_id, credit=credit)
-    session.show([_to_json(one) for one in found], lambda: _tell(found, correction_id, currency))
+    session.show([_to_json(one) for one in found], lambda: _print_corrections(found, correction_id, currency))
     if any(one.left_by_hand or one.beyond for one in found):
         raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Planned:
+class _CorrectionPlan:
     """A correction of one meter that was tried, and the units of the meter in this period.
 
     Attributes:
@@ -117,7 +115,7 @@ class _Planned:
     tried: Corrected
 
     @classmethod
-    def of(cls, tried: Corrected, usage: CustomerUsage) -> _Planned:
+    def of(cls, tried: Corrected, usage: CustomerUsage) -> _CorrectionPlan:
         """Put a result beside the usage of its customer."""
         counts = usage["meters"][tried.meter]
         return cls(
@@ -143,29 +141,29 @@ def _is_large(quantities: Mapping[str, int], usage: CustomerUsage) -> bool:
     return any(2 * asked > usage["meters"][name]["recorded"] for name, asked in quantities.items())
 
 
-def _print_planned(planned: Sequence[_Planned], currency: str) -> None:
+def _print_planned(planned: Sequence[_CorrectionPlan], currency: str) -> None:
     for one in planned:
         meter, tried = one.tried.meter, one.tried
         recorded = f"{one.recorded:,} are recorded in this period, {one.overage:,} of them as overage"
         recorded += f", {one.over_cap:,} over the cap" if one.over_cap else ""
-        echo(f"{meter}: {tried.asked:,} are to be taken back; {recorded}")
+        echo(f"{meter}: {tried.asked:,} to be corrected; {recorded}")
         for line in _billed_lines(tried, currency):
             echo(f"{meter}: {line}")
         if tried.beyond:
-            echo(f"{meter}: {tried.beyond:,} more than were recorded: nothing comes of these")
+            echo(f"{meter}: {tried.beyond:,} exceed the recorded units and are ignored")
 
 
 def _to_json(one: Corrected) -> dict[str, Any]:
-    """A result as an object; its invoice lines and credit notes are objects, too."""
+    """Convert a result to JSON, with its invoice lines and credit notes as objects."""
     lines = [line._asdict() for line in one.by_hand_lines]
     notes = [note._asdict() for note in one.credits]
     return {**asdict(one), "by_hand_lines": lines, "credits": notes}
 
 
-def _tell(found: Sequence[Corrected], correction_id: str, currency: str) -> None:
+def _print_corrections(found: Sequence[Corrected], correction_id: str, currency: str) -> None:
     for one in found:
         if one.is_repeated:
-            print_note(f"{correction_id} was corrected before; nothing has changed")
+            print_note(f"{correction_id} was applied before; nothing changed")
         for line in _lines(one, currency):
             echo(f"{one.meter}: {line}")
 
@@ -174,29 +172,31 @@ def _lines(one: Corrected, currency: str) -> Iterator[str]:
     classes = {"over the cap": one.over_cap}
     classes |= {name: getattr(one, name) for name in ("overage", "credited", "granted", "included")}
     parts = ", ".join(f"{units:,} {name}" for name, units in classes.items() if units)
-    yield f"{one.taken_back:,} of {one.asked:,} taken back" + (f": {parts}" if parts else "")
+    yield f"{one.taken_back:,} of {one.asked:,} corrected" + (f": {parts}" if parts else "")
     if one.sent_back:
-        yield f"{one.sent_back:,} of them Stripe has: a meter event of so many less is on its way"
+        yield f"{one.sent_back:,} of them are at Stripe: a negative meter event will be sent"
     if one.granted_next:
-        yield f"{one.granted_next:,} were sent to Stripe: there is a grant for them from the next period on"
+        yield f"{one.granted_next:,} were sent to Stripe: a grant compensates for them from the"
+        " next period on"
     yield from _billed_lines(one, currency)
     if one.never_billed:
-        yield f"{one.never_billed:,} stay recorded and cost nothing: not accepted by Stripe, or included"
+        yield f"{one.never_billed:,} stay recorded at no cost: Stripe did not accept them, or they"
+        " are included"
     if one.beyond:
-        yield f"{one.beyond:,} were not recorded in this period, or corrected before"
+        yield f"{one.beyond:,} were not recorded in this period, or are already corrected"
 
 
 def _billed_lines(one: Corrected, currency: str) -> Iterator[str]:
-    """Units that a person, or a credit note, gives back: by invoice line, then those on no known line."""
+    """Describe units to credit: by invoice line, then those on no known line."""
     notes = {note.line: note.id for note in one.credits}
     for line in one.by_hand_lines:
         where = f"on invoice {line.invoice}" if line.invoice else "on no invoice yet"
         if not line.invoice and line.line:
             where += f", by item {line.line}"
-        given = (
-            f"given back by credit note {notes[line.line]}" if line.line in notes else "credit them by hand"
+        action = (
+            f"credited by credit note {notes[line.line]}" if line.line in notes else "credit them by hand"
         )
-        yield f"{line.units:,} are billed {where}, {money(line.cents, currency)}: {given}"
+        yield f"{line.units:,} are billed {where}, {money(line.cents, currency)}: {action}"
     units = one.by_hand - sum(line.units for line in one.by_hand_lines)
     if units:
         cents = one.by_hand_cents

@@ -15,7 +15,14 @@ from meterkit.catalog.errors import suggestion
 from meterkit.cli.importing import read_links
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
 from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_records, shown_steps
-from meterkit.cli.session import Session, check_known, command, hint_of_new, note_missing_plan, note_unknown
+from meterkit.cli.session import (
+    Session,
+    check_known,
+    command,
+    new_customer_note,
+    note_missing_plan,
+    note_unknown,
+)
 from meterkit.customers.sorting import customers_by_id
 from meterkit.decisions.subscription import Status
 from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
@@ -60,7 +67,7 @@ async def show(session: Session, customer: CustomerArgument) -> None:
     """
     async with session.kit(reads=True) as kit:
         await note_unknown(kit, customer)
-        _show(session, kit, await kit.customers.get(customer))
+        _show_customer(session, kit, await kit.customers.get(customer))
 
 
 @command(commands, "list")
@@ -79,7 +86,7 @@ async def list_all(session: Session) -> None:
     if session.json:
         array.end()
     elif is_empty:
-        print_note("no customer has been set up")
+        print_note("there are no customers")
 
 
 @command(commands)
@@ -99,19 +106,19 @@ async def link(
         typer.Option(
             "--csv",
             metavar="FILE",
-            help="Link every line `customer,stripe_customer` of a file; a first line with just these words is"
-            " skipped. - reads stdin.",
+            help="Link every line `customer,stripe_customer` of a file; a header line of these two names"
+            " is skipped. - reads stdin.",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Do not ask Stripe whether it has the Stripe customers.")
+        bool, typer.Option("--force", help="Link without checking the Stripe customers at Stripe.")
     ] = False,
 ) -> None:
     """Link customers to Stripe customers.
 
-    From now on their usage is delivered, and their subscriptions are read at once. Repeated, it changes
-    nothing. A Stripe customer that Stripe does not have is refused, if a Stripe key is set. With --force the
-    links are made in any case, and what cannot be read is read later.
+    From now on meterkit delivers their usage; it reads their subscriptions at once. Repeating the command
+    changes nothing. With a Stripe key, an unknown Stripe customer is refused; --force links it anyway, and
+    meterkit reads the subscription later.
     """
     if csv is not None and customer is None:
         links = read_links(csv)
@@ -121,26 +128,27 @@ async def link(
         session.show(
             {"linked": linked, "refused": refused, "unread": unread},
             lambda: echo(
-                f"linked {linked}, refused {len(refused)}" + (f", not read yet {unread}" if unread else "")
+                f"linked {linked}, refused {len(refused)}"
+                + (f", to be read later {unread}" if unread else "")
             ),
         )
         raise typer.Exit(int(bool(refused)))
     if csv is not None or customer is None or stripe_customer is None:
         raise typer.BadParameter("give CUSTOMER and STRIPE_CUSTOMER, or --csv FILE")
-    await _change(
+    await _change_and_show(
         session, customer, lambda customers: link_one(customers, customer, stripe_customer, force=force)
     )
 
 
 @command(commands)
 async def unlink(session: Session, customer: CustomerArgument) -> None:
-    """Undo a link.
+    """Remove a customer's link.
 
-    Usage that was never sent waits for the next link; what was sent stays where it went.
+    Usage that was never sent waits for the next link. Usage that was sent stays with the old one.
     """
     async with session.kit() as kit:
         await check_known(kit, customer)
-        _show(session, kit, await kit.customers.unlink(customer))
+        _show_customer(session, kit, await kit.customers.unlink(customer))
 
 
 @command(commands)
@@ -149,12 +157,12 @@ async def set_plan(
     customer: CustomerArgument,
     plan: PlanArgument = None,
     *,
-    clear: Annotated[bool, typer.Option("--clear", help="Take the plan back that was set.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the plan that was set by hand.")] = False,
 ) -> None:
-    """Put a customer on a plan, at once."""
+    """Set a customer's plan, at once."""
     if clear == (plan is not None):
-        raise typer.BadParameter("give PLAN, or --clear")
-    await _change(session, customer, lambda customers: customers.set_plan(customer, plan))
+        raise typer.BadParameter("give PLAN or --clear")
+    await _change_and_show(session, customer, lambda customers: customers.set_plan(customer, plan))
 
 
 @command(commands)
@@ -165,7 +173,7 @@ async def override(
         str | None,
         typer.Argument(
             metavar="METER",
-            help="A meter of the plans file; none where only features are given.",
+            help="A meter of the plans file. Leave it out to change only features.",
             autocompletion=completion("meters"),
         ),
     ] = None,
@@ -180,11 +188,11 @@ async def override(
     *,
     feature: Annotated[
         list[str] | None,
-        typer.Option("--feature", metavar="NAME", help="A feature that the customer has; may be repeated."),
+        typer.Option("--feature", metavar="NAME", help="A feature to add; may be repeated."),
     ] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option("--without", metavar="NAME", help="A feature that the customer does not have."),
+        typer.Option("--without", metavar="NAME", help="A feature to remove; may be repeated."),
     ] = None,
     until: Annotated[
         str | None,
@@ -195,24 +203,26 @@ async def override(
         typer.Option(
             "--subject",
             metavar="KIND=ID",
-            help="A user, team or the like of the customer, as user=u_7; METER may be budget then.",
+            help="A user or team of the customer, such as user=u_7. METER may then be budget.",
         ),
     ] = None,
     clear: Annotated[
         bool,
-        typer.Option("--clear", help="Take the meter's override back; without METER, those of features."),
+        typer.Option("--clear", help="Remove the meter's override; without METER, those of features."),
     ] = False,
 ) -> None:
-    """Give a customer other limits or features than the plan.
+    """Override limits or features of a customer's plan.
 
-    Values that are not named stay as the plan has them.
+    Values that you leave out stay as in the plan.
     """
     features = {**dict.fromkeys(feature or (), True), **dict.fromkeys(without or (), False)}
     if subject is not None:
         if features:
-            raise typer.BadParameter("--subject goes without --feature and --without: users have no features")
+            raise typer.BadParameter(
+                "--subject cannot be combined with --feature or --without: users have no features"
+            )
         change = subject_override(customer, subject, meter, entries or [], until, clear=clear)
-        await _change(session, customer, change)
+        await _change_and_show(session, customer, change)
         return
     if clear == bool(entries or features) or (meter is not None) != bool(entries or (clear and meter)):
         raise typer.BadParameter(
@@ -221,7 +231,9 @@ async def override(
     overrides = {} if meter is None else {meter: parse_entitlement(entries or [])}
     given = features if features or meter is None else None
     ends = date_or_instant("--until", until)
-    await _change(session, customer, lambda customers: customers.override(customer, overrides, given, ends))
+    await _change_and_show(
+        session, customer, lambda customers: customers.override(customer, overrides, given, ends)
+    )
 
 
 @command(commands)
@@ -232,21 +244,21 @@ async def set_status(
         str,
         typer.Argument(
             metavar="STATUS",
-            help="What Stripe says of the subscription, or none.",
+            help="A status of Stripe, or none.",
             autocompletion=_complete_status,
         ),
     ],
 ) -> None:
     """Set the status of a customer's subscription.
 
-    The words are those of Stripe, such as active, past_due or canceled; none takes the status back.
+    STATUS is a word of Stripe, such as active, past_due or canceled; none removes the status.
     """
     if status not in STATUSES:
         raise MeterkitError(
             f"status: found {status!r:.80}; allowed are {', '.join(STATUSES)}{suggestion(status, STATUSES)}"
         )
     wanted = None if status == NO_STATUS else cast("Status", status)
-    await _change(session, customer, lambda customers: customers.set_status(customer, wanted))
+    await _change_and_show(session, customer, lambda customers: customers.set_status(customer, wanted))
 
 
 @command(commands)
@@ -256,12 +268,12 @@ async def delete(
     *,
     cancel: Annotated[
         bool,
-        typer.Option("--cancel", help="End the customer's subscription first, now; its usage is billed."),
+        typer.Option("--cancel", help="First end the customer's subscription now; its usage is billed."),
     ] = False,
 ) -> None:
-    """Forget a customer, and say what was erased.
+    """Delete a customer and print what was erased.
 
-    Refused while the customer has a subscription, or usage that is not delivered.
+    Refused while the customer has a subscription or undelivered usage.
     """
     async with session.kit() as kit:
         await check_known(kit, customer)
@@ -275,9 +287,9 @@ async def delete(
 
 @command(commands)
 async def history(session: Session, customer: CustomerArgument) -> None:
-    """Show what has changed for a customer, and why.
+    """Show the changes of a customer and their causes.
 
-    The oldest first; the last thousand changes or so.
+    Oldest first; about the last thousand changes.
     """
     async with session.kit(reads=True) as kit:
         await note_unknown(kit, customer)
@@ -295,24 +307,24 @@ def _history_row(entry: HistoryEntry) -> dict[str, object]:
     }
 
 
-async def _change(
+async def _change_and_show(
     session: Session, customer: str, change: Callable[[Customers], Awaitable[Customer]]
 ) -> None:
-    """Change a customer, show it, and say so where it is a new one: the id may be misspelled."""
+    """Change a customer and show it, with a note if it is new: the id may be misspelled."""
     async with session.kit() as kit:
-        hint = await hint_of_new(kit, customer)
+        hint = await new_customer_note(kit, customer)
         changed = await change(kit.customers)
         if hint:
             print_note(hint)
-        _show(session, kit, changed)
+        _show_customer(session, kit, changed)
 
 
 def _erased(counts: Mapping[str, int]) -> str:
-    told = [f"{name.replace('_', ' ')} {count}" for name, count in counts.items() if count]
-    return ", ".join(told) or "nothing was left"
+    parts = [f"{name.replace('_', ' ')} {count}" for name, count in counts.items() if count]
+    return ", ".join(parts) or "nothing to erase"
 
 
-def _show(session: Session, kit: MeterKit, customer: Customer) -> None:
+def _show_customer(session: Session, kit: MeterKit, customer: Customer) -> None:
     note_missing_plan(kit, customer)
     session.show(asdict(customer), lambda: print_records([_row(customer)], rare=_RARE))
 
@@ -339,7 +351,7 @@ def _overrides(customer: Customer) -> str:
     ends = {name: f" until {date_and_time(until)}" for name, until in customer.override_ends.items()}
     prices = {name: f", price from {date_and_time(at)}" for name, at in customer.price_changes.items()}
     meters = (
-        f"{meter}: {format_entitlement(customer.overrides.get(meter, {})) or 'taken back'}"
+        f"{meter}: {format_entitlement(customer.overrides.get(meter, {})) or 'removed'}"
         f"{ends.get(meter, '')}{prices.get(meter, '')}"
         for meter in dict.fromkeys((*customer.overrides, *customer.price_changes))
     )
@@ -357,7 +369,7 @@ def _overrides(customer: Customer) -> str:
 
 
 async def link_one(customers: Customers, customer: str, stripe_customer: str, *, force: bool) -> Customer:
-    """Link a customer; one whose subscription cannot be read is linked, with a note."""
+    """Link a customer; print a note if Stripe cannot read the subscription."""
     try:
         return await customers.link(customer, stripe_customer, force=force)
     except StripeError as error:
@@ -370,18 +382,16 @@ async def link_one(customers: Customers, customer: str, stripe_customer: str, *,
 async def link_all(
     customers: Customers, links: Sequence[CsvLink], steps: Steps, *, force: bool
 ) -> tuple[int, list[dict[str, str]], int]:
-    """Link what can be linked: how many were, what was refused and why, how many are read later.
+    """Link the customers of a file; return the count, the refusals, and the count to be read later.
 
-    After an outage Stripe is not asked again: each further line would wait for a timeout.
+    After a timeout, Stripe is not asked again: each further line would wait for one.
     """
     linked, refused, unread, is_down = 0, list[dict[str, str]](), 0, False
     for done, (where, customer, stripe_customer) in enumerate(links):
         steps.update("linking customers", done, len(links))
         try:
             if is_down and not force and not await _is_linked(customers, customer, stripe_customer):
-                raise StripeUnavailableError(
-                    "Stripe does not answer, so it was not asked; try again, or use --force"
-                )
+                raise StripeUnavailableError("Stripe does not answer; try again, or use --force")
             await customers.link(customer, stripe_customer, look=not is_down, force=force)
             linked, unread = linked + 1, unread + is_down
         except (CustomerError, StripeError) as error:
@@ -391,8 +401,8 @@ async def link_all(
                 linked, unread = linked + 1, unread + 1
                 continue
             print_note(f"{where}: not linked: {customer!r:.80}, {stripe_customer!r:.80}: {error}")
-            told = {"customer": customer, "stripe_customer": stripe_customer, "message": str(error)}
-            refused.append({"line": where, **told})
+            refusal = {"customer": customer, "stripe_customer": stripe_customer, "message": str(error)}
+            refused.append({"line": where, **refusal})
     return linked, refused, unread
 
 
@@ -401,7 +411,7 @@ async def _is_linked(customers: Customers, customer: str, stripe_customer: str) 
 
 
 def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
-    """Read ``KEY=VALUE`` entries; a value is YAML in flow style, so JSON will do too.
+    """Parse ``KEY=VALUE`` entries; a value is YAML in flow style, or JSON.
 
     Raises:
         MeterkitError: an entry cannot be read, or a key is given twice.
@@ -418,7 +428,7 @@ def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
         try:
             found[key] = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError):
-            # A ValueError is of a date that there is not, or of a number beyond all bounds.
+            # ValueError: an impossible date, or a number that is too long.
             raise MeterkitError(
                 f"override: the value of {key:.80} cannot be read; write it as in the plans file, such as"
                 " 'rate=[100/hour]'"
@@ -429,7 +439,7 @@ def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
 def subject_override(
     customer: str, subject: str, meter: str | None, entries: list[str], until: str | None, *, clear: bool
 ) -> Callable[[Customers], Awaitable[Customer]]:
-    """What replaces the overrides of a subject, ``KIND=ID``; with ``clear``: takes all of them back."""
+    """Make the change of a subject's overrides, ``KIND=ID``; ``clear`` removes all of them."""
     kind, _, name = subject.partition("=")
     if not name or clear == bool(entries) or (meter is None) != clear:
         raise typer.BadParameter("--subject KIND=ID needs METER and KEY=VALUE, or --clear without METER")

@@ -17,7 +17,7 @@ from meterkit.assembly import StripeAccess
 from meterkit.cancellation import start_task
 from meterkit.catalog.amount_texts import units
 from meterkit.cli.options import import_function, seconds
-from meterkit.cli.output import echo, log_as_json, logs_as_json, print_note, shown_steps
+from meterkit.cli.output import echo, is_log_json, log_as_json, print_note, shown_steps
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.customers.states import make_scheduled_transitions
 from meterkit.delivery.late_usage import late_in_words
@@ -41,12 +41,12 @@ commands = typer.Typer()
 
 _PASS_EVERY_S: Final = 5.0
 
-_Contact: TypeAlias = Annotated[
+_ContactOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--contact",
         metavar="MODULE:FUNCTION",
-        help="Gives where a customer is reached, as `contact` of the kit: send e-mails.",
+        help="Function that returns a customer's contact, like `contact` of the kit: sends e-mails.",
         show_default=False,
     ),
 ]
@@ -63,7 +63,7 @@ async def worker(
         typer.Option(
             "--log-format",
             metavar="text|json",
-            help="How the log on stderr is written: text, or json with an object on each line.",
+            help="Format of the log on stderr: text, or json with one object per line.",
             case_sensitive=False,
         ),
     ] = "text",
@@ -72,18 +72,18 @@ async def worker(
         typer.Option(
             "--storage-queue",
             metavar="URL",
-            help="A queue of SQS with events of object stores: count them.",
+            help="Count the events of object stores in this SQS queue.",
             show_default=False,
         ),
     ] = None,
-    contact: _Contact = None,
+    contact: _ContactOption = None,
 ) -> None:
-    """Deliver usage and work off webhooks until told to stop.
+    """Deliver usage and process webhooks until stopped.
 
-    SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most. After SIGHUP it
-    reads the plans file again, as it does by itself when that has changed. Where the plans file has
-    `storage`, it recalculates the stored bytes every hour. Without a Stripe key it does the rest, if no meter
-    of the plans file has a Stripe event, or if it reads a queue.
+    SIGTERM or SIGINT (Ctrl-C) stops it; it waits up to 10 seconds for running calls. SIGHUP reloads the
+    plans file; changes of the file are also detected. If the plans file has `storage`, it recalculates the
+    stored bytes every hour. Without a Stripe key it runs everything except delivery, provided that no meter
+    has a Stripe event or --storage-queue is given.
     """
     if log_format == "json":
         log_as_json()
@@ -101,52 +101,52 @@ async def worker(
         started(kit, waits=True),
         reload_signal(kit),
     ):
-        loop, beside = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
+        loop, background = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
         stripe = StripeAccess(kit.settings)
-        told = start_task(stop.wait())
-        running: asyncio.Task[Any] = told
+        stopped = start_task(stop.wait())
+        running: asyncio.Task[Any] = stopped
         if flusher is None:
-            print_note("no Stripe key is set: nothing is delivered; stop with Ctrl-C")
+            print_note("no Stripe key is set, so nothing is delivered; stop with Ctrl-C")
         else:
             print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
-            running = start_task(_flush(kit, flusher, json=session.json))
+            running = start_task(_run_flusher(kit, flusher, json=session.json))
             closer = PeriodCloser(kit.store, stripe.api, root_of(kit.store, kit.settings))
             tasks |= {"closes": closer.run, **kit.webhooks.tasks, **kit.subscriptions.tasks}
         for name, work in tasks.items():
-            beside.ensure_running(loop, name, work)
-        # What ends by itself has failed: a worker that delivers nothing must not look like one that does.
-        await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
+            background.ensure_running(loop, name, work)
+        # A task that ends by itself has failed: the worker must not run on without it.
+        await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
         if flusher is not None:
-            told.cancel()
+            stopped.cancel()
             flusher.stop()
-        await beside.end(loop)  # What they have begun they give back.
+        await background.end(loop)  # They release their leases.
         await stripe.close()
         await _report_error(running)
     print_note("stopped")
 
 
 def _needs_stripe(kit: MeterKit, storage_queue: str | None) -> bool:
-    """Whether usage goes to Stripe: a forgotten key must not go unnoticed.
+    """Whether the worker must deliver to Stripe: it refuses to start if only the key is missing.
 
-    A worker that reads a queue may be for that alone: it prints that nothing is delivered.
+    A worker that reads a queue may run for that alone; it prints that nothing is delivered.
     """
     has_events = any(meter.stripe is not None for meter in kit.catalog.meters.values())
     return (has_events and storage_queue is None) or kit.settings.stripe_api_key is not None
 
 
-async def _flush(kit: MeterKit, flusher: Flusher, *, json: bool) -> None:
+async def _run_flusher(kit: MeterKit, flusher: Flusher, *, json: bool) -> None:
     every_s = min(_PASS_EVERY_S, kit.settings.flush_interval)
     await flusher.run(every_s=every_s, told=partial(_log_report, json=json))
 
 
 async def _report_error(running: asyncio.Task[Any]) -> None:
-    """Wait for the end of a task, and print the error that ended it."""
+    """Wait for the end of a task and print its error."""
     try:
         await running
     except MeterkitError:
-        raise  # It is printed like that of any other command.
+        raise  # Printed like the error of any command.
     except Exception as error:
-        print_note(f"the worker ended by an error: {error!r}", level=logging.ERROR)
+        print_note(f"the worker ended with an error: {error!r}", level=logging.ERROR)
         raise
 
 
@@ -155,22 +155,22 @@ def _log_report(report: FlushReport, *, json: bool) -> None:
         echo(dumps(report.as_json()))
     elif not any((report.sealed, report.delivered, report.retried, report.parked, report.dead, report.late)):
         return
-    elif logs_as_json():
-        _logger.info("%s", summary(report), extra=_figures(report))
+    elif is_log_json():
+        _logger.info("%s", summarize(report), extra=_figures(report))
     else:
-        echo(summary(report))
+        echo(summarize(report))
 
 
 def _figures(report: FlushReport) -> dict[str, int | str]:
-    """What a line of the log can hold: of lists how much is in them, which may be all customers."""
+    """Make log fields of a report: the length of lists, which may name all customers."""
     return {
         name: value if isinstance(value, int | str) else len(value)
         for name, value in asdict(report).items()
-        if not name.startswith("spool")  # A worker sends those of its own process alone.
+        if not name.startswith("spool")  # A worker sends only its own spools.
     }
 
 
-_LOOK_EVERY_S: Final = 0.2
+_PROGRESS_EVERY_S: Final = 0.2
 
 
 @command(commands)
@@ -181,8 +181,9 @@ async def flush(
         bool,
         typer.Option(
             "--all",
-            help="Also send the spools of processes that are gone, seal what is still open, try at once what"
-            " waits for a retry, and wait for what may not be sent yet.",
+            help="Also send spools of ended processes, seal open usage, retry waiting deliveries at"
+            " once, and wait"
+            " for deliveries that may not be sent yet.",
         ),
     ] = False,
     timeout_s: Annotated[
@@ -191,15 +192,15 @@ async def flush(
             "--timeout",
             parser=seconds,
             metavar="SECONDS",
-            help="With --all: how long to wait without progress. Default: 300.",
+            help="With --all: stop after this long without progress. Default: 300.",
             show_default=False,
         ),
     ] = 300.0,
 ) -> None:
-    """Deliver to Stripe what is due, once.
+    """Deliver due usage to Stripe, once.
 
-    Drains the audit log, too, where there is one. Exits 1 if Stripe does not have all that linked customers
-    used, or a spool could not be sent. Without a Stripe key, --all only sends the spools.
+    Also drains the audit log. Exits 1 if some usage of linked customers is undelivered, or a spool could not
+    be sent. Without a Stripe key, --all only sends the spools.
     """
     kit = session.make_kit()
     for room in ("delivery", "store"):
@@ -208,25 +209,27 @@ async def flush(
         async with started(kit):
             report = await kit.flush(everything=True)
             await _drain_audit_log(kit)
-        print_note("nothing is delivered: no Stripe key is set; to deliver, set METERKIT_STRIPE_API_KEY")
+        print_note(
+            "nothing is delivered, because no Stripe key is set; to deliver, set METERKIT_STRIPE_API_KEY"
+        )
     else:
-        report = await _deliver(kit, everything=everything, timeout_s=timeout_s)
+        report = await _flush_with_progress(kit, everything=everything, timeout_s=timeout_s)
 
     if everything:
         await asyncio.to_thread(_note_foreign_spools, kit)
 
-    def tell() -> None:
+    def print_result() -> None:
         if report.spooled:
-            echo(f"spools of processes that are gone: {report.spooled} settlements sent")
+            echo(f"spools of ended processes: {report.spooled} settlements sent")
         for refused in report.spools_left:
             echo(f"spool left as it is: {refused}")
         _print_report(report)
 
-    session.show(report.as_json(), tell)
+    session.show(report.as_json(), print_result)
     raise typer.Exit(int(not report.is_complete))
 
 
-async def _deliver(kit: MeterKit, *, everything: bool, timeout_s: float) -> FlushReport:
+async def _flush_with_progress(kit: MeterKit, *, everything: bool, timeout_s: float) -> FlushReport:
     # Report a missing key before waiting for the store.
     async with kit.flusher() as flusher, started(kit):
         with shown_steps() as steps:
@@ -245,7 +248,7 @@ async def _drain_audit_log(kit: MeterKit) -> None:
 
 
 def _note_foreign_spools(kit: MeterKit) -> None:
-    """Name left spools of other stores: the settings may not be those of the app that left them."""
+    """Print spools of other stores: these settings may differ from the app's."""
     store = kit.store
     if store.spool_dir is None:
         return
@@ -255,17 +258,17 @@ def _note_foreign_spools(kit: MeterKit) -> None:
 
 
 async def _watch(flusher: Flusher, steps: Steps) -> None:
-    """Show how much is delivered, until cancelled."""
+    """Show the progress until cancelled."""
     while True:
         steps.update("delivering", flusher.report.delivered)
-        await asyncio.sleep(_LOOK_EVERY_S)
+        await asyncio.sleep(_PROGRESS_EVERY_S)
 
 
 def _print_report(report: FlushReport) -> None:
-    echo(summary(report))
+    echo(summarize(report))
     for customer in report.unlinked:
         cure = f"meterkit customers link {quote(customer)} cus_…"
-        echo(f"unlinked: {customer} has usage and no Stripe customer; {cure}")
+        echo(f"unlinked: {customer} has usage and no Stripe customer; run {cure}")
     if report.why:
         echo(f"will be tried again: {report.why}")
     for unsealed in report.unsealed:
@@ -278,7 +281,7 @@ def _print_report(report: FlushReport) -> None:
 
 
 def late_lines(report: FlushReport) -> list[str]:
-    """Lines about usage that missed its invoice, one for each customer and period."""
+    """List usage that missed its invoice, one line per customer and period."""
     groups: dict[tuple[str, str], list[LateUsage]] = {}
     for one in report.late:
         groups.setdefault((one.customer, one.period), []).append(one)
@@ -289,7 +292,7 @@ def late_lines(report: FlushReport) -> list[str]:
 
 
 def undelivered_lines(report: FlushReport) -> list[str]:
-    """Parked and dead usage, a line for each customer, meter and reason."""
+    """List parked and dead usage, one line per customer, meter and reason."""
     groups: dict[tuple[str, str, str, str], list[int]] = {}
     for one in report.undelivered:
         groups.setdefault((one.state, one.customer, one.meter, one.why), []).append(one.quantity)
@@ -304,8 +307,8 @@ def _intents(count: int) -> str:
     return "1 intent" if count == 1 else f"{count} intents"
 
 
-def summary(report: FlushReport) -> str:
-    """One line about a pass."""
+def summarize(report: FlushReport) -> str:
+    """Summarize a pass in one line."""
     return (
         f"sealed {report.sealed}, delivered {report.delivered}, retried {report.retried},"
         f" parked {report.parked}, dead {report.dead}, left {report.left}, unlinked {len(report.unlinked)}"

@@ -1,4 +1,4 @@
-"""``meterkit doctor``: what is wrong with the store, with what is kept there, and with Stripe's meters."""
+"""``meterkit doctor``: check the store, the work that waits in it, and the Stripe account."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import typer
 from meterkit.catalog.route_notes import CHECK as LIMITS
 from meterkit.cli.output import echo
 from meterkit.cli.session import Session, command
-from meterkit.health.allotments import CHECK as ALLOTMENTS
+from meterkit.health.plans_file import ALLOTMENTS
 
 if TYPE_CHECKING:
-    from meterkit.health.health import Health
+    from meterkit.health.findings import Health
 
 __all__ = ["commands"]
 
@@ -24,28 +24,28 @@ commands = typer.Typer()
 
 @command(commands)
 async def doctor(session: Session) -> None:
-    """Look at the store and at Stripe's meters for what is wrong.
+    """Check the deployment: the store, waiting work and Stripe.
 
-    Each finding with its cure. Exits 1 if there is any.
+    Prints each finding with its cure. Exits 1 if there is any.
     """
     kit = session.make_kit()
-    # The log of the store repeats these findings.
+    # The store logs the same findings.
     logging.getLogger("meterkit.store").setLevel(logging.CRITICAL)
     try:
         found = await kit.health()
     finally:
         await kit.store.stop()
-    session.show(asdict(found), lambda: _tell(found))
+    session.show(asdict(found), lambda: _print_health(found))
     raise typer.Exit(int(bool(found.findings)))
 
 
-def _tell(found: Health) -> None:
+def _print_health(found: Health) -> None:
     for finding in found.findings:
         echo(f"{finding.check}: {finding.problem}\n  cure: {finding.cure}")
     for why, checks in groupby(found.not_looked_at, found.not_looked_at.__getitem__):
-        echo(f"not looked at: {', '.join(checks)}: {why}")
+        echo(f"not checked: {', '.join(checks)}: {why}")
     for check in (ALLOTMENTS, LIMITS):
         if check in found.looked_at:
             echo(f"{check}: {found.looked_at[check]}")
     if not found.findings:
-        echo(f"nothing found in {len(found.looked_at)} checks")
+        echo(f"no findings in {len(found.looked_at)} checks")

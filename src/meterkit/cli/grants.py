@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterkit.cli.options import WHEN, CustomerArgument, date_or_instant, whole_number
+from meterkit.cli.options import WHEN, CustomerArgument, date_or_instant, integer_between
 from meterkit.cli.output import print_note, print_records, print_table
-from meterkit.cli.session import Session, check_known, command, hint_of_new, note_unknown
+from meterkit.cli.session import Session, check_known, command, new_customer_note, note_unknown
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(
     name="grants",
-    help="Give customers quantities besides what their plan includes.",
+    help="Grant customers quantities in addition to their plan.",
     no_args_is_help=True,
 )
 
@@ -30,9 +30,9 @@ _PriorityOption = Annotated[
     int,
     typer.Option(
         "--priority",
-        parser=whole_number(0, 1000),
+        parser=integer_between(0, 1000),
         metavar="N",
-        help="From 0 to 1000; what has the lower one is used up first.",
+        help="From 0 to 1000; lower priorities are used first.",
     ),
 ]
 
@@ -45,7 +45,7 @@ async def add(
         list[str],
         typer.Argument(
             metavar="NAME=QUANTITY",
-            help="A meter or a credit of the plans file, and how much of it: ai=500 'pages=10_000'.",
+            help="A meter or credit of the plans file and a quantity: ai=500 'pages=10_000'.",
         ),
     ],
     *,
@@ -54,41 +54,40 @@ async def add(
         typer.Option(
             "--id",
             metavar="ID",
-            help="Required: your own name of this grant, such as the id of an invoice. The same one"
-            " grants once.",
+            help="Required: your own id of this grant, such as an invoice id. Repeating an id grants once.",
         ),
     ] = None,
     priority: _PriorityOption = 50,
     effective: Annotated[
         str | None,
-        typer.Option("--effective", metavar="WHEN", help=f"From when on it counts: {WHEN}. Default: now."),
+        typer.Option("--effective", metavar="WHEN", help=f"Start: {WHEN}. Default: now."),
     ] = None,
     expires: Annotated[
         str | None,
         typer.Option(
             "--expires",
             metavar="WHEN",
-            help="When what is left of it expires, written likewise. Default: never.",
+            help="Expiry, in the same format. Default: never.",
         ),
     ] = None,
 ) -> None:
-    """Give a customer quantities of meters or credits.
+    """Grant a customer quantities of meters or credits.
 
-    They pay for usage beyond what the plan includes.
+    They pay for usage beyond the included quantities.
     """
     if grant_id is None:
         raise typer.BadParameter(
-            "give --id ID, your own name of this grant, such as the id of an invoice: the same id grants"
-            " once, so that a command that is repeated does not grant twice"
+            "give --id ID, your own id of this grant, such as an invoice id, so that repeating the command"
+            " does not grant twice"
         )
-    given = quantities_of(quantities)
+    given = parse_quantities(quantities)
     effective_at, expires_at = (
         date_or_instant("--effective", effective),
         date_or_instant("--expires", expires),
     )
     async with session.kit(customer) as kit:
-        hint = await hint_of_new(kit, customer)
-        before = {grant.name for grant in await _named(kit, customer, grant_id)}
+        hint = await new_customer_note(kit, customer)
+        before = {grant.name for grant in await _grants_with_id(kit, customer, grant_id)}
         await kit.grants.add(
             customer,
             given,
@@ -101,41 +100,41 @@ async def add(
             print_note(hint)
         for repeated in sorted(before & given.keys()):
             print_note(f"{repeated}: {grant_id} was granted before; nothing has changed")
-        _show(session, customer, await _named(kit, customer, grant_id))
+        _show_grants(session, customer, await _grants_with_id(kit, customer, grant_id))
 
 
 @command(commands, "list")
 async def list_all(session: Session, customer: CustomerArgument) -> None:
-    """List a customer's grants, in the order in which they are used up.
+    """List a customer's grants in the order of use.
 
-    The plan's grants are among them.
+    Includes grants of the plan.
     """
     async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
-        _show(session, customer, await kit.grants.list(customer))
+        _show_grants(session, customer, await kit.grants.list(customer))
 
 
 @command(commands)
 async def void(
     session: Session,
     customer: CustomerArgument,
-    grant_id: Annotated[str, typer.Argument(metavar="ID", help="The id of the grant, as it was added.")],
+    grant_id: Annotated[str, typer.Argument(metavar="ID", help="The id of the grant.")],
 ) -> None:
-    """Take back what a grant has left.
+    """Void the rest of a grant.
 
-    What it has paid for stays paid. Repeated, it changes nothing.
+    Usage that it paid for stays paid. Repeating the command changes nothing.
     """
     async with session.kit(customer) as kit:
         await check_known(kit, customer)
         await kit.grants.void(customer, grant_id)
-        _show(session, customer, await _named(kit, customer, grant_id))
+        _show_grants(session, customer, await _grants_with_id(kit, customer, grant_id))
 
 
 @command(commands)
 async def ledger(session: Session, customer: CustomerArgument) -> None:
-    """Show what became of each grant.
+    """Show the history of each grant.
 
-    With --json, credits are counted in millionths of a credit.
+    With --json, credits are in millionths of a credit.
     """
     async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
@@ -148,23 +147,27 @@ def _print_ledger(customer: str, found: Sequence[LedgerEntry]) -> None:
         ("grant", "of", "entry", "quantity", "meter", "period"),
         (
             (
-                *(entry.grant_id, entry.name, entry.entry, _exact(entry), entry.meter),
+                entry.grant_id,
+                entry.name,
+                entry.entry,
+                _exact_quantity(entry),
+                entry.meter,
                 entry.period_start,
             )
-            for entry in sorted(found, key=_place)
+            for entry in sorted(found, key=_sort_key)
         ),
         empty=f"customer {customer} has no grants",
     )
 
 
-async def _named(kit: MeterKit, customer: str, grant_id: str) -> Sequence[Grant]:
-    """What the app has granted under an id: one grant a meter or credit."""
+async def _grants_with_id(kit: MeterKit, customer: str, grant_id: str) -> Sequence[Grant]:
+    """Read the app's grants with an id: one per meter or credit."""
     every = await kit.grants.list(customer)
     return [grant for grant in every if (grant.source, grant.grant_id) == ("app", grant_id)]
 
 
-def quantities_of(entries: Iterable[str]) -> dict[str, int]:
-    """Parse NAME=QUANTITY arguments; one that cannot be read ends the command with 2."""
+def parse_quantities(entries: Iterable[str]) -> dict[str, int]:
+    """Parse NAME=QUANTITY arguments; exits 2 if one cannot be read."""
     found: dict[str, int] = {}
     for entry in entries:
         name, _, quantity = entry.partition("=")
@@ -179,11 +182,11 @@ def quantities_of(entries: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def _show(session: Session, customer: str, found: Sequence[Grant]) -> None:
+def _show_grants(session: Session, customer: str, found: Sequence[Grant]) -> None:
     rows = [_row(grant) for grant in found]
     if all(grant.source == "app" for grant in found):
         for row in rows:
-            del row["by"]  # Whose they are is shown where some are the plan's.
+            del row["by"]  # The column is shown only if some grants are the plan's.
     empty = f"customer {customer} has no grants"
     session.show([asdict(grant) for grant in found], lambda: print_records(rows, empty=empty))
 
@@ -202,15 +205,15 @@ def _row(grant: Grant) -> dict[str, object]:
     }
 
 
-def _place(entry: LedgerEntry) -> tuple[str, str, int, str, str]:
-    """Where a line stands: with its grant, in the order in which things happen to one."""
+def _sort_key(entry: LedgerEntry) -> tuple[str, str, int, str, str]:
+    """Sort key of a ledger line: its grant, then the order of events."""
     order = ("grant", "adjustment", "burn", "debt", "repayment", "expire", "void", "refund")
     period = "" if entry.period_start is None else iso(entry.period_start)
     return entry.name, entry.grant_id, order.index(entry.entry), period, entry.meter or ""
 
 
-def _exact(entry: LedgerEntry) -> str:
-    """Units of a meter, or credits with all their decimals."""
+def _exact_quantity(entry: LedgerEntry) -> str:
+    """Format units of a meter, or credits with all decimals."""
     if entry.kind == "meter":
         return f"{entry.quantity:,}"
     whole, micro = divmod(abs(entry.quantity), MICRO)

@@ -25,10 +25,10 @@ _ALLOWED: Final = "allowed are two columns, customer,stripe_customer; no line of
 
 
 class CsvLink(NamedTuple):
-    """A line of a file of links.
+    """A line of a CSV file of links.
 
     Attributes:
-        where: the file and the number of the line.
+        where: the file and the line number.
     """
 
     where: str
@@ -37,10 +37,10 @@ class CsvLink(NamedTuple):
 
 
 def read_links(path: str) -> list[CsvLink]:
-    """The lines of a CSV file, all read before the first is used; ``-`` reads stdin.
+    """Read all lines of a CSV file of links; ``-`` reads stdin.
 
     Raises:
-        MeterkitError: the file cannot be read, or a line does not have two columns with something in each.
+        MeterkitError: the file cannot be read, or a line does not have two non-empty columns.
     """
     name = "stdin" if path == "-" else path
     try:
@@ -78,7 +78,7 @@ commands = typer.Typer(name="import", no_args_is_help=True)
 
 @commands.callback()
 def importing() -> None:
-    """Take over customers and subscriptions that exist already."""
+    """Import existing customers and subscriptions."""
 
 
 @command(commands)
@@ -86,15 +86,16 @@ async def stripe(
     session: Session,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List who would be linked and on which plan; change nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show the customers to link and their plans, and change nothing."),
     ] = False,
     id_from: Annotated[
         str,
         typer.Option(
             "--id-from",
             metavar="PLACE",
-            help="Where Stripe has your own ids of customers: `email`, or `metadata.KEY` of a customer or of"
-            " its subscription.",
+            help="Where your own customer ids are at Stripe: `email`, or `metadata.KEY` of a customer or its"
+            " subscription.",
         ),
     ] = "metadata.meterkit_customer",
     csv: Annotated[
@@ -102,15 +103,15 @@ async def stripe(
         typer.Option(
             "--csv",
             metavar="FILE",
-            help="Your own ids, a line `customer,stripe_customer` for each; they win over what Stripe has."
+            help="Your own ids, one line `customer,stripe_customer` each; they override ids at Stripe."
             " - reads stdin.",
         ),
     ] = None,
 ) -> None:
     """Link the customers of a Stripe account.
 
-    Each is on the plan of its subscription at once. Lists who does not fit and why, and exits 1 then. Run it
-    again at any time: what is done is not done again.
+    Each gets the plan of its subscription at once. Lists customers that do not fit, with the reason, and
+    then exits 1. Run it again at any time: finished links are skipped.
     """
     ids = _by_stripe_customer(csv)
     async with session.kit(reads=dry_run) as kit:
@@ -122,12 +123,12 @@ async def stripe(
             done = await kit.subscriptions.import_from_stripe(
                 id_from=id_from, ids=ids, dry_run=dry_run, progress=progress
             )
-    session.show(asdict(done), lambda: _tell(done))
+    session.show(asdict(done), lambda: _print_import(done))
     raise typer.Exit(int(bool(done.misfits)))
 
 
 def _by_stripe_customer(csv: str | None) -> dict[str, str]:
-    """The ids of a file, by Stripe customer.
+    """Read the ids of a file, by Stripe customer.
 
     Raises:
         MeterkitError: the file cannot be read, or has a Stripe customer twice.
@@ -141,7 +142,7 @@ def _by_stripe_customer(csv: str | None) -> dict[str, str]:
     return ids
 
 
-def _tell(done: Imported) -> None:
+def _print_import(done: Imported) -> None:
     rows = [
         {
             "Stripe customer": misfit.stripe_customer,

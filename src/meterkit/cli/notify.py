@@ -10,7 +10,7 @@ import typer
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
-from meterkit.notify.courier import about
+from meterkit.notify.courier import read_event_and_customer
 
 commands = typer.Typer(
     name="notify",
@@ -21,13 +21,17 @@ commands = typer.Typer(
 
 @command(commands, "list")
 async def list_all(session: Session) -> None:
-    """List the messages that wait or are dead.
+    """List waiting and dead messages.
 
-    Each with what failed last. Exits 1 where messages are dead.
+    Each with its last error. Exits 1 if messages are dead.
     """
     async with session.kit(reads=True) as kit:
         found = await kit.notify.list()
-    kept = [(channel, one, *about(one)) for channel, all_ in found.items() for one in all_]
+    kept = [
+        (channel, one, *read_event_and_customer(one))
+        for channel, messages in found.items()
+        for one in messages
+    ]
     rows = [
         {
             "message": one.id,
@@ -45,9 +49,9 @@ async def list_all(session: Session) -> None:
         {**asdict(one), "channel": channel, "event": event, "customer": customer}
         for channel, one, event, customer in kept
     ]
-    for told in as_json:
-        del told["text"]
-    session.show(as_json, lambda: print_records(rows, empty="no message waits or is dead"))
+    for entry in as_json:
+        del entry["text"]
+    session.show(as_json, lambda: print_records(rows, empty="no message is waiting or dead"))
     if any(one.state == "dead" for _, one, *_ in kept):
         raise typer.Exit(1)
 
@@ -57,10 +61,10 @@ async def redrive(
     session: Session,
     messages: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MESSAGE]...", help="Such as msg_1f2e…; none: all dead messages."),
+        typer.Argument(metavar="[MESSAGE]...", help="Such as msg_1f2e…. Default: all dead messages."),
     ] = None,
 ) -> None:
-    """Have dead messages sent again, for three days."""
+    """Send dead messages again, for three days."""
     async with session.kit() as kit:
         count = await kit.notify.redrive(*(messages or ()))
     session.show({"redriven": count}, lambda: echo(f"sent again: {count}"))
@@ -77,7 +81,7 @@ async def preview(
         str | None, typer.Option("--locale", metavar="LOCALE", help="The language, such as de.")
     ] = None,
 ) -> None:
-    """Show the webhook and the e-mail of an event, with figures made up."""
+    """Show the webhook and the e-mail of an event, with sample figures."""
     kit = session.make_kit()
     body, mail = kit.notify.preview(event, locale=locale)
 

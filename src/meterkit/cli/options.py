@@ -57,11 +57,11 @@ def _name(parameter: Any) -> str:
     return str(parameter.metavar) + ("..." if parameter.nargs != 1 else "")
 
 
-def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """A parser of whole numbers from ``least`` to ``most``."""
+def integer_between(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of integers from ``least`` to ``most``."""
 
     def parse(value: str) -> int:
-        text = str(value)  # A default comes as it is.
+        text = str(value)  # A default is not a text.
         if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
             raise typer.BadParameter(f"found {text!r:.80}; allowed is a whole number from {least} to {most}")
         return int(text)
@@ -123,29 +123,29 @@ _COMMON: Final[dict[str, dict[str, Any]]] = {
     "plans": {"metavar": "FILE", "help": "The plans file. Default: METERKIT_PLANS, else plans.yaml."},
     "redis": {
         "metavar": "URL",
-        "help": "The store. Default: METERKIT_REDIS_URL, else REDIS_URL. Put a password into the variable:"
-        " other users of this machine can read a command line.",
+        "help": "The store. Default: METERKIT_REDIS_URL, else REDIS_URL. Put passwords into the variable:"
+        " other users of this machine can read command lines.",
     },
     "json": {"help": "Print JSON, for programs."},
 }
 
 
 def common_options(unused: Collection[str]) -> Iterator[Parameter]:
-    """What every command takes, so that a script can give it to all; help leaves out what is ``unused``."""
-    for name, described in _COMMON.items():
+    """Yield the options of every command; help hides those that are ``unused``, which have no effect."""
+    for name, describe_line in _COMMON.items():
         kind, default = (bool, False) if name == "json" else (str | None, None)
-        option = typer.Option(f"--{name}", hidden=name in unused, **described)
+        option = typer.Option(f"--{name}", hidden=name in unused, **describe_line)
         annotation: Any = Annotated[kind, option]
         yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def plans_path(named: str | None) -> str:
-    """The plans file that a command reads: the one it names, else that of the environment."""
+    """Return the plans file of a command: the named one, otherwise that of the environment."""
     return named or os.environ.get("METERKIT_PLANS") or "plans.yaml"
 
 
 def completion(part: Literal["plans", "meters"]) -> Callable[[str], list[str]]:
-    """What a shell is offered where a command wants a name of the plans file."""
+    """Return a completion of names in the plans file."""
 
     def complete(incomplete: str) -> list[str]:
         try:
@@ -163,7 +163,7 @@ PeriodOption = Annotated[
         "--period",
         parser=_day,
         metavar="DATE",
-        help="The billing period that this day lies in, such as 2026-10-01 or 2026-10, in UTC.",
+        help="The billing period that contains this day, such as 2026-10-01 or 2026-10, in UTC.",
     ),
 ]
 PlanArgument = Annotated[
@@ -173,25 +173,25 @@ PlanArgument = Annotated[
 OldPlanArgument = Annotated[str, typer.Argument(metavar="FROM", help="The plan that customers leave.")]
 NewPlanArgument = Annotated[
     str,
-    typer.Argument(metavar="TO", help="The plan that they get.", autocompletion=completion("plans")),
+    typer.Argument(metavar="TO", help="The plan that customers get.", autocompletion=completion("plans")),
 ]
 CustomerOption = Annotated[
     str | None,
     typer.Option("--customer", metavar="CUSTOMER", help="Your own id of one customer. Default: all."),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
 
 
 def import_app(name: str, *, is_factory: bool) -> Any:
-    """The app that ``module:attribute`` names; modules are looked for in the working directory first.
+    """Import the app ``module:attribute``; the working directory is searched first.
 
     Args:
-        name: as uvicorn takes it; the attribute may have dots.
-        is_factory: whether it is a function without arguments that makes the app.
+        name: as for uvicorn; the attribute may have dots.
+        is_factory: it is a function without arguments that returns the app.
 
     Raises:
         typer.BadParameter: there is no such module or attribute.
-        MeterkitError: what is imported fails; with where.
+        MeterkitError: the import fails; the message has the place.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
@@ -200,21 +200,21 @@ def import_app(name: str, *, is_factory: bool) -> Any:
         )
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
-    # What the app prints is not the result.
+    # The app's output must not mix with the result.
     with redirect_stdout(sys.stderr):
         app = _attribute(_module(module_name), attribute)
         if not is_factory:
             return app
         if not callable(app):
-            raise typer.BadParameter(f"--factory: {name} is no function, but of type {type(app).__name__}")
+            raise typer.BadParameter(f"--factory: {name} is not a function but of type {type(app).__name__}")
         return _run(app, f"{name} cannot make the app")
 
 
 def import_function(name: str) -> Callable[..., Any]:
-    """The function that ``module:attribute`` names; raises as :func:`import_app` does."""
+    """Import the function ``module:attribute``; raises as :func:`import_app` does."""
     found = import_app(name, is_factory=False)
     if not callable(found):
-        raise typer.BadParameter(f"{name} is no function, but of type {type(found).__name__}")
+        raise typer.BadParameter(f"{name} is not a function but of type {type(found).__name__}")
     return cast("Callable[..., Any]", found)
 
 
@@ -223,8 +223,8 @@ def _module(name: str) -> Any:
         return _run(lambda: import_module(name), f"{name} cannot be imported")
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise MeterkitError(f"{name} cannot be imported: {error}{_place(error)}") from error
-        raise typer.BadParameter(f"there is no module {error.name!r}; looked for in {Path.cwd()}") from None
+            raise MeterkitError(f"{name} cannot be imported: {error}{_error_location(error)}") from error
+        raise typer.BadParameter(f"there is no module {error.name!r}; searched in {Path.cwd()}") from None
 
 
 def _attribute(module: Any, path: str) -> Any:
@@ -239,19 +239,19 @@ def _attribute(module: Any, path: str) -> Any:
 
 
 def _run(work: Any, failed: str) -> Any:
-    """Run code of the app; its errors become one message. Errors of meterkit pass unchanged."""
+    """Run code of the app; turn its errors into one message. Errors of meterkit pass unchanged."""
     try:
         return work()
     except (MeterkitError, ModuleNotFoundError):
         raise
     except Exception as error:
-        raise MeterkitError(f"{failed}: {type(error).__name__}: {error}{_place(error)}") from error
+        raise MeterkitError(f"{failed}: {type(error).__name__}: {error}{_error_location(error)}") from error
 
 
-def _place(error: Exception) -> str:
-    """Where in the app it was raised."""
+def _error_location(error: Exception) -> str:
+    """Return the file and line of the app where an error was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     here = Path.cwd()
-    own = [frame for frame in frames if Path(frame.filename).is_relative_to(here)]
-    own = [frame for frame in own if "site-packages" not in frame.filename] or frames[-1:]
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    app_frames = [frame for frame in frames if Path(frame.filename).is_relative_to(here)]
+    app_frames = [frame for frame in app_frames if "site-packages" not in frame.filename] or frames[-1:]
+    return f" ({app_frames[-1].filename}:{app_frames[-1].lineno})" if app_frames else ""

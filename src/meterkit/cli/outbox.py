@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from meterkit.catalog.amount_texts import date_and_time, money, span
-from meterkit.cli.options import whole_number
+from meterkit.cli.options import integer_between
 from meterkit.cli.output import cell_text, echo, print_note
 from meterkit.cli.session import Session, command
 from meterkit.delivery.invoice_items import span_in_words
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(
     name="outbox",
-    help="See to usage that is sealed for Stripe and not delivered.",
+    help="Inspect and retry usage not yet delivered to Stripe.",
     no_args_is_help=True,
 )
 
@@ -36,14 +36,14 @@ _Identifiers = Annotated[
 ]
 _Reason = Annotated[
     str,
-    typer.Option("--reason", metavar="TEXT", help="Why, for the ledger of the customer.", show_default=False),
+    typer.Option("--reason", metavar="TEXT", help="Reason, for the customer's ledger.", show_default=False),
 ]
-_Customer = Annotated[str | None, typer.Option("--customer", metavar="CUSTOMER", help="Those of one alone.")]
+_Customer = Annotated[str | None, typer.Option("--customer", metavar="CUSTOMER", help="Only this customer.")]
 _MOST: Final = 100_000
 
 
 def operator() -> str:
-    """Who runs this command, for ledgers."""
+    """Name the user who runs this command, for ledgers."""
     try:
         return f"operator {getuser()}"
     except (KeyError, OSError):  # A container's user may have no name.
@@ -61,13 +61,12 @@ async def list_all(
     customer: _Customer = None,
     limit: Annotated[
         int,
-        typer.Option("--limit", parser=whole_number(1, _MOST), metavar="N", help="At most so many."),
+        typer.Option("--limit", parser=integer_between(1, _MOST), metavar="N", help="List at most N."),
     ] = 1_000,
 ) -> None:
-    """List what is not delivered, the oldest first.
+    """List undelivered usage, oldest first.
 
-    Intents, then invoice items for late usage. Exits 1 if an intent is parked or dead: it waits for an
-    operator.
+    Intents, then invoice items for late usage. Exits 1 if an intent is parked or dead: it needs a decision.
     """
     async with session.kit(reads=True) as kit:
         intents = await kit.outbox.list(state=state, customer=customer, limit=limit)
@@ -76,7 +75,7 @@ async def list_all(
             items = await kit.outbox.items.list(customer=customer, limit=limit)
     rare = ("minute", "first attempt", "attempts", "compared", "why")
     found: list[Intent | QueuedItem] = [*intents, *items]
-    session.show_rows(found, _row, rare=rare, empty="all that is sealed is delivered")
+    session.show_rows(found, _row, rare=rare, empty="all sealed usage is delivered")
     if limit in {len(intents), len(items)}:
         print_note(f"there may be more: --limit {limit}")
     if any(intent.state in {"parked", "dead"} for intent in intents):
@@ -87,7 +86,7 @@ async def list_all(
 async def show(
     session: Session, intent: Annotated[str, typer.Argument(metavar="INTENT", help="Its identifier.")]
 ) -> None:
-    """Show one intent or invoice item with all that is known of it."""
+    """Show one intent or invoice item in full."""
     async with session.kit(reads=True) as kit:
         found = (await _items_by_id(kit)).get(intent) or await kit.outbox.show(intent)
     session.show(asdict(found), lambda: _print_one(found))
@@ -104,21 +103,21 @@ async def redrive(
         bool,
         typer.Option(
             "--all",
-            help="All that are parked or dead, but not those parked by hand or after a restore;"
-            " with --customer, of that one.",
+            help="All parked and dead ones, except those parked by hand or after a restore."
+            " With --customer, of that customer.",
         ),
     ] = False,
     customer: _Customer = None,
     reason: _Reason = "",
 ) -> None:
-    """Have what is parked or dead delivered.
+    """Deliver parked or dead usage.
 
-    It is sent again under the same identifier where Stripe counts that once for certain. Else it stays
-    parked, and 26 hours after its first try it is compared with Stripe's summary before anything is sent.
-    An invoice item that is named is made by the next flush.
+    If Stripe certainly counts the identifier once, it is sent again under the same one. Otherwise it stays
+    parked, and 26 hours after its first attempt meterkit compares it with Stripe's summary before sending.
+    The next flush creates invoice items that you name.
     """
     if bool(intents) == everything:
-        raise typer.BadParameter("name intents, or give --all")
+        raise typer.BadParameter("name intents or give --all")
     async with session.kit() as kit:
         chosen, items = intents or await _undelivered(kit, customer), await _items_by_id(kit)
 
@@ -127,14 +126,14 @@ async def redrive(
                 return await kit.outbox.items.redrive(identifier)
             return await kit.outbox.redrive(identifier, reason=reason, by=by)
 
-        await _each(session, chosen, redrive_one, "redriven", reason=reason)
+        await _apply_to_each(session, chosen, redrive_one, "redriven", reason=reason)
 
 
 @command(commands)
 async def park(session: Session, intents: _Identifiers, *, reason: _Reason = "") -> None:
-    """Keep queued intents from being sent.
+    """Hold queued intents back until they are redriven or dropped.
 
-    Until they are redriven or dropped. Invoice items cannot be parked.
+    Invoice items cannot be parked.
     """
     async with session.kit() as kit:
         items = await _items_by_id(kit)
@@ -142,12 +141,12 @@ async def park(session: Session, intents: _Identifiers, *, reason: _Reason = "")
         async def park_one(identifier: str, *, reason: str, by: str) -> Intent:
             if identifier in items:
                 raise MeterkitError(
-                    f"{identifier} is an invoice item, which waits only until Stripe takes it: let the next"
-                    " flush make it, and delete it at Stripe; or drop it"
+                    f"{identifier} is an invoice item and cannot be parked: let the next flush create it and"
+                    " delete it at Stripe, or drop it"
                 )
             return await kit.outbox.park(identifier, reason=reason, by=by)
 
-        await _each(session, intents, park_one, "parked", reason=reason)
+        await _apply_to_each(session, intents, park_one, "parked", reason=reason)
 
 
 @command(commands)
@@ -157,14 +156,15 @@ async def drop(
     *,
     reason: Annotated[
         str | None,
-        typer.Option("--reason", metavar="TEXT", help="Required: why, for the ledger of the customer."),
+        typer.Option("--reason", metavar="TEXT", help="Required: reason, for the customer's ledger."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Give intents up: Stripe is never sent their usage.
+    """Drop intents or invoice items for good.
 
-    Invoice items, too. It is counted as dead; that of an invoice item stays late, and is on no invoice. Asks
-    first. Entered into the customer's ledger, with who and why: see `meterkit customers history`.
+    Their usage is never sent to Stripe and counts as dead; that of an invoice item stays late and is not
+    billed. Asks for confirmation. The customer's ledger records who dropped it and why: see `meterkit
+    customers history`.
     """
     if not reason:
         raise typer.BadParameter("give --reason TEXT: it is entered into the customer's ledger")
@@ -177,23 +177,21 @@ async def drop(
             queue = kit.outbox.items if identifier in items else kit.outbox
             return await queue.drop(identifier, reason=reason, by=by)
 
-        await _each(session, intents, drop_one, "dropped", reason=reason)
+        await _apply_to_each(session, intents, drop_one, "dropped", reason=reason)
 
 
 async def _items_by_id(kit: MeterKit) -> Mapping[str, QueuedItem]:
-    """The invoice items that wait, by identifier."""
+    """Read the waiting invoice items, by identifier."""
     return {item.identifier: item for item in await kit.outbox.items.list(limit=_MOST)}
 
 
 async def _confirm_drop(outbox: Intents, items: Mapping[str, QueuedItem], identifiers: Sequence[str]) -> None:
     if not sys.stdin.isatty():
-        raise MeterkitError(
-            "stdin is no terminal to ask for confirmation: give --yes to drop without a question"
-        )
+        raise MeterkitError("stdin is not a terminal, so this cannot ask for confirmation; give --yes")
     for identifier in identifiers:
         found = items.get(identifier) or await outbox.show(identifier)
         print_note(f"{found.state}: {found.quantity:,} of {found.meter} of customer {found.customer}")
-    typer.confirm("Stripe is never sent this. Drop it?", abort=True, err=True)
+    typer.confirm("This is never sent to Stripe. Drop it?", abort=True, err=True)
 
 
 async def _undelivered(kit: MeterKit, customer: str | None) -> list[str]:
@@ -202,14 +200,14 @@ async def _undelivered(kit: MeterKit, customer: str | None) -> list[str]:
         found += await kit.outbox.list(state=state, customer=customer, limit=_MOST)
     left = sum(intent.is_parked_by_hand for intent in found)
     if left:
-        print_note(f"{left} parked by hand stay so: name them to redrive them")
+        print_note(f"{left} were parked by hand and stay parked: name them to redrive them")
     restored = sum(intent.restored for intent in found)
     if restored:
-        print_note(f"{restored} parked after a restore stay so: `meterkit recover` compares and settles them")
+        print_note(f"{restored} were parked after a restore and stay parked: `meterkit recover` settles them")
     return [intent.identifier for intent in found if not (intent.is_parked_by_hand or intent.restored)]
 
 
-async def _each(
+async def _apply_to_each(
     session: Session,
     identifiers: Sequence[str],
     act: Callable[..., Awaitable[Intent | QueuedItem]],
@@ -217,7 +215,7 @@ async def _each(
     *,
     reason: str,
 ) -> None:
-    """Apply it to each; a refusal is printed, and the others go on."""
+    """Apply a command to each intent; print a refusal and go on."""
     seen: list[Intent | QueuedItem] = []
     refused: list[dict[str, str]] = []
     for identifier in dict.fromkeys(identifiers):
@@ -226,8 +224,8 @@ async def _each(
         except MeterkitError as error:
             print_note(f"not {done}: {error}")
             refused.append({"intent": identifier, "message": str(error)})
-    told = {done: [asdict(intent) for intent in seen], "refused": refused}
-    session.show(told, lambda: _print_done(seen, done))
+    shown = {done: [asdict(intent) for intent in seen], "refused": refused}
+    session.show(shown, lambda: _print_done(seen, done))
     if refused:
         raise typer.Exit(1)
 
@@ -236,7 +234,7 @@ def _print_done(seen: Sequence[Intent | QueuedItem], done: str) -> None:
     for one in seen:
         line = f"{done}: {one.quantity:,} of {one.meter} of customer {one.customer} ({one.identifier})"
         if isinstance(one, QueuedItem):
-            line += f"; {_bill(one)}" if done == "redriven" else "; no invoice bills it"
+            line += f"; {_describe_item(one)}" if done == "redriven" else "; it is not billed"
         elif one.compared_at is not None:
             line += f"; compared with Stripe's summary from {date_and_time(one.compared_at)} on"
         echo(line)
@@ -244,8 +242,8 @@ def _print_done(seen: Sequence[Intent | QueuedItem], done: str) -> None:
         print_note(f"nothing was {done}")
 
 
-def _bill(item: QueuedItem) -> str:
-    """The words for the amount of an invoice item, its usage, and the invoice that it is for."""
+def _describe_item(item: QueuedItem) -> str:
+    """Describe an invoice item: amount, usage, and the invoice that it is for."""
     used = span_in_words(item.period_start, item.recorded_until - timedelta(milliseconds=1))
     return (
         f"invoice item of {money(item.cents, item.currency)} for late usage of {used}, on the next renewal of"
@@ -266,7 +264,7 @@ def _row(intent: Intent | QueuedItem) -> dict[str, object]:
         "attempts": sent and sent.attempts,
         "age": span(intent.age_s * 1000),
         "compared": sent and sent.compared_at,
-        "why": _bill(intent) if isinstance(intent, QueuedItem) else intent.why,
+        "why": _describe_item(intent) if isinstance(intent, QueuedItem) else intent.why,
     }
 
 

@@ -40,60 +40,60 @@ class JsonLines(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever is in the record."""
+        """Format a record as one line."""
         moment = datetime.fromtimestamp(record.created, UTC)
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
-        said |= {
+        fields |= {
             name: value
             for name, value in vars(record).items()
-            if name not in _OF_EVERY_RECORD and name not in said
+            if name not in _OF_EVERY_RECORD and name not in fields
         }
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
-            said["stack"] = self.formatStack(record.stack_info)
-        return escape_invisible(json.dumps(said, ensure_ascii=False, default=str))
+            fields["stack"] = self.formatStack(record.stack_info)
+        return escape_invisible(json.dumps(fields, ensure_ascii=False, default=str))
 
 
 class PlainLines(logging.Formatter):
     """The message alone, with its invisible characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The lines of a record."""
+        """Format a record."""
         return escape_invisible(super().format(record))
 
 
 def log_as_json() -> None:
-    """Have all that is logged in this process, and all notes of the command, written to stderr as JSON."""
+    """Write the log of this process and the command's notes to stderr as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
-def logs_as_json() -> bool:
+def is_log_json() -> bool:
     """Whether :func:`log_as_json` was called."""
     return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
 
 
 _GAP: Final = 2
 _WORD_MAX: Final = 18
-"""Longer ids are cut rather than put a whole table below each other; quantities and dates never are."""
-_SENTENCE: Final = re.compile(r"(?=.{41})(\S+ ){4}.*")  # Else it is a path, or a few names.
+"""Longer ids are cut, so that the table fits; quantities and dates never are."""
+_SENTENCE: Final = re.compile(r"(?=.{41})(\S+ ){4}.*")  # Otherwise a path or a few names.
 _SENTENCE_LEAST: Final = 28
 _QUANTITY: Final = re.compile(r"-?[0-9,]+(\.[0-9]+)?|unlimited|")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) -> list[RenderableType]:
-    """Rows of texts as a table; wrapped between words, or else as a list, where it would be too wide."""
+    """Format rows as a table, wrapped between words, or as a list if it would be too wide."""
     cells = [[name, *(row[nth] for row in rows)] for nth, name in enumerate(columns)]
-    least = [_least(column) for column in cells]
+    least = [_min_column_width(column) for column in cells]
     if sum(least) + _GAP * (len(least) - 1) > width:
-        return _below_each_other(columns, rows)
+        return _format_as_list(columns, rows)
     found = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))
     for (name, *texts), min_width in zip(cells, least, strict=True):
         numeric = all(map(_QUANTITY.fullmatch, texts))
@@ -103,8 +103,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) 
     return [found]
 
 
-def _least(column: Sequence[str]) -> int:
-    """The least width of a column: its longest word; for sentences, some words a line."""
+def _min_column_width(column: Sequence[str]) -> int:
+    """Return the least width of a column: its longest word, or some words of a sentence."""
     words = (word for cell in column for word in cell.split(" "))
     longest = max(
         cell_len(word) if _QUANTITY.fullmatch(word) else min(cell_len(word), _WORD_MAX) for word in words
@@ -112,7 +112,7 @@ def _least(column: Sequence[str]) -> int:
     return max(longest, _SENTENCE_LEAST) if any(map(_SENTENCE.match, column)) else longest
 
 
-def _below_each_other(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[RenderableType]:
+def _format_as_list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[RenderableType]:
     found: list[RenderableType] = []
     for nth, row in enumerate(rows):
         if nth:
@@ -156,7 +156,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
 
 
 def cell_text(value: object) -> str:
-    """What a cell of a table says: instants in UTC, quantities with commas, nothing for None."""
+    """Format a cell: instants in UTC, quantities with commas, nothing for None."""
     if isinstance(value, datetime):
         return date_and_time(value)
     return f"{value:,}" if isinstance(value, int) else "" if value is None else escape_invisible(str(value))
@@ -208,7 +208,7 @@ def to_json(value: object) -> str:
 
 def print_note(text: str, *, level: int = logging.INFO) -> None:
     """Tell a person something that is not the result; in the log, where that is written as JSON."""
-    if logs_as_json():
+    if is_log_json():
         _logger.log(level, "%s", text)
     else:
         echo(text, err=True)
@@ -221,7 +221,7 @@ def _plain(value: object) -> object:
 
 
 AFTER_S = 1.0
-"""How long a command runs before it shows anything."""
+"""A command that takes less time shows no progress."""
 
 
 class Steps:
@@ -238,25 +238,25 @@ class Steps:
         self._is_over = False
 
     def update(self, doing: str, done: int = 0, total: int | None = None) -> None:
-        """Say how far a step is; ``total`` is None where that is not known."""
+        """Update the progress of a step; ``total`` is None if unknown."""
         if doing not in self._tasks:
             self._tasks[doing] = self._bars.add_task(doing, total=None, count="")
         count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
         self._bars.update(self._tasks[doing], completed=done, total=total, count=count if done else "")
 
     def of(self, doing: str) -> Callable[[int, int], None]:
-        """Begin a step, and give what is called with how far it is."""
+        """Begin a step and return the function that updates its progress."""
         self.update(doing)
         return lambda done, total: self.update(doing, done, total)
 
     def show(self) -> None:
-        """Draw the bars from now on."""
+        """Start drawing the bars."""
         with self._lock:
             if not self._is_over:
                 self._bars.start()
 
     def end(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         with self._lock:
             self._is_over = True
             self._bars.stop()
@@ -264,7 +264,7 @@ class Steps:
 
 @contextmanager
 def shown_steps() -> Generator[Steps]:
-    """Show the steps of a command; nothing where stderr is no terminal, or the log is JSON."""
+    """Show the progress of a command if stderr is a terminal and the log is not JSON."""
     console = Console(file=sys.stderr, markup=False, highlight=False)
     columns = (
         TextColumn("{task.description}"),
@@ -272,12 +272,12 @@ def shown_steps() -> Generator[Steps]:
         TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
     )
-    # A redirected stdout would go to this console: not where that is a file or a pipe.
+    # Redirect stdout only if it is a terminal, not a file or pipe.
     bars = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
     steps = Steps(bars)
     timer = None
-    # Rich takes what FORCE_COLOR says for a terminal: bars would fill the log of a build.
-    if sys.stderr.isatty() and console.is_terminal and not (console.is_dumb_terminal or logs_as_json()):
+    # Rich believes FORCE_COLOR that this is a terminal: bars would fill a build's log.
+    if sys.stderr.isatty() and console.is_terminal and not (console.is_dumb_terminal or is_log_json()):
         timer = Timer(AFTER_S, steps.show)
         timer.daemon = True
         timer.start()

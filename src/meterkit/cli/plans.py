@@ -1,4 +1,4 @@
-"""``meterkit check`` and ``meterkit schema``: whether a plans file is right, and what it may hold."""
+"""``meterkit check``, ``schema`` and ``plans migrate``: validate a plans file, migrate customers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def check(
     session: Session,
     file: Annotated[
         str | None,
-        typer.Argument(metavar="PLANS", help="The plans file, in place of --plans."),
+        typer.Argument(metavar="PLANS", help="The plans file, instead of --plans."),
     ] = None,
 ) -> None:
-    """Check a plans file and name all that is wrong with it.
+    """Check a plans file and print every mistake.
 
-    It connects to nothing.
+    Works offline.
     """
     if file is not None and session.plans is not None and file != session.plans:
         raise typer.BadParameter(f"PLANS is {file!r} and --plans is {session.plans!r}; name one file")
@@ -77,8 +77,8 @@ def schema(_: Session) -> None:
 
 migration_commands = typer.Typer(name="plans", no_args_is_help=True)
 
-_STOPS: Final = (SettingsError, StoreError, UnknownPlanError)
-"""What would befall all others as well."""
+_FATAL_ERRORS: Final = (SettingsError, StoreError, UnknownPlanError)
+"""Errors that would stop every migration."""
 
 
 @migration_commands.callback()
@@ -87,13 +87,13 @@ def plans() -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Migrated:
-    """What became of one customer.
+class MigrationResult:
+    """The migration of one customer.
 
     Attributes:
         subscription: its id at Stripe; None: the plan was set by hand.
-        at: when the new plan takes effect; None: it has, or it was not looked up.
-        error: why the customer stays on the old plan; None: it does not.
+        at: when the new plan takes effect; None: now, or not known.
+        error: why the customer stays on the old plan; None: migrated.
     """
 
     customer: str
@@ -109,15 +109,15 @@ async def migrate(
     new: NewPlanArgument,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show who would be migrated, and change nothing.")
+        bool, typer.Option("--dry-run", help="Show the customers to migrate, and change nothing.")
     ] = False,
 ) -> None:
-    """Have all customers of one plan on another.
+    """Move all customers of one plan to another.
 
-    A subscription is changed at Stripe, as if its customer had chosen the plan: an upgrade now, a downgrade
-    when the period ends, and so is any change between plans that bill one meter with `report: usage`. A plan
-    that was set by hand is set anew, at once. FROM may be gone from the plans
-    file. Who is migrated already is left alone, so that it may be run again.
+    A subscription changes at Stripe as if its customer had chosen the plan: an upgrade now, a downgrade when
+    the period ends, and also any change between plans that bill one meter with `report: usage`. A plan that
+    was set by hand changes at once. FROM may be missing from the plans file. Run it again at any time:
+    migrated customers are left alone.
     """
     async with session.kit() as kit:
         if new not in kit.catalog.plans:
@@ -126,16 +126,16 @@ async def migrate(
             raise MeterkitError(f"FROM and TO are both {new!r}; name two plans")
         every = [one async for one in kit.customers.list() if old in (one.plan, one.missing_plan)]
         leaving = sorted((one for one in every if one.pending_plan != new), key=lambda one: one.customer)
-        done = [await _migrate(kit, one, new, dry_run=dry_run) for one in leaving]
+        done = [await _migrate_customer(kit, one, new, dry_run=dry_run) for one in leaving]
     failed = sum(one.error is not None for one in done)
-    row, empty = partial(_row, old=old, new=new, dry_run=dry_run), f"no customer is on {old}"
+    row, empty = partial(_migration_row, old=old, new=new, dry_run=dry_run), f"no customer is on {old}"
     session.show_rows(done, row, rare={"subscription"}, empty=empty)
     if failed:
-        print_note(f"{failed} of {len(done)} customers stay on {old}; run it again once that is mended")
+        print_note(f"{failed} of {len(done)} customers stay on {old}; remove the cause, then run it again")
         raise typer.Exit(1)
 
 
-async def _migrate(kit: MeterKit, customer: Customer, new: str, *, dry_run: bool) -> Migrated:
+async def _migrate_customer(kit: MeterKit, customer: Customer, new: str, *, dry_run: bool) -> MigrationResult:
     subscription = None if customer.status in ENDED else customer.subscription
     at, why = None, None
     if not dry_run:
@@ -146,14 +146,14 @@ async def _migrate(kit: MeterKit, customer: Customer, new: str, *, dry_run: bool
                 changed = await kit.subscriptions.change_plan(customer.customer, new)
                 pending = changed.subscription.pending_change
                 at = None if pending is None else pending.effective_at
-        except _STOPS:
+        except _FATAL_ERRORS:
             raise
         except MeterkitError as error:
             why = str(error)
-    return Migrated(customer=customer.customer, subscription=subscription, at=at, error=why)
+    return MigrationResult(customer=customer.customer, subscription=subscription, at=at, error=why)
 
 
-def _row(one: Migrated, old: str, new: str, *, dry_run: bool) -> dict[str, object]:
+def _migration_row(one: MigrationResult, old: str, new: str, *, dry_run: bool) -> dict[str, object]:
     return {
         "customer": one.customer,
         "subscription": one.subscription,
@@ -162,7 +162,7 @@ def _row(one: Migrated, old: str, new: str, *, dry_run: bool) -> dict[str, objec
     }
 
 
-def _when(one: Migrated, *, dry_run: bool) -> datetime | str:
+def _when(one: MigrationResult, *, dry_run: bool) -> datetime | str:
     if one.error is not None:
         return f"not migrated: {one.error}"
     if dry_run:

@@ -1,4 +1,4 @@
-"""``meterkit reconcile``: our books against Stripe's."""
+"""``meterkit reconcile`` and ``meterkit recover``: compare the books with Stripe, repair a restored store."""
 
 from __future__ import annotations
 
@@ -49,18 +49,15 @@ async def reconcile(
     ] = None,
     *,
     period: PeriodOption = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Print what agrees, too.")] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Do what is unambiguous about what Stripe may have.")
-    ] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Also print rows that agree.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Resolve unambiguous differences.")] = False,
 ) -> None:
-    """Compare deliveries with what Stripe has counted.
+    """Compare deliveries with Stripe's counts and invoices.
 
-    And with what it has invoiced; to the unit, for each customer and meter. Of a period that is over this is
-    its close report. Prints what differs, or all of one CUSTOMER. Exits 1 where there is a difference, or
-    something is parked.
+    To the unit, for each customer and meter. For an ended period this is its close report. Prints
+    differences, or all rows of one CUSTOMER. Exits 1 if there is a difference or parked usage.
     """
-    is_whole = show_all or customer is not None
+    is_complete = show_all or customer is not None
     differing = compared = 0
     async with session.kit(reads=not repair) as kit, AsyncExitStack() as stack:
         if customer is not None:
@@ -69,13 +66,13 @@ async def reconcile(
         stack.push_async_callback(api.close)
         reconciler = Reconciler(kit.store, lambda: api, audit_database_of(kit.settings))
         steps = stack.enter_context(shown_steps())
-        printed = _Printed(steps, as_json=session.json)
+        printed = _RowPrinter(steps, as_json=session.json)
         progress = steps.of("comparing customers")
         pages = reconciler.pages(customer, at=period, repair=repair, progress=progress)
         async for page in await stack.enter_async_context(aclosing(pages)):
             for one in page:
                 compared, differing = compared + 1, differing + (not one.agrees)
-                if session.json or is_whole or not one.agrees:
+                if session.json or is_complete or not one.agrees:
                     printed.add(one)
     printed.end()
     if not session.json:
@@ -83,7 +80,7 @@ async def reconcile(
     raise typer.Exit(int(bool(differing)))
 
 
-class _Printed:
+class _RowPrinter:
     """Prints a table for each thousand rows, or one JSON array: there may be more than fit into memory."""
 
     def __init__(self, steps: Steps, *, as_json: bool) -> None:
@@ -120,14 +117,14 @@ class _Printed:
 
 def _summary(differing: int, compared: int) -> str:
     if not compared:
-        return "nothing of this period goes to Stripe"
+        return "no usage of this period goes to Stripe"
     if differing:
         return f"{differing:,} of {compared:,} do not agree with Stripe"
     return f"all {compared:,} agree with Stripe"
 
 
 def row_of(one: Reconciled) -> dict[str, object]:
-    """A row of the table."""
+    """Make a row of the table."""
     return {
         "customer": one.customer,
         "meter": one.meter,

@@ -1,4 +1,4 @@
-"""``meterkit revenue``: what the subscriptions bring, day by day."""
+"""``meterkit revenue``: recurring revenue by day, and its changes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 
     from meterkit.insights.revenue.revenue import RevenueDay
 
-commands = typer.Typer(name="revenue", help="Show what the subscriptions bring, day by day.")
+commands = typer.Typer(name="revenue", help="Show recurring revenue by day.")
 
 _MICRO: Final = 1_000_000
 _MONEY: Final = (
-    *("mrr", "new", "expansion", "contraction", "churn", "reactivation"),
-    *("usage_revenue", "arpa", "ltv", "forecast"),
+    "mrr",
+    "new",
+    "expansion",
+    "contraction",
+    "churn",
+    "reactivation",
+    "usage_revenue",
+    "arpa",
+    "ltv",
+    "forecast",
 )
 _SHARES: Final = ("nrr", "grr", "customer_churn", "gross_churn", "net_churn", "forecast_error")
 _RARE: Final = frozenset({"cac", *_MONEY, *_SHARES} - {"mrr", "arpa"})
@@ -45,21 +53,21 @@ async def revenue(
     *,
     first: Annotated[
         date | None,
-        typer.Option("--from", parser=_day, metavar="DAY", help="The first day. Default: the last one."),
+        typer.Option("--from", parser=_day, metavar="DAY", help="The first day. Default: the last day."),
     ] = None,
     last: Annotated[
         date | None,
         typer.Option(
-            "--to", parser=_day, metavar="DAY", help="The last day. Default: that of the last snapshot."
+            "--to", parser=_day, metavar="DAY", help="The last day. Default: the day of the last snapshot."
         ),
     ] = None,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV, a line for each day and currency.")
     ] = False,
 ) -> None:
-    """Show what the subscriptions bring, day by day.
+    """Show recurring revenue by day.
 
-    Monthly recurring revenue and how it changed, from the snapshots of each day (UTC) beside the audit log.
+    Monthly recurring revenue and its changes, from the daily snapshots (UTC) in the audit log's database.
     JSON and CSV have money in millionths of a cent.
     """
     if context.invoked_subcommand is not None:
@@ -75,7 +83,7 @@ async def revenue(
         _write_csv(rows)
     else:
         shown = [_shown(row, currency) for row in rows]
-        session.show(rows, lambda: print_records(shown, rare=_RARE, empty="no subscription brings anything"))
+        session.show(rows, lambda: print_records(shown, rare=_RARE, empty="no subscription has revenue"))
 
 
 @command(commands)
@@ -83,13 +91,13 @@ async def spend(
     session: Session,
     spent: Annotated[
         list[str],
-        typer.Argument(metavar="DAY=CENTS", help="A day and what was spent on it: 2026-10-01=150000."),
+        typer.Argument(metavar="DAY=CENTS", help="A day and its spending: 2026-10-01=150000."),
     ],
 ) -> None:
-    """Say what was spent on a day to win customers.
+    """Record the spending of a day to win customers.
 
-    In cents of the plans file's currency. By it `revenue` tells what a new customer costs. Said again of a
-    day, the last word counts.
+    In cents of the plans file's currency. `revenue` computes the cost of a new customer from it. A later
+    value for a day replaces the earlier one.
     """
     given = [_spent(text) for text in spent]
     async with session.kit() as kit:

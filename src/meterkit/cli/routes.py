@@ -1,4 +1,4 @@
-"""``meterkit routes``: which line of the plans file takes each route of an app."""
+"""``meterkit routes``: match each route of an app with a route of the plans file."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ commands = typer.Typer()
 @command(commands, unused=("redis",))
 def routes(
     session: Session,
-    app: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app, as uvicorn takes it: main:app.")],
+    app: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app, as for uvicorn: main:app.")],
     *,
     factory: Annotated[
-        bool, typer.Option("--factory", help="APP is a function without arguments that makes the app.")
+        bool, typer.Option("--factory", help="APP is a function without arguments that returns the app.")
     ] = False,
     readings: Annotated[
         str | None,
@@ -49,12 +49,12 @@ def routes(
         ),
     ] = None,
 ) -> None:
-    """Show which line of the plans file takes each route.
+    """Show which line of the plans file meters each route.
 
-    The plans file is that of the app's MeterMiddleware; where it has none, that of --plans. Names each meter
-    that a plan limits and no line asks for. Exits 1 if a route is unmetered, or a line takes no route.
+    Uses the plans file of the app's MeterMiddleware, or of --plans if it has none. Also prints meters that a
+    plan limits and no line asks for. Exits 1 if a route is unmetered or a line takes no route.
     """
-    # The app's kit logs about its store, which does not matter here.
+    # The store of the app's kit does not matter here.
     logging.getLogger("meterkit").setLevel(logging.ERROR)
     imported = import_app(app, is_factory=factory)
     found = routes_of(imported) if readings is None else []
@@ -63,9 +63,9 @@ def routes(
     if not deciders:
         path = plans_path(session.plans)
         otherwise = RequestDecider(load(path), root_path_of_app(imported), app=imported)
-        print_note(f"{app} has no MeterMiddleware: these are the lines of {path} that its routes would match")
+        print_note(f"{app} has no MeterMiddleware; these are the lines of {path} that its routes would match")
     elif session.plans is not None:
-        print_note("--plans is not read: the app's MeterMiddleware has a plans file")
+        print_note("--plans is ignored: the app's MeterMiddleware has a plans file")
     if readings is not None:
         _show_readings(session, otherwise or deciders[0], readings)
         return
@@ -78,18 +78,18 @@ def routes(
         "idle_lines": [_idle_record(one) for one in idle],
         "unasked_limits": unasked,
     }
-    session.show(shown, lambda: _tell(taken, idle, unasked))
+    session.show(shown, lambda: _print_routes(taken, idle, unasked))
     raise typer.Exit(int(bool(idle) or any(one.line is None for one in taken)))
 
 
 def _show_readings(session: Session, decider: RequestDecider, request: str) -> None:
-    """Print the readings of a path; the line of the first one is in force."""
+    """Print the readings of a path; the line of the first one decides."""
     method, _, path = request.strip().rpartition(" ")
     method = method.strip().upper() or "GET"
     found = path_lines(decider, method, path)
     rows = [
         {
-            # A path may decode to what would move a terminal's cursor.
+            # A decoded path may contain terminal escapes.
             "path": ascii(one.reading.path)[1:-1],
             "steps": one.reading.steps,
             "line": None if one.line is None else one.line.match,
@@ -127,7 +127,7 @@ def _record(taken: RouteLines) -> dict[str, object]:
 
 
 def _additions(taken: RouteLines) -> dict[str, str]:
-    """The meters that requests of a route can add to, each with the key that says so."""
+    """Return the meters that requests of a route can add to, each with the key that says so."""
     decider = taken.route.decider
     if taken.line is None or decider is None:
         return {}
@@ -144,7 +144,7 @@ def _metered(taken: RouteLines) -> str:
     return "unmetered" if taken.is_decided else "unmetered: no MeterMiddleware before it"
 
 
-def _tell(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], unasked: Sequence[str]) -> None:
+def _print_routes(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], unasked: Sequence[str]) -> None:
     rows = [row for one in taken for row in _rows(one)]
     print_records(rows, empty="the app has no routes")
     for one in idle:
@@ -153,7 +153,7 @@ def _tell(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], unasked: Sequ
         echo(f"note: {note}")
     unmetered = sum(one.line is None for one in taken)
     if unmetered:
-        echo(f'unmetered: {unmetered}; a line such as {{match: "*", …}} at the end takes what is left')
+        echo(f'unmetered: {unmetered}; to meter them, end `routes` with a line such as {{match: "*", …}}')
 
 
 def _rows(taken: RouteLines) -> list[dict[str, object]]:
@@ -180,5 +180,5 @@ def _methods(taken: RouteLines) -> str:
 
 def _why(idle: UnusedLine) -> str:
     if idle.is_covered:
-        return "lines before it take all of its requests"
+        return "earlier lines take all of its requests"
     return "the app has no route for it"

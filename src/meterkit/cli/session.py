@@ -1,4 +1,4 @@
-"""What commands share: their common options, a kit, and one message about what went wrong."""
+"""The session of a command: its common options, its kit, checks of customer ids, error messages."""
 
 from __future__ import annotations
 
@@ -39,36 +39,36 @@ _Record = TypeVar("_Record", bound="DataclassInstance")
 
 REFUSED = 1
 WRONG_USAGE = 2
-# What a server answers that can be read from: it is full, a replica, without its disk or without replicas.
+# Replies of a server that can still be read: full memory, a replica, no disk, no replicas.
 _NO_WRITES: Final = re.compile(r"refuses to serve: (?:OOM|READONLY|MISCONF|NOREPLICAS)\b")
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a command was given beside its own arguments and options."""
+    """The common options of a command."""
 
     plans: str | None
     redis: str | None
     json: bool
 
     def make_kit(self, contact: ContactSource | None = None) -> meterkit.MeterKit:
-        """A kit that delivers nothing by itself, not started yet."""
+        """Make a kit that delivers nothing by itself; it is not started."""
         # Show meterkit's log on the terminal.
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(PlainLines())
         logging.basicConfig(handlers=[handler], level=logging.WARNING)
         logging.getLogger("meterkit").setLevel(logging.INFO)
-        logging.getLogger("meterkit.plans").setLevel(logging.ERROR)  # What `check` is there for.
+        logging.getLogger("meterkit.plans").setLevel(logging.ERROR)  # `meterkit check` shows these.
         return meterkit.MeterKit(self.plans, redis_url=self.redis, flush=False, contact=contact)
 
     @asynccontextmanager
     async def kit(
         self, customer: str | None = None, *, reads: bool = False
     ) -> AsyncGenerator[meterkit.MeterKit]:
-        """A started kit; a note is printed if the plan of ``customer`` is missing.
+        """Start a kit; print a note if the plan of ``customer`` is missing.
 
-        ``reads``: what is done with it changes nothing, and needs no store that takes writes.
+        ``reads``: the command only reads, so a store that refuses writes will do.
         """
         kit = self.make_kit()
         async with started(kit, reads=reads):
@@ -77,7 +77,7 @@ class Session:
             yield kit
 
     def show(self, value: object, as_text: Callable[[], None]) -> None:
-        """Print a value as JSON with ``--json``, else as text."""
+        """Print a value as JSON with ``--json``, otherwise as text."""
         print_json(value) if self.json else as_text()
 
     def show_rows(
@@ -88,7 +88,7 @@ class Session:
         rare: Collection[str] = (),
         empty: str,
     ) -> None:
-        """Print dataclasses as JSON with ``--json``, else as a table with a row of each."""
+        """Print dataclasses as JSON with ``--json``, otherwise as a table."""
         self.show(
             [asdict(one) for one in found],
             lambda: print_records([row(one) for one in found], rare=rare, empty=empty),
@@ -102,13 +102,13 @@ def command(
     unused: Collection[str] = (),
     by_default: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a command of a function, sync or async, of a session and of what else is declared by Typer.
+    """Register a function of a session, sync or async, as a command; Typer declares its other parameters.
 
     Args:
-        group: what it is a command of.
-        name: by default the function's.
-        unused: those of ``plans``, ``redis`` and ``json`` that change nothing here.
-        by_default: the group runs it without a subcommand, and before a subcommand, which its context names.
+        group: the command group.
+        name: default: the function's name.
+        unused: those of ``plans``, ``redis`` and ``json`` that have no effect here.
+        by_default: the group runs it without a subcommand, and before one, which its context names.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,32 +140,32 @@ async def started(
 
     Args:
         kit: the kit.
-        waits: go on where the store cannot be reached, until it can.
-        reads: go on where the store takes no writes, and say so.
+        waits: do not fail if the store is down; wait for it.
+        reads: do not fail if the store refuses writes; print a note.
 
     Raises:
         StoreError: the store cannot be reached, unless ``waits``.
         SettingsError: the store cannot be used with these settings.
     """
     async with AsyncExitStack() as stack:
-        with _raised_and_not_logged(logging.CRITICAL if waits else logging.ERROR):
+        with _hide_startup_errors(logging.CRITICAL if waits else logging.ERROR):
             await stack.enter_async_context(kit)
         trouble = (await kit.store.lane()).connection_error
         if trouble is not None and reads and _NO_WRITES.search(str(trouble)):
-            print_note(f"{trouble}; it is only read from")
+            print_note(f"{trouble}; reading only")
         elif trouble is not None and not waits:
-            is_there = "cannot be reached" not in str(trouble)
-            names_another = "--redis or METERKIT_REDIS_URL names another"
-            cure = "`meterkit doctor` says what to do" if is_there else names_another
+            is_reachable = "cannot be reached" not in str(trouble)
+            names_another = "start it, or name another with --redis or METERKIT_REDIS_URL"
+            cure = "`meterkit doctor` says what to do" if is_reachable else names_another
             raise StoreError(f"{trouble}; {cure}") from trouble
         if kit.store.address.kind == "memory":
-            print_note("memory:// lives in this process only: what an app has counted is not in it")
+            print_note("memory:// lives in this process only: it has none of your app's usage")
         yield
 
 
 @contextmanager
-def _raised_and_not_logged(level: int) -> Generator[None]:
-    """Leave out of the log what keeps the store from being used: the command ends by it, and says it."""
+def _hide_startup_errors(level: int) -> Generator[None]:
+    """Hide log lines about an unusable store: the command ends with the same error."""
 
     def is_shown(record: logging.LogRecord) -> bool:
         return record.levelno < level
@@ -180,7 +180,7 @@ def _raised_and_not_logged(level: int) -> Generator[None]:
 
 @asynccontextmanager
 async def stop_signal() -> AsyncGenerator[asyncio.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second one acts as usual."""
+    """Yield an event that the first SIGTERM or SIGINT sets; the second one acts as usual."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     with ExitStack() as handlers:
 
@@ -196,16 +196,16 @@ async def stop_signal() -> AsyncGenerator[asyncio.Event]:
 
 @asynccontextmanager
 async def reload_signal(kit: meterkit.MeterKit) -> AsyncGenerator[None]:
-    """SIGHUP has the plans file read again; what comes of it is noted."""
+    """Reload the plans file at SIGHUP, and print the result."""
     loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
     async def reload() -> None:
         try:
             print_note(
-                "the plans file is in force" if await kit.reload() else "the plans file means the same"
+                "the plans file was reloaded" if await kit.reload() else "the plans file has not changed"
             )
         except MeterkitError as error:
-            print_note(f"the plans file is refused; the one before holds: {error}")
+            print_note(f"the plans file is refused; the previous one stays active: {error}")
 
     def begin() -> None:
         task = start_task(reload())
@@ -220,8 +220,8 @@ async def reload_signal(kit: meterkit.MeterKit) -> AsyncGenerator[None]:
         await asyncio.gather(*tasks)
 
 
-def tell(command: Callable[[], None]) -> int:
-    """Run a command; its exit code, after one readable message where meterkit refused."""
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command and return its exit code; print one readable message for each expected error."""
     try:
         command()
     except (MeterkitError, ImportError) as error:
@@ -234,37 +234,37 @@ def tell(command: Callable[[], None]) -> int:
         if error.errno not in _NO_ROOM:
             raise
         print_note(f"meterkit: the output cannot be written: {os.strerror(error.errno)}", level=logging.ERROR)
-        _forget_output()
+        _discard_output()
         return REFUSED
     return 0
 
 
 def _cure_of(error: Exception) -> str:
-    """Advice for a key that Stripe refuses; Stripe's own words say only what it found."""
+    """Return the cure for a refused Stripe key, otherwise an empty text."""
     if isinstance(error, StripeError) and error.status == HTTPStatus.UNAUTHORIZED:
-        return "; METERKIT_STRIPE_API_KEY is to be a secret or restricted key of the account"
+        return "; set METERKIT_STRIPE_API_KEY to a secret or restricted key of the account"
     return ""
 
 
-def _forget_output() -> None:
-    """Drop what is left to be written, which Python would try again at its end."""
+def _discard_output() -> None:
+    """Discard buffered output, which Python would write again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 _COMPARED_MAX: Final = 5_000
-"""Among more customers than this the nearest one is not looked for: it would take seconds."""
+"""With more customers, no similar id is searched: it would take seconds."""
 
 
 async def note_unknown(
-    kit: MeterKit, customer: str, *, shown: str = " This is the state of a new customer"
+    kit: MeterKit, customer: str, *, shown: str = " These are the values of a new customer"
 ) -> None:
-    """Because an unknown id may be a typo, print a note about it, and about the ``shown`` values."""
+    """Print a note about an unknown id, which may be a typo, and about the ``shown`` values."""
     if not await kit.customers.known(customer):
-        print_note(f"{await _unknown(kit, customer)}{shown}")
+        print_note(f"{await _unknown_customer_text(kit, customer)}{shown}")
 
 
 def note_missing_plan(kit: MeterKit, customer: Customer) -> None:
-    """Say so where a customer's plan is gone from the plans file."""
+    """Print a note if a customer's plan is missing from the plans file."""
     if customer.missing_plan is not None:
         print_note(
             f"customer {customer.customer}: plan `{customer.missing_plan}` is not in {kit.catalog.source}:"
@@ -273,31 +273,31 @@ def note_missing_plan(kit: MeterKit, customer: Customer) -> None:
 
 
 async def check_known(kit: MeterKit, customer: str) -> None:
-    """See that something is known of a customer.
+    """Check that a customer exists.
 
     Raises:
-        MeterkitError: nothing is; the nearest customer is named.
+        MeterkitError: the id is unknown; the message suggests a similar one.
     """
     if not await kit.customers.known(customer):
-        raise MeterkitError(f"{await _unknown(kit, customer)} Nothing was changed")
+        raise MeterkitError(f"{await _unknown_customer_text(kit, customer)} Nothing was changed")
 
 
-async def hint_of_new(kit: MeterKit, customer: str) -> str:
-    """What to say where a customer that is about to be changed is a new one, else nothing."""
+async def new_customer_note(kit: MeterKit, customer: str) -> str:
+    """Return the note for a customer that this command creates; empty if it exists."""
     if await kit.customers.known(customer):
         return ""
-    hint = await _nearest(kit, customer)
-    undo = f" `meterkit customers delete {quote(customer)}` takes this back" if hint else ""
-    return f"new customer {customer}: nothing was known of it{hint}{undo}"
+    hint = await _suggest_customer(kit, customer)
+    undo = f" `meterkit customers delete {quote(customer)}` undoes this" if hint else ""
+    return f"created customer {customer}{hint}{undo}"
 
 
-async def _unknown(kit: MeterKit, customer: str) -> str:
-    hint = await _nearest(kit, customer)
-    return f"nothing is known of customer {customer}{hint or '.'}"
+async def _unknown_customer_text(kit: MeterKit, customer: str) -> str:
+    hint = await _suggest_customer(kit, customer)
+    return f"unknown customer {customer}{hint or '.'}"
 
 
-async def _nearest(kit: MeterKit, customer: str) -> str:
-    """``; did you mean 'x'?`` if a customer with a similar id has a record, else nothing."""
+async def _suggest_customer(kit: MeterKit, customer: str) -> str:
+    """Return ``; did you mean 'x'?`` if there is a customer with a similar id, otherwise nothing."""
     found: list[str] = []
     async with aclosing(customers_set_up(await kit.store.admin(), kit.store.keys)) as customers:
         async for known in customers:

@@ -1,4 +1,4 @@
-"""``meterkit simulate``: what the usage of a period would have come to under another plans file."""
+"""``meterkit simulate``: replay the usage of a period under another plans file."""
 
 from __future__ import annotations
 
@@ -38,20 +38,18 @@ async def simulate(
     *,
     period: PeriodOption = None,
     customer: Annotated[
-        str | None, typer.Option("--customer", metavar="CUSTOMER", help="Only this one. Default: all.")
+        str | None, typer.Option("--customer", metavar="CUSTOMER", help="Only this customer. Default: all.")
     ] = None,
     cost: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="METER=CENTS", help="What 1000 units of a meter cost you. May be given several times."
-        ),
+        typer.Option(metavar="METER=CENTS", help="Your cost of 1000 units of a meter. May be repeated."),
     ] = None,
 ) -> None:
-    """Try the usage of a period under another plans file.
+    """Replay the usage of a period under another plans file.
 
-    Who would have been refused, and what each customer would have paid. Reads the audit log. --plans names
-    the file to try; the plans file of now is that of METERKIT_PLANS. Without --period, the periods that were
-    open a month ago. Exits 1 where sums and scripts disagree about a customer.
+    Shows who would have been refused, and what each customer would have paid. Reads the audit log. --plans
+    names the file to try; METERKIT_PLANS names the current one. Default: the periods that were open a month
+    ago. Exits 1 if sums and scripts disagree about a customer.
     """
     if session.plans is None:
         raise typer.BadParameter("name the plans file to try: --plans next.yaml")
@@ -59,7 +57,7 @@ async def simulate(
     async with replace(session, plans=None).kit(reads=True) as kit:
         if kit.settings.audit_url is None:
             raise SettingsError(
-                "audit_url", "prices are tried with the audit log; set METERKIT_AUDIT_URL to its database"
+                "audit_url", "simulating needs the audit log; set METERKIT_AUDIT_URL to its database"
             )
         for meter in costs:
             if meter not in kit.catalog.meters:
@@ -75,9 +73,9 @@ async def simulate(
                 at_ms,
                 customer=customer,
                 costs=costs or None,
-                progress=steps.of("serving customers again"),
+                progress=steps.of("replaying customers"),
             )
-    session.show(_as_json(found), lambda: _print(found, catalog.currency))
+    session.show(_as_json(found), lambda: _print_simulation(found, catalog.currency))
     if found.disagreeing:
         print_note(
             f"sums and scripts disagree about {', '.join(map(repr, found.disagreeing))}: please report this",
@@ -130,9 +128,9 @@ def _by_plan(customers: Sequence[SimulatedCustomer]) -> dict[str, dict[str, int]
     return {plan: _totals([one for one in customers if one.plan == plan]) for plan in plans}
 
 
-def _print(found: Simulation, currency: str) -> None:
+def _print_simulation(found: Simulation, currency: str) -> None:
     rows = [_plan_row(plan, of, currency) for plan, of in _by_plan(found.customers).items()]
-    print_records(rows, rare=frozenset({"unprofitable", "estimates"}), empty="there is no customer")
+    print_records(rows, rare=frozenset({"unprofitable", "estimates"}), empty="there are no customers")
     affected = sorted(found.customers, key=lambda one: (-abs(one.then_cents - one.now_cents), one.customer))
     shown = [one for one in affected if one.then_cents != one.now_cents or one.refused][:_MOST_AFFECTED]
     if shown:
@@ -141,12 +139,12 @@ def _print(found: Simulation, currency: str) -> None:
         print_note(f"the other plans file lacks the meter {meter!r}: {quantity:,} units are left out")
     for plan, count in found.missing_plans.items():
         print_note(
-            f"the other plans file lacks the plan {plan!r} of {count:,} customers: its default plan is tried"
+            f"the other plans file lacks the plan {plan!r} of {count:,} customers: its default plan is used"
         )
     for meter in found.unpriced:
-        print_note(f"the price of overage of {meter!r} is not in both plans files: it is left out")
-    for told in found.left_out:
-        print_note(told)
+        print_note(f"{meter!r} has no overage price in one of the plans files: it is left out")
+    for note in found.left_out:
+        print_note(note)
 
 
 def _plan_row(plan: str, of: Mapping[str, int], currency: str) -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from meterkit.catalog import load
-from meterkit.cli.options import instant, whole_number
+from meterkit.cli.options import instant, integer_between
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command, stop_signal
 from meterkit.errors import SettingsError
@@ -33,7 +33,7 @@ commands = typer.Typer(name="stripe", no_args_is_help=True)
 
 @commands.callback()
 def stripe() -> None:
-    """Make what is sold at Stripe, and run a stand-in for it."""
+    """Create meters and prices; run an emulator."""
 
 
 @command(commands, unused=("redis",))
@@ -41,14 +41,14 @@ async def sync(
     session: Session,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be made, and make nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be created, and create nothing.")
     ] = False,
 ) -> None:
-    """Make the meters and prices of the plans file at Stripe.
+    """Create the meters and prices of the plans file at Stripe.
 
-    Finds its own prices again by lookup keys, and products by metadata. Prints each object with its id, and
-    each price with its amount. Exits 1, and makes nothing, where a price that the file names is missing or
-    of another currency or interval, or where something would be billed wrongly.
+    Finds its own prices by lookup keys, and products by metadata. Prints each object with its id, and each
+    price with its amount. Exits 1 and creates nothing if a price that the file names is missing or has
+    another currency or interval, or if something would be billed wrongly.
     """
     settings = Settings.load(plans=session.plans)
     catalog = load(settings.plans or "plans.yaml")
@@ -57,12 +57,12 @@ async def sync(
         done = await sync_with(api, catalog, dry_run=dry_run)
     finally:
         await api.close()
-    session.show(asdict(done), lambda: _tell_sync(done))
+    session.show(asdict(done), lambda: _print_sync(done))
     if done.problems:
         raise typer.Exit(1)
 
 
-def _tell_sync(done: StripeSync) -> None:
+def _print_sync(done: StripeSync) -> None:
     rows = [
         {
             "what": line.what,
@@ -75,9 +75,9 @@ def _tell_sync(done: StripeSync) -> None:
         for line in done.lines
     ]
     if not done.problems:
-        print_records(rows, empty="the plans file sells nothing by Stripe")
+        print_records(rows, empty="the plans file sells nothing through Stripe")
     if done.paste:
-        echo("\nthe plans file names older ones; write instead:\nplans:")
+        echo("\nthe plans file names older prices; replace them:\nplans:")
         for plan, prices in done.paste.items():
             echo(f"  {plan}:")
             for line, price in prices.items():
@@ -87,7 +87,7 @@ def _tell_sync(done: StripeSync) -> None:
     for problem in done.problems:
         print_note(problem)
     if done.problems:
-        print_note("nothing was made")
+        print_note("nothing was created")
 
 
 @command(commands, unused=("redis",))
@@ -98,9 +98,9 @@ async def emulator(
         int,
         typer.Option(
             "--port",
-            parser=whole_number(0, 65_535),
+            parser=integer_between(0, 65_535),
             metavar="N",
-            help="The port on 127.0.0.1; 0 takes a free one.",
+            help="The port on 127.0.0.1; 0 picks a free one.",
         ),
     ] = 12_111,
     customer: Annotated[
@@ -108,7 +108,7 @@ async def emulator(
         typer.Option(
             "--customer",
             metavar="STRIPE_CUSTOMER",
-            help="A customer that Stripe has, such as cus_123. May be given several times.",
+            help="A customer of the emulator, such as cus_123. May be repeated.",
         ),
     ] = None,
     clock: Annotated[
@@ -117,8 +117,9 @@ async def emulator(
             "--clock",
             parser=instant,
             metavar="INSTANT",
-            help="Where the clock stands until POST /_emulator/clock moves it, such as 2026-04-01T00:00:00Z."
-            " Default: it runs with this machine's.",
+            help="Stops the clock at this instant, such as 2026-04-01T00:00:00Z; POST"
+            " /_emulator/clock moves it."
+            " Default: this machine's clock.",
         ),
     ] = None,
     forward_to: Annotated[
@@ -126,16 +127,16 @@ async def emulator(
         typer.Option(
             "--forward-to",
             metavar="URL",
-            help="Where webhooks are posted to, such as http://127.0.0.1:8000/billing/webhooks/stripe.",
+            help="Post webhooks to this URL, such as http://127.0.0.1:8000/billing/webhooks/stripe.",
         ),
     ] = None,
 ) -> None:
     """Run a Stripe emulator in memory until it is stopped.
 
-    With --plans it has the meters of that file and sells its plans, with --customer it has these customers.
-    POST /_emulator/clock moves its time, POST /_emulator/customers/ID has payments of a customer fail.
+    --plans adds the meters and prices of that file, --customer adds customers. POST /_emulator/clock moves
+    its time, POST /_emulator/customers/ID makes payments of a customer fail.
     """
-    # Other commands do not wait for its many parts to be imported.
+    # Imported here: the emulator is slow to import.
     testing = import_module("meterkit.testing")
     options = {} if clock is None else {"clock": testing.Clock(clock)}
     stand_in: StripeEmulator = testing.StripeEmulator(**options)
@@ -149,19 +150,19 @@ async def emulator(
         except OSError as error:
             why = os.strerror(error.errno) if error.errno else str(error)
             raise SettingsError(
-                "port", f"port {port} cannot be listened on: {why}; --port 0 takes a free one"
+                "port", f"port {port} cannot be opened: {why}; --port 0 picks a free one"
             ) from error
         stop = await stack.enter_async_context(stop_signal())
         settings = {"METERKIT_STRIPE_API_BASE": url, "METERKIT_STRIPE_API_KEY": KEY}
         if forward_to is not None:
             settings["METERKIT_STRIPE_WEBHOOK_SECRET"] = stand_in.add_endpoint(forward_to)
-        session.show(settings, lambda: _tell(settings, has_customers=bool(customer)))
+        session.show(settings, lambda: _print_settings(settings, has_customers=bool(customer)))
         await stop.wait()
 
 
-def _tell(settings: Mapping[str, str], *, has_customers: bool) -> None:
+def _print_settings(settings: Mapping[str, str], *, has_customers: bool) -> None:
     for name, value in settings.items():
         echo(f"export {name}={value}")
-    print_note("a stand-in for Stripe until Ctrl-C; it takes any sk_test_… key")
+    print_note("the Stripe emulator runs until Ctrl-C; it accepts any sk_test_… key")
     if not has_customers:
-        print_note("it has no customers yet: a checkout makes them, or name some with --customer")
+        print_note("it has no customers yet: a checkout creates them, or add some with --customer")

@@ -1,4 +1,4 @@
-"""``meterkit subscriptions``: show and change the subscriptions of customers at Stripe."""
+"""``meterkit subscriptions``: show and change subscriptions at Stripe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from meterkit.catalog.amount_texts import money
-from meterkit.cli.options import CustomerArgument, PlanArgument, whole_number
+from meterkit.cli.options import CustomerArgument, PlanArgument, integer_between
 from meterkit.cli.output import cell_text, echo, print_note, print_records
 from meterkit.cli.session import Session, check_known, command, note_unknown
 from meterkit.errors import NoSubscriptionError
@@ -29,21 +29,21 @@ commands = typer.Typer(
 
 _RARE: Final = frozenset({"seats", "trial ends", "ends", "scheduled", "due", "paid"})
 """Columns that are shown where there is something in them."""
-_Seats: Final = whole_number(1, SEATS_MAX)
+_Seats: Final = integer_between(1, SEATS_MAX)
 
 
 @command(commands)
 async def show(session: Session, customer: CustomerArgument) -> None:
     """Show a customer's subscription.
 
-    As it was last fetched from Stripe. Exits 1 where none is known.
+    As last fetched from Stripe. Exits 1 if there is none.
     """
     async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
         found = await kit.subscriptions.get(customer)
     if found is None:
         raise NoSubscriptionError(customer)
-    _show(session, found)
+    _show_subscription(session, found)
 
 
 @command(commands)
@@ -51,39 +51,39 @@ async def preview(
     session: Session,
     customer: CustomerArgument,
     *,
-    plan: Annotated[str | None, typer.Option("--plan", metavar="PLAN", help="Another plan.")] = None,
+    plan: Annotated[str | None, typer.Option("--plan", metavar="PLAN", help="New plan.")] = None,
     seats: Annotated[
-        int | None, typer.Option("--seats", parser=_Seats, metavar="N", help="Other seats, in all.")
+        int | None, typer.Option("--seats", parser=_Seats, metavar="N", help="New number of seats in all.")
     ] = None,
 ) -> None:
-    """Show what another plan or other seats cost.
+    """Show what another plan or number of seats costs.
 
-    Before taxes and discounts; and which gauges are filled further than that allows. Changes nothing.
+    Before taxes and discounts. Also shows gauges that exceed the new limits. Changes nothing.
     """
     if plan is None and seats is None:
         raise typer.BadParameter("give --plan PLAN, --seats N, or both")
     async with session.kit(customer, reads=True) as kit:
         found = await kit.subscriptions.preview(customer, plan=plan, seats=seats)
 
-    def tell() -> None:
+    def print_preview() -> None:
         echo(found.proration.description)
-        for line in _over(found.over_limit):
+        for line in _over_limit_lines(found.over_limit):
             echo(line)
 
-    session.show(asdict(found), tell)
+    session.show(asdict(found), print_preview)
 
 
 @command(commands)
 async def change(session: Session, customer: CustomerArgument, plan: PlanArgument = None) -> None:
-    """Put a subscription on another plan.
+    """Change the plan of a subscription.
 
-    An upgrade takes effect now, a downgrade when the period ends. The plan in force takes back what is
-    scheduled.
+    An upgrade takes effect now, a downgrade when the period ends. To cancel a scheduled change, give the
+    current plan.
     """
     if plan is None:
         raise typer.BadParameter("give PLAN, a plan of the plans file")
     async with session.kit(customer) as kit:
-        _tell_change(session, await kit.subscriptions.change_plan(customer, plan))
+        _print_change(session, await kit.subscriptions.change_plan(customer, plan))
 
 
 @command(commands)
@@ -94,7 +94,7 @@ async def seats(
 ) -> None:
     """Set the number of seats of a subscription, now."""
     async with session.kit(customer) as kit:
-        _tell_change(session, await kit.subscriptions.set_seats(customer, number))
+        _print_change(session, await kit.subscriptions.set_seats(customer, number))
 
 
 @command(commands)
@@ -103,35 +103,37 @@ async def cancel(
     customer: CustomerArgument,
     *,
     immediately: Annotated[
-        bool, typer.Option("--immediately", help="Now, not when the period ends: its usage is billed first.")
+        bool,
+        typer.Option("--immediately", help="End it now, not with the period; its usage is billed first."),
     ] = False,
     give_back: Annotated[
         bool,
         typer.Option(
             "--give-back",
-            help="With --immediately: what was paid for the rest of the period goes to the customer's"
-            " balance.",
+            help="With --immediately: credit the paid rest of the period to the customer's balance.",
         ),
     ] = False,
 ) -> None:
-    """End a subscription with its period, or now."""
+    """Cancel a subscription at the end of its period, or now."""
     if give_back and not immediately:
-        raise typer.BadParameter("--give-back goes with --immediately: else the period is used up to its end")
+        raise typer.BadParameter(
+            "--give-back needs --immediately: otherwise the customer keeps the period until its end"
+        )
     async with session.kit(customer) as kit:
         ended = await kit.subscriptions.cancel(customer, immediately=immediately, give_back=give_back)
-        _show(session, ended)
+        _show_subscription(session, ended)
 
 
 @command(commands)
 async def resume(session: Session, customer: CustomerArgument) -> None:
-    """Have a subscription that is to end go on."""
+    """Undo a scheduled cancellation."""
     async with session.kit(customer) as kit:
-        _show(session, await kit.subscriptions.resume(customer))
+        _show_subscription(session, await kit.subscriptions.resume(customer))
 
 
 @command(commands)
 async def invoices(session: Session, customer: CustomerArgument) -> None:
-    """List a customer's invoices, the youngest first."""
+    """List a customer's invoices, newest first."""
     async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
         found = await kit.subscriptions.invoices(customer)
@@ -142,21 +144,21 @@ async def invoices(session: Session, customer: CustomerArgument) -> None:
 async def sync(session: Session, customer: CustomerArgument) -> None:
     """Fetch a subscription from Stripe now.
 
-    Exits 1 where there is none of a plan of the plans file.
+    Exits 1 if there is none with a plan of the plans file.
     """
     async with session.kit(customer) as kit:
         await check_known(kit, customer)
         found = await kit.subscriptions.sync(customer)
     if found is None:
         raise NoSubscriptionError(customer)
-    _show(session, found)
+    _show_subscription(session, found)
 
 
 @command(commands)
 async def check(session: Session) -> None:
     """Compare all subscriptions with the plans file.
 
-    Lists how those of linked customers differ from it, and exits 1 where one does.
+    Lists differences of linked customers. Exits 1 if there are any.
     """
     async with session.kit() as kit:
         found = await kit.subscriptions.check()
@@ -165,7 +167,7 @@ async def check(session: Session) -> None:
     ]
     session.show(
         {customer: [asdict(drift) for drift in drifts] for customer, drifts in found.items()},
-        lambda: print_records(rows, empty="all subscriptions are as the plans file says"),
+        lambda: print_records(rows, empty="all subscriptions agree with the plans file"),
     )
     raise typer.Exit(int(bool(found)))
 
@@ -176,21 +178,24 @@ async def repair(
     customer: CustomerArgument,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be mended, and change nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be repaired, and change nothing.")
     ] = False,
 ) -> None:
-    """Bring a subscription to exactly the items of its plan.
+    """Give a subscription exactly the items of its plan.
 
-    Usage is delivered before a metered item changes. Exits 1 where something is left for a person to decide.
+    Usage is delivered before a metered item changes. Exits 1 if something is left for you to decide.
     """
     async with session.kit(customer) as kit:
         done = await kit.subscriptions.repair(customer, dry_run=dry_run)
     rows = [
-        {"": "left" if drift in done.left else "to be mended" if dry_run else "mended", **_drift_row(drift)}
+        {
+            "": "left" if drift in done.left else "to be repaired" if dry_run else "repaired",
+            **_drift_row(drift),
+        }
         for drift in (*done.mended, *done.left)
     ]
     session.show(
-        asdict(done), lambda: print_records(rows, empty=f"{done.subscription} is as the plans file says")
+        asdict(done), lambda: print_records(rows, empty=f"{done.subscription} agrees with the plans file")
     )
     raise typer.Exit(int(bool(done.left)))
 
@@ -199,23 +204,24 @@ def _drift_row(drift: Drift) -> dict[str, object]:
     return {"subscription": drift.subscription, "what": drift.kind, "found": drift.message}
 
 
-def _show(session: Session, found: Subscription) -> None:
+def _show_subscription(session: Session, found: Subscription) -> None:
     session.show(asdict(found), lambda: print_records([_row(found)], rare=_RARE))
 
 
-def _tell_change(session: Session, changed: SubscriptionChange) -> None:
-    def tell() -> None:
+def _print_change(session: Session, changed: SubscriptionChange) -> None:
+    def print_change() -> None:
         echo(changed.proration.description)
         print_records([_row(changed.subscription)], rare=_RARE)
 
     if changed.client_secret is not None:
-        print_note("the customer has to confirm the payment first: until then nothing has changed")
-    session.show(asdict(cast("Any", changed)), tell)
+        print_note("the customer must confirm the payment first; until then nothing changes")
+    session.show(asdict(cast("Any", changed)), print_change)
 
 
-def _over(found: Iterable[OverLimit]) -> Iterable[str]:
+def _over_limit_lines(found: Iterable[OverLimit]) -> Iterable[str]:
     for one in found:
-        yield f"{one.meter}: {one.used:,} in use, {one.limit:,} allowed: it may not grow until it fits"
+        yield f"{one.meter}: {one.used:,} in use, {one.limit:,} allowed; it cannot grow until it is"
+        " below that"
 
 
 def _row(found: Subscription) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""``meterkit usage``: what customers have used in a period."""
+"""``meterkit usage`` and ``meterkit statement``: the usage of customers, and what they were billed for."""
 
 from __future__ import annotations
 
@@ -36,13 +36,34 @@ commands = typer.Typer()
 _MICRO_PER_CENT: Final = 10_000
 _RARE: Final = frozenset({"held", "granted", "over cap", "cost", "late", "parked", "dead"})
 _ON_THE_WAY: Final = frozenset({"to send", "delivered", "late", "parked", "dead"})
-"""Columns that are shown where there is something in them."""
+"""Columns that are hidden while empty."""
 _SPANS: Final = {"1d": "day", "1h": "hour"}
 _OF_EARNED: Final = ("cost", "revenue", "margin")
 _CSV: Final = (
-    *("customer", "plan", "status", "access", "period_start", "period_end", "meter"),
-    *("used", "included", "granted", "held", "remaining", "overage", "overage_cents", "over_cap"),
-    *("recorded", "pending", "unlinked", "queued", "leased", "parked", "delivered", "late", "dead"),
+    "customer",
+    "plan",
+    "status",
+    "access",
+    "period_start",
+    "period_end",
+    "meter",
+    "used",
+    "included",
+    "granted",
+    "held",
+    "remaining",
+    "overage",
+    "overage_cents",
+    "over_cap",
+    "recorded",
+    "pending",
+    "unlinked",
+    "queued",
+    "leased",
+    "parked",
+    "delivered",
+    "late",
+    "dead",
 )
 
 
@@ -54,7 +75,7 @@ async def usage(
     ] = None,
     *,
     every: Annotated[
-        bool, typer.Option("--all", help="Show every customer that has used something, sorted by id.")
+        bool, typer.Option("--all", help="Show every customer with usage, sorted by id.")
     ] = False,
     period: PeriodOption = None,
     by: Annotated[
@@ -69,9 +90,9 @@ async def usage(
         bool, typer.Option("--csv", help="Print CSV, a line for each customer and meter.")
     ] = False,
 ) -> None:
-    """Show what a customer has used and what is left.
+    """Show a customer's usage, what is left, and what Stripe has.
 
-    And how much of it Stripe has. With --all: of every customer that has used something.
+    With --all: of every customer with usage.
     """
     if every == (customer is not None):
         raise typer.BadParameter("give CUSTOMER or --all")
@@ -86,16 +107,16 @@ async def usage(
         if customer is not None and by == "model":
             await note_unknown(kit, customer)
             earned = await kit.usage(customer, by="model", period=period)
-            session.show(earned, lambda: _tell_earned(earned, kit.catalog))
+            session.show(earned, lambda: _print_models(earned, kit.catalog))
             return
         if customer is None:
             async with aclosing(usage_of_all(kit.store, at_ms=at_ms)) as pages:
-                await _tell_all(pages, session, kit.catalog.currency, as_csv=as_csv)
+                await _print_all(pages, session, kit.catalog.currency, as_csv=as_csv)
             return
         await note_unknown(kit, customer)
         if by is not None:
             subjects = cast("Sequence[SubjectUsage]", await kit.usage(customer, by=by))
-            empty = f"no {by} of {customer} has used anything in this period"
+            empty = f"no {by} of {customer} has usage in this period"
             session.show_rows(subjects, partial(_row_of_subject, catalog=kit.catalog), empty=empty)
             return
         (found,) = await kit.store.usage_of_many([customer], at_ms=at_ms)
@@ -106,7 +127,7 @@ async def usage(
         session.show(found, lambda: _print_usage(found, rates, kit.catalog))
 
 
-def _tell_earned(found: ModelUsage, catalog: Catalog) -> None:
+def _print_models(found: ModelUsage, catalog: Catalog) -> None:
     period, currency = found["period"], found["currency"]
     echo(f"customer {found['customer']}, period {iso(period['start'])} to {iso(period['end'])}")
     counted = {UNIT_OF.get(name, name) for name in catalog.meters}
@@ -122,7 +143,7 @@ def _tell_earned(found: ModelUsage, catalog: Catalog) -> None:
             }
             for name, one in of_model["meters"].items()
         ]
-        # What no meter counts has its cost on the meter of the whole that it is a part of.
+        # Units without a meter: their cost is on the meter that contains them.
         rows += [
             {**who, "meter": f"({unit})", "recorded": count, **dict.fromkeys(_OF_EARNED, "")}
             for unit, count in of_model["units"].items()
@@ -136,7 +157,7 @@ def _tell_earned(found: ModelUsage, catalog: Catalog) -> None:
 
 
 def _readable_amount(meter: str, recorded: int, catalog: Catalog) -> object:
-    """A quantity as people read it."""
+    """Format a quantity; money with its currency."""
     unit = catalog.meters[meter].unit if meter in catalog.meters else ""
     return micro_money(recorded, unit) if recorded and is_money(unit) else recorded
 
@@ -150,7 +171,7 @@ def _earned(one: Earned, currency: str) -> dict[str, object]:
     }
 
 
-async def _tell_all(
+async def _print_all(
     pages: AsyncGenerator[Sequence[CustomerUsage]], session: Session, currency: str, *, as_csv: bool
 ) -> None:
     """Print page by page: there may be more customers than fit into memory."""
@@ -170,11 +191,11 @@ async def _tell_all(
     elif session.json:
         array.end()
     elif not count:
-        print_note("no customer has used anything in this period")
+        print_note("no customer has usage in this period")
 
 
 def _row_of_subject(found: SubjectUsage, catalog: Catalog) -> dict[str, object]:
-    """Meters in the order of the plans file, then the budget, where the subject has one."""
+    """Make a row: meters in the order of the plans file, then the subject's budget."""
     row: dict[str, object] = {found.kind: found.subject}
     for name in catalog.meters:
         if name in found.meters:
@@ -189,7 +210,9 @@ def _rows_of_one(found: CustomerUsage, currency: str) -> list[dict[str, object]]
     who = {"customer": found["customer"], "plan": found["plan"]}
     meters = found["meters"].items()
     return [
-        {**who, **_row(name, meter, currency)} for name, meter in meters if meter["used"] or meter["late"]
+        {**who, **_meter_row(name, meter, currency)}
+        for name, meter in meters
+        if meter["used"] or meter["late"]
     ]
 
 
@@ -197,13 +220,13 @@ def _write_csv(page: Sequence[CustomerUsage], *, headed: bool) -> None:
     rows: list[dict[str, object]] = []
     for found in page:
         period = found["period"]
-        whole: dict[str, object] = {
+        common: dict[str, object] = {
             **{name: found[name] for name in ("customer", "plan", "status", "access")},
             "period_start": iso(period["start"]),
             "period_end": iso(period["end"]),
         }
         for name, meter in found["meters"].items():
-            rows.append({**dict.fromkeys(_CSV), **whole, "meter": name, **meter})
+            rows.append({**dict.fromkeys(_CSV), **common, "meter": name, **meter})
     echo(csv_text(_CSV, rows, head=headed, line_end="\n"), nl=False)
 
 
@@ -224,7 +247,7 @@ def _print_usage(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Cata
         )
         echo(f"credits {', '.join(balance)}")
     meters = found["meters"].items()
-    rows = [_row(name, meter, catalog.currency) for name, meter in meters if _is_of_plan(name, meter)]
+    rows = [_meter_row(name, meter, catalog.currency) for name, meter in meters if _is_of_plan(name, meter)]
     units = {name: meter.unit for name, meter in catalog.meters.items() if is_money(meter.unit)}
     print_records([_in_money(row, units.get(str(row["meter"]))) for row in rows], rare=_RARE)
     if rates:
@@ -233,9 +256,9 @@ def _print_usage(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Cata
 
 
 def _is_of_plan(name: str, meter: MeterUsage) -> bool:
-    """Whether a plan uses a meter: of another plan's price by model it includes an unlimited quantity.
+    """Whether to show a meter: one of another plan's prices by model only if it has counts.
 
-    A meter with counts is shown: an earlier plan of the period has used it.
+    Such counts come from an earlier plan in the period.
     """
     limits = {"included", "remaining", "overage_cents"}
     is_other = is_row(name) and meter["included"] == UNLIMITED
@@ -265,7 +288,7 @@ def _rate_row(rate: RateUsage) -> dict[str, object]:
     }
 
 
-def _row(name: str, meter: MeterUsage, currency: str) -> dict[str, object]:
+def _meter_row(name: str, meter: MeterUsage, currency: str) -> dict[str, object]:
     cents = meter["overage_cents"]
     return {
         "meter": name,
@@ -348,4 +371,4 @@ def _print_statement(found: Statement) -> None:
         echo()
         print_records(balance, rare=frozenset({"at"}))
     if not found.is_final:
-        print_note("it is not final: an invoice is missing, or a draft")
+        print_note("not final: an invoice is missing or a draft")

@@ -1,4 +1,4 @@
-"""``meterkit webhooks``: Stripe customers whose events could not be worked off."""
+"""``meterkit webhooks``: list and retry failed syncs after Stripe webhooks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from meterkit.decisions.periods import from_ms
 
 commands = typer.Typer(
     name="webhooks",
-    help="See to webhooks that could not be worked off.",
+    help="List and retry failed webhooks.",
     no_args_is_help=True,
 )
 
 
 @command(commands, "list")
 async def list_all(session: Session) -> None:
-    """List the Stripe customers that are given up.
+    """List Stripe customers whose sync is dead, with the reason.
 
-    Each with its reason. Exits 1 if there are any. A note has the number of waiting syncs, and what alarms
-    there were.
+    Exits 1 if there are any. Notes show the number of waiting syncs, and alarms about unbilled usage.
     """
     async with session.kit(reads=True) as kit:
         dead, backlog = await kit.webhooks.dead(), await kit.webhooks.backlog()
@@ -41,12 +40,12 @@ async def list_all(session: Session) -> None:
             "waiting": backlog.entries,
             "alarms": dict(backlog.alarms),
         },
-        lambda: print_records(rows, empty="no sync was given up"),
+        lambda: print_records(rows, empty="no sync is dead"),
     )
     if not session.json:
         print_note(f"waiting syncs: {backlog.entries}")
         for kind, count in sorted(backlog.alarms.items()):
-            print_note(f"usage that Stripe did not bill, in 400 days: {count} of {kind}")
+            print_note(f"usage that Stripe did not bill in 400 days: {count} of {kind}")
     if dead:
         raise typer.Exit(1)
 
@@ -56,13 +55,13 @@ async def redrive(
     session: Session,
     stripe_customers: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[STRIPE_CUSTOMER]...", help="Such as cus_123; none: all that are given up."),
+        typer.Argument(metavar="[STRIPE_CUSTOMER]...", help="Such as cus_123. Default: all dead ones."),
     ] = None,
 ) -> None:
-    """Have what was given up tried again."""
+    """Retry dead syncs."""
     async with session.kit() as kit:
         count = await kit.webhooks.redrive(*(stripe_customers or ()))
-    session.show({"redriven": count}, lambda: echo(f"looked at again: {count}"))
+    session.show({"redriven": count}, lambda: echo(f"retried: {count}"))
     if stripe_customers and count < len(set(stripe_customers)):
-        print_note(f"not given up: {len(set(stripe_customers)) - count} of those")
+        print_note(f"not dead: {len(set(stripe_customers)) - count} of those")
         raise typer.Exit(1)

@@ -1,89 +1,115 @@
-"""Findings about waiting work: periods to close, messages, events of object stores."""
+"""Checks of queues that workers drain: webhooks, messages to customers, storage events."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.amount_texts import span
-from meterkit.health.findings import Finding, named, single
-from meterkit.outbox.closes import CloseQueue
-from meterkit.outbox.late_items import LateItems
+from meterkit.health.findings import Finding, join_names, one_finding
+from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.message_queue import CHANNELS, MessageQueue
+from meterkit.store.sync_queue_counts import read_waiting_syncs
 from meterkit.store.task_lease import StorageUpkeep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.assembly import Parts
-    from meterkit.outbox.closes import PeriodClose
-    from meterkit.outbox.late_items import LateItem
-    from meterkit.redis.admin import Admin
     from meterkit.store.message_queue import Channel, KeptMessage
     from meterkit.store.task_lease import UpkeepState
 
-_MOST: Final = 1_000
+
+SYNC_OVERDUE_MS: Final = 5 * 60_000
+"""Workers poll for due syncs every second."""
+FAILING_MS: Final = 60 * 60_000
+"""By then a sync has failed ten times, and is retried once an hour."""
+_ENTRIES_MAX: Final = 1_000
 
 
-async def look_at_closes(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
-    """How many periods an alert has named, and which.
+class FailedSync(NamedTuple):
+    """A Stripe customer whose sync fails.
+
+    Attributes:
+        why: the last error.
+        since_ms: when the sync was requested.
+    """
+
+    stripe_customer: str
+    why: str
+    since_ms: int
+
+
+async def check_webhooks(parts: Parts) -> tuple[str, list[Finding]]:
+    """Count waiting and dead syncs, and report overdue and failing ones.
 
     Raises:
         StoreError: the store does not answer.
     """
-    found = await CloseQueue(parts.store, admin).unconfirmed(most=_MOST)
-    return f"{len(found):,} unconfirmed", unconfirmed(found)
+    now_ms, waiting = parts.store.now_ms(), await read_webhooks(parts.store)
+    entries = await read_waiting_syncs(parts.store, _ENTRIES_MAX)
+    failed = [FailedSync(name, entry["why"], int(entry["since"])) for name, entry in entries if entry["why"]]
+    dead = [
+        FailedSync(entry.stripe_customer, entry.why, entry.at_ms) for entry in await parts.webhooks.dead()
+    ]
+    due = waiting["due"]
+    summary = f"{due.items + waiting['later'].items:,} wait, {len(dead):,} dead"
+    return summary, [
+        *find_overdue_syncs(due.items, int(due.age_s * 1000)),
+        *find_failing_syncs(failed, now_ms),
+        *find_dead_syncs(dead),
+    ]
 
 
-def unconfirmed(closes: Sequence[PeriodClose]) -> list[Finding]:
-    """The periods whose close was not confirmed in time, and is not yet."""
-    if not closes:
+def find_overdue_syncs(count: int, oldest_ms: int) -> list[Finding]:
+    """Report due syncs that no worker makes."""
+    if not count or oldest_ms <= SYNC_OVERDUE_MS:
         return []
-    count = "1 billing period is" if len(closes) == 1 else f"{len(closes):,} billing periods are"
-    whose = named([f"of customer {close.customer}, until {close.end_text}" for close in closes])
-    return single(
-        check="closes",
-        problem=f"{count} over, and Stripe has not counted all that was used: {whose}; what it lacks when"
-        " an invoice is final is on no invoice",
-        cure="`meterkit reconcile CUSTOMER --period DATE` has the figures of each, and what to do",
+    whose = "1 Stripe customer has" if count == 1 else f"{count:,} Stripe customers have"
+    return one_finding(
+        check="webhooks",
+        problem=f"{whose} waited for a sync for up to {span(oldest_ms)}: Stripe's events about"
+        " them have no effect yet",
+        cure="run `meterkit worker`, or set the Stripe key where the app runs; the log of a"
+        " running process says why it does not sync",
     )
 
 
-_ITEM_OVERDUE_MS: Final = 60 * 60_000
-"""How long an invoice item may wait: a flush makes it within minutes."""
-
-
-async def look_at_invoice_items(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
-    """Count the invoice items for late usage that wait, and report one that waits too long.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    found = [item for item, _ in await LateItems(parts.store, admin).listed()]
-    since_ms = parts.store.now_ms() - _ITEM_OVERDUE_MS
-    return f"{len(found):,} wait", unmade_items([item for item in found if item.queued_ms < since_ms])
-
-
-def unmade_items(items: Sequence[LateItem]) -> list[Finding]:
-    """Invoice items that Stripe should have by now. Pure."""
-    if not items:
+def find_failing_syncs(failed: Sequence[FailedSync], now_ms: int) -> list[Finding]:
+    """Report syncs that have failed for an hour and are retried."""
+    found = [one for one in failed if now_ms - one.since_ms > FAILING_MS]
+    if not found:
         return []
-    count = "1 invoice item for late usage waits"
-    if len(items) > 1:
-        count = f"{len(items):,} invoice items for late usage wait"
-    whose = named([f"{item.in_words()} of customer {item.customer}" for item in items])
-    return single(
-        check="items",
-        problem=f"{count} for more than an hour, and Stripe does not have them: {whose}",
-        cure="`meterkit flush` makes them, or says what holds them up; `meterkit outbox list` has each",
+    oldest_ms = now_ms - min(one.since_ms for one in found)
+    return one_finding(
+        check="webhooks",
+        problem=f"syncs of {join_names([one.stripe_customer for one in found])} have failed for up to"
+        f" {span(oldest_ms)}: {found[0].why}",
+        cure="remove the cause; each is retried within the hour, and dead after twelve refusals",
     )
 
 
-OVERDUE_MS: Final = 5 * 60_000
-"""How long a message may be due: a process that sends messages asks every second."""
+def find_dead_syncs(dead: Sequence[FailedSync]) -> list[Finding]:
+    """Report Stripe customers whose sync is dead."""
+    if not dead:
+        return []
+    count = (
+        "the sync of 1 Stripe customer is"
+        if len(dead) == 1
+        else f"syncs of {len(dead):,} Stripe customers are"
+    )
+    return one_finding(
+        check="webhooks",
+        problem=f"{count} dead, {join_names([one.stripe_customer for one in dead])}: {dead[0].why}",
+        cure="`meterkit webhooks list` shows each reason; remove it, then `meterkit webhooks redrive`",
+    )
 
 
-async def look_at_messages(parts: Parts) -> tuple[str, list[Finding]]:
-    """How many messages wait and are dead, and what is wrong with them.
+MESSAGE_OVERDUE_MS: Final = 5 * 60_000
+"""A process that sends messages polls every second."""
+
+
+async def check_messages(parts: Parts) -> tuple[str, list[Finding]]:
+    """Count waiting and dead messages, and report overdue ones.
 
     Raises:
         StoreError: the store does not answer.
@@ -95,45 +121,45 @@ async def look_at_messages(parts: Parts) -> tuple[str, list[Finding]]:
         queue = MessageQueue(parts.store, channel)
         counted, late_ms = await queue.count_messages(), await queue.overdue_ms()
         waiting += counted["due"] + counted["later"]
-        found += overdue_messages(channel, counted["due"], late_ms)
+        found += find_overdue_messages(channel, counted["due"], late_ms)
         if counted["dead"]:
             dead += [one for one in await queue.list_messages() if one.state == "dead"]
-    return f"{waiting:,} wait, {len(dead):,} dead", [*found, *dead_messages(dead)]
+    return f"{waiting:,} wait, {len(dead):,} dead", [*found, *find_dead_messages(dead)]
 
 
-def overdue_messages(channel: Channel, count: int, late_ms: int) -> list[Finding]:
-    """Messages of a channel that no process sends: how many are due, and for how long the oldest."""
-    if not count or late_ms <= OVERDUE_MS:
+def find_overdue_messages(channel: Channel, count: int, late_ms: int) -> list[Finding]:
+    """Report due messages of a channel that no process sends."""
+    if not count or late_ms <= MESSAGE_OVERDUE_MS:
         return []
     whose = "1 message" if count == 1 else f"{count:,} messages"
     needs = "METERKIT_NOTIFY_SECRET" if channel == "webhook" else "METERKIT_SMTP_URL and `contact`"
-    return single(
+    return one_finding(
         check="messages",
         problem=f"{whose} by {channel} should have been sent up to {span(late_ms)} ago",
         cure=f"run a process of the app with {needs}; its log says why it does not send",
     )
 
 
-def dead_messages(dead: Sequence[KeptMessage]) -> list[Finding]:
-    """Messages that are not sent any more."""
+def find_dead_messages(dead: Sequence[KeptMessage]) -> list[Finding]:
+    """Report dead messages."""
     if not dead:
         return []
     count = "1 message is" if len(dead) == 1 else f"{len(dead):,} messages are"
-    return single(
+    return one_finding(
         check="messages",
-        problem=f"{count} dead, {named([one.id for one in dead])}: {dead[0].why}",
-        cure="`meterkit notify list` has each reason; remove it, then `meterkit notify redrive`",
+        problem=f"{count} dead, {join_names([one.id for one in dead])}: {dead[0].why}",
+        cure="`meterkit notify list` shows each reason; remove it, then `meterkit notify redrive`",
     )
 
 
 UNREAD_MS: Final = 15 * 60_000
-"""How long a queue may go unread: a worker reads it each twenty seconds."""
+"""A worker reads the queue every twenty seconds."""
 UNLISTED_MS: Final = 3 * 3_600_000
-"""How long buckets may go without a listing: a worker lists them each hour."""
+"""A worker lists the buckets every hour."""
 
 
-async def look_at_stored_objects(parts: Parts) -> tuple[str, list[Finding]]:
-    """When the queue of storage events was read, and the buckets listed.
+async def check_stored_objects(parts: Parts) -> tuple[str, list[Finding]]:
+    """Check that the queue of storage events is read, and buckets are listed.
 
     Raises:
         StoreError: the store does not answer.
@@ -142,26 +168,26 @@ async def look_at_stored_objects(parts: Parts) -> tuple[str, list[Finding]]:
         return "the plans file has no storage", []
     seen, now_ms = await StorageUpkeep(parts.store).seen(), parts.store.now_ms()
     listed = "not listed" if seen.listed_ms is None else f"listed {span(now_ms - seen.listed_ms)} ago"
-    return f"the buckets were {listed}", neglected(seen, now_ms)
+    return f"the buckets were {listed}", find_neglected_storage(seen, now_ms)
 
 
-def neglected(seen: UpkeepState, now_ms: int) -> list[Finding]:
-    """A queue that no process reads any more, and buckets that none lists. Pure."""
+def find_neglected_storage(seen: UpkeepState, now_ms: int) -> list[Finding]:
+    """Report a queue that is not read any more, and buckets that are not listed. Pure."""
     found: list[Finding] = []
     if seen.read_ms is not None and now_ms - seen.read_ms > UNREAD_MS:
-        found += single(
+        found += one_finding(
             check="storage",
             problem=f"the queue of storage events was last read {span(now_ms - seen.read_ms)} ago: the"
             " events in it do not count",
-            cure="start `meterkit worker --storage-queue URL`; the log of one that runs says why it does"
-            " not read (meterkit.serving); a queue that is not used any more is forgotten in 7 days",
+            cure="start `meterkit worker --storage-queue URL`; the log of a running one says why it does"
+            " not read (meterkit.serving); an unused queue is forgotten after 7 days",
         )
     if seen.listed_ms is None or now_ms - seen.listed_ms > UNLISTED_MS:
         since = "within 7 days" if seen.listed_ms is None else f"for {span(now_ms - seen.listed_ms)}"
-        found += single(
+        found += one_finding(
             check="storage",
             problem=f"the buckets of storage.objects were not listed {since}: lost events stay lost",
-            cure="see that `meterkit worker` runs with the extra storage and with credentials of the"
-            " object store: it lists them each hour; `meterkit storage recalculate` does it now",
+            cure="run `meterkit worker` with the extra storage and credentials of the object store: it"
+            " lists them every hour; `meterkit storage recalculate` does it now",
         )
     return found

@@ -1,4 +1,4 @@
-"""Findings about the spools on this host: usage that no process sends, or that will find no room."""
+"""Checks of the spools on this host: usage that no process sends, and free disk space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import span
 from meterkit.errors import SettingsError
-from meterkit.health.findings import Finding, named, single
+from meterkit.health.findings import Finding, join_names, one_finding
 from meterkit.redis.local_files import check_directory
 from meterkit.store.spool_file import SPOOL_BYTES_MAX, list_spools
 
@@ -21,41 +21,43 @@ if TYPE_CHECKING:
     from meterkit.store.spool_file import SpoolInfo, SpoolState
 
 HELD_MS: Final = 15 * 60_000
-"""How old the spool of a process that runs may be: within a second of the store's return it is on its way."""
+"""A running process sends its spool within a second of the store's return."""
 ROOM_BYTES: Final = 64 << 20
-"""How much room there must be: as much as waits in memory where the disk takes nothing."""
+"""Free disk space that must remain: as much as a process holds in memory without a disk."""
 
 _MIB: Final = 1 << 20
 _LARGE: Final = 0.8
 
 
-async def look_at_spool_directory(parts: Parts) -> tuple[str, list[Finding]]:
-    """What lies in the directory, in short, and what is wrong with it."""
-    return await asyncio.to_thread(_look, parts)
+async def check_spool_directory(parts: Parts) -> tuple[str, list[Finding]]:
+    """Inspect the spool directory of this host."""
+    return await asyncio.to_thread(_inspect_spools, parts)
 
 
-def _look(parts: Parts) -> tuple[str, list[Finding]]:
+def _inspect_spools(parts: Parts) -> tuple[str, list[Finding]]:
     directory, store, now_ms = parts.settings.spool_dir, parts.store, parts.store.now_ms()
-    why = _why_unusable(directory)
+    why = _reason_unusable(directory)
     try:
         seen = list_spools(directory, store.keys, store=str(store.address), now_ms=now_ms)
     except OSError as error:
-        return "", [unusable(directory, why or str(error))]
+        return "", [report_unusable_directory(directory, why or str(error))]
     found = (
-        [unusable(directory, why)] if why else no_room(directory, shutil.disk_usage(_made(directory)).free)
+        [report_unusable_directory(directory, why)]
+        if why
+        else find_full_disk(directory, shutil.disk_usage(_nearest_existing(directory)).free)
     )
     files = "1 file" if len(seen) == 1 else f"{len(seen):,} files"
     return f"{files} in {directory} of this host", [
         *found,
-        *unsent(seen, now_ms),
-        *growing(seen),
-        *lasting(seen, now_ms),
+        *find_unsent_spools(seen, now_ms),
+        *find_growing_spools(seen),
+        *find_lasting_spools(seen, now_ms),
     ]
 
 
-def _why_unusable(directory: Path) -> str:
-    """Why nothing can be spooled there; empty: it can."""
-    made = _made(directory)
+def _reason_unusable(directory: Path) -> str:
+    """Return why spools cannot be written there; empty if they can."""
+    made = _nearest_existing(directory)
     if not made.is_dir():
         return f"{made} is no directory"
     if not os.access(made, os.W_OK | os.X_OK):
@@ -68,99 +70,102 @@ def _why_unusable(directory: Path) -> str:
     return ""
 
 
-def _made(directory: Path) -> Path:
-    """The directory, or what is there already of the way to it."""
+def _nearest_existing(directory: Path) -> Path:
+    """Return the directory, or its nearest existing parent."""
     return next(folder for folder in (directory, *directory.parents) if folder.exists())
 
 
-def unusable(directory: Path, why: str) -> Finding:
-    """Nothing can be spooled."""
+def report_unusable_directory(directory: Path, why: str) -> Finding:
+    """Report a directory in which spools cannot be written."""
     return Finding(
         check="spool",
-        problem=f"usage of an outage cannot be kept in {directory}: {why}; it would wait in memory, and be"
+        problem=f"usage of an outage cannot be spooled to {directory}: {why}; it would stay in memory and be"
         " lost with the process",
-        cure="set METERKIT_SPOOL_DIR to a directory of the app's user alone, on a disk that outlives the"
-        " process",
+        cure="set METERKIT_SPOOL_DIR to a directory of the app's user alone, on a persistent disk",
     )
 
 
-def no_room(directory: Path, free: int) -> list[Finding]:
-    """Whether the disk has room, by its free bytes."""
+def find_full_disk(directory: Path, free: int) -> list[Finding]:
+    """Report a disk that is nearly full."""
     if free >= ROOM_BYTES:
         return []
-    return single(
+    return one_finding(
         check="spool",
-        problem=f"the disk of {directory} has {_mib(free)} left: usage of an outage that finds no room is"
-        " lost",
-        cure="make room, or set METERKIT_SPOOL_DIR to another disk; each process takes up to 1 GiB",
+        problem=f"the disk of {directory} has {_mib(free)} left: usage of an outage beyond that is lost",
+        cure="free space, or set METERKIT_SPOOL_DIR to another disk; each process takes up to 1 GiB",
     )
 
 
-def unsent(seen: Sequence[SpoolInfo], now_ms: int) -> list[Finding]:
-    """Spools that no process has, by why they lie there."""
+def find_unsent_spools(seen: Sequence[SpoolInfo], now_ms: int) -> list[Finding]:
+    """Report spools that no process sends, by the reason."""
     found: list[Finding] = []
-    left = _of("left", seen)
+    left = _in_state("left", seen)
     if left:
-        whose = "1 spool of a process that is gone lies" if len(left) == 1 else f"{len(left):,} spools lie"
-        found += single(
+        count = (
+            "1 spool of a process that ended is"
+            if len(left) == 1
+            else f"{len(left):,} spools of ended processes are"
+        )
+        found += one_finding(
             check="spool",
-            problem=f"{whose} in {left[0].path.parent}, {_mib(sum(one.size for one in left))}, begun"
+            problem=f"{count} in {left[0].path.parent}, {_mib(sum(one.size for one in left))}, begun"
             f" up to {span(now_ms - left[0].begun_ms)} ago: usage in it is not recorded, and not billed,"
             " until it is sent",
             cure="run `meterkit flush --all` on this host with the settings of the app; the next start of"
             " the app sends it, too",
         )
-    foreign = _of("foreign", seen)
+    foreign = _in_state("foreign", seen)
     if foreign:
-        found += single(
+        found += one_finding(
             check="spool",
-            problem=f"{named([one.path.name for one in foreign])}: {foreign[0].why}; it is sent to no other",
+            problem=f"{join_names([one.path.name for one in foreign])}: {foreign[0].why}; it is sent to no"
+            " other store",
             cure="run `meterkit flush --all` with METERKIT_REDIS_URL, METERKIT_KEY_PREFIX and"
             " METERKIT_SHARDS of that store; if that store is no longer used, remove the file",
         )
-    for one in _of("refused", seen):
+    for one in _in_state("refused", seen):
         problem, _, cure = one.why.partition(". ")
-        cure = cure or "see who has written it, or upgrade this process; it is left as it is"
+        cure = cure or "find out which program wrote it, or upgrade this process; the file stays unchanged"
         found.append(Finding(check="spool", problem=f"{one.path} is never sent: {problem}", cure=cure))
     return found + [
         Finding(
             check="spool",
-            problem=f"{one.path} has what was damaged in a spool: {_mib(one.size)} that were not sent",
-            cure="see to the disk; take from backups or logs what it says of usage, record that by hand, and"
-            " remove the file",
+            problem=f"{one.path} has the damaged part of a spool: {_mib(one.size)} that were not sent",
+            cure="check the disk; find the lost usage in backups or logs, record it by hand, and remove"
+            " the file",
         )
-        for one in _of("damaged", seen)
+        for one in _in_state("damaged", seen)
     ]
 
 
-def growing(seen: Sequence[SpoolInfo]) -> list[Finding]:
-    """Spools that are near the size at which usage is lost."""
-    large = [one for one in _of("held", seen) if one.size > _LARGE * SPOOL_BYTES_MAX]
+def find_growing_spools(seen: Sequence[SpoolInfo]) -> list[Finding]:
+    """Report spools near the size at which usage is lost."""
+    large = [one for one in _in_state("held", seen) if one.size > _LARGE * SPOOL_BYTES_MAX]
     if not large:
         return []
-    return single(
+    return one_finding(
         check="spool",
-        problem=f"{named([one.path.name for one in large])}: {_mib(large[0].size)} of"
-        f" {_mib(SPOOL_BYTES_MAX)}; what comes beyond is lost, and counted",
-        cure="bring the store back; more processes take more, as each has a spool of its own",
+        problem=f"{join_names([one.path.name for one in large])}: {_mib(large[0].size)} of"
+        f" {_mib(SPOOL_BYTES_MAX)}; usage beyond that is lost, and counted as lost",
+        cure="restore the store; more processes can hold more, because each has its own spool",
     )
 
 
-def lasting(seen: Sequence[SpoolInfo], now_ms: int) -> list[Finding]:
-    """Spools of processes that run, and that do not get rid of them."""
-    old = [one for one in _of("held", seen) if now_ms - one.begun_ms > HELD_MS]
+def find_lasting_spools(seen: Sequence[SpoolInfo], now_ms: int) -> list[Finding]:
+    """Report running processes that cannot send their spools."""
+    old = [one for one in _in_state("held", seen) if now_ms - one.begun_ms > HELD_MS]
     if not old:
         return []
     whose = "a process has a spool" if len(old) == 1 else f"{len(old):,} processes have spools"
-    return single(
+    return one_finding(
         check="spool",
         problem=f"{whose} of up to {span(now_ms - old[0].begun_ms)}, {_mib(sum(one.size for one in old))}"
-        f" in {old[0].path.parent}: the store is away for it, or does not take what is in it",
-        cure="see that these hosts reach the store; the log of the process says why (meterkit.store)",
+        f" in {old[0].path.parent}: they cannot reach the store, or the store refuses the entries",
+        cure="check that these hosts reach the store; the log of the process says why (meterkit.store)",
     )
 
 
-def _of(state: SpoolState, seen: Sequence[SpoolInfo]) -> list[SpoolInfo]:
+def _in_state(state: SpoolState, seen: Sequence[SpoolInfo]) -> list[SpoolInfo]:
     return [one for one in seen if one.state == state]
 
 

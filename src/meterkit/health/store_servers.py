@@ -1,133 +1,92 @@
-"""Findings about the store's servers: latency, durability, sentinels, slots without a node."""
+"""Checks of the store's servers: rights, persistence, eviction, replication, clock, scripts, latency."""
 
 from __future__ import annotations
 
-from statistics import median
+import re
+from contextlib import suppress
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as NoAnswerError
 
-from meterkit.decisions.keys import FORMAT
+from meterkit.catalog.amount_texts import span
+from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import StoreError
-from meterkit.health.findings import Finding, named, single
-from meterkit.redis.discovery import ask_sentinel, find_slots, slot_of
+from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
+from meterkit.insights.store_readings import info_text, told_by
+from meterkit.redis import scripts
+from meterkit.redis.durability import DurabilityCheck
+from meterkit.redis.server import (
+    eviction_warning,
+    is_replica_current,
+    rights_refusal,
+    scan_refusal,
+    words_to_try,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from meterkit.assembly import Parts
+    from meterkit.outbox.outbox import Outbox
     from meterkit.redis.admin import Admin
-    from meterkit.redis.durability import DurabilityCheck
     from meterkit.redis.server import Durability
     from meterkit.redis.url import Address
 
 
-async def _sentinels(parts: Parts) -> tuple[str, list[Finding]]:
-    address, timeout_s, clock = parts.store.address, parts.settings.store_timeout, parts.store.clock
-    said: dict[str, str] = {}
-    for place in address.places:
-        try:
-            said[str(place)] = str(await ask_sentinel(place, address, timeout_s=timeout_s, clock=clock))
-        except StoreError as error:
-            said[str(place)] = f"no master: {error}"
-    return ", ".join(sorted(set(said.values()))), _disagreement(said)
-
-
-async def _slots(parts: Parts) -> tuple[str, list[Finding]]:
-    keys, timeout_s = parts.store.keys, parts.settings.store_timeout
-    slots = await find_slots(parts.store.address, (), timeout_s=timeout_s, clock=parts.store.clock)
-    names = [keys.meta, keys.events, *(keys.shard(shard, "") for shard in range(keys.shards))]
-    return f"{len(slots.places)} nodes", _uncovered(
-        [name for name in names if slots.of(slot_of(name)) is None]
-    )
-
-
-def no_replica() -> list[Finding]:
-    """A server that another may take the place of, which does not follow it."""
-    return single(
-        check="replication",
-        problem="no replica follows the server, and another one may take its place that lacks what is"
-        " sent: with a live Stripe key nothing is delivered from there",
-        cure="start its replica again",
-    )
-
-
-def _disagreement(said: Mapping[str, str]) -> list[Finding]:
-    """What the sentinels name, by their places."""
-    masters = list(said.values())
-    most = max(masters, key=masters.count)
-    return [
-        Finding(
-            check="sentinels",
-            problem=f"the sentinel at {place} names {master}"
-            + ("" if master == most else f", most others {most}"),
-            cure="see that it runs, and that it reaches the others",
-        )
-        for place, master in said.items()
-        if master != most or master.startswith("no master")
-    ]
-
-
-def _uncovered(nobodys: Sequence[str]) -> list[Finding]:
-    """Keys whose slots no node of the cluster has."""
-    if not nobodys:
-        return []
-    return single(
-        check="slots",
-        problem=f"no node has the slots of {named(nobodys)}: what is asked of them is refused",
-        cure="redis-cli --cluster fix, or start the node that had them",
-    )
-
-
-CHECKS: Final[Mapping[str, Mapping[str, Callable[[Parts], Awaitable[tuple[str, list[Finding]]]]]]] = {
-    "sentinel": {"sentinels": _sentinels},
-    "cluster": {"slots": _slots},
-}
-"""Further checks, by the kind of the store's address."""
-
-
-_TRIES: Final = 5
+CLOCK_APART_MS: Final = 5_000
+"""A larger difference between clocks is a finding."""
+CLOCK_REFUSED_MS: Final = 60_000
+_REDIS_LEAST: Final = (7, 0)
+_VALKEY_LEAST: Final = (8, 0)
+_SCAN_COUNT: Final = 1_000
+_SCANS_MAX: Final = 200
 _GONE_MS: Final = 10_000
 _FULL: Final = 0.9
-_CURES: Final[Mapping[str, str]] = {
-    "used memory": "give it more memory (maxmemory), or find who fills it",
-    "MISCONF": "its snapshot or its append-only file cannot be written: give its disk room, and look at"
-    " its log",
-    "read only": "name its master; behind sentinels or in a cluster it is found",
-    "NOREPLICAS": "start its replicas: it takes writes with as many as min-replicas-to-write says",
-}
+_INFO_REFUSED: Final = "the server's user may not ask for INFO"
 
 
-async def look_at_breaker(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
-    """Ask what opens and closes the breaker of each process: whether a write is taken, and how soon.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    key, took_s = parts.store.keys.meta, list[float]()
-    is_new = await admin.ask(admin.client.hget(key, "format")) is None
-    for _ in range(_TRIES):
-        began = perf_counter()
-        try:
-            # As each connection of an app does; what is there stays as it is.
-            probe = admin.client.ping() if is_new else admin.client.hsetnx(key, "format", FORMAT)
-            await admin.ask(probe)
-        except StoreError as error:
-            if not isinstance(error.__cause__, ResponseError) or isinstance(
-                error.__cause__, NoPermissionError
-            ):
-                raise
-            return "open", [refusing(str(error))]
-        took_s.append(perf_counter() - began)
-    typical_s, timeout_s = median(took_s), parts.settings.store_timeout
-    return f"answers within {typical_s * 1000:.1f} ms", late(typical_s, timeout_s)
+CheckResult = tuple[str, list[Finding]]
+"""A short summary for ``looked_at``, and the findings."""
 
 
-def unreachable(error: StoreError, address: Address) -> Finding:
-    """The server does not answer, or does not let us in."""
-    cure = "see that it runs; --redis or METERKIT_REDIS_URL names another"
+@dataclass(slots=True, kw_only=True)
+class CheckContext:
+    """The server under examination, and readings that several checks share."""
+
+    parts: Parts
+    admin: Admin
+    outbox: Outbox
+    claims: list[str] | None = None
+    _info: Mapping[str, str] | None = None
+
+    @property
+    def client(self) -> Any:
+        """The Redis client."""
+        return self.admin.client
+
+    @property
+    def keeping(self) -> DurabilityCheck:
+        """The durability of the server."""
+        return DurabilityCheck(
+            self.admin, self.admin.address, needed=False, kind=self.parts.store.address.kind
+        )
+
+    async def info(self) -> Mapping[str, str]:
+        """Read ``INFO everything`` once."""
+        if self._info is None:
+            told = await told_by(self.admin, self.client.info("everything"))
+            if told is None:
+                raise CheckSkippedError(_INFO_REFUSED)
+            self._info = {name: info_text(value) for name, value in told.items()}
+        return self._info
+
+
+def report_unreachable_server(error: StoreError, address: Address) -> Finding:
+    """Report a server that does not answer or refuses the login."""
+    cure = "start it, or name another server with --redis or METERKIT_REDIS_URL"
     if isinstance(error.__cause__, AuthenticationError):
         cure = "correct user and password in METERKIT_REDIS_URL; a `%`, `@` or `/` in them is percent-encoded"
     elif isinstance(error.__cause__, NoAnswerError) and address.kind == "tcp":
@@ -136,50 +95,155 @@ def unreachable(error: StoreError, address: Address) -> Finding:
             if address.tls is None
             else "does not speak TLS, the URL begins with redis://"
         )
-        cure = f"see that it runs, and that the network lets this host there; where it {wants}"
+        cure = f"start it, and let this host through the network; if it {wants}"
     return Finding(check="server", problem=str(error), cure=cure)
 
 
-def refusing(words: str) -> Finding:
-    """The store takes no writes; in its own words."""
-    cure = next((cure for word, cure in _CURES.items() if word in words), "look at the server's log")
-    return Finding(
-        check="breaker",
-        problem=f"{words}: it takes no writes, so each process decides without it (on_store_failure), and"
-        " usage waits in spools",
-        cure=cure,
-    )
+async def check_server(context: CheckContext) -> CheckResult:
+    """Check the server's version."""
+    info = await context.info()
+    name, version, _ = read_server_version(info)
+    return f"{name} {version} at {context.admin.address}", find_old_server(info)
 
 
-def late(typical_s: float, timeout_s: float) -> list[Finding]:
-    """Whether the store answers well within the store timeout."""
-    if typical_s <= timeout_s / 2:
+def find_old_server(server: Mapping[str, str]) -> list[Finding]:
+    """Report a server that is too old, by ``INFO server``."""
+    name, found, least = read_server_version(server)
+    if found is None or _version_numbers(found) >= least:
         return []
-    return single(
-        check="breaker",
-        problem=f"an answer takes {typical_s:.2g} s, and a request waits {timeout_s:g} s for it"
-        " (METERKIT_STORE_TIMEOUT): now and then, or always, requests are decided without the store",
-        cure="keep the store in the zone of the app, see what it is busy with (SLOWLOG GET), or set a"
-        " longer METERKIT_STORE_TIMEOUT",
+    return one_finding(
+        check="server",
+        problem=f"the server is {name} {found}, which is too old for meterkit",
+        cure=f"upgrade it to {name} {'.'.join(map(str, least))} or later",
     )
 
 
-async def look_at_durability(
-    keeping: DurabilityCheck, way: Durability, key: str
-) -> tuple[str, list[Finding]]:
-    """Have a write kept, as before each delivery; how that is done, and how soon.
+def read_server_version(server: Mapping[str, str]) -> tuple[str, str | None, tuple[int, ...]]:
+    """Read the name, version and oldest supported version of a server."""
+    # Valkey also says which Redis it is compatible with.
+    if "valkey_version" in server:
+        return "Valkey", server["valkey_version"], _VALKEY_LEAST
+    return "Redis", server.get("redis_version"), _REDIS_LEAST
+
+
+def _version_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())
+
+
+async def check_rights(context: CheckContext) -> CheckResult:
+    """Check which commands the server's user may run."""
+    store, user = context.parts.store, context.parts.store.address.username or "default"
+    words = words_to_try(store.keys.shard(0, "dirty"), of_cluster=store.address.kind == "cluster")
+    try:
+        refused: list[int] = await context.admin.ask(
+            context.client.eval(scripts.load("missing_rights").text, 0, *words)
+        )
+    except StoreError as error:
+        if isinstance(error.__cause__, NoPermissionError):
+            cure = f"add it: ACL SETUSER {user} +eval"
+            return "", [Finding(check="rights", problem=str(error), cure=cure)]
+        if isinstance(error.__cause__, ResponseError):
+            raise CheckSkippedError(
+                f"the server does not say what its user may do: {error.__cause__}"
+            ) from error
+        raise
+    return f"user {user}", find_missing_rights(refused, user=user, prefix=store.keys.prefix)
+
+
+def find_missing_rights(refused: Sequence[int], *, user: str, prefix: str) -> list[Finding]:
+    """Report commands that the server's user may not run; ``refused`` as of :func:`rights_refusal`."""
+    refusals = (rights_refusal(refused, user=user, prefix=prefix), scan_refusal(refused, user=user))
+    parts = (refusal.partition(" Add it: ") for refusal in refusals if refusal is not None)
+    return [
+        Finding(check="rights", problem=problem.rstrip("."), cure=f"add it: {cure}")
+        for problem, _, cure in parts
+    ]
+
+
+async def check_persistence(context: CheckContext) -> CheckResult:
+    """Check that the server persists writes."""
+    info: Mapping[str, str] = {}
+    with suppress(CheckSkippedError):
+        info = await context.info()
+    appendfsync = await _appendfsync(context)
+    if appendfsync == "no" and info.get("aof_enabled") == "1":
+        way: Durability = "age"  # `keeping.way` would raise: nothing can be sent.
+    else:
+        way = await context.keeping.find_method()
+        if way == "age" and not info:
+            raise CheckSkippedError(_INFO_REFUSED)
+    accepted = context.parts.settings.deliver_without_persistence
+    return f"by {way}", find_persistence_faults(way, info, appendfsync=appendfsync, is_accepted=accepted)
+
+
+async def _appendfsync(context: CheckContext) -> str | None:
+    """Read the option ``appendfsync``; None if the user may not read options."""
+    told = await told_by(context.admin, context.client.config_get("appendfsync"))
+    return None if told is None else told.get("appendfsync")
+
+
+def find_persistence_faults(
+    way: Durability, info: Mapping[str, str], *, appendfsync: str | None, is_accepted: bool
+) -> list[Finding]:
+    """Report missing persistence, by ``INFO persistence``.
 
     Args:
-        keeping: of a server.
-        way: how it is made sure there.
-        key: which the server has; it is written, and gone after ten seconds.
+        way: the proof of durability that the server offers.
+        info: ``INFO``; empty if the user may not read it.
+        appendfsync: the option; None if the user may not read it.
+        is_accepted: the setting ``deliver_without_persistence``.
+    """
+    found: list[Finding] = []
+    if way == "none" and not is_accepted:
+        found += one_finding(
+            check="persistence",
+            problem="the server has neither an append-only file nor a replica: a restart loses customers,"
+            " usage and deliveries; with a live Stripe key, usage is not delivered from this server",
+            cure="set appendonly yes, or, if data is persisted in another way,"
+            " METERKIT_DELIVER_WITHOUT_PERSISTENCE=on",
+        )
+    if appendfsync == "no" and info.get("aof_enabled") == "1":
+        found += one_finding(
+            check="persistence",
+            problem="the server has appendfsync no: it cannot confirm what is on its disk; nothing is sent",
+            cure="set appendfsync everysec",
+        )
+    if info.get("aof_last_write_status", "ok") != "ok":
+        found += one_finding(
+            check="persistence",
+            problem="the server could not write its append-only file, and refuses writes until it can",
+            cure="free disk space on the server, and read its log",
+        )
+    return found
+
+
+async def check_durability(context: CheckContext) -> CheckResult:
+    """Check how soon a write is durable, with a key that this server holds."""
+    if await _appendfsync(context) == "no":
+        raise CheckSkippedError("the server cannot confirm what is on its disk (appendfsync no)")
+    keys, admin = context.parts.store.keys, await context.parts.store.admin()
+    for key in (keys.shard(shard, "doctor") for shard in range(keys.shards)):
+        if (await admin.at(key)).address == context.admin.address:
+            return await measure_durability(context.keeping, await context.keeping.find_method(), key)
+    return "has no keys", []
+
+
+async def measure_durability(
+    keeping: DurabilityCheck, way: Durability, key: str
+) -> tuple[str, list[Finding]]:
+    """Make one write durable, as before each delivery, and measure how long it takes.
+
+    Args:
+        keeping: the durability of a server.
+        way: the proof of durability that it offers.
+        key: a key of the server; it is written, and expires after ten seconds.
 
     Raises:
         StoreError: the store does not answer.
     """
     commands = keeping.commands(way)
     if not commands:
-        text = "no promise" if way == "none" else "by age: what is two seconds old counts as kept"
+        text = "no promise" if way == "none" else "by age: a write that is two seconds old counts as durable"
         return text, []
     began = perf_counter()
     pipe: Any = keeping.admin.for_delivery().client.pipeline(transaction=False)
@@ -191,23 +255,37 @@ async def look_at_durability(
         for reply in replies[1:]:
             await keeping.check(reply)
     except StoreError as error:
-        return way, [unkept(str(error))]
+        return way, [report_unpersisted_write(str(error))]
     promise = {"WAITAOF": "its disk", "WAIT": "a replica"}.get(way, "its disk and a replica")
     return f"{way}: on {promise} within {(perf_counter() - began) * 1000:.0f} ms", []
 
 
-def unkept(why: str) -> Finding:
-    """The store does not keep what is to be sent, in time."""
+def report_unpersisted_write(why: str) -> Finding:
+    """Report a write that was not durable in time."""
     return Finding(
         check="durability",
         problem=f"{why.partition(';')[0]}: nothing is delivered to Stripe until it does",
-        cure="see to the server's disk (INFO persistence, LATENCY DOCTOR) and to its replicas (INFO"
-        " replication)",
+        cure="check the server's disk (INFO persistence, LATENCY DOCTOR) and its replicas (INFO replication)",
     )
 
 
-def full(memory: Mapping[str, str]) -> list[Finding]:
-    """Whether the server has room; by ``INFO memory``."""
+async def check_eviction(context: CheckContext) -> CheckResult:
+    """Check the eviction policy and the free memory."""
+    info = await context.info()
+    return info.get("maxmemory_policy", ""), [*find_eviction(info), *find_full_memory(info)]
+
+
+def find_eviction(memory: Mapping[str, str]) -> list[Finding]:
+    """Report an eviction policy that removes keys, by ``INFO memory``."""
+    warning = eviction_warning(memory)
+    if warning is None:
+        return []
+    problem, _, cure = warning.rpartition("; ")
+    return [Finding(check="eviction", problem=problem, cure=cure)]
+
+
+def find_full_memory(memory: Mapping[str, str]) -> list[Finding]:
+    """Report a server without free memory, by ``INFO memory``."""
     most, used = int(memory.get("maxmemory", 0)), int(memory.get("used_memory", 0))
     if not most or used < _FULL * most:
         return []
@@ -215,8 +293,126 @@ def full(memory: Mapping[str, str]) -> list[Finding]:
         state = f"uses {used / most:.0%} of its maxmemory of {most:,} bytes: full, it refuses"
     else:
         state = f"uses {used:,} bytes, more than its maxmemory of {most:,}: it refuses"
-    return single(
+    return one_finding(
         check="memory",
         problem=f"the server {state} writes, and requests are decided without it",
-        cure="raise maxmemory; a customer takes one to six kilobytes, and nothing of them may be evicted",
+        cure="raise maxmemory; each customer takes one to six kilobytes, and none of it may be evicted",
+    )
+
+
+async def check_replication(context: CheckContext) -> CheckResult:
+    """Check the server's role and its replicas."""
+    info = await context.info()
+    found = find_replication_faults(info)
+    if info.get("connected_slaves") == "0" and await context.keeping.has_successor():
+        found += report_missing_replica()
+    return f"{info.get('connected_slaves', 0)} replicas", found
+
+
+def find_replication_faults(info: Mapping[str, str]) -> list[Finding]:
+    """Report a server that is a replica, and replicas that lag, by ``INFO replication``."""
+    if info.get("role") == "slave":
+        return one_finding(
+            check="replication",
+            problem="the server is a replica: nothing is decided or counted there",
+            cure=f"name its master, {info.get('master_host')}:{info.get('master_port')}",
+        )
+    return [
+        Finding(
+            check="replication",
+            problem=f"{name} ({text}) does not follow: its missing writes are lost if it takes over",
+            cure="check the replica's log and the network between the two servers",
+        )
+        for name, text in info.items()
+        if name.removeprefix("slave").isdecimal() and not is_replica_current(text)
+    ]
+
+
+def report_missing_replica() -> list[Finding]:
+    """Report a server without a replica where a failover could lose writes."""
+    return one_finding(
+        check="replication",
+        problem="no replica follows the server, so a failover could forget what was sent to Stripe: with"
+        " a live Stripe key, usage is not delivered from this server",
+        cure="start its replica again",
+    )
+
+
+async def check_clock(context: CheckContext) -> CheckResult:
+    """Compare the server's clock with this host's."""
+    now_ms = context.parts.store.now_ms
+    before_ms = now_ms()
+    seconds, microseconds = await context.admin.ask(context.client.time())
+    ahead_ms = seconds * 1000 + microseconds // 1000 - (before_ms + now_ms()) // 2
+    return f"the server's is {ahead_ms} ms ahead", find_clock_drift(ahead_ms)
+
+
+def find_clock_drift(ahead_ms: int) -> list[Finding]:
+    """Report a server's clock that is too far ahead or behind."""
+    apart_ms = abs(ahead_ms)
+    if apart_ms <= CLOCK_APART_MS:
+        return []
+    effect = "no request is decided" if apart_ms > CLOCK_REFUSED_MS else "beyond 60 s no request is decided"
+    where = "ahead of" if ahead_ms > 0 else "behind"
+    return one_finding(
+        check="clock",
+        problem=f"the server's clock is {span(apart_ms)} {where} this host's; {effect}",
+        cure="synchronize both clocks with NTP (chrony, systemd-timesyncd)",
+    )
+
+
+async def check_script_cache(context: CheckContext) -> CheckResult:
+    """Check that the server runs a script by its SHA."""
+    script = context.parts.store.scripts["count_due"]
+    cure = "connect to the server directly, not through a proxy that blocks scripts"
+    try:
+        await context.admin.load(script)
+        await context.admin.ask(context.client.evalsha(script.sha, 0, "+inf", context.admin.now_ms()))
+    except StoreError as error:
+        if not isinstance(error.__cause__, ResponseError) or isinstance(error.__cause__, NoPermissionError):
+            raise
+        why = "it forgets a script" if isinstance(error.__cause__, NoScriptError) else str(error.__cause__)
+        problem = f"the server's script cache cannot be used, and every decision needs it: {why}"
+        return "", [Finding(check="scripts", problem=problem, cure=cure)]
+    return "kept", []
+
+
+async def check_keys(context: CheckContext) -> CheckResult:
+    """Scan the keys for missing TTLs, and remember the claims of Stripe customers."""
+    prefix, allowed = context.parts.store.keys.prefix, [re.compile(pattern) for pattern in WITHOUT_TTL]
+    claim = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:l:")
+    cursor, count, without_ttl, claims = 0, 0, list[str](), list[str]()
+    for _ in range(_SCANS_MAX):
+        cursor, page = await context.admin.ask(
+            context.client.scan(cursor, match=f"{prefix}:*", count=_SCAN_COUNT)
+        )
+        count += len(page)
+        names = [name.decode(errors="replace") for name in page]
+        claims += filter(claim.match, names)
+        pipe = context.client.pipeline(transaction=False)
+        for name in page:
+            pipe.pttl(name)
+        lives: list[int] = await context.admin.ask(pipe.execute()) if page else []
+        without_ttl += [
+            name
+            for name, life_ms in zip(names, lives, strict=True)
+            if life_ms == -1 and not any(pattern.match(name) for pattern in allowed)
+        ]
+        if not cursor:
+            break
+    context.claims = claims
+    return f"{'the first' if cursor else 'all'} {count:,} keys", find_keys_without_ttl(
+        sorted(set(without_ttl))
+    )
+
+
+def find_keys_without_ttl(keys: Sequence[str]) -> list[Finding]:
+    """Report keys that lack a TTL."""
+    if not keys:
+        return []
+    what = "1 key has" if len(keys) == 1 else f"{len(keys):,} keys have"
+    return one_finding(
+        check="keys",
+        problem=f"{what} no TTL and should have one: {join_names(keys)}",
+        cure="find the program that writes under this prefix (METERKIT_KEY_PREFIX); delete unneeded keys",
     )

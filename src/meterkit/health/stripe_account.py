@@ -1,4 +1,4 @@
-"""Findings about the meters at Stripe: missing, inactive, or with other settings."""
+"""Checks of the Stripe account: meters, prices of plans and top-ups, linked customers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from meterkit.catalog.amount_texts import money
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.model_prices import sold_in
 from meterkit.catalog.overage_prices import ITEMS_MAX
+from meterkit.customers.drifts import Drifts
 from meterkit.errors import StripeError, UnknownPlanError
-from meterkit.health.findings import Finding, named, single
-from meterkit.health.health import UnseenError
+from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meters import meter_differences
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
@@ -24,30 +24,35 @@ if TYPE_CHECKING:
     from meterkit.assembly import Parts
     from meterkit.catalog import Catalog, Meter
     from meterkit.customers.customers import Customers
+    from meterkit.customers.drifts import Drift
     from meterkit.subscriptions.item_changes import PlanPrices
 
-UNTOLD: Final = Finding(
+
+NO_ERROR_REPORTS: Final = Finding(
     check="stripe",
-    problem="usage goes by meter event streams, and no process receives Stripe's error reports: no webhook"
+    problem="usage is sent by meter event streams, and no process receives Stripe's error reports: no webhook"
     " secret is set",
-    cure="have Stripe post its thin events about meters to the webhook endpoint, and set"
+    cure="let Stripe post thin events about meters to the webhook endpoint, and set"
     " METERKIT_STRIPE_WEBHOOK_SECRET",
 )
 
 
-def meters_at_stripe(differences: Iterable[str]) -> list[Finding]:
-    """What keeps Stripe's meters from taking what is sent; as :func:`meter_differences` says it."""
+def find_meter_differences(differences: Iterable[str]) -> list[Finding]:
+    """Report meters at Stripe that would not accept events, by :func:`meter_differences`."""
     found: list[Finding] = []
     for difference in differences:
         problem, separator, cure = difference.rpartition(": ")
         if not separator or not cure.startswith("make a meter"):
-            problem, cure = difference, "run `meterkit stripe sync`, or mend the event name in the plans file"
+            problem, cure = (
+                difference,
+                "run `meterkit stripe sync`, or correct the event name in the plans file",
+            )
         found.append(Finding(check="stripe", problem=problem, cure=cure))
     return found
 
 
-def refused_by_stripe(error: StripeError) -> Finding | str:
-    """The finding for a refusal to list meters; a text if it only prevents the check."""
+def read_refusal(error: StripeError) -> Finding | str:
+    """Turn a refusal to list meters into a finding, or into the reason to skip the check."""
     message = str(error).partition(": ")[2]
     if error.status == HTTPStatus.FORBIDDEN:
         return f"the Stripe key may not list meters: {message}"
@@ -60,12 +65,12 @@ def refused_by_stripe(error: StripeError) -> Finding | str:
     return Finding(
         check="stripe",
         problem=f"the meters at Stripe cannot be read: {message}",
-        cure="see that this host reaches METERKIT_STRIPE_API_BASE, by default https://api.stripe.com",
+        cure="check that this host reaches METERKIT_STRIPE_API_BASE, by default https://api.stripe.com",
     )
 
 
-async def _top_ups_without_price(api: StripeApi, catalog: Catalog) -> list[Finding]:
-    """The amounts that cannot be bought yet; none where the key may not list prices."""
+async def _find_unpriced_top_ups(api: StripeApi, catalog: Catalog) -> list[Finding]:
+    """Report top-up amounts without a price; none if the key may not list prices."""
     sold = sold_in(catalog.credits)
     if sold is None:
         return []
@@ -80,16 +85,16 @@ async def _top_ups_without_price(api: StripeApi, catalog: Catalog) -> list[Findi
     missing = ", ".join(money(amount, catalog.currency) for key, amount in keys.items() if key not in there)
     if not missing:
         return []
-    problem = f"Stripe has no price of these top-ups of {credit}: {missing}"
+    problem = f"Stripe has no price for these top-ups of {credit}: {missing}"
     return [Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`")]
 
 
-async def _prices_of_plans(
+async def _find_unpriced_plans(
     api: StripeApi, catalog: Catalog, meters: Sequence[Mapping[str, Any]]
 ) -> list[Finding]:
-    """The plans whose prices by model Stripe lacks, or that have too many prices with those at Stripe alone.
+    """Report plans without a price for each model, and plans with too many prices.
 
-    None where the key may not list prices.
+    None if the key may not list prices.
     """
     ids = {meter["event_name"]: meter["id"] for meter in meters if meter["status"] == "active"}
     found: list[Finding] = []
@@ -111,64 +116,62 @@ async def _prices_of_plans(
                 raise
             missing = [f"the plan itself ({plan.price.stripe_price})"]
         else:
-            missing = _unpriced(by_model, prices, ids)
-            found += too_many_items(plan.key, 1 + (prices.seat is not None) + len(prices.metered))
+            missing = _list_unpriced_meters(by_model, prices, ids)
+            found += find_too_many_items(plan.key, 1 + (prices.seat is not None) + len(prices.metered))
         if by_model and missing:
-            problem = f"plan {plan.key}: Stripe has no price of {named(missing)}"
+            problem = f"plan {plan.key}: Stripe has no price for {join_names(missing)}"
             found.append(Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`"))
     return found
 
 
-def _unpriced(meters: Iterable[Meter], prices: PlanPrices, ids: Mapping[str, str]) -> list[str]:
-    """The meters that no price of a plan bills."""
+def _list_unpriced_meters(meters: Iterable[Meter], prices: PlanPrices, ids: Mapping[str, str]) -> list[str]:
+    """List the meters that no price of a plan bills."""
     priced = {*prices.metered.values()}
     return [
         meter.name
         for meter in meters
         if meter.stripe is not None
-        and (there := ids.get(meter.stripe.event_name)) is not None  # Else the meter is a finding.
+        and (there := ids.get(meter.stripe.event_name)) is not None  # Otherwise the meter is a finding.
         and there not in priced
     ]
 
 
-def too_many_items(plan: str, items: int) -> list[Finding]:
-    """A plan with more prices than a subscription takes, those that are not in the plans file included."""
+def find_too_many_items(plan: str, items: int) -> list[Finding]:
+    """Report a plan with more prices than a subscription may have, including prices made at Stripe."""
     if items <= ITEMS_MAX:
         return []
     problem = (
-        f"plan {plan} has {items} prices at Stripe: its own, of seats and of overage; a subscription takes"
-        f" {ITEMS_MAX}, so that Stripe refuses to begin one"
+        f"plan {plan} has {items} prices at Stripe for itself, seats and overage; a subscription may have"
+        f" {ITEMS_MAX}, so Stripe refuses new ones"
     )
-    cure = (
-        "bill fewer meters, join patterns of models, or archive metered prices of its product that are unused"
-    )
-    return single(check="stripe", problem=problem, cure=cure)
+    cure = "bill fewer meters, join model patterns, or archive unused metered prices of its product"
+    return one_finding(check="stripe", problem=problem, cure=cure)
 
 
-async def look_at_meters(parts: Parts) -> tuple[str, list[Finding]]:
-    """How many meters Stripe has, and what is wrong with those of the plans file.
+async def check_meters(parts: Parts) -> tuple[str, list[Finding]]:
+    """Compare the meters and prices at Stripe with the plans file.
 
     Raises:
-        UnseenError: no key is set, or it may not ask.
+        CheckSkippedError: no key is set, or it may not list meters.
     """
     if parts.settings.stripe_api_key is None:
-        raise UnseenError("no Stripe key is set (METERKIT_STRIPE_API_KEY)")
+        raise CheckSkippedError("no Stripe key is set (METERKIT_STRIPE_API_KEY)")
     api = StripeApi(parts.settings)
     try:
         meters = await api.list("/v1/billing/meters")
-        unsold = await _top_ups_without_price(api, parts.store.catalog)
-        unsold += await _prices_of_plans(api, parts.store.catalog, meters)
-        unsold += await links_to_nobody(api, parts.customers)
+        unsold = await _find_unpriced_top_ups(api, parts.store.catalog)
+        unsold += await _find_unpriced_plans(api, parts.store.catalog, meters)
+        unsold += await find_broken_links(api, parts.customers)
     except StripeError as error:
-        refused = refused_by_stripe(error)
+        refused = read_refusal(error)
         if isinstance(refused, str):
-            raise UnseenError(refused) from None
+            raise CheckSkippedError(refused) from None
         return "", [refused]
     finally:
         await api.close()
-    found = meters_at_stripe(meter_differences(parts.store.catalog, meters)) + unsold
-    is_told = parts.settings.stripe_transport == "v1" or bool(parts.settings.stripe_webhook_secret)
-    return f"{len(meters):,} meters", found if is_told else [*found, UNTOLD]
+    found = find_meter_differences(meter_differences(parts.store.catalog, meters)) + unsold
+    is_reported = parts.settings.stripe_transport == "v1" or bool(parts.settings.stripe_webhook_secret)
+    return f"{len(meters):,} meters", found if is_reported else [*found, NO_ERROR_REPORTS]
 
 
 _LINKS_MAX: Final = 1_000
@@ -176,11 +179,11 @@ _PAGES_MAX: Final = 10
 _ASKED_MAX: Final = 20
 
 
-async def links_to_nobody(api: StripeApi, customers: Customers) -> list[Finding]:
-    """Customers who are linked to a Stripe customer that Stripe does not have.
+async def find_broken_links(api: StripeApi, customers: Customers) -> list[Finding]:
+    """Report customers who are linked to a Stripe customer that does not exist.
 
-    Compares the first thousand links with the first pages of Stripe's list, and asks for a few of the rest:
-    the list leaves out customers of test clocks. None where the key may not read customers.
+    Compares the first thousand links with the first pages of Stripe's list, and fetches a few of the rest:
+    the list leaves out customers of test clocks. None if the key may not read customers.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -191,7 +194,7 @@ async def links_to_nobody(api: StripeApi, customers: Customers) -> list[Finding]
         if customer.stripe_customer is not None and len(linked) < _LINKS_MAX:
             linked[customer.stripe_customer] = customer.customer
     try:
-        missing = await _missing(api, set(linked))
+        missing = await _list_missing_customers(api, set(linked))
     except StripeError as error:
         if error.status == HTTPStatus.FORBIDDEN:
             return []
@@ -202,14 +205,14 @@ async def links_to_nobody(api: StripeApi, customers: Customers) -> list[Finding]
     return [
         Finding(
             check="links",
-            problem=f"Stripe does not have the customers that these are linked to: {named(pairs)};"
-            " their usage is on no invoice",
-            cure="meterkit customers unlink CUSTOMER, then link the Stripe customer that pays",
+            problem=f"these customers are linked to Stripe customers that do not exist: {join_names(pairs)};"
+            " their usage is not billed",
+            cure="run `meterkit customers unlink CUSTOMER`, then link the Stripe customer that pays",
         )
     ]
 
 
-async def _missing(api: StripeApi, unseen: set[str]) -> list[str]:
+async def _list_missing_customers(api: StripeApi, unseen: set[str]) -> list[str]:
     if not unseen:
         return []
     pages = 0
@@ -230,3 +233,60 @@ async def _is_missing(api: StripeApi, stripe_customer: str) -> bool:
             return True
         raise
     return found.get("deleted") is True
+
+
+async def check_subscriptions(parts: Parts) -> tuple[str, list[Finding]]:
+    """Check for subscriptions that differ from the plans file.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    found = await Drifts(parts.store).all()
+    return f"{len(found):,} differ", find_drifts(found)
+
+
+def find_drifts(found: Mapping[str, Sequence[Drift]]) -> list[Finding]:
+    """Report subscriptions that differ from the plans file."""
+    inexact = {
+        customer: odd
+        for customer, drifts in found.items()
+        if (odd := [one.message for one in drifts if one.kind == "inexact_price"])
+    }
+    found = {
+        customer: drifts
+        for customer, drifts in found.items()
+        if any(one.kind != "inexact_price" for one in drifts)
+    }
+    return [*_find_differences(found), *_find_inexact_prices(inexact)]
+
+
+def _find_inexact_prices(found: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Report prices that have no exact price per unit, by customer."""
+    if not found:
+        return []
+    whose = join_names(
+        [f"of customer {customer}: {message}" for customer, messages in found.items() for message in messages]
+    )
+    return one_finding(
+        check="subscriptions",
+        problem=f"prices at Stripe that cannot be computed exactly, {whose}",
+        cure="move the subscription at Stripe to a price per unit in the plans file's currency, unless this"
+        " is intended; `meterkit subscriptions check` lists all",
+    )
+
+
+def _find_differences(found: Mapping[str, Sequence[Drift]]) -> list[Finding]:
+    if not found:
+        return []
+    count = "1 subscription differs" if len(found) == 1 else f"{len(found):,} subscriptions differ"
+    firsts = {
+        customer: next(one.message for one in drifts if one.kind != "inexact_price")
+        for customer, drifts in found.items()
+    }
+    whose = join_names([f"of customer {customer} ({message})" for customer, message in firsts.items()])
+    return one_finding(
+        check="subscriptions",
+        problem=f"{count} from the plans file: {whose}",
+        cure="`meterkit subscriptions check` lists all; `meterkit subscriptions repair CUSTOMER` repairs one,"
+        " or prints what you must decide",
+    )

@@ -1,4 +1,4 @@
-"""The courier of a channel: queues messages for events, and delivers what is due, retried with back-off."""
+"""The courier of a channel: queues a message for each event and retries it until it is dead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import StoreError
-from meterkit.notify.events import event_of
+from meterkit.notify.events import read_event
 from meterkit.store.message_queue import MessageQueue, acknowledge_notice, read_notices
 
 if TYPE_CHECKING:
@@ -27,42 +27,49 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 _HOUR_MS: Final = 3_600_000
-_WATCHED: Final = frozenset({"usage.spike", "storage.over", "period.summary"})
+_WATCHED_EVENTS: Final = frozenset({"usage.spike", "storage.over", "period.summary"})
 
 PATIENCE_MS: Final = 72 * _HOUR_MS
-"""For how long a message is tried; then it is dead."""
+"""A message is retried for this long, then it is dead."""
 
 _DELAYS_MS: Final = (
-    *(5_000, 300_000, 1_800_000),
-    *(2 * _HOUR_MS, 5 * _HOUR_MS, 10 * _HOUR_MS, 14 * _HOUR_MS, 20 * _HOUR_MS, 24 * _HOUR_MS),
+    5_000,
+    300_000,
+    1_800_000,
+    2 * _HOUR_MS,
+    5 * _HOUR_MS,
+    10 * _HOUR_MS,
+    14 * _HOUR_MS,
+    20 * _HOUR_MS,
+    24 * _HOUR_MS,
 )
-"""After each failed attempt, as Standard Webhooks proposes."""
+"""Delays after each failed attempt, as Standard Webhooks proposes."""
 
 
-class Failure(Exception):  # noqa: N818 - raised and taken within this room
+class SendError(Exception):
     """Sending a message has failed.
 
     Attributes:
-        is_final: whether no further attempt can succeed.
+        is_final: no further attempt can succeed.
         retry_after_ms: the delay that the receiver asks for; 0: none.
     """
 
-    def __init__(self, why: str, *, is_final: bool = False, retry_after_ms: int = 0) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, *, is_final: bool = False, retry_after_ms: int = 0) -> None:
+        super().__init__(reason)
         self.is_final = is_final
         self.retry_after_ms = retry_after_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """An event, as one channel sends it.
+    """An event as one channel sends it.
 
     Attributes:
-        id: the same for each attempt; made of the cause and the channel.
+        id: idempotency key, derived from the cause and the channel.
         event: the event's name, for example ``usage.threshold``.
         customer: the customer's id.
-        at: when the event happened, in ISO 8601 UTC.
-        data: the event's attributes as JSON has them.
+        at: when the event happened (ISO 8601, UTC).
+        data: the event's attributes as JSON.
     """
 
     id: str
@@ -72,15 +79,15 @@ class Message:
     data: Mapping[str, Any]
 
     def dump(self) -> str:
-        """The message as the queue keeps it."""
+        """Serialize the message for the queue."""
         return json.dumps({"event": self.event, "customer": self.customer, "at": self.at, "data": self.data})
 
     @classmethod
     def load(cls, message_id: str, text: str) -> Message:
-        """Read :meth:`dump`.
+        """Parse the text of :meth:`dump`.
 
         Raises:
-            Failure: it cannot be read; final.
+            SendError: the text cannot be read; final.
         """
         try:
             found = json.loads(text)
@@ -92,43 +99,43 @@ class Message:
                 data=dict(found["data"]),
             )
         except (ValueError, LookupError, TypeError) as error:
-            raise Failure(f"the message cannot be read: {error!r}", is_final=True) from error
+            raise SendError(f"the message cannot be read: {error!r}", is_final=True) from error
 
     def body(self) -> str:
-        """The body of Standard Webhooks."""
+        """Serialize the body of a Standard Webhooks post."""
         return json.dumps({"type": self.event, "timestamp": self.at, "data": self.data}, ensure_ascii=False)
 
 
-def about(kept: KeptMessage) -> tuple[str | None, str | None]:
-    """The event and the customer of a message in the queue; None and None: it cannot be read."""
+def read_event_and_customer(kept: KeptMessage) -> tuple[str | None, str | None]:
+    """Read event and customer of a queued message; None and None if it cannot be read."""
     try:
         message = Message.load(kept.id, kept.text)
-    except Failure:
+    except SendError:
         return None, None
     return message.event, message.customer
 
 
-def message_of(channel: Channel, name: str, event: CustomerEvent) -> Message:
-    """The message that a channel sends for an event."""
-    # Ids of what was watched are made of the cause; others may come again after a store was restored.
-    at = "" if name in _WATCHED else str(to_ms(event.at))
+def make_message(channel: Channel, name: str, event: CustomerEvent) -> Message:
+    """Make the message that a channel sends for an event."""
+    # A restored store may repeat ids of notices; ids of watched events derive from their cause.
+    at = "" if name in _WATCHED_EVENTS else str(to_ms(event.at))
     cause = f"{channel}\0{name}\0{event.id}\0{event.customer}\0{at}"
     digest = blake2b(cause.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-    data = dict(_pair(field.name, getattr(event, field.name)) for field in fields(event))
+    data = dict(_json_item(field.name, getattr(event, field.name)) for field in fields(event))
     return Message(id=f"msg_{digest}", event=name, customer=event.customer, at=_iso(event.at), data=data)
 
 
 def is_too_old(event: CustomerEvent, now_ms: int) -> bool:
-    """Whether a message about an event would come too late to be of use."""
+    """Whether an event is older than messages are retried."""
     return now_ms - to_ms(event.at) > PATIENCE_MS
 
 
-def delay_ms(failure: Failure, *, attempts: int, since_ms: int, now_ms: int) -> int | None:
-    """In how long a message is tried again; None: it is dead.
+def delay_ms(failure: SendError, *, attempts: int, since_ms: int, now_ms: int) -> int | None:
+    """Return the delay before the next attempt; None: the message is dead.
 
     Args:
-        failure: of the last attempt.
-        attempts: the failed attempts before it.
+        failure: the error of the last attempt.
+        attempts: the number of failed attempts before it.
         since_ms: when the message was queued or redriven.
         now_ms: now.
     """
@@ -139,7 +146,7 @@ def delay_ms(failure: Failure, *, attempts: int, since_ms: int, now_ms: int) -> 
     return min(left_ms, max(planned_ms, failure.retry_after_ms))
 
 
-def _pair(name: str, value: object) -> tuple[str, object]:
+def _json_item(name: str, value: object) -> tuple[str, object]:
     if isinstance(value, datetime):
         return name, _iso(value)
     if isinstance(value, timedelta):
@@ -157,40 +164,40 @@ _jitter = SystemRandom().uniform
 
 _COLLECT_EVERY_S: Final = 30.0
 _POLL_S: Final = 1.0
-_AT_ONCE: Final = 8
-_WHY_MOST: Final = 300
+_BATCH: Final = 8
+_REASON_MAX: Final = 300
 _PATIENCE_S: Final = 45.0  # Less than the lease of a message.
 
 
-class Sender(Protocol):
-    """A channel."""
+class MessageSender(Protocol):
+    """A channel that sends messages."""
 
     @property
     def channel(self) -> Channel:
-        """Its name."""
+        """Name of the channel."""
         ...
 
     @property
     def events(self) -> tuple[str, ...]:
-        """The events that it sends; none: the plans file has no such channel."""
+        """Events that the channel sends; empty if the plans file lacks the channel."""
         ...
 
     def opened(self) -> AbstractAsyncContextManager[Callable[[Message], Awaitable[None]]]:
-        """What sends one message, until the block ends; raises Failure."""
+        """Open the channel; yields a function that sends one message or raises SendError."""
         ...
 
 
-class Courier:
-    """Collects events for one channel and delivers their messages.
+class MessageCourier:
+    """Queues messages for the events of a channel, and delivers due ones.
 
-    Several processes may run one for the same channel: each message is one process's at a time.
+    Several processes may run couriers of one channel: each message is leased by one of them.
 
     Args:
-        store: where events and messages are.
+        store: has the events and the queue.
         sender: the channel.
     """
 
-    def __init__(self, store: Store, sender: Sender) -> None:
+    def __init__(self, store: Store, sender: MessageSender) -> None:
         self._store = store
         self._sender = sender
         self._queue = MessageQueue(store, sender.channel)
@@ -208,21 +215,21 @@ class Courier:
                 if loop.time() >= collect_at:
                     await self.collect()
                     collect_at = loop.time() + _COLLECT_EVERY_S
-                if not await self._deliver(send):
+                if not await self._deliver_batch(send):
                     await asyncio.sleep(_POLL_S * _jitter(0.8, 1.2))
 
     async def deliver(self) -> None:
-        """Deliver what is due now.
+        """Deliver due messages.
 
         Raises:
             StoreError: the store does not answer.
         """
         async with self._sender.opened() as send:
-            while await self._deliver(send):
+            while await self._deliver_batch(send):
                 pass
 
     async def collect(self) -> None:
-        """Queue a message for each event that happened; an event is acknowledged after its message is queued.
+        """Queue a message for each new event, then acknowledge_notice the event.
 
         Raises:
             StoreError: the store does not answer.
@@ -237,9 +244,9 @@ class Courier:
     async def _queue_notice(self, notice: CustomerNotice) -> None:
         meters = {meter_token(meter): meter for meter in self._store.catalog.meters}
         try:
-            event = event_of(notice, meters)
+            event = read_event(notice, meters)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            _logger.error(  # noqa: TRY400 - the event, not the code, is at fault
+            _logger.error(  # noqa: TRY400 - the event is at fault, not the code
                 "no message is sent for %s of customer %r: the event cannot be read: %r",
                 notice.kind,
                 notice.customer,
@@ -254,44 +261,44 @@ class Courier:
                 PATIENCE_MS // 3_600_000,
             )
             return
-        message = message_of(self._sender.channel, notice.kind, event)
+        message = make_message(self._sender.channel, notice.kind, event)
         await self._queue.add(message.id, message.dump())
 
-    async def _deliver(self, send: Callable[[Message], Awaitable[None]]) -> bool:
-        """Send some messages that are due; whether there may be more."""
+    async def _deliver_batch(self, send: Callable[[Message], Awaitable[None]]) -> bool:
+        """Send a batch of due messages; return whether there may be more."""
         if not self._sender.events:
             return False
-        taken = await self._queue.lease(_AT_ONCE)
-        await asyncio.gather(*(start_task(self._send(send, one)) for one in taken))
-        return len(taken) == _AT_ONCE
+        taken = await self._queue.lease(_BATCH)
+        await asyncio.gather(*(start_task(self._send_message(send, one)) for one in taken))
+        return len(taken) == _BATCH
 
-    async def _send(self, send: Callable[[Message], Awaitable[None]], taken: LeasedMessage) -> None:
+    async def _send_message(self, send: Callable[[Message], Awaitable[None]], taken: LeasedMessage) -> None:
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await keep_cancellation(send(Message.load(taken.id, taken.text)))
-        except Failure as failure:
-            await self._failed(taken, failure)
+        except SendError as failure:
+            await self._record_failure(taken, failure)
         except (StoreError, TimeoutError) as error:
-            await self._failed(taken, Failure(str(error) or "it took too long"))
+            await self._record_failure(taken, SendError(str(error) or "it timed out"))
         except Exception as error:
-            # One message must not hold up the others.
-            _logger.exception("message %s cannot be sent; it is tried again", taken.id)
-            # Only the kind is kept and shown: an app's own errors may have what no page is to have.
-            await self._failed(taken, Failure(f"{type(error).__name__}, which the log has in full"))
+            # One message must not block the others.
+            _logger.exception("message %s cannot be sent; it will be retried", taken.id)
+            # Store only the kind: an error of the app may contain secrets, and pages show it.
+            await self._record_failure(taken, SendError(f"{type(error).__name__}; the log has the traceback"))
         else:
             await self._queue.done(taken)
 
-    async def _failed(self, taken: LeasedMessage, failure: Failure) -> None:
-        why, now_ms = f"{failure!s:.{_WHY_MOST}}", self._store.now_ms()
-        again_ms = delay_ms(failure, attempts=taken.attempts, since_ms=taken.since_ms, now_ms=now_ms)
-        if again_ms is None:
-            if await self._queue.give_up(taken, why):
+    async def _record_failure(self, taken: LeasedMessage, failure: SendError) -> None:
+        reason, now_ms = f"{failure!s:.{_REASON_MAX}}", self._store.now_ms()
+        retry_ms = delay_ms(failure, attempts=taken.attempts, since_ms=taken.since_ms, now_ms=now_ms)
+        if retry_ms is None:
+            if await self._queue.give_up(taken, reason):
                 _logger.error(
-                    "message %s (%s) is dead: %s; after the cause is removed: meterkit notify redrive %s",
+                    "message %s (%s) is dead: %s; remove the cause, then run: meterkit notify redrive %s",
                     taken.id,
                     self._sender.channel,
-                    why,
+                    reason,
                     taken.id,
                 )
             return
-        await self._queue.retry(taken, why, delay_ms=again_ms)
+        await self._queue.retry(taken, reason, delay_ms=retry_ms)

@@ -1,4 +1,4 @@
-"""Events for handlers: one frozen value each."""
+"""Events for handlers and messages: one frozen dataclass each, read from a notice of the store."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomerEvent:
-    """What every event has.
+    """Base of all events.
 
     Attributes:
-        id: the same at each delivery; a text.
+        id: stays the same when the event is delivered again.
         customer: the customer's id.
         at: when it happened (UTC).
     """
@@ -37,11 +37,11 @@ class CreditsLow(CustomerEvent):
     """``credits.low``: a balance fell below the share of its last grant that ``low_balance`` names.
 
     Attributes:
-        id: the same at each delivery; a text.
-        customer: whose.
+        id: stays the same when the event is delivered again.
+        customer: the customer's id.
         credit: its name in the plans file.
-        balance: whole credits that were left then, rounded down; a balance in money may be below 0.
-        at: when that was (UTC).
+        balance: remaining whole credits, rounded down; a balance in money may be below 0.
+        at: when it happened (UTC).
     """
 
     credit: str
@@ -50,17 +50,17 @@ class CreditsLow(CustomerEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageThreshold(CustomerEvent):
-    """``usage.threshold``: a percentage of what is included, one of ``warn_at``, was reached.
+    """``usage.threshold``: usage reached a percentage of the included quantity.
 
     Attributes:
-        id: the same at each delivery; a text.
-        customer: whose.
+        id: stays the same when the event is delivered again.
+        customer: the customer's id.
         meter: its name in the plans file.
-        percent: which of ``warn_at``.
-        used: how much was recorded in the period by then, in the meter's unit.
-        included: how much of it the plan includes.
+        percent: the entry of ``warn_at``.
+        used: the quantity recorded in the period by then.
+        included: the quantity that the plan includes.
         period_start, period_end: of the billing period (UTC).
-        at: when that was (UTC).
+        at: when it happened (UTC).
     """
 
     meter: str
@@ -78,14 +78,14 @@ class UsageSpike(CustomerEvent):
     At most one a day for a customer and meter. Only where the audit log is kept and ``notify:`` lists it.
 
     Attributes:
-        id: the same for each repeat of the event; a text.
+        id: stays the same when the event is delivered again.
         customer: the customer's id.
         at: when the spike was found (UTC).
         meter: the meter's name in the plans file.
         span: ``hour`` or ``day``.
         used: the units of this hour or day so far.
-        usual: the median of those that it was compared with.
-        four_weeks_at_this_pace: what 28 days come to if each hour, or day, has as many units as this one.
+        usual: the median of the compared hours or days.
+        four_weeks_at_this_pace: the units of 28 days in which each hour or day is like this one.
         last_four_weeks: the units of the 28 days before today.
         used_cents, usual_cents, four_weeks_at_this_pace_cents, last_four_weeks_cents: the same at the plan's
             price of overage, in minor units of its currency; None: the plans file has no such price.
@@ -105,18 +105,18 @@ class UsageSpike(CustomerEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageOver(CustomerEvent):
-    """``storage.over``: a customer has stored more bytes than the plan includes for five minutes or so.
+    """``storage.over``: a customer has stored more bytes than the plan includes for about five minutes.
 
     At most one a day for a customer and gauge.
 
     Attributes:
-        id: the same for each repeat of the event; a text.
+        id: stays the same when the event is delivered again.
         customer: the customer's id.
-        at: when that was found (UTC).
+        at: when it was found (UTC).
         meter: the gauge's name in the plans file.
-        used: the bytes that were stored then.
+        used: the stored bytes.
         included: the bytes that the plan includes.
-        since: from when on they were more than that (UTC).
+        since: when the customer exceeded that (UTC).
         until: when the plan's grace ends and uploads are refused (UTC); None: there is no grace.
         types: bytes by type, the most first; empty where the plans file has no ``storage:``.
     """
@@ -131,19 +131,19 @@ class StorageOver(CustomerEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeriodSummary(CustomerEvent):
-    """``period.summary``: what a customer used in a billing period, told an hour after its end or later.
+    """``period.summary``: the usage of a customer in a billing period, an hour or more after its end.
 
     Periods without usage have none.
 
     Attributes:
-        id: the same for each repeat of the event; a text.
+        id: stays the same when the event is delivered again.
         customer: the customer's id.
         at: when it was summed up (UTC).
         period_start, period_end: of the billing period (UTC).
         overage_cents: what the overage costs at the prices it was recorded at, in minor units of the plans
             file's currency; meters without a price are left out.
-        meters: by meter, in its unit: what was ``used``, the ``overage`` of that, and what was used in the
-            period ``before``. Meters without usage in either are left out.
+        meters: by meter, in its unit: ``used``, the ``overage`` of that, and the usage of the period
+            ``before``. Meters without usage in either period are left out.
     """
 
     period_start: datetime
@@ -154,20 +154,20 @@ class PeriodSummary(CustomerEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionChanged(CustomerEvent):
-    """``subscription.changed``: plan, status, seats, or what is scheduled, is something else from now on.
+    """``subscription.changed``: plan, status, seats or a scheduled change are different from now on.
 
     Attributes:
-        id: the same at each delivery; a text.
-        customer: whose.
-        at: from when on it holds (UTC).
-        cause: of the change: the id of an event of Stripe's, ``clock`` (it was scheduled), ``operator``,
-            ``api``, ``reconcile``, ``plans_file``.
-        plan: key of the plan in force.
+        id: stays the same when the event is delivered again.
+        customer: the customer's id.
+        at: when it takes effect (UTC).
+        cause: the id of a Stripe event, ``clock`` (a scheduled change), ``operator``, ``api``,
+            ``reconcile``, ``plans_file``.
+        plan: key of the active plan.
         status: of the subscription, by the clock; None: there is none.
-        seats: that are paid for, in all; 0: the plan has no seat price.
+        seats: paid seats in all; 0: the plan has no seat price.
         cancel_at: when the subscription ends (UTC); None: no end is known.
-        pending_plan, pending_seats, pending_at: what is scheduled to change, and when (UTC); None: nothing.
-        plan_before, status_before, seats_before: what was in force.
+        pending_plan, pending_seats, pending_at: the scheduled change (UTC); None: there is none.
+        plan_before, status_before, seats_before: the values before the change.
     """
 
     cause: str
@@ -185,16 +185,16 @@ class SubscriptionChanged(CustomerEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessChanged(CustomerEvent):
-    """``access.changed``: what the customer may do is something else from now on.
+    """``access.changed``: the customer's access is different from now on.
 
     Attributes:
-        id: the same at each delivery; a text.
-        customer: whose.
-        at: from when on it holds (UTC).
-        cause: as of :class:`SubscriptionChanged`.
+        id: stays the same when the event is delivered again.
+        customer: the customer's id.
+        at: when it takes effect (UTC).
+        cause: as in :class:`SubscriptionChanged`.
         access: ``full``, ``grace``, ``restricted`` or ``suspended``.
-        access_before: what it was.
-        plan: key of the plan in force.
+        access_before: the access before.
+        plan: key of the active plan.
     """
 
     cause: str
@@ -208,15 +208,15 @@ class DunningReminder(CustomerEvent):
     """``dunning.reminder``: an invoice is still unpaid after a span of ``dunning.remind``.
 
     Attributes:
-        id: the same at each delivery; a text.
-        customer: whose.
-        at: when the span was over, or when that became known (UTC).
+        id: stays the same when the event is delivered again.
+        customer: the customer's id.
+        at: when the span ended or that became known (UTC).
         after: the span since the first failure.
         failures: the number of failed attempts that Stripe counts.
         failed_at: the first of them (UTC); None: not known.
-        access: what the customer may do.
-        until: when that changes unless the invoice is paid (UTC); None: by the clock it does not.
-        plan: key of the plan in force.
+        access: the customer's access.
+        until: when access changes unless the invoice is paid (UTC); None: it does not change by the clock.
+        plan: key of the active plan.
     """
 
     after: timedelta
@@ -232,9 +232,9 @@ class TrialEnding(CustomerEvent):
     """``trial.ending``: a trial ends in three days, or in less where it is shorter.
 
     Attributes:
-        id: the same at each delivery; a text.
-        customer: whose.
-        at: when Stripe said so (UTC).
+        id: stays the same when the event is delivered again.
+        customer: the customer's id.
+        at: the time of Stripe's event (UTC).
         trial_end: first instant after the trial (UTC).
     """
 
@@ -246,13 +246,13 @@ class PaymentFailed(CustomerEvent):
     """``payment.failed``: an attempt to collect an invoice has failed.
 
     Attributes:
-        id: the same at each delivery; a text.
-        customer: whose.
-        at: when Stripe said so (UTC).
+        id: stays the same when the event is delivered again.
+        customer: the customer's id.
+        at: the time of Stripe's event (UTC).
         invoice: its id at Stripe.
-        amount_cents: what is due, in minor units of ``currency``.
+        amount_cents: the amount due, in minor units of ``currency``.
         currency: its code of three letters.
-        failures: how many attempts have failed.
+        failures: the number of failed attempts.
         next_attempt: when Stripe tries again (UTC); None: it does not.
     """
 
@@ -268,11 +268,11 @@ class PaymentSucceeded(CustomerEvent):
     """``payment.succeeded``: an invoice was paid.
 
     Attributes:
-        id: the same at each delivery; a text.
-        customer: whose.
-        at: when Stripe said so (UTC).
+        id: stays the same when the event is delivered again.
+        customer: the customer's id.
+        at: the time of Stripe's event (UTC).
         invoice: its id at Stripe.
-        amount_cents: what was paid, in minor units of ``currency``.
+        amount_cents: the paid amount, in minor units of ``currency``.
         currency: its code of three letters.
     """
 
@@ -283,13 +283,13 @@ class PaymentSucceeded(CustomerEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopUpRefunded(CustomerEvent):
-    """``top_up.refunded``: a top-up was refunded or disputed, and what was left of it was taken back.
+    """``top_up.refunded``: a top-up was refunded or disputed, and the rest of its balance was removed.
 
     Attributes:
-        invoice: its id at Stripe, which is the id of the grant, too.
+        invoice: its id at Stripe, which is also the id of the grant.
         credit: its name in the plans file.
-        refunded_cents: how much of the balance was refunded since the last such event, in minor units.
-        taken_back_cents: how much of that was left, rounded down; the rest had been used already.
+        refunded_cents: the amount refunded since the last such event, in minor units.
+        taken_back_cents: the part of it that was still unused, rounded down.
     """
 
     invoice: str
@@ -305,9 +305,9 @@ class TopUpFailed(CustomerEvent):
     Attributes:
         invoice: its id at Stripe.
         credit: its name in the plans file.
-        amount_cents: what was to be bought, in minor units.
-        declined: why, in Stripe's word.
-        url: where the customer pays with another card.
+        amount_cents: the amount of the top-up, in minor units.
+        declined: Stripe's decline code.
+        url: the page where the customer pays with another card.
     """
 
     invoice: str
@@ -317,20 +317,20 @@ class TopUpFailed(CustomerEvent):
     url: str
 
 
-def event_of(notice: CustomerNotice, meters: Mapping[str, str]) -> CustomerEvent:
-    """The event of a notice.
+def read_event(notice: CustomerNotice, meters: Mapping[str, str]) -> CustomerEvent:
+    """Read the event of a notice.
 
     Args:
-        notice: of one of :data:`EVENTS`.
-        meters: the tokens of meters to their names.
+        notice: of one of :data:`EVENT_CLASSES`.
+        meters: meter token to meter name.
 
     Raises:
         ValueError: its data is not as this release writes it.
     """
-    return EVENTS[notice.kind](notice, f"{notice.shard}-{notice.entry}", meters)
+    return _READERS[notice.kind](notice, f"{notice.shard}-{notice.entry}", meters)
 
 
-def _credits_low(notice: CustomerNotice, event_id: str, _meters: Mapping[str, str]) -> CreditsLow:
+def _read_credits_low(notice: CustomerNotice, event_id: str, _meters: Mapping[str, str]) -> CreditsLow:
     at, _begins, _ends, left = notice.numbers
     credit = notice.of.partition(":")[2]
     return CreditsLow(
@@ -338,7 +338,7 @@ def _credits_low(notice: CustomerNotice, event_id: str, _meters: Mapping[str, st
     )
 
 
-def _usage_threshold(notice: CustomerNotice, event_id: str, meters: Mapping[str, str]) -> UsageThreshold:
+def _read_usage_threshold(notice: CustomerNotice, event_id: str, meters: Mapping[str, str]) -> UsageThreshold:
     at, begins, ends, used, percent, included = notice.numbers
     return UsageThreshold(
         id=event_id,
@@ -353,12 +353,14 @@ def _usage_threshold(notice: CustomerNotice, event_id: str, meters: Mapping[str,
     )
 
 
-def _of_data(made: type[CustomerEvent]) -> Callable[[CustomerNotice, str, Mapping[str, str]], CustomerEvent]:
-    """An event whose notice has its attributes, instants as ``…_ms``, and what later releases add."""
+def _data_reader(
+    event_class: type[CustomerEvent],
+) -> Callable[[CustomerNotice, str, Mapping[str, str]], CustomerEvent]:
+    """Return a reader of notices that have the attributes, instants as ``…_ms``; it ignores others."""
 
     def value(name: str, data: Mapping[str, Any]) -> Any:
-        if name == "after":  # Releases before 0.2 told of the second failed attempt, whenever that was.
-            return timedelta(milliseconds=data.get("after_ms", 0))
+        if name == "after":
+            return timedelta(milliseconds=data["after_ms"])
         if name in data:
             return data[name]
         at_ms = data[f"{name}_ms"]
@@ -367,7 +369,7 @@ def _of_data(made: type[CustomerEvent]) -> Callable[[CustomerNotice, str, Mappin
     def read(notice: CustomerNotice, _event_id: str, _meters: Mapping[str, str]) -> CustomerEvent:
         data = {**notice.data, "customer": notice.customer}
         try:
-            return made(**{field.name: value(field.name, data) for field in fields(made)})
+            return event_class(**{field.name: value(field.name, data) for field in fields(event_class)})
         except (KeyError, TypeError) as error:
             raise ValueError(f"the data of {notice.kind} cannot be read: {error!r}") from error
 
@@ -388,12 +390,19 @@ OF_TOP_UPS: Final[Mapping[str, type[CustomerEvent]]] = {
     "top_up.refunded": TopUpRefunded,
 }
 """Events about balances that customers buy."""
-EVENTS: Final[Mapping[str, Callable[[CustomerNotice, str, Mapping[str, str]], CustomerEvent]]] = {
-    "credits.low": _credits_low,
-    "usage.threshold": _usage_threshold,
-    "usage.spike": _of_data(UsageSpike),
-    "storage.over": _of_data(StorageOver),
-    "period.summary": _of_data(PeriodSummary),
-    **{name: _of_data(made) for name, made in {**OF_SUBSCRIPTIONS, **OF_TOP_UPS}.items()},
+EVENT_CLASSES: Final[Mapping[str, type[CustomerEvent]]] = {
+    "credits.low": CreditsLow,
+    "usage.threshold": UsageThreshold,
+    "usage.spike": UsageSpike,
+    "storage.over": StorageOver,
+    "period.summary": PeriodSummary,
+    **OF_SUBSCRIPTIONS,
+    **OF_TOP_UPS,
 }
-"""What handlers can be registered for, and what makes that of a notice."""
+"""Each event that handlers can be registered for."""
+_READERS: Final[Mapping[str, Callable[[CustomerNotice, str, Mapping[str, str]], CustomerEvent]]] = {
+    **{name: _data_reader(event_class) for name, event_class in EVENT_CLASSES.items()},
+    "credits.low": _read_credits_low,
+    "usage.threshold": _read_usage_threshold,
+}
+"""Each event with the reader of its notice."""

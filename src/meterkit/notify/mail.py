@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 from meterkit.catalog.notify import is_address, names_private_host
-from meterkit.notify.courier import Failure
+from meterkit.notify.courier import SendError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
@@ -34,41 +34,41 @@ _NAME_MOST: Final = 100
 
 
 class Recipient(Protocol):
-    """How a customer is reached; see :class:`meterkit.Contact`."""
+    """Contact of a customer; see :class:`meterkit.Contact`."""
 
     @property
     def email(self) -> str:
-        """The address."""
+        """E-mail address."""
         ...
 
     @property
     def name(self) -> str | None:
-        """The name of the person or company."""
+        """Name of the person or company."""
         ...
 
     @property
     def locale(self) -> str | None:
-        """The language, such as ``de``."""
+        """Language, such as ``de``."""
         ...
 
 
-def mail_of(message: Message, rendered: RenderedMessage, *, sender: str, to: Recipient) -> EmailMessage:
-    """The e-mail of a message. Pure, except for the date.
+def make_mail(message: Message, rendered: RenderedMessage, *, sender: str, to: Recipient) -> EmailMessage:
+    """Make the e-mail of a message. Pure, except for the date.
 
     Raises:
-        Failure: the contact's address or name cannot be used; final.
+        SendError: the contact's address or name cannot be used; final.
     """
     name = to.name or ""
     if not is_address(to.email):
-        raise Failure("the contact's address is not one e-mail address", is_final=True)
+        raise SendError("the contact's address is not a single e-mail address", is_final=True)
     if _CONTROL.search(name):
-        raise Failure("the contact's name has a line break or a control character", is_final=True)
+        raise SendError("the contact's name has a line break or a control character", is_final=True)
     mail = EmailMessage()
     mail["From"] = sender
     mail["To"] = formataddr((_display_name(name), to.email))
-    mail["Subject"] = _undecodable(_CONTROL.sub(" ", rendered.subject))
+    mail["Subject"] = _break_encoded_words(_CONTROL.sub(" ", rendered.subject))
     mail["Date"] = formatdate()
-    # The same for each attempt: a mailbox may recognise a repeat by it.
+    # Stays the same for each attempt: mailboxes detect repeats by it.
     mail["Message-ID"] = f"<{message.id}@{sender.partition('@')[2]}>"
     mail.set_content(rendered.text)
     mail.add_alternative(rendered.html, subtype="html")
@@ -76,19 +76,19 @@ def mail_of(message: Message, rendered: RenderedMessage, *, sender: str, to: Rec
 
 
 def _display_name(name: str) -> str:
-    """A name for the header, which cannot be taken for a further address. Pure.
+    """Make a name safe for an address header: it cannot be read as another address. Pure.
 
-    Many releases of Python write names that are long or not ASCII without their quotes
+    Many Python releases write long and non-ASCII names without quotes
     (https://github.com/python/cpython/issues/80222 and 121284), and take seconds for 100,000 characters.
     """
-    return _undecodable(" ".join(name[:_NAME_MOST].translate(_SPECIALS).split()))
+    return _break_encoded_words(" ".join(name[:_NAME_MOST].translate(_SPECIALS).split()))
 
 
-def _undecodable(text: str) -> str:
-    """A text for a header without encoded words. Pure.
+def _break_encoded_words(text: str) -> str:
+    """Break encoded words in a header text. Pure.
 
-    Python decodes those, and many releases write what they hide as it is
-    (https://github.com/python/cpython/issues/121650): a line break then begins another header.
+    Python decodes them, and many releases write the decoded text unescaped
+    (https://github.com/python/cpython/issues/121650): a line break would begin another header.
     """
     return text.replace("=?", "= ?")
 
@@ -98,11 +98,11 @@ class MailSender:
     """Sends messages by SMTP.
 
     Args:
-        store: whose catalog has the sender.
-        url: of the SMTP server.
+        store: its catalog has the sender address.
+        url: SMTP server.
         renderer: makes subject, text and HTML.
-        contact: ``(customer) -> Recipient | None``: where the customer is reached.
-        unwanted: ``(customer)``: the kinds of e-mails that the customer does not want.
+        contact: ``(customer) -> Recipient | None``.
+        unwanted: ``(customer)``: events that the customer does not want by e-mail.
     """
 
     store: Store
@@ -113,48 +113,50 @@ class MailSender:
 
     @property
     def channel(self) -> Channel:
-        """The name of the channel."""
+        """Name of the channel."""
         return "email"
 
     @property
     def events(self) -> tuple[str, ...]:
-        """The events that customers are sent."""
+        """Events that customers are sent."""
         channel = self.store.catalog.notify.email
         return () if channel is None else channel.events
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[Callable[[Message], Awaitable[None]]]:
-        """What sends one message, or raises Failure; each over a connection of its own."""
+        """Yield a function that sends one message, over a new connection, or raises SendError."""
         aiosmtplib: Any = import_module("aiosmtplib")
 
         async def send(message: Message) -> None:
-            mail = await self._mail(message)
+            mail = await self._make_mail(message)
             if mail is None:
                 return
             try:
                 async with asyncio.timeout(_TIMEOUT_S):
-                    await aiosmtplib.send(mail, timeout=_TIMEOUT_S, **server_of(self.url.get_secret_value()))
+                    await aiosmtplib.send(
+                        mail, timeout=_TIMEOUT_S, **parse_smtp_url(self.url.get_secret_value())
+                    )
             except aiosmtplib.SMTPRecipientsRefused as error:
                 codes = [int(refused.code) for refused in error.recipients]
-                raise Failure(
+                raise SendError(
                     f"the address is refused: {', '.join(map(str, codes))}",
                     is_final=all(code >= _PERMANENT for code in codes),
                 ) from error
             except aiosmtplib.SMTPDataError as error:
-                raise Failure(
+                raise SendError(
                     f"the e-mail is refused: {error.code}", is_final=int(error.code) >= _PERMANENT
                 ) from error
             except (aiosmtplib.SMTPException, OSError) as error:
                 # Only the kind: a server may repeat user and password.
-                raise Failure(f"the SMTP server does not take it: {type(error).__name__}") from error
+                raise SendError(f"the SMTP server does not accept it: {type(error).__name__}") from error
 
         yield send
 
-    async def _mail(self, message: Message) -> EmailMessage | None:
-        """The e-mail; None: the customer does not want it, or has no address."""
+    async def _make_mail(self, message: Message) -> EmailMessage | None:
+        """Make the e-mail; None if the customer does not want it or has no address."""
         channel = self.store.catalog.notify.email
         if channel is None:
-            raise Failure("the plans file has no notify.email")
+            raise SendError("the plans file has no notify.email")
         if message.event in await self.unwanted(message.customer):
             return None
         to = await self.contact(message.customer)
@@ -162,11 +164,11 @@ class MailSender:
             return None
         name = None if to.name is None else to.name[:_NAME_MOST]
         rendered = self.renderer.render(message, locale=to.locale, name=name)
-        return mail_of(message, rendered, sender=channel.sender, to=to)
+        return make_mail(message, rendered, sender=channel.sender, to=to)
 
 
-def server_of(url: str) -> dict[str, Any]:
-    """The server of a URL, as aiosmtplib takes it. A password is sent to a public address over TLS only."""
+def parse_smtp_url(url: str) -> dict[str, Any]:
+    """Parse a URL into arguments of aiosmtplib; a password goes to a public address only over TLS."""
     parts = urlsplit(url)
     found: dict[str, Any] = {
         "hostname": parts.hostname,

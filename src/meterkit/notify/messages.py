@@ -1,4 +1,4 @@
-"""``kit.notify``: the messages of a kit, and the kinds of e-mails that a customer does not want."""
+"""``kit.notify``: channels of this process, e-mail preferences, redrives and previews."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import MESSAGE_EVENTS
 from meterkit.errors import MeterkitError, SettingsError
-from meterkit.notify.courier import Courier, message_of
+from meterkit.notify.courier import MessageCourier, make_message
 from meterkit.notify.mail import MailSender
 from meterkit.notify.rendering import Renderer
-from meterkit.notify.samples import sample_of
+from meterkit.notify.samples import make_sample
 from meterkit.notify.spikes import EVENT as SPIKE
 from meterkit.notify.spikes import SpikeWatch
 from meterkit.notify.watches import StorageWatch, SummaryWatch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.catalog.models import Notify
-    from meterkit.notify.courier import Sender
+    from meterkit.notify.courier import MessageSender
     from meterkit.notify.mail import Recipient
     from meterkit.notify.rendering import RenderedMessage
     from meterkit.notify.spikes import UsageHistory
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from meterkit.store.message_queue import Channel, KeptMessage
     from meterkit.store.store import Store
 
-ALWAYS: Final = frozenset({"dunning.reminder", "payment.failed", "access.changed"})
-"""Events of dunning, which every customer is sent."""
+REQUIRED_EVENTS: Final = frozenset({"dunning.reminder", "payment.failed", "access.changed"})
+"""Events of dunning, which every customer receives."""
 
 
 async def read_unwanted(store: Store, customer: str) -> frozenset[str]:
-    """The events that a customer does not want by e-mail.
+    """Read the events that a customer does not want by e-mail.
 
     Raises:
         StoreError: the store does not answer.
     """
     admin = await store.admin()
     found: set[bytes] = await admin.ask(admin.client.smembers(store.keys.unwanted(customer)))
-    return frozenset(event.decode() for event in found) - ALWAYS
+    return frozenset(event.decode() for event in found) - REQUIRED_EVENTS
 
 
 async def write_unwanted(store: Store, customer: str, wanted: Mapping[str, bool]) -> None:
-    """Change which events a customer wants by e-mail; others stay as they are.
+    """Change e-mail preferences of a customer; events that are left out stay unchanged.
 
     Raises:
         StoreError: the store does not answer.
@@ -61,20 +61,20 @@ async def write_unwanted(store: Store, customer: str, wanted: Mapping[str, bool]
 
 
 _logger = logging.getLogger("meterkit.notify")
-_PACKAGES: Final[Mapping[Channel, Sequence[str]]] = {
+_REQUIRED_PACKAGES: Final[Mapping[Channel, Sequence[str]]] = {
     "webhook": ("httpx", "standardwebhooks"),
     "email": ("aiosmtplib", "jinja2"),
 }
 
 
 class Messages:
-    """Sends events by webhook and by e-mail, as the plans file's ``notify:`` says.
+    """Sends events by webhook and by e-mail, as configured under ``notify:`` in the plans file.
 
     Args:
-        store: where events and messages are.
+        store: has the events and the queues.
         settings: secrets, the SMTP server, templates.
-        contact: gives where a customer is reached; None: no e-mail is sent.
-        history: gives usage by the hour; None: there is no audit log.
+        contact: returns a customer's contact; None: no e-mail is sent.
+        history: usage by the hour; None: there is no audit log.
         handled: the events that the app has handlers for.
     """
 
@@ -95,10 +95,10 @@ class Messages:
         self._sends = settings.flush is not False
 
     def tasks(self, *, is_worker: bool = False) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
-        """The couriers that run beside an event loop, by name.
+        """Background tasks of an event loop, by name: couriers and watches.
 
         Args:
-            is_worker: whether they run although the setting ``flush`` is off.
+            is_worker: run them even if the setting ``flush`` is off.
 
         Raises:
             MeterkitError: a package of the extra ``notify`` is missing.
@@ -110,8 +110,8 @@ class Messages:
         self.check(self._store.catalog)
         found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
         for channel, sender in self.senders().items():
-            _require(channel)
-            found[f"notify {channel}"] = Courier(self._store, sender).run
+            _require_packages(channel)
+            found[f"notify {channel}"] = MessageCourier(self._store, sender).run
         if self._history is not None:
             found["notify spikes"] = SpikeWatch(self._store, self._history, self.wants).run
         found["notify storage"] = StorageWatch(self._store, self.wants).run
@@ -123,7 +123,7 @@ class Messages:
         return event in self._store.catalog.notify.events or event in self._handled
 
     def check(self, catalog: Catalog) -> None:
-        """Log each channel of a plans file that a process which sends messages cannot send by.
+        """Log each channel of a plans file that this process lacks the settings for.
 
         Raises:
             SettingsError: the plans file asks for spikes, and there is no audit log.
@@ -135,21 +135,21 @@ class Messages:
             raise SettingsError(
                 "audit_url",
                 f"{catalog.source} lists {SPIKE} under notify, which needs the audit log: set"
-                " METERKIT_AUDIT_URL (pip install 'meterkit[audit]'), or leave the event out",
+                " METERKIT_AUDIT_URL (pip install 'meterkit[audit]'), or remove the event",
             )
         for channel, missing in self._missing(notify).items():
             _logger.warning("this process sends no messages by %s: %s", channel, missing)
 
     @property
     def events(self) -> frozenset[str]:
-        """The events that this process sends messages for, beside an event loop."""
+        """Events that this process sends messages for."""
         if self._settings.flush is False:
             return frozenset()
         return frozenset(event for sender in self.senders().values() for event in sender.events)
 
-    def senders(self) -> Mapping[Channel, Sender]:
-        """The channels that this process can send by."""
-        found: dict[Channel, Sender] = {}
+    def senders(self) -> Mapping[Channel, MessageSender]:
+        """Channels that this process can send by."""
+        found: dict[Channel, MessageSender] = {}
         if self._settings.notify_secret:
             found["webhook"] = WebhookSender(self._store, self._settings.notify_secret)
         if self._settings.smtp_url is not None and self._contact is not None:
@@ -169,30 +169,30 @@ class Messages:
     async def preferences(
         self, customer: str, wanted: Mapping[str, bool] | None = None
     ) -> Mapping[str, bool]:
-        """Which events the customer wants by e-mail; by default all of them.
+        """Read, and with ``wanted`` change, the events that a customer wants by e-mail; by default all.
 
         Args:
             customer: the customer's id.
-            wanted: an event to whether it is wanted; events that are left out stay as they are.
+            wanted: event to whether it is wanted; events that are left out stay unchanged.
 
         Raises:
             CustomerError: the id is not allowed.
-            MeterkitError: there is no such event, or it cannot be switched off, as dunning cannot.
+            MeterkitError: there is no such event, or it belongs to dunning and cannot be switched off.
             StoreError: the store does not answer.
         """
         check_customer(customer)
         for event, is_wanted in (wanted or {}).items():
             if event not in MESSAGE_EVENTS:
                 raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(MESSAGE_EVENTS)}")
-            if event in ALWAYS and not is_wanted:
-                raise MeterkitError(f"{event} cannot be switched off: an unpaid invoice limits access")
+            if event in REQUIRED_EVENTS and not is_wanted:
+                raise MeterkitError(f"{event} cannot be switched off: an unpaid invoice restricts access")
         if wanted:
             await write_unwanted(self._store, customer, wanted)
         unwanted = await read_unwanted(self._store, customer)
         return {event: event not in unwanted for event in MESSAGE_EVENTS}
 
     async def list(self) -> Mapping[Channel, Sequence[KeptMessage]]:
-        """The messages that wait, then the dead ones, by channel.
+        """List waiting messages, then dead ones, by channel.
 
         Raises:
             StoreError: the store does not answer.
@@ -200,10 +200,10 @@ class Messages:
         return {channel: await MessageQueue(self._store, channel).list_messages() for channel in CHANNELS}
 
     async def redrive(self, *message_ids: str) -> int:
-        """Have dead messages sent again, for three days; how many.
+        """Queue dead messages again, for three days; returns their number.
 
         Args:
-            message_ids: the messages; none: all dead messages.
+            message_ids: default: all dead messages.
 
         Raises:
             StoreError: the store does not answer.
@@ -218,18 +218,18 @@ class Messages:
         return count
 
     def preview(self, event: str, *, locale: str | None = None) -> tuple[str, RenderedMessage]:
-        """The webhook's body and the e-mail of an event, with figures made up.
+        """Return the webhook body and the e-mail of an event, with sample figures.
 
         Raises:
             MeterkitError: there is no such event, or jinja2 is not installed.
         """
         if event not in MESSAGE_EVENTS:
             raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(MESSAGE_EVENTS)}")
-        message = message_of("email", event, sample_of(event, self._store.catalog))
+        message = make_message("email", event, make_sample(event, self._store.catalog))
         return message.body(), self._renderer.render(message, locale=locale, name="Ada Lovelace")
 
     def _missing(self, notify: Notify) -> Mapping[Channel, str]:
-        """Why this process cannot send by a channel of the plans file."""
+        """Return why this process cannot send by a channel of the plans file."""
         found: dict[Channel, str] = {}
         if notify.webhook is not None and not self._settings.notify_secret:
             found["webhook"] = "METERKIT_NOTIFY_SECRET is not set"
@@ -240,8 +240,8 @@ class Messages:
         return found
 
 
-def _require(channel: Channel) -> None:
-    for package in _PACKAGES[channel]:
+def _require_packages(channel: Channel) -> None:
+    for package in _REQUIRED_PACKAGES[channel]:
         if find_spec(package) is None:
             raise MeterkitError(
                 f"{package} is required for messages by {channel}."

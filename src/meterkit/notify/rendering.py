@@ -29,7 +29,7 @@ _TENFOLD: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedMessage:
-    """What an e-mail says."""
+    """Subject, text and HTML of an e-mail."""
 
     subject: str
     text: str
@@ -37,57 +37,59 @@ class RenderedMessage:
 
 
 class Renderer:
-    """Renders e-mails with jinja2, which is imported by the first one.
+    """Renders e-mails with jinja2, which the first e-mail imports.
 
-    A message of ``usage.threshold`` takes ``usage.threshold.txt``, whose first line is ``Subject: …``, and
-    ``usage.threshold.html`` or else ``message.html``. For the locale ``pt-BR`` it looks in ``pt-BR/``, in
-    ``pt/``, then in the folder itself, then at meterkit's own.
+    A message of ``usage.threshold`` uses ``usage.threshold.txt``, whose first line is ``Subject: …``, and
+    ``usage.threshold.html``, otherwise ``message.html``. For the locale ``pt-BR`` it searches ``pt-BR/``,
+    ``pt/``, the folder itself, then the built-in templates.
 
     Args:
-        catalog: gives the catalog in force.
-        folder: templates that replace meterkit's own; None: there are none.
+        catalog: returns the active catalog.
+        folder: templates that replace the built-in ones; None: there are none.
     """
 
     def __init__(self, catalog: Callable[[], Catalog], folder: Path | None) -> None:
         self._catalog = catalog
         self._folder = folder
-        self._made: tuple[Any, Any] | None = None
+        self._loaded: tuple[Any, Any] | None = None
 
     def render(self, message: Message, *, locale: str | None, name: str | None) -> RenderedMessage:
-        """What the e-mail of a message says; where a template of the folder raises, meterkit's own is taken.
+        """Render the e-mail of a message; if a template of the folder fails, use the built-in one.
 
         Raises:
             MeterkitError: jinja2 is not installed (the extra ``notify``).
         """
-        own, overriding = self._environments()
-        context = self._context(message, name)
+        built_in, overriding = self._environments()
+        context = self._make_context(message, name)
         if overriding is not None:
             try:
-                return _rendered(overriding, message.event, _places(locale), context)
+                return _render_templates(overriding, message.event, _locale_folders(locale), context)
             except Exception as error:  # noqa: BLE001 - a template may raise anything
-                _logger.error(  # noqa: TRY400 - the template, not the code around it, is at fault
-                    "a template of %s for %s fails, and meterkit's own is sent: %r",
+                _logger.error(  # noqa: TRY400 - the template is at fault, not the code
+                    "a template of %s for %s fails; the built-in one is used: %r",
                     self._folder,
                     message.event,
                     error,
                 )
-        return _rendered(own, message.event, ("",), context)
+        return _render_templates(built_in, message.event, ("",), context)
 
     def _environments(self) -> tuple[Any, Any]:
-        if self._made is None:
+        if self._loaded is None:
             try:
                 jinja: Any = import_module("jinja2")
             except ImportError as error:
                 raise MeterkitError(
                     "jinja2 is required for e-mails. Install with: pip install 'meterkit[notify]'"
                 ) from error
-            own = jinja.PackageLoader("meterkit.notify")
-            loaders = [] if self._folder is None else [jinja.FileSystemLoader(self._folder), own]
-            overriding = None if self._folder is None else _environment(jinja, jinja.ChoiceLoader(loaders))
-            self._made = _environment(jinja, own), overriding
-        return self._made
+            built_in = jinja.PackageLoader("meterkit.notify")
+            loaders = [] if self._folder is None else [jinja.FileSystemLoader(self._folder), built_in]
+            overriding = (
+                None if self._folder is None else _make_environment(jinja, jinja.ChoiceLoader(loaders))
+            )
+            self._loaded = _make_environment(jinja, built_in), overriding
+        return self._loaded
 
-    def _context(self, message: Message, name: str | None) -> Mapping[str, Any]:
+    def _make_context(self, message: Message, name: str | None) -> Mapping[str, Any]:
         catalog = self._catalog()
         return {
             **message.data,
@@ -100,15 +102,15 @@ class Renderer:
         }
 
 
-def _escapes(template: str | None) -> bool:
+def _is_html(template: str | None) -> bool:
     return template is not None and template.endswith(".html")
 
 
-def _environment(jinja: Any, loader: Any) -> Any:
+def _make_environment(jinja: Any, loader: Any) -> Any:
     environment = jinja.Environment(
         loader=loader,
-        autoescape=_escapes,
-        undefined=jinja.StrictUndefined,  # A misspelled name must not leave a gap in an e-mail.
+        autoescape=_is_html,
+        undefined=jinja.StrictUndefined,  # A misspelled name must fail, not leave a gap.
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -121,28 +123,28 @@ def _environment(jinja: Any, loader: Any) -> Any:
         "exact_money": micro_money,
         "is_money": is_money,
     }
-    environment.globals["times"] = _times
+    environment.globals["times"] = _factor_text
     return environment
 
 
-def _rendered(
-    environment: Any, event: str, places: tuple[str, ...], context: Mapping[str, Any]
+def _render_templates(
+    environment: Any, event: str, folders: tuple[str, ...], context: Mapping[str, Any]
 ) -> RenderedMessage:
-    written = environment.select_template([f"{place}{event}.txt" for place in places]).render(context)
+    written = environment.select_template([f"{place}{event}.txt" for place in folders]).render(context)
     head, _, text = written.strip().partition("\n")
     if not head.startswith(_SUBJECT):
         raise ValueError(f"{event}.txt: found {head!r:.80}; its first line must begin with {_SUBJECT!r}")
-    # What a customer named may hold a line break; a header must not.
+    # Names may contain a line break; a header must not.
     subject, text = " ".join(head.removeprefix(_SUBJECT).split()), text.strip()
-    pages = [f"{place}{file}" for place in places for file in (f"{event}.html", _PAGE)]
+    pages = [f"{place}{file}" for place in folders for file in (f"{event}.html", _PAGE)]
     paragraphs = [part.strip() for part in text.split("\n\n") if part.strip()]
     page = environment.select_template(pages)
     html = page.render({**context, "subject": subject, "paragraphs": paragraphs})
     return RenderedMessage(subject=subject, text=f"{text}\n", html=html)
 
 
-def _places(locale: str | None) -> tuple[str, ...]:
-    """The folders to look in for a locale, the nearest first; text that is no locale names none."""
+def _locale_folders(locale: str | None) -> tuple[str, ...]:
+    """List the folders of a locale, the most specific first."""
     found = _LOCALE.fullmatch(locale or "")
     if found is None:
         return ("",)
@@ -150,13 +152,13 @@ def _places(locale: str | None) -> tuple[str, ...]:
 
 
 def _day(iso: str) -> str:
-    """``2026-12-01T00:00:00Z`` as ``1 Dec 2026``."""
+    """Format ``2026-12-01T00:00:00Z`` as ``1 Dec 2026``."""
     at = datetime.fromisoformat(iso)
     return f"{at.day} {at:%b %Y}"
 
 
 def _last_day(iso: str) -> str:
-    """The day before an instant that ends a period: ``2026-12-01T00:00:00Z`` as ``30 Nov 2026``."""
+    """Format the last day of a period that ends at an instant."""
     return _day((datetime.fromisoformat(iso) - timedelta(milliseconds=1)).isoformat())
 
 
@@ -164,6 +166,6 @@ def _quantity(number: int) -> str:
     return f"{number:,}"
 
 
-def _times(units: int, other: int) -> str:
-    """How many times as much: ``3``, ``1.4``."""
+def _factor_text(units: int, other: int) -> str:
+    """Format a factor: ``3``, ``1.4``."""
     return f"{units / other:,.0f}" if units >= _TENFOLD * other else f"{units / other:.2g}"

@@ -1,4 +1,4 @@
-"""Usage spikes: this hour and day against those of four weeks; one process looks every five minutes."""
+"""Usage spikes: compare this hour and day with those of four weeks; one process checks every five minutes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import exp, log
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
-from meterkit.notify.watches import UNREADABLE, Lookout, digest_of, note_unreadable, tell_once
+from meterkit.notify.watches import UNREADABLE, LeasedWatch, digest_of, log_unreadable, notify_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HOUR_MS: Final = 3_600_000
 DAYS: Final = 28
-"""The days before today that usage is compared with."""
+"""Days before today that usage is compared with."""
 FLOOR: Final = 100
 """Fewer units than this are never a spike."""
 _DAYS_LEAST: Final = 14
@@ -28,19 +28,19 @@ _FACTOR: Final = 3
 _FACTOR_MOST: Final = 20
 _SPREADS: Final = 4
 _TO_DEVIATION: Final = 1.4826
-"""From a median of distances to a standard deviation."""
+"""Scales a median absolute deviation to a standard deviation."""
 _RARE: Final = 2
-"""So many of the days may have been unusual themselves: they do not count as a precedent."""
+"""This many of the days may be outliers: they are no precedent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spike:
-    """Usage that is far above what is usual.
+    """Usage far above the usual.
 
     Attributes:
-        span: what was compared: an ``hour`` with the same hours of other days, or a ``day``.
+        span: an ``hour``, compared with the same hours of other days, or a ``day``.
         used: the units recorded in it so far.
-        usual: the median of those that it was compared with.
+        usual: the median of the compared spans.
     """
 
     span: Literal["hour", "day"]
@@ -48,10 +48,10 @@ class Spike:
     usual: int
 
 
-def spike_at(hours: Mapping[int, int], now_ms: int) -> Spike | None:
-    """The spike in the hour or the day of an instant; None: there is none.
+def find_spike(hours: Mapping[int, int], now_ms: int) -> Spike | None:
+    """Find the spike in the hour or the day of an instant; None: there is none.
 
-    An hour that has begun counts as far as it has come, so that a spike is found within the hour.
+    The current hour is compared as if it were over, so a spike is found within the hour.
 
     Args:
         hours: units by hour since 1970, of a customer and a meter; hours without units may be left out.
@@ -65,11 +65,11 @@ def spike_at(hours: Mapping[int, int], now_ms: int) -> Spike | None:
     used = hours.get(hour, 0)
     past = [hours.get(hour - _HOURS_A_DAY * back, 0) for back in range(1, days + 1)]
     if used >= FLOOR and used > _FACTOR * median(past):
-        # The same job may run an hour earlier or later; those hours also tell how much usage varies.
+        # The same job may run an hour earlier or later; those hours also show how much usage varies.
         near = [
             [hours.get(hour - _HOURS_A_DAY * back + by, 0) for back in range(1, days + 1)] for by in (-1, 1)
         ]
-        if _is_unusual(used, past, [past, *near]) and used > _FACTOR * _peak(hours, hour, days):
+        if _is_unusual(used, past, [past, *near]) and used > _FACTOR * _peak_hour(hours, hour, days):
             return Spike(span="hour", used=used, usual=int(median(past)))
     midnight = hour - hour % _HOURS_A_DAY
     used = sum(hours.get(at, 0) for at in range(midnight, hour + 1))
@@ -81,50 +81,50 @@ def spike_at(hours: Mapping[int, int], now_ms: int) -> Spike | None:
     return None
 
 
-class Pace(NamedTuple):
+class FourWeekPace(NamedTuple):
     """Units of four weeks.
 
     Attributes:
-        ahead: of four weeks in which each hour, or day, is like the spike.
-        behind: of the four weeks before today.
+        ahead: if each hour or day is like the spike.
+        behind: before today.
     """
 
     ahead: int
     behind: int
 
 
-def pace_of(spike: Spike, hours: Mapping[int, int], now_ms: int) -> Pace:
-    """What a spike comes to if it goes on.
+def project_spike(spike: Spike, hours: Mapping[int, int], now_ms: int) -> FourWeekPace:
+    """Project a spike to four weeks, next to the usage of the last four.
 
     Args:
-        spike: what was found.
-        hours: units by hour since 1970; those that are left out have none.
+        spike: the spike.
+        hours: units by hour since 1970; hours without units may be left out.
         now_ms: now.
     """
     hour = now_ms // HOUR_MS
     midnight = hour - hour % _HOURS_A_DAY
     times = DAYS * _HOURS_A_DAY if spike.span == "hour" else DAYS
     behind = sum(hours.get(at, 0) for at in range(midnight - DAYS * _HOURS_A_DAY, midnight))
-    return Pace(ahead=spike.used * times, behind=behind)
+    return FourWeekPace(ahead=spike.used * times, behind=behind)
 
 
 def _is_unusual(used: int, past: Sequence[int], samples: Sequence[Sequence[int]]) -> bool:
-    """Whether it is far above the median, by the spread, and above all but the rarest of what was."""
+    """Whether usage is far above the median, by the spread, and above all precedents but the rarest."""
     middle = median(past)
-    if used <= _FACTOR * median(past[_WEEK - 1 :: _WEEK]):  # The same weekdays.
+    if used <= _FACTOR * median(past[_WEEK - 1 :: _WEEK]):  # Same weekdays.
         return False
     precedent = max(sorted(sample)[-1 - _RARE] for sample in samples)
     if not middle:
         return used > _FACTOR * precedent
-    # Noise grows with usage: the spread is one of logarithms, and so a factor.
+    # Noise grows with usage: the spread of logarithms is a factor.
     distances = [abs(log((one + 1) / (median(sample) + 1))) for sample in samples for one in sample]
     spread = exp(_TO_DEVIATION * median(distances))
     factor = min(max(_FACTOR, spread**_SPREADS), _FACTOR_MOST)
     return used > factor * middle and used > max(_FACTOR / 2, spread) * precedent
 
 
-def _peak(hours: Mapping[int, int], hour: int, days: int) -> int:
-    """The busiest hour of a day, leaving out the rarest days; 0 where the same hours are never idle."""
+def _peak_hour(hours: Mapping[int, int], hour: int, days: int) -> int:
+    """Return the busiest hour of the days, without outliers; 0 if these hours are rarely idle."""
     past = [hours.get(hour - _HOURS_A_DAY * back, 0) for back in range(1, days + 1)]
     if median(past):
         return 0
@@ -142,8 +142,8 @@ def _day(hours: Mapping[int, int], midnight: int) -> int:
 _DAY_MS: Final = 86_400_000
 
 
-class FoundSpike(NamedTuple):
-    """Usage of a customer's meter far above what is usual.
+class CustomerSpike(NamedTuple):
+    """A spike of a customer's meter.
 
     Attributes:
         at_ms: when it was found.
@@ -160,17 +160,17 @@ class FoundSpike(NamedTuple):
 
 
 class SpikesToday:
-    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+    """Spikes of today, in one hash per day. Each method raises StoreError if the store does not answer.
 
     Args:
-        store: where they are kept.
+        store: has the hashes.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def note(self, spike: FoundSpike) -> None:
-        """Keep a spike; one of the same customer, meter and day takes its place."""
+    async def add(self, spike: CustomerSpike) -> None:
+        """Add a spike; it replaces one of the same customer, meter and day."""
         key = self._key(spike.at_ms)
         admin = await self._store.admin()
         pipe = admin.client.pipeline(transaction=False)
@@ -179,19 +179,19 @@ class SpikesToday:
         await admin.ask(pipe.execute())
 
     async def count(self) -> int:
-        """How many spikes were found today (UTC)."""
+        """Count the spikes of today (UTC)."""
         admin = await self._store.admin()
         return int(await admin.ask(admin.client.hlen(self._key(self._store.now_ms()))))
 
-    async def all(self) -> Sequence[FoundSpike]:
-        """The spikes of today (UTC), the latest first."""
+    async def all(self) -> Sequence[CustomerSpike]:
+        """List the spikes of today (UTC), newest first."""
         admin = await self._store.admin()
         kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(self._key(self._store.now_ms())))
-        found: list[FoundSpike] = []
+        found: list[CustomerSpike] = []
         for name, data in kept.items():
             meter, _, customer = name.decode().partition(" ")
             values: Any = json.loads(data)
-            found.append(FoundSpike(customer, meter, *values))
+            found.append(CustomerSpike(customer, meter, *values))
         return sorted(found, key=lambda spike: (-spike.at_ms, spike.customer, spike.meter))
 
     def _key(self, at_ms: int) -> str:
@@ -214,10 +214,10 @@ class UsageHistory(Protocol):
 
 
 class SpikeWatch:
-    """Looks for spikes of all customers.
+    """Checks the usage of all customers for spikes.
 
     Args:
-        store: where events are kept.
+        store: receives the events.
         history: usage by the hour.
         is_wanted: whether a channel or a handler wants an event.
     """
@@ -225,46 +225,48 @@ class SpikeWatch:
     def __init__(self, store: Store, history: UsageHistory, is_wanted: Callable[[str], bool]) -> None:
         self._store = store
         self._history = history
-        self._lookout = Lookout(store, EVENT, is_wanted)
+        self._watch = LeasedWatch(store, EVENT, is_wanted)
 
     async def run(self) -> None:
-        """Look every five minutes until cancelled.
+        """Check every five minutes until cancelled.
 
         Raises:
             StoreError: the store does not answer.
             MeterkitError: the database of the audit log does not answer.
         """
-        await self._lookout.run(self.look)
+        await self._watch.run(self.check)
 
-    async def look(self) -> None:
-        """Look once; raises as :meth:`run` does."""
+    async def check(self) -> None:
+        """Check all customers once; raises as :meth:`run` does."""
         now_ms = self._store.now_ms()
         midnight_ms = now_ms - now_ms % _DAY_MS
         for customer, meter in await self._history.active(midnight_ms, least=FLOOR):
-            known = self._store.catalog.meters.get(meter)
-            # `spend` follows the other meters, and those have spikes of their own.
-            if known is not None and not known.is_spend:
+            declared = self._store.catalog.meters.get(meter)
+            # `spend` follows the other meters, which have their own spikes.
+            if declared is not None and not declared.is_spend:
                 event_id = digest_of(customer, meter, midnight_ms)
-                make = partial(self._found, customer, meter, now_ms, event_id)
+                make = partial(self._make_event, customer, meter, now_ms, event_id)
                 try:
-                    await tell_once(self._store, customer, EVENT, event_id, make)
+                    await notify_once(self._store, customer, EVENT, event_id, make)
                 except UNREADABLE as error:
-                    await note_unreadable(self._store, customer, EVENT, error)
-                await self._lookout.lease.take()
+                    await log_unreadable(self._store, customer, EVENT, error)
+                await self._watch.lease.take()
 
-    async def _found(self, customer: str, meter: str, now_ms: int, event_id: str) -> Mapping[str, Any] | None:
+    async def _make_event(
+        self, customer: str, meter: str, now_ms: int, event_id: str
+    ) -> Mapping[str, Any] | None:
         since_ms = now_ms - now_ms % _DAY_MS - (DAYS + 1) * _DAY_MS
         hours = await self._history.hours(customer, meter, since_ms)
-        spike = spike_at(hours, now_ms)
+        spike = find_spike(hours, now_ms)
         if spike is None:
             return None
-        pace = pace_of(spike, hours, now_ms)
+        pace = project_spike(spike, hours, now_ms)
         usage = await self._store.usage(customer)
-        shown = usage["meters"].get(meter)
-        price = None if shown is None else shown.get("price")
+        meter_usage = usage["meters"].get(meter)
+        price = None if meter_usage is None else meter_usage.get("price")
 
-        noted = FoundSpike(customer, meter, now_ms, spike.span, spike.used, spike.usual)
-        await SpikesToday(self._store).note(noted)
+        found = CustomerSpike(customer, meter, now_ms, spike.span, spike.used, spike.usual)
+        await SpikesToday(self._store).add(found)
 
         def cents(units: int) -> int | None:
             return None if price is None else units * price["amount_cents"] // price["per"]

@@ -1,4 +1,4 @@
-"""Watches: one process at a time looks for full storage and for periods that are over."""
+"""Watches: one process at a time checks for full storage and for ended periods."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
-"""What reading a damaged value raises, or one of another release."""
+"""Errors of reading a stored value that is damaged or of another release."""
 _EVERY_S: Final = 300.0
 _LEASE_MS: Final = 600_000
-_EVENTS_KEPT_MS: Final = 2 * 86_400_000
-_TOLD: Final = b"told "
+_EVENT_TTL_MS: Final = 2 * 86_400_000
+_NOTIFIED: Final = b"told "
 
 
-class Lookout:
-    """One process looks every five minutes, where its event is wanted.
+class LeasedWatch:
+    """Runs a check every five minutes in the one process that holds the lease, if its event is wanted.
 
     Args:
-        store: where the lease is.
-        event: what is looked for.
+        store: has the lease.
+        event: the event that the check finds.
         is_wanted: whether a channel or a handler wants the event.
     """
 
@@ -45,69 +45,69 @@ class Lookout:
         self._is_wanted = is_wanted
         self.lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, f"{event}:lease"), lasts_ms=_LEASE_MS)
 
-    async def run(self, look: Callable[[], Awaitable[None]]) -> None:
-        """Look until cancelled; raises what looking does.
+    async def run(self, check: Callable[[], Awaitable[None]]) -> None:
+        """Run the check until cancelled; raises what it raises.
 
         Raises:
             StoreError: the store does not answer.
         """
         while True:
-            await self.turn(look)
+            await self.run_once(check)
             await asyncio.sleep(_EVERY_S)
 
-    async def turn(self, look: Callable[[], Awaitable[None]]) -> None:
-        """Look unless the event is unwanted or another process looks; raises as :meth:`run` does."""
+    async def run_once(self, check: Callable[[], Awaitable[None]]) -> None:
+        """Check unless the event is unwanted or another process has the lease."""
         if self._is_wanted(self._event) and await self.lease.take():
-            await look()
+            await check()
 
 
-async def note_unreadable(store: Store, customer: str, event: str, error: Exception) -> None:
-    """Log once that a customer is passed over: one damaged value must not keep events from all others."""
+async def log_unreadable(store: Store, customer: str, event: str, error: Exception) -> None:
+    """Log once that a customer is skipped: one damaged value must not stop the events of others."""
     (await store.admin()).warn_once(
-        f"no {event} for customer {customer!r}: what is kept cannot be read: {error!r}"
+        f"no {event} for customer {customer!r}: the stored data cannot be read: {error!r}"
     )
 
 
 def digest_of(*parts: str | int) -> str:
-    """The id of an event that is made of its cause."""
+    """Derive the id of an event from its cause."""
     text = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return blake2b(text, digest_size=16).hexdigest()
 
 
-async def tell_once(
+async def notify_once(
     store: Store,
     customer: str,
     event: str,
     digest: str,
     make: Callable[[], Awaitable[Mapping[str, Any] | None]],
 ) -> None:
-    """Tell of an event, unless this was called for it in the last two days.
+    """Add an event to the store, unless that was done in the last two days.
 
     Args:
-        store: where events are kept.
+        store: receives the event.
         customer: the customer's id.
         event: for example ``usage.spike``.
         digest: the idempotency key.
-        make: the event's attributes; None: there is nothing to tell.
+        make: returns the event's attributes; None: there is no event.
 
     Raises:
         StoreError: the store does not answer; handlers may or may not get the event.
     """
     key, admin, now_ms = store.keys.watched(customer, digest), await store.admin(), store.now_ms()
-    known: bytes = await admin.ask(admin.client.get(key)) or b""
-    is_told = known.startswith(_TOLD)
-    if is_told and now_ms - int(known.removeprefix(_TOLD)) > _EVENTS_KEPT_MS:
-        known, is_told = b"", False
-    if not known:
+    stored: bytes = await admin.ask(admin.client.get(key)) or b""
+    is_notified = stored.startswith(_NOTIFIED)
+    if is_notified and now_ms - int(stored.removeprefix(_NOTIFIED)) > _EVENT_TTL_MS:
+        stored, is_notified = b"", False
+    if not stored:
         made = await make()
         if made is None:
             return
-        known = json.dumps(dict(made)).encode()
-        # Kept before the event is entered: a repeat after a kill is the same event.
-        await admin.ask(admin.client.set(key, known, px=_EVENTS_KEPT_MS))
-    if not is_told:
-        await publish_notice(store, customer, event, json.loads(known))
-    await admin.ask(admin.client.set(key, b"%b%d" % (_TOLD, now_ms), px=_EVENTS_KEPT_MS))
+        stored = json.dumps(dict(made)).encode()
+        # Stored before the event is added: a repeat after a kill is the same event.
+        await admin.ask(admin.client.set(key, stored, px=_EVENT_TTL_MS))
+    if not is_notified:
+        await publish_notice(store, customer, event, json.loads(stored))
+    await admin.ask(admin.client.set(key, b"%b%d" % (_NOTIFIED, now_ms), px=_EVENT_TTL_MS))
 
 
 STORAGE_EVENT: Final = "storage.over"
@@ -116,27 +116,27 @@ _STORAGE_AT_ONCE: Final = 500
 
 
 class StorageWatch:
-    """Looks for customers who store more than their plan includes.
+    """Finds customers who store more than their plan includes.
 
     Args:
-        store: where levels and events are kept.
+        store: has the levels and receives the events.
         is_wanted: whether a channel or a handler wants an event.
     """
 
     def __init__(self, store: Store, is_wanted: Callable[[str], bool]) -> None:
         self._store = store
-        self._lookout = Lookout(store, STORAGE_EVENT, is_wanted)
+        self._watch = LeasedWatch(store, STORAGE_EVENT, is_wanted)
 
     async def run(self) -> None:
-        """Look every five minutes until cancelled.
+        """Check every five minutes until cancelled.
 
         Raises:
             StoreError: the store does not answer.
         """
-        await self._lookout.run(self.look)
+        await self._watch.run(self.check)
 
-    async def look(self) -> None:
-        """Look once.
+    async def check(self) -> None:
+        """Check all customers once.
 
         Raises:
             StoreError: the store does not answer.
@@ -147,42 +147,42 @@ class StorageWatch:
             return
         async with customers_with_counts(self._store, "v") as customers:
             async for names in customers.names(_STORAGE_AT_ONCE):
-                for customer, levels in await self._levels(names, gauges):
+                for customer, levels in await self._read_levels(names, gauges):
                     try:
-                        await self._tell(customer, dict(zip(gauges, levels, strict=True)))
+                        await self._check_customer(customer, dict(zip(gauges, levels, strict=True)))
                     except UNREADABLE as error:
-                        await note_unreadable(self._store, customer, STORAGE_EVENT, error)
-                await self._lookout.lease.take()
+                        await log_unreadable(self._store, customer, STORAGE_EVENT, error)
+                await self._watch.lease.take()
 
-    async def _levels(
+    async def _read_levels(
         self, customers: Sequence[str], gauges: Sequence[str]
     ) -> list[tuple[str, Sequence[bytes | None]]]:
-        """The levels of customers, as they are kept."""
+        """Read the packed levels of customers."""
         admin = (await self._store.admin()).for_delivery()
         pipe = admin.client.pipeline(transaction=False)
         for customer in customers:
             pipe.hmget(self._store.keys.customer(customer).levels, list(gauges))
         return list(zip(customers, await admin.ask(pipe.execute()), strict=True))
 
-    async def _tell(self, customer: str, levels: Mapping[str, bytes | None]) -> None:
+    async def _check_customer(self, customer: str, levels: Mapping[str, bytes | None]) -> None:
         for gauge, packed in levels.items():
-            since_ms = StoredLevel.read(packed).over_ms  # As a script found it.
+            since_ms = StoredLevel.read(packed).over_ms  # Set by a script.
             if since_ms:
-                make = partial(self._found, customer, gauge, since_ms)
-                await tell_once(
+                make = partial(self._make_storage_event, customer, gauge, since_ms)
+                await notify_once(
                     self._store, customer, STORAGE_EVENT, digest_of(customer, STORAGE_EVENT, gauge), make
                 )
 
-    async def _found(self, customer: str, gauge: str, since_ms: int) -> Mapping[str, Any] | None:
+    async def _make_storage_event(self, customer: str, gauge: str, since_ms: int) -> Mapping[str, Any] | None:
         usage = await self._store.usage(customer)
         found, plan = usage["meters"][gauge], self._store.catalog.plans.get(usage["plan"])
         included, used = found["included"], found["recorded"]
         if included == "unlimited" or used <= included:
-            return None  # The plan has changed since.
+            return None  # The plan has changed.
         grace_ms = None if plan is None else plan.entitlements[gauge].overage.grace_ms
         types = sorted(found.get("types", {}).items(), key=lambda one: (-one[1], one[0]))
         return {
-            # Of the instant: a customer who is above it again after some days gets another event.
+            # With the instant: a customer who exceeds the limit again later gets another event.
             "id": digest_of(customer, gauge, since_ms),
             "at_ms": self._store.now_ms(),
             "meter": gauge,
@@ -196,92 +196,92 @@ class StorageWatch:
 
 SUMMARY_EVENT: Final = "period.summary"
 _SUMMARIES_AT_ONCE: Final = 100
-_KEPT_MS: Final = 7 * 86_400_000
+_POSITION_TTL_MS: Final = 7 * 86_400_000
 _PAUSE_S: Final = 0.1
-"""Between two customers: a shard keeps a thousand events, and is read every half a minute."""
+"""Between two customers: a shard holds a thousand events, and is read every half a minute."""
 
 
 class SummaryWatch:
-    """Sums up the periods that ended an hour ago or earlier, in the order of their ends.
+    """Summarizes the periods that ended an hour ago or earlier, in the order of their ends.
 
-    The store keeps the end and the customer of the last one. If a process is killed before it has kept
-    them, the event of this customer is repeated, with the same id.
+    The store has the end and the customer of the last one, as position. If a process is killed before it
+    saves the position, the event of this customer is repeated with the same id.
 
     Args:
-        store: where usage and events are kept.
+        store: has the usage and receives the events.
         is_wanted: whether a channel or a handler wants an event.
-        pause_s: how long to wait between two customers.
+        pause_s: the pause between two customers.
     """
 
     def __init__(self, store: Store, is_wanted: Callable[[str], bool], *, pause_s: float = _PAUSE_S) -> None:
         self._store = store
-        self._lookout = Lookout(store, SUMMARY_EVENT, is_wanted)
+        self._watch = LeasedWatch(store, SUMMARY_EVENT, is_wanted)
         self._key = store.keys.shard(HOOKS_SHARD, f"{SUMMARY_EVENT}:last")
         self._pause_s = pause_s
-        self._again_ms = 0
+        self._next_check_ms = 0
 
     async def run(self) -> None:
-        """Look every hour until cancelled.
+        """Check every hour until cancelled.
 
         Raises:
             StoreError: the store does not answer.
         """
-        await self._lookout.run(self._look_hourly)
+        await self._watch.run(self._check_hourly)
 
-    async def _look_hourly(self) -> None:
-        if self._store.now_ms() >= self._again_ms:
-            await self.look()
-            self._again_ms = self._store.now_ms() + HOUR_MS
+    async def _check_hourly(self) -> None:
+        if self._store.now_ms() >= self._next_check_ms:
+            await self.check()
+            self._next_check_ms = self._store.now_ms() + HOUR_MS
 
-    async def look(self) -> None:
-        """Look once.
+    async def check(self) -> None:
+        """Check all customers once.
 
         Raises:
             StoreError: the store does not answer.
         """
-        until_ms, last = self._store.now_ms() - HOUR_MS, await self._last()
-        if last is None:  # No process has looked for a week: begin with periods that end from now on.
-            await self._keep(until_ms, "")
+        until_ms, last = self._store.now_ms() - HOUR_MS, await self._read_position()
+        if last is None:  # No check for a week: begin with periods that end from now on.
+            await self._save_position(until_ms, "")
             return
         async with SortedCustomers() as due:
             await self._find_due(due, last, until_ms)
             async for page in due.pages(_SUMMARIES_AT_ONCE):
                 for end_ms, customer in page:
-                    await self._sum_up(customer, end_ms)
-                    await self._keep(end_ms, customer)
-                    if not await self._lookout.lease.take():
+                    await self._notify_summary(customer, end_ms)
+                    await self._save_position(end_ms, customer)
+                    if not await self._watch.lease.take():
                         return
-        await self._keep(until_ms, "")
+        await self._save_position(until_ms, "")
 
     async def _find_due(self, due: SortedCustomers, last: tuple[int, str], until_ms: int) -> None:
-        """Add the ends of the periods before those of now, and whose."""
+        """Add customers with the end of their previous period."""
         async with customers_with_counts(self._store) as customers:
             async for names in customers.names(_SUMMARIES_AT_ONCE):
-                ends = await self._ends(names)
+                ends = await self._read_period_ends(names)
                 await due.add(end for end in ends if last < end and end[0] < until_ms)
 
-    async def _sum_up(self, customer: str, end_ms: int) -> None:
+    async def _notify_summary(self, customer: str, end_ms: int) -> None:
         try:
-            summary = await self._summary(customer, end_ms)
+            summary = await self._make_summary(customer, end_ms)
         except UNREADABLE as error:
-            await note_unreadable(self._store, customer, SUMMARY_EVENT, error)
+            await log_unreadable(self._store, customer, SUMMARY_EVENT, error)
             return
         if summary is not None:
             await publish_notice(self._store, customer, SUMMARY_EVENT, summary)
             await asyncio.sleep(self._pause_s)
 
-    async def _ends(self, customers: Sequence[str]) -> list[tuple[int, str]]:
+    async def _read_period_ends(self, customers: Sequence[str]) -> list[tuple[int, str]]:
         try:
             usages = await self._store.usage_of_many(customers)
         except UNREADABLE as error:
             if len(customers) > 1:
-                return [end for customer in customers for end in await self._ends([customer])]
-            await note_unreadable(self._store, customers[0], SUMMARY_EVENT, error)
+                return [end for customer in customers for end in await self._read_period_ends([customer])]
+            await log_unreadable(self._store, customers[0], SUMMARY_EVENT, error)
             return []
         return [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]
 
-    async def _summary(self, customer: str, ended_ms: int) -> Mapping[str, Any] | None:
-        # The ledger says which plan was in force: what the clock has changed must be in it.
+    async def _make_summary(self, customer: str, ended_ms: int) -> Mapping[str, Any] | None:
+        # The ledger must have the changes of the clock: it says which plan was active.
         await States(self._store).catch_up(customer)
         usage = await self._store.usage(customer, at_ms=ended_ms - 1)
         if not any(counts["recorded"] for counts in usage["meters"].values()):
@@ -308,7 +308,7 @@ class SummaryWatch:
             "meters": meters,
         }
 
-    async def _last(self) -> tuple[int, str] | None:
+    async def _read_position(self) -> tuple[int, str] | None:
         admin = await self._store.admin()
         kept: bytes | None = await admin.ask(admin.client.get(self._key))
         if kept is None:
@@ -316,6 +316,6 @@ class SummaryWatch:
         end, _, customer = kept.decode("utf-8", "surrogateescape").partition(":")
         return int(end), customer
 
-    async def _keep(self, end_ms: int, customer: str) -> None:
+    async def _save_position(self, end_ms: int, customer: str) -> None:
         admin = await self._store.admin()
-        await admin.ask(admin.client.set(self._key, f"{end_ms}:{customer}", px=_KEPT_MS))
+        await admin.ask(admin.client.set(self._key, f"{end_ms}:{customer}", px=_POSITION_TTL_MS))

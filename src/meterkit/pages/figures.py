@@ -1,4 +1,4 @@
-"""What the usage page shows, as HTML and as JSON."""
+"""Figures of the usage page, as HTML and as JSON."""
 
 from __future__ import annotations
 

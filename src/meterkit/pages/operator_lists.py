@@ -1,4 +1,4 @@
-"""The lists of the operator pages, by name: customers, spikes, degraded minutes, invoices."""
+"""Lists of the operator pages: rows, pages and exports; customers, spikes, revenue, invoices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's lists of what waits or failed, and the redrive of it."""
+"""Lists of undelivered work on the operator pages, and its redrive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from meterkit.customers.history import enter
 from meterkit.customers.links import owner_of
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.notify.courier import about
+from meterkit.notify.courier import read_event_and_customer
 from meterkit.outbox.intents import IntentState
 from meterkit.pages.operator_lists import Asked, Column, Listing, Row, Rows, first_of, page_of
 
@@ -139,7 +139,7 @@ async def redrive(kit: PagesKit, queue: Queue, ids: Sequence[str], *, operator: 
     else:
         found = await kit.notify.list()
         dead = [one for kept in found.values() for one in kept if one.state == "dead"]
-        owners = {one.id: about(one)[1] or "" for one in dead}
+        owners = {one.id: read_event_and_customer(one)[1] or "" for one in dead}
     chosen = [one for one in dict.fromkeys(ids) if one in owners]
     for one in chosen:
         what = f"{'webhooks of ' if queue == 'webhooks' else ''}{one}"
@@ -199,7 +199,7 @@ def _item_row(item: QueuedItem) -> Row:
 
 
 def _message(channel: Channel, kept: KeptMessage) -> Row:
-    event, customer = about(kept)
+    event, customer = read_event_and_customer(kept)
     return {
         "message": kept.id,
         "channel": channel,

@@ -1,4 +1,4 @@
-"""The statement of a customer: a page, the same as JSON, and as CSV in a stream."""
+"""The statement of a customer as a page, as JSON, and as streamed CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endpoint for events of object stores: an ASGI app that answers once they have counted."""
+"""The endpoint for events of object stores: an ASGI app that answers after they are counted."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.answers import answer, read_body, refuse
 from meterkit.errors import MeterkitError
-from meterkit.storage.object_events import UnreadableError
-from meterkit.storage.sns import ForgedError
+from meterkit.storage.object_events import UnreadableEventError
+from meterkit.storage.sns import ForgedMessageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
     from meterkit.storage.service import ObjectStorage
 
 BODY_BYTES_MAX: Final = 1 << 20
-"""Of a request to the endpoint."""
+"""Limit of a request body."""
 
 _AUTHORIZATION: Final = b"authorization"
 _SECRET_LEAST: Final = 16
 
 
 class StoringKit(Protocol):
-    """As much of a kit as the endpoint uses."""
+    """The part of a kit that the endpoint uses."""
 
     @property
     def storage(self) -> ObjectStorage:
-        """What counts the events."""
+        """Counter of the events."""
         ...
 
 
 class StorageEndpoint:
     """Answers 200 once the events of a post have counted.
 
-    400 for a post that is not signed or that no object store writes, 413 for more than 1 MiB. 503 where the
-    store fails or the plans file has no ``storage:``: MinIO, SNS and EventBridge send it again.
+    Answers 400 for an unsigned or unreadable post, 413 for more than 1 MiB, and 503 if the store fails or
+    the plans file has no ``storage:``: MinIO, SNS and EventBridge send it again.
 
     Args:
-        kit: whose plans file has ``storage:``.
-        secret: what MinIO and EventBridge send after ``Bearer`` in ``Authorization``.
-        topics: ARNs of the topics of SNS whose messages count.
+        kit: its plans file has ``storage:``.
+        secret: the token that MinIO and EventBridge send after ``Bearer`` in ``Authorization``.
+        topics: ARNs of trusted SNS topics.
 
     Raises:
         MeterkitError: the secret is too short, or topics are named and ``cryptography`` is missing.
@@ -53,8 +53,8 @@ class StorageEndpoint:
     def __init__(self, kit: StoringKit, secret: str, topics: Iterable[str] = ()) -> None:
         if len(secret) < _SECRET_LEAST:
             raise MeterkitError(
-                f"secret: allowed is a text of at least {_SECRET_LEAST} characters, as MinIO has it in"
-                " MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN; without it anybody could change what customers store"
+                f"secret: allowed is a text of at least {_SECRET_LEAST} characters, the same as in MinIO's"
+                " MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN; without it, any client could change the stored bytes"
             )
         self._storage = kit.storage
         self._expected = f"Bearer {secret}".encode()
@@ -66,10 +66,10 @@ class StorageEndpoint:
                 raise MeterkitError(str(error)) from error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take one request."""
+        """Handle one request."""
         if scope["type"] != "http":
-            raise RuntimeError(f"the storage endpoint takes HTTP requests; found {scope['type']}")
-        if scope["method"] == "HEAD":  # MinIO asks so whether anybody is there.
+            raise RuntimeError(f"the storage endpoint accepts HTTP requests; found {scope['type']}")
+        if scope["method"] == "HEAD":  # MinIO's health check.
             await answer(send, HTTPStatus.OK, None)
             return
         if scope["method"] != "POST":
@@ -86,13 +86,13 @@ class StorageEndpoint:
                 await self._storage.count(body)
             else:
                 await self._storage.count_signed(body, self._topics)
-        except MeterkitError as error:  # Of the store; or the plans file in force has no `storage:` any more.
-            self._storage.warn(
-                f"events of an object store do not count now; it will send them again: {error}"
+        except MeterkitError as error:  # A store error, or the plans file lost `storage:`.
+            self._storage.warn(f"events of an object store were not counted; it sends them again: {error}")
+            await refuse(
+                send, HTTPStatus.SERVICE_UNAVAILABLE, "the events cannot be counted now; send them again"
             )
-            await refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, "it cannot be counted now; send it again")
-        except (ForgedError, UnreadableError) as error:
-            self._storage.warn(f"what came to the endpoint for object stores is refused: {error}")
+        except (ForgedMessageError, UnreadableEventError) as error:
+            self._storage.warn(f"the storage endpoint refuses a post: {error}")
             await refuse(send, HTTPStatus.BAD_REQUEST, str(error))
         else:
             await answer(send, HTTPStatus.OK, {"received": True})

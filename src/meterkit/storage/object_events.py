@@ -1,4 +1,4 @@
-"""Records of object stores: S3 (also by SQS), EventBridge, MinIO; an object's key to customer and type."""
+"""Events of object stores (S3, also by SQS; EventBridge; MinIO), and the customer and type of an object."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ TAG_LENGTH: Final = 4
 _ENCODED_SLASH: Final = "%2f"
 
 
-class Owner(NamedTuple):
-    """Whose an object is, and under which type usage shows it."""
+class ObjectOwner(NamedTuple):
+    """Customer of an object, and its type in the usage."""
 
     customer: str
     type: str
 
 
-def owner_of(storage: Storage, bucket: str, key: str) -> Owner | None:
-    """Match a decoded key against the plans file; None: no customer's, and not counted.
+def find_owner(storage: Storage, bucket: str, key: str) -> ObjectOwner | None:
+    """Match a decoded key against the plans file; None: no customer owns it, and it does not count.
 
-    A key with the segment ``..`` or a literal ``%2F`` is no customer's: another reader of the key could take
-    it for another customer's.
+    A key with the segment ``..`` or a literal ``%2F`` has no owner: another reader of the key could assign
+    it to another customer.
     """
     if ".." in key.split("/") or _ENCODED_SLASH in key.lower():
         return None
@@ -57,29 +57,29 @@ def owner_of(storage: Storage, bucket: str, key: str) -> Owner | None:
             except CustomerError:
                 return None
             kind = fields.get("type")
-            return Owner(customer, kind if kind in storage.types else OTHER_TYPE)
+            return ObjectOwner(customer, kind if kind in storage.types else OTHER_TYPE)
     return None
 
 
 @cache
 def bucket_tag(bucket: str) -> str:
-    """The four characters that the fields of a bucket's objects begin with."""
+    """Return the four characters with which the fields of a bucket begin."""
     return urlsafe_b64encode(blake2b(bucket.encode(), digest_size=3).digest()).decode()
 
 
 def object_field(bucket: str, key: str, version: str) -> str:
-    """The field of an object's version: a digest, since keys may name what only the app may keep."""
+    """Return the field of an object's version: a digest, because keys may contain personal data."""
     name = f"{bucket}\0{key}\0{version}".encode("utf-8", "surrogatepass")
     return bucket_tag(bucket) + urlsafe_b64encode(blake2b(name, digest_size=18).digest()).decode()
 
 
 def upload_field(bucket: str, key: str) -> str:
-    """The field of a presigned upload: a digest of bucket and key, whatever the version will be."""
+    """Return the field of a presigned upload, whose version is not known yet."""
     return object_field(bucket, key, "")
 
 
-def bucket_of(storage: Storage, customer: str, key: str) -> str | None:
-    """The bucket in which a key is the customer's; None: there is none, or the key is none that S3 takes."""
+def find_bucket(storage: Storage, customer: str, key: str) -> str | None:
+    """Find the bucket in which a customer owns a key; None: there is none, or S3 refuses the key."""
     try:
         is_key = len(key.encode()) <= _KEY_BYTES_MAX
     except (AttributeError, UnicodeEncodeError):
@@ -87,7 +87,7 @@ def bucket_of(storage: Storage, customer: str, key: str) -> str | None:
     if not is_key:
         return None
     for pattern in storage.objects:
-        owner = owner_of(storage, pattern.bucket, key)
+        owner = find_owner(storage, pattern.bucket, key)
         if owner is not None and owner.customer == customer:
             return pattern.bucket
     return None
@@ -100,11 +100,11 @@ def _matcher(template: str) -> re.Pattern[str]:
 
 
 NULL_VERSION: Final = "null"
-"""The version of objects in buckets without versions; it alone is overwritten."""
+"""The version of objects in unversioned buckets; only this one can be overwritten."""
 Change = Literal["stored", "removed", "unclear"]
-"""What became of a version; ``unclear``: only a listing can tell."""
+"""The effect on a version; ``unclear``: only a listing shows it."""
 _STORED: Final = frozenset({"Put", "Post", "Copy", "CompleteMultipartUpload"})
-# MinIO's lifecycle removes all versions of an object, and tells of one of them:
+# MinIO's lifecycle removes all versions of an object, and reports one of them:
 # https://github.com/minio/minio/blob/master/cmd/data-scanner.go
 _REMOVED_ALL: Final = frozenset(
     {("ObjectRemoved", "DeleteAllVersions"), ("LifecycleDelMarkerExpiration", "Delete")}
@@ -114,8 +114,8 @@ _MAJOR: Final = "2"
 _RECORDS_MAX: Final = 10_000
 
 
-class UnreadableError(ValueError):
-    """A message has none of the formats that are read here."""
+class UnreadableEventError(ValueError):
+    """A message has none of the supported formats."""
 
 
 class ObjectEvent(NamedTuple):
@@ -125,7 +125,7 @@ class ObjectEvent(NamedTuple):
         key: decoded.
         version: ``null`` in buckets without versions.
         size: in bytes; 0 unless stored.
-        sequencer: in small hex digits; empty where there is none.
+        sequencer: lowercase hex digits; empty if there is none.
         at_ms: when it happened, by the clock of the object store.
     """
 
@@ -139,32 +139,32 @@ class ObjectEvent(NamedTuple):
 
 
 def read_events(body: bytes | str) -> tuple[list[ObjectEvent], int]:
-    """The events in a message, and how many of its records could not be read.
+    """Read the events in a message; also return the number of unreadable records.
 
     Events that neither store nor remove bytes are left out: tags, retention, delete markers, tests.
 
     Raises:
-        UnreadableError: the message is of no known format.
+        UnreadableEventError: the message has no supported format.
     """
     message = _json(body)
     records = message.get("Records")
     if isinstance(records, list) and len(cast("list[object]", records)) <= _RECORDS_MAX:
-        found = [_guarded(_s3_event, record) for record in cast("list[object]", records)]
+        found = [_try_read(_read_s3_event, record) for record in cast("list[object]", records)]
     elif message.get("source") == "aws.s3" and "detail-type" in message:
-        found = [_guarded(_bridge_event, message)]
+        found = [_try_read(_read_bridge_event, message)]
     elif message.get("Event") == "s3:TestEvent":
         found = []
     else:
-        raise UnreadableError("neither records of S3 or MinIO, nor an event of EventBridge")
+        raise UnreadableEventError("neither S3 or MinIO records, nor an EventBridge event")
     events = [event for event in found if isinstance(event, ObjectEvent)]
     return events, found.count(False)
 
 
-def carried(body: str) -> str:
-    """What a message of a queue carries: the message of SNS within it, or the whole. Pure."""
+def unwrap_queue_message(body: str) -> str:
+    """Return the SNS message inside a queue message, otherwise the message itself. Pure."""
     try:
         message = _json(body)
-    except UnreadableError:
+    except UnreadableEventError:
         return body
     inner = message.get("Message")
     return inner if message.get("Type") == "Notification" and isinstance(inner, str) else body
@@ -174,14 +174,14 @@ def _json(body: bytes | str) -> Mapping[str, Any]:
     try:
         message = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise UnreadableError("not JSON") from error
+        raise UnreadableEventError("not JSON") from error
     if not isinstance(message, dict):
-        raise UnreadableError("not a JSON object")
+        raise UnreadableEventError("not a JSON object")
     return cast("Mapping[str, Any]", message)
 
 
-def _guarded(read: Any, record: Any) -> ObjectEvent | Literal[False] | None:
-    """An event; None: it changes no bytes; False: it cannot be read."""
+def _try_read(read: Any, record: Any) -> ObjectEvent | Literal[False] | None:
+    """Read an event; None: it changes no bytes; False: it cannot be read."""
     try:
         event: ObjectEvent | None = read(record)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
@@ -189,9 +189,9 @@ def _guarded(read: Any, record: Any) -> ObjectEvent | Literal[False] | None:
     return event
 
 
-def _s3_event(record: Mapping[str, Any]) -> ObjectEvent | None:
+def _read_s3_event(record: Mapping[str, Any]) -> ObjectEvent | None:
     if str(record["eventVersion"]).partition(".")[0] != _MAJOR:
-        raise UnreadableError("of another major version")
+        raise UnreadableEventError("unsupported major version")
     family, _, action = str(record["eventName"]).removeprefix("s3:").partition(":")
     target = record["s3"]["object"]
     # Both encode keys as forms do, MinIO also the slashes; decoded twice, `%252F` would become a slash.
@@ -201,7 +201,7 @@ def _s3_event(record: Mapping[str, Any]) -> ObjectEvent | None:
     if family == "ObjectCreated" and action in _STORED:
         change = "stored"
     elif action == "DeleteMarkerCreated":
-        return _marker(
+        return _read_delete_marker(
             record["s3"]["bucket"]["name"], key, target.get("versionId"), target, record["eventTime"]
         )
     elif (family, action) in _REMOVED_ALL:
@@ -210,41 +210,41 @@ def _s3_event(record: Mapping[str, Any]) -> ObjectEvent | None:
         change = "removed"
     else:
         return None
-    return _event(record["s3"]["bucket"]["name"], key, version, change, target, record["eventTime"])
+    return _make_event(record["s3"]["bucket"]["name"], key, version, change, target, record["eventTime"])
 
 
-def _bridge_event(message: Mapping[str, Any]) -> ObjectEvent | None:
+def _read_bridge_event(message: Mapping[str, Any]) -> ObjectEvent | None:
     detail, kind = message["detail"], message["detail-type"]
     target, bucket = detail["object"], detail["bucket"]["name"]
     key, version = _text(target["key"]), target.get("version-id")
     if kind == "Object Created":
-        return _event(bucket, key, _version(version), "stored", target, message["time"])
+        return _make_event(bucket, key, _version(version), "stored", target, message["time"])
     if kind != "Object Deleted":
         return None
     if detail.get("deletion-type") == "Delete Marker Created":
-        return _marker(bucket, key, version, target, message["time"])
-    return _event(bucket, key, _version(version), "removed", target, message["time"])
+        return _read_delete_marker(bucket, key, version, target, message["time"])
+    return _make_event(bucket, key, _version(version), "removed", target, message["time"])
 
 
-def _marker(
+def _read_delete_marker(
     bucket: object, key: str, version: object, target: Mapping[str, Any], at: object
 ) -> ObjectEvent | None:
-    """A delete marker frees nothing, unless it takes the place of the null version."""
+    """Read a delete marker: it frees bytes only if it replaces the null version."""
     if version is None or version == "":
-        return _event(bucket, key, NULL_VERSION, "unclear", target, at)
+        return _make_event(bucket, key, NULL_VERSION, "unclear", target, at)
     if version == NULL_VERSION:
-        return _event(bucket, key, NULL_VERSION, "removed", target, at)
+        return _make_event(bucket, key, NULL_VERSION, "removed", target, at)
     return None
 
 
-def _event(
+def _make_event(
     bucket: object, key: str, version: str, change: Change, target: Mapping[str, Any], at: object
 ) -> ObjectEvent:
     size = 0
     if change == "stored":
         size = target.get("size", 0)  # MinIO leaves out the size of an empty object.
         if type(size) is not int or not 0 <= size <= QUANTITY_MAX:
-            raise UnreadableError("not a size")
+            raise UnreadableEventError("not a size")
     sequencer = target.get("sequencer") or ""
     if sequencer and not _HEX.fullmatch(_text(sequencer)):
         sequencer = ""

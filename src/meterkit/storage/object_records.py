@@ -1,4 +1,4 @@
-"""What the store keeps of objects: one script takes events and listings of a customer and a bucket."""
+"""Records of stored objects: applies events and listings with one script per customer and bucket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from meterkit.catalog import QUANTITY_MAX
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import StoreError
-from meterkit.storage.object_events import NULL_VERSION, bucket_tag, object_field, owner_of, upload_field
+from meterkit.storage.object_events import NULL_VERSION, bucket_tag, find_owner, object_field, upload_field
 from meterkit.store import replies
 from meterkit.store.gauge_levels import run_on_gauge
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog import Storage
-    from meterkit.storage.object_events import ObjectEvent, Owner
+    from meterkit.storage.object_events import ObjectEvent, ObjectOwner
     from meterkit.store.store import Store
 
 REMOVED: Final = 0
 STORED: Final = 1
 AT_ONCE: Final = 500
-"""How many corrections the script takes at most."""
+"""Changes that one call of the script takes."""
 
 _WITHOUT_NOTICE: Final = 5
 _KNOWN: Final = (int, int, int, bytes, bytes)
 
 
-class Correction(NamedTuple):
-    """A version that a listing has and the store has not, or the reverse; its arguments of the script."""
+class ObjectChange(NamedTuple):
+    """A change of one version of an object; the fields are arguments of the script."""
 
     field: str
     kind: int
@@ -43,26 +43,26 @@ class Correction(NamedTuple):
 
 
 class Window(NamedTuple):
-    """When a listing was made, by the clock of the object store.
+    """The time of a listing, by the clock of the object store.
 
     Attributes:
-        since_ms: each event before it is in the listing.
-        until_ms: no event from then on is in it.
+        since_ms: the listing has each earlier event.
+        until_ms: the listing has no event from then on.
     """
 
     since_ms: int
     until_ms: int
 
 
-class Shelved(NamedTuple):
-    """What the script has done: by how many bytes the level has moved, and whether to list again."""
+class AppliedChanges(NamedTuple):
+    """The change of the level in bytes, and whether the bucket must be listed again."""
 
     moved: int
     is_unclear: bool
 
 
-class Known(NamedTuple):
-    """What the store keeps of a version."""
+class ObjectRecord(NamedTuple):
+    """The store's record of a version."""
 
     is_there: bool
     size: int
@@ -70,38 +70,37 @@ class Known(NamedTuple):
     type: str
 
     @classmethod
-    def read(cls, packed: bytes) -> Known:
-        """Read a field. Raises ValueError where it is damaged."""
+    def read(cls, packed: bytes) -> ObjectRecord:
+        """Parse a field. Raises ValueError if it is damaged."""
         values: list[Any] = unpack_field(packed)
         if tuple(map(type, values)) != _KNOWN:
-            raise ValueError(f"not an object: {packed!r:.80}")
+            raise ValueError(f"not an object record: {packed!r:.80}")
         kind, size, at_ms, _, of_type = values
         return cls(kind != REMOVED, size, at_ms, of_type.decode())
 
 
-async def count_events(store: Store, storage: Storage, events: Iterable[ObjectEvent]) -> int:
-    """Count events, in any order and repeated as they come; how many of them are of no customer's object.
+async def apply_events(store: Store, storage: Storage, events: Iterable[ObjectEvent]) -> int:
+    """Apply events, in any order and repeatedly; return how many belong to no customer's object.
 
     Raises:
-        StoreError: the store does not answer. Which of the events have counted is not known; those that have
-            count no second time.
+        StoreError: the store does not answer. Some events may have been applied; repeating them is safe.
     """
-    changes: defaultdict[tuple[str, str], list[Correction]] = defaultdict(list)
+    changes: defaultdict[tuple[str, str], list[ObjectChange]] = defaultdict(list)
     unclear, foreign = set[tuple[str, str]](), 0
     for event in events:
-        owner = owner_of(storage, event.bucket, event.key)
+        owner = find_owner(storage, event.bucket, event.key)
         if owner is None:
             foreign += 1
             continue
-        place = owner.customer, event.bucket
+        target = owner.customer, event.bucket
         if event.change == "unclear":
-            unclear.add(place)
-            changes[place] += []
+            unclear.add(target)
+            changes[target] += []
         else:
-            changes[place].append(_change(event, owner))
+            changes[target].append(_make_change(event, owner))
     for (customer, bucket), found in changes.items():
         for first in range(0, len(found) or 1, AT_ONCE):
-            await shelve(
+            await apply_changes(
                 store,
                 storage,
                 customer,
@@ -112,8 +111,8 @@ async def count_events(store: Store, storage: Storage, events: Iterable[ObjectEv
     return foreign
 
 
-def _change(event: ObjectEvent, owner: Owner) -> Correction:
-    return Correction(
+def _make_change(event: ObjectEvent, owner: ObjectOwner) -> ObjectChange:
+    return ObjectChange(
         object_field(event.bucket, event.key, event.version),
         STORED if event.change == "stored" else REMOVED,
         event.size,
@@ -125,17 +124,17 @@ def _change(event: ObjectEvent, owner: Owner) -> Correction:
     )
 
 
-async def shelve(
+async def apply_changes(
     store: Store,
     storage: Storage,
     customer: str,
     tag: str,
-    changes: Sequence[Correction],
+    changes: Sequence[ObjectChange],
     *,
     window: Window | None = None,
     is_unclear: bool = False,
-) -> Shelved:
-    """Run the script on changes in the bucket of a tag. Raises StoreError."""
+) -> AppliedChanges:
+    """Apply changes of a customer's objects in one bucket with the script ``shelve``. Raises StoreError."""
     view, gauge, hour = store.cache.get(customer), storage.gauge, store.now_ms() // HOUR_MS
     names = [
         *(view.keys.levels, view.keys.state, view.keys.notices, view.keys.objects),
@@ -143,21 +142,21 @@ async def shelve(
         *(store.keys.presigned(customer, hour - 1), store.keys.presigned(customer, hour)),
     ]
     listed = ("", "") if window is None else window
-    given = [int(value) if isinstance(value, bool) else value for change in changes for value in change]
+    arguments = [int(value) if isinstance(value, bool) else value for change in changes for value in change]
     reply = await run_on_gauge(
         store,
         "record_objects",
         names,
         view,
         gauge,
-        lambda thresholds: (customer, thresholds, tag, *listed, "relist" if is_unclear else "", *given),
+        lambda thresholds: (customer, thresholds, tag, *listed, "relist" if is_unclear else "", *arguments),
     )
     if reply[0] != replies.ALLOWED:
         raise StoreError(
-            f"{gauge} of customer {customer!r}: the level is {reply[2]}, with its objects it would pass"
-            f" {QUANTITY_MAX}; nothing is changed",
+            f"{gauge} of customer {customer!r}: the level is {reply[2]}; these objects would raise it above"
+            f" {QUANTITY_MAX}; nothing was changed",
             executed=False,
         )
     if len(reply) > _WITHOUT_NOTICE:
         view.cache.on_notice(view.shard)
-    return Shelved(int(reply[3]), bool(reply[4]))
+    return AppliedChanges(int(reply[3]), bool(reply[4]))

@@ -1,4 +1,4 @@
-"""``kit.storage``: what customers store, kept exact by events of object stores and by listings."""
+"""``kit.storage``: bytes that customers store, kept exact by events and listings; presigned uploads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ from meterkit.decisions.periods import HOLD_SLOT_MS, HOUR_MS
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.storage.aws import Aws
-from meterkit.storage.object_events import UnreadableError, bucket_of, carried, read_events, upload_field
-from meterkit.storage.object_records import count_events
+from meterkit.storage.object_events import (
+    UnreadableEventError,
+    find_bucket,
+    read_events,
+    unwrap_queue_message,
+    upload_field,
+)
+from meterkit.storage.object_records import apply_events
 from meterkit.storage.recalculation import recalculate
-from meterkit.storage.sns import open_notice
+from meterkit.storage.sns import open_message
 from meterkit.store import replies
 from meterkit.store.input_checks import check_customer
 from meterkit.store.prepared_decisions import prepare_holding, read_decision
@@ -32,23 +38,23 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Storage
     from meterkit.decisions.decision import Decision
-    from meterkit.storage.recalculation import Lister
+    from meterkit.storage.recalculation import BucketLister
     from meterkit.store.store import Store
 
 _logger = logging.getLogger("meterkit.storage")
 
 _CERTIFICATES_MAX: Final = 16
 _PEM_END: Final = b"-----END CERTIFICATE-----"
-"""What else came from that address is not remembered: it might be the page of a proxy."""
+"""Only certificates are cached: another reply may come from a proxy."""
 _FETCHES_MOST: Final = 8
-"""At once: who knows the name of a topic can have certificates fetched before a signature is checked."""
-_LOOK_EVERY_S: Final = 60.0
+"""Concurrent fetches: a sender who knows a topic's name can cause some before its signature is checked."""
+_CHECK_EVERY_S: Final = 60.0
 
 
 class ObjectStorage:
     """Counts the bytes of stored objects for the gauge that the plans file names under ``storage:``.
 
-    Events may come repeated, late and in any order. Those that are lost, :meth:`recalculate` makes up for.
+    Events may arrive repeatedly, late and in any order. :meth:`recalculate` corrects the effect of lost ones.
     """
 
     def __init__(self, store: Store, endpoint: str | None) -> None:
@@ -57,68 +63,68 @@ class ObjectStorage:
         self._certificates: dict[str, bytes] = {}
         self._fetching = 0
         self._warned = Throttle(MINUTE_S)
-        self._noted: dict[str, float] = {}
+        self._recorded_s: dict[str, float] = {}
         self._upkeep = StorageUpkeep(store)
         key = store.keys.shard(HOOKS_SHARD, "storage:lease")
         self._lease = TaskLease(store, key, lasts_ms=HOUR_MS)
 
     async def count(self, body: bytes | str) -> None:
-        """Count the events of one message: records of S3 or MinIO, or an event of EventBridge.
+        """Count the events of one message: S3 or MinIO records, or an EventBridge event.
 
         Raises:
-            UnreadableError: it is neither.
+            UnreadableEventError: the message is neither.
             StoreError: the store does not answer; count the message again.
             MeterkitError: the plans file has no ``storage:``.
         """
         storage = self._configured()
         events, unread = read_events(body)
         if unread:
-            self.warn(
-                "an object store has sent records that cannot be read: an hourly listing makes up for them"
-            )
+            self.warn("an object store sent unreadable records; the hourly listing corrects their effect")
         if self._store.is_off:
             return
-        foreign = await count_events(self._store, storage, events)
+        foreign = await apply_events(self._store, storage, events)
         if foreign:
-            self.warn("events of objects are not counted: no key of storage.objects matches them")
+            self.warn(
+                "events of some objects are not counted: no pattern of storage.objects matches their keys"
+            )
 
     async def count_signed(self, body: bytes, topics: Collection[str]) -> None:
         """Count the events of a post that SNS has signed, or confirm a subscription; raises as :meth:`count`.
 
         Raises:
-            ForgedError: SNS has not signed it for one of the topics, or more than an hour ago.
+            ForgedMessageError: SNS has not signed it for one of the topics, or more than an hour ago.
         """
         self._configured()
         now_s = self._store.now_ms() / 1000
         try:
-            message = await open_notice(body, topics=topics, now_s=now_s, fetch=self.fetch)
+            message = await open_message(body, topics=topics, now_s=now_s, fetch=self.fetch)
         except OSError as error:
-            raise StoreError(f"SNS cannot be asked: {error}") from error
+            raise StoreError(f"SNS does not answer: {error}") from error
         if message is not None:
             await self.count(message)
 
     async def poll(self, queue_url: str, *, wait_s: int = 20) -> int:
-        """Count up to ten messages of a queue of SQS, and take off the queue those that counted; how many.
+        """Count up to ten messages of an SQS queue and delete the counted ones; returns their number.
 
-        Waits up to ``wait_s`` seconds for the first. The messages are of S3, SNS or EventBridge.
+        Waits up to ``wait_s`` seconds for the first. The messages may be of S3, SNS or EventBridge.
 
         Raises:
-            StoreError: no message has counted, because the store does not answer; they come again.
+            StoreError: the store does not answer; no message was counted, and SQS delivers them again.
             MeterkitError: the queue cannot be read, boto3 is missing, or the plans file has no ``storage:``.
         """
         self._configured()
         counted: list[str] = []
         failed: StoreError | None = None
         messages = await self._aws.receive(queue_url, wait_s=wait_s)
-        await self._note_read(queue_url)
+        await self._record_read(queue_url)
         try:
             for body, receipt in messages:
                 try:
-                    await self.count(carried(body))
-                except UnreadableError as error:
-                    self.warn(f"a message of the queue of storage events stays there: {error}")
+                    await self.count(unwrap_queue_message(body))
+                except UnreadableEventError as error:
+                    self.warn(f"an unreadable message stays in the queue of storage events: {error}")
                 except StoreError as error:
-                    failed = error  # It may be about one customer: the others' messages go on.
+                    failed = error  # The error may concern one customer; count the other messages.
                 else:
                     counted.append(receipt)
         finally:
@@ -126,25 +132,25 @@ class ObjectStorage:
         if failed is not None and not counted:
             raise failed
         if failed is not None:
-            self.warn(f"events of the queue do not count now; they come again: {failed}")
+            self.warn(f"some messages of the queue were not counted; SQS delivers them again: {failed}")
         return len(counted)
 
     async def recalculate(
-        self, customer: str | None = None, *, dry_run: bool = False, lister: Lister | None = None
+        self, customer: str | None = None, *, dry_run: bool = False, lister: BucketLister | None = None
     ) -> Mapping[str, int]:
-        """List the buckets and correct what is known of their objects; drift in bytes by customer.
+        """List the buckets and correct the stored bytes; returns the drift in bytes by customer.
 
-        Customers whose bytes were right are left out. The drift is above 0 where the listing has more.
+        Customers without drift are left out. The drift is positive if the bucket has more.
 
         Args:
-            customer: only this one's; None: everybody's.
-            dry_run: only look.
-            lister: lists buckets; None: boto3 does.
+            customer: one customer; None: all.
+            dry_run: return the drift and change nothing.
+            lister: lists the buckets; None: boto3.
 
         Raises:
             CustomerError: the id is not allowed.
-            StoreError: the store does not answer, or what it keeps of a customer's objects is damaged; all
-                other customers are recalculated then.
+            StoreError: the store does not answer, or a record of a customer is damaged; all other
+                customers are recalculated.
             MeterkitError: a bucket cannot be listed, boto3 is missing, or the plans file has no ``storage:``.
         """
         storage, store = self._configured(), self._store
@@ -153,21 +159,21 @@ class ObjectStorage:
         if store.is_off:
             return {}
         if not dry_run:
-            await self._begin(customer)
+            await self._clear_requests(customer)
         corrected, failed = await recalculate(store, storage, lister or self._aws, customer, dry_run=dry_run)
         if customer is None and not dry_run:
             await self._upkeep.listed(corrected)
             if corrected:
                 total = sum(map(abs, corrected.values()))
-                _logger.warning("a listing has corrected %d bytes of %d customers", total, len(corrected))
+                _logger.warning("a listing corrected %d bytes of %d customers", total, len(corrected))
         for name, error in failed.items():
             raise StoreError(
-                f"the objects of {len(failed)} customers are not recalculated, {name!r} first: {error}"
+                f"{len(failed)} customers could not be recalculated, the first is {name!r}: {error}"
             ) from error
         return corrected
 
     async def recalculate_due(self) -> bool:
-        """Recalculate all customers unless a process has within the hour, or does; whether this one has.
+        """Recalculate all customers unless a process did within the hour; return whether this one did.
 
         Raises:
             StoreError, MeterkitError: as :meth:`recalculate`.
@@ -191,43 +197,46 @@ class ObjectStorage:
         if queue_url is not None:
             self._configured()
             self._aws.require()
-            tasks["storage queue"] = partial(self._follow, queue_url)
+            tasks["storage queue"] = partial(self._poll_forever, queue_url)
         if self._store.catalog.storage is not None and not self._store.is_off:
             tasks["storage"] = self._recalculate_hourly
         return tasks
 
-    async def _follow(self, queue_url: str) -> None:
+    async def _poll_forever(self, queue_url: str) -> None:
         while True:
             await self.poll(queue_url)
 
     async def _recalculate_hourly(self) -> None:
         while True:
             await self.recalculate_due()
-            await sleep(_LOOK_EVERY_S)
+            await sleep(_CHECK_EVERY_S)
 
-    async def _note_read(self, queue_url: str) -> None:
-        """Tell all processes that a queue was read, once a minute at most."""
+    async def _record_read(self, queue_url: str) -> None:
+        """Record in the store that a queue was read, at most once a minute."""
         now_s = monotonic()
-        if now_s - self._noted.get(queue_url, -_LOOK_EVERY_S) >= _LOOK_EVERY_S and not self._store.is_off:
+        if (
+            now_s - self._recorded_s.get(queue_url, -_CHECK_EVERY_S) >= _CHECK_EVERY_S
+            and not self._store.is_off
+        ):
             await self._upkeep.read(queue_url)
-            self._noted[queue_url] = now_s
+            self._recorded_s[queue_url] = now_s
 
     async def presign(self, customer: str, key: str, size: int) -> str:
-        """The address of an upload of exactly ``size`` bytes by PUT, for 45 minutes; its bytes are held.
+        """Presign a PUT of exactly ``size`` bytes, valid for 45 minutes, and hold the bytes; returns the URL.
 
-        The hold ends with the event of the object, or after an hour at most.
+        The hold ends with the event of the object, or after at most an hour.
 
         Raises:
-            UploadRefusedError: the plan does not allow so many bytes more.
+            UploadRefusedError: the plan does not allow that many more bytes.
             CustomerError, QuantityError: an argument cannot be used.
-            StoreError: the store cannot decide.
+            StoreError: the store does not answer.
             MeterkitError: the key is not the customer's, it cannot be presigned, boto3 is missing, or the
                 plans file has no ``storage:``.
         """
         return await presign(self._store, self._configured(), self._aws, check_customer(customer), key, size)
 
     async def unclear(self) -> Mapping[str, int]:
-        """Customers whose bytes only a listing can tell, and since when (ms).
+        """Return customers whose bytes need a listing, with the time since then (ms).
 
         Raises:
             StoreError: the store does not answer.
@@ -246,12 +255,12 @@ class ObjectStorage:
             _logger.warning("%s", message)
 
     async def fetch(self, url: str) -> bytes:
-        """What an address of SNS has; certificates are remembered. Raises OSError."""
+        """Fetch a URL of SNS; certificates are cached. Raises OSError."""
         known = self._certificates.get(url)
         if known is not None:
             return known
         if self._fetching >= _FETCHES_MOST:
-            raise OSError(f"it is asked {_FETCHES_MOST} times at the moment")
+            raise OSError(f"{_FETCHES_MOST} fetches are already running")
         fetching: Any = import_module("meterkit.storage.sns_certificates")  # Only messages of SNS need it.
         self._fetching += 1
         try:
@@ -268,13 +277,14 @@ class ObjectStorage:
         storage = self._store.catalog.storage
         if storage is None:
             raise MeterkitError(
-                f"{self._store.catalog.source} has no `storage:`: add it, with the gauge, and with the bucket"
-                " and the key of the objects that count"
+                f"{self._store.catalog.source} has no `storage:`; add it with the gauge, and the"
+                " bucket and key of"
+                " the counted objects"
             )
         return storage
 
-    async def _begin(self, customer: str | None) -> None:
-        """Forget the requests for a listing that this one answers; later ones stay."""
+    async def _clear_requests(self, customer: str | None) -> None:
+        """Remove the requests for a listing that this one answers; later ones stay."""
         admin, keys = await self._store.admin(), self._store.keys
         if customer is not None:
             await admin.ask(admin.client.zrem(keys.relist(keys.customer(customer).shard), customer))
@@ -284,42 +294,44 @@ class ObjectStorage:
 
 
 _LASTS_S: Final = 2700
-"""An address ends ten minutes before its hold: the last upload and its event need time."""
+"""A URL expires ten minutes before its hold: the last upload and its event need time."""
 
 
 class UploadRefusedError(MeterkitError):
-    """An upload is not presigned: the customer's plan does not allow it.
+    """The customer's plan does not allow an upload.
 
     Attributes:
-        decision: why, and in ``decision.gauge`` the limit, the used bytes and the requested bytes.
+        decision: the reason, and in ``decision.gauge`` the limit, the used and the requested bytes.
     """
 
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
         gauge = decision.gauge
-        figures = "" if gauge is None else f": {gauge.requested} more, {gauge.used} of {gauge.limit} are used"
+        figures = (
+            "" if gauge is None else f": {gauge.requested} requested, {gauge.used} of {gauge.limit} used"
+        )
         super().__init__(f"the upload is refused ({decision.reason}){figures}")
 
 
 async def presign(store: Store, storage: Storage, aws: Aws, customer: str, key: str, size: int) -> str:
-    """Hold the bytes of an upload and give its address; see :meth:`ObjectStorage.presign`."""
+    """Presign an upload and hold its bytes; see :meth:`ObjectStorage.presign`."""
     check_quantity(size)
-    bucket = bucket_of(storage, customer, key)
+    bucket = find_bucket(storage, customer, key)
     if bucket is None:
         raise MeterkitError(
             f"key: found {key!r:.200}; allowed is a key of customer {customer!r} that storage.objects of"
             f" {store.catalog.source} matches"
         )
-    address = await aws.presigned(bucket, key, size, lasts_s=_LASTS_S)
+    address = await aws.presign(bucket, key, size, lasts_s=_LASTS_S)
     if not store.is_off:
-        await _hold(store, storage.gauge, customer, upload_field(bucket, key), size)
+        await _hold_upload(store, storage.gauge, customer, upload_field(bucket, key), size)
     return address
 
 
-async def _hold(store: Store, gauge: str, customer: str, upload: str, size: int) -> None:
-    """Ask the limit, which holds for minutes, and hold for the hour instead.
+async def _hold_upload(store: Store, gauge: str, customer: str, upload: str, size: int) -> None:
+    """Decide with a hold of minutes, then replace it by a hold of an hour.
 
-    For an instant both hold: what is decided then may be refused too early, and is never allowed too much.
+    For an instant both holds exist: a decision then may refuse too early, but never allows too much.
     """
     view = store.cache.get(customer)
     decided, reply = await store.decide(view, lambda view, mode: prepare_holding(view, {gauge: size}, mode))
@@ -330,11 +342,11 @@ async def _hold(store: Store, gauge: str, customer: str, upload: str, size: int)
     if not held or reply[0] not in replies.HELD:
         return
     try:
-        if decision.reason is None:  # Shadow mode presigns an upload that does not fit, and holds nothing.
+        if decision.reason is None:  # Shadow mode presigns an upload above the limit, and holds nothing.
             await _hold_presigned(store, gauge, customer, upload, size)
     finally:
-        given_back = HeldQuantities({gauge: held}, (), reply[1] // HOLD_SLOT_MS)
-        await store.acknowledged([Settlement(decided.view, held=given_back)])
+        released = HeldQuantities({gauge: held}, (), reply[1] // HOLD_SLOT_MS)
+        await store.acknowledged([Settlement(decided.view, held=released)])
 
 
 async def _hold_presigned(store: Store, gauge: str, customer: str, upload: str, size: int) -> None:
@@ -342,4 +354,6 @@ async def _hold_presigned(store: Store, gauge: str, customer: str, upload: str, 
     names = [keys.customer(customer).levels, keys.presigned(customer, store.now_ms() // HOUR_MS)]
     reply: Any = await admin.run(store.scripts["hold_upload"], names, gauge, upload, size)
     if reply[0] != replies.ALLOWED:
-        raise MeterkitError("an object's key is presigned a hundred times an hour at most; nothing is held")
+        raise MeterkitError(
+            "this key has been presigned a hundred times within the hour; try again in the next hour"
+        )

@@ -1,4 +1,4 @@
-"""Messages of SNS: whether AWS has signed them, and what they carry.
+"""SNS messages: verify the signature of AWS and unwrap the message.
 
 https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html
 """
@@ -22,45 +22,51 @@ _CONFIRMATION: Final = re.compile(rf"https://{_HOST}/\?[!-~]{{1,4096}}")
 _SIGNED: Final = {
     "Notification": ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"),
     "SubscriptionConfirmation": (
-        *("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"),
+        "Message",
+        "MessageId",
+        "SubscribeURL",
+        "Timestamp",
+        "Token",
+        "TopicArn",
+        "Type",
     ),
 }
 
 
-class ForgedError(ValueError):
-    """A post is not signed by whom it should be, or too old."""
+class ForgedMessageError(ValueError):
+    """A post has no valid signature, or is too old."""
 
 
-def is_certificate_address(url: object) -> bool:
-    """Whether an address is one of SNS's certificates, in AWS's own spelling; no other is ever fetched.
+def is_certificate_url(url: object) -> bool:
+    """Whether a URL is of an SNS certificate, in the spelling of AWS; no other is fetched.
 
     https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message-verify-message-signature.html
     """
     return isinstance(url, str) and _CERTIFICATE.fullmatch(url) is not None
 
 
-async def open_notice(
+async def open_message(
     body: bytes, *, topics: Collection[str], now_s: float, fetch: Callable[[str], Awaitable[bytes]]
 ) -> str | None:
-    """The message in a post of SNS; None: it was a request to confirm a subscription, which was done.
+    """Verify an SNS post and return its message; None: it asked to confirm a subscription, which was done.
 
     Args:
-        body: of the post.
-        topics: ARNs of the topics that are believed: anybody may have SNS sign messages of a topic of theirs.
+        body: the post's body.
+        topics: trusted topic ARNs: SNS also signs messages of topics that strangers own.
         now_s: the time.
-        fetch: gives what an address of SNS has.
+        fetch: fetches a URL of SNS.
 
     Raises:
-        ForgedError: the post is not signed by SNS for one of the topics, or older than an hour.
+        ForgedMessageError: the post is not signed by SNS for one of the topics, or is older than an hour.
         OSError: a certificate, or the confirmation, cannot be fetched.
     """
-    message = _message(body)
+    message = _parse_message(body)
     if message["TopicArn"] not in topics:
-        raise ForgedError("it is of a topic of SNS that is not among `topics`")
+        raise ForgedMessageError("its SNS topic is not among `topics`")
     certificate_url = message.get("SigningCertURL")
-    if not is_certificate_address(certificate_url):
-        raise ForgedError(
-            "its certificate is not at an address of SNS, such as"
+    if not is_certificate_url(certificate_url):
+        raise ForgedMessageError(
+            "its certificate URL is not one of SNS, such as"
             " https://sns.REGION.amazonaws.com/SimpleNotificationService-HEX.pem"
         )
     certificate = await fetch(cast("str", certificate_url))
@@ -68,36 +74,38 @@ async def open_notice(
         f"{name}\n{message[name]}\n" for name in _SIGNED[message["Type"]] if message.get(name) is not None
     )
     version, signature = str(message.get("SignatureVersion")), str(message.get("Signature"))
-    # The package that checks it is in an extra, and other object stores do not need it.
+    # The package is in an extra; other object stores do not need it.
     signatures: Any = import_module("meterkit.storage.sns_certificates")
     if not signatures.is_signed(signed, signature, version=version, certificate=certificate):
-        raise ForgedError("its signature is wrong")
+        raise ForgedMessageError("its signature is invalid")
     if not signatures.is_valid_at(certificate, now_s):
-        raise ForgedError("its certificate has expired, or is not valid yet")
-    if abs(now_s - _sent_s(message)) > _AGE_MAX_S:
-        raise ForgedError("it is older than an hour, or of the future")
+        raise ForgedMessageError("its certificate has expired, or is not valid yet")
+    if abs(now_s - _parse_timestamp(message)) > _AGE_MAX_S:
+        raise ForgedMessageError("its timestamp is more than an hour from now")
     if message["Type"] == "Notification":
         return cast("str", message["Message"])
     if not _CONFIRMATION.fullmatch(message["SubscribeURL"]):
-        raise ForgedError("its SubscribeURL is not an address of SNS")
+        raise ForgedMessageError("its SubscribeURL is not a URL of SNS")
     await fetch(message["SubscribeURL"])
     return None
 
 
-def _message(body: bytes) -> Mapping[str, Any]:
+def _parse_message(body: bytes) -> Mapping[str, Any]:
     try:
         message = json.loads(body)
         names = _SIGNED[message["Type"]]
         texts = [message[name] for name in names if name != "Subject"]
     except (ValueError, RecursionError, TypeError, KeyError):
-        raise ForgedError("neither `Authorization: Bearer` with the secret, nor a message of SNS") from None
+        raise ForgedMessageError(
+            "neither `Authorization: Bearer` with the secret, nor an SNS message"
+        ) from None
     if not all(isinstance(text, str) for text in texts):
-        raise ForgedError("not a message of SNS")
+        raise ForgedMessageError("not an SNS message")
     return cast("Mapping[str, Any]", message)
 
 
-def _sent_s(message: Mapping[str, Any]) -> float:
+def _parse_timestamp(message: Mapping[str, Any]) -> float:
     try:
         return datetime.fromisoformat(message["Timestamp"]).timestamp()
     except (ValueError, OverflowError) as error:
-        raise ForgedError("its Timestamp cannot be read") from error
+        raise ForgedMessageError("its Timestamp cannot be read") from error

@@ -1,4 +1,4 @@
-"""Certificates and signatures of SNS; imported only for its messages."""
+"""SNS certificates and signatures; imported only for SNS messages, because it needs ``cryptography``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TIMEOUT_S: Final = 5.0
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """Makes a redirect an error: it could lead away from SNS."""
+    """Makes a redirect an error: it could leave SNS."""
 
     def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
         """Follow no redirect."""
@@ -30,9 +30,9 @@ def fetch(url: str) -> bytes:
             found: bytes = response.read(BYTES_MAX)
             length = int(response.headers.get("content-length", 0))
     except (HTTPException, ValueError) as error:
-        raise OSError(f"its answer cannot be read: {type(error).__name__}") from error
+        raise OSError(f"its reply cannot be read: {type(error).__name__}") from error
     if len(found) < min(length, BYTES_MAX):
-        raise OSError("its answer is cut off")
+        raise OSError("its reply is incomplete")
     return found
 
 
@@ -44,7 +44,7 @@ try:
     from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 except ImportError as error:
     raise ImportError(
-        "cryptography is required for messages of SNS. Install with: pip install 'meterkit[storage]'"
+        "cryptography is required for SNS messages. Install with: pip install 'meterkit[storage]'"
     ) from error
 
 # Topics sign by version 1 unless their owner asks for 2.
@@ -55,7 +55,7 @@ def is_signed(text: str, signature: str, *, version: str, certificate: bytes) ->
     """Whether a text was signed by the owner of a certificate.
 
     Args:
-        text: what is signed.
+        text: the signed text.
         signature: in base64.
         version: of the signature, ``1`` or ``2``; no other is known.
         certificate: in PEM.
@@ -73,6 +73,6 @@ def is_signed(text: str, signature: str, *, version: str, certificate: bytes) ->
 
 
 def is_valid_at(certificate: bytes, now_s: float) -> bool:
-    """Whether a time is within the validity dates of a certificate, in PEM."""
+    """Whether a certificate, in PEM, is valid at a time."""
     read = x509.load_pem_x509_certificate(certificate)
     return read.not_valid_before_utc <= datetime.fromtimestamp(now_s, UTC) <= read.not_valid_after_utc

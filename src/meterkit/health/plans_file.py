@@ -1,0 +1,105 @@
+"""Checks of the plans file in use: routes that allotments leave out, models without a price."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.periods import from_ms
+from meterkit.decisions.policies import gauge_terms
+from meterkit.decisions.program import demands_of
+from meterkit.health.findings import Finding, join_names, one_finding
+from meterkit.store.allotment import find_allotment_key, find_single_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from meterkit.assembly import Parts
+    from meterkit.catalog import Catalog, Plan, Route
+    from meterkit.redis.settlement_queue import LocalAllotments
+
+
+ALLOTMENTS: Final = "allotments"
+
+
+def describe_allotments(catalog: Catalog) -> str | None:
+    """Describe which plans and routes allotments leave out, and why; None if allotments are off."""
+    lines = {plan.key: _routes_with_allotments(catalog, plan) for plan in catalog.plans.values()}
+    if not any(lines.values()):
+        return None
+    found = [
+        f"plan {key} ({', '.join(reasons)})"
+        for key, routes in lines.items()
+        if (reasons := [*dict.fromkeys(_list_exclusions(catalog, catalog.plans[key], routes))])
+    ]
+    found += [
+        f"route {route.match} ({', '.join(keys)})"
+        for route in catalog.routes
+        if any(route in routes for routes in lines.values()) and (keys := find_single_keys(route))
+    ]
+    return f"no effect in {'; '.join(found)}" if found else "in effect in each plan and route"
+
+
+def describe_units(allotments: Sequence[LocalAllotments]) -> str:
+    """Describe the units that this process was allotted; empty if none."""
+    granted = sum(one.granted for one in allotments)
+    if not granted:
+        return ""
+    unused, returned = sum(one.unused for one in allotments), sum(one.returned for one in allotments)
+    return f"; of {granted:,} units of this process, {unused:,} are unused and {returned:,} were returned"
+
+
+def _routes_with_allotments(catalog: Catalog, plan: Plan) -> Sequence[Route]:
+    return [
+        route
+        for route in catalog.routes
+        if not route.exempt and find_allotment_key(route, plan, catalog) != "off"
+    ]
+
+
+def _list_exclusions(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> Iterator[str]:
+    """List the limits of a plan that keep requests of these routes from allotments."""
+    for route in routes:
+        if find_single_keys(route):
+            continue
+        meters = demands_of(route, catalog)
+        for name in meters:
+            if any(rate.algorithm == "token-bucket" for rate in plan.entitlements[name].rates):
+                yield f"token bucket of {name}"
+        for gauge, _ in gauge_terms(plan.entitlements, catalog, meters, keeps=False):
+            yield f"limit of {gauge.measure.policy.meter}"
+        if plan.subjects:
+            yield f"requests of a {' or '.join(plan.subjects)}"
+
+
+MODELS: Final = "models"
+_SHOWN_MAX: Final = 64
+
+
+async def find_unpriced_models(parts: Parts) -> tuple[str, list[Finding]]:
+    """Find the models that were called today and yesterday and have no price now.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    compiled = parts.store.cache
+    at = from_ms(compiled.now_ms())
+    found = {
+        model: calls
+        for model, calls in (await parts.store.unpriced.read()).items()
+        if not compiled.has_price(model, at)
+    }
+    return f"{len(found):,} without a price", report_unpriced_models(found)
+
+
+def report_unpriced_models(calls: Mapping[str, int]) -> list[Finding]:
+    """Report models without a price, with their calls."""
+    if not calls:
+        return []
+    models = join_names([f"{model[:_SHOWN_MAX]!r} (calls: {count:,})" for model, count in calls.items()])
+    count = "1 model has" if len(calls) == 1 else f"{len(calls):,} models have"
+    return one_finding(
+        check=MODELS,
+        problem=f"{count} no price, so calls of today and yesterday cost nothing: {models}",
+        cure="add their prices to the plans file, set the `provider` of the route, or refuse them"
+        " with `unknown_model: deny`",
+    )
