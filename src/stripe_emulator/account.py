@@ -123,7 +123,7 @@ class Account:
         """
         with self.lock:
             at_s = self.now if at_s is None else at_s
-            event = self.log.enter(event_type, obj, previous=previous, at_s=at_s, call=self._call)
+            event = self.log.record(event_type, obj, previous=previous, at_s=at_s, call=self._call)
             if event is not None and self._in_clock:
                 event.entered_at = self.behaviour.clock()
             if event is not None:
@@ -152,7 +152,7 @@ class Account:
             waker()
 
     @contextmanager
-    def at(self, instant: int | None, *, in_clock: bool = False) -> Generator[None]:
+    def at_time(self, instant: int | None, *, in_clock: bool = False) -> Generator[None]:
         """Set the time of the block to an instant, in Unix seconds; None: now.
 
         ``in_clock``: it is one of a test clock, which says nothing of when events can be delivered.
@@ -170,17 +170,17 @@ class Account:
 
     def time_of(self, customer_id: str) -> float:
         """Return the time that a customer lives in: its test clock's, or the emulator's own."""
-        return self.customers.now_of(customer_id, now=self._present())
+        return self.customers.time_of_customer(customer_id, now=self._present())
 
-    def in_time_of(self, customer_id: str, *, at: int | None = None) -> AbstractContextManager[None]:
+    def customer_time(self, customer_id: str, *, at: int | None = None) -> AbstractContextManager[None]:
         """Set the time of the block to a customer's: ``at`` an instant of it, or at its now."""
         clock = self.clock_of(customer_id)
         if clock is None:
-            return self.at(at)
-        return self.at(clock.frozen_time if at is None else at, in_clock=True)
+            return self.at_time(at)
+        return self.at_time(clock.frozen_time if at is None else at, in_clock=True)
 
     @contextmanager
-    def during(self, call: Call) -> Generator[None]:
+    def handle_call(self, call: Call) -> Generator[None]:
         """Hold the lock, and put down to this request what happens within."""
         with self.lock:
             before = self._call, self._called_at
@@ -202,9 +202,9 @@ class Account:
                 raise _too_many_requests("Request rate limit exceeded.", reason="global-rate")
 
     @contextmanager
-    def exclusive(self, call: Call) -> Generator[None]:
+    def reserve_metered(self, call: Call) -> Generator[None]:
         """Hold the customers and meters of meter events. Raises ApiError, 429, if another call holds one."""
-        pairs, busy = call.metered, self._busy
+        pairs, busy = call.metered_pairs, self._busy
         with self.lock:
             if pairs & busy:
                 raise _too_many_requests(

@@ -210,7 +210,7 @@ class AccountControls(Behaviour):
             ApiError: there is no such customer or card.
         """
         with self._account.lock:
-            owner = self._account.customers.find_alive(customer)
+            owner = self._account.customers.find_existing(customer)
             method = self._account.payment_methods.attach(card, customer=customer, now=self._account.now)
             owner.default_payment_method = method.id
             return method.id

@@ -174,7 +174,7 @@ class ApiServer:
         """Return the answer, None where nothing took effect, and the fault that keeps it from being sent."""
         keys, reply = self._account.keys, None
         try:
-            with self._account.exclusive(call):
+            with self._account.reserve_metered(call):
                 reply, cut = await self._perform_with_fault(call, request=request, operation=operation)
         finally:
             with self._account.lock:
@@ -202,7 +202,7 @@ class ApiServer:
     def _apply_call(self, call: Call, *, operation: ApiOperation) -> ApiReply:
         with self._account.lock:
             run_due_transitions(self._account)
-            with self._account.during(call):
+            with self._account.handle_call(call):
                 try:
                     return ApiReply(status=HTTPStatus.OK, body=self._run_operation(call, operation))
                 except ApiError as error:
@@ -211,7 +211,7 @@ class ApiServer:
     def _run_operation(self, call: Call, operation: ApiOperation) -> JsonObject:
         """Carry out a call in the time of the customer that it is about."""
         time = clock_time(self._account, call)
-        with nullcontext() if time is None else self._account.at(time, in_clock=True):
+        with nullcontext() if time is None else self._account.at_time(time, in_clock=True):
             call = call if time is None else replace(call, now=time)
             return expand_fields(self._account, operation(self._account, call), call.params)
 

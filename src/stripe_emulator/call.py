@@ -77,7 +77,7 @@ class Params:
             if wanted.removeprefix("data.") not in expandable:
                 raise ApiError(f"This property cannot be expanded ({wanted}).", param="expand")
 
-    def given(self, name: str, *, length_max: int = 5000) -> str | None:
+    def nonempty_text(self, name: str, *, length_max: int = 5000) -> str | None:
         """Return a text that must not be empty where it is given."""
         value = self.text(name, length_max=length_max)
         if value == "":
@@ -95,12 +95,12 @@ class Params:
     def __iter__(self) -> Iterator[str]:
         return iter(self._form)
 
-    def but(self, *names: str) -> Params:
+    def without(self, *names: str) -> Params:
         """Return the other parameters; ``names`` are separated by spaces."""
         left_out = " ".join(names).split()
-        return self.just(*(name for name in self._form if name not in left_out))
+        return self.pick(*(name for name in self._form if name not in left_out))
 
-    def just(self, *names: str) -> Params:
+    def pick(self, *names: str) -> Params:
         """Return these parameters alone."""
         kept = {name: value for name, value in self._form.items() if name in names}
         return self._nest_form(kept, path=self._inside)
@@ -157,7 +157,7 @@ class Params:
             raise ApiError(message, code="parameter_invalid_integer", param=self.path(name))
         return value
 
-    def future(self, name: str, *, now: int) -> int:
+    def future_time(self, name: str, *, now: int) -> int:
         """Return an instant after ``now``, in Unix seconds."""
         at = self.integer(name) or 0
         if at <= now:
@@ -186,7 +186,7 @@ class Params:
             raise ApiError(f"Invalid boolean: {value}", param=self.path(name))
         return default if value is None else value == "true"
 
-    def span(self, name: str) -> Callable[[int], bool]:
+    def time_filter(self, name: str) -> Callable[[int], bool]:
         """Return whether an instant matches the filter: ``created=1`` or ``created[gte]=1``."""
         if name not in self:
             return lambda _: True
@@ -261,7 +261,7 @@ class Params:
         """Return all parameters as a form has them: ``metadata[app]`` to its text."""
         return dict(_flat_form(self._form))
 
-    def amend(self, name: str, known: dict[str, str]) -> None:
+    def update_metadata(self, name: str, known: dict[str, str]) -> None:
         """Change metadata: an empty value removes a key, an empty map all of them.
 
         https://docs.stripe.com/api/metadata
@@ -279,7 +279,7 @@ class Params:
     def metadata(self) -> dict[str, str]:
         """Return the metadata that a call gives a new object."""
         given: dict[str, str] = {}
-        self.amend("metadata", given)
+        self.update_metadata("metadata", given)
         return given
 
     def page(self, items: Sequence[JsonObject], *, url: str) -> JsonObject:
@@ -347,7 +347,7 @@ class Call:
     version: str = API_VERSION
 
     @property
-    def metered(self) -> set[tuple[str, str]]:
+    def metered_pairs(self) -> set[tuple[str, str]]:
         """The customer and the event name of each meter event that it brings; empty: it brings none."""
         if self.path == METER_EVENTS:
             payload = self.params.texts("payload")

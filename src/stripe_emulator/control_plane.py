@@ -99,7 +99,7 @@ class ControlPlane(AccountControls, WebhookControls, PageControls):
         if given.get("payments", "fail") not in {"fail", "succeed"}:
             raise ValueError(f"payments is {given['payments']!r}; it must be fail or succeed")
         with self._account.lock:
-            self._account.customers.find_alive(customer)
+            self._account.customers.find_existing(customer)
             if "card" in given:
                 self.add_payment_method(customer, str(given["card"]))
             if "payments" in given:

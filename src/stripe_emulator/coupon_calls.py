@@ -37,7 +37,7 @@ def _create_coupon(account: Account, call: Call) -> JsonObject:
     if (duration == "repeating") != (months is not None):
         message = "`duration_in_months` is required where `duration` is `repeating`, and only there."
         raise ApiError(message, param="duration_in_months")
-    coupon_id = params.given("id") or new_id("", length=CODE_LENGTH).removeprefix("_")
+    coupon_id = params.nonempty_text("id") or new_id("", length=CODE_LENGTH).removeprefix("_")
     if coupon_id in account.coupons:
         raise ApiError("Coupon already exists.", code="resource_already_exists", param="id")
     coupon = Coupon(
@@ -50,7 +50,7 @@ def _create_coupon(account: Account, call: Call) -> JsonObject:
         duration_in_months=months,
         max_redemptions=params.at_least("max_redemptions", 1),
         redeem_by=params.integer("redeem_by"),
-        name=params.given("name", length_max=40),
+        name=params.nonempty_text("name", length_max=40),
         products=_read_products(account, params),
         metadata=params.metadata(),
         livemode=call.livemode,
@@ -92,9 +92,9 @@ def _create_promotion_code(account: Account, call: Call) -> JsonObject:
     promotion.required("type")
     promotion.choice("type", ("coupon",))
     coupon = account.coupons.find(promotion.required("coupon"), param="promotion[coupon]")
-    customer = params.given("customer")
+    customer = params.nonempty_text("customer")
     if customer is not None:
-        account.customers.named(customer)
+        account.customers.require(customer)
     most = params.at_least("max_redemptions", 1)
     if most is not None and coupon.max_redemptions is not None and most > coupon.max_redemptions:
         message = "`max_redemptions` cannot be greater than that of the coupon."
@@ -116,7 +116,7 @@ def _create_promotion_code(account: Account, call: Call) -> JsonObject:
         livemode=call.livemode,
         first_time=restrictions.boolean("first_time_transaction", default=False),
         minimum_amount=restrictions.at_least("minimum_amount", 1),
-        minimum_currency=restrictions.given("minimum_amount_currency"),
+        minimum_currency=restrictions.nonempty_text("minimum_amount_currency"),
     )
     account.promotion_codes.add(code)
     shown = code.to_json(coupon, now=account.now)
@@ -126,7 +126,7 @@ def _create_promotion_code(account: Account, call: Call) -> JsonObject:
 
 def _read_code(account: Account, params: Params, *, customer: str | None) -> str:
     """Unique, whatever the case, "across all active promotion codes for a specific customer"."""
-    text = params.given("code") or new_id("", length=CODE_LENGTH).removeprefix("_").upper()
+    text = params.nonempty_text("code") or new_id("", length=CODE_LENGTH).removeprefix("_").upper()
     if not CODE.fullmatch(text):
         message = "Valid characters of `code` are letters (a-z, A-Z), digits (0-9), and dashes (-)."
         raise ApiError(message, param="code")
@@ -134,8 +134,7 @@ def _read_code(account: Account, params: Params, *, customer: str | None) -> str
         is_active = other.is_active(account.coupons.get(other.coupon), now=account.now)
         shared = other.customer == customer or None in {other.customer, customer}
         if is_active and shared and other.code.lower() == text.lower():
-            message = f"An active promotion code with `code: {text}` already exists."
-            raise ApiError(message, param="code")
+            raise ApiError(f"An active promotion code with `code: {text}` already exists.", param="code")
     return text
 
 
@@ -149,7 +148,7 @@ def _update_promotion_code(account: Account, call: Call) -> JsonObject:
     params, code = call.params, account.promotion_codes.find(call.object_id)
     params.accept("active metadata")
     with account.updating("promotion_code.updated", lambda: _promotion_code_to_json(account, code)):
-        params.amend("metadata", code.metadata)
+        params.update_metadata("metadata", code.metadata)
         code.active = params.boolean("active", default=code.active)
     return _promotion_code_to_json(account, code)
 

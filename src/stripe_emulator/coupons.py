@@ -49,7 +49,7 @@ class Coupon:
         """Whether it was redeemed as often as it may be."""
         return self.max_redemptions is not None and self.times_redeemed >= self.max_redemptions
 
-    def is_over(self, *, now: int) -> bool:
+    def is_expired(self, *, now: int) -> bool:
         """Tell whether it was to be redeemed before."""
         return self.redeem_by is not None and now > self.redeem_by
 
@@ -59,7 +59,7 @@ class Coupon:
             **shown_fields(self, "products"),
             "object": "coupon",
             "percent_off": None if self.percent_off is None else float(self.percent_off),
-            "valid": not (self.is_used_up or self.is_over(now=now)),
+            "valid": not (self.is_used_up or self.is_expired(now=now)),
         }
 
 
@@ -94,7 +94,7 @@ class PromotionCode:
         """Tell whether it can be redeemed: it is on, not over and not used up, and its coupon is neither."""
         used_up = self.max_redemptions is not None and self.times_redeemed >= self.max_redemptions
         over = self.expires_at is not None and now >= self.expires_at
-        if coupon is None or coupon.is_used_up or coupon.is_over(now=now):
+        if coupon is None or coupon.is_used_up or coupon.is_expired(now=now):
             return False
         return self.active and not used_up and not over
 
@@ -136,15 +136,15 @@ class Discount:
 
     def off(self, amount: int) -> int:
         """Return what it takes off an amount, in whole minor units."""
-        return to_cents(self.share_of(Fraction(amount)))
+        return to_cents(self.exact_discount(Fraction(amount)))
 
-    def share_of(self, amount: Fraction) -> Fraction:
+    def exact_discount(self, amount: Fraction) -> Fraction:
         """Return what it takes off an amount, not rounded; never more than the amount."""
         if self.coupon.amount_off is not None:
             return min(Fraction(self.coupon.amount_off), amount)
         return Fraction(self.coupon.percent_off or 0) * amount / 100
 
-    def is_for(self, product: str) -> bool:
+    def applies_to_product(self, product: str) -> bool:
         """Tell whether its coupon is for a product."""
         return not self.coupon.products or product in self.coupon.products
 
@@ -177,8 +177,8 @@ def subtract_discounts(
     once waits for the next charge that is no proration.
     """
     for discount in active_discounts(discounts, now=now):
-        if discount.is_for(product) and discount.coupon.duration != "once" and amount > 0:
-            amount -= discount.share_of(amount)
+        if discount.applies_to_product(product) and discount.coupon.duration != "once" and amount > 0:
+            amount -= discount.exact_discount(amount)
     return amount
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def _delete_customer(account: Account, call: Call) -> JsonObject:
     """Its subscriptions are canceled with it (https://docs.stripe.com/api/customers/delete)."""
     call.params.only()
-    customer = account.customers.find_alive(call.object_id)
+    customer = account.customers.find_existing(call.object_id)
     delete_customer(account, customer)
     return customer.to_json()
 
@@ -62,7 +62,7 @@ def _list_customers(account: Account, call: Call) -> JsonObject:
 def _attach_payment_method(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/payment_methods/attach: one of Stripe's test cards."""
     call.params.only("customer")
-    customer = account.customers.named(call.params.required("customer"))
+    customer = account.customers.require(call.params.required("customer"))
     method = account.payment_methods.attach(call.object_id, customer=customer, now=account.now)
     account.emit("payment_method.attached", method.to_json())
     return method.to_json()
@@ -73,7 +73,7 @@ def _detach_payment_method(account: Account, call: Call) -> JsonObject:
     call.params.only()
     method = account.payment_methods.find(call.object_id)
     if method.customer is not None:
-        account.customers.forget_payment_method(method.customer, method.id)
+        account.customers.clear_default_payment_method(method.customer, method.id)
     method.customer = None
     account.emit("payment_method.detached", method.to_json())
     return method.to_json()
@@ -82,7 +82,7 @@ def _detach_payment_method(account: Account, call: Call) -> JsonObject:
 def _list_payment_methods(account: Account, call: Call) -> JsonObject:
     call.params.only("customer type", *PAGING_PARAMS)
     customer = call.object_id or call.params.required("customer")
-    found = [method.to_json() for method in account.payment_methods.all_of(customer)]
+    found = [method.to_json() for method in account.payment_methods.list_of_customer(customer)]
     return call.page(found)
 
 
@@ -145,11 +145,11 @@ def _subscription_of_setup(account: Account, intent: SetupIntent) -> Subscriptio
 def _create_setup_intent(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/setup_intents/create."""
     call.params.only(SETUP_INTENT_PARAMS)
-    customer, method = call.params.given("customer"), call.params.given("payment_method")
+    customer, method = call.params.nonempty_text("customer"), call.params.nonempty_text("payment_method")
     if customer is not None:
-        account.customers.named(customer)
+        account.customers.require(customer)
     if method is not None:
-        account.payment_methods.of_customer(method, customer=customer or "", param="payment_method")
+        account.payment_methods.find_of_customer(method, customer=customer or "", param="payment_method")
     intent = create_setup_intent(
         account.setup_intents,
         created=int(call.now),
@@ -236,7 +236,7 @@ def _create_clock(account: Account, call: Call) -> JsonObject:
         id=new_id("clock_1", length=23),
         created=account.now,
         frozen_time=frozen,
-        name=params.given("name", length_max=300),
+        name=params.nonempty_text("name", length_max=300),
     )
     account.clocks.add(clock)
     account.emit("test_helpers.test_clock.created", clock.to_json())
@@ -307,8 +307,8 @@ def _delete_clock(account: Account, call: Call) -> JsonObject:
     """
     call.params.only()
     clock = account.clocks.find(call.object_id)
-    for customer in account.customers.of_clock(clock.id):
-        with account.in_time_of(customer):
+    for customer in account.customers.ids_of_clock(clock.id):
+        with account.customer_time(customer):
             delete_customer(account, account.customers.find(customer))
     account.clocks.delete(clock)
     account.emit("test_helpers.test_clock.deleted", clock.to_json())
@@ -329,7 +329,7 @@ def _create_balance_transaction(account: Account, call: Call) -> JsonObject:
         amount=amount,
         currency=currency,
         ending_balance=customer.balance,
-        description=params.given("description"),
+        description=params.nonempty_text("description"),
         metadata=params.metadata(),
     )
     account.balance_transactions.add(made)

@@ -166,7 +166,7 @@ class Customers(ObjectRegistry[Customer]):
         clock = self._clock(call.params)
         customer = Customer(id=new_id("cus"), created=int(call.now), livemode=call.livemode, clock=clock)
         _apply_params(customer, params=call.params)
-        given = call.params.given("payment_method")
+        given = call.params.nonempty_text("payment_method")
         if given is not None:
             self._payment_methods.attach(given, customer=customer.id, now=customer.created)
         self._set_default(customer, call.params)
@@ -179,7 +179,7 @@ class Customers(ObjectRegistry[Customer]):
         call.params.only(
             "invoice_settings metadata", *CUSTOMER_TEXTS, CUSTOMER_PARAMS, expandable=CUSTOMER_EXPANDABLE
         )
-        customer = self.find_alive(call.object_id)
+        customer = self.find_existing(call.object_id)
         before = customer.to_json()
         _apply_params(customer, params=call.params)
         self._set_default(customer, call.params)
@@ -191,46 +191,46 @@ class Customers(ObjectRegistry[Customer]):
         self._emit("customer.deleted", deleted.to_json())
         deleted.deleted = True
 
-    def of_clock(self, clock_id: str) -> tuple[str, ...]:
+    def ids_of_clock(self, clock_id: str) -> tuple[str, ...]:
         """Return the ids of the customers of a test clock."""
         return tuple(each.id for each in self if each.test_clock == clock_id and not each.deleted)
 
-    def now_of(self, customer_id: str, *, now: float) -> float:
+    def time_of_customer(self, customer_id: str, *, now: float) -> float:
         """Return the time that a customer lives in: its test clock's, else ``now``."""
         customer = self.get(customer_id)
         return now if customer is None or customer.clock is None else customer.clock.frozen_time
 
     def _clock(self, params: Params) -> TestClock | None:
         """At most three customers a clock (https://docs.stripe.com/billing/testing/test-clocks)."""
-        named = params.given("test_clock")
+        named = params.nonempty_text("test_clock")
         if named is None:
             return None
         clock = self._clocks.find(named, param="test_clock")
-        if len(self.of_clock(clock.id)) >= CLOCK_CUSTOMERS_MAX:
+        if len(self.ids_of_clock(clock.id)) >= CLOCK_CUSTOMERS_MAX:
             message = f"A test clock can have at most {CLOCK_CUSTOMERS_MAX} customers."
             raise ApiError(message, param="test_clock")
         return clock
 
-    def known(self, customer_id: str | None) -> str | None:
+    def require_ever_created(self, customer_id: str | None) -> str | None:
         """The id that a list is narrowed to, if any. Raises ApiError, 400, if no customer had it."""
         if customer_id is not None and customer_id not in self:
             raise missing_resource("customer", customer_id, param="customer")
         return customer_id
 
-    def find_alive(self, customer_id: str) -> Customer:
+    def find_existing(self, customer_id: str) -> Customer:
         """Return a customer. Raises ApiError, 404, if there is none, or it is deleted."""
         customer = self.find(customer_id)
         if customer.deleted:
             raise not_found("customer", customer_id)
         return customer
 
-    def named(self, customer_id: str) -> str:
+    def require(self, customer_id: str) -> str:
         """Return the ``customer`` of a call. Raises ApiError, 400, if there is none, or it is deleted."""
         if not self.exists(customer_id):
             raise missing_resource("customer", customer_id, param="customer")
         return customer_id
 
-    def forget_payment_method(self, customer_id: str, method_id: str) -> None:
+    def clear_default_payment_method(self, customer_id: str, method_id: str) -> None:
         """Charge a payment method no more by default."""
         customer = self.find(customer_id)
         if customer.default_payment_method == method_id:
@@ -244,12 +244,12 @@ class Customers(ObjectRegistry[Customer]):
         wanted = settings.text("default_payment_method") or None
         if wanted is not None:
             name = "invoice_settings[default_payment_method]"
-            wanted = self._payment_methods.of_customer(wanted, customer=customer.id, param=name).id
+            wanted = self._payment_methods.find_of_customer(wanted, customer=customer.id, param=name).id
         customer.default_payment_method = wanted
 
 
 def _apply_params(customer: Customer, *, params: Params) -> None:
-    params.amend("metadata", customer.metadata)
+    params.update_metadata("metadata", customer.metadata)
     customer.texts = {name: params.text_or(name, known) for name, known in customer.texts.items()}
     if "address" in params:
         given = params.texts("address")

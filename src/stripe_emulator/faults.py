@@ -81,7 +81,7 @@ class Fault:
             return True
         return any(
             self.customer in (None, customer) and self.event_name in (None, event_name)
-            for customer, event_name in call.metered
+            for customer, event_name in call.metered_pairs
         )
 
     @property

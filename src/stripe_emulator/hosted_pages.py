@@ -114,7 +114,7 @@ class PageVisits:
             mark_paid(self._account, made)
             session.payment_intent = made.payment_intent
         if not session.saves_card:
-            for method in self._account.payment_methods.all_of(customer)[:1]:
+            for method in self._account.payment_methods.list_of_customer(customer)[:1]:
                 method.customer = None
 
     def _save_visitor(self, session: CheckoutSession, person: PageVisitor) -> None:

@@ -53,7 +53,7 @@ def _retrieve_invoice(account: Account, call: Call) -> JsonObject:
 def _list_invoices(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/list."""
     call.params.choice("status", INVOICE_STATUSES)
-    account.customers.known(call.params.text("customer"))
+    account.customers.require_ever_created(call.params.text("customer"))
     return list_newest(
         account.invoices,
         call,
@@ -78,15 +78,17 @@ def _update_invoice(account: Account, call: Call) -> JsonObject:
         "auto_advance automatically_finalizes_at default_payment_method description discounts metadata"
     )
     before = invoice.to_json()
-    method = params.given("default_payment_method")
+    method = params.nonempty_text("default_payment_method")
     if method is not None:
-        account.payment_methods.of_customer(method, customer=invoice.customer, param="default_payment_method")
+        account.payment_methods.find_of_customer(
+            method, customer=invoice.customer, param="default_payment_method"
+        )
     discounts = _read_discounts(account, invoice, params)
     _schedule_finalization(account, invoice, params)
     invoice.discounts = discounts
     redeem(account, discounts)
     invoice.default_payment_method = method or invoice.default_payment_method
-    params.amend("metadata", invoice.metadata)
+    params.update_metadata("metadata", invoice.metadata)
     invoice.description = params.text("description") if "description" in params else invoice.description
     account.emit("invoice.updated", invoice.to_json(), previous=before)
     return refreshed_invoice_json(account, invoice)
@@ -132,11 +134,9 @@ def _schedule_finalization(account: Account, invoice: Invoice, params: Params) -
     if given:
         at = params.integer(param) or 0
         if not advances:
-            message = f"`{param}` can only be set where `auto_advance` is `true`."
-            raise ApiError(message, param=param)
+            raise ApiError(f"`{param}` can only be set where `auto_advance` is `true`.", param=param)
         if not now < at <= period_boundary(now, FIVE_YEARS, 1):
-            message = f"`{param}` must be in the future, and at most 5 years from now."
-            raise ApiError(message, param=param)
+            raise ApiError(f"`{param}` must be in the future, and at most 5 years from now.", param=param)
     invoice.auto_advance = advances
     if invoice.status == "draft" and {param, "auto_advance"} & set(params):
         invoice.schedule(at)
@@ -165,9 +165,9 @@ def _pay_invoice(account: Account, call: Call) -> JsonObject:
     if invoice.status == "void":
         raise ApiError("Voided invoices cannot be paid.", code="invoice_not_payable")
     is_open = finalize_invoice(account, invoice) if invoice.status == "draft" else True
-    given = params.given("payment_method")
+    given = params.nonempty_text("payment_method")
     if given is not None:
-        account.payment_methods.of_customer(given, customer=invoice.customer, param="payment_method")
+        account.payment_methods.find_of_customer(given, customer=invoice.customer, param="payment_method")
     if is_open and params.boolean("paid_out_of_band"):
         invoice.paid_out_of_band = True
         mark_paid(account, invoice)
@@ -198,8 +198,7 @@ def _send_invoice(account: Account, call: Call) -> JsonObject:
     call.params.accept()
     invoice = _find_invoice(account, call)
     if invoice.collection_method != "send_invoice":
-        message = "You can only manually send an invoice if its collection method is 'send_invoice'."
-        raise ApiError(message)
+        raise ApiError("You can only manually send an invoice if its collection method is 'send_invoice'.")
     if invoice.status == "draft":
         finalize_invoice(account, invoice)
     elif invoice.status == "open":
@@ -245,15 +244,15 @@ def _create_invoice(account: Account, call: Call) -> JsonObject:
     if params.text("discounts"):
         message = "The emulator makes invoices without discounts; give them with an update."
         raise ApiError(message, param="discounts")
-    customer = account.customers.named(params.required("customer"))
+    customer = account.customers.require(params.required("customer"))
     made = new_one_time_draft(
-        account, customer, currency=params.given("currency") or "usd", livemode=call.livemode
+        account, customer, currency=params.nonempty_text("currency") or "usd", livemode=call.livemode
     )
     taxed = read_automatic_tax(account, params, customer=customer)
     made.tax_percent = account.behaviour.tax_percent if taxed else None
-    method = params.given("default_payment_method")
+    method = params.nonempty_text("default_payment_method")
     if method is not None:
-        account.payment_methods.of_customer(method, customer=customer, param="default_payment_method")
+        account.payment_methods.find_of_customer(method, customer=customer, param="default_payment_method")
     made.default_payment_method = method
     made.description, made.metadata = params.text("description"), params.metadata()
     made.auto_advance = bool(params.boolean("auto_advance"))
@@ -299,7 +298,7 @@ def _update_lines(account: Account, call: Call) -> JsonObject:
         place = _find_line_index(invoice, each.required("id"), param=each.path("id"))
         lines[place] = _change_line(account, invoice, lines[place], each)
     invoice.lines = lines
-    params.amend("invoice_metadata", invoice.metadata)
+    params.update_metadata("invoice_metadata", invoice.metadata)
     account.emit("invoice.updated", invoice.to_json(), previous=before)
     return refreshed_invoice_json(account, invoice)
 
@@ -327,7 +326,7 @@ def _change_line(account: Account, invoice: Invoice, line: InvoiceLine, params: 
     line = replace(line, description=params.text("description") or line.description)
     if "metadata" in params:
         line.metadata = dict(line.metadata or {})
-        params.amend("metadata", line.metadata)
+        params.update_metadata("metadata", line.metadata)
     amount, quantity = params.integer("amount"), params.at_least("quantity", 0)
     if amount is not None:
         line.amount, line.unit_amount = amount, Decimal(amount) / (line.quantity or 1)

@@ -80,12 +80,12 @@ def _create_item(account: Account, call: Call) -> JsonObject:
         AMOUNT_PARAMS,
         ITEM_IGNORED,
     )
-    customer = account.customers.named(params.required("customer"))
+    customer = account.customers.require(params.required("customer"))
     place = _read_placement(account, params, customer)
     quantity = _read_quantity(params)
     price = _read_price(account, params, place.currency)
     line = one_time_line(account, price, quantity, subscription=place.subscription)
-    line.description = params.given("description") or line.description
+    line.description = params.nonempty_text("description") or line.description
     line.customer, line.metadata, line.created = customer, params.metadata(), account.now
     span = params.hash("period")
     if span is not None:
@@ -135,7 +135,7 @@ def _read_price(account: Account, params: Params, currency: str | None) -> Price
     own = params.required("currency").lower()
     if currency not in {None, own}:
         raise ApiError(f"The invoice item is in `{own}`, and the invoice in `{currency}`.", param="currency")
-    name = params.given("description") or "Invoice item"
+    name = params.nonempty_text("description") or "Invoice item"
     product = Product(
         id=new_id("prod_", length=14), name=name, created=account.now, updated=account.now, active=False
     )
@@ -168,8 +168,8 @@ def _list_items(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoiceitems/list."""
     params = call.params
     params.accept("created customer invoice pending", *PAGING_PARAMS)
-    account.customers.known(params.text("customer"))
-    is_in, pending = params.span("created"), params.boolean("pending")
+    account.customers.require_ever_created(params.text("customer"))
+    is_in, pending = params.time_filter("created"), params.boolean("pending")
     wanted = {name: params.text(name) for name in ("customer", "invoice") if name in params}
     found = [item.to_json() for item in _all_items(account) if is_in(item.line.created or item.line.start)]
     return call.page(

@@ -38,7 +38,7 @@ def _create_preview(account: Account, call: Call) -> JsonObject:
     )
     details = params.hash("subscription_details") or Params("")
     details.only(PREVIEW_DETAILS)
-    if params.given("subscription") is None:
+    if params.nonempty_text("subscription") is None:
         invoice = _preview_new_subscription(
             account, params, details, mode=read_billing_mode(details, version=call.version)
         )
@@ -112,7 +112,7 @@ def _preview_new_subscription(
     account: Account, params: Params, details: Params, *, mode: BillingMode
 ) -> Invoice:
     """The first invoice of a subscription that is not made yet."""
-    customer = account.customers.named(params.required("customer"))
+    customer = account.customers.require(params.required("customer"))
     wanted = read_items(account, details, of=None)
     if not wanted:
         raise missing_parameter("subscription")

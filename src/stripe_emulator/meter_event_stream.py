@@ -118,12 +118,12 @@ def _accept_streamed(
         return
     value = streamed.payload.get(meter.value_key, "1" if meter.formula == "count" else "")
     customer = streamed.payload.get(meter.customer_key, "")
-    now = events.customers.now_of(customer, now=call.now)
+    now = events.customers.time_of_customer(customer, now=call.now)
     timestamp = int(now) if streamed.timestamp is None else streamed.timestamp
     code = _find_problem(events, customer=customer, value=value, timestamp=timestamp, now=now)
     if code is not None:
         wrong[meter.id, code].append(streamed.identifier)
-    elif not events.has(streamed.identifier, now=call.now):
+    elif not events.is_remembered(streamed.identifier, now=call.now):
         event = MeterEvent(
             identifier=streamed.identifier,
             event_name=streamed.event_name,
@@ -136,7 +136,7 @@ def _accept_streamed(
             payload=streamed.payload,
             counted=not call.lose,
         )
-        events.enter(event)
+        events.record(event)
 
 
 def _find_problem(

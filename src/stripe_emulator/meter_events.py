@@ -79,7 +79,7 @@ class MeterEvents:
         payload = params.texts("payload")
         if not payload:
             raise missing_parameter("payload")
-        identifier = params.given("identifier", length_max=100) or str(uuid.uuid4())
+        identifier = params.nonempty_text("identifier", length_max=100) or str(uuid.uuid4())
         timestamp = params.integer("timestamp")
         meter = self.meters.active(event_name)
         if meter is None:
@@ -92,7 +92,9 @@ class MeterEvents:
             meter=meter.id,
             customer=customer,
             value=_read_value(payload, meter=meter),
-            timestamp=int(self.customers.now_of(customer, now=call.now)) if timestamp is None else timestamp,
+            timestamp=int(self.customers.time_of_customer(customer, now=call.now))
+            if timestamp is None
+            else timestamp,
             received_at=call.now,
             livemode=call.livemode,
             payload=payload,
@@ -139,7 +141,7 @@ class MeterEvents:
 
     def _accept_event(self, event: MeterEvent, *, lose: bool, name: str) -> MeterEvent:
         now = event.received_at
-        _refuse_timestamp(event.timestamp, now=self.customers.now_of(event.customer, now=now))
+        _refuse_timestamp(event.timestamp, now=self.customers.time_of_customer(event.customer, now=now))
         known = self.customers.exists(event.customer)
         if not known and self.behaviour.refuse_unknown_customers:
             raise ApiError(
@@ -148,7 +150,7 @@ class MeterEvents:
                 param="payload[stripe_customer_id]",
                 stored=True,
             )
-        if self.has(event.identifier, now=now):
+        if self.is_remembered(event.identifier, now=now):
             raise ApiError(f"An event already exists with identifier {event.identifier}.", stored=True)
         if not known:
             self.report(
@@ -158,15 +160,15 @@ class MeterEvents:
             )
         if lose or not known:
             event = replace(event, counted=False)
-        self.enter(event)
+        self.record(event)
         return event
 
-    def has(self, identifier: str, *, now: float) -> bool:
+    def is_remembered(self, identifier: str, *, now: float) -> bool:
         """Tell whether an identifier is one that is remembered."""
         self._forget_identifiers(now=now)
         return identifier in self._received_at
 
-    def enter(self, event: MeterEvent) -> None:
+    def record(self, event: MeterEvent) -> None:
         """Take over an event."""
         self._received_at[event.identifier] = event.received_at
         self.accepted.append(event)
@@ -260,8 +262,7 @@ def _read_bound(call: Call, name: str, *, grouping: str | None) -> int:
     unit_s = SPANS_S[grouping] if grouping else MINUTE_S
     if moment % unit_s:
         unit = {"hour": "an hour", "day": "a day, 00:00 UTC"}.get(grouping or "", "a minute")
-        message = f"{name} must be aligned with the start of {unit}. Received {moment}."
-        raise ApiError(message, param=name)
+        raise ApiError(f"{name} must be aligned with the start of {unit}. Received {moment}.", param=name)
     return moment
 
 

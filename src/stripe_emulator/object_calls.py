@@ -78,7 +78,7 @@ def list_newest(
         show: an object as Stripe shows it.
     """
     refuse_parameters(call, "created", *names, *also, *PAGING_PARAMS, expandable=expandable)
-    is_in = call.params.span("created")
+    is_in = call.params.time_filter("created")
     wanted = {name: call.params.text(name) for name in names if name in call.params}
     found = [
         show(each)

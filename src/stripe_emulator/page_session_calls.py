@@ -83,9 +83,9 @@ def _read_checkout(account: Account, call: Call) -> CheckoutSession:
         saves_card=_read_saves_card(params, mode=mode),
         cancel_url=_read_url(params, "cancel_url"),
         livemode=call.livemode,
-        client_reference_id=params.given("client_reference_id", length_max=REFERENCE_LENGTH_MAX),
+        client_reference_id=params.nonempty_text("client_reference_id", length_max=REFERENCE_LENGTH_MAX),
         customer=customer,
-        customer_email=params.given("customer_email", length_max=800),
+        customer_email=params.nonempty_text("customer_email", length_max=800),
         locale=params.choice("locale", LOCALES.split()),
         payment_method_collection=params.choice("payment_method_collection", ("always", "if_required"))
         or "always",
@@ -168,10 +168,10 @@ def _read_checkout_discounts(account: Account, params: Params, session: Checkout
 
 
 def _read_customer(account: Account, params: Params) -> str | None:
-    customer = params.given("customer")
+    customer = params.nonempty_text("customer")
     params.refuse_both("customer", "customer_email", param="customer")
     if customer is not None:
-        account.customers.named(customer)
+        account.customers.require(customer)
     return customer
 
 
@@ -181,8 +181,7 @@ def _read_invoice_metadata(params: Params, *, mode: str) -> dict[str, str] | Non
     if given is None:
         return None
     if mode != "payment":
-        message = "`invoice_creation` can only be used in `payment` mode."
-        raise ApiError(message, param="invoice_creation")
+        raise ApiError("`invoice_creation` can only be used in `payment` mode.", param="invoice_creation")
     given.only("enabled invoice_data")
     data = given.hash("invoice_data")
     if data is None:
@@ -275,7 +274,7 @@ def _read_expires_at(params: Params, *, now: int) -> int:
 
 
 def _read_url(params: Params, name: str) -> str | None:
-    url = params.given(name)
+    url = params.nonempty_text(name)
     if url is not None and not url.startswith(("http://", "https://")):
         raise ApiError("Not a valid URL", code="url_invalid", param=name)
     return url
@@ -291,7 +290,7 @@ def _list_checkouts(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/checkout/sessions/list."""
     call.params.choice("status", ("open", "complete", "expired"))
     for name in ("customer", "subscription"):
-        call.params.given(name)
+        call.params.nonempty_text(name)
     return list_newest(account.checkouts, call, "customer", "status", "subscription")
 
 
@@ -323,7 +322,7 @@ PORTAL_IGNORED: Final = "after_expiration locale on_behalf_of"
 def _create_portal(account: Account, call: Call) -> JsonObject:
     params = call.params
     params.only("customer return_url configuration flow_data", PORTAL_IGNORED)
-    customer = account.customers.named(params.required("customer"))
+    customer = account.customers.require(params.required("customer"))
     return_url = _read_url(params, "return_url")
     flow, subscription = _read_flow(params.hash("flow_data"))
     session_id = new_id("bps_1", length=23)
@@ -334,7 +333,7 @@ def _create_portal(account: Account, call: Call) -> JsonObject:
         url=f"{call.base_url}/p/session/{session_id}",
         return_url=return_url,
         livemode=call.livemode,
-        configuration=params.given("configuration") or PORTAL_CONFIGURATION,
+        configuration=params.nonempty_text("configuration") or PORTAL_CONFIGURATION,
         flow=flow,
         subscription=subscription,
     )

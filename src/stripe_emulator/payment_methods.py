@@ -126,14 +126,14 @@ class PaymentMethods(ObjectRegistry[PaymentMethod]):
             raise ApiError(message, code="payment_method_unexpected_state")
         return known
 
-    def of_customer(self, method_id: str, *, customer: str, param: str) -> PaymentMethod:
+    def find_of_customer(self, method_id: str, *, customer: str, param: str) -> PaymentMethod:
         """Return a payment method of a customer. Raises ApiError, 400, if it has no such one."""
         method = self.get(method_id)
         if method is None or method.customer != customer:
             raise missing_resource("PaymentMethod", method_id, param=param)
         return method
 
-    def all_of(self, customer: str) -> list[PaymentMethod]:
+    def list_of_customer(self, customer: str) -> list[PaymentMethod]:
         """Return a customer's payment methods, newest first."""
         return [method for method in reversed(self) if method.customer == customer]
 
@@ -148,7 +148,7 @@ class PaymentMethods(ObjectRegistry[PaymentMethod]):
             is_present: whether the customer sits in front of it, and can authenticate.
             off_session: whether the charge is made as one without the customer, which uses what was set up.
         """
-        method = self._find_of_customer(method_id, customer)
+        method = self._find_owned(method_id, customer)
         if method is None:
             return False
         asks = method.asks_until_set_up and not (method.is_set_up and off_session)
@@ -158,11 +158,11 @@ class PaymentMethods(ObjectRegistry[PaymentMethod]):
 
     def needs_authentication(self, method_id: str | None, *, customer: str) -> bool:
         """Tell whether a charge fails for no other reason than that its customer has to authenticate."""
-        method = self._find_of_customer(method_id, customer)
+        method = self._find_owned(method_id, customer)
         asks = method is not None and (method.authenticates or method.asks_until_set_up)
         return asks and customer not in self.failing
 
-    def _find_of_customer(self, method_id: str | None, customer: str) -> PaymentMethod | None:
+    def _find_owned(self, method_id: str | None, customer: str) -> PaymentMethod | None:
         method = self.get(method_id or "")
         return None if method is None or method.customer != customer else method
 

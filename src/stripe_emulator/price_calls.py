@@ -45,7 +45,7 @@ def read_price(account: Account, params: Params, *, product: str = "") -> Price:
         active=params.boolean("active", default=True),
         pricing=_read_pricing(params),
         recurring=_read_recurring(params, meters=account.meters),
-        lookup_key=params.given("lookup_key", length_max=200),
+        lookup_key=params.nonempty_text("lookup_key", length_max=200),
         nickname=params.text("nickname"),
         tax_behavior=params.choice("tax_behavior", ("exclusive", "inclusive", "unspecified"))
         or "unspecified",
@@ -83,8 +83,7 @@ def _read_unit_amount(params: Params) -> Decimal:
     params.refuse_both("unit_amount", "unit_amount_decimal", param="unit_amount")
     amount = exact if whole is None else Decimal(whole)
     if amount is None:
-        message = "Prices require an `unit_amount` or `unit_amount_decimal` parameter to be set."
-        raise ApiError(message)
+        raise ApiError("Prices require an `unit_amount` or `unit_amount_decimal` parameter to be set.")
     if amount < 0:
         message = "Invalid non-negative integer"
         raise ApiError(message, code="parameter_invalid_integer", param=params.path("unit_amount"))
@@ -105,8 +104,7 @@ def _read_tiers(params: Params) -> tuple[PriceTier, ...]:
     ends: Sequence[int | None] = [tier.up_to for tier in tiers]
     bounded = [end for end in ends if end is not None]
     if ends[-1] is not None or len(bounded) != len(ends) - 1:
-        message = "The last tier, and no other, must have `up_to=inf`."
-        raise ApiError(message, param=params.path("tiers"))
+        raise ApiError("The last tier, and no other, must have `up_to=inf`.", param=params.path("tiers"))
     if bounded != sorted(set(bounded)):
         raise ApiError("Tiers must be in ascending order of `up_to`.", param=params.path("tiers"))
     return tiers
@@ -147,7 +145,7 @@ def _read_recurring(params: Params, *, meters: Meters) -> PriceInterval | None:
         message = "The maximum interval is three years: 3 years, 36 months, 156 weeks or 1095 days."
         raise ApiError(message, param=given.path("interval_count"))
     metered = given.choice("usage_type", ("licensed", "metered")) == "metered"
-    meter = given.given("meter")
+    meter = given.nonempty_text("meter")
     if metered and meter is None:
         message = (
             "`recurring[meter]` is required where `recurring[usage_type]` is `metered`: legacy usage records "
@@ -232,7 +230,7 @@ def make_product(account: Account, params: Params, *, call: Call) -> Product:
     """Add the product that ``params`` describe, and return it."""
     now = int(call.now)
     product = Product(
-        id=params.given("id") or new_id("prod"),
+        id=params.nonempty_text("id") or new_id("prod"),
         name=params.required("name"),
         created=now,
         updated=now,
@@ -279,7 +277,7 @@ def _update_price(account: Account, call: Call) -> JsonObject:
     params.accept("active lookup_key metadata nickname tax_behavior transfer_lookup_key currency_options")
     price = account.prices.find(call.object_id)
     with account.updating("price.updated", price.to_json):
-        params.amend("metadata", price.metadata)
+        params.update_metadata("metadata", price.metadata)
         if "lookup_key" in params:
             price.lookup_key = params.text("lookup_key") or None
             account.prices.claim_lookup_key(price, transfer=params.boolean("transfer_lookup_key") or False)
@@ -336,7 +334,7 @@ def _update_product(account: Account, call: Call) -> JsonObject:
     product = account.products.find(call.object_id)
     with account.updating("product.updated", product.to_json):
         product.apply(params)
-        wanted = params.given("default_price")
+        wanted = params.nonempty_text("default_price")
         if wanted is not None:
             product.default_price = account.prices.find(wanted, param="default_price").id
         if "name" in params:
@@ -384,9 +382,9 @@ def _update_tax_rate(account: Account, call: Call) -> JsonObject:
     params.accept("active display_name metadata", *TAX_RATE_TEXTS)
     with account.updating("tax_rate.updated", found.to_json):
         found.active = params.boolean("active", default=found.active)
-        found.display_name = params.given("display_name") or found.display_name
+        found.display_name = params.nonempty_text("display_name") or found.display_name
         found.texts |= {name: params.text(name) or None for name in TAX_RATE_TEXTS if name in params}
-        params.amend("metadata", found.metadata)
+        params.update_metadata("metadata", found.metadata)
     return found.to_json()
 
 

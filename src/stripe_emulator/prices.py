@@ -143,7 +143,7 @@ class Product:
 
     def apply(self, params: Params) -> None:
         """Take over what a call gives of it; its name and default price aside."""
-        params.amend("metadata", self.metadata)
+        params.update_metadata("metadata", self.metadata)
         self.texts = {name: params.text_or(name, known) for name, known in self.texts.items()}
         self.active = params.boolean("active", default=self.active)
 
@@ -285,8 +285,7 @@ class Prices(ObjectRegistry[Price]):
             if other is price or price.lookup_key is None or other.lookup_key != price.lookup_key:
                 continue
             if not transfer:
-                message = f"A price (`{other.id}`) already uses that lookup key."
-                raise ApiError(message, param="lookup_key")
+                raise ApiError(f"A price (`{other.id}`) already uses that lookup key.", param="lookup_key")
             other.lookup_key = None
 
 

@@ -43,15 +43,14 @@ def read_discounts(
     """
     given = params.hashes("discounts") if params.is_hash("discounts") else []
     if len(given) > DISCOUNTS_MAX:
-        message = f"You may pass at most {DISCOUNTS_MAX} discounts."
-        raise ApiError(message, param=params.path("discounts"))
+        raise ApiError(f"You may pass at most {DISCOUNTS_MAX} discounts.", param=params.path("discounts"))
     found: list[Discount] = []
     for each in given:
         each.only("coupon discount promotion_code")
         if sum(name in each for name in ("coupon", "discount", "promotion_code")) != 1:
             message = "You must specify exactly one of: coupon, discount, promotion_code."
             raise ApiError(message, param=params.path("discounts"))
-        named = each.given("discount")
+        named = each.nonempty_text("discount")
         if named is None:
             found.append(_read_discount(account, each, customer=customer, currency=currency, amount=amount))
             continue
@@ -66,7 +65,7 @@ def _read_discount(
     account: Account, params: Params, *, customer: str, currency: str, amount: int | None
 ) -> Discount:
     code: PromotionCode | None = None
-    coupon_id = params.given("coupon")
+    coupon_id = params.nonempty_text("coupon")
     param = params.path("coupon" if coupon_id is not None else "promotion_code")
     if coupon_id is None:
         code = account.promotion_codes.find(params.required("promotion_code"), param=param)
@@ -89,7 +88,7 @@ def refuse_coupon(coupon: Coupon, *, currency: str, now: int, param: str) -> Non
     Raises:
         ApiError: it is expired, used up or of another currency (https://docs.stripe.com/error-codes#coupon-expired).
     """
-    if coupon.is_over(now=now):
+    if coupon.is_expired(now=now):
         raise ApiError(f"Coupon expired: {coupon.id}", code="coupon_expired", param=param)
     if coupon.is_used_up:
         message = f"Coupon {coupon.id} is used up and cannot be applied."

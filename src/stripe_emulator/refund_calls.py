@@ -30,7 +30,7 @@ def _create_refund(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/refunds/create: of a payment intent or of its charge."""
     params = call.params
     params.accept("amount charge metadata payment_intent reason")
-    named = params.given("payment_intent") or params.given("charge")
+    named = params.nonempty_text("payment_intent") or params.nonempty_text("charge")
     if named is None:
         message = "One of the following params should be provided for this request: payment_intent or charge."
         raise ApiError(message)
@@ -65,8 +65,7 @@ def refund_invoice(
         raise ApiError(f"Charge {charge} has already been refunded.", code="charge_already_refunded")
     amount = left if amount is None else amount
     if amount < 1:
-        message = "Invalid positive integer"
-        raise ApiError(message, code="parameter_invalid_integer", param="amount")
+        raise ApiError("Invalid positive integer", code="parameter_invalid_integer", param="amount")
     if amount > left:
         # https://github.com/reactioncommerce/reaction/issues/3704 has Stripe's words.
         message = (
@@ -206,7 +205,7 @@ def _create_credit_note(account: Account, call: Call) -> JsonObject:
         "customer": invoice.customer,
         "invoice": invoice.id,
         "livemode": invoice.livemode,
-        "memo": params.given("memo"),
+        "memo": params.nonempty_text("memo"),
         "metadata": params.metadata(),
         "out_of_band_amount": shares["out_of_band_amount"] or None,
         "post_payment_amount": post,

@@ -77,7 +77,7 @@ def read_phases(
     for each in given:
         start = phases[-1].end if phases else start
         own = [] if of is None else [*of.discounts, *of.item_discounts]
-        beside = [given.discount for phase in known for given in phase.every_discount]
+        beside = [given.discount for phase in known for given in phase.all_discounts]
         before = next((phase for phase in known if phase.start == start), None)
         reader = DiscountReader(account=account, customer=customer, before=before, known=[*own, *beside])
         phases.append(_read_phase(reader, each, start=start, is_first=of is not None and not phases))
@@ -163,8 +163,7 @@ def _read_phase(reader: DiscountReader, params: Params, *, start: int, is_first:
     refuse_duplicate_ids([item.price.id for item in items], param=params.path("items"))
     metadata, trial, currency = params.metadata(), params.boolean("trial"), items[0].price.currency
     if params.text("currency") not in {None, currency}:
-        message = "The currency of a phase must be that of its prices."
-        raise ApiError(message, param=params.path("currency"))
+        raise ApiError("The currency of a phase must be that of its prices.", param=params.path("currency"))
     finish = _read_phase_end(params, start=start, items=items)
     if finish <= max(start, account.now):
         message = "The end date of a phase must be in the future and after its start."
@@ -205,8 +204,7 @@ def _read_phase_item(reader: DiscountReader, params: Params) -> PhaseItem:
     price = recurring_price(reader.account, params, currency=None)
     quantity = params.integer("quantity")
     if price.is_metered and quantity is not None:
-        message = "You cannot set the quantity for metered plans."
-        raise ApiError(message, param=params.path("quantity"))
+        raise ApiError("You cannot set the quantity for metered plans.", param=params.path("quantity"))
     return PhaseItem(
         price=price,
         quantity=None if price.is_metered else 1 if quantity is None else quantity,
@@ -243,10 +241,10 @@ def _create_schedule(account: Account, call: Call) -> JsonObject:
     params.accept(
         "from_subscription metadata phases end_behavior customer start_date billing_mode default_settings"
     )
-    subscription_id = params.given("from_subscription")
+    subscription_id = params.nonempty_text("from_subscription")
     if subscription_id is not None:
         return _create_from_subscription(account, call, subscription_id)
-    customer = account.customers.named(params.required("customer"))
+    customer = account.customers.require(params.required("customer"))
     settings = _read_default_settings(account, params, customer=customer)
     start = _read_start(params, now=account.now)
     schedule = Schedule(
@@ -263,7 +261,7 @@ def _create_schedule(account: Account, call: Call) -> JsonObject:
     )
     for phase in schedule.phases:
         refuse_mixed_intervals(schedule.billing_mode, (item.price.cycle for item in phase.items))
-    params.amend("metadata", schedule.metadata)
+    params.update_metadata("metadata", schedule.metadata)
     account.schedules.add(schedule)
     if start == account.now:
         begin_schedule(account, schedule)
@@ -298,8 +296,7 @@ def _create_from_subscription(account: Account, call: Call, subscription_id: str
     params = call.params
     for name in ("billing_mode", "phases", "end_behavior", "customer", "start_date"):
         if name in params:
-            message = f"You cannot set `{name}` if `from_subscription` is set."
-            raise ApiError(message, param=name)
+            raise ApiError(f"You cannot set `{name}` if `from_subscription` is set.", param=name)
     subscription = account.subscriptions.find(subscription_id, param="from_subscription")
     if subscription.schedule is not None:
         message = (
@@ -338,7 +335,7 @@ def _create_from_subscription(account: Account, call: Call, subscription_id: str
         subscription=subscription.id,
         end_behavior="cancel" if subscription.cancel_at_period_end else "release",
     )
-    params.amend("metadata", schedule.metadata)
+    params.update_metadata("metadata", schedule.metadata)
     account.schedules.add(schedule)
     with account.updating("customer.subscription.updated", subscription.to_json):
         subscription.schedule = schedule.id
@@ -357,7 +354,7 @@ def _update_schedule(account: Account, call: Call) -> JsonObject:
     before = schedule.to_json()
     behavior = params.choice("end_behavior", END_BEHAVIORS)
     metadata = dict(schedule.metadata)
-    params.amend("metadata", metadata)
+    params.update_metadata("metadata", metadata)
     subscription = account.subscriptions.find(schedule.subscription or "")
     settings = {
         **schedule.default_settings,
@@ -376,7 +373,7 @@ def _update_schedule(account: Account, call: Call) -> JsonObject:
         draft = subscription.copy()
         apply_phase_terms(draft, {**settings, **phases[0].terms})
         changes = item_changes_of_phase(phases[0], subscription)
-        rearranged = prepare_change(account, draft, changes, params.just("proration_behavior"))
+        rearranged = prepare_change(account, draft, changes, params.pick("proration_behavior"))
         charged = schedule.phases[schedule.place].added
         rearranged.lines.extend(phase_lines(account, draft, phases[0], before=charged))
         schedule.phases[schedule.place :] = phases

@@ -53,7 +53,7 @@ def begin_schedule(account: Account, schedule: Schedule) -> None:
     if phase.trial_end is not None and phase.trial_end > now:
         subscription.status, subscription.trial_start = "trialing", now
         subscription.trial_end = subscription.billing_cycle_anchor = phase.trial_end
-    apply_phase_terms(subscription, schedule.terms_in(phase))
+    apply_phase_terms(subscription, schedule.terms_of_phase(phase))
     subscription.items = [new_item(subscription, _item_change(item), at=now) for item in phase.items]
     change_discounts(account, subscription, phase.discounts)
     redeem(account, subscription.item_discounts)
@@ -90,7 +90,7 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
         phase = schedule.phases[schedule.place]
         prorate = phase.proration_behavior != "none"
         subscription.metadata.update(phase.metadata)
-        apply_phase_terms(subscription, schedule.terms_in(phase))
+        apply_phase_terms(subscription, schedule.terms_of_phase(phase))
         _invoice_removed_usage(account, subscription, phase)
         change_discounts(account, subscription, phase.discounts)
         if subscription.renews_at <= account.now:

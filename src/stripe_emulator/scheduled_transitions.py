@@ -55,7 +55,7 @@ def run_due_transitions(account: Account) -> None:
         while (turn := queue.take()) is not None:
             due, each = turn
             account.checkouts.expire_due(now=min(due, account.behaviour.clock()))
-            with account.in_time_of(each.customer, at=due):
+            with account.customer_time(each.customer, at=due):
                 if isinstance(each, Invoice):
                     _advance_invoice(account, each)
                 elif isinstance(each, Schedule):

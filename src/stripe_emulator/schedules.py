@@ -101,7 +101,7 @@ class Phase:
         return [each.discount for each in self.given]
 
     @property
-    def every_discount(self) -> list[PhaseDiscount]:
+    def all_discounts(self) -> list[PhaseDiscount]:
         """Its discounts and those of its items."""
         return [*self.given, *(each for item in self.items for each in item.discounts)]
 
@@ -151,7 +151,7 @@ class Schedule:
     released_subscription: str | None = None
     test_clock: str | None = None
 
-    def terms_in(self, phase: Phase) -> JsonObject:
+    def terms_of_phase(self, phase: Phase) -> JsonObject:
         """Return the terms of a phase, with those that it inherits from the default settings."""
         return {**self.default_settings, **phase.terms}
 

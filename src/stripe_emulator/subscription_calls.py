@@ -83,7 +83,7 @@ def _create_subscription(account: Account, call: Call) -> JsonObject:
     params.accept(CREATE_PARAMS, *SUBSCRIPTION_PARAMS, SUBSCRIPTION_IGNORED)
     if "backdate_start_date" in params:
         raise ApiError("`backdate_start_date` is not emulated.", param="backdate_start_date")
-    customer = account.customers.named(params.required("customer"))
+    customer = account.customers.require(params.required("customer"))
     wanted = read_items(account, params, of=None)
     if not wanted:
         raise missing_parameter("items")
@@ -202,7 +202,7 @@ def refuse_other_currency(account: Account, customer: str, currency: str) -> Non
 
 def _read_anchor(params: Params, wanted: Sequence[ItemChange], *, now: int) -> int:
     """Between now and the next natural billing date (https://docs.stripe.com/billing/subscriptions/billing-cycle)."""
-    anchor = params.future("billing_cycle_anchor", now=now)
+    anchor = params.future_time("billing_cycle_anchor", now=now)
     for each in wanted:
         natural = period_at(now, each.new_price.cycle, now)[1]
         if anchor > natural:
@@ -222,9 +222,9 @@ def _list_subscriptions(account: Account, call: Call) -> JsonObject:
     """
     params = call.params
     status, price = params.choice("status", STATUS_FILTERS.split()), params.text("price")
-    customer = account.customers.known(params.text("customer"))
+    customer = account.customers.require_ever_created(params.text("customer"))
     clock = params.text("test_clock")
-    starts, ends = params.span("current_period_start"), params.span("current_period_end")
+    starts, ends = params.time_filter("current_period_start"), params.time_filter("current_period_end")
     return list_newest(
         account.subscriptions,
         call,
@@ -258,8 +258,7 @@ def _update_subscription(account: Account, call: Call) -> JsonObject:
         SUBSCRIPTION_IGNORED,
     )
     if subscription.status in ENDED and set(params) - {"cancellation_details", "expand", "metadata"}:
-        message = "A canceled subscription can only update its cancellation_details and metadata."
-        raise ApiError(message)
+        raise ApiError("A canceled subscription can only update its cancellation_details and metadata.")
     refused = sorted(set(params) - INCOMPLETE_PARAMS)
     if subscription.status == "incomplete" and refused:
         message = (
@@ -324,11 +323,9 @@ def _migrate_subscription(account: Account, call: Call) -> JsonObject:
         raise missing_parameter("billing_mode")
     mode = read_billing_mode(params, version=call.version)
     if mode.is_classic:
-        message = "Invalid billing_mode[type]: must be one of flexible"
-        raise ApiError(message, param="billing_mode[type]")
+        raise ApiError("Invalid billing_mode[type]: must be one of flexible", param="billing_mode[type]")
     if subscription.status in (*ENDED, "incomplete"):
-        message = f"You cannot migrate a subscription that is in the `{subscription.status}` status."
-        raise ApiError(message)
+        raise ApiError(f"You cannot migrate a subscription that is in the `{subscription.status}` status.")
     if not subscription.billing_mode.is_classic:
         raise ApiError("This subscription's `billing_mode.type` is `flexible` already.")
     with account.updating("customer.subscription.updated", subscription.to_json):
@@ -347,7 +344,7 @@ def _create_item(account: Account, call: Call) -> JsonObject:
     subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
     refuse_classic_params(subscription.billing_mode, call.params)
     known = {item.id for item in subscription.items}
-    wanted = read_item(account, call.params.but("subscription expand", CHANGE_PARAMS), of=subscription)
+    wanted = read_item(account, call.params.without("subscription expand", CHANGE_PARAMS), of=subscription)
     changed = _change_item(account, call, subscription, wanted)
     item = next(item for item in changed.items if item.id not in known)
     return item.to_json()
@@ -355,15 +352,15 @@ def _create_item(account: Account, call: Call) -> JsonObject:
 
 def _retrieve_item(account: Account, call: Call) -> JsonObject:
     call.params.accept()
-    return account.subscriptions.of_item(call.object_id)[1].to_json()
+    return account.subscriptions.find_item(call.object_id)[1].to_json()
 
 
 def _update_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/update."""
     call.params.accept(*ITEM_PARAMS, CHANGE_PARAMS)
-    subscription, item = account.subscriptions.of_item(call.object_id)
+    subscription, item = account.subscriptions.find_item(call.object_id)
     refuse_classic_params(subscription.billing_mode, call.params)
-    given = call.params.but("expand", CHANGE_PARAMS)
+    given = call.params.without("expand", CHANGE_PARAMS)
     wanted = read_item(account, given, of=subscription, item_id=item.id)
     changed = _change_item(account, call, subscription, wanted)
     shown = next(each for each in changed.items if each.id == item.id)
@@ -373,7 +370,7 @@ def _update_item(account: Account, call: Call) -> JsonObject:
 def _delete_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/delete; the last one cannot be deleted."""
     call.params.only("clear_usage", CHANGE_PARAMS)
-    subscription, item = account.subscriptions.of_item(call.object_id)
+    subscription, item = account.subscriptions.find_item(call.object_id)
     refuse_classic_params(subscription.billing_mode, call.params)
     if len(subscription.items) == 1:
         raise ApiError(LAST_ITEM)
@@ -392,8 +389,7 @@ def _change_item(
     account: Account, call: Call, subscription: Subscription, wanted: ItemChange
 ) -> Subscription:
     if subscription.status in ENDED:
-        message = "A canceled subscription can only update its cancellation_details and metadata."
-        raise ApiError(message)
+        raise ApiError("A canceled subscription can only update its cancellation_details and metadata.")
     refuse_duplicate_prices([wanted], of=subscription)
     behavior = call.params.choice("payment_behavior", PAYMENT_BEHAVIORS) or "allow_incomplete"
     if behavior == "pending_if_incomplete":

@@ -85,7 +85,7 @@ def read_item(
 ) -> ItemChange:
     """Return what a call wants of one item; it names it where ``item_id`` does not."""
     params.only("id deleted", *ITEM_PARAMS)
-    item_id = item_id or params.given("id")
+    item_id = item_id or params.nonempty_text("id")
     own = {} if of is None else {item.id: item for item in of.items}
     if item_id is not None and item_id not in own:
         message = f"No such subscription item: '{item_id}'"
@@ -176,8 +176,7 @@ def _read_quantity(params: Params, price: Price) -> int | None:
     if quantity is None:
         return None
     if price.is_metered:
-        message = "You cannot set the quantity for metered plans."
-        raise ApiError(message, param=params.path("quantity"))
+        raise ApiError("You cannot set the quantity for metered plans.", param=params.path("quantity"))
     return params.at_least("quantity", 0)
 
 
@@ -205,11 +204,11 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
     taxed = read_automatic_tax(account, params, customer=subscription.customer)
     subscription.automatic_tax = subscription.automatic_tax if taxed is None else taxed
     read_subscription_terms(subscription, params)
-    params.amend("metadata", subscription.metadata)
+    params.update_metadata("metadata", subscription.metadata)
     subscription.description = params.text_or("description", subscription.description)
-    method = params.given("default_payment_method")
+    method = params.nonempty_text("default_payment_method")
     if method is not None:
-        account.payment_methods.of_customer(
+        account.payment_methods.find_of_customer(
             method, customer=subscription.customer, param="default_payment_method"
         )
         subscription.default_payment_method = method
@@ -318,7 +317,7 @@ def read_trial_end(params: Params, *, now: int) -> int | None:
         return now + days * DAY_S
     if "trial_end" not in params or params.text("trial_end") == "now":
         return now if "trial_end" in params else None
-    at = params.future("trial_end", now=now)
+    at = params.future_time("trial_end", now=now)
     if at > now + TRIAL_DAYS_MAX * DAY_S:
         message = "Invalid timestamp: can be no more than two years in the future."
         raise ApiError(message, param=params.path("trial_end"))
@@ -333,7 +332,7 @@ def _read_cancel_at(subscription: Subscription, params: Params, *, now: int) -> 
         return subscription.renews_at
     if given == "max_period_end":
         return subscription.period_end
-    return params.future("cancel_at", now=now)
+    return params.future_time("cancel_at", now=now)
 
 
 def _read_pause_collection(params: Params) -> JsonObject | None:

@@ -277,7 +277,7 @@ class Subscription:
 class Subscriptions(ObjectRegistry[Subscription]):
     """All subscriptions of the emulated account, oldest first."""
 
-    def of_item(self, item_id: str) -> tuple[Subscription, SubscriptionItem]:
+    def find_item(self, item_id: str) -> tuple[Subscription, SubscriptionItem]:
         """Return an item and the subscription that has it. Raises ApiError, 404, if there is none."""
         for subscription in self._by_id.values():
             for item in subscription.items:

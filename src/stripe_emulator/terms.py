@@ -114,8 +114,7 @@ def read_hash(params: Params, shapes: Mapping[str, Shape]) -> JsonObject:
 def _read_percent(params: Params, name: str) -> float:
     value = float(params.decimal(name) or 0)
     if not 0 <= value <= PERCENT_MAX:
-        message = f"Invalid {name}: must be between 0 and {PERCENT_MAX}"
-        raise ApiError(message, param=params.path(name))
+        raise ApiError(f"Invalid {name}: must be between 0 and {PERCENT_MAX}", param=params.path(name))
     return value
 
 

@@ -183,14 +183,14 @@ def compute_totals(
     left = [line.amount for line in lines]
     for place, line in enumerate(lines):
         for discount in active_discounts(line.discounts, now=now):
-            if left[place] > 0 and not line.proration and discount.is_for(line.product):
+            if left[place] > 0 and not line.proration and discount.applies_to_product(line.product):
                 off[place][discount.id] = discount.off(left[place])
                 left[place] -= off[place][discount.id]
     for discount in discounts:
         places = [
             place
             for place, line in enumerate(lines)
-            if left[place] > 0 and not line.proration and discount.is_for(line.product)
+            if left[place] > 0 and not line.proration and discount.applies_to_product(line.product)
         ]
         base = sum(left[place] for place in places)
         rate = Fraction(discount.off(base), base or 1)

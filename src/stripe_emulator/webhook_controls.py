@@ -95,14 +95,14 @@ class WebhookDispatcher:
 
     def _take_due(self, *, apps: bool) -> DueDelivery | None:
         with self._account.lock:
-            return self._account.deliveries.take(now=self._account.behaviour.clock(), apps=apps)
+            return self._account.deliveries.take_due(now=self._account.behaviour.clock(), apps=apps)
 
     async def _send_delivery(self, due: DueDelivery, *, how: Forgery | None = None) -> Delivery:
         # Needs httpx, which an emulator without endpoints does without.
         sender: Any = import_module(SENDER)
         delivery: Delivery = await sender.send(due, now=self._account.behaviour.clock(), how=how)
         with self._account.lock:
-            self._account.deliveries.settle(due, delivery)
+            self._account.deliveries.record_result(due, delivery)
         return delivery
 
 

@@ -114,7 +114,7 @@ class DeliveryQueue:
                 event.undelivered.add(endpoint.id)
                 self._waiting.append(DueDelivery(event=event, endpoint=endpoint, attempt=1, at_s=now))
 
-    def take(self, *, now: float, apps: bool) -> DueDelivery | None:
+    def take_due(self, *, now: float, apps: bool) -> DueDelivery | None:
         """Take what has been due for the longest; None: nothing is due.
 
         Args:
@@ -128,7 +128,7 @@ class DeliveryQueue:
         self._waiting.remove(due)
         return due
 
-    def settle(self, due: DueDelivery, delivery: Delivery) -> None:
+    def record_result(self, due: DueDelivery, delivery: Delivery) -> None:
         """Enter what became of an attempt: done, or to be tried again."""
         self.made.append(delivery)
         if delivery.forged is not None:

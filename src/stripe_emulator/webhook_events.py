@@ -72,7 +72,7 @@ class Event:
 class Events(ObjectRegistry[Event]):
     """All events of the emulated account, oldest first, those too that cannot be read any more."""
 
-    def enter(
+    def record(
         self, event_type: str, obj: JsonObject, *, previous: JsonObject | None, at_s: float, call: Call | None
     ) -> Event | None:
         """Enter what has happened. Returns None for an update that has changed nothing."""
@@ -104,12 +104,12 @@ class Events(ObjectRegistry[Event]):
         """``GET /v1/events``, newest first (https://docs.stripe.com/api/events/list)."""
         params = call.params
         params.only("type types created delivery_success", *PAGING_PARAMS)
-        kind, kinds = params.given("type"), list(params.texts("types").values())
+        kind, kinds = params.nonempty_text("type"), list(params.texts("types").values())
         params.refuse_both("type", "types", param="types")
         if len(kinds) > TYPES_MAX:
             message = f"Invalid array: types can have at most {TYPES_MAX} elements. Received {len(kinds)}."
             raise ApiError(message, param="types")
-        delivered, is_in = params.boolean("delivery_success"), params.span("created")
+        delivered, is_in = params.boolean("delivery_success"), params.time_filter("created")
         found = [
             event.to_json()
             for event in reversed(self)
