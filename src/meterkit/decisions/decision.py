@@ -50,8 +50,8 @@ class Policy:
     meter: str
     kind: Literal["rate", "period", "concurrency", "gauge", "uncapped"]
     quota: int
-    window_s: int | None
-    quota_unit: str | None
+    window_s: int | None = None
+    quota_unit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

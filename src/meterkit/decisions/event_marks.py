@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.packed import unpack_field
+from meterkit.decisions.packed import compact_json, unpack_field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +39,7 @@ class EventMark(NamedTuple):
         given = [
             part for meter, quantity in self.quantities.items() for part in (meter_token(meter), quantity)
         ]
-        return json.dumps({"event": given}, separators=(",", ":"))
+        return compact_json({"event": given})
 
     def uncounted(self, kept: bytes) -> Self:
         """Mark reduced to the meters that the stored mark lacks."""

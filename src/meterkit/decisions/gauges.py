@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import GaugeLevel, Policy
 from meterkit.decisions.keys import meter_field
-from meterkit.decisions.packed import merge_json, unpack_field
+from meterkit.decisions.packed import compact_json, merge_json, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
@@ -97,14 +96,7 @@ def presigned_bytes_at(packed: bytes | None, now_ms: int) -> int:
 
 def gauge_policy(meter: Meter, limit: GaugeLimit) -> Policy:
     """Policy of a gauge; no response header shows it, because it has neither window nor period."""
-    return Policy(
-        name=meter.name,
-        meter=meter.name,
-        kind="gauge",
-        quota=limit.most,
-        window_s=None,
-        quota_unit=meter.unit,
-    )
+    return Policy(name=meter.name, meter=meter.name, kind="gauge", quota=limit.most, quota_unit=meter.unit)
 
 
 def gauge_refusal(policy: Policy, limit: int, used: int, requested: int) -> tuple[Reason, GaugeLevel]:
@@ -128,4 +120,4 @@ def add_gauge_terms(further: str, gauges: Mapping[str, GaugeLimit], *, first: in
     ]
     if not levels:
         return further
-    return merge_json(further, json.dumps({"levels": levels}, separators=(",", ":")))
+    return merge_json(further, compact_json({"levels": levels}))

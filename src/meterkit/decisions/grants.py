@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.decisions.customer_state import NO_STATE
+from meterkit.decisions.packed import compact_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -194,7 +194,7 @@ class Prepaid:
             if meter in asked_at:
                 asked_at[meter] = len(backed)
         asked = [[target_of("meter", meter), at] for meter, at in asked_at.items()]
-        return _json({**self._plan_terms, "asked": asked, "backed": backed})
+        return compact_json({**self._plan_terms, "asked": asked, "backed": backed})
 
     def payment_terms(
         self, meters: Iterable[tuple[str, bool]], costs: Mapping[str, int], *, owes: bool = True
@@ -214,7 +214,7 @@ class Prepaid:
         credits_ = {pay[2] for pay in paying}
         low = {target: share for target, share in self.low.items() if target in credits_}
         money = self.money if owes else ""
-        return _json({**self._plan_terms, "paying": paying, "low": low, "money": money})
+        return compact_json({**self._plan_terms, "paying": paying, "low": low, "money": money})
 
     @property
     def _plan_terms(self) -> dict[str, object]:
@@ -234,8 +234,4 @@ def _low_threshold(credit: Credit) -> tuple[int, int] | None:
 
 
 def _digest(grants: object) -> str:
-    return blake2b(_json(grants).encode(), digest_size=6).hexdigest()
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    return blake2b(compact_json(grants).encode(), digest_size=6).hexdigest()

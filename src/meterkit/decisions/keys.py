@@ -274,7 +274,7 @@ class Keys:
         return self.shard(shard, f"r:{digest}")
 
     def link(self, stripe_customer: str) -> str:
-        """String: the customer that a Stripe customer is linked to; see claim_stripe_customer.lua."""
+        """String: the customer that a Stripe customer is linked to; see change_claim.lua."""
         return self.shard(shard_of(stripe_customer, self.shards), f"l:{stripe_customer}")
 
     def beginning(self, customer: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from meterkit.decisions.keys import FORMAT
@@ -129,6 +130,11 @@ def _checked(values: list[int | bytes], kinds: tuple[type, ...]) -> list[Any]:
     if tuple(map(type, values)) != kinds:
         raise ValueError(f"other values than there must be: {values!r:.80}")
     return values
+
+
+def compact_json(value: object) -> str:
+    """JSON without blanks, as the scripts read it."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def merge_json(first: str, second: str) -> str:

@@ -84,12 +84,7 @@ def policies_of(entitlement: Entitlement, meter: Meter) -> tuple[Policy, ...]:
     if ceiling is not None:
         policies.append(
             Policy(
-                name=f"{meter.name}-period",
-                meter=meter.name,
-                kind="period",
-                quota=ceiling,
-                window_s=None,
-                quota_unit=unit,
+                name=f"{meter.name}-period", meter=meter.name, kind="period", quota=ceiling, quota_unit=unit
             )
         )
     if entitlement.concurrency is not None:
@@ -99,7 +94,6 @@ def policies_of(entitlement: Entitlement, meter: Meter) -> tuple[Policy, ...]:
                 meter=meter.name,
                 kind="concurrency",
                 quota=entitlement.concurrency,
-                window_s=None,
                 quota_unit=CONCURRENT_REQUESTS,
             )
         )
@@ -176,10 +170,10 @@ class PolicyMeasure:
 
     policy: Policy
     kind: int
-    window: int
     limit: int
-    refill: int
     needed: int
+    window: int = 0
+    refill: int = 0
     capped: bool = False
 
 
@@ -261,31 +255,14 @@ def _ceiling_terms(
     yield PolicyTerms(
         meter_field(policy.meter),
         (included, beyond, demand.needed, demand.taken),
-        PolicyMeasure(
-            policy=policy,
-            kind=CEILING,
-            window=0,
-            limit=ceiling,
-            refill=0,
-            needed=demand.needed,
-            capped=beyond >= 0,
-        ),
+        PolicyMeasure(policy=policy, kind=CEILING, limit=ceiling, needed=demand.needed, capped=beyond >= 0),
     )
 
 
 def _uncapped_terms(entitlement: Entitlement, demand: Demand) -> PolicyTerms:
     """Terms of a meter that is billed without a cap."""
-    policy = Policy(
-        name=entitlement.meter,
-        meter=entitlement.meter,
-        kind="uncapped",
-        quota=UNCAPPED,
-        window_s=None,
-        quota_unit=None,
-    )
-    measure = PolicyMeasure(
-        policy=policy, kind=CEILING, window=0, limit=UNCAPPED, refill=0, needed=demand.needed, capped=True
-    )
+    policy = Policy(name=entitlement.meter, meter=entitlement.meter, kind="uncapped", quota=UNCAPPED)
+    measure = PolicyMeasure(policy=policy, kind=CEILING, limit=UNCAPPED, needed=demand.needed, capped=True)
     numbers = (entitlement.included or 0, UNCAPPED, demand.needed, demand.taken)
     return PolicyTerms(meter_field(policy.meter), numbers, measure)
 
@@ -310,7 +287,7 @@ def _concurrency_terms(entitlement: Entitlement, policies: Iterable[Policy]) -> 
     if limit is None:
         return
     policy = next(policy for policy in policies if policy.kind == "concurrency")
-    measure = PolicyMeasure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
+    measure = PolicyMeasure(policy=policy, kind=CONCURRENCY, limit=limit, needed=1)
     # A ceiling on held units: none is ever recorded.
     yield PolicyTerms(concurrency_field(policy.meter), (limit, -1, 1, 1), measure)
 
@@ -328,11 +305,6 @@ def gauge_terms(
         if meter.kind != "gauge" or limit is None or not (demand.needed or demand.taken):
             continue
         measure = PolicyMeasure(
-            policy=gauge_policy(meter, limit),
-            kind=GAUGE,
-            window=0,
-            limit=limit.most,
-            refill=0,
-            needed=demand.needed,
+            policy=gauge_policy(meter, limit), kind=GAUGE, limit=limit.most, needed=demand.needed
         )
         yield PolicyTerms(meter_field(name), (demand.needed, demand.taken), measure), limit

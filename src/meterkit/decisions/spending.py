@@ -6,7 +6,6 @@ see ``include/check_budgets.lua``.
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from math import gcd, isqrt
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,7 +15,7 @@ from meterkit.catalog.models import SPEND
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.grants import target_of
 from meterkit.decisions.keys import meter_field, rate_field
-from meterkit.decisions.packed import merge_json
+from meterkit.decisions.packed import compact_json, merge_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -188,7 +187,7 @@ class SpendingTerms(NamedTuple):
             (fields.index(budget.field) + 2, budget.window_ms, budget.micros, budget.unit)
             for budget in self.budgets
         ]
-        return fields, merge_json(behind, _json({"spend": {"budgets": budgets, "priced": priced}}))
+        return fields, merge_json(behind, compact_json({"spend": {"budgets": budgets, "priced": priced}}))
 
     def _row_prices(
         self,
@@ -228,7 +227,3 @@ def counted_as_spent(
         for name in meters
     ]
     return windows, *(number for price in prices for number in price or (0, 1, 0))
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.periods import Bounds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class StoredGrant:
     """One grant as the store keeps it: units of a meter, or micro-credits.
 
@@ -44,17 +44,7 @@ class StoredGrant:
         """Read a field of the hash of grants."""
         target, *numbers = text.split(" ")
         quantity, used, priority, effective_ms, expires_ms, created_ms, until_ms = map(int, numbers)
-        return cls(
-            name=name,
-            target=target,
-            quantity=quantity,
-            used=used,
-            priority=priority,
-            effective_ms=effective_ms,
-            expires_ms=expires_ms,
-            created_ms=created_ms,
-            until_ms=until_ms,
-        )
+        return cls(name, target, quantity, used, priority, effective_ms, expires_ms, created_ms, until_ms)
 
     @property
     def left(self) -> int:

@@ -35,7 +35,7 @@ _PRECEDENCE: Final[tuple[Reason, ...]] = (
     "credits",
     "spend",
 )
-EXACT_WINDOW_MS_MAX: Final = 90_000_000  # 25 hours: longer windows move in whole seconds, see rates.lua.
+EXACT_WINDOW_MS_MAX: Final = 90_000_000  # 25 hours: longer windows move in whole seconds, see constants.lua.
 _OF_A_REPEAT: Final = 8
 IN_FLIGHT: Final = Decision(allowed=False, reason="in_flight", retry_after=timedelta(seconds=1))
 """The refusal of a repeat whose first request has not ended; its end is unknown."""

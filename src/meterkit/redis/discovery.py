@@ -19,7 +19,6 @@ from meterkit.redis.url import HostPort
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from meterkit.redis.connection import Connection
     from meterkit.redis.url import Address
 
 
@@ -69,19 +68,10 @@ async def ask_sentinel(
     place: HostPort, address: Address, *, timeout_s: float, clock: Callable[[], float], is_known: bool = False
 ) -> HostPort:
     """Ask one sentinel for the master. Raises StoreError if it does not name one."""
-    sentinel = address.sentinel_at(place)
-    connection = await connect(
-        sentinel,
-        (),
-        timeout_s=timeout_s,
-        on_end=lambda _connection, _why, _unsent: None,
-        clock=clock,
-        is_known=is_known,
+    command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
+    reply = await _ask_once(
+        address.sentinel_at(place), *command, timeout_s=timeout_s, clock=clock, is_known=is_known
     )
-    try:
-        reply = await connection.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
-    finally:
-        await connection.close()
     if isinstance(reply, ReplyError):
         raise StoreError(f"the sentinel at {place} answers: {reply}", executed=False)
     if reply is None:
@@ -181,21 +171,27 @@ async def find_slots(
 async def _ask_node(
     address: Address, place: HostPort, *, timeout_s: float, clock: Callable[[], float], is_known: bool
 ) -> Slots:
-    connection: Connection = await connect(
-        address,
-        (),
-        timeout_s=timeout_s,
-        on_end=lambda _connection, _why, _unsent: None,
-        clock=clock,
-        is_known=is_known,
-    )
-    try:
-        reply = await connection.ask("CLUSTER", "SLOTS")
-    finally:
-        await connection.close()
+    reply = await _ask_once(address, "CLUSTER", "SLOTS", timeout_s=timeout_s, clock=clock, is_known=is_known)
     if isinstance(reply, ReplyError):
         raise refusal_error(address, reply, is_known=is_known)
     slots = slots_of(reply, place)
     if not slots.ranges:
         raise StoreError(f"the store at {address} knows of no slots yet", executed=False)
     return slots
+
+
+async def _ask_once(
+    address: Address, *command: str, timeout_s: float, clock: Callable[[], float], is_known: bool
+) -> Any:
+    """Send one command over a connection of its own."""
+    connection = await connect(
+        address, (), timeout_s=timeout_s, on_end=ignore_end, clock=clock, is_known=is_known
+    )
+    try:
+        return await connection.ask(*command)
+    finally:
+        await connection.close()
+
+
+def ignore_end(_connection: object, _why: str, _unsent: object) -> None:
+    """Ignore the end of a connection that sends plain commands only."""

@@ -214,7 +214,7 @@ class EventLoops:
         place = slots.of(discovery.slot_of(self._keys.meta))
         if place is None:
             raise StoreError(f"no node of {self._address} has the slot of {self._keys.meta}", executed=False)
-        asked = await self._connect_to(self._address.at(place), _ignore_end)
+        asked = await self._connect_to(self._address.at(place), discovery.ignore_end)
         try:
             await check_store_format(asked, self._keys, self._address)
         finally:
@@ -318,10 +318,6 @@ class EventLoops:
 
 
 async def _do_nothing() -> None:
-    pass
-
-
-def _ignore_end(_connection: object, _why: str, _unsent: object) -> None:
     pass
 
 
