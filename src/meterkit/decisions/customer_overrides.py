@@ -67,27 +67,28 @@ def overrides_at(stored: Stored, now_ms: int) -> Overrides:
     unchanged = {
         name: {**asked.get(name, {}), "overage": of_meters[name][_OVERAGE]} for name in price_changes
     }
-    meters: dict[str, Mapping[str, object]] = {**asked, **unchanged}
-    ends = {
-        name: until_ms
-        for name, entry in of_meters.items()
-        if now_ms < (until_ms := _end_ms(entry)) < NEVER_MS
+    features = _live_entries(stored, _FEATURES, now_ms)
+    subjects = _live_entries(stored, _SUBJECTS, now_ms)
+    by_name = {
+        **of_meters,
+        **{f"feature {name}": entry for name, entry in features.items()},
+        **{f"subject {name}": entry for name, entry in subjects.items()},
     }
-    features = dict[str, bool]()
-    for name, entry in _features(stored).items():
-        until_ms = _end_ms(entry)
-        if now_ms < until_ms:
-            features[name] = entry.get(_HAS) is True
-        if now_ms < until_ms < NEVER_MS:
-            ends[f"feature {name}"] = until_ms
-    subjects: dict[str, Mapping[str, object]] = {}
-    for name, entry in _entries_under(stored, _SUBJECTS).items():
-        until_ms = _end_ms(entry)
-        if now_ms < until_ms:
-            subjects[name] = {key: value for key, value in entry.items() if key != _UNTIL}
-        if now_ms < until_ms < NEVER_MS:
-            ends[f"subject {name}"] = until_ms
-    return Overrides(meters, features, ends, subjects, price_changes, asked)
+    return Overrides(
+        meters={**asked, **unchanged},
+        features={name: entry.get(_HAS) is True for name, entry in features.items()},
+        ends={
+            name: until_ms
+            for name, entry in by_name.items()
+            if now_ms < (until_ms := _end_ms(entry)) < NEVER_MS
+        },
+        subjects={
+            name: {key: value for key, value in entry.items() if key != _UNTIL}
+            for name, entry in subjects.items()
+        },
+        price_changes=price_changes,
+        asked=asked,
+    )
 
 
 def next_end_ms(stored: Stored, now_ms: int) -> int:
@@ -127,12 +128,12 @@ def with_overrides(
     kept = {name: dict(entry) for name, entry in stored.items() if name not in _OF_OTHERS}
     kept |= {name: {**entry, **end} if entry else {} for name, entry in meters.items()}
     found = {name: entry for name, entry in kept.items() if _is_effective(entry, now_ms)}
-    known = {} if features == {} else dict(_features(stored))
+    known = {} if features == {} else _live_entries(stored, _FEATURES, now_ms)
     known |= {name: {_HAS: has, **end} for name, has in (features or {}).items()}
     left: dict[str, object] = {name: entry for name, entry in known.items() if now_ms < _end_ms(entry)}
     if left:
         found[_FEATURES] = left
-    of_subjects = _live_subject_entries(stored, now_ms)
+    of_subjects: dict[str, object] = {**_live_entries(stored, _SUBJECTS, now_ms)}
     return {**found, _SUBJECTS: of_subjects} if of_subjects else found
 
 
@@ -146,7 +147,8 @@ def with_subject_override(
     """
     end: dict[str, object] = {} if until_ms is None else {_UNTIL: until_ms}
     found = {name: dict(entry) for name, entry in stored.items() if name != _SUBJECTS}
-    left = {name: entry for name, entry in _live_subject_entries(stored, now_ms).items() if name != member}
+    left: dict[str, object] = {**_live_entries(stored, _SUBJECTS, now_ms)}
+    left.pop(member, None)
     if given:
         left[member] = {**given, **end}
     if len(left) > SUBJECTS_MOST:
@@ -157,17 +159,10 @@ def with_subject_override(
     return {**found, _SUBJECTS: left} if left else found
 
 
-def _live_subject_entries(stored: Stored, now_ms: int) -> dict[str, object]:
-    entries = _entries_under(stored, _SUBJECTS)
+def _live_entries(stored: Stored, kind: str, now_ms: int) -> dict[str, Mapping[str, object]]:
+    """Entries of features or subjects that have not ended."""
+    entries = cast("Mapping[str, Mapping[str, object]]", stored.get(kind, {}))
     return {name: entry for name, entry in entries.items() if now_ms < _end_ms(entry)}
-
-
-def _features(stored: Stored) -> Mapping[str, Mapping[str, object]]:
-    return _entries_under(stored, _FEATURES)
-
-
-def _entries_under(stored: Stored, of: str) -> Mapping[str, Mapping[str, object]]:
-    return cast("Mapping[str, Mapping[str, object]]", stored.get(of, {}))
 
 
 def _is_effective(entry: Mapping[str, Any], now_ms: int) -> bool:
