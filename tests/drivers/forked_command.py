@@ -31,7 +31,7 @@ IMPORTED_BEFORE: Final = [
     *("meterkit.cli.app", "meterkit.kit", "meterkit.health.examination", "meterkit.sync"),
     *("meterkit.delivery.flusher", "meterkit.delivery.stripe_v1", "meterkit.delivery.stripe_stream"),
     *("meterkit.testing", "stripe_emulator.server", "redis.asyncio", "aiohttp"),
-    *("meterkit.redis.admin", "meterkit.redis.cluster_client", "meterkit.stripe.http"),
+    *("meterkit.redis.admin", "meterkit.stripe.http"),
     *("httpx", "starlette.testclient", "drivers.delivery", "drivers.reservations"),
 ]
 

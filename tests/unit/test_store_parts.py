@@ -45,8 +45,7 @@ from meterkit.redis.reconnector import Reconnector
 from meterkit.redis.server import eviction_warning, refuse_past_clock
 from meterkit.redis.settlement_queue import resolve
 from meterkit.redis.tallies import BUCKETS_S, Tallies
-from meterkit.redis.tls import Tls
-from meterkit.redis.url import Address, HostPort
+from meterkit.redis.url import Address, HostPort, Tls
 from meterkit.store.allotment import next_size
 from meterkit.store.compiled_catalog import CatalogAlarms
 from meterkit.store.customer_usage import read_usage_reply

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from drivers.sampled import few_examples
 from meterkit.errors import SettingsError
-from meterkit.redis.tls import Tls
-from meterkit.redis.url import Address, HostPort, choose_store, parse_redis_url
+from meterkit.redis.url import Address, HostPort, Tls, choose_store, parse_redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,4 +1,8 @@
-"""Handshake: log in, load scripts; check the server, its user's rights and the store format."""
+"""Handshake: resolve the host, log in, load scripts; check the server, its user's rights, the store format.
+
+Names are resolved in daemon threads. asyncio would use the few threads of ``asyncio.to_thread``: a resolver
+that does not answer keeps each for half a minute, until none is left for the app.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,21 @@ import asyncio
 import logging
 import os
 import re
+import socket
 import ssl
+from asyncio import wrap_future
 from contextlib import suppress
 from functools import partial
-from time import time
+from ipaddress import ip_address
+from math import inf
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import FORMAT
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis import scripts as script_files
 from meterkit.redis.connection import Connection, ReplyError, SetClockConnection
-from meterkit.redis.host_resolver import addresses_of
+from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.redis.server import eviction_warning, rights_refusal, scan_refusal, words_to_try
 from meterkit.redis.url import unusable_store
 
@@ -27,8 +35,65 @@ if TYPE_CHECKING:
     from meterkit.redis.connection import OnEnd
     from meterkit.redis.reconnector import AnyConnection
     from meterkit.redis.scripts import Script
-    from meterkit.redis.tls import Tls
-    from meterkit.redis.url import Address
+    from meterkit.redis.url import Address, Tls
+
+_FRESH_S: Final = 2.0
+
+
+class _Lookup:
+    """Lookup of a name, running or just finished."""
+
+    def __init__(self, host: str) -> None:
+        self._ended_s = inf
+        self.found = in_daemon_thread(partial(_resolve, host), name="meterkit-names")
+        self.found.add_done_callback(self._note_end)
+
+    def _note_end(self, _: object) -> None:
+        self._ended_s = monotonic()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the lookup still runs, or its result is at most two seconds old."""
+        return monotonic() < self._ended_s + _FRESH_S
+
+
+def _resolve(host: str) -> Sequence[str]:
+    return [str(address[0]) for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+
+
+_lookups: Final[dict[str, _Lookup]] = {}
+os.register_at_fork(after_in_child=_lookups.clear)  # Their threads are the parent's.
+
+
+async def addresses_of(host: str) -> Sequence[str]:
+    """Addresses of a host, at least one; an address is returned as it is.
+
+    A name is looked up once at a time, for all callers. A result that comes after all callers gave up serves
+    the next one: otherwise a resolver slower than their timeout would never be heard.
+
+    Raises:
+        OSError: the resolver knows none.
+        UnicodeError: no host can have that name.
+    """
+    if _is_address(host):
+        return [host]
+    lookup = _lookups.get(host)
+    if lookup is None or not lookup.is_fresh:
+        lookup = _lookups[host] = _Lookup(host)
+    try:
+        return await wrap_future(lookup.found)
+    finally:
+        if lookup.found.done() and _lookups.get(host) is lookup:
+            del _lookups[host]
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
 
 _logger: Final = logging.getLogger("meterkit.store")
 _CREDENTIALS: Final = frozenset({"NOAUTH", "WRONGPASS"})
