@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amount_texts import money, rounded_cents
-from meterkit.customers.by_hand_lines import ByHandLine, IssuedCredit
+from meterkit.customers.by_hand_lines import BilledLine, BilledUsage, ByHandLine, IssuedCredit
 from meterkit.customers.corrections import Asked, check_correction, once_key, restore_units
 from meterkit.customers.history import enter
 from meterkit.customers.states import States
-from meterkit.delivery.billed_usage import (
-    queued_lines,
-    read_billed,
-    read_ended_segments,
-    tokens_of,
-    usage_lines,
-)
-from meterkit.errors import SettingsError, StripeError, StripeUnavailableError
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import to_ms
+from meterkit.decisions.price_segments import item_segments, segments_of, sent_label, unit_amount_decimal
+from meterkit.delivery.invoice_items import ITEM_KEY, late_item_token
+from meterkit.delivery.invoices import InvoiceReader, units_of
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.errors import MeterkitError, SettingsError, StripeError, StripeUnavailableError
+from meterkit.outbox.late_items import LateItems
+from meterkit.store.event_names import list_reported_meters, read_meters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from meterkit.catalog import Catalog
     from meterkit.customers.by_hand_lines import AssignedLine
     from meterkit.customers.corrections import Corrected
-    from meterkit.delivery.billed_usage import UsageLine
+    from meterkit.decisions.price_segments import PriceSegment
+    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
 
@@ -44,6 +49,257 @@ _WAITING: Final = {
     "void": "invoice{} is void and charges nothing",
     "uncollectible": "invoice{} is marked uncollectible: credit them at Stripe",
 }
+
+
+CREDITED_WITHIN_S: Final = 35 * 86_400
+"""Largest age of the line's end for corrections of earlier periods."""
+_UNBILLED: Final = frozenset({"void"})
+_SEALED: Final = ("queued", "leased", "parked", "delivered", "late", "dead")
+_ENDLESS: Final = 10**15
+
+
+class UsageLine(NamedTuple):
+    """An invoice line of usage, or the invoice item that becomes one.
+
+    Attributes:
+        name: the same from the pending item to the final invoice.
+        token: of the meter.
+        is_item: whether it is an invoice item for late usage.
+        price: of a unit, in minor units; None: it bills packages of units.
+        units: its quantity.
+        start_s, end_s: the span that it bills.
+        invoice: as Stripe shows it; None: it is pending.
+        line: as Stripe shows it.
+    """
+
+    name: str
+    token: str
+    is_item: bool
+    price: Fraction | None
+    units: int
+    start_s: int
+    end_s: int
+    invoice: Mapping[str, Any] | None
+    line: Mapping[str, Any]
+
+    @property
+    def instant_ms(self) -> int:
+        """Middle of its span, which lies within its period."""
+        return 500 * (self.start_s + self.end_s)
+
+    @property
+    def status(self) -> str:
+        """The status of its invoice; ``pending``: there is none."""
+        return "pending" if self.invoice is None else str(self.invoice["status"])
+
+
+async def usage_lines(
+    api: StripeApi, store: Store, customer: str, stripe_customer: str, tokens: Iterable[str], since_s: int
+) -> list[UsageLine]:
+    """Read invoice lines and pending items of some meters since an instant, newest first.
+
+    Lines of one span are in the order of ``tokens``; tiers of a price are in reverse order.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+        StoreError: the store does not answer.
+    """
+    summaries, invoices = StripeSummaries(api), InvoiceReader(api, {}, store.catalog.currency)
+    await summaries.refresh()
+    order, admin = list(dict.fromkeys(tokens)), await store.admin()
+    own = await read_meters(admin, store.keys, store.catalog, customer)
+    # An earlier price of the customer may have had the event name of the plans file.
+    named = [
+        (one.event_name, token)
+        for known in (list_reported_meters(store.catalog), own)
+        for token, one in known.items()
+    ]
+    token_of = {
+        meter: token for event, token in named if token in order for meter in summaries.meter_ids(event)
+    }
+    made = await invoices.of(stripe_customer, since_s)
+    items: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
+        (invoice, line) for invoice in made for line in invoice["lines"].get("data") or ()
+    ]
+    items += [(None, item) for item in await invoices.pending(stripe_customer)]
+    found, seen = list[UsageLine](), Counter[str]()
+    for invoice, line in items:
+        late = late_item_token(line, customer, order)
+        meter, is_packed = (None, False) if late else await invoices.billed_meter(line)
+        if not late and meter not in token_of:
+            continue
+        read = _read_line(invoice, line, late or token_of[str(meter)], is_packed=is_packed)
+        place = f"{'' if invoice is None else invoice['id']} {read.name}"
+        seen[place] += 1
+        if read.units:
+            # Tiers may show no unit amount: their position identifies them.
+            found.append(read._replace(name=f"{read.name}@{seen[place]}"))
+    found.reverse()  # Tiers are in rising order.
+    return sorted(found, key=lambda one: (-one.end_s, -one.start_s, order.index(one.token)))
+
+
+def _read_line(
+    invoice: Mapping[str, Any] | None, line: Mapping[str, Any], token: str, *, is_packed: bool
+) -> UsageLine:
+    pricing, span = line["pricing"], line["period"]
+    units = int(units_of(line))
+    unit = pricing.get("unit_amount_decimal")
+    price = Fraction(int(line["amount"]), units or 1) if unit is None else Fraction(str(unit))
+    metadata: Mapping[str, str] = line.get("metadata") or {}
+    item = metadata.get(ITEM_KEY)
+    name = f"{pricing['price_details']['price']}@{span['start']}@{unit}" if item is None else ""
+    return UsageLine(
+        name=name or f"late@{span['start']}@{item}",
+        token=token,
+        is_item=item is not None,
+        price=None if is_packed else price,
+        units=units,
+        start_s=int(span["start"]),
+        end_s=int(span["end"]),
+        invoice=invoice,
+        line=line,
+    )
+
+
+def tokens_of(meter: str, catalog: Catalog) -> list[str]:
+    """List the tokens of the meters whose events carry a meter's units: its own first, then derived ones."""
+    derived = (name for name, other in catalog.meters.items() if other.source == meter)
+    return [meter_token(name) for name in (meter, *derived)]
+
+
+async def read_billed(
+    store: Store, api: StripeApi, view: CustomerView, quantities: Mapping[str, int]
+) -> BilledUsage | None:
+    """Read the billed usage of a customer's meters, in this period and up to 35 days ago.
+
+    None: no invoice has any of it, because there is no subscription, or none of the units to correct is
+    sealed.
+
+    Raises:
+        MeterkitError: a line of this period bills packages of units.
+        StripeError: Stripe refuses, or does not answer.
+        StoreError: the store does not answer.
+    """
+    stripe_customer, usage = view.state.stripe_customer, await store.usage(view.customer)
+    if view.state.subscription is None or stripe_customer is None or not _is_sealed(usage, quantities, store):
+        return None
+    start_ms, now_s = to_ms(usage["period"]["start"]), store.now_ms() // 1000
+    changed = await _read_changed_at(store, view, start_ms)
+    since_s = min(start_ms // 1000, now_s - CREDITED_WITHIN_S)
+    tokens = {name: tokens_of(name, store.catalog) for name in quantities}
+    wanted = [token for found in tokens.values() for token in found]
+    found = await usage_lines(api, store, view.customer, stripe_customer, wanted, since_s)
+    for one in found:
+        if one.price is None and one.instant_ms >= start_ms:
+            raise MeterkitError(
+                f"the line {one.line['id']} of {view.customer!r} bills packages at Stripe, not units: nothing"
+                " is corrected; give a credit note at Stripe"
+            )
+    dated = [one for one in found if one.instant_ms >= start_ms or one.end_s >= now_s - CREDITED_WITHIN_S]
+    credited = [one for one in dated if one.price and one.status not in _UNBILLED]
+    units: dict[str, list[tuple[int, int]]] = {token: [] for token in wanted}
+    for one in found:
+        if not one.is_item:
+            units[one.token].append((one.instant_ms, one.units))
+    billed = [_billed_line(one, one.price) for one in credited if one.price]
+    made = {one.name for one in found}
+    late = [line for line in await queued_lines(store, view.customer) if line.name not in made]
+    made_here = [(one.token, one.units) for one in credited if one.is_item and one.instant_ms >= start_ms]
+    late_here = [(line.token, line.units) for line in late if line.instant_ms >= start_ms]
+    lines = {name: [one for one in (*late, *billed) if one.token in tokens[name]] for name in quantities}
+    return BilledUsage(units=units, items=_sums(made_here + late_here), lines=lines, changed=changed)
+
+
+async def queued_lines(store: Store, customer: str) -> list[BilledLine]:
+    """List the queued invoice items for late usage, named as their lines will be."""
+    found = await LateItems(store, await store.admin()).listed(customer)
+    return [
+        BilledLine(
+            token=item.meter_token,
+            name=f"late@{item.period_ms // 1000}@{item.id}@1",
+            instant_ms=(item.period_ms + item.till_ms) // 2,
+            units=item.units,
+            price=Fraction(unit_amount_decimal(item.label)),
+            invoice=None,
+            line=item.id,
+        )
+        for item, _ in reversed(found)
+    ]
+
+
+def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    found = Counter[str]()
+    for token, units in pairs:
+        found[token] += units
+    return dict(found)
+
+
+def _billed_line(one: UsageLine, price: Fraction) -> BilledLine:
+    return BilledLine(
+        token=one.token,
+        name=one.name,
+        instant_ms=one.instant_ms,
+        units=one.units,
+        price=price,
+        invoice=None if one.invoice is None else str(one.invoice["id"]),
+        line=str(one.line["id"]),
+    )
+
+
+def _is_sealed(usage: CustomerUsage, quantities: Mapping[str, int], store: Store) -> bool:
+    """Whether Stripe may have some of the units to correct: sealed ones, or ones of an earlier period."""
+    counts, meters = usage["meters"], store.catalog.meters
+    names = {name for name in meters if name in quantities or meters[name].source in quantities}
+    return any(counts[name][place] for name in names for place in _SEALED) or any(
+        quantity > counts[name]["recorded"] for name, quantity in quantities.items()
+    )
+
+
+async def _read_changed_at(store: Store, view: CustomerView, start_ms: int) -> str:
+    """Read from the store when the customer's prices last changed in a period; empty: never."""
+    admin = await store.admin()
+    found: bytes | None = await admin.ask(admin.client.hget(view.keys.totals, f"{start_ms}|y"))
+    return (found or b"").decode()
+
+
+async def read_ended_segments(
+    store: Store, view: CustomerView, quantities: Mapping[str, int]
+) -> BilledUsage | None:
+    """Read the ended price segments of this period from the store, as lines without ids.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    if view.state.subscription is None:
+        return None
+    usage, meters = await store.usage(view.customer), store.catalog.meters
+    start_ms, admin = to_ms(usage["period"]["start"]), await store.admin()
+    names = {token: name for name in meters for token in (meter_token(name),)}
+    units, lines = dict[str, list[tuple[int, int]]](), dict[str, list[BilledLine]]()
+    items = dict[str, int]()
+    for meter in quantities:
+        lines[meter] = []
+        for token in tokens_of(meter, store.catalog):
+            fields = [f"{start_ms}|{token}{letter}" for letter in "sn"]
+            marks, late = await admin.ask(admin.client.hmget(view.keys.totals, fields))
+            by_item = [one._replace(sealed=one.overage) for one in item_segments((late or b"").decode())]
+            items[token] = sum(one.sealed for one in by_item)
+            ended = segments_of((marks or b"").decode(), label="", sealed=_ENDLESS, overage=0)[:-1]
+            if ended and ended[-1].label == sent_label(names[token], view.entitlements, meters):
+                ended.pop()  # A change that Stripe refused: its price goes on.
+            units[token] = [(start_ms, one.sealed) for one in ended]
+            lines[meter] += [
+                _unknown_line(token, f"segment{place}", start_ms, one)
+                for place, one in reversed([*enumerate(ended)])
+            ]
+            lines[meter] += [_unknown_line(token, f"item{one.label}", start_ms, one) for one in by_item]
+    changed = await _read_changed_at(store, view, start_ms)
+    return BilledUsage(units=units, items=items, lines=lines, changed=changed)
+
+
+def _unknown_line(token: str, name: str, start_ms: int, ended: PriceSegment) -> BilledLine:
+    price = ended.unit_cents or Fraction(0)
+    return BilledLine(token, name, start_ms, ended.sealed, price, None, None)
 
 
 class CreditIssuer:

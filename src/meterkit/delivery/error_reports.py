@@ -30,9 +30,9 @@ _WORDS_MAX: Final = 200
 # The idempotency key of a later try is the identifier and eight hex digits.
 _KEY: Final = re.compile(r"(?P<identifier>[0-9a-f]{32}(-[0-9]{1,6})?r*)(-[0-9a-f]{8})?")
 _BATCH_KEY: Final = re.compile(rf"{BATCH}[0-9a-f]{{32}}")
-_OF_THE_METER: Final = frozenset({"archived_meter", "no_meter"})
-# Other refused events may be accepted after a change of settings at Stripe.
-_DEAD: Final = frozenset(
+_METER_CODES: Final = frozenset({"archived_meter", "no_meter"})
+# Events refused with other codes, unknown ones included, may be accepted after a change of settings.
+_DEAD_CODES: Final = frozenset(
     {
         "meter_event_customer_not_found",
         "meter_event_invalid_value",
@@ -137,16 +137,6 @@ def batches_of(report: ErrorReport) -> dict[ErrorCause, dict[str, str]]:
         if keys:
             found[cause] = keys
     return found
-
-
-def is_of_meter(code: str) -> bool:
-    """Whether a code says that a meter accepts no event at all."""
-    return code in _OF_THE_METER
-
-
-def state_of(code: str) -> Literal["parked", "dead"]:
-    """State of an intent refused with a code; with an unknown code it is parked for an operator."""
-    return "dead" if code in _DEAD else "parked"
 
 
 def _samples(kind: Mapping[str, Any]) -> Iterator[ErrorSample]:
@@ -343,7 +333,7 @@ async def _event_names(api: StripeApi, report: ErrorReport) -> Collection[str]:
 async def _find_refused(
     api: StripeApi, cause: ErrorCause, one_of: list[ReportedIntent]
 ) -> list[ReportedIntent]:
-    if len(one_of) == 1 or (is_of_meter(cause.code) and cause.count >= len(one_of)):
+    if len(one_of) == 1 or (cause.code in _METER_CODES and cause.count >= len(one_of)):
         return one_of
     if cause.code == _NO_CUSTOMER:
         gone = {name for name in {one.stripe_customer for one in one_of} if await _is_gone(api, name)}
@@ -388,7 +378,8 @@ async def park_refused(store: Store, api: StripeApi, event_id: str, journal: Jou
         if one.is_apart:
             apart += 1
             continue
-        state, why = state_of(code), f"refused after it was taken: {code}: {message}"
+        state: Literal["parked", "dead"] = "dead" if code in _DEAD_CODES else "parked"
+        why = f"refused after it was taken: {code}: {message}"
         refused = await refusing.refuse(one, state=state, why=why)
         if refused == "done":
             apart += 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.ambiguity import compare_in_ms
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.outbox.intents import StoredIntent, read_intents_in
+from meterkit.outbox.intents import StoredIntent, parse_sealed, read_intents_in
 from meterkit.outbox.invoice_ends import StampedUsage, find_too_late
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.outbox import Outbox
@@ -150,12 +150,7 @@ class LateIntents:
         Raises:
             StoreError: the store does not answer.
         """
-        stamped = StampedUsage(
-            customer=kept.customer,
-            stripe_customer=kept.fields["stripe"],
-            period=kept.fields["period"],
-            minute_ms=kept.minute_s * 1000,
-        )
+        stamped = _stamped(parse_sealed(kept.identifier, 0, kept.fields))
         return bool(await find_too_late(self._store, kept.shard, [stamped]))
 
     async def _park(self, kept: StoredIntent) -> bool:

@@ -90,20 +90,38 @@ class StripeBooks:
         linked = self._state.stripe_customer
         if linked is None or self._invoices is None:
             return None
-        subscription = self._state.subscription
-        is_its = subscription is not None and subscription.created_ms <= self._start_ms
-        asking = invoiced_units(
-            self._store,
-            self._customer,
-            linked,
-            self._names(event_name),
-            (self._start_ms, self._end_ms),
-            summaries=self._summaries,
-            invoices=self._invoices,
-            counted=counted,
-            stops_ms=stops_billing_ms(subscription) if subscription is not None and is_its else NEVER_MS,
-        )
-        return await unless_gone(asking)
+        return await unless_gone(self._read_invoiced(linked, self._invoices, event_name, counted))
+
+    async def _read_invoiced(
+        self, linked: str, invoices: InvoiceReader, event_name: str, counted: int
+    ) -> InvoicedUnits:
+        """Read the units of an event name on the invoices of the period.
+
+        In our books, a shortened period ends after the timestamps of all its events. Stripe's next invoice
+        has the units of the minutes between: they count for the period that recorded them. After a
+        subscription's last period, no invoice has them.
+        """
+        names, start_ms, end_ms = self._names(event_name), self._start_ms, self._end_ms
+        edges = await read_stripe_edges(self._store, self._customer, start_ms, end_ms)
+        meters = [meter for name in names for meter in self._summaries.meter_ids(name)]
+        span_s = start_ms // 1000, edges.end_ms // 1000
+        found = await invoices.invoiced(linked, meters, *span_s, counted=counted)
+        if found.state in {"none", "unknown"}:
+            return found
+
+        async def units(from_ms: int, until_ms: int) -> int:
+            first_s, end_s = -(-from_ms // _MINUTE_MS) * 60, until_ms // _MINUTE_MS * 60
+            if first_s >= end_s:
+                return 0
+            found = [await self._summaries.counted(name, linked, first_s, end_s) for name in names]
+            return int(sum(filter(None, found)))
+
+        subscription, stops_ms = self._state.subscription, NEVER_MS
+        if subscription is not None and subscription.created_ms <= start_ms:
+            stops_ms = stops_billing_ms(subscription)
+        on_next = await units(edges.end_ms, end_ms) if edges.end_ms < stops_ms else 0
+        of_former = await units(edges.start_ms, start_ms)
+        return replace(found, quantity=found.quantity + on_next - of_former)
 
     async def sent_by_others(self, events: set[str], used: set[str], *, is_closing: bool) -> set[str]:
         """Find event names without own usage that Stripe has units of.
@@ -147,61 +165,6 @@ async def unless_gone(asked: Awaitable[_T]) -> _T | None:
         if error.status not in _NOT_THERE:
             raise
         return None
-
-
-async def invoiced_units(
-    store: Store,
-    customer: str,
-    stripe_customer: str,
-    event_names: Sequence[str],
-    span_ms: tuple[int, int],
-    *,
-    summaries: StripeSummaries,
-    invoices: InvoiceReader,
-    counted: int,
-    stops_ms: int,
-) -> InvoicedUnits:
-    """Read the units of event names on the invoices of a period.
-
-    In our books, a shortened period ends after the timestamps of all its events. Stripe's next invoice has
-    the units of the minutes between: they count for the period that recorded them. After a subscription's
-    last period, no invoice has them.
-
-    Args:
-        store: has the customer's state.
-        customer: the customer's id.
-        stripe_customer: the linked customer at Stripe.
-        event_names: of the meter at Stripe, former ones too.
-        span_ms: start and end of the period.
-        summaries: give counted units.
-        invoices: give invoice lines.
-        counted: units that Stripe has counted in the period.
-        stops_ms: when the subscription of the period stops billing usage.
-
-    Raises:
-        StripeError: Stripe refuses, or does not answer.
-        StoreError: the store does not answer.
-    """
-    start_ms, end_ms = span_ms
-    edges = await read_stripe_edges(store, customer, start_ms, end_ms)
-    meters = [meter for event_name in event_names for meter in summaries.meter_ids(event_name)]
-    span_s = start_ms // 1000, edges.end_ms // 1000
-    found = await invoices.invoiced(stripe_customer, meters, *span_s, counted=counted)
-    if found.state in {"none", "unknown"}:
-        return found
-
-    async def units(from_ms: int, until_ms: int) -> int:
-        first_s, end_s = -(-from_ms // _MINUTE_MS) * 60, until_ms // _MINUTE_MS * 60
-        if first_s >= end_s:
-            return 0
-        found = [
-            await summaries.counted(event_name, stripe_customer, first_s, end_s) for event_name in event_names
-        ]
-        return int(sum(filter(None, found)))
-
-    on_the_next = await units(edges.end_ms, end_ms) if edges.end_ms < stops_ms else 0
-    of_the_former = await units(edges.start_ms, start_ms)
-    return replace(found, quantity=found.quantity + on_the_next - of_the_former)
 
 
 class ItemBook(NamedTuple):

@@ -205,39 +205,31 @@ class Intents:
 
         async def redriven(kept: StoredIntent, cause: str) -> bool:
             now_ms = self._store.now_ms()
-            if RESTORED in kept.fields:
-                after = _with_reason("parked, to be compared with what Stripe has", reason)
-                why = "Stripe may have it: the store was restored, and what Stripe has is compared first"
-                return await change_state(
-                    self._store,
-                    kept,
-                    "parked",
-                    cause=cause,
-                    compare_in_ms=0,
-                    after=after,
-                    fields={"why": why},
-                )
-            if can_resend(kept.first_ms, now_ms) and not is_refused(identifier):
+            if (
+                RESTORED not in kept.fields
+                and can_resend(kept.first_ms, now_ms)
+                and not is_refused(identifier)
+            ):
                 # A new key: Stripe answers a known one with its saved response.
                 renewed = replace(kept, fields={**kept.fields, "key": f"{identifier}-{token_hex(4)}"})
+                after = _with_reason("queued", reason)
                 return await change_state(
-                    self._store,
-                    kept,
-                    "queued",
-                    cause=cause,
-                    replacement=renewed,
-                    after=_with_reason("queued", reason),
+                    self._store, kept, "queued", cause=cause, replacement=renewed, after=after
                 )
-            why = "Stripe may have it: it is compared with Stripe's summary of its minute"
-            wait_ms = compare_in_ms(kept.tried_since_ms, now_ms)
-            after = _with_reason("parked, to be compared with Stripe's summary", reason)
+            if RESTORED in kept.fields:
+                after, wait_ms = "parked, to be compared with what Stripe has", 0
+                why = "Stripe may have it: the store was restored, and what Stripe has is compared first"
+            else:
+                wait_ms = compare_in_ms(kept.tried_since_ms, now_ms)
+                after = "parked, to be compared with Stripe's summary"
+                why = "Stripe may have it: it is compared with Stripe's summary of its minute"
             return await change_state(
                 self._store,
                 kept,
                 "parked",
                 cause=cause,
                 compare_in_ms=wait_ms,
-                after=after,
+                after=_with_reason(after, reason),
                 fields={"why": why},
             )
 
