@@ -107,11 +107,11 @@ async def usage_lines(
     summaries, invoices = StripeSummaries(api), InvoiceReader(api, {}, store.catalog.currency)
     await summaries.refresh()
     order, admin = list(dict.fromkeys(tokens)), await store.admin()
-    own = await read_meters(admin, store.keys, store.catalog, customer)
+    customer_meters = await read_meters(admin, store.keys, store.catalog, customer)
     # An earlier price of the customer may have had the event name of the plans file.
     named = [
         (one.event_name, token)
-        for known in (list_reported_meters(store.catalog), own)
+        for known in (list_reported_meters(store.catalog), customer_meters)
         for token, one in known.items()
     ]
     token_of = {

@@ -238,8 +238,10 @@ class IntentRefuser:
             self._meters = await read_meters(admin, keys, self._store.catalog)
         tokens = [token for token, counted in self._meters.items() if counted.event_name == one.event_name]
         if not tokens:  # The customer's price is older than the event name in the plans file.
-            own = await read_meters(admin, keys, self._store.catalog, one.customer)
-            tokens = [token for token, counted in own.items() if counted.event_name == one.event_name]
+            subscribed_meters = await read_meters(admin, keys, self._store.catalog, one.customer)
+            tokens = [
+                token for token, counted in subscribed_meters.items() if counted.event_name == one.event_name
+            ]
         names = [keys.shard(one.shard, name) for name in ("intents", "outbox")]
         names += [keys.delivered(one.shard, one.day_ms), keys.shard(one.shard, state)]
         names.append(keys.customer(one.customer).totals)

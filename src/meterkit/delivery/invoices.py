@@ -401,8 +401,8 @@ class PriceTerms(NamedTuple):
             quantity: the units.
             after: earlier units of the period.
         """
-        whole, before = self._charge_all(after + quantity), self._charge_all(after) if after else Fraction(0)
-        return None if whole is None or before is None else whole - before
+        total, before = self._charge_all(after + quantity), self._charge_all(after) if after else Fraction(0)
+        return None if total is None or before is None else total - before
 
     def _charge_all(self, quantity: Decimal) -> Fraction | None:
         if self.tiers:

@@ -244,15 +244,15 @@ class Reconciler:
             if counted.meter in usage["meters"]
         }
         back, late = await taken_back(store, usage), await uninvoiced(store, usage)
-        own = {name for name in events if any(back[name]) or _goes_to_stripe(usage["meters"][name])}
-        used = {events[name] for name in own}
+        used_meters = {name for name in events if any(back[name]) or _goes_to_stripe(usage["meters"][name])}
+        used_events = {events[name] for name in used_meters}
         invoicing = None
-        if used or state.subscription is not None:
+        if used_events or state.subscription is not None:
             invoicing = await read_period_billing(store, self._api(), usage, state)
         books = StripeBooks(store, usage, state, summaries, None if invoicing is None else invoices)
-        foreign = await books.sent_by_others({*events.values()}, used, is_closing=is_closing)
+        foreign = await books.sent_by_others({*events.values()}, used_events, is_closing=is_closing)
         newest_last = sorted(events, key=store.catalog.meters.__contains__)
-        shown = own | {
+        shown = used_meters | {
             name for event, name in {events[name]: name for name in newest_last}.items() if event in foreign
         }
         meters = [name for name in usage["meters"] if name in shown]

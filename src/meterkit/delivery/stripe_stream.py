@@ -161,8 +161,8 @@ class StripeStreamTransport:
         self._session = _session_in(object_in(answer.body), age_s) if answer.status == HTTPStatus.OK else None
         if self._session is not None:
             return None
-        said = read_result(answer, "unreadable", "the answer is not a session for the stream")
-        refused = classify(_of_stripe(said))
+        result = read_result(answer, "unreadable", "the answer is not a session for the stream")
+        refused = classify(_of_stripe(result))
         # No event is the cause, and none was sent.
         kind: OutcomeKind = refused.kind if refused.kind in _OF_SESSIONS else "systemic"
         return replace(refused, kind=kind, refused=True, new_key=False)

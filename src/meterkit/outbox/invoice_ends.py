@@ -130,9 +130,9 @@ async def find_too_late(store: Store, shard: int, asked: Iterable[StampedUsage])
     admin = await (await store.admin()).for_delivery().at(keys.shard(shard, "intents"))
     pipe = admin.client.pipeline(transaction=False)
     for one in old:
-        own = keys.customer(one.customer)
-        pipe.hget(own.state, "data")
-        pipe.hmget(own.totals, [f"{one.period}|f", f"{one.period}|h", f"{one.period}|e"])
+        customer_keys = keys.customer(one.customer)
+        pipe.hget(customer_keys.state, "data")
+        pipe.hmget(customer_keys.totals, [f"{one.period}|f", f"{one.period}|h", f"{one.period}|e"])
     found = iter(await admin.ask(pipe.execute()))
     late: set[StampedUsage] = set()
     for one, data, (final, held, ended) in zip(old, found, found, strict=False):

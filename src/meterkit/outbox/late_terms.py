@@ -75,14 +75,14 @@ def price_in_words(entitlement: Entitlement | None, currency: str) -> str:
     return f" at {money(overage.amount_cents, currency)} {per}"
 
 
-def late_class(own: Entitlement | None, meter: Meter) -> str:
+def late_class(entitlement: Entitlement | None, meter: Meter) -> str:
     """Class in which late usage of a meter is recorded again; empty: none of it is billed.
 
     Args:
-        own: the plan's entitlement for the meter, or for the source of a derived meter; None: none.
+        entitlement: the plan's entitlement for the meter, or for the source of a derived meter; None: none.
         meter: the meter.
     """
-    included, overage = (0, 0) if own is None else reported_parts(own, meter)
+    included, overage = (0, 0) if entitlement is None else reported_parts(entitlement, meter)
     return "overage" if overage else "included" if included else ""
 
 
@@ -98,8 +98,8 @@ def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_bil
     found: dict[str, tuple[str, str, str, str, str, int]] = {}
     for name, meter in catalog.meters.items():
         if meter.stripe is not None and meter.kind == "counter":
-            own = given.get(deciding_meter(name, catalog))
-            kind = late_class(own, meter) if is_billed else ""
+            entitlement = given.get(deciding_meter(name, catalog))
+            kind = late_class(entitlement, meter) if is_billed else ""
             label, priced = unit_label(name, given or None, prices, catalog)
             is_flat = int(has_flat_price(given.get(name), meter))
             words = price_in_words(given.get(name), catalog.currency)
@@ -110,10 +110,10 @@ def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_bil
 def _subscribed_entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
     """Entitlements of the subscription's own plan, which Stripe bills even if another plan is active."""
     catalog = view.cache.catalog
-    own = catalog.plans.get(plan or "")
-    if own is None:
+    subscribed = catalog.plans.get(plan or "")
+    if subscribed is None:
         return {}
-    return entitlements_on(own, view.state, catalog, now_ms)
+    return entitlements_on(subscribed, view.state, catalog, now_ms)
 
 
 def unit_label(
@@ -127,8 +127,8 @@ def unit_label(
         prices: of the subscription's metered items.
         catalog: where the meters are.
     """
-    own = prices_by_meter(prices, catalog).get(name)
-    if given is None or (own is not None and not own.is_exact):
+    price = prices_by_meter(prices, catalog).get(name)
+    if given is None or (price is not None and not price.is_exact):
         return UNKNOWN, name
     return sent_price(name, given, catalog.meters)
 

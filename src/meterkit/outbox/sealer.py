@@ -195,10 +195,10 @@ class UsageSealer:
 
     def _keys_of(self, view: CustomerView) -> list[str]:
         keys = view.keys
-        own = [keys.counters, keys.state, keys.totals, keys.dirty]
-        own += [self._keys.shard(self._shard, name) for name in ("intents", "outbox")]
-        own += [keys.history, self._keys.shard(self._shard, "items")]
-        return [*own, *[self._keys.audit(self._shard)] * self._store.is_audited]
+        script_keys = [keys.counters, keys.state, keys.totals, keys.dirty]
+        script_keys += [self._keys.shard(self._shard, name) for name in ("intents", "outbox")]
+        script_keys += [keys.history, self._keys.shard(self._shard, "items")]
+        return [*script_keys, *[self._keys.audit(self._shard)] * self._store.is_audited]
 
     def _script_arguments(self, view: CustomerView, nonce: str, cut: str) -> list[str | int | bytes]:
         state = view.state
