@@ -61,7 +61,7 @@ async def test_what_is_parked_waits_and_what_is_refused_is_said(stored: Shell, i
     refused = stored.run("outbox", "park", intent.identifier, "nobody", "--json")
     assert (refused.code, refused.json["parked"]) == (1, [])
     assert [one["intent"] for one in refused.json["refused"]] == [intent.identifier, "nobody"]
-    assert "is dead: only what is queued can be parked" in refused.err
+    assert "is dead: only queued intents can be parked" in refused.err
     assert stored.run("outbox", "redrive", intent.identifier).code == 0
     parked = stored.run("outbox", "park", intent.identifier, "--reason", "a wrong price")
     assert (parked.code, parked.out.startswith("parked: 25 of tokens")) == (0, True)

@@ -87,10 +87,10 @@ async def test_i9_a_worker_delivers_once_its_killed_store_is_back(
             assert "delivered 1," in first_line(worker)
             server.signal(signal.SIGKILL)
             server.process.wait()
-            hear(worker, "this flush failed, the next one goes on from there")
+            hear(worker, "this flush failed; the next one continues")
             with spawn_server(*kept, port=port, directory=data) as revived:
                 await record(shell, 8)
-                hear(worker, "was restarted, restored or taken over")
+                hear(worker, "was restarted, restored or replaced")
 
                 def has_delivered() -> bool:
                     pass_two_minutes(revived)  # Each time: it says so once, and notices shard after shard.

@@ -159,7 +159,7 @@ async def test_what_cannot_be_noted_holds_up_no_delivery(at: Desk, caplog: pytes
     await at.use("acme", requests=7)
     assert (await at.flush(everything=True)).is_complete
     assert at.accepted("acme") == 7
-    assert "ends of billing periods cannot be noted, and are not looked at: " in caplog.text
+    assert "ends of billing periods cannot be stored, and are not confirmed: " in caplog.text
 
 
 async def test_damaged_books_do_not_delay_other_closes(

@@ -114,7 +114,7 @@ async def test_the_flusher_runs_until_stopped_despite_failures(
         async with kit_for(store_url, at.url, clock=at.clock, flush=False, flush_interval=0.05) as idle:
             assert (idle.settings.flushes, is_flushing()) == (False, False)
     assert at.accepted("acme") == 7
-    failed = [record for record in caplog.records if "the next one goes on" in record.getMessage()]
+    failed = [record for record in caplog.records if "the next one continues" in record.getMessage()]
     assert [record.exc_info is not None for record in failed] == [True, False]
 
 

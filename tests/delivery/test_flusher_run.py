@@ -68,7 +68,7 @@ async def test_a_restart_is_logged_once_for_all_shards(at: Desk, caplog: pytest.
         await at.kit.record(customer, "requests", 6)
     at.clock.advance(timedelta(minutes=5))
     await at.flush()
-    assert caplog.text.count("was restarted, restored or taken over") == 1
+    assert caplog.text.count("was restarted, restored or replaced") == 1
     at.emulator.fail_next("error", status=401, times=None, path="*")
     at.clock.advance(timedelta(minutes=10))
     for _ in range(3):

@@ -51,7 +51,7 @@ def test_what_is_mispriced(
             ],
             (
                 "3 units were recorded at USD 0.000125 each and are billed at USD 0.0001 each; 1000 units"
-                " were recorded at USD 0.05 each and are billed at USD 0.03 each (in_1, in_2): see who"
+                " were recorded at USD 0.05 each and are billed at USD 0.03 each (in_1, in_2): check who"
                 " changed the price; that is USD 20.00 less, and the customer's own price gives no more"
             ),
         ),
@@ -106,7 +106,7 @@ AMOUNTS: list[tuple[str, list[LineCharge], str]] = [
         [flat(3, 6)],
         "3 units at price_1 come to USD 0.08, and the lines have USD 0.06",
     ),
-    ("one price, much more", [flat(4, 500)], "see who changed them, and credit USD 4.90"),
+    ("one price, much more", [flat(4, 500)], "check who changed them, and credit USD 4.90"),
     (
         "a tier edited",
         [tiered("a", 300, 400)],
@@ -117,7 +117,7 @@ AMOUNTS: list[tuple[str, list[LineCharge], str]] = [
         [tiered("a", 100, 0), tiered("b", 100, 0)],
         (
             "the tiers began again when a was switched to b (in_1): USD 0.00 are billed, and with each tier"
-            " once it would be USD 2.50: see who switched the price at once, such as a portal"
+            " once it would be USD 2.50: check who switched the price at once, such as a portal"
         ),
     ),
     (

@@ -197,7 +197,7 @@ async def test_usage_billed_at_another_price_is_named(
     assert (one.delivered, one.confirmed, one.invoiced, one.mispriced) == (1000, 1000, 1000, 600)
     said = f"600 units were recorded at USD 0.05 each and are billed at USD 0.0{cents} each (in_"
     assert one.advice.startswith(said)
-    assert one.advice.endswith(f"): see who changed the price{do}")
+    assert one.advice.endswith(f"): check who changed the price{do}")
     looked = await at.look()
     assert [said in why for why in looked.late] == [True]
     assert (await at.look()).late == []
@@ -230,7 +230,7 @@ async def test_units_of_a_void_invoice_are_named(at: Ending) -> None:
     await at.found.client.v1.invoices.void_invoice_async(invoice.id)
     one = await books(at)
     assert (one.confirmed, one.invoiced, one.invoice) == (100, 0, "none")
-    assert f"; {invoice.id} had 100 and is void): see who voided it, and why" in one.advice
+    assert f"; {invoice.id} had 100 and is void): check who voided it, and why" in one.advice
 
 
 async def test_f_227_foreign_units_are_found_in_past_periods(store_url: str) -> None:

@@ -225,7 +225,7 @@ async def test_i6_an_unreadable_intent_is_named_once_and_skipped(
     await at.kit.customers.unlink("acme")
     await at.kit.customers.link("acme", "cus_acme", force=True)  # It asks which minutes are taken.
     told = [message for message in caplog.messages if "bad-1" in message]
-    assert told == ["intent bad-1 of shard 0 cannot be read and is left; all others are delivered"]
+    assert told == ["intent bad-1 of shard 0 cannot be read and is skipped; all others are delivered"]
 
 
 NOW_MS: Final = int(NOW.timestamp() * 1000)

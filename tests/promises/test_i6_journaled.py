@@ -124,7 +124,7 @@ async def test_i6_units_of_another_sender_are_left_to_an_operator(house: House) 
         report = await house.settle(kit)
         (kept,) = report.undelivered
         assert (kept.quantity, kept.state, house.billed("acme")) == (40, "parked", 10 + 40 + 60)
-        assert "Stripe has 40 more of api_requests than the store knows of" in kept.why
+        assert "Stripe has 40 units of api_requests more than the store knows of" in kept.why
         assert "`meterkit recover` settles" in kept.why
         (one,) = (await recover(kit)).recovered
         assert (one.parked, one.billed, one.sent) == (40, 40, 0)

@@ -437,7 +437,7 @@ def test_where_lines_have_what_was_counted_nothing_is_to_be_done(
 def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
     assert advice(FINAL, 107, price=" at USD 0.05 each") == (
         "7 of 107 units that Stripe has counted at USD 0.05 each are on no invoice (invoice in_1 has 100):"
-        " see whether the subscription has the meter's price; if it was removed by mistake, bill them by an"
+        " check whether the subscription has the meter's price; if it was removed by mistake, bill them by an"
         " invoice item"
     )
     assert advice(FINAL, 127, late=20).startswith("7 of 107 units")
@@ -489,7 +489,7 @@ def test_units_of_a_void_invoice_are_named_by_it() -> None:
     found = InvoicedUnits(voided={"in_2": Decimal(7)})
     assert advice(found, 7, after_ms=0) == (
         "7 of 7 units that Stripe has counted are on no invoice (no invoice line has them; in_2 had 7 and is"
-        " void): see who voided it, and why"
+        " void): check who voided it, and why"
     )
 
 

@@ -193,7 +193,7 @@ class UsageCutter:
         for intent in await Intents(self.store).list(state="queued", customer=customer):
             if intent.attempts > before.get(intent.identifier, 0):
                 raise StripeUnavailableError(
-                    f"usage of customer {customer!r} cannot be delivered now: {intent.why or 'no answer'}"
+                    f"usage of customer {customer!r} cannot be delivered now: {intent.why or 'no response'}"
                 )
 
     async def _release_held(self, customer: str) -> None:

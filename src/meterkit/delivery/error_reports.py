@@ -45,8 +45,8 @@ _CURES: Final = {
     "archived_meter": "reactivate the meter at Stripe",
     "no_meter": "make a meter of that event name at Stripe: meterkit stripe sync",
     "meter_event_customer_not_found": (
-        "link the customer to one of this account for what comes, meterkit customers unlink and link; what"
-        " was sent stays addressed to the old one: bill it by hand"
+        "link the customer to a Stripe customer of this account (meterkit customers unlink, then link); units"
+        " already sent stay with the old one: bill them by hand"
     ),
 }
 _CURE: Final = "meterkit doctor compares the meters at Stripe with the plans file"
@@ -381,13 +381,14 @@ async def park_refused(store: Store, api: StripeApi, event_id: str, journal: Jou
             apart += 1
             continue
         state: Literal["parked", "dead"] = "dead" if code in _DEAD_CODES else "parked"
-        why = f"refused after it was taken: {code}: {message}"
+        why = f"refused after it was accepted: {code}: {message}"
         refused = await refusing.refuse(one, state=state, why=why)
         if refused == "done":
             apart += 1
             done.append(identifier)
             _logger.error(
-                "%d units of %s of customer %r are %s: Stripe took intent %s and does not count it: %s: %s",
+                "%d units of %s of customer %r are %s: Stripe accepted intent %s and does not count it: %s:"
+                " %s",
                 one.value,
                 one.event_name,
                 one.customer,
@@ -426,8 +427,8 @@ def _log_unknown(report: ErrorReport, apart: int, event_id: str) -> None:
     where = "" if report.meter is None else f" of meter {report.meter}"
     when = f" from {report.span}" if report.span else ""
     _logger.error(
-        "%d of %d meter events%s%s that Stripe has taken and does not count are not known here by name: %s;"
-        " they count as delivered, so meterkit shows more than the invoice will. To do: %s. Event %s",
+        "%d of %d meter events%s%s that Stripe has accepted and does not count are not identified: %s; they"
+        " count as delivered, so meterkit shows more than the invoice will have. To do: %s. Event %s",
         left,
         report.count,
         where,

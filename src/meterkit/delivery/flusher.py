@@ -200,7 +200,7 @@ class Flusher:
         if self._failures.is_due(type(result)):
             # No other code logs an error that is not ours.
             unexpected = None if isinstance(result, MeterkitError) else result
-            message = "this flush failed, the next one goes on from there: %s"
+            message = "this flush failed; the next one continues: %s"
             _logger.error(message, result, exc_info=unexpected)
         return None
 

@@ -115,9 +115,9 @@ def _judge_readings(
         return Judgement(verdict="person", why=why)
     if value < 0:
         why = (
-            "it takes units back, and Stripe's summary of its minute says 0, which it may say of less than"
-            " nothing: look at the customer's meter at Stripe; if they are counted still, credit them by"
-            " hand; then drop it"
+            "it is a negative event, and Stripe's summary of its minute says 0, as it may of a negative sum:"
+            " check the customer's meter at Stripe; if the units are still counted, credit them by hand; then"
+            " drop it"
         )
         return Judgement(verdict="person", why=why)
     if minute_ms < now.at_ms - _PAST_MS:
@@ -183,8 +183,7 @@ class IntentComparer:
         apart_s = 0.0 if server_time_s is None else abs(server_time_s - self._store.clock())
         if apart_s > CLOCKS_APART_S:
             _logger.error(
-                "this host's clock and Stripe's differ by %d s: what Stripe may have is compared when they"
-                " agree",
+                "this host's clock and Stripe's differ by %d s: intents are compared once they agree",
                 apart_s,
             )
         return apart_s <= CLOCKS_APART_S

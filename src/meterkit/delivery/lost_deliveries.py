@@ -254,8 +254,8 @@ class LostDeliveries:
         ]
         if rows and lacking and self._journal_fails.is_due("lacks"):
             _logger.warning(
-                "the journal of deliveries lacks what the store knows of as delivered, such as %d units of"
-                " customer %r; Stripe's sums decide there",
+                "the journal of deliveries lacks units that the store knows as delivered, for example %d of"
+                " customer %r; Stripe's sums decide",
                 sum(lacking),
                 customer,
             )

@@ -68,18 +68,18 @@ def advice_on_difference(side: EventBooks, difference: int, parked: str) -> str:
     if parked and -side.parked_back <= difference <= side.parked:
         return (
             f"{parked}, and Stripe may have {difference} of these: --repair compares them where it can,"
-            " `meterkit outbox list --state parked` has the rest"
+            " `meterkit outbox list --state parked` lists the others"
         )
     if 0 < difference <= side.taken_back:
         return (
             f"Stripe has {difference} more than was delivered, and {side.taken_back} were taken back"
-            " there: it counts within minutes, else see its meter error reports, and cancelled events"
+            " there: it counts within minutes; otherwise, check its meter error reports and cancelled events"
         )
     if difference > 0:
         return f"Stripe has {difference} more than was delivered: something else sends to this meter"
     return (
-        f"Stripe has counted {-difference} less than it accepted: it counts within minutes, else see its"
-        " meter error reports, cancelled events, and the meter's formula (`meterkit doctor`)"
+        f"Stripe has counted {-difference} less than it accepted: it counts within minutes; otherwise, check"
+        " its meter error reports, cancelled events, and the meter's formula (`meterkit doctor`)"
     )
 
 
@@ -143,7 +143,9 @@ def advice_on_prices(found: Sequence[PriceMismatch], invoices: Sequence[str], cu
         for one in found
     ]
     cents = sum((one.units * (one.recorded - one.billed) for one in found), Fraction(0))
-    return f"{'; '.join(parts)} ({', '.join(invoices)}): see who changed the price{_outcome(cents, currency)}"
+    return (
+        f"{'; '.join(parts)} ({', '.join(invoices)}): check who changed the price{_outcome(cents, currency)}"
+    )
 
 
 def _outcome(missing: Fraction, currency: str) -> str:
@@ -171,7 +173,7 @@ def advice_on_amounts(charges: Sequence[LineCharge], invoices: Sequence[str], cu
             return (
                 f"{one.units} units at {one.price.id} come to"
                 f" {money(rounded_cents(alone), currency)}, and the lines"
-                f" have {money(one.cents, currency)} ({names}): see who changed them"
+                f" have {money(one.cents, currency)} ({names}): check who changed them"
                 f"{_outcome(alone - one.cents, currency)}"
             )
     return _advice_on_tiers(charges, names, currency)
@@ -193,7 +195,7 @@ def _advice_on_tiers(charges: Sequence[LineCharge], names: str, currency: str) -
     return (
         f"{how} ({names}):"
         f" {money(billed, currency)} are billed, and with each tier once it would be"
-        f" {money(rounded_cents(due), currency)}: see who switched the price at once, such as a portal"
+        f" {money(rounded_cents(due), currency)}: check who switched the price at once, such as a portal"
         f"{_outcome(due - billed, currency)}"
     )
 
@@ -244,11 +246,10 @@ def advice_on_invoices(
         begins = f"{missing} of {expected} units that Stripe has counted{price} are on no invoice ({where}"
         if invoiced.voided:
             units = sum(invoiced.voided.values(), Decimal(0))
-            return (
-                f"{begins}; {', '.join(invoiced.voided)} had {units} and is void): see who voided it, and why"
-            )
+            names = ", ".join(invoiced.voided)
+            return f"{begins}; {names} had {units} and is void): check who voided it, and why"
         return (
-            f"{begins}): see whether the subscription has the meter's price; if it was removed by mistake,"
+            f"{begins}): check whether the subscription has the meter's price; if it was removed by mistake,"
             " bill them by an invoice item"
         )
     credit = f"credit {-missing} units{f', {surplus}' if surplus else price}"

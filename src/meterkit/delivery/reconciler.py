@@ -299,9 +299,7 @@ class Reconciler:
         agree = not difference and not parked
         advice = self._on_invoices(side) if agree else advice_on_difference(side, difference, parked)
         if advice and await is_relinked(self._store, usage["customer"], usage["period"]["start"]):
-            return (
-                "the link has changed in this period: what went to the other Stripe customer is not seen here"
-            )
+            return "the link has changed in this period: units of the other Stripe customer are not compared"
         return advice
 
     def _on_invoices(self, side: EventBooks) -> str:

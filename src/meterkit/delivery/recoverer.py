@@ -38,17 +38,17 @@ _NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 _LEASE_MS: Final = 60_000
 _LATER_MS: Final = 600_000
 _BY_HAND: Final = (
-    "Stripe does not say what it has of this customer ({error}): drop the intents (`meterkit outbox list"
-    " --customer`) and bill by hand what its invoices lack"
+    "Stripe shows no usage of this customer ({error}): drop the intents (`meterkit outbox list --customer`)"
+    " and bill units that its invoices lack by hand"
 )
 _OF_OTHERS: Final = (
     "{units} of the billed units are not in the journal of deliveries: if something else sends events for"
     " this customer and meter, bill them by an invoice item"
 )
-_LOST: Final = "; the counters lack {} units more: `meterkit recover` takes them from the audit log"
+_LOST: Final = "; the counters lack {} units more: `meterkit recover` restores them from the audit log"
 _UNPROVEN: Final = (
-    "Stripe has {unknown} more of {event} than the store knows of: this may be among them; `meterkit recover`"
-    " settles it"
+    "Stripe has {unknown} units of {event} more than the store knows of: this may be among them; `meterkit"
+    " recover` settles it"
 )
 
 
@@ -315,7 +315,7 @@ class RestoreRecoverer:
         if billed and why:
             await self._leave_parked((kept,), why, by)
         elif billed:
-            after = f"delivered: Stripe has {billed} of it that the store had forgotten"
+            after = f"delivered: Stripe has {billed} units of it that the store had lost"
             await change_state(store, kept, "delivered", cause=by, after=after)
         else:
             # Under the same identifier: if Stripe has just this one, it counts once.

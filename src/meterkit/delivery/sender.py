@@ -275,7 +275,7 @@ class IntentSender:
             self.breaker.trip(now_ms, **systemic)
             if self.breaker.is_alert_due(now_ms):
                 if is_clock_right:
-                    _logger.error("Stripe is not sent anything for now: %s", outcome.detail)
+                    _logger.error("delivery to Stripe is paused: %s", outcome.detail)
                 else:
                     apart = "this host's clock and Stripe's differ by %d s: delivery waits until they agree"
                     _logger.error(apart, apart_s)

@@ -122,7 +122,9 @@ class StoreRestartCheck:
         except StripeError as error:
             if self._failures.is_due(life.now):  # Each pass asks again for each shard of the server.
                 _logger.warning(
-                    "shard %d waits, and others may, as Stripe does not say what it has: %s", shard, error
+                    "shard %d is not delivered, and others may not be, because Stripe cannot be compared: %s",
+                    shard,
+                    error,
                 )
             return False
 
@@ -140,9 +142,8 @@ class StoreRestartCheck:
         if life.now not in self._logged_lives:  # A server may have a hundred shards.
             self._logged_lives.add(life.now)
             _logger.warning(
-                "the store was restarted, restored or taken over, as shard %d says: what waits there and in"
-                " the server's other shards is sent in two minutes, once Stripe has said that it has nothing"
-                " of it",
+                "the store was restarted, restored or replaced (found at shard %d): intents that wait in this"
+                " server's shards are sent in two minutes, after a comparison with Stripe",
                 shard,
             )
 
@@ -211,7 +212,7 @@ class StoreRestartCheck:
         except StripeError as error:
             if error.status not in _OF_THE_CUSTOMER:
                 raise
-            why = f"the store has come back, and Stripe does not say whether it has this: {error}"
+            why = f"the store was restarted, and Stripe does not say whether it has this: {error}"
             for kept in await self._park_intents(line.intents, why, comparison):
                 _logger.warning(
                     "intent %s of customer %r is parked: %s",
@@ -235,7 +236,7 @@ class StoreRestartCheck:
             extra=REPORTED,
         )
         try:
-            why = f"the store has come back, and this cannot be compared: {error}"
+            why = f"the store was restarted, and this cannot be compared: {error}"
             await self._park_intents(line.intents, why, comparison)
         except StoreError as refused:
             # While the customer's totals are damaged, the line is not sent either.
@@ -249,21 +250,21 @@ class StoreRestartCheck:
             if await self._lost.read_minute(kept) != kept.value:
                 left.append(kept)
                 continue
-            why = f"delivered: the store forgot it, Stripe's summary of its minute says {kept.value}"
+            why = f"delivered: the store lost it, and Stripe's summary of its minute says {kept.value}"
             if await change_state(self._store, kept, "delivered", cause=CAUSE, after=why):
                 unknown -= kept.value
                 comparison.report.delivered += 1
         if unknown <= 0:
             return
         why = (
-            f"since the store came back, Stripe has {unknown} more of {line.event_name} than it says was"
-            " delivered: this may be among them"
+            f"the store was restarted, and Stripe has {unknown} units of {line.event_name} more than it knows"
+            " of: this may be among them"
         )
         parked = await self._park_intents(left, why, comparison)
         _logger.error(
-            "the store has lost what it knew of customer %r: Stripe has %d more of %s than the store says was"
-            " delivered; %d that wait are parked: `meterkit recover` settles those that the journal of"
-            " deliveries does not",
+            "the store has lost records of customer %r: Stripe has %d units of %s more than it knows of; %d"
+            " waiting units are parked. The journal of deliveries settles them; `meterkit recover` settles"
+            " the others",
             line.customer,
             unknown,
             line.event_name,

@@ -241,7 +241,9 @@ def _advice_on_terms(terms: ItemTerms, there: Sequence[Mapping[str, Any]]) -> st
     names = ", ".join(str(item["id"]) for item in there)
     other = next((item["currency"] for item in there if item["currency"] != terms.currency), None)
     if other is not None:
-        return f"the invoice items {names} are in {other}, and not in {terms.currency}: see who changed them"
+        return (
+            f"the invoice items {names} are in {other}, and not in {terms.currency}: check who changed them"
+        )
     cents = sum(int(item["amount"]) for item in there)
     due = sum(
         (Fraction(unit_amount_decimal(one.label)) * one.overage for one in terms.priced), start=Fraction(0)
@@ -250,10 +252,10 @@ def _advice_on_terms(terms: ItemTerms, there: Sequence[Mapping[str, Any]]) -> st
         exact = money(round(due), terms.currency)
         return (
             f"the invoice items {names} for late units have {money(cents, terms.currency)}, and their price"
-            f" comes to {exact}: see who changed them"
+            f" comes to {exact}: check who changed them"
         )
     if any(item["period"]["start"] != terms.start_s for item in there):
-        return f"the invoice items {names} for late units name another period: see who changed them"
+        return f"the invoice items {names} for late units name another period: check who changed them"
     return ""
 
 

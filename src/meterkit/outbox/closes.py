@@ -155,7 +155,7 @@ class CloseQueue:
         try:
             await self.note(shard, ends_to_close(views, self._store.now_ms()))
         except StoreError as error:
-            self._admin.warn_once(f"ends of billing periods cannot be noted, and are not looked at: {error}")
+            self._admin.warn_once(f"ends of billing periods cannot be stored, and are not confirmed: {error}")
 
     async def note(self, shard: int, ends: dict[str, int], *, sooner: bool = False) -> None:
         """Queue closes with their first checks. A queued close keeps its time, or is checked ``sooner``."""

@@ -344,7 +344,7 @@ def _parse_or_log(admin: Admin, shard: int, identifier: str, text: bytes | None)
     if fields and _is_complete(fields):
         return cast("Mapping[str, str]", fields)
     admin.warn_once(
-        f"intent {identifier} of shard {shard} cannot be read and is left; all others are delivered"
+        f"intent {identifier} of shard {shard} cannot be read and is skipped; all others are delivered"
     )
     return {}
 

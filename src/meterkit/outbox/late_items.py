@@ -272,7 +272,7 @@ class QueuedItems:
         check_text("reason", reason, may_be_empty=True)
         check_text("by", by, may_be_empty=True)
         if not reason:
-            raise MeterkitError("reason: found none; say why its quantity is never to be billed")
+            raise MeterkitError("reason: found none; say why the item is dropped")
         items, item = await self._find(identifier)
         if not await items.settle(item, "t", after=f"dropped: {reason}", cause=by or "api"):
             raise MeterkitError(f"item: found {shown(identifier)}; {_GONE}")

@@ -130,8 +130,7 @@ def _is_changed(reply: list[Any], kept: StoredIntent, totals: str) -> bool:
     """Whether a script has changed an intent; raise StoreError if the customer's totals are damaged."""
     if reply[0] == CANNOT_BE_COUNTED:
         raise StoreError(
-            f"intent {kept.identifier} stays as it is: what the store keeps under {totals} cannot be"
-            " counted in"
+            f"intent {kept.identifier} is unchanged: the totals in the store under {totals} are damaged"
         )
     return bool(reply[0] != _CHANGED)
 
@@ -272,7 +271,7 @@ class Intents:
             MeterkitError: no reason is given, there is no such intent, or it is being sent.
         """
         if not reason:
-            raise MeterkitError("reason: found none; say why its quantity is never to be delivered")
+            raise MeterkitError("reason: found none; say why the intent is dropped")
 
         async def dropped(kept: StoredIntent, cause: str) -> bool:
             return await change_state(self._store, kept, "dropped", cause=cause, after=f"dropped: {reason}")
@@ -297,7 +296,7 @@ class Intents:
                 words = " or ".join(_FROM[verb])
                 hint = "; it is being sent, try again in a minute" if state == "leased" else ""
                 raise MeterkitError(
-                    f"intent {identifier} is {state}: only what is {words} can be {verb}{hint}"
+                    f"intent {identifier} is {state}: only {words} intents can be {verb}{hint}"
                 )
             if await act(kept, by or "api"):
                 return await (self._as_shown(kept) if verb == "dropped" else self.show(identifier))
@@ -307,8 +306,8 @@ class Intents:
         kept = await find_intent(self._store, identifier) if is_text(identifier) else None
         if kept is None:
             raise MeterkitError(
-                f"intent: found {shown(identifier)}; no intent that is not delivered has this identifier:"
-                " `meterkit outbox list` names them"
+                f"intent: found {shown(identifier)}; no undelivered intent has this identifier:"
+                " `meterkit outbox list` lists them"
             )
         return kept
 

@@ -282,7 +282,7 @@ class Outbox:
                 yield move, answer
             elif answer[0] == CANNOT_BE_COUNTED:
                 _logger.error(
-                    "intent %s of customer %r waits: what the store keeps under %s cannot be counted in",
+                    "intent %s of customer %r waits: its totals in the store under %s are damaged",
                     move.intent.identifier,
                     move.intent.customer,
                     self._keys.customer(move.intent.customer).totals,
