@@ -57,12 +57,12 @@ async def deliver_customer(
     """
     deadline, pause_s = monotonic() + timeout_s, _PAUSE_FIRST_S
     dirty = store.keys.customer(customer).dirty
-    async with flusher as at_work:
+    async with flusher as running:
         left = await count_undelivered_units(store, customer)
         while left:
             admin = await store.admin()
             await admin.ask(admin.client.zadd(dirty, {customer: store.now_ms()}, xx=True))
-            await at_work.flush()
+            await running.flush()
             left = await count_undelivered_units(store, customer)
             if left and monotonic() >= deadline:
                 _logger.error(
@@ -150,7 +150,7 @@ class UsageCutter:
         """Seal and deliver pending usage, and hold usage recorded from now on."""
         store = self.store
         outbox = Outbox(store, await store.admin())
-        async with self.flusher() as at_work:
+        async with self.flusher() as running:
             is_sealed, tries = False, await self._retry_now(customer)
             while True:
                 till_ms = store.now_ms() + _HELD_MS
@@ -164,7 +164,7 @@ class UsageCutter:
                             f"usage of customer {customer!r} cannot be sealed: {sealing.aside[customer]}"
                         )
                     is_sealed = not sealing.later
-                await at_work.flush()
+                await running.flush()
                 meters = (await store.usage(customer))["meters"].values()
                 if is_sealed and not any(meter["queued"] or meter["leased"] for meter in meters):
                     return

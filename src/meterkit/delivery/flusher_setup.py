@@ -98,8 +98,8 @@ async def flush_forever(
     flusher: Callable[[], AbstractAsyncContextManager[Flusher]], *, every_s: float
 ) -> None:
     """Flush until cancelled."""
-    async with flusher() as at_work:
-        await at_work.run(every_s=every_s)
+    async with flusher() as running:
+        await running.run(every_s=every_s)
 
 
 def delivery_tasks(

@@ -153,29 +153,29 @@ class IntentComparer:
             StoreError: the store does not answer.
         """
         is_refreshed = False
-        async for kept in self._due():
+        async for intent in self._due():
             try:
                 if not is_refreshed:
                     await self._summaries.refresh()
                     is_refreshed = True
                 if not self._is_clock_right():
-                    await self._postpone(kept)
+                    await self._postpone(intent)
                     return
-                report.delivered += await self.compare(kept) == "delivered"
+                report.delivered += await self.compare(intent) == "delivered"
             except StripeError as error:
                 _logger.warning("intents are not compared with Stripe's summaries: %s", error)
-                await self._postpone(kept)
+                await self._postpone(intent)
                 return
             except MeterkitError as error:
                 # Damaged records of one customer do not stop the others.
                 _logger.warning(
                     "intent %s of customer %r cannot be compared: %s",
-                    kept.identifier,
-                    kept.customer,
+                    intent.identifier,
+                    intent.customer,
                     error,
                     extra=REPORTED,
                 )
-                await self._postpone(kept)
+                await self._postpone(intent)
 
     def _is_clock_right(self) -> bool:
         """Whether this host's clock agrees with Stripe's, as the age of first tries requires; log if not."""
@@ -188,7 +188,7 @@ class IntentComparer:
             )
         return apart_s <= CLOCKS_APART_S
 
-    async def compare(self, kept: StoredIntent) -> Verdict:
+    async def compare(self, intent: StoredIntent) -> Verdict:
         """Compare an intent with the summary of its minute, and apply the verdict.
 
         Returns:
@@ -199,44 +199,46 @@ class IntentComparer:
             StoreError: the store does not answer.
         """
         store = self._store
-        if RESTORED in kept.fields:
-            return await self._recoverer.settle_proven(kept, by=CAUSE)
-        judged = await self._judge_intent(kept)
-        if judged.verdict == "again":
-            fields = {"why": kept.fields.get("why", "")}
-            if judged.keep is not None:
-                fields |= {"look": f"{judged.keep.counted}", "looked": f"{judged.keep.at_ms}"}
-            is_so = await change_state(
-                store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, fields=fields
+        if RESTORED in intent.fields:
+            return await self._recoverer.settle_proven(intent, by=CAUSE)
+        judgement = await self._judge_intent(intent)
+        if judgement.verdict == "again":
+            fields = {"why": intent.fields.get("why", "")}
+            if judgement.keep is not None:
+                fields |= {"look": f"{judgement.keep.counted}", "looked": f"{judgement.keep.at_ms}"}
+            is_changed = await change_state(
+                store, intent, "parked", cause=CAUSE, compare_in_ms=judgement.wait_ms, fields=fields
             )
-        elif judged.verdict == "delivered":
-            is_so = await change_state(
-                store, kept, "delivered", cause=CAUSE, after=f"delivered: {judged.why}"
+        elif judgement.verdict == "delivered":
+            is_changed = await change_state(
+                store, intent, "delivered", cause=CAUSE, after=f"delivered: {judgement.why}"
             )
-        elif judged.verdict == "replace" and MISSED in kept.fields:
-            is_so = await strand_intent(store, kept, cause=CAUSE)
-        elif judged.verdict == "replace" and await self._late.is_late(kept):
-            why = f"{judged.why}, and the invoice of its period is final"
-            is_so = await withdraw(store, kept, cause=CAUSE, why=why)
-        elif judged.verdict == "replace":
-            new = kept.renamed(f"{token_hex(16)}-1", store.now_ms())
-            after = f"queued as {new.identifier}: {judged.why}"
-            is_so = await change_state(store, kept, "queued", cause=CAUSE, replacement=new, after=after)
+        elif judgement.verdict == "replace" and MISSED in intent.fields:
+            is_changed = await strand_intent(store, intent, cause=CAUSE)
+        elif judgement.verdict == "replace" and await self._late.is_late(intent):
+            why = f"{judgement.why}, and the invoice of its period is final"
+            is_changed = await withdraw(store, intent, cause=CAUSE, why=why)
+        elif judgement.verdict == "replace":
+            new = intent.renamed(f"{token_hex(16)}-1", store.now_ms())
+            after = f"queued as {new.identifier}: {judgement.why}"
+            is_changed = await change_state(
+                store, intent, "queued", cause=CAUSE, replacement=new, after=after
+            )
         else:
             _logger.error(
                 "intent %s of customer %r stays parked: %s",
-                kept.identifier,
-                kept.customer,
-                judged.why,
+                intent.identifier,
+                intent.customer,
+                judgement.why,
                 extra=REPORTED,
             )
-            after, fields = f"parked: {judged.why}", {"why": judged.why}
-            is_so = await change_state(store, kept, "parked", cause=CAUSE, after=after, fields=fields)
-        return judged.verdict if is_so else "again"
+            after, fields = f"parked: {judgement.why}", {"why": judgement.why}
+            is_changed = await change_state(store, intent, "parked", cause=CAUSE, after=after, fields=fields)
+        return judgement.verdict if is_changed else "again"
 
-    async def _judge_intent(self, kept: StoredIntent) -> Judgement:
-        fields, start_s = kept.fields, kept.minute_s
-        span_s, value, span = (start_s, start_s + _MINUTE_S), kept.value, "its minute"
+    async def _judge_intent(self, intent: StoredIntent) -> Judgement:
+        fields, start_s = intent.fields, intent.minute_s
+        span_s, value, span = (start_s, start_s + _MINUTE_S), intent.value, "its minute"
         if "since" in fields:  # It was rebuilt from many minutes, less the known ones.
             span_s = (int(fields["since"]), int(fields.get("till", start_s)))
             value = int(fields.get("together", value))
@@ -252,7 +254,7 @@ class IntentComparer:
         if counted is not None:
             counted -= int(fields.get("base", "0"))
             if "since" in fields:  # The base includes units sent to the customer's earlier Stripe customers.
-                names = (kept.customer, fields["event"], fields["stripe"])
+                names = (intent.customer, fields["event"], fields["stripe"])
                 counted += await self._lost.units_of_other_customers(*names, span_s)
         now = SummaryReading(counted=counted, at_ms=self._store.now_ms())
         before = None
@@ -262,7 +264,7 @@ class IntentComparer:
             value=value,
             span=span,
             minute_ms=start_s * 1000,
-            first_attempt_ms=kept.tried_since_ms,
+            first_attempt_ms=intent.tried_since_ms,
             before=before,
             now=now,
         )
@@ -283,8 +285,8 @@ class IntentComparer:
                 if fields and fields["state"] == "parked":
                     yield StoredIntent(identifier=name, shard=shard, text=data.decode(), fields=fields)
 
-    async def _postpone(self, kept: StoredIntent) -> None:
+    async def _postpone(self, intent: StoredIntent) -> None:
         admin = (await self._store.admin()).for_delivery()
         later_ms = self._store.now_ms() + _LATER_MS
-        compare = self._store.keys.shard(kept.shard, "compare")
-        await admin.ask(admin.client.zadd(compare, {kept.identifier: later_ms}, xx=True))
+        compare = self._store.keys.shard(intent.shard, "compare")
+        await admin.ask(admin.client.zadd(compare, {intent.identifier: later_ms}, xx=True))

@@ -124,39 +124,39 @@ class LateIntents:
         shard, admin = self._store.keys.customer(customer).shard, (await self._store.admin()).for_delivery()
         async for page in read_intents_in(self._store, admin, shard, "outbox"):
             await self._take_out(
-                kept
-                for kept in page
-                if kept.customer == customer
-                and kept.fields["period"] == str(period_ms)
-                and kept.value > 0
-                and kept.minute_s * 1000 < until_ms
+                intent
+                for intent in page
+                if intent.customer == customer
+                and intent.fields["period"] == str(period_ms)
+                and intent.value > 0
+                and intent.minute_s * 1000 < until_ms
             )
 
     async def _take_out(self, found: Iterable[StoredIntent]) -> tuple[int, int]:
         """Withdraw queued intents, or park those that Stripe may have; count both."""
         withdrawn = parked = 0
-        for kept in found:
-            if kept.fields["state"] != "queued":
+        for intent in found:
+            if intent.fields["state"] != "queued":
                 continue
-            if kept.first_ms:
-                parked += await self._park(kept)
+            if intent.first_ms:
+                parked += await self._park(intent)
             else:
-                withdrawn += await withdraw(self._store, kept, cause=_CAUSE, why="")
+                withdrawn += await withdraw(self._store, intent, cause=_CAUSE, why="")
         return withdrawn, parked
 
-    async def is_late(self, kept: StoredIntent) -> bool:
+    async def is_late(self, intent: StoredIntent) -> bool:
         """Whether the invoice of an intent's minute is final.
 
         Raises:
             StoreError: the store does not answer.
         """
-        stamped = _stamped(parse_sealed(kept.identifier, 0, kept.fields))
-        return bool(await find_too_late(self._store, kept.shard, [stamped]))
+        stamped = _stamped(parse_sealed(intent.identifier, 0, intent.fields))
+        return bool(await find_too_late(self._store, intent.shard, [stamped]))
 
-    async def _park(self, kept: StoredIntent) -> bool:
-        wait_ms = max(1, compare_in_ms(kept.first_ms, self._store.now_ms()))
+    async def _park(self, intent: StoredIntent) -> bool:
+        wait_ms = max(1, compare_in_ms(intent.first_ms, self._store.now_ms()))
         return await change_state(
-            self._store, kept, "parked", cause=_CAUSE, compare_in_ms=wait_ms, fields={"why": _WHY}
+            self._store, intent, "parked", cause=_CAUSE, compare_in_ms=wait_ms, fields={"why": _WHY}
         )
 
 

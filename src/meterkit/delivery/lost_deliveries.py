@@ -91,15 +91,15 @@ class IntentLine:
     @property
     def since_ms(self) -> int:
         """The first instant of their earliest period."""
-        return min(int(kept.fields["period"]) for kept in self.intents)
+        return min(int(intent.fields["period"]) for intent in self.intents)
 
 
 def group_by_line(intents: Iterable[StoredIntent]) -> list[IntentLine]:
     """Group intents into lines, in the order of their first intents."""
     lines: dict[tuple[str, str, str], IntentLine] = {}
-    for kept in intents:
-        names = (kept.customer, kept.fields["event"], kept.fields["stripe"])
-        lines.setdefault(names, IntentLine(*names)).intents.append(kept)
+    for intent in intents:
+        names = (intent.customer, intent.fields["event"], intent.fields["stripe"])
+        lines.setdefault(names, IntentLine(*names)).intents.append(intent)
     return list(lines.values())
 
 
@@ -124,14 +124,14 @@ class LostDeliveries:
         """Whether the journal has just failed to answer; it is asked again a minute later."""
         return self._journal is not None and monotonic() < self._journal_again_s
 
-    async def read_minute(self, kept: StoredIntent) -> Decimal | None:
+    async def read_minute(self, intent: StoredIntent) -> Decimal | None:
         """Read Stripe's summary of an intent's minute; None: there is no such meter.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
         """
-        names = kept.fields["event"], kept.fields["stripe"]
-        return await self._summaries.counted(*names, kept.minute_s, kept.minute_s + _MINUTE_S)
+        names = intent.fields["event"], intent.fields["stripe"]
+        return await self._summaries.counted(*names, intent.minute_s, intent.minute_s + _MINUTE_S)
 
     async def read_deliveries(self, customer: str) -> Deliveries:
         """Read all deliveries that the store has of a customer's shard.
@@ -237,7 +237,7 @@ class LostDeliveries:
         """
         rows = await self._read_journal(customer, event_name, gap.from_ms - _NEAR_MS)
         written = {row.identifier for row in rows}
-        kept = {one.identifier for one in known}
+        known_identifiers = {one.identifier for one in known}
         since_ms = gap.from_ms - _BEFORE_S * 1000
         forgotten = sum(
             row.value
@@ -245,7 +245,7 @@ class LostDeliveries:
             if row.value > 0
             and row.stripe_customer == stripe_customer
             and row.delivered_at_ms >= since_ms
-            and row.identifier not in kept
+            and row.identifier not in known_identifiers
         )
         lacking = [
             one.value

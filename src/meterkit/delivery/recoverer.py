@@ -220,11 +220,11 @@ class RestoreRecoverer:
         """Read parked intents of a restore, line by line, sorted."""
         admin = (await self._store.admin()).for_delivery()
         found = [
-            kept
+            intent
             for shard in await self._shards(customer)
             async for page in read_intents_in(self._store, admin, shard, "parked")
-            for kept in page
-            if RESTORED in kept.fields and customer in {None, kept.customer}
+            for intent in page
+            if RESTORED in intent.fields and customer in {None, intent.customer}
         ]
         return sorted(group_by_line(found), key=lambda line: line.names)
 
@@ -284,96 +284,98 @@ class RestoreRecoverer:
         if not is_proven and in_journal is None:
             await self._leave_parked(line.intents, why, by)
         elif not dry_run:
-            ordered = [await self._rejoin_intent(kept) for kept in ordered]
-            for kept, part in zip(ordered, shares([kept.value for kept in ordered], billed), strict=True):
-                await self._settle_intent(kept, part, by, why="" if is_proven else why)
+            ordered = [await self._rejoin_intent(intent) for intent in ordered]
+            for intent, part in zip(
+                ordered, shares([intent.value for intent in ordered], billed), strict=True
+            ):
+                await self._settle_intent(intent, part, by, why="" if is_proven else why)
         return found
 
     async def _leave_parked(self, intents: Iterable[StoredIntent], why: str, by: str) -> None:
         """Leave intents parked for an operator; if the journal does not answer, they are compared again."""
         later_ms = _LATER_MS if self._lost.is_journal_down else None
-        for kept in intents:
-            fields = {"why": why, _REST: kept.fields.get(_REST, "")}
-            after = "" if kept.fields.get("why") == why else f"parked: {why}"
+        for intent in intents:
+            fields = {"why": why, _REST: intent.fields.get(_REST, "")}
+            after = "" if intent.fields.get("why") == why else f"parked: {why}"
             await change_state(
-                self._store, kept, "parked", cause=by, after=after, compare_in_ms=later_ms, fields=fields
+                self._store, intent, "parked", cause=by, after=after, compare_in_ms=later_ms, fields=fields
             )
 
     async def _order_by_proof(self, line: IntentLine) -> list[StoredIntent]:
         """Sort the line's intents: first those whose own minute has just their units at Stripe."""
         is_there = {
-            kept.identifier: await self._lost.read_minute(kept) == kept.value + _cut_off_units(kept)
-            for kept in line.intents
+            intent.identifier: await self._lost.read_minute(intent) == intent.value + _cut_off_units(intent)
+            for intent in line.intents
         }
-        return sorted(line.intents, key=lambda kept: not is_there[kept.identifier])
+        return sorted(line.intents, key=lambda intent: not is_there[intent.identifier])
 
-    async def _settle_intent(self, kept: StoredIntent, billed: int, by: str, why: str = "") -> None:
+    async def _settle_intent(self, intent: StoredIntent, billed: int, by: str, why: str = "") -> None:
         """Count billed units as delivered and queue the others; with ``why``, billed ones stay parked."""
-        store, left = self._store, kept.value - billed
+        store, left = self._store, intent.value - billed
         if billed and left:
-            kept = await self._split_intent(kept, billed, by)
+            intent = await self._split_intent(intent, billed, by)
         if billed and why:
-            await self._leave_parked((kept,), why, by)
+            await self._leave_parked((intent,), why, by)
         elif billed:
             after = f"delivered: Stripe has {billed} units of it that the store had lost"
-            await change_state(store, kept, "delivered", cause=by, after=after)
+            await change_state(store, intent, "delivered", cause=by, after=after)
         else:
             # Under the same identifier: if Stripe has just this one, it counts once.
-            untried = kept.renamed(kept.identifier, store.now_ms())
+            untried = intent.renamed(intent.identifier, store.now_ms())
             after = "queued: Stripe does not have it"
-            await change_state(store, kept, "queued", cause=by, replacement=untried, after=after)
+            await change_state(store, intent, "queued", cause=by, replacement=untried, after=after)
 
-    async def _split_intent(self, kept: StoredIntent, billed: int, by: str) -> StoredIntent:
+    async def _split_intent(self, intent: StoredIntent, billed: int, by: str) -> StoredIntent:
         """Split off the units that Stripe lacks and queue them as a new intent; return the billed part.
 
         The first step stores both parts in one text. If the process ends between the steps, the next run
         joins them again.
         """
         store, keys = self._store, self._store.keys
-        left = kept.value - billed
-        why = kept.fields.get("why", "")
-        cut = replace(kept, fields={**kept.fields, "value": f"{billed}"})
+        left = intent.value - billed
+        why = intent.fields.get("why", "")
+        cut = replace(intent, fields={**intent.fields, "value": f"{billed}"})
         more = {"why": why, _REST: f"{left}"}
-        if not await change_state(store, kept, "parked", cause=by, replacement=cut, fields=more):
-            raise MeterkitError(f"intent {kept.identifier} has changed meanwhile; run this again")
-        rest = replace(kept, fields={**kept.fields, "value": f"{left}", "why": why})
+        if not await change_state(store, intent, "parked", cause=by, replacement=cut, fields=more):
+            raise MeterkitError(f"intent {intent.identifier} has changed meanwhile; run this again")
+        rest = replace(intent, fields={**intent.fields, "value": f"{left}", "why": why})
         identifier = f"{token_hex(16)}-1"
         fields = {name: text for name, text in cut.fields.items() if name != _REST} | {"why": why}
         texts = {
-            kept.identifier: json.dumps(fields),
+            intent.identifier: json.dumps(fields),
             identifier: json.dumps({**rest.fields, "key": identifier}),
         }
         admin = (await store.admin()).for_delivery()
-        pipe = (await admin.at(keys.shard(kept.shard, "intents"))).client.pipeline(transaction=True)
-        pipe.hset(keys.shard(kept.shard, "intents"), mapping=texts)
-        pipe.zadd(keys.shard(kept.shard, "parked"), {identifier: store.now_ms()})
+        pipe = (await admin.at(keys.shard(intent.shard, "intents"))).client.pipeline(transaction=True)
+        pipe.hset(keys.shard(intent.shard, "intents"), mapping=texts)
+        pipe.zadd(keys.shard(intent.shard, "parked"), {identifier: store.now_ms()})
         await admin.ask(pipe.execute())
         new = replace(rest, identifier=identifier, text=texts[identifier])
         await self._settle_intent(new, 0, by)
-        return replace(kept, fields=fields, text=texts[kept.identifier])
+        return replace(intent, fields=fields, text=texts[intent.identifier])
 
-    async def _rejoin_intent(self, kept: StoredIntent) -> StoredIntent:
+    async def _rejoin_intent(self, intent: StoredIntent) -> StoredIntent:
         """Add the units that an earlier run has split off an intent without making a new one."""
-        if not _cut_off_units(kept):
-            return kept
-        fields = {name: text for name, text in kept.fields.items() if name != _REST}
-        fields["value"] = f"{kept.value + _cut_off_units(kept)}"
+        if not _cut_off_units(intent):
+            return intent
+        fields = {name: text for name, text in intent.fields.items() if name != _REST}
+        fields["value"] = f"{intent.value + _cut_off_units(intent)}"
         text = json.dumps(fields)
         admin = (await self._store.admin()).for_delivery()
-        key = self._store.keys.shard(kept.shard, "intents")
-        await admin.ask(admin.client.hset(key, kept.identifier, text))
-        return replace(kept, fields=fields, text=text)
+        key = self._store.keys.shard(intent.shard, "intents")
+        await admin.ask(admin.client.hset(key, intent.identifier, text))
+        return replace(intent, fields=fields, text=text)
 
 
-def _cut_off_units(kept: StoredIntent) -> int:
-    return int(kept.fields.get(_REST, "0"))
+def _cut_off_units(intent: StoredIntent) -> int:
+    return int(intent.fields.get(_REST, "0"))
 
 
 def _parked_units(line: IntentLine) -> int:
-    return sum(kept.value + _cut_off_units(kept) for kept in line.intents)
+    return sum(intent.value + _cut_off_units(intent) for intent in line.intents)
 
 
 def _gap_of(line: IntentLine) -> DeliveryGap:
     """Span that covers the gaps of all intents of a line."""
-    gaps = [DeliveryGap.read(kept.fields[RESTORED]) for kept in line.intents]
+    gaps = [DeliveryGap.read(intent.fields[RESTORED]) for intent in line.intents]
     return DeliveryGap(from_ms=min(one.from_ms for one in gaps), till_ms=max(one.till_ms for one in gaps))

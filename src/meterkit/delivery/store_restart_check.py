@@ -153,14 +153,14 @@ class StoreRestartCheck:
         report.sealed += sealing.made
         waiting = await self._read_intents(shard, "outbox")
         passed_ms = self._store.now_ms() - life.noticed_ms
-        is_tried = any(kept.first_ms for kept in waiting)
+        is_tried = any(intent.first_ms for intent in waiting)
         if (sealing.later and passed_ms < _SEALED_MS) or (is_tried and passed_ms < _PATIENCE_MS):
             return False
         await self._summaries.refresh()
         names = {token: counted.event_name for token, counted in (await outbox.meters()).items()}
         sealed_ms = life.sealed_ms or self._store.now_ms()
         lines = group_by_line(
-            kept for kept in waiting if not kept.first_ms and int(kept.fields["at"]) <= sealed_ms
+            intent for intent in waiting if not intent.first_ms and int(intent.fields["at"]) <= sealed_ms
         )
         taken_s = await self._taken_minutes(shard, waiting, life.noticed_ms)
         comparison = _ShardComparison(
@@ -180,10 +180,10 @@ class StoreRestartCheck:
     async def _read_intents(self, shard: int, *places: str) -> list[StoredIntent]:
         admin = (await self._store.admin()).for_delivery()
         return [
-            kept
+            intent
             for place in places
             async for page in read_intents_in(self._store, admin, shard, place)
-            for kept in page
+            for intent in page
         ]
 
     async def _taken_minutes(
@@ -191,9 +191,9 @@ class StoreRestartCheck:
     ) -> Mapping[tuple[str, str], set[int]]:
         """Read the minutes (s) of undelivered intents that were sealed before the restart was noticed."""
         found = defaultdict[tuple[str, str], set[int]](set)
-        for kept in (*waiting, *await self._read_intents(shard, "parked", "dead")):
-            if int(kept.fields["at"]) < noticed_ms:
-                found[kept.fields["stripe"], kept.fields["event"]].add(kept.minute_s)
+        for intent in (*waiting, *await self._read_intents(shard, "parked", "dead")):
+            if int(intent.fields["at"]) < noticed_ms:
+                found[intent.fields["stripe"], intent.fields["event"]].add(intent.minute_s)
         return found
 
     async def _compare_line(self, line: IntentLine, comparison: _ShardComparison) -> None:
@@ -213,10 +213,10 @@ class StoreRestartCheck:
             if error.status not in _OF_THE_CUSTOMER:
                 raise
             why = f"the store was restarted, and Stripe does not say whether it has this: {error}"
-            for kept in await self._park_intents(line.intents, why, comparison):
+            for intent in await self._park_intents(line.intents, why, comparison):
                 _logger.warning(
                     "intent %s of customer %r is parked: %s",
-                    kept.identifier,
+                    intent.identifier,
                     line.customer,
                     why,
                     extra=REPORTED,
@@ -246,13 +246,13 @@ class StoreRestartCheck:
     async def _settle_by_minute(self, line: IntentLine, unknown: int, comparison: _ShardComparison) -> None:
         """Count intents as delivered whose own minute has just their units at Stripe; park the others."""
         left: list[StoredIntent] = []
-        for kept in line.intents:
-            if await self._lost.read_minute(kept) != kept.value:
-                left.append(kept)
+        for intent in line.intents:
+            if await self._lost.read_minute(intent) != intent.value:
+                left.append(intent)
                 continue
-            why = f"delivered: the store lost it, and Stripe's summary of its minute says {kept.value}"
-            if await change_state(self._store, kept, "delivered", cause=CAUSE, after=why):
-                unknown -= kept.value
+            why = f"delivered: the store lost it, and Stripe's summary of its minute says {intent.value}"
+            if await change_state(self._store, intent, "delivered", cause=CAUSE, after=why):
+                unknown -= intent.value
                 comparison.report.delivered += 1
         if unknown <= 0:
             return
@@ -268,7 +268,7 @@ class StoreRestartCheck:
             line.customer,
             unknown,
             line.event_name,
-            sum(kept.value for kept in parked),
+            sum(intent.value for intent in parked),
             extra=REPORTED,
         )
 
@@ -278,11 +278,11 @@ class StoreRestartCheck:
         """Park intents for the journal of deliveries or `meterkit recover`; return the parked ones."""
         fields = {"why": why, RESTORED: comparison.gap.dump()}
         parked = [
-            kept
-            for kept in intents
+            intent
+            for intent in intents
             if await change_state(
                 self._store,
-                kept,
+                intent,
                 "parked",
                 cause=CAUSE,
                 after=f"parked: {why}",
