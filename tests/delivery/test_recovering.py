@@ -321,8 +321,8 @@ async def test_a_hanging_journal_delays_neither_delivery_nor_end(
     await transport.close()
     assert journal.pages == []
     dropped, left = caplog.messages
-    assert "lacks 1 that Stripe has" in dropped
-    assert "lacks 3 that Stripe has" in left
+    assert "lacks 1 of the intents that Stripe has" in dropped
+    assert "lacks 3 of the intents that Stripe has" in left
 
 
 async def test_a_process_that_ends_writes_again_what_failed() -> None:

@@ -455,7 +455,7 @@ async def test_i6_a_restores_parked_units_are_redriven_if_unknown(at: Desk) -> N
     await at.flush(everything=True, timeout_s=0)
     (parked,) = await at.kit.outbox.list()
     assert (parked.state, parked.compared_at, at.accepted("acme")) == ("parked", None, 6)
-    assert "Stripe has 6 more of api_requests" in parked.why
+    assert "Stripe has 6 units of api_requests more" in parked.why
     # Once the store knows what Stripe has, as after a rebuild, it is sent.
     admin, keys = await at.kit.store.admin(), at.kit.store.keys
     period = next(name for name in await at.totals("acme") if name.endswith("k"))

@@ -26,8 +26,8 @@ _WAITING_MOST: Final = 10_000
 # A process that delivers once opens the database only at its end; on a busy machine, that takes seconds.
 _CLOSE_S: Final = 10.0
 _LOST: Final = (
-    "the journal of deliveries lacks %d intents that Stripe has: after a restore, only Stripe's sums show"
-    " them"
+    "the journal of deliveries lacks %d of the intents that Stripe has: after a restore, only Stripe's sums"
+    " show them"
 )
 
 
