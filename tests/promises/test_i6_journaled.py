@@ -86,7 +86,7 @@ async def test_i6_f_22a_a_journal_settles_usage_of_twenty_customers(
         assert {house.billed(customer) for customer in customers} == {150}
         # The log names what only the counters lack, with the command that mends it.
         assert caplog.text.count("Stripe has 100, and 0 are sent; the counters lack 50 units more") == 20
-        assert caplog.text.count("`meterkit recover` takes them from the audit log") == 20
+        assert caplog.text.count("`meterkit recover` restores them from the audit log") == 20
         recovered, rebuilt = await recover(kit)
         assert (recovered, [(one.raised, one.delivered) for one in rebuilt]) == ([], [(50, 50)] * 20)
         await hours_later(house, kit)

@@ -38,7 +38,7 @@ async def test_i6_usage_pending_in_a_backup_is_not_billed_again(
         # What was lost is told as a number, and what may be among it waits for a person.
         (kept,) = report.undelivered
         assert (kept.customer, kept.quantity, kept.state) == ("acme", 100, "parked")
-        assert "Stripe has 150 more of api_requests" in kept.why
+        assert "Stripe has 150 units of api_requests more" in kept.why
         assert "has lost records of customer 'acme': Stripe has 150 units of api_requests more" in caplog.text
         (entry,) = [entry for entry in await kit.customers.history("acme") if entry.kind == "intent"]
         assert entry.cause == "reconcile"

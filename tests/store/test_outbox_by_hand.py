@@ -124,7 +124,7 @@ async def test_a_dropped_intent_is_dead_and_frees_its_customer(store_url: str) -
         assert (entry.kind, entry.cause) == ("intent", "operator ada")
         assert entry.after == "dropped: a test customer"
         assert (await at.flush(everything=True)).is_complete
-        with pytest.raises(MeterkitError, match="no intent"):
+        with pytest.raises(MeterkitError, match="no undelivered intent"):
             await at.kit.outbox.redrive(intent.identifier)
         await at.kit.customers.delete("acme")
 

@@ -310,8 +310,8 @@ def look(counted: str | None, at_ms: int = LATER_MS) -> SummaryReading:
         (6, "12", "12", "person", "says 12, and it is 6"),
         (6, "5", "5", "person", "says 5, and it is 6"),
         (6, None, None, "person", "no meter"),
-        # Of what takes units back Stripe may say 0 where it has it.
-        (-6, "0", "0", "person", "takes units back"),
+        # Stripe may say 0 of a negative event that it has.
+        (-6, "0", "0", "person", "negative event"),
         # A sum beyond the largest value is split within a minute.
         (10**15 - 1, "999999999999999", "999999999999999", "person", "another intent"),
         (10**15 - 2, "999999999999998", "999999999999998", "delivered", "twice"),
@@ -843,7 +843,7 @@ async def test_i6_one_unit_by_sum_or_journal_needs_no_minutes(kit: MeterKit) -> 
     [
         ([row("one", 30)], [], 30),
         ([row("one", 30)], [made("one", FORGOTTEN_AT_S, 30)], 0),
-        # What takes units back hides nothing of what was sent.
+        # Negative events hide no units that were sent.
         ([row("one", 30), row("two", -10)], [], 30),
         ([row("one", 30), row("two", 9, customer="cus_other")], [], 30),
         ([row("one", 30, delivered_s=FORGOTTEN_AT_S - MINUTE_S - 1)], [], 0),

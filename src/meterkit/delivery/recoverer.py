@@ -39,7 +39,7 @@ _LEASE_MS: Final = 60_000
 _LATER_MS: Final = 600_000
 _BY_HAND: Final = (
     "Stripe shows no usage of this customer ({error}): drop the intents (`meterkit outbox list --customer`)"
-    " and bill units that its invoices lack by hand"
+    " and bill by hand the units that its invoices lack"
 )
 _OF_OTHERS: Final = (
     "{units} of the billed units are not in the journal of deliveries: if something else sends events for"
