@@ -47,7 +47,7 @@ class Bench:
         """Have a request of each customer sealed; the intents."""
         for customer in CUSTOMERS:
             await self.kit.record(customer, "requests", 2)
-        assert (await self.ours.seal(0, due_ms=None, most=50)).made == len(CUSTOMERS)
+        assert (await self.ours.seal(0, due_ms=None, most=50)).intents == len(CUSTOMERS)
         return await self.ours.due(0, due_ms=None, most=10)
 
     async def attempted(self) -> Sequence[SealedIntent]:
@@ -146,7 +146,7 @@ async def test_a_relinked_customer_has_minutes_of_its_own(valkey: Server, at: Be
     assert 36 * 86_400_000 < counter_ttl_ms <= 40 * 86_400_000
     await at.kit.customers.link("next", "cus_acme", force=True)
     await at.kit.record("next", "requests", 3)
-    assert (await at.ours.seal(0, due_ms=None, most=50)).made == 1
+    assert (await at.ours.seal(0, due_ms=None, most=50)).intents == 1
     (sealed,) = (one for one in await at.ours.due(0, due_ms=None, most=10) if one.customer == "next")
     (before,) = (one for one in intents if one.customer == "acme")
     assert (sealed.stripe_customer, before.stripe_customer) == ("cus_acme", "cus_acme")
@@ -175,10 +175,13 @@ async def test_a_customer_changing_while_sealed_waits(at: Bench, monkeypatch: py
     monkeypatch.setattr(admin, "ask", ask_late)
     sealing = await at.ours.seal(0, due_ms=None, most=50)
     monkeypatch.undo()
-    assert (sealing.made, sealing.aside) == (0, {"acme": "it changed 5 times while its usage was sealed"})
+    assert (sealing.intents, sealing.unreadable) == (
+        0,
+        {"acme": "it changed 5 times while its usage was sealed"},
+    )
     assert await at.states() == {"pending": 2}
     at.clock.advance(timedelta(minutes=10))
-    assert (await at.ours.seal(0, due_ms=at.clock.now_ms, most=50)).made == 1
+    assert (await at.ours.seal(0, due_ms=at.clock.now_ms, most=50)).intents == 1
 
 
 @pytest.mark.leaves_keys("a state that nobody can read")
@@ -189,8 +192,8 @@ async def test_a_state_of_any_depth_holds_up_nobody_else(valkey: Server, at: Ben
     valkey.command("HSET", keys.state, "rev", f"{FORMAT}:deep", "data", "[" * 100_000)
     put_head(valkey, keys.counters, r=f"{FORMAT}:deep")
     sealing = await at.ours.seal(0, due_ms=None, most=50)
-    assert (sealing.made, list(sealing.aside)) == (1, ["acme"])
-    assert sealing.aside["acme"].startswith("its state cannot be read: RecursionError")
+    assert (sealing.intents, list(sealing.unreadable)) == (1, ["acme"])
+    assert sealing.unreadable["acme"].startswith("its state cannot be read: RecursionError")
 
 
 async def seal_thirteen(at: Desk) -> Outbox:
@@ -250,7 +253,7 @@ async def test_nobody_is_set_aside_for_what_a_server_says_of_itself(
     client: Any = (await at.kit.store.admin()).client
     before = await client.zscore("mk:{0}:dirty", "acme")
     if is_set_aside:
-        assert list((await at.ours.seal(0, due_ms=None, most=50)).aside) == ["acme"]
+        assert list((await at.ours.seal(0, due_ms=None, most=50)).unreadable) == ["acme"]
         assert await client.zscore("mk:{0}:dirty", "acme") >= (NOW.timestamp() + 600) * 1000
     else:
         with pytest.raises(StoreError, match="failed"):

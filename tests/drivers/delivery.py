@@ -113,7 +113,7 @@ class Desk:
 
     async def seal(self, shard: int = 0) -> int:
         outbox = Outbox(self.kit.store, await self.kit.store.admin())
-        return (await outbox.seal(shard, due_ms=None, most=50)).made
+        return (await outbox.seal(shard, due_ms=None, most=50)).intents
 
     async def totals(self, customer: str) -> dict[str, int]:
         """What is kept of periods and deliveries, by ``PERIOD|FIELD``."""

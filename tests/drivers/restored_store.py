@@ -29,7 +29,7 @@ async def linked(store_url: str, *customers: str, **settings: Any) -> AsyncGener
 async def begin_anew(at: Desk, **fields: Any) -> None:
     """Have the shard have been delivered from in another life of the server than this one."""
     admin = await at.kit.store.admin()
-    attrgetter("_restarts._lives._looked")(at.flusher).clear()
+    attrgetter("_restarts._lives._checked")(at.flusher).clear()
     fields = {"known": "another life", **fields}
     await admin.ask(admin.client.hset(at.kit.store.keys.shard(0, "life"), mapping=fields))
 

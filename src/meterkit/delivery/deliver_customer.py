@@ -157,13 +157,11 @@ class UsageCutter:
                 if is_sealed:
                     await hold_usage(store, customer, till_ms=till_ms)
                 else:
-                    sealing = await outbox.cut(customer, PriceCut(till_ms=till_ms, labels=labels))
-                    report_late(sealing.late, await outbox.meters())
-                    if sealing.aside:
-                        raise StoreError(
-                            f"usage of customer {customer!r} cannot be sealed: {sealing.aside[customer]}"
-                        )
-                    is_sealed = not sealing.later
+                    seal_result = await outbox.cut(customer, PriceCut(till_ms=till_ms, labels=labels))
+                    report_late(seal_result.late, await outbox.meters())
+                    if why := seal_result.unreadable.get(customer):
+                        raise StoreError(f"usage of customer {customer!r} cannot be sealed: {why}")
+                    is_sealed = not seal_result.waiting_lines
                 await running.flush()
                 meters = (await store.usage(customer))["meters"].values()
                 if is_sealed and not any(meter["queued"] or meter["leased"] for meter in meters):

@@ -94,17 +94,17 @@ class FlushPass:
                 report.retried += 1
                 report.why = move.why
 
-    def report_unsealed(self, sealing: SealResult, logged: set[tuple[str, str]]) -> None:
+    def report_unsealed(self, seal_result: SealResult, logged: set[tuple[str, str]]) -> None:
         """Report usage that could not be sealed; log it once for each customer and meter.
 
         Args:
-            sealing: the result of a seal.
+            seal_result: the result of a seal.
             logged: customers and meters that were logged; updated here.
         """
-        logged.difference_update((customer, "") for customer in sealing.fine)
+        logged.difference_update((customer, "") for customer in seal_result.sealed_customers)
         unsealed = [
             Unsealed(customer=customer, meter="", quantity=None, why=why)
-            for customer, why in sealing.aside.items()
+            for customer, why in seal_result.unreadable.items()
         ]
         unsealed += [
             Unsealed(
@@ -113,7 +113,7 @@ class FlushPass:
                 quantity=nameless.quantity,
                 why="its meter is not in the plans file, and the store knows no event name of it",
             )
-            for nameless in sealing.nameless
+            for nameless in seal_result.without_event_name
         ]
         self.report.unsealed += unsealed
         for one in unsealed:
@@ -332,19 +332,19 @@ class Flusher:
         async with self._shard_lease(outbox, shard, at_once) as lease:
             if lease is None:
                 return
-            sealing = await outbox.seal(
+            seal_result = await outbox.seal(
                 shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL, first=partial(self._sync_first, flush)
             )
-            flush.report.sealed += sealing.made
-            flush.report_unsealed(sealing, self._logged_unsealed)
-            if sealing.late:
-                report_late(sealing.late, await outbox.meters())
+            flush.report.sealed += seal_result.intents
+            flush.report_unsealed(seal_result, self._logged_unsealed)
+            if seal_result.late:
+                report_late(seal_result.late, await outbox.meters())
             is_known = self._restarts is None or await self._unless_stopping(
                 self._restarts.may_send_all(outbox, shard, flush.report)
             )
             await self._sender.suspects.read(outbox, shard)
             flush.put_off[shard] = not is_known
-            now_ms = max(sealing.now_ms, self._store.now_ms())
+            now_ms = max(seal_result.now_ms, self._store.now_ms())
             await self._send_due(flush, lease, now_ms, only_repeats=not is_known)
 
     async def _send_suspects(self, flush: FlushPass, at_once: asyncio.Semaphore) -> None:

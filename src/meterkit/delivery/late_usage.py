@@ -183,5 +183,5 @@ async def end_usage(store: Store, customer: str, ended: Mapping[int, int]) -> No
     intents, outbox = LateIntents(store), Outbox(store, await store.admin())
     for at_ms, period_ms in ended.items():
         await intents.recall(customer, period_ms, until_ms=at_ms)
-    sealing = await outbox.cut(customer, None)
-    report_late(sealing.late, await outbox.meters())
+    seal_result = await outbox.cut(customer, None)
+    report_late(seal_result.late, await outbox.meters())

@@ -275,7 +275,7 @@ class PeriodCloser:
                 confirmed += 1
                 continue
             left += 1
-            is_late = await self._postpone(closes, close) and not may_wait
+            is_late = await self._postpone_check(closes, close) and not may_wait
             if is_late and await closes.mark_unconfirmed(close):
                 late.append(f"customer {close.customer!r}, until {close.end_text}: {why}")
         if late:
@@ -308,7 +308,7 @@ class PeriodCloser:
             )
         return why or None, may_wait
 
-    async def _postpone(self, closes: CloseQueue, close: PeriodClose) -> bool:
+    async def _postpone_check(self, closes: CloseQueue, close: PeriodClose) -> bool:
         """Schedule the next check of a close, or give it up; whether an alert is due."""
         now_ms = self._store.now_ms()
         if now_ms > close.end_ms + _GIVEN_UP_MS:

@@ -273,7 +273,7 @@ class Reconciler:
                 taken_back=sum(back[name].delivered for name in named),
                 uninvoiced=sum(late[name] for name in named),
             )
-        advices = {event: await self._advise(usage, side) for event, side in sides.items()}
+        advices = {event: await self._advise_on_event(usage, side) for event, side in sides.items()}
         items = await item_books(store, self._api(), usage, state.stripe_customer, meters)
         is_closed = to_ms(usage["period"]["end"]) <= store.now_ms()
         return [
@@ -290,7 +290,7 @@ class Reconciler:
             for name in meters
         ]
 
-    async def _advise(self, usage: CustomerUsage, side: EventBooks) -> str:
+    async def _advise_on_event(self, usage: CustomerUsage, side: EventBooks) -> str:
         """Advise the operator; empty: the books agree."""
         difference, parked = side.difference, parked_in_words(side)
         if difference is None:

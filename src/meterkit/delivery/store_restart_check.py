@@ -133,11 +133,11 @@ class StoreRestartCheck:
     ) -> None:
         """Seal pending usage: usage recorded later gets other intents, which Stripe certainly lacks."""
         noticed_ms = self._store.now_ms()
-        sealing = await outbox.seal(shard, due_ms=None, most=-1)
-        report.sealed += sealing.made
-        if sealing.late:
-            report_late(sealing.late, await outbox.meters())
-        is_sealed = not sealing.later and not sealing.aside
+        seal_result = await outbox.seal(shard, due_ms=None, most=-1)
+        report.sealed += seal_result.intents
+        if seal_result.late:
+            report_late(seal_result.late, await outbox.meters())
+        is_sealed = not seal_result.waiting_lines and not seal_result.unreadable
         await self._lives.record_noticed(shard, life, noticed_ms, is_sealed=is_sealed)
         if life.now not in self._logged_lives:  # A server may have a hundred shards.
             self._logged_lives.add(life.now)
@@ -149,12 +149,12 @@ class StoreRestartCheck:
 
     async def _compare_shard(self, outbox: Outbox, shard: int, life: ServerLife, report: FlushReport) -> bool:
         """Compare the shard's waiting intents line by line; False: it is too early."""
-        sealing = await outbox.seal(shard, due_ms=None, most=-1)
-        report.sealed += sealing.made
+        seal_result = await outbox.seal(shard, due_ms=None, most=-1)
+        report.sealed += seal_result.intents
         waiting = await self._read_intents(shard, "outbox")
         passed_ms = self._store.now_ms() - life.noticed_ms
         is_tried = any(intent.first_ms for intent in waiting)
-        if (sealing.later and passed_ms < _SEALED_MS) or (is_tried and passed_ms < _PATIENCE_MS):
+        if (seal_result.waiting_lines and passed_ms < _SEALED_MS) or (is_tried and passed_ms < _PATIENCE_MS):
             return False
         await self._summaries.refresh()
         names = {token: counted.event_name for token, counted in (await outbox.meters()).items()}

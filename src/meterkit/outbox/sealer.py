@@ -90,21 +90,21 @@ class SealResult:
     """Result of sealing.
 
     Attributes:
-        made: number of intents.
+        intents: number of intents.
         now_ms: the store's clock at the last seal; 0: there was none.
-        nameless: usage that has no event name.
-        aside: customers whose usage cannot be read, and why.
-        fine: customers whose usage was sealed.
-        later: number of customers and meters whose usage waits for a free minute.
+        without_event_name: usage that has no event name.
+        unreadable: customers whose usage cannot be read, and why.
+        sealed_customers: customers whose usage was sealed.
+        waiting_lines: number of customers and meters whose usage waits for a free minute.
         late: usage whose invoice is final.
     """
 
-    made: int = 0
+    intents: int = 0
     now_ms: int = 0
-    nameless: list[UnnamedUsage] = field(default_factory=list[UnnamedUsage])
-    aside: dict[str, str] = field(default_factory=dict[str, str])
-    fine: list[str] = field(default_factory=list[str])
-    later: int = 0
+    without_event_name: list[UnnamedUsage] = field(default_factory=list[UnnamedUsage])
+    unreadable: dict[str, str] = field(default_factory=dict[str, str])
+    sealed_customers: list[str] = field(default_factory=list[str])
+    waiting_lines: int = 0
     late: list[LateUnits] = field(default_factory=list[LateUnits])
 
 
@@ -151,24 +151,24 @@ class UsageSealer:
         due = {member.decode(): int(score) for member, score in members}
         if first is not None:
             await first(due)
-        sealing, customers = SealResult(), list(due)
+        seal_result, customers = SealResult(), list(due)
         for start in range(0, len(customers), _PAGE):
-            await self._seal_page(customers[start : start + _PAGE], sealing)
-        for customer in sealing.aside:
-            later = self._store.now_ms() + _ASIDE_MS
-            await self._admin.ask(self._client.zadd(dirty, {customer: later}, xx=True))
-        return sealing
+            await self._seal_page(customers[start : start + _PAGE], seal_result)
+        for customer in seal_result.unreadable:
+            later_ms = self._store.now_ms() + _ASIDE_MS
+            await self._admin.ask(self._client.zadd(dirty, {customer: later_ms}, xx=True))
+        return seal_result
 
     async def cut(self, customer: str, cut: PriceCut | None) -> SealResult:
         """Seal a customer's pending usage.
 
         With a cut, hold usage recorded from now on; without, close a period that another one follows.
         """
-        sealing = SealResult()
-        await self._seal_page([customer], sealing, _MOVED if cut is None else cut.dump())
-        return sealing
+        seal_result = SealResult()
+        await self._seal_page([customer], seal_result, _MOVED if cut is None else cut.dump())
+        return seal_result
 
-    async def _seal_page(self, customers: Sequence[str], sealing: SealResult, cut: str = "") -> None:
+    async def _seal_page(self, customers: Sequence[str], seal_result: SealResult, cut: str = "") -> None:
         script, left = self._store.scripts["seal"], list(customers)
         closes = CloseQueue(self._store, self._admin)
         nonces = _generate_nonces()
@@ -186,12 +186,12 @@ class UsageSealer:
             left = [
                 view.customer
                 for view, reply in zip(views, answers, strict=True)
-                if not self._is_sealed(view, reply, sealing)
+                if not self._is_sealed(view, reply, seal_result)
             ]
             if not left:
                 return
         for customer in left:
-            sealing.aside[customer] = f"it changed {_TRIES} times while its usage was sealed"
+            seal_result.unreadable[customer] = f"it changed {_TRIES} times while its usage was sealed"
 
     def _keys_of(self, view: CustomerView) -> list[str]:
         keys = view.keys
@@ -210,42 +210,42 @@ class UsageSealer:
         asked += [json.dumps(state.minutes_taken_ms), invoice_terms(view, now_ms), cut]
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 
-    def _is_sealed(self, view: CustomerView, reply: Any, sealing: SealResult) -> bool:
+    def _is_sealed(self, view: CustomerView, reply: Any, seal_result: SealResult) -> bool:
         """Apply the reply of a seal; False: the seal must be repeated."""
         try:
-            return self._apply_reply(view, reply, sealing)
+            return self._apply_reply(view, reply, seal_result)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - an unreadable state holds up no other customer
-            sealing.aside[view.customer] = f"its state cannot be read: {error!r:.200}"
+            seal_result.unreadable[view.customer] = f"its state cannot be read: {error!r:.200}"
             return True
 
-    def _apply_reply(self, view: CustomerView, reply: Any, sealing: SealResult) -> bool:
+    def _apply_reply(self, view: CustomerView, reply: Any, seal_result: SealResult) -> bool:
         customer = view.customer
         if is_refusal(reply):
             # Damaged keys of one customer do not stop the others of its shard.
             if not is_key_error(reply):
                 raise StoreError(f"the store failed: {reply}") from reply
-            sealing.aside[customer] = str(reply)
+            seal_result.unreadable[customer] = str(reply)
         elif reply[0] == replies.STALE:
             try:
                 view.cache.learn(view, reply)
             except StoreError as error:  # It is unreadable; that holds up no other customer.
-                sealing.aside[customer] = str(error)
+                seal_result.unreadable[customer] = str(error)
                 return True
             return False
         elif reply[0] == replies.BROKEN:
-            sealing.aside[customer] = f"the field {reply[2].decode()} is not a whole number"
+            seal_result.unreadable[customer] = f"the field {reply[2].decode()} is not a whole number"
         elif reply[0] == replies.CLOCK:
             raise StoreError(f"this host's clock and the store's differ by more than 60 s ({reply[1]} ms)")
         else:
-            sealing.fine.append(customer)
-            sealing.made += reply[2]
+            seal_result.sealed_customers.append(customer)
+            seal_result.intents += reply[2]
             nameless = reply[5:]
-            sealing.later += reply[3] - len(nameless[::2])
-            sealing.late += _late_units(customer, reply[4])
-            sealing.now_ms = max(sealing.now_ms, reply[1])
-            sealing.nameless += [
+            seal_result.waiting_lines += reply[3] - len(nameless[::2])
+            seal_result.late += _late_units(customer, reply[4])
+            seal_result.now_ms = max(seal_result.now_ms, reply[1])
+            seal_result.without_event_name += [
                 UnnamedUsage(customer=customer, meter_token=token.decode(), quantity=int(quantity))
                 for token, quantity in zip(nameless[::2], nameless[1::2], strict=True)
             ]
