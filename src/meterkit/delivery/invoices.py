@@ -318,7 +318,7 @@ async def read_period_billing(
     subscription, now_ms = state.subscription, store.now_ms()
     if subscription is None or start_ms >= (subscription.created_ms or subscription.start_ms):
         renewals = renewals_of(subscription, now_ms)
-        # By its beginning: where a subscription has ended, its last period may end some minutes later.
+        # By its start: the last period of an ended subscription may end some minutes later.
         made_ms = None if renewals is None else renewals.invoiced_ms(start_ms, end_ms)
         if subscription is None:
             return None

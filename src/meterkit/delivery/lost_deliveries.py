@@ -192,7 +192,9 @@ class LostDeliveries:
         made: dict[int, int] = {}
         for one in known:
             made[one.time_s] = made.get(one.time_s, 0) + one.value
-        if await is_relinked(self._store, customer, from_ms(since_ms)):  # Totals do not say to whom.
+        if await is_relinked(
+            self._store, customer, from_ms(since_ms)
+        ):  # Totals are not kept by Stripe customer.
             total = sum(units for minute_s, units in made.items() if minute_s >= span_s[0])
         else:
             total = await self._delivered_total(customer, event_name, since_ms, names)

@@ -1,4 +1,4 @@
-"""``kit.reconcile``: what was recorded, delivered by our books, and counted by Stripe, to the unit."""
+"""``kit.reconcile``: recorded, delivered and counted units of each customer, our books against Stripe's."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class Reconciled:
         event_name: of the meter at Stripe.
         period_start, period_end: of the billing period.
         is_closed: whether that is over: then this is its close report.
-        recorded: all that was recorded, what does not go to Stripe included.
+        recorded: all recorded units, those that do not go to Stripe included.
         waiting: pending, unlinked, queued or being sent.
         parked: Stripe may have it, or an operator must decide.
         taking_back: units that wait or are parked to take others back; they are subtracted there.
         delivered: accepted by Stripe, by our books.
-        confirmed: what Stripe's summaries say that it has counted of the event name; None: it has no such
+        confirmed: units of the event name by Stripe's summaries; None: it has no such
             customer or meter.
-        difference: ``confirmed`` less what was delivered of all meters that have had this event name, such as
-            one that was renamed, late units that Stripe has counted included; None where ``confirmed`` is.
+        difference: ``confirmed`` less the delivered units of all meters that have had this event name, such as
+            a renamed one, counted late units included; None if ``confirmed`` is.
         invoiced: units of the event name on invoice lines of this period, and in pending invoice items; None:
             no invoice is to have them, or the lines do not show units.
         invoice: ``final``, or ``draft`` while one of those invoices may change; ``pending`` while invoice
@@ -72,7 +72,7 @@ class Reconciled:
         late: came for this period when it was closed, or when its invoice was final, or is on no invoice.
         by_item: those of them that invoice items bill, at the price at which they were recorded.
         dead: never accepted, or dropped.
-        advice: what to do; empty: nothing, the books agree.
+        advice: for the operator; empty: the books agree.
     """
 
     customer: str
@@ -100,7 +100,7 @@ class Reconciled:
 
     @property
     def agrees(self) -> bool:
-        """Whether Stripe has counted what was delivered, and nothing is parked."""
+        """Whether Stripe has counted all delivered units, and none is parked."""
         return not self.advice
 
 
@@ -108,9 +108,9 @@ class Reconciler:
     """Compares our books with Stripe's.
 
     Args:
-        store: where usage is counted.
+        store: counts the usage.
         api: the way to Stripe; made when it is first needed.
-        journal: has what Stripe has accepted; None: there is none.
+        journal: the journal of deliveries; None: there is none.
     """
 
     def __init__(self, store: Store, api: Callable[[], StripeApi], journal: Journal | None = None) -> None:

@@ -84,7 +84,7 @@ def group_calls(
     """Group attempts into calls. Outer lists may be sent at once; the calls of one list follow each other.
 
     Args:
-        attempts: what is to be sent.
+        attempts: the intents to send.
         events_per_call: largest number of intents in a call.
         apart: lines that share no call with others.
     """

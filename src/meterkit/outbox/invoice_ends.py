@@ -149,7 +149,7 @@ def _is_too_late(one: StampedUsage, data: bytes, end: InvoiceEnd, now_ms: int, *
         renewals = renewals_of(state.subscription, now_ms)
     except (ValueError, TypeError, AttributeError, MeterkitError):
         return False
-    # A customer who was linked to another Stripe customer before has invoices there that we do not know.
+    # A customer linked to another Stripe customer before has unknown invoices there.
     if state.stripe_customer != one.stripe_customer:
         return False
     if renewals is not None and one.minute_ms >= renewals.latest_ms:

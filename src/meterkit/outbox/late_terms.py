@@ -125,7 +125,7 @@ def unit_label(
         name: of the meter.
         given: the customer's entitlements by meter; None: no plan of the plans file.
         prices: of the subscription's metered items.
-        catalog: where the meters are.
+        catalog: has the meters.
     """
     price = prices_by_meter(prices, catalog).get(name)
     if given is None or (price is not None and not price.is_exact):

@@ -45,7 +45,7 @@ _PER_CUSTOMER_AND_METER: Final = 8
 class Outbox:
     """The delivery side of a store.
 
-    Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+    Each method raises :class:`~meterkit.errors.StoreError` if the store does not answer.
     """
 
     def __init__(self, store: Store, admin: Admin) -> None:
