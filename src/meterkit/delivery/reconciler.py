@@ -51,26 +51,25 @@ class Reconciled:
         stripe_customer: None: the customer is not linked.
         event_name: of the meter at Stripe.
         period_start, period_end: of the billing period.
-        is_closed: whether that is over: then this is its close report.
+        is_closed: whether the period is over: then this is its close report.
         recorded: all recorded units, those that do not go to Stripe included.
         waiting: pending, unlinked, queued or being sent.
-        parked: Stripe may have it, or an operator must decide.
-        taking_back: units that wait or are parked to take others back; they are subtracted there.
+        parked: Stripe may have them, or an operator must decide.
+        taking_back: units of negative events that wait or are parked; they are subtracted there.
         delivered: accepted by Stripe, by our books.
-        confirmed: units of the event name by Stripe's summaries; None: it has no such
-            customer or meter.
-        difference: ``confirmed`` less the delivered units of all meters that have had this event name, such as
-            a renamed one, counted late units included; None if ``confirmed`` is.
+        confirmed: units of the event name by Stripe's summaries; None: it has no such customer or meter.
+        difference: ``confirmed`` less the delivered units of all meters that have had this event name, such
+            as a renamed one, counted late units included; None if ``confirmed`` is.
         invoiced: units of the event name on invoice lines of this period, and in pending invoice items; None:
-            no invoice is to have them, or the lines do not show units.
+            no invoice will have them, or the lines do not show units.
         invoice: ``final``, or ``draft`` while one of those invoices may change; ``pending`` while invoice
             items wait for an invoice, as in a pause; ``none``: there is no such line; ``unknown``: lines do
-            not show units; empty: nothing is to be invoiced, as in a trial.
+            not show units; empty: nothing is invoiced, as in a trial.
         invoiced_cents: the amount of these lines, before discounts and taxes; None: not known.
-        mispriced: units of the event name that are on lines of another price than that at which they were
-            recorded; 0 as well where the prices are not known.
-        late: came for this period when it was closed, or when its invoice was final, or is on no invoice.
-        by_item: those of them that invoice items bill, at the price at which they were recorded.
+        mispriced: units of the event name on lines of another price than their recorded one; 0 also if the
+            prices are not known.
+        late: recorded when the period was closed or its invoice final, or on no invoice.
+        by_item: late units that invoice items bill, at their recorded price.
         dead: never accepted, or dropped.
         advice: for the operator; empty: the books agree.
     """
