@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
-from meterkit.decisions.in_process import EMPTY, advance
 from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.local_rates import EMPTY, advance
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.policies import CONCURRENCY, SPENT, Demand
 from meterkit.decisions.program import compile_program

@@ -28,7 +28,7 @@ from drivers.kept_intents import (
 from meterkit import FlushReport
 from meterkit.customers.links import Delivered
 from meterkit.customers.states import States
-from meterkit.decisions.ambiguity import (
+from meterkit.decisions.ambiguous_intents import (
     COMPARABLE_AFTER_MS,
     READS_APART_MS,
     RESEND_MAX_MS,

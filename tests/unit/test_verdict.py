@@ -23,14 +23,6 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions import verdict
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.grants import Prepaid
-from meterkit.decisions.in_process import (
-    NO_REMAINDERS,
-    RemainingQuantity,
-    advance,
-    decide_by_rates,
-    drop_replenished,
-    remaining_by_policy,
-)
 from meterkit.decisions.keys import (
     HOOKS_SHARD,
     Keys,
@@ -39,6 +31,14 @@ from meterkit.decisions.keys import (
     rate_field,
     route_name,
     shard_of,
+)
+from meterkit.decisions.local_rates import (
+    NO_REMAINDERS,
+    RemainingQuantity,
+    advance,
+    decide_by_rates,
+    drop_replenished,
+    remaining_by_policy,
 )
 from meterkit.decisions.policies import TOKEN_BUCKET, Demand, rate_numbers
 from meterkit.decisions.program import BoundProgram, Program, compile_program, demands_of, reported_parts

@@ -24,7 +24,7 @@ from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.asgi.without_store import decide_in_process
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.in_process import NO_REMAINDERS, drop_replenished
+from meterkit.decisions.local_rates import NO_REMAINDERS, drop_replenished
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, abandon_call
 from meterkit.redis.event_loops import running_loop

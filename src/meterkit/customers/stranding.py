@@ -10,7 +10,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.states import States
-from meterkit.decisions.ambiguity import compare_in_ms
+from meterkit.decisions.ambiguous_intents import compare_in_ms
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import meter_token

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.ambiguity import compare_in_ms
+from meterkit.decisions.ambiguous_intents import compare_in_ms
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.outbox.intents import StoredIntent, parse_sealed, read_intents_in
 from meterkit.outbox.invoice_ends import StampedUsage, find_too_late

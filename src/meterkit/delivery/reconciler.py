@@ -11,7 +11,7 @@ from meterkit.customers.history import is_relinked
 from meterkit.customers.sorting import customers_with_counts
 from meterkit.customers.states import States
 from meterkit.customers.usage import Priced, priced_usage, taken_back, uninvoiced
-from meterkit.decisions.ambiguity import can_resend
+from meterkit.decisions.ambiguous_intents import can_resend
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.intent_comparer import CAUSE, IntentComparer

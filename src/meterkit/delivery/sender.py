@@ -14,7 +14,7 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from meterkit.decisions.ambiguity import can_resend, compare_in_ms
+from meterkit.decisions.ambiguous_intents import can_resend, compare_in_ms
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.outbox.intents import IntentMove
 from meterkit.outbox.sealer import REPORTED

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from meterkit.decisions.ambiguity import RESEND_MAX_MS
+from meterkit.decisions.ambiguous_intents import RESEND_MAX_MS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 

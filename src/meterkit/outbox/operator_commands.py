@@ -11,7 +11,7 @@ from secrets import token_hex
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from meterkit.decisions.ambiguity import can_resend, compare_in_ms
+from meterkit.decisions.ambiguous_intents import can_resend, compare_in_ms
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.intents import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions import verdict
 from meterkit.decisions.customer_state import keep_holds_only
-from meterkit.decisions.in_process import NO_REMAINDERS, remaining_by_policy
+from meterkit.decisions.local_rates import NO_REMAINDERS, remaining_by_policy
 from meterkit.decisions.packed import merge_json
 from meterkit.decisions.policies import CEILING, Demand
 from meterkit.decisions.program import (
