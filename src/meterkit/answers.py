@@ -21,7 +21,7 @@ _LENGTH: Final = b"content-length"
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """The common part of all problems of one type.
+    """Type of problem documents: status, URI, title, and schemas of further members.
 
     Attributes:
         members: the further members of this type, each with its schema.
@@ -136,7 +136,7 @@ PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemDocument:
-    """A problem document, ready to send.
+    """Problem document, ready to send.
 
     Attributes:
         kind: its type.
@@ -191,7 +191,7 @@ async def read_body(scope: Scope, receive: Receive, *, most: int) -> bytes | Non
             return b"".join(pieces)
 
 
-async def answer(
+async def send_json(
     send: Send,
     status: HTTPStatus,
     content: Mapping[str, Any] | None,
@@ -210,8 +210,8 @@ async def answer(
     await send({"type": "http.response.body", "body": body})
 
 
-async def refuse(send: Send, status: HTTPStatus, detail: str, *, allow: bytes | None = None) -> None:
+async def send_problem(send: Send, status: HTTPStatus, detail: str, *, allow: bytes | None = None) -> None:
     """Send a problem document of the status alone (``about:blank``)."""
     problem = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
     headers = [] if allow is None else [(b"allow", allow)]
-    await answer(send, status, problem, kind=PROBLEM_JSON, headers=headers)
+    await send_json(send, status, problem, kind=PROBLEM_JSON, headers=headers)

@@ -89,7 +89,7 @@ class StripeAccess:
 
 
 class Parts:
-    """The parts of one kit; each is an attribute of the kit under the same name.
+    """Parts of one kit; each is an attribute of the kit under the same name.
 
     Args:
         store: of the kit.
@@ -160,7 +160,7 @@ class Parts:
         await self._auto_top_ups.on_low(event.customer, event.credit, event.id)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
-        """A flusher with connections of its own."""
+        """Make a flusher with its own connections."""
         look = partial(self.webhooks.fetch, cause=FLUSH)
         return flusher_for(self.store, self.settings, look, self._journal)
 
@@ -177,7 +177,7 @@ class Parts:
             return await flusher.flush(everything=everything, timeout_s=timeout_s)
 
     def tasks(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
-        """The tasks beside each event loop, by name.
+        """List the background tasks of each event loop, by name.
 
         Raises:
             MeterkitError: a package of an extra is missing.

@@ -21,7 +21,7 @@ _REPEAT_S: Final = 0.5
 
 
 class LevelTask(asyncio.Task[_T]):
-    """A task that repeats a cancellation until it has ended, or the request was taken back by `uncancel()`.
+    """Task that repeats a cancellation until it has ended, or `uncancel()` has withdrawn the request.
 
     All repeats count as one request: `cancelling()`, by which timeouts go, stays the same.
     """

@@ -38,12 +38,12 @@ PROBLEMS_SHOWN_MAX: Final = 50
 
 
 class MeterkitError(Exception):
-    """The base of every error that meterkit raises."""
+    """Base of every error that meterkit raises."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong in a plans file.
+    """Mistake in a plans file.
 
     Attributes:
         file: the path as it was given.
@@ -114,7 +114,7 @@ class UnknownMeterError(MeterkitError, ValueError):
     def of(
         cls, meter: str, countable: Iterable[str], *, kind: str = "meter", allowed: str = "the counters"
     ) -> UnknownMeterError:
-        """The error for a name that is not among the meters that can be counted."""
+        """Make the error for a name that is not among the meters that can be counted."""
         return cls(meter, _unknown_message(kind, meter, countable, allowed=allowed))
 
 
@@ -131,7 +131,7 @@ class UnknownFeatureError(MeterkitError, ValueError):
 
     @classmethod
     def of(cls, feature: str, features: Collection[str]) -> UnknownFeatureError:
-        """The error for a name that is not among the features of the plans file."""
+        """Make the error for a name that is not among the features of the plans file."""
         if not features:
             return cls(feature, f"feature: found {feature!r:.80}; the plans file has no features")
         return cls(feature, _unknown_message("feature", feature, features, allowed="the features"))
@@ -150,7 +150,7 @@ class UnknownPlanError(MeterkitError, ValueError):
 
     @classmethod
     def of(cls, plan: object, plans: Iterable[str], *, name: str = "plan") -> UnknownPlanError:
-        """The error for a key that is not among the plans of the plans file; ``name`` is the argument's."""
+        """Make the error for a key that is not among the plans; ``name`` is the argument's."""
         return cls(str(plan), _unknown_message(name, plan, plans, allowed="the plans"))
 
 

@@ -37,7 +37,7 @@ Requirement = Callable[[HTTPConnection], Awaitable[None]]
 
 
 def requires(feature: str, /) -> Requirement:
-    """A dependency that refuses customers whose plan lacks a feature: ``Depends(requires("export"))``.
+    """Make a dependency that refuses customers whose plan lacks a feature: ``Depends(requires("export"))``.
 
     They are answered as by a ``feature:`` of the plans file: with the same problem document and fields, or
     by ``on_denied``. The request stays counted in its rates and is not billed. Shadow mode refuses none.
@@ -74,7 +74,7 @@ def _requirement(feature: str) -> Requirement:
 
 
 def _dependencies_of(app: FastAPI) -> Sequence[params.Depends]:
-    """The dependencies of a whole app."""
+    """List the dependencies of a whole app."""
     return app.router.dependencies
 
 
@@ -137,7 +137,7 @@ responses: Final[dict[int | str, dict[str, Any]]] = dict(_answers())
 def billing_router(
     kit: BillingKit, *, customer: Callable[..., Any], origins: Iterable[str], **options: Any
 ) -> APIRouter:
-    """A router by which customers see and change their own subscriptions, and what they used.
+    """Make a router with which customers see and change their own subscriptions, and see their usage.
 
     ``app.include_router(billing_router(kit, customer=who, origins=["https://app.example"]))``. Only
     ``customer`` identifies a request's customer; the app authenticates and authorizes. In the plans file

@@ -337,7 +337,7 @@ class MeterKit(KitLifecycle):
         return await self._parts.flush(everything=everything, timeout_s=timeout_s)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
-        """A flusher for a worker of your own: it keeps its connections to Stripe from flush to flush.
+        """Make a flusher for your own worker: it keeps its connections to Stripe from flush to flush.
 
         Raises:
             SettingsError: no Stripe key is set.

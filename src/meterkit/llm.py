@@ -131,7 +131,7 @@ async def _read_disconnect(receive: Receive) -> None:
 
 
 class RestoredStream(Generic[T]):
-    """The stream of a provider without what its client did not ask for; see :class:`Restore`.
+    """Stream of a provider, without the usage that its client did not ask for; see :class:`Restore`.
 
     Objects and lines pass as they are. Bytes and texts pass event by event: one that is cut is held back
     until the rest of it has come, at most 64 KiB.

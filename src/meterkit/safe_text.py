@@ -36,7 +36,7 @@ def _escaped(line: str) -> str:
 
 
 def csv_cell(value: object) -> object:
-    """A value for CSV: what a spreadsheet could take for a formula begins with an apostrophe.
+    """Escape a value for CSV: text that a spreadsheet could read as a formula gets an apostrophe.
 
     OWASP: https://owasp.org/www-community/attacks/CSV_Injection. Numbers stay numbers, negative ones too.
     """

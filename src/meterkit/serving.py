@@ -34,7 +34,7 @@ _logger = logging.getLogger("meterkit")
 
 
 def store_of(settings: Settings, catalog: Catalog, clock: Callable[[], float]) -> Store:
-    """The store of a kit; warns where no setting names it, and where no request is decided.
+    """Make the store of a kit; warn if no setting names it, and if no request is decided.
 
     Raises:
         SettingsError: the store's address cannot be used.

@@ -119,7 +119,7 @@ _Base = Annotated[SecretStr, AfterValidator(_base_address)]
 
 
 class SettingsKeywords(TypedDict, total=False):
-    """The keywords by which ``MeterKit`` takes settings, for type checkers; see :class:`Settings`."""
+    """Keywords of ``MeterKit`` for settings, for type checkers; see :class:`Settings`."""
 
     redis_url: str | SecretStr | None
     stripe_api_key: str | SecretStr | None
@@ -321,7 +321,7 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def _refusal(name: str, given: dict[str, Any]) -> str:
-    """The message of an error: the value, its place, the allowed values."""
+    """Word an error: the value, its place, the allowed values."""
     variable = f"{_PREFIX}{name.upper()}"
     if name in given:
         origin, value = f"keyword {name}", given[name]

@@ -67,7 +67,7 @@ def billing_routes(
 
 
 def webhook_route(kit: WebhookKit, prefix: str = "") -> Route:
-    """The billing route that receives Stripe's events; it has no customer."""
+    """Make the billing route that receives Stripe's events; it has no customer."""
     path = f"{prefix}/webhooks/stripe"
     return Route(path, stripe_webhook(kit), methods=["POST"], name="billing webhook", include_in_schema=False)
 
@@ -130,7 +130,7 @@ async def respond(
 
 
 async def _read(request: Request) -> bytes | None:
-    """The body of a request; None: it is too large."""
+    """Read the body of a request; None: it is too large."""
     pieces: list[bytes] = []
     size = 0
     async for piece in request.stream():

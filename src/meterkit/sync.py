@@ -212,11 +212,11 @@ class SyncCustomers(SyncPart):
     )
 
     def subject(self, customer: str, **subject: str) -> SyncSubject:
-        """One subject of a customer; see :meth:`meterkit.Customers.subject`."""
+        """Name a subject of a customer; see :meth:`meterkit.Customers.subject`."""
         return SyncSubject(self._part.subject(customer, **subject), self._loop)
 
     def list(self) -> Iterator[Customer]:
-        """All customers that have a record, in no order."""
+        """List all customers that have a record, in no order."""
         customers = self._part.list()
 
         async def fetch_next() -> Customer | None:
@@ -227,7 +227,7 @@ class SyncCustomers(SyncPart):
 
 
 class SyncSubject(SyncPart):
-    """One subject of a customer; see :class:`meterkit.CustomerSubject`."""
+    """Subject of a customer; see :class:`meterkit.CustomerSubject`."""
 
     _methods = ("override",)
 
@@ -417,7 +417,7 @@ class SyncReservation(SyncPart):
         return cast("Decision", self._part.decision)
 
     def release(self) -> None:
-        """Give back what is set aside; nothing is recorded, and rates count none of it. Repeated: a no-op."""
+        """Release the reservation: nothing is recorded, and rates count none of it. Idempotent."""
         # A child that a queue of jobs has forked ends without another word: what is under way then is lost.
         self._loop.call(self._part.released)
 

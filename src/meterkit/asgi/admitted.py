@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from meterkit.asgi.body import BufferedBody
-    from meterkit.asgi.headers import LimitFields, ShadowFields
+    from meterkit.asgi.headers import FixedFields, LimitFields
     from meterkit.asgi.refuser import Refuser
-    from meterkit.asgi.without_store import PolicyFields
     from meterkit.catalog import Outcome, Route
     from meterkit.redis.tallies import Tallies
     from meterkit.store.fallback import FallbackDecision
@@ -140,7 +139,7 @@ class AdmittedRequest(HoldOwner):
     _reading: ResponseUsage | None
     _request: KeptRequest
     decision: Decision | None
-    limit_fields: LimitFields | ShadowFields | PolicyFields | None
+    limit_fields: LimitFields | FixedFields | None
     server_receive: Receive
     refuser: Refuser
 

@@ -74,7 +74,7 @@ class AppRoute:
 
     @property
     def path(self) -> str:
-        """The path template as clients see it."""
+        """Path template as clients see it."""
         return "".join(self.pieces)
 
     def pattern(self) -> re.Pattern[str]:
@@ -112,7 +112,7 @@ def routes_of(app: object) -> list[AppRoute]:
 
 
 def deciders_of(app: object) -> list[RequestDecider]:
-    """The MeterMiddlewares of an app that decide, each once."""
+    """List the MeterMiddlewares of an app that decide, each once."""
     known: dict[int, RequestDecider] = {}
     return list(dict.fromkeys(filter(None, (_decider(place.way, known) for place in walk_app(app)))))
 
@@ -166,7 +166,7 @@ class RouteLines:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnusedLine:
-    """A line of a plans file that takes no request of any route.
+    """Line of a plans file that takes no request of any route.
 
     Attributes:
         is_covered: whether routes match it, and earlier lines take all of their requests.

@@ -29,7 +29,7 @@ _LOW_PRIORITY: Final = "_iter_low_priority_routes"
 
 
 class AppWrapper(NamedTuple):
-    """An app that a request passes on its way, and the path template at which it stands."""
+    """App that a request passes on its way, and the path template at which it stands."""
 
     app: object
     pieces: tuple[str, ...]
@@ -46,7 +46,7 @@ class RequestWay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppPlace:
-    """A handler, or an app that a request is handed to.
+    """Handler, or app that a request is handed to.
 
     Attributes:
         way: mounts, host and wrappers before it; the wrappers of its own route included.

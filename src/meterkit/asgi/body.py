@@ -96,16 +96,16 @@ class BufferedBody:
         return decode_body(self.scope, self.head, self.size, ended=self.ended)
 
     async def receive(self) -> Message:
-        """The messages that were read, as they are, and then the server's."""
+        """Receive the messages that were read ahead, then the server's."""
         return self._kept.popleft() if self._kept else await self._receive()
 
     def header(self, name: bytes) -> list[bytes]:
-        """The values of a header."""
+        """List the values of a header."""
         return header_of(self.scope, name)
 
 
 def header_of(scope: Scope, name: bytes) -> list[bytes]:
-    """The values of a request's header."""
+    """List the values of a request's header."""
     return [value for key, value in scope["headers"] if key.lower() == name]
 
 
@@ -151,7 +151,7 @@ _LATE_BYTES_MAX: Final = 64 << 10
 
 
 def head_of(scope: Scope) -> RequestHead:
-    """The parts of a request's head that may name its model."""
+    """Collect the parts of a request's head that may name its model."""
     kinds = b",".join(header_of(scope, b"content-type"))
     return RequestHead(scope["path"], scope.get("query_string", b""), kinds)
 
@@ -181,7 +181,7 @@ class KeptRequest:
         self._named: tuple[str, ...] = ()  # By the body that is no longer kept.
 
     async def receive(self) -> Message:
-        """The next message, as it is."""
+        """Receive the next message unchanged."""
         message = await self._receive()
         if message["type"] == "http.request" and (body := message.get("body")):
             self._keep_piece(body)
@@ -212,12 +212,12 @@ class KeptRequest:
             reader.feed(rest)
 
     def head(self) -> tuple[bytes, int]:
-        """The beginning of the body, and the size of the whole."""
+        """Return the beginning of the body, and the size of the whole."""
         known = self._buffered
         return (bytes(self._body or b""), self._size) if known is None else (known.head, known.size)
 
     def models(self) -> tuple[str, ...]:
-        """The models that the request names, each that some app may read.
+        """List the models that the request names, each that some app may read.
 
         One of them is the empty text where JSON could only be searched: it may name another model.
         """
@@ -233,7 +233,7 @@ class KeptRequest:
         return requested_models(head, found)
 
     def _search_models(self, head: RequestHead, body: bytes, known: Sequence[str]) -> tuple[str, ...]:
-        """The models that a search finds in a body that cannot be parsed, and those that are known."""
+        """Search a body that cannot be parsed for models, and add the known ones."""
         of_form = is_form(head.content_type)
         found = [name for reader in self._rest for name in reader.models()]
         if not (self._rest or of_form):

@@ -244,7 +244,7 @@ def _add_amounts(first: Mapping[str, _Amount], second: Mapping[str, _Amount]) ->
 
 
 def call_of_figures(quantities: Mapping[str, int], compiled: CompiledCatalog) -> CallUsage | None:
-    """One call with these figures; None: they are no tokens, or the app gives the amount of money itself."""
+    """Make a call of token figures; None: there are no tokens, or the app gives the money itself."""
     figures = {name: count for name, count in quantities.items() if name in USAGE_METERS and count}
     if not figures or not compiled.charges.keys().isdisjoint(quantities):
         return None

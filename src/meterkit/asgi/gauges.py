@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Gauges:
-    """The levels of meters of the kind ``gauge``: stored bytes, seats. The app sets them, limits ask them.
+    """Levels of ``gauge`` meters, such as stored bytes or seats: the app sets them, limits check them.
 
     A level belongs to no billing period and stays until it is changed. Within a request of an anonymous
     customer, the address that it goes by means that customer.
@@ -33,7 +33,7 @@ class Gauges:
         self._store = store
 
     async def get(self, customer: str, meter: str) -> int:
-        """The level, in the meter's unit; 0 where none was set.
+        """Read the level, in the meter's unit; 0 if none was set.
 
         Raises:
             CustomerError, UnknownMeterError: an argument cannot be used.
@@ -107,7 +107,7 @@ class Gauges:
         return level
 
     def _find_customer(self, customer: str, meter: str) -> tuple[CustomerView, Exchange | None]:
-        """The customer, and the request of theirs that is being served."""
+        """Find a customer, and its request that is being served."""
         check_customer(customer)
         check_gauge(meter, self._store.catalog.meters)
         served = exchange.get(None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.decisions.policies import SLIDING_WINDOW
 from meterkit.decisions.verdict import EXACT_WINDOW_MS_MAX, reset_ms
@@ -39,14 +39,14 @@ def policy_field(policies: Sequence[Policy]) -> bytes:
 
 
 def limit_field(name: str, remaining: int, reset_s: int | None) -> bytes:
-    """The value of ``RateLimit`` for the policy of that name; ``reset_s`` in seconds from now."""
+    """Format the value of ``RateLimit`` for a policy; ``reset_s`` in seconds from now."""
     if reset_s is None:
         return b"%b;r=%d" % (quote(name), _integer(remaining))
     return b"%b;r=%d;t=%d" % (quote(name), _integer(remaining), _integer(reset_s))
 
 
 def x_ratelimit_fields(quota: int, remaining: int, reset_at_s: int | None) -> list[tuple[bytes, bytes]]:
-    """The ``X-RateLimit-*`` fields; ``reset_at_s`` in seconds since the epoch."""
+    """Format the ``X-RateLimit-*`` fields; ``reset_at_s`` in seconds since the epoch."""
     found = [
         (b"x-ratelimit-limit", b"%d" % _integer(quota)),
         (b"x-ratelimit-remaining", b"%d" % _integer(remaining)),
@@ -128,7 +128,7 @@ def _expose(headers: list[tuple[bytes, bytes]], names: Iterable[bytes]) -> list[
 
 
 def join_names(first: bytes, second: bytes) -> bytes:
-    """One list of names from two, each name once, in whatever case it was written first."""
+    """Join two lists of names; each name once, in the case in which it stands first."""
     found: dict[bytes, bytes] = {}
     for token in (*first.split(b","), *second.split(b",")):
         name = token.strip()
@@ -154,7 +154,7 @@ def quote(text: str) -> bytes:
 
 
 def _integer(value: int) -> int:
-    """The nearest Structured Field Integer that is not negative: 15 digits at most."""
+    """Clamp a number to a non-negative Structured Field Integer: 15 digits at most."""
     if 0 <= value <= INTEGER_MAX:
         return value
     return 0 if value < 0 else INTEGER_MAX
@@ -193,7 +193,7 @@ class LimitFields:
         reply: list[int],
         request_headers: Iterable[tuple[bytes, bytes]],
     ) -> list[tuple[bytes, bytes]]:
-        """The app's headers and the limit fields, as a new list.
+        """Add the limit fields to the app's headers, in a new list.
 
         Args:
             headers: what the app answers.
@@ -260,39 +260,47 @@ def _quick_measure(measure: PolicyMeasure) -> tuple[bytes, int, int, int]:
     )
 
 
-class ShadowFields:
-    """Writes the limit fields of an answer that a limit would have refused.
+class FixedFields:
+    """Writes limit fields that are known before the response: in shadow mode, and without the store."""
 
-    Args:
-        decision: what was decided.
-        decided: how.
-        mode: which family of fields the route sends.
-    """
+    __slots__ = ("_ours",)
 
-    __slots__ = ("_decision", "_mode", "_policies")
+    def __init__(self, ours: Sequence[tuple[bytes, bytes]]) -> None:
+        self._ours = ours
 
-    def __init__(self, decision: Decision, decided: PreparedDecision, mode: Headers) -> None:
-        self._decision = decision
-        self._policies = [measure.policy for measure in decided.program.measures]
-        self._mode: Headers = mode
+    @classmethod
+    def of_shadow(cls, decision: Decision, decided: PreparedDecision, mode: Headers, now_ms: int) -> Self:
+        """Format the fields of a response that a limit would have refused."""
+        policies = [measure.policy for measure in decided.program.measures]
+        reset_after = decision.reset_after
+        ours = format_fields(
+            mode,
+            policies=policy_field(policies),
+            limit=next((policy for policy in policies if policy.name == decision.limit), None),
+            remaining=decision.remaining,
+            reset_s=None if reset_after is None else -(-reset_after // timedelta(seconds=1)),
+            now_s=now_ms // 1000,
+        )
+        return cls(ours)
+
+    @classmethod
+    def of_policies(cls, program: Program, mode: Headers) -> Self:
+        """Format the one field that is true without the store, which has no remaining quantities."""
+        policies = policy_field([measure.policy for measure in program.measures])
+        return cls(format_fields(mode, policies=policies, limit=None, remaining=None, reset_s=None, now_s=0))
 
     def add(
         self,
         headers: Iterable[tuple[bytes, bytes]],
-        decided: PreparedDecision | None,
-        reply: list[Any],
+        decided: object,
+        reply: object,
         request_headers: Iterable[tuple[bytes, bytes]],
     ) -> list[tuple[bytes, bytes]]:
         """See :meth:`LimitFields.add`."""
-        del decided
-        decision = self._decision
-        reset_after = decision.reset_after
-        ours = format_fields(
-            self._mode,
-            policies=policy_field(self._policies),
-            limit=next((policy for policy in self._policies if policy.name == decision.limit), None),
-            remaining=decision.remaining,
-            reset_s=None if reset_after is None else -(-reset_after // timedelta(seconds=1)),
-            now_s=reply[1] // 1000,
-        )
-        return merge_headers(headers, ours, expose=any(name == _ORIGIN for name, _ in request_headers))
+        del decided, reply
+        exposed = False
+        for name, _ in request_headers:
+            if name == _ORIGIN:
+                exposed = True
+                break
+        return merge_headers(headers, self._ours, expose=exposed)

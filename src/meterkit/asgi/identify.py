@@ -56,7 +56,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The answer of ``identify`` for a request of a user, a team or the like of a customer.
+    """Result of ``identify`` for a request of a customer's user, team or the like.
 
     Attributes:
         customer: the customer's id; None: the request has no customer, and its subjects are ignored.
@@ -104,7 +104,7 @@ def header(name: str) -> Callable[[Scope], str | None]: ...
 @overload
 def header(name: str, *, subjects: Mapping[str, str]) -> Callable[[Scope], str | Caller | None]: ...
 def header(name: str, *, subjects: Mapping[str, str] | None = None) -> Callable[[Scope], str | Caller | None]:
-    """The customer is the value of a request header, as a trusted gateway in front of the app sets it.
+    """Identify the customer by a request header that a trusted gateway in front of the app sets.
 
     Without such a gateway any client can name any customer. A header that is empty, missing or given
     more than once names no customer. A value that is not UTF-8 names a customer that is not allowed.
@@ -153,7 +153,7 @@ def _decode_value(value: bytes) -> str:
 def api_key(
     lookup: KeyLookup, *, header: str = "authorization", ttl: timedelta = _TTL, hashed: bool = False
 ) -> Callable[[Scope], str | Caller | Awaitable[str | Caller | None] | None]:
-    """The customer is the owner of the API key in a request header.
+    """Identify the customer as the owner of the API key in a request header.
 
     The result of ``lookup`` is cached under the key's hash, in this process; no key is kept. Requests
     with the same key share one lookup; its errors are not cached.
@@ -203,7 +203,7 @@ def hash_key(key: str) -> str:
 
 
 def user(attr: str = "identity") -> Callable[[Scope], str | None]:
-    """The customer is an attribute of the user that Starlette's ``AuthenticationMiddleware`` found.
+    """Identify the customer by an attribute of the user of Starlette's ``AuthenticationMiddleware``.
 
     A user that is not authenticated, or whose attribute is None or empty, names no customer. Starlette's
     ``SimpleUser`` has no ``identity``; its name is ``display_name``.
@@ -234,7 +234,7 @@ def user(attr: str = "identity") -> Callable[[Scope], str | None]:
 
 
 def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str | None]:
-    """The customer is the client's IP address: an IPv4 address, or the /64 network of an IPv6 address.
+    """Identify the customer by the client's IP address: IPv4, or the /64 network of IPv6.
 
     Args:
         trusted_proxies: addresses and networks of proxies that are believed, and ``unix`` for any client
@@ -296,7 +296,7 @@ def _field_name(name: str) -> bytes:
 
 
 def _read_single(scope: Scope, wanted: bytes) -> bytes | None:
-    """The value of a header that is given exactly once."""
+    """Read a header that is given exactly once."""
     found: bytes | None = None
     for name, value in scope["headers"]:
         if name == wanted:

@@ -49,7 +49,7 @@ NameCalls: TypeAlias = "Callable[[Sequence[CallUsage]], Sequence[CallUsage]]"
 
 
 class LlmCalls:
-    """The calls that a request's response, its taps and its app report, each counted once.
+    """Calls that a request's response, its taps and its app report, each counted once.
 
     Args:
         reading: of the response; None where its route reads none.
@@ -78,7 +78,7 @@ class LlmCalls:
 
     @property
     def unread_figure(self) -> str | None:
-        """The path of a token figure in the response that is not read; None if the app reported usage."""
+        """Path of a token figure in the response that is not read; None if the app reported usage."""
         if self.reading is None or self._is_fetched or self._taps or self.reports.usages():
             return None
         return self.reading.unread_figure

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from meterkit.answers import answer
+from meterkit.answers import send_json
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.logs import warn
 from meterkit.asgi.problems import compact_json, payment_required
@@ -42,7 +42,7 @@ _MEMBERS: Final = ("jsonrpc", "id", "method", "params")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McpMessage:
-    """A message that a client posts.
+    """JSON-RPC message that a client posts.
 
     Attributes:
         method: None: it answers a request of the server's.
@@ -58,11 +58,11 @@ class McpMessage:
 
 
 class UnreadableMessageError(Exception):
-    """A body is no message that every server reads alike; the text says why."""
+    """Body that not every server reads as the same message; the text says why."""
 
 
 def read_message(body: bytes, *, is_whole: bool = True) -> McpMessage:
-    """The message in a body. Takes some milliseconds at most, whatever the body.
+    """Parse the message in a body. Takes some milliseconds at most.
 
     Raises:
         UnreadableMessageError: it is none, or parsers could differ about it.
@@ -100,7 +100,7 @@ _Pairs = tuple[tuple[str, Any], ...]
 
 
 def _integer(written: str) -> float:
-    """An integer; a long one as a float, as converting it exactly is slow."""
+    """Parse an integer; a long one as a float, as converting it exactly is slow."""
     return int(written) if len(written) <= _INTEGER_CHARS_MAX else float(written[:_INTEGER_CHARS_MAX])
 
 
@@ -135,7 +135,7 @@ _PARSE_ERROR: Final = -32700
 
 
 class McpRequest(NamedTuple):
-    """A request whose message was read.
+    """MCP request whose message was read.
 
     Attributes:
         route: the line that takes it; None: no line does.
@@ -162,7 +162,7 @@ class McpLines:
         self._routers: dict[tuple[int, ...], Router] = {}
 
     def line(self, message: McpMessage, scope: Scope) -> Route | None:
-        """The first line that takes a message; None where none does."""
+        """Find the first line that takes a message; None: none does."""
         routes = [
             route
             for route in self._routes
@@ -207,7 +207,7 @@ class McpLines:
 async def _send_parse_error(send: Send, why: str, *, is_whole: bool) -> None:
     status = HTTPStatus.BAD_REQUEST if is_whole else HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     detail = f"{why}; post one JSON-RPC message of at most {MESSAGE_BYTES_MAX >> 20} MiB"
-    await answer(
+    await send_json(
         send, status, {"jsonrpc": "2.0", "id": None, "error": {"code": _PARSE_ERROR, "message": detail}}
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import EXEMPT, exchange
 from meterkit.asgi.exchange import Exchange
-from meterkit.asgi.headers import ShadowFields
+from meterkit.asgi.headers import FixedFields
 from meterkit.asgi.identify import Caller, find_id_fault, split_caller
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.mcp_exchange import McpExchange
@@ -125,7 +125,7 @@ class MeterMiddleware:
 
     @property
     def catalog(self) -> Catalog:
-        """The catalog that decides requests."""
+        """Catalog that decides requests."""
         return self._kit.store.catalog
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -370,7 +370,7 @@ class MeterMiddleware:
         self._log.log_shadowed(decision, route, decided.view)
         passed = exchange_class(scope, route)(store, lane, decided.view, route, decided, reply, scope, send)
         passed.note_decision(decision)
-        passed.limit_fields = ShadowFields(decision, decided, route.headers)
+        passed.limit_fields = FixedFields.of_shadow(decision, decided, route.headers, reply[1])
         return passed
 
     def _use_fallback(
@@ -420,7 +420,7 @@ def _preparer(route: Route) -> Prepare:
 
 
 def exchange_class(scope: Scope, route: Route) -> type[Exchange]:
-    """The class that stands between the app and the server for a request of a line."""
+    """Choose the class of an admitted request by its scope and line."""
     if scope["type"] != "http":
         return WebSocketExchange
     if route.mcp is not None:

@@ -38,7 +38,7 @@ _ENDS: Final = re.compile(r"[;?#\x00].*", re.DOTALL)
 
 
 class PathReading(NamedTuple):
-    """A path that a reader may take the written one for, and the steps that lead to it."""
+    """Path that a reader may take the written one for, and the steps that lead to it."""
 
     path: str
     steps: str
@@ -256,7 +256,7 @@ _PARAMETER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(?P<convertor>:[A-Za-z_
 
 @dataclass(frozen=True, slots=True)
 class PathReader:
-    """A handler, file server or other app within the app that reads paths in further ways.
+    """Handler, file server or other app within the app that reads paths in its own ways.
 
     Attributes:
         place: where it stands.
@@ -419,6 +419,6 @@ def has_encoded_slash(scope: Scope) -> bool:
 
 
 def loose_spellings(path: str) -> tuple[str, str]:
-    """A path with its slashes merged, without one at its end and with one."""
+    """Merge the slashes of a path; without a slash at its end, and with one."""
     merged = _SLASHES.sub("/", f"/{path}").rstrip("/")
     return merged, f"{merged}/"

@@ -6,13 +6,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
-from meterkit.asgi.headers import LimitFields
+from meterkit.asgi.headers import FixedFields, LimitFields
 from meterkit.asgi.identify import client_ip
 from meterkit.asgi.mcp import McpLines
 from meterkit.asgi.path_readings import path_rules_of_app
 from meterkit.asgi.preflights import Preflights
 from meterkit.asgi.routing import Router, root_path_of_app
-from meterkit.asgi.without_store import PolicyFields
 from meterkit.catalog.routes import charging_meters, is_fetched
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class PlansInForce:
         self.router = router_of(routes)
         self.mcp = McpLines(routes, mcp_router_of)
         self.limit_fields: dict[Program, LimitFields] = {}
-        self.policy_fields: dict[Program, PolicyFields] = {}
+        self.policy_fields: dict[Program, FixedFields] = {}
         anonymous = cache.catalog.anonymous
         self.by_ip = None if anonymous is None else client_ip(trusted_proxies=anonymous.trusted_proxies)
 
@@ -107,9 +106,9 @@ class PlansInForce:
         fields = self.limit_fields[program] = LimitFields(program, route.headers)
         return fields
 
-    def policies_of(self, program: Program, route: Route) -> PolicyFields:
+    def policies_of(self, program: Program, route: Route) -> FixedFields:
         """Compile the limit fields of a decision without the store, once."""
         if len(self.policy_fields) >= _PROGRAMS_MAX:
             self.policy_fields.clear()
-        fields = self.policy_fields[program] = PolicyFields(program, route.headers)
+        fields = self.policy_fields[program] = FixedFields.of_policies(program, route.headers)
         return fields

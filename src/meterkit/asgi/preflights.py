@@ -90,7 +90,7 @@ def _is_safe(place: AppPlace, path: str) -> bool:
 
 
 def _path_within(place: AppPlace, path: str) -> str:
-    """A path as an app sees it that is mounted at a place."""
+    """Strip the mounts from a path, as the mounted app sees it."""
     mounts = path_pattern(place.pieces[:-1]).match(path)
     return path if mounts is None else path[mounts.end() :]
 

@@ -88,7 +88,7 @@ class RefusalFacts:
 
     @property
     def offer(self) -> Offer | None:
-        """The top-ups that would help, or None."""
+        """Top-ups that would help, or None."""
         return self.context.offer if self.reason in {"credits", "included", "cap"} else None
 
 
@@ -147,12 +147,12 @@ def _word_spend(refusal: RefusalFacts) -> _Wording:
         members["violated-policies"] = list(refusal.decision.violated)
     if after is None:
         return f"{why} This request may cost more than that: ask for less.", members
-    members["reset_after_s"] = _whole_seconds(after)
-    return f"{why} {_word_wait(_whole_seconds(after)).replace('Retry', 'More can be spent')}", members
+    members["reset_after_s"] = _round_up_seconds(after)
+    return f"{why} {_word_wait(_round_up_seconds(after)).replace('Retry', 'More can be spent')}", members
 
 
 def _subject_kinds(violated: Iterable[str]) -> list[str]:
-    """The kinds of the customer's subjects that policies are of, such as ``user`` of ``user:spend-1d``."""
+    """List the kinds of subjects in names of policies, such as ``user`` of ``user:spend-1d``."""
     return [name.partition(":")[0] for name in violated if ":" in name]
 
 
@@ -212,7 +212,7 @@ def _word_wait(wait_s: int | None) -> str:
 
 
 def _word_window(seconds: int) -> str:
-    """The largest unit that writes a window without a rest."""
+    """Word a window in the largest unit that divides it."""
     for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
         if seconds % size == 0:
             return _word_quantity(seconds // size, unit)
@@ -231,7 +231,7 @@ _LIST_HEADERS: Final = frozenset({b"access-control-expose-headers", b"vary"})
 
 
 class RefusalType(NamedTuple):
-    """The problem type of refusals, and the function that words one."""
+    """Problem type of refusals, and the function that words one."""
 
     problem: ProblemType
     words: Callable[[RefusalFacts], _Wording]
@@ -269,7 +269,7 @@ def problem_type_of(refusal: Decision) -> ProblemType:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denial:
-    """A refusal, ready to be sent."""
+    """Refusal, ready to be sent."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -358,22 +358,22 @@ async def send_denial(denial: Denial, scope: Scope, send: Send) -> None:
 def _wait_s(reason: Reason, retry_after: timedelta | None) -> int | None:
     """Whole seconds to wait, at least 1; None where waiting does not help."""
     if reason in {"concurrency", "identify", "in_flight", "store"}:
-        return 1 if retry_after is None else _whole_seconds(retry_after)
+        return 1 if retry_after is None else _round_up_seconds(retry_after)
     if retry_after is None or REFUSAL_TYPES[reason] is not _QUOTA:
         return None
-    return _whole_seconds(retry_after)
+    return _round_up_seconds(retry_after)
 
 
-def _whole_seconds(span: timedelta) -> int:
+def _round_up_seconds(span: timedelta) -> int:
     whole = span.days * 86_400 + span.seconds
     return max(1, whole + (span.microseconds > 0))
 
 
 def _limit_fields(refusal: RefusalFacts, *, mode: Headers, now_s: int) -> list[tuple[bytes, bytes]]:
-    """The limit fields; ``t`` is the wait where there is one: ``Retry-After`` should not end before it."""
+    """Format the limit fields; ``t`` is the wait if there is one: ``Retry-After`` must not end before it."""
     reset_s, reset_after = refusal.wait_s, refusal.decision.reset_after
     if reset_s is None and reset_after is not None:
-        reset_s = _whole_seconds(reset_after)
+        reset_s = _round_up_seconds(reset_after)
     return format_fields(
         mode,
         policies=policy_field(refusal.context.policies),
@@ -418,7 +418,7 @@ class Offer:
 
     @classmethod
     def of(cls, catalog: Catalog, refusal: Decision) -> Offer | None:
-        """The top-ups that help; None: another limit refuses, none are sold, or no page of them is known."""
+        """Find the top-ups that help; None: another limit refuses, none are sold, or without a page."""
         violated = (refusal.limit or "", *refusal.violated)
         for credit in catalog.credits.values():
             url = credit.top_up and (credit.top_up.url or catalog.billing.portal_url)
@@ -433,7 +433,7 @@ class Offer:
 
     @property
     def member(self) -> dict[str, Any]:
-        """The member ``offer`` of a problem document."""
+        """Member ``offer`` of a problem document."""
         return {
             "credit": self.credit,
             "top_up_url": self.url,
@@ -466,7 +466,7 @@ def payment_required(error: str, resource: str, offer: dict[str, Any]) -> dict[s
 
 
 def payment_field(error: str, resource: str, offer: Offer) -> tuple[bytes, bytes]:
-    """The field ``PAYMENT-REQUIRED``, which tells clients of x402 the same over HTTP."""
+    """Format ``PAYMENT-REQUIRED``, the HTTP header of x402 with the same data."""
     return (b"payment-required", b64encode(compact_json(payment_required(error, resource, offer.member))))
 
 

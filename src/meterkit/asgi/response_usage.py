@@ -209,7 +209,7 @@ class ResponseUsage:
         return self._input_tokens
 
     def close(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
-        """The usage of the calls in the response; calls without figures are estimated, except failed ones.
+        """Close the response and return its calls; calls without figures are estimated, except failed ones.
 
         Args:
             complete: whether it was sent to its end.
@@ -287,4 +287,4 @@ class ResponseUsage:
 
 
 def _ignore(_: str) -> None:
-    """The client is gone and receives nothing."""
+    """Drop a warning: the response is closed."""

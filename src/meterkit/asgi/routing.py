@@ -50,7 +50,7 @@ def rank_strictness(line: Route | None) -> int:
 
 
 class PathLine(NamedTuple):
-    """One reading of a path, and the line that takes it; None: no line does."""
+    """Reading of a path, and the line that takes it; None: no line does."""
 
     reading: PathReading
     line: Route | None
@@ -77,7 +77,7 @@ class LineSearch(NamedTuple):
 
 
 def first_line(asked: LineSearch, paths: Sequence[str]) -> Route | None:
-    """The first line that matches."""
+    """Find the first line that matches."""
     for route, methods, pattern in asked.lines:
         if asked.accepts(route, methods) and (pattern is None or any(map(pattern.match, paths))):
             return route
@@ -188,7 +188,7 @@ class Router:
         self._found: dict[_Key, Route | None] = {}
 
     def match_http(self, scope: Scope) -> Route | None:
-        """The route of an HTTP request, or None where no line matches."""
+        """Find the route of an HTTP request; None: no line matches."""
         method: str = scope["method"]
         key = (
             self._cache_key(method, scope)
@@ -206,7 +206,7 @@ class Router:
             return self._cache_route(key, route)
 
     def match_websocket(self, scope: Scope) -> Route | None:
-        """The route of a websocket, or None where no line matches."""
+        """Find the route of a websocket; None: no line matches."""
         # It has no method, whatever methods a client may invent.
         key = self._cache_key(None, scope)
         try:
@@ -328,7 +328,7 @@ class Router:
         return client_paths({**scope, "path": path}, root_path=self._root_path)
 
     def _upper_bound(self, asked: LineSearch, path: str) -> Route | None:
-        """The strictest line that any reading of a path might lead to."""
+        """Find the strictest line that any reading of a path might lead to."""
         spellings = segments_of(path)
         several = [each for each in asked.lines if may_lead_to(each[0].path or "", spellings)]
         accepted = [route for route, methods, _ in several if asked.accepts(route, methods)]
@@ -339,7 +339,7 @@ class Router:
         return found
 
     def _first_line(self, asked: LineSearch, paths: Sequence[str]) -> Route | None:
-        """The first line that takes one of the paths."""
+        """Find the first line that takes one of the paths."""
         found = first_line(asked, paths)
         return (
             self._add_gate(found, asked.lines, asked.method, paths) if self._reading.every_method else found
@@ -435,7 +435,7 @@ def routed_paths(scope: Scope, path: str, root_path: str) -> list[str]:
 
 
 def _split_root_path(scope: Scope, root_path: str) -> tuple[str, str]:
-    """The root path of the server, and the path of the mounts within it; empty where there are none."""
+    """Split off the server's root path, and the path of the mounts within it; each may be empty."""
     root: str = scope.get("root_path", "")
     # Within a mount Starlette keeps here what the server had said, and adds the mount to the root path.
     server: str = scope.get("app_root_path", root_path or root)

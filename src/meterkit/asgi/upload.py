@@ -56,7 +56,7 @@ def announced_bytes(body: BufferedBody) -> int | None:
 
 
 class Upload(Exchange):
-    """An admitted request of a line with ``storage``.
+    """Admitted request of a line with ``storage``.
 
     The decision that admitted it holds the announced bytes. Bytes beyond that, or of an unknown length, are
     held as they arrive; the first piece that does not fit ends the request.

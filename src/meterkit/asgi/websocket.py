@@ -53,7 +53,7 @@ _REASON_BYTES_MAX: Final = 123  # A close frame has 125; the code takes two: RFC
 
 
 class WebSocketExchange(Exchange):
-    """A websocket that was admitted. Its opening is billed as a request is, by how it ends.
+    """Admitted websocket. Its opening is billed as a request is, by its outcome.
 
     It succeeds once the app has accepted it, whichever side closes it; an app that rejects it answers with
     a client's error. What the app records once it is open is settled at once, as an open websocket may last
@@ -110,7 +110,7 @@ class WebSocketExchange(Exchange):
             self._settle_late(self._lane, used_by_model(self._name_calls(calls), self._view.cache))
 
     def _requested_models(self) -> Sequence[str]:
-        """The model of the session now, as the server has it; else those that the client or the URL names."""
+        """Find the model of the session by the server, otherwise those that the client or the URL names."""
         session = None if self._usage is None else self._usage.session
         if session is not None and session.current is not None:
             return (session.current,)

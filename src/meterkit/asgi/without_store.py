@@ -6,7 +6,6 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.headers import format_fields, merge_headers, policy_field
 from meterkit.decisions.decision import Decision
 from meterkit.store.fallback import is_plan_known
 from meterkit.store.prepared_decisions import read_limits
@@ -14,11 +13,9 @@ from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement_parts import UsedQuantities, add_quantities
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from meterkit.catalog import Route
-    from meterkit.catalog.models import Headers
-    from meterkit.decisions.program import Program
     from meterkit.store.fallback import FallbackDecision
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView
@@ -90,36 +87,3 @@ def undecided_usage(
         return UsedQuantities(add_quantities(settled, recorded), recorded)
     total = add_quantities(route.consume, recorded)
     return UsedQuantities(total if billed else recorded, total)
-
-
-class PolicyFields:
-    """Writes the one limit field that is true without the store: the policies.
-
-    The remaining quantity of this process is not that of the customer.
-
-    Args:
-        program: what was asked of the plan.
-        mode: which family of fields the route sends.
-    """
-
-    __slots__ = ("_ours",)
-
-    def __init__(self, program: Program, mode: Headers) -> None:
-        policies = policy_field([measure.policy for measure in program.measures])
-        self._ours = format_fields(mode, policies=policies, limit=None, remaining=None, reset_s=None, now_s=0)
-
-    def add(
-        self,
-        headers: Iterable[tuple[bytes, bytes]],
-        decided: object,
-        reply: object,
-        request_headers: Iterable[tuple[bytes, bytes]],
-    ) -> list[tuple[bytes, bytes]]:
-        """See :meth:`meterkit.asgi.headers.LimitFields.add_quantities`."""
-        del decided, reply
-        exposed = False
-        for name, _ in request_headers:
-            if name == b"origin":
-                exposed = True
-                break
-        return merge_headers(headers, self._ours, expose=exposed)

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, Protocol
 
-from meterkit.answers import answer, read_body, refuse
+from meterkit.answers import read_body, send_json, send_problem
 from meterkit.errors import MeterkitError
 from meterkit.storage.object_events import UnreadableEventError
 from meterkit.storage.sns import ForgedMessageError
@@ -70,16 +70,16 @@ class StorageEndpoint:
         if scope["type"] != "http":
             raise RuntimeError(f"the storage endpoint accepts HTTP requests; found {scope['type']}")
         if scope["method"] == "HEAD":  # MinIO's health check.
-            await answer(send, HTTPStatus.OK, None)
+            await send_json(send, HTTPStatus.OK, None)
             return
         if scope["method"] != "POST":
-            await refuse(
+            await send_problem(
                 send, HTTPStatus.METHOD_NOT_ALLOWED, "object stores post their events", allow=b"POST"
             )
             return
         body = await read_body(scope, receive, most=BODY_BYTES_MAX)
         if body is None:
-            await refuse(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {BODY_BYTES_MAX} bytes")
+            await send_problem(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {BODY_BYTES_MAX} bytes")
             return
         try:
             if self._is_bearer(scope):
@@ -88,14 +88,14 @@ class StorageEndpoint:
                 await self._storage.count_signed(body, self._topics)
         except MeterkitError as error:  # A store error, or the plans file lost `storage:`.
             self._storage.warn(f"events of an object store were not counted; it sends them again: {error}")
-            await refuse(
+            await send_problem(
                 send, HTTPStatus.SERVICE_UNAVAILABLE, "the events cannot be counted now; send them again"
             )
         except (ForgedMessageError, UnreadableEventError) as error:
             self._storage.warn(f"the storage endpoint refuses a post: {error}")
-            await refuse(send, HTTPStatus.BAD_REQUEST, str(error))
+            await send_problem(send, HTTPStatus.BAD_REQUEST, str(error))
         else:
-            await answer(send, HTTPStatus.OK, {"received": True})
+            await send_json(send, HTTPStatus.OK, {"received": True})
 
     def _is_bearer(self, scope: Scope) -> bool:
         found = [value for name, value in scope["headers"] if name == _AUTHORIZATION]

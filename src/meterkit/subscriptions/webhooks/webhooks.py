@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from weakref import WeakKeyDictionary
 
-from meterkit.answers import answer, read_body, refuse
+from meterkit.answers import read_body, send_json, send_problem
 from meterkit.customers.states import States
 from meterkit.errors import StoreError
 from meterkit.store.input_checks import check_customer
@@ -230,28 +230,28 @@ class WebhookEndpoint:
         if scope["type"] != "http":
             raise RuntimeError(f"the webhook endpoint takes HTTP requests; found {scope['type']}")
         if scope["method"] != "POST":
-            await refuse(send, HTTPStatus.METHOD_NOT_ALLOWED, "Stripe posts its events", allow=b"POST")
+            await send_problem(send, HTTPStatus.METHOD_NOT_ALLOWED, "Stripe posts its events", allow=b"POST")
             return
         body = await read_body(scope, receive, most=BODY_BYTES_MAX)
         if body is None:
-            await refuse(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {BODY_BYTES_MAX} bytes")
+            await send_problem(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {BODY_BYTES_MAX} bytes")
             return
         if not self._webhooks.has_secret:
             self._warn(_NOT_SET_UP)
-            await refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, "this endpoint is not set up yet")
+            await send_problem(send, HTTPStatus.SERVICE_UNAVAILABLE, "this endpoint is not set up yet")
             return
         signatures = [value for name, value in scope["headers"] if name == _SIGNATURE]
         try:
             receipt = await self._webhooks.receive(body, signatures)
         except StoreError as error:
             self._warn(f"events of Stripe cannot be queued; it will send them again: {error}")
-            await refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, "it cannot be queued now; send it again")
+            await send_problem(send, HTTPStatus.SERVICE_UNAVAILABLE, "it cannot be queued now; send it again")
             return
         if isinstance(receipt, ForgedEvent):
             self._warn(f"what came to the webhook endpoint is refused: {receipt}")
-            await refuse(send, HTTPStatus.BAD_REQUEST, str(receipt))
+            await send_problem(send, HTTPStatus.BAD_REQUEST, str(receipt))
             return
-        await answer(send, HTTPStatus.OK, _REPEATED if receipt == "duplicate" else _RECEIVED)
+        await send_json(send, HTTPStatus.OK, _REPEATED if receipt == "duplicate" else _RECEIVED)
 
     def _warn(self, message: str) -> None:
         """Log a warning, throttled by message."""
