@@ -21,10 +21,10 @@ def parts_of(kit: MeterKit) -> Parts:
 
 async def note_upkeep(kit: MeterKit) -> None:
     """Mark that buckets were listed and a queue was read."""
-    await StorageUpkeep(kit.store).listed({})
-    await StorageUpkeep(kit.store).read("https://sqs.example/queue")
+    await StorageUpkeep(kit.store).record_listing({})
+    await StorageUpkeep(kit.store).record_queue_read("https://sqs.example/queue")
 
 
 async def is_upkeep_seen(kit: MeterKit) -> bool:
-    found = await StorageUpkeep(kit.store).seen()
+    found = await StorageUpkeep(kit.store).read_state()
     return None not in (found.read_ms, found.listed_ms)

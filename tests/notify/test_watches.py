@@ -193,7 +193,7 @@ async def test_a_process_without_the_lease_leaves_the_rest(
         asked.append(customer)
         await publish_notice(store, customer, kind, data)
         await admin.ask(admin.client.delete(lease))
-        assert await TaskLease(store, lease, lasts_ms=60_000).take()
+        assert await TaskLease(store, lease, lasts_ms=60_000).acquire()
 
     monkeypatch.setattr("meterkit.notify.watches.publish_notice", pass_on)
     for told_until_now in (["acme"], ["acme", "bolt"], ["acme", "bolt", "core"]):

@@ -238,10 +238,10 @@ async def test_one_process_recalculates_each_hour(
     s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 7)
     assert await far.storage.recalculate(dry_run=True) == {"ada": 7}
     assert await far.storage.recalculate("bob") == {}
-    assert (await StorageUpkeep(far.store).seen()).listed_ms is None
+    assert (await StorageUpkeep(far.store).read_state()).listed_ms is None
     assert await far.storage.recalculate_due()
     assert "a listing corrected 7 bytes of 1 customers" in caplog.text
-    seen = await StorageUpkeep(far.store).seen()
+    seen = await StorageUpkeep(far.store).read_state()
     assert (seen.listed_ms, seen.drift_bytes, seen.drift_customers) == (far.store.now_ms(), 7, 1)
     s3.put_object(Bucket="uploads", Key="ada/images/b", Body=b"x" * 5)
     clock.advance(timedelta(minutes=59, seconds=59))
@@ -274,8 +274,8 @@ async def test_what_is_neglected_is_found(far: MeterKit, clock: Clock) -> None:
     unlisted = "the buckets of storage.objects were not listed within 7 days: lost events stay lost"
     assert await problems() == [unlisted]
     upkeep = StorageUpkeep(far.store)
-    await upkeep.listed({"ada": -4, "bob": 3})
-    await upkeep.read("https://sqs.example/queue")
+    await upkeep.record_listing({"ada": -4, "bob": 3})
+    await upkeep.record_queue_read("https://sqs.example/queue")
     clock.advance(timedelta(minutes=15))
     assert await problems() == []
     transport = httpx.ASGITransport(metrics_app(far))

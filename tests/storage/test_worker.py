@@ -102,7 +102,7 @@ async def test_a_worker_that_is_killed_before_it_deletes_counts_once(
                 found = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["All"])["Attributes"]
                 return int(found["ApproximateNumberOfMessages"]) == 0
 
-            await StorageUpkeep(kit.store).listed({})  # Only events may count: no listing is due.
+            await StorageUpkeep(kit.store).record_listing({})  # Only events may count: no listing is due.
             with shell.running("worker", "--storage-queue", queue) as worker:
                 assert await anyio.to_thread.run_sync(gate.reached.wait, TIMEOUT_S)
                 worker.send_signal(signal.SIGKILL)
@@ -116,7 +116,7 @@ async def test_a_worker_that_is_killed_before_it_deletes_counts_once(
                 worker.send_signal(signal.SIGTERM)
                 assert worker.wait(TIMEOUT_S) == 0
             assert await kit.gauges.get("ada", "storage") == 950
-            assert (await StorageUpkeep(kit.store).seen()).read_ms is not None
+            assert (await StorageUpkeep(kit.store).read_state()).read_ms is not None
             assert shell.run("storage", "recalculate", "--json").json == {"bob": 7}
             usage = {name: (await kit.usage(name))["meters"]["storage"] for name in ("ada", "bob")}
     assert [one.get("types") for one in usage.values()] == [

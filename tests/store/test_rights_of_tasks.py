@@ -161,7 +161,7 @@ def turns_of(
         await store.degraded.send()
 
     async def queue() -> None:
-        await StorageUpkeep(store).read("https://sqs.example/queue")
+        await StorageUpkeep(store).record_queue_read("https://sqs.example/queue")
         put: dict[str, Any] = {"eventVersion": "2.1", "eventName": "ObjectCreated:Put"}
         put["eventTime"] = NOW.isoformat().replace("+00:00", "Z")
         stored = {"key": "acme/a", "size": 2000, "sequencer": "01"}

@@ -35,7 +35,7 @@ from meterkit.store.provider_jobs import claim_job, has_ended
 from meterkit.store.server_restarts import ServerLife, ServerLives
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities
-from meterkit.store.settlement_spool import SettlementSpool
+from meterkit.store.settlement_spool import EventLoopSpool
 from meterkit.store.task_lease import StorageUpkeep, TaskLease
 from meterkit.testing import Clock
 
@@ -163,7 +163,7 @@ async def test_what_is_noted_lives_as_long_as_it_is_asked_for(store: Store) -> N
     )
     await closes.note(0, {close.member: NOW_MS})
     await closes.mark_unconfirmed(close)
-    await StorageUpkeep(store).listed({})
+    await StorageUpkeep(store).record_listing({})
     minutes = DegradedMinutes(store.keys, store.admin, store.now_ms)
     minutes.note()
     await minutes.send()
@@ -243,7 +243,7 @@ async def test_late_units_are_logged_for_each_meter_of_a_new_price(
 
 async def test_what_is_spooled_is_sent_once_the_store_is_there(store: Store, tmp_path: Path) -> None:
     told: dict[str, Any] = {"keys": store.keys, "store": "memory://", "now_ms": store.now_ms}
-    spool = SettlementSpool(tmp_path / "spools", lane=await store.lane(), cache=lambda: store.cache, **told)
+    spool = EventLoopSpool(tmp_path / "spools", lane=await store.lane(), cache=lambda: store.cache, **told)
     assert (spool.lost, spool.kept) == (0, 0)
     used = Settlement(store.cache.get("ada"), used=UsedQuantities.of({"requests": 5}))
     spool.keep(0, [(used, None)])
@@ -270,15 +270,15 @@ async def test_one_has_a_lease_and_gives_it_back_however_it_ends(store: Store) -
         async with one.held() as is_held:
             assert is_held
             assert 50 < await one.left_s() <= 60
-            assert await one.take()  # It keeps it.
+            assert await one.acquire()  # It keeps it.
             async with other.held() as is_had:
                 assert not is_had
-            assert not await other.take()
+            assert not await other.acquire()
             scope.cancel()
             await anyio.sleep(60)
     async with other.held(), one.held(within_s=0.1) as is_held:
         assert not is_held
-    assert await one.take()
+    assert await one.acquire()
 
 
 def test_what_is_kept_of_a_batch_gives_back_what_was_sent() -> None:

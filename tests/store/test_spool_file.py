@@ -123,7 +123,7 @@ def test_i11_waiting_for_a_removed_spool_leaves_the_new_one(
         opened(lock)
         monkeypatch.setattr(FileLock, "_open", opened)
         file.path.unlink()
-        file.put_back()
+        file.recreate_if_removed()
 
     monkeypatch.setattr(FileLock, "_open", open_and_wait)
     assert SpoolFile.claim(file.path) is None
@@ -262,7 +262,7 @@ async def test_i11_unsent_records_tell_what_their_producer_lost(
     valkey: Server, tmp_path: Path, is_own: bool, lost: int
 ) -> None:
     # F-122: the process that sends the spool of a dead one counts what the store has lost of that.
-    async with replaying(valkey.url, tmp_path, is_own=is_own) as (kit, replay, earlier):
+    async with replaying(valkey.url, tmp_path, is_same_loop=is_own) as (kit, replay, earlier):
         unsent = record_of(kit, 1, 7, SentRecord(earlier, NEVER_SENT, 5))
         await replay.send([unsent, record_of(kit, 2, 7, None)])
         assert (await used(kit, "acme", "tokens"), replay.lost) == ((14, 0), lost)

@@ -215,7 +215,7 @@ class Upload(Exchange):
         for settlement in before:
             self._store.settle(lane, settlement)
         # Acknowledged first: what the store still had of this request would refuse it.
-        await self._store.acknowledged([last], lane)
+        await self._store.settle_acknowledged([last], lane)
         return await self._hold_bytes(self._read - self._set_aside)
 
     async def _hold_bytes(self, quantity: int, *, spare: int = 0) -> Decision | None:

@@ -268,7 +268,7 @@ class PeriodCloser:
         confirmed, left, late = 0, 0, list[str]()
         checker = CloseChecker(self._store, self._api(), self._reconciler, self._roots)
         async for close in closes.due():
-            if not await self._lease.take():
+            if not await self._lease.acquire():
                 break
             why, may_wait = await self._why_open(closes, close, checker)
             if why is None:

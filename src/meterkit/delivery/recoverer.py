@@ -278,7 +278,7 @@ class RestoreRecoverer:
         is_proven = not only_proven or (in_journal is not None and in_journal >= billed)
         if not is_proven:
             found = replace(found, billed=0, sent=0 if in_journal is None else sent)
-        if not await lease.take():  # A long gap takes minutes to compare.
+        if not await lease.acquire():  # A long gap takes minutes to compare.
             raise MeterkitError(_HELD)
         why = _UNPROVEN.format(unknown=unknown, event=line.event_name)
         if not is_proven and in_journal is None:

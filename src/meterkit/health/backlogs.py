@@ -166,7 +166,7 @@ async def check_stored_objects(parts: Parts) -> tuple[str, list[Finding]]:
     """
     if parts.store.catalog.storage is None:
         return "the plans file has no storage", []
-    seen, now_ms = await StorageUpkeep(parts.store).seen(), parts.store.now_ms()
+    seen, now_ms = await StorageUpkeep(parts.store).read_state(), parts.store.now_ms()
     listed = "not listed" if seen.listed_ms is None else f"listed {span(now_ms - seen.listed_ms)} ago"
     return f"the buckets were {listed}", find_neglected_storage(seen, now_ms)
 

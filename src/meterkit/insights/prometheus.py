@@ -95,7 +95,7 @@ async def _stored_families(store: Store) -> list[Metric]:
         keeping, drifts = await read_keeping(store), await Drifts(store).all()
         messages = await _message_families(store)
         backlog = await read_backlog(store) if store.is_audited else None
-        upkeep = None if store.catalog.storage is None else await StorageUpkeep(store).seen()
+        upkeep = None if store.catalog.storage is None else await StorageUpkeep(store).read_state()
     except StoreError:
         return []  # meterkit_store_connected reports it; the counts of this process are served in any case.
     return [

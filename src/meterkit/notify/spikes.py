@@ -250,7 +250,7 @@ class SpikeWatch:
                     await notify_once(self._store, customer, EVENT, event_id, make)
                 except UNREADABLE as error:
                     await log_unreadable(self._store, customer, EVENT, error)
-                await self._watch.lease.take()
+                await self._watch.lease.acquire()
 
     async def _make_event(
         self, customer: str, meter: str, now_ms: int, event_id: str

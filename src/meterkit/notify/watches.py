@@ -57,7 +57,7 @@ class LeasedWatch:
 
     async def run_once(self, check: Callable[[], Awaitable[None]]) -> None:
         """Check unless the event is unwanted or another process has the lease."""
-        if self._is_wanted(self._event) and await self.lease.take():
+        if self._is_wanted(self._event) and await self.lease.acquire():
             await check()
 
 
@@ -152,7 +152,7 @@ class StorageWatch:
                         await self._check_customer(customer, dict(zip(gauges, levels, strict=True)))
                     except UNREADABLE as error:
                         await log_unreadable(self._store, customer, STORAGE_EVENT, error)
-                await self._watch.lease.take()
+                await self._watch.lease.acquire()
 
     async def _read_levels(
         self, customers: Sequence[str], gauges: Sequence[str]
@@ -249,7 +249,7 @@ class SummaryWatch:
                 for end_ms, customer in page:
                     await self._notify_summary(customer, end_ms)
                     await self._save_position(end_ms, customer)
-                    if not await self._watch.lease.take():
+                    if not await self._watch.lease.acquire():
                         return
         await self._save_position(until_ms, "")
 

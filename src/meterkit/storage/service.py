@@ -162,7 +162,7 @@ class ObjectStorage:
             await self._clear_requests(customer)
         corrected, failed = await recalculate(store, storage, lister or self._aws, customer, dry_run=dry_run)
         if customer is None and not dry_run:
-            await self._upkeep.listed(corrected)
+            await self._upkeep.record_listing(corrected)
             if corrected:
                 total = sum(map(abs, corrected.values()))
                 _logger.warning("a listing corrected %d bytes of %d customers", total, len(corrected))
@@ -179,7 +179,7 @@ class ObjectStorage:
             StoreError, MeterkitError: as :meth:`recalculate`.
         """
         async with self._lease.held() as is_held:
-            listed_ms = (await self._upkeep.seen()).listed_ms if is_held else None
+            listed_ms = (await self._upkeep.read_state()).listed_ms if is_held else None
             is_due = is_held and (listed_ms is None or self._store.now_ms() - listed_ms >= HOUR_MS)
             if is_due:
                 await self.recalculate()
@@ -218,7 +218,7 @@ class ObjectStorage:
             now_s - self._recorded_s.get(queue_url, -_CHECK_EVERY_S) >= _CHECK_EVERY_S
             and not self._store.is_off
         ):
-            await self._upkeep.read(queue_url)
+            await self._upkeep.record_queue_read(queue_url)
             self._recorded_s[queue_url] = now_s
 
     async def presign(self, customer: str, key: str, size: int) -> str:
@@ -346,7 +346,7 @@ async def _hold_upload(store: Store, gauge: str, customer: str, upload: str, siz
             await _hold_presigned(store, gauge, customer, upload, size)
     finally:
         released = HeldQuantities({gauge: held}, (), reply[1] // HOLD_SLOT_MS)
-        await store.acknowledged([Settlement(decided.view, held=released)])
+        await store.settle_acknowledged([Settlement(decided.view, held=released)])
 
 
 async def _hold_presigned(store: Store, gauge: str, customer: str, upload: str, size: int) -> None:

@@ -247,7 +247,7 @@ class Reservation(HoldOwner):
             for part in parts:
                 await self._store.record(self._view, part, event_id=None)
             return
-        await self._store.acknowledged(self._end(parts), self._lane)
+        await self._store.settle_acknowledged(self._end(parts), self._lane)
 
     async def release(self) -> None:
         """Release the reservation: nothing is recorded, and rates count none of it. Idempotent."""
@@ -259,7 +259,7 @@ class Reservation(HoldOwner):
         settlements = () if self._settled else self._end(())
         if settlements:
             with suppress(MeterkitError):  # It is logged, as after `release`.
-                await self._store.acknowledged(settlements, self._lane)
+                await self._store.settle_acknowledged(settlements, self._lane)
 
     def release_hold(self) -> None:
         """See :class:`meterkit.redis.lane.Renewable`."""

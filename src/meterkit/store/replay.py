@@ -1,6 +1,6 @@
 """Replay of spools: send each settlement of a spool file to the store; the store applies it once.
 
-A record holds what was used, by which customer and when; the plan in force at replay decides the rest.
+A record holds usage, customer and time; the plan active at replay decides the rest.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class SpoolRecord(NamedTuple):
     """One record of a spool.
 
     Attributes:
-        number: that its settlement is sent under, by its shard's producer of the file.
-        settlement: what is to be applied.
-        sent: under which producer and number it was sent before, if it was: it may have been applied.
+        number: number of its settlement, by the file's producer in its shard.
+        settlement: settlement to apply.
+        sent: producer and number of an earlier try, which may have been applied; None: none.
     """
 
     number: int
@@ -48,25 +48,30 @@ class SpoolRecord(NamedTuple):
 
 
 def write_record(settlement: Settlement, number: int, at_ms: int, sent: SentRecord | None) -> bytes:
-    """A settlement as a record.
+    """Serialize a settlement as a record.
 
     Args:
-        settlement: what is to be applied.
+        settlement: settlement to apply.
         number: see :class:`SpoolRecord`.
-        at_ms: when it happened.
+        at_ms: time of the settlement.
         sent: see :class:`SpoolRecord`.
     """
     before = b"" if sent is None else b',"sent":' + _to_json(sent).encode()
-    return b'{"n":%d,"at":%d%b,%b' % (number, at_ms, before, settlement.spooled or _unnumbered(settlement))
+    return b'{"n":%d,"at":%d%b,%b' % (
+        number,
+        at_ms,
+        before,
+        settlement.spooled or _dump_settlement(settlement),
+    )
 
 
 def estimate_size(settlement: Settlement) -> int:
-    """About how many bytes its record takes."""
-    return _NUMBERED_BYTES + len(settlement.spooled or _unnumbered(settlement))
+    """Estimated bytes of its record."""
+    return _NUMBERED_BYTES + len(settlement.spooled or _dump_settlement(settlement))
 
 
-def _unnumbered(settlement: Settlement) -> bytes:
-    """The end of a record: what is the same whenever the settlement happens. Most happen again and again."""
+def _dump_settlement(settlement: Settlement) -> bytes:
+    """End of a record, cached: it is the same whenever the settlement happens, and most are reused."""
     held, used, correction, mark = settlement.held, settlement.used, settlement.correction, settlement.mark
     event = settlement.event
     found: dict[str, Any] = {"c": settlement.customer}
@@ -94,7 +99,7 @@ def _unnumbered(settlement: Settlement) -> bytes:
         "given": None if event is None else dict(event.quantities),
         "mark": mark,
     }
-    # Measured nothing is not the same as not told apart.
+    # An empty ``measured`` differs from None.
     found.update(
         {name: value for name, value in more.items() if value or (name == "measured" and value is not None)}
     )
@@ -103,10 +108,10 @@ def _unnumbered(settlement: Settlement) -> bytes:
 
 
 def read_record(record: bytes, cache: CustomerCache) -> SpoolRecord:
-    """The inverse of :func:`write_record`; its terms follow from the state in force when it is sent.
+    """Inverse of :func:`write_record`; the newest state decides its terms when it is sent.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not what this release writes.
+        ValueError, KeyError, TypeError: it is no record of this release.
     """
     from_json = cast("dict[str, Any]", json.loads(record))
     get = from_json.get
@@ -134,7 +139,6 @@ def read_record(record: bytes, cache: CustomerCache) -> SpoolRecord:
         correction=RateCorrection()
         if correction is None
         else RateCorrection(correction[0], frozenset(correction[1]), correction[2]),
-        # A record of an earlier release has the key alone: the id counts once, whatever it is given with.
         event=None if key is None else EventMark(key, get("event_id", ""), get("given", {})),
         occurred_ms=get("occurred", from_json["at"]),
         rated_ms=from_json["at"],
@@ -144,18 +148,18 @@ def read_record(record: bytes, cache: CustomerCache) -> SpoolRecord:
 
 
 _log = logging.getLogger("meterkit.store")
-_WINDOW: Final = 128  # Requests wait behind so many at most.
+_WINDOW: Final = 128  # Settlements in flight at once: requests wait behind them.
 _PAUSE_FIRST_S: Final = 0.01
 _PAUSE_MAX_S: Final = 1.0
 
 
 class RewindError(Exception):
-    """The store has lost the last of what it had applied: all is sent again, from the beginning."""
+    """The store has lost the last settlements that it had applied: all are sent again."""
 
 
 @dataclass(slots=True, eq=False)
-class _Entry:
-    """A record on its way."""
+class _Transfer:
+    """A record in flight."""
 
     number: int
     shard: int
@@ -164,181 +168,183 @@ class _Entry:
     reply: Any = None
 
     def received(self, reply: Any) -> None:
-        """Take the store's reply."""
+        """Store the reply."""
         self.reply = reply
 
-    def blank(self, number: int | None = None) -> _Entry:
-        """What takes this one's number, or one before it, and changes nothing."""
-        return _Entry(number or self.number, self.shard, Settlement(self.settlement.view), None)
+    def make_empty(self, number: int | None = None) -> _Transfer:
+        """Empty settlement with this number, or an earlier one."""
+        return _Transfer(number or self.number, self.shard, Settlement(self.settlement.view), None)
 
 
 @dataclass(eq=False)
 class SpoolReplay:
     """Sends the records of one spool.
 
-    They are numbered by the file's own producer, in each shard from 1: what was applied before is a
-    *duplicate*. Of a settlement that had been sent before it came into the spool, its producer of then is
-    fenced first, which tells whether it was applied; its number is taken by one that changes nothing.
+    The file's producer numbers them from 1 in each shard: settlements applied before are *duplicates*. If a
+    settlement was sent before it was spooled, its earlier producer is fenced, which tells whether it was
+    applied; then an empty settlement gets its number.
 
     Args:
-        producer: the file's.
-        lane_of: the way of a shard's settlements.
-        cache: the customers, by the plans file of now.
+        producer: of the file.
+        lane_of: the lane of a shard.
+        cache: customers by the current plans file.
         keys: names of keys.
-        is_own: whether this event loop wrote the records: its queues count what the store had acknowledged
-            and has lost.
+        is_same_loop: whether this event loop wrote the records: then its queues count the acknowledged
+            settlements that the store has lost.
 
     Attributes:
-        done: in each shard, the last number that the store has.
-        lost: settlements that it can never apply, or has lost.
+        done: last applied number of each shard.
+        lost: number of settlements that can never be applied, or that the store has lost.
     """
 
     producer: str
     lane_of: Callable[[int], QueueLane]
     cache: CustomerCache
     keys: Keys
-    is_own: bool = False
+    is_same_loop: bool = False
     _fenced: dict[str, int] = field(default_factory=dict[str, int], init=False)
     done: dict[int, int] = field(default_factory=dict[int, int], init=False)
     lost: int = field(default=0, init=False)
 
     async def send(self, records: Sequence[bytes]) -> None:
-        """Have records applied, in order.
+        """Send records, in order.
 
         Raises:
-            StoreError: the store is away again; what was applied stays.
-            RewindError: the records before these are to be sent again.
+            StoreError: the store is down again; applied settlements stay.
+            RewindError: the records before these must be sent again.
         """
         for at in range(0, len(records), _WINDOW):
-            entries = [self._entry(record) for record in records[at : at + _WINDOW]]
-            await self._apply([await self._unless_applied(entry) for entry in entries])
+            transfers = [self._read_transfer(record) for record in records[at : at + _WINDOW]]
+            await self._apply([await self._skip_applied(transfer) for transfer in transfers])
 
-    def _entry(self, record: bytes) -> _Entry:
+    def _read_transfer(self, record: bytes) -> _Transfer:
         try:
             number, settlement, sent = read_record(record, self.cache)
-            return _Entry(number, settlement.view.shard, settlement, sent)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others behind it are to be applied
+            return _Transfer(number, settlement.view.shard, settlement, sent)
+        except Exception as error:  # noqa: BLE001 - the records behind it must be applied
             found = json.loads(record)
             customer = str(found["c"])
-            self._lose(1, f"that of {customer!r} cannot be read: {error!r}")
+            self._log_lost(1, f"that of {customer!r} cannot be read: {error!r}")
             nothing = Settlement(self.cache.get(customer))
-            return _Entry(found["n"], shard_of(customer, self.keys.shards), nothing, None)
+            return _Transfer(found["n"], shard_of(customer, self.keys.shards), nothing, None)
 
-    async def _unless_applied(self, entry: _Entry) -> _Entry:
-        """An entry, or what takes its number where it was applied before it came into the spool."""
-        sent = entry.sent
+    async def _skip_applied(self, transfer: _Transfer) -> _Transfer:
+        """The transfer, or an empty one if it was applied before it was spooled."""
+        sent = transfer.sent
         if sent is None:
-            return entry
+            return transfer
         last = self._fenced.get(sent.producer)
         if last is None:
-            last = self._fenced[sent.producer] = await self.lane_of(entry.shard).fence(sent.producer)
-            if last < sent.acknowledged and not self.is_own:
-                self._lose(sent.acknowledged - max(0, last), "the store lost what it had acknowledged")
+            last = self._fenced[sent.producer] = await self.lane_of(transfer.shard).fence(sent.producer)
+            if last < sent.acknowledged and not self.is_same_loop:
+                self._log_lost(sent.acknowledged - max(0, last), "the store lost what it had acknowledged")
         if sent.number == NEVER_SENT:
-            return entry
+            return transfer
         if last < 0 < sent.acknowledged:
-            # As in the queue: whether it was applied is unknown, and in doubt it is not billed.
-            self._lose(1, "the store has no record any more of what it had acknowledged")
-            return entry.blank()
-        return entry.blank() if sent.number <= last else entry
+            # Whether it was applied is unknown: in doubt it is not billed, as in the queue.
+            self._log_lost(1, "the store has no record any more of what it had acknowledged")
+            return transfer.make_empty()
+        return transfer.make_empty() if sent.number <= last else transfer
 
-    async def _apply(self, entries: list[_Entry]) -> None:
+    async def _apply(self, transfers: list[_Transfer]) -> None:
         pause_s = _PAUSE_FIRST_S
-        while entries:
-            before = len(entries)
-            for entry in entries:
-                self._post(entry)
-            for shard in dict.fromkeys(entry.shard for entry in entries):
+        while transfers:
+            before = len(transfers)
+            for transfer in transfers:
+                self._post(transfer)
+            for shard in dict.fromkeys(transfer.shard for transfer in transfers):
                 await self.lane_of(shard).await_replies()
-            entries = await self._left(entries)
-            if len(entries) >= before:
+            transfers = await self._find_unapplied(transfers)
+            if len(transfers) >= before:
                 await asyncio.sleep(pause_s)
                 pause_s = min(_PAUSE_MAX_S, 2 * pause_s)
 
-    def _post(self, entry: _Entry) -> None:
-        post = self.lane_of(entry.shard).post
+    def _post(self, transfer: _Transfer) -> None:
+        post = self.lane_of(transfer.shard).post
         if post is None:
             raise StoreError("the store is away again", executed=False)
         try:
-            head, tail = entry.settlement.pack()
-        except Exception as error:  # noqa: BLE001 - a meter may be gone from the plans file, for example
-            self._lose(1, f"that of {entry.settlement.customer!r} cannot be packed: {error!r}")
-            entry.settlement = Settlement(entry.settlement.view)
-            head, tail = entry.settlement.pack()
-        producer = pack_each([self.keys.producer(entry.shard, self.producer)])
-        entry.reply = None
-        post((head, producer, tail, pack_sequence(entry.settlement.slot, entry.number)), entry)
+            head, tail = transfer.settlement.pack()
+        except Exception as error:  # noqa: BLE001 - for example, the plans file may lack a meter
+            self._log_lost(1, f"that of {transfer.settlement.customer!r} cannot be packed: {error!r}")
+            transfer.settlement = Settlement(transfer.settlement.view)
+            head, tail = transfer.settlement.pack()
+        producer = pack_each([self.keys.producer(transfer.shard, self.producer)])
+        transfer.reply = None
+        post((head, producer, tail, pack_sequence(transfer.settlement.slot, transfer.number)), transfer)
 
-    async def _left(self, entries: Iterable[_Entry]) -> list[_Entry]:
-        """Settlements not applied yet: in each shard, all from the first such one."""
-        left: list[_Entry] = []
+    async def _find_unapplied(self, transfers: Iterable[_Transfer]) -> list[_Transfer]:
+        """Transfers not applied yet: in each shard, all from the first such one."""
+        left: list[_Transfer] = []
         behind: set[int] = set()
-        for entry in entries:
-            if entry.shard not in behind:
-                again = await self._again(entry)
-                if not again:
-                    self.done[entry.shard] = entry.number
+        for transfer in transfers:
+            if transfer.shard not in behind:
+                retried = await self._read_reply(transfer)
+                if not retried:
+                    self.done[transfer.shard] = transfer.number
                     continue
-                behind.add(entry.shard)
-                left += again
+                behind.add(transfer.shard)
+                left += retried
             else:
-                left.append(entry)
+                left.append(transfer)
         return left
 
-    async def _again(self, entry: _Entry) -> list[_Entry]:
-        """The replacement for the first settlement of its shard that is not done; empty: it is done."""
-        if isinstance(entry.reply, ReplyError):
-            return await self._failed(entry, entry.reply)
-        settlement = entry.settlement
-        answer: list[Any] | None = entry.reply
+    async def _read_reply(self, transfer: _Transfer) -> list[_Transfer]:
+        """Transfers to send again instead of this one; empty: it is done."""
+        if isinstance(transfer.reply, ReplyError):
+            return await self._handle_error(transfer, transfer.reply)
+        settlement = transfer.settlement
+        answer: list[Any] | None = transfer.reply
         if not answer:
             raise StoreError("the store is away again", executed=None)
         match answer[0]:
             case replies.OK | replies.DUPLICATE:
                 settlement.on_notices(answer[2:])
             case replies.REFUSED:
-                self._lose(1, f"that of {settlement.customer!r} can never be recorded")
+                self._log_lost(1, f"that of {settlement.customer!r} can never be recorded")
                 settlement.on_refused(answer[1])
             case replies.DAMAGED:
-                self._lose(1, f"that of {settlement.customer!r} cannot be recorded")
+                self._log_lost(1, f"that of {settlement.customer!r} cannot be recorded")
                 settlement.on_damaged(answer[1])
             case replies.STALE:
                 settlement.on_stale(answer)
-                return [entry]
+                return [transfer]
             case replies.CONFLICT:
-                self._lose(1, f"that of {settlement.customer!r} is refused: its event_id was used otherwise")
+                self._log_lost(
+                    1, f"that of {settlement.customer!r} is refused: its event_id was used otherwise"
+                )
                 settlement.on_conflict(answer[2])
             case replies.PARTLY:
-                entry.settlement = settlement.uncounted(answer[2])
-                return [entry]
+                transfer.settlement = settlement.uncounted(answer[2])
+                return [transfer]
             case replies.GAP if not answer[1]:
-                # Its record of the file's producer is gone: what went before may be there, or not.
-                self._lose(entry.number - 1, "the store has no record any more of what it had applied")
-                return [*(entry.blank(number) for number in range(1, entry.number)), entry]
+                # The store has lost the producer's number: earlier settlements may be applied, or not.
+                self._log_lost(transfer.number - 1, "the store has no record any more of what it had applied")
+                return [*(transfer.make_empty(number) for number in range(1, transfer.number)), transfer]
             case replies.GAP:
                 raise RewindError
             case _:
                 raise StoreError(f"the store does not take what was spooled: {answer}", executed=False)
         return []
 
-    async def _failed(self, entry: _Entry, reply: ReplyError) -> list[_Entry]:
+    async def _handle_error(self, transfer: _Transfer, reply: ReplyError) -> list[_Transfer]:
         if not reply.of_script:
-            # Fencing waits until the store serves: where its scripts are gone it loads them.
-            await self.lane_of(entry.shard).fence(self.keys.producer(entry.shard, f"{self.producer}-0"))
-            return [entry]
-        # Another time it would end as it did, or its number is used up and it would seem to be applied.
-        self._lose(1, f"that of {entry.settlement.customer!r} failed: {reply}")
-        nobody = Settlement(self.cache.get(self._nobody_of(entry.shard)))
-        return [_Entry(entry.number, entry.shard, nobody, None)]
+            # Fencing waits until the store serves, and loads lost scripts.
+            await self.lane_of(transfer.shard).fence(self.keys.producer(transfer.shard, f"{self.producer}-0"))
+            return [transfer]
+        # Sent again it would fail again, or be a duplicate if its number was used.
+        self._log_lost(1, f"that of {transfer.settlement.customer!r} failed: {reply}")
+        empty = Settlement(self.cache.get(self._find_unused_customer(transfer.shard)))
+        return [_Transfer(transfer.number, transfer.shard, empty, None)]
 
-    def _nobody_of(self, shard: int) -> str:
-        """A customer of a shard without records that may be damaged.
+    def _find_unused_customer(self, shard: int) -> str:
+        """Find an unused customer id in a shard, whose counters cannot be damaged.
 
-        What takes a number for it leaves an empty counter, which expires.
+        An empty settlement leaves an empty counter for it, which expires.
         """
         names = (f"{self.producer}-{nth}" for nth in count())
         return next(name for name in names if shard_of(name, self.keys.shards) == shard)
 
-    def _lose(self, count: int, why: str) -> None:
-        self.lost += count
-        _log.error("%d settlements of a spool are lost: %s", count, why)
+    def _log_lost(self, number: int, why: str) -> None:
+        self.lost += number
+        _log.error("%d settlements of a spool are lost: %s", number, why)

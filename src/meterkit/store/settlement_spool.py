@@ -1,4 +1,4 @@
-"""The spool: where settlements wait on disk while the store is away, and from where they are sent once."""
+"""Write-ahead spool: settlements wait on disk while the store is down, and are replayed once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from meterkit.store.spool_file import (
     SpoolHeader,
     TornError,
     check_sendable,
+    find_spools,
     frame,
-    spools_of,
 )
 
 if TYPE_CHECKING:
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _log = logging.getLogger("meterkit.store")
 _UNWRITTEN_MAX: Final = 64 << 20
-"""Bytes that wait in memory where the disk takes none."""
+"""Bytes that wait in memory if the disk is full."""
 _WRITTEN_AT_ONCE_MAX: Final = 10_000
 _AGAIN_S: Final = 1.0
 
 
 class OrphanedSpools(NamedTuple):
-    """What became of the spools of processes that are gone.
+    """Replay of the spools of dead processes.
 
     Attributes:
-        sent: settlements that were sent, since this event loop was started.
-        refused: why spools were left as they are, a clause each.
+        sent: number of settlements sent since this event loop started.
+        refused: spools that were not sent, each with the reason.
     """
 
     sent: int
@@ -56,26 +56,26 @@ class OrphanedSpools(NamedTuple):
 
 
 NO_SPOOLS: Final = OrphanedSpools(0, ())
-"""There were none."""
+"""No spools."""
 
 
 _Kept: TypeAlias = "tuple[Settlement, int, int, SentRecord | None]"
-"""A settlement that is not on disk yet, as :func:`~meterkit.store.replay.write_record` takes it."""
+"""Arguments of :func:`~meterkit.store.replay.write_record` for a settlement that is not on disk yet."""
 
 
-class SettlementSpool:
-    """The spool of one event loop; its file is made when it is first needed, and removed when all is sent.
+class EventLoopSpool:
+    """Spool of one event loop; its file is created when needed, and removed when all is sent.
 
     Args:
-        directory: where all spools lie.
-        lane: the event loop's.
-        cache: the customers, by the plans file of now.
+        directory: directory of all spools.
+        lane: of the event loop.
+        cache: customers by the current plans file.
         keys: names of keys.
-        store: the address of the store, without credentials.
+        store: address of the store, without credentials.
         now_ms: this process's clock.
 
     Attributes:
-        lost: settlements that found no room, or that the store can never apply.
+        lost: number of settlements that found no room, or that the store can never apply.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class SettlementSpool:
         self._lane = lane
         self._cache = cache
         self._keys = keys
-        self._own = SpoolHeader.of(keys, store)
+        self._header = SpoolHeader.of(keys, store)
         self._now_ms = now_ms
         self._file: SpoolFile | None = None
         self._producer = token_hex(8)
@@ -100,31 +100,31 @@ class SettlementSpool:
         self._done: dict[int, int] = {}
         self._unwritten: list[_Kept] = []
         self._unwritten_bytes = 0
-        self._let_go = 0
+        self._released = 0
         self._written = asyncio.Event()
         self._is_writing = self._is_failing = self._is_wanted = False
         self._writer: asyncio.Task[None] | None = None
         self._replaying: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._refused: dict[Path, str] = {}
-        self._said: set[Path] = set()
-        self._sent_of_gone = 0
+        self._logged: set[Path] = set()
+        self._orphans_sent = 0
         self.lost = 0
 
     @property
     def kept(self) -> int:
-        """Settlements of this event loop that wait here."""
+        """Number of waiting settlements of this event loop."""
         return sum(self._numbers.values()) - sum(self._done.values())
 
-    # What the lane and its queues call.
+    # Called by the lane and its queues.
 
     def keep(self, shard: int, settlements: Sequence[tuple[Settlement, SentRecord | None]]) -> None:
-        """Take settlements of a shard, in order; each waiter is released once its own is on disk."""
+        """Spool settlements of a shard, in order; each waiter is resolved when its settlement is on disk."""
         at_ms = self._now_ms()
         size = 0 if self._file is None else self._file.end
         for settlement, sent in settlements:
             if self._unwritten_bytes > _UNWRITTEN_MAX or size + self._unwritten_bytes > SPOOL_BYTES_MAX:
-                self._lose(settlement)
+                self._drop(settlement)
                 continue
             number = self._numbers.get(shard, 0) + 1
             self._unwritten.append((settlement, number, at_ms, sent))
@@ -133,24 +133,24 @@ class SettlementSpool:
         self._begin_writing()
 
     def connected(self) -> None:
-        """Send what waits, this event loop's own first, and then that of processes that are gone."""
+        """Replay this event loop's spool, then the spools of dead processes."""
         self._is_wanted = True
         if self._replaying is None or self._replaying.done():
             self._replaying = self._lane.spawn(self._replay())
 
     async def flush(self) -> None:
-        """Write what is not written, as far as that can be done."""
+        """Write waiting settlements to disk, as far as possible."""
         while self._unwritten and await self._write_once():
             pass
 
     async def close(self) -> Sequence[Settlement]:
-        """Leave what waits to the next start; what could not be written, and is lost."""
+        """Leave the file to the next start; return the settlements that could not be written and are lost."""
         lost = [settlement for settlement, _, _, _ in self._unwritten]
         self.lost += len(lost)
         file, self._file = self._file, None
         if file is not None and self.kept > len(lost):
             with suppress(OSError, MeterkitError):
-                await self._in_thread(file.put_back)
+                await self._in_thread(file.recreate_if_removed)
             _log.warning(
                 "%d settlements wait in %s: the next start sends them, or meterkit flush --all",
                 self.kept - len(lost),
@@ -164,15 +164,15 @@ class SettlementSpool:
         return lost
 
     async def send_all(self) -> OrphanedSpools:
-        """Send what waits, and wait for it; what became of the spools of processes that are gone.
+        """Replay all spools and wait for the end; return the result for dead processes.
 
         Raises:
-            StoreError: the store is away.
+            StoreError: the store is down.
         """
         if self._replaying is not None:
             await asyncio.wait([self._replaying])
-        await self._send_own()
-        return await self._send_left()
+        await self._replay_own_file()
+        return await self._replay_orphans()
 
     # Writing.
 
@@ -186,16 +186,16 @@ class SettlementSpool:
                 await asyncio.sleep(_AGAIN_S)
 
     async def _write_once(self) -> bool:
-        """Bring onto disk what waits by now, thousands at once; whether that could be done."""
+        """Write waiting settlements to disk, thousands at once; whether that succeeded."""
         if self._is_writing:
             await self._written.wait()
             return True
-        batch, behind = self._waiting()
+        batch, end = self._next_batch()
         self._is_writing = True
         self._written.clear()
         try:
             if self._file is None:
-                header = replace(self._own, producer=self._producer, made_ms=self._now_ms())
+                header = replace(self._header, producer=self._producer, made_ms=self._now_ms())
                 self._file = await self._in_thread(SpoolFile.create, self._directory, header)
             await self._in_thread(_append, self._file, batch)
         except (OSError, MeterkitError) as error:
@@ -206,32 +206,32 @@ class SettlementSpool:
             self._is_writing = False
             self._written.set()
         self._is_failing = False
-        self._let_go_of(behind)
+        self._release(end)
         if self._lane.connected:
-            self.connected()  # Nothing else reports it: the store is slow, not away, or is back meanwhile.
+            self.connected()  # The store was slow, or is back: no reconnection reports it.
         return True
 
-    def _waiting(self, taken: int = 0) -> tuple[Sequence[_Kept], int]:
-        """The unwritten settlements, and the position behind them among all that were ever kept here.
+    def _next_batch(self, position: int = 0) -> tuple[Sequence[_Kept], int]:
+        """Next unwritten settlements, and the position behind them.
 
         Args:
-            taken: the place from which on it is wanted.
+            position: first position; positions count all settlements ever spooled here.
         """
-        first = max(0, taken - self._let_go)
+        first = max(0, position - self._released)
         batch = self._unwritten[first : first + _WRITTEN_AT_ONCE_MAX]
-        return batch, self._let_go + first + len(batch)
+        return batch, self._released + first + len(batch)
 
-    def _let_go_of(self, behind: int) -> None:
-        """Forget what was kept before a place, and is not yet: it is on disk, or in the store."""
-        gone = self._unwritten[: max(0, behind - self._let_go)]
-        self._let_go += len(gone)
+    def _release(self, end: int) -> None:
+        """Release the settlements before a position: they are on disk, or in the store."""
+        gone = self._unwritten[: max(0, end - self._released)]
+        self._released += len(gone)
         del self._unwritten[: len(gone)]
         self._unwritten_bytes -= sum([estimate_size(settlement) for settlement, _, _, _ in gone])
         for settlement, _, _, _ in gone:
             if settlement.waiter is not None:
                 resolve(settlement, None)
 
-    def _lose(self, settlement: Settlement) -> None:
+    def _drop(self, settlement: Settlement) -> None:
         self.lost += 1
         self._lane.warn(
             f"the spool in {self._directory} is full, and usage is lost ({self.lost} settlements so far); the"
@@ -246,20 +246,20 @@ class SettlementSpool:
         while self._is_wanted:
             self._is_wanted = False
             try:
-                await self._send_own()
-                await self._send_left()
+                await self._replay_own_file()
+                await self._replay_orphans()
             except (StoreError, OSError) as error:
                 self._lane.warn(f"what is spooled is sent later: {error}")
                 if self._lane.connected:
                     self._is_wanted = True
                     await asyncio.sleep(_AGAIN_S)
 
-    async def _send_own(self) -> None:
-        """Send what is in this event loop's own spool; meanwhile more may be added to it."""
+    async def _replay_own_file(self) -> None:
+        """Replay this event loop's spool; more may be added meanwhile."""
         if not self.kept and self._file is None:
             return
-        kept, replay = self.kept, self._sender(self._producer, is_own=True)
-        at = taken = 0  # So far the file is sent, and what the disk does not take.
+        kept, replay = self.kept, self._new_replay(self._producer, is_same_loop=True)
+        at = position = 0  # Sent so far: of the file, and of the unwritten settlements.
         try:
             while True:
                 await self._until_written()
@@ -272,16 +272,18 @@ class SettlementSpool:
                         self.lost += self.kept
                         _log.error("%s: %s; %d settlements are lost", file.path, error, self.kept)
                         break
-                    at, taken = (after, taken) if await self._sent(replay, records) else (0, 0)
-                elif self._let_go + len(self._unwritten) > taken:  # The disk takes nothing; the store does.
-                    batch, behind = self._waiting(taken)
+                    at, position = (after, position) if await self._send_records(replay, records) else (0, 0)
+                elif (
+                    self._released + len(self._unwritten) > position
+                ):  # The disk is full, but the store is up.
+                    batch, end = self._next_batch(position)
                     records = [write_record(*kept) for kept in batch]
-                    at, taken = (at, behind) if await self._sent(replay, records) else (0, 0)
+                    at, position = (at, end) if await self._send_records(replay, records) else (0, 0)
                 else:
                     break
         finally:
             self.lost += replay.lost
-        self._let_go_of(taken)  # Not before: until all is sent the store may forget it again.
+        self._release(position)  # Only now: until all is sent, the store may lose it again.
         file, self._file = self._file, None
         self._producer, self._numbers, self._done = token_hex(8), {}, {}
         if file is not None:
@@ -290,14 +292,14 @@ class SettlementSpool:
             _log.info("%d settlements that had waited in the spool are sent", kept)
 
     async def _until_written(self) -> None:
-        """Wait until all that is kept is on disk, or the disk takes nothing."""
+        """Wait until all settlements are on disk, or the disk is full."""
         while self._is_writing or (self._unwritten and not self._is_failing):
             self._begin_writing()
             await self._written.wait()
             await asyncio.sleep(0)
 
-    async def _sent(self, replay: SpoolReplay, records: Sequence[bytes]) -> bool:
-        """Send records; whether they are applied, or else all is to be sent again, from the beginning."""
+    async def _send_records(self, replay: SpoolReplay, records: Sequence[bytes]) -> bool:
+        """Send records; False: all must be sent again, from the beginning."""
         try:
             await replay.send(records)
         except RewindError:
@@ -306,39 +308,39 @@ class SettlementSpool:
             self._done.update(replay.done)
         return True
 
-    async def _send_left(self) -> OrphanedSpools:
-        """Send what is in the spools of processes that are gone."""
+    async def _replay_orphans(self) -> OrphanedSpools:
+        """Replay the spools of dead processes."""
         self._refused.clear()
-        for path in await self._in_thread(lambda: list(spools_of(self._directory, self._own))):
+        for path in await self._in_thread(lambda: list(find_spools(self._directory, self._header))):
             if self._file is not None and path == self._file.path:
                 continue
             try:
                 file = await self._claim(path)
             except (SpoolError, OSError, MeterkitError) as error:
-                self._refuse(path, f"it cannot be read: {error}")
+                self._refuse_file(path, f"it cannot be read: {error}")
                 continue
             if file is not None:
                 try:
-                    self._sent_of_gone += await self._send_file(file)
+                    self._orphans_sent += await self._send_file(file)
                 except OSError as error:
-                    self._refuse(path, f"it cannot be read to its end, or not be removed: {error}")
+                    self._refuse_file(path, f"it cannot be read to its end, or not be removed: {error}")
         return OrphanedSpools(
-            self._sent_of_gone, tuple(f"{path}: {why}" for path, why in self._refused.items())
+            self._orphans_sent, tuple(f"{path}: {why}" for path, why in self._refused.items())
         )
 
     async def _send_file(self, file: SpoolFile) -> int:
-        """Send the spool of a process that is gone; how many settlements that were."""
+        """Replay the spool of a dead process; return the number of settlements."""
         header, sent = file.header, 0
-        refusal = check_sendable(header, self._own, self._now_ms())
+        refusal = check_sendable(header, self._header, self._now_ms())
         if refusal is not None:
-            self._refuse(file.path, refusal[1])
+            self._refuse_file(file.path, refusal[1])
             await self._in_thread(file.close)
             return 0
-        replay, at, is_damaged = self._sender(header.producer), file.begins, False
+        replay, at, is_damaged = self._new_replay(header.producer), file.begins, False
         try:
             while True:
                 try:
-                    records, behind = await self._in_thread(file.read, at)
+                    records, end = await self._in_thread(file.read, at)
                 except SpoolError as error:
                     is_damaged = not isinstance(error, TornError)
                     _log.error("%s: %s; they are left out", file.path, error)
@@ -350,7 +352,7 @@ class SettlementSpool:
                 except RewindError:
                     at, sent = file.begins, 0
                 else:
-                    at, sent = behind, sent + len(records)
+                    at, sent = end, sent + len(records)
         except BaseException:
             file.close()
             raise
@@ -361,18 +363,18 @@ class SettlementSpool:
         await asyncio.shield(self._in_thread(file.set_aside if is_damaged else file.remove))
         return sent
 
-    def _refuse(self, path: Path, why: str) -> None:
+    def _refuse_file(self, path: Path, why: str) -> None:
         self._refused[path] = why
-        if path not in self._said:
-            self._said.add(path)
+        if path not in self._logged:
+            self._logged.add(path)
             _log.error("the spool %s is not sent: %s", path, why)
 
-    def _sender(self, producer: str, *, is_own: bool = False) -> SpoolReplay:
+    def _new_replay(self, producer: str, *, is_same_loop: bool = False) -> SpoolReplay:
         lane_of, cache = self._lane.lane_of, self._cache()
-        return SpoolReplay(producer, lane_of=lane_of, cache=cache, keys=self._keys, is_own=is_own)
+        return SpoolReplay(producer, lane_of=lane_of, cache=cache, keys=self._keys, is_same_loop=is_same_loop)
 
     async def _claim(self, path: Path) -> SpoolFile | None:
-        """Claim a file. One that is claimed behind a cancellation is left to the next process."""
+        """Claim a file. If cancelled, a file claimed afterwards is left to the next process."""
         claiming = self._executor().submit(SpoolFile.claim, path)
         try:
             return await asyncio.wrap_future(claiming)
@@ -395,5 +397,5 @@ def _close_claimed(claiming: Future[SpoolFile | None]) -> None:
 
 
 def _append(file: SpoolFile, batch: Sequence[_Kept]) -> None:
-    """Write records and wait until they are on the disk; in a thread also they are made."""
+    """Serialize and write records, in a thread; wait until they are on disk."""
     file.append(b"".join([frame(write_record(*kept)) for kept in batch]))

@@ -1,6 +1,6 @@
-"""One spool file: an append-only file under a lock, with a header that names its process and its store.
+"""Spool files: append-only, locked by their process, with a header that names the store.
 
-Each record stands in a frame with its length and checksum, so a torn end is recognised and cut off.
+Each record is framed with length and checksum, so that a torn end is detected and cut off.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FRAME: Final = struct.Struct("<II")
 _RECORD_BYTES_MAX: Final = 1 << 20
 FRAME_BYTES_MAX: Final = _RECORD_BYTES_MAX + _FRAME.size
 HEADER_BYTES_MAX: Final = 1 << 12
-"""The beginning of a file has its header within so many."""
+"""Largest header, from the beginning of the file."""
 
 
 class SpoolError(ValueError):
@@ -41,14 +41,14 @@ class TornError(SpoolError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolHeader:
-    """Whose a spool is.
+    """Header of a spool file.
 
     Attributes:
-        store: the address of the store, without credentials.
-        prefix: the first part of its keys.
-        shards: how many shards it has.
-        producer: who numbers the records, in each shard from 1.
-        made_ms: when the file was begun.
+        store: address of the store, without credentials.
+        prefix: prefix of its keys.
+        shards: number of shards.
+        producer: producer that numbers the records, in each shard from 1.
+        made_ms: time at which the file was created.
     """
 
     store: str
@@ -59,7 +59,7 @@ class SpoolHeader:
 
     @classmethod
     def of(cls, keys: Keys, store: str) -> Self:
-        """What the headers of a store's files have in common.
+        """Common header of a store's files.
 
         Args:
             keys: names of its keys.
@@ -68,20 +68,20 @@ class SpoolHeader:
         return cls(store=store, prefix=keys.prefix, shards=keys.shards)
 
     @property
-    def whose(self) -> str:
-        """What tells the store apart from all others."""
+    def store_id(self) -> str:
+        """Text that identifies the store."""
         return f"{self.store} {self.prefix} {self.shards}"
 
     def dump(self) -> bytes:
-        """The beginning of a file."""
+        """Serialize the beginning of a file."""
         return b"%b%d\n%b" % (_MAGIC, _VERSION, frame(json.dumps(asdict(self)).encode()))
 
     @classmethod
     def read(cls, data: bytes) -> tuple[Self, int]:
-        """The header at the beginning of a file, and where the records begin.
+        """Read the header of a file, and the position of its records.
 
         Raises:
-            SpoolError: there is none, or it is damaged, or of a newer format.
+            SpoolError: it is missing, damaged, or of a newer format.
         """
         line, _, rest = data.partition(b"\n")
         version = line.removeprefix(_MAGIC)
@@ -100,15 +100,15 @@ class SpoolHeader:
 
 
 def frame(record: bytes) -> bytes:
-    """A record with its length and checksum."""
+    """Frame a record with its length and checksum."""
     return _FRAME.pack(len(record), zlib.crc32(record)) + record
 
 
 def split(data: bytes) -> tuple[list[bytes], int, bool]:
-    """The whole records at the beginning of some bytes.
+    """Split bytes into complete records.
 
     Returns:
-        The records; how many bytes they take; whether what follows is damaged, not only cut short.
+        The records; their size in bytes; whether the rest is damaged, not only cut short.
     """
     records: list[bytes] = []
     at = 0
@@ -130,21 +130,21 @@ def split(data: bytes) -> tuple[list[bytes], int, bool]:
 
 SUFFIX: Final = ".spool"
 DAMAGED: Final = ".damaged"
-"""Of what was put aside."""
+"""Suffix of damaged files."""
 
-# A process that checks the lock holds it for a moment.
-_LOOKED_AT_S: Final = 0.01
+# Another process may hold the lock for a moment, to check it.
+_LOCK_WAIT_S: Final = 0.01
 _READ_BYTES: Final = 1 << 18
 
 
 class SpoolFile:
-    """A file whose lock is held. The kernel drops the lock with the process, which shows dead ones.
+    """A locked spool file. The kernel drops the lock of a dead process, so that others find its file.
 
     Attributes:
-        path: where it lies.
-        header: whose it is.
-        begins: where the records begin.
-        end: where the next record goes.
+        path: of the file.
+        header: of the file.
+        begins: position of the first record.
+        end: position behind the last record.
     """
 
     def __init__(self, path: Path, lock: FileLock, header: SpoolHeader, *, begins: int, end: int) -> None:
@@ -156,14 +156,14 @@ class SpoolFile:
 
     @classmethod
     def create(cls, directory: Path, header: SpoolHeader) -> Self:
-        """Begin a file.
+        """Create a file.
 
         Raises:
             SettingsError: the directory cannot be used.
-            StoreError, OSError: the file cannot be made or written.
+            StoreError, OSError: the file cannot be created or written.
         """
         make_directory(directory)
-        path = directory / f"{_name(header)}-{header.producer}{SUFFIX}"
+        path = directory / f"{_file_prefix(header)}-{header.producer}{SUFFIX}"
         lock = _lock_of(path)
         try:
             found = cls(path, lock, header, begins=0, end=0)
@@ -178,14 +178,14 @@ class SpoolFile:
 
     @classmethod
     def claim(cls, path: Path) -> Self | None:
-        """Take over a file without a holder; None: it has one, or it is gone or empty.
+        """Take over a file that no process has locked; None: it is locked, removed or empty.
 
         Raises:
             SpoolError: it cannot be read.
             StoreError, OSError: it cannot be opened.
         """
         lock = FileLock(path)
-        if not lock.acquire(timeout_s=_LOOKED_AT_S):
+        if not lock.acquire(timeout_s=_LOCK_WAIT_S):
             return None
         try:
             status = os.fstat(lock.fileno())
@@ -202,12 +202,12 @@ class SpoolFile:
         return cls(path, lock, header, begins=begins, end=status.st_size)
 
     def append(self, data: bytes) -> None:
-        """Write to the end, onto the disk; where that fails nothing is added.
+        """Append and sync data; if that fails, nothing is added.
 
         Raises:
-            OSError: there is no room, for example.
+            OSError: the disk is full, for example.
         """
-        self.put_back()
+        self.recreate_if_removed()
         at = self.end
         try:
             view = memoryview(data)
@@ -220,14 +220,13 @@ class SpoolFile:
             raise
         self.end = at
 
-    def put_back(self) -> None:
-        """Make the file anew where it is not at its place any more, with all that is in it.
+    def recreate_if_removed(self) -> None:
+        """Create the file again with its contents, if it was removed.
 
-        Another process claimed it in the moment before it was locked, as a file without a writer;
-        or its directory was removed.
+        Another process may have claimed it before it was locked; or its directory was removed.
 
         Raises:
-            SettingsError, StoreError, OSError: that cannot be done.
+            SettingsError, StoreError, OSError: the file cannot be created.
         """
         while not os.fstat(self._lock.fileno()).st_nlink:
             make_directory(self.path.parent)
@@ -245,17 +244,15 @@ class SpoolFile:
             self._lock = lock
 
     def read(self, at: int) -> tuple[list[bytes], int]:
-        """The next records from a place on, and the place behind them; none at the end.
+        """Read the next records from a position, and the position behind them; none at the end.
 
         Raises:
-            TornError: what follows is no whole record.
-            SpoolError: what follows is damaged.
+            TornError: the rest is an incomplete record.
+            SpoolError: the rest is damaged.
         """
         data = os.pread(self._lock.fileno(), min(_READ_BYTES, self.end - at), at)
         records, used, is_damaged = split(data)
-        if (
-            not (records or is_damaged) and at + len(data) < self.end
-        ):  # One that is larger than what was read.
+        if not (records or is_damaged) and at + len(data) < self.end:  # The record is larger.
             data = os.pread(self._lock.fileno(), min(FRAME_BYTES_MAX, self.end - at), at)
             records, used, is_damaged = split(data)
         if not records and data:
@@ -264,44 +261,44 @@ class SpoolFile:
         return records, at + used
 
     def remove(self) -> None:
-        """Remove the file: all that was in it is in the store."""
+        """Remove the file: the store has all its records."""
         try:
             self.path.unlink(missing_ok=True)
         finally:
             self.close()
 
     def set_aside(self) -> None:
-        """Leave the file to an operator, who examines the damage."""
+        """Rename a damaged file, for an operator to examine."""
         try:
             self.path.rename(self.path.with_suffix(DAMAGED))
         finally:
             self.close()
 
     def close(self) -> None:
-        """Leave the file to the next process."""
+        """Unlock the file: another process may claim it."""
         self._lock.close()
 
 
 def _lock_of(path: Path) -> FileLock:
     lock = FileLock(path)
-    if not lock.acquire(timeout_s=_LOOKED_AT_S):
+    if not lock.acquire(timeout_s=_LOCK_WAIT_S):
         raise OSError(f"{path} is in use")
     return lock
 
 
-def spools_of(directory: Path, own: SpoolHeader) -> Iterator[Path]:
-    """The files of the store that a header is of, the oldest first; also those that are held."""
+def find_spools(directory: Path, own: SpoolHeader) -> Iterator[Path]:
+    """Files of a header's store, the oldest first, including locked ones."""
     try:
-        found = [(path.stat().st_mtime, path) for path in directory.glob(f"{_name(own)}-*{SUFFIX}")]
+        found = [(path.stat().st_mtime, path) for path in directory.glob(f"{_file_prefix(own)}-*{SUFFIX}")]
     except OSError:
         return
     for _, path in sorted(found):
         yield path
 
 
-def _name(header: SpoolHeader) -> str:
-    """What the names of a store's files begin with."""
-    return blake2b(header.whose.encode(), digest_size=8).hexdigest()
+def _file_prefix(header: SpoolHeader) -> str:
+    """Common prefix of the file names of a store."""
+    return blake2b(header.store_id.encode(), digest_size=8).hexdigest()
 
 
 def _sync_directory(directory: Path) -> None:
@@ -314,12 +311,12 @@ def _sync_directory(directory: Path) -> None:
 
 SpoolState = Literal["held", "left", "refused", "foreign", "damaged"]
 SPOOL_STATES: Final[tuple[SpoolState, ...]] = ("held", "left", "refused", "foreign", "damaged")
-"""A process has it; none does any more, and the next one sends it; it is never sent, being too old, or not to
-be read; it is of another store; what was damaged in it was put aside."""
+"""``held``: a process has it. ``left``: its process is dead, and the next one sends it. ``refused``:
+never sent, too old or unreadable. ``foreign``: of another store. ``damaged``: renamed because of damage."""
 SPOOL_BYTES_MAX: Final = 1 << 30
-"""Of one event loop's spool: four million settlements or so. What comes then is counted as lost."""
+"""Limit of one spool: about four million settlements. Further ones are counted as lost."""
 DAYS_MAX: Final = 7
-"""The store keeps a producer's last number for eight days: what is older might be applied twice."""
+"""The store has a producer's last number for eight days: older records might be applied twice."""
 _DAY_MS: Final = 86_400_000
 
 
@@ -330,8 +327,8 @@ class SpoolInfo:
     Attributes:
         state: see :data:`SPOOL_STATES`.
         size: in bytes.
-        begun_ms: when it was begun; of what cannot be read, when it was last written.
-        why: why it is not sent; empty: it is.
+        begun_ms: time of its creation; if it cannot be read, of its last write.
+        why: reason why it is not sent; empty: it is sent.
     """
 
     path: Path
@@ -342,7 +339,7 @@ class SpoolInfo:
 
 
 def list_spools(directory: Path, keys: Keys, *, store: str, now_ms: int) -> Sequence[SpoolInfo]:
-    """What lies in a directory of spools, the oldest first; nothing, where there is none.
+    """List the files in a directory of spools, the oldest first; empty if there is no directory.
 
     Args:
         directory: the setting ``spool_dir``.
@@ -351,26 +348,26 @@ def list_spools(directory: Path, keys: Keys, *, store: str, now_ms: int) -> Sequ
         now_ms: this process's clock.
 
     Raises:
-        OSError: this user may not look into it.
+        OSError: this user may not read it.
     """
     try:
         paths = [path for path in directory.iterdir() if path.suffix in {SUFFIX, DAMAGED}]
     except FileNotFoundError:
         return []
     own = SpoolHeader.of(keys, store)
-    seen = [_look(path, own, now_ms) for path in paths]
+    seen = [_inspect_file(path, own, now_ms) for path in paths]
     return sorted((one for one in seen if one is not None), key=lambda one: one.begun_ms)
 
 
-def check_sendable(header: SpoolHeader, own: SpoolHeader, now_ms: int) -> tuple[SpoolState, str] | None:
-    """Why the spool of a process that is gone is never sent to a store; None: it is.
+def check_sendable(header: SpoolHeader, expected: SpoolHeader, now_ms: int) -> tuple[SpoolState, str] | None:
+    """Check if a dead process's spool may be sent to a store; None: it may, otherwise state and reason.
 
     Args:
-        header: the file's.
-        own: what those of the store's files have in common.
+        header: of the file.
+        expected: common header of the store's files.
         now_ms: this process's clock.
     """
-    if header.whose != own.whose:
+    if header.store_id != expected.store_id:
         whose = f"{header.store}, prefix {header.prefix}, {header.shards} shards"
         return "foreign", f"it belongs to another store: {whose}"
     days = (now_ms - header.made_ms) // _DAY_MS
@@ -383,14 +380,14 @@ def check_sendable(header: SpoolHeader, own: SpoolHeader, now_ms: int) -> tuple[
     return None
 
 
-def _look(path: Path, own: SpoolHeader, now_ms: int) -> SpoolInfo | None:
+def _inspect_file(path: Path, own: SpoolHeader, now_ms: int) -> SpoolInfo | None:
     try:
         status = path.stat()
         with path.open("rb") as file:
             begin = file.read(HEADER_BYTES_MAX)
         is_held = _is_held(path)
     except (FileNotFoundError, StoreError):
-        return None  # Sent meanwhile, or not a file of meterkit.
+        return None  # Sent meanwhile, or no file of meterkit.
     written_ms = int(status.st_mtime * 1000)
     if not status.st_size:
         return None  # Its process died before it wrote anything, or is just about to.
@@ -409,7 +406,7 @@ def _look(path: Path, own: SpoolHeader, now_ms: int) -> SpoolInfo | None:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a process has it; one that takes it over at this very moment tries again."""
+    """Whether a process has locked the file; a process about to claim it tries again."""
     lock = FileLock(path)
     try:
         return not lock.acquire(shared=True)

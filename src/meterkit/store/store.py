@@ -31,7 +31,7 @@ from meterkit.store.prepared_decisions import MarkedDecision, Prepare, prepare_a
 from meterkit.store.rate_usage import read_rates
 from meterkit.store.settlement import Settlement, undo_decision
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities, mark_used_in_slot
-from meterkit.store.settlement_spool import NO_SPOOLS, OrphanedSpools, SettlementSpool
+from meterkit.store.settlement_spool import NO_SPOOLS, EventLoopSpool, OrphanedSpools
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ __all__ = ["Prepare", "Store"]
 
 _logger = logging.getLogger("meterkit.store")
 
-_SPOOL_S: Final = 1.0
+_SPOOL_WAIT_S: Final = 1.0
 
 
 class EndableJob(Protocol):
@@ -83,20 +83,20 @@ class JobHolds:
 
 
 class Store:
-    """Where decisions are made and usage is counted; ``start``, ``lane``, ``stop``, ``admin`` are its links'.
+    """Facade over Redis: decide, settle, read usage. Lanes are started, stopped and found by :attr:`loops`.
 
     Args:
-        address: where Redis is; ``memory`` for the store within this process.
-        catalog: what is sold.
-        prefix: the first part of every key.
-        shards: how many shards there are; fixed once a store is in use.
-        timeout_s, start_timeout_s: how long a request may wait for the store, and how long starting tries.
-        seal_delay_ms: how long pending usage waits before it is sealed.
-        deliver_without_persistence: whether usage may be delivered from a store that forgets it at a restart.
-        is_audited: whether what is recorded is entered into the audit log.
-        customers_kept: how many customers a process knows at once.
-        spool_dir: where usage waits while the store is away; None: in memory.
-        clock: seconds since the epoch. Any other than the system's replaces the server's too: for tests.
+        address: of Redis; ``memory`` for the store within this process.
+        catalog: the plans file.
+        prefix: prefix of every key.
+        shards: number of shards; fixed once a store is in use.
+        timeout_s, start_timeout_s: longest wait of a request for the store, and of the start.
+        seal_delay_ms: delay before pending usage is sealed.
+        deliver_without_persistence: whether to deliver from a store that loses its data at a restart.
+        is_audited: whether recorded usage is written to the audit log.
+        customers_kept: number of customers in a process's cache.
+        spool_dir: directory of spools, for usage while the store is down; None: in memory.
+        clock: seconds since the epoch. One other than the system's also replaces the server's: for tests.
     """
 
     def __init__(
@@ -126,9 +126,9 @@ class Store:
         self.clock = clock
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms
-        self.scripts = {name: self._script(name) for name in scripts.NAMES}
+        self.scripts = {name: self._load_script(name) for name in scripts.NAMES}
         if is_audited:
-            self.scripts["settle audited"] = self._script("settle", is_audited=True)
+            self.scripts["settle audited"] = self._load_script("settle", is_audited=True)
         self.loops = loops = EventLoops(
             address,
             self.keys,
@@ -154,7 +154,7 @@ class Store:
 
     @classmethod
     def of(cls, address: Address, catalog: Catalog, settings: Settings, clock: Callable[[], float]) -> Self:
-        """The store that settings ask for."""
+        """Create the store by settings."""
         return cls(
             address,
             catalog,
@@ -172,7 +172,7 @@ class Store:
         )
 
     def use(self, catalog: Catalog) -> None:
-        """Decide by this catalog from now on."""
+        """Use this catalog from now on."""
         former: CustomerCache | None = getattr(self, "cache", None)
         self.cache = CustomerCache(
             catalog,
@@ -181,8 +181,8 @@ class Store:
             settle=self.scripts["settle"],
             seal_delay_ms=self._seal_delay_ms,
             now_ms=self.now_ms,
-            on_unclaimed=self._take_late_reply,
-            on_notice=lambda shard: self.on_notice(shard),  # noqa: PLW0108 - as it is by then
+            on_unclaimed=self._undo_unclaimed,
+            on_notice=lambda shard: self.on_notice(shard),  # noqa: PLW0108 - it may be replaced later
             settle_audited=self.scripts.get("settle audited"),
             customers_kept=self._customers_kept,
             allot=self.scripts["allot_requests"],
@@ -201,7 +201,7 @@ class Store:
         return self.cache.catalog.enforcement == "off"
 
     def tally(self) -> Tallies:
-        """Count from now on what is decided; what was counted so far."""
+        """Start counting decisions for metrics; return the counts."""
         if self.tallies is None:
             self.tallies = self.loops.tallies = self.cache.tallies = Tallies()
             for lane in self.lanes.values():
@@ -229,17 +229,17 @@ class Store:
         *,
         mode: Literal["d", "c"] = "d",
     ) -> tuple[PreparedDecision, Any]:
-        """From the first reply to the last: with the newest state, and with scripts that were lost.
+        """Ask again until the reply is final: with the newest state, and with lost scripts.
 
         Args:
-            lane: the running event loop's.
-            decision: what was asked.
-            prepare: makes it anew of another view.
-            reply: what came back.
-            mode: ``c`` looks only.
+            lane: of the running event loop.
+            decision: the first decision.
+            prepare: prepares it again by another view.
+            reply: its reply.
+            mode: ``c`` checks only.
 
         Returns:
-            The decision that was answered, and its reply: allowed, refused, or a refusal's rev confirmed.
+            The last decision, and its reply: allowed, refused, or a refusal's rev confirmed.
 
         Raises:
             StoreError: the store cannot decide.
@@ -266,30 +266,32 @@ class Store:
             reply = await lane.ask(decision)
 
     async def check(self, view: CustomerView, demands: Mapping[str, Demand]) -> Decision:
-        """Look only: whether a demand would be allowed now."""
+        """Check whether demands would be allowed now, without counting."""
         if self.is_off:
             return view.undecided()
-        return read_decision(*await self.decide(view, _asking(demands), mode="c"))
+        return read_decision(*await self.decide(view, _prepare_demands(demands), mode="c"))
 
     async def allows(self, view: CustomerView, feature: str) -> bool:
-        """Whether the customer has a feature by the newest state; all do where limits are not enforced."""
+        """Whether the customer has a feature by the newest state; true if limits are not enforced."""
         check_feature(feature, self.catalog.features)
         if self.catalog.enforcement != "on":
             return True
-        decision, _ = await self.decide(view, _asking({}), mode="c")
+        decision, _ = await self.decide(view, _prepare_demands({}), mode="c")
         return refusal_for_feature(view.customer, decision.view.effective, feature) is None
 
     async def consume(self, view: CustomerView, demands: Mapping[str, Demand]) -> Decision:
-        """Count now, or be refused; returns once it is recorded."""
+        """Count now, or be refused; returns when the usage is recorded."""
         if self.is_off:
             return view.undecided()
-        decision, reply = await self.decide(view, _asking(demands))
+        decision, reply = await self.decide(view, _prepare_demands(demands))
         found = read_decision(decision, reply)
         if found.allowed and decision.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
             held, used = HeldQuantities.of(decision, slot), UsedQuantities(recorded=decision.recorded)
             again = mark_used_in_slot(decision, slot)
-            await self.acknowledged([Settlement(decision.view, held=held, used=used, keeps_shape=again)])
+            await self.settle_acknowledged(
+                [Settlement(decision.view, held=held, used=used, keeps_shape=again)]
+            )
         return found
 
     async def record(
@@ -302,12 +304,12 @@ class Store:
         occurred_ms: int | None = None,
         asks_revenue: bool = False,
     ) -> Fraction | None:
-        """Count after the fact, never denied; returns once it is recorded, or kept until it can be.
+        """Count after the fact, never denied; returns when the usage is recorded, or spooled.
 
         The id of a provider's job counts once in all; the app's event id counts once for each meter.
 
         Returns:
-            The revenue in micro-units; None: not asked, or the store has not said it yet.
+            The revenue in micro-units; None: not asked, or no reply yet.
 
         Raises:
             MeterkitError: the event id has counted another quantity.
@@ -321,11 +323,11 @@ class Store:
         settlement = Settlement(
             view, used=used, event=event, occurred_ms=occurred_ms, asks_revenue=asks_revenue
         )
-        await self.acknowledged([settlement])
+        await self.settle_acknowledged([settlement])
         return settlement.revenue
 
     async def usage(self, customer: str, *, at_ms: int | None = None) -> CustomerUsage:
-        """What a customer whose id is valid has used in this period, or in that of an instant.
+        """Usage of a customer with a valid id, in this period or in that of an instant.
 
         Raises:
             StoreError: the store does not answer.
@@ -335,8 +337,8 @@ class Store:
     async def usage_of_many(
         self, customers: Sequence[str], *, at_ms: int | None = None, former: bool = False
     ) -> Sequence[CustomerUsage]:
-        """What customers have used: now, or in the period of an instant; ``former``: of all meters ever."""
-        replies, catalog = await self._usage_replies(customers), self.catalog
+        """Usage of customers, now or in the period of an instant; ``former``: of all meters ever."""
+        replies, catalog = await self._read_usage(customers), self.catalog
         tokens = [find_gone_tokens(catalog, reply) for reply in replies]
         gone = await read_former_meters(tokens, await self.admin(), self.keys, catalog, former=former)
         return [
@@ -345,10 +347,10 @@ class Store:
         ]
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
-        """How far the rates of a customer whose id is valid are used."""
-        return read_rates(self.catalog, (await self._usage_replies([customer]))[0])
+        """Usage of the rates of a customer with a valid id."""
+        return read_rates(self.catalog, (await self._read_usage([customer]))[0])
 
-    async def _usage_replies(self, customers: Sequence[str]) -> Sequence[UsageReply]:
+    async def _read_usage(self, customers: Sequence[str]) -> Sequence[UsageReply]:
         admin = await self.admin()
         return await admin.run_many(
             self.scripts["read_usage"],
@@ -383,11 +385,11 @@ class Store:
         return {nth: members for nth, members in enumerate(found) if members}
 
     def settle(self, lane: Lane, settlement: Settlement) -> None:
-        """Have a settlement applied, exactly once: sent at once, or kept until it can be."""
+        """Send a settlement, to be applied exactly once; it is queued or spooled until then."""
         lane.queues[settlement.view.shard].settle(settlement)
 
-    async def acknowledged(self, settlements: Sequence[Settlement], lane: Lane | None = None) -> None:
-        """Settle, and wait for the store's word on the first; where that takes too long, for the spool's.
+    async def settle_acknowledged(self, settlements: Sequence[Settlement], lane: Lane | None = None) -> None:
+        """Settle, and wait until the store has acknowledged the first; after a timeout, until it is spooled.
 
         Raises:
             QuantityError, StoreError: it can never be recorded, or is lost.
@@ -399,25 +401,25 @@ class Store:
         done, _ = await asyncio.wait([waiter], timeout=self._timeout_s)
         if not done and lane.spool is not None:
             lane.queues[settlements[0].view.shard].spill()
-            done, _ = await asyncio.wait([waiter], timeout=_SPOOL_S)
+            done, _ = await asyncio.wait([waiter], timeout=_SPOOL_WAIT_S)
         if done:
             waiter.result()
         else:
             _logger.warning("the store has not acknowledged what was recorded yet; it is kept and sent again")
 
     async def send_spools(self) -> OrphanedSpools:
-        """Send what waits in spools, those of processes that are gone among them.
+        """Replay all spools, including those of dead processes.
 
         Raises:
-            StoreError: the store is away, and there are any.
+            StoreError: the store is down, and there are spools.
         """
         if self.spool_dir is None:
             return NO_SPOOLS
         spool = (await self.start()).spool  # Connected, if the store can be reached.
-        return await spool.send_all() if isinstance(spool, SettlementSpool) else NO_SPOOLS
+        return await spool.send_all() if isinstance(spool, EventLoopSpool) else NO_SPOOLS
 
-    def _new_spool(self, directory: Path, lane: Lane) -> SettlementSpool:
-        return SettlementSpool(
+    def _new_spool(self, directory: Path, lane: Lane) -> EventLoopSpool:
+        return EventLoopSpool(
             directory,
             lane=lane,
             cache=lambda: self.cache,
@@ -426,12 +428,12 @@ class Store:
             now_ms=self.now_ms,
         )
 
-    def _take_late_reply(self, decision: PreparedDecision, decided_ms: int) -> None:
-        """Give back what was held for a request that no longer waits for its decision."""
+    def _undo_unclaimed(self, decision: PreparedDecision, decided_ms: int) -> None:
+        """Release the hold of a request that no longer waits for its decision."""
         if (lane := self.lanes.get(asyncio.get_running_loop())) is not None:
             self.settle(lane, undo_decision(decision, decided_ms))
 
-    def _script(self, name: str, *, is_audited: bool = False) -> Script:
+    def _load_script(self, name: str, *, is_audited: bool = False) -> Script:
         return scripts.load(
             name,
             is_audited=is_audited,
@@ -440,5 +442,5 @@ class Store:
         )
 
 
-def _asking(demands: Mapping[str, Demand]) -> Prepare:
+def _prepare_demands(demands: Mapping[str, Demand]) -> Prepare:
     return lambda view, mode: prepare_asking(view, demands, mode)

@@ -1,4 +1,4 @@
-"""What the subjects of a customer have used in this period: users, teams and the like."""
+"""Usage of a customer's subjects in this period: users, teams and the like."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PAGE: Final = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectMeter:
-    """What a subject has used of a meter in this period.
+    """Usage of a meter by a subject in this period.
 
     Attributes:
         recorded: units, in the meter's unit.
-        held: units that requests in progress may come to.
-        included: the most that the plan, or an override, allows; None: no limit.
+        held: units that requests in progress hold.
+        included: limit by the plan or an override; None: no limit.
     """
 
     recorded: int
@@ -37,16 +37,15 @@ class SubjectMeter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectUsage:
-    """What a user, a team or another subject of a customer has used.
+    """Usage of a user, a team or another subject of a customer.
 
     Attributes:
         kind: of the subject, such as ``user``.
         subject: its id.
-        meters: by meter, those that it has used or that its plan limits.
-        spent_micros: what it has spent in the span of its budget, in micro-units of the currency; None: it
-            has no budget.
-        limit_cents: what it may spend in that span, in minor units; None: it has no budget.
-        per: that span: ``period``, ``1d`` or ``1h``; None: it has no budget.
+        meters: usage by meter, of used and of limited meters.
+        spent_micros: spend in the span of its budget, in micro-units of the currency; None: no budget.
+        limit_cents: budget for that span, in minor units; None: no budget.
+        per: that span: ``period``, ``1d`` or ``1h``; None: no budget.
     """
 
     kind: str
@@ -58,11 +57,11 @@ class SubjectUsage:
 
 
 async def usage_by(store: Store, customer: str, kind: str) -> Sequence[SubjectUsage]:
-    """The subjects of a kind whose counters live, by their ids.
+    """Usage of the subjects of a kind with live counters, sorted by id.
 
     Args:
-        store: where they are counted.
-        customer: an id that is valid.
+        store: has the counters.
+        customer: a valid id.
         kind: of subjects that a plan declares.
 
     Raises:
@@ -127,7 +126,7 @@ def _usage_of(
 
 
 def _recorded(counts: MeterCounts, begins_ms: int) -> int:
-    """Units of this period: a subject's field has the period that they are of where a meter's has pending."""
+    """Units of this period: a subject's field has the period in place of a meter's ``pending``."""
     return counts.included if counts.pending == begins_ms else 0
 
 

@@ -1,4 +1,4 @@
-"""Leases of tasks that one process at a time runs, and when buckets and queues were last read."""
+"""Leases of tasks that one process runs at a time; times of the storage upkeep."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PAUSE_S: Final = 0.1
 
 
 class TaskLease:
-    """The lease of a task. Each object is another holder, also within one process.
+    """Lease of a task. Each object is another holder, also within one process.
 
     Args:
-        store: where it is.
-        key: its name there.
-        lasts_ms: how long it is held; a process that dies with it keeps others from the task for so long.
+        store: has the lease.
+        key: name of its key.
+        lasts_ms: length of the lease; a holder that dies blocks others for that time.
     """
 
     def __init__(self, store: Store, key: str, *, lasts_ms: int) -> None:
@@ -36,8 +36,8 @@ class TaskLease:
         self._lasts_ms = lasts_ms
         self._token = token_hex(16)
 
-    async def take(self) -> bool:
-        """Take or renew it; whether no other process has it.
+    async def acquire(self) -> bool:
+        """Acquire or renew the lease; False: another holder has it.
 
         Raises:
             StoreError: the store does not answer.
@@ -45,7 +45,7 @@ class TaskLease:
         return await self._ask(self._lasts_ms)
 
     async def left_s(self) -> int:
-        """In how many seconds, at least 1, it runs out unless its holder keeps it.
+        """Seconds until it expires unless its holder renews it, at least 1.
 
         Raises:
             StoreError: the store does not answer.
@@ -56,24 +56,24 @@ class TaskLease:
 
     @asynccontextmanager
     async def held(self, *, within_s: float = 0.0) -> AsyncGenerator[bool]:
-        """Hold it while a block runs; what the block gets is whether it could be had.
+        """Hold the lease while a block runs, which gets whether it was acquired.
 
         Args:
-            within_s: how long to wait for its holder, in real seconds.
+            within_s: longest wait for its holder, in real seconds.
 
         Raises:
             StoreError: the store does not answer.
         """
         deadline = monotonic() + within_s
-        is_held = await self.take()
+        is_held = await self.acquire()
         while not is_held and monotonic() < deadline:
             await anyio.sleep(_PAUSE_S)
-            is_held = await self.take()
+            is_held = await self.acquire()
         try:
             yield is_held
         finally:
             if is_held:
-                with anyio.CancelScope(shield=True), suppress(StoreError):  # It runs out by itself.
+                with anyio.CancelScope(shield=True), suppress(StoreError):  # It expires.
                     await self._ask(0)
 
     async def _ask(self, span_ms: int) -> bool:
@@ -86,13 +86,13 @@ _QUEUE: Final = "queue:"
 
 
 class UpkeepState(NamedTuple):
-    """The state of upkeep.
+    """State of the storage upkeep.
 
     Attributes:
-        listed_ms: when the last recalculation of all customers ended; None: not within seven days.
-        drift_bytes: by how many bytes levels were wrong then, in sum.
-        drift_customers: of how many customers.
-        read_ms: when the queue that has waited longest was read; None: no queue was within seven days.
+        listed_ms: end of the last recalculation of all customers; None: not within seven days.
+        drift_bytes: sum of the wrong bytes in levels then.
+        drift_customers: number of customers with wrong levels.
+        read_ms: last read of the queue that has waited longest; None: no queue within seven days.
     """
 
     listed_ms: int | None
@@ -102,24 +102,24 @@ class UpkeepState(NamedTuple):
 
 
 class StorageUpkeep:
-    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer."""
+    """Times of the storage upkeep. Each method raises :class:`~meterkit.errors.StoreError`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._key = store.keys.shard(HOOKS_SHARD, "storage")
 
-    async def listed(self, drift: Mapping[str, int]) -> None:
-        """Note that all customers were recalculated now."""
+    async def record_listing(self, drift: Mapping[str, int]) -> None:
+        """Store that all customers were recalculated now."""
         figures = {"drift": sum(map(abs, drift.values())), "customers": len(drift)}
-        await self._note({"listed": self._store.now_ms(), **figures})
+        await self._write_fields({"listed": self._store.now_ms(), **figures})
 
-    async def read(self, queue_url: str) -> None:
-        """Note that a queue was read now."""
+    async def record_queue_read(self, queue_url: str) -> None:
+        """Store that a queue was read now."""
         digest = blake2b(queue_url.encode(), digest_size=6).hexdigest()
-        await self._note({f"{_QUEUE}{digest}": self._store.now_ms()})
+        await self._write_fields({f"{_QUEUE}{digest}": self._store.now_ms()})
 
-    async def seen(self) -> UpkeepState:
-        """The state now."""
+    async def read_state(self) -> UpkeepState:
+        """Read the state."""
         admin, least_ms = await self._store.admin(), self._store.now_ms() - _KEPT_MS
         kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(self._key))
         found = {name.decode(): int(value) for name, value in kept.items()}
@@ -132,7 +132,7 @@ class StorageUpkeep:
             min(read, default=None),
         )
 
-    async def _note(self, values: Mapping[str, int]) -> None:
+    async def _write_fields(self, values: Mapping[str, int]) -> None:
         admin = await self._store.admin()
         pipe = admin.client.pipeline(transaction=False)
         pipe.hset(self._key, mapping=dict(values))

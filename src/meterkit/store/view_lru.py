@@ -1,4 +1,4 @@
-"""The customers that a process knows: an approximate LRU cache. A hit costs one lookup and writes nothing."""
+"""Approximate LRU cache of customer views. A hit costs one lookup and writes nothing."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _View = TypeVar("_View")
 
 
 class ViewLru(Generic[_Key, _View]):
-    """The views of the customers that a process used last, each by the customer's key; for any thread.
+    """Approximate LRU cache of views, by the customer's key. Thread-safe.
 
-    A customer found in the older generation moves to the younger one. A new customer beyond the most
+    A customer found in the older generation moves to the younger one. In a full cache, a new customer
     replaces the first one in the older generation. When half of the customers are in the younger
-    generation, these join the older one at its end. So the half that was used last is always known.
+    generation, these join the older one at its end. So the half that was used last is always cached.
 
     Args:
-        most: how many customers are kept.
+        most: largest number of customers.
 
     Attributes:
-        get: looks only into the younger generation; see :meth:`find`.
+        get: finds in the younger generation only; see :meth:`find`.
     """
 
     __slots__ = ("_leaving", "_lock", "_most", "_older", "_younger", "get")
@@ -39,22 +39,22 @@ class ViewLru(Generic[_Key, _View]):
         return len(self._younger) + len(self._older)
 
     def find(self, customer: _Key) -> _View | None:
-        """The view of a customer, who is in the younger generation now; None: the customer is unknown."""
+        """View of a customer, moved to the younger generation; None: not cached."""
         found = self.get(customer)
         if found is None and self._older:
             with self._lock:
                 found = self._younger.get(customer) or self._older.pop(customer, None)
                 if found is not None:
-                    self._add(customer, found)
+                    self._insert_view(customer, found)
         return found
 
     def put(self, customer: _Key, view: _View) -> None:
-        """Keep a view in place of the customer's view before."""
+        """Store a view, in place of the customer's view before."""
         with self._lock:
             is_new = customer not in self._younger and self._older.pop(customer, None) is None
-            self._add(customer, view, is_new=is_new)
+            self._insert_view(customer, view, is_new=is_new)
 
-    def _add(self, customer: _Key, view: _View, *, is_new: bool = False) -> None:
+    def _insert_view(self, customer: _Key, view: _View, *, is_new: bool = False) -> None:
         if len(self._younger) >= max(1, self._most // 2):
             self._older.update(self._younger)
             self._leaving = list(reversed(self._older))

@@ -277,7 +277,7 @@ class Drainer:
             if done:
                 self._tally(await in_thread(self.database.insert, rows))
                 await admin.ask(client.xdel(stream, *done))
-                await self.lease.take()
+                await self.lease.acquire()
             if len(page) == _PAGE:
                 last = f"({page[-1][0].decode()}"
             elif await admin.ask(client.exists(sums)):

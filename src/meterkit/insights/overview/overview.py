@@ -135,7 +135,7 @@ class Overview:
                     rows.append(row)
                 if len(rows) >= _WRITTEN_AT_ONCE:
                     await in_thread(tables.write, at_ms, rows, of_meters)
-                    await self._lease.take()  # A snapshot of many customers takes longer than it lasts.
+                    await self._lease.acquire()  # A snapshot of many customers takes longer than it lasts.
                     rows, of_meters = [], []
         await in_thread(tables.write, at_ms, rows, of_meters)
         figures: OverviewFigures = {

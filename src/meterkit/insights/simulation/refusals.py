@@ -179,7 +179,7 @@ class Replay:
         rated = {meter: units for meter, units in used.items() if meter not in terms.consumed}
         # Only prices go by the model: of derived meters the log has its own entries.
         counted = UsedQuantities(used, rated, {"model": event.model} if event.model else {}, measured={})
-        await self._store.acknowledged([Settlement(decided.view, held=held, used=counted)])
+        await self._store.settle_acknowledged([Settlement(decided.view, held=held, used=counted)])
         return True
 
 
