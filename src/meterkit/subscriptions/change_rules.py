@@ -74,8 +74,8 @@ def repeats_tiers(had: Iterable[Plan], wanted: Plan, meters: Mapping[str, Meter]
         wanted: the requested plan.
         meters: of the plans file.
     """
-    begun = {meter for plan in had for meter in meters_billed_by_tiers(meters, plan)}
-    return not begun.isdisjoint(meters_billed_by_tiers(meters, wanted))
+    started = {meter for plan in had for meter in meters_billed_by_tiers(meters, plan)}
+    return not started.isdisjoint(meters_billed_by_tiers(meters, wanted))
 
 
 def _by_year(plan: Plan, paid_per: str | None = None) -> bool:

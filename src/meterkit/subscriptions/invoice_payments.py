@@ -1,4 +1,4 @@
-"""Payments of invoices at Stripe: whether a subscription's period is paid, and what was refunded.
+"""Payments of invoices at Stripe: whether a subscription's period is paid, and refunded amounts.
 
 The status of a subscription is no proof of payment. It is ``active`` while its renewal is a draft, after an
 invoice was voided or marked uncollectible, and while a bank debit is on its way.
@@ -22,14 +22,14 @@ _OWED: Final = frozenset({"paid", "open"})
 
 
 async def why_unpaid(api: StripeApi, found: Mapping[str, Any]) -> str | None:
-    """The first reason why the current period is not paid in full; None if all its invoices are.
+    """Find the first reason why the current period is not paid in full; None if all its invoices are.
 
     The invoices of a period are those that Stripe has created since its start: the renewal and those of
     changes. One whose payment was refunded or disputed, or that has a credit note, counts as not paid: its
     money has gone back already.
 
     Args:
-        api: the way to Stripe.
+        api: the Stripe client.
         found: the subscription as Stripe shows it, with all of its items.
     """
     asked: dict[str, Parameter] = {
@@ -54,7 +54,7 @@ def _period_start_s(found: Mapping[str, Any]) -> int:
 
 
 async def refunded_cents(api: StripeApi, invoice: str) -> int:
-    """Sum of an invoice's payments that were refunded, or are disputed, in minor units of its currency.
+    """Sum the refunded or disputed payments of an invoice, in minor units of its currency.
 
     A payment outside of Stripe has no charge.
     """
@@ -75,15 +75,15 @@ async def is_rest_paid(
 ) -> bool:
     """Whether the money for the rest of a period that was cut short was kept.
 
-    It was not where a proration gave it back, where the price is 0 or a discount took it all, or where the
-    invoice is void or a draft that Stripe does not collect any more. An open invoice is a debt: it counts.
+    It was not if a proration credited it, if the price is 0 or fully discounted, or if the invoice is void or
+    a draft that Stripe no longer collects. An open invoice is a debt and counts as paid.
 
     Args:
-        api: the way to Stripe.
+        api: the Stripe client.
         found: the subscription as Stripe shows it.
-        start_ms: when the period that was paid began.
-        cut_ms: when it was cut short.
-        end_ms: when it would have ended.
+        start_ms: start of the paid period.
+        cut_ms: its early end.
+        end_ms: its regular end.
     """
     asked: dict[str, Parameter] = {"subscription": str(found["id"]), "created": {"gte": start_ms // 1000}}
     charged, credited = Fraction(0), Fraction(0)
@@ -108,7 +108,7 @@ async def is_rest_paid(
 def _part_within(line: Mapping[str, Any], cut_s: int, end_s: int) -> Fraction:
     """The part of an invoice line, less discounts, for the time from one second to another.
 
-    A charge that begins with that time pays for a period of its own.
+    A charge that starts within that time pays for another period.
     """
     start_s, till_s = (int(line["period"][edge]) for edge in ("start", "end"))
     cents = int(line["amount"]) - sum(int(one["amount"]) for one in line.get("discount_amounts") or ())

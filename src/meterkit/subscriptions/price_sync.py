@@ -94,11 +94,7 @@ async def sync(
     Raises:
         StripeError: Stripe refuses, or does not answer. A repeat finds the objects created by then.
     """
-    run = _SyncRun(api, catalog, dry_run=dry_run)
-    meters = await api.list(_METERS)
-    missing = "Stripe has no active meter"
-    problems = [line for line in meter_differences(catalog, meters) if missing not in line]
-    return await run.sync(meters, problems)
+    return await _SyncRun(api, catalog, dry_run=dry_run).run()
 
 
 class StripeAccount:
@@ -139,9 +135,9 @@ class _SyncRun:
         self._meters: dict[str, Mapping[str, Any]] = {}
         self._products: dict[str, str] = {}
 
-    async def sync(self, meters: Sequence[Mapping[str, Any]], problems: Sequence[str]) -> StripeSync:
-        done = self._done
-        done.problems += problems
+    async def run(self) -> StripeSync:
+        done, meters, missing = self._done, await self._api.list(_METERS), "Stripe has no active meter"
+        done.problems += [line for line in meter_differences(self._catalog, meters) if missing not in line]
         for meter in meters:  # The newest first; an active one before any that is not.
             known = self._meters.get(meter["event_name"])
             if known is None or (known["status"] != "active" and meter["status"] == "active"):

@@ -3,7 +3,7 @@
 Stripe does a request once per idempotency key in 24 hours, and repeats its first answer, a refusal too
 (https://docs.stripe.com/api/idempotent_requests). So a key is made of the requested values and the values
 before. These hold a mark that each change leaves on the subscription: up, down and up again are three
-changes. If an old refusal is answered again, the object is fetched anew, and if it still differs from the
+changes. If an old refusal is answered again, the object is fetched again, and if it still differs from the
 request, that is sent under another key.
 """
 

@@ -27,7 +27,7 @@ class DueCustomers:
     Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
 
     Args:
-        store: where the queue is.
+        store: of the kit.
         name: of the queue.
         kept_ms: how long it lasts after the last entry.
     """
@@ -81,7 +81,7 @@ async def hold_change_lease(
     If the process is killed meanwhile, the lease lasts for a minute.
 
     Args:
-        store: where the lease is.
+        store: of the kit.
         customer: the customer's id.
         within_s: how long to wait, in real seconds; None: :data:`WAIT_S`.
 
@@ -109,7 +109,7 @@ class AcceptedChanges:
     """Accepted changes of plan: stored in the customers' states, retried in the background by any process.
 
     Args:
-        store: where the states are.
+        store: of the kit.
         apply: changes the plan of a customer; idempotent.
     """
 

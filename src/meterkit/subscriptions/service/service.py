@@ -211,13 +211,13 @@ class Subscriptions:
                 another one.
             SubscriptionError: the subscription is ending, or another request has changed it meanwhile.
         """
-        wanted, begun = check_sold(plan, self._catalog), asyncio.Event()
+        wanted, started = check_sold(plan, self._catalog), asyncio.Event()
         try:
             async with asyncio.timeout(_ANSWER_S), self._lease(check_customer(customer)):
-                cost, secret = await self._changer.change_plan(customer, wanted, begun)
+                cost, secret = await self._changer.change_plan(customer, wanted, started)
                 known = await self._fetch_known(customer)
         except TimeoutError:
-            if not begun.is_set():
+            if not started.is_set():
                 raise StripeUnavailableError("Stripe does not answer; nothing has changed") from None
             return await self._accept_change(customer, wanted)
         await self._accepted_changes.drop(customer)

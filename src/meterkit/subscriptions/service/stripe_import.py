@@ -19,10 +19,9 @@ from meterkit.subscriptions.stripe_objects import id_in, part_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
-    from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.service.customer_matching import Newcomer
+    from meterkit.subscriptions.service.customer_matching import MisfitKind, Newcomer
 
 _T = TypeVar("_T")
 Step = Literal["customers", "subscriptions", "links"]
@@ -240,14 +239,14 @@ class StripeImporter:
             message = (
                 f"customer {customer!r:.80} is linked to Stripe customer {state.stripe_customer} already"
             )
-            tally.misfits.append(_linked_elsewhere(newcomer, message))
+            tally.misfits.append(_misfit_of(newcomer, "linked_elsewhere", message))
             return
         if not dry_run:
             try:
                 if not is_linked:
                     await self._links.make(customer, linked)
             except CustomerError as error:
-                tally.misfits.append(_linked_elsewhere(newcomer, str(error)))
+                tally.misfits.append(_misfit_of(newcomer, "linked_elsewhere", str(error)))
                 return
             if newcomer.subscription is not None and newcomer.subscription != state.subscription:
                 await self._store_subscription(newcomer, state)
@@ -257,14 +256,7 @@ class StripeImporter:
         tally.linked += not is_linked
         tally.known += is_linked
         tally.misfits += [
-            Misfit(
-                stripe_customer=linked,
-                customer=customer,
-                subscription=drift.subscription,
-                kind=drift.kind,
-                message=drift.message,
-                linked=True,
-            )
+            _misfit_of(newcomer, drift.kind, drift.message, subscription=drift.subscription, linked=True)
             for drift in newcomer.drift
         ]
 
@@ -293,7 +285,11 @@ class StripeImporter:
             _, state = await self._states.read(newcomer.customer)
             if state.subscription is None or not state.subscription.awaits_payment_method:
                 return []
-        return [_no_method_misfit(newcomer, found)]
+        message = (
+            f"plan {found.plan!r} requires a payment method, and none is saved at Stripe: the plan is in"
+            " force once one is; `payment_method: optional` in the plan asks for none"
+        )
+        return [_misfit_of(newcomer, "no_payment_method", message, linked=True)]
 
     async def _store_subscription(self, newcomer: Newcomer, state: CustomerState) -> None:
         """Store the subscription of a customer without a stored one; for others fetch it again."""
@@ -345,25 +341,20 @@ def _missing_misfits(given: Mapping[str, str], accounts: Mapping[str, ListedCust
     ]
 
 
-def _no_method_misfit(newcomer: Newcomer, found: SubscriptionState) -> Misfit:
+def _misfit_of(
+    newcomer: Newcomer,
+    kind: MisfitKind,
+    message: str,
+    *,
+    subscription: str | None = None,
+    linked: bool = False,
+) -> Misfit:
+    own = None if newcomer.subscription is None else newcomer.subscription.id
     return Misfit(
         stripe_customer=newcomer.stripe_customer,
         customer=newcomer.customer,
-        subscription=found.id,
-        kind="no_payment_method",
-        message=(
-            f"plan {found.plan!r} requires a payment method, and none is saved at Stripe: the plan is in"
-            " force once one is; `payment_method: optional` in the plan asks for none"
-        ),
-        linked=True,
-    )
-
-
-def _linked_elsewhere(newcomer: Newcomer, message: str) -> Misfit:
-    return Misfit(
-        stripe_customer=newcomer.stripe_customer,
-        customer=newcomer.customer,
-        subscription=None if newcomer.subscription is None else newcomer.subscription.id,
-        kind="linked_elsewhere",
+        subscription=own if subscription is None else subscription,
+        kind=kind,
         message=message,
+        linked=linked,
     )

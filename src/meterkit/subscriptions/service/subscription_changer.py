@@ -82,11 +82,11 @@ class SubscriptionChanger:
         self._pricer = ChangePricer(self.store)
 
     async def change_plan(
-        self, customer: str, wanted: Plan, begun: asyncio.Event
+        self, customer: str, wanted: Plan, started: asyncio.Event
     ) -> tuple[Proration, str | None]:
         """Change the plan, now or when the period ends; return the cost.
 
-        And a client secret, if the customer must confirm the payment first. Sets ``begun`` before it does
+        And a client secret, if the customer must confirm the payment first. Sets ``started`` before it does
         anything that another call can finish.
         """
         costs: list[Proration] = []
@@ -106,7 +106,7 @@ class SubscriptionChanger:
                 if course == "unschedule":
                     await applier.cancel_scheduled(live, target)
                 # Items that others changed at Stripe become those of the plan again.
-                begun.set()
+                started.set()
                 async with self._cut_if_metered(customer, live, target, current):
                     await applier.apply_now(live, target)
                 return None
@@ -116,7 +116,7 @@ class SubscriptionChanger:
             elif course == "now":
                 await check_paid(customer, live, _OWING)
                 is_paid_now = ends_trial(known, current, wanted, self.store.now_ms())
-                begun.set()
+                started.set()
                 async with self._cut_if_metered(customer, live, target, current):
                     return await applier.apply_if_paid(live, target, ends_trial=is_paid_now)
             return None

@@ -38,60 +38,12 @@ from meterkit.subscriptions.subscription_reading import has_begun, is_sold_here
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from meterkit.catalog import Dunning, Plan
+    from meterkit.catalog import Plan
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.item_changes import PlanPrices
     from meterkit.subscriptions.service.stripe_customers import ContactSource
-
-
-async def refuse_debtor(
-    api: StripeApi,
-    customer: str,
-    linked: str,
-    found: Sequence[Mapping[str, Any]],
-    *,
-    dunning: Dunning,
-    is_ours: Callable[[Mapping[str, Any]], bool],
-) -> None:
-    """Refuse a new subscription while an invoice of an earlier one is open.
-
-    Stripe does not: it cancels a subscription after its last retry, and leaves the invoice open
-    (https://docs.stripe.com/billing/subscriptions/overview#unpaid-subscriptions). Paid, voided and
-    uncollectible invoices are no debt, nor is the invoice of a sign-up that was never paid for.
-
-    Args:
-        api: the Stripe client.
-        customer: the app's own id.
-        linked: its Stripe customer.
-        found: all its subscriptions, ended ones too.
-        dunning: of the plans file.
-        is_ours: whether a subscription has one of the plans.
-
-    Raises:
-        InvoiceOpenError: an invoice is open.
-        StripeError: Stripe refuses, or does not answer.
-    """
-    old = {one["id"] for one in found if one["status"] in ENDED and has_begun(one) and is_ours(one)}
-    if dunning.debt == "allow" or not old:
-        return
-    invoices = await api.list("/v1/invoices", {"customer": linked, "status": "open"})
-    owed = [one for one in invoices if _subscription_of(one) in old and one["amount_remaining"] > 0]
-    if owed:
-        oldest = owed[-1]  # Stripe lists the newest first.
-        message = (
-            f"customer {customer!r} owes invoice {oldest['id']} of an earlier subscription: it must be paid"
-            " first; void it at Stripe, or mark it uncollectible, to let the customer subscribe anyway"
-        )
-        url = text_in(oldest, "hosted_invoice_url") or None
-        raise InvoiceOpenError(message, invoice=str(oldest["id"]), url=url)
-
-
-def _subscription_of(invoice: Mapping[str, Any]) -> str:
-    """The subscription of an invoice; before 2025-03-31.basil it was a field of the invoice itself."""
-    details = part_of(part_of(invoice, "parent"), "subscription_details")
-    return id_in(details, "subscription") or id_in(invoice, "subscription")
 
 
 _REFERENCE_MAX: Final = 200
@@ -212,10 +164,25 @@ class SubscriptionStarter:
                 raise SubscriptionExistsError(customer, subscription=one["id"])
 
     async def _refuse_debtor(self, customer: str, linked: str, found: Sequence[Mapping[str, Any]]) -> None:
-        """Raise InvoiceOpenError if an invoice of an earlier subscription is open."""
-        dunning = self._store.catalog.dunning
-        api = self._api()
-        await refuse_debtor(api, customer, linked, found, dunning=dunning, is_ours=self._is_ours)
+        """Raise InvoiceOpenError while an invoice of an earlier subscription is open.
+
+        Stripe does not: it cancels a subscription after its last retry, and leaves the invoice open
+        (https://docs.stripe.com/billing/subscriptions/overview#unpaid-subscriptions). Paid, voided and
+        uncollectible invoices are no debt, nor is the invoice of a sign-up that was never paid for.
+        """
+        old = {one["id"] for one in found if one["status"] in ENDED and has_begun(one) and self._is_ours(one)}
+        if self._store.catalog.dunning.debt == "allow" or not old:
+            return
+        invoices = await self._api().list("/v1/invoices", {"customer": linked, "status": "open"})
+        owed = [one for one in invoices if _subscription_of(one) in old and one["amount_remaining"] > 0]
+        if owed:
+            oldest = owed[-1]  # Stripe lists the newest first.
+            message = (
+                f"customer {customer!r} owes invoice {oldest['id']} of an earlier subscription: it must be"
+                " paid first; to allow one anyway, void it at Stripe or mark it uncollectible"
+            )
+            url = text_in(oldest, "hosted_invoice_url") or None
+            raise InvoiceOpenError(message, invoice=str(oldest["id"]), url=url)
 
     async def _refuse_repeated_tiers(self, customer: str, plan: Plan) -> None:
         """Raise SubscriptionError if the tiers of a price began in a period that was cut short unpaid."""
@@ -265,3 +232,9 @@ def _trial_params(plan: Plan, found: Sequence[Mapping[str, Any]], *, had_trial: 
     if plan.trial_ms is None or had_trial or any(map(has_begun, found)):
         return {}
     return {"trial_period_days": -(-plan.trial_ms // DAY_MS), **trial_settings(plan)}
+
+
+def _subscription_of(invoice: Mapping[str, Any]) -> str:
+    """The subscription of an invoice; before 2025-03-31.basil it was a field of the invoice itself."""
+    details = part_of(part_of(invoice, "parent"), "subscription_details")
+    return id_in(details, "subscription") or id_in(invoice, "subscription")

@@ -259,7 +259,7 @@ class CustomerLinker:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
-        by_key = next(filter(None, map(_customer_named_in, found)), "")
+        by_key = next((name for one in found if (name := _customer_named_in(one))), "")
         by_key = by_key or _customer_named_in(await self._fetch(f"/v1/customers/{stripe_customer}"))
         named = by_key
         for session in sessions:

@@ -96,7 +96,7 @@ class SyncQueue:
     """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
 
     Args:
-        store: where the queue is.
+        store: of the kit.
     """
 
     def __init__(self, store: Store) -> None:

@@ -46,7 +46,7 @@ class Webhooks:
     Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
 
     Args:
-        store: where customers are kept.
+        store: of the kit.
         settings: the signing secrets.
         api: makes the Stripe client on first use.
         take_refusals: handles the event of this id: Stripe does not count usage that it has accepted.
