@@ -61,11 +61,11 @@ class Account:
 
     @property
     def now(self) -> int:
-        """Unix seconds: the present, or the instant in the past that is being made up for."""
+        """Unix seconds: the present, or the instant of the transition that is being carried out."""
         return int(self._present()) if self._instant is None else self._instant
 
     def _present(self) -> float:
-        """Unix seconds. They stand still during a call: what it makes is made at one instant."""
+        """Unix seconds; constant during a call, whose objects have one creation time."""
         return self.behaviour.clock() if self._called_at is None else self._called_at
 
     def reset(self) -> None:
@@ -112,7 +112,7 @@ class Account:
         previous: JsonObject | None = None,
         at_s: float | None = None,
     ) -> Event | None:
-        """Enter an event and have it delivered. Returns None for an update that has changed nothing.
+        """Record an event and queue its deliveries. Returns None for an update without changes.
 
         Args:
             event_type: such as ``customer.subscription.updated``.
@@ -133,13 +133,13 @@ class Account:
 
     @contextmanager
     def updating(self, event_type: str, shown: Callable[[], JsonObject]) -> Generator[None]:
-        """Enter an event of what changes within; ``shown`` returns the object as Stripe shows it."""
+        """Record an event of what the block changes; ``shown`` returns the object as Stripe shows it."""
         before = shown()
         yield
         self.emit(event_type, shown(), previous=before)
 
     def report_thin(self, event: ThinEvent) -> ThinEvent:
-        """Enter a thin event and have it delivered. Returns it."""
+        """Record a thin event and queue its deliveries. Returns it."""
         with self.lock:
             self.thin_log.add(event)
             self.deliveries.add(event, now=event.created)
@@ -147,7 +147,7 @@ class Account:
             return event
 
     def wake(self) -> None:
-        """Wake the deliverer of webhooks."""
+        """Wake the webhook dispatcher."""
         for waker in self.wakers:
             waker()
 
@@ -169,7 +169,7 @@ class Account:
         return self.customers.find(customer_id).clock
 
     def time_of(self, customer_id: str) -> float:
-        """Return the time that a customer lives in: its test clock's, or the emulator's own."""
+        """Return a customer's time: its test clock's, or the emulator's own."""
         return self.customers.time_of_customer(customer_id, now=self._present())
 
     def customer_time(self, customer_id: str, *, at: int | None = None) -> AbstractContextManager[None]:
@@ -181,7 +181,7 @@ class Account:
 
     @contextmanager
     def handle_call(self, call: Call) -> Generator[None]:
-        """Hold the lock, and put down to this request what happens within."""
+        """Hold the lock and attribute events of the block to this request."""
         with self.lock:
             before = self._call, self._called_at
             self._call, self._called_at = call, self.behaviour.clock()
@@ -191,7 +191,7 @@ class Account:
                 self._call, self._called_at = before
 
     def limit_rate(self, *, now: float) -> None:
-        """Count one call. Raises ApiError, 429, if the second has had its share."""
+        """Count one call. Raises ApiError, 429, if the limit of this second is reached."""
         allowed = self.behaviour.rate_limit_per_s
         if allowed is None:
             return
@@ -203,7 +203,7 @@ class Account:
 
     @contextmanager
     def reserve_metered(self, call: Call) -> Generator[None]:
-        """Hold the customers and meters of meter events. Raises ApiError, 429, if another call holds one."""
+        """Reserve the customers and meters of meter events. Raises ApiError, 429, if another call has one."""
         pairs, busy = call.metered_pairs, self._busy
         with self.lock:
             if pairs & busy:

@@ -89,7 +89,7 @@ class AccountControls(Behaviour):
 
     @property
     def requests(self) -> tuple[Exchange, ...]:
-        """The last 100,000 API requests and what became of them, in the order of their end."""
+        """The last 100,000 API requests with their results, in the order of completion."""
         with self._account.lock:
             return tuple(self._account.exchanges)
 
@@ -100,7 +100,7 @@ class AccountControls(Behaviour):
             return tuple(pending.fault for pending in self._account.faults)
 
     def accepted(self, customer: str, event_name: str) -> Decimal:
-        """Return the sum of what counts for a customer: what invoices and summaries will show."""
+        """Return the sum of a customer's counted events, as invoices and summaries will show it."""
         return sum(
             (
                 event.value
@@ -285,7 +285,7 @@ class AccountControls(Behaviour):
             self._account.emit("charge.dispute.created", dispute)
 
     def confirm_setup(self, client_secret: str, *, card: str | None = None) -> None:
-        """Authenticate a card for payments to come, as a customer does in a browser: ``confirmCardSetup``.
+        """Authenticate a card for later payments, as a customer does in a browser: ``confirmCardSetup``.
 
         Args:
             client_secret: of the setup intent.
@@ -315,14 +315,14 @@ class AccountControls(Behaviour):
             cancel_setup(self._account, intent, reason="abandoned")
 
     def advance(self) -> None:
-        """Bring about all that is due by the clock: renewals, ends of trials, retries, and so on.
+        """Carry out all transitions that are due: renewals, ends of trials, retries and others.
 
         Each happens at its own instant, in order. Every API request does the same first.
         """
         run_due_transitions(self._account)
 
     def move_clock(self, *, to: float) -> None:
-        """Move the emulator's clock, and bring about all that is due by then.
+        """Move the emulator's clock and carry out all transitions that are due by then.
 
         Args:
             to: Unix seconds. A clock that runs goes on from there.
@@ -359,7 +359,7 @@ def _encode_params(given: Mapping[str, object]) -> Params:
 
 
 def _encode_fields(given: object, path: str = "") -> Iterator[tuple[str, str]]:
-    """The fields of a form: ``{"recurring": {"interval": "month"}}`` is ``recurring[interval]=month``."""
+    """Yield form fields: ``{"recurring": {"interval": "month"}}`` is ``recurring[interval]=month``."""
     if isinstance(given, dict):
         for name, value in cast("dict[str, object]", given).items():
             yield from _encode_fields(value, f"{path}[{name}]" if path else str(name))

@@ -112,7 +112,7 @@ class ApiServer:
         ]
 
     def perform(self, method: str, path: str, form: Mapping[str, str]) -> JsonObject:
-        """Do what a call would do, without one: what a person does on a page of Stripe's.
+        """Run an operation without an HTTP request, for a person on a hosted page.
 
         Raises:
             ApiError: Stripe would refuse it.
@@ -171,7 +171,7 @@ class ApiServer:
     async def _execute_once(
         self, call: Call, *, request: Request, operation: ApiOperation
     ) -> tuple[ApiReply | None, Fault | None]:
-        """Return the answer, None where nothing took effect, and the fault that keeps it from being sent."""
+        """Return the reply, None if nothing took effect, and the fault that suppresses it."""
         keys, reply = self._account.keys, None
         try:
             with self._account.reserve_metered(call):
@@ -209,7 +209,7 @@ class ApiServer:
                     return error.reply
 
     def _run_operation(self, call: Call, operation: ApiOperation) -> JsonObject:
-        """Carry out a call in the time of the customer that it is about."""
+        """Run a call in the time of its customer."""
         time = clock_time(self._account, call)
         with nullcontext() if time is None else self._account.at_time(time, in_clock=True):
             call = call if time is None else replace(call, now=time)
@@ -256,7 +256,7 @@ class ApiServer:
 
 
 class CutConnection(Response):
-    """No answer at all: the connection is closed instead."""
+    """A response that closes the connection instead of answering."""
 
     def __init__(self, abort: Abort, *, reset: bool) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ MONTH_S_MIN: Final = 28 * DAY_S
 
 
 def period_boundary(anchor: int, recurring: PriceInterval, number: int) -> int:
-    """Return where the period with this number begins, in Unix seconds; number 0 begins at the anchor.
+    """Return the start of the period with this number, in Unix seconds; number 0 starts at the anchor.
 
     Months are counted from the anchor and never from the end before, so that 31 January is followed by
     28 February and 31 March (https://docs.stripe.com/billing/subscriptions/billing-cycle).
@@ -73,7 +73,7 @@ class BillingMode:
 
     @property
     def is_classic(self) -> bool:
-        """Whether usage before a switch of its price is never charged, and credits go by present prices."""
+        """True if usage before a price switch is never charged and credits use current prices."""
         return self.type == "classic"
 
     def to_json(self) -> JsonObject:
@@ -84,7 +84,7 @@ class BillingMode:
 
 
 def default_billing_mode(version: str) -> BillingMode:
-    """Return the mode of what a call makes without naming one: by its API version."""
+    """Return the default mode of new subscriptions for an API version."""
     return BillingMode(type="flexible" if version[:10] >= FLEXIBLE_SINCE else "classic")
 
 

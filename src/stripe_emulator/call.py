@@ -207,7 +207,7 @@ class Params:
         return value
 
     def is_hash(self, name: str) -> bool:
-        """Tell whether a parameter has parts in brackets."""
+        """Return whether a parameter has parts in brackets."""
         return isinstance(self._form.get(name), dict)
 
     def texts(self, name: str) -> dict[str, str]:
@@ -250,7 +250,7 @@ class Params:
         return found
 
     def without_hashes(self, name: str, places: Collection[int]) -> Params:
-        """Return the parameters without the hashes at some places of a list."""
+        """Return the parameters without the hashes at these indexes of a list."""
         inner = self._form.get(name)
         if not isinstance(inner, dict):
             return self
@@ -348,7 +348,7 @@ class Call:
 
     @property
     def metered_pairs(self) -> set[tuple[str, str]]:
-        """The customer and the event name of each meter event that it brings; empty: it brings none."""
+        """The customer and the event name of each of its meter events."""
         if self.path == METER_EVENTS:
             payload = self.params.texts("payload")
             return {(payload.get(CUSTOMER_KEY, ""), self.params.text("event_name") or "")}

@@ -73,7 +73,7 @@ def _retrieve_coupon(account: Account, call: Call) -> JsonObject:
 
 
 def _delete_coupon(account: Account, call: Call) -> JsonObject:
-    """Customers who have redeemed it keep their discount (https://docs.stripe.com/api/coupons/delete)."""
+    """Delete a coupon; customers who redeemed it keep their discount (https://docs.stripe.com/api/coupons/delete)."""
     call.params.only()
     coupon = account.coupons.find(call.object_id)
     account.coupons.delete(coupon)
@@ -125,7 +125,7 @@ def _create_promotion_code(account: Account, call: Call) -> JsonObject:
 
 
 def _read_code(account: Account, params: Params, *, customer: str | None) -> str:
-    """Unique, whatever the case, "across all active promotion codes for a specific customer"."""
+    """Return a code that is unique "across all active promotion codes for a specific customer"."""
     text = params.nonempty_text("code") or new_id("", length=CODE_LENGTH).removeprefix("_").upper()
     if not CODE.fullmatch(text):
         message = "Valid characters of `code` are letters (a-z, A-Z), digits (0-9), and dashes (-)."
@@ -144,7 +144,7 @@ def _retrieve_promotion_code(account: Account, call: Call) -> JsonObject:
 
 
 def _update_promotion_code(account: Account, call: Call) -> JsonObject:
-    """Metadata, and on or off (https://docs.stripe.com/api/promotion_codes/update)."""
+    """Update metadata, or switch a code on or off (https://docs.stripe.com/api/promotion_codes/update)."""
     params, code = call.params, account.promotion_codes.find(call.object_id)
     params.accept("active metadata")
     with account.updating("promotion_code.updated", lambda: _promotion_code_to_json(account, code)):

@@ -46,11 +46,11 @@ class Coupon:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether it was redeemed as often as it may be."""
+        """True if it has reached ``max_redemptions``."""
         return self.max_redemptions is not None and self.times_redeemed >= self.max_redemptions
 
     def is_expired(self, *, now: int) -> bool:
-        """Tell whether it was to be redeemed before."""
+        """Return whether ``redeem_by`` has passed."""
         return self.redeem_by is not None and now > self.redeem_by
 
     def to_json(self, *, now: int) -> JsonObject:
@@ -91,7 +91,7 @@ class PromotionCode:
     times_redeemed: int = 0
 
     def is_active(self, coupon: Coupon | None, *, now: int) -> bool:
-        """Tell whether it can be redeemed: it is on, not over and not used up, and its coupon is neither."""
+        """Return whether it can be redeemed: active, not expired, not used up, and so is its coupon."""
         used_up = self.max_redemptions is not None and self.times_redeemed >= self.max_redemptions
         over = self.expires_at is not None and now >= self.expires_at
         if coupon is None or coupon.is_used_up or coupon.is_expired(now=now):
@@ -116,7 +116,7 @@ class PromotionCode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discount:
-    """A coupon that is redeemed.
+    """A redeemed coupon.
 
     Attributes:
         coupon: as it was when it was redeemed; what becomes of it later changes nothing.
@@ -135,17 +135,17 @@ class Discount:
     invoice: str | None = None
 
     def off(self, amount: int) -> int:
-        """Return what it takes off an amount, in whole minor units."""
+        """Return the discount of an amount, in whole minor units."""
         return to_cents(self.exact_discount(Fraction(amount)))
 
     def exact_discount(self, amount: Fraction) -> Fraction:
-        """Return what it takes off an amount, not rounded; never more than the amount."""
+        """Return the discount of an amount, not rounded; at most the amount."""
         if self.coupon.amount_off is not None:
             return min(Fraction(self.coupon.amount_off), amount)
         return Fraction(self.coupon.percent_off or 0) * amount / 100
 
     def applies_to_product(self, product: str) -> bool:
-        """Tell whether its coupon is for a product."""
+        """Return whether its coupon applies to a product."""
         return not self.coupon.products or product in self.coupon.products
 
     def to_json(self) -> JsonObject:
@@ -169,7 +169,7 @@ def active_discounts(discounts: Iterable[Discount], *, now: int) -> list[Discoun
 def subtract_discounts(
     discounts: Iterable[Discount], amount: Fraction, *, product: str, now: int
 ) -> Fraction:
-    """Return what is left of a proration after discounts.
+    """Return a proration less discounts.
 
     "Any adjustments from discounts are reflected in the proration invoice item's amount"
     (https://docs.stripe.com/billing/subscriptions/prorations). A discount of an amount is taken off whole, as

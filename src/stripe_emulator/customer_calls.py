@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def _delete_customer(account: Account, call: Call) -> JsonObject:
-    """Its subscriptions are canceled with it (https://docs.stripe.com/api/customers/delete)."""
+    """Delete a customer and cancel its subscriptions (https://docs.stripe.com/api/customers/delete)."""
     call.params.only()
     customer = account.customers.find_existing(call.object_id)
     delete_customer(account, customer)
@@ -43,7 +43,7 @@ def delete_customer(account: Account, customer: Customer) -> None:
 
 
 def _list_customers(account: Account, call: Call) -> JsonObject:
-    """Those of a test clock only where it is named.
+    """List customers; those of a test clock only if the call names it.
 
     https://docs.stripe.com/api/customers/list#list_customers-test_clock
     """
@@ -90,7 +90,7 @@ SETUP_INTENT_PARAMS: Final = "customer description metadata payment_method payme
 
 
 def confirm_setup(account: Account, client_secret: str, *, card: str | None) -> None:
-    """Authenticate a card as its customer does in a browser; what a test calls.
+    """Authenticate a card as its customer does in a browser.
 
     Args:
         account: of the intent.
@@ -132,13 +132,13 @@ def confirm_setup(account: Account, client_secret: str, *, card: str | None) -> 
 
 
 def cancel_setup(account: Account, intent: SetupIntent, *, reason: str | None) -> None:
-    """Cancel a setup intent: it cannot be confirmed any more. Its subscription goes on naming it."""
+    """Cancel a setup intent, so that it cannot be confirmed. Its subscription keeps the reference."""
     intent.status, intent.cancellation_reason = "canceled", reason
     account.emit("setup_intent.canceled", intent.to_json())
 
 
 def _subscription_of_setup(account: Account, intent: SetupIntent) -> Subscription | None:
-    """Return the subscription whose ``pending_setup_intent`` it is."""
+    """Return the subscription with this ``pending_setup_intent``."""
     return next((one for one in account.subscriptions if one.pending_setup_intent == intent.id), None)
 
 
@@ -190,7 +190,7 @@ OWNER_PARAMS: Final = ("customer", "subscription", "from_subscription", "invoice
 
 
 def clock_time(account: Account, call: Call) -> int | None:
-    """Return the time of the test clock that the objects of a call go by; None: the emulator's own time."""
+    """Return the test clock's time for the objects of a call; None: the emulator's own time."""
     if not any(True for _ in account.clocks) or call.path.startswith(OWN_TIME):
         return None
     named = call.params.text("test_clock") or ""
@@ -244,7 +244,7 @@ def _create_clock(account: Account, call: Call) -> JsonObject:
 
 
 def _list_clocks(account: Account, call: Call) -> JsonObject:
-    """Newest first (https://docs.stripe.com/api/test_clocks/list)."""
+    """List test clocks, newest first (https://docs.stripe.com/api/test_clocks/list)."""
     call.params.only(*PAGING_PARAMS)
     found = [clock.to_json() for clock in reversed(tuple(account.clocks))]
     return call.page(found)
@@ -301,7 +301,7 @@ def _latest_time(account: Account, clock: TestClock) -> int:
 
 
 def _delete_clock(account: Account, call: Call) -> JsonObject:
-    """Its customers are deleted and their subscriptions canceled.
+    """Delete a test clock and its customers, and cancel their subscriptions.
 
     https://docs.stripe.com/billing/testing/test-clocks/api-advanced-usage#delete-clock
     """

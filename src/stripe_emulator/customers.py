@@ -112,7 +112,7 @@ class Customer:
         return None if self.address is None else self.address["country"]
 
     def to_json(self) -> JsonObject:
-        """Return the customer as Stripe shows it; a deleted one is a stump."""
+        """Return the customer as Stripe shows it; a deleted one has its id only."""
         if self.deleted:
             return {"id": self.id, "object": "customer", "deleted": True}
         return {
@@ -145,7 +145,7 @@ class Customers(ObjectRegistry[Customer]):
         self._payment_methods = payment_methods
 
     def exists(self, customer_id: str) -> bool:
-        """Tell whether there is such a customer and it is not deleted."""
+        """Return whether there is such a customer that is not deleted."""
         customer = self.get(customer_id)
         return customer is not None and not customer.deleted
 
@@ -196,12 +196,12 @@ class Customers(ObjectRegistry[Customer]):
         return tuple(each.id for each in self if each.test_clock == clock_id and not each.deleted)
 
     def time_of_customer(self, customer_id: str, *, now: float) -> float:
-        """Return the time that a customer lives in: its test clock's, else ``now``."""
+        """Return a customer's time: its test clock's, or ``now``."""
         customer = self.get(customer_id)
         return now if customer is None or customer.clock is None else customer.clock.frozen_time
 
     def _clock(self, params: Params) -> TestClock | None:
-        """At most three customers a clock (https://docs.stripe.com/billing/testing/test-clocks)."""
+        """Return the test clock; at most three customers each (https://docs.stripe.com/billing/testing/test-clocks)."""
         named = params.nonempty_text("test_clock")
         if named is None:
             return None
@@ -212,7 +212,7 @@ class Customers(ObjectRegistry[Customer]):
         return clock
 
     def require_ever_created(self, customer_id: str | None) -> str | None:
-        """The id that a list is narrowed to, if any. Raises ApiError, 400, if no customer had it."""
+        """Return the customer that a list is filtered by. Raises ApiError, 400, if there never was one."""
         if customer_id is not None and customer_id not in self:
             raise missing_resource("customer", customer_id, param="customer")
         return customer_id
@@ -231,7 +231,7 @@ class Customers(ObjectRegistry[Customer]):
         return customer_id
 
     def clear_default_payment_method(self, customer_id: str, method_id: str) -> None:
-        """Charge a payment method no more by default."""
+        """Clear a payment method as the default."""
         customer = self.find(customer_id)
         if customer.default_payment_method == method_id:
             customer.default_payment_method = None

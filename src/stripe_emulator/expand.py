@@ -47,7 +47,7 @@ def _promotion_code_to_json(account: Account, name: str) -> JsonObject:
 
 
 def _coupon_to_json(account: Account, name: str) -> JsonObject:
-    """Return a coupon; one that was deleted as those have it who redeemed it."""
+    """Return a coupon; a deleted one as it was when redeemed."""
     redeemed = (discount.coupon for discount in account.discounts if discount.coupon.id == name)
     coupon = account.coupons.get(name) or next(redeemed, None) or account.coupons.find(name)
     return coupon.to_json(now=account.now)
@@ -119,7 +119,7 @@ HIDDEN_UNTIL_EXPANDED: Final[Mapping[tuple[str, str], Shower]] = {
 
 
 def expand_fields(account: Account, body: JsonObject, params: Params) -> JsonObject:
-    """Return an answer with what a call wants expanded: ``expand[]=data.latest_invoice.payments``.
+    """Expand fields of a response: ``expand[]=data.latest_invoice.payments``.
 
     Raises:
         ApiError: it cannot be expanded, or lies deeper than four levels

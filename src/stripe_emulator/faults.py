@@ -33,7 +33,7 @@ REASON_HEADER: Final = "stripe-rate-limited-reason"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong.
+    """A scripted failure.
 
     Attributes:
         action: ``error`` answers with ``status``; ``drop`` closes the connection without an answer and
@@ -73,7 +73,7 @@ class Fault:
             raise ValueError(f"status {self.status} means that nothing was done: use when='before'")
 
     def matches(self, call: Call) -> bool:
-        """Tell whether it can happen to this request."""
+        """Return whether it applies to this request."""
         streams = self.path == METER_EVENTS and call.path == METER_EVENT_STREAM
         if self.path not in ("*", call.path) and not streams:
             return False
@@ -86,7 +86,7 @@ class Fault:
 
     @property
     def reply(self) -> ApiReply:
-        """The answer of an ``error``."""
+        """The reply of an ``error``."""
         kind, code, message = REFUSALS.get(
             self.status, ("api_error", None, "An unknown error occurred, as the test requested.")
         )
@@ -107,14 +107,14 @@ class Fault:
 
 @dataclass(slots=True, eq=False)
 class PendingFault:
-    """A fault to come. ``seen``: how many matching requests have come by."""
+    """A pending fault. ``seen``: the number of matching requests so far."""
 
     fault: Fault
     seen: int = 0
 
 
 def take_fault(queue: list[PendingFault], call: Call) -> Fault | None:
-    """Return what goes wrong with this request, and count it as done."""
+    """Return the fault of this request, and count it."""
     for entry in queue:
         fault = entry.fault
         if not fault.matches(call):
@@ -142,6 +142,6 @@ def fault_from_json(body: object) -> Fault:
 
 
 def refuse_unknown_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError if a value is none of those that are allowed."""
+    """Raise ValueError if a value is not allowed."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

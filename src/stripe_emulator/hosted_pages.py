@@ -51,7 +51,7 @@ class PageVisitor:
 
 
 class PageVisits:
-    """The visits of a person to the pages of the emulated account. Hold the account's lock meanwhile."""
+    """The actions of a person on hosted pages. The caller holds the account's lock."""
 
     def __init__(self, account: Account, api: ApiServer) -> None:
         self._account = account
@@ -60,7 +60,7 @@ class PageVisits:
     def complete(
         self, session: CheckoutSession, person: PageVisitor, *, payment: Payment = "succeeds"
     ) -> None:
-        """Pay on a session's page: its customer, card and subscription are made, and the session is done.
+        """Complete a checkout: create its customer, card and subscription, and pay.
 
         A card that is declined leaves all as it was, for another attempt.
 
@@ -118,7 +118,7 @@ class PageVisits:
                 method.customer = None
 
     def _save_visitor(self, session: CheckoutSession, person: PageVisitor) -> None:
-        """Take over what a person says of themselves: for a new customer, or where the session allows it.
+        """Save a person's entries: for a new customer, or if the session allows it.
 
         "If the Customer already has a valid email set, the email will be prefilled and not editable"; else
         the one given is saved (https://docs.stripe.com/api/checkout/sessions/create). Name and address are
@@ -145,7 +145,7 @@ class PageVisits:
             session.tax_percent = self._account.behaviour.tax_percent
 
     def _read_promotion_code(self, session: CheckoutSession, text: str) -> Discount:
-        """Return the discount of a promotion code that a person types in."""
+        """Return the discount of an entered promotion code."""
         if not session.allow_promotion_codes:
             raise ValueError(f"checkout session {session.id} takes no promotion codes")
         listed = self._api.perform("GET", "/v1/promotion_codes", {"code": text, "active": "true"})
@@ -166,7 +166,7 @@ class PageVisits:
         return found
 
     def use_portal(self, session: PortalSession, action: PortalAction, *, subscription: str | None) -> None:
-        """Do something on the page of a portal session.
+        """Perform an action on the page of a portal session.
 
         Raises:
             ValueError: if there is no such action or subscription, or Stripe would refuse it.
@@ -196,7 +196,7 @@ class PageVisits:
                 self._post_call(f"/v1/subscriptions/{named}", {"cancel_at": ends})
 
     def subscriptions(self, session: PortalSession) -> list[tuple[str, str, bool]]:
-        """Return a customer's subscriptions: id, what is shown of it, and whether it ends with its period."""
+        """Return a customer's subscriptions: id, text, and whether it ends with its period."""
         shown: list[tuple[str, str, bool]] = []
         for each in self._account.subscriptions:
             if each.id in self._subscription_ids(session.customer):
@@ -300,7 +300,7 @@ class PageControls(Behaviour):
         country: str | None = None,
         promotion_code: str | None = None,
     ) -> JsonObject:
-        """Do what a person does on the page of a checkout session. Returns the session.
+        """Complete a checkout session as a person does on its page. Returns the session.
 
         Creates the customer if the session has none, attaches its card, creates the subscription, pays the
         first invoice and emits ``checkout.session.completed``. A payment that ``fails`` changes nothing
@@ -325,7 +325,7 @@ class PageControls(Behaviour):
             return session.to_json()
 
     def use_portal(self, session_id: str, action: PortalAction, *, subscription: str | None = None) -> None:
-        """Do what a customer does on the page of a portal session.
+        """Perform an action as a customer does on the page of a portal session.
 
         Args:
             session_id: ``bps_…``.
@@ -382,7 +382,7 @@ class PageControls(Behaviour):
     def _complete_or_explain(
         self, session: CheckoutSession, payment: Payment, person: PageVisitor
     ) -> str | None:
-        """Return what went wrong, or None."""
+        """Complete a checkout; return the reason of a failure, or None."""
         try:
             self._visits.complete(session, person, payment=payment)
         except ValueError as error:
@@ -390,7 +390,7 @@ class PageControls(Behaviour):
         return "Your card was declined." if session.status == "open" else None
 
     def _checkout_page(self, session: CheckoutSession, problem: str | None) -> str:
-        """Return the page of a session, with what went wrong with the attempt before."""
+        """Return the page of a session, with the problem of the last attempt."""
         offered = ""
         items = line_items_to_json(session, prices=self._account.prices, products=self._account.products)
         for item in items:
@@ -437,7 +437,7 @@ class PageControls(Behaviour):
             return HTMLResponse(self._portal_page(session, done))
 
     def _portal_page(self, session: PortalSession, done: str | None) -> str:
-        """Return the page of the portal, with what was done just now."""
+        """Return the page of the portal, with a confirmation of the last action."""
         shown = [
             f"<h2>{escape(text)}</h2>"
             + (

@@ -37,7 +37,7 @@ class IdempotencyKeys:
         self._by_key: dict[str, StoredKey] = {}
 
     def begin(self, call: Call, *, request_id: str) -> StoredKey | None:
-        """Mark the call's key as in flight; return what is stored under it, if it was used before.
+        """Mark the call's key as in flight, or return its stored entry if it was used before.
 
         Raises:
             ApiError: if the key is in flight, or was used for another request.
@@ -56,7 +56,7 @@ class IdempotencyKeys:
         return earlier
 
     def finish(self, call: Call, *, reply: ApiReply | None) -> None:
-        """Store the answer, or forget the key where there is none to store."""
+        """Store the reply, or forget the key if there is none to store."""
         if call.idempotency_key is None:
             return
         if reply is None or not reply.stored:

@@ -116,7 +116,7 @@ def _read_discounts(account: Account, invoice: Invoice, params: Params) -> list[
 
 
 def _schedule_finalization(account: Account, invoice: Invoice, params: Params) -> None:
-    """Say whether, and when, an invoice advances by itself.
+    """Schedule an invoice's automatic finalization, or turn it off.
 
     "To configure an automatic finalization time for an invoice, you must have automatic invoice advancement
     enabled", "up to 5 years in the future" (https://docs.stripe.com/invoicing/scheduled-finalization).
@@ -311,7 +311,7 @@ def _find_draft(account: Account, invoice_id: str) -> Invoice:
 
 
 def _find_line_index(invoice: Invoice, line_id: str, *, param: str) -> int:
-    """Index of a line that can be changed; usage is counted anew until the end."""
+    """Return the index of a line that can be changed; usage lines cannot."""
     for place, line in enumerate(invoice.lines):
         if line.id == line_id:
             return place
@@ -321,7 +321,7 @@ def _find_line_index(invoice: Invoice, line_id: str, *, param: str) -> int:
 
 
 def _change_line(account: Account, invoice: Invoice, line: InvoiceLine, params: Params) -> InvoiceLine:
-    """A line as a call wants it: an amount is of all units, a quantity at the price of one."""
+    """Return a changed line: an amount is of all units, a quantity at the unit price."""
     params.refuse_both("amount", "quantity", param="amount")
     line = replace(line, description=params.text("description") or line.description)
     if "metadata" in params:

@@ -66,7 +66,7 @@ ADDED_IGNORED: Final = "discounts metadata"
 
 
 def read_added_lines(account: Account, subscription: Subscription, params: Params) -> list[InvoiceLine]:
-    """Return the lines that ``add_invoice_items`` asks for, for the next invoice of a subscription.
+    """Return the lines of ``add_invoice_items`` for the next invoice of a subscription.
 
     "A list of prices and quantities that will generate invoice items appended to the next invoice for this
     subscription. You may pass up to 20 items"
@@ -96,7 +96,7 @@ def _read_added_line(account: Account, subscription: Subscription, params: Param
 def one_time_line(
     account: Account, price: Price, quantity: Decimal, *, subscription: str | None = None
 ) -> InvoiceLine:
-    """Return the line of something that is charged once, as an invoice item."""
+    """Return the line of a one-time charge, as an invoice item."""
     return InvoiceLine(
         id=new_id("il_1", length=LINE_LENGTH),
         amount=to_cents(price_quantity(price.pricing, quantity)),
@@ -126,7 +126,7 @@ def create_invoice(
     draft: bool = True,
     auto_advance: bool = True,
 ) -> Invoice:
-    """Make an invoice of the lines that wait for one and of these, and return it; see :func:`new_draft`.
+    """Create an invoice of pending lines and these; see :func:`new_draft`.
 
     ``draft`` says whether it stays one for an hour (https://docs.stripe.com/billing/invoices/subscription),
     ``auto_advance`` whether it is finalized and collected by itself.
@@ -146,7 +146,7 @@ def create_invoice(
 def charge_change(
     account: Account, subscription: Subscription, lines: Sequence[InvoiceLine], *, at_once: bool
 ) -> None:
-    """Charge what a change brings about, on the next invoice, or on one that is a draft for an hour.
+    """Charge the lines of a change on the next invoice, or on a draft of its own.
 
     https://docs.stripe.com/billing/subscriptions/subscription-schedules
     """
@@ -208,7 +208,7 @@ def new_draft(
 
 
 def new_one_time_draft(account: Account, customer: str, *, currency: str, livemode: bool = False) -> Invoice:
-    """Return an invoice of no subscription, which nothing has been put on yet."""
+    """Return an empty invoice of no subscription."""
     payer = account.customers.find(customer)
     return Invoice(
         id=new_id("in_1", length=23),
@@ -228,7 +228,7 @@ def new_one_time_draft(account: Account, customer: str, *, currency: str, livemo
 
 
 def total_of_lines(account: Account, subscription: Subscription, lines: Sequence[InvoiceLine]) -> int:
-    """Return what lines come to on an invoice of now, in minor units of the currency."""
+    """Return the total of lines on an invoice of now, in minor units of the currency."""
     discounts = active_discounts(subscription.discounts, now=account.now)
     taxed = apply_tax_rates(account, subscription, lines)
     return compute_totals(taxed, discounts, tax_percent_of(account, subscription), now=account.now).total
@@ -237,7 +237,7 @@ def total_of_lines(account: Account, subscription: Subscription, lines: Sequence
 def apply_tax_rates(
     account: Account, subscription: Subscription, lines: Iterable[InvoiceLine]
 ) -> list[InvoiceLine]:
-    """Lines with the tax rates of an invoice of now; a rate that the account does not have taxes nothing."""
+    """Return lines with their tax rates; a rate that the account lacks taxes nothing."""
     return [
         replace(
             line,
@@ -261,7 +261,7 @@ def drop_ended_discounts(account: Account, subscription: Subscription) -> None:
 
 
 def spend_discounts(account: Account, subscription: Subscription, invoice: Invoice) -> None:
-    """Drop the discounts for once that an invoice has made use of.
+    """Drop the ``once`` discounts that an invoice has used.
 
     ``once``: "applies to the first charge from a subscription with this coupon applied"
     (https://docs.stripe.com/api/coupons/object#coupon_object-duration).
@@ -279,7 +279,7 @@ def spend_discounts(account: Account, subscription: Subscription, invoice: Invoi
 
 
 def _discount_debits(subscription: Subscription, invoice: Invoice) -> None:
-    """Take discounts off what was charged for items, so that credits give back what was paid.
+    """Subtract discounts from the debits of items, so that credits return what was paid.
 
     https://docs.stripe.com/billing/subscriptions/prorations#credit-prorations: "the original debited amount".
     """
@@ -297,13 +297,13 @@ def subscription_of_invoice(account: Account, invoice: Invoice) -> Subscription 
 
 
 def refresh_usage(account: Account, subscription: Subscription | None, invoice: Invoice) -> None:
-    """Count the usage of a draft anew: what arrives late is on it until it is finalized."""
+    """Refresh the usage lines of a draft, which includes late events until it is finalized."""
     if invoice.status == "draft" and subscription is not None:
         lines = (line for usage in invoice.usages for line in usage_lines(account, subscription, usage))
         invoice.usage_lines = apply_tax_rates(account, subscription, lines)
 
 
 def refreshed_invoice_json(account: Account, invoice: Invoice) -> JsonObject:
-    """Return an invoice as Stripe shows it; a draft has the usage that has arrived until now."""
+    """Return an invoice as Stripe shows it, a draft with its current usage."""
     refresh_usage(account, subscription_of_invoice(account, invoice), invoice)
     return invoice.to_json()

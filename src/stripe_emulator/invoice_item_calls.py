@@ -33,7 +33,7 @@ class _Placement(NamedTuple):
 
 
 class InvoiceItem(NamedTuple):
-    """An invoice item, whose it is, and the invoice that has it; None: it waits for one."""
+    """An invoice item, its customer, and its invoice; None: it is pending."""
 
     line: InvoiceLine
     customer: str
@@ -124,7 +124,7 @@ def _read_quantity(params: Params) -> Decimal:
 
 
 def _read_price(account: Account, params: Params, currency: str | None) -> Price:
-    """The price that a call names, or an inline one of its amount."""
+    """Return the price that a call names, or an inline one of its amount."""
     named = params.hash("pricing") or params
     if "price" in named or "price_data" in named:
         params.refuse_both("unit_amount_decimal", "price_data", param="unit_amount_decimal")
@@ -154,7 +154,7 @@ def _read_price(account: Account, params: Params, currency: str | None) -> Price
 
 
 def _all_items(account: Account) -> Iterator[InvoiceItem]:
-    """All invoice items, oldest first on their invoices, then those that wait."""
+    """Yield all invoice items: those on invoices, oldest first, then pending ones."""
     for invoice in account.invoices:
         for line in invoice.lines:
             if line.invoice_item is not None:
@@ -195,7 +195,7 @@ def _retrieve_item(account: Account, call: Call) -> JsonObject:
 
 
 def _delete_item(account: Account, call: Call) -> JsonObject:
-    """Delete an item that no final invoice has (https://docs.stripe.com/api/invoiceitems/delete)."""
+    """Delete an item that is on no finalized invoice (https://docs.stripe.com/api/invoiceitems/delete)."""
     call.params.only()
     item = _find_item(account, call)
     if item.invoice is not None and item.invoice.status != "draft":

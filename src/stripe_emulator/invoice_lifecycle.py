@@ -22,7 +22,7 @@ CHARGE_MIN: Final = 50
 
 
 def finalize_invoice(account: Account, invoice: Invoice) -> bool:
-    """Turn a draft into an open invoice, or a paid one where nothing is due. Returns whether it is open.
+    """Finalize a draft: it is open then, or paid if nothing is due. Returns whether it is open.
 
     The customer's balance is applied (https://docs.stripe.com/billing/customer/balance); a total below what
     can be charged is put on it (https://docs.stripe.com/api/invoices/object#invoice_object-amount_due).
@@ -51,7 +51,7 @@ def finalize_invoice(account: Account, invoice: Invoice) -> bool:
 
 
 def payment_method_of(account: Account, customer: str, subscription: Subscription | None) -> str | None:
-    """Return the payment method that is charged: the subscription's, else the customer's default one.
+    """Return the payment method to charge: the subscription's, or the customer's default.
 
     https://docs.stripe.com/billing/invoices/subscription#collect-payment
     """
@@ -60,7 +60,7 @@ def payment_method_of(account: Account, customer: str, subscription: Subscriptio
 
 
 def can_pay(account: Account, subscription: Subscription, *, off_session: bool = True) -> bool:
-    """Tell whether a charge of this subscription would go through."""
+    """Return whether a charge of this subscription would succeed."""
     method = payment_method_of(account, subscription.customer, subscription)
     return account.payment_methods.can_charge(method, customer=subscription.customer, off_session=off_session)
 

@@ -25,7 +25,7 @@ LINE_LENGTH: Final = 23
 
 
 def period_line(account: Account, item: SubscriptionItem) -> InvoiceLine:
-    """Charge an item's present period, in advance and whole."""
+    """Charge an item's current period in full, in advance."""
     amount = to_cents(price_quantity(item.price.pricing, _item_quantity(item)))
     item.debits = [_new_debit(amount, start=item.period_start, end=item.period_end)]
     text = f"{item.quantity} × {_product_name(account, item.price)} {_rate_text(item.price)}"  # noqa: RUF001 - Stripe's.
@@ -70,7 +70,7 @@ def zero_usage_line(account: Account, item: SubscriptionItem) -> InvoiceLine:
 def unused_time_lines(
     account: Account, subscription: Subscription, item: SubscriptionItem, *, at: int
 ) -> list[InvoiceLine]:
-    """Give back what was charged for the time after an instant: a line for each charge that reaches beyond.
+    """Credit the unused time after an instant: a line for each debit that reaches beyond it.
 
     "Prorations use the original debited amount instead of current subscription values. If the time period
     being credited was originally billed across multiple debits, Stripe generates multiple credit prorations"
@@ -97,7 +97,7 @@ def unused_time_lines(
 def _unused_time_at_current_price(
     subscription: Subscription, item: SubscriptionItem, *, text: str, at: int
 ) -> list[InvoiceLine]:
-    """Give back the time after an instant in classic billing.
+    """Credit the unused time after an instant, in classic billing.
 
     "Credit proration amounts are calculated based on the value of the subscription item's current price, tax,
     quantity" (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#credit-proration-calculations).
@@ -113,7 +113,7 @@ def _unused_time_at_current_price(
 
 
 def uncharged_usage(item: SubscriptionItem, *, until: int, removed: bool = False) -> ChargedUsage | None:
-    """Return the usage of an item that was not charged yet; None where it has no meter or is new.
+    """Return the uncharged usage of an item; None if it has no meter or is new.
 
     Usage is charged at the price in force when it was reported
     (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing).
@@ -147,7 +147,7 @@ def usage_lines(account: Account, subscription: Subscription, usage: ChargedUsag
 
     Where a price is removed or switched, "an invoice item [...] bills for previously reported metered usage"
     (https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup).
-    A sum below 0 is billed as 0 (facts/stripe.md 0.7).
+    A sum below 0 is billed as 0.
     """
     meter = account.meters.find(usage.price.cycle.meter or "")
     by_arrival = account.behaviour.prices_usage_by == "arrival"

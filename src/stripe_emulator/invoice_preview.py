@@ -111,7 +111,7 @@ def _uncharged_usages(draft: Subscription, *, until: int) -> list[ChargedUsage]:
 def _preview_new_subscription(
     account: Account, params: Params, details: Params, *, mode: BillingMode
 ) -> Invoice:
-    """The first invoice of a subscription that is not made yet."""
+    """Return the first invoice of a subscription that would be created."""
     customer = account.customers.require(params.required("customer"))
     wanted = read_items(account, details, of=None)
     if not wanted:

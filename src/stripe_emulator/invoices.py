@@ -80,7 +80,7 @@ INVOICE_CONSTANTS: Final[JsonObject] = {
 
 @dataclass(slots=True, kw_only=True)
 class InvoiceLine:
-    """One line of an invoice, or one that waits for the next invoice.
+    """A line of an invoice, or a pending one for the next invoice.
 
     Attributes:
         amount: minor units of the currency; a credit is negative.
@@ -122,7 +122,7 @@ class InvoiceLine:
 
     @property
     def includes_tax(self) -> bool:
-        """Whether its amount has the tax in it."""
+        """True if its amount includes tax."""
         return self.price.tax_behavior == "inclusive"
 
     def to_json(self, invoice: Invoice, total: LineTotal) -> JsonObject:
@@ -155,7 +155,7 @@ class InvoiceLine:
         }
 
     def _parent(self) -> JsonObject:
-        """Return what it comes of (https://docs.stripe.com/api/invoice-line-item/object#invoice_line_item_object-parent)."""
+        """Return its origin (https://docs.stripe.com/api/invoice-line-item/object#invoice_line_item_object-parent)."""
         kind = "invoice_item_details" if self.item is None else "subscription_item_details"
         details: JsonObject = {
             "invoice_item": self.invoice_item,
@@ -268,7 +268,7 @@ class Invoice:
         return compute_totals(self.all_lines, self.discounts, self.tax_percent, now=self.created)
 
     def schedule(self, at: int | None) -> None:
-        """Say when it is finalized by itself, where it is; a charge follows at once."""
+        """Schedule its automatic finalization; a charge follows at once."""
         self.finalizes_at = at
         is_charged = self.collection_method == "charge_automatically"
         self.next_payment_attempt = at if is_charged and self.auto_advance else None
@@ -339,7 +339,7 @@ class Invoice:
 
 
 class Invoices(ObjectRegistry[Invoice]):
-    """All invoices of the emulated account, oldest first, and the lines that wait for one.
+    """All invoices of the emulated account, oldest first, and pending lines.
 
     Attributes:
         pending: the id of a subscription to the invoice items that its next invoice takes up, and the id of a
@@ -362,13 +362,13 @@ class Invoices(ObjectRegistry[Invoice]):
             del self.previews[next(iter(self.previews))]
 
     def pending_lines(self, subscription: Subscription) -> list[InvoiceLine]:
-        """Return the invoice items that the next invoice of a subscription takes up."""
+        """Return the pending lines for the next invoice of a subscription."""
         free = self.pending.get(subscription.customer, [])
         fitting = [line for line in free if line.price.currency == subscription.currency]
         return [*self.pending.get(subscription.id, []), *fitting][:PENDING_LINES_MAX]
 
     def take_pending_lines(self, subscription: Subscription) -> list[InvoiceLine]:
-        """Remove and return the invoice items that an invoice takes up."""
+        """Remove and return the pending lines for an invoice."""
         taken = self.pending_lines(subscription)
         ids = {line.id for line in taken}
         for key in (subscription.id, subscription.customer):
@@ -389,7 +389,7 @@ class Invoices(ObjectRegistry[Invoice]):
         self._moving.pop(deleted.id, None)
 
     def unfinished(self) -> list[Invoice]:
-        """Return those that are drafts or open, oldest first."""
+        """Return drafts and open invoices, oldest first."""
         for invoice in list(self._moving.values()):
             if invoice.status not in {"draft", "open"}:
                 del self._moving[invoice.id]

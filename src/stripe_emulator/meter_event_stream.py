@@ -24,7 +24,7 @@ SESSION_S: Final = 15 * 60
 
 
 class MeterEventSessions:
-    """The sessions of an account, by the token that each one's calls carry instead of a key."""
+    """The sessions of an account, by their tokens, which replace the API key."""
 
     def __init__(self) -> None:
         self._ends: dict[str, tuple[float, bool]] = {}
@@ -157,7 +157,7 @@ def _find_problem(
 
 
 def _read_batch(body: JsonObject) -> Iterator[StreamedEvent]:
-    """The events of a batch. Raises ApiError where one has another form than Stripe's schema says."""
+    """Yield the events of a batch. Raises ApiError if one does not match Stripe's schema."""
     for name in body.keys() - {"events"}:
         raise _invalid_fields(f"Unknown field: {name}.")
     events = body.get("events")
@@ -194,7 +194,7 @@ def _read_event(event: object, at: str) -> StreamedEvent:
 
 
 def _read_instant(text: object, at: str) -> int:
-    """An RFC 3339 timestamp in Unix seconds."""
+    """Return an RFC 3339 timestamp in Unix seconds."""
     try:
         instant = datetime.fromisoformat(text) if isinstance(text, str) else None
     except ValueError:

@@ -164,17 +164,17 @@ class MeterEvents:
         return event
 
     def is_remembered(self, identifier: str, *, now: float) -> bool:
-        """Tell whether an identifier is one that is remembered."""
+        """Return whether an identifier is remembered."""
         self._forget_identifiers(now=now)
         return identifier in self._received_at
 
     def record(self, event: MeterEvent) -> None:
-        """Take over an event."""
+        """Record an accepted event."""
         self._received_at[event.identifier] = event.received_at
         self.accepted.append(event)
 
     def _forget_identifiers(self, *, now: float) -> None:
-        """Identifiers are unique "within a rolling period of at least 24 hours": here, of exactly that."""
+        """Forget old identifiers; they are unique "within a rolling period of at least 24 hours"."""
         while self._received_at:
             oldest = next(iter(self._received_at))
             if now - self._received_at[oldest] < self.behaviour.identifier_memory_s:
@@ -269,7 +269,7 @@ def _read_bound(call: Call, name: str, *, grouping: str | None) -> int:
 def _summary_to_json(
     events: Sequence[MeterEvent], *, meter: Meter, customer: str, start: int, end: int
 ) -> JsonObject:
-    """The aggregate of one customer's events with ``start`` ≤ timestamp < ``end``; a float at Stripe."""
+    """Return the summary of a customer's events with ``start`` ≤ timestamp < ``end``; a float at Stripe."""
     inside = [event for event in events if start <= event.timestamp < end]
     name = f"{meter.id}:{customer}:{start}:{end}"
     return {
@@ -284,7 +284,7 @@ def _summary_to_json(
 
 
 def aggregate_events(events: Sequence[MeterEvent], *, meter: Meter) -> Decimal:
-    """Return what a meter makes of events: their sum, their number, or the last of them."""
+    """Aggregate events by a meter's formula: their sum, their number, or the last of them."""
     if meter.time_window is not None:
         # Pre-aggregated: within each hour or day the event that arrived last overwrites the others.
         span_s = SPANS_S[meter.time_window]

@@ -38,7 +38,7 @@ class Meter:
 
     @property
     def active(self) -> bool:
-        """Whether events are accepted."""
+        """True if events are accepted."""
         return self.deactivated_at is None
 
     def to_json(self) -> JsonObject:

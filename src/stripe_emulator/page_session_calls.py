@@ -103,7 +103,7 @@ def _read_checkout(account: Account, call: Call) -> CheckoutSession:
 
 
 def _read_customer_update(params: Params, *, customer: str | None) -> tuple[str, ...]:
-    """Return what the page may change of the customer.
+    """Return the customer fields that the page may change.
 
     "customer_update can only be used with customer"
     (https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-customer_update).
@@ -153,7 +153,7 @@ def _read_tax_id_collection(params: Params, *, customer: str | None, updates: tu
 
 
 def _read_checkout_discounts(account: Account, params: Params, session: CheckoutSession) -> list[Discount]:
-    """At most one (https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-discounts)."""
+    """Return the discounts, at most one (https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-discounts)."""
     params.refuse_both("allow_promotion_codes", "discounts", param="allow_promotion_codes")
     found = read_discounts(
         account,
@@ -233,7 +233,7 @@ def _read_checkout_lines(
 
 
 def _read_checkout_line(account: Account, item: Params, *, place: int) -> CheckoutLine:
-    """A metered price has no quantity, another must have one."""
+    """Return a line; a metered price has no quantity, others must have one."""
     item.only("price quantity metadata adjustable_quantity")
     price = account.prices.find(item.required("price"), param=item.path("price"))
     if not price.active:
@@ -260,7 +260,7 @@ def _read_checkout_line(account: Account, item: Params, *, place: int) -> Checko
 
 
 def _read_expires_at(params: Params, *, now: int) -> int:
-    """From 30 minutes to below 24 hours from now (https://docs.stripe.com/api/checkout/sessions/create)."""
+    """Return the expiry, 30 minutes to 24 hours from now (https://docs.stripe.com/api/checkout/sessions/create)."""
     at = params.integer("expires_at")
     if at is None:
         return now + CHECKOUT_LIFE_S
@@ -303,7 +303,7 @@ def _list_line_items(account: Account, call: Call) -> JsonObject:
 
 
 def _expire_checkout(account: Account, call: Call) -> JsonObject:
-    """Only an open one (https://docs.stripe.com/api/checkout/sessions/expire)."""
+    """Expire an open session (https://docs.stripe.com/api/checkout/sessions/expire)."""
     call.params.accept()
     session = account.checkouts.find(call.object_id)
     if session.status != "open":

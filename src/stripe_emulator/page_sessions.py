@@ -157,7 +157,7 @@ class CheckoutSessions(ObjectRegistry[CheckoutSession]):
         self._emit = emit
 
     def expire_due(self, *, now: float) -> None:
-        """Expire the open sessions whose time is over, each at its own second."""
+        """Expire the open sessions that are due, each at its own second."""
         over = [each for each in self if each.status == "open" and each.expires_at <= now]
         for session in sorted(over, key=lambda each: each.expires_at):
             self.expire(session, at_s=session.expires_at)
@@ -169,7 +169,7 @@ class CheckoutSessions(ObjectRegistry[CheckoutSession]):
 
 
 def line_items_to_json(session: CheckoutSession, *, prices: Prices, products: Products) -> list[JsonObject]:
-    """Return what is offered, as Stripe shows it (https://docs.stripe.com/api/checkout/sessions/line_items)."""
+    """Return the line items as Stripe shows them (https://docs.stripe.com/api/checkout/sessions/line_items)."""
     shown: list[JsonObject] = []
     totals = compute_totals(session.lines, session.discounts, session.tax_percent, now=session.created).lines
     for line, total in zip(session.lines, totals, strict=True):

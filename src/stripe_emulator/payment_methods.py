@@ -33,7 +33,7 @@ NEEDS_CUSTOMER: Final = (
 
 
 def card_declined() -> ApiError:
-    """Return the refusal of a charge that does not go through: 402."""
+    """Return the error of a declined charge: 402."""
     return ApiError(
         "Your card was declined.",
         status=HTTPStatus.PAYMENT_REQUIRED,
@@ -140,7 +140,7 @@ class PaymentMethods(ObjectRegistry[PaymentMethod]):
     def can_charge(
         self, method_id: str | None, *, customer: str, is_present: bool = False, off_session: bool = True
     ) -> bool:
-        """Tell whether a charge with a payment method is paid.
+        """Return whether a charge with a payment method would succeed.
 
         Args:
             method_id: of the payment method; None: there is none.
@@ -157,7 +157,7 @@ class PaymentMethods(ObjectRegistry[PaymentMethod]):
         return method.works and customer not in self.failing
 
     def needs_authentication(self, method_id: str | None, *, customer: str) -> bool:
-        """Tell whether a charge fails for no other reason than that its customer has to authenticate."""
+        """Return whether a charge fails only because its customer must authenticate."""
         method = self._find_owned(method_id, customer)
         asks = method is not None and (method.authenticates or method.asks_until_set_up)
         return asks and customer not in self.failing

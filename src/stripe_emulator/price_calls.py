@@ -75,7 +75,7 @@ def _read_pricing(params: Params) -> PriceScheme:
 
 
 def _read_unit_amount(params: Params) -> Decimal:
-    """Exactly one of the two, in minor units, the decimal one with at most 12 places."""
+    """Return the amount in minor units, given as an integer or a decimal of 12 places, not both."""
     whole, exact = params.integer("unit_amount"), params.decimal("unit_amount_decimal")
     if "custom_unit_amount" in params:
         message = "`custom_unit_amount` is not emulated: give `unit_amount` or `unit_amount_decimal`."
@@ -91,7 +91,7 @@ def _read_unit_amount(params: Params) -> Decimal:
 
 
 def _read_tiers(params: Params) -> tuple[PriceTier, ...]:
-    """Ascending, the last one without end (https://docs.stripe.com/api/prices/create#create_price-tiers)."""
+    """Return ascending tiers, the last one without end (https://docs.stripe.com/api/prices/create#create_price-tiers)."""
     if "tiers_mode" not in params:
         raise missing_parameter(params.path("tiers_mode"))
     if "unit_amount" in params or "unit_amount_decimal" in params:
@@ -130,7 +130,7 @@ def _read_amount(params: Params, name: str) -> Decimal | None:
 
 
 def _read_recurring(params: Params, *, meters: Meters) -> PriceInterval | None:
-    """A metered price names its meter since 2025-03-31.basil; a licensed one has none.
+    """Return the interval; a metered price names its meter since 2025-03-31.basil.
 
     https://docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing
     """
@@ -209,7 +209,7 @@ def resolve_price(account: Account, params: Params, *, currency: str | None, rec
 
 
 def _read_inline_price(account: Account, data: Params, *, recurs: bool) -> Price:
-    """A price of its own, of a product that there is, which nothing else can use and no list shows.
+    """Return an inline price of an existing product, which nothing else can use and no list shows.
 
     https://docs.stripe.com/api/subscriptions/create#create_subscription-items-price_data; "a list of your
     active prices, excluding inline prices" (https://docs.stripe.com/api/prices/list).

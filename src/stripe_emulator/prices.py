@@ -51,7 +51,7 @@ class PriceScheme:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierCharge:
-    """A part of what a quantity costs, that has a line of its own on an invoice.
+    """The charge of a quantity at one tier, which is a line of an invoice.
 
     Attributes:
         amount: minor units of the currency, not rounded yet.
@@ -81,7 +81,7 @@ def price_quantity(pricing: PriceScheme, quantity: Decimal) -> Fraction:
 
 
 def charges_by_tier(pricing: PriceScheme, quantity: Decimal) -> list[TierCharge]:
-    """Return what a quantity costs for a whole interval: a charge, or with graduated tiers one for each tier.
+    """Return the charges of a quantity for a whole interval: with graduated tiers, one for each tier.
 
     ``transform_quantity`` divides the quantity and rounds it before it is multiplied
     (https://docs.stripe.com/api/prices/object#price_object-transform_quantity). Graduated tiers charge each
@@ -142,7 +142,7 @@ class Product:
     metadata: dict[str, str] = field(default_factory=dict[str, str])
 
     def apply(self, params: Params) -> None:
-        """Take over what a call gives of it; its name and default price aside."""
+        """Apply the parameters of a call, except name and default price."""
         params.update_metadata("metadata", self.metadata)
         self.texts = {name: params.text_or(name, known) for name, known in self.texts.items()}
         self.active = params.boolean("active", default=self.active)
@@ -218,7 +218,7 @@ class Price:
 
     @property
     def is_metered(self) -> bool:
-        """Whether it is charged by the usage of a meter, after the period."""
+        """True if it is charged by a meter's usage, after the period."""
         return self.recurring is not None and self.recurring.meter is not None
 
     @property
@@ -276,7 +276,7 @@ class Prices(ObjectRegistry[Price]):
         super().add(added)
 
     def claim_lookup_key(self, price: Price, *, transfer: bool) -> None:
-        """Make sure that a price's lookup key names it alone.
+        """Claim a price's lookup key for it alone.
 
         ``transfer`` takes the key from the other price, else that is refused
         (https://docs.stripe.com/products-prices/manage-prices#lookup-keys).

@@ -52,7 +52,7 @@ def list_to_json(items: Sequence[JsonObject], *, url: str, shown_max: int | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiReply:
-    """One answer.
+    """A reply of the API.
 
     Attributes:
         stored: whether a repetition of the idempotency key gets this answer again.
@@ -66,7 +66,7 @@ class ApiReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """One request that the emulator has seen, and what became of it.
+    """A request and its result.
 
     Attributes:
         identifier: of the meter event, if it was one.
@@ -114,23 +114,23 @@ class ApiError(Exception):
 
 
 def unknown_parameter(name: str) -> ApiError:
-    """The refusal of a parameter that there is not."""
+    """Return the error for an unknown parameter."""
     return ApiError(f"Received unknown parameter: {name}", code="parameter_unknown", param=name)
 
 
 def missing_parameter(name: str) -> ApiError:
-    """The refusal of a request without a parameter that it must have."""
+    """Return the error for a missing parameter."""
     return ApiError(f"Missing required param: {name}.", code="parameter_missing", param=name)
 
 
 def not_found(what: str, object_id: str) -> ApiError:
-    """The refusal of a path with the id of an object that there is not: 404."""
+    """Return the error for an unknown id in a path: 404."""
     message = f"No such {what}: '{object_id}'"
     return ApiError(message, status=HTTPStatus.NOT_FOUND, code="resource_missing", param="id")
 
 
 def missing_resource(what: str, object_id: str, *, param: str) -> ApiError:
-    """The refusal of a parameter with the id of an object that there is not: 400."""
+    """Return the error for an unknown id in a parameter: 400."""
     return ApiError(f"No such {what}: '{object_id}'", code="resource_missing", param=param)
 
 

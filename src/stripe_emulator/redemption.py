@@ -28,7 +28,7 @@ def read_discounts(
     known: Sequence[Discount] = (),
     amount: int | None = None,
 ) -> list[Discount]:
-    """Return the discounts that ``discounts`` of a call asks for, in its order.
+    """Return the discounts that a call requests, in its order.
 
     Args:
         account: what it is of.
@@ -137,7 +137,7 @@ def _has_paid_before(account: Account, customer: str | None) -> bool:
 
 
 def redeem(account: Account, discounts: Iterable[Discount]) -> None:
-    """Count discounts as redeemed that were not given before: coupon, promotion code, event."""
+    """Count new discounts as redemptions of their coupons and codes, and emit events."""
     for discount in discounts:
         if discount.id in account.discounts:
             continue
@@ -168,7 +168,7 @@ def change_discounts(account: Account, subscription: Subscription, wanted: Itera
 
 
 def emit_ended_discounts(account: Account, before: Iterable[Discount], after: Iterable[Discount]) -> None:
-    """Enter the events of discounts that have ended or were taken back."""
+    """Emit events of discounts that have ended or were removed."""
     left = {discount.id for discount in after}
     for discount in before:
         if discount.id not in left:

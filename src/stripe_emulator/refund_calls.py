@@ -48,7 +48,7 @@ def _create_refund(account: Account, call: Call) -> JsonObject:
 def refund_invoice(
     account: Account, invoice: Invoice, *, amount: int | None, reason: str | None = None
 ) -> Refund:
-    """Refund what was paid for an invoice, all of it where no amount is given.
+    """Refund the payment of an invoice, all of it if no amount is given.
 
     Neither the invoice nor its subscription follows: no page says that they do
     (https://docs.stripe.com/refunds).
@@ -243,7 +243,7 @@ def _read_credit_amount(invoice: Invoice, params: Params) -> int:
 
 
 def _read_line_credit(invoice: Invoice, params: Params) -> int:
-    """Credit a part of a line, with the same part of its discounts and taxes.
+    """Return the credit of a part of a line, with the same part of its discounts and taxes.
 
     A line's ``amount`` is "tax exclusive", the credit note's "including tax and all discount"
     (https://docs.stripe.com/api/credit_notes/object).
@@ -266,7 +266,7 @@ def _read_line_credit(invoice: Invoice, params: Params) -> int:
 
 
 def _apply_credit(account: Account, invoice: Invoice, *, pre: int, post: int, credit: int) -> None:
-    """Change the invoice and the customer's balance: neither the total nor a line of the invoice follows."""
+    """Apply a credit to the invoice's amounts and the customer's balance; lines and total stay."""
     before = invoice.to_json()
     invoice.amount_due -= pre
     invoice.pre_credited += pre

@@ -43,7 +43,7 @@ class ObjectRegistry(Generic[T]):
         return object_id in self._by_id
 
     def add(self, added: T) -> None:
-        """Add an object, or put it in the place of the one that has its id."""
+        """Add an object, or replace the one with its id."""
         self._by_id[added.id] = added
 
     def delete(self, deleted: T) -> None:

@@ -130,7 +130,7 @@ class DiscountReader:
         ]
 
     def _given(self, price: str | None) -> list[PhaseDiscount]:
-        """The discounts that the phase or its item has, as they began."""
+        """Return the discounts of the phase or its item, as they began."""
         if self.before is None:
             return []
         own = [each for item in self.before.items if item.price.id == price for each in item.discounts]
@@ -185,7 +185,7 @@ def _read_phase(reader: DiscountReader, params: Params, *, start: int, is_first:
 
 
 def _read_phase_end(params: Params, *, start: int, items: list[PhaseItem]) -> int:
-    """By ``end_date`` or ``duration``, else one interval; ``iterations`` are gone (facts/stripe.md 6.4)."""
+    """Return the end of a phase: by ``end_date``, ``duration``, or after one interval."""
     duration, end_date = params.hash("duration"), params.integer("end_date")
     params.refuse_both("end_date", "duration", param="duration")
     if end_date is not None:
@@ -280,7 +280,7 @@ def _read_default_settings(account: Account, params: Params, *, customer: str) -
 
 
 def _read_start(params: Params, *, now: int) -> int:
-    """Now, or later; one in the past would backdate the subscription."""
+    """Return the start: now or later; one in the past would backdate the subscription."""
     start = now if params.text("start_date") in {None, "now"} else params.integer("start_date") or now
     if start < now:
         message = "`start_date` in the past, which backdates a subscription, is not emulated."
@@ -289,7 +289,7 @@ def _read_start(params: Params, *, now: int) -> int:
 
 
 def _create_from_subscription(account: Account, call: Call, subscription_id: str) -> JsonObject:
-    """Of a subscription that there is, which gets one phase: its present period.
+    """Create a schedule for an existing subscription, with one phase: its current period.
 
     https://docs.stripe.com/api/subscription_schedules/create#create_subscription_schedule-from_subscription
     """
@@ -344,7 +344,7 @@ def _create_from_subscription(account: Account, call: Call, subscription_id: str
 
 
 def _update_schedule(account: Account, call: Call) -> JsonObject:
-    """All present and future phases anew; past ones stay.
+    """Replace the current and future phases of a schedule; past ones stay.
 
     "You need to pass in all current and future phases when you update a subscription schedule"
     (https://docs.stripe.com/billing/subscriptions/subscription-schedules#update-subscription-schedules).
@@ -391,7 +391,7 @@ def _update_schedule(account: Account, call: Call) -> JsonObject:
 
 
 def _is_changed(draft: Subscription, subscription: Subscription) -> bool:
-    """Whether a change of the current phase changes items or terms of the subscription."""
+    """Return whether items or terms of the subscription change."""
     return draft.items != subscription.items or phase_terms_of(draft) != phase_terms_of(subscription)
 
 

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 def schedule_begins_at(schedule: Schedule) -> int | None:
-    """Return when a schedule makes its subscription, in Unix seconds; None: it has, or never will."""
+    """Return the start of a schedule that has not begun, in Unix seconds; None otherwise."""
     return schedule.phases[0].start if schedule.status == "not_started" else None
 
 
 def begin_schedule(account: Account, schedule: Schedule) -> None:
-    """Make the subscription of a schedule whose first phase begins now.
+    """Create the subscription of a schedule whose first phase begins now.
 
     Its first invoice is a draft for an hour: "To start subscriptions where the first invoice always begins in
     a `draft` status, use subscription schedules instead" (https://docs.stripe.com/api/subscriptions/create).
@@ -68,7 +68,7 @@ def begin_schedule(account: Account, schedule: Schedule) -> None:
 
 
 def phase_ends_at(account: Account, subscription: Subscription) -> int | None:
-    """Return when the phase ends that a subscription's schedule is in; None where it has no schedule."""
+    """Return the end of the current phase of a subscription's schedule; None if it has none."""
     if subscription.schedule is None:
         return None
     schedule = account.schedules.find(subscription.schedule)
@@ -76,7 +76,7 @@ def phase_ends_at(account: Account, subscription: Subscription) -> int | None:
 
 
 def enter_phase(account: Account, subscription: Subscription) -> bool:
-    """Step to the next phase, or past the last one. Returns whether the subscription goes on.
+    """Enter the next phase, or end the schedule. Returns whether the subscription continues.
 
     Where a phase begins with a period, its items are renewed with it; else they are changed as by a call,
     with the phase's own ``proration_behavior`` (https://docs.stripe.com/billing/subscriptions/subscription-schedules).
@@ -115,7 +115,7 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
 
 
 def _invoice_removed_usage(account: Account, subscription: Subscription, phase: Phase) -> None:
-    """Charge the usage of prices that a phase lacks on an invoice of its own, in classic billing.
+    """Invoice the usage of prices that a phase removes, in classic billing.
 
     https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing
     """
@@ -137,7 +137,7 @@ def _invoice_removed_usage(account: Account, subscription: Subscription, phase: 
 def usages_at_renewal(
     account: Account, subscription: Subscription, usages: Sequence[ChargedUsage]
 ) -> list[ChargedUsage]:
-    """Return what a renewal charges of the usage of its periods where it begins a phase, too.
+    """Return the usage that a renewal charges if it also begins a phase.
 
     What the phase has removed is an invoice item on the one renewal invoice
     (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing). "If you want to
@@ -168,7 +168,7 @@ def release_schedule(account: Account, schedule: Schedule, subscription: Subscri
 
 
 def item_changes_of_phase(phase: Phase, subscription: Subscription) -> list[ItemChange]:
-    """Return what has to change for a subscription to have a phase's items: they are matched by price."""
+    """Return the item changes that turn a subscription into a phase; items are matched by price."""
     by_price = {item.price.id: item for item in subscription.items}
     wanted: list[ItemChange] = []
     for phase_item in phase.items:
@@ -178,7 +178,7 @@ def item_changes_of_phase(phase: Phase, subscription: Subscription) -> list[Item
 
 
 def _item_change(phase_item: PhaseItem, item: str | None = None) -> ItemChange:
-    """Return what a phase wants of an item: what it does not name of terms and discounts, the item loses."""
+    """Return the change of an item by a phase; terms and discounts that it omits are removed."""
     return ItemChange(
         item=item,
         price=phase_item.price,
@@ -202,7 +202,7 @@ def phase_lines(
 
 
 def _replace_items(account: Account, subscription: Subscription, phase: Phase, *, prorate: bool) -> None:
-    """Give a subscription a phase's items, as ones whose period ends now: the renewal charges them."""
+    """Replace a subscription's items by a phase's; their period ends now, so the renewal charges them."""
     now = account.now
     by_price = {item.price.id: item for item in subscription.items}
     items: list[SubscriptionItem] = []

@@ -42,7 +42,7 @@ TRIAL_NOTICE_S: Final = 3 * 86_400
 
 
 def run_due_transitions(account: Account) -> None:
-    """Bring about all that is due by the clock, each at its instant and in the order of the instants.
+    """Carry out all due transitions, each at its instant, in order.
 
     At one instant invoices come before subscriptions, and the older before the younger.
     """
@@ -76,7 +76,7 @@ class TransitionQueue:
         self._places = count()
 
     def put(self, each: Transitioning) -> None:
-        """Queue an invoice, a subscription or a schedule for when it is due next, if it is."""
+        """Queue the next transition of an invoice, a subscription or a schedule, if it is due."""
         if isinstance(each, Invoice):
             due = each.next_transition_at
         else:
@@ -91,7 +91,7 @@ class TransitionQueue:
                 heappush(self._heap, (due, isinstance(each, Subscription), next(self._places), each))
 
     def take(self) -> tuple[int, Transitioning] | None:
-        """Take what is due first; None where nothing is due yet."""
+        """Remove and return the earliest transition; None if none is due."""
         while self._heap:
             due, _, _, each = heappop(self._heap)
             if self._due.get(each.id) == due:
@@ -100,7 +100,7 @@ class TransitionQueue:
         return None
 
     def put_transitioned(self, each: Transitioning) -> None:
-        """Queue anew what a turn may have moved: a subscription and its invoices."""
+        """Queue a subscription and its invoices again after a transition."""
         subscription_id = each.id if isinstance(each, Subscription) else each.subscription or ""
         self.put(self._account.subscriptions.find(subscription_id))
         for invoice in self._account.invoices.of(subscription_id):
@@ -177,7 +177,7 @@ def _advance_subscription(account: Account, subscription: Subscription) -> None:
 
 
 def _ended_usages(subscription: Subscription, *, now: int) -> list[ChargedUsage]:
-    """The usage of the periods that end now."""
+    """Return the usage of the periods that end now."""
     ending = [item for item in subscription.items if item.period_end <= now]
     found = [uncharged_usage(item, until=item.period_end) for item in ending]
     return [usage for usage in found if usage is not None]
@@ -221,7 +221,7 @@ def _renew_items(
 
 
 def _expire_incomplete(account: Account, subscription: Subscription) -> None:
-    """The first invoice was not paid within 23 hours: it is voided, and that is the end."""
+    """Expire a subscription whose first invoice was not paid within 23 hours."""
     for invoice in account.invoices.of(subscription.id):
         if invoice.status == "open":
             void_invoice(account, invoice)
@@ -250,7 +250,7 @@ def _expire_pending_update(account: Account, subscription: Subscription) -> None
 
 
 def _end_trial_without_card(account: Account, subscription: Subscription) -> bool:
-    """Cancel or pause a subscription whose trial ends without a payment method, if it is to be.
+    """Cancel or pause a subscription whose trial ends without a payment method. Returns whether it did.
 
     https://docs.stripe.com/billing/subscriptions/trials/free-trials#create-free-trials-without-payment
     """

@@ -97,7 +97,7 @@ class Phase:
 
     @property
     def discounts(self) -> list[Discount]:
-        """The discounts that it has."""
+        """Its discounts."""
         return [each.discount for each in self.given]
 
     @property

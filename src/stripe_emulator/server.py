@@ -33,7 +33,7 @@ _transports: dict[Peers, asyncio.Transport] = {}
 
 
 class _Protocol(H11Protocol):
-    """Uvicorn's protocol, which also remembers whose connection is whose."""
+    """Uvicorn's protocol, with a table of connections by peer."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast("asyncio.Transport", transport)

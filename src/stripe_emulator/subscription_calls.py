@@ -93,7 +93,7 @@ def _create_subscription(account: Account, call: Call) -> JsonObject:
 def subscribe(
     account: Account, params: Params, wanted: Sequence[ItemChange], *, customer: str, call: Call
 ) -> Subscription:
-    """Make a subscription as ``params`` describe it, invoice its first period and collect that.
+    """Create a subscription, invoice its first period and collect the invoice.
 
     Args:
         account: what it is of.
@@ -180,7 +180,7 @@ def _read_draft(
 
 
 def _refuse_too_many_of_clock(account: Account, draft: Subscription) -> None:
-    """At most three subscriptions a customer of a clock (https://docs.stripe.com/billing/testing/test-clocks)."""
+    """Refuse a fourth subscription of a test clock's customer (https://docs.stripe.com/billing/testing/test-clocks)."""
     if draft.test_clock is not None:
         theirs = [each for each in account.subscriptions if each.customer == draft.customer]
         if len([each for each in theirs if each.status not in ENDED]) >= CLOCK_SUBSCRIPTIONS_MAX:
@@ -189,7 +189,7 @@ def _refuse_too_many_of_clock(account: Account, draft: Subscription) -> None:
 
 
 def refuse_other_currency(account: Account, customer: str, currency: str) -> None:
-    """A customer has subscriptions in one currency (https://docs.stripe.com/invoicing/multi-currency-customers)."""
+    """Refuse a second currency of a customer (https://docs.stripe.com/invoicing/multi-currency-customers)."""
     for each in account.subscriptions:
         if each.customer == customer and each.status not in ENDED and each.currency != currency:
             message = (
@@ -201,7 +201,7 @@ def refuse_other_currency(account: Account, customer: str, currency: str) -> Non
 
 
 def _read_anchor(params: Params, wanted: Sequence[ItemChange], *, now: int) -> int:
-    """Between now and the next natural billing date (https://docs.stripe.com/billing/subscriptions/billing-cycle)."""
+    """Return the anchor, at most the next natural billing date (https://docs.stripe.com/billing/subscriptions/billing-cycle)."""
     anchor = params.future_time("billing_cycle_anchor", now=now)
     for each in wanted:
         natural = period_at(now, each.new_price.cycle, now)[1]
@@ -214,7 +214,7 @@ def _read_anchor(params: Params, wanted: Sequence[ItemChange], *, now: int) -> i
 
 
 def _list_subscriptions(account: Account, call: Call) -> JsonObject:
-    """Newest first; those that have ended, and those of a test clock, only on request.
+    """List subscriptions, newest first; ended ones, and those of a test clock, only on request.
 
     "The response will not include subscriptions with test clocks if this and the customer parameter is not
     set" (https://docs.stripe.com/api/subscriptions/list#list_subscriptions-test_clock).
@@ -464,7 +464,7 @@ def _resume_subscription(account: Account, call: Call) -> JsonObject:
 def _restart_after_pause(
     account: Account, subscription: Subscription, *, unchanged: bool, prorate: bool
 ) -> list[InvoiceLine]:
-    """Begin the items' periods anew. Usage while it was paused is not invoiced.
+    """Restart the items' periods. Usage during the pause is not invoiced.
 
     https://docs.stripe.com/billing/subscriptions/trials/free-trials#usage-based-billing-with-paused-subscriptions
     """

@@ -80,7 +80,7 @@ def new_item(subscription: Subscription, wanted: ItemChange, *, at: int) -> Subs
 def set_item_terms(
     subscription: Subscription, item: SubscriptionItem, wanted: ItemChange, *, at: int
 ) -> None:
-    """Give an item the terms and discounts that a change names; a discount that it has goes on."""
+    """Set the terms and discounts that a change names; existing discounts continue."""
     item.terms = {**item.terms, **wanted.terms}
     if wanted.discounts is not None:
         item.discounts = [
@@ -94,7 +94,7 @@ def set_item_terms(
 
 
 def begin_items(account: Account, subscription: Subscription, *, prorate: bool) -> list[InvoiceLine]:
-    """Charge the first period of all items: whole, or its part where the cycle is anchored elsewhere.
+    """Charge the first period of all items: in full, or prorated to the cycle's anchor.
 
     No line is made for usage-based items, but in classic billing
     (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
@@ -167,7 +167,7 @@ def change_items(
 def restart_cycle(
     account: Account, subscription: Subscription, *, at: int, prorate: bool
 ) -> list[InvoiceLine]:
-    """Anchor the cycle at an instant and charge a whole period from there, giving back what was left.
+    """Anchor the cycle at an instant, charge a full period from there, and credit unused time.
 
     https://docs.stripe.com/billing/subscriptions/billing-cycle#reset-the-billing-period-to-the-current-time
     """
@@ -186,7 +186,7 @@ def restart_cycle(
 
 
 def _changed_quantity(item: SubscriptionItem, price: Price, wanted: ItemChange) -> int:
-    """Return the quantity of an item whose change names none: its own, or 1 at another price.
+    """Return the quantity of a changed item: the requested one, its own, or 1 at another price.
 
     "When changing a subscription item's price, `quantity` is set to 1 unless a `quantity` parameter is
     provided" (https://docs.stripe.com/api/subscriptions/update#update_subscription-items-price).
@@ -357,14 +357,14 @@ def commit_change(
 
 
 def has_amount_due(account: Account, subscription: Subscription, lines: Sequence[InvoiceLine]) -> bool:
-    """Tell whether lines, with those that wait for an invoice, come to an amount that has to be paid."""
+    """Return whether these lines with pending ones make an amount to be paid."""
     waiting = account.invoices.pending_lines(subscription)
     balance = account.customers.find(subscription.customer).balance
     return balance + total_of_lines(account, subscription, [*waiting, *lines]) >= CHARGE_MIN
 
 
 def unpaid_error(account: Account, subscription: Subscription) -> ApiError:
-    """The refusal of what was to be paid: 402 with a card that does not work, 400 without one."""
+    """Return the error of a failed payment: 402 with a card, 400 without one."""
     method = payment_method_of(account, subscription.customer, subscription)
     if method is None:
         return ApiError(NO_PAYMENT_METHOD, code="resource_missing", stored=True)
@@ -380,7 +380,7 @@ def unpaid_error(account: Account, subscription: Subscription) -> ApiError:
 
 
 def _invoice_change(account: Account, subscription: Subscription, change: PreparedChange) -> Invoice:
-    """Invoices of changes do not advance by themselves.
+    """Create the invoice of a change, which does not advance automatically.
 
     https://docs.stripe.com/billing/invoices/subscription#new-subscription-invoices
     """
@@ -411,7 +411,7 @@ def _finalize_and_collect(account: Account, invoice: Invoice) -> None:
 def _begin_trial(
     account: Account, draft: Subscription, *, until: int, at: int, prorate: bool
 ) -> list[InvoiceLine]:
-    """Put a subscription on trial, or move its trial's end; the cycle is anchored there."""
+    """Begin a trial or move its end; the cycle is anchored there."""
     lines: list[InvoiceLine] = []
     was_trialing = draft.status == "trialing"
     for item in draft.items:
@@ -428,7 +428,7 @@ def _begin_trial(
 
 
 def _read_proration_date(draft: Subscription, params: Params, *, now: int) -> int:
-    """Within the present period (https://docs.stripe.com/api/invoices/create_preview)."""
+    """Return the proration date within the current period (https://docs.stripe.com/api/invoices/create_preview)."""
     at = params.integer("proration_date")
     if at is None:
         return now
@@ -442,7 +442,7 @@ def _read_proration_date(draft: Subscription, params: Params, *, now: int) -> in
 
 
 def _restarts_classic_cycle(subscription: Subscription, wanted: Sequence[ItemChange]) -> bool:
-    """Whether a change begins a cycle by itself: in classic billing another interval does, and a first price.
+    """Return whether a change restarts the cycle: in classic billing, by another interval or a first price.
 
     Flexible billing never resets the anchor
     (https://docs.stripe.com/billing/subscriptions/billing-mode/compare). Not emulated: that an earlier
@@ -472,7 +472,7 @@ def _restarts_classic_cycle(subscription: Subscription, wanted: Sequence[ItemCha
 
 
 def _read_anchor_change(params: Params) -> str | None:
-    """A hash with ``type`` since 2026-09-30.endive, a text before.
+    """Return ``billing_cycle_anchor``: a hash with ``type`` since 2026-09-30.endive, a text before.
 
     https://docs.stripe.com/changelog/endive/2026-09-30/polymorphic-billing-cycle-anchor
     """

@@ -55,14 +55,14 @@ class ItemChange:
 
     @property
     def new_price(self) -> Price:
-        """The price of an item that is new. Raises ValueError if it names none."""
+        """The price of a new item. Raises ValueError if it has none."""
         if self.price is None:
             raise ValueError("an item that is new needs a price")
         return self.price
 
 
 def read_items(account: Account, params: Params, *, of: Subscription | None) -> list[ItemChange]:
-    """Return what a call wants of the items of a subscription, or of one to be made.
+    """Return the item changes that a call requests, of a subscription or of a new one.
 
     Raises:
         ApiError: Stripe would refuse it
@@ -83,7 +83,7 @@ def read_items(account: Account, params: Params, *, of: Subscription | None) -> 
 def read_item(
     account: Account, params: Params, *, of: Subscription | None, item_id: str | None = None
 ) -> ItemChange:
-    """Return what a call wants of one item; it names it where ``item_id`` does not."""
+    """Return the requested change of one item, named by ``item_id`` or by the parameters."""
     params.only("id deleted", *ITEM_PARAMS)
     item_id = item_id or params.nonempty_text("id")
     own = {} if of is None else {item.id: item for item in of.items}
@@ -132,7 +132,7 @@ def recurring_price(account: Account, params: Params, *, currency: str | None) -
 
 
 def refuse_deletions_while_pending(wanted: Sequence[ItemChange]) -> None:
-    """An update that may be pending changes and adds items, and deletes none.
+    """Refuse to delete items in an update that may be pending.
 
     https://docs.stripe.com/billing/subscriptions/pending-updates-reference#supported-attributes
 
@@ -145,7 +145,7 @@ def refuse_deletions_while_pending(wanted: Sequence[ItemChange]) -> None:
 
 
 def refuse_duplicate_prices(wanted: Sequence[ItemChange], *, of: Subscription | None) -> None:
-    """A price can be subscribed to once (https://docs.stripe.com/billing/subscriptions/quantities)."""
+    """Refuse a second item of the same price (https://docs.stripe.com/billing/subscriptions/quantities)."""
     changed = {each.item: each for each in wanted if each.item is not None}
     ids: list[str] = [each.price.id for each in wanted if each.item is None and each.price is not None]
     for item in [] if of is None else of.items:
@@ -196,7 +196,7 @@ PAUSE_BEHAVIORS: Final = ("keep_as_draft", "mark_uncollectible", "void")
 
 
 def apply_settings(account: Account, subscription: Subscription, params: Params) -> None:
-    """Take over what a call says of everything but items, cycle and end.
+    """Apply the settings of a call, except items, cycle and end.
 
     Raises:
         ApiError: Stripe would refuse it.
@@ -236,7 +236,7 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
 def read_subscription_discounts(
     account: Account, subscription: Subscription, params: Params
 ) -> list[Discount]:
-    """Return the discounts that a call wants a subscription to have: where it says nothing, those it has.
+    """Return the requested discounts of a subscription; without a request, its current ones.
 
     New ones begin now.
 
@@ -265,14 +265,14 @@ def read_subscription_discounts(
 
 
 def apply_cancellation_details(subscription: Subscription, params: Params) -> None:
-    """Take over why a subscription ends, as its customer says it: ``cancellation_details``."""
+    """Apply ``cancellation_details``: the customer's reasons."""
     details = params.hash("cancellation_details") or Params("")
     for name in ("comment", "feedback"):
         subscription.cancellation[name] = details.text_or(name, subscription.cancellation[name])
 
 
 def apply_cancellation(subscription: Subscription, params: Params, *, now: int) -> None:
-    """Take over when a subscription is to end; no more than ``cancel_at`` binds later.
+    """Apply the requested end of a subscription as its ``cancel_at``.
 
     ``cancel_at_period_end`` is the earliest end of its items' periods
     (https://docs.stripe.com/changelog/basil/2025-07-30/cancel-at-enums). Turned off, it takes back no
@@ -303,7 +303,7 @@ def apply_cancellation(subscription: Subscription, params: Params, *, now: int) 
 
 
 def read_trial_end(params: Params, *, now: int) -> int | None:
-    """Return when the trial ends that a call asks for, in Unix seconds: ``now`` where it is to end; or None.
+    """Return the requested end of a trial in Unix seconds; ``now`` to end it; None: no request.
 
     Raises:
         ApiError: it has passed already or is over two years away.

@@ -100,7 +100,7 @@ def cancel_subscription(
 
 
 def cancel_schedule(account: Account, subscription: Subscription) -> None:
-    """Cancel the schedule that manages a subscription, with it."""
+    """Cancel the schedule of a canceled subscription."""
     schedule = account.schedules.find(subscription.schedule or "")
     subscription.schedule = None
     if schedule.status == "active":

@@ -59,7 +59,7 @@ class ItemDebit:
 
 @dataclass(slots=True, kw_only=True)
 class SubscriptionItem:
-    """A price that is subscribed to.
+    """A subscribed price with its quantity, period and debits.
 
     Attributes:
         quantity: None where usage is charged.
@@ -86,7 +86,7 @@ class SubscriptionItem:
     discounts: list[Discount] = field(default_factory=list["Discount"])
 
     def copy(self) -> SubscriptionItem:
-        """Return another item with the same content."""
+        """Return a deep copy."""
         return replace(
             self,
             metadata=dict(self.metadata),
@@ -101,7 +101,7 @@ class SubscriptionItem:
         return tuple(cast("list[str]", self.terms.get("tax_rates") or ()))
 
     def renew(self, anchor: int, *, now: int) -> None:
-        """Begin the period that lies in the cycle of ``anchor`` now."""
+        """Begin the current period of the cycle of ``anchor``."""
         self.period_start, self.period_end = period_at(anchor, self.price.cycle, now)
         self.usage_from = max(self.usage_from, self.period_start)
 
@@ -124,7 +124,7 @@ class SubscriptionItem:
 
 @dataclass(slots=True, kw_only=True)
 class PendingUpdate:
-    """A change that waits for the payment of an invoice.
+    """A change that is pending until its invoice is paid.
 
     Attributes:
         expires_at: Unix seconds; then it is given up and the invoice is voided.
@@ -224,7 +224,7 @@ class Subscription:
         return min(item.period_end for item in self.items)
 
     def copy(self) -> Subscription:
-        """Return another subscription with the same content, to change and perhaps to drop."""
+        """Return a deep copy as the draft of a change."""
         return replace(
             self,
             shown=dict(self.shown),
@@ -287,7 +287,7 @@ class Subscriptions(ObjectRegistry[Subscription]):
 
 
 def _plan_to_json(price: Price) -> JsonObject:
-    """The price in its old shape, which items still have."""
+    """Return the price as a legacy ``plan``, which items still have."""
     shown = price.to_json()
     names = ("active", "created", "currency", "livemode", "metadata", "nickname", "product", "tiers_mode")
     return {
@@ -319,7 +319,7 @@ def phase_terms_of(subscription: Subscription) -> JsonObject:
 
 
 def apply_phase_terms(subscription: Subscription, terms: JsonObject) -> None:
-    """Give a subscription the terms of a phase; what these leave out, it does not have."""
+    """Replace the terms of a subscription by those of a phase."""
     tax = cast("JsonObject", terms.get("automatic_tax") or {})
     settings = dict(cast("JsonObject", terms.get("invoice_settings") or {}))
     subscription.automatic_tax = tax.get("enabled") is True
@@ -336,7 +336,7 @@ def apply_phase_terms(subscription: Subscription, terms: JsonObject) -> None:
 
 
 def read_subscription_terms(subscription: Subscription, params: Params) -> None:
-    """Take over the terms of a call about a subscription; parts of ``invoice_settings`` one by one."""
+    """Apply the terms of a call; parts of ``invoice_settings`` are merged."""
     given = read_terms(params, SUBSCRIPTION_TERMS)
     settings = given.get("invoice_settings")
     if settings is not None:

@@ -34,7 +34,7 @@ class AppliedRate(NamedTuple):
 
 
 class LineTax(NamedTuple):
-    """The tax of a line at one rate, and what it is a share of, in minor units of the currency."""
+    """The tax of a line at one rate, and its taxable amount, in minor units of the currency."""
 
     rate: AppliedRate
     amount: int
@@ -51,7 +51,7 @@ class ChargedLine(Protocol):
 
     @property
     def proration(self) -> bool:
-        """Whether it corrects a period that is under way."""
+        """True if it prorates a running period."""
         ...
 
     @property
@@ -61,12 +61,12 @@ class ChargedLine(Protocol):
 
     @property
     def includes_tax(self) -> bool:
-        """Whether its amount has automatic tax in it; else that comes on top."""
+        """True if its amount includes automatic tax."""
         ...
 
     @property
     def tax_rates(self) -> Sequence[AppliedRate]:
-        """The rates that it is taxed at, where tax is not automatic."""
+        """Its tax rates, used if tax is not automatic."""
         ...
 
     @property
@@ -101,7 +101,7 @@ class LineTotal:
 
     @property
     def tax_within(self) -> int:
-        """The tax that the amount has in it."""
+        """The tax included in the amount."""
         return sum(each.amount for each in self.of_rates if each.rate.inclusive)
 
     @property
@@ -134,7 +134,7 @@ class InvoiceTotals:
 
     @property
     def tax_within(self) -> int:
-        """The tax that the subtotal has in it."""
+        """The tax included in the subtotal."""
         return sum(line.tax_within for line in self.lines)
 
     @property
@@ -148,7 +148,7 @@ class InvoiceTotals:
         return self.without_tax + self.tax
 
     def discount_amounts(self) -> list[JsonObject]:
-        """Return what each discount takes off all lines, as Stripe shows it."""
+        """Return the amount of each discount over all lines, as Stripe shows it."""
         sums = Counter[str]()
         for line in self.lines:
             sums.update(line.off)
@@ -167,7 +167,7 @@ class InvoiceTotals:
 def compute_totals(
     lines: Sequence[ChargedLine], discounts: Iterable[Discount], tax_percent: Decimal | None, *, now: int
 ) -> InvoiceTotals:
-    """Work out what lines come to.
+    """Compute the totals of lines.
 
     A line's own discounts in force ``now`` come first
     (https://docs.stripe.com/billing/subscriptions/coupons). The others are taken off one after the other,
@@ -210,14 +210,14 @@ def compute_totals(
 
 
 def _line_rates(line: ChargedLine, percent: Decimal | None) -> Sequence[AppliedRate]:
-    """The rates of a line: automatic tax, or its own ones."""
+    """Return the rates of a line: automatic tax, or its own rates."""
     return (
         line.tax_rates if percent is None else (AppliedRate(AUTOMATIC_TAX_RATE, percent, line.includes_tax),)
     )
 
 
 def _compute_taxes(rates: Sequence[Sequence[AppliedRate]], left: Sequence[int]) -> list[list[LineTax]]:
-    """The taxes of what discounts leave of each line, each a share of the amount without tax."""
+    """Return the taxes of each line's amount after discounts."""
     taxes: list[list[LineTax]] = [[] for _ in left]
     without = [
         amount / (1 + sum((_rate_fraction(rate) for rate in own if rate.inclusive), Fraction(0)))
@@ -239,12 +239,12 @@ def _rate_fraction(rate: AppliedRate) -> Fraction:
 
 
 def discounts_to_json(off: dict[str, int]) -> list[JsonObject]:
-    """Return what discounts take off, as Stripe shows it."""
+    """Return the amounts of discounts as Stripe shows them."""
     return [{"amount": amount, "discount": discount} for discount, amount in off.items()]
 
 
 def _tax_to_json(tax: LineTax) -> JsonObject:
-    """A tax as Stripe shows it (https://docs.stripe.com/api/invoices/object#invoice_object-total_taxes)."""
+    """Return a tax as Stripe shows it (https://docs.stripe.com/api/invoices/object#invoice_object-total_taxes)."""
     return {
         "amount": tax.amount,
         "tax_behavior": "inclusive" if tax.rate.inclusive else "exclusive",
@@ -289,7 +289,7 @@ TAX_RATE_NULLS: Final = "effective_percentage flat_amount jurisdiction_level rat
 
 @dataclass(slots=True, kw_only=True)
 class TaxRate:
-    """A tax rate: what it adds to amounts, or has within them."""
+    """A tax rate, on top of amounts or included in them."""
 
     id: str
     created: int

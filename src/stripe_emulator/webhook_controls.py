@@ -40,7 +40,7 @@ class WebhookDispatcher:
         self._account = account
 
     async def deliver_due(self, *, apps: bool = True) -> list[Delivery]:
-        """Deliver all that is due, in the order in which it fell due; ``apps``: to those at hand too."""
+        """Deliver all due events in order; ``apps``: also to apps of this process."""
         made: list[Delivery] = []
         while (due := self._take_due(apps=apps)) is not None:
             made.append(await self._send_delivery(due))
@@ -49,7 +49,7 @@ class WebhookDispatcher:
     async def deliver(
         self, events: Iterable[AnyEvent], *, endpoints: Iterable[WebhookEndpoint], how: Forgery | None
     ) -> list[Delivery]:
-        """Deliver these in this order to each endpoint that wants them, as often as they are named."""
+        """Deliver these events in this order to each endpoint that wants them."""
         now, endpoints = self._account.behaviour.clock(), tuple(endpoints)
         return [
             await self._send_delivery(
@@ -62,7 +62,7 @@ class WebhookDispatcher:
 
     @asynccontextmanager
     async def running(self, _: object = None) -> AsyncGenerator[None]:
-        """Deliver what falls due, by the emulator's clock, for as long as the block lasts."""
+        """Deliver events as they fall due by the emulator's clock, within the block."""
         if not self._account.behaviour.automatic_webhooks:
             yield
             return
@@ -123,19 +123,19 @@ class WebhookControls(Behaviour):
 
     @property
     def webhook_events(self) -> tuple[Event, ...]:
-        """All that has happened in the account, as webhooks report it, oldest first."""
+        """All events of the account, oldest first."""
         with self._account.lock:
             return tuple(self._account.log)
 
     @property
     def thin_events(self) -> tuple[ThinEvent, ...]:
-        """The thin events that there were, oldest first."""
+        """All thin events, oldest first."""
         with self._account.lock:
             return tuple(self._account.thin_log)
 
     @property
     def deliveries(self) -> tuple[Delivery, ...]:
-        """Every attempt to deliver an event, in the order of their end."""
+        """All delivery attempts, in the order of completion."""
         with self._account.lock:
             return tuple(self._account.deliveries.made)
 
@@ -187,7 +187,7 @@ class WebhookControls(Behaviour):
             return endpoint.secret
 
     def emit(self, event_type: str, obj: JsonObject, *, previous: JsonObject | None = None) -> Event | None:
-        """Enter an event of any content, true or not, and have it delivered.
+        """Record an event of any content, true or not, and queue its deliveries.
 
         Args:
             event_type: such as ``customer.subscription.updated``.
@@ -204,7 +204,7 @@ class WebhookControls(Behaviour):
         identifiers: Sequence[str] = (),
         count: int | None = None,
     ) -> ThinEvent:
-        """Report meter events that were taken and turned out to be wrong, by a thin event.
+        """Report invalid meter events that were accepted, by a thin event.
 
         Args:
             event_name: of the meter; without an active one the report is ``no_meter_found``.
@@ -227,7 +227,7 @@ class WebhookControls(Behaviour):
     async def deliver(
         self, *events: Event | ThinEvent | str, to: str | None = None, forge: Forgery | None = None
     ) -> tuple[Delivery, ...]:
-        """Deliver now, and return what became of each attempt.
+        """Deliver now and return the attempts.
 
         Without events: all that has happened by the clock and is due, retries too. With events, or their
         ids: these, in this order, as often as they are named, whether or not they were delivered before;

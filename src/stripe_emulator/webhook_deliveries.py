@@ -24,7 +24,7 @@ FORGED_CLOCK_S: Final = 86_400
 
 
 def sign_payload(body: bytes, *, secrets: Sequence[str], at_s: int, scheme: str = "v1") -> str:
-    """Return ``Stripe-Signature``: ``t=`` and a ``v1=`` for each secret that is in force.
+    """Return ``Stripe-Signature``: ``t=`` and a ``v1=`` for each active secret.
 
     HMAC-SHA256 of ``{t}.{body}`` with the whole secret (https://docs.stripe.com/webhooks#verify-manually).
     """
@@ -36,7 +36,7 @@ def sign_payload(body: bytes, *, secrets: Sequence[str], at_s: int, scheme: str 
 def forge_payload(
     body: bytes, *, secrets: Sequence[str], at_s: int, how: Forgery | None
 ) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of a delivery that is to be refused; ``how`` None: of a good one.
+    """Return body and headers of a forged delivery; ``how`` None: of a valid one.
 
     ``wrong_secret``: signed with another secret; ``changed``: another body than was signed; ``truncated``:
     half of it; ``unsigned``: no signature; ``old_scheme``: a ``v0`` signature only; ``stale``, ``early``:
@@ -85,7 +85,7 @@ class Delivery:
 
     @property
     def taken(self) -> bool:
-        """Whether the endpoint has taken it: any 2xx is yes, a redirect no."""
+        """True if the endpoint has accepted it: any 2xx, no redirect."""
         return 200 <= self.status < 300  # noqa: PLR2004
 
 
@@ -115,7 +115,7 @@ class DeliveryQueue:
                 self._waiting.append(DueDelivery(event=event, endpoint=endpoint, attempt=1, at_s=now))
 
     def take_due(self, *, now: float, apps: bool) -> DueDelivery | None:
-        """Take what has been due for the longest; None: nothing is due.
+        """Remove and return the earliest due delivery; None: none is due.
 
         Args:
             now: Unix seconds.
@@ -129,7 +129,7 @@ class DeliveryQueue:
         return due
 
     def record_result(self, due: DueDelivery, delivery: Delivery) -> None:
-        """Enter what became of an attempt: done, or to be tried again."""
+        """Record an attempt, and queue a retry if it failed."""
         self.made.append(delivery)
         if delivery.forged is not None:
             return
@@ -175,11 +175,11 @@ class WebhookEndpoint:
     app: ASGIApp | None = None
 
     def wants(self, event_type: str, *, thin: bool) -> bool:
-        """Whether the endpoint gets an event of a type."""
+        """Return whether the endpoint gets events of a type."""
         return self.thin == thin and matches_type(event_type, self.events)
 
     def secrets(self, *, now: float) -> list[str]:
-        """Return what a delivery is signed with: two secrets while one is rolled."""
+        """Return the signing secrets: two while one is rolled."""
         before = [self.rolled[0]] if self.rolled is not None and now < self.rolled[1] else []
         return [self.secret, *before]
 

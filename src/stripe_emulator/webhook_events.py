@@ -20,7 +20,7 @@ TYPES_MAX: Final = 20
 
 @dataclass(slots=True, kw_only=True)
 class Event:
-    """One thing that has happened in the account.
+    """An event of the account.
 
     Attributes:
         created: Unix seconds.
@@ -44,11 +44,11 @@ class Event:
     thin: ClassVar[bool] = False
 
     def is_kept(self, *, now: float) -> bool:
-        """Tell whether it can still be read."""
+        """Return whether it can still be retrieved."""
         return now - (self.entered_at or self.created) < EVENT_MEMORY_S
 
     def notification(self) -> JsonObject:
-        """Return what webhooks are sent: all of it."""
+        """Return the webhook payload: the whole event."""
         return self.to_json()
 
     def to_json(self) -> JsonObject:
@@ -70,12 +70,12 @@ class Event:
 
 
 class Events(ObjectRegistry[Event]):
-    """All events of the emulated account, oldest first, those too that cannot be read any more."""
+    """All events of the emulated account, oldest first, including those past retrieval."""
 
     def record(
         self, event_type: str, obj: JsonObject, *, previous: JsonObject | None, at_s: float, call: Call | None
     ) -> Event | None:
-        """Enter what has happened. Returns None for an update that has changed nothing."""
+        """Record an event. Returns None for an update without changes."""
         changed = None if previous is None else changed_fields(previous, obj)
         if changed == {}:
             return None
@@ -123,7 +123,7 @@ class Events(ObjectRegistry[Event]):
 
 
 def matches_type(event_type: str, patterns: tuple[str, ...]) -> bool:
-    """Tell whether one of ``patterns`` names the type: itself, ``*``, or a group such as ``invoice.*``."""
+    """Return whether a pattern matches the type: itself, ``*``, or a group such as ``invoice.*``."""
     return any(
         event_type.startswith(pattern[:-1]) if pattern.endswith("*") else event_type == pattern
         for pattern in patterns
@@ -131,7 +131,7 @@ def matches_type(event_type: str, patterns: tuple[str, ...]) -> bool:
 
 
 def changed_fields(before: JsonObject, after: JsonObject) -> JsonObject:
-    """Return what differs, as it was before: ``previous_attributes``.
+    """Return the previous values of changed fields: ``previous_attributes``.
 
     Of an object within only what differs, of a list all of it; what was not there before is null.
     """
@@ -164,7 +164,7 @@ SAMPLES_MAX: Final = 10
 
 @dataclass(slots=True, kw_only=True)
 class ThinEvent:
-    """An event whose notification says no more than that something has happened.
+    """A thin event, whose notification has no data.
 
     Attributes:
         created: Unix seconds.
@@ -183,7 +183,7 @@ class ThinEvent:
     thin: ClassVar[bool] = True
 
     def notification(self) -> JsonObject:
-        """Return what webhooks are sent."""
+        """Return the webhook payload."""
         url = f"/v1/billing/meters/{self.related}"
         meter = {"id": self.related, "type": "billing.meter", "url": url}
         return {
@@ -215,7 +215,7 @@ class ThinEvents(ObjectRegistry[ThinEvent]):
 def meter_error_report(
     meter: str | None, *, code: MeterErrorCode, identifiers: Sequence[str], count: int, now: float
 ) -> ThinEvent:
-    """Return the report on meter events that were answered with 200 and yet do not count.
+    """Return the report on meter events that were accepted and do not count.
 
     ``v1.billing.meter.error_report_triggered``, or ``no_meter_found`` where there is no meter. Only samples
     of the identifiers are in it (https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage).

@@ -23,7 +23,7 @@ HEADERS: Final = {
 
 
 async def send(due: DueDelivery, *, now: float, how: Forgery | None = None) -> Delivery:
-    """Send one event to one endpoint. Whatever goes wrong is a delivery that was not taken."""
+    """Send one event to one endpoint. A failure is a delivery that was not accepted."""
     endpoint, event = due.endpoint, due.event
     body = json.dumps(event.notification(), indent=2).encode()
     body, signature = forge_payload(body, secrets=endpoint.secrets(now=now), at_s=int(now), how=how)
