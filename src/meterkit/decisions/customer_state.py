@@ -41,7 +41,7 @@ _UNITS: Final = frozenset({"seat", "seats"})
 
 
 def seat_meter(meters: Mapping[str, Meter]) -> str | None:
-    """The gauge that counts seats: the one named ``seats``, else the only one whose unit is a seat."""
+    """Gauge that counts seats: the one named ``seats``, otherwise the only one whose unit is a seat."""
     gauges = {name: meter.unit for name, meter in meters.items() if meter.kind == "gauge"}
     if _SEATS in gauges:
         return _SEATS
@@ -115,7 +115,7 @@ class CustomerState:
             return INITIAL_STATE
         known: dict[str, Any] = json.loads(data)
         subscription = known.pop("subscription", None)
-        # A field of a newer release says nothing to this one.
+        # Ignores fields of a newer release.
         given = {name: value for name, value in known.items() if name in _FIELDS}
         if "minutes_taken_ms" in given:
             given["minutes_taken_ms"] = tuple(given["minutes_taken_ms"])
@@ -198,7 +198,7 @@ def entitlements_on(
         state: the customer's: overrides, and prices of subscription items.
         catalog: where the plan is.
         at_ms: the instant.
-        own_prices: whether overage costs what the subscription items charge, rather than what the plan says.
+        own_prices: whether overage has the prices of the subscription's items, not those of the plan.
     """
     overrides = overrides_at(state.overrides, at_ms).meters
     given = override(catalog, plan, overrides) if overrides else plan.entitlements
@@ -227,7 +227,8 @@ def keep_holds_only(
 def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> EffectivePlan:
     """The plan, access and period of a customer at an instant.
 
-    The plan is the one set by hand, else the subscription's, else the default plan; so is the status.
+    The plan is the one set by hand, otherwise the subscription's, otherwise the default plan; likewise the
+    status.
     :func:`~meterkit.decisions.subscription.access_term_of` derives the access. A subscription that has ended
     leaves the default plan, and so does a plan that the catalog does not have. A subscription that was never
     paid for, nor on trial, changes neither plan nor access; only its status is shown. ``incomplete`` set by
@@ -283,7 +284,7 @@ def plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str 
     """The key of the plan that is in force unless access is restricted; None: the default plan."""
     subscription = state.subscription
     if status in ENDED:
-        # A value set after the end of a subscription was known stands.
+        # A value set after the known end of a subscription is kept.
         was_known = state.status is None and subscription is not None and subscription.status in ENDED
         return state.plan if was_known else None
     is_unpaid = state.status == _UNPAID or subscription is None or not subscription.has_begun_at(now_ms)
@@ -327,7 +328,7 @@ def with_subscription(
 ) -> CustomerState:
     """A state after its subscription was fetched from Stripe.
 
-    A plan (a status) that was set by hand stands until the subscription's own changes from what was known. A
+    A plan (a status) set by hand is kept until the subscription's own changes. A
     subscription that was never paid for, nor on trial, changes neither.
 
     Args:
@@ -383,7 +384,7 @@ def refusal_for_feature(customer: str, effective: EffectivePlan, feature: str | 
 
 
 def bounds_of(state: CustomerState, counting: CountingCycle, at_ms: int) -> Bounds:
-    """The period that an instant lies in, and the next one, by what is known of the subscription."""
+    """Period of an instant, and the next one, by the known subscription."""
     # An unpaid subscription begins no period: else requesting one would renew the included quantities.
     subscription = state.subscription
     if subscription is not None and subscription.has_begun_at(at_ms):

@@ -38,7 +38,7 @@ class Policy:
     Attributes:
         name: ``METER-WINDOW`` for a rate, ``route-WINDOW`` for a route's own, ``METER-period`` for a ceiling,
             ``METER-concurrency``; ``spend-period`` and ``spend-WINDOW`` for a budget; the meter's own name
-            for a gauge. No field tells of that, nor of what is billed without a cap.
+            for a gauge. No response header shows a gauge, nor usage billed without a cap.
         meter: what it limits; empty for a route's own rate, which limits requests.
         quota: units per window; for a period included + cap; for concurrency requests in flight; for a
             gauge the most that it may be filled.
@@ -109,8 +109,8 @@ class Decision:
         customer: the customer's id, or the address of an anonymous one; None if unknown.
         plan: the key of the plan in force; None if the customer is unknown.
         allowed: whether the request is served.
-        reason: why it was refused, or None: it is allowed, or has a ``problem``. With ``shadow`` it says why
-            it would have been.
+        reason: reason of the refusal; None: it is allowed, or has a ``problem``. With ``shadow``, the reason
+            for which it would have been refused.
         limit: the name of the policy nearest to exhaustion; on a refusal the violated policy with the
             longest wait; None where no policy applies.
         remaining: units left under ``limit``, never below 0; None where no policy applies.
@@ -120,13 +120,13 @@ class Decision:
         retry_after: until the same request would be admitted if nothing else is used; None where it was
             allowed, or where waiting does not help.
         violated: the names of all violated policies, in the order of the plans file.
-        gauge: the figures behind the reasons ``storage`` and ``seats``; None with any other.
-        spend: the figures behind the reason ``spend``; None with any other.
+        gauge: figures for the reasons ``storage`` and ``seats``; None with any other.
+        spend: figures for the reason ``spend``; None with any other.
         fault: which id is not allowed, and what was found instead of an allowed one, without the id; None
             with any other reason than ``invalid_customer``.
         problem: why the request is refused for what it asks, or None. With ``shadow`` likewise.
         degraded: whether the store did not answer and the request was decided without it.
-        shadow: whether enforcement is ``shadow``: ``allowed`` is True whatever the limits say.
+        shadow: whether enforcement is ``shadow``: ``allowed`` is True even beyond limits.
     """
 
     customer: str | None = None

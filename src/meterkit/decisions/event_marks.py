@@ -22,7 +22,7 @@ class EventMark(NamedTuple):
     Attributes:
         key: the Redis key of its mark.
         event_id: the app's id, empty if it gave none; a provider's job counts by an id of meterkit's own.
-        quantities: by meter; empty: the id counts once, whatever it is given with.
+        quantities: by meter; empty: the id counts once, with any quantities.
     """
 
     key: str

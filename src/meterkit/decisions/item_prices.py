@@ -1,6 +1,6 @@
 """Prices of a customer's own subscription items, as its state keeps them, by meter. Pure.
 
-Stripe bills usage at the price of the subscription's item, whatever the plans file says by now.
+Stripe bills usage at the price of the subscription's item, not at the current one of the plans file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ItemPrice(NamedTuple):
     Attributes:
         meter: its name in the plans file when the price was made; empty: not known.
         event_name: of its meter at Stripe.
-        label: ``PER/AMOUNT_CENTS``, exact; or ``?`` and why no single price of a unit says what it costs.
+        label: ``PER/AMOUNT_CENTS``, exact; or ``?`` and the reason why no unit price applies.
         free: units of a first tier that costs nothing.
     """
 
@@ -37,12 +37,12 @@ class ItemPrice(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether one price of a unit says what the item costs."""
+        """Whether the item has one unit price."""
         return not self.label.startswith(_UNKNOWN)
 
     @property
     def reason(self) -> str:
-        """Why no single price of a unit says what the item costs; empty: one does."""
+        """Reason why the item has no unit price; empty if it has one."""
         return "" if self.is_exact else self.label.removeprefix(_UNKNOWN)
 
     def apply_to(self, overage: Overage) -> Overage:

@@ -58,17 +58,17 @@ def shard_of(text: str, shards: int) -> int:
 
 
 def job_digest(job_id: str) -> str:
-    """Digest of a provider's id of a job, which stands for it in keys."""
+    """Digest of a provider's job id, as keys contain it."""
     return blake2b(job_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def meter_token(meter: str) -> str:
-    """Four characters that stand for a meter in field names."""
+    """Token of a meter in field names: four characters."""
     return _token(f"meter {meter}")
 
 
 def rate_token(meter: str, window_ms: int, algorithm: str) -> str:
-    """Four characters that stand for a rate in field names; a changed limit or burst keeps its counts."""
+    """Token of a rate in field names: four characters; a changed limit or burst keeps its counts."""
     return _token(f"rate {meter} {window_ms} {algorithm}")
 
 
@@ -140,7 +140,7 @@ def _counted_names(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
 
 
 class CustomerKeys:
-    """The keys of one customer; each name is made anew at each access.
+    """Keys of one customer; each access builds the name.
 
     Args:
         stem: what all keys of the shard begin with.

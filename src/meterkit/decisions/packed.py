@@ -18,7 +18,7 @@ _TEXTS: Final = {0xD9: 1, 0xDA: 2}
 _BELOW_ZERO: Final = 0xE0
 _HEAD: Final = (int, int, int, int, bytes)
 _METER: Final = (*(int,) * 6, bytes)
-_BESIDES: Final = (int,) * 5
+_EXTRAS: Final = (int,) * 5
 
 
 def unpack_field(packed: bytes) -> list[int | bytes]:
@@ -98,9 +98,9 @@ class MeterCounts(NamedTuple):
         """
         if packed is None:
             return cls()
-        *numbers, besides = _checked(unpack_field(packed), _METER)
+        *numbers, extras = _checked(unpack_field(packed), _METER)
         # Rarely used fields are one text for the scripts, empty if all of them are 0.
-        return cls(*numbers, *(_checked(_unpack(besides), _BESIDES) if besides else ()))
+        return cls(*numbers, *(_checked(_unpack(extras), _EXTRAS) if extras else ()))
 
     @property
     def recorded(self) -> int:

@@ -21,7 +21,7 @@ _PERIOD_END: Final = datetime(9990, 1, 1, tzinfo=UTC)
 _EVERY_MONTH_HAS: Final = 28
 _MINUTE_MS: Final = 60_000
 _MINUTES_AHEAD: Final = 3
-"""An intent's minute is at most so many ahead when it is sealed; see seal.lua."""
+"""Most minutes that an intent's minute may be ahead when it is sealed; see seal.lua."""
 
 
 def to_ms(moment: datetime) -> int:
@@ -91,7 +91,7 @@ def from_ms(ms: int) -> datetime:
 
 
 def first_minute_s(start_ms: int) -> int:
-    """The first whole minute of a period, in Unix seconds: what is stamped lies wholly in its period.
+    """First whole minute of a period, in Unix seconds: a stamped minute lies wholly in its period.
 
     Args:
         start_ms: the first instant of the period.

@@ -175,7 +175,7 @@ class PlanShare(NamedTuple):
 def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> EffectivePlan:
     """The plan, access and period of a customer at an instant, with the allowance of this period.
 
-    Where access is restricted, the plan that is left gives what the plans file says.
+    With restricted access, the remaining plan gives what the plans file defines.
     """
     effective, life_ms = effective_plan(state, catalog, now_ms), longest_life_ms(catalog)
     has_changed = state.plan is None and _has_changed_since(state, effective.bounds.start_ms, now_ms)

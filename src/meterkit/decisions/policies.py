@@ -76,7 +76,7 @@ CONCURRENT_REQUESTS: Final = "concurrent-requests"
 def policies_of(entitlement: Entitlement, meter: Meter) -> tuple[Policy, ...]:
     """The policies of one meter: its rates in the file's order, its period, its concurrency.
 
-    A gauge has no period: its level does not start anew.
+    A gauge has no period: its level is never reset.
     """
     unit = None if meter.unit == "request" else meter.unit
     policies = [_rate_policy(rate, meter.name, meter.name, unit) for rate in entitlement.rates]

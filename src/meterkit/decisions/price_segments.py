@@ -28,7 +28,7 @@ class PriceSegment(NamedTuple):
 
     Attributes:
         label: of the price: ``PER/AMOUNT_CENTS``; ``0`` where the plan bills no overage, or ``-`` where the
-            plans file names no price; with ``*`` behind it the default of prices by model, and the overage is
+            plans file names no price; with ``*`` after it the default of prices by model, and the overage is
             counted by these.
         sealed: units that were sealed for Stripe in it.
         overage: units that were recorded as overage in it.
@@ -135,10 +135,10 @@ def item_segments(marks: str) -> list[PriceSegment]:
 
 
 def sent_label(meter: str, entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter]) -> str:
-    """The label of the price of what is sent under a meter's event: its own, else that of its source."""
+    """Label of the price of units sent under a meter's event: its own, otherwise that of its source."""
     overage, source = entitlements[meter].overage, meters[meter].source
     if source is not None and not meters[meter].is_row and overage.amount_cents is not None:
-        return f"{overage.per or 1}/{overage.amount_cents}"  # Of its item, whatever the plan says of it.
+        return f"{overage.per or 1}/{overage.amount_cents}"  # Price of its item, even against the plan.
     own = label_of(entitlements[meter])
     return own if own != _NO_PRICE or source is None else label_of(entitlements[source])
 
@@ -186,7 +186,7 @@ def _billed_label(meter: str, given: Mapping[str, Entitlement], meters: Mapping[
 def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[PriceSegment]:
     """The segments of a meter in a period, oldest first.
 
-    A correction may have taken back units of an ended segment: they are taken off the last ones.
+    A correction may have reduced an ended segment: its units are subtracted from the last ones.
 
     Args:
         marks: as the store keeps them.

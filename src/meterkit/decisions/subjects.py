@@ -182,7 +182,7 @@ def _name_for_kind(measure: PolicyMeasure, kind: str) -> PolicyMeasure:
 
 
 def renew_hold(kind: str, hold: SubjectHold) -> SubjectDemand:
-    """Demand that repeats the hold of another decision, whatever is left."""
+    """Demand that repeats the hold of another decision, even beyond limits."""
     fields = (
         *map(meter_field, hold.quantities),
         *map(concurrency_field, hold.concurrency),

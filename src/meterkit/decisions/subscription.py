@@ -139,7 +139,7 @@ class SubscriptionState:
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> SubscriptionState:
-        """The inverse of :meth:`kept`; a field of a newer release says nothing to this one."""
+        """Inverse of :meth:`kept`; ignores fields of a newer release."""
         found = {name: value for name, value in kept.items() if name in cls.__slots__}
         status = found.get("status")
         if isinstance(status, str):
@@ -169,7 +169,7 @@ class SubscriptionState:
         return self.has_begun and not (self.awaits_payment_method and self._has_trial_ended(now_ms))
 
     def status_at(self, now_ms: int) -> Status:
-        """Its status by the clock: what Stripe tells of later has bound at its second."""
+        """Its status by the clock: a scheduled change takes effect before Stripe reports it."""
         if self.status in ENDED:
             return self.status
         if self.cancel_at_ms is not None and now_ms >= self.cancel_at_ms:

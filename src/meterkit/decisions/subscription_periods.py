@@ -189,7 +189,7 @@ def is_final(invoiced_ms: int | None, *, final_ms: int, held_ms: int, now_ms: in
     Args:
         invoiced_ms: when Stripe made the invoice; None: no renewal is known to have made one.
         final_ms: when it became final; 0: not known.
-        held_ms: until when Stripe keeps the draft, by its word; 0: not known.
+        held_ms: instant until which Stripe says it keeps the draft; 0: not known.
         now_ms: now.
     """
     if final_ms or invoiced_ms is None:

@@ -122,7 +122,7 @@ class TermsInForce:
 
     @classmethod
     def parse(cls, data: str | bytes) -> TermsInForce | None:
-        """The inverse of :meth:`dump`; None of empty text. A field of a newer release says nothing here."""
+        """Inverse of :meth:`dump`; None for an empty text. Ignores fields of a newer release."""
         if not data:
             return None
         known: dict[str, Any] = json.loads(data)
@@ -252,7 +252,7 @@ def reminders_of(
 
     Args:
         customer: the app's own id.
-        step: what was in force and what is.
+        step: the transition.
         subscription: the customer's, from which the step follows.
         dunning: the policy.
     """

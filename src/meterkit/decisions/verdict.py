@@ -40,7 +40,7 @@ _OF_A_REPEAT: Final = 8
 IN_FLIGHT: Final = Decision(allowed=False, reason="in_flight", retry_after=timedelta(seconds=1))
 """The refusal of a repeat whose first request has not ended; its end is unknown."""
 _FOREVER_MS: Final = 10**18
-_BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
+_BUCKET_MS: Final = 34_560_000_000  # 400 days: the longest that a bucket owes.
 
 
 def allowed_decision(
@@ -52,7 +52,7 @@ def allowed_decision(
     plan: str | None = None,
     degraded: bool = False,
 ) -> Decision:
-    """The decision behind ``{0, now, n, remaining, before}``."""
+    """Decision of the reply ``{0, now, n, remaining, before}``."""
     _, now_ms, nth, remaining, before = reply
     if not nth:
         return Decision(customer=customer, plan=plan, allowed=True, degraded=degraded)
@@ -100,7 +100,7 @@ def reset_ms(
 
 
 def refused_decision(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
-    """The decision behind ``{1, now, ends, x, y, z, ...}``: all violated policies, and the wait true for all.
+    """Decision of the reply ``{1, now, ends, x, y, z, ...}``: all violated policies, and the longest wait.
 
     Ceilings and gauges are not checked for a repeat (``{8, …}``). A ceiling that grants or credits backed in
     this period gives the reason *credits*.
@@ -209,7 +209,7 @@ def _sliding_wait(measure: PolicyMeasure, counted: int, previous: int, needed: i
 def _ceiling_wait(
     measure: PolicyMeasure, left: int, held: int, held_before: int, now_ms: int, period_end_ms: int
 ) -> int | None:
-    """Until holds have expired by themselves, or the period has ended, whichever is enough (ms)."""
+    """Wait until holds have expired, or until the period has ended if that is needed (ms)."""
     turn_ms = now_ms - now_ms % HOLD_SLOT_MS + HOLD_SLOT_MS
     for at_ms in sorted((turn_ms, turn_ms + HOLD_SLOT_MS, period_end_ms)):
         alive = held + held_before if at_ms < turn_ms else held if at_ms < turn_ms + HOLD_SLOT_MS else 0
@@ -221,7 +221,7 @@ def _ceiling_wait(
 def _spend_wait(
     measure: PolicyMeasure, left: int, needed: int, now_ms: int, period_end_ms: int
 ) -> int | None:
-    """Until what is in flight has ended, where that is enough, else until the span is over (ms)."""
+    """Wait until requests in flight have ended if that is enough, otherwise until the span is over (ms)."""
     if needed > measure.limit * measure.refill:
         return None
     reset_ms = measure.window - now_ms % measure.window if measure.window else period_end_ms - now_ms

@@ -226,7 +226,7 @@ class _Command(NamedTuple):
 
 
 def _key_of(args: Sequence[Any]) -> Any:
-    """The first key of a command of ours; None where it has none."""
+    """First key of a command; None if it has none."""
     name = args[0]
     if name in _WITH_KEYS:
         return args[3] if int(args[2]) else None
@@ -489,7 +489,7 @@ def _new_client(
         "db": address.db,
         "username": address.username,
         "password": address.password,
-        # RESP2 keeps redis-py's check for connections that the server has closed meanwhile.
+        # With RESP2, redis-py checks for connections that the server has closed.
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
         "socket_timeout": max(timeout_s, 5.0),

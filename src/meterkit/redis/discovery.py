@@ -131,7 +131,7 @@ def redirection_of(reply: str, answered: HostPort) -> HostPort:
 
     Args:
         reply: the words of the error.
-        answered: the node that says so.
+        answered: the node that replied.
     """
     host, _, port = reply.rsplit(" ", 1)[-1].rpartition(":")
     return HostPort(_host(host, answered), int(port))

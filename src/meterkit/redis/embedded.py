@@ -142,7 +142,7 @@ class EmbeddedServer:
             yield
 
     def _bring_up(self) -> None:
-        """Return when a server answers; start one where the server's lock says that none runs."""
+        """Return when a server answers; start one if the server's lock is free."""
         address = self._address()
         deadline = time.monotonic() + _START_S
         logged = self._fresh_log()

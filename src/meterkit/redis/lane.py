@@ -148,7 +148,7 @@ class Lane:
         post: sends a request whose reply goes to a receiver; None while there is no connection.
         queues: the settlements of each shard.
         spool: where settlements wait on disk; None: they wait in memory, and are lost with the process.
-        allotments: what is admitted without asking the store; None: nothing is.
+        allotments: requests admitted without asking the store; None: none are.
         is_served: whether the kit was started for this event loop, not only its store.
     """
 

@@ -209,7 +209,7 @@ class Reconnector:
         while not self._stopped:
             try:
                 connection = await self._connector(self._on_end)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the store is tried again
+            except Exception as error:  # noqa: BLE001 - any error is retried
                 self._note_attempt()
                 self._note_failure(error)
             else:

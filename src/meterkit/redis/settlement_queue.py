@@ -139,7 +139,7 @@ class LocalAllotments(Protocol):
         ...
 
     def admit(self, decision: Any, route: Any) -> tuple[Any, list[int] | None]:
-        """Admit a request by a unit: the decision that it stands for, and a reply; None: there is none."""
+        """Admit a request by an allotted unit: the decision, and a reply; None: no unit is left."""
         ...
 
     def settle(self, settlement: Any) -> None:

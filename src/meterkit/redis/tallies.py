@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Calling = Callable[[StoreCall], asyncio.Future[Any]]
 
 BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-"""Upper ends of the buckets of durations, in seconds; what is longer is in one more."""
+"""Upper bounds of the histogram of durations, in seconds; one more bucket has the rest."""
 
 
 _UNTIMED: Final = 7
