@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.asgi.gauges import Gauges
-from meterkit.catalog.model_prices import sold_in
+from meterkit.catalog.model_prices import find_top_ups
 from meterkit.customers.customers import Customers
 from meterkit.customers.grants import Grants
 from meterkit.customers.states import States, make_scheduled_transitions
@@ -153,7 +153,7 @@ class Parts:
 
     def _tops_up(self) -> bool:
         """Whether this process handles webhooks, and the plans file has automatic top-ups."""
-        sold = sold_in(self.store.catalog.credits)
+        sold = find_top_ups(self.store.catalog.credits)
         return self.webhooks.is_worker and sold is not None and sold[1].auto is not None
 
     async def _top_up(self, event: CreditsLow) -> None:

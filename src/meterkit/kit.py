@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 from meterkit.asgi.call_amounts import price_quantities
 from meterkit.asgi.llm_calls import read_captured, record_calls
 from meterkit.catalog import Catalog, enforced
-from meterkit.catalog.argument_checks import check_quantities, check_quantity, quantities_given
+from meterkit.catalog.argument_checks import check_quantities, check_quantity, collect_quantities
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.price_table import USAGE_METERS
 from meterkit.catalog.watch import WatchedPlans
@@ -22,7 +22,7 @@ from meterkit.errors import MeterkitError
 from meterkit.serving import KitLifecycle, LoopServer, store_of
 from meterkit.store.holds import Reservation
 from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
-from meterkit.tokens.estimate import estimate_input, guarded
+from meterkit.tokens.estimate import estimate_input, guard_estimator
 
 if TYPE_CHECKING:
     import os
@@ -83,7 +83,7 @@ class MeterKit(KitLifecycle):
         **settings: Unpack[SettingsKeywords],
     ) -> None:
         self.settings: Settings = import_module("meterkit.settings").Settings.load(**settings)
-        self.estimate_input = guarded(estimate_input)
+        self.estimate_input = guard_estimator(estimate_input)
         self._plans = None
         if not isinstance(plans, Catalog):
             self._plans = WatchedPlans(plans or self.settings.plans or "plans.yaml")
@@ -207,7 +207,7 @@ class MeterKit(KitLifecycle):
             MeterkitError: ``event_id`` is not a text of 1 to 256 bytes, or has counted another quantity of a
                 meter: nothing of this call counts; ``occurred_at`` is naive, or over a minute ahead.
         """
-        quantities = quantities_given(meter, quantity, self.catalog.meters)
+        quantities = collect_quantities(meter, quantity, self.catalog.meters)
         view = self._find_view(customer, subjects)
         if event_id is not None:
             check_event_id(event_id)

@@ -18,7 +18,7 @@ from meterkit.asgi.context import require_exchange, tap
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.cancellation import start_task
 from meterkit.tokens.json_values import load, table
-from meterkit.tokens.plain_values import held_by, is_body
+from meterkit.tokens.plain_values import instance_members, is_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
@@ -174,7 +174,7 @@ class RestoredStream(Generic[T]):
             return chunk
         if is_body(chunk):
             return cast("T | None", hidden.pass_on(chunk))
-        held: Mapping[str, Any] = table(chunk) or held_by(chunk)
+        held: Mapping[str, Any] = table(chunk) or instance_members(chunk)
         return None if _reports_only(held) else chunk
 
     def _flush(self) -> T | None:

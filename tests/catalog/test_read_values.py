@@ -18,7 +18,7 @@ from drivers.sampled import few_examples
 from meterkit.catalog import QUANTITY_MAX
 from meterkit.catalog.document import Fields, Text, parse
 from meterkit.catalog.errors import FilePlace, Problems, RefusedError
-from meterkit.catalog.match_lines import METHODS, parse_match, takes_all
+from meterkit.catalog.match_lines import METHODS, covers_line, parse_match
 from meterkit.catalog.notify import is_public, names_private_host
 from meterkit.catalog.rates import WINDOW_MAX_MS, parse_rate, parse_rates, rate_text
 from meterkit.catalog.value_parsers import (
@@ -115,7 +115,7 @@ def test_what_is_accepted_compiles_in_starlette(method: str, segments: list[str]
     ],
 )
 def test_lines_that_take_all_messages_of_later_ones_are_known(earlier: str, later: str, taken: bool) -> None:
-    assert taken == takes_all(earlier, later)
+    assert taken == covers_line(earlier, later)
 
 
 SIZES_OF_TEN = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}

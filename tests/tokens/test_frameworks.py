@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pytest
 
-from meterkit.tokens.objects import UsageReports, calls_of, report_of, usage_of
+from meterkit.tokens.objects import UsageReports, calls_of, read_report, usage_of
 from meterkit.tokens.tap import StreamTap
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def test_the_model_of_a_stream_is_found_in_any_chunk(
 ) -> None:
     assert named(tapped(chunks)) == [(model, provider, 10, 6)]
     reports = UsageReports()
-    assert all(reports.take(report_of(part)) for part in chunks)
+    assert all(reports.take(read_report(part)) for part in chunks)
     assert named(reports.usages()) == [(model, provider, 10, 6)]
 
 
@@ -310,7 +310,7 @@ def test_realtime_responses_are_read_however_they_are_given() -> None:
         assert call.cached_input_tokens == 4
     reports = UsageReports()
     for obj in (response, event, response):
-        assert reports.take(report_of(obj))
+        assert reports.take(read_report(obj))
     assert len(reports.usages()) == 1
 
 

@@ -20,9 +20,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from meterkit import CallUsage, usage_of
-from meterkit.tokens.call_usage import Source, each_once, filled, join_reports, sum_of
+from meterkit.tokens.call_usage import Source, deduplicate_calls, fill_estimates, join_reports, sum_calls
 from meterkit.tokens.calls import CALLS_MAX
-from meterkit.tokens.jobs import batch_line
+from meterkit.tokens.jobs import read_batch_line
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.plain_values import MEMBERS_MAX, body_of, table_of
 from meterkit.tokens.tap import StreamTap
@@ -323,7 +323,7 @@ RICH: Final = CallUsage(
 def test_two_reports_of_a_call_have_all_that_either_knows() -> None:
     expected = replace(RICH, model="m")
     for first, second in ((PLAIN, RICH), (RICH, PLAIN)):
-        assert each_once([first, second]) == [expected]
+        assert deduplicate_calls([first, second]) == [expected]
         assert join_reports([first], [second]) == [expected]
         assert join_reports([replace(first, response_id=None)], [second]) == [expected]
         assert len(join_reports([first], [replace(second, response_id="b")])) == 2
@@ -334,12 +334,12 @@ def test_of_what_both_know_the_better_report_counts() -> None:
     better = replace(RICH, output_tokens=60, details=sound, reported_cost_micros=Fraction(4))
     fast = (("service_tier", "priority"), ("speed", "fast"))
     worse = replace(RICH, details={"input_audio_tokens": 7, "web_searches": 1}, context=fast)
-    (joined,) = each_once([worse, better])
+    (joined,) = deduplicate_calls([worse, better])
     assert joined.details == {"input_audio_tokens": 9, "web_searches": 1}
     assert joined.context == (("service_tier", "flex"), ("speed", "fast"))
     assert joined == replace(better, details=joined.details, context=joined.context)
     estimated = replace(RICH, source="estimated", details={"input_image_tokens": 5})
-    (joined,) = each_once([estimated, PLAIN])
+    (joined,) = deduplicate_calls([estimated, PLAIN])
     # Figures of an estimate are not mixed with reported ones.
     assert (joined.details, joined.context, joined.source) == ({}, RICH.context, "reported")
 
@@ -364,7 +364,7 @@ def test_a_report_of_input_without_its_cache_is_the_same_call() -> None:
 
 def test_a_sum_is_no_call_though_some_calls_were_seen() -> None:
     one, two = PLAIN, replace(PLAIN, input_tokens=30, response_id="b", details={"input_audio_tokens": 2})
-    total = replace(sum_of([one, two]), response_id=None)
+    total = replace(sum_calls([one, two]), response_id=None)
     assert total.notes == ("summed",)
     assert join_reports([one, two], [total]) == [one, two]
     assert join_reports([total], [one, two]) == [one, two]
@@ -384,7 +384,7 @@ def test_a_batch_with_one_usage_is_a_sum_and_each_line_a_call() -> None:
     # 2.50 and 15 dollars a million up to 272,000 tokens of input, 5.00 and 22.50 beyond.
     assert (priced, dearer) == (300_000 * Fraction(5, 2) + 2000 * 15, 300_000 * 5 + 2000 * Fraction(45, 2))
     half = [replace(alone, input_tokens=150_000, output_tokens=1000, response_id=name) for name in "ab"]
-    assert sum_of(half).cost(AT) == sum(one.cost(AT) or 0 for one in half) == priced
+    assert sum_calls(half).cost(AT) == sum(one.cost(AT) or 0 for one in half) == priced
 
 
 def stream(*events: bytes, kind: str = SSE_TYPE) -> list[tuple[str, int | None, int | None]]:
@@ -452,19 +452,19 @@ def call(source: Source = "reported", identity: str | None = "r1", output: int |
     ],
 )
 def test_of_two_sides_the_better_source_stays(first: Source, second: Source, kept: Source) -> None:
-    calls = each_once([call(first), call(second)])
+    calls = deduplicate_calls([call(first), call(second)])
     assert [kept] == [found.source for found in calls]
 
 
 def test_reports_of_a_call_count_once_without_an_id_each() -> None:
-    assert [call(), call(identity="r2")] == each_once([call(), call(identity="r2"), call()])
-    assert [6] == [found.output_tokens for found in each_once([call(output=5), call(output=6)])]
+    assert [call(), call(identity="r2")] == deduplicate_calls([call(), call(identity="r2"), call()])
+    assert [6] == [found.output_tokens for found in deduplicate_calls([call(output=5), call(output=6)])]
     for identity in (None, ""):
-        assert 2 == len(each_once([call(identity=identity), call(identity=identity)]))
+        assert 2 == len(deduplicate_calls([call(identity=identity), call(identity=identity)]))
 
 
 def test_estimates_fill_only_what_is_unknown() -> None:
-    calls = filled([call("missing", output=None)], input_tokens=lambda: 70, output_tokens=30)
+    calls = fill_estimates([call("missing", output=None)], input_tokens=lambda: 70, output_tokens=30)
     assert [("estimated", 1, 30)] == [figures(guessed)[:3] for guessed in calls]
 
 
@@ -476,4 +476,4 @@ def test_the_edge_does_not_load_the_readers() -> None:
 
 @pytest.mark.parametrize("obj", [None, b"{", {"custom_id": "a"}, {"response": {}}])
 def test_other_objects_are_no_lines(obj: object) -> None:
-    assert batch_line(obj) is None
+    assert read_batch_line(obj) is None

@@ -17,7 +17,7 @@ import pytest
 from drivers.sampled import pairs
 from meterkit.asgi.websocket import SocketUsage
 from meterkit.catalog.model_prices import ProviderPrices
-from meterkit.tokens.call_usage import RANKS, CallUsage, filled
+from meterkit.tokens.call_usage import RANKS, CallUsage, fill_estimates
 from meterkit.tokens.charging import ModelCharges
 from meterkit.tokens.estimate import BODY_BYTES_MAX, MEDIA_PART_TOKENS, estimate_input, estimate_request
 from meterkit.tokens.json_values import table
@@ -345,7 +345,7 @@ NOTHING = CallUsage(source="missing", response_id="2", notes=("ended_early",))
 def test_what_is_lacking_of_a_call_that_was_cut_is_estimated(
     calls: tuple[CallUsage, ...], output_tokens: int, expected: list[tuple[str, int, int]]
 ) -> None:
-    whole = filled(calls, input_tokens=lambda: 3, output_tokens=output_tokens, at_least=1)
+    whole = fill_estimates(calls, input_tokens=lambda: 3, output_tokens=output_tokens, at_least=1)
     assert expected == [figures(call)[:3] for call in whole]
 
 

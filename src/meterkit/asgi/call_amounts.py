@@ -11,8 +11,8 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.catalog.price_table import UNIT_OF, USAGE_METERS, WHOLE_OF
 from meterkit.decisions.periods import from_ms
 from meterkit.store.settlement_parts import UsedQuantities, add_quantities
-from meterkit.tokens.call_usage import CallUsage, billed_units, within_wholes
-from meterkit.tokens.charging import charged_of
+from meterkit.tokens.call_usage import CallUsage, billed_units, cap_parts
+from meterkit.tokens.charging import price_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -104,7 +104,7 @@ def amounts_of(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> Amounts
                     place = (key, billed, meter)
                     found[place] = min(found.get(place, 0) + quantity, QUANTITY_MAX)
         if counted is not None:
-            charged, is_unpriced = charged_of(compiled.charges, counted, at)
+            charged, is_unpriced = price_call(compiled.charges, counted, at)
             for meter, amount in charged.items():
                 found[key, True, meter] = found.get((key, True, meter), 0) + amount
             if is_unpriced or compiled.lacks_price(counted):
@@ -195,7 +195,7 @@ def _price_call(
         compiled.alarms.log_total_alone()
     at = from_ms(compiled.now_ms() if at_ms is None else at_ms)
     costs = compiled.call_costs()
-    charged, is_unpriced = charged_of(compiled.charges, call, at)
+    charged, is_unpriced = price_call(compiled.charges, call, at)
     return used._replace(
         charged=charged,
         unpriced={call.model or "": 1} if is_unpriced or compiled.lacks_price(call) else {},
@@ -258,7 +258,7 @@ def call_of_figures(quantities: Mapping[str, int], compiled: CompiledCatalog) ->
     for known, other in (("input_tokens", "output_tokens"), ("output_tokens", "input_tokens")):
         if total is not None and known in units and other not in units:
             units[other] = max(0, total - units[known])
-    bounded = within_wholes(units)
+    bounded = cap_parts(units)
     fields: dict[str, Any] = {_FIELDS[unit]: bounded.pop(unit) for unit in units if unit in _FIELDS}
     return CallUsage(**fields, details=bounded, source="reported")
 

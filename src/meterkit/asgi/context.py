@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import ErrorGuard
 from meterkit.errors import MeterkitError
-from meterkit.tokens.objects import report_of
+from meterkit.tokens.objects import read_report
 from meterkit.tokens.tap import StreamTap
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def record_usage(obj: object) -> None:
     """
     found = require_exchange("record_usage()")
     with ErrorGuard(lambda error: found.warn(f"record_usage() could not count an object: {error}")):
-        report = report_of(obj)
+        report = read_report(obj)
         if not found.update_calls(lambda calls: calls.reports.take(report)):
             kind = type(obj).__name__
             found.warn(f"record_usage() found no token usage in an object of type {kind}: {_OBJECT_HINT}")

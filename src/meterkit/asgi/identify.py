@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 from anyio import CapacityLimiter, to_thread
 from starlette.types import Scope
 
-from meterkit.catalog.billing import UNIX, proxy_network
+from meterkit.catalog.billing import UNIX, parse_proxy_network
 from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import (
     SEVERAL,
@@ -253,7 +253,7 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
             " ['10.0.0.7', '192.168.0.0/16']"
         )
     proxies = list(trusted_proxies)
-    networks = [proxy_network(text) for text in proxies if text != UNIX]
+    networks = [parse_proxy_network(text) for text in proxies if text != UNIX]
     trusts_sockets = UNIX in proxies
 
     @lru_cache(maxsize=4096)

@@ -26,9 +26,9 @@ from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import check_event_id
 from meterkit.store.provider_jobs import claim_job, end_job, remember_job
 from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities
-from meterkit.tokens.call_usage import CallUsage, each_once, filled, join_reports
-from meterkit.tokens.charging import charged_of
-from meterkit.tokens.jobs import batch_line, batched, call_name
+from meterkit.tokens.call_usage import CallUsage, deduplicate_calls, fill_estimates, join_reports
+from meterkit.tokens.charging import price_call
+from meterkit.tokens.jobs import call_event_id, mark_batched, read_batch_line
 from meterkit.tokens.objects import UsageReports, calls_of, pending_jobs, usage_of
 from meterkit.tokens.plain_values import kind_of
 
@@ -92,7 +92,7 @@ class LlmCalls:
         if self.reading is None or self._taps or self.reports.usages():
             return
         asked = CallUsage(source="missing")
-        self._taps += filled((asked,), input_tokens=self.input_tokens, output_tokens=0, at_least=1)
+        self._taps += fill_estimates((asked,), input_tokens=self.input_tokens, output_tokens=0, at_least=1)
 
     def end(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
         """End the response; see :meth:`meterkit.asgi.response_usage.ResponseUsage.close`.
@@ -118,7 +118,7 @@ class LlmCalls:
             compiled: knows the meters.
             name: gives each call its model and provider, as the route and the request have them.
         """
-        calls = name([call for call in self._joined_calls() if call_name(call) is None])
+        calls = name([call for call in self._joined_calls() if call_event_id(call) is None])
         more = amounts_of(calls, compiled)
         figures = call_of_figures(self._fields, compiled) if compiled.charges else None
         if figures is not None:  # Its tokens are counted below, as they stand.
@@ -137,13 +137,13 @@ class LlmCalls:
     def outliving(self, name: NameCalls) -> dict[str, CallUsage]:
         """Calls that outlive their request, by the event ids under which they are counted."""
         outliving = [call for call in self._joined_calls() if call.outlives]
-        named = {call_name(call): call for call in (name(outliving) if outliving else ())}
+        named = {call_event_id(call): call for call in (name(outliving) if outliving else ())}
         return {name: call for name, call in named.items() if name is not None}
 
     def _joined_calls(self) -> Sequence[CallUsage]:
         calls: Sequence[CallUsage] = join_reports(self.reports.usages(), self._taps)
         calls = join_reports(calls, self._body, renamed=True) if calls else self._body
-        return each_once(calls) if len(calls) > 1 else calls
+        return deduplicate_calls(calls) if len(calls) > 1 else calls
 
 
 async def record_calls(
@@ -153,7 +153,7 @@ async def record_calls(
     for name, value in (("event_id", event_id), ("call_id", call_id)):
         if value is not None:
             check_event_id(value, name)
-    line = batch_line(obj)
+    line = read_batch_line(obj)
     if line is not None and call_id is None:
         raise MeterkitError(
             f"record_usage: line {line.name!r} of a batch was given without call_id; give the id of the batch"
@@ -171,7 +171,7 @@ async def record_calls(
         return None
     if call_id is not None:
         calls = _assign_ids(calls, call_id, line)
-    late = [call for call in calls if call_name(call) is not None and not store.is_off]
+    late = [call for call in calls if call_event_id(call) is not None and not store.is_off]
     by: Counting = "whole" if line is None else "lines"
     revenues: list[Fraction | None] = []
     is_unknown = False
@@ -180,7 +180,7 @@ async def record_calls(
         of_parts = await _count_job(store, view, call, job_id, by=by, event_id=event_id)
         is_unknown = is_unknown or of_parts is None
         revenues += of_parts or ()
-    own = _usage_of_calls([call for call in calls if call_name(call) is None], store.cache) or ()
+    own = _usage_of_calls([call for call in calls if call_event_id(call) is None], store.cache) or ()
     for at, part in enumerate(own):
         if view is None:
             raise MeterkitError(
@@ -208,7 +208,7 @@ def _add_money(
     if costs is None:
         return usage
     cost = [amount for call in calls for amount in costs.of(call, at).values()]
-    charged = [amount for call in calls for amount in charged_of(compiled.charges, call, at)[0].values()]
+    charged = [amount for call in calls for amount in price_call(compiled.charges, call, at)[0].values()]
     return replace(
         usage,
         cost_micros=sum(cost, Fraction(0)) if cost else None,
@@ -221,7 +221,7 @@ def _assign_ids(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None
     base = call_id if line is None else f"{call_id}\0{line.name}"
     return tuple(
         replace(
-            call if line is None else batched(call),
+            call if line is None else mark_batched(call),
             response_id=base if at == 0 else f"{base}\0{at}",
             outlives=True,
         )
@@ -255,7 +255,7 @@ async def _count_job(
         )
         return None
     return [
-        await store.record(owner, part, event_id=event_id, job_id=call_name(call), asks_revenue=True)
+        await store.record(owner, part, event_id=event_id, job_id=call_event_id(call), asks_revenue=True)
         for part in (parts if counts else ())
     ]
 

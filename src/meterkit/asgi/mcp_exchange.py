@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 from meterkit.asgi.exchange import Exchange
 from meterkit.catalog.models import BILLED_ON_SUCCESS
 from meterkit.tokens.framing.content import make_decoder
-from meterkit.tokens.framing.incremental import drain, feed_large, paused
+from meterkit.tokens.framing.incremental import drain, feed_large, run_steps
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import LargeJsonReader
 from meterkit.tokens.framing.sse import EventCallbacks, SseReader
@@ -111,7 +111,7 @@ class McpResponseReader:
             for at in range(0, len(decoded), PIECE_BYTES):
                 if self._is_answered:
                     return
-                for _ in paused(self._framing.feed(decoded[at : at + PIECE_BYTES])):
+                for _ in run_steps(self._framing.feed(decoded[at : at + PIECE_BYTES])):
                     yield
                 yield
 

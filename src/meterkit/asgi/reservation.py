@@ -16,7 +16,7 @@ from meterkit.store.prepared_decisions import mark_requests, prepare_reserving, 
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     estimate_input,
-    request_of,
+    parse_request_body,
     tokens_of_bytes,
     unread_input,
 )
@@ -285,7 +285,7 @@ def _count_input(asked: LlmRequest | None, body: bytes, size: int, estimate: Inp
     """Estimate the tokens of the input."""
     is_own = estimate is not estimate_input
     if is_own and body and (asked is not None or size == len(body) <= _OWN_BYTES_MAX):
-        found = estimate(request_of(body) or body, None if asked is None else asked.model)
+        found = estimate(parse_request_body(body) or body, None if asked is None else asked.model)
         if found:
             return min(found, QUANTITY_MAX)
     if asked is None:

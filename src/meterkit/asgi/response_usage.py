@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.logs import CAUSES, ErrorGuard, describe_error
-from meterkit.tokens.call_usage import CallUsage, filled
+from meterkit.tokens.call_usage import CallUsage, fill_estimates
 from meterkit.tokens.estimate import (
     BILLED_BYTES_PER_TOKEN,
     asks_model,
@@ -229,7 +229,7 @@ class ResponseUsage:
         if self._broken:
             calls = (_UNREADABLE,) if gone else ()
         if gone or complete:
-            calls = filled(
+            calls = fill_estimates(
                 calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=int(is_cut)
             )
         self._request = None

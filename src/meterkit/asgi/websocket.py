@@ -26,7 +26,7 @@ from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.views import PreparedDecision
-from meterkit.tokens.call_usage import CallUsage, filled
+from meterkit.tokens.call_usage import CallUsage, fill_estimates
 from meterkit.tokens.estimate import billed_input
 from meterkit.tokens.json_values import load, table
 from meterkit.tokens.layout import may_have_figures, may_report
@@ -421,7 +421,9 @@ class SocketUsage:
             if not calls and tokens:
                 calls = (CallUsage(source="missing"),)
             if tokens or any(call.source == "partial" for call in calls):
-                self.count(filled(calls, input_tokens=lambda: self._input_tokens, output_tokens=tokens))
+                self.count(
+                    fill_estimates(calls, input_tokens=lambda: self._input_tokens, output_tokens=tokens)
+                )
 
     def _stop_reading(self, error: str) -> None:
         self._observer = None

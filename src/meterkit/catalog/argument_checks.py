@@ -63,7 +63,7 @@ def check_quantities(quantities: Mapping[str, int], meters: Mapping[str, Meter])
         check_quantity(quantity)
 
 
-def quantities_given(
+def collect_quantities(
     meter: str | Mapping[str, int], quantity: int | None, meters: Mapping[str, Meter]
 ) -> dict[str, int]:
     """Return quantities by meter, from a meter with its quantity or from a mapping.

@@ -34,7 +34,7 @@ UNIX: Final = "unix"
 _MAPPED: Final = IPv6Network("::ffff:0:0/96")
 
 
-def proxy_network(text: object) -> IPv4Network | IPv6Network:
+def parse_proxy_network(text: object) -> IPv4Network | IPv6Network:
     """The network that a proxy, or several, are in; an address is a network of its own.
 
     IPv4 addresses that are written as IPv6 ones (``::ffff:10.0.0.7``) are IPv4 addresses.
@@ -66,7 +66,7 @@ _OWN_OF_SUBSCRIPTION: Final = frozenset({"metadata", "billing_mode", "trial_peri
 _SUBSCRIPTION: Final = "subscription_data"
 
 
-def set_by_meterkit(options: CheckoutOptions) -> Iterator[tuple[str, ...]]:
+def reserved_options(options: CheckoutOptions) -> Iterator[tuple[str, ...]]:
     """The paths of the options that meterkit sets itself, flat names (``line_items[0]``) included. Pure."""
     for name, value in options.items():
         first, *rest = _split_name(name)
@@ -90,8 +90,8 @@ class OptionsShape:
         if not isinstance(node, Fields):
             problems.refuse(node.place, f"found {kind_of(node)}; allowed: a map of options of Checkout")
             return None
-        found = {name: _plain(value) for name, value in node.values.items()}
-        for path in set_by_meterkit(found):
+        found = {name: _plain_options(value) for name, value in node.values.items()}
+        for path in reserved_options(found):
             holder: Fields = node
             for name in path[:-1]:
                 inner = holder.values[name]
@@ -104,11 +104,11 @@ class OptionsShape:
         return {"type": "object", "additionalProperties": True}
 
 
-def _plain(node: Node) -> object:
+def _plain_options(node: Node) -> object:
     if isinstance(node, Fields):
-        return {name: _plain(value) for name, value in node.values.items()}
+        return {name: _plain_options(value) for name, value in node.values.items()}
     if isinstance(node, Items):
-        return [_plain(item) for item in node.items]
+        return [_plain_options(item) for item in node.items]
     return None if node.is_null else node.text
 
 
@@ -129,19 +129,19 @@ URL: Final = text(
 _PROXIES: Final = "an address or a network, such as 10.0.0.7 or 10.0.0.0/8, or unix"
 
 
-def _proxy(text: str) -> str:
+def _parse_proxy(text: str) -> str:
     try:
         if text != UNIX:
-            proxy_network(text)
+            parse_proxy_network(text)
     except ValueError:
         raise RefusedError(f"allowed: {_PROXIES}") from None
     return text
 
 
-_PROXY: Final = scalar(_proxy, _PROXIES, pattern=r"^(unix|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$")
+_PROXY: Final = scalar(_parse_proxy, _PROXIES, pattern=r"^(unix|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$")
 
 
-def _outcomes(charged: str | tuple[Outcome, ...]) -> frozenset[Outcome]:
+def _parse_outcomes(charged: str | tuple[Outcome, ...]) -> frozenset[Outcome]:
     return _CHARGES[charged] if isinstance(charged, str) else frozenset(charged)
 
 
@@ -151,7 +151,7 @@ _CHARGE_ON: Final[ValueShape[str | tuple[Outcome, ...]]] = AnyForm(
     scalar=WordChoice(tuple(_CHARGES), others=f", or a list of {_OUTCOMES}"),
     items=ListOf(WordChoice(OUTCOMES), "outcomes", 1),
 )
-CHARGE_ON_SHAPE: Final = MappedShape(_CHARGE_ON, _outcomes)
+CHARGE_ON_SHAPE: Final = MappedShape(_CHARGE_ON, _parse_outcomes)
 
 
 class ChangesTable(Table, what="changes"):

@@ -110,7 +110,7 @@ def _build_budget(values: BudgetTable, micros: int) -> Entitlement:
     )
 
 
-def lowered(given: Entitlement, limits: LimitsTable, currency: str) -> Entitlement:
+def apply_spend_limits(given: Entitlement, limits: LimitsTable, currency: str) -> Entitlement:
     """Customer's budget: for each span the lower of the plan's budget and the customer's own limit.
 
     Args:

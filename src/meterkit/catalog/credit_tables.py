@@ -14,7 +14,7 @@ from meterkit.catalog.meters import CHARGED, MICRO_USD, check_meter
 from meterkit.catalog.model_prices import AutoTopUp, Credit, ModelPrices, ModelTerms, ProviderPrices, TopUps
 from meterkit.catalog.models import Meter
 from meterkit.catalog.price_table import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF, is_listed
-from meterkit.catalog.shapes import Key, ListOf, MapOf, Scalar, Table, WordChoice, kept
+from meterkit.catalog.shapes import Key, ListOf, MapOf, Scalar, Table, WordChoice, drop_refused
 from meterkit.catalog.value_parsers import (
     AMOUNT_CENTS_MAX,
     COST,
@@ -70,7 +70,7 @@ class _TermsShape:
     def read(self, node: Node, problems: Problems) -> ModelTerms | None:
         """The prices and factors; units written under two names are refused."""
         if not isinstance(node, Fields) or not node.values:
-            problems.refuse(node.place, f"found {_found(node)}; allowed: a map of {_OF}")
+            problems.refuse(node.place, f"found {_describe_map(node)}; allowed: a map of {_OF}")
             return None
         prices: dict[str, Fraction] = {}
         factors: dict[str, Mapping[str, int]] = {}
@@ -80,7 +80,7 @@ class _TermsShape:
             place = node.places[name]
             if name in FACTORS:
                 read = _FACTORS.read(value, problems)
-                factors[name] = kept(read)
+                factors[name] = drop_refused(read)
             elif name not in _UNITS:
                 known = (*_UNITS, *FACTORS)
                 allowed = f"allowed: {listed(_USUAL)}, the other units of the price table, {listed(FACTORS)}"
@@ -109,7 +109,7 @@ class _TermsShape:
 MODEL_TERMS: Final = _TermsShape()
 
 
-def _found(node: Node) -> str:
+def _describe_map(node: Node) -> str:
     return "an empty map" if isinstance(node, Fields) else kind_of(node)
 
 
@@ -336,7 +336,7 @@ def _build_prices(values: ModelPricesTable) -> ModelPrices | None:
         return None
     return ModelPrices(
         default=values.default or 0,
-        models=tuple(kept(values.models).items()),
+        models=tuple(drop_refused(values.models).items()),
         **values.given("unknown_model"),
     )
 
@@ -386,7 +386,7 @@ def _build_charges(values: CreditTable) -> ProviderPrices:
             values.problems.refuse(place, message)
     if values.costs and _TOKENS not in costs:
         values.refuse("costs", f"say what money pays for: `{_TOKENS}: {_PROVIDER_PRICES}`")
-    models = kept(values.models)
+    models = drop_refused(values.models)
     for pattern, terms in models.items():
         check_terms(pattern, terms, values.places("models")[pattern], values.problems)
     return ProviderPrices(

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, cast
 
-from meterkit.catalog.budgets import LimitsTable, lowered
+from meterkit.catalog.budgets import LimitsTable, apply_spend_limits
 from meterkit.catalog.document import DEPTH_MAX, Fields, Items, Node, Text
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
 from meterkit.catalog.models import Entitlement, Overage
-from meterkit.catalog.rates import Rates, rate_text
+from meterkit.catalog.rates import RatesShape, rate_text
 from meterkit.catalog.shapes import AnyForm, Key, ListOf, Nullable, Table, ValueShape, WordChoice
 from meterkit.catalog.value_parsers import (
     TABLE_OF_PRICES,
@@ -65,7 +65,7 @@ _OVERAGE_SHAPE: Final[ValueShape[str | OverageTable]] = AnyForm(
 class EntitlementTable(Table, what="an entitlement", inheritable=True):
     """One of ``meters:`` of a plan."""
 
-    rates = Key(Rates(), "Quantity per window: one rate, several, or unlimited (default).", name="rate")
+    rates = Key(RatesShape(), "Quantity per window: one rate, several, or unlimited (default).", name="rate")
     concurrency: Key[int | Unlimited] = Key(
         or_unlimited(integer(least=1)), "Requests in flight; default: unlimited."
     )
@@ -119,13 +119,15 @@ def build_entitlement(
         _refuse_sizes(values, meter)
     start = base or default_entitlement(meter)
     if values.has("included"):
-        included = _limit_of(values.included)
+        included = _none_if_unlimited(values.included)
     else:
         included = 0 if base is None and values.overage is not None else start.included
     return Entitlement(
         meter=meter.name,
         rates=(values.rates or ()) if values.has("rates") else start.rates,
-        concurrency=_limit_of(values.concurrency) if values.has("concurrency") else start.concurrency,
+        concurrency=_none_if_unlimited(values.concurrency)
+        if values.has("concurrency")
+        else start.concurrency,
         included=included,
         overage=_build_overage(values, meter, base),
         warn_at=_build_warn_at(values) if values.has("warn_at") else start.warn_at,
@@ -133,7 +135,9 @@ def build_entitlement(
     )
 
 
-def counter_limits(values: CounterLimits, meter: Meter, *, base: Entitlement | None = None) -> Entitlement:
+def build_counter_limits(
+    values: CounterLimits, meter: Meter, *, base: Entitlement | None = None
+) -> Entitlement:
     """The rates, the concurrency and the ceiling of one meter of a subject; nothing is billed of it."""
     start = base or Entitlement(
         meter=meter.name, rates=(), concurrency=None, included=None, overage=DENY, warn_at=()
@@ -141,12 +145,14 @@ def counter_limits(values: CounterLimits, meter: Meter, *, base: Entitlement | N
     return replace(
         start,
         rates=(values.rates or ()) if values.has("rates") else start.rates,
-        concurrency=_limit_of(values.concurrency) if values.has("concurrency") else start.concurrency,
-        included=_limit_of(values.included) if values.has("included") else start.included,
+        concurrency=_none_if_unlimited(values.concurrency)
+        if values.has("concurrency")
+        else start.concurrency,
+        included=_none_if_unlimited(values.included) if values.has("included") else start.included,
     )
 
 
-def _limit_of(written: int | Unlimited | None) -> int | None:
+def _none_if_unlimited(written: int | Unlimited | None) -> int | None:
     return None if written == UNLIMITED else written
 
 
@@ -274,10 +280,10 @@ def override(
             written = [known for known, meter in catalog.meters.items() if not meter.is_row]
             found.refuse(place, unknown("meter", name, written))
         elif catalog.meters[name].is_spend:
-            limits = LimitsTable.read(node_of(given, place, 1), found)
+            limits = LimitsTable.read(build_node(given, place, 1), found)
             if limits is not None and not found:
-                merged[name] = lowered(plan.entitlements[name], limits, catalog.currency)
-        elif (values := EntitlementTable.read(node_of(given, place, 1), found)) is not None:
+                merged[name] = apply_spend_limits(plan.entitlements[name], limits, catalog.currency)
+        elif (values := EntitlementTable.read(build_node(given, place, 1), found)) is not None:
             built = build_entitlement(values, catalog.meters[name], base=plan.entitlements[name])
             if not found:
                 merged[name] = built
@@ -287,7 +293,7 @@ def override(
     return merged
 
 
-def node_of(value: object, place: FilePlace, depth: int) -> Node:
+def build_node(value: object, place: FilePlace, depth: int) -> Node:
     """A value of Python in the notation of the plans file."""
     if depth > DEPTH_MAX:
         return Text(place, "…", quoted=True)
@@ -295,11 +301,11 @@ def node_of(value: object, place: FilePlace, depth: int) -> Node:
         entries = {str(key): item for key, item in cast("Mapping[object, object]", value).items()}
         places = {key: place.child(key) for key in entries}
         return Fields(
-            place, {key: node_of(item, places[key], depth + 1) for key, item in entries.items()}, places
+            place, {key: build_node(item, places[key], depth + 1) for key, item in entries.items()}, places
         )
     if isinstance(value, list | tuple):
         items = cast("list[object] | tuple[object, ...]", value)
-        return Items(place, tuple(node_of(item, place.item(i), depth + 1) for i, item in enumerate(items)))
+        return Items(place, tuple(build_node(item, place.item(i), depth + 1) for i, item in enumerate(items)))
     if value is None:
         return Text(place, "null", quoted=False)
     if isinstance(value, bool):

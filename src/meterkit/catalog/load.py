@@ -44,18 +44,18 @@ from meterkit.catalog.notes import (
     note_unreachable_prices,
 )
 from meterkit.catalog.notify import NotifyTable, build_notify
-from meterkit.catalog.plans import DeclaredNames, PlanTable, build_plans, price_rows, tables_named
+from meterkit.catalog.plans import DeclaredNames, PlanTable, build_plans, build_price_rows, find_price_tables
 from meterkit.catalog.route_notes import (
+    asked_meters,
     mark_model_readers,
-    named_by,
     note_client_choices,
     note_unasked_limits,
     note_unfed_meters,
     note_unheld_money,
     note_unpaid_meters,
 )
-from meterkit.catalog.routes import RouteTable, build_routes, quantities_of, reads_tokens
-from meterkit.catalog.shapes import Key, ListOf, MapOf, Table, WordChoice, kept
+from meterkit.catalog.routes import RouteTable, build_routes, reads_tokens, requested_quantities
+from meterkit.catalog.shapes import Key, ListOf, MapOf, Table, WordChoice, drop_refused
 from meterkit.catalog.storage import StorageTable, build_storage
 from meterkit.catalog.value_parsers import NAME, scalar
 
@@ -84,11 +84,11 @@ _SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
 
 def digest(catalog: Catalog) -> Catalog:
     """The catalog with its ``content_hash``."""
-    meaning = json.dumps(catalog, default=_plain, sort_keys=True, separators=(",", ":"))
+    meaning = json.dumps(catalog, default=_json_value, sort_keys=True, separators=(",", ":"))
     return replace(catalog, content_hash=hashlib.blake2b(meaning.encode(), digest_size=8).hexdigest())
 
 
-def _plain(value: Any) -> object:
+def _json_value(value: Any) -> object:
     """Convert sets, fractions and dataclasses of :mod:`meterkit.catalog.models` to JSON values."""
     if isinstance(value, frozenset):
         return sorted(cast("frozenset[str]", value))
@@ -108,7 +108,7 @@ def with_inheritance(root: Fields, problems: Problems) -> Fields:
     plans = root.values.get("plans")
     if not isinstance(plans, Fields):
         return root
-    parents = {key: parent for key, node in plans.values.items() if (parent := _parent(node)) is not None}
+    parents = {key: parent for key, node in plans.values.items() if (parent := _parent_of(node)) is not None}
     merged: dict[str, Node] = {}
     for key in plans.values:
         _merge_ancestors(key, plans, parents, merged, problems)
@@ -116,7 +116,7 @@ def with_inheritance(root: Fields, problems: Problems) -> Fields:
     return replace(root, values={**root.values, "plans": replace(plans, values=ordered)})
 
 
-def _parent(node: Node) -> Text | None:
+def _parent_of(node: Node) -> Text | None:
     extends = node.values.get(EXTENDS) if isinstance(node, Fields) else None
     return extends if isinstance(extends, Text) and not extends.is_null else None
 
@@ -156,7 +156,7 @@ def _merge_nodes(base: Node, own: Node, *, without: frozenset[str] = frozenset()
     return Fields(own.place, values, {**inherited, **own.places})
 
 
-def check_fit(
+def check_quantities_fit(
     routes: Iterable[tuple[Route, RouteTable]],
     plans: Mapping[str, Plan | None],
     *,
@@ -166,19 +166,19 @@ def check_fit(
     """Note every quantity of a route that never fits a plan that limits its meter."""
     payable = {meter for credit in credits_.values() for meter in credit.costs}
     for route, values in routes:
-        for place, key, meter, quantity in quantities_of(route, values):
+        for place, key, meter, quantity in requested_quantities(route, values):
             for plan in plans.values():
                 if plan is None or meter not in plan.entitlements:
                     continue
                 is_payable = meter in payable or any(grant.name == meter for grant in plan.grants)
-                limit = _too_small(plan.entitlements[meter], quantity, is_payable=is_payable)
+                limit = _exceeded_limit(plan.entitlements[meter], quantity, is_payable=is_payable)
                 if limit is not None:
                     what = f"a default of {quantity}" if key == "reserve" else f"{quantity}"
                     message = f"{what} never fits the plan {plan.key}, whose {limit}; lower it or raise that"
                     problems.refuse(place, message)
 
 
-def _too_small(entitlement: Entitlement, quantity: int, *, is_payable: bool) -> str | None:
+def _exceeded_limit(entitlement: Entitlement, quantity: int, *, is_payable: bool) -> str | None:
     """The limit that ``quantity`` can never fit, in words, or None.
 
     A ceiling of 0 says that the plan does not have the meter; that is no slip.
@@ -293,32 +293,36 @@ def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:
     problems = Problems(source)
     root = with_inheritance(parse(text, problems=problems), problems)
     values = PlansFile.read(root, problems)
-    catalog = _build(values, problems) if values else None
+    catalog = _build_catalog(values, problems) if values else None
     if problems or catalog is None:
         raise problems.error()
     return catalog
 
 
-def _build(values: PlansFile, problems: Problems) -> Catalog:
+def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     check_features(values.texts("features"), problems)
     known = build_meters(values.meters or {})
     features = values.features or ()
     prices = build_model_prices(values.prices or {})
     known |= build_charged_meters(values.credits or {}, known, values.currency)
     credits_ = build_credits(values.credits or {}, values.places("credits"), known, prices, problems)
-    note_unreachable_prices([*kept(values.prices).values(), *kept(values.credits).values()], problems)
+    note_unreachable_prices(
+        [*drop_refused(values.prices).values(), *drop_refused(values.credits).values()], problems
+    )
     written_plans = values.plans or {}
     tables = [
-        *tables_named(written_plans, prices),
+        *find_price_tables(written_plans, prices),
         *(pair for one in credits_.values() for pair in one.by_model.items()),
     ]
-    note_unpriced_models(kept(values.meters), tables, problems)
-    known |= price_rows(written_plans, known, prices)
+    note_unpriced_models(drop_refused(values.meters), tables, problems)
+    known |= build_price_rows(written_plans, known, prices)
     declared = DeclaredNames(
         meters=known, features=features, credits=credits_, prices=prices, currency=values.currency or ""
     )
     built_plans = build_plans(written_plans, declared, problems)
-    budgets = {key: plan.budget for key, plan in kept(written_plans).items() if plan.budget is not None}
+    budgets = {
+        key: plan.budget for key, plan in drop_refused(written_plans).items() if plan.budget is not None
+    }
     if budgets:
         known, built_plans = build_budgets(budgets, known, built_plans, values.currency or "", problems)
     money = Billing(**values.billing.given()) if values.billing else Billing()
@@ -332,20 +336,22 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
         idempotency_header=money.idempotency_header,
         **common,
     )
-    plans = kept(built_plans)
+    plans = drop_refused(built_plans)
     built_routes = build_routes(written_routes, declared, default, problems)
-    built_routes = mark_model_readers(built_routes, kept(known), plans.values(), credits_)
-    check_fit(
+    built_routes = mark_model_readers(built_routes, drop_refused(known), plans.values(), credits_)
+    check_quantities_fit(
         zip(built_routes, written_routes, strict=True), built_plans, credits_=credits_, problems=problems
     )
     if values.routes is not None:
-        _note_routes(values, built_routes, kept(known), plans, credits_, problems)
+        _note_routes(values, built_routes, drop_refused(known), plans, credits_, problems)
     default_plan = values.default_plan or ""
     if default_plan and values.plans is not None and default_plan not in written_plans:
         values.refuse("default_plan", unknown("plan", default_plan, written_plans))
     place = values.place("default_plan")
-    note_default_plan(default_plan, plans, kept(known), problems, currency=declared.currency, place=place)
-    note_repeated_tiers(plans.values(), kept(known), money.changes, values.place("plans"), problems)
+    note_default_plan(
+        default_plan, plans, drop_refused(known), problems, currency=declared.currency, place=place
+    )
+    note_repeated_tiers(plans.values(), drop_refused(known), money.changes, values.place("plans"), problems)
     anonymous = build_anonymous(values.anonymous, plans=written_plans)
     dunning = build_dunning(values.dunning, default_plan=default_plan, plans=written_plans)
     catalog = Catalog(
@@ -354,7 +360,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
         currency=values.currency or "",
         default_plan=default_plan,
         anonymous=anonymous,
-        meters=kept(known),
+        meters=drop_refused(known),
         features=frozenset(features),
         credits=credits_,
         routes=built_routes,
@@ -378,9 +384,9 @@ def _note_routes(
     problems: Problems,
 ) -> None:
     """Say what routes leave out."""
-    place, written = values.place("routes"), kept(values.plans)
+    place, written = values.place("routes"), drop_refused(values.plans)
     note_billing_lines(routes, plans.values(), place, problems)
-    named = named_by(routes, meters)
+    named = asked_meters(routes, meters)
     note_unasked_limits(
         named,
         meters,
@@ -395,7 +401,12 @@ def _note_routes(
     note_unheld_money(routes, credits_.values(), written.values(), place, problems)
     note_unpaid_meters(named, plans, written, credits_.values(), problems)
     written_routes = zip(routes, values.routes or (), strict=True)
-    note_client_choices(written_routes, kept(values.credits).values(), kept(values.prices).values(), problems)
+    note_client_choices(
+        written_routes,
+        drop_refused(values.credits).values(),
+        drop_refused(values.prices).values(),
+        problems,
+    )
 
 
 def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:

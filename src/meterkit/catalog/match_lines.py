@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import RefusedError, nearest, quoted
-from meterkit.catalog.model_prices import has_all_of
+from meterkit.catalog.model_prices import covers_pattern
 from meterkit.catalog.models import NAMED_METHODS, McpMatch
 from meterkit.catalog.value_parsers import scalar
 
@@ -93,7 +93,7 @@ def _check_template(path: str) -> None:
         raise RefusedError(f"{colon[1]!r} is not a parameter", meant=f"{{{colon[1][1:]}}}")
 
 
-def _valid_match(match: str) -> str:
+def _check_match(match: str) -> str:
     if not all(map(str.isprintable, match.split())):
         raise RefusedError("a control character is no part of a path or name; remove it")
     parse_match(match)
@@ -101,7 +101,7 @@ def _valid_match(match: str) -> str:
 
 
 _PATTERN: Final = r"^\s*([*]|([A-Z]+\s+)?/[^\s?#*]*|MCP(\s+/[^\s?#*]*)?\s+[^\s/]\S*(\s+\S+)?)\s*$"
-MATCH_SHAPE: Final = scalar(_valid_match, _ALLOWED, pattern=_PATTERN)
+MATCH_SHAPE: Final = scalar(_check_match, _ALLOWED, pattern=_PATTERN)
 
 
 _DIGITS: Final = frozenset("0123456789")
@@ -118,10 +118,10 @@ Match = tuple[str | None, str | None]
 """A method and a path template, as :func:`meterkit.catalog.match_lines.parse_match` gives them."""
 
 
-def takes_all(earlier: str, later: str) -> bool:
+def covers_line(earlier: str, later: str) -> bool:
     """Whether every request that falls under the ``match`` line ``later`` falls under ``earlier``."""
     first, second = parse_mcp(earlier), parse_mcp(later)
-    if first is not None and (second is None or not takes_all_messages(first[1], second[1])):
+    if first is not None and (second is None or not covers_messages(first[1], second[1])):
         return False
     return covers(parse_match(earlier), parse_match(later))
 
@@ -150,21 +150,21 @@ def _covers_path(path: str, later: str) -> bool:
     literal = path.partition("{")[0]
     if not later.startswith(literal):
         return False
-    steps = [step for part in _parts(path[len(literal) :]) for step in _steps(part)]
-    reached = _closed({0}, steps)
-    for part in _parts(later[len(literal) :]):
-        reached = _closed(
+    steps = [step for part in _split_template(path[len(literal) :]) for step in _steps_of(part)]
+    reached = _add_skippable({0}, steps)
+    for part in _split_template(later[len(literal) :]):
+        reached = _add_skippable(
             {
                 at if steps[at][1] else at + 1
                 for at in reached
-                if at < len(steps) and _takes(steps[at][0], part)
+                if at < len(steps) and _step_matches(steps[at][0], part)
             },
             steps,
         )
     return len(steps) in reached
 
 
-def _parts(path: str) -> list[str]:
+def _split_template(path: str) -> list[str]:
     """Single characters, and for each parameter ``{convertor}``."""
     found: list[str] = []
     end = 0
@@ -175,7 +175,7 @@ def _parts(path: str) -> list[str]:
     return [*found, *path[end:]]
 
 
-def _steps(part: str) -> list[tuple[str, bool]]:
+def _steps_of(part: str) -> list[tuple[str, bool]]:
     """Steps that match a part; the flag marks one that matches any number of parts, including none."""
     if part == "{path}":
         return [(part, True)]
@@ -183,7 +183,7 @@ def _steps(part: str) -> list[tuple[str, bool]]:
     return [(part, False), (more, True)] if more else [(part, False)]
 
 
-def _closed(reached: Iterable[int], steps: list[tuple[str, bool]]) -> set[int]:
+def _add_skippable(reached: Iterable[int], steps: list[tuple[str, bool]]) -> set[int]:
     """With the steps that may be passed over."""
     found = set[int]()
     for at in reached:
@@ -195,7 +195,7 @@ def _closed(reached: Iterable[int], steps: list[tuple[str, bool]]) -> set[int]:
     return found
 
 
-def _takes(step: str, part: str) -> bool:
+def _step_matches(step: str, part: str) -> bool:
     if step == "{path}":
         return True
     if len(step) == 1 or part == "{path}":
@@ -228,10 +228,10 @@ def parse_mcp(match: str) -> tuple[str, McpMatch] | None:
     return path, McpMatch(method, name)
 
 
-def takes_all_messages(earlier: McpMatch, later: McpMatch) -> bool:
+def covers_messages(earlier: McpMatch, later: McpMatch) -> bool:
     """Whether every message that falls under ``later`` falls under ``earlier``; in doubt not."""
-    if not has_all_of(earlier.method, later.method):
+    if not covers_pattern(earlier.method, later.method):
         return False
     if earlier.name is None or earlier.name == "*":
         return True
-    return later.name is not None and has_all_of(earlier.name, later.name)
+    return later.name is not None and covers_pattern(earlier.name, later.name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from meterkit.catalog.amount_texts import MICRO_UNIT
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.models import Meter, Report, StripeEvent
-from meterkit.catalog.shapes import Key, MapOf, Table, WordChoice, kept
+from meterkit.catalog.shapes import Key, MapOf, Table, WordChoice, drop_refused
 from meterkit.catalog.value_parsers import NAME, text
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def build_meters(read: Mapping[str, MeterTable | None]) -> Meters:
         name: None if values is None else _build_meter(name, values) for name, values in read.items()
     }
     _refuse_event_names_used_twice(read)
-    for name, values in kept(read).items():
+    for name, values in drop_refused(read).items():
         if values.source is not None:
             _check_source(name, values, read)
     return meters
@@ -94,13 +94,13 @@ def _build_meter(name: str, values: MeterTable) -> Meter | None:
         kind=kind,
         stripe=event,
         source=source,
-        where=kept(values.where),
+        where=drop_refused(values.where),
     )
 
 
 def _refuse_event_names_used_twice(read: Mapping[str, MeterTable | None]) -> None:
     first: dict[str, str] = {}
-    for name, values in kept(read).items():
+    for name, values in drop_refused(read).items():
         event = values.stripe
         event_name = event and event.event_name
         if event and event_name and (owner := first.setdefault(event_name, name)) != name:

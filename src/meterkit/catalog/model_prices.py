@@ -63,7 +63,7 @@ class ModelPrices:
 
     def covers(self, pattern: str) -> bool:
         """Whether one of the patterns surely matches each model that another pattern does."""
-        return any(has_all_of(own, pattern) for own, _ in self.models)
+        return any(covers_pattern(own, pattern) for own, _ in self.models)
 
     @property
     def highest(self) -> int:
@@ -199,13 +199,13 @@ class Credit:
     top_up: TopUps | None = None
 
 
-def has_all_of(pattern: str, other: str) -> bool:
+def covers_pattern(pattern: str, other: str) -> bool:
     """Whether a pattern matches all that another one does; only said where that is sure."""
     is_sure = not _SPECIAL & {*pattern} and "[" not in other
     return pattern == other or (is_sure and fnmatchcase(other, pattern))
 
 
-def sold_in(credits_: Mapping[str, Credit]) -> tuple[str, TopUps] | None:
+def find_top_ups(credits_: Mapping[str, Credit]) -> tuple[str, TopUps] | None:
     """The balance that customers can buy, and its top-ups; a file has one at most."""
     found = ((one.name, one.top_up) for one in credits_.values() if one.top_up is not None)
     return next(found, None)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.errors import listed
-from meterkit.catalog.match_lines import takes_all
+from meterkit.catalog.match_lines import covers_line
 from meterkit.catalog.meters import is_sold, meters_billed_by_tiers
-from meterkit.catalog.model_prices import has_all_of
+from meterkit.catalog.model_prices import covers_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -199,7 +199,7 @@ def note_unreachable(matches: Sequence[tuple[str, FilePlace]], problems: Problem
     """
     earlier: list[tuple[str, FilePlace]] = []
     for match, place in matches[:COMPARED_MAX]:
-        found = next((line for written, line in earlier if takes_all(written, match)), None)
+        found = next((line for written, line in earlier if covers_line(written, match)), None)
         if found is not None:
             message = f"never reached: the route in line {found.line} takes all of it; move this one up"
             problems.note(place, "never_reached", message)
@@ -240,7 +240,7 @@ def note_unreachable_prices(tables: Iterable[ModelPricesTable | CreditTable], pr
         places = table.places("models")
         for nth, pattern in enumerate(places):
             earlier = list(places)[: min(nth, COMPARED_MAX)]
-            found = next((first for first in earlier if has_all_of(first, pattern)), None)
+            found = next((first for first in earlier if covers_pattern(first, pattern)), None)
             if found is not None:
                 message = (
                     f"never reached: {found!r} in line {places[found].line} has all of it; move this one up"

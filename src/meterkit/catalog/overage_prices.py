@@ -12,7 +12,7 @@ from meterkit.catalog.entitlements import BillTable, EntitlementTable, OverageTa
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.model_prices import PriceRows
 from meterkit.catalog.models import Entitlement, Meter, Overage, StripeEvent
-from meterkit.catalog.shapes import kept
+from meterkit.catalog.shapes import drop_refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,9 +33,9 @@ _TITLE_MAX: Final = 250
 _DEFAULT: Final = "(default)"
 
 
-def rows_of(meter: str, table: ModelPrices) -> PriceRows:
+def make_price_rows(meter: str, table: ModelPrices) -> PriceRows:
     """The meters that count what is billed at each price of a table; a pattern has one everywhere."""
-    models = tuple((pattern, f"{meter}:{_word_of(pattern)}") for pattern, _ in table.models)
+    models = tuple((pattern, f"{meter}:{_pattern_word(pattern)}") for pattern, _ in table.models)
     default = f"{meter}:{_DEFAULT}"
     prices = {
         default: table.default,
@@ -55,7 +55,7 @@ def is_row(name: str) -> bool:
     return ":" in name
 
 
-def _word_of(pattern: str) -> str:
+def _pattern_word(pattern: str) -> str:
     if _PLAIN.fullmatch(pattern):
         return pattern
     return f"{_OTHER.sub('-', pattern)[:_WORD_MAX]}~{_digest(pattern)}"
@@ -65,15 +65,15 @@ def _digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def _event_of(event_name: str, pattern: str) -> str:
-    name = f"{event_name}:{_word_of(pattern)}"
+def _row_event_name(event_name: str, pattern: str) -> str:
+    name = f"{event_name}:{_pattern_word(pattern)}"
     if len(name) <= _EVENT_NAME_MAX:
         return name
     digest = _digest(name)
     return f"{name[: _EVENT_NAME_MAX - len(digest) - 1]}~{digest}"
 
 
-def bill_of(values: EntitlementTable | None) -> BillTable | None:
+def bill_by_model(values: EntitlementTable | None) -> BillTable | None:
     """``bill:`` of what a plan says of a meter, where it names a table of prices; else None."""
     overage = None if values is None else values.overage
     bill = overage.bill if isinstance(overage, OverageTable) else None
@@ -94,21 +94,21 @@ def build_rows(
     """
     built: Meters = {}
     for name, values in listed.items():
-        bill, meter = bill_of(values), meters.get(name)
+        bill, meter = bill_by_model(values), meters.get(name)
         if bill is None or bill.price is None or meter is None:
             continue
         table = tables.get(bill.price)
-        why = _why_not(meter, meters)
+        why = _refusal_reason(meter, meters)
         if bill.price not in tables:
             bill.refuse("price", unknown("price table", bill.price, tables))
         elif why is not None:
             bill.refuse("price", why)
         elif table is not None and meter.stripe is not None:
             built |= _build_row_meters(meter, meter.stripe, table)
-    taken = {meter.stripe.event_name: meter.name for meter in kept(meters).values() if meter.stripe}
-    for row in kept(built).values():
+    taken = {meter.stripe.event_name: meter.name for meter in drop_refused(meters).values() if meter.stripe}
+    for row in drop_refused(built).values():
         if row.stripe is not None and row.stripe.event_name in taken and row.source is not None:
-            bill = bill_of(listed[row.source])
+            bill = bill_by_model(listed[row.source])
             message = (
                 f"what the prices bill needs the event name {row.stripe.event_name!r}, which the meter"
                 f" {taken[row.stripe.event_name]} has; give that another one"
@@ -118,14 +118,16 @@ def build_rows(
     return built
 
 
-def _why_not(meter: Meter, meters: Meters) -> str | None:
+def _refusal_reason(meter: Meter, meters: Meters) -> str | None:
     """Why the overage of a meter cannot be priced by model; None: it can."""
     if meter.source is not None:
         return f"{meter.name} is a part of {meter.source}; give the price of {meter.source}"
     if meter.stripe is not None and meter.stripe.report == "usage":
         return f"{meter.name} has `report: usage`; prices by model need `report: overage`"
     parts = [
-        part.name for part in kept(meters).values() if part.source == meter.name and part.stripe is not None
+        part.name
+        for part in drop_refused(meters).values()
+        if part.source == meter.name and part.stripe is not None
     ]
     if parts:
         named = ", ".join(parts)
@@ -137,13 +139,13 @@ def _why_not(meter: Meter, meters: Meters) -> str | None:
 
 
 def _build_row_meters(meter: Meter, stripe: StripeEvent, table: ModelPrices) -> Meters:
-    rows = rows_of(meter.name, table)
+    rows = make_price_rows(meter.name, table)
     built: Meters = {
         row: replace(
             meter,
             name=row,
             title=f"{meter.title}: {pattern}"[:_TITLE_MAX],
-            stripe=StripeEvent(event_name=_event_of(stripe.event_name, pattern), report=stripe.report),
+            stripe=StripeEvent(event_name=_row_event_name(stripe.event_name, pattern), report=stripe.report),
             source=meter.name,
             where={"model": pattern},
             is_row=True,
@@ -159,7 +161,7 @@ def _build_row_meters(meter: Meter, stripe: StripeEvent, table: ModelPrices) -> 
 
 def price_by_model(given: Entitlement, table: ModelPrices) -> dict[str, Entitlement]:
     """Entitlements of a meter with overage prices by model: its own, and one per price."""
-    rows = rows_of(given.meter, table)
+    rows = make_price_rows(given.meter, table)
     prices = {row: price for (_, row), (_, price) in zip(rows.models, table.models, strict=True)}
     built = {
         row: Entitlement(
@@ -167,24 +169,26 @@ def price_by_model(given: Entitlement, table: ModelPrices) -> dict[str, Entitlem
             rates=(),
             concurrency=None,
             included=0,
-            overage=_priced(Overage(mode="bill"), price),
+            overage=_with_price(Overage(mode="bill"), price),
             warn_at=(),
         )
         for row, price in {rows.default: table.default, **prices}.items()
     }
     return {
-        given.meter: replace(given, overage=replace(_priced(given.overage, table.default), rows=rows)),
+        given.meter: replace(given, overage=replace(_with_price(given.overage, table.default), rows=rows)),
         **built,
     }
 
 
-def _priced(overage: Overage, price: int) -> Overage:
+def _with_price(overage: Overage, price: int) -> Overage:
     """Overage at a price: millionths of a minor unit for each unit."""
     exact = Fraction(price, _MICRO)
     return replace(overage, per=exact.denominator, amount_cents=exact.numerator)
 
 
-def check_items(plan: Plan, meters: Mapping[str, Meter | None], place: FilePlace, problems: Problems) -> None:
+def check_item_count(
+    plan: Plan, meters: Mapping[str, Meter | None], place: FilePlace, problems: Problems
+) -> None:
     """Refuse a plan with more prices than a subscription takes at Stripe."""
     priced = [
         name

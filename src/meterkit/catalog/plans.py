@@ -12,8 +12,24 @@ from meterkit.catalog.errors import unknown
 from meterkit.catalog.meters import ALL, Meters, check_meter
 from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPrice
 from meterkit.catalog.notes import note_entitlement, note_trial
-from meterkit.catalog.overage_prices import bill_of, build_rows, check_items, price_by_model, rows_of
-from meterkit.catalog.shapes import AnyForm, Key, ListOf, MapOf, Nullable, Table, ValueShape, WordChoice, kept
+from meterkit.catalog.overage_prices import (
+    bill_by_model,
+    build_rows,
+    check_item_count,
+    make_price_rows,
+    price_by_model,
+)
+from meterkit.catalog.shapes import (
+    AnyForm,
+    Key,
+    ListOf,
+    MapOf,
+    Nullable,
+    Table,
+    ValueShape,
+    WordChoice,
+    drop_refused,
+)
 from meterkit.catalog.subjects import SubjectShape, build_subjects
 from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, text
 
@@ -153,23 +169,23 @@ class DeclaredNames:
     currency: str = ""
 
 
-def price_rows(
+def build_price_rows(
     read: Mapping[str, PlanTable | None], meters: Meters, prices: Mapping[str, ModelPrices | None]
 ) -> Meters:
     """The meters that the plans' prices by model need."""
     found: Meters = {}
-    for values in kept(read).values():
+    for values in drop_refused(read).values():
         found |= build_rows(values.meters or {}, meters, prices)
     return found
 
 
-def tables_named(
+def find_price_tables(
     read: Mapping[str, PlanTable | None], prices: Mapping[str, ModelPrices | None]
 ) -> Iterator[tuple[str, ModelPrices]]:
     """The meters whose overage a plan prices by model, each with the table."""
-    for values in kept(read).values():
+    for values in drop_refused(read).values():
         for name, listed in (values.meters or {}).items():
-            bill = bill_of(listed)
+            bill = bill_by_model(listed)
             if bill is not None and (table := prices.get(bill.price or "")) is not None:
                 yield name, table
 
@@ -181,9 +197,9 @@ def build_plans(
     plans = {
         key: None if values is None else _build_plan(key, values, declared) for key, values in read.items()
     }
-    for key, plan in kept(plans).items():
+    for key, plan in drop_refused(plans).items():
         if (values := read[key]) is not None:
-            check_items(plan, declared.meters, values.node.place, problems)
+            check_item_count(plan, declared.meters, values.node.place, problems)
     if (values := read.get(DEFAULT_PLAN_WORD)) is not None:
         problems.refuse(values.node.place, "'default_plan' stands for the default plan; choose another key")
     _refuse_prices_used_twice(read)
@@ -223,7 +239,7 @@ def can_cost(plan: Plan, declared: DeclaredNames) -> bool:
     )
     if plan.price.amount_cents > 0 or plan.seat_price is not None or buys_by_itself:
         return True
-    for meter in kept(declared.meters).values():
+    for meter in drop_refused(declared.meters).values():
         if meter.stripe is None or meter.stripe.report == "none":
             continue
         for name in {meter.name, meter.source or meter.name} & plan.entitlements.keys():
@@ -257,17 +273,21 @@ def _build_entitlements(values: PlanTable, declared: DeclaredNames) -> dict[str,
     for name, place in values.places("meters").items():
         check_meter(name, declared.meters, place, values.problems)
     built: dict[str, Entitlement] = {}
-    for name, meter in kept(declared.meters).items():
+    for name, meter in drop_refused(declared.meters).items():
         written = listed.get(name)
         built[name] = default_entitlement(meter) if written is None else build_entitlement(written, meter)
         note_entitlement(built[name], meter, written, values.node.place, values.problems)
     for name, written in listed.items():
-        bill = bill_of(written)
+        bill = bill_by_model(written)
         table = None if bill is None else declared.prices.get(bill.price or "")
-        if table is not None and built.get(name) is not None and rows_of(name, table).default in built:
+        if (
+            table is not None
+            and built.get(name) is not None
+            and make_price_rows(name, table).default in built
+        ):
             built |= price_by_model(built[name], table)
     if values.trial is not None:
-        note_trial(built, kept(declared.meters), values.place("trial"), values.problems)
+        note_trial(built, drop_refused(declared.meters), values.place("trial"), values.problems)
     return built
 
 
@@ -311,7 +331,7 @@ def _build_grant(values: GrantTable, declared: DeclaredNames) -> PlanGrant | Non
 def _refuse_prices_used_twice(read: Mapping[str, PlanTable | None]) -> None:
     """An inherited price is the same line of the file, so that two lines with one price are a slip."""
     first: dict[str, tuple[int, int]] = {}
-    for values in kept(read).values():
+    for values in drop_refused(read).values():
         price = values.price
         price_id = price and price.stripe_price
         if not price or not price_id:

@@ -138,7 +138,7 @@ class RateTable(Table, what="a rate"):
     burst = Key(quantity(least=1), "Units that may be used at once; token-bucket only; default: the limit.")
 
 
-def _with_algorithm(values: RateTable) -> tuple[Rate, ...]:
+def _build_rates(values: RateTable) -> tuple[Rate, ...]:
     rate = values.limit
     if rate is None:
         return ()
@@ -151,11 +151,11 @@ def _with_algorithm(values: RateTable) -> tuple[Rate, ...]:
 
 
 _ONE_OR_MORE: Final[ValueShape[tuple[Rate, ...]]] = AnyForm(
-    _ALLOWED, scalar=SOME_RATES, fields=MappedShape(RateTable, _with_algorithm)
+    _ALLOWED, scalar=SOME_RATES, fields=MappedShape(RateTable, _build_rates)
 )
 
 
-class Rates:
+class RatesShape:
     """The shape of ``rate``: a tuple of rates, at most one per window; empty for ``unlimited``."""
 
     def read(self, node: Node, problems: Problems) -> tuple[Rate, ...]:

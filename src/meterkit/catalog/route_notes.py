@@ -13,7 +13,7 @@ from meterkit.catalog.models import SPEND
 from meterkit.catalog.notes import COMPARED_MAX, SHOWN_MAX
 from meterkit.catalog.price_table import USAGE_METERS, is_listed, nearest_usage_meter
 from meterkit.catalog.routes import additions_of, reads_tokens
-from meterkit.catalog.shapes import kept
+from meterkit.catalog.shapes import drop_refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ def is_limited(meter: str, plans: Iterable[Plan]) -> bool:
     return any(
         has_limit(given, in_budget=_has_budget(plan))
         for plan in plans
-        for given in _given_of(meter, plan)
+        for given in _entitlements_of(meter, plan)
         if given is not None
     )
 
@@ -59,7 +59,7 @@ def mark_model_readers(
     )
     denied = frozenset(_refusing_unpriced(meters, plans, credits_))
 
-    def marked(route: Route) -> Route:
+    def mark_route(route: Route) -> Route:
         route = replace(route, keeps_request=is_priced and _may_report_calls(route))
         if route.model is not None:
             return route
@@ -70,7 +70,7 @@ def mark_model_readers(
             refuses_unpriced=tuple(name for name in meters if name in denied and name in added),
         )
 
-    return tuple(map(marked, routes))
+    return tuple(map(mark_route, routes))
 
 
 def _refusing_unpriced(
@@ -114,7 +114,7 @@ def unasked_limits_of(catalog: Catalog) -> Sequence[Note]:
     return [note for note in catalog.notes if note.kind == "never_asked"]
 
 
-def named_by(routes: Iterable[Route], meters: Mapping[str, Meter]) -> frozenset[str | None]:
+def asked_meters(routes: Iterable[Route], meters: Mapping[str, Meter]) -> frozenset[str | None]:
     """The meters that routes count on, raise or set aside."""
     named = set[str | None]()
     for route in routes:
@@ -136,7 +136,7 @@ def note_unasked_limits(
     """Name each meter that a plan limits and that no route asks for, where the first such plan limits it.
 
     Args:
-        named: the meters that routes name; see :func:`named_by`.
+        named: the meters that routes name; see :func:`asked_meters`.
         meters: those of the file.
         plans: by their keys.
         written: the same, as the file has them.
@@ -156,8 +156,8 @@ def note_unasked_limits(
             place = place_of(name, written[limiting[0]])
             message = (
                 f"no route asks for {name}, so no request is refused by this limit of"
-                f" {', '.join(limiting)}; write {_cure(meter, meters)}; leave it as it is where only calls"
-                " such as kit.consume() count it"
+                f" {', '.join(limiting)}; write {_route_key_hint(meter, meters)}; leave it as it is where"
+                " only calls such as kit.consume() count it"
             )
             problems.note(place, "never_asked", message)
 
@@ -171,7 +171,7 @@ def note_unfed_meters(
     """Name each meter that no route feeds and whose name is close to one that `usage:` feeds.
 
     Args:
-        named: the meters that routes name; see :func:`named_by`.
+        named: the meters that routes name; see :func:`asked_meters`.
         meters: those of the file.
         places: where each meter stands.
         problems: the list to add to.
@@ -194,7 +194,7 @@ def note_unfed_meters(
             problems.note(places[name], "informs", message)
 
 
-def _given_of(meter: str, plan: Plan) -> Iterator[Entitlement | None]:
+def _entitlements_of(meter: str, plan: Plan) -> Iterator[Entitlement | None]:
     yield plan.entitlements.get(meter)
     yield from (subject.limits.get(meter) for subject in plan.subjects.values())
 
@@ -207,12 +207,12 @@ def _has_budget(plan: Plan) -> bool:
 
 def place_of(meter: str, written: PlanTable) -> FilePlace:
     """FilePlace of a meter in a plan: in its `meters`, or else in its `subjects`."""
-    subjects = (subject.node.places for subject in kept(written.subjects).values())
+    subjects = (subject.node.places for subject in drop_refused(written.subjects).values())
     places = (written.places("meters"), *subjects)
     return next((found[meter] for found in places if meter in found), written.node.place)
 
 
-def _cure(meter: Meter, meters: Mapping[str, Meter]) -> str:
+def _route_key_hint(meter: Meter, meters: Mapping[str, Meter]) -> str:
     name = meter.name
     if meter.kind == "gauge":
         way = "`storage: content-length`" if counts_bytes(meter) else f"`grow: {{{name}: 1}}`"
@@ -265,7 +265,7 @@ def note_unpaid_meters(
     """Name each meter of tokens that a plan denies: a balance in money does not pay for it.
 
     Args:
-        named: the meters that routes name; see :func:`named_by`.
+        named: the meters that routes name; see :func:`asked_meters`.
         plans: by their keys.
         written: the same, as the file has them.
         credits_: those of the file.
@@ -330,10 +330,10 @@ def note_client_choices(
             )
             problems.note(table.place("unknown_model"), "informs", message)
     for credit in money:
-        _note_ways(calling, kept(credit.models), credit, problems)
+        _note_unpriced_ways(calling, drop_refused(credit.models), credit, problems)
 
 
-def _note_ways(
+def _note_unpriced_ways(
     calling: Sequence[tuple[Route, RouteTable]],
     terms: Mapping[str, ModelTerms],
     credit: CreditTable,

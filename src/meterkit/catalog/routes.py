@@ -20,7 +20,7 @@ from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
 from meterkit.catalog.price_table import PROVIDER_SHAPE, TOKEN_METERS, USAGE_METERS, unknown_provider
-from meterkit.catalog.rates import Rates
+from meterkit.catalog.rates import RatesShape
 from meterkit.catalog.shapes import (
     AnyForm,
     Key,
@@ -31,7 +31,7 @@ from meterkit.catalog.shapes import (
     Table,
     ValueShape,
     WordChoice,
-    kept,
+    drop_refused,
 )
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 
@@ -86,7 +86,7 @@ class RouteTable(Table, what="a route"):
     exempt = Key(FLAG, "Not identified, not decided, no headers.")
     always = Key(FLAG, "Decided by its rates only.")
     rates = Key(
-        Rates(),
+        RatesShape(),
         "What each customer may ask of it whatever the plan, in requests: one rate or several.",
         name="rate",
     )
@@ -160,7 +160,7 @@ def _build_route(values: RouteTable, declared: DeclaredNames, default: Route) ->
     feature = values.feature
     if feature is not None and feature not in declared.features:
         values.refuse("feature", unknown("feature", feature, declared.features))
-    if values.usage not in {None, "none"} and charging_meters(kept(declared.meters)).isdisjoint(
+    if values.usage not in {None, "none"} and charging_meters(drop_refused(declared.meters)).isdisjoint(
         declared.meters
     ):
         message = (
@@ -181,22 +181,24 @@ def _build_route(values: RouteTable, declared: DeclaredNames, default: Route) ->
         default,
         **values.given("match", "exempt", "always", "rates", "feature", "storage", "charge_on"),
         **values.given("model", "provider"),
-        **_usage(values, method),
+        **_build_usage(values, method),
         records=tuple(dict.fromkeys(values.records or ())),
         **values.given("enforcement", "on_store_failure", "headers", "allotment"),
         **(values.given("idempotency_header") if mcp is None else _OF_MCP | {"mcp": mcp[1]}),
         method=method,
         path=path,
-        consume=kept(values.consume),
-        per_message=kept(values.per_message),
-        grow=kept(values.grow),
+        consume=drop_refused(values.consume),
+        per_message=drop_refused(values.per_message),
+        grow=drop_refused(values.grow),
         storage_meter=_build_storage_meter(values, declared),
-        reserve=tuple(_build_reserve(name, written) for name, written in kept(values.reserve).items()),
+        reserve=tuple(
+            _build_reserve(name, written) for name, written in drop_refused(values.reserve).items()
+        ),
     )
 
 
-def _usage(values: RouteTable, method: str | None) -> dict[str, Any]:
-    fields, word = kept(values.usage_fields), values.usage or "none"
+def _build_usage(values: RouteTable, method: str | None) -> dict[str, Any]:
+    fields, word = drop_refused(values.usage_fields), values.usage or "none"
     if word != "none" and (twice := [name for name in fields if name in USAGE_METERS]):
         message = f"`usage: {word}` feeds {twice[0]} as well; name it in one of the two"
         values.refuse("usage_fields", message)
@@ -248,12 +250,12 @@ def _check_meters(values: RouteTable, declared: DeclaredNames) -> None:
     places += [("records", item.text, item.place) for item in values.texts("records")]
     for verb, name, place in places:
         meter = check_meter(name, declared.meters, place, values.problems)
-        message = _misuse(verb, meter) if meter else None
+        message = _misuse_message(verb, meter) if meter else None
         if message is not None:
             values.problems.refuse(place, message)
 
 
-def _misuse(verb: str, meter: Meter) -> str | None:
+def _misuse_message(verb: str, meter: Meter) -> str | None:
     name = meter.name
     if verb == "grow":
         is_right = meter.kind == "gauge"
@@ -301,7 +303,7 @@ def _build_reserve(name: str, values: ReserveTable) -> Reserve:
     return Reserve(meter=name, field=values.field, default=default, ceiling=ceiling)
 
 
-def quantities_of(route: Route, values: RouteTable) -> Iterator[tuple[FilePlace, str, str, int]]:
+def requested_quantities(route: Route, values: RouteTable) -> Iterator[tuple[FilePlace, str, str, int]]:
     """Each quantity that a route requests at admission: its place, key and meter."""
     reserved = {reserve.meter: reserve.default for reserve in route.reserve}
     for key, quantities in zip(_VERBS, (route.consume, route.per_message, route.grow, reserved), strict=True):
@@ -325,7 +327,7 @@ def additions_of(
         meters: those of the plans file.
         models: that the request names; none: any model may answer it.
     """
-    by_key = _named(route, meters).items()
+    by_key = _meters_by_key(route, meters).items()
     named: list[tuple[AdditionKey, str]] = [
         (key, name) for key, names in by_key for name in names if _is_counter(name, meters)
     ]
@@ -345,7 +347,7 @@ def additions_of(
 
 def charging_meters(meters: Mapping[str, Meter]) -> frozenset[str]:
     """The meters that a call of a language model adds to: tokens, and what calls are charged."""
-    return USAGE_METERS.union(_charged(meters))
+    return USAGE_METERS.union(_charging_meters(meters))
 
 
 def reads_tokens(route: Route) -> bool:
@@ -358,7 +360,7 @@ def is_fetched(usage: str, method: str) -> bool:
     return usage == "auto" and method not in {"POST", "WS"}
 
 
-def _named(route: Route, meters: Mapping[str, Meter]) -> dict[AdditionKey, Iterable[str]]:
+def _meters_by_key(route: Route, meters: Mapping[str, Meter]) -> dict[AdditionKey, Iterable[str]]:
     return {
         "per_message": route.per_message,
         "usage_fields": route.usage_fields,
@@ -372,7 +374,7 @@ def _is_of_calls(name: str, meters: Mapping[str, Meter]) -> bool:
     return name in USAGE_METERS or meters[name].charges is not None
 
 
-def _charged(meters: Mapping[str, Meter]) -> Iterator[str]:
+def _charging_meters(meters: Mapping[str, Meter]) -> Iterator[str]:
     return (name for name, meter in meters.items() if meter.charges is not None)
 
 

@@ -161,7 +161,7 @@ class MapOf(Generic[T_co]):
         }
 
 
-def kept(read: Mapping[str, T | None] | None) -> dict[str, T]:
+def drop_refused(read: Mapping[str, T | None] | None) -> dict[str, T]:
     """The valid values of a map that was read."""
     return {name: value for name, value in (read or {}).items() if value is not None}
 

@@ -50,16 +50,16 @@ class ObjectsTable(Table, what="objects"):
     )
 
 
-def _pattern(table: ObjectsTable) -> ObjectPattern | None:
+def _build_pattern(table: ObjectsTable) -> ObjectPattern | None:
     if table.bucket is None or table.key is None:
         return None
     return ObjectPattern(bucket=table.bucket, key=table.key)
 
 
-_OBJECTS: Final = MappedShape(ObjectsTable, _pattern)
+_OBJECTS: Final = MappedShape(ObjectsTable, _build_pattern)
 
 
-def _single(pattern: ObjectPattern) -> tuple[ObjectPattern, ...]:
+def _as_tuple(pattern: ObjectPattern) -> tuple[ObjectPattern, ...]:
     return (pattern,)
 
 
@@ -71,7 +71,7 @@ class StorageTable(Table, what="storage"):
         AnyForm(
             "a map with bucket and key, or a list of such maps",
             items=ListOf(_OBJECTS, "objects", 1),
-            fields=MappedShape(_OBJECTS, _single),
+            fields=MappedShape(_OBJECTS, _as_tuple),
         ),
         "Buckets and the keys of their objects; the first match wins.",
         required=True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.amount_texts import micros_per_minor_unit
 from meterkit.catalog.budgets import WINDOWS, BudgetTable
 from meterkit.catalog.document import Fields
-from meterkit.catalog.entitlements import CounterLimits, counter_limits, node_of
+from meterkit.catalog.entitlements import CounterLimits, build_counter_limits, build_node
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import check_meter
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, SubjectBudget, SubjectPlan
@@ -96,7 +96,7 @@ def _build_subject(
         elif meter.source is not None:
             problems.refuse(place, f"{name} is a part of {meter.source}; limit {meter.source}")
         else:
-            limits[name] = counter_limits(table, meter)
+            limits[name] = build_counter_limits(table, meter)
     budget = None
     if values.budget is not None:
         if SPEND in meters:
@@ -140,14 +140,16 @@ def override_subject(
         if name not in {BUDGET, *meters}:
             problems.refuse(place.child(name), unknown("limit", name, (BUDGET, *meters)))
             continue
-        written = SubjectShape().read(node_of({name: value}, place, 0), found)
+        written = SubjectShape().read(build_node({name: value}, place, 0), found)
         if written is not None and not found:
             built = _build_subject(given.kind, written, meters, catalog.currency, found)
             if not found and name == BUDGET:
                 budget = built.budget
             elif not found:
                 table, meter = written.limits[name], catalog.meters[name]
-                limits[name] = counter_limits(table, meter, base=limits.get(name)) if table else limits[name]
+                limits[name] = (
+                    build_counter_limits(table, meter, base=limits.get(name)) if table else limits[name]
+                )
         problems.extend(found)
     if strict and problems:
         raise problems.error()

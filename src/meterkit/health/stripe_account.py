@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.meters import billed_meters
-from meterkit.catalog.model_prices import sold_in
+from meterkit.catalog.model_prices import find_top_ups
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.customers.drifts import Drifts
 from meterkit.errors import StripeError, UnknownPlanError
@@ -71,7 +71,7 @@ def read_refusal(error: StripeError) -> Finding | str:
 
 async def _find_unpriced_top_ups(api: StripeApi, catalog: Catalog) -> list[Finding]:
     """Report top-up amounts without a price; none if the key may not list prices."""
-    sold = sold_in(catalog.credits)
+    sold = find_top_ups(catalog.credits)
     if sold is None:
         return []
     credit, top_ups = sold

@@ -11,7 +11,7 @@ from threading import Semaphore
 from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
 from weakref import WeakKeyDictionary
 
-from meterkit.catalog.model_prices import sold_in
+from meterkit.catalog.model_prices import find_top_ups
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, to_ms
@@ -411,7 +411,7 @@ def budgets_in(
 
 def top_up_page(catalog: Catalog) -> TopUpPage | None:
     """Where customers buy a balance; None: none is sold, or no page of it is known."""
-    sold = sold_in(catalog.credits)
+    sold = find_top_ups(catalog.credits)
     url = None if sold is None else sold[1].url or catalog.billing.portal_url
     if sold is None or url is None:
         return None

@@ -18,7 +18,7 @@ from meterkit.decisions.plan_shares import effective_terms, longest_life_ms
 from meterkit.decisions.program import compile_program, demands_of
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.script_terms import pack_tail
-from meterkit.tokens.charging import ChargeRemainders, ModelCharges, UnpricedLog, call_costs
+from meterkit.tokens.charging import ChargeRemainders, ModelCharges, UnpricedLog, make_call_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -273,7 +273,7 @@ class CompiledCatalog:
 
     @cached_property
     def _costs(self) -> CallCosts | None:
-        return call_costs(self.charges, self.counters, f"plans/{self.catalog.content_hash}")
+        return make_call_costs(self.charges, self.counters, f"plans/{self.catalog.content_hash}")
 
     def resolve_plan(self, state: CustomerState, now_ms: int) -> EffectivePlan:
         """Plan, access and period of a state at an instant; shared without a subscription and overrides."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, T
 from pydantic import BaseModel, ConfigDict, Field
 
 from meterkit.answers import PROBLEM_TYPES, ProblemType
-from meterkit.catalog.model_prices import sold_in
+from meterkit.catalog.model_prices import find_top_ups
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
 from meterkit.subscriptions.change_rules import SEATS_MAX
@@ -350,7 +350,7 @@ async def _portal(kit: BillingKit, request: BillingRequest) -> Page:
 )
 async def _top_up(kit: BillingKit, request: BillingRequest) -> Page:
     body: TopUpBody = request.body
-    if sold_in(kit.store.catalog.credits) is None:
+    if find_top_ups(kit.store.catalog.credits) is None:
         raise wrong("amount_cents", "no top-ups are sold")
     urls = {"success_url": body.success_url, "cancel_url": body.cancel_url}
     try:

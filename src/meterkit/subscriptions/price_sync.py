@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_texts import money
-from meterkit.catalog.model_prices import sold_in
+from meterkit.catalog.model_prices import find_top_ups
 from meterkit.errors import StripeError
 from meterkit.stripe.meters import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
@@ -158,7 +158,7 @@ class _SyncRun:
             await self._make_meters()
             for plan_found in found:
                 await self._make_prices(plan_found)
-            if (sold := sold_in(self._catalog.credits)) is not None:
+            if (sold := find_top_ups(self._catalog.credits)) is not None:
                 credit, top_ups = sold
                 await self._make_packs(credit, top_ups.amounts)
         return done
@@ -294,7 +294,7 @@ class _SyncRun:
 
     @property
     def _sells_packs(self) -> bool:
-        return sold_in(self._catalog.credits) is not None
+        return find_top_ups(self._catalog.credits) is not None
 
     @property
     def _made(self) -> Action:

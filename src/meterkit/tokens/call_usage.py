@@ -145,7 +145,7 @@ def billed_units(call: CallUsage) -> dict[str, int]:
     return units
 
 
-def within_wholes(figures: Mapping[str, int]) -> dict[str, int]:
+def cap_parts(figures: Mapping[str, int]) -> dict[str, int]:
     """The figures by meterkit's names or units; a part that is larger than its whole is as large as that."""
     found = dict(figures)
     for name, count in figures.items():
@@ -170,7 +170,7 @@ def figure(value: object) -> int | None:
     return value if type(value) is int and 0 <= value <= QUANTITY_MAX else None
 
 
-def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
+def sum_calls(calls: Sequence[CallUsage]) -> CallUsage:
     """Several calls as one: what only some of them know is not known of it, and so with names that differ.
 
     Its source is the worst of theirs. Of further units it has what is known.
@@ -201,7 +201,7 @@ def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
     return replace(calls[0], **figures, **shared, source=worst, notes=notes, snapshot=None)
 
 
-def filled(
+def fill_estimates(
     calls: Sequence[CallUsage], *, input_tokens: Callable[[], int], output_tokens: int, at_least: int = 0
 ) -> tuple[CallUsage, ...]:
     """The calls of an answer that was cut, or has ended, with estimates where figures are lacking.
@@ -266,7 +266,7 @@ def join_reports(
         if at is None:
             alone.append(call)
         else:
-            pairs.append(_merged(left.pop(at), call))
+            pairs.append(_merge_reports(left.pop(at), call))
     alone = _without_sum(alone, known, renamed=renamed)
     left = _without_sum(left, more, renamed=False)
     if renamed:
@@ -274,7 +274,7 @@ def join_reports(
     return left + pairs + alone
 
 
-def each_once(calls: Iterable[CallUsage]) -> list[CallUsage]:
+def deduplicate_calls(calls: Iterable[CallUsage]) -> list[CallUsage]:
     """The calls that several sides report under providers' ids, each once; those without an id are all kept.
 
     Of a call that a tap and the response's body both report, the better report stays, the first among equals,
@@ -285,13 +285,13 @@ def each_once(calls: Iterable[CallUsage]) -> list[CallUsage]:
     for call in calls:
         if call.response_id:
             known = named.get(call.response_id)
-            named[call.response_id] = call if known is None else _merged(known, call)
+            named[call.response_id] = call if known is None else _merge_reports(known, call)
         else:
             nameless.append(call)
     return [*named.values(), *nameless]
 
 
-def _merged(first: CallUsage, second: CallUsage) -> CallUsage:
+def _merge_reports(first: CallUsage, second: CallUsage) -> CallUsage:
     """One call of two reports of it: the better one, with what only the other one knows.
 
     The better one has the better source, the larger total, the known model; else it is the first one.
@@ -324,12 +324,12 @@ def _may_be_one(call: CallUsage, other: CallUsage, *, renamed: bool) -> bool:
         return False
     if call.source in _ROUGH and other.source in _ROUGH:
         return renamed or call.provider == other.provider
-    return call.source == other.source and _agree(call, other)
+    return call.source == other.source and _have_same_figures(call, other)
 
 
-def _agree(call: CallUsage, other: CallUsage) -> bool:
+def _have_same_figures(call: CallUsage, other: CallUsage) -> bool:
     """Whether the figures that both know are the same; some that count must be among them."""
-    one, two = _figures(call), _figures(other)
+    one, two = _known_figures(call), _known_figures(other)
     shared = one.keys() & two.keys()
     differing = [name for name in shared if one[name] != two[name]]
     if differing and (differing != ["input_tokens"] or not _differ_by_cache(one, two)):
@@ -346,7 +346,7 @@ def _differ_by_cache(one: Mapping[str, int], two: Mapping[str, int]) -> bool:
     return more["input_tokens"] - less["input_tokens"] == cached
 
 
-def _figures(call: CallUsage) -> dict[str, int]:
+def _known_figures(call: CallUsage) -> dict[str, int]:
     billed = {"billed_input": call.billed_input_tokens, "billed_output": call.billed_output_tokens}
     return {**call.units, **{name: count for name, count in billed.items() if count is not None}}
 
@@ -355,10 +355,10 @@ def _without_sum(calls: list[CallUsage], parts: Sequence[CallUsage], *, renamed:
     """The calls without the one that has the sum of all parts."""
     if len(parts) < _SEVERAL:
         return calls
-    total = sum_of(parts)
+    total = sum_calls(parts)
     for at, call in enumerate(calls):
         is_reported = call.source == "reported" == total.source and (renamed or not call.response_id)
-        if is_reported and _agree(call, total):
+        if is_reported and _have_same_figures(call, total):
             return [*calls[:at], *calls[at + 1 :]]
     return calls
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.catalog.price_table import UNITS
-from meterkit.tokens.call_usage import COUNTED, CallUsage, within_wholes
+from meterkit.tokens.call_usage import COUNTED, CallUsage, cap_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,7 +143,7 @@ class _Call:
         settled = self.first.settle(self.counts)
         known = {name: count for name, count in settled.items() if name in _FIGURES or name in UNITS}
         fitting = {name: count for name, count in known.items() if count <= QUANTITY_MAX}
-        bounded = within_wholes(fitting)
+        bounded = cap_parts(fitting)
         notes: list[Note] = [] if bounded == fitting else ["beyond_whole"]
         if self.refused or len(fitting) < len(known):
             notes.append("refused")

@@ -114,7 +114,7 @@ class ModelCharges:
     def amount(self, call: CallUsage, at: datetime) -> Fraction | None:
         """Price a call; None: it used something, and no price of its model is known."""
         units = billed_units(call)
-        reported = _reported(call, self)
+        reported = _reported_cost(call, self)
         if reported is not None:
             return self._markup * reported
         prices = _prices_of(call, units, at, self)
@@ -314,7 +314,7 @@ class UnpricedLog:
             )
 
 
-def costs_of(
+def find_costs(
     call: CallUsage,
     units: Mapping[str, int],
     at: datetime,
@@ -333,14 +333,14 @@ def costs_of(
         charges: knows the seller's own prices; None: there are none.
         group: what the costs of a unit are added to.
     """
-    reported = _reported(call, charges)
+    reported = _reported_cost(call, charges)
     if reported is not None:
         return {group("requests"): reported}
     found = _prices_of(call, units, at, charges)
     return None if found is None else found.costs(units, group, is_sum="summed" in call.notes)
 
 
-def _reported(call: CallUsage, charges: ModelCharges | None) -> Fraction | None:
+def _reported_cost(call: CallUsage, charges: ModelCharges | None) -> Fraction | None:
     """The amount that the provider reports, where it counts."""
     if call.reported_cost_micros is None or call.provider in _SHAPE_PROVIDERS:
         return None
@@ -381,7 +381,7 @@ class ChargeRemainders:
         return min(units, QUANTITY_MAX)
 
 
-def charged_of(
+def price_call(
     charges: Mapping[str, ModelCharges], call: CallUsage, at: datetime
 ) -> tuple[dict[str, Fraction], bool]:
     """Price a call by the meter that counts it, and say whether a price of its model is lacking."""
@@ -447,7 +447,7 @@ class CallCosts:
             if len(self._meters) >= _KEPT_MOST:
                 self._meters.clear()
             meters = self._meters[counted] = _MetersOfUnits(counted, self._meter)
-        return costs_of(call, units, at, self._charges, meters.__getitem__) or {}
+        return find_costs(call, units, at, self._charges, meters.__getitem__) or {}
 
 
 class _MetersOfUnits(dict[str, str]):
@@ -464,7 +464,7 @@ class _MetersOfUnits(dict[str, str]):
         return found
 
 
-def call_costs(
+def make_call_costs(
     charges: Mapping[str, ModelCharges], counters: Collection[str], plans: str
 ) -> CallCosts | None:
     """Costs of calls; None: the package ``genai-prices`` is not installed."""

@@ -85,13 +85,13 @@ def estimate_input(body: bytes | Table, model: str | None = None) -> int:
     """
     del model
     if isinstance(body, bytes) and len(body) > BODY_BYTES_MAX:
-        return _media(len(body))
-    request = request_of(body)
-    size, tokens = _measured([request[key] for key in _INPUT_KEYS if key in request])
+        return _media_tokens(len(body))
+    request = parse_request_body(body)
+    size, tokens = _measure_values([request[key] for key in _INPUT_KEYS if key in request])
     return min(tokens_of_bytes(size) + tokens, QUANTITY_MAX)
 
 
-def guarded(estimate: InputEstimator) -> InputEstimator:
+def guard_estimator(estimate: InputEstimator) -> InputEstimator:
     """An estimator of the app's own that can do no harm: what it cannot say, the default one does."""
     if estimate is estimate_input:
         return estimate
@@ -126,12 +126,12 @@ def estimate_request(head: bytes, *, size: int, estimate: InputEstimator = estim
         0 where there is no body. Never raises, if the estimator does not.
     """
     if size <= len(head):
-        request = request_of(head)
+        request = parse_request_body(head)
         model = request.get("model")
         found = estimate(request or head, model if isinstance(model, str) else None)
         if found or not head:
             return found
-        text_bytes, tokens = _measured([request])
+        text_bytes, tokens = _measure_values([request])
         return tokens_of_bytes(text_bytes) + tokens or unread_input(head, size)
     return unread_input(head, size)
 
@@ -159,9 +159,9 @@ def billed_input(head: bytes, *, size: int) -> int:
         0 where there is no body. Never raises.
     """
     if size == len(head) <= _PARSED_BYTES_MAX:
-        request = request_of(head)
+        request = parse_request_body(head)
         known = [request[key] for key in _INPUT_KEYS if key in request]
-        found, media = _measured(known or [request])
+        found, media = _measure_values(known or [request])
         if found or media:
             return found // BILLED_BYTES_PER_TOKEN + media // MEDIA_PART_TOKENS * BILLED_MEDIA_TOKENS
     if b"\0" in head or not _is_text(head[:_BLOCK_BYTES]):
@@ -188,10 +188,10 @@ def unread_input(head: bytes, size: int) -> int:
             # UTF-16 or UTF-32: a character may be a token.
             return min(size // 2, QUANTITY_MAX)
     elif b"\0" in head or not _is_text(head):
-        return _media(size)
+        return _media_tokens(size)
     texts, encoded, within = _texts_and_encoded(head, b"")
     rest = max(0, size - len(head))
-    more = _media(rest) if within else tokens_of_bytes(rest)
+    more = _media_tokens(rest) if within else tokens_of_bytes(rest)
     return min(tokens_of_bytes(texts) + encoded * MEDIA_PART_TOKENS + more, QUANTITY_MAX)
 
 
@@ -211,7 +211,7 @@ def _texts_and_encoded(head: bytes, marks: bytes) -> tuple[int, int, bool]:
     return texts, encoded, within
 
 
-def _media(size: int) -> int:
+def _media_tokens(size: int) -> int:
     return MEDIA_PART_TOKENS * -(-size // (1 << 20))
 
 
@@ -224,7 +224,7 @@ def _is_text(head: bytes) -> bool:
     return True
 
 
-def request_of(body: bytes | Table) -> Table:
+def parse_request_body(body: bytes | Table) -> Table:
     """Parse a request body; empty if it is not JSON, or larger than 8 MiB."""
     if not isinstance(body, bytes):
         return body
@@ -234,7 +234,7 @@ def request_of(body: bytes | Table) -> Table:
     return {}
 
 
-def _measured(values: list[Any]) -> tuple[int, int]:
+def _measure_values(values: list[Any]) -> tuple[int, int]:
     """Bytes of text, and tokens of what is no text, in values of any depth."""
     size, numbers, media = measure(values, values_max=_NODES_MAX)
     return size, numbers + media * MEDIA_PART_TOKENS

@@ -78,8 +78,8 @@ class FieldsReader:
         if self.is_coded:
             return None
         if self._decoding is None and len(chunk) <= PIECE_BYTES:
-            return self._take(chunk)
-        return read_pieces(chunk, self._decoding, self._take)
+            return self._feed_framing(chunk)
+        return read_pieces(chunk, self._decoding, self._feed_framing)
 
     def finish(self) -> Work:
         """The work at the body's end, before :meth:`close`, which otherwise does it without a pause."""
@@ -105,22 +105,22 @@ class FieldsReader:
     def _framing_of(self, kind: bytes) -> IncrementalReader | None:
         """Choose the framing by the content type; None if the first byte has to decide."""
         if kind == SSE:
-            return SseReader(self._takers())
+            return SseReader(self._callbacks())
         if is_lines(kind):
-            return NdjsonReader(self._takers())
-        return JsonReader(self._takers(), unseen=True) if is_json(kind) else None
+            return NdjsonReader(self._callbacks())
+        return JsonReader(self._callbacks(), unseen=True) if is_json(kind) else None
 
-    def _takers(self) -> EventCallbacks:
+    def _callbacks(self) -> EventCallbacks:
         return EventCallbacks(self._read_event, self._wants, self._open_large)
 
-    def _take(self, data: bytes) -> Work | None:
+    def _feed_framing(self, data: bytes) -> Work | None:
         if self._framing is None:
             data = data.lstrip(_BLANK)
             if not data:
                 return None
             is_json_value = data.startswith((b"{", b"["))
             self._framing = (
-                JsonReader(self._takers(), unseen=True) if is_json_value else SseReader(self._takers())
+                JsonReader(self._callbacks(), unseen=True) if is_json_value else SseReader(self._callbacks())
             )
         return self._framing.feed(data)
 
@@ -130,7 +130,7 @@ class FieldsReader:
 
     def _open_large(self) -> LargeJsonReader:
         """A reader of an event that is too large to be kept, or is not well-formed."""
-        return LargeJsonReader(lambda event, _: self._take_event(event), lambda: None, self._place)
+        return LargeJsonReader(lambda event, _: self._add_event(event), lambda: None, self._place)
 
     def _read_event(self, data: bytes) -> Work | None:
         if data.strip() == _DONE:
@@ -143,14 +143,14 @@ class FieldsReader:
             event = load(data)
         except ValueError:
             return feed_large(self._open_large(), data)
-        self._take_event(event)
+        self._add_event(event)
         return None
 
-    def _take_event(self, event: object) -> None:
+    def _add_event(self, event: object) -> None:
         self._begin_call(first_text(event, CALL_ID))
         found: dict[str, int] = {}
         for meter, paths in self._paths.items():
-            figures = [figure for path in paths if (figure := _figure(dig(event, path))) is not None]
+            figures = [figure for path in paths if (figure := _parse_figure(dig(event, path))) is not None]
             if figures:
                 found[meter] = figures[0]
         if not found:
@@ -170,7 +170,7 @@ class FieldsReader:
         self._call = call_id
 
 
-def _figure(value: object) -> int | None:
+def _parse_figure(value: object) -> int | None:
     """A number from 0 to 10^15 - 1, rounded down; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -48,7 +48,7 @@ def interaction_of(event: Table) -> Table | None:
     return event if known or not _INTERACTION.isdisjoint(event) else None
 
 
-def call_name(call: CallUsage) -> str | None:
+def call_event_id(call: CallUsage) -> str | None:
     """The event id under which a call is counted, once; None where it ends with its request."""
     if not call.outlives or call.response_id is None:
         return None
@@ -63,7 +63,7 @@ _ANSWERS: Final = (
 _ENDS: Final = ("response", "result", "error")
 
 
-def batched(call: CallUsage) -> CallUsage:
+def mark_batched(call: CallUsage) -> CallUsage:
     """A call of a batch, for which providers have prices of their own."""
     return replace(call, context=tuple(sorted({**dict(call.context), "processing": "batch"}.items())))
 
@@ -80,7 +80,7 @@ class BatchLine(NamedTuple):
     answer: Table | None
 
 
-def batch_line(obj: object) -> BatchLine | None:
+def read_batch_line(obj: object) -> BatchLine | None:
     """Read a line of a batch's output: a line of the file, or what an SDK makes of it. Never raises.
 
     Returns:

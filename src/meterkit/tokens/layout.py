@@ -288,7 +288,7 @@ def figure_path(event: Table) -> str | None:
                 if _OTHER_PARENTS.isdisjoint(_words(name)):
                     places += _objects(cast("object", inner), (*path, name))
             elif _TOKEN_NAME in name and figure(inner) and _is_figure(name, path):
-                return ".".join(map(_shown, (*path, name))).replace(f".{_ITEM}", _ITEM)
+                return ".".join(map(_display_name, (*path, name))).replace(f".{_ITEM}", _ITEM)
     return None
 
 
@@ -321,7 +321,7 @@ class FigureWatch:
                 begin, end = seen.rfind(b'"', 0, found.start()) + 1, seen.find(b'"', found.start())
                 name = seen[begin:end].decode("utf-8", "replace")
                 if begin and _is_figure(name, ()):
-                    self._note(_shown(name))
+                    self._note(_display_name(name))
         return self._reader.feed(data)
 
     def end(self) -> None:
@@ -353,6 +353,6 @@ def _is_figure(name: str, path: tuple[str, ...]) -> bool:
     return "tokens" in words or ("token", "count") in pairwise(words)
 
 
-def _shown(name: str) -> str:
+def _display_name(name: str) -> str:
     """The name, or `*` if it may be data, such as an id."""
     return name if name == _ITEM or _SHOWN.fullmatch(name) else "*"

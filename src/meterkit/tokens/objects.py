@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
-from meterkit.tokens.call_usage import CallUsage, each_once, figure, join_reports, sum_of
+from meterkit.tokens.call_usage import CallUsage, deduplicate_calls, figure, join_reports, sum_calls
 from meterkit.tokens.calls import CallLedger
 from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, load, rows, table, text
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, first_text
-from meterkit.tokens.observer import observed
+from meterkit.tokens.observer import read_document
 from meterkit.tokens.plain_values import body_of, kind_of, table_of
 from meterkit.tokens.providers import AUTO
 from meterkit.tokens.providers.anthropic import ANTHROPIC
@@ -75,7 +75,7 @@ def usage_of(obj: object) -> CallUsage | None:
         Where there are several calls in it: their sum, with the names that all of them share. Never raises.
     """
     calls = calls_of(obj)
-    return sum_of(calls) if calls else None
+    return sum_calls(calls) if calls else None
 
 
 def calls_of(obj: object) -> tuple[CallUsage, ...]:
@@ -91,11 +91,11 @@ def pending_jobs(obj: object) -> tuple[str, ...]:
 
 def _report_usages(obj: object) -> tuple[CallUsage, ...]:
     reports = UsageReports()
-    reports.take(report_of(obj))
+    reports.take(read_report(obj))
     return reports.usages()
 
 
-def report_of(obj: object) -> Report:
+def read_report(obj: object) -> Report:
     """Look at an object once; see :func:`usage_of`. Never raises."""
     if _is_call(obj):
         return (obj,)
@@ -115,7 +115,7 @@ def events_of(obj: object) -> tuple[Table, ...]:
     run = responses_of_run(obj)
     if run is not None:
         return tuple(part for event in run for part in parts_of(event))
-    chunk, metadata = _unwrapped(obj)
+    chunk, metadata = _unwrap_chunk(obj)
     event = xai_event(chunk)
     if event is not None:
         return (event,)
@@ -136,7 +136,7 @@ def events_of(obj: object) -> tuple[Table, ...]:
     return tuple(parts_of(event if data is None else data))
 
 
-def _unwrapped(obj: Any) -> tuple[Any, Any]:
+def _unwrap_chunk(obj: Any) -> tuple[Any, Any]:
     """The chunk in the tuples of a stream, and what LangGraph knows of it, after its mode and namespace.
 
     Streams of xAI's SDK have the response so far before the chunk.
@@ -162,14 +162,14 @@ class UsageReports:
         self._calls: list[CallUsage] = []
 
     def take(self, report: Report) -> bool:
-        """Take what an object says; see :func:`report_of`.
+        """Take what an object says; see :func:`read_report`.
 
         Returns:
             False where usage was to be expected of it and there is none.
         """
         calls = [item for item in report if isinstance(item, CallUsage)]
-        self._calls = each_once((*self._calls, *calls))
-        taken = [self._take(item) for item in report if not isinstance(item, CallUsage)]
+        self._calls = deduplicate_calls((*self._calls, *calls))
+        taken = [self._add_event(item) for item in report if not isinstance(item, CallUsage)]
         return any(taken) or any(call.source != "missing" for call in calls)
 
     def usages(self) -> tuple[CallUsage, ...]:
@@ -184,12 +184,12 @@ class UsageReports:
         single = [call for call in nameless if "summed" not in call.notes]
         return tuple(join_reports(join_reports(named, single), sums))
 
-    def _take(self, event: Table) -> bool:
+    def _add_event(self, event: Table) -> bool:
         event_usage, bare = _usage_in(event), False
         if event_usage is None:
             event_usage, bare = _bare_usage_in(event), True
         if event_usage is None and outliving_state(event) is not None:
-            self._calls += observed(event)
+            self._calls += read_document(event)
             return True
         if event_usage is None:
             if _is_piece(event):

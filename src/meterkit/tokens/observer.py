@@ -192,7 +192,7 @@ class UsageObserver:
         noted: set[Note] = set(notes)
         if self._ledger.overflowed:
             noted.add("too_many_calls")
-        calls = self._named(self._ledger.usages(complete=whole))
+        calls = self._name_models(self._ledger.usages(complete=whole))
         if self._outlives is not None and not any(call.outlives for call in calls):
             return (self._outliving(),)
         if calls:
@@ -206,7 +206,7 @@ class UsageObserver:
             noted.add(("not_asked" if self._asks else "no_usage") if whole else "ended_early")
         return (self.missing(noted),)
 
-    def _named(self, calls: Sequence[CallUsage]) -> tuple[CallUsage, ...]:
+    def _name_models(self, calls: Sequence[CallUsage]) -> tuple[CallUsage, ...]:
         """The calls, with the model that the stream has named before them where they name none."""
         default = self._response_model
         return tuple(replace(call, model=default) if call.model is None else call for call in calls)
@@ -244,7 +244,7 @@ class UsageObserver:
         self._only_counted = any(name in event and event.keys() <= names for name, names in _COUNTS)
 
 
-def observed(event: Table) -> tuple[CallUsage, ...]:
+def read_document(event: Table) -> tuple[CallUsage, ...]:
     """Usage that a complete document of any API reports."""
     observer = UsageObserver(AUTO, declared=False)
     observer.observe(event)

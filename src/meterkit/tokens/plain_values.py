@@ -49,7 +49,7 @@ def is_body(value: object) -> TypeGuard[bytes | bytearray | str]:
     return issubclass(kind_of(value), bytes | bytearray | str)
 
 
-def held_by(obj: object) -> Mapping[str, Any]:
+def instance_members(obj: object) -> Mapping[str, Any]:
     """The members that an object holds itself, private ones included; none where it has no dictionary."""
     try:
         return cast("Mapping[str, Any]", object.__getattribute__(obj, "__dict__"))
@@ -66,10 +66,10 @@ def body_of(obj: object) -> bytes | None:
     """
     if is_body(obj):
         return obj.encode("utf-8", "surrogatepass") if isinstance(obj, str) else bytes(obj)
-    held = held_by(obj)
+    held = instance_members(obj)
     inner = held.get("http_response")
     if inner is not None:
-        held = held_by(inner)
+        held = instance_members(inner)
     # The public properties read from the network, or decode and keep the text.
     content = held.get("_content")
     return content if isinstance(content, bytes) and "status_code" in held else None
@@ -87,7 +87,7 @@ class _Copy:
         self._known: dict[int, tuple[object, object]] = {}
 
     def start(self, obj: object) -> object:
-        copied = self._copy_value(_dumped(obj), urgent=False)
+        copied = self._copy_value(_dump_object(obj), urgent=False)
         while self._ahead and self._left > 0:
             with suppress(Exception):  # A foreign mapping may refuse to be read.
                 self._fill_copy(*self._ahead.popleft())
@@ -134,7 +134,7 @@ def _members(value: Any) -> Any:
     kind = kind_of(value)
     if issubclass(kind, dict):
         return value
-    held = held_by(value)
+    held = instance_members(value)
     if "__pydantic_fields__" in kind.__dict__:
         # Fields that the model does not know stand beside those that it does.
         extra = getattr(value, "__pydantic_extra__", None)
@@ -174,7 +174,7 @@ def _slot_values(value: Any, kind: Any) -> Mapping[str, Any] | None:
     return found or None
 
 
-def _dumped(obj: Any) -> Any:
+def _dump_object(obj: Any) -> Any:
     """Dump of an object without readable members that has a ``to_dict()``, as Vertex AI's do."""
     kind = kind_of(obj)
     if (

@@ -73,7 +73,7 @@ Tiers = tuple[tuple[int, Fraction], ...]
 """Prices of a unit, each with the input tokens from beyond which all units of a call cost it."""
 
 
-def _itself(unit: str) -> str:
+def _same_name(unit: str) -> str:
     return unit
 
 
@@ -143,12 +143,12 @@ class UnitPrices:
 
         Tiers go by its input tokens. Of a sum of several calls these are not known: the lowest tier counts.
         """
-        amount = sum(map(mul, self._prices_of(units, is_sum=is_sum), self._split(units)))
+        amount = sum(map(mul, self._prices_of(units, is_sum=is_sum), self._split_units(units)))
         # One fraction at the end: each takes as long as the rest together.
         return Fraction(amount * factor.numerator, self._divisor * factor.denominator)
 
     def costs(
-        self, units: Mapping[str, int], group: Callable[[str], str] = _itself, *, is_sum: bool = False
+        self, units: Mapping[str, int], group: Callable[[str], str] = _same_name, *, is_sum: bool = False
     ) -> dict[str, Fraction]:
         """Cost of a call by unit: each without its priced parts; units that cost nothing are left out.
 
@@ -159,7 +159,9 @@ class UnitPrices:
         """
         prices = self._prices_of(units, is_sum=is_sum)
         found: dict[str, int] = {}
-        for unit, price, count in zip((*self._names, _REQUESTS), prices, self._split(units), strict=True):
+        for unit, price, count in zip(
+            (*self._names, _REQUESTS), prices, self._split_units(units), strict=True
+        ):
             if price and count:
                 name = group(unit)
                 found[name] = found.get(name, 0) + price * count
@@ -193,7 +195,7 @@ class UnitPrices:
         """Whether nothing has a price above 0."""
         return not any(price for tiers in self.prices.values() for _, price in tiers)
 
-    def _split(self, units: Mapping[str, int]) -> list[int]:
+    def _split_units(self, units: Mapping[str, int]) -> list[int]:
         """Count the units of each row that have no priced part, and 1 request: each token counts once."""
         count_of = units.get
         counts = [count_of(unit, 0) for unit in self._names]

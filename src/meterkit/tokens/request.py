@@ -133,7 +133,7 @@ class LlmRequest:
 
     def __init__(self, root: _Pairs = ()) -> None:
         self._root = root
-        self._named = _by_name(root)
+        self._named = _group_by_name(root)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class LlmRequest:
     def _named_models(self) -> list[str]:
         named = self._named.get("model", ())
         found = [(name, value) for name, value in named if isinstance(value, str) and value]
-        return list(dict.fromkeys(values_taken(found)))
+        return list(dict.fromkeys(values_read(found)))
 
     def _fallbacks(self) -> Iterator[str]:
         """Yield the models that a gateway may call in place of the one that is named."""
@@ -165,7 +165,7 @@ class LlmRequest:
         Args:
             field: a member's name, or a dotted path.
         """
-        first, *path = map(_folded, field.split("."))
+        first, *path = map(_fold_name, field.split("."))
         found = self._named.get(first, _NONE)
         for name in path:
             found = [inner for outer in found[:_ALIKE_MAX] for inner in _members(outer, name)]
@@ -215,9 +215,10 @@ class LlmRequest:
             return 1
         # Texts and arrays of tokens are a prompt each, and so is one array of tokens.
         prompts = [
-            sum(type(item) not in (int, float) for item in rows(value)) for _, value in self._at("prompt")
+            sum(type(item) not in (int, float) for item in rows(value))
+            for _, value in self._find_values("prompt")
         ]
-        choices = [read(value) or 1 for name in _ANSWERS for _, value in self._at(name)]
+        choices = [read(value) or 1 for name in _ANSWERS for _, value in self._find_values(name)]
         return min(max(1, 1, *choices) * max(1, 1, *prompts), QUANTITY_MAX)
 
     def input_size(self) -> tuple[int, int, int] | None:
@@ -235,14 +236,14 @@ class LlmRequest:
     @property
     def context(self) -> list[tuple[str, str]]:
         """The ways of processing that it asks for, such as ``("service_tier", "priority")``."""
-        named = ((name, value) for name in WAYS for _, value in self._at(name))
+        named = ((name, value) for name in WAYS for _, value in self._find_values(name))
         return [(name, value.lower()) for name, value in named if isinstance(value, str)]
 
     def _spellings(self, field: str) -> list[_Named]:
         names = _OUTPUT_LIMITS if field in _OUTPUT_LIMITS else (field,)
-        return [named for name in names for named in self._at(name)]
+        return [named for name in names for named in self._find_values(name)]
 
-    def _at(self, field: str) -> list[_Named]:
+    def _find_values(self, field: str) -> list[_Named]:
         """All that a field may be to one parser or another."""
         whole, first, path = _path(field)
         found = self._named.get(whole, _NONE)
@@ -313,7 +314,7 @@ def _exact_readings(value: object, path: tuple[str, ...]) -> Iterator[object]:
             yield from _exact_readings(inner, path[1:])
 
 
-def _folded(name: str) -> str:
+def _fold_name(name: str) -> str:
     """A name without what parsers overlook: capitals (Go), ``maxTokens`` for ``max_tokens`` (Protobuf)."""
     return name.casefold().replace("_", "")
 
@@ -321,11 +322,11 @@ def _folded(name: str) -> str:
 @lru_cache(maxsize=256)
 def _path(field: str) -> tuple[str, str, tuple[str, ...]]:
     """A field that a plans file names, folded: as one name, its first name, and the path from there."""
-    first, *path = map(_folded, field.split("."))
-    return _folded(field), first, tuple(path)
+    first, *path = map(_fold_name, field.split("."))
+    return _fold_name(field), first, tuple(path)
 
 
-def values_taken(named: Sequence[tuple[str, T]]) -> list[T]:
+def values_read(named: Sequence[tuple[str, T]]) -> list[T]:
     """Values of repeated names that readers take: the first and the last one of all and of a usual spelling.
 
     A client can write a name in so many spellings that not each can count.
@@ -337,11 +338,11 @@ def values_taken(named: Sequence[tuple[str, T]]) -> list[T]:
     return [value for group in (named, *usual) for _, value in (*group[:1], *group[-1:])]
 
 
-def _by_name(members: _Pairs, prefix: str = "") -> dict[str, list[_Named]]:
+def _group_by_name(members: _Pairs, prefix: str = "") -> dict[str, list[_Named]]:
     found: dict[str, list[_Named]] = {}
     for name, value in members:
         if len(name) <= _NAME_CHARS_MAX:
-            found.setdefault(_folded(name), []).append((prefix + name, value))
+            found.setdefault(_fold_name(name), []).append((prefix + name, value))
     return found
 
 
@@ -352,7 +353,7 @@ def _members(outer: _Named, folded: str) -> list[_Named]:
     members = cast("_Pairs", value) if isinstance(value, tuple) else ()
     if not isinstance(value, tuple) or len(members) > _MEMBERS_MAX:
         return [(path, _UNREADABLE)]
-    return _by_name(members, f"{path}.").get(folded, [])
+    return _group_by_name(members, f"{path}.").get(folded, [])
 
 
 def measure(values: list[Any], *, values_max: int) -> tuple[int, int, int]:
@@ -375,16 +376,16 @@ def measure(values: list[Any], *, values_max: int) -> tuple[int, int, int]:
             numbers += len(items) - len(others)
             values += others
         elif isinstance(value, dict):
-            media += _parts(tuple(cast("dict[str, Any]", value).items()), values)
+            media += _count_media(tuple(cast("dict[str, Any]", value).items()), values)
         elif isinstance(value, tuple) and len(cast("_Pairs", value)) > _MEMBERS_MAX:
             values.append(value)
             break
         elif isinstance(value, tuple):
-            media += _parts(cast("_Pairs", value), values)
+            media += _count_media(cast("_Pairs", value), values)
     return size, numbers, media
 
 
-def _parts(members: _Pairs, values: list[Any]) -> int:
+def _count_media(members: _Pairs, values: list[Any]) -> int:
     """Count the media parts of an object; its other members are added to the values."""
     is_source = any(name == "type" and value in _MEDIA_SOURCES for name, value in members)
     media = 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, unquote_to_bytes
 
 from meterkit.tokens.json_values import dig, load, table, text
-from meterkit.tokens.request import MARKS_MAX, READ_BYTES_MAX, may_be_json, read_request, values_taken
+from meterkit.tokens.request import MARKS_MAX, READ_BYTES_MAX, may_be_json, read_request, values_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -49,13 +49,14 @@ _RESOURCE: Final = re.compile(
 """Names of resources that end in a model's name. Other resources, such as a provisioned model, stay whole."""
 
 
-def _encoded(word: str) -> str:
+def _encoded_pattern(word: str) -> str:
     """A pattern for a word, each letter of it percent-encoded or not."""
     return "".join(f"(?:{letter}|%{ord(letter):02x})" for letter in word)
 
 
 _PAIR: Final = re.compile(
-    rf"(?:^|[&;?])({_encoded('model')}|{_encoded('deployment')})=([^&;]*)".encode(), re.IGNORECASE
+    rf"(?:^|[&;?])({_encoded_pattern('model')}|{_encoded_pattern('deployment')})=([^&;]*)".encode(),
+    re.IGNORECASE,
 )
 # JSON may escape any letter of a name.
 _MEMBER: Final = b"".join(
@@ -81,11 +82,11 @@ def plain_name(written: str) -> str | None:
 
 def names_of(written: Iterable[str]) -> tuple[str, ...]:
     """Each name once; of many the first and the last ones, which are those that readers of repeats take."""
-    found = (plain_name(text) for text in _ends(written))
+    found = (plain_name(text) for text in _first_and_last(written))
     return tuple(dict.fromkeys(name for name in found if name is not None))
 
 
-def _ends(written: Iterable[T]) -> Sequence[T]:
+def _first_and_last(written: Iterable[T]) -> Sequence[T]:
     """Each once; of many the first and the last ones."""
     found = list(dict.fromkeys(written))
     half = _MODELS_MAX // 2
@@ -103,10 +104,10 @@ def models_of_path(path: str) -> tuple[str, ...]:
     at = above.lower().rfind("/model/")
     if at >= 0 and _BEDROCK_VERB.fullmatch(verb.lower()):
         found.append(above[at + len("/model/") :].strip("/"))
-    return names_of(map(_decoded, _ends(found)))
+    return names_of(map(_decode_name, _first_and_last(found)))
 
 
-def _decoded(name: str) -> str:
+def _decode_name(name: str) -> str:
     name = name[:_WRITTEN_CHARS_MAX]
     for _ in range(_ENCODINGS_MAX):
         if "%" not in name:
@@ -120,10 +121,12 @@ def models_of_query(query: bytes) -> tuple[str, ...]:
     if query.count(b"&") > MARKS_MAX:
         return ()
     found: list[tuple[bytes, bytes]] = _PAIR.findall(query)
-    return names_of(map(_value, values_taken([(unquote(name.decode()), value) for name, value in found])))
+    return names_of(
+        map(_decode_value, values_read([(unquote(name.decode()), value) for name, value in found]))
+    )
 
 
-def _value(encoded: bytes) -> str:
+def _decode_value(encoded: bytes) -> str:
     plain = encoded[:_WRITTEN_CHARS_MAX].replace(b"+", b" ")
     return unquote_to_bytes(plain).decode("utf-8", "replace")
 
@@ -187,7 +190,7 @@ class FormModels:
     def models(self) -> tuple[str, ...]:
         """The models that were found by now, also in a part that has not ended."""
         last = self._values(self._edge.split(self._delimiter)[1:])
-        return names_of(values_taken([*self._written, *last]))
+        return names_of(values_read([*self._written, *last]))
 
     @staticmethod
     def _values(parts: Iterable[bytes]) -> Iterator[tuple[str, str]]:
@@ -222,7 +225,7 @@ class JsonModels:
         self._edge = window[-_JSON_EDGE_BYTES:]
         if b'"model"' in window or b"\\u006" in window:
             found: list[bytes] = _IN_JSON.findall(window)
-            self._written = list(names_of((*self._written, *map(_json_text, _ends(found)))))
+            self._written = list(names_of((*self._written, *map(_json_text, _first_and_last(found)))))
 
     def models(self) -> tuple[str, ...]:
         """The models that were found by now."""
@@ -354,9 +357,9 @@ class SessionModels:
         kind, session = event.get("type"), table(event.get("session"))
         if session is None or not isinstance(kind, str) or not kind.endswith(("created", "updated")):
             return
-        self.current = _name(session, ("model",)) or self.current
+        self.current = _session_name(session, ("model",)) or self.current
         for path in _TRANSCRIPTION:
-            self._transcription = _name(session, path) or self._transcription
+            self._transcription = _session_name(session, path) or self._transcription
 
     def transcription_of(self) -> str | None:
         """The model that transcribes what the client says.
@@ -379,6 +382,6 @@ def is_transcription(event: Table) -> bool:
     return isinstance(kind, str) and _TRANSCRIBED in kind
 
 
-def _name(session: Table, path: tuple[str, ...]) -> str | None:
+def _session_name(session: Table, path: tuple[str, ...]) -> str | None:
     name = text(dig(session, path))
     return None if name is None else plain_name(name)

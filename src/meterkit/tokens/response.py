@@ -110,10 +110,10 @@ class ResponseReader:
             return None
         reader = cls(usage, kind, coding)
         if BEDROCK in BY_NAME[usage]:
-            reader._take_headers(sent)
+            reader._read_headers(sent)
         return reader
 
-    def _take_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def _read_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Keep the figures of Bedrock's headers, which count where the body has none."""
         event_usage = header_usage(
             (name.decode("latin-1").lower(), value.decode("latin-1"))
@@ -151,7 +151,7 @@ class ResponseReader:
     def read(self, chunk: bytes) -> Work | None:
         """As :meth:`feed`; what takes time is left to do, before anything else is read."""
         # Most servers write one event at a time, each like the one before it.
-        if self._sse is not None and self._sse.is_between and self._take_repeats(chunk):
+        if self._sse is not None and self._sse.is_between and self._add_repeats(chunk):
             return None
         if self._is_coded:
             self._fed = self._fed or bool(chunk)
@@ -159,12 +159,12 @@ class ResponseReader:
             return None
         if self._decoding is None and 0 < len(chunk) <= PIECE_BYTES:
             self._fed = True
-            return self._take(chunk)
+            return self._feed_framing(chunk)
         return self._read_pieces(chunk)
 
     def _read_pieces(self, chunk: bytes) -> Work:
         self._fed = self._fed or bool(chunk)
-        yield from read_pieces(chunk, self._decoding, self._take)
+        yield from read_pieces(chunk, self._decoding, self._feed_framing)
 
     def finish(self, *, complete: bool) -> Work:
         """The work at the body's end, before :meth:`close`, which else does it without a pause.
@@ -222,7 +222,7 @@ class ResponseReader:
         }
         return [note for note, applies in found.items() if applies]
 
-    def _take(self, data: bytes) -> Work | None:
+    def _feed_framing(self, data: bytes) -> Work | None:
         if self._framing is None:
             data, self._head = (self._head + data).lstrip(), b""
             if data[:1] in (b"{", b"["):
@@ -240,34 +240,34 @@ class ResponseReader:
         if kind == SSE:
             return self._open_sse()
         if is_lines(kind):
-            return NdjsonReader(self._takers())
+            return NdjsonReader(self._callbacks())
         if kind == EVENT_STREAM:
             return EventStreamReader(self._read_frame, self._large_frame)
         return None if kind in PLAIN else self._open_json()
 
     def _open_sse(self) -> SseReader:
-        sse = SseReader(self._takers())
+        sse = SseReader(self._callbacks())
         # A compressed event is not compared.
         self._sse = sse if self._decoding is None else None
         return sse
 
     def _open_json(self) -> JsonReader:
-        return JsonReader(self._takers(), unseen=self._declared)
+        return JsonReader(self._callbacks(), unseen=self._declared)
 
-    def _takers(self) -> EventCallbacks:
-        return EventCallbacks(self._event, self._wants, self._large, self._take_repeats)
+    def _callbacks(self) -> EventCallbacks:
+        return EventCallbacks(self._handle_event, self._wants, self._open_large, self._add_repeats)
 
     def _wants(self, data: bytes) -> bool:
         """Whether an event, or something among several events, is read."""
         return not self._selects or _may_report_tokens(data)
 
-    def _large(self, name: str | None = None) -> LargeReader:
+    def _open_large(self, name: str | None = None) -> LargeReader:
         """A reader of an event that is too large to be kept, and its name, where that stands beside it."""
 
         def observe(event: Table, measured: int) -> None:
             self._observe_large(event if name is None else {name: event}, measured)
 
-        self._large_json = LargeJsonReader(observe, self._spoil, ROOT.names.get(name or "", ROOT))
+        self._large_json = LargeJsonReader(observe, self._mark_unreadable, ROOT.names.get(name or "", ROOT))
         self._large_figure = None
         return FigureWatch(self._large_json, self._note_figure)
 
@@ -281,21 +281,21 @@ class ResponseReader:
         figure, self._large_figure = self._large_figure, None
         if not self._observer.observe(event, measured) and figure is not None:
             self._observer.note_figure(event, figure)
-        self._settle()
+        self._select_events()
 
-    def _spoil(self) -> None:
+    def _mark_unreadable(self) -> None:
         if not self._is_cut:
             self._observer.is_strange = True
             self._unreadable = True
 
-    def _event(self, data: bytes) -> Work | None:
+    def _handle_event(self, data: bytes) -> Work | None:
         """One event of a stream, one item of an array, or a whole document."""
         if len(data) <= _DONE_BYTES_MAX and data.strip() == _DONE:
             self._observer.end()
             return None
         return self._read_event(data)
 
-    def _take_repeats(self, events: bytes) -> bool:
+    def _add_repeats(self, events: bytes) -> bool:
         """Several events at once, if they say nothing but their text."""
         measured = self._repeats.measure(events)
         if measured is None:
@@ -311,7 +311,7 @@ class ResponseReader:
         name = headers.get(":event-type", "")
         if name == "chunk":
             if is_dense(payload):
-                return feed_large(Base64JsonReader(self._large()), payload)
+                return feed_large(Base64JsonReader(self._open_large()), payload)
             try:
                 inner = dig(load(payload), ("bytes",))
                 payload = b64decode(inner, validate=True) if isinstance(inner, str) else b""
@@ -323,31 +323,31 @@ class ResponseReader:
     def _large_frame(self, headers: Mapping[str, str]) -> LargeReader:
         """A reader of a frame that is too large to be kept."""
         name = headers.get(":event-type", "")
-        return Base64JsonReader(self._large()) if name == "chunk" else self._large(name)
+        return Base64JsonReader(self._open_large()) if name == "chunk" else self._open_large(name)
 
     def _read_event(self, data: bytes, name: str = "") -> Work | None:
         """Read the JSON of an event, and its name if that stands outside."""
-        if not name and self._take_repeats(data):
+        if not name and self._add_repeats(data):
             return None
         observer = self._observer
         if is_dense(data):
-            return feed_large(self._large(name or None), data)
+            return feed_large(self._open_large(name or None), data)
         try:
             event = table(load(data))
         except ValueError:
             # Torn, or several values in place of one: the readable part is read.
-            return feed_large(self._large(name or None), data)
+            return feed_large(self._open_large(name or None), data)
         if event is None:
             observer.is_strange = True
             return None
         before = observer.text_bytes
         reported = observer.observe({name: event} if name else event, reports=_may_report_tokens(data))
-        self._settle()
+        self._select_events()
         if not (reported or name) and observer.is_known and observer.text_bytes > before:
             self._repeats.learn(data, observer.text_bytes - before)
         return None
 
-    def _settle(self) -> None:
+    def _select_events(self) -> None:
         """Once it is known whose response this is, events that say nothing need not be read."""
         observer = self._observer
         if observer.is_foreign:

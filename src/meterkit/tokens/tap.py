@@ -5,7 +5,7 @@ from __future__ import annotations
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
-from meterkit.tokens.call_usage import CallUsage, filled
+from meterkit.tokens.call_usage import CallUsage, fill_estimates
 from meterkit.tokens.objects import OBJECT_APIS, events_of
 from meterkit.tokens.observer import UsageObserver
 from meterkit.tokens.plain_values import is_body
@@ -107,7 +107,7 @@ class StreamTap(Generic[T]):
             # After a failure of the provider, unreported tokens are not billed.
             lacks = complete and output_tokens > 0 and bool(calls) and calls[-1].source == "missing"
             if (given_up or lacks) and self._input_tokens is not None:
-                calls = filled(
+                calls = fill_estimates(
                     calls,
                     input_tokens=self._input_tokens,
                     output_tokens=output_tokens,

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.meters import CHARGED
-from meterkit.catalog.model_prices import sold_in
+from meterkit.catalog.model_prices import find_top_ups
 from meterkit.catalog.overage_prices import is_row
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
@@ -222,7 +222,7 @@ def _left_out(now: Catalog, then: Catalog, unnamed: Mapping[str, int]) -> list[s
             f"limits of each {kind} are not tried for {customers:,} customers: none of their usage in the"
             f" audit log names one, which takes `subjects: {kind}` in the plan when it is recorded"
         )
-    if sold := {of[0] for each in (now, then) if (of := sold_in(each.credits)) is not None}:
+    if sold := {of[0] for each in (now, then) if (of := find_top_ups(each.credits)) is not None}:
         found.append(
             f"top-ups of {', '.join(sorted(sold))} are not bought: what they paid for is tried without them,"
             " and may be shown as refused"

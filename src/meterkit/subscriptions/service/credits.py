@@ -8,7 +8,7 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.model_prices import sold_in
+from meterkit.catalog.model_prices import find_top_ups
 from meterkit.customers.states import States
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
@@ -174,7 +174,7 @@ class Credits:
             StoreError: the store does not answer.
         """
         check_customer(customer)
-        sold = sold_in(self._store.catalog.credits)
+        sold = find_top_ups(self._store.catalog.credits)
         if sold is None or sold[1].auto is None:
             raise MeterkitError(
                 "the plans file has no automatic top-ups: write `auto: {below: 500, amount: 2000, at_most: 3"
@@ -273,7 +273,7 @@ class Credits:
 
     def _credit_sold_at(self, amount_cents: int) -> str:
         """The credit that is sold in this amount; raises if none is."""
-        sold = sold_in(self._store.catalog.credits)
+        sold = find_top_ups(self._store.catalog.credits)
         if sold is None:
             raise MeterkitError(
                 "the plans file sells no top-ups: write `top_up: {packs: [1000, 5000]}` at a credit with"
@@ -349,7 +349,7 @@ class AutoTopUps:
 
     async def buy_if_low(self, customer: str) -> None:
         """Buy a top-up if the balance is low: its event may have come while none could be bought."""
-        sold = sold_in(self._store.catalog.credits)
+        sold = find_top_ups(self._store.catalog.credits)
         if (
             sold is not None
             and sold[1].auto is not None

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-from meterkit.catalog.billing import set_by_meterkit
+from meterkit.catalog.billing import reserved_options
 from meterkit.errors import (
     InvoiceOpenError,
     MeterkitError,
@@ -52,7 +52,7 @@ def checkout_options(common: CheckoutOptions, given: CheckoutOptions | None) -> 
         return dict(common)
     if not _is_mapping(given):
         raise MeterkitError(f"options: found a value of type {type(given).__name__}; allowed is a mapping")
-    own = [".".join(path) for path in set_by_meterkit(given)]
+    own = [".".join(path) for path in reserved_options(given)]
     if own:
         raise MeterkitError(f"options: found {', '.join(own)}, which meterkit sets itself; leave it out")
     try:

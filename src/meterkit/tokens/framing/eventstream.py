@@ -9,7 +9,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
-from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, paused
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, run_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,7 +72,7 @@ class EventStreamReader(IncrementalReader):
             elif names is None or _CRC.pack(crc32(frame[: -_CRC.size])) != frame[-_CRC.size :]:
                 self.corrupt = True
             else:
-                yield from paused(self._emit(names, frame[payload : -_CRC.size]))
+                yield from run_steps(self._emit(names, frame[payload : -_CRC.size]))
             yield False
 
     def _read_payload(self, reader: LargeReader, left: int, crc: int) -> Steps:
@@ -82,7 +82,7 @@ class EventStreamReader(IncrementalReader):
             self._at += len(payload)
             left -= len(payload)
             crc = crc32(payload, crc)
-            yield from paused(reader.feed(payload))
+            yield from run_steps(reader.feed(payload))
         reader.end()
         if (yield from self._has(_CRC.size)):
             self.corrupt |= not self._data.startswith(_CRC.pack(crc), self._at)

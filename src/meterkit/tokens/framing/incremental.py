@@ -79,7 +79,7 @@ class IncrementalReader:
         return True
 
 
-def paused(work: Work | None) -> Steps:
+def run_steps(work: Work | None) -> Steps:
     """Do it, with its pauses."""
     for _ in work or ():
         yield False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, paused
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, run_steps
 from meterkit.tokens.layout import may_answer
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class JsonScanner(IncrementalReader):
             if self._data.find(b"\\", begin, end) >= 0:
                 end = span(_IN_TEXT, self._data, begin, stop)
             self._at = end
-            yield from paused(take(self._data[begin:end]))
+            yield from run_steps(take(self._data[begin:end]))
             if self._data.startswith(b'"', end):
                 self._at += 1
                 return
@@ -109,10 +109,10 @@ class JsonScanner(IncrementalReader):
                 closed = min(depth, span(_CLOSING, data, at, stop) - at)
                 depth, at = depth - closed, at + closed
             self._at = at
-            yield from paused(take(data[begin:at]))
+            yield from run_steps(take(data[begin:at]))
             if is_text:
                 yield from self._read_text(take)
-                yield from paused(take(b'"'))
+                yield from run_steps(take(b'"'))
             elif depth and at == len(data):
                 if self._is_over:
                     return
@@ -161,11 +161,11 @@ class JsonReader(JsonScanner):
             large = self._open_large()
             while (yield from self._has(1)):
                 begin, self._at = self._at, len(self._data)
-                yield from paused(large.feed(self._data[begin:]))
+                yield from run_steps(large.feed(self._data[begin:]))
             large.end()
         elif self._at < len(self._data) and (self.unseen or may_answer(self._data)):
             begin, self._at = self._at, len(self._data)
-            yield from paused(self._emit(self._data[begin:]))
+            yield from run_steps(self._emit(self._data[begin:]))
 
     def _read_items(self) -> Steps:
         steps = 0
@@ -197,13 +197,13 @@ class JsonReader(JsonScanner):
             self._at = found.end()
             item = found[0]
             if self._wants(item):
-                yield from paused(self._emit(item))
+                yield from run_steps(self._emit(item))
         elif len(data) - at < EVENT_BYTES_MAX and not self._is_over:
             yield True
         else:
             # Larger, nested deeper, or torn: what there is of it is passed on.
             large = self._open_large()
-            yield from paused(large.feed(b"{"))
+            yield from run_steps(large.feed(b"{"))
             self._at += 1
             yield from self._pass_over(large.feed)
             large.end()

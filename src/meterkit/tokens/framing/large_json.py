@@ -101,7 +101,7 @@ class LargeJsonReader(JsonScanner):
             self._spoiled()
             for outer, inner in zip(self._stack, self._stack[1:], strict=False):
                 if inner.is_kept and inner.place.whole and not outer.place.whole:
-                    _drop(outer.value, inner.key)
+                    _drop_last(outer.value, inner.key)
             self._pass_on()
 
     def _pass_on(self) -> None:
@@ -150,7 +150,7 @@ class LargeJsonReader(JsonScanner):
             ):
                 yield False
             elif mark == b'"':
-                yield from self._take_text(outer)
+                yield from self._handle_text(outer)
             elif mark in b"{[":
                 self._at += 1
                 yield from self._open_container(outer, {} if mark == b"{" else [])
@@ -159,27 +159,27 @@ class LargeJsonReader(JsonScanner):
                 self._stack.pop()
                 self.stopped = isinstance(outer.value, dict) != (mark == b"}")
             else:
-                yield from self._take_scalar(outer)
+                yield from self._handle_scalar(outer)
 
-    def _take_scalar(self, outer: _Container) -> Steps:
+    def _handle_scalar(self, outer: _Container) -> Steps:
         data, at = self._data, self._at
         end = span(_SCALAR, data, at)
         if end - at > _TOKEN_BYTES_MAX or (isinstance(outer.value, dict) and outer.name is None):
             self.stopped = True
         elif end < len(data):
             self._at = end
-            self._take_token(outer, data[at:end])
+            self._handle_token(outer, data[at:end])
         elif self._is_over:
             self._at = end
         else:
             yield True
 
-    def _take_text(self, outer: _Container) -> Steps:
+    def _handle_text(self, outer: _Container) -> Steps:
         """Read a name or a text, of a long one only how long it is where the model wrote it."""
         found = TEXT.match(self._data, self._at, self._at + _TOKEN_BYTES_MAX)
         if found is not None:
             self._at = found.end()
-            self._take_token(outer, found[0])
+            self._handle_token(outer, found[0])
         elif len(self._data) - self._at <= _TOKEN_BYTES_MAX and not self._is_over:
             yield True
         else:
@@ -188,7 +188,7 @@ class LargeJsonReader(JsonScanner):
             self._keep_value(outer, "", place)
             yield from self._read_text(_ignore if place is None or not place.text else self._measure)
 
-    def _take_token(self, outer: _Container, token: bytes) -> None:
+    def _handle_token(self, outer: _Container, token: bytes) -> None:
         written = token.decode("utf-8", "replace")
         value: object
         if written[0] == '"' and "\\" not in written:
@@ -276,7 +276,7 @@ def _ignore(_: bytes) -> None:
     """A value that is skipped."""
 
 
-def _drop(kept: dict[str, Any] | list[Any], key: str | None) -> None:
+def _drop_last(kept: dict[str, Any] | list[Any], key: str | None) -> None:
     """Leave out the member, or the item, that came last."""
     if isinstance(kept, list):
         del kept[-1:]
@@ -297,7 +297,7 @@ def _escaping_bytes(piece: bytes) -> int:
     return found
 
 
-def _short(number: str) -> None:
+def _check_length(number: str) -> None:
     """Refuse a number that is too long to be one; which it is says nothing of a text.
 
     Raises:
@@ -308,7 +308,9 @@ def _short(number: str) -> None:
 
 
 # Of members that are named twice both are measured.
-_ITEMS: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_int=_short, parse_float=_short, strict=False)
+_ITEMS: Final = json.JSONDecoder(
+    object_pairs_hook=tuple, parse_int=_check_length, parse_float=_check_length, strict=False
+)
 
 
 def _text_bytes_in(value: object, place: ValuePlace) -> int:

@@ -7,7 +7,13 @@ from codecs import BOM_UTF8
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, drain, feed_large, paused
+from meterkit.tokens.framing.incremental import (
+    EVENT_BYTES_MAX,
+    IncrementalReader,
+    drain,
+    feed_large,
+    run_steps,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +80,7 @@ class BlockReader(IncrementalReader):
                 yield from self._pass_all(self._data[begin:end])
             elif self._is_over:
                 self._at = len(self._data)
-                yield from paused(self._pass(self._data[begin:]))
+                yield from run_steps(self._pass(self._data[begin:]))
                 return
             elif len(self._data) - begin > EVENT_BYTES_MAX + keep:
                 yield from self._read_large(self._open_large(), keep)
@@ -88,7 +94,7 @@ class BlockReader(IncrementalReader):
             return
         left = _PAUSE_BYTES
         for block in filter(None, blocks.split(self.delimiter)):
-            yield from paused(self._pass(block))
+            yield from run_steps(self._pass(block))
             left -= len(block) + _BLOCK_BYTES_MIN
             if left < 0:
                 yield False
@@ -112,7 +118,7 @@ class BlockReader(IncrementalReader):
             ended = end >= 0 or self._is_over
             stop = end if end >= 0 else len(self._data) - (0 if ended else keep)
             self._at = stop + (len(self.delimiter) if end >= 0 else 0)
-            yield from paused(large.feed(self._data[begin:stop]))
+            yield from run_steps(large.feed(self._data[begin:stop]))
             if not ended:
                 yield True
         self._is_large = False
@@ -204,12 +210,12 @@ class LargeEventReader(IncrementalReader):
                 ended = end >= 0
                 self._at = end + 1 if ended else len(self._data)
                 if found is not None:
-                    yield from paused(self._reader.feed(self._data[begin : end if ended else None]))
+                    yield from run_steps(self._reader.feed(self._data[begin : end if ended else None]))
                 if not ended:
                     if self._is_over:
                         return
                     yield True
-            yield from paused(self._reader.feed(b"\n"))
+            yield from run_steps(self._reader.feed(b"\n"))
 
     def end(self) -> None:
         """The event, or the response, has come to its end."""

@@ -82,7 +82,7 @@ class _Iterations:
             if entry.get("type") == _ADVISOR:
                 advisors += 1
                 self._add_other(f"advisor/{advisors}", by, counts, context, refused=odd)
-            elif by is not None and _undated(by) != _undated(self.model):
+            elif by is not None and _strip_date(by) != _strip_date(self.model):
                 if counts.get("output_tokens"):  # Anthropic does not charge an attempt without output.
                     self._add_other(f"{by}/{nth}", by, counts, context, refused=odd)
             else:
@@ -125,7 +125,7 @@ def _fallback_in(entries: Sequence[Table]) -> Table:
     return next((entry for entry in entries if entry.get("type") == _FALLBACK), nothing)
 
 
-def _undated(model: str | None) -> str:
+def _strip_date(model: str | None) -> str:
     return _DATE.sub("", model or "")
 
 

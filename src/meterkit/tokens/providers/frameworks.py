@@ -16,7 +16,7 @@ from meterkit.catalog.price_table import UNIT_OF, UNITS
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
-from meterkit.tokens.plain_values import held_by, kind_of, table_of
+from meterkit.tokens.plain_values import instance_members, kind_of, table_of
 from meterkit.tokens.providers.api import ProviderApi, read_cost
 from meterkit.tokens.providers.openai import OPENAI
 
@@ -160,17 +160,17 @@ def _is_counter(usage: object) -> bool:
 
 def with_provider(obj: object, event: Table) -> Table:
     """Add the provider that LiteLLM has asked: it answers in the shape of OpenAI for all of them."""
-    private = _private(obj)
+    private = _private_members(obj)
     hidden = table(private.get("_hidden_params"))
     asked = None if hidden is None else text(hidden.get("custom_llm_provider"))
     return event if asked is None else {**event, _ASKED: asked}
 
 
-def _private(obj: object) -> Table:
+def _private_members(obj: object) -> Table:
     try:
         found = object.__getattribute__(obj, "__pydantic_private__")
     except AttributeError:
-        return held_by(obj)
+        return instance_members(obj)
     return table(found) or {}
 
 
@@ -344,7 +344,9 @@ def responses_of_run(obj: object) -> Sequence[Table] | None:
 
 def _pydantic_ai_responses(obj: object) -> Sequence[Table] | None:
     """A result keeps its usage and messages where only its own members find them."""
-    result: Any = obj if hasattr(kind_of(obj), "usage") else held_by(obj).get("result")  # The last event's.
+    result: Any = (
+        obj if hasattr(kind_of(obj), "usage") else instance_members(obj).get("result")
+    )  # The last event's.
     if not (hasattr(kind_of(result), "usage") and hasattr(kind_of(result), "all_messages")):
         return None
     found: dict[str, Any] = {}
@@ -353,7 +355,7 @@ def _pydantic_ai_responses(obj: object) -> Sequence[Table] | None:
             value = getattr(result, name)
             found[name] = value() if ismethod(value) else value  # `usage` was a method in the first release.
     total = table_of(found.get("usage")) or {}
-    messages = [held_by(message) for message in rows(found.get("new_messages"))]
+    messages = [instance_members(message) for message in rows(found.get("new_messages"))]
     calls = [_run_response(message) for message in messages if message.get("kind") == "response"]
     run_id = text(found.get("run_id"))
     for nth, call in enumerate(calls):
@@ -365,7 +367,7 @@ def _pydantic_ai_responses(obj: object) -> Sequence[Table] | None:
     ):
         return calls
     # Other runs have counted on the same usage, or messages were dropped: only the sum is known.
-    last = _run_response(held_by(found.get("response")))
+    last = _run_response(instance_members(found.get("response")))
     return [{**last, "usage": total, "provider_response_id": run_id, "is_sum": True}]
 
 
@@ -410,4 +412,4 @@ def _model_of(agent: object) -> str | None:
 
 
 def _members_of(value: object) -> Mapping[str, Any]:
-    return table(value) or held_by(value)
+    return table(value) or instance_members(value)

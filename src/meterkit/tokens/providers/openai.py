@@ -300,7 +300,7 @@ def _usage_of(holder: Table) -> Table | None:
     return found
 
 
-def _holder(event: Table) -> Table | None:
+def _find_response(event: Table) -> Table | None:
     """The part of an event that is a response of the API, if the event is one."""
     kind = event.get("type")
     if isinstance(kind, str) and kind.startswith("response."):
@@ -316,10 +316,10 @@ def _holder(event: Table) -> Table | None:
         or _is_decision(event)
     ):
         return event
-    return _inside(event)
+    return _find_nested(event)
 
 
-def _inside(event: Table) -> Table | None:
+def _find_nested(event: Table) -> Table | None:
     """The answer of a model that Cloudflare has inside an answer of its own."""
     result = table(event.get("result")) if isinstance(event.get("success"), bool) else None
     return None if dig(result, ("usage", "prompt_tokens")) is None else result
@@ -365,7 +365,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if _is_part(event):
         return None
     state = outliving_state(event)
-    holder = None if state == "pending" else _holder(event)
+    holder = None if state == "pending" else _find_response(event)
     if holder is None:
         if strict or state == "pending":
             return None
@@ -378,7 +378,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if holder.get("object") != _COMPACTION:
         counts = {**count_tool_calls(holder), **counts}
     cost, has_refused_cost = read_cost(usage)
-    provider = _provider(holder, usage)
+    provider = _find_provider(holder, usage)
     choices = holder.get("choices")
     finished = any(dig(choice, ("finish_reason",)) is not None for choice in rows(choices))
     kind = event.get("type")
@@ -433,7 +433,7 @@ def _is_part(event: Table) -> bool:
     return isinstance(named, str) and named.startswith("thread.run.step")
 
 
-def _provider(holder: Table, usage: Table) -> str:
+def _find_provider(holder: Table, usage: Table) -> str:
     """The provider, where an answer shows that it is not OpenAI."""
     names_asked = text(holder.get("provider")) is not None or "cost_details" in usage
     if "cost" in usage and (names_asked or "seconds" in usage):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import paths, read_counts, table, text
-from meterkit.tokens.plain_values import held_by, kind_of
+from meterkit.tokens.plain_values import instance_members, kind_of
 from meterkit.tokens.providers.api import ProviderApi, read_cost
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _FIGURES: Final = (*(names[0][0] for names in _PATHS.values()), "cost_in_usd_tic
 
 def xai_event(obj: object) -> Table | None:
     """A response, chunk or usage of the SDK as a table; None: the object is anything else. Never raises."""
-    message: Any = held_by(obj).get("_proto", obj)
+    message: Any = instance_members(obj).get("_proto", obj)
     descriptor: Any = getattr(kind_of(message), "DESCRIPTOR", None)
     name = getattr(descriptor, "full_name", None)
     if not (isinstance(name, str) and name.startswith(_PACKAGE)):
