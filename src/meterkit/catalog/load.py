@@ -302,7 +302,7 @@ def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:
 def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     check_features(values.texts("features"), problems)
     known = build_meters(values.meters or {})
-    features = values.features or ()
+    features, currency = values.features or (), values.currency or ""
     prices = build_model_prices(values.prices or {})
     known |= build_charged_meters(values.credits or {}, known, values.currency)
     credits_ = build_credits(values.credits or {}, values.places("credits"), known, prices, problems)
@@ -317,14 +317,14 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     note_unpriced_models(drop_refused(values.meters), tables, problems)
     known |= build_price_rows(written_plans, known, prices)
     declared = DeclaredNames(
-        meters=known, features=features, credits=credits_, prices=prices, currency=values.currency or ""
+        meters=known, features=features, credits=credits_, prices=prices, currency=currency
     )
     built_plans = build_plans(written_plans, declared, problems)
     budgets = {
         key: plan.budget for key, plan in drop_refused(written_plans).items() if plan.budget is not None
     }
     if budgets:
-        known, built_plans = build_budgets(budgets, known, built_plans, values.currency or "", problems)
+        known, built_plans = build_budgets(budgets, known, built_plans, currency, problems)
     money = Billing(**values.billing.given()) if values.billing else Billing()
     written_routes = values.routes or ()
     common = values.given("enforcement", "on_store_failure", "headers")
@@ -336,37 +336,32 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
         idempotency_header=money.idempotency_header,
         **common,
     )
-    plans = drop_refused(built_plans)
+    plans, meters = drop_refused(built_plans), drop_refused(known)
     built_routes = build_routes(written_routes, declared, default, problems)
-    built_routes = mark_model_readers(built_routes, drop_refused(known), plans.values(), credits_)
-    check_quantities_fit(
-        zip(built_routes, written_routes, strict=True), built_plans, credits_=credits_, problems=problems
-    )
+    built_routes = mark_model_readers(built_routes, meters, plans.values(), credits_)
+    pairs = zip(built_routes, written_routes, strict=True)
+    check_quantities_fit(pairs, built_plans, credits_=credits_, problems=problems)
     if values.routes is not None:
-        _note_routes(values, built_routes, drop_refused(known), plans, credits_, problems)
+        _note_routes(values, built_routes, meters, plans, credits_, problems)
     default_plan = values.default_plan or ""
     if default_plan and values.plans is not None and default_plan not in written_plans:
         values.refuse("default_plan", unknown("plan", default_plan, written_plans))
     place = values.place("default_plan")
-    note_default_plan(
-        default_plan, plans, drop_refused(known), problems, currency=declared.currency, place=place
-    )
-    note_repeated_tiers(plans.values(), drop_refused(known), money.changes, values.place("plans"), problems)
-    anonymous = build_anonymous(values.anonymous, plans=written_plans)
-    dunning = build_dunning(values.dunning, default_plan=default_plan, plans=written_plans)
+    note_default_plan(default_plan, plans, meters, problems, currency=currency, place=place)
+    note_repeated_tiers(plans.values(), meters, money.changes, values.place("plans"), problems)
     catalog = Catalog(
         source=problems.source,
         content_hash="",
-        currency=values.currency or "",
+        currency=currency,
         default_plan=default_plan,
-        anonymous=anonymous,
-        meters=drop_refused(known),
+        anonymous=build_anonymous(values.anonymous, plans=written_plans),
+        meters=meters,
         features=frozenset(features),
         credits=credits_,
         routes=built_routes,
         plans=plans,
         billing=money,
-        dunning=dunning,
+        dunning=build_dunning(values.dunning, default_plan=default_plan, plans=written_plans),
         storage=build_storage(values.storage, known),
         notify=build_notify(values.notify),
         **common,
