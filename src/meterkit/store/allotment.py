@@ -324,11 +324,13 @@ class Allotments:
             line, is_early=before is not None and allotment.asked_s < before.until_s - _TERM_S / 2
         )
         line.allotment, line.is_denied = allotment, False
-        self._schedule(line, 0.75, self._request_ahead)
+        self._schedule_step(line, 0.75, self._request_ahead)
 
     # The term.
 
-    def _schedule(self, line: AllotmentLine, share: float, step: Callable[[AllotmentLine], None]) -> None:
+    def _schedule_step(
+        self, line: AllotmentLine, share: float, step: Callable[[AllotmentLine], None]
+    ) -> None:
         """Schedule a step after a share of the remaining term."""
         left_s = 0.0 if line.allotment is None else line.allotment.until_s - self._clock()
         line.timer = self._lane.call_later(max(0.0, share * left_s), partial(step, line))
@@ -337,7 +339,7 @@ class Allotments:
         """Ask for the next units before the end of the term, if these are used."""
         if line.allotment is not None and line.allotment.is_used and not line.is_asking:
             self._request_units(line)
-        self._schedule(line, 1, self._expire)
+        self._schedule_step(line, 1, self._expire)
 
     def _expire(self, line: AllotmentLine) -> None:
         """Return unused units at the end of the term; ask for more if some were used."""

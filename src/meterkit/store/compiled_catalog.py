@@ -362,19 +362,21 @@ class CompiledCatalog:
 
     def cache_shape(self, key: tuple[object, ...], make: Callable[[], _T]) -> _T:
         """Shape of settlements, shared by customers with the same entitlements."""
-        found: _T = _memoize(self._shapes, key, make)
+        found: _T = _memoize_value(self._shapes, key, make)
         return found
 
     def cache_asked(self, key: tuple[object, ...], make: Callable[[], Program]) -> Program:
         """Program of an app's own demands, shared by customers with the same entitlements."""
-        return _memoize(self._asked, key, make)
+        return _memoize_value(self._asked, key, make)
 
 
 def _of_plans(catalog: Catalog) -> dict[tuple[object, ...], Mapping[str, Entitlement]]:
     return {(key, 0, NO_PRICES, None): plan.entitlements for key, plan in catalog.plans.items()}
 
 
-def _memoize(known: dict[tuple[object, ...], _T], key: tuple[object, ...], make: Callable[[], _T]) -> _T:
+def _memoize_value(
+    known: dict[tuple[object, ...], _T], key: tuple[object, ...], make: Callable[[], _T]
+) -> _T:
     """Cached value of a key; a full cache is cleared."""
     found = known.get(key)
     if found is None:

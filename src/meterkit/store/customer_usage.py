@@ -1,4 +1,4 @@
-"""What a customer has used, from what the store keeps. Pure."""
+"""Usage of a customer, from the stored counters. Pure."""
 
 from __future__ import annotations
 
@@ -51,6 +51,51 @@ Unlimited = Literal["unlimited"]
 UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes], list[bytes], list[bytes]]
 
 
+class OveragePrice(TypedDict):
+    """Price of overage: ``per`` units cost ``amount_cents`` in minor units of ``currency``.
+
+    It is the price of the customer's subscription item. With ``estimated``, which is then true, no such price
+    is known, and it is that of the plans file.
+    """
+
+    per: int
+    amount_cents: int
+    currency: str
+    interval: str
+    estimated: NotRequired[bool]
+
+
+def overage_find_price(
+    entitlement: Entitlement, own: ItemPrice | None, currency: str, interval: str
+) -> OveragePrice | None:
+    """Price of a meter's overage; None: it is not billed, or only Stripe has its price.
+
+    Args:
+        entitlement: of the meter.
+        own: price of the customer's subscription item; None: unknown.
+        currency: of the plans file.
+        interval: of the price.
+    """
+    per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
+    if entitlement.overage.mode != "bill" or per is None or amount_cents is None:
+        return None
+    found: OveragePrice = {
+        "per": per,
+        "amount_cents": amount_cents,
+        "currency": currency,
+        "interval": interval,
+    }
+    return found if own is not None and own.is_exact else {**found, "estimated": True}
+
+
+def price_cents(overage: int, entitlement: Entitlement) -> int | None:
+    """Cost of overage in minor units, rounded half up."""
+    per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
+    if per is None or amount_cents is None:
+        return None
+    return rounded_cents(Fraction(overage * amount_cents, per))
+
+
 class PeriodUsage(TypedDict):
     """The billing period; ``start`` is its first instant, ``end`` the first one after it (UTC).
 
@@ -64,7 +109,7 @@ class PeriodUsage(TypedDict):
 
 
 class DeliveryCounts(TypedDict):
-    """Where the usage of one meter in this period is, on its way to Stripe."""
+    """Usage of one meter in this period, by its state on the way to Stripe."""
 
     pending: int
     unlinked: int
@@ -79,14 +124,14 @@ class DeliveryCounts(TypedDict):
 class MeterUsage(DeliveryCounts):
     """One meter in this period, in its unit.
 
-    ``used`` is recorded + held; a gauge records its level; ``granted`` is the part that grants of the
-    meter have paid for and have left; ``overage_cents`` is the cost of the overage so far, each unit by the
-    customer's price when it was recorded, rounded half up for each price as on an invoice line, None where no
-    price is known (of a derived meter and its source the cost of what Stripe gets under the event of each);
-    ``price`` is there for meters whose overage is billed at a known price;
-    ``over_cap`` are units beyond the plan's cap, which are recorded, are no overage, and are not billed;
-    ``types`` is there for the gauge of ``storage:`` alone: its bytes by type;
-    the parts from ``pending`` on add up to what was recorded and goes to Stripe.
+    ``used`` is recorded + held; a gauge records its level. ``granted`` are the units that grants of the meter
+    have paid for and have left. ``overage_cents`` is the cost of the overage so far, each unit at the
+    customer's price when it was recorded, rounded half up for each price as on an invoice line; None without
+    a known price; for a derived meter and its source, the cost of the units under the event of each.
+    ``price``: only for meters whose overage is billed at a known price. ``over_cap`` are units beyond the
+    plan's cap, which are recorded, but are neither overage nor billed. ``types``: only for the gauge of
+    ``storage:``, its bytes by type. The parts from ``pending`` on add up to the recorded units that go to
+    Stripe.
     """
 
     used: int
@@ -103,13 +148,13 @@ class MeterUsage(DeliveryCounts):
 
 
 def count_reported(counts: DeliveryCounts) -> int:
-    """The units of a meter that were recorded and go to Stripe."""
+    """Count the recorded units of a meter that go to Stripe."""
     on_their_way = counts["pending"] + counts["unlinked"] + counts["queued"] + counts["leased"]
     return on_their_way + counts["parked"] + counts["delivered"] + counts["late"] + counts["dead"]
 
 
 class CustomerUsage(TypedDict):
-    """All that a customer has used in this period."""
+    """Usage of a customer in this period."""
 
     customer: str
     plan: str
@@ -123,7 +168,7 @@ class CustomerUsage(TypedDict):
 
 
 def find_gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:
-    """What stands for meters that have usage to deliver and are not in this plans file."""
+    """Find the tokens of meters with usage to deliver that are not in this plans file."""
     totals, counters = text_fields(reply[4]), byte_fields(reply[3])
     tokens = {name[-5:-1] for name, value in totals.items() if _TO_DELIVER.search(name) and value != "0"}
     for name, packed in counters.items():
@@ -142,9 +187,9 @@ def read_usage_reply(
 ) -> CustomerUsage:
     """Read the reply of the usage script, ``[now, rev, state, counters, totals, grants, levels]``.
 
-    Holds and periods that are over but that no script has rolled yet count as rolled. ``gone``: meters
-    that are not in this plans file any more, by what stands for them. ``at_ms``: of the period that this
-    instant lies in; the included quantity of a past one is unknown, and 0 of it remains.
+    Ended holds and periods that no script has closed yet count as closed. ``gone``: meters that are no longer
+    in this plans file, by token. ``at_ms``: an instant of the period; the included quantity of a past period
+    is unknown, and 0 of it remains.
     """
     now_ms, rev, data, counters, totals, grants, levels = reply
     state = CustomerState.parse(data)
@@ -167,21 +212,21 @@ def read_usage_reply(
 
     def of_meter(name: str) -> MeterUsage:
         if is_past:
-            return _counts_of(meter_token(name), view, linked=linked)
+            return _read_counts(meter_token(name), view, linked=linked)
         if catalog.meters[name].kind == "gauge":
             level = StoredLevel.read(filled.get(name))
             presigned = presigned_bytes_at(filled.get(f"{name}+"), view.now_ms)
             keeps = effective.keeps_limits
-            found = _gauge(entitlements[name], view, level, presigned, keeps=keeps)
+            found = _read_gauge(entitlements[name], view, level, presigned, keeps=keeps)
             if catalog.storage is not None and catalog.storage.gauge == name:
-                found["types"] = _types(catalog.storage, filled)
+                found["types"] = _read_types(catalog.storage, filled)
             return found
-        rows = _rows_of(name, entitlements, view, catalog.meters, own)
-        rows |= _former_rows(name, gone, view, effective.prices)
-        meter = _meter(name, entitlements, view, catalog.meters, rows, linked=linked)
+        rows = _read_rows(name, entitlements, view, catalog.meters, own)
+        rows |= _read_former_rows(name, gone, view, effective.prices)
+        meter = _read_counter(name, entitlements, view, catalog.meters, rows, linked=linked)
         if is_usage_free and meter["overage_cents"] is not None:
             meter["overage_cents"] = 0
-        price = overage_price_of(entitlements[name], own.get(name), catalog.currency, interval)
+        price = overage_find_price(entitlements[name], own.get(name), catalog.currency, interval)
         return meter if price is None else {**meter, "price": price}
 
     priced = NO_PRICES if is_past or is_usage_free else effective.prices
@@ -190,21 +235,21 @@ def read_usage_reply(
         "plan": effective.plan.key,
         "status": effective.status,
         "access": effective.access,
-        "period": _period_of(view, subscription),
+        "period": _build_period(view, subscription),
         "features": sorted(effective.plan.features),
         "balance": {name: micros // MICRO for name, micros in micros_left.items()},
         "balance_micros": micros_left,
         "meters": {
             **{name: of_meter(name) for name in catalog.meters},
             **{
-                one.meter: _former_meter(token, one, view, priced, linked=linked)
+                one.meter: _read_former_meter(token, one, view, priced, linked=linked)
                 for token, one in gone.items()
             },
         },
     }
 
 
-def _period_of(view: CountsView, subscription: SubscriptionState | None) -> PeriodUsage:
+def _build_period(view: CountsView, subscription: SubscriptionState | None) -> PeriodUsage:
     return {
         "id": from_ms(view.start_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "start": from_ms(view.start_ms),
@@ -213,7 +258,7 @@ def _period_of(view: CountsView, subscription: SubscriptionState | None) -> Peri
     }
 
 
-def _meter(
+def _read_counter(
     name: str,
     entitlements: Mapping[str, Entitlement],
     view: CountsView,
@@ -224,7 +269,7 @@ def _meter(
 ) -> MeterUsage:
     entitlement, token = entitlements[name], meter_token(name)
     counts, held = view.counted(token), view.held(token)
-    where, stranded = _counts_of(token, view, linked=linked), view.delivery(token, "t")
+    where, stranded = _read_counts(token, view, linked=linked), view.delivery(token, "t")
     segments = _price_segments(token, shown_label(entitlement, meters[name]), view, stranded)
     if rows and len(segments) == 1:  # The file may have got or lost prices by model since the period began.
         elsewhere = sum(view.counted(row).overage for row in rows)
@@ -243,25 +288,25 @@ def _meter(
         **where,
         "included": "unlimited" if entitlement.included is None else entitlement.included,
         "granted": counts.granted + view.balance.of(target_of("meter", name)),
-        "remaining": _remaining(entitlement, counts.included, counts.overage, held, more),
+        "remaining": _compute_remaining(entitlement, counts.included, counts.overage, held, more),
         "overage_cents": overage_cents([*segments, *chain.from_iterable(rows.values())]),
     }
 
 
 def _price_segments(token: str, label: str, view: CountsView, stranded: int = 0) -> list[PriceSegment]:
-    """The price segments of a meter, less what others made late: that is recorded twice, and billed once."""
+    """Price segments of a meter, without late units of others: these are recorded twice, and billed once."""
     overage = view.counted(token).overage - stranded
     return segments_of(view.marks(token), label=label, sealed=0, overage=overage)
 
 
-def _rows_of(
+def _read_rows(
     source: str,
     entitlements: Mapping[str, Entitlement],
     view: CountsView,
     meters: Mapping[str, Meter],
     own: Mapping[str, ItemPrice],
 ) -> dict[str, Sequence[PriceSegment]]:
-    """The price segments with overage of each meter that counts a price by model, by token."""
+    """Price segments with overage of each price row by model, by token."""
     found: dict[str, Sequence[PriceSegment]] = {}
     for name, meter in meters.items():
         if meter.is_row and meter.source == source:
@@ -274,30 +319,30 @@ def _rows_of(
     return found
 
 
-def _former_rows(
+def _read_former_rows(
     source: str, gone: Mapping[str, ReportedMeter], view: CountsView, prices: ItemPrices
 ) -> Mapping[str, Sequence[PriceSegment]]:
-    """Find the same of prices by model that the plans file has no longer."""
+    """Price segments of price rows by model that are no longer in the plans file."""
     return {
         token: [one for one in _price_segments(token, price.label, view) if one.overage]
         for token, counted in gone.items()
-        if counted.meter.startswith(f"{source}:") and (price := _price_of(counted, prices)) is not None
+        if counted.meter.startswith(f"{source}:") and (price := _find_price(counted, prices)) is not None
     }
 
 
-def _price_of(counted: ReportedMeter, prices: ItemPrices) -> ItemPrice | None:
+def _find_price(counted: ReportedMeter, prices: ItemPrices) -> ItemPrice | None:
     return next((one for one in prices if one.event_name == counted.event_name and one.is_exact), None)
 
 
-def _gauge(
+def _read_gauge(
     entitlement: Entitlement, view: CountsView, level: StoredLevel, presigned: int, *, keeps: bool
 ) -> MeterUsage:
-    """A gauge: it records its level, and is not reported to Stripe."""
+    """Usage of a gauge, which records its level and is not reported to Stripe."""
     token, limit = meter_token(entitlement.meter), GaugeLimit.of(entitlement, keeps=keeps)
     held = view.held(token) + presigned
     used = level.level + held
     return {
-        **_counts_of(token, view, linked=True),
+        **_read_counts(token, view, linked=True),
         "held": held,
         "used": used,
         "recorded": level.level,
@@ -306,8 +351,8 @@ def _gauge(
     }
 
 
-def _types(storage: Storage, levels: Mapping[str, bytes]) -> dict[str, int]:
-    """How much of the gauge each type fills."""
+def _read_types(storage: Storage, levels: Mapping[str, bytes]) -> dict[str, int]:
+    """Bytes of the storage gauge, by type."""
     first = f"{storage.gauge}:"
     kept = {name.removeprefix(first) for name in levels if name.startswith(first)} - {""}
     known = (*storage.types, OTHER_TYPE)
@@ -316,8 +361,8 @@ def _types(storage: Storage, levels: Mapping[str, bytes]) -> dict[str, int]:
     }
 
 
-def _counts_of(token: str, view: CountsView, *, linked: bool) -> MeterUsage:
-    """The counts of a meter; only these are known if the plans file has the meter no longer."""
+def _read_counts(token: str, view: CountsView, *, linked: bool) -> MeterUsage:
+    """Counts of a meter: all that is known of one that is no longer in the plans file."""
     counts, held = view.counted(token), view.held(token)
     return {
         "used": counts.recorded + held,
@@ -340,17 +385,19 @@ def _counts_of(token: str, view: CountsView, *, linked: bool) -> MeterUsage:
     }
 
 
-def _former_meter(
+def _read_former_meter(
     token: str, one: ReportedMeter, view: CountsView, prices: ItemPrices, *, linked: bool
 ) -> MeterUsage:
-    """A meter that the plans file has no longer, at the price of the item that bills its event name."""
-    found, price = _counts_of(token, view, linked=linked), _price_of(one, prices)
+    """Usage of a meter no longer in the plans file, at the price of the item with its event name."""
+    found, price = _read_counts(token, view, linked=linked), _find_price(one, prices)
     if price is None:
         return found
     return {**found, "overage_cents": overage_cents(_price_segments(token, price.label, view))}
 
 
-def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, more: int) -> int | Unlimited:
+def _compute_remaining(
+    entitlement: Entitlement, covered: int, overage: int, held: int, more: int
+) -> int | Unlimited:
     ceiling = ceiling_of(entitlement)
     if ceiling is None or entitlement.included is None:
         return "unlimited"
@@ -360,8 +407,10 @@ def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, 
     return max(0, left)
 
 
-_PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
-# Names of totals of a closed period by the class that its usage was in; see close_period.lua.
+# Stored counts.
+
+_PERIOD_MIN_MS: Final = 120_000  # Deliveries of a period need two different minutes.
+# Class of usage by the name of its total in a closed period; see close_period.lua.
 _CLOSED: Final = {
     "i": "included",
     "g": "granted",
@@ -373,7 +422,7 @@ _CLOSED: Final = {
 
 
 class CountsView:
-    """The stored counts, brought forward to now without writing."""
+    """Stored counts, advanced to now without writing."""
 
     def __init__(
         self,
@@ -390,32 +439,32 @@ class CountsView:
         self._totals = totals
         head = CounterHead.read(counters.get(HEAD_FIELD))
         began, ends = head.begins_ms, head.ends_ms
-        # As scripts do (close_period.lua): counters of a period that ends when this one does go on in it.
-        is_another = ends != end_ms and start_ms >= began + _PERIOD_LEAST_MS
+        # Like close_period.lua: counters of a period with the same end continue in this one.
+        is_another = ends != end_ms and start_ms >= began + _PERIOD_MIN_MS
         self._over = now_ms >= ends or is_another
         if is_another:
             stamped_ms = max(
                 (self._stored(name[:-1]).stamped_ms for name in counters if name.endswith("m")), default=0
             )
-            ends = min(ends, max(start_ms, stamped_ms + _PERIOD_LEAST_MS))
+            ends = min(ends, max(start_ms, stamped_ms + _PERIOD_MIN_MS))
         self.start_ms = max(start_ms, ends) if self._over else began
         self.end_ms = end_ms
-        # Clocks go back; a customer's time does not.
+        # A clock may be set back; a customer's time is monotonic.
         self.now_ms = max(now_ms, head.seen_ms)
 
     def go_back(self, at_ms: int, grid: Bounds) -> bool:
-        """Show the period that an instant lies in; whether that is one that is over.
+        """Show the period of an instant; whether it is a past one.
 
         Args:
             at_ms: the instant.
-            grid: its period by the subscription, for one in which nothing was recorded.
+            grid: its period by the subscription, used if nothing was recorded in it.
         """
         if self.start_ms <= at_ms < self.end_ms:
             return False
         head = CounterHead.read(self._counters.get(HEAD_FIELD))
         spans = {int(name[:-2]): int(end) for name, end in self._totals.items() if name.endswith("|e")}
         if self._over and head.ends_ms:
-            # No script has closed it yet. Another subscription, or none, may have cut it short.
+            # No script has closed it yet. A change of the subscription may have cut it short.
             spans[head.begins_ms] = min(head.ends_ms, self.start_ms)
             self._is_open = head.begins_ms <= at_ms < spans[head.begins_ms]
         found = [start for start, end in spans.items() if start <= at_ms < end]
@@ -429,7 +478,7 @@ class CountsView:
         return True
 
     def counted(self, token: str) -> MeterCounts:
-        """The counts of a meter in this period."""
+        """Counts of a meter in this period."""
         if self._is_past and not self._is_open:
             return MeterCounts(**{name: self.delivery(token, kind) for kind, name in _CLOSED.items()})
         if self._over and not self._is_past:
@@ -437,11 +486,11 @@ class CountsView:
         return self._stored(token)
 
     def held(self, token: str) -> int:
-        """What live holds hold."""
+        """Quantity of live holds."""
         return 0 if self._is_past else self._stored(token).held_at(self.now_ms)
 
     def held_credit(self, meter: str) -> int:
-        """What live holds of a meter would cost at the prices of their models, in micro-credits."""
+        """Cost of a meter's live holds at the prices of their models, in micro-credits."""
         if self._is_past:
             return 0
         return MeterCounts.read(self._counters.get(credit_hold_field(meter))).held_at(self.now_ms)
@@ -450,56 +499,11 @@ class CountsView:
         return MeterCounts.read(self._counters.get(f"{token}m"))
 
     def marks(self, token: str, kind: str = "s") -> str:
-        """The price segments of this period that have ended; of kind ``n`` what invoice items bill."""
+        """Ended price segments of this period; kind ``n``: units billed by invoice items."""
         return self._totals.get(f"{self.start_ms}|{token}{kind}", "")
 
     def delivery(self, token: str, kind: str) -> int:
-        """What became of this period's usage after it was sealed, less what is taken back in that state."""
+        """Sealed usage of this period in a delivery state, less its corrections."""
         kept, field = self._totals, f"{self.start_ms}|{token}"
         back = 0 if kind.isupper() else int(kept.get(f"{field}{kind.upper()}", 0))
         return int(kept.get(f"{field}{kind}", 0)) - back
-
-
-class OveragePrice(TypedDict):
-    """The price of overage: ``per`` units cost ``amount_cents`` in minor units of ``currency``.
-
-    It is the price of the customer's own subscription item. ``estimated`` is there, and true, where no such
-    price is known: then it is that of the plans file.
-    """
-
-    per: int
-    amount_cents: int
-    currency: str
-    interval: str
-    estimated: NotRequired[bool]
-
-
-def overage_price_of(
-    entitlement: Entitlement, own: ItemPrice | None, currency: str, interval: str
-) -> OveragePrice | None:
-    """The price of a meter's overage; None: it is not billed, or its price is only at Stripe.
-
-    Args:
-        entitlement: of the meter.
-        own: the price of the customer's subscription item for it; None: not known.
-        currency: of the plans file.
-        interval: that the price is for.
-    """
-    per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
-    if entitlement.overage.mode != "bill" or per is None or amount_cents is None:
-        return None
-    found: OveragePrice = {
-        "per": per,
-        "amount_cents": amount_cents,
-        "currency": currency,
-        "interval": interval,
-    }
-    return found if own is not None and own.is_exact else {**found, "estimated": True}
-
-
-def price_cents(overage: int, entitlement: Entitlement) -> int | None:
-    """What overage costs in minor units: exact until here, rounded half up."""
-    per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
-    if per is None or amount_cents is None:
-        return None
-    return rounded_cents(Fraction(overage * amount_cents, per))

@@ -81,7 +81,7 @@ class MessageQueue:
 
     async def add(self, message_id: str, text: str) -> bool:
         """Queue a message, unless one with this id was queued within 35 days; whether it is new."""
-        return await self._enqueue(message_id, "event", text, is_event=True) != _REPEAT
+        return await self._queue_message(message_id, "event", text, is_event=True) != _REPEAT
 
     async def lease(self, most: int) -> list[LeasedMessage]:
         """Lease due messages for :data:`LEASE_MS`, the longest overdue first."""
@@ -116,7 +116,7 @@ class MessageQueue:
     async def redrive(self, message_ids: Iterable[str]) -> None:
         """Send dead messages again, from the first attempt on."""
         for message_id in message_ids:
-            await self._enqueue(message_id, "operator")
+            await self._queue_message(message_id, "operator")
 
     async def count_messages(self) -> Mapping[str, int]:
         """Number of messages that are ``due``, wait for a retry (``later``), and are ``dead``."""
@@ -148,7 +148,9 @@ class MessageQueue:
     def _key(self, name: str) -> str:
         return self._store.keys.messages(f"{self._channel}:{name}")
 
-    async def _enqueue(self, message_id: str, cause: str, text: str = "", *, is_event: bool = False) -> int:
+    async def _queue_message(
+        self, message_id: str, cause: str, text: str = "", *, is_event: bool = False
+    ) -> int:
         admin = await self._store.admin()
         keys = [self._key(part) for part in ("entries", "due", "dead", "alarms")]
         keys += [self._key(f"event:{message_id}"), self._key(f"text:{message_id}")]

@@ -242,9 +242,9 @@ class JobHold(HoldOwner):
         lane = self._lane
         if lane is not None:
             decision = prepare_renewing(self._view, self._quantities, ())
-            lane.spawn(self._acquire(lane, decision, lane.call(decision)))
+            lane.spawn(self._acquire_hold(lane, decision, lane.call(decision)))
 
-    async def _acquire(self, lane: Lane, decision: PreparedDecision, pending: Any) -> None:
+    async def _acquire_hold(self, lane: Lane, decision: PreparedDecision, pending: Any) -> None:
         view = self._view
         with suppress(MeterkitError):
             reply = await pending

@@ -171,7 +171,7 @@ class EventLoopSpool:
         """
         if self._replaying is not None:
             await asyncio.wait([self._replaying])
-        await self._replay_own_file()
+        await self._replay_current_file()
         return await self._replay_orphans()
 
     # Writing.
@@ -246,7 +246,7 @@ class EventLoopSpool:
         while self._is_wanted:
             self._is_wanted = False
             try:
-                await self._replay_own_file()
+                await self._replay_current_file()
                 await self._replay_orphans()
             except (StoreError, OSError) as error:
                 self._lane.warn(f"what is spooled is sent later: {error}")
@@ -254,7 +254,7 @@ class EventLoopSpool:
                     self._is_wanted = True
                     await asyncio.sleep(_AGAIN_S)
 
-    async def _replay_own_file(self) -> None:
+    async def _replay_current_file(self) -> None:
         """Replay this event loop's spool; more may be added meanwhile."""
         if not self.kept and self._file is None:
             return
