@@ -25,7 +25,7 @@ def first_match(patterns: Iterable[str], model: str) -> str | None:
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern.casefold())), None)
 
 
-def _choose(models: tuple[tuple[str, T], ...], model: str | None, *, default: T, highest: T) -> T:
+def _value_for_model(models: tuple[tuple[str, T], ...], model: str | None, *, default: T, highest: T) -> T:
     if model == "":
         return highest
     by_pattern = dict(models)
@@ -50,7 +50,7 @@ class ModelPrices:
 
     def of(self, model: str | None) -> int:
         """Price of a unit for a model; None: no model was used; empty: its name is unknown."""
-        return _choose(self.models, model, default=self.default, highest=self.highest)
+        return _value_for_model(self.models, model, default=self.default, highest=self.highest)
 
     def has_price(self, model: str) -> bool:
         """Whether a model has a price: one of its own, or the default."""
@@ -91,7 +91,7 @@ class PriceRows:
 
     def of(self, model: str | None) -> str:
         """The meter of a model; None: of no model; empty: of one whose name is not known."""
-        return _choose(self.models, model, default=self.default, highest=self.highest)
+        return _value_for_model(self.models, model, default=self.default, highest=self.highest)
 
     def has_price(self, model: str) -> bool:
         """Whether a model has a price: one of its own, or the default."""
