@@ -135,7 +135,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        patched.setenv("METERKIT_STORE_TIMEOUT", "5")
+        patched.setenv("METERKIT_STORE_TIMEOUT", "60")
         # One object is the default of all clients and functions of httpx: five seconds.
         default = inspect.signature(httpx.Client).parameters["timeout"].default
         for name in ("connect", "read", "write", "pool"):

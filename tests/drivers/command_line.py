@@ -57,7 +57,7 @@ class Shell:
         ours = ("METERKIT_", "REDIS_URL", "STRIPE_", "COLUMNS")
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith(ours)
-        } | {"PYTHONFAULTHANDLER": "1", "METERKIT_STORE_TIMEOUT": "5", **variables}
+        } | {"PYTHONFAULTHANDLER": "1", "METERKIT_STORE_TIMEOUT": "60", **variables}
 
     def kit(self, **settings: Any) -> MeterKit:
         """A kit with the plans file and the store of the commands, which delivers nothing by itself."""

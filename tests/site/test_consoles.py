@@ -182,7 +182,7 @@ def typist() -> Iterator[Typist]:
         ours = ("METERKIT_", "REDIS_URL", "STRIPE_", "COLUMNS")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        found = Typist(directory, environment | {"PATH": path, "METERKIT_STORE_TIMEOUT": "5"})
+        found = Typist(directory, environment | {"PATH": path, "METERKIT_STORE_TIMEOUT": "60"})
         try:
             yield found
         finally:
