@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.audit_database import ROOT, ROWS, root_in
+from drivers.audit_database import ROOT, ROWS, read_root
 from drivers.audited_kit import rows_in, sqlite_in
 from drivers.delivery import alerts
 from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MAY, MINUTE, UNHELD, assert_books, ending, paying
@@ -375,7 +375,7 @@ async def test_the_invoice_has_the_root_before_it_is_final(any_store_url: str, t
         await at.found.bring(*at.stripe.webhook_events)
         await at.hourly(JUNE + 15 * MINUTE, 3)
         (later,) = at.invoices()
-        assert (later["status"], root_in(later)) == ("paid", root_in(invoice))
+        assert (later["status"], read_root(later)) == ("paid", read_root(invoice))
         assert writes(at).count("update") == 1
 
 
@@ -390,7 +390,7 @@ async def test_a_database_that_is_away_holds_up_no_invoice(
             assert (await at.look()).confirmed == 1
         at.go(JUNE + 3 * HOUR)
         (invoice,) = at.invoices()
-        assert (invoice["status"], root_in(invoice), at.billed()) == ("paid", None, [1000])
+        assert (invoice["status"], read_root(invoice), at.billed()) == ("paid", None, [1000])
         assert caplog.text.count("the journal of deliveries is not written; usage is still delivered") == 1
         told = [one.getMessage() for one in caplog.records if one.name == "meterkit.audit"]
         assert len(told) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.periods import to_ms
-from meterkit.delivery.audit_root import ROOT, ROWS, root_in
+from meterkit.delivery.audit_root import ROOT, ROWS, read_root
 from meterkit.insights.audit.chain import Head, Root, link_hash
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer, drainer_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
 
 # What is not its own.
-__all__ = ["ROOT", "ROWS", "Database", "Head", "Root", "Row", "link_hash", "root_in", "to_ms", "verify"]
+__all__ = ["ROOT", "ROWS", "Database", "Head", "Root", "Row", "link_hash", "read_root", "to_ms", "verify"]
 
 
 def insert_rows(url: str, rows: Sequence[Row]) -> Sequence[Row]:

@@ -124,13 +124,15 @@ class ObjectsAtStripe(StripeApi):
 class Counted(StripeSummaries):
     """Summaries of one customer, by minute (s)."""
 
-    server_time_s = None
-
     def __init__(self, units: Mapping[int, int]) -> None:
         no_api: Any = None
         super().__init__(no_api)
         self._units = units
         self.asked: list[int] = []
+
+    @property
+    def server_time_s(self) -> None:
+        return None
 
     async def refresh(self) -> None:
         pass

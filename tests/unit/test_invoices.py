@@ -28,8 +28,8 @@ from meterkit.delivery.invoices import (
     is_renewal_of,
     read_period_billing,
 )
-from meterkit.delivery.late_usage import late_in_words
-from meterkit.delivery.period_closer import PeriodCloser, _held_in_words
+from meterkit.delivery.late_usage import format_late_usage
+from meterkit.delivery.period_closer import PeriodCloser, _describe_hold
 from meterkit.delivery.reconcile_advice import advice_on_invoices
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
@@ -95,7 +95,7 @@ async def test_at_45_minutes_it_is_late(kit: MeterKit, clock: Clock) -> None:
 @pytest.mark.parametrize(("held_ms", "is_said"), [(-1, False), (0, False), (1, True)])
 def test_the_end_of_a_draft_is_named_while_it_is_one(held_ms: int, *, is_said: bool) -> None:
     end = InvoiceEnd(held_ms=PERIOD_MS + held_ms)
-    assert bool(_held_in_words(end, PERIOD_MS)) == is_said
+    assert bool(_describe_hold(end, PERIOD_MS)) == is_said
 
 
 END_S: Final = 1_900_000_020  # A whole minute.
@@ -500,9 +500,9 @@ def late(meter: str, quantity: int, *, is_billed: bool) -> LateUsage:
 
 def test_what_becomes_of_late_usage_in_words() -> None:
     billed, lost = late("tokens", 5, is_billed=True), late("pages", 7, is_billed=False)
-    assert late_in_words([billed]) == "5 of tokens: the invoice of the open period bills it"
-    assert late_in_words([lost]) == "7 of pages: no invoice bills it"
-    assert late_in_words([lost, billed, late("rows", 1, is_billed=False)]) == (
+    assert format_late_usage([billed]) == "5 of tokens: the invoice of the open period bills it"
+    assert format_late_usage([lost]) == "7 of pages: no invoice bills it"
+    assert format_late_usage([lost, billed, late("rows", 1, is_billed=False)]) == (
         "5 of tokens: the invoice of the open period bills it; 7 of pages, 1 of rows: no invoice bills it"
     )
 

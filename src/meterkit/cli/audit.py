@@ -13,7 +13,7 @@ from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, started
 from meterkit.decisions.periods import to_ms
-from meterkit.delivery.audit_root import is_final_renewal, root_in
+from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
 from meterkit.insights.audit.chain import Root
@@ -164,7 +164,7 @@ class _InvoiceRoots:
         for one in [] if linked is None else await self._api.list("/v1/invoices", {"customer": linked}):
             if self._at_s is not None and not one["period_start"] <= self._at_s < one["period_end"]:
                 continue
-            root = root_in(one)
+            root = read_root(one)
             if root is not None:
                 found.append(Root(*root))
             elif is_final_renewal(one):

@@ -14,7 +14,7 @@ from meterkit.catalog.amount_texts import date_and_time, money, span
 from meterkit.cli.options import integer_between
 from meterkit.cli.output import cell_text, echo, print_note
 from meterkit.cli.session import Session, command
-from meterkit.delivery.invoice_items import span_in_words
+from meterkit.delivery.invoice_items import format_days
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import IntentState
 from meterkit.outbox.late_items import QueuedItem
@@ -244,7 +244,7 @@ def _print_done(seen: Sequence[Intent | QueuedItem], done: str) -> None:
 
 def _describe_item(item: QueuedItem) -> str:
     """Describe an invoice item: amount, usage, and the invoice that it is for."""
-    used = span_in_words(item.period_start, item.recorded_until - timedelta(milliseconds=1))
+    used = format_days(item.period_start, item.recorded_until - timedelta(milliseconds=1))
     return (
         f"invoice item of {money(item.cents, item.currency)} for late usage of {used}, on the next renewal of"
         f" {item.subscription}"

@@ -20,10 +20,10 @@ from meterkit.decisions.program import has_flat_price
 from meterkit.outbox.intents import StoredIntent, read_intents_in
 from meterkit.outbox.late_terms import (
     deciding_meter,
+    format_overage_price,
     is_billed_at,
     item_terms,
     late_class,
-    price_in_words,
     unit_label,
 )
 from meterkit.outbox.operator_commands import change_state
@@ -373,4 +373,4 @@ class _Terms(NamedTuple):
 def _price(given: Mapping[str, Entitlement] | None, meter: Meter, catalog: Catalog) -> str:
     """The price that ended, to stand behind a quantity."""
     own = None if given is None else given[deciding_meter(meter.name, catalog)]
-    return price_in_words(own, catalog.currency) or " at a price that the plans file does not name"
+    return format_overage_price(own, catalog.currency) or " at a price that the plans file does not name"

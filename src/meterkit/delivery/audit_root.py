@@ -33,7 +33,7 @@ class InvoiceRoot(NamedTuple):
     root: str
 
 
-def root_in(invoice: Mapping[str, Any]) -> InvoiceRoot | None:
+def read_root(invoice: Mapping[str, Any]) -> InvoiceRoot | None:
     """Read the root in an invoice's metadata; None: there is none."""
     metadata: Mapping[str, str] = invoice.get("metadata") or {}
     root, rows = metadata.get(ROOT), metadata.get(ROWS, "")
@@ -67,7 +67,7 @@ class RootWriter:
     ) -> bool:
         """Write the root into the invoice of a renewal, unless it has one; False: that failed."""
         found = [one for one in invoices if is_renewal_of(one, subscription, end_ms // 1000)]
-        lacking = [one for one in found if one.get("status") != "void" and root_in(one) is None]
+        lacking = [one for one in found if one.get("status") != "void" and read_root(one) is None]
         if not lacking:
             return True
         try:

@@ -417,7 +417,11 @@ class CreditIssuer:
         notes, whys = dict[str, IssuedCredit](), list[str]()
         for line in lines:
             billed = known.get(line.name)
-            why = _WAITING["pending"] if line.name in queued and billed is None else _why_not(line, billed)
+            why = (
+                _WAITING["pending"]
+                if line.name in queued and billed is None
+                else _explain_refusal(line, billed)
+            )
             if billed is None or billed.invoice is None or why:
                 whys.append(f"{line.units:,} units: {why}")
                 continue
@@ -507,7 +511,7 @@ def _idempotency_key(customer: str, asked: Asked, meter: str, line: AssignedLine
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _why_not(line: AssignedLine, billed: UsageLine | None) -> str:
+def _explain_refusal(line: AssignedLine, billed: UsageLine | None) -> str:
     """Explain why a line gets no credit note now; empty: it may get one."""
     if billed is None:
         return _NO_LINE

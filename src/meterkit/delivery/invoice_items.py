@@ -169,7 +169,7 @@ class InvoiceItemMaker:
         return {
             "customer": item.stripe_customer,
             "subscription": item.subscription,
-            "description": f"{title}, {units:,} units of {span_in_words(start, end)}",
+            "description": f"{title}, {units:,} units of {format_days(start, end)}",
             "quantity_decimal": f"{units}",
             "period": {"start": item.period_ms // 1000, "end": max(item.period_ms, item.till_ms) // 1000},
             "metadata": {
@@ -204,7 +204,7 @@ class InvoiceItemMaker:
         return self._products[price]
 
 
-def span_in_words(start: datetime, end: datetime) -> str:
+def format_days(start: datetime, end: datetime) -> str:
     """Format a span of days, with the month once if it is the same."""
     last = f"{end.day} {end:%b %Y}"
     if start.date() >= end.date():

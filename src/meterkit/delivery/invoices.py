@@ -15,7 +15,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_ends import RENEWAL, read_invoice_end
-from meterkit.outbox.late_terms import price_in_words
+from meterkit.outbox.late_terms import format_overage_price
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -302,7 +302,7 @@ class PeriodBilling(NamedTuple):
         if plan is None:
             return ""
         given = with_item_prices(plan.entitlements, self.prices, catalog)
-        return price_in_words(given.get(meter), catalog.currency)
+        return format_overage_price(given.get(meter), catalog.currency)
 
 
 async def read_period_billing(

@@ -52,12 +52,12 @@ def report_late(late: Iterable[LateUnits], meters: Mapping[str, ReportedMeter]) 
             " %s (billing.late_usage)",
             customer,
             found[0].period,
-            late_in_words(found),
+            format_late_usage(found),
             extra=mark,
         )
 
 
-def late_in_words(found: list[LateUsage]) -> str:
+def format_late_usage(found: list[LateUsage]) -> str:
     """Format the late usage of one customer and period, and how it is billed."""
     by_item = [one for one in found if one.by_item]
     groups = {

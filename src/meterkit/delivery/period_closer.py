@@ -65,7 +65,7 @@ class CloseChecker:
         self._invoices = reconciler.invoices()
         self._stripe_failure = self._hold_failure = ""
 
-    async def why_open(self, usage: CustomerUsage) -> tuple[str, bool]:
+    async def explain_open(self, usage: CustomerUsage) -> tuple[str, bool]:
         """Hold or release the draft of an ended period; explain why its close is open (empty: it is not).
 
         The second value says that the close may wait without an alert: Stripe has yet to update its draft.
@@ -85,7 +85,7 @@ class CloseChecker:
             end, invoicing, unsettled = None, None, f"its invoice is neither held nor released: {error}"
             if isinstance(error, StripeUnavailableError):
                 self._hold_failure = str(error)
-        held = "" if end is None or is_counted else _held_in_words(end, self._store.now_ms())
+        held = "" if end is None or is_counted else _describe_hold(end, self._store.now_ms())
         if found is None:
             return f"{self._stripe_failure}{held}", False
         is_final = end is not None and bool(end.final_ms)
@@ -97,9 +97,9 @@ class CloseChecker:
                 [usage["customer"]], at_ms=to_ms(usage["period"]["start"]), former=True
             )
             found = await self._compare(usage) or []
-        whys = [why for one in found if (why := _why_meter_is_open(one))]
+        whys = [why for one in found if (why := _explain_meter(one))]
         may_wait = is_counted and all(one.agrees or one.invoice in {"draft", "none"} for one in found)
-        if not whys and (waiting := _in_pending_items(found)):
+        if not whys and (waiting := _describe_pending(found)):
             return waiting, True
         if end is not None and end.is_ours and not whys:
             return "its invoice is to be finalized", True
@@ -186,19 +186,19 @@ def _is_counted(one: Reconciled) -> bool:
     return is_sent and (one.difference is None or one.difference >= 0)
 
 
-def _held_in_words(end: InvoiceEnd, now_ms: int) -> str:
+def _describe_hold(end: InvoiceEnd, now_ms: int) -> str:
     if end.held_ms <= now_ms:
         return ""
     return f" (its invoice stays a draft until {from_ms(end.held_ms):%Y-%m-%d %H:%M} UTC)"
 
 
-def _in_pending_items(found: Sequence[Reconciled]) -> str:
+def _describe_pending(found: Sequence[Reconciled]) -> str:
     """Describe units in pending items, which Stripe may drop when a paused subscription ends; empty: none."""
     parts = [f"{one.invoiced} of {one.meter}" for one in found if one.invoice == "pending"]
     return f"pending invoice items have usage that waits for an invoice: {', '.join(parts)}" * bool(parts)
 
 
-def _why_meter_is_open(one: Reconciled) -> str:
+def _explain_meter(one: Reconciled) -> str:
     """Explain why the close of a meter's period is open; empty: it is not."""
     if one.waiting or one.parked or one.taking_back:
         left = one.waiting + one.parked + 2 * one.taking_back
@@ -270,7 +270,7 @@ class PeriodCloser:
         async for close in closes.due():
             if not await self._lease.acquire():
                 break
-            why, may_wait = await self._why_open(closes, close, checker)
+            why, may_wait = await self._explain_close(closes, close, checker)
             if why is None:
                 confirmed += 1
                 continue
@@ -282,7 +282,7 @@ class PeriodCloser:
             self._log_late(late)
         return CloseResults(confirmed, left - len(late), late)
 
-    async def _why_open(
+    async def _explain_close(
         self, closes: CloseQueue, close: PeriodClose, checker: CloseChecker
     ) -> tuple[str | None, bool]:
         """Explain why a close is open, and whether it may wait; None: it is confirmed, and removed."""
@@ -295,7 +295,7 @@ class PeriodCloser:
                 await closes.note(close.shard, {moved.member: end_ms + CLOSE_AFTER_MS})
                 await closes.forget(close)
                 return None, False
-            why, may_wait = await checker.why_open(usage)
+            why, may_wait = await checker.explain_open(usage)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - damaged records of one customer do not stop the others

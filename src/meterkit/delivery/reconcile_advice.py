@@ -55,7 +55,7 @@ class EventBooks:
             return ()
         return mispriced(self.recorded, self.invoiced.prices)
 
-    def surplus_in_words(self, currency: str) -> str:
+    def format_surplus(self, currency: str) -> str:
         """Format the amount that lines charge beyond recorded usage; empty: none, or not known."""
         if self.invoiced is None or self.invoiced.cents is None or self.recorded is None:
             return ""
@@ -83,7 +83,7 @@ def advice_on_difference(side: EventBooks, difference: int, parked: str) -> str:
     )
 
 
-def parked_in_words(side: EventBooks) -> str:
+def format_parked(side: EventBooks) -> str:
     """Describe the parked units of an event name; empty: none."""
     parts = [f"{side.parked}"] * bool(side.parked)
     parts += [f"{side.parked_back} that take units back"] * bool(side.parked_back)

@@ -22,7 +22,7 @@ from meterkit.delivery.reconcile_advice import (
     advice_on_difference,
     advice_on_invoices,
     advice_on_prices,
-    parked_in_words,
+    format_parked,
 )
 from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
@@ -291,7 +291,7 @@ class Reconciler:
 
     async def _advise_on_event(self, usage: CustomerUsage, side: EventBooks) -> str:
         """Advise the operator; empty: the books agree."""
-        difference, parked = side.difference, parked_in_words(side)
+        difference, parked = side.difference, format_parked(side)
         if difference is None:
             gone = "Stripe has no such meter or customer, or the customer is not linked any more"
             return gone * bool(side.delivered or parked)
@@ -309,7 +309,7 @@ class Reconciler:
             side.confirmed,
             late=side.uninvoiced,
             price=side.invoicing.price_of(side.meter, self._store.catalog),
-            surplus=side.surplus_in_words(self._store.catalog.currency),
+            surplus=side.format_surplus(self._store.catalog.currency),
             made_ms=side.invoicing.made_ms,
             now_ms=self._store.now_ms(),
         )

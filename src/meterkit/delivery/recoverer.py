@@ -77,7 +77,7 @@ class RecoveredMeter:
     advice: str = ""
 
 
-def shares(quantities: Sequence[int], billed: int) -> list[int]:
+def distribute_billed(quantities: Sequence[int], billed: int) -> list[int]:
     """Distribute billed units to intents in order, so that at most one is billed in part. Pure.
 
     Args:
@@ -286,7 +286,7 @@ class RestoreRecoverer:
         elif not dry_run:
             ordered = [await self._rejoin_intent(intent) for intent in ordered]
             for intent, part in zip(
-                ordered, shares([intent.value for intent in ordered], billed), strict=True
+                ordered, distribute_billed([intent.value for intent in ordered], billed), strict=True
             ):
                 await self._settle_intent(intent, part, by, why="" if is_proven else why)
         return found

@@ -74,7 +74,7 @@ class StripeBooks:
         if linked is None or start_s >= end_s:
             return None
         counted = [
-            await unless_gone(self._summaries.counted(name, linked, start_s, end_s))
+            await none_if_gone(self._summaries.counted(name, linked, start_s, end_s))
             for name in self._names(event_name)
         ]
         known = [one for one in counted if one is not None]
@@ -90,7 +90,7 @@ class StripeBooks:
         linked = self._state.stripe_customer
         if linked is None or self._invoices is None:
             return None
-        return await unless_gone(self._read_invoiced(linked, self._invoices, event_name, counted))
+        return await none_if_gone(self._read_invoiced(linked, self._invoices, event_name, counted))
 
     async def _read_invoiced(
         self, linked: str, invoices: InvoiceReader, event_name: str, counted: int
@@ -137,7 +137,7 @@ class StripeBooks:
             return set()
         billed: set[str] = set()
         if self._invoices is not None:
-            billed = await unless_gone(self._invoices.usage_meters(linked, *self._span_s)) or set()
+            billed = await none_if_gone(self._invoices.usage_meters(linked, *self._span_s)) or set()
         found = {event for event in unused if not billed.isdisjoint(self._summaries.meter_ids(event))}
         if is_closing or subscription is None:
             return found
@@ -157,7 +157,7 @@ class StripeBooks:
         return self._start_ms // 1000, self._end_ms // 1000
 
 
-async def unless_gone(asked: Awaitable[_T]) -> _T | None:
+async def none_if_gone(asked: Awaitable[_T]) -> _T | None:
     """Await a response; None: Stripe has no such customer or meter."""
     try:
         return await asked
@@ -209,7 +209,7 @@ async def item_books(
     ours = {name: ItemBook(sum(units), "") for name, units in counts.items() if any(units)}
     if stripe_customer is None or await is_relinked(store, customer, usage["period"]["start"]):
         return ours
-    found = await unless_gone(late_units_at_stripe(api, stripe_customer, start_ms))
+    found = await none_if_gone(late_units_at_stripe(api, stripe_customer, start_ms))
     if found is None:
         return ours
     books: dict[str, ItemBook] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_texts import span
 from meterkit.customers.links import owner_of
-from meterkit.delivery.audit_root import is_final_renewal, root_in
+from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.insights.audit.draining import MOST, backlog_of, drainer_of, waiting_shards
@@ -143,7 +143,7 @@ async def check_roots(parts: Parts) -> tuple[str, list[Finding]]:
         StoreError: the store does not answer.
     """
     final = [one for one in await _invoices(parts) if is_final_renewal(one)]
-    bare = {id_in(one, "customer"): one for one in final if root_in(one) is None}
+    bare = {id_in(one, "customer"): one for one in final if read_root(one) is None}
     admin, before_ms = await parts.store.admin(), dict[str, int]()
     names = dict[str, str]()
     for linked, invoice in bare.items():

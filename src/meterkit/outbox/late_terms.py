@@ -66,7 +66,7 @@ def item_terms(state: CustomerState, catalog: Catalog) -> Mapping[str, str] | No
     }
 
 
-def price_in_words(entitlement: Entitlement | None, currency: str) -> str:
+def format_overage_price(entitlement: Entitlement | None, currency: str) -> str:
     """Overage price of a plan, as a suffix for a quantity; empty: not in the plans file."""
     overage = None if entitlement is None else entitlement.overage
     if overage is None or overage.amount_cents is None or overage.per is None:
@@ -102,7 +102,7 @@ def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_bil
             kind = late_class(entitlement, meter) if is_billed else ""
             label, priced = unit_label(name, given or None, prices, catalog)
             is_flat = int(has_flat_price(given.get(name), meter))
-            words = price_in_words(given.get(name), catalog.currency)
+            words = format_overage_price(given.get(name), catalog.currency)
             found[meter_token(name)] = (kind, name, words, label, meter_token(priced), is_flat)
     return json.dumps(found, separators=(",", ":"))
 
