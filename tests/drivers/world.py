@@ -49,7 +49,7 @@ HOOK: Final = "http://app/webhooks/stripe"
 _CANCEL_AGAIN_S: Final = 0.1
 STRIPE: Final = "http://stripe.emulated"
 _LOADED: Final = (
-    *("delivery.flusher", "delivery.sending", "delivery.background", "stripe.http", "stripe.sdk"),
+    *("delivery.flusher", "delivery.sender", "delivery.flusher_setup", "stripe.http", "stripe.sdk"),
     *("subscriptions.webhooks.worker", "delivery.summaries", "delivery.stripe_v1"),
 )
 

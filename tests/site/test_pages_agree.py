@@ -180,22 +180,22 @@ store.spool_file:SPOOL_BYTES_MAX          1_073_741_824   reliability.md grown t
 redis.reconnector:_PAUSE_MAX_S           0.5             runbook.md     twice a second
 redis.reconnector:_PAUSE_MAX_S           0.5             reliability.md every half second
 redis.server:_BEHIND_MAX_S               60              testing.md     more than a minute behind
-delivery.outcomes:CLOCKS_APART_S         60              runbook.md     more than a minute from Stripe's
-delivery.outcomes:CLOCKS_APART_S         60              outbox.md      by more than a minute
-delivery.restarts:_LAG_MS                120_000         runbook.md     held back for two minutes
-delivery.restarts:_LAG_MS                120_000         recovering.md  After two minutes
-delivery.closing:_IN_TIME_MS             2_700_000       runbook.md     45 minutes later
-delivery.closing:_IN_TIME_MS             2_700_000       billing.md     confirmed 45 minutes after
-delivery.closing:_GIVEN_UP_MS            3_110_400_000   runbook.md     given up 36 days after
-delivery.closing:_GIVEN_UP_MS            3_110_400_000   billing.md     hourly for 36 days
+delivery.delivery_outcome:CLOCKS_APART_S 60              runbook.md     more than a minute from Stripe's
+delivery.delivery_outcome:CLOCKS_APART_S 60              outbox.md      by more than a minute
+delivery.store_restart_check:_LAG_MS     120_000         runbook.md     held back for two minutes
+delivery.store_restart_check:_LAG_MS     120_000         recovering.md  After two minutes
+delivery.period_closer:_IN_TIME_MS       2_700_000       runbook.md     45 minutes later
+delivery.period_closer:_IN_TIME_MS       2_700_000       billing.md     confirmed 45 minutes after
+delivery.period_closer:_GIVEN_UP_MS      3_110_400_000   runbook.md     given up 36 days after
+delivery.period_closer:_GIVEN_UP_MS      3_110_400_000   billing.md     hourly for 36 days
 insights.audit.rebuilding:_LONG_OVER_MS  3_110_400_000   audit.md       until 36 days after the period's end
 insights.audit.rebuilding:_LONGEST_MS    34_560_000_000  audit.md       one of the last 400 days
 insights.audit.draining:MOST             50_000          audit.md       more than 50,000 wait
 insights.audit.draining:MOST             50_000          runbook.md     more than 50,000 entries in a shard
 insights.audit.draining:_PAGE            500             audit.md       in batches of 500, inserts
 insights.audit.draining:_LEAST_AGE_MS    2_000           audit.md       at least two seconds old
-delivery.journaling:_PAGE                500             audit.md       in batches of up to 500, and
-delivery.journaling:_WAITING_MOST        10_000          audit.md       up to 10,000 rows wait
+delivery.journaled_transport:_PAGE       500             audit.md       in batches of up to 500, and
+delivery.journaled_transport:_WAITING_MOST 10_000          audit.md       up to 10,000 rows wait
 notify.event_dispatcher:_PATIENCE_S      30              runbook.md     longer than 30 seconds
 store.message_queue:AGAIN_AFTER_MS       60_000          runbook.md     again a minute later, ten times in all
 store.message_queue:TIMES_MOST           10              runbook.md     again a minute later, ten times in all
