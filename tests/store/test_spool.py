@@ -168,7 +168,7 @@ async def test_i11_a_kit_stopped_in_an_outage_leaves_a_spool(
         sums = [(await used(kit, f"customer-{n}", "tokens"))[0] for n in range(3)]
         assert sums == [50] * 3
         assert await used(kit, "acme", "tokens") == (1, 0)
-    assert "31 settlements of a process that is gone are sent" in caplog.text
+    assert "31 settlements of a dead process are sent" in caplog.text
 
 
 async def test_i11_a_spool_directory_that_is_removed_is_made_again(proxy: TcpProxy, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ async def test_i11_a_spool_that_cannot_be_removed_blocks_no_other(
         _, (refused,) = await kit.store.send_spools()
         assert refused.startswith(f"{file}: it cannot be read to its end, or not be removed: [Errno 21]")
         assert await used(kit, "acme", "tokens") == (5 + 5, 0)
-    assert "what is spooled is sent later" not in caplog.text
+    assert "spooled usage is sent later" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class CatalogAlarms:
             _logger.error(
                 "plan %r, which customer %r is on, is not in %s of this process: they get the default plan "
                 "%r, and what they use now is counted so for good; give every process the new plans file "
-                "before customers are put on its plans; said once for this plan",
+                "before customers are put on its plans; logged once for this plan",
                 plan,
                 customer,
                 self._catalog.source,
@@ -73,7 +73,7 @@ class CatalogAlarms:
             if self._is_new("subject", kind, plan):
                 _logger.warning(
                     "plan %r of %s declares no subjects of the kind %r: they are ignored; write `subjects:"
-                    " {%s: {…}}` in the plan, or leave them out of Caller; said once for this plan",
+                    " {%s: {…}}` in the plan, or leave them out of Caller; logged once for this plan",
                     plan,
                     self._catalog.source,
                     kind,
@@ -97,7 +97,7 @@ class CatalogAlarms:
             fate = "is not billed" if is_dead else "is billed in this one"
             _logger.warning(
                 "customer %r: %s came late: the period that began %s is closed, and what comes for it now %s "
-                "(billing.late_usage: %s); said once for this customer and period",
+                "(billing.late_usage: %s); logged once for this customer and period",
                 customer,
                 ", ".join(f"{quantity} of {meter}" for meter, quantity in recorded.items() if quantity),
                 from_ms(period_ms).isoformat(),

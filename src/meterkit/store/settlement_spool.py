@@ -249,7 +249,7 @@ class EventLoopSpool:
                 await self._replay_current_file()
                 await self._replay_orphans()
             except (StoreError, OSError) as error:
-                self._lane.warn(f"what is spooled is sent later: {error}")
+                self._lane.warn(f"spooled usage is sent later: {error}")
                 if self._lane.connected:
                     self._is_wanted = True
                     await asyncio.sleep(_AGAIN_S)
@@ -358,7 +358,7 @@ class EventLoopSpool:
             raise
         finally:
             self.lost += replay.lost
-        _log.warning("%d settlements of a process that is gone are sent: %s", sent, file.path)
+        _log.warning("%d settlements of a dead process are sent: %s", sent, file.path)
         # A cancelled removal would leave the file locked by this process.
         await asyncio.shield(self._in_thread(file.set_aside if is_damaged else file.remove))
         return sent
