@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.object_calls import list_newest, retrieve_by_id
-from stripe_emulator.prices import PRODUCT_TEXTS, Price, PriceInterval, PriceScheme, PriceTier, Product
+from stripe_emulator.prices import PRODUCT_TEXTS, Price, PriceInterval, PriceScheme, PricingTier, Product
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, missing_resource, new_id
 from stripe_emulator.totals import TAX_RATE_TEXTS, TaxRate
 
@@ -90,7 +90,7 @@ def _read_unit_amount(params: Params) -> Decimal:
     return amount
 
 
-def _read_tiers(params: Params) -> tuple[PriceTier, ...]:
+def _read_tiers(params: Params) -> tuple[PricingTier, ...]:
     """Return ascending tiers, the last one without end (https://docs.stripe.com/api/prices/create#create_price-tiers)."""
     if "tiers_mode" not in params:
         raise missing_parameter(params.path("tiers_mode"))
@@ -110,14 +110,14 @@ def _read_tiers(params: Params) -> tuple[PriceTier, ...]:
     return tiers
 
 
-def _read_tier(params: Params) -> PriceTier:
+def _read_tier(params: Params) -> PricingTier:
     params.only("flat_amount flat_amount_decimal unit_amount unit_amount_decimal up_to")
     end = params.required("up_to")
     unit, flat = _read_amount(params, "unit_amount"), _read_amount(params, "flat_amount")
     if unit is None and flat is None:
         message = "Each tier needs an `unit_amount` or a `flat_amount`."
         raise ApiError(message, param=params.path("unit_amount"))
-    return PriceTier(
+    return PricingTier(
         up_to=None if end == "inf" else _read_positive(params, "up_to"),
         unit_amount=unit or Decimal(0),
         flat_amount=flat or Decimal(0),

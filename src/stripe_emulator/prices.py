@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PriceTier:
+class PricingTier:
     """One tier of a price.
 
     Attributes:
@@ -43,7 +43,7 @@ class PriceScheme:
     """
 
     unit_amount: Decimal | None = None
-    tiers: tuple[PriceTier, ...] = ()
+    tiers: tuple[PricingTier, ...] = ()
     tiers_mode: str | None = None
     divide_by: int | None = None
     round_up: bool = False
@@ -101,7 +101,7 @@ def charges_by_tier(pricing: PriceScheme, quantity: Decimal) -> list[TierCharge]
     return [TierCharge(quantity=quantity, amount=amount, unit_amount=unit_amount)]
 
 
-def _graduated_charges(tiers: Sequence[PriceTier], quantity: Decimal) -> list[TierCharge]:
+def _graduated_charges(tiers: Sequence[PricingTier], quantity: Decimal) -> list[TierCharge]:
     charges: list[TierCharge] = []
     below = Decimal(0)
     for number, tier in enumerate(tiers, 1):
@@ -116,7 +116,7 @@ def _graduated_charges(tiers: Sequence[PriceTier], quantity: Decimal) -> list[Ti
     return charges
 
 
-def _volume_charge(tiers: Sequence[PriceTier], quantity: Decimal) -> list[TierCharge]:
+def _volume_charge(tiers: Sequence[PricingTier], quantity: Decimal) -> list[TierCharge]:
     number, tier = next(
         (number, tier) for number, tier in enumerate(tiers, 1) if tier.up_to is None or quantity <= tier.up_to
     )

@@ -40,7 +40,7 @@ def _shown_names(kind: Any, but: tuple[str, ...]) -> tuple[str, ...]:
 
 def null_fields(names: str) -> JsonObject:
     """Return fields that Stripe shows as null; their names are separated by spaces."""
-    return dict.fromkeys(names.split())
+    return {**dict.fromkeys(names.split())}
 
 
 def list_to_json(items: Sequence[JsonObject], *, url: str, shown_max: int | None = None) -> JsonObject:

@@ -18,7 +18,7 @@ from drivers.priced_shop import SWITCHED as CATALOG
 from drivers.priced_shop import SWITCHED_PLANS as PLANS
 from drivers.priced_shop import (
     PriceScheme,
-    PriceTier,
+    PricingTier,
     begin,
     item_lines,
     metered_lines,
@@ -374,8 +374,8 @@ async def test_i13_units_without_one_price_are_not_billed(
             price.pricing = PriceScheme(unit_amount=price.pricing.unit_amount, divide_by=10, round_up=True)
         elif kind == "tiers":
             tiers = (
-                PriceTier(up_to=100, unit_amount=Decimal(4)),
-                PriceTier(up_to=None, unit_amount=Decimal(3)),
+                PricingTier(up_to=100, unit_amount=Decimal(4)),
+                PricingTier(up_to=None, unit_amount=Decimal(3)),
             )
             price.pricing = PriceScheme(tiers=tiers, tiers_mode="graduated")
 

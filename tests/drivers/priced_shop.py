@@ -12,7 +12,7 @@ from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, sell_nothing, shop
 from meterkit.catalog import loads
-from stripe_emulator.prices import PriceScheme, PriceTier
+from stripe_emulator.prices import PriceScheme, PricingTier
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # What is not its own.
 __all__ = [
     "PriceScheme",
-    "PriceTier",
+    "PricingTier",
     "usage_lines",
 ]
 

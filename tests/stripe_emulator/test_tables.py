@@ -17,7 +17,7 @@ from stripe_emulator.prices import (
     Price,
     PriceInterval,
     PriceScheme,
-    PriceTier,
+    PricingTier,
     charges_by_tier,
     price_quantity,
     to_cents,
@@ -55,9 +55,9 @@ def test_what_recurs_not_has_no_cycle() -> None:
 
 GRADUATED = PriceScheme(
     tiers=(
-        PriceTier(up_to=10, unit_amount=Decimal(5)),
-        PriceTier(up_to=20, unit_amount=Decimal(4)),
-        PriceTier(up_to=None, unit_amount=Decimal(3), flat_amount=Decimal(100)),
+        PricingTier(up_to=10, unit_amount=Decimal(5)),
+        PricingTier(up_to=20, unit_amount=Decimal(4)),
+        PricingTier(up_to=None, unit_amount=Decimal(3), flat_amount=Decimal(100)),
     ),
     tiers_mode="graduated",
 )
