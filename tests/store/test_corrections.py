@@ -257,7 +257,7 @@ async def test_i6_a_doubtful_negative_event_is_compared_not_resent(
         assert await places(at) == found
         assert at.accepted("acme", "ai_tokens") == found["delivered"]
         whys = [one.why for one in await at.kit.outbox.list()]
-        assert ["it takes units back" in why for why in whys] == [True] * ("parked" in found)
+        assert ["it is a negative event" in why for why in whys] == [True] * ("parked" in found)
 
 
 async def test_a_negative_event_goes_to_the_customer_of_delivery(store_url: str) -> None:
