@@ -33,7 +33,7 @@ pytestmark = pytest.mark.anyio
 async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path) -> None:
     url = f"sqlite:///{directory}/audit.db"
     missing = stored.run("audit", "rebuild")
-    assert (missing.code, "METERKIT_AUDIT_URL names its database" in missing.err) == (2, True)
+    assert (missing.code, "set METERKIT_AUDIT_URL to its database" in missing.err) == (2, True)
     stored.environment["METERKIT_AUDIT_URL"] = url
     async with stored.kit(audit_url=url) as kit:
         await kit.record("acme", "requests", 25)
@@ -80,7 +80,7 @@ async def test_a_statement_as_text_json_and_csv(stored: Shell, directory: Path) 
         await kit.record("acme", "requests", 5)
         await drain_all(kit, url)
     shown = stored.run("statement", "acme")
-    assert (shown.code, "total USD" in shown.out, "it is not final" in shown.err) == (0, True, True)
+    assert (shown.code, "total USD" in shown.out, "not final" in shown.err) == (0, True, True)
     told = stored.run("statement", "acme", "--json")
     (line,) = [one for one in told.json["lines"] if one["meter"] == "requests"]
     assert [event["quantity"] for event in line["events"]] == [25, 5]
@@ -93,7 +93,7 @@ async def test_a_statement_as_text_json_and_csv(stored: Shell, directory: Path) 
 
 async def test_verify_names_the_first_bad_place(stored: Shell, directory: Path) -> None:
     missing = stored.run("audit", "verify")
-    assert (missing.code, "METERKIT_AUDIT_URL names its database" in missing.err) == (2, True)
+    assert (missing.code, "set METERKIT_AUDIT_URL to its database" in missing.err) == (2, True)
     url = f"sqlite:///{directory}/audit.db"
     stored.environment["METERKIT_AUDIT_URL"] = url
     empty = stored.run("audit", "verify")

@@ -52,7 +52,7 @@ def test_a_grant_is_added_once_listed_and_voided(granting: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("add", "acme", "ai=1"), 2, "the same id grants once"),
+        (("add", "acme", "ai=1"), 2, "repeating the command does not grant twice"),
         (("add", "acme", "ai", "--id", "g"), 2, "found 'ai'; allowed is NAME=QUANTITY"),
         (("add", "acme", "ai=1", "ai=2", "--id", "g"), 2, "found 'ai' twice"),
         (("add", "acme", "ai=0", "--id", "g"), 1, "meterkit: quantity of ai: found 0"),

@@ -109,7 +109,7 @@ def test_a_link_to_an_unknown_stripe_customer_is_refused(directory: Path, shell:
     forced = shell.run("customers", "link", "carol", "cus_typo", "--force", "--json")
     assert (forced.code, forced.json["stripe_customer"]) == (0, "cus_typo")
     found = shell.run("doctor", "--json")
-    assert "Stripe does not have the customers that these are linked to: carol (cus_typo)" in found.out
+    assert "these customers are linked to Stripe customers that do not exist: carol (cus_typo)" in found.out
 
 
 def test_during_an_outage_links_are_made_with_force_only(

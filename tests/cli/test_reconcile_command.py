@@ -96,10 +96,10 @@ async def test_f121_what_a_restore_has_parked_is_shown_and_settled(stored: Shell
         assert (done.code, row["sent"], done.json["rebuilt"]) == (0, 25, [])
         again = stored.run("recover")
         assert (again.code, again.out) == (0, "")
-        assert "nothing that a restore has parked waits" in again.err
+        assert "nothing is parked after a restore" in again.err
         # A backup of that instant was put back: all that waits is compared, by whoever delivers.
         doubted = stored.run("recover", "--since", "2026-01-01T00:00:00Z")
-        assert (doubted.code, "still wait for their comparison with Stripe" in doubted.err) == (1, True)
+        assert (doubted.code, "are not compared with Stripe yet" in doubted.err) == (1, True)
         assert stored.run("recover", "--since", "yesterday").code == 2
 
 

@@ -156,7 +156,7 @@ def test_an_app_that_cannot_be_had_is_told_of_in_a_line(api: Shell, directory: P
     (directory / "unset.py").write_text("from meterkit import MeterKit\nMeterKit(redis_url='http://a')\n")
     for name, code, words in (
         ("shop.api", 2, "found 'shop.api'; allowed is MODULE:NAME"),
-        ("shop.apo:app", 2, "there is no module 'shop.apo'; looked for in"),
+        ("shop.apo:app", 2, "there is no module 'shop.apo'; searched in"),
         ("shop.api:ap", 2, "shop.api has no 'ap'; did you mean 'app'?"),
         ("shop.api:bare", 1, "the app does not list its routes: found a value of type function"),
         ("broken:app", 1, "broken cannot be imported: ZeroDivisionError: none left ("),
@@ -172,7 +172,7 @@ def test_an_app_that_cannot_be_had_is_told_of_in_a_line(api: Shell, directory: P
 def test_what_makes_an_app_must_be_a_function_that_makes_one(api: Shell, directory: Path) -> None:
     (directory / "odd.py").write_text("app = 1\ndef make():\n    raise OSError('no disk')\n")
     for name, code, words in (
-        ("odd:app", 2, "--factory: odd:app is no function"),
+        ("odd:app", 2, "--factory: odd:app is not a function"),
         ("odd:make", 1, "odd:make cannot make the app: OSError: no disk ("),
     ):
         done = api.run("routes", name, "--factory")

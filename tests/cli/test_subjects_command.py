@@ -31,7 +31,7 @@ def override(shell: Shell, *arguments: str) -> tuple[int, str]:
 
 async def test_usage_by_user_is_what_the_kit_says(stored: Shell) -> None:
     assert stored.run("usage", "acme", "--by", "user", "--json").json == []
-    assert "no user of acme has used anything" in stored.run("usage", "acme", "--by", "user").err
+    assert "no user of acme has usage" in stored.run("usage", "acme", "--by", "user").err
     async with stored.kit() as kit:
         for nth in (1, 2):
             await kit.record("acme", "words", 1000 * nth, subjects={"user": f"u_{nth}", "team": "red"})

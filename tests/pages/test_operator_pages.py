@@ -170,7 +170,7 @@ async def test_a_page_asks_for_a_snapshot_and_a_task_makes_it(kit: MeterKit, cli
     assert "Reload this page" in (await client.get("/")).text
     for path in ("/all", "/all.csv", "/delivered?of=pending tokens", "/paying?of=usd"):
         answer = await client.get(path)
-        assert (answer.status_code, "are being made" in answer.text) == (503, True)
+        assert (answer.status_code, "are being computed" in answer.text) == (503, True)
     assert await admin.client.exists(asked)
     overview = overview_of(kit)
     assert await overview.look()

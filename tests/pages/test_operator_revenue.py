@@ -170,7 +170,7 @@ async def test_monthly_shares_match_the_lists_that_they_open(
 
 async def test_before_the_first_day_there_is_no_revenue(kit: MeterKit, client: AsyncClient) -> None:
     await make_snapshot(kit)
-    assert "There is no snapshot of a day&#39;s revenue yet." in (await client.get("/")).text
+    assert "There is no snapshot of revenue yet." in (await client.get("/")).text
     for path, of in (("paying", "usd"), ("usage", "usd"), ("moves", "2031-01-01 usd new")):
         assert await rows_of(client, path, of) == []
 

@@ -93,7 +93,7 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
 
 
 async def test_pages_leave_connections_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.pages.figures._OTHERS_S", 0.3)
+    monkeypatch.setattr("meterkit.pages.figures._TIMEOUT_S", 0.3)
     with socket() as database:
         database.bind(("127.0.0.1", 0))
         database.listen(100)

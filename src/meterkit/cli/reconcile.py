@@ -148,8 +148,9 @@ def row_of(one: Reconciled) -> dict[str, object]:
 
 _RARE: Final = frozenset({"lost", "advice"})
 _WAIT: Final = (
-    "{} shards still wait for their comparison with Stripe: two minutes after a process that delivers has met"
-    " the restored store. Run this again then"
+    "{} shards are not compared with Stripe yet: a process that delivers does so two minutes after"
+    " it finds the"
+    " restored store; then run this command again"
 )
 
 
@@ -164,19 +165,19 @@ async def recover(
             "--since",
             parser=instant,
             metavar="INSTANT",
-            help="First have all that waits compared with Stripe: a backup of this instant was put back, and"
-            f" meterkit could not see that. {WHEN}.",
+            help="First compare all waiting usage with Stripe: a backup of this instant was restored and"
+            f" meterkit could not detect it. {WHEN}.",
         ),
     ] = None,
     dry_run: DryRunOption = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Settle what a restored store has parked or lost.
+    """Settle usage that a restored store has parked or lost.
 
-    For each customer and meter it shows how many units the restore has parked, and how many Stripe has that
-    the store does not know of. So many of the parked ones count as billed; the rest is sent. Where there is
-    an audit database, counters that were lost are raised to it after that, as by `audit rebuild`. On a
-    terminal it shows this first and asks. Exits 1 where something is left to be done.
+    Shows for each customer and meter the units that are parked, and the units at Stripe that the store does
+    not know. That many parked units count as billed; the rest is sent. With an audit database, lost counters
+    are then raised, as by `audit rebuild`. On a terminal it shows this and asks for confirmation. Exits 1 if
+    something is left to do.
     """
     kit = session.make_kit()
     async with AsyncExitStack() as stack:
@@ -189,20 +190,20 @@ async def recover(
         left = await recoverer.not_compared()
         is_asked = sys.stdin.isatty() and not (yes or session.json)
         if dry_run or is_asked:
-            shown = await _run(kit, recoverer, summaries, customer, dry_run=True)
-            _show(session, *shown)
+            shown = await _recover_and_rebuild(kit, recoverer, summaries, customer, dry_run=True)
+            _show_recovery(session, *shown)
             if dry_run or not any(shown):
                 if dry_run:
                     print_note("nothing was changed: --dry-run")
-                _end(left, *shown, is_done=not any(shown))
+                _exit_if_incomplete(left, *shown, is_done=not any(shown))
                 return
             typer.confirm("Do this?", abort=True, err=True)
-        done = await _run(kit, recoverer, summaries, customer, dry_run=False)
-    _show(session, *done)
-    _end(left, *done, is_done=True)
+        done = await _recover_and_rebuild(kit, recoverer, summaries, customer, dry_run=False)
+    _show_recovery(session, *done)
+    _exit_if_incomplete(left, *done, is_done=True)
 
 
-async def _run(
+async def _recover_and_rebuild(
     kit: MeterKit,
     recoverer: RestoreRecoverer,
     summaries: StripeSummaries,
@@ -220,16 +221,15 @@ async def _run(
         return recovered, await rebuilder.rebuild(customer, dry_run=dry_run, by=operator())
 
 
-def _show(session: Session, recovered: Sequence[RecoveredMeter], rebuilt: Sequence[Rebuilt]) -> None:
-    def tell() -> None:
-        print_records(
-            [_row(one) for one in recovered], rare=_RARE, empty="nothing that a restore has parked waits"
-        )
+def _show_recovery(session: Session, recovered: Sequence[RecoveredMeter], rebuilt: Sequence[Rebuilt]) -> None:
+    def print_recovery() -> None:
+        print_records([_row(one) for one in recovered], rare=_RARE, empty="nothing is parked after a restore")
         if rebuilt:
             print_records([row_of_audit(one) for one in rebuilt], rare=RARE_OF_AUDIT, empty="")
 
     session.show(
-        {"recovered": [asdict(one) for one in recovered], "rebuilt": [asdict(one) for one in rebuilt]}, tell
+        {"recovered": [asdict(one) for one in recovered], "rebuilt": [asdict(one) for one in rebuilt]},
+        print_recovery,
     )
 
 
@@ -246,10 +246,10 @@ def _row(one: RecoveredMeter) -> dict[str, object]:
     }
 
 
-def _end(
+def _exit_if_incomplete(
     not_compared: int, recovered: Sequence[RecoveredMeter], rebuilt: Sequence[Rebuilt], *, is_done: bool
 ) -> None:
-    """Exit 1 where something is left to be done."""
+    """Exit 1 if something is left to do."""
     if not_compared:
         print_note(_WAIT.format(not_compared))
     is_left = any(one.advice for one in recovered) or any(not one.is_done for one in rebuilt)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
-    from meterkit.pages.outlook import Forecast, OtherPlan
+    from meterkit.pages.outlook import OtherPlan, PeriodForecast
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
@@ -49,17 +49,17 @@ if TYPE_CHECKING:
 _warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 _logger = logging.getLogger("meterkit.pages")
 
-_OTHERS_S: Final = 3.0
-_READING: Final = Semaphore(8)
-"""Connections to the audit log's database for pages: a server has few, and what drains the log needs one."""
+_TIMEOUT_S: Final = 3.0
+_DATABASE_SLOTS: Final = Semaphore(8)
+"""Connections of pages to the audit log's database: few, so that draining the log always gets one."""
 _DAY_MS: Final = 86_400_000
-_SHOWN: Final = frozenset({"pending", "active"})
-_TOLD: Final = frozenset({"plan", "status", "access", "seats", "cancellation", "scheduled"})
-_HISTORY: Final = 20
+_SHOWN_GRANTS: Final = frozenset({"pending", "active"})
+_SHOWN_CHANGES: Final = frozenset({"plan", "status", "access", "seats", "cancellation", "scheduled"})
+_HISTORY_MAX: Final = 20
 
 
 class PagesKit(Protocol):
-    """What the pages read of :class:`meterkit.MeterKit`."""
+    """The parts of :class:`meterkit.MeterKit` that the pages use."""
 
     customers: Customers
     grants: Grants
@@ -73,29 +73,29 @@ class PagesKit(Protocol):
 
     @property
     def catalog(self) -> Catalog:
-        """The catalog in force."""
+        """The active catalog."""
         ...
 
     async def usage(self, customer: str, *, period: datetime | str | None = None) -> CustomerUsage:
-        """The usage of a customer in a period."""
+        """Read the usage of a customer in a period."""
         ...
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
-        """The rates of a customer."""
+        """Read the rates of a customer."""
         ...
 
     async def reconcile(self, customer: str, *, at: datetime) -> Sequence[Reconciled]:
-        """A customer's books and Stripe's, in the period of an instant."""
+        """Compare a customer's books with Stripe, in the period of an instant."""
         ...
 
 
-class Cost(TypedDict):
-    """What the period costs until now. Money is in minor units.
+class PeriodCost(TypedDict):
+    """Cost of the period so far, in minor units.
 
-    ``plan_cents`` is the price of the plan per ``interval``, and ``seats_cents`` that of the seats beyond
-    those that it includes: by the items of the customer's subscription, else by the plans file. If these are
-    in another currency, ``plan_currency`` names it. ``overage_cents`` is the sum over meters; ``unpriced``
-    names the meters with overage whose price only Stripe knows.
+    ``plan_cents`` is the price of the plan per ``interval``, ``seats_cents`` of seats beyond the included:
+    by the customer's subscription items, otherwise by the plans file; ``plan_currency`` is set if they have
+    another currency. ``overage_cents`` is the sum over meters; ``unpriced`` names meters with overage whose
+    price only Stripe has.
     """
 
     currency: str
@@ -107,17 +107,17 @@ class Cost(TypedDict):
     plan_currency: NotRequired[str]
 
 
-class Days(TypedDict):
+class DailyUsage(TypedDict):
     """The units of each meter by day (UTC); each list is as long as ``days``."""
 
     days: list[str]
     meters: dict[str, list[int]]
 
 
-class Seats(TypedDict):
-    """The gauge of seats: how many are taken, and how many the plan or the subscription gives.
+class SeatFigures(TypedDict):
+    """The gauge of seats: seats in use and included seats, with those that are paid for.
 
-    ``seat_cents`` is the price of one more in minor units, by the subscription's item where it has one; None:
+    ``seat_cents`` is the price of one more in minor units, by the subscription's item if it has one; None:
     the plan sells none.
     """
 
@@ -127,8 +127,8 @@ class Seats(TypedDict):
     seat_cents: int | None
 
 
-class Stored(TypedDict):
-    """The gauge of storage, and how many bytes of it are beyond what the plan includes."""
+class StorageFigures(TypedDict):
+    """The gauge of storage, and its bytes beyond the included."""
 
     meter: str
     beyond_included: int
@@ -137,26 +137,26 @@ class Stored(TypedDict):
 class UsageFigures(TypedDict):
     """All figures of the usage page.
 
-    ``days`` is None where there is no audit log or its database fails; ``invoices`` where Stripe does not
+    ``days`` is None if there is no audit log or its database fails; ``invoices`` if Stripe does not
     answer. ``forecast`` is None until a whole day with usage has passed, and without ``days``. Periods other
-    than the current one have only ``usage``, ``days``, ``invoices`` and ``history``; their plan is not kept:
-    ``plan_name`` is that of now.
+    than the current one have only ``usage``, ``days``, ``invoices`` and ``history``; the old plan is not
+    stored: ``plan_name`` is the current one.
     """
 
     usage: CustomerUsage
     plan_name: str
-    cost: Cost | None
-    forecast: Forecast | None
+    cost: PeriodCost | None
+    forecast: PeriodForecast | None
     other_plans: list[OtherPlan]
-    seats: Seats | None
-    storage: Stored | None
+    seats: SeatFigures | None
+    storage: StorageFigures | None
     history: list[dict[str, object]]
     previous_period: str
     budgets: list[BudgetFigures]
     top_up: TopUpPage | None
     rates: list[dict[str, object]]
     grants: list[dict[str, object]]
-    days: Days | None
+    days: DailyUsage | None
     invoices: list[dict[str, object]] | None
 
 
@@ -164,12 +164,12 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     """Read the figures of a customer.
 
     Args:
-        kit: whose customer it is.
+        kit: the customer's kit.
         customer: the id.
-        at_ms: an instant of the period; None: that of now.
+        at_ms: an instant of the period; None: now.
 
     Raises:
-        CustomerError: the id cannot be used.
+        CustomerError: the id is not allowed.
         StoreError: the store does not answer.
     """
     usage = await kit.usage(customer, period=None if at_ms is None else from_ms(at_ms))
@@ -193,7 +193,9 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         "other_plans": [],
         "seats": None,
         "storage": None,
-        "history": [asdict(entry) for entry in reversed(history) if entry.kind in _TOLD][:_HISTORY],
+        "history": [asdict(entry) for entry in reversed(history) if entry.kind in _SHOWN_CHANGES][
+            :_HISTORY_MAX
+        ],
         "previous_period": f"{from_ms(start_ms - 1):%Y-%m-%d}",
         "budgets": [],
         "top_up": None,
@@ -209,13 +211,13 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     priced = None if plan is None else plan_cost(kit.catalog, plan, tenure.seats, tenure.fixed)
     used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
     seats = seats_of(kit.catalog, usage, priced)
-    # Another plan need not have the seats that are paid for, only those in use.
+    # Another plan needs the seats in use, not all that are paid for.
     needs = replace(tenure, seats=0 if seats is None else seats["used"])
     others = [(other, offers.to(needs.on(other.key))) for other in kit.catalog.plans.values()]
     return {
         **found,
         "cost": cost_of(kit.catalog, usage, priced),
-        "forecast": _forecast(days, usage, start_ms, end_ms, now_ms, now.to(tenure)),
+        "forecast": _make_forecast(days, usage, start_ms, end_ms, now_ms, now.to(tenure)),
         "other_plans": on_other_plans(
             kit.catalog, [offer for offer in others if offer[0].key != usage["plan"]], used
         ),
@@ -228,26 +230,26 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
             for rate in rates
             if rate["meter"] != SPEND
         ],
-        "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN],
+        "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN_GRANTS],
     }
 
 
-def _forecast(
-    days: Days | None, usage: CustomerUsage, start_ms: int, end_ms: int, now_ms: int, terms: Terms
-) -> Forecast | None:
+def _make_forecast(
+    days: DailyUsage | None, usage: CustomerUsage, start_ms: int, end_ms: int, now_ms: int, terms: Terms
+) -> PeriodForecast | None:
     if days is None:
         return None
-    # The first day is whole where the period began with it; that of now never is.
-    whole = {name: of[int(start_ms % _DAY_MS > 0) : -1] for name, of in days["meters"].items()}
-    used = [any(units) for units in zip(*whole.values(), strict=True)]
+    # The first day is complete if the period began with it; today never is.
+    complete = {name: of[int(start_ms % _DAY_MS > 0) : -1] for name, of in days["meters"].items()}
+    used = [any(units) for units in zip(*complete.values(), strict=True)]
     if True not in used:
         return None
-    since = {name: of[used.index(True) :] for name, of in whole.items()}
+    since = {name: of[used.index(True) :] for name, of in complete.items()}
     return forecast_of(since, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms)
 
 
-def seats_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> Seats | None:
-    """The seats of a customer; None: the plans file counts none."""
+def seats_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> SeatFigures | None:
+    """Read the seats of a customer; None: the plans file counts none."""
     meter = seat_meter(catalog.meters)
     if meter is None or meter not in usage["meters"]:
         return None
@@ -256,8 +258,8 @@ def seats_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) ->
     return {"meter": meter, "used": counts["used"], "included": counts["included"], "seat_cents": price}
 
 
-def stored_of(catalog: Catalog, usage: CustomerUsage) -> Stored | None:
-    """What a customer stores; None: the plans file names no storage, or the usage is not that of now."""
+def stored_of(catalog: Catalog, usage: CustomerUsage) -> StorageFigures | None:
+    """Read a customer's storage; None: the plans file has no storage, or the period is over."""
     meter = None if catalog.storage is None else catalog.storage.gauge
     if meter is None or "types" not in usage["meters"].get(meter, ()):
         return None
@@ -265,12 +267,12 @@ def stored_of(catalog: Catalog, usage: CustomerUsage) -> Stored | None:
 
 
 def beyond_included(gauge: MeterUsage) -> int:
-    """How far a gauge is above what is included. A gauge has no ``overage``: it is not billed."""
+    """Return the excess of a gauge over the included quantity. Gauges are not billed: no ``overage``."""
     return 0 if gauge["included"] == "unlimited" else max(0, gauge["used"] - gauge["included"])
 
 
-def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> Cost:
-    """The price of the plan, of its seats beyond those included, and of overage until now.
+def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> PeriodCost:
+    """Compute the cost of the plan, of seats beyond the included, and of overage so far.
 
     Args:
         catalog: has the prices.
@@ -278,14 +280,14 @@ def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> 
         priced: the price of the plan and its seats; None: the plans file lacks the plan.
     """
     counts = usage["meters"]
-    # A derived meter is billed by its own event at a price of its own. A gauge has no overage to bill, and
-    # what a row of prices by model costs is a part of its meter's cost.
+    # A derived meter has its own event and price. A gauge has no overage to bill. The cost of a price by
+    # model is part of its meter's cost.
     billed = [
         name
         for name, meter in catalog.meters.items()
         if meter.stripe is not None and not meter.is_row and name in counts
     ]
-    found: Cost = {
+    found: PeriodCost = {
         "currency": catalog.currency,
         "plan_cents": 0 if priced is None else priced.base.cents(),
         "interval": "month" if priced is None else priced.base.interval,
@@ -300,13 +302,13 @@ def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> 
     return found
 
 
-def days_of(sums: DaySums, start_ms: int, until_ms: int) -> Days:
-    """Lay sums out by day, with a zero for each day without usage.
+def days_of(sums: DaySums, start_ms: int, until_ms: int) -> DailyUsage:
+    """Arrange sums by day, with zeros for days without usage.
 
     Args:
         sums: units by day (days since 1970) and meter, of one period.
-        start_ms: when the period began. Usage that happened before it counts on its first day.
-        until_ms: the last instant that is shown. Usage after it counts on the last day.
+        start_ms: start of the period; earlier usage counts on its first day.
+        until_ms: the last shown instant; later usage counts on the last day.
     """
     first, last = start_ms // _DAY_MS, max(start_ms, until_ms) // _DAY_MS
     meters: dict[str, list[int]] = {}
@@ -317,42 +319,44 @@ def days_of(sums: DaySums, start_ms: int, until_ms: int) -> Days:
     return {"days": shown, "meters": dict(sorted(meters.items()))}
 
 
-async def _days(kit: PagesKit, usage: CustomerUsage) -> Days | None:
+async def _days(kit: PagesKit, usage: CustomerUsage) -> DailyUsage | None:
     if kit.settings.audit_url is None:
         return None
     start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
     url = kit.settings.audit_url.get_secret_value()
     try:
-        async with asyncio.timeout(_OTHERS_S):
-            sums = await in_thread(_sums, url, usage["customer"], start_ms)
+        async with asyncio.timeout(_TIMEOUT_S):
+            sums = await in_thread(_read_daily_sums, url, usage["customer"], start_ms)
     except (MeterkitError, ImportError, TimeoutError) as error:
-        _warn(kit, "the usage page shows no daily figures: %s", str(error) or "the audit log is too slow")
+        _warn_throttled(
+            kit, "the usage page shows no daily figures: %s", str(error) or "the audit log is too slow"
+        )
         return None
     return days_of(sums, start_ms, min(kit.store.now_ms(), end_ms - 1))
 
 
-def _sums(url: str, customer: str, start_ms: int) -> DaySums:
+def _read_daily_sums(url: str, customer: str, start_ms: int) -> DaySums:
     database = database_at(url)
-    if not _READING.acquire(timeout=_OTHERS_S):
+    if not _DATABASE_SLOTS.acquire(timeout=_TIMEOUT_S):
         raise TimeoutError
     try:
         return database.days(customer, start_ms)
     finally:
-        _READING.release()
+        _DATABASE_SLOTS.release()
 
 
 async def _invoices(kit: PagesKit, customer: str) -> list[dict[str, object]] | None:
     if kit.settings.stripe_api_key is None:
         return []
     try:
-        async with asyncio.timeout(_OTHERS_S):
+        async with asyncio.timeout(_TIMEOUT_S):
             return [asdict(invoice) for invoice in await kit.subscriptions.invoices(customer)]
     except (MeterkitError, TimeoutError) as error:
-        _warn(kit, "the usage page shows no invoices: %s", str(error) or "Stripe is too slow")
+        _warn_throttled(kit, "the usage page shows no invoices: %s", str(error) or "Stripe is too slow")
         return None
 
 
-def _warn(kit: PagesKit, message: str, cause: str) -> None:
+def _warn_throttled(kit: PagesKit, message: str, cause: str) -> None:
     if _warned.setdefault(kit.store, Throttle(MINUTE_S)).is_due(message):
         _logger.warning(message, cause)
 
@@ -363,8 +367,8 @@ _PERIOD: Final = f"{SPEND}-period"
 class BudgetFigures(TypedDict):
     """A budget, in millionths of the currency.
 
-    ``spent_micros`` includes what is set aside for requests in progress. ``resets_at`` is None where nothing
-    has been spent of a day's or an hour's budget.
+    ``spent_micros`` includes holds of running requests. ``resets_at`` is None if nothing of a daily or hourly
+    budget is spent.
     """
 
     policy: str
@@ -374,7 +378,7 @@ class BudgetFigures(TypedDict):
 
 
 class TopUpPage(TypedDict):
-    """The page where a balance is topped up, and the amounts in minor units."""
+    """The page on which a balance is topped up, and the amounts in minor units."""
 
     credit: str
     url: str
@@ -384,7 +388,7 @@ class TopUpPage(TypedDict):
 def budgets_in(
     catalog: Catalog, usage: CustomerUsage, rates: Iterable[RateUsage], now_ms: int
 ) -> list[BudgetFigures]:
-    """The budgets of a customer: that of the billing period first."""
+    """Read the budgets of a customer; that of the billing period comes first."""
     if not catalog.counts_spend:
         return []
     spend, found = usage["meters"][SPEND], list[BudgetFigures]()
@@ -410,7 +414,7 @@ def budgets_in(
 
 
 def top_up_page(catalog: Catalog) -> TopUpPage | None:
-    """Where customers buy a balance; None: none is sold, or no page of it is known."""
+    """Return the page on which customers buy a balance; None: none is sold, or it has no page."""
     sold = find_top_ups(catalog.credits)
     url = None if sold is None else sold[1].url or catalog.billing.portal_url
     if sold is None or url is None:

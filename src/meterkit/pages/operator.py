@@ -28,9 +28,17 @@ from meterkit.pages.operator_figures import (
     live_sections,
     revenue_sections,
 )
-from meterkit.pages.operator_lists import Asked, as_of, book_lists, customer_lists, revenue_lists
+from meterkit.pages.operator_lists import PageRequest, as_of, book_lists, customer_lists, revenue_lists
 from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
-from meterkit.pages.rendering import HEADERS, NO_PAGE, STATIC, Pages, as_json, json_answer, problem_answer
+from meterkit.pages.rendering import (
+    HEADERS,
+    NO_PAGE,
+    STATIC,
+    PageRenderer,
+    as_json,
+    json_answer,
+    problem_answer,
+)
 from meterkit.safe_text import csv_text
 from meterkit.store.input_checks import check_text, is_customer
 from meterkit.subscriptions.billing_answers import SendingPage
@@ -43,7 +51,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.pages.figures import PagesKit
-    from meterkit.pages.operator_lists import Listing, Row
+    from meterkit.pages.operator_lists import OperatorList, Row
 
 _BYTES_MAX: Final = 1 << 20
 _FIELDS_MAX: Final = 12_000
@@ -88,21 +96,21 @@ def operator_pages(
     """Make the pages on which operators see all customers, an ASGI app.
 
     ``Mount("/operator", app=operator_pages(kit, allowed=…))``. The pages are at ``/operator/``; with
-    ``Accept: application/json`` they give the same figures. In the plans file their line wants ``exempt``, as
-    an operator is no customer.
+    ``Accept: application/json`` they give the same figures. In the plans file their line needs ``exempt``:
+    an operator is not a customer.
 
     Args:
-        kit: whose customers they are.
-        allowed: from a request's ASGI scope to the operator's name, or None: then the answer is 403. Sync or
-            async; the app answers what it raises. What an operator does is recorded with the name.
+        kit: has the customers.
+        allowed: returns the operator's name for a request's ASGI scope, or None: the response is 403. Sync
+            or async; the app handles its exceptions. Actions are recorded with the name.
 
     Raises:
         MeterkitError: ``allowed`` is missing, or jinja2 is not installed.
     """
     if not callable(allowed):
         raise MeterkitError(
-            f"allowed: found {allowed!r:.80}; allowed is a callable that gives the operator's name for an"
-            " ASGI scope, or None for everybody else"
+            f"allowed: found {allowed!r:.80}; allowed is a callable that returns the operator's name for an"
+            " ASGI scope, or None for all others"
         )
     pages = _OperatorPages(kit)
     endpoints = (
@@ -113,13 +121,13 @@ def operator_pages(
         ("/{name}", "GET", "operator list", pages.listing),
     )
     routes = [
-        Route(path, partial(_respond, allowed, answer), methods=[method], name=name)
+        Route(path, partial(_answer_operator, allowed, answer), methods=[method], name=name)
         for path, method, name, answer in endpoints
     ]
     return Starlette(routes=[Mount("/static", app=StaticFiles(directory=STATIC)), *routes])
 
 
-async def _respond(
+async def _answer_operator(
     allowed: Callable[[Scope], str | Awaitable[str | None] | None],
     answer: Callable[[Request, str], Awaitable[Response]],
     request: Request,
@@ -127,20 +135,22 @@ async def _respond(
     found = allowed(request.scope)
     name = await found if inspect.isawaitable(found) else found
     try:
-        return await answer(request, _name(name))
+        return await answer(request, _check_operator_name(name))
     except ProblemDocumentError as error:
         return problem_answer(error.problem)
     except CustomerError:
         return problem_answer(NO_PAGE)
     except MeterkitError as error:
-        # Operators may read what goes into the log: it says what to set, or what does not answer.
+        # Operators may see the error: it says what to set, or what does not answer.
         return problem_answer(ProblemDocument.of("temporary-reduced-capacity", str(error), wait_s=_AGAIN_S))
 
 
 class _OperatorPages:
+    """The endpoints of the operator pages."""
+
     def __init__(self, kit: PagesKit) -> None:
         self._kit = kit
-        self._pages = Pages()
+        self._pages = PageRenderer()
         self._overview = overview = Overview(kit.store, kit.settings)
         lists = *customer_lists(kit, overview), *revenue_lists(overview), *book_lists(kit, overview)
         self._lists = {listing.name: listing for listing in (*lists, *queue_lists(kit))}
@@ -152,15 +162,15 @@ class _OperatorPages:
 
     async def figures(self, request: Request, _: str) -> Response:
         sections = await self._sections()
-        if _format(request) == "json":
+        if _export_format(request) == "json":
             return json_answer(figures_json(sections))
         body = csv_text([column.name for column in FIGURE_COLUMNS], figure_rows(sections), head=True)
         return Response(body, headers=_download("figures.csv"), media_type=_MEDIA["csv"])
 
     async def listing(self, request: Request, name: str) -> Response:
         listing, of = self._listing(request)
-        asked = Asked(of, request.query_params.get("after", ""), _ROWS)
-        found = await listing.read(asked)
+        page_request = PageRequest(of, request.query_params.get("after", ""), _ROWS)
+        found = await listing.read(page_request)
         plain = {"rows": found.rows, "after": found.after}
         shown = {
             "operator": name,
@@ -169,15 +179,15 @@ class _OperatorPages:
             "of": of,
             **plain,
             "note": found.note,
-            "is_first": not asked.after,
+            "is_first": not page_request.after,
         }
         return self._pages.answer(request, "operator/list.html", shown, plain)
 
     async def export(self, request: Request, _: str) -> Response:
         listing, of = self._listing(request)
-        kind = _format(request)
+        kind = _export_format(request)
         pages = listing.pages(of)
-        # What fails at once is still answered as a problem: the first page is read before the answer begins.
+        # Read the first page before the response begins, so that an error can still be a problem document.
         first = await anext(pages)
         write = _csv_parts if kind == "csv" else _json_parts
         return StreamingResponse(
@@ -188,14 +198,14 @@ class _OperatorPages:
 
     async def redrive(self, request: Request, name: str) -> Response:
         if not SendingPage.of(request.headers).is_allowed():
-            raise _refusal("origin-not-allowed", "This request was not sent by this page.")
+            raise _refusal("origin-not-allowed", "Only this page may send this request.")
         form = await form_of(request)
         queue = QUEUES.get(form.get("queue", [""])[0])
         if queue is None:
-            raise _invalid("queue", f"is none of {', '.join(QUEUES)}")
+            raise _invalid("queue", f"must be one of {', '.join(QUEUES)}")
         ids, reason = form.get("id", ()), " ".join(form.get("reason", ()))
         if not ids:
-            raise _invalid("id", "is missing: select what to redrive")
+            raise _invalid("id", "is missing: select entries to redrive")
         try:
             check_text("reason", reason, may_be_empty=True)
         except MeterkitError as error:
@@ -205,23 +215,23 @@ class _OperatorPages:
         return self._pages.answer(request, "operator/redriven.html", shown, done._asdict())
 
     async def _sections(self) -> Sequence[Section]:
-        return [*await self._of_customers(), *await live_sections(self._kit.store)]
+        return [*await self._snapshot_sections(), *await live_sections(self._kit.store)]
 
-    async def _of_customers(self) -> Sequence[Section]:
+    async def _snapshot_sections(self) -> Sequence[Section]:
         try:
             made = await self._overview.last()
         except SettingsError as error:
-            note = f"There are no figures over all customers. {error}."
+            note = f"Figures over all customers are missing: {error}."
             return [Section("customers", "Customers", (), note)]
         if made is None:
-            note = "The first figures are being made. Reload this page in a minute."
+            note = "The first figures are being computed. Reload this page in a minute."
             return [Section("customers", "Customers", (), note)]
         first, *others = customer_sections(made.figures["customers"], self._kit.catalog)
         revenue = revenue_sections(made.figures["revenue"], self._kit.catalog)
         delivered = delivered_section(made.figures["customers"])
         return [first._replace(note=as_of(made)), *others, *revenue, delivered]
 
-    def _listing(self, request: Request) -> tuple[Listing, str]:
+    def _listing(self, request: Request) -> tuple[OperatorList, str]:
         listing = self._lists.get(request.path_params["name"])
         of = request.query_params.get("of", "")
         if listing is None or (listing.needs_of and not of):
@@ -229,24 +239,25 @@ class _OperatorPages:
         return listing, of
 
 
-def _name(found: object) -> str:
-    """The operator's name, which is written into ledgers.
+def _check_operator_name(found: object) -> str:
+    """Check the operator's name, which ledgers record.
 
     Raises:
         ProblemDocumentError: there is none.
-        MeterkitError: it is no name.
+        MeterkitError: it is not a valid name.
     """
     if found is None or found is False:
         raise ProblemDocumentError(ProblemDocument(kind=_FORBIDDEN, detail="This page is for operators."))
     if not is_customer(found):
         raise MeterkitError(
-            f"allowed: gave a value of type {type(found).__name__}; an operator's name is a text of 1 to 256"
+            f"allowed: returned a value of type {type(found).__name__}; an operator's name is a"
+            " text of 1 to 256"
             " bytes without control characters"
         )
     return found
 
 
-def _format(request: Request) -> str:
+def _export_format(request: Request) -> str:
     kind: str = request.path_params["format"]
     if kind not in _MEDIA:
         raise ProblemDocumentError(NO_PAGE)
@@ -254,7 +265,7 @@ def _format(request: Request) -> str:
 
 
 async def _csv_parts(
-    listing: Listing, first: Sequence[Row], others: AsyncGenerator[Sequence[Row]]
+    listing: OperatorList, first: Sequence[Row], others: AsyncGenerator[Sequence[Row]]
 ) -> AsyncGenerator[str]:
     names = [column.name for column in listing.columns]
     yield csv_text(names, first, head=True)
@@ -263,7 +274,7 @@ async def _csv_parts(
 
 
 async def _json_parts(
-    _: Listing, first: Sequence[Row], others: AsyncGenerator[Sequence[Row]]
+    _: OperatorList, first: Sequence[Row], others: AsyncGenerator[Sequence[Row]]
 ) -> AsyncGenerator[str]:
     yield f"[{as_json(first)[1:-1]}"
     async for rows in others:

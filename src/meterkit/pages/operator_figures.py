@@ -42,9 +42,9 @@ _REVENUE: Final[tuple[tuple[str, str, Kind, str], ...]] = (
     ("forecast", "Recurring revenue expected in a month", "micro", ""),
     ("forecast_error", "Mean error of these forecasts", "share", ""),
 )
-"""Name, label and kind; the list that a figure opens, and what it asks of that list behind the currency."""
+"""Name, label and kind; the list that a figure opens, and its argument after the currency."""
 _NONE: Final = {"mrr": 0, "customers": 0, "usage_revenue": 0}
-"""Of a currency in which no customer pays; other figures are not known then."""
+"""Figures of a currency without paying customers; the others are unknown then."""
 _GROWTH: Final = ("mrr", *MOVES, "customers")
 
 
@@ -54,10 +54,10 @@ class Figure(NamedTuple):
     Attributes:
         name: in JSON and CSV.
         label: on the page.
-        value: None: not known.
+        value: None: unknown.
         kind: how the page shows it; ``micro``: millionths of the smallest unit of ``currency``; ``cents``:
             that unit; ``share``: a number that is 1 for the whole.
-        opens: name of the list behind it; empty: there is none.
+        opens: the list that the figure links to; empty: none.
         of: the argument of that list, such as a plan.
         currency: of an amount.
         row: of the section's table; empty: the section has none.
@@ -74,15 +74,15 @@ class Figure(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Figures that belong together.
+    """A section of figures.
 
     Attributes:
         name: in JSON, CSV and as the anchor on the page.
         title: its heading.
         figures: in the order of the page.
-        note: what the page says besides, such as why there are no figures.
+        note: a note on the page, such as why there are no figures.
         headings: of a table: of its rows, then of each column; a row has as many figures as columns.
-        charted: name of the figure that a chart shows; then rows are days.
+        charted: the figure that a chart shows; rows are then days.
     """
 
     name: str
@@ -94,13 +94,13 @@ class Section(NamedTuple):
 
 
 def customer_sections(totals: CustomerTotals, catalog: Catalog) -> Sequence[Section]:
-    """What a snapshot says of customers and plans."""
+    """Make the sections about customers and plans, from a snapshot."""
     statuses, accesses = totals["statuses"], totals["accesses"]
     customers = [
         Figure("customers", "Customers", totals["customers"], opens="all"),
         Figure("near", "Near a limit (80 % or more)", totals["near"], opens="near"),
         Figure("past_due", "Past due", statuses.get("past_due", 0), opens="past_due"),
-        Figure("unlinked", "Usage that waits for a link to Stripe", totals["unlinked"], opens="unlinked"),
+        Figure("unlinked", "Usage of unlinked customers", totals["unlinked"], opens="unlinked"),
         *(
             Figure(
                 f"access_{access}", f"Access: {access}", accesses.get(access, 0), opens="access", of=access
@@ -117,7 +117,7 @@ def customer_sections(totals: CustomerTotals, catalog: Catalog) -> Sequence[Sect
 
 
 def delivered_section(totals: CustomerTotals) -> Section:
-    """Where the usage of this period is on its way to Stripe, by meter."""
+    """Make the section about delivery of this period's usage, by meter."""
     figures = [
         Figure(
             name=state,
@@ -130,15 +130,15 @@ def delivered_section(totals: CustomerTotals) -> Section:
         for meter, units in totals["meters"].items()
         for state in DELIVERY
     ]
-    note = "" if figures else "No usage goes to Stripe in this period."
+    note = "" if figures else "No usage of this period is sent to Stripe."
     headings = ("Meter", *(state.capitalize() for state in DELIVERY)) if figures else ()
-    return Section("delivered", "Usage of this period, on its way to Stripe", figures, note, headings)
+    return Section("delivered", "Delivery of this period's usage to Stripe", figures, note, headings)
 
 
 def revenue_sections(revenue: RevenueFigures | None, catalog: Catalog) -> Sequence[Section]:
-    """What a snapshot says of revenue, each currency by itself."""
+    """Make the sections about revenue, one per currency, from a snapshot."""
     if revenue is None:
-        return [Section("revenue", "Revenue", (), "There is no snapshot of a day's revenue yet.")]
+        return [Section("revenue", "Revenue", (), "There is no snapshot of revenue yet.")]
     found: list[Section] = []
     paid = {currency for figures in revenue["figures"].values() for currency in figures}
     paid |= {currency for _, currency, _ in revenue["growth"]}
@@ -160,11 +160,11 @@ def revenue_sections(revenue: RevenueFigures | None, catalog: Catalog) -> Sequen
             figures.append(Figure("cac", "Cost of a new customer", cac, "cents", "changes", won, currency))
         title = f"Revenue in {currency.upper()}"
         found.append(Section(f"revenue_{currency}", title, figures, f"At the end of {revenue['day']} (UTC)."))
-        found += [_plans(revenue, currency, catalog), _growth(revenue, currency)]
+        found += [_plans_section(revenue, currency, catalog), _growth_section(revenue, currency)]
     return found
 
 
-def _plans(revenue: RevenueFigures, currency: str, catalog: Catalog) -> Section:
+def _plans_section(revenue: RevenueFigures, currency: str, catalog: Catalog) -> Section:
     names = {key: plan.name for key, plan in catalog.plans.items()}
     figures = [
         Figure(plan, names.get(plan, plan), mrr, "micro", "paying", f"{currency} {plan}", currency)
@@ -174,7 +174,7 @@ def _plans(revenue: RevenueFigures, currency: str, catalog: Catalog) -> Section:
     return Section(f"plans_{currency}", f"Revenue by plan in {currency.upper()}", figures)
 
 
-def _growth(revenue: RevenueFigures, currency: str) -> Section:
+def _growth_section(revenue: RevenueFigures, currency: str) -> Section:
     figures = [
         Figure(
             name=name,
@@ -194,7 +194,7 @@ def _growth(revenue: RevenueFigures, currency: str) -> Section:
         name=f"growth_{currency}",
         title=f"Growth in {currency.upper()}",
         figures=figures,
-        note="The change of revenue on a day is new + expansion + reactivation, less contraction and churn.",
+        note="Daily change of revenue: new + expansion + reactivation, minus contraction and churn.",
         headings=(
             "Day (UTC)",
             "Revenue",
@@ -210,7 +210,7 @@ def _growth(revenue: RevenueFigures, currency: str) -> Section:
 
 
 def figures_json(sections: Iterable[Section]) -> Mapping[str, Mapping[str, object]]:
-    """The figures by section, row where the section has a table, and name."""
+    """Arrange the figures by section, by row if the section has a table, and by name."""
     found: dict[str, dict[str, object]] = {}
     for section in sections:
         rows: dict[str, dict[str, object]] = {}
@@ -221,7 +221,7 @@ def figures_json(sections: Iterable[Section]) -> Mapping[str, Mapping[str, objec
 
 
 def figure_rows(sections: Iterable[Section]) -> list[Row]:
-    """The figures for CSV, one in each row."""
+    """Arrange the figures for CSV, one per row."""
     return [
         {
             "section": section.name,
@@ -236,7 +236,7 @@ def figure_rows(sections: Iterable[Section]) -> list[Row]:
 
 
 async def live_sections(store: Store) -> Sequence[Section]:
-    """Backlogs and failures, in a few round trips whatever the number of customers.
+    """Read backlogs and failures, in few round trips regardless of the number of customers.
 
     Raises:
         StoreError: the store does not answer.
@@ -245,46 +245,47 @@ async def live_sections(store: Store) -> Sequence[Section]:
     messages = [await MessageQueue(store, channel).count_messages() for channel in CHANNELS]
     outbox = [
         Figure(state, f"Deliveries {state}", waiting[state].items, opens="outbox", of=opened)
-        # In the store's outbox are those that are being sent, too.
+        # `queued` includes intents that are being sent.
         for state, opened in (("queued", ""), ("parked", "parked"), ("dead", "dead"))
     ]
-    items = Figure(
-        "invoice_items", "Invoice items to be made", waiting["invoice_items"].items, opens="outbox"
-    )
+    items = Figure("invoice_items", "Waiting invoice items", waiting["invoice_items"].items, opens="outbox")
     spikes, degraded = await SpikesToday(store).count(), await store.degraded.read(DEGRADED_DAYS)
     since = store.now_ms() // MINUTE_MS - DAY_MINUTES
     today = sum(minute > since for minute in degraded)
     waits = sum(found["due"] + found["later"] for found in messages)
     dead = sum(found["dead"] for found in messages)
     unconfirmed = Figure(
-        "unconfirmed", "Periods that no invoice confirms", waiting["unconfirmed"].items, opens="unconfirmed"
+        "unconfirmed",
+        "Periods without a confirmed invoice",
+        waiting["unconfirmed"].items,
+        opens="unconfirmed",
     )
     return [
         Section(
             "spikes",
             "Spikes",
-            [Figure("spiking", "Usage far above the usual today", spikes, opens="spiking")],
+            [Figure("spiking", "Unusually high usage today", spikes, opens="spiking")],
             ""
-            if _looks_for_spikes(store)
-            else "To look for spikes, list usage.spike under notify in the plans file.",
+            if _detects_spikes(store)
+            else "To detect spikes, list usage.spike under notify in the plans file.",
         ),
-        Section("outbox", "Deliveries to Stripe, and invoices", [*outbox, items, unconfirmed]),
+        Section("outbox", "Deliveries and invoices at Stripe", [*outbox, items, unconfirmed]),
         Section(
             "webhooks",
-            "Webhooks of Stripe",
+            "Stripe webhooks",
             [Figure("dead", "Dead webhooks", webhooks["dead"].items, opens="webhooks")],
         ),
         Section(
             "messages",
             "Messages to customers",
             [
-                Figure("waiting", "Messages that wait", waits, opens="messages", of="waiting"),
+                Figure("waiting", "Waiting messages", waits, opens="messages", of="waiting"),
                 Figure("dead", "Dead messages", dead, opens="messages", of="dead"),
             ],
         ),
         Section(
             "degraded",
-            "Degraded minutes",
+            "Minutes without the store",
             [
                 Figure("day", "In 24 hours", today, opens="degraded", of="day"),
                 Figure("month", f"In {DEGRADED_DAYS} days", len(degraded), opens="degraded"),
@@ -294,7 +295,7 @@ async def live_sections(store: Store) -> Sequence[Section]:
     ]
 
 
-def _looks_for_spikes(store: Store) -> bool:
+def _detects_spikes(store: Store) -> bool:
     notify = store.catalog.notify
     channels = (notify.webhook, notify.email)
     return any(channel is not None and SPIKE in channel.events for channel in channels)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, object]
 
-_EXPORTED_AT_ONCE: Final = 2_000
+_EXPORT_PAGE: Final = 2_000
 _OFFSET: Final = re.compile(r"[0-9]{1,9}")
 
 
@@ -48,13 +48,13 @@ class Column(NamedTuple):
     opens: str = ""
 
 
-class Asked(NamedTuple):
-    """What a request asks of a list.
+class PageRequest(NamedTuple):
+    """A request for a page of a list.
 
     Attributes:
-        of: which plan, day or the like; empty: the list needs none.
-        after: the place of the last row of the page before; empty: the first page.
-        most: at most so many rows.
+        of: the plan, day or the like; empty if the list needs none.
+        after: position of the last row of the previous page; empty: the first page.
+        most: the number of rows.
     """
 
     of: str
@@ -66,8 +66,8 @@ class Rows(NamedTuple):
     """A page of rows.
 
     Attributes:
-        after: the place of its last row; empty: there are no more.
-        note: what the page says besides, such as when they were counted.
+        after: position of its last row; empty: there are no more.
+        note: a note on the page, such as the time of the snapshot.
     """
 
     rows: Sequence[Row]
@@ -76,62 +76,62 @@ class Rows(NamedTuple):
 
 
 def as_of(made: Made) -> str:
-    """When the snapshot was made, as pages say it."""
+    """Format the time of the snapshot for a page."""
     return f"As of {from_ms(made.at_ms):%Y-%m-%d %H:%M} UTC."
 
 
 async def made_of(overview: Overview) -> Made:
-    """The last snapshot.
+    """Read the last snapshot.
 
     Raises:
-        MeterkitError: there is none yet, or it cannot be read.
+        MeterkitError: there is no snapshot yet, or it cannot be read.
     """
     made = await overview.last()
     if made is None:
-        raise MeterkitError("The first figures over all customers are being made. Try again in a minute.")
+        raise MeterkitError("The first figures over all customers are being computed. Try again in a minute.")
     return made
 
 
-def page_of(rows: Sequence[Row], asked: Asked) -> Rows:
-    """A page of rows that are all there; the place of a row is how many come before it."""
+def page_of(rows: Sequence[Row], asked: PageRequest) -> Rows:
+    """Cut a page from all rows; the position of a row is its index."""
     first = int(asked.after) if _OFFSET.fullmatch(asked.after) else 0
     end = first + asked.most
     return Rows(rows[first:end], str(end) if end < len(rows) else "")
 
 
-def first_of(rows: Sequence[Row], asked: Asked, is_cut: bool) -> Rows:
-    """A page of rows, which says so if there are more than were read."""
+def first_of(rows: Sequence[Row], asked: PageRequest, is_cut: bool) -> Rows:
+    """Cut a page from all rows, with a note if more exist than were read."""
     note = f"Only the first {len(rows):,} are listed." if is_cut else ""
     return page_of(rows, asked)._replace(note=note)
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class OperatorList:
     """A list that a figure opens.
 
     Attributes:
-        name: in the address.
-        title: on the page; ``{of}`` stands for what was asked.
+        name: in the URL.
+        title: on the page; ``{of}`` stands for the requested plan, day or the like.
         columns: of each row.
-        read: reads a page of it.
-        empty: what the page says where there are no rows.
-        action: what can be done to a row, named by its first column; empty: nothing.
-        needs_of: whether it is a list of something, such as a plan.
+        read: reads a page.
+        empty: the text of a list without rows.
+        action: the action on a row, identified by its first column; empty: none.
+        needs_of: the list needs a plan, day or the like.
     """
 
     name: str
     title: str
     columns: Sequence[Column]
-    read: Callable[[Asked], Awaitable[Rows]]
+    read: Callable[[PageRequest], Awaitable[Rows]]
     empty: str
     action: str = ""
     needs_of: bool = False
 
     async def pages(self, of: str) -> AsyncGenerator[Sequence[Row]]:
-        """All of it, page by page."""
+        """Yield all rows, page by page."""
         after = ""
         while True:
-            found = await self.read(Asked(of, after, _EXPORTED_AT_ONCE))
+            found = await self.read(PageRequest(of, after, _EXPORT_PAGE))
             yield found.rows
             after = found.after
             if not after:
@@ -178,10 +178,10 @@ _BOOKS: Final = (
 )
 
 
-def book_lists(kit: PagesKit, overview: Overview) -> Sequence[Listing]:
-    """Spikes, degraded minutes, usage by state, unconfirmed closes, and the books of a customer."""
+def book_lists(kit: PagesKit, overview: Overview) -> Sequence[OperatorList]:
+    """Make the lists of spikes, degraded minutes, usage by state, unconfirmed closes, and books."""
 
-    async def spiking(asked: Asked) -> Rows:
+    async def spiking(asked: PageRequest) -> Rows:
         found = await SpikesToday(kit.store).all()
         names = [column.name for column in _SPIKES if column.name != "at"]
         rows: list[Row] = [
@@ -189,8 +189,8 @@ def book_lists(kit: PagesKit, overview: Overview) -> Sequence[Listing]:
         ]
         return page_of(rows, asked)
 
-    async def degraded(asked: Asked) -> Rows:
-        """Of ``day``: the last 24 hours; else all that is kept."""
+    async def degraded(asked: PageRequest) -> Rows:
+        """Read the last 24 hours for ``day``, otherwise all."""
         found = await kit.store.degraded.read(DEGRADED_DAYS)
         since = kit.store.now_ms() // MINUTE_MS - DAY_MINUTES if asked.of == "day" else 0
         rows: list[Row] = [
@@ -200,44 +200,46 @@ def book_lists(kit: PagesKit, overview: Overview) -> Sequence[Listing]:
         ]
         return page_of(rows, asked)
 
-    async def unconfirmed(asked: Asked) -> Rows:
+    async def unconfirmed(asked: PageRequest) -> Rows:
         found = await CloseQueue(kit.store, (await kit.store.admin()).for_delivery()).unconfirmed(most=_MOST)
         rows: list[Row] = [{"customer": one.customer, "period_end": from_ms(one.end_ms)} for one in found]
         return first_of(rows, asked, len(found) == _MOST)
 
-    async def books(asked: Asked) -> Rows:
-        """Of a customer: the period before this one, then this one. Stripe is asked."""
+    async def books(asked: PageRequest) -> Rows:
+        """Read a customer's previous and current period; this asks Stripe."""
         period = (await kit.usage(check_customer(asked.of)))["period"]
         instants = (period["start"] - timedelta(milliseconds=1), period["start"])
         found = [one for at in instants for one in await kit.reconcile(asked.of, at=at)]
         return Rows([{column.name: getattr(one, column.name) for column in _BOOKS} for one in found])
 
-    usage = partial(_delivered, overview)
-    no_such, not_billed = "No customer has such usage.", "Nothing of this customer is billed."
-    unconfirmed_title = "Periods whose usage no invoice confirms"
-    all_confirmed = "All periods that ended are confirmed, or are not due."
+    usage = partial(_read_delivered, overview)
+    no_such, not_billed = "No customer has such usage.", "This customer has no billed usage."
+    unconfirmed_title = "Periods without a confirmed invoice"
+    all_confirmed = "Every ended period is confirmed or not due yet."
     return (
-        Listing("spiking", "Usage far above the usual today", _SPIKES, spiking, "No spike was found today."),
-        Listing("degraded", "Degraded minutes", _DEGRADED, degraded, "The store decided all requests."),
-        Listing("delivered", "Usage: {of}", _USAGE, usage, no_such, needs_of=True),
-        Listing("unconfirmed", unconfirmed_title, _UNCONFIRMED, unconfirmed, all_confirmed),
-        Listing("books", "Delivered and invoiced: {of}", _BOOKS, books, not_billed, needs_of=True),
+        OperatorList("spiking", "Unusually high usage today", _SPIKES, spiking, "No spike was found today."),
+        OperatorList(
+            "degraded", "Minutes without the store", _DEGRADED, degraded, "The store decided every request."
+        ),
+        OperatorList("delivered", "Usage: {of}", _USAGE, usage, no_such, needs_of=True),
+        OperatorList("unconfirmed", unconfirmed_title, _UNCONFIRMED, unconfirmed, all_confirmed),
+        OperatorList("books", "Delivered and invoiced: {of}", _BOOKS, books, not_billed, needs_of=True),
     )
 
 
-async def _delivered(overview: Overview, asked: Asked) -> Rows:
-    """Of a state and a meter."""
+async def _read_delivered(overview: Overview, asked: PageRequest) -> Rows:
+    """Read usage of a state and a meter."""
     state, _, meter = asked.of.partition(" ")
     made = await made_of(overview)
     if state not in DELIVERY:
         return Rows([])
     usage = overview.tables().usage
     found = await in_thread(usage, made.at_ms, meter, state, after=asked.after, most=asked.most)
-    return _page(found, asked.most, "customer", note=as_of(made))
+    return _make_page(found, asked.most, "customer", note=as_of(made))
 
 
-_PLACE: Final = re.compile(r"(-?[0-9]{1,18}) (.+)", re.DOTALL)
-"""Of a customer: the share used, and the id."""
+_CUSTOMER_POSITION: Final = re.compile(r"(-?[0-9]{1,18}) (.+)", re.DOTALL)
+"""Position of a customer: the share used, and the id."""
 _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 _CUSTOMER: Final = Column("customer", "Customer", opens="ledger")
 _CUSTOMERS: Final = (
@@ -250,7 +252,7 @@ _CUSTOMERS: Final = (
     Column("used", "Used", "units"),
     Column("ceiling", "Limit", "units"),
     Column("per_mille", "Share used", "per_mille"),
-    Column("unlinked", "Waiting for a link", "number"),
+    Column("unlinked", "Unlinked usage", "number"),
 )
 _PAYING: Final = (
     _CUSTOMER,
@@ -268,7 +270,7 @@ _MOVED: Final = (
 _CHANGED: Final = (_CUSTOMER, Column("day", "Day (UTC)"), *_MOVED[1:])
 _KEPT: Final = (
     *_PAYING[:3],
-    Column("before", "A month before", "micro"),
+    Column("before", "One month ago", "micro"),
     Column("after", "Now", "micro"),
 )
 _CHARGED: Final = (
@@ -281,21 +283,21 @@ _LISTS: Final[Mapping[str, tuple[str, str]]] = {
     "all": ("Customers", "There are no customers."),
     "near": ("Customers near a limit", "No customer has used 80 % of a limit."),
     "past_due": ("Customers past due", "No customer is past due."),
-    "unlinked": ("Customers whose usage waits for a link to Stripe", "No usage waits for a link."),
+    "unlinked": ("Customers with usage and no Stripe customer", "All usage belongs to linked customers."),
     "plan": ("Customers on the plan {of}", "No customer is on this plan."),
     "status": ("Customers whose subscription is {of}", "There are no such customers."),
     "access": ("Customers whose access is {of}", "There are no such customers."),
 }
 
 
-def customer_lists(kit: PagesKit, overview: Overview) -> Sequence[Listing]:
-    """The lists of customers that the last snapshot has."""
+def customer_lists(kit: PagesKit, overview: Overview) -> Sequence[OperatorList]:
+    """Make the lists of customers, from the last snapshot."""
     return [
-        Listing(
+        OperatorList(
             name,
             title,
             _CUSTOMERS,
-            partial(_customers, kit, overview, name),
+            partial(_read_customers, kit, overview, name),
             empty,
             needs_of=name in {"plan", "status", "access"},
         )
@@ -303,65 +305,74 @@ def customer_lists(kit: PagesKit, overview: Overview) -> Sequence[Listing]:
     ]
 
 
-async def _customers(kit: PagesKit, overview: Overview, name: str, asked: Asked) -> Rows:
+async def _read_customers(kit: PagesKit, overview: Overview, name: str, asked: PageRequest) -> Rows:
     made = await made_of(overview)
-    place = _PLACE.fullmatch(asked.after)
-    if asked.after and place is None:
+    position = _CUSTOMER_POSITION.fullmatch(asked.after)
+    if asked.after and position is None:
         return Rows([], "", as_of(made))
-    after = () if place is None else place.groups()
+    after = () if position is None else position.groups()
     customers = overview.tables().customers
     found = await in_thread(customers, made.at_ms, name, asked.of, after=after, most=asked.most)
-    page, meters = _page(found, asked.most, "per_mille", "customer", note=as_of(made)), kit.catalog.meters
+    page, meters = (
+        _make_page(found, asked.most, "per_mille", "customer", note=as_of(made)),
+        kit.catalog.meters,
+    )
     units = [meters[row.meter].unit if row.meter in meters else "" for row in found]
     return page._replace(rows=[{**row, "unit": unit} for row, unit in zip(page.rows, units, strict=True)])
 
 
-def revenue_lists(overview: Overview) -> Sequence[Listing]:
-    """Who pays, whose payment changed, and what usage costs."""
-    unchanged = "No customer's revenue changed so."
+def revenue_lists(overview: Overview) -> Sequence[OperatorList]:
+    """Make the lists of paying customers, changes of revenue, and billed usage."""
+    unchanged = "No customer has such a change."
     listings = (
-        ("paying", "Paying customers: {of}", _PAYING, _paying, "No customer pays."),
-        ("moves", "Changes of revenue: {of}", _MOVED, _moves, unchanged),
-        ("changes", "Changes of revenue in the last month: {of}", _CHANGED, _changes, unchanged),
-        ("kept", "Customers of a month before: {of}", _KEPT, _kept, "No customer paid a month before."),
-        ("usage", "Usage billed in the last month: {of}", _CHARGED, _usage, "No usage was billed."),
+        ("paying", "Paying customers: {of}", _PAYING, _read_paying, "No customer pays."),
+        ("moves", "Changes of revenue: {of}", _MOVED, _read_moves, unchanged),
+        ("changes", "Changes of revenue in the last month: {of}", _CHANGED, _read_changes, unchanged),
+        ("kept", "Customers one month ago: {of}", _KEPT, _read_kept, "No customer paid one month ago."),
+        (
+            "usage",
+            "Usage billed in the last month: {of}",
+            _CHARGED,
+            _read_billed_usage,
+            "No usage was billed.",
+        ),
     )
     return [
-        Listing(name, title, columns, partial(_of_revenue, overview, read), empty, needs_of=True)
+        OperatorList(name, title, columns, partial(_read_revenue_list, overview, read), empty, needs_of=True)
         for name, title, columns, read, empty in listings
     ]
 
 
-async def _of_revenue(
-    overview: Overview, read: Callable[[RevenueLists, date, Asked], Rows], asked: Asked
+async def _read_revenue_list(
+    overview: Overview, read: Callable[[RevenueLists, date, PageRequest], Rows], asked: PageRequest
 ) -> Rows:
-    """A page of a list, by the day that the revenue of the last snapshot is of; empty: there is none."""
+    """Read a page for the day of the last revenue snapshot; empty without one."""
     revenue = (await made_of(overview)).figures["revenue"]
     if revenue is None:
         return Rows([])
     return await in_thread(read, overview.lists(), date.fromisoformat(revenue["day"]), asked)
 
 
-def _paying(lists: RevenueLists, day: date, asked: Asked) -> Rows:
-    """Of a currency, of a currency and a plan, or of a day and a currency."""
+def _read_paying(lists: RevenueLists, day: date, asked: PageRequest) -> Rows:
+    """Read payments of a currency, of a currency and a plan, or of a day and a currency."""
     currency, _, plan = asked.of.partition(" ")
     if (of_day := _day_in(currency)) is not None:
         day, currency, plan = of_day, plan, ""
     found = lists.payments(day, currency, plan, after=asked.after, most=asked.most)
-    return _page(found, asked.most, "customer")
+    return _make_page(found, asked.most, "customer")
 
 
-def _moves(lists: RevenueLists, _: date, asked: Asked) -> Rows:
-    """Of a day, a currency and a movement."""
+def _read_moves(lists: RevenueLists, _: date, asked: PageRequest) -> Rows:
+    """Read changes of a day, a currency and a movement."""
     day, currency, move = (*asked.of.split(" "), "", "")[:3]
     if (at := _day_in(day)) is None or move not in MOVES:
         return Rows([])
     found = lists.moves(at, currency, move, after=asked.after, most=asked.most)
-    return _page(found, asked.most, "customer")
+    return _make_page(found, asked.most, "customer")
 
 
-def _changes(lists: RevenueLists, day: date, asked: Asked) -> Rows:
-    """Of a currency and movements."""
+def _read_changes(lists: RevenueLists, day: date, asked: PageRequest) -> Rows:
+    """Read changes of a currency and movements."""
     currency, *named = asked.of.split(" ")
     moves = [move for move in MOVES if move in named]
     if not moves:
@@ -371,30 +382,30 @@ def _changes(lists: RevenueLists, day: date, asked: Asked) -> Rows:
     return Rows([{"day": at, **one._asdict()} for at, one in found.rows], " ".join(found.after))
 
 
-def _kept(lists: RevenueLists, day: date, asked: Asked) -> Rows:
-    """Of a currency."""
+def _read_kept(lists: RevenueLists, day: date, asked: PageRequest) -> Rows:
+    """Read customers of a currency who paid one month ago."""
     found = lists.kept(day, asked.of, after=asked.after, most=asked.most)
-    return _page(found, asked.most, "customer")
+    return _make_page(found, asked.most, "customer")
 
 
-def _usage(lists: RevenueLists, day: date, asked: Asked) -> Rows:
-    """Of a currency."""
+def _read_billed_usage(lists: RevenueLists, day: date, asked: PageRequest) -> Rows:
+    """Read billed usage of a currency."""
     ended, _, customer = asked.after.partition(" ")
     after = (customer, ended) if asked.after else ()
     found = lists.usage(day, asked.of, after=after, most=asked.most)
-    return _page(found, asked.most, "day", "customer")
+    return _make_page(found, asked.most, "day", "customer")
 
 
 def _day_in(text: str) -> date | None:
-    """The day that a text names; None: it names none."""
+    """Parse a day; None if the text is none."""
     try:
         return date.fromisoformat(text) if _DAY.fullmatch(text) else None
     except ValueError:
         return None
 
 
-def _page(found: Sequence[Any], most: int, *place: str, note: str = "") -> Rows:
-    """A page of named tuples; these fields say where the next one begins."""
+def _make_page(found: Sequence[Any], most: int, *position: str, note: str = "") -> Rows:
+    """Make a page of named tuples; the fields ``position`` locate the next one."""
     rows: list[Row] = [one._asdict() for one in found]
-    after = " ".join(str(rows[-1][name]) for name in place) if len(rows) == most else ""
+    after = " ".join(str(rows[-1][name]) for name in position) if len(rows) == most else ""
     return Rows(rows, after, note)

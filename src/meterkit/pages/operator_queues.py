@@ -12,7 +12,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.notify.courier import read_event_and_customer
 from meterkit.outbox.intents import IntentState
-from meterkit.pages.operator_lists import Asked, Column, Listing, Row, Rows, first_of, page_of
+from meterkit.pages.operator_lists import Column, OperatorList, PageRequest, Row, Rows, first_of, page_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ QUEUES: Final[Mapping[str, Queue]] = {queue: queue for queue in get_args(Queue)}
 
 _MOST: Final = 10_000
 _STATES: Final[Mapping[str, IntentState]] = {state: state for state in get_args(IntentState)}
-_ON_THEIR_WAY: Final = ("queued", "leased")
+_BEING_SENT: Final = ("queued", "leased")
 _OUTBOX: Final = (
     Column("intent", "Intent"),
     Column("customer", "Customer", opens="ledger"),
@@ -66,29 +66,29 @@ _LEDGER: Final = (
 )
 
 
-class Redriven(NamedTuple):
-    """What a redrive did.
+class RedriveResult(NamedTuple):
+    """The result of a redrive.
 
     Attributes:
-        redriven: what is tried again.
-        refused: by id, why it is not.
+        redriven: the ids that are retried.
+        refused: id to the reason.
     """
 
     redriven: Sequence[str]
     refused: Mapping[str, str]
 
 
-def queue_lists(kit: PagesKit) -> Sequence[Listing]:
-    """The ledger of a customer; the outbox (at most ten thousand intents), dead webhooks, and messages."""
+def queue_lists(kit: PagesKit) -> Sequence[OperatorList]:
+    """Make the lists: ledger of a customer, outbox (ten thousand intents at most), webhooks, messages."""
 
-    async def ledger(asked: Asked) -> Rows:
-        """The last change first."""
+    async def ledger(asked: PageRequest) -> Rows:
+        """Read the ledger, newest change first."""
         found = reversed(await kit.customers.history(asked.of))
         return Rows([{column.name: getattr(entry, column.name) for column in _LEDGER} for entry in found])
 
-    async def outbox(asked: Asked) -> Rows:
+    async def outbox(asked: PageRequest) -> Rows:
         queued = await kit.outbox.list(state=_STATES.get(asked.of), limit=_MOST)
-        found = [one for one in queued if asked.of or one.state in _ON_THEIR_WAY]
+        found = [one for one in queued if asked.of or one.state in _BEING_SENT]
         names = ("customer", "state", "meter", "quantity", "minute", "attempts", "why")
         rows: list[Row] = [
             {"intent": one.identifier, **{name: getattr(one, name) for name in names}} for one in found
@@ -97,7 +97,7 @@ def queue_lists(kit: PagesKit) -> Sequence[Listing]:
             rows += [_item_row(item) for item in await kit.outbox.items.list(limit=_MOST)]
         return first_of(rows, asked, len(queued) == _MOST)
 
-    async def webhooks(asked: Asked) -> Rows:
+    async def webhooks(asked: PageRequest) -> Rows:
         dead = await kit.webhooks.dead()
         owners = await _owners(kit.store, [one.stripe_customer for one in dead])
         rows: list[Row] = [
@@ -111,26 +111,30 @@ def queue_lists(kit: PagesKit) -> Sequence[Listing]:
         ]
         return page_of(rows, asked)
 
-    async def messages(asked: Asked) -> Rows:
+    async def messages(asked: PageRequest) -> Rows:
         found = await kit.notify.list()
-        rows = [_message(channel, one) for channel, kept in found.items() for one in kept]
+        rows = [_message_row(channel, one) for channel, kept in found.items() for one in kept]
         return page_of([row for row in rows if asked.of in {"", row["state"]}], asked)
 
-    unchanged, delivered = "Nothing has changed for this customer.", "All usage that is sealed is delivered."
-    no_message = "No message waits or is dead."
+    unchanged, delivered = "This customer has no changes.", "All sealed usage is delivered."
+    no_message = "No message is waiting or dead."
     return (
-        Listing("ledger", "Ledger of {of}", _LEDGER, ledger, unchanged, needs_of=True),
-        Listing("outbox", "Usage that is not delivered", _OUTBOX, outbox, delivered, "redrive"),
-        Listing("webhooks", "Dead webhooks of Stripe", _WEBHOOKS, webhooks, "No webhook is dead.", "redrive"),
-        Listing("messages", "Messages that wait or are dead", _MESSAGES, messages, no_message, "redrive"),
+        OperatorList("ledger", "Ledger of {of}", _LEDGER, ledger, unchanged, needs_of=True),
+        OperatorList("outbox", "Undelivered usage", _OUTBOX, outbox, delivered, "redrive"),
+        OperatorList(
+            "webhooks", "Dead Stripe webhooks", _WEBHOOKS, webhooks, "No webhook is dead.", "redrive"
+        ),
+        OperatorList("messages", "Waiting and dead messages", _MESSAGES, messages, no_message, "redrive"),
     )
 
 
-async def redrive(kit: PagesKit, queue: Queue, ids: Sequence[str], *, operator: str, reason: str) -> Redriven:
-    """Have entries of a queue tried again, each entered into its customer's ledger first.
+async def redrive(
+    kit: PagesKit, queue: Queue, ids: Sequence[str], *, operator: str, reason: str
+) -> RedriveResult:
+    """Retry entries of a queue; each is recorded in its customer's ledger first.
 
     Raises:
-        StoreError: the store does not answer; what was redriven before stays so.
+        StoreError: the store does not answer; earlier entries stay redriven.
     """
     if queue == "outbox":
         return await _redrive_intents(kit.outbox, ids, by=f"operator {operator}", reason=reason)
@@ -143,14 +147,14 @@ async def redrive(kit: PagesKit, queue: Queue, ids: Sequence[str], *, operator: 
     chosen = [one for one in dict.fromkeys(ids) if one in owners]
     for one in chosen:
         what = f"{'webhooks of ' if queue == 'webhooks' else ''}{one}"
-        # First the ledger: after a kill in between, a line without its redrive tells the operator to look.
-        await _enter(kit.store, owners[one], what, operator=operator, reason=reason)
+        # Ledger first: after a kill in between, the operator finds a line without its redrive.
+        await _record_redrive(kit.store, owners[one], what, operator=operator, reason=reason)
     if chosen:
         await (kit.webhooks.redrive if queue == "webhooks" else kit.notify.redrive)(*chosen)
-    return Redriven(chosen, {one: "it is not dead" for one in dict.fromkeys(ids) if one not in owners})
+    return RedriveResult(chosen, {one: "it is not dead" for one in dict.fromkeys(ids) if one not in owners})
 
 
-async def _redrive_intents(outbox: Intents, ids: Sequence[str], *, by: str, reason: str) -> Redriven:
+async def _redrive_intents(outbox: Intents, ids: Sequence[str], *, by: str, reason: str) -> RedriveResult:
     redriven, refused = list[str](), dict[str, str]()
     items = {item.identifier for item in await outbox.items.list(limit=_MOST)}
     for one in dict.fromkeys(ids):
@@ -165,10 +169,10 @@ async def _redrive_intents(outbox: Intents, ids: Sequence[str], *, by: str, reas
             refused[one] = str(error)
         else:
             redriven.append(one)
-    return Redriven(redriven, refused)
+    return RedriveResult(redriven, refused)
 
 
-async def _enter(store: Store, customer: str, what: str, *, operator: str, reason: str) -> None:
+async def _record_redrive(store: Store, customer: str, what: str, *, operator: str, reason: str) -> None:
     after = f"redriven: {reason}" if reason else "redriven"
     _logger.info("operator %r redrives %s of customer %r", operator, what, customer)
     if customer:
@@ -178,7 +182,7 @@ async def _enter(store: Store, customer: str, what: str, *, operator: str, reaso
 
 
 async def _owners(store: Store, stripe_customers: Sequence[str]) -> Mapping[str, str]:
-    """The customer that each Stripe customer is linked to; empty: none."""
+    """Read the customer that each Stripe customer is linked to; empty if none."""
     if not stripe_customers:
         return {}
     admin = await store.admin()
@@ -198,7 +202,7 @@ def _item_row(item: QueuedItem) -> Row:
     return {"intent": item.identifier, **{name: getattr(item, name) for name in names}, "why": why}
 
 
-def _message(channel: Channel, kept: KeptMessage) -> Row:
+def _message_row(channel: Channel, kept: KeptMessage) -> Row:
     event, customer = read_event_and_customer(kept)
     return {
         "message": kept.id,

@@ -1,4 +1,4 @@
-"""Where a period is heading, and what its usage would cost on other plans. Pure."""
+"""Forecast of a period, and the cost of its usage on other plans. Pure."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 _LAST_DAYS: Final = 14
 _SPREADS: Final = 1.28
-"""Standard deviations from the mean between which eight of ten values of a normal distribution lie."""
+"""Standard deviations around the mean that contain eight of ten values of a normal distribution."""
 
 
-class Range(NamedTuple):
-    """A forecast, and the bounds of eight in ten periods, if days go on to vary as they did."""
+class ForecastRange(NamedTuple):
+    """A forecast with the bounds of eight in ten periods, if days vary as before."""
 
     expected: int
     low: int
     high: int
 
 
-class Forecast(TypedDict):
-    """What the period comes to at its end: units by meter, and its cost in minor units."""
+class PeriodForecast(TypedDict):
+    """Units by meter, and the cost in minor units, at the end of the period."""
 
-    meters: dict[str, Range]
-    cost_cents: Range
+    meters: dict[str, ForecastRange]
+    cost_cents: ForecastRange
 
 
 class OtherPlan(TypedDict):
-    """What the usage of the period until now costs on a plan, in minor units.
+    """Cost of the period's usage so far on another plan, in minor units.
 
-    ``refused`` names the meters with more usage than the plan allows.
+    ``refused`` names meters whose usage exceeds the plan.
     """
 
     plan: str
@@ -51,19 +51,19 @@ class OtherPlan(TypedDict):
 
 def forecast_of(
     days: Mapping[str, Sequence[int]], usage: Mapping[str, MeterUsage], rest_days: float, terms: Terms
-) -> Forecast:
-    """Where the period is heading, by the last fourteen whole days, or fewer where there are no more.
+) -> PeriodForecast:
+    """Forecast the end of the period, by its last complete days, at most fourteen.
 
-    Usage beyond a plan's ceiling would be refused, so it is not in the forecast.
+    Usage above a plan's ceiling would be refused, so the forecast leaves it out.
 
     Args:
-        days: meter to the units of each whole day of the period.
-        usage: of the meters, until now.
-        rest_days: how much of the period is left.
+        days: meter to the units of each complete day of the period.
+        usage: of the meters so far.
+        rest_days: the rest of the period.
         terms: of the plan.
     """
     found = {
-        name: _range(usage[name], of[-_LAST_DAYS:], rest_days, terms.ceilings.get(name))
+        name: _forecast_meter(usage[name], of[-_LAST_DAYS:], rest_days, terms.ceilings.get(name))
         for name, of in days.items()
         if of and name in usage
     }
@@ -76,21 +76,23 @@ def forecast_of(
                 }
             )
         )
-        for nth in range(len(Range._fields))
+        for nth in range(len(ForecastRange._fields))
     ]
-    return {"meters": found, "cost_cents": Range(*costs)}
+    return {"meters": found, "cost_cents": ForecastRange(*costs)}
 
 
-def _range(counts: MeterUsage, days: Sequence[int], rest_days: float, ceiling: int | None) -> Range:
+def _forecast_meter(
+    counts: MeterUsage, days: Sequence[int], rest_days: float, ceiling: int | None
+) -> ForecastRange:
     used, mean = counts["recorded"], fmean(days)
     more, spread = mean * rest_days, _SPREADS * (stdev(days) if len(days) > 1 else mean) * sqrt(rest_days)
     ends = (used + max(0, units) for units in (round(more), floor(more - spread), ceil(more + spread)))
     most = None if ceiling is None else max(used, ceiling + counts["granted"])
-    return Range(*(end if most is None else min(end, most) for end in ends))
+    return ForecastRange(*(end if most is None else min(end, most) for end in ends))
 
 
-def _expected_overage(counts: MeterUsage, ends: Range | None, nth: int, cap: int | None) -> int:
-    """The overage when the period ends: usage beyond included and grants, up to the cap."""
+def _expected_overage(counts: MeterUsage, ends: ForecastRange | None, nth: int, cap: int | None) -> int:
+    """Return the overage at the end of the period: usage beyond included and grants, up to the cap."""
     included = counts["included"]
     if ends is None or included == "unlimited":
         return counts["overage"]
@@ -102,12 +104,12 @@ def _expected_overage(counts: MeterUsage, ends: Range | None, nth: int, cap: int
 def on_other_plans(
     catalog: Catalog, offers: Iterable[tuple[Plan, Terms]], used: Mapping[str, int]
 ) -> list[OtherPlan]:
-    """What usage costs on some plans, the lowest rank first, where the grants of one period pay, too.
+    """Compute the cost of usage on some plans, lowest rank first, with the grants of one period.
 
     Args:
-        catalog: where the plans are.
-        offers: the plans, with their terms for as many seats as are in use.
-        used: meter to its units, or its level, until now.
+        catalog: has the plans.
+        offers: the plans, with their terms for the seats in use.
+        used: meter to its units, or its level, so far.
     """
     found: list[OtherPlan] = []
     for plan, terms in sorted(offers, key=lambda offer: (offer[0].rank, offer[0].key)):
@@ -128,7 +130,7 @@ def on_other_plans(
 
 
 def _gauges_of(catalog: Catalog, plan: Plan) -> dict[str, int]:
-    """The gauges that a plan bounds, each with its bound; more seats are bought where the plan sells them."""
+    """Return the limits of a plan's gauges; seats have none if the plan sells more."""
     sold = seat_meter(catalog.meters) if plan.seat_price is not None else None
     found = {
         name: ceiling(plan.entitlements[name])
@@ -139,7 +141,7 @@ def _gauges_of(catalog: Catalog, plan: Plan) -> dict[str, int]:
 
 
 def _not_granted(catalog: Catalog, plan: Plan, overage: Mapping[str, int]) -> dict[str, int]:
-    """The overage that a plan's grants do not pay; grants of meters pay first."""
+    """Return the overage that a plan's grants do not pay; grants of meters pay first."""
     left = dict(overage)
     for grant in sorted(plan.grants, key=lambda grant: (grant.kind != "meter", grant.priority)):
         if grant.kind == "meter":

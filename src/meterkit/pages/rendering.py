@@ -41,8 +41,8 @@ HEADERS: Final[Mapping[str, str]] = {
 }
 
 
-class Pages:
-    """Renders templates.
+class PageRenderer:
+    """Renders the templates of pages.
 
     Raises:
         MeterkitError: jinja2 is not installed (the extra ``pages``).
@@ -75,12 +75,12 @@ class Pages:
             "size": size_text,
             "exact_money": micro_money,
             "is_money": is_money,
-            "state": _state,
+            "state": _history_value,
             "title_in": _title_in,
         }
 
     def answer(self, request: Request, template: str, shown: Mapping[str, object], plain: object) -> Response:
-        """Answer with the HTML of a page, or where the request asks for JSON with its ``plain`` figures."""
+        """Answer with the HTML of a page, or with its ``plain`` figures if the request accepts JSON."""
         if _wants_json(request.headers.get("accept", "")):
             return json_answer(plain)
         rendered: str = self._environment.get_template(template).render(shown)
@@ -88,7 +88,7 @@ class Pages:
 
 
 def as_json(value: object) -> str:
-    """A value as JSON; instants in ISO 8601, UTC."""
+    """Serialize a value as JSON; instants in ISO 8601, UTC."""
     return json.dumps(value, separators=(",", ":"), default=iso)
 
 
@@ -103,7 +103,7 @@ def problem_answer(problem: ProblemDocument) -> Response:
 
 
 def _wants_json(accept: str) -> bool:
-    """Whether an ``Accept`` field names JSON and not HTML, which browsers always name."""
+    """Whether an ``Accept`` field lists JSON and not HTML, which browsers always list."""
     kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
     return "application/json" in kinds and "text/html" not in kinds
 
@@ -113,7 +113,7 @@ def _day(at: datetime) -> str:
 
 
 def _last_day(end: datetime) -> str:
-    """The day before an instant that ends a period."""
+    """Format the last day of a period that ends at an instant."""
     return _day(end - timedelta(milliseconds=1))
 
 
@@ -133,9 +133,9 @@ def _title_in(name: str, titles: Mapping[str, str]) -> str:
     return titles.get(name, name)
 
 
-def _state(entry: Mapping[str, Any], when: str, plans: Mapping[str, str]) -> str:
-    """What an entry of the history says of before or after: plans by name, instants as people write them."""
-    said: str = entry[when] or "none"
+def _history_value(entry: Mapping[str, Any], when: str, plans: Mapping[str, str]) -> str:
+    """Format the value before or after a change: plans by name, instants readable."""
+    text: str = entry[when] or "none"
     if entry["kind"] == "plan":
-        return plans.get(said, said)
-    return said.replace("_", " ") if entry["kind"] == "status" else _INSTANT.sub(r"\1 \2", said)
+        return plans.get(text, text)
+    return text.replace("_", " ") if entry["kind"] == "status" else _INSTANT.sub(r"\1 \2", text)

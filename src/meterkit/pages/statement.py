@@ -27,26 +27,23 @@ if TYPE_CHECKING:
     from meterkit.insights.statement.lines import Statement, StatementEvent
     from meterkit.insights.statement.statements import Statements
     from meterkit.pages.figures import PagesKit
-    from meterkit.pages.rendering import Pages
+    from meterkit.pages.rendering import PageRenderer
 
 _MORE: Final = 1_000
 _NOT_AUDITED: Final = ProblemDocument(
     kind=ProblemType(404, "about:blank", "Not Found"),
-    detail=(
-        "This service makes no statements. Its operator turns them on with an audit log: set"
-        " METERKIT_AUDIT_URL."
-    ),
+    detail=("This service makes no statements. To enable them, its operator sets METERKIT_AUDIT_URL."),
 )
 
 
-async def answer_statement(request: Request, kit: PagesKit, pages: Pages, customer: str) -> Response:
+async def answer_statement(request: Request, kit: PagesKit, pages: PageRenderer, customer: str) -> Response:
     """Answer with the statement of a period, or of one ``line`` of it.
 
     Raises:
         ProblemDocumentError: there is no audit log, or no such period or line.
         MeterkitError: a database or Stripe does not answer.
     """
-    found = await _read(request, kit, customer)
+    found = await _read_statement(request, kit, customer)
     shown = {
         **asdict(found),
         "previous_period": f"{from_ms(to_ms(found.period_start) - 1):%Y-%m-%d}",
@@ -55,7 +52,7 @@ async def answer_statement(request: Request, kit: PagesKit, pages: Pages, custom
     return pages.answer(request, "statement.html", shown, asdict(found))
 
 
-async def _read(request: Request, kit: PagesKit, customer: str) -> Statement:
+async def _read_statement(request: Request, kit: PagesKit, customer: str) -> Statement:
     _check_audited(kit)
     query = request.query_params
     at_ms, line = period_in(query), query.get("line")
@@ -72,11 +69,11 @@ async def _read(request: Request, kit: PagesKit, customer: str) -> Statement:
 
 
 async def answer_csv(request: Request, kit: PagesKit, customer: str) -> Response:
-    """Answer with the CSV of the asked period; raises as :func:`answer_statement` does."""
+    """Answer with the CSV of a period; raises as :func:`answer_statement` does."""
     _check_audited(kit)
     at_ms = period_in(request.query_params)
     parts = csv_of(kit.statement, customer, None if at_ms is None else from_ms(at_ms))
-    first = await anext(parts)  # What fails at once has an answer of its own.
+    first = await anext(parts)  # An error of the first part can still be a problem document.
 
     async def stream() -> AsyncGenerator[str]:
         yield first
@@ -103,9 +100,23 @@ _OF_LINE: Final = (
     "note",
 )
 _OF_EVENT: Final = (
-    *("event", "recorded_at", "occurred_at", "included", "granted", "credited", "overage", "over_cap"),
-    *("billed", "late"),
-    *("price_micros", "price_per", "model", "provider", "why", "subjects", "event_id"),
+    "event",
+    "recorded_at",
+    "occurred_at",
+    "included",
+    "granted",
+    "credited",
+    "overage",
+    "over_cap",
+    "billed",
+    "late",
+    "price_micros",
+    "price_per",
+    "model",
+    "provider",
+    "why",
+    "subjects",
+    "event_id",
 )
 COLUMNS: Final = ("row", "line", *_OF_LINE, *_OF_EVENT)
 _EMPTY: Final = dict.fromkeys(COLUMNS)
@@ -114,19 +125,19 @@ _EMPTY: Final = dict.fromkeys(COLUMNS)
 async def csv_of(
     statement: Statements, customer: str, period: datetime | str | None = None, *, line_end: str = "\r\n"
 ) -> AsyncGenerator[str]:
-    """Yield the CSV in parts, for a stream; the first part comes once the statement is known.
+    """Yield the CSV in parts; the first part follows the complete read of the statement.
 
     Raises:
-        MeterkitError: as of ``kit.statement``.
+        MeterkitError: as ``kit.statement``.
     """
     shown: str | None = None
     async with aclosing(statement.pages(customer, period)) as pages:
         async for line in pages:
             rows: list[dict[str, object]] = []
             if line.id != shown:
-                told = {name: getattr(line, name) for name in _OF_LINE}
+                fields = {name: getattr(line, name) for name in _OF_LINE}
                 price = Decimal(line.unit_amount) if line.unit_amount else None
-                rows.append({**_EMPTY, "row": "line", "line": line.id, **told, "unit_amount": price})
+                rows.append({**_EMPTY, "row": "line", "line": line.id, **fields, "unit_amount": price})
             rows += [_event_row(line.id, event) for event in line.events]
             yield csv_text(COLUMNS, rows, head=shown is None, line_end=line_end)
             shown = line.id

@@ -15,7 +15,7 @@ from meterkit.catalog.amount_texts import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.figures import beyond_included, usage_figures
-from meterkit.pages.rendering import NO_PAGE, STATIC, Pages, problem_answer
+from meterkit.pages.rendering import NO_PAGE, STATIC, PageRenderer, problem_answer
 from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.billing_answers import SendingPage, check_sender, customer_in, origins_of
@@ -42,21 +42,21 @@ def usage_page(
     """Make the page on which customers see their own usage, an ASGI app.
 
     ``Mount("/usage", app=usage_page(kit, customer=…, origins=["https://app.example"]))``. The page is at
-    ``/usage/``; with ``Accept: application/json`` it gives the same figures. In the plans file its line wants
-    ``always``, so that a customer who has used everything can see it.
+    ``/usage/``; with ``Accept: application/json`` it gives the same figures. In the plans file its line needs
+    ``always``, so that a customer without remaining quantities can see it.
 
     Args:
-        kit: whose customers they are.
-        customer: from a request's ASGI scope to the customer's id, or None: then the answer is 401. Sync or
-            async; the app answers what it raises.
+        kit: has the customers.
+        customer: returns the customer's id for a request's ASGI scope, or None: the response is 401. Sync or
+            async; the app handles its exceptions.
         origins: of the app, such as ``https://app.example``. Scripts of other origins are refused.
 
     Raises:
-        MeterkitError: ``customer`` is missing, an origin is none, or jinja2 is not installed.
+        MeterkitError: ``customer`` is missing, an origin is invalid, or jinja2 is not installed.
     """
-    check_customer_of(customer, "a callable that gives the customer's id for an ASGI scope")
-    pages = Pages()
-    respond = partial(_respond, customer=customer, origins=origins_of(origins))
+    check_customer_of(customer, "a callable that returns the customer's id for an ASGI scope")
+    pages = PageRenderer()
+    respond = partial(_answer_customer, customer=customer, origins=origins_of(origins))
     usage = partial(_answer_usage, kit=kit, pages=pages)
     statement = partial(answer_statement, kit=kit, pages=pages)
     statement_csv = partial(answer_csv, kit=kit)
@@ -70,7 +70,7 @@ def usage_page(
     )
 
 
-async def _respond(
+async def _answer_customer(
     request: Request,
     *,
     answer: Callable[..., Awaitable[Response]],
@@ -89,22 +89,22 @@ async def _respond(
 
 def _customer_of(request: Request, who: object, origins: frozenset[Origin]) -> str:
     sender = SendingPage.of(request.headers)
-    if sender.origin is not None:  # Links of other sites lead here, too.
+    if sender.origin is not None:  # Links from other sites are allowed.
         check_sender(sender, origins)
     customer = customer_in(who)
     if any(asked != customer for asked in request.query_params.getlist("customer")):
-        # The same answer for a customer that exists and one that does not.
+        # The same response whether or not the other customer exists.
         raise ProblemDocumentError(NO_PAGE)
     return customer
 
 
-async def _answer_usage(request: Request, *, kit: PagesKit, pages: Pages, customer: str) -> Response:
+async def _answer_usage(request: Request, *, kit: PagesKit, pages: PageRenderer, customer: str) -> Response:
     figures = await usage_figures(kit, customer, period_in(request.query_params))
     return pages.answer(request, "usage.html", {**_wording(kit, figures), **figures}, figures)
 
 
 def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
-    """What the HTML says beside the figures: names for people, and what they are names of."""
+    """Return the values of the HTML besides the figures: display names and units."""
     catalog, period = kit.catalog, figures["usage"]["period"]
     gauges = {name for name, meter in catalog.meters.items() if meter.kind == "gauge"}
     return {

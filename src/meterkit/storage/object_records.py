@@ -134,7 +134,7 @@ async def apply_changes(
     window: Window | None = None,
     is_unclear: bool = False,
 ) -> AppliedChanges:
-    """Apply changes of a customer's objects in one bucket with the script ``shelve``. Raises StoreError."""
+    """Apply changes of objects in one bucket with the script ``record_objects``. Raises StoreError."""
     view, gauge, hour = store.cache.get(customer), storage.gauge, store.now_ms() // HOUR_MS
     names = [
         *(view.keys.levels, view.keys.state, view.keys.notices, view.keys.objects),

@@ -81,14 +81,14 @@ async def run(*, lose_one: bool, keep: bool) -> bool:
     console = stdout_console()
     async with AsyncExitStack() as parts:
         _clean_up_at_sigterm(parts)
-        lines, service_url, kit = await _demonstrate(parts, console, lose_one=lose_one, keep=keep)
-        _compare(console, lines, time.monotonic() - began)
+        lines, service_url, kit = await _run_demonstration(parts, console, lose_one=lose_one, keep=keep)
+        _run_and_check_bill(console, lines, time.monotonic() - began)
         if keep:
-            await _keep(console, kit, service_url)
+            await _serve_until_stopped(console, kit, service_url)
     return all(line.is_right for line in lines)
 
 
-def _compare(console: Console, lines: Sequence[BillLine], took_s: float) -> None:
+def _run_and_check_bill(console: Console, lines: Sequence[BillLine], took_s: float) -> None:
     _headline(console, "Comparing, unit by unit: what was served, what was counted, and what Stripe has")
     console.print(
         "Every request is reported to Stripe (report: usage), but only the tokens beyond those that a plan"
@@ -106,7 +106,7 @@ def _compare(console: Console, lines: Sequence[BillLine], took_s: float) -> None
         )
 
 
-async def _keep(console: Console, kit: MeterKit, service_url: str) -> None:
+async def _serve_until_stopped(console: Console, kit: MeterKit, service_url: str) -> None:
     """Show the addresses of the pages, and wait for Ctrl-C."""
     await drainer_of(kit.store, kit.settings).drain()
     await Overview(kit.store, kit.settings).snapshot()
@@ -131,7 +131,7 @@ def _check_extras() -> None:
         raise ImportError("--keep needs more extras: pip install 'meterkit[pages,audit]'") from error
 
 
-async def _demonstrate(
+async def _run_demonstration(
     parts: AsyncExitStack, console: Console, *, lose_one: bool, keep: bool
 ) -> tuple[Sequence[BillLine], str, MeterKit]:
     """Start everything, each part stopped by ``parts``; serve, deliver, and compare.
@@ -245,7 +245,7 @@ def _headline(console: Console, text: str) -> None:
 
 
 def _clean_up_at_sigterm(parts: AsyncExitStack) -> None:
-    """Have SIGTERM clean up as Ctrl-C does."""
+    """Make SIGTERM clean up like Ctrl-C."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     if task is not None:
         # A second SIGTERM must not cut the clean-up short.
@@ -302,7 +302,7 @@ class Refusal:
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """What one customer's client saw.
+    """Responses that one customer's client received.
 
     Attributes:
         served: meter to the quantity in answers that succeeded.
@@ -362,11 +362,11 @@ def evidence(refusal: Refusal, tally: Tally, catalog: Catalog) -> str:
         )
         return f"the {plan.key} plan does not include the feature {refusal.feature!r}; {having} do"
     if refusal.policies:
-        return "; ".join(_limit(policy, plan, tally) for policy in refusal.policies)
+        return "; ".join(_describe_limit(policy, plan, tally) for policy in refusal.policies)
     return "the request named no customer, and the plans file says `anonymous: deny`"
 
 
-def _limit(policy: str, plan: Plan, tally: Tally) -> str:
+def _describe_limit(policy: str, plan: Plan, tally: Tally) -> str:
     meter, _, window = policy.rpartition("-")
     entitlement, served = plan.entitlements[meter], tally.served[meter]
     for rate in entitlement.rates:

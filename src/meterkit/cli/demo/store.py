@@ -1,4 +1,4 @@
-"""A process that ends the demonstration's store where the demonstration is killed and cannot do so itself."""
+"""A watchdog process that stops the demonstration's store if the demonstration is killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POLL_S: Final = 0.005
 
 @contextmanager
 def ended_with_us(directory: Path) -> Generator[None]:
-    """Have the embedded server in a directory end with this process, however that ends."""
+    """Stop the embedded server in a directory when this process ends, even if it is killed."""
     # A session of its own, so that Ctrl-C reaches this process alone, which stops things in order.
     command = [sys.executable, "-m", __name__, str(directory), str(os.getpid())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
@@ -33,7 +33,7 @@ def ended_with_us(directory: Path) -> Generator[None]:
 
 
 def main() -> None:
-    """Be a user of the server until the other process says so, or has died."""
+    """Use the server until the parent process is done or dead, then stop it."""
     directory, parent = sys.argv[1:]
     server = EmbeddedServer(directory)
     server.start()
