@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.value_parsers import Unlimited
     from meterkit.customers.customers import Customers
     from meterkit.customers.grants import Grants
+    from meterkit.customers.history import HistoryEntry
     from meterkit.delivery.reconciler import Reconciled
     from meterkit.insights.audit.database import DaySums
     from meterkit.insights.simulation.plan_costs import PlanCost
@@ -193,9 +194,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         "other_plans": [],
         "seats": None,
         "storage": None,
-        "history": [asdict(entry) for entry in reversed(history) if entry.kind in _SHOWN_CHANGES][
-            :_HISTORY_MAX
-        ],
+        "history": _newest_changes(history),
         "previous_period": f"{from_ms(start_ms - 1):%Y-%m-%d}",
         "budgets": [],
         "top_up": None,
@@ -232,6 +231,11 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         ],
         "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN_GRANTS],
     }
+
+
+def _newest_changes(history: Sequence[HistoryEntry]) -> list[dict[str, object]]:
+    shown = [asdict(entry) for entry in reversed(history) if entry.kind in _SHOWN_CHANGES]
+    return shown[:_HISTORY_MAX]
 
 
 def _make_forecast(
