@@ -421,7 +421,7 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
             execute(connection)
 
     # Keys end by the world's clock.
-    patched.setattr(memory._Past, "__call__", now)
+    patched.setattr(memory._ExpiryClock, "__call__", now)
     patched.setattr(memory, "admin_client", client)
     made, execute = memory.MemoryConnection.__init__, memory.MemoryConnection._flush
     patched.setattr(memory.MemoryConnection, "__init__", begin)
