@@ -165,3 +165,15 @@ def test_a_planted_violation_is_found(planted: dict[str, str], found: list[str])
     texts = {names_of[name]: text for name, text in planted.items()}
     wrong = violations(dict.fromkeys((*names, "stripe_emulator"), "") | texts)
     assert [text.removeprefix("meterkit.") for text in wrong] == found
+
+
+def test_the_map_of_scripts_names_each_of_them_and_its_callers() -> None:
+    package = Path(meterkit.__file__).parent
+    scripts = {path.stem for path in (package / "lua").glob("*.lua")}
+    table = (package / "lua" / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| .+? \| (`.+?`) \| (.+?) \|$", table, re.MULTILINE)
+    assert scripts <= {name for names, _ in rows for name in re.findall(r"`(\w+)`", names)}
+    for names, files in rows:
+        for file in re.findall(r"`([\w/.]+)`", files):
+            text = ((package.parents[1] if file.startswith("tests/") else package) / file).read_text("utf-8")
+            assert f'"{names.strip("`")}"' in text or names.strip("`") not in scripts, (names, file)
