@@ -67,8 +67,8 @@ def _requirement(feature: str) -> Requirement:
             raise
         refusal = decided.require(feature)
         if refusal is not None:
-            about = problem_type_of(refusal)
-            raise HTTPException(about.status, about.title)
+            problem_type = problem_type_of(refusal)
+            raise HTTPException(problem_type.status, problem_type.title)
 
     return requirement
 
@@ -105,13 +105,13 @@ def _answers() -> Iterator[tuple[int, dict[str, Any]]]:
     """Describe the responses to refused requests in OpenAPI, by status."""
     reasons: dict[str, list[Reason]] = {}
     schemas: dict[str, dict[str, Any]] = {}
-    types = [about for about, _ in REFUSAL_TYPES.values()]
-    for about in (*types, *(PROBLEM_TYPES[code] for code in get_args(ProblemCode))):
-        schemas[about.uri] = about.schema()
-    for reason, (about, _) in REFUSAL_TYPES.items():
-        reasons.setdefault(about.uri, []).append(reason)
-        if "reason" in about.members:
-            schemas[about.uri]["properties"]["reason"] = {"enum": reasons[about.uri]}
+    types = [problem_type for problem_type, _ in REFUSAL_TYPES.values()]
+    for problem_type in (*types, *(PROBLEM_TYPES[code] for code in get_args(ProblemCode))):
+        schemas[problem_type.uri] = problem_type.schema()
+    for reason, (problem_type, _) in REFUSAL_TYPES.items():
+        reasons.setdefault(problem_type.uri, []).append(reason)
+        if "reason" in problem_type.members:
+            schemas[problem_type.uri]["properties"]["reason"] = {"enum": reasons[problem_type.uri]}
     for status, answer in sorted(_by_status(schemas.values()).items()):
         yield status, answer | ({"headers": dict(_FIELDS[status])} if status in _FIELDS else {})
 
@@ -198,7 +198,7 @@ def _add_route(
 
 def _problems(endpoint: BillingEndpoint) -> dict[int | str, dict[str, Any]]:
     """Describe the problems of a billing route in OpenAPI, by status."""
-    found = _by_status(about.schema() for about in endpoint.problem_types)
+    found = _by_status(problem_type.schema() for problem_type in endpoint.problem_types)
     for status in found.keys() & _RETRIED:
         found[status]["headers"] = {"Retry-After": _SECONDS}
     return dict(found.items())

@@ -88,8 +88,8 @@ class BufferedBody:
     def size(self) -> int:
         """Size of the whole body in bytes, by the read part and ``Content-Length``."""
         found = self.header(b"content-length")
-        said = found[0] if len(found) == 1 and len(found[0]) <= _LENGTH_DIGITS_MAX else b""
-        return max(len(self.head), int(said) if said.isdigit() else 0)
+        declared = found[0] if len(found) == 1 and len(found[0]) <= _LENGTH_DIGITS_MAX else b""
+        return max(len(self.head), int(declared) if declared.isdigit() else 0)
 
     def content(self) -> tuple[bytes, int, bool]:
         """See :func:`decode_body`."""

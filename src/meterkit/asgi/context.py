@@ -65,9 +65,9 @@ def record(meter: str | None = None, quantity: int | None = None, /, **quantitie
         raise TypeError("record() takes a meter and a quantity, or quantities by keyword")
     if meter is not None and quantity is not None:
         quantities = {meter: quantity, **quantities}
-    found = require_exchange("record()")
-    found.check_meters(quantities)
-    found.record(quantities)
+    request = require_exchange("record()")
+    request.check_meters(quantities)
+    request.record(quantities)
 
 
 def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
@@ -81,14 +81,14 @@ def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    found = exchange.get(None)
-    if found is None or (scope is not None and not any(value is found for value in scope.values())):
+    request = exchange.get(None)
+    if request is None or (scope is not None and not any(value is request for value in scope.values())):
         raise MeterkitError(
             f"{what} was called outside of a request that MeterMiddleware has decided: no route of the plans "
             "file matches this request, the route is exempt, or there is no request at all (there, use the "
             f"kit's own record()){_thread_advice()}"
         )
-    return found
+    return request
 
 
 def _thread_advice() -> str:
@@ -131,12 +131,12 @@ def record_usage(obj: object) -> None:
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    found = require_exchange("record_usage()")
-    with ErrorGuard(lambda error: found.warn(f"record_usage() could not count an object: {error}")):
+    request = require_exchange("record_usage()")
+    with ErrorGuard(lambda error: request.warn(f"record_usage() could not count an object: {error}")):
         report = read_report(obj)
-        if not found.update_calls(lambda calls: calls.reports.take(report)):
+        if not request.update_calls(lambda calls: calls.reports.take(report)):
             kind = type(obj).__name__
-            found.warn(f"record_usage() found no token usage in an object of type {kind}: {_OBJECT_HINT}")
+            request.warn(f"record_usage() found no token usage in an object of type {kind}: {_OBJECT_HINT}")
 
 
 def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
@@ -153,22 +153,22 @@ def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    found = require_exchange("tap()")
+    request = require_exchange("tap()")
     return StreamTap(
         stream,
-        report=partial(_count_tap, found),
-        unread=partial(_warn_of_empty_stream, found),
-        input_tokens=partial(found.update_calls, LlmCalls.input_tokens),
+        report=partial(_count_tap, request),
+        unread=partial(_warn_of_empty_stream, request),
+        input_tokens=partial(request.update_calls, LlmCalls.input_tokens),
     )
 
 
-def _count_tap(found: Exchange, calls: tuple[CallUsage, ...]) -> None:
+def _count_tap(request: Exchange, calls: tuple[CallUsage, ...]) -> None:
     # Called when a stream ends or is collected: no caller could handle an error there.
-    with ErrorGuard(lambda error: found.warn(f"what a tapped stream used could not be counted: {error}")):
-        found.warn_of_lost(calls)
+    with ErrorGuard(lambda error: request.warn(f"what a tapped stream used could not be counted: {error}")):
+        request.warn_of_lost(calls)
         if calls:
-            found.update_calls(lambda seen: seen.add_tap(calls))
+            request.update_calls(lambda seen: seen.add_tap(calls))
 
 
-def _warn_of_empty_stream(found: Exchange, kind: str) -> None:
-    found.warn(f"tap() found no token usage in a stream of type {kind}: {_STREAM_HINT}")
+def _warn_of_empty_stream(request: Exchange, kind: str) -> None:
+    request.warn(f"tap() found no token usage in a stream of type {kind}: {_STREAM_HINT}")

@@ -262,17 +262,17 @@ class Exchange(AdmittedRequest):
             if decided is None and not has_more:
                 self._settle_undecided(lane, billed=billed)
                 return
-            beside = UsedQuantities(recorded, recorded)
+            extra = UsedQuantities(recorded, recorded)
             if decided is None:
-                beside = undecided_usage(
+                extra = undecided_usage(
                     self._view, self._route, recorded, is_counted=self.is_counted, billed=billed
                 )
-            beside = self._price_tokens(beside)
+            extra = self._price_tokens(extra)
             parts = self._usage_of_calls(outcome)
-            self._view.cache.routes.learn(self._route, find_used_meters((beside, *parts)))
+            self._view.cache.routes.learn(self._route, find_used_meters((extra, *parts)))
             late = {} if self._llm is None else self._llm.outliving(self._name_calls)
             settle_jobs(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
-            self._settle_parts(lane, parts, beside, billed=billed, due=self._is_due(outcome))
+            self._settle_parts(lane, parts, extra, billed=billed, due=self._is_due(outcome))
             return
         if decided is not None and (decided.program.settles or decided.digest):
             lane.live.discard(self)
@@ -311,14 +311,14 @@ class Exchange(AdmittedRequest):
         return parts
 
     def _settle_parts(
-        self, lane: Lane, parts: Sequence[UsedQuantities], beside: UsedQuantities, *, billed: bool, due: bool
+        self, lane: Lane, parts: Sequence[UsedQuantities], extra: UsedQuantities, *, billed: bool, due: bool
     ) -> None:
         """Settle the hold and the usage: in one call, plus one for each further model that meters filter by.
 
         Args:
             lane: the event loop's.
             parts: usage of model calls, by model where that matters.
-            beside: usage that the app has recorded itself, and what was consumed without a decision.
+            extra: usage that the app has recorded itself, and what was consumed without a decision.
             billed: whether the request's outcome is billed; rates count it in either case.
             due: whether the usage is.
         """
@@ -327,13 +327,13 @@ class Exchange(AdmittedRequest):
             held = None
         if held is not None:
             lane.live.discard(self)
-            beside = beside._replace(
-                recorded=add_quantities(held.recorded if billed else _NOTHING, beside.recorded)
+            extra = extra._replace(
+                recorded=add_quantities(held.recorded if billed else _NOTHING, extra.recorded)
             )
-        if parts and (not parts[0].dimensions or beside.recorded.keys().isdisjoint(parts[0].recorded)):
+        if parts and (not parts[0].dimensions or extra.recorded.keys().isdisjoint(parts[0].recorded)):
             first, *parts = parts
-            beside = join_used(first, beside)
-        parts = [beside, *parts]
+            extra = join_used(first, extra)
+        parts = [extra, *parts]
         if not due:
             parts = [part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED) for part in parts]
         if held is not None:

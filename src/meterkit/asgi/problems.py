@@ -291,11 +291,11 @@ def problem(
         instance: the name of this occurrence.
     """
     reason: Reason = decision.reason or "store"
-    about, asked = problem_type_of(decision), decision.problem
+    problem_type, asked = problem_type_of(decision), decision.problem
     wait_s = _wait_s(reason, decision.retry_after) if asked is None else None
     refusal = RefusalFacts(decision=decision, reason=reason, context=context, wait_s=wait_s)
     detail, members = REFUSAL_TYPES[reason].words(refusal) if asked is None else (asked.detail, asked.members)
-    body = about.document(detail, members, instance=instance.urn)
+    body = problem_type.document(detail, members, instance=instance.urn)
     headers = [
         (b"content-type", PROBLEM_JSON.encode()),
         (b"content-length", b"%d" % len(body)),
@@ -308,12 +308,16 @@ def problem(
         ours.append((b"x-should-retry", b"false"))
     if reason == "anonymous":
         ours.append((b"www-authenticate", context.challenge.encode("latin-1")))
-    if refusal.offer is not None and about.status == HTTPStatus.PAYMENT_REQUIRED:
+    if refusal.offer is not None and problem_type.status == HTTPStatus.PAYMENT_REQUIRED:
         ours.append(payment_field(detail, context.resource, refusal.offer))
     headers = merge_headers(headers, ours, expose=context.origin is not None)
     headers += _cors_fields(context)
     return Denial(
-        status=about.status, headers=tuple(headers), body=body, title=about.title, instance=instance.urn
+        status=problem_type.status,
+        headers=tuple(headers),
+        body=body,
+        title=problem_type.title,
+        instance=instance.urn,
     )
 
 

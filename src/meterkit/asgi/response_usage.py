@@ -269,8 +269,8 @@ class ResponseUsage:
         unread = self._unread_bytes()
         if reader is None:
             return 0
-        said = reader.output_bytes_seen - before
-        return said * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
+        text_bytes = reader.output_bytes_seen - before
+        return text_bytes * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
 
     def _is_asked(self) -> bool:
         return self._request is not None and asks_model(self._request.head()[0])

@@ -47,8 +47,8 @@ def announced_bytes(body: BufferedBody) -> int | None:
     length = lengths.pop() if len(lengths) == 1 else b""
     if length.isdigit():
         digits = length.lstrip(b"0")
-        said = int(digits or b"0") if len(digits) <= _LENGTH_DIGITS_MAX else QUANTITY_MAX
-        return max(said, len(body.head)) or None
+        declared = int(digits or b"0") if len(digits) <= _LENGTH_DIGITS_MAX else QUANTITY_MAX
+        return max(declared, len(body.head)) or None
     if body.ended:
         return len(body.head) or None
     has_body = length or lengths or body.head or body.header(b"transfer-encoding")
