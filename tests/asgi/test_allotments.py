@@ -135,7 +135,7 @@ async def test_i3_hot_requests_ask_nothing_and_are_counted_exactly(store: str) -
         assert rate["used"] == 401
         after = (await watch.at.kit.health()).looked_at["allotments"]
     granted, returned = f"{allotments.granted:,}", f"{allotments.returned:,}"
-    units = f"; of {granted} units of this process 0 are unused, {returned} were given back"
+    units = f"; of {granted} units of this process, 0 are unused and {returned} were returned"
     assert after == before + units
 
 
