@@ -207,7 +207,7 @@ async def find_broken_links(api: StripeApi, customers: Customers) -> list[Findin
             check="links",
             problem=f"these customers are linked to Stripe customers that do not exist: {join_names(pairs)};"
             " their usage is not billed",
-            cure="run `meterkit customers unlink CUSTOMER`, then link the Stripe customer that pays",
+            cure="meterkit customers unlink CUSTOMER, then link the Stripe customer that pays",
         )
     ]
 

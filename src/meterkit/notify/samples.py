@@ -89,7 +89,7 @@ def make_sample(event: str, catalog: Catalog) -> CustomerEvent:
     """Make a sample of an event, with names of the plans file. Pure."""
     meters = catalog.meters.values()
     counter = next((meter.name for meter in meters if meter.kind != "gauge"), "requests")
-    values = {
+    values: dict[str, Any] = {
         **_VALUES,
         "meter": next(iter(catalog.meters)),
         "meters": {counter: {"used": 12_000, "overage": 2_000, "before": 9_500}},
