@@ -1,7 +1,7 @@
 """The way to Stripe: requests over kept connections, and what came of each.
 
 Stripe's SDK on httpx costs some milliseconds of CPU for a meter event, which a flusher sends hundreds of in a
-second; aiohttp costs a tenth of one. See docs/design/decisions/0037-meter-events-over-aiohttp.md.
+second; aiohttp costs a tenth of one. See docs/design/decisions/0037-stripe-over-aiohttp.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Stripe's SDK on our connections: its parameters, headers, idempotency keys and retries.
 
-See docs/design/decisions/0269-the-sdk-on-our-connections.md.
+See docs/design/decisions/0037-stripe-over-aiohttp.md.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ _TOOL_ITEMS: Final = {
 """Items of a response's output that are billed by the call."""
 
 # The documented default, gpt-image-2.6-sunburst, costs the same, and the price table does not have it yet:
-# docs/design/decisions/0348. https://github.com/openai/openai-python `types/responses/tool.py`
+# docs/design/decisions/0031. https://github.com/openai/openai-python `types/responses/tool.py`
 _IMAGE_MODEL: Final = "gpt-image-2.5-sunburst"
 
 
