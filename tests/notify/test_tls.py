@@ -43,7 +43,7 @@ async def test_a_mail_certificate_must_be_that_of_its_name(
             await kit.record("acme", "requests", 5)
             await pass_over(kit, "email")
             (kept,) = (await kit.notify.list())["email"]
-            assert "the SMTP server does not take it: SMTPConnectError" == kept.why
+            assert "the SMTP server does not accept it: SMTPConnectError" == kept.why
             assert [] == box.mails
             authority.certify(tls, "127.0.0.1")
             clock.advance(timedelta(minutes=1))
@@ -76,7 +76,7 @@ async def test_a_password_is_not_sent_to_a_public_server_without_tls(
                 await pass_over(kit, "email")
                 waiting = (await kit.notify.list())["email"]
             assert (sent, sent) == (len(seen), len(box.mails))
-            assert ["the SMTP server does not take it: SMTPException"] * (1 - sent) == [
+            assert ["the SMTP server does not accept it: SMTPException"] * (1 - sent) == [
                 one.why for one in waiting if f"{host}" in one.text and one.attempts
             ]
 

@@ -180,7 +180,7 @@ async def test_the_doctor_names_models_missing_at_stripe(at: Shop) -> None:
     missing = await problems(at)
     event = "output_tokens:claude-opus-*"
     assert f"meter {event}: Stripe has no active meter with the event name {event}" in missing
-    assert "plan pro: Stripe has no price of the plan itself" in missing
+    assert "plan pro: Stripe has no price for the plan itself" in missing
     await at.kit.stripe.sync()
     assert await problems(at) == []
     prices = {price["lookup_key"]: price["id"] for price in await at.stripe_list("/v1/prices")}
@@ -188,7 +188,7 @@ async def test_the_doctor_names_models_missing_at_stripe(at: Shop) -> None:
         await at.stripe_change(f"/v1/prices/{prices[f'meterkit:{key}']}", active="false")
     assert await problems(at) == [
         "plan pro: Stripe has no price of output_tokens, output_tokens:gpt-*-mini",
-        "plan dear: Stripe has no price of the plan itself",
+        "plan dear: Stripe has no price for the plan itself",
     ]
     at.emulator.fail_next("error", status=403, path="/v1/prices")
     assert await problems(at) == []  # The key may not list them.
