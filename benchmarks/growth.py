@@ -30,7 +30,7 @@ from tables import show
 from delivery import PLANS, all_of, idle_pass_ms
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.customers.usage import usage_of_all
+from meterkit.customers.billed_usage import usage_of_all
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper

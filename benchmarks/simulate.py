@@ -22,9 +22,9 @@ from tables import show
 
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
-from meterkit.insights.simulation.log import Event, UsageLog
-from meterkit.insights.simulation.refusals import Replay
+from meterkit.insights.simulation.replay import Replay
 from meterkit.insights.simulation.terms import Offers, Tenure
+from meterkit.insights.simulation.usage_log import Event, UsageLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,9 @@ from meterkit.asgi.gauges import Gauges as Gauges
 from meterkit.asgi.identify import Caller as Caller
 from meterkit.asgi.middleware import MeterMiddleware as MeterMiddleware
 from meterkit.catalog import Catalog as Catalog
-from meterkit.customers.by_hand_lines import ByHandLine as ByHandLine
-from meterkit.customers.by_hand_lines import IssuedCredit as IssuedCredit
+from meterkit.customers.corrections import ByHandLine as ByHandLine
 from meterkit.customers.corrections import Corrected as Corrected
+from meterkit.customers.corrections import IssuedCredit as IssuedCredit
 from meterkit.customers.customers import Customer as Customer
 from meterkit.customers.customers import Customers as Customers
 from meterkit.customers.deletion import Deleted as Deleted

@@ -21,8 +21,8 @@ from meterkit.delivery.flush_report import replay_spools
 from meterkit.delivery.flusher_setup import delivery_tasks, flusher_for
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.summaries import wait_until_counted
-from meterkit.insights.audit.calls import audit_database_of
-from meterkit.insights.background import insights_tasks, root_of
+from meterkit.insights.audit.async_database import audit_database_of
+from meterkit.insights.background_tasks import insights_tasks, root_of
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.insights.statement.statements import Statements
 from meterkit.notify.event_dispatcher import EventDispatcher, Handlers

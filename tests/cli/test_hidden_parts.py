@@ -23,8 +23,8 @@ from meterkit.cli import output
 from meterkit.cli.app import app
 from meterkit.cli.demo.run import CUSTOMERS, PLANS, Refusal, Tally, evidence
 from meterkit.cli.output import JsonLines, PlainLines, shown_steps
-from meterkit.customers.sorting import customers_with_counts
-from meterkit.customers.usage import usage_of_all
+from meterkit.customers.billed_usage import usage_of_all
+from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.keys import FORMAT
 from meterkit.health import backlogs, deliveries, store_servers, store_topology
 from meterkit.health.spools import find_full_disk, find_growing_spools

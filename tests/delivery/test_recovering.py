@@ -23,7 +23,7 @@ from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
 from meterkit.delivery.recoverer import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.calls import AuditDatabase
+from meterkit.insights.audit.async_database import AuditDatabase
 from meterkit.outbox.journal import JournalRow
 from meterkit.store.task_lease import TaskLease
 from meterkit.stripe.api import StripeApi

@@ -24,7 +24,7 @@ from meterkit.delivery.error_reports import (
     park_refused,
     read_report,
 )
-from meterkit.insights.audit.calls import AuditDatabase, audit_database_of
+from meterkit.insights.audit.async_database import AuditDatabase, audit_database_of
 from meterkit.starlette import stripe_webhook
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from drivers.delivery import STRIPE_KEY, aclosing_transport, kit_for, sealed
 from drivers.emulated_account import StripeSession
 from meterkit.delivery.delivery_outcome import classify
 from meterkit.stripe.api import StripeApi
-from meterkit.stripe.request import API_VERSION
-from meterkit.stripe.result import Result
+from meterkit.stripe.request import API_VERSION, Result
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import answer, answering
 

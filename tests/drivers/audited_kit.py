@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit import MeterKit
-    from meterkit.insights.audit.rebuilt import Rebuilt
+    from meterkit.insights.audit.rebuilding import Rebuilt
 
 COUNTED: Final = ("recorded", "summed", "corrected")
 

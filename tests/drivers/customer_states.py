@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from meterkit.customers.billed_usage import overage_charge
 from meterkit.customers.drifts import Drift, Drifts
+from meterkit.customers.late_on_price_change import let_go_of_usage
 from meterkit.customers.states import States
-from meterkit.customers.stranding import let_go_of_usage
-from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.periods import to_ms
 from meterkit.notify.spikes import CustomerSpike, SpikesToday

@@ -15,7 +15,7 @@ import pytest
 from faults.refusals import http_scope
 from meterkit.cancellation import keep_cancellation
 from meterkit.stripe.http import HttpClient
-from meterkit.stripe.result import Answer, Result
+from meterkit.stripe.request import Answer, Result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence

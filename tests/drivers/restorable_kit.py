@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from drivers.delivery import aclosing_transport, kit_for, send_past, summaries_of
 from meterkit.delivery.recoverer import RestoreRecoverer
-from meterkit.insights.audit.calls import audit_database_of
+from meterkit.insights.audit.async_database import audit_database_of
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.testing import Clock, StripeEmulator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.recoverer import RecoveredMeter
-    from meterkit.insights.audit.rebuilt import Rebuilt
+    from meterkit.insights.audit.rebuilding import Rebuilt
     from servers.stores import Server
 
 KEEPS: Final = ("--appendonly", "yes", "--appendfsync", "always", "--aof-load-truncated", "yes")

@@ -29,7 +29,7 @@ from meterkit import MeterKit
 from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
-from meterkit.stripe.result import Answer, Result
+from meterkit.stripe.request import Answer, Result
 from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.testing import StripeEmulator

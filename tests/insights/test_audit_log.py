@@ -26,8 +26,8 @@ from drivers.sampled import whole
 from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms
-from meterkit.insights.audit import chaining, draining, verifying
-from meterkit.insights.audit.calls import AuditDatabase
+from meterkit.insights.audit import chain_tables, draining, verifying
+from meterkit.insights.audit.async_database import AuditDatabase
 from meterkit.insights.audit.chain import Root
 from meterkit.insights.audit.database import DELIVERIES, Database
 from meterkit.insights.audit.draining import Drainer, drainer_of, waiting_shards
@@ -414,11 +414,11 @@ TAMPERED: Final = {
 
 @pytest.mark.parametrize("how", TAMPERED)
 async def test_tampering_is_found(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chaining, "_PAGE", 3)
+    monkeypatch.setattr(chain_tables, "_PAGE", 3)
     url = sqlite_in(tmp_path)
     insert_rows(url, [row_of(nth, details="why") for nth in range(9)])
     statement, place, problem = TAMPERED[how]
-    columns = ", ".join(Row._fields[:13])
+    columns = ", ".join((*Row._fields[:13], "over_cap"))
     statement = statement.replace("meterkit_audit SELECT", f"meterkit_audit ({columns}) SELECT")
     run(url, statement.replace("COPIED", columns.replace("event", "'made'", 1)))
     assert (await faults(url))[0] == ("acme", place, problem)
@@ -429,7 +429,7 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
 ) -> None:
     url = sqlite_in(tmp_path)
     insert_rows(url, [row_of(nth) for nth in range(5)])
-    heads = chaining.head_of
+    heads = chain_tables.head_of
     asked: list[str] = []
 
     def head_of(*args: Any) -> Any:
@@ -439,7 +439,7 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
             insert_rows(url, [row_of(7)])
         return found
 
-    monkeypatch.setattr(chaining, "head_of", head_of)
+    monkeypatch.setattr(chain_tables, "head_of", head_of)
     monkeypatch.setattr(verifying, "head_of", heads)
     (one,) = await verified(url, "acme")
     assert (one.rows, one.is_right) == (5, True)
@@ -458,7 +458,7 @@ async def test_a_kill_between_two_steps_leaves_nothing_behind(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(chaining, step, killed)
+        patch.setattr(chain_tables, step, killed)
         with pytest.raises(Killed):
             insert_rows(audit_url, [row_of(2)])
     insert_rows(audit_url, [row_of(2), row_of(3)])

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from fractions import Fraction
 from importlib import metadata
@@ -13,9 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 from genai_prices import Usage, calc_price
-from sqlalchemy import MetaData, Table, create_engine, text
 
-from drivers.audit_database import Row
 from drivers.audited_kit import audited
 from drivers.delivery import NOW
 from drivers.plans import plans_text
@@ -120,32 +117,6 @@ async def test_revenue_counts_a_repeated_row_once(at: Audited, monkeypatch: pyte
     await at.rows()
     assert await at.drainer.drain() == 0
     assert at.kit.store.tally().revenue == {("none", "none"): Fraction(10 * 7)}
-
-
-async def test_a_table_of_an_earlier_release_gains_the_columns(store_url: str, audit_url: str) -> None:
-    await asyncio.to_thread(_make_old_table, audit_url)
-    async with audited(store_url, audit_url, catalog=loads(PLANS)) as at:
-        assert at.drainer.database.look()
-        await at.kit.record("ada", "requests", 4)
-        rows = await at.rows()
-        await asyncio.to_thread(Database(audit_url).insert, [])  # Nothing is added twice.
-    assert [(row["customer"], row["quantity"], row["priced"]) for row in rows] == [
-        ("ada", 1, None),
-        ("ada", 4, 3),
-    ]
-
-
-def _make_old_table(url: str) -> None:
-    engine = create_engine(url)
-    names = Row._fields[: Row._fields.index("priced")]
-    texts = {"event", "meter", "kind", "customer", "model", "provider", "details"}
-    columns = ", ".join(f"{name} {'TEXT' if name in texts else 'BIGINT'}" for name in names)
-    row = Row("1/p/1", "requests", "recorded", "ada", 5, 6, 1, 1)
-    with engine.begin() as connection:
-        connection.execute(text(f"CREATE TABLE meterkit_audit ({columns}, PRIMARY KEY (event, meter))"))
-        table = Table("meterkit_audit", MetaData(), autoload_with=connection)
-        connection.execute(table.insert(), {name: getattr(row, name) for name in names})
-    engine.dispose()
 
 
 def test_names_of_models_do_not_grow_without_bound() -> None:

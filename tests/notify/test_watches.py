@@ -21,7 +21,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import SettingsError, StoreError
-from meterkit.insights.audit.calls import AuditDatabase
+from meterkit.insights.audit.async_database import AuditDatabase
 from meterkit.notify.spikes import (
     FLOOR,
     HOUR_MS,

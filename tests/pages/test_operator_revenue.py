@@ -12,10 +12,9 @@ import pytest
 from drivers.audited_kit import sqlite_in
 from drivers.operator_pages import JSON, figures_on, make_snapshot, overview_of
 from meterkit.insights.audit.database import Database
-from meterkit.insights.revenue import lists as revenue_lists
+from meterkit.insights.revenue import tables as revenue_tables
 from meterkit.insights.revenue.figures import MOVES, Paying, Used
-from meterkit.insights.revenue.lists import Changes, RevenueLists
-from meterkit.insights.revenue.tables import RevenueTables
+from meterkit.insights.revenue.tables import Changes, RevenueLists, RevenueTables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,7 +153,7 @@ async def test_monthly_shares_match_the_lists_that_they_open(
     assert places == sorted(places)
     lists_of = RevenueLists(Database(sqlite_in(tmp_path)))
     for compared, most in ((200_000, 7), (1, 7), (20, 1000)):
-        monkeypatch.setattr(revenue_lists, "_COMPARED_MOST", compared)
+        monkeypatch.setattr(revenue_tables, "_COMPARED_MOST", compared)
         seen, page = list[tuple[str, str, str]](), Changes([], ("", "", ""))
         while page.after:
             page = lists_of.changes(LAST, "usd", MOVES, after=page.after, most=most)

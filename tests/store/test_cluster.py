@@ -22,7 +22,7 @@ from drivers.delivery import CATALOG, desk
 from faults.proxy import TcpProxy
 from faults.refusals import FakeRedis, eventually, lane_of, loop_clock, open_sockets, settled, stopped
 from meterkit import MeterKit, SettingsError, StoreError
-from meterkit.customers.usage import usage_of_all
+from meterkit.customers.billed_usage import usage_of_all
 from meterkit.redis.discovery import Slots, master_of, redirection_of, slots_of
 from meterkit.redis.server import CLUSTER_COMMANDS, OPTIONAL_COMMANDS, acl_rules
 from meterkit.redis.url import HostPort, parse_redis_url

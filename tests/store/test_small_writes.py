@@ -19,8 +19,8 @@ from drivers.subscribed_customer import kit_of, subscription
 from meterkit import QuantityError
 from meterkit.catalog import loads, override
 from meterkit.customers.drifts import Drift, Drifts
+from meterkit.customers.late_on_price_change import Switch, hold_usage, strand_usage
 from meterkit.customers.states import States
-from meterkit.customers.stranding import Switch, hold_usage, strand_usage
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD

@@ -24,9 +24,9 @@ import pytest
 
 from drivers.kept_intents import subscription
 from meterkit.catalog import loads
+from meterkit.customers.billed_usage import _priced, _RecordedAt
 from meterkit.customers.grant_ledger import ledger_of
 from meterkit.customers.links import owner_of
-from meterkit.customers.usage import _priced, _RecordedAt
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import bounds_at, to_ms

@@ -18,8 +18,7 @@ from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
 from meterkit.insights.audit.chain import Root
 from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.audit.rebuilding import Rebuilder
-from meterkit.insights.audit.rebuilt import Rebuilt
+from meterkit.insights.audit.rebuilding import Rebuilder, Rebuilt
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:

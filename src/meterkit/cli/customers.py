@@ -23,7 +23,7 @@ from meterkit.cli.session import (
     note_missing_plan,
     note_unknown,
 )
-from meterkit.customers.sorting import customers_by_id
+from meterkit.customers.sorted_customers import customers_by_id
 from meterkit.decisions.subscription import Status
 from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
 

@@ -24,7 +24,7 @@ from meterkit.delivery.late_usage import format_late_usage
 from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.background import insights_tasks, root_of
+from meterkit.insights.background_tasks import insights_tasks, root_of
 from meterkit.serving import BackgroundTasks
 from meterkit.store.spool_file import list_spools
 

@@ -20,7 +20,7 @@ from meterkit.cli.session import Session, command, note_unknown, started
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.recoverer import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.insights.audit.calls import audit_database_of
+from meterkit.insights.audit.async_database import audit_database_of
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.stripe.api import StripeApi
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit, Reconciled
     from meterkit.cli.output import Steps
-    from meterkit.insights.audit.rebuilt import Rebuilt
+    from meterkit.insights.audit.rebuilding import Rebuilt
 
 commands = typer.Typer()
 

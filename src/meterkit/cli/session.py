@@ -22,7 +22,7 @@ from meterkit.cancellation import start_task
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.options import Command, common_options
 from meterkit.cli.output import PlainLines, print_json, print_note, print_records
-from meterkit.customers.customer_ids import customers_set_up
+from meterkit.customers.states import customers_set_up
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, StripeError
 
 if TYPE_CHECKING:

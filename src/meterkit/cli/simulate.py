@@ -18,7 +18,7 @@ from meterkit.cli.output import print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import SettingsError
-from meterkit.insights.audit.calls import database_at
+from meterkit.insights.audit.async_database import database_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -17,7 +17,7 @@ from meterkit.catalog.value_parsers import UNLIMITED
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import JsonArray, echo, print_note, print_records
 from meterkit.cli.session import Session, command, note_unknown
-from meterkit.customers.usage import usage_of_all
+from meterkit.customers.billed_usage import usage_of_all
 from meterkit.decisions.periods import iso, to_ms
 from meterkit.safe_text import csv_text
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from meterkit.catalog import override as lay_over
 from meterkit.catalog.argument_checks import check_feature
 from meterkit.catalog.models import SPEND
-from meterkit.customers.customer_ids import pages_set_up
 from meterkit.customers.deletion import delete
 from meterkit.customers.history import history_of
 from meterkit.customers.links import Links, check_stripe_customer
-from meterkit.customers.states import States
+from meterkit.customers.states import States, pages_set_up
 from meterkit.customers.subjects import CustomerSubject
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.periods import from_ms

@@ -1,4 +1,4 @@
-"""A customer is forgotten: everything that is stored by its id."""
+"""Deletion of a customer: erase everything that is stored under its id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drifts: subscriptions at Stripe that differ from the plans file, as they were found last."""
+"""Drift records: differences between subscriptions at Stripe and the plans file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grants and the lines of their ledger, read from what the store keeps. Pure."""
+"""Grants and ledger lines, parsed from stored fields. Pure."""
 
 from __future__ import annotations
 

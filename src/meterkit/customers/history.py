@@ -1,4 +1,4 @@
-"""The ledger of what has changed for a customer: who was on which plan when, and why."""
+"""History of a customer: a list of changes to plan, status, link and more, with their causes."""
 
 from __future__ import annotations
 

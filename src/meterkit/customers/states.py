@@ -1,17 +1,18 @@
-"""The state of each customer: read it, and replace it by compare-and-set with an entry in the history.
+"""Stored states of customers: list, read, and change by compare-and-set with an entry in the history.
 
-Scheduled transitions are changes of state that the clock alone makes, such as the end of a trial.
+Scheduled transitions are changes that the clock alone makes, such as the end of a trial.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import aclosing
 from dataclasses import astuple, dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from meterkit.customers.unlimited_use import with_unlimited_use
+from meterkit.customers.plan_change_usage import with_unlimited_use
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,
@@ -39,12 +40,14 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
+    from meterkit.decisions.keys import Keys
     from meterkit.decisions.transitions import StateNotice, TransitionEntry
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
+
 
 _TRIES: Final = 32
 
@@ -313,3 +316,35 @@ async def _catch_up(admin: Admin, states: States, customer: str) -> bool:
         admin.warn_once(f"what the clock changes for customer {customer!r} cannot be entered: {error}")
         return False
     return True
+
+
+async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
+    """The ids of all customers that have a record, in no order, a few shards at once.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    for first in range(0, keys.shards, _SHARDS_AT_ONCE):
+        members = admin.client.pipeline(transaction=False)
+        for shard in range(first, min(first + _SHARDS_AT_ONCE, keys.shards)):
+            members.smembers(keys.shard(shard, "customers"))
+        for found in await admin.ask(members.execute()):
+            for member in found:
+                yield member.decode()
+
+
+async def pages_set_up(admin: Admin, keys: Keys, most: int) -> AsyncGenerator[list[str]]:
+    """List the same ids in pages of at most so many.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    page: list[str] = []
+    async with aclosing(customers_set_up(admin, keys)) as customers:
+        async for customer in customers:
+            page.append(customer)
+            if len(page) == most:
+                yield page
+                page = []
+    if page:
+        yield page

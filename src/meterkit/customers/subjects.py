@@ -1,4 +1,4 @@
-"""One subject of a customer, such as a user: what it gets differently from the plan."""
+"""Subject of a customer, such as a user: its overrides and its usage."""
 
 from __future__ import annotations
 

@@ -11,8 +11,16 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amount_texts import money, rounded_cents
-from meterkit.customers.by_hand_lines import BilledLine, BilledUsage, ByHandLine, IssuedCredit
-from meterkit.customers.corrections import Asked, check_correction, once_key, restore_units
+from meterkit.customers.corrections import (
+    Asked,
+    BilledLine,
+    BilledUsage,
+    ByHandLine,
+    IssuedCredit,
+    check_correction,
+    once_key,
+    restore_units,
+)
 from meterkit.customers.history import enter
 from meterkit.customers.states import States
 from meterkit.decisions.keys import meter_token
@@ -29,8 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
-    from meterkit.customers.by_hand_lines import AssignedLine
-    from meterkit.customers.corrections import Corrected
+    from meterkit.customers.corrections import AssignedLine, Corrected
     from meterkit.decisions.price_segments import PriceSegment
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from meterkit.customers.billed_usage import taken_back
+from meterkit.customers.late_on_price_change import hold_usage, let_go_of_usage, next_minute_ms
 from meterkit.customers.states import States
-from meterkit.customers.stranding import hold_usage, let_go_of_usage, next_minute_ms
-from meterkit.customers.usage import taken_back
 from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.summaries import wait_until_counted
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.stripe.result import ERROR_TYPES, in_words
+from meterkit.stripe.request import ERROR_TYPES, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.stripe.result import Result
+    from meterkit.stripe.request import Result
 
 CLOCKS_APART_S: Final = 60
 """Largest difference between this host's clock and Stripe's: beyond it, deliveries wait."""

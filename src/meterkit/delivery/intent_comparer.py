@@ -9,7 +9,7 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.customers.stranding import MISSED, strand_intent
+from meterkit.customers.late_on_price_change import MISSED, strand_intent
 from meterkit.decisions.ambiguous_intents import COMPARABLE_AFTER_MS, READS_APART_MS
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.delivery.late_usage import LateIntents

@@ -8,8 +8,8 @@ from dataclasses import replace
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.customers.billed_usage import Uninvoiced, note_uninvoiced, uninvoiced
 from meterkit.customers.states import States
-from meterkit.customers.usage import Uninvoiced, note_uninvoiced, uninvoiced
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.delivery.audit_root import RootWriter
 from meterkit.delivery.draft_hold import DraftHold

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.billed_usage import Priced, priced_usage, taken_back, uninvoiced
 from meterkit.customers.history import is_relinked
-from meterkit.customers.sorting import customers_with_counts
+from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.customers.states import States
-from meterkit.customers.usage import Priced, priced_usage, taken_back, uninvoiced
 from meterkit.decisions.ambiguous_intents import can_resend
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.delivery.flush_report import FlushReport

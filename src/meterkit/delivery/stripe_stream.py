@@ -17,9 +17,17 @@ from meterkit.delivery.delivery_outcome import DeliveryOutcome, classify
 from meterkit.delivery.error_reports import BATCH
 from meterkit.delivery.sender import stopwatch
 from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.stripe.api import client_of
 from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
-from meterkit.stripe.request import API_BASE, client_of, headers_of, origin_of
-from meterkit.stripe.result import ERROR_TYPES, Result, object_in, read_result
+from meterkit.stripe.request import (
+    API_BASE,
+    ERROR_TYPES,
+    Result,
+    headers_of,
+    object_in,
+    origin_of,
+    read_result,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.sender import Elapsed
     from meterkit.outbox.intents import SealedIntent
     from meterkit.stripe.http import HttpClient
-    from meterkit.stripe.result import Answer
+    from meterkit.stripe.request import Answer
 
 EVENTS_BASE: Final = "https://meter-events.stripe.com"
 _SESSION_PATH: Final = "/v2/billing/meter_event_session"

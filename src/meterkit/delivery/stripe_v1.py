@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from meterkit.delivery.delivery_outcome import DeliveryOutcome, classify
+from meterkit.stripe.api import client_of
 from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
-from meterkit.stripe.request import API_BASE, client_of, headers_of, origin_of
-from meterkit.stripe.result import Result, object_in, read_result
+from meterkit.stripe.request import API_BASE, Result, headers_of, object_in, origin_of, read_result
 
 if TYPE_CHECKING:
     from meterkit.outbox.intents import SealedIntent
     from meterkit.stripe.http import HttpClient
-    from meterkit.stripe.result import Answer
+    from meterkit.stripe.request import Answer
 
 _PATH: Final = "/v1/billing/meter_events"
 

@@ -1,4 +1,4 @@
-"""Usage of a customer by model: what was recorded, its cost and revenue, from the rows of the audit log."""
+"""Usage of a customer by model: recorded units, cost and revenue from the audit log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
 from meterkit.decisions.periods import to_ms
-from meterkit.insights.audit.calls import open_database
+from meterkit.insights.audit.async_database import open_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Metrics and marks on spans, by OpenTelemetry's global providers, where its API is installed."""
+"""OpenTelemetry metrics and span attributes, through the app's global providers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ASGI app that serves a kit's metrics as Prometheus' text."""
+"""ASGI app that serves a kit's metrics in Prometheus' text format."""
 
 from __future__ import annotations
 

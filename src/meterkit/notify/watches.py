@@ -8,9 +8,9 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.sorting import SortedCustomers, customers_with_counts
+from meterkit.customers.billed_usage import overage_charge
+from meterkit.customers.sorted_customers import SortedCustomers, customers_with_counts
 from meterkit.customers.states import States
-from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.keys import HOOKS_SHARD

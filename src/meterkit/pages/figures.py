@@ -16,9 +16,8 @@ from meterkit.catalog.models import SPEND
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.calls import database_at
-from meterkit.insights.simulation.plan_costs import plan_cost
-from meterkit.insights.simulation.terms import Offers, tenures
+from meterkit.insights.audit.async_database import database_at
+from meterkit.insights.simulation.terms import Offers, plan_cost, tenures
 from meterkit.pages.outlook import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
@@ -34,8 +33,7 @@ if TYPE_CHECKING:
     from meterkit.customers.history import HistoryEntry
     from meterkit.delivery.reconciler import Reconciled
     from meterkit.insights.audit.database import DaySums
-    from meterkit.insights.simulation.plan_costs import PlanCost
-    from meterkit.insights.simulation.terms import Terms
+    from meterkit.insights.simulation.terms import PlanCost, Terms
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents

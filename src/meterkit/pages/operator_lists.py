@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from meterkit.insights.overview.overview import Overview
     from meterkit.insights.overview.tables import Made
-    from meterkit.insights.revenue.lists import RevenueLists
+    from meterkit.insights.revenue.tables import RevenueLists
     from meterkit.pages.figures import PagesKit
 
 Row = dict[str, object]

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from meterkit.catalog import OTHER_TYPE
-from meterkit.customers.temporary_tables import TemporaryTables
+from meterkit.customers.sorted_customers import TemporaryTables
 from meterkit.errors import StoreError
 from meterkit.storage.object_events import TAG_LENGTH, bucket_tag, find_owner, object_field
 from meterkit.storage.object_records import (

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from meterkit.settings import Settings
+    from meterkit.stripe.http import HttpClient
     from meterkit.stripe.request import Parameter
     from meterkit.stripe.sdk import SdkClient
 
@@ -137,6 +138,13 @@ class StripeApi:
                 self._key, self._base, timeout_s=self._timeout_s, is_sandbox=self._is_sandbox
             )
         return client
+
+
+def client_of(base: str, *, timeout_s: float) -> HttpClient:
+    """Make an HTTP client for the running event loop; close it in the same loop."""
+    # Imported late: TLS and HTTP cost an app without a Stripe key nothing.
+    module: Any = import_module("meterkit.stripe.http")
+    return cast("HttpClient", module.HttpClient(base, timeout_s=timeout_s))
 
 
 @cache

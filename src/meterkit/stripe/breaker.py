@@ -1,4 +1,4 @@
-"""A circuit breaker: a refusal that concerns all that is sent is met once, not by each intent. Pure."""
+"""Circuit breaker for a refusal that would meet every request. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The way to Stripe: requests over kept connections, and what came of each.
+"""HTTP client for Stripe over kept-alive connections.
 
-Stripe's SDK on httpx costs some milliseconds of CPU for a meter event, which a flusher sends hundreds of in a
-second; aiohttp costs a tenth of one. See docs/design/decisions/0037-stripe-over-aiohttp.md.
+aiohttp costs a tenth of the CPU of Stripe's SDK on httpx. A flusher sends hundreds of meter events a second.
+See docs/design/decisions/0037-stripe-over-aiohttp.md.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 
 from meterkit.cancellation import keep_cancellation
-from meterkit.stripe.result import Answer, Result
+from meterkit.stripe.request import Answer, Result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.stripe.result import Failure
+    from meterkit.stripe.request import Failure
 
 _IDLE_S_MAX: Final = 20.0  # Sooner than a server or a firewall between would close it.
 _ANSWER_BYTES_MAX: Final = 1_000_000

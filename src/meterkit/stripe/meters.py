@@ -1,4 +1,4 @@
-"""Meters at Stripe: keys of meter events, and how a meter differs from that of the plans file. Pure."""
+"""Meters at Stripe: keys of meter events, and differences from the plans file. Pure."""
 
 from __future__ import annotations
 

@@ -1,15 +1,20 @@
-"""Requests to Stripe: addresses, headers, and the client of HTTP that carries them."""
+"""Requests to Stripe: address, headers and the result of each, as far as its sender can tell."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+import json
+import re
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 from urllib.parse import urlsplit
+
+from meterkit.errors import CurrencyError, StripeError, StripeUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.stripe.http import HttpClient
 
 API_BASE: Final = "https://api.stripe.com"
 API_VERSION: Final = "2026-10-28.endive"
@@ -31,14 +36,166 @@ def headers_of(api_key: str) -> dict[str, str]:
     }
 
 
-def client_of(base: str, *, timeout_s: float) -> HttpClient:
-    """A client of the running event loop, which is to be closed in it."""
-    # Imported late: TLS and HTTP cost an app without a Stripe key nothing.
-    module: Any = import_module("meterkit.stripe.http")
-    return cast("HttpClient", module.HttpClient(base, timeout_s=timeout_s))
-
-
 def origin_of(address: str) -> str:
     """An address without what may be a secret in it."""
     url = urlsplit(address)
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
+
+
+Failure = Literal["not_sent", "no_reply", "unreadable"]
+
+# What Stripe names its errors (https://docs.stripe.com/api/errors). What does not come in its envelope with
+# one of these types was answered by something between here and Stripe.
+ERROR_TYPES: Final = frozenset({"api_error", "card_error", "idempotency_error", "invalid_request_error"})
+
+_TOLD: Final = ("type", "code", "message", "param")
+_SHOULD_RETRY: Final[Mapping[str | None, bool]] = {"true": True, "false": False}
+SECRET: Final = re.compile(r"\b(sk|rk|pk|whsec)_[\w*.-]+")
+_LENGTH_MAX: Final = 300
+# Stripe has no code for these: of a new subscription, a Checkout page, a change of a subscription.
+_CURRENCY: Final = re.compile(
+    r"(?:combine currencies on a single customer.* currency|match the customer currency"
+    r"|match the expected currency)\W+([a-z]{3})\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class Answer(NamedTuple):
+    """A whole HTTP answer; names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What happened to one request, as far as the sender can tell.
+
+    Attributes:
+        status: the HTTP status; None where no answer came.
+        failure: why there is no answer to go by. ``not_sent``: not one byte of the request left;
+            ``no_reply``: it may have been executed; ``unreadable``: a 2xx that does not speak of what was
+            asked. None where Stripe answered.
+        type: ``error.type`` of the answer.
+        code: ``error.code`` of the answer.
+        message: ``error.message`` of the answer, or the name of the transport's error.
+        param: ``error.param`` of the answer: the parameter that it is about.
+        should_retry: the ``Stripe-Should-Retry`` header; None where it was absent.
+        server_time_s: the ``Date`` header in Unix seconds; None where it was absent or unreadable.
+        request_id: the ``Request-Id`` header.
+    """
+
+    status: int | None = None
+    failure: Failure | None = None
+    type: str | None = None
+    code: str | None = None
+    message: str | None = None
+    param: str | None = None
+    should_retry: bool | None = None
+    server_time_s: int | None = None
+    request_id: str | None = None
+
+
+def read_result(answer: Answer, failure: Failure | None = None, message: str | None = None) -> Result:
+    """What an answer says of its request: of a 2xx only the head, of any other status Stripe's error, too.
+
+    Args:
+        answer: the answer.
+        failure: why a 2xx is not one to go by.
+        message: the same in words.
+    """
+    common: dict[str, Any] = {
+        "status": answer.status,
+        "should_retry": _SHOULD_RETRY.get(answer.headers.get("stripe-should-retry")),
+        "server_time_s": _date(answer.headers),
+        "request_id": answer.headers.get("request-id"),
+    }
+    if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+        return Result(failure=failure, message=message, **common)
+    envelope = object_in(answer.body).get("error")
+    error = cast("dict[str, Any]", envelope) if isinstance(envelope, dict) else {}
+    told = {name: error[name] for name in _TOLD if isinstance(error.get(name), str)}
+    told["message"] = told.get("message") or _beginning(answer.body)
+    return Result(**told, **common)
+
+
+def is_worth_another(result: Result) -> bool:
+    """Whether the same request may get another answer soon."""
+    if result.status is None or result.should_retry is None:
+        return _is_unavailable(result)
+    return result.should_retry
+
+
+def error_of(result: Result, *, is_replayed: bool) -> StripeError:
+    """The error to raise for a request that did not succeed.
+
+    Args:
+        result: of the last try.
+        is_replayed: whether Stripe repeated the answer to an earlier call under the same idempotency key.
+    """
+    is_unavailable = _is_unavailable(result)
+    said = "Stripe cannot be asked" if is_unavailable else "Stripe refuses"
+    message = f"{said}: {in_words(result)}"
+    details: dict[str, Any] = {
+        "status": result.status,
+        "type": result.type,
+        "code": result.code,
+        "param": result.param,
+        "request_id": result.request_id,
+        "is_replayed": is_replayed,
+    }
+    if is_unavailable:
+        return StripeUnavailableError(message, **details)
+    billed_in = _CURRENCY.search(result.message or "")
+    if billed_in is not None:
+        return CurrencyError(message, currency=billed_in[1].lower(), **details)
+    return StripeError(message, **details)
+
+
+def _is_unavailable(result: Result) -> bool:
+    """Whether the request was neither done for certain nor refused."""
+    if result.status is None or result.failure is not None:
+        return True
+    busy = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.CONFLICT)
+    # An answer without Stripe's envelope is that of a proxy; but a refused key has none either.
+    is_strangers = result.type not in ERROR_TYPES and result.status not in (
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+    )
+    return result.status >= HTTPStatus.INTERNAL_SERVER_ERROR or result.status in busy or is_strangers
+
+
+def object_in(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is; an empty one where it is none."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def in_words(result: Result) -> str:
+    """A result for logs, alerts and errors; holds no key."""
+    parts: list[str | None]
+    if result.status is None:
+        parts = ["no connection" if result.failure == "not_sent" else "no answer"]
+    else:
+        parts = [f"HTTP {result.status}", result.failure]
+    parts += [result.type, result.code]
+    head = " ".join(part for part in parts if part)
+    # A refused key comes back, masked, in the message.
+    message = SECRET.sub(r"\1_…", result.message or "")
+    return (f"{head}: {message}" if message else head)[:_LENGTH_MAX]
+
+
+def _beginning(body: bytes) -> str:
+    """Of an answer that is not Stripe's, as much as a log line holds."""
+    return " ".join(body[:200].decode("utf-8", "replace").split())
+
+
+def _date(headers: Mapping[str, str]) -> int | None:
+    try:
+        return int(parsedate_to_datetime(headers["date"]).timestamp())
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,4 +1,4 @@
-"""Stripe's SDK on our connections: its parameters, headers, idempotency keys and retries.
+"""Adapter that runs Stripe's SDK on our HTTP client: parameters, headers, idempotency keys, retries.
 
 See docs/design/decisions/0037-stripe-over-aiohttp.md.
 """
@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import stripe
 
-from meterkit.stripe.request import API_VERSION, client_of
-from meterkit.stripe.result import Result, error_of, is_worth_another, object_in, read_result
+from meterkit.stripe import http
+from meterkit.stripe.request import (
+    API_VERSION,
+    Result,
+    error_of,
+    is_worth_another,
+    object_in,
+    read_result,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.stripe.result import Answer
+    from meterkit.stripe.request import Answer
 
 _RETRIES: Final = 2
 _PATH_PARTS: Final = 3  # /v1/subscriptions
@@ -101,7 +108,7 @@ class _Connections(stripe.HTTPClient):
     def open(self, base: str, *, timeout_s: float, calls_per_s: float) -> None:
         """Open connections in the running event loop."""
         self._base = base
-        self._client = client_of(base, timeout_s=timeout_s)
+        self._client = http.HttpClient(base, timeout_s=timeout_s)
         self._calls_per_s = calls_per_s
         self._next: dict[str, float] = {}
 

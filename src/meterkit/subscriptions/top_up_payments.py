@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.customers.granting import is_given, put, reclaim
+from meterkit.customers.grants import is_given, put, reclaim
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.message_queue import publish_notice

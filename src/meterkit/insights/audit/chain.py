@@ -1,4 +1,4 @@
-"""The hash chain of a customer's audit rows: each hash covers its row and the hash before. Pure.
+"""Hash chain of a customer's audit rows: each hash covers its row and the hash before. Pure.
 
 The format is on the page ``docs/audit.md``, so that others can compute the hashes, too.
 """
@@ -27,7 +27,7 @@ class Head(NamedTuple):
     Attributes:
         place: of the last row; 0: there is none.
         hash: of the last row.
-        unchained: how many rows the customer had when the chain began, from before the upgrade.
+        unchained: how many rows of the customer had no place when the chain began.
     """
 
     place: int
@@ -183,7 +183,6 @@ def _missing(first: int, last: int) -> str:
 def _outside(more: int) -> Fault | None:
     """The fault of rows without a place that were not there when the chain began, or are no more."""
     if more > 0:
-        words = "inserted by hand, or by a process of an older release"
-        return Fault(0, "unchained", f"{more} rows are outside the chain: {words}")
+        return Fault(0, "unchained", f"{more} rows are outside the chain: meterkit did not insert them")
     words = f"{-more} rows from before the chain began are missing"
     return Fault(0, "missing", words) if more else None

@@ -1,4 +1,4 @@
-"""The table of the audit log, in SQLite or PostgreSQL, through SQLAlchemy; each call blocks."""
+"""Tables of the audit log and of the journal of deliveries, in SQLite or PostgreSQL; calls block."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ try:
         select,
     )
     from sqlalchemy.dialects import postgresql, sqlite
-    from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-    from meterkit.insights.audit.chaining import append, head_of, heads_table
-    from meterkit.insights.audit.upgrade import make, upgrade
+    from meterkit.insights.audit.chain_tables import append, head_of, heads_table
 except ImportError as error:
     raise ImportError(
         "the audit log needs SQLAlchemy; install it with: pip install 'meterkit[audit]'"
@@ -40,7 +39,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Connection, Executable, Insert
+    from sqlalchemy import ColumnElement, Connection, Engine, Executable, Insert
 
 Sums = dict[int, dict[str, dict[str, int]]]
 """By period (its first instant, ms) and meter, the units of each class."""
@@ -54,18 +53,38 @@ _TRIES: Final = 5
 _AHEAD_MS: Final = 60_000
 """Usage is recorded at most so long before it happened, by the clocks of apps."""
 COUNTED: Final = ("recorded", "summed", "corrected")
-_TEXTS: Final = ("event", "meter", "kind", "customer")
-_PRICED: Final = ("priced", "price_micros", "price_per", "price_version", "cost_micros")
-_MAY_LACK: Final = (
-    *("period_start_ms", "occurred_at_ms", "late_of_ms", "model", "provider", "details"),
-    *_PRICED,
-    "subjects",
-    "over_cap",
-    "event_id",
-    "units",
+_NULLABLE: Final = frozenset(
+    {
+        "period_start_ms",
+        "occurred_at_ms",
+        "late_of_ms",
+        "model",
+        "provider",
+        "details",
+        "priced",
+        "price_micros",
+        "price_per",
+        "price_version",
+        "cost_micros",
+        "subjects",
+        "event_id",
+        "units",
+    }
 )
-_ALL_TEXTS: Final = frozenset(
-    (*_TEXTS, "model", "provider", "details", "price_version", "subjects", "event_id", "units")
+_TEXTS: Final = frozenset(
+    {
+        "event",
+        "meter",
+        "kind",
+        "customer",
+        "model",
+        "provider",
+        "details",
+        "price_version",
+        "subjects",
+        "event_id",
+        "units",
+    }
 )
 
 TABLE: Final = Table(
@@ -74,9 +93,9 @@ TABLE: Final = Table(
     *(
         Column(
             name,
-            Text if name in _ALL_TEXTS else BigInteger,
+            Text if name in _TEXTS else BigInteger,
             primary_key=name in {"event", "meter"},
-            nullable=name in _MAY_LACK,
+            nullable=name in _NULLABLE,
         )
         for name in Row._fields
     ),
@@ -178,7 +197,6 @@ class Database:
         with self._words_kept(), self._engine.connect() as connection:
             is_there = inspect(connection).has_table(table.name)
             if is_there:
-                # A table of an earlier release may lack columns: the next insert adds them.
                 connection.execute(select(literal(1)).select_from(table).limit(1)).all()
             return is_there
 
@@ -362,9 +380,7 @@ class Database:
         with self._words_kept():
             # A user who may not make the journal's table still writes the audit log.
             if table.name not in self._made:
-                make(self._engine, table)
-                if table is TABLE:
-                    upgrade(self._engine, table)
+                _create_tables(self._engine, table)
                 self._made.add(table.name)
             with self._engine.begin() as connection:
                 yield connection
@@ -382,6 +398,23 @@ class Database:
                 words = words.replace(str(password), "***")
             kind = _ViolatedError if isinstance(error, IntegrityError) else MeterkitError
             raise kind(f"the database of the audit log failed: {words:.300}") from None
+
+
+def _create_tables(engine: Engine, table: Table) -> None:
+    """Create a missing table, and those of its metadata. Several processes and threads may do so at once."""
+    while missing := _missing_tables(engine, table):
+        try:
+            table.metadata.create_all(engine)
+        except DBAPIError:
+            if _missing_tables(engine, table) == missing:
+                raise
+        else:
+            return
+
+
+def _missing_tables(engine: Engine, table: Table) -> set[str]:
+    found = inspect(engine)
+    return {name for name in table.metadata.tables if not found.has_table(name)}
 
 
 def last_deletion(customer: str) -> ColumnElement[int]:

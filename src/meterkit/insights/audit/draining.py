@@ -1,4 +1,4 @@
-"""Drain the streams of the audit log into its database, each entry once; and the backlog."""
+"""Drain the streams of the audit log into its database, each entry once; read the backlog."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.insights.audit.calls import database_at
+from meterkit.insights.audit.async_database import database_at
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_key_error

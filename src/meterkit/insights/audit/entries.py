@@ -1,4 +1,4 @@
-"""Entries of the audit log, as the scripts leave them in a stream, and the rows that they come to. Pure."""
+"""Rows of the audit log, parsed from the stream entries that Lua scripts write. Pure."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ class Row(NamedTuple):
         price_version: of the plans file, and of the table of providers' prices.
         cost_micros: what the provider charges, in micro-units of US dollars; None: not known.
         subjects: kind to id of the customer's user, team or the like that used it, as JSON.
-        over_cap: how many units were beyond the plan's cap, and are not billed; None: a release before wrote
-            the row, which billed them as overage.
+        over_cap: how many units were beyond the plan's cap, and are not billed.
         event_id: the app's own id of the event; None: it gave none.
         units: counters of the model calls by the price table's unit, as JSON; only the event's first row has
             them.
@@ -75,7 +74,7 @@ class Row(NamedTuple):
     price_version: str | None = None
     cost_micros: int | None = None
     subjects: str | None = None
-    over_cap: int | None = 0
+    over_cap: int = 0
     event_id: str | None = None
     units: str | None = None
 
@@ -179,7 +178,7 @@ def _corrected(event: str, told: Mapping[str, Any]) -> Iterator[Row]:
         quantity, period_ms, at_ms = sum(counts[: len(RECORDED)]), int(told["period"]), int(told["at"])
         if quantity or units["reported"]:
             row = Row(event, token, "corrected", told["customer"], period_ms, at_ms, quantity, **units)
-            # A release before had none, and Lua writes an empty table as an empty list in some stores.
+            # Lua writes an empty table as an empty list in some stores.
             prices: Mapping[str, Any] = told.get("prices") or {}
             price = prices.get(token)
             terms = MeterTerms(price=None if price is None else PaidPrice(*price))

@@ -1,4 +1,4 @@
-"""Counters are raised to what the audit log knows of: after a store has lost its data, or was set back."""
+"""Rebuild counters from the audit log after the store has lost data or was restored from a backup."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from meterkit.customers.corrections import OfCustomerError, ask_confirmed
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
+from meterkit.decisions.periods import check_aware, from_ms, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import RECORDED
-from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, rebuilt
 from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_key_error
@@ -33,10 +32,189 @@ if TYPE_CHECKING:
     from meterkit.customers.corrections import Call
     from meterkit.insights.audit.database import Sums
     from meterkit.insights.audit.draining import Drainer
-    from meterkit.insights.audit.rebuilt import Rebuilt
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
+
+    Units = Mapping[str, int]
+
+    """Of a meter, by class."""
+
+
+_TO_BE_LINKED: Final = (
+    "it goes to Stripe and the customer is not linked: `meterkit customers link`, then rebuild again"
+)
+_TO_BE_NAMED: Final = (
+    "it goes to Stripe and its event name is not known: start a process with the plans file that had this"
+    " meter, then rebuild again"
+)
+_TO_BE_COMPARED: Final = (
+    "Stripe may have the parked units: they are compared with Stripe's summaries after two hours, by"
+    " a process that delivers or by `meterkit reconcile --repair`"
+)
+_OF_GRANTS: Final = (
+    "grants or credits paid for some of it, and what they have left is not rebuilt: add them again by their"
+    " ids (`meterkit grants list`)"
+)
+_IS_OVER: Final = "the period is over, and is not rebuilt: "
+_PLACES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "late", "dead")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilt:
+    """A customer, meter and period that the audit log has more of than the counters, in the meter's unit.
+
+    Attributes:
+        meter: empty: nothing could be done for the customer, and ``advice`` says why.
+        period_start: of the billing period; None: nothing could be done for the customer.
+        recorded: what the counters had.
+        audited: what the audit log has.
+        raised: how many units are recorded now that were not; with ``dry_run`` those that would be.
+        delivered: how many of those that go to Stripe it has, by its own summaries.
+        parked: how many of those it may have.
+        advice: what to do; empty: nothing.
+        is_done: whether nothing is left to be done here.
+    """
+
+    customer: str
+    meter: str
+    period_start: datetime | None
+    recorded: int = 0
+    audited: int = 0
+    raised: int = 0
+    delivered: int = 0
+    parked: int = 0
+    advice: str
+    is_done: bool
+
+
+def rebuilt(
+    usage: CustomerUsage, sums: Mapping[str, Units], meter: str, units: Sequence[int], *, is_named: bool
+) -> Rebuilt:
+    """The missing units of a meter in its period, ``units`` as in rebuild_counters.lua.
+
+    ``is_named``: whether its event name is known.
+    """
+    *classes, _, delivered, parked, left = units
+    _, granted, credited, *_ = classes
+    advices = (
+        (_TO_BE_LINKED if is_named else _TO_BE_NAMED) if left else _TO_BE_COMPARED if parked else "",
+        _OF_GRANTS if granted + credited and not left else "",
+    )
+    return Rebuilt(
+        customer=usage["customer"],
+        meter=meter,
+        period_start=usage["period"]["start"],
+        recorded=_recorded(usage, meter),
+        audited=_audited(sums[meter]),
+        raised=0 if left else sum(classes),
+        delivered=delivered,
+        parked=parked,
+        advice="; ".join(filter(None, advices)),
+        is_done=not left,
+    )
+
+
+class Lacking(NamedTuple):
+    """What the books of a period that is over lack of a meter.
+
+    Attributes:
+        recorded: units that were recorded.
+        reported: units that were to go to Stripe and are nowhere on the way there.
+    """
+
+    recorded: int
+    reported: int
+
+
+def lacking(usage: CustomerUsage, meter: str, units: Units) -> Lacking:
+    """By the usage of that period, and what the audit log has."""
+    counts: Mapping[str, Any] = usage["meters"].get(meter) or {}
+    reported = units["reported"] - sum(counts.get(place, 0) for place in _PLACES)
+    recorded = _audited(units) - counts.get("recorded", 0)
+    return Lacking(max(0, recorded), max(0, reported))
+
+
+def over(
+    usage: CustomerUsage,
+    start_ms: int,
+    meter: str,
+    units: Units,
+    lacks: Lacking,
+    *,
+    unknown: int | None,
+    is_long_over: bool,
+) -> Rebuilt:
+    """A meter of a past period with more units in the log than in the books: the difference.
+
+    ``unknown``: what Stripe has of its event name that the books do not know of; None: it was not asked.
+    """
+    delivered = min(lacks.reported, unknown or 0)
+    unbilled = lacks.reported - delivered
+    if not lacks.reported:
+        advice = "nothing that is missing was to be billed"
+    elif not unbilled:
+        advice = "Stripe has all of it that was to be billed"
+    elif unknown is None:
+        advice = f"compare the {lacks.reported} units that were to be billed with its invoice"
+    else:
+        advice = f"Stripe lacks {unbilled} units that were to be billed: bill them by an invoice item"
+    return Rebuilt(
+        customer=usage["customer"],
+        meter=meter,
+        period_start=from_ms(start_ms),
+        recorded=_audited(units) - lacks.recorded,
+        audited=_audited(units),
+        delivered=delivered,
+        advice=_IS_OVER + advice,
+        is_done=not unbilled or is_long_over,
+    )
+
+
+def astray(
+    usage: CustomerUsage, sums: Mapping[int, Mapping[str, Units]], last_ms: Mapping[int, int]
+) -> list[Rebuilt]:
+    """Units recorded in a period that the store does not know, because it lost the customer."""
+    start = usage["period"]["start"]
+    advice = (
+        f"its period begins {start:%Y-%m-%dT%H:%MZ} by the store: have its subscription or plan known again"
+        " first (`meterkit customers show`), then rebuild"
+    )
+    return [
+        Rebuilt(
+            customer=usage["customer"],
+            meter=meter,
+            period_start=from_ms(period_ms),
+            recorded=_recorded(usage, meter) if period_ms == to_ms(start) else 0,
+            audited=_audited(units),
+            advice=advice,
+            is_done=False,
+        )
+        for period_ms, meters in sums.items()
+        if last_ms[period_ms] >= to_ms(start)
+        for meter, units in meters.items()
+    ]
+
+
+def left_alone(customer: str, why: str) -> Rebuilt:
+    """A customer for whom nothing could be done."""
+    return Rebuilt(
+        customer=customer,
+        meter="",
+        period_start=None,
+        advice=f"nothing is rebuilt of this customer: {why}",
+        is_done=False,
+    )
+
+
+def _recorded(usage: CustomerUsage, meter: str) -> int:
+    found = usage["meters"].get(meter)
+    return 0 if found is None else found["recorded"]
+
+
+def _audited(units: Units) -> int:
+    return sum(units[name] for name in RECORDED)
+
 
 _logger = logging.getLogger("meterkit.audit")
 

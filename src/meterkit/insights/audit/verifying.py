@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import select
 
-from meterkit.insights.audit.chaining import check_chain, customers_after, head_of, headless
+from meterkit.insights.audit.chain_tables import check_chain, customers_after, head_of, headless
 from meterkit.insights.audit.database import TABLE
 from meterkit.redis.daemon_thread import in_thread
 
@@ -36,7 +36,7 @@ class Verified:
 
     Attributes:
         rows: how many rows of the chain are right, from its beginning.
-        unchained: how many rows are from before the upgrade, and outside the chain.
+        unchained: how many rows had no place when the chain began.
         roots: how many roots of invoices were compared.
         place: of the first bad row; 0: of none.
         problem: what is wrong there, see :class:`meterkit.insights.audit.chain.Fault`; None: nothing.

@@ -1,4 +1,4 @@
-"""The operator's overview: made in the background, read from the database; with revenue."""
+"""Overview for operators: snapshots of all customers, made in the background on a page's request."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.sorting import customers_with_counts
+from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.insights.audit.calls import open_database
+from meterkit.insights.audit.async_database import open_database
 from meterkit.insights.overview.rows import CustomerRow, Totals, UsageRow, row_of
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.redis.daemon_thread import in_thread
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from datetime import date
 
-    from meterkit.customers.sorting import SortedCustomers
+    from meterkit.customers.sorted_customers import SortedCustomers
     from meterkit.insights.audit.database import Database
     from meterkit.insights.overview.rows import OverviewFigures, RevenueFigures
     from meterkit.insights.overview.tables import Made, OverviewTables
-    from meterkit.insights.revenue.lists import RevenueLists
-    from meterkit.insights.revenue.tables import RevenueTables
+    from meterkit.insights.revenue.tables import RevenueLists, RevenueTables
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
@@ -156,7 +155,7 @@ class Overview:
     def lists(self) -> RevenueLists:
         """Who paid on a day, and whose payment changed; each call blocks."""
         database = self._database
-        lists: type[RevenueLists] = import_module("meterkit.insights.revenue.lists").RevenueLists
+        lists: type[RevenueLists] = import_module("meterkit.insights.revenue.tables").RevenueLists
         return lists(database)
 
     @cached_property

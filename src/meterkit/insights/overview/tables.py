@@ -1,4 +1,4 @@
-"""The tables of the overview beside the audit log: the last snapshot of all customers. Calls block."""
+"""Tables of the last overview snapshot of all customers, beside the audit log; calls block."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Figures of recurring revenue, as folds over what each customer brought on a day. Pure.
+"""Figures of recurring revenue, folded from daily payments of customers. Pure.
 
-Amounts are in millionths of the currency's smallest unit (micro-cents), each currency by itself: none is ever
-added to another. A share without anything to take it of is None.
+Amounts are in millionths of the currency's smallest unit (micro-cents), each currency by itself. A share is
+None if its base is 0.
 """
 
 from __future__ import annotations

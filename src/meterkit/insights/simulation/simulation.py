@@ -1,4 +1,4 @@
-"""What the usage of a period would have come to under another plans file."""
+"""Simulation of a past period under another plans file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from meterkit.catalog.model_prices import find_top_ups
 from meterkit.catalog.overage_prices import is_row
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.insights.simulation.refusals import Replay, Tried, refuse_beyond
+from meterkit.insights.simulation.replay import Replay, Tried, refuse_beyond
 from meterkit.insights.simulation.terms import Offers, tenures
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.insights.audit.database import Database
-    from meterkit.insights.simulation.log import Event, Sums, UsageLog
     from meterkit.insights.simulation.terms import Tenure, Terms
+    from meterkit.insights.simulation.usage_log import Event, Sums, UsageLog
     from meterkit.store.store import Store
 
 _AT_ONCE: Final = 200
@@ -133,7 +133,7 @@ async def simulate(
         ImportError: DuckDB or the server of the extra ``embedded`` is missing.
     """
     _refuse_other_currency(store.catalog, catalog)
-    logs: Any = import_module("meterkit.insights.simulation.log")  # DuckDB takes a while to import.
+    logs: Any = import_module("meterkit.insights.simulation.usage_log")  # DuckDB takes a while to import.
     with (
         TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name,
         closing(logs.UsageLog(Path(name))) as log,

@@ -1,4 +1,4 @@
-"""The events of statement lines, from the audit log's database: sums and pages; calls block."""
+"""Events of statement lines from the audit log: sums and pages; calls block."""
 
 from __future__ import annotations
 

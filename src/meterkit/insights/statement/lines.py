@@ -1,4 +1,4 @@
-"""A statement: the lines of a period's invoices, and which events of the audit log each rests on. Pure."""
+"""Lines of a statement, and the selection of audit rows that belong to each. Pure."""
 
 from __future__ import annotations
 
@@ -367,7 +367,7 @@ def event_of(row: Mapping[str, Any], reason: str) -> StatementEvent:
         granted=row["granted"],
         credited=row["credited"],
         overage=row["overage"],
-        over_cap=row["over_cap"] or 0,
+        over_cap=row["over_cap"],
         billed=billed_of(row),
         late=row["late"],
         price_micros=row["price_micros"],

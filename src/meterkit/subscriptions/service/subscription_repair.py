@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.customer_ids import customers_set_up
 from meterkit.customers.drifts import Drift, Drifts
 from meterkit.customers.history import history_of, states_and_histories
-from meterkit.customers.states import States
+from meterkit.customers.states import States, customers_set_up
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels

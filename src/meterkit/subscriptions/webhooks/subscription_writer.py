@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.value_parsers import DAY_MS
-from meterkit.customers.granting import move_grants
-from meterkit.customers.overdrafts import read_overdraft, read_spent
+from meterkit.customers.grants import move_grants
+from meterkit.customers.late_on_price_change import (
+    Switch,
+    hold_usage,
+    let_go_of_usage,
+    next_minute_ms,
+    strand_usage,
+)
+from meterkit.customers.plan_change_usage import read_overdraft, read_spent
 from meterkit.customers.states import States
-from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
 from meterkit.decisions.customer_state import effective_plan, with_subscription
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.plan_shares import overdraft_after, uncut_period

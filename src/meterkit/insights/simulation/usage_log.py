@@ -1,4 +1,4 @@
-"""The usage of one period of each customer, copied from the audit log into DuckDB. Calls block."""
+"""Usage of one period of each customer, copied from the audit log into DuckDB; calls block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of the audit log's database from an event loop; opening it."""
+"""Async access to the audit log's database for the journal of deliveries and hourly usage."""
 
 from __future__ import annotations
 

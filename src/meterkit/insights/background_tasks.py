@@ -1,4 +1,4 @@
-"""What runs beside an event loop for the audit log and what is read off it; nothing where there is none."""
+"""Background tasks of an event loop that need the audit log: draining, revenue, overview."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stranded usage: Stripe did not have it when metered prices changed there; it is billed at its own price."""
+"""Late usage on a price change: undelivered at Stripe by then, it is billed at the price that ended."""
 
 from __future__ import annotations
 

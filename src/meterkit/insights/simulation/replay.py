@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit.catalog import Catalog
-    from meterkit.insights.simulation.log import Event
     from meterkit.insights.simulation.terms import Tenure, Terms
+    from meterkit.insights.simulation.usage_log import Event
 
 
 class Tried(NamedTuple):

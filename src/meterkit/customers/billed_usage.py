@@ -1,4 +1,4 @@
-"""Usage as billed: prices of closed periods, negative events, uninvoiced units; pages of all customers."""
+"""Usage as Stripe bills it: priced closed periods, negative meter events, units on no invoice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.customers.history import HISTORY_MOST, history_of, until
-from meterkit.customers.sorting import customers_with_counts
+from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms

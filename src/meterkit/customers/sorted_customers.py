@@ -1,22 +1,91 @@
-"""All customers with usage or with a record, sorted on disk."""
+"""All customers with usage or a record, sorted by id in a temporary SQLite database."""
 
 from __future__ import annotations
 
 import re
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from importlib import import_module
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.customers.customer_ids import pages_set_up
 from meterkit.customers.customers import customers_of
-from meterkit.customers.temporary_tables import TemporaryTables
+from meterkit.customers.states import pages_set_up
+from meterkit.errors import MeterkitError
+from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+    from typing import Self
 
     from meterkit.customers.customers import Customer
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
+
+
+T = TypeVar("T")
+
+
+class TemporaryTables:
+    """Tables that exist until they are closed. Every call runs in a thread.
+
+    SQLite deletes the file of a database without a name when it opens it, and writes to it what does not fit
+    into its cache of some megabytes.
+
+    Args:
+        script: creates the tables.
+        content: what they hold, for an error.
+
+    Raises:
+        MeterkitError: from each method, the temporary folder has no room.
+    """
+
+    def __init__(self, script: str, content: str) -> None:
+        self._created = script
+        self._content = content
+        self._sqlite: Any = import_module("sqlite3")  # Few programs need it.
+        # Threads take turns: each call holds the lock.
+        self._database: Any = self._sqlite.connect("", check_same_thread=False, isolation_level=None)
+        self._lock = Lock()
+
+    async def __aenter__(self) -> Self:
+        """Create the tables."""
+        await self.script(self._created)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop what runs, and free the disk."""
+        self._database.interrupt()
+        await self.call(self._database.close)
+
+    async def script(self, text: str) -> None:
+        """Run several statements."""
+        await self.call(lambda: self._database.executescript(text).close())
+
+    async def insert(self, query: str, rows: Sequence[tuple[object, ...]]) -> None:
+        """Run a statement for each row."""
+        if rows:
+            await self.call(lambda: self._database.executemany(query, rows).close())
+
+    async def all(self, query: str, *values: object) -> list[Any]:
+        """All rows that a query finds."""
+        return await self.call(lambda: self._database.execute(query, values).fetchall())
+
+    async def call(self, call: Callable[[], T]) -> T:
+        """Call in a thread; a cursor must not leave it, because a later call uses the same statement."""
+
+        def locked() -> T:
+            with self._lock:
+                return call()
+
+        try:
+            return await in_thread(locked)
+        except self._sqlite.Error as error:
+            raise MeterkitError(
+                f"the temporary folder does not take {self._content}: {error}; name another folder in"
+                " SQLITE_TMPDIR"
+            ) from error
+
 
 _KEYS_AT_ONCE: Final = 1_000
 _TABLE: Final = """

@@ -1,4 +1,4 @@
-"""The hash chain in the database: rows are appended under a lock, and read page by page; calls block."""
+"""Tables of the hash chain: append rows under a lock, read and check them page by page; calls block."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def heads_table(table: Table) -> Table:
 def append(connection: Connection, table: Table, rows: Sequence[Row]) -> Sequence[Row]:
     """Insert rows that are not there yet, each at the end of its customer's chain; the inserted ones.
 
-    The lock orders processes. If an older release inserts one of the rows meanwhile, the database reports
+    The lock orders processes. If another program inserts one of the rows meanwhile, the database reports
     a violated key: try the transaction again.
 
     Args:
