@@ -187,7 +187,7 @@ async def test_the_doctor_names_models_missing_at_stripe(at: Shop) -> None:
     for key in ("pro:meter:output_tokens:gpt-*-mini", "pro:meter:output_tokens", "dear:base"):
         await at.stripe_change(f"/v1/prices/{prices[f'meterkit:{key}']}", active="false")
     assert await problems(at) == [
-        "plan pro: Stripe has no price of output_tokens, output_tokens:gpt-*-mini",
+        "plan pro: Stripe has no price for output_tokens, output_tokens:gpt-*-mini",
         "plan dear: Stripe has no price for the plan itself",
     ]
     at.emulator.fail_next("error", status=403, path="/v1/prices")
