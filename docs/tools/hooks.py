@@ -1,4 +1,8 @@
-"""What the build adds to the pages: drawings in the page, screens, words that wrap, and tables made from the code."""
+"""What the build adds to the pages: drawings in the page, screens, words that wrap, and tables made from the code.
+
+Pages load nothing from another host. So drawings are files of ours: Mermaid, for one, is loaded by the theme
+from elsewhere.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 asyncio delivers a cancellation once, as an edge. A foreign client that is connecting may take it for its own
 timeout, and the task goes on: `asyncio.run()` cancels once, too, and would wait for that task for ever.
+
+anyio's task groups repeat a cancellation, too, but `asyncio.run()` also cancels tasks outside of them. A
+check after each foreign call would be forgotten at the next one.
 """
 
 from __future__ import annotations

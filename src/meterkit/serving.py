@@ -1,4 +1,8 @@
-"""Event loops that a kit serves: started, counted and stopped, with a supervisor of background tasks."""
+"""Event loops that a kit serves: started, counted and stopped, with a supervisor of background tasks.
+
+The supervisor restarts a task that ended by an error and logs each kind of error once: a task that ended
+unnoticed would stop events or delivery in every process.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Nothing in it waits: the emulated Stripe answers within the process, the store is ``memory://``, and the loop
 jumps to the next timer. A year takes seconds. Processes are contexts: one that is killed reaches neither the
 store nor Stripe any more, whatever its tasks still try.
+
+Sockets and other processes cannot follow a virtual clock: the loop would jump over their answers.
 """
 
 from __future__ import annotations

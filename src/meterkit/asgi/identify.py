@@ -3,6 +3,10 @@
 Each factory returns a callable ``(scope) -> str | Caller | None``, or an awaitable of it; any other callable
 of that shape does as well. A `Caller` also names a user or a team. None means that the request has no
 customer, which the plans file's ``anonymous`` then handles. The middleware checks each id with `is_customer`.
+
+API keys are cached by their SHA-256. Unknown keys have a cache of their own, so that random keys evict no
+owner. ``X-Forwarded-For`` is read from the right, by the trusted proxies. ``Forwarded`` is not read: a proxy
+that writes one of the two fields passes the other one on from the client.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""MeterMiddleware: identifies the customer of each request, decides it and counts it."""
+"""MeterMiddleware: identifies the customer of each request, decides it and counts it.
+
+A middleware that is added twice, or also to a mounted app, counts once: while the app runs, the scope carries
+a mark of the kit. Where no lifespan ran, the first request starts the kit, so that its usage is delivered as
+well.
+"""
 
 from __future__ import annotations
 

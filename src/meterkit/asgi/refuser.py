@@ -1,4 +1,9 @@
-"""Refuser: responds to refused requests, also in place of the app's own error response."""
+"""Refuser: responds to refused requests, also in place of the app's own error response.
+
+A FastAPI dependency can refuse only by an exception, and the client must get meterkit's own response. So the
+dependency raises an ``HTTPException``, and the response to that is replaced here. An exception of ours would
+look like a failure to the middleware and error trackers between.
+"""
 
 from __future__ import annotations
 

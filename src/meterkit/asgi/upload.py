@@ -1,4 +1,8 @@
-"""Admitted upload: its body fills a gauge, also where it is longer than announced."""
+"""Admitted upload: its body fills a gauge, also where it is longer than announced.
+
+A body of unknown length asks for room in steps, each a decision of its own: by the room left at its start,
+two uploads at once would both get all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""``meterkit flush`` and ``meterkit worker``: deliver usage to Stripe, once or until a signal."""
+"""``meterkit flush`` and ``meterkit worker``: deliver usage to Stripe, once or until a signal.
+
+Without a Stripe key ``flush --all`` still replays spools. ``worker`` refuses to start if a meter goes to
+Stripe, unless it reads a storage queue: a worker that lost its key would look alive and bill no customer.
+"""
 
 from __future__ import annotations
 

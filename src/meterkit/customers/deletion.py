@@ -1,4 +1,8 @@
-"""Deletion of a customer: erase everything that is stored under its id."""
+"""Deletion of a customer: erase everything that is stored under its id.
+
+Marks of event ids stay until they expire: they hold digests and no id, and keep a repeated job from being
+counted twice.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Transport that writes accepted intents into the journal of deliveries, as a group commit."""
+"""Transport that writes accepted intents into the journal of deliveries, as a group commit.
+
+Rows are written after Stripe's response, and delivery does not wait for them: with a missing row the
+comparison of sums decides.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Watches: one process at a time checks for full storage and for ended periods."""
+"""Watches: one process at a time checks for full storage and for ended periods.
+
+No script has a branch for them: a level passes its limit by uploads, by another plan or at the end of an
+override, and a period ends without any request.
+"""
 
 from __future__ import annotations
 

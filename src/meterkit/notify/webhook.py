@@ -1,4 +1,7 @@
-"""The channel ``webhook``: posts signed by Standard Webhooks."""
+"""The channel ``webhook``: posts signed by Standard Webhooks.
+
+A private address must stand in the plans file itself: a name can be pointed at the internal network later.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Queue of period closes: the ended billing periods whose usage Stripe has not confirmed yet."""
+"""Queue of period closes: the ended billing periods whose usage Stripe has not confirmed yet.
+
+A close is noted before its usage is sealed, since nothing lists the periods that have just ended.
+"""
 
 from __future__ import annotations
 

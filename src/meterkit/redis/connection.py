@@ -1,4 +1,8 @@
-"""One connection to Redis that many callers share: calls of one loop tick leave in one write."""
+"""One connection to Redis that many callers share: calls of one loop tick leave in one write.
+
+A connection that was given up is read on for ten minutes: a decision whose reply arrives late holds
+something, and has to be released.
+"""
 
 from __future__ import annotations
 

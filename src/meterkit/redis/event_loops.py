@@ -1,4 +1,8 @@
-"""Event loops: the lane and the administration client of each, and their end."""
+"""Event loops: the lane and the administration client of each, and their end.
+
+``loop.close()`` runs its loop once more to close them: the transports of a closed loop cannot be closed in
+any public way.
+"""
 
 from __future__ import annotations
 

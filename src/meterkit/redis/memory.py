@@ -1,4 +1,8 @@
-"""``memory://``: in-memory store within this process, on fakeredis, for trials and tests."""
+"""``memory://``: in-memory store within this process, on fakeredis, for trials and tests.
+
+Keys expire by real time, set back as far as a test's clock has been behind it: with a clock in the past, each
+write would expire at once.
+"""
 
 from __future__ import annotations
 

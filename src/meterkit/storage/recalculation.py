@@ -1,4 +1,7 @@
-"""Recalculation: list buckets into a temporary database, and correct the stored objects."""
+"""Recalculation: list buckets into a temporary database, and correct the stored objects.
+
+As a dictionary, the versions of a large bucket took gigabytes of memory.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """SNS messages: verify the signature of AWS and unwrap the message.
 
 https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html
+
+The signature does not say whose topic it is, so only messages of the topics that the app names count.
 """
 
 from __future__ import annotations

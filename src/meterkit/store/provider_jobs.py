@@ -1,4 +1,8 @@
-"""Provider jobs that outlive their request: the store has their owner, this process their hold."""
+"""Provider jobs that outlive their request: the store has their owner, this process their hold.
+
+Event ids belong to one customer, so the owner is stored apart: a customer that polls another one's job must
+not pay for it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Customer views: entitlements and prepared decisions of one state; an LRU cache has the newest of each."""
+"""Customer views: entitlements and prepared decisions of one state; an LRU cache has the newest of each.
+
+A view is replaced as a whole: threads share it, and a decision must not mix the revision of one state with
+the limits of another.
+"""
 
 from __future__ import annotations
 

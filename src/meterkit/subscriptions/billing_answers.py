@@ -1,6 +1,9 @@
 """Answer requests of the billing routes, for any framework: check, run the endpoint, serialize.
 
 The app identifies the customer, never the request.
+
+Bodies are read here, with a bound and by strict models, for Starlette and FastAPI alike: FastAPI's reader has
+no bound. Refusals of Stripe are answered by kind and code, because its messages may name keys and ids.
 """
 
 from __future__ import annotations

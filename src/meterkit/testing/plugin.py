@@ -1,4 +1,8 @@
-"""Fixtures for tests of an app that is metered: ``pytest_plugins = ["meterkit.testing.plugin"]``."""
+"""Fixtures for tests of an app that is metered: ``pytest_plugins = ["meterkit.testing.plugin"]``.
+
+No entry point loads it: that would load meterkit into every run of pytest in its environment. ``memory://``
+is one store for the process, so each kit has a key prefix of its own.
+"""
 
 from __future__ import annotations
 

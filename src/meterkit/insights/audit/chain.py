@@ -1,6 +1,9 @@
 """Hash chain of a customer's audit rows: each hash covers its row and the hash before. Pure.
 
 The format is on the page ``docs/audit.md``, so that others can compute the hashes, too.
+
+One chain for all customers could not be checked without the usage of all others. Columns that are null are
+left out, so that a later release can add columns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Drain the streams of the audit log into its database, each entry once; read the backlog."""
+"""Drain the streams of the audit log into its database, each entry once; read the backlog.
+
+A consumer group is not needed: rows are unique by their names, so two processes that drain at once do no
+harm. Of a stream that is too long the youngest entries are added up: the oldest may be on their way into the
+database.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Replay of usage under another plans file: by ceilings alone, or by the scripts on a store."""
+"""Replay of usage under another plans file: by ceilings alone, or by the scripts on a store.
+
+The scripts decide again, so rates, grants and credits have no second implementation in SQL. The clock of that
+store is decades ahead: a server removes at once what ended in the past.
+"""
 
 from __future__ import annotations
 
