@@ -14,7 +14,7 @@ from meterkit.asgi.gauges import Gauges
 from meterkit.catalog.model_prices import find_top_ups
 from meterkit.customers.customers import Customers
 from meterkit.customers.grants import Grants
-from meterkit.customers.states import States, make_scheduled_transitions
+from meterkit.customers.states import CustomerStates, make_scheduled_transitions
 from meterkit.delivery.correction_credits import CreditIssuer
 from meterkit.delivery.deliver_customer import UsageCutter, count_undelivered_units, deliver_customer
 from meterkit.delivery.flush_report import replay_spools
@@ -221,7 +221,7 @@ class Parts:
         left = 0
         for _ in range(_ROUNDS):
             has_all = await deliver_customer(self.store, self.flusher(), customer, timeout_s=_DELIVERY_S)
-            _, state = await States(self.store).read(customer)
+            _, state = await CustomerStates(self.store).read(customer)
             if state.stripe_customer is None:
                 return
             counting = wait_until_counted(

@@ -20,7 +20,7 @@ from drivers.delivery import STRIPE_KEY, aclosing_transport, kit_for, sealed
 from drivers.emulated_account import StripeSession
 from meterkit.delivery.delivery_outcome import classify
 from meterkit.stripe.api import StripeApi
-from meterkit.stripe.request import API_VERSION, Result
+from meterkit.stripe.request import API_VERSION, RequestResult
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import answer, answering
 
@@ -349,35 +349,35 @@ KEY = "payload[user_id]"
 NEW = "The event timestamp cannot be more than 5 minutes in the future. Expected a timestamp …"
 
 
-def refusal(message: str, *, status: int = 400, **said: Any) -> Result:
+def refusal(message: str, *, status: int = 400, **said: Any) -> RequestResult:
     """Stripe's own error envelope, as it comes where a parameter is not what it must be."""
-    return Result(status=status, type="invalid_request_error", message=message, **said)
+    return RequestResult(status=status, type="invalid_request_error", message=message, **said)
 
 
 # What happened, and what became of the intent; the last column: whether the next try needs a fresh key.
-TABLE: list[tuple[str, Result, OutcomeKind, bool]] = [
-    ("accepted", Result(status=200), "delivered", False),
+TABLE: list[tuple[str, RequestResult, OutcomeKind, bool]] = [
+    ("accepted", RequestResult(status=200), "delivered", False),
     ("accepted earlier", refusal(DUPLICATE, should_retry=False), "duplicate", False),
-    ("accepted earlier, v2", Result(status=400, code="duplicate_meter_event"), "duplicate", False),
-    ("no connection", Result(failure="not_sent", message="ConnectError"), "not_done", False),
-    ("no answer", Result(failure="no_reply", message="ReadTimeout"), "unknown", False),
-    ("a 2xx of somebody else", Result(status=200, failure="unreadable"), "unreadable", True),
-    ("server error", Result(status=500, type="api_error"), "unknown", True),
-    ("key in flight", Result(status=409, code="idempotency_key_in_use"), "not_done", False),
-    ("too many calls", Result(status=429, code="rate_limit", should_retry=False), "not_done", False),
+    ("accepted earlier, v2", RequestResult(status=400, code="duplicate_meter_event"), "duplicate", False),
+    ("no connection", RequestResult(failure="not_sent", message="ConnectError"), "not_done", False),
+    ("no answer", RequestResult(failure="no_reply", message="ReadTimeout"), "unknown", False),
+    ("a 2xx of somebody else", RequestResult(status=200, failure="unreadable"), "unreadable", True),
+    ("server error", RequestResult(status=500, type="api_error"), "unknown", True),
+    ("key in flight", RequestResult(status=409, code="idempotency_key_in_use"), "not_done", False),
+    ("too many calls", RequestResult(status=429, code="rate_limit", should_retry=False), "not_done", False),
     ("Stripe says: again", refusal("lock", should_retry=True), "not_done", False),
-    ("key of another request", Result(status=400, type="idempotency_error"), "bug", True),
-    ("bad key", Result(status=401, should_retry=True), "systemic", True),
+    ("key of another request", RequestResult(status=400, type="idempotency_error"), "bug", True),
+    ("bad key", RequestResult(status=401, should_retry=True), "systemic", True),
     ("meter unknown or inactive", refusal(NO_METER), "no_meter", True),
-    ("meter unknown, v2", Result(status=400, code="no_meter"), "no_meter", True),
+    ("meter unknown, v2", RequestResult(status=400, code="no_meter"), "no_meter", True),
     ("test key for live objects", refusal(OTHER_MODE), "systemic", True),
     ("unknown address", refusal("Unrecognized request URL", status=404), "systemic", True),
-    ("payment of the account", Result(status=402, type="card_error"), "systemic", True),
-    ("an error of the API's own as 400", Result(status=400, type="api_error"), "systemic", True),
+    ("payment of the account", RequestResult(status=402, type="card_error"), "systemic", True),
+    ("an error of the API's own as 400", RequestResult(status=400, type="api_error"), "systemic", True),
     # F-50: what does not come in Stripe's envelope says nothing of the event.
-    ("a page of a proxy's", Result(status=400, message="<html>Bad Request"), "systemic", True),
-    ("a page that speaks of an identifier", Result(status=400, message=DUPLICATE), "systemic", True),
-    ("a gateway's own envelope", Result(status=400, type="bad_request", message="No."), "systemic", True),
+    ("a page of a proxy's", RequestResult(status=400, message="<html>Bad Request"), "systemic", True),
+    ("a page that speaks of an identifier", RequestResult(status=400, message=DUPLICATE), "systemic", True),
+    ("a gateway's envelope", RequestResult(status=400, type="bad_request", message="No."), "systemic", True),
     # F-51
     ("too old", refusal(OLD), "timestamp", True),
     ("too new", refusal(NEW), "timestamp", True),
@@ -407,7 +407,7 @@ STEPS: dict[OutcomeKind, tuple[str, bool]] = {
 @pytest.mark.parametrize(
     ("result", "kind", "new_key"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
 )
-def test_outcome_table(result: Result, kind: OutcomeKind, new_key: bool) -> None:
+def test_outcome_table(result: RequestResult, kind: OutcomeKind, new_key: bool) -> None:
     outcome = classify(result)
     assert kind == outcome.kind
     assert new_key == outcome.new_key
@@ -418,17 +418,17 @@ def test_outcome_table(result: Result, kind: OutcomeKind, new_key: bool) -> None
 @pytest.mark.parametrize(
     ("result", "is_refused"),
     [
-        (Result(failure="not_sent"), True),
+        (RequestResult(failure="not_sent"), True),
         (refusal("", status=429, code="rate_limit"), True),
         (refusal(OLD), True),
         # The key is in use by another request.
         (refusal("", status=409, code="idempotency_key_in_use"), False),
-        (Result(status=200, failure="no_reply"), False),
-        (Result(status=500, type="api_error", message=DUPLICATE), False),
+        (RequestResult(status=200, failure="no_reply"), False),
+        (RequestResult(status=500, type="api_error", message=DUPLICATE), False),
         # R4: a gateway may have forwarded the request.
-        (Result(status=400, message=OLD), False),
-        (Result(status=429, type="bad_request"), False),
+        (RequestResult(status=400, message=OLD), False),
+        (RequestResult(status=429, type="bad_request"), False),
     ],
 )
-def test_only_stripe_or_an_unsent_request_proves_a_refusal(result: Result, is_refused: bool) -> None:
+def test_only_stripe_or_an_unsent_request_proves_a_refusal(result: RequestResult, is_refused: bool) -> None:
     assert classify(result).refused == is_refused

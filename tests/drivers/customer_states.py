@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from meterkit.customers.billed_usage import overage_charge
-from meterkit.customers.drifts import Drift, Drifts
-from meterkit.customers.late_on_price_change import let_go_of_usage
-from meterkit.customers.states import States
+from meterkit.customers.billed_usage import sum_overage
+from meterkit.customers.drifts import Drift, DriftRecords
+from meterkit.customers.late_on_price_change import release_usage
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.periods import to_ms
 from meterkit.notify.spikes import CustomerSpike, SpikesToday
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 async def state_of(kit: MeterKit, customer: str = "acme") -> CustomerState:
-    return (await States(kit.store).find(customer)).state
+    return (await CustomerStates(kit.store).find(customer)).state
 
 
 async def closed_period_cents(kit: MeterKit, usage: Any, customer: str = "acme") -> int:
     """The overage of a period that is over, as its invoice rounds it."""
-    return await overage_charge(kit.store, usage, await state_of(kit, customer))
+    return await sum_overage(kit.store, usage, await state_of(kit, customer))
 
 
 async def store_overrides(
@@ -39,12 +39,12 @@ async def store_overrides(
     """Store overrides without the checks of today, as an earlier release did."""
     until_ms = None if until is None else to_ms(until)
     kept = with_overrides({}, overrides, {}, until_ms=until_ms, now_ms=0)
-    await States(kit.store).change(customer, lambda state: replace(state, overrides=kept))
+    await CustomerStates(kit.store).change(customer, lambda state: replace(state, overrides=kept))
 
 
 async def forget_prices(kit: MeterKit, customer: str) -> None:
     """Store a state as a release wrote it that did not read the prices of subscription items."""
-    found = await States(kit.store).find(customer)
+    found = await CustomerStates(kit.store).find(customer)
     assert found.state.subscription is not None
     older = replace(found.state, subscription=replace(found.state.subscription, prices=()))
     admin, key = await kit.store.admin(), kit.store.keys.customer(customer).state
@@ -76,11 +76,11 @@ async def prepare_change(
 
 async def strand_usage(kit: MeterKit, customer: str = "acme") -> None:
     """Let go of pending usage, as a change of plan does before its process has stored the new plan."""
-    await let_go_of_usage(kit.store, customer, changed_ms=kit.store.now_ms())
+    await release_usage(kit.store, customer, changed_ms=kit.store.now_ms())
 
 
 async def note_findings(kit: MeterKit, customer: str, meter: str) -> None:
     """Store what a night may find of a customer: a difference of its subscription, and a spike."""
     drift = Drift(subscription="sub_1", kind="other_price", message="another price")
-    await Drifts(kit.store).put(customer, [drift])
+    await DriftRecords(kit.store).put(customer, [drift])
     await SpikesToday(kit.store).add(CustomerSpike(customer, meter, kit.store.now_ms(), "day", 900, 9))

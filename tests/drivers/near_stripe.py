@@ -15,7 +15,7 @@ import pytest
 from faults.refusals import http_scope
 from meterkit.cancellation import keep_cancellation
 from meterkit.stripe.http import HttpClient
-from meterkit.stripe.request import Answer, Result
+from meterkit.stripe.request import HttpResponse, RequestResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -52,14 +52,14 @@ class _NearClient:
 
     async def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
-    ) -> Answer | Result:
+    ) -> HttpResponse | RequestResult:
         if self._is_closed:
-            return Result(failure="not_sent", message="RuntimeError")
+            return RequestResult(failure="not_sent", message="RuntimeError")
         return await keep_cancellation(self._ask(method, path, headers, body))
 
     async def _ask(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
-    ) -> Answer | Result:
+    ) -> HttpResponse | RequestResult:
         gone = asyncio.Event()
         # A server goes on with a request whose client has gone.
         scope = stripe_scope(self._host, method, target, headers)
@@ -68,11 +68,11 @@ class _NearClient:
             async with asyncio.timeout(self._timeout_s):
                 sent = await asyncio.shield(task)
         except TimeoutError:
-            return Result(failure="no_reply", message="TimeoutError")
+            return RequestResult(failure="no_reply", message="TimeoutError")
         finally:
             gone.set()
         if not sent:
-            return Result(failure="no_reply", message="ServerDisconnectedError")
+            return RequestResult(failure="no_reply", message="ServerDisconnectedError")
         return answer_of(sent)
 
     async def close(self) -> None:
@@ -111,8 +111,8 @@ def stripe_scope(host: str, method: str, target: str, headers: Mapping[str, str]
     }
 
 
-def answer_of(sent: Sequence[Message]) -> Answer:
+def answer_of(sent: Sequence[Message]) -> HttpResponse:
     """What an app has answered, as the library's client gives it."""
     start, *pieces = sent
     found = {name.decode(): value.decode() for name, value in start["headers"]}
-    return Answer(start["status"], found, b"".join(piece.get("body", b"") for piece in pieces))
+    return HttpResponse(start["status"], found, b"".join(piece.get("body", b"") for piece in pieces))

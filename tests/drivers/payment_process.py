@@ -8,7 +8,7 @@ from drivers import webhooks
 from drivers.forked_command import die_at
 from drivers.top_ups import AUTO, CATALOG, parts_of
 from drivers.worker_process import Commands
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions import top_up_payments
 from meterkit.subscriptions.service import credits as credit_sales
@@ -21,7 +21,7 @@ SOLD: Final = {"plans": webhooks.CATALOG, "packs": CATALOG, "auto": AUTO}
 STEPS: Final[Mapping[str, tuple[Any, str, str]]] = {
     "taken": (SyncQueue, "lease_due", "after"),
     "fetched": (StripeApi, "list", "after"),
-    "linked": (States, "change", "after"),
+    "linked": (CustomerStates, "change", "after"),
     "told": (SyncQueue, "complete", "before"),
     "post": (StripeApi, "post", "after"),
     "read": (top_up_payments, "put", "before"),

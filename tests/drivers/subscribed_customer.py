@@ -9,7 +9,7 @@ from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.customers import deletion
-from meterkit.customers.states import States, sweep_scheduled_transitions
+from meterkit.customers.states import CustomerStates, sweep_scheduled_transitions
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.subscription import SubscriptionState
@@ -53,7 +53,9 @@ async def fetched(
     kit: MeterKit, found: SubscriptionState | None, *, customer: str = "acme", cause: str = "evt_1"
 ) -> None:
     """Store a subscription as the one that was fetched from Stripe."""
-    await States(kit.store).change(customer, lambda state: with_subscription(state, found), cause=cause)
+    await CustomerStates(kit.store).change(
+        customer, lambda state: with_subscription(state, found), cause=cause
+    )
 
 
 async def sweep(kit: MeterKit) -> int:
@@ -63,12 +65,12 @@ async def sweep(kit: MeterKit) -> int:
 
 async def catch_up(kit: MeterKit, customer: str = "acme") -> None:
     """Enter what the clock or the plans file has changed of one customer."""
-    await States(kit.store).catch_up(customer)
+    await CustomerStates(kit.store).catch_up(customer)
 
 
 async def erase(kit: MeterKit, customer: str) -> Deleted:
     """Delete a customer, whatever subscription it has; what there was."""
-    return await deletion.delete(kit.store, customer)
+    return await deletion.delete_customer(kit.store, customer)
 
 
 async def tell(kit: MeterKit, customer: str, event: str, data: dict[str, Any]) -> None:

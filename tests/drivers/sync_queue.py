@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterkit.customers.drifts import Drifts
+from meterkit.customers.drifts import DriftRecords
 from meterkit.subscriptions.service.pending_changes import due_prices
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncQueue
@@ -25,7 +25,7 @@ async def queue_sync(kit: MeterKit, customer: str = "acme", *, cause: str = NIGH
 
 
 async def drifts_of(kit: MeterKit) -> dict[str, tuple[Drift, ...]]:
-    return dict(await Drifts(kit.store).all())
+    return dict(await DriftRecords(kit.store).all())
 
 
 async def forget_due_price(kit: MeterKit, customer: str = "acme") -> None:

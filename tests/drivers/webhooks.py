@@ -12,7 +12,7 @@ from drivers.emulated_account import reached
 from drivers.near_stripe import served
 from drivers.plans import plans_text
 from meterkit.catalog import loads
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.starlette import stripe_webhook
 from meterkit.testing import Clock, StripeEmulator
 
@@ -76,7 +76,7 @@ class Hooked:
         await self.kit.webhooks.work_off()
 
     async def state(self, customer: str = "acme") -> CustomerState:
-        return (await States(self.kit.store).read(customer))[1]
+        return (await CustomerStates(self.kit.store).read(customer))[1]
 
     def asked(self, path: str = "/v1/subscriptions", method: str = "GET") -> int:
         return sum(asked.path == path and asked.method == method for asked in self.emulator.requests)

@@ -31,7 +31,7 @@ from meterkit import MeterKit
 from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
-from meterkit.stripe.request import Answer, Result
+from meterkit.stripe.request import HttpResponse, RequestResult
 from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.testing import StripeEmulator
@@ -283,11 +283,11 @@ class _InProcess:
 
     async def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
-    ) -> Answer | Result:
+    ) -> HttpResponse | RequestResult:
         process, what = _process.get(), f"{method} {path.partition('?')[0]}"
         await _survive(process, f"before {what}")
         if self._world.stripe_is_away:
-            return Result(failure="not_sent", message="ConnectionRefusedError")
+            return RequestResult(failure="not_sent", message="ConnectionRefusedError")
         answer = await _http(self._world.emulator.app, method, path, headers, body)
         await _survive(process, f"after {what}")
         return answer
@@ -298,7 +298,7 @@ class _InProcess:
 
 async def _http(
     app: ASGIApp, method: str, target: str, headers: Mapping[str, str], body: bytes | None
-) -> Answer:
+) -> HttpResponse:
     scope = stripe_scope("stripe.emulated", method, target, headers)
     return answer_of(await ask_app(app, scope, body, asyncio.Event()))
 

@@ -29,7 +29,7 @@ _PLACES: Final[dict[Step, str]] = {
     "a flush lists its work": "meterkit.outbox.outbox.Outbox.work",
     "a late item is noted": "meterkit.outbox.late_items.LateItems.settle",
     "a restart is confirmed": "meterkit.store.server_restarts.ServerLives.confirm",
-    "a state is stored": "meterkit.customers.states.States.change",
+    "a state is stored": "meterkit.customers.states.CustomerStates.change",
     "a webhook entry is kept": "meterkit.subscriptions.webhooks.sync_queue.SyncQueue.renew",
     "a webhook entry is taken": "meterkit.subscriptions.webhooks.sync_queue.SyncQueue.lease_due",
     "billed usage is read": "meterkit.delivery.correction_credits.read_billed",

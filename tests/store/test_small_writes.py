@@ -18,9 +18,9 @@ import pytest
 from drivers.subscribed_customer import kit_of, subscription
 from meterkit import QuantityError
 from meterkit.catalog import loads, override
-from meterkit.customers.drifts import Drift, Drifts
-from meterkit.customers.late_on_price_change import Switch, hold_usage, strand_usage
-from meterkit.customers.states import States
+from meterkit.customers.drifts import Drift, DriftRecords
+from meterkit.customers.late_on_price_change import PriceSwitch, hold_usage, mark_usage_late
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD
@@ -93,7 +93,7 @@ async def noted(store: Store) -> list[bytes]:
 
 async def change_state(store: Store, state: CustomerState) -> None:
     """Have ada's state be this one, and known to this process."""
-    await States(store).change("ada", lambda _: state)
+    await CustomerStates(store).change("ada", lambda _: state)
     await store.check(store.cache.get("ada"), {"requests": Demand(needed=1, taken=0)})
 
 
@@ -104,7 +104,7 @@ def renewed(start_ms: int) -> SubscriptionState:
 
 
 async def test_a_nightly_look_replaces_what_was_found_before(store: Store) -> None:
-    drifts = Drifts(store)
+    drifts = DriftRecords(store)
     first, second = (Drift(subscription=name, kind="seats", message="4 for 5") for name in ("sub_1", "sub_2"))
     assert await drifts.put("ada", [first]) == [first]
     await drifts.replace({"bob": [second]})
@@ -235,8 +235,8 @@ async def test_late_units_are_logged_for_each_meter_of_a_new_price(
     await kit.customers.set_plan("ada", "pro")
     await kit.record("ada", {"requests": 5, "tokens": 7})
     state = CustomerState(stripe_customer="cus_1", plan="pro")
-    switch = Switch(rev="2:1", events={"requests", "tokens"}, changed_ms=NOW_MS, cause="test")
-    await strand_usage(kit.store, "ada", state, state, switch)
+    switch = PriceSwitch(rev="2:1", events={"requests", "tokens"}, changed_ms=NOW_MS, cause="test")
+    await mark_usage_late(kit.store, "ada", state, state, switch)
     late = {message.partition(" that customer")[0] for message in caplog.messages if "are late" in message}
     assert late == {"5 units of requests", "7 units of tokens"}
 

@@ -26,8 +26,8 @@ from drivers.kept_intents import (
     subscription,
 )
 from meterkit import FlushReport
-from meterkit.customers.links import Delivered
-from meterkit.customers.states import States
+from meterkit.customers.links import DeliveryRecord
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.ambiguous_intents import (
     COMPARABLE_AFTER_MS,
     READS_APART_MS,
@@ -382,7 +382,7 @@ class PriceCut:
 
 @pytest.fixture
 async def cut(kit: MeterKit) -> PriceCut:
-    await States(kit.store).change("acme", lambda state: replace(state, stripe_customer="cus_acme"))
+    await CustomerStates(kit.store).change("acme", lambda state: replace(state, stripe_customer="cus_acme"))
     return PriceCut(kit)
 
 
@@ -469,7 +469,7 @@ async def test_an_intent_that_was_not_tried_now_is_waited_for(cut: PriceCut) -> 
 
 async def subscribe(kit: MeterKit, **fields: Any) -> None:
     linked = CustomerState(stripe_customer="cus_acme", subscription=subscription(**fields))
-    await States(kit.store).change("acme", lambda _: linked)
+    await CustomerStates(kit.store).change("acme", lambda _: linked)
 
 
 @pytest.mark.parametrize(("waited_s", "looks"), [(119, []), (120, ["acme"]), (3600, ["acme"])])
@@ -723,8 +723,8 @@ def gap(lasts_s: int = 10 * MINUTE_S) -> DeliveryGap:
     return DeliveryGap(from_ms=FORGOTTEN_AT_S * 1000, till_ms=(FORGOTTEN_AT_S + lasts_s) * 1000)
 
 
-def made(identifier: str, minute_s: int, value: int) -> Delivered:
-    return Delivered(identifier, *LINE, minute_s, value)
+def made(identifier: str, minute_s: int, value: int) -> DeliveryRecord:
+    return DeliveryRecord(identifier, *LINE, minute_s, value)
 
 
 def row(
@@ -735,7 +735,7 @@ def row(
 
 
 async def unknown(
-    kit: MeterKit, counted: Counted, *known: Delivered, journal: Rows | None = None, **asked: Any
+    kit: MeterKit, counted: Counted, *known: DeliveryRecord, journal: Rows | None = None, **asked: Any
 ) -> int:
     given: dict[str, Any] = {"since_ms": SINCE_MS, "gap": gap(), "deliveries": {LINE: known}}
     given |= {"names": {}, "taken_s": ()}
@@ -861,7 +861,7 @@ async def test_i6_one_unit_by_sum_or_journal_needs_no_minutes(kit: MeterKit) -> 
     ],
 )
 async def test_i6_units_that_only_the_journal_has_are_forgotten(
-    written: list[JournalRow], known: list[Delivered], expected: int, kit: MeterKit
+    written: list[JournalRow], known: list[DeliveryRecord], expected: int, kit: MeterKit
 ) -> None:
     assert await unknown(kit, Counted({}), *known, journal=Rows(*written)) == expected
 

@@ -24,9 +24,9 @@ import pytest
 
 from drivers.kept_intents import subscription
 from meterkit.catalog import loads
-from meterkit.customers.billed_usage import _priced, _RecordedAt
-from meterkit.customers.grant_ledger import ledger_of
-from meterkit.customers.links import owner_of
+from meterkit.customers.billed_usage import _price_meter, _RecordedAt
+from meterkit.customers.grant_ledger import build_ledger
+from meterkit.customers.links import claim_owner
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import bounds_at, to_ms
@@ -129,7 +129,7 @@ def test_the_audit_log_has_time_model_and_price_of_usage() -> None:
 
 
 def test_a_customer_id_has_up_to_256_bytes_and_a_claim_names_it() -> None:
-    assert owner_of("ada\n0123456789abcdef") == "ada"
+    assert claim_owner("ada\n0123456789abcdef") == "ada"
     for longest in ("a" * 256, "é" * 128):
         assert check_customer(longest) == longest
         check_event_id(longest)
@@ -156,7 +156,7 @@ def test_a_grant_is_over_at_the_instant_at_which_it_expires() -> None:
         name="a m:requests one", target="m:requests", quantity=10, used=0, priority=50, **times
     )
     for expires_ms, entries in ((NOW_MS, ["grant", "expire"]), (NOW_MS + 1, ["grant"])):
-        lines = ledger_of([replace(grant, expires_ms=expires_ms, until_ms=expires_ms)], {}, NOW_MS)
+        lines = build_ledger([replace(grant, expires_ms=expires_ms, until_ms=expires_ms)], {}, NOW_MS)
         assert [line.entry for line in lines] == entries
 
 
@@ -187,7 +187,7 @@ def test_what_was_delivered_is_priced_where_its_prices_are_known() -> None:
     def priced(marks: str, overage: int) -> Any:
         counts: Any = {"delivered": 10, "overage": overage}
         recorded = _RecordedAt(marks, label="1/2", sent_label="1/2", stranded=0)
-        return _priced(counts, recorded, late=0, has_parts=False)
+        return _price_meter(counts, recorded, late=0, has_parts=False)
 
     # One price: all that is delivered costs that, whatever was recorded.
     assert priced("", 12) == {2: 10}

@@ -22,7 +22,7 @@ from meterkit.cancellation import start_task
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.options import Command, common_options
 from meterkit.cli.output import PlainLines, print_json, print_note, print_records
-from meterkit.customers.states import customers_set_up
+from meterkit.customers.states import list_customers
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, StripeError
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ async def _unknown_customer_text(kit: MeterKit, customer: str) -> str:
 async def _suggest_customer(kit: MeterKit, customer: str) -> str:
     """Return ``; did you mean 'x'?`` if there is a customer with a similar id, otherwise nothing."""
     found: list[str] = []
-    async with aclosing(customers_set_up(await kit.store.admin(), kit.store.keys)) as customers:
+    async with aclosing(list_customers(await kit.store.admin(), kit.store.keys)) as customers:
         async for known in customers:
             found.append(known)
             if len(found) > _COMPARED_MAX:

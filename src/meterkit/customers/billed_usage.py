@@ -7,7 +7,7 @@ from collections import Counter
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.customers.history import HISTORY_MOST, history_of, until
+from meterkit.customers.history import HISTORY_MOST, read_history, value_until
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.keys import meter_token
@@ -52,13 +52,13 @@ def _has_usage(found: CustomerUsage) -> bool:
     return any(meter["used"] or meter["late"] for meter in found["meters"].values())
 
 
-Priced = Counter[Fraction]
+UnitsByPrice = Counter[Fraction]
 """Units by what one costs, in minor units of the currency."""
 
 
-async def priced_usage(
+async def price_usage(
     store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str], late: Mapping[str, int]
-) -> Mapping[str, Priced]:
+) -> Mapping[str, UnitsByPrice]:
     """What Stripe has of each meter in a period that is over, by the prices that it was recorded at.
 
     A meter whose prices are not known to the unit is left out.
@@ -73,17 +73,17 @@ async def priced_usage(
     Raises:
         StoreError: the store does not answer.
     """
-    recorded = await _recorded_at(store, usage, state, meters)
-    found: dict[str, Priced] = {}
+    recorded = await _read_recorded_at(store, usage, state, meters)
+    found: dict[str, UnitsByPrice] = {}
     for name, at in recorded.items():
         has_parts = is_split(name, store.catalog.meters)
-        priced = _priced(usage["meters"][name], at, late=late[name], has_parts=has_parts)
+        priced = _price_meter(usage["meters"][name], at, late=late[name], has_parts=has_parts)
         if priced is not None and at.is_flat:
             found[name] = priced
     return found
 
 
-async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerState) -> int:
+async def sum_overage(store: Store, usage: CustomerUsage, state: CustomerState) -> int:
     """Sum the cost of overage of a period that is over, in minor units, rounded as its invoice lines are.
 
     Meters without a price in the plans file are left out.
@@ -100,7 +100,7 @@ async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerStat
     if subscription is not None and subscription.is_usage_free_of(to_ms(usage["period"]["start"])):
         return 0
     used = [name for name, counts in usage["meters"].items() if counts["overage"] or count_reported(counts)]
-    recorded = await _recorded_at(store, usage, state, used) if used else {}
+    recorded = await _read_recorded_at(store, usage, state, used) if used else {}
     total = 0
     for name, at in recorded.items():
         counts = usage["meters"][name]
@@ -135,12 +135,12 @@ class _RecordedAt(NamedTuple):
     is_flat: bool = True
 
 
-async def _recorded_at(
+async def _read_recorded_at(
     store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str]
 ) -> dict[str, _RecordedAt]:
     """The same of each meter that the plans file has; of none, where it lacks the plan that was in force."""
     catalog, period = store.catalog, usage["period"]
-    ended = until(await history_of(store, usage["customer"]), "plan", period["end"]) or usage["plan"]
+    ended = value_until(await read_history(store, usage["customer"]), "plan", period["end"]) or usage["plan"]
     plan = catalog.plans.get(ended)
     names = [name for name in meters if name in catalog.meters]
     if plan is None or not names:
@@ -163,9 +163,9 @@ async def _recorded_at(
     }
 
 
-def _priced(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: bool) -> Priced | None:
+def _price_meter(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: bool) -> UnitsByPrice | None:
     """The same of one meter; None: it is not known."""
-    delivered, priced = counts["delivered"] + late, Priced()
+    delivered, priced = counts["delivered"] + late, UnitsByPrice()
     label = at.sent_label if has_parts else at.label
     segments = segments_of(at.marks, label=label, sealed=delivered, overage=counts["overage"])
     # Stranded units may have been recorded twice, and were sealed once at most; those of items never were.
@@ -179,7 +179,7 @@ def _priced(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: bool) 
             priced[price] += quantity
     priced = +priced
     if len(priced) == 1 and all(price is not None for price, quantity in units if quantity):
-        return Priced(dict.fromkeys(priced, delivered))
+        return UnitsByPrice(dict.fromkeys(priced, delivered))
     return priced if priced.total() == delivered else None
 
 
@@ -187,7 +187,7 @@ def _priced(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: bool) 
 _STATES = "DQLK"
 
 
-class TakenBack(NamedTuple):
+class NegativeUnits(NamedTuple):
     """Units of a meter that take back others, by state.
 
     In usage each is subtracted from those of the same state: what adds up to nothing there is on its way.
@@ -204,7 +204,7 @@ class TakenBack(NamedTuple):
         return self.queued + self.leased + self.parked
 
 
-async def taken_back(store: Store, usage: CustomerUsage) -> Mapping[str, TakenBack]:
+async def read_negative_units(store: Store, usage: CustomerUsage) -> Mapping[str, NegativeUnits]:
     """Such units of each meter of a customer's usage, in its period.
 
     Raises:
@@ -217,13 +217,13 @@ async def taken_back(store: Store, usage: CustomerUsage) -> Mapping[str, TakenBa
     admin = await store.admin()
     found = await admin.ask(admin.client.hmget(store.keys.customer(usage["customer"]).totals, fields))
     units = iter([int(value or 0) for value in found])
-    return {name: TakenBack(*(next(units) for _ in _STATES)) for name in meters}
+    return {name: NegativeUnits(*(next(units) for _ in _STATES)) for name in meters}
 
 
 _KEPT_MS: Final = 400 * 86_400_000
 
 
-class Uninvoiced(NamedTuple):
+class UninvoicedUnits(NamedTuple):
     """Units of a meter.
 
     Attributes:
@@ -239,7 +239,7 @@ class Uninvoiced(NamedTuple):
     price: str
 
 
-async def uninvoiced(store: Store, usage: CustomerUsage) -> Mapping[str, int]:
+async def read_uninvoiced(store: Store, usage: CustomerUsage) -> Mapping[str, int]:
     """Such units of each meter of a customer's usage, in its period.
 
     Raises:
@@ -254,7 +254,7 @@ async def uninvoiced(store: Store, usage: CustomerUsage) -> Mapping[str, int]:
     return {name: int(value or 0) for name, value in zip(meters, found, strict=True)}
 
 
-async def note_uninvoiced(store: Store, usage: CustomerUsage, late: Iterable[Uninvoiced]) -> None:
+async def record_uninvoiced(store: Store, usage: CustomerUsage, late: Iterable[UninvoicedUnits]) -> None:
     """Count units as late from now on, and enter them into the customer's ledger.
 
     Raises:

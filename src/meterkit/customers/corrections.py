@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-    Call = tuple[list[str], tuple[str | bytes, ...]]
+    ScriptCall = tuple[list[str], tuple[str | bytes, ...]]
 
 
 class BilledLine(NamedTuple):
@@ -147,15 +147,15 @@ class AssignedLine(NamedTuple):
 _TRIES: Final = 8
 
 
-class OfCustomerError(StoreError):
+class CustomerDataError(StoreError):
     """What the store keeps of one customer is in the way; others are not concerned."""
 
 
-async def ask_confirmed(
+async def run_on_newest_view(
     store: Store,
     script: Script,
     customer: str,
-    call: Callable[[CustomerView], Awaitable[Call]],
+    call: Callable[[CustomerView], Awaitable[ScriptCall]],
     *,
     done: str,
 ) -> list[Any]:
@@ -183,26 +183,26 @@ async def ask_confirmed(
         if reply[0] == replies.CLOCK:
             raise StoreError(f"this host's clock and the store's differ by more than 60 s: nothing is {done}")
         if reply[0] == replies.CHANGING and reply[2]:
-            raise OfCustomerError(
+            raise CustomerDataError(
                 f"the prices of customer {customer!r} are being changed at Stripe: nothing is {done}; try"
                 " again in two minutes"
             )
         if reply[0] == replies.CHANGING:
             continue
         if reply[0] == replies.BROKEN:
-            raise OfCustomerError(f"the field {reply[2].decode()} of {customer!r} is not a whole number")
+            raise CustomerDataError(f"the field {reply[2].decode()} of {customer!r} is not a whole number")
         if reply[0] != replies.STALE:
             return reply
         try:
             view.cache.learn(view, reply)
         except StoreError as error:
-            raise OfCustomerError(str(error), executed=False) from error
-    raise OfCustomerError(f"customer {customer!r} changed {_TRIES} times while it was {done}; try again")
+            raise CustomerDataError(str(error), executed=False) from error
+    raise CustomerDataError(f"customer {customer!r} changed {_TRIES} times while it was {done}; try again")
 
 
 _ID_MAX: Final = 200
 _REPEATED: Final = 1
-_How = Literal["grant", "by_hand"]
+_Restoration = Literal["grant", "by_hand"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +259,7 @@ class Corrected:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CorrectionRequest:
     """A requested correction: meter to units; the reason, the id, and the operator."""
 
     quantities: Mapping[str, int]
@@ -281,7 +281,7 @@ class CorrectionOutcome:
 async def restore_units(
     store: Store,
     customer: str,
-    given: Asked,
+    given: CorrectionRequest,
     read_billed: Callable[[CustomerView], Awaitable[BilledUsage | None]],
 ) -> CorrectionOutcome:
     """Take recorded units back, once an id; see ``CreditIssuer.correct``.
@@ -306,7 +306,7 @@ async def restore_units(
     for name, quantity in quantities.items():
         numbers = map(int, done[name].split(" "))
         overage, credited, granted, included, sent, billed, beyond, _, _, sent_back, over_cap = numbers
-        how: _How = asked["how"][name]
+        how: _Restoration = asked["how"][name]
         by_hand = billed if how == "by_hand" else 0
         on_lines = sum(line.units for line in lines[name])
         cents = price_cents(by_hand, view.entitlements[name]) if by_hand or not on_lines else 0
@@ -341,17 +341,17 @@ async def restore_units(
 async def _run_restore(
     store: Store,
     customer: str,
-    given: Asked,
+    given: CorrectionRequest,
     read_billed: Callable[[CustomerView], Awaitable[BilledUsage | None]],
 ) -> tuple[dict[str, Any], bool]:
     """The correction done under an id, now or before; whether before."""
     admin = await store.admin()
     known = await read_meters(admin, store.keys, store.catalog, customer)
     events = {token: counted.event_name for token, counted in known.items()}
-    digest, once = once_key(store, customer, given.correction_id)
+    digest, once = deduplication_key(store, customer, given.correction_id)
     is_known = bool(await admin.ask(admin.client.exists(once)))
 
-    async def call(view: CustomerView) -> Call:
+    async def call(view: CustomerView) -> ScriptCall:
         keys, billed = view.keys, None if is_known else await read_billed(view)
         names = [
             *(keys.counters, keys.state, keys.totals, keys.unlinked, keys.grants, keys.ledger, keys.history),
@@ -360,28 +360,28 @@ async def _run_restore(
             *[store.keys.audit(keys.shard)] * store.is_audited,
         ]
         sending = {
-            "stripe": await _one_stripe_customer(store, view),
+            "stripe": await _sole_stripe_customer(store, view),
             "nonce": token_hex(16),
             "events": events,
             "taken": list(view.state.minutes_taken_ms),
             "dry": given.is_dry,
             **({} if billed is None else {"billed": billed.dump()}),
-            **_spend(view),
+            **_spend_prices(view),
         }
-        asked = (_text_of(given, view), digest, json.dumps(sending))
+        asked = (_serialize_correction(given, view), digest, json.dumps(sending))
         return names, (view.rev, view.terms(counter_ttl_ms(view)), customer, *asked)
 
-    reply = await ask_confirmed(store, store.scripts["correct_usage"], customer, call, done="corrected")
+    reply = await run_on_newest_view(store, store.scripts["correct_usage"], customer, call, done="corrected")
     return json.loads(reply[2]), reply[0] == _REPEATED
 
 
-def once_key(store: Store, customer: str, correction_id: str) -> tuple[str, str]:
+def deduplication_key(store: Store, customer: str, correction_id: str) -> tuple[str, str]:
     """The digest of a correction's id, and the key that remembers the correction."""
     digest = blake2b(f"{customer}\0{correction_id}".encode(), digest_size=16).hexdigest()
     return digest, store.keys.correction(store.keys.customer(customer).shard, digest)
 
 
-def _spend(view: CustomerView) -> dict[str, Any]:
+def _spend_prices(view: CustomerView) -> dict[str, Any]:
     """What units cost that count as spent, for the script; nothing where no plan has a budget."""
     catalog = view.cache.catalog
     if not catalog.counts_spend:
@@ -395,20 +395,20 @@ def _spend(view: CustomerView) -> dict[str, Any]:
     return {"spend": {"token": meter_token(SPEND), "prices": prices}}
 
 
-async def _one_stripe_customer(store: Store, view: CustomerView) -> str:
+async def _sole_stripe_customer(store: Store, view: CustomerView) -> str:
     """The Stripe customer that has all that was delivered in this period; empty: none, or more than one."""
     linked = view.state.stripe_customer or ""
     start = from_ms(view.effective.bounds.start_ms)
     return "" if linked and await is_relinked(store, view.customer, start) else linked
 
 
-def _text_of(given: Asked, view: CustomerView) -> str:
+def _serialize_correction(given: CorrectionRequest, view: CustomerView) -> str:
     catalog = view.cache.catalog
     meters = [
-        [name, meter_token(name), quantity, _events(name, view), _rows(name, view)]
+        [name, meter_token(name), quantity, _event_tokens(name, view), _model_price_meters(name, view)]
         for name, quantity in given.quantities.items()
     ]
-    how = {name: _how(view, name) for name in given.quantities}
+    how = {name: _choose_restoration(view, name) for name in given.quantities}
     told = {"id": given.correction_id, "by": given.by, "reason": given.reason}
     prices = {
         meter_token(name): price
@@ -418,7 +418,7 @@ def _text_of(given: Asked, view: CustomerView) -> str:
     return json.dumps({**told, "how": how, "meters": meters, "prices": prices})
 
 
-def _events(meter: str, view: CustomerView) -> list[tuple[str, int]]:
+def _event_tokens(meter: str, view: CustomerView) -> list[tuple[str, int]]:
     """Under whose events its units go, its own or a derived meter's, and whether included ones do (1)."""
     meters = view.cache.catalog.meters
     derived = (other for other in meters.values() if other.source == meter and other.stripe is not None)
@@ -428,7 +428,7 @@ def _events(meter: str, view: CustomerView) -> list[tuple[str, int]]:
     ]
 
 
-def _rows(meter: str, view: CustomerView) -> list[tuple[str, str, str]]:
+def _model_price_meters(meter: str, view: CustomerView) -> list[tuple[str, str, str]]:
     """Meters that count its prices by model, the default first: token, token of the event, label."""
     rows = [other for other in view.cache.catalog.meters.values() if other.source == meter and other.is_row]
     rows.sort(key=lambda row: row.stripe is not None)
@@ -442,7 +442,7 @@ def _rows(meter: str, view: CustomerView) -> list[tuple[str, str, str]]:
     ]
 
 
-def _how(view: CustomerView, meter: str) -> _How:
+def _choose_restoration(view: CustomerView, meter: str) -> _Restoration:
     """Whether a grant is worth what Stripe was sent: where the next period is billed as this one is."""
     entitlement, subscription = view.entitlements[meter], view.state.subscription
     ends = subscription is not None and subscription.cancel_at_ms is not None
@@ -451,7 +451,7 @@ def _how(view: CustomerView, meter: str) -> _How:
     return "grant" if goes_on and is_billed else "by_hand"
 
 
-def check_correction(store: Store, customer: str, given: Asked) -> None:
+def check_correction(store: Store, customer: str, given: CorrectionRequest) -> None:
     """Raise MeterkitError if an argument cannot be used."""
     check_customer(customer)
     if not given.quantities:

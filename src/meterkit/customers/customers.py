@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from meterkit.catalog import override as lay_over
 from meterkit.catalog.argument_checks import check_feature
 from meterkit.catalog.models import SPEND
-from meterkit.customers.deletion import delete
-from meterkit.customers.history import history_of
-from meterkit.customers.links import Links, check_stripe_customer
-from meterkit.customers.states import States, pages_set_up
+from meterkit.customers.deletion import delete_customer
+from meterkit.customers.history import read_history
+from meterkit.customers.links import StripeLinker, check_stripe_customer
+from meterkit.customers.states import CustomerStates, list_customer_pages
 from meterkit.customers.subjects import CustomerSubject
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.periods import from_ms
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.customers.deletion import Deleted
     from meterkit.customers.history import HistoryEntry
-    from meterkit.customers.links import AtStripe
-    from meterkit.customers.states import Found
+    from meterkit.customers.links import StripeHooks
+    from meterkit.customers.states import StoredState
     from meterkit.decisions.customer_overrides import Stored
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import Access
@@ -91,7 +91,7 @@ class Customer:
     price_changes: Mapping[str, datetime]
 
 
-def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> Customer:
+def build_customer(customer: str, found: StoredState, catalog: Catalog, now_ms: int) -> Customer:
     """The record of a customer, as shown at an instant."""
     state = found.state
     own = overrides_at(state.overrides, now_ms)
@@ -105,14 +105,14 @@ def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> C
         missing_plan=state.plan if is_missing else force.missing_plan,
         status=force.status,
         access=force.access,
-        access_since=_instant(force.since_ms),
+        access_since=_instant_or_none(force.since_ms),
         subscription=force.subscription,
         seats=force.seats,
-        trial_end=_instant(trial_end_ms) if force.status == "trialing" else None,
-        cancel_at=_instant(force.cancel_at_ms),
+        trial_end=_instant_or_none(trial_end_ms) if force.status == "trialing" else None,
+        cancel_at=_instant_or_none(force.cancel_at_ms),
         pending_plan=force.pending_plan,
         pending_seats=force.pending_seats,
-        pending_at=_instant(force.pending_at_ms),
+        pending_at=_instant_or_none(force.pending_at_ms),
         stripe_customer=state.stripe_customer,
         overrides=own.asked,
         feature_overrides=own.features,
@@ -122,17 +122,17 @@ def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> C
     )
 
 
-def _instant(at_ms: int | None) -> datetime | None:
+def _instant_or_none(at_ms: int | None) -> datetime | None:
     return from_ms(at_ms) if at_ms else None
 
 
 _LISTED_AT_ONCE: Final = 100
 
 
-async def customers_of(store: Store, customers: Sequence[str]) -> Sequence[Customer]:
+async def read_customers(store: Store, customers: Sequence[str]) -> Sequence[Customer]:
     """The records of several customers."""
-    found, now_ms = await States(store).find_many(customers), store.now_ms()
-    return [customer_of(*one, store.catalog, now_ms) for one in zip(customers, found, strict=True)]
+    found, now_ms = await CustomerStates(store).find_many(customers), store.now_ms()
+    return [build_customer(*one, store.catalog, now_ms) for one in zip(customers, found, strict=True)]
 
 
 class Customers:
@@ -142,16 +142,16 @@ class Customers:
     :class:`~meterkit.errors.StoreError` where the store does not answer.
     """
 
-    def __init__(self, store: Store, at_stripe: AtStripe | None = None) -> None:
+    def __init__(self, store: Store, at_stripe: StripeHooks | None = None) -> None:
         self._store = store
         self._at_stripe = at_stripe
-        self._states = States(store)
-        self._links = Links(store)
+        self._states = CustomerStates(store)
+        self._links = StripeLinker(store)
 
     async def get(self, customer: str) -> Customer:
         """A customer; one without a record is on the default plan."""
         found = await self._states.find(check_customer(customer))
-        return customer_of(customer, found, self._store.catalog, self._store.now_ms())
+        return build_customer(customer, found, self._store.catalog, self._store.now_ms())
 
     async def known(self, customer: str) -> bool:
         """Whether anything is known of a customer: that it was set up, what it used, a gauge's level."""
@@ -163,14 +163,14 @@ class Customers:
     async def list(self) -> AsyncIterator[Customer]:
         """All customers that have a record, in no order."""
         admin = await self._store.admin()
-        async with aclosing(pages_set_up(admin, self._store.keys, _LISTED_AT_ONCE)) as pages:
+        async with aclosing(list_customer_pages(admin, self._store.keys, _LISTED_AT_ONCE)) as pages:
             async for page in pages:
-                for listed in await customers_of(self._store, page):
+                for listed in await read_customers(self._store, page):
                     yield listed
 
     async def history(self, customer: str) -> Sequence[HistoryEntry]:
         """The history of a customer: the last thousand changes or so with their reasons, oldest first."""
-        return await history_of(self._store, check_customer(customer))
+        return await read_history(self._store, check_customer(customer))
 
     async def set_plan(self, customer: str, plan: str | None) -> Customer:
         """Put a customer on a plan, at once, until the plan of the customer's subscription changes.
@@ -365,7 +365,7 @@ class Customers:
         """
         if self._at_stripe is not None:
             await self._at_stripe.leaving(check_customer(customer), cancel=cancel)
-        return await delete(self._store, customer)
+        return await delete_customer(self._store, customer)
 
     async def _change(self, customer: str, change: Callable[[CustomerState], CustomerState]) -> Customer:
         await self._states.change(customer, change)

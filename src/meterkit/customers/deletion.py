@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.drifts import Drifts
-from meterkit.customers.history import history_of
-from meterkit.customers.links import Links, remember_deleted
-from meterkit.customers.states import States
+from meterkit.customers.drifts import DriftRecords
+from meterkit.customers.history import read_history
+from meterkit.customers.links import StripeLinker, remember_deleted
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import CustomerError, StoreError
 from meterkit.store.input_checks import check_customer
@@ -68,9 +68,13 @@ class Deleted:
     jobs: int
 
 
-async def delete(store: Store, customer: str) -> Deleted:
+async def delete_customer(store: Store, customer: str) -> Deleted:
     """Forget a customer; see :meth:`meterkit.Customers.delete`."""
-    admin, keys, states = await store.admin(), store.keys.customer(check_customer(customer)), States(store)
+    admin, keys, states = (
+        await store.admin(),
+        store.keys.customer(check_customer(customer)),
+        CustomerStates(store),
+    )
     names = [
         *(keys.counters, keys.state, keys.totals),
         *(store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked),
@@ -78,7 +82,7 @@ async def delete(store: Store, customer: str) -> Deleted:
         *(keys.corrections, keys.objects),
         *[store.keys.audit(keys.shard)] * store.is_audited,
     ]
-    links = Links(store)
+    links = StripeLinker(store)
     await _forget_former_links(store, customer)
     for _ in range(_TRIES):
         rev, state = await states.read(customer)
@@ -126,7 +130,7 @@ async def delete(store: Store, customer: str) -> Deleted:
 
 async def _forget_former_links(store: Store, customer: str) -> None:
     """Replace the customer's id by its shard at the Stripe customers that it was linked to before."""
-    entries = await history_of(store, customer)
+    entries = await read_history(store, customer)
     links = [(entry.before, entry.after) for entry in entries if entry.kind == "link"]
     admin = await store.admin()
     for stripe_customer in sorted({name for pair in links for name in pair if name}):
@@ -137,7 +141,7 @@ async def _forget_former_links(store: Store, customer: str) -> None:
 async def _forget_in_lists(store: Store, customer: str) -> None:
     """Erase the customer from lists that name many customers; `test_deletion_traces.py` has them all."""
     admin, keys, now_ms = await store.admin(), store.keys, store.now_ms()
-    await Drifts(store).forget(customer)
+    await DriftRecords(store).forget(customer)
     for key in (keys.hooks("changes"), keys.hooks("prices"), keys.relist(keys.customer(customer).shard)):
         await admin.ask(admin.client.zrem(key, customer))
     for key in (keys.spikes(now_ms), keys.spikes(now_ms - _DAY_MS)):

@@ -80,7 +80,7 @@ _KEPT_MS: Final = 35 * 86_400_000
 """A difference is forgotten unless a nightly look finds it again within this time."""
 
 
-class Drifts:
+class DriftRecords:
     """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer."""
 
     def __init__(self, store: Store) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
-Kind = Literal["meter", "credit"]
+GrantKind = Literal["meter", "credit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Grant:
     """
 
     grant_id: str
-    kind: Kind
+    kind: GrantKind
     name: str
     quantity: int
     remaining: int
@@ -48,7 +48,7 @@ class Grant:
     status: Literal["pending", "active", "used_up", "expired", "void", "refunded"]
 
 
-Entered = Literal["grant", "adjustment", "burn", "debt", "repayment", "expire", "void", "refund"]
+EntryKind = Literal["grant", "adjustment", "burn", "debt", "repayment", "expire", "void", "refund"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +65,16 @@ class LedgerEntry:
         period_start: for these, the period in which; there is one line a meter and period.
     """
 
-    entry: Entered
+    entry: EntryKind
     grant_id: str
-    kind: Kind
+    kind: GrantKind
     name: str
     quantity: int
     meter: str | None = None
     period_start: datetime | None = None
 
 
-def grants_of(held: Sequence[StoredGrant], ledger: Mapping[str, str], now_ms: int) -> Sequence[Grant]:
+def build_grants(held: Sequence[StoredGrant], ledger: Mapping[str, str], now_ms: int) -> Sequence[Grant]:
     """All grants: those that are held, in the order in which they are used up, then those that ended before.
 
     Args:
@@ -82,18 +82,20 @@ def grants_of(held: Sequence[StoredGrant], ledger: Mapping[str, str], now_ms: in
         ledger: as the store keeps it.
         now_ms: now.
     """
-    live = [_grant(holding, now_ms) for holding in held if not _is_given_before(holding.name, ledger)]
+    live = [_held_grant(holding, now_ms) for holding in held if not _is_given_before(holding.name, ledger)]
     names = {holding.name for holding in held}
     ended = [
-        _ended(name.partition(" ")[2], text, ledger)
+        _ended_grant(name.partition(" ")[2], text, ledger)
         for name, text in ledger.items()
         if name.startswith("grant ") and name.partition(" ")[2] not in names and not text.startswith(_NOTHING)
     ]
     return live + sorted(ended, key=lambda grant: grant.created_at)
 
 
-def ledger_of(held: Sequence[StoredGrant], ledger: Mapping[str, str], now_ms: int) -> Sequence[LedgerEntry]:
-    """The lines of all grants; see :func:`grants_of`."""
+def build_ledger(
+    held: Sequence[StoredGrant], ledger: Mapping[str, str], now_ms: int
+) -> Sequence[LedgerEntry]:
+    """The lines of all grants; see :func:`build_grants`."""
     entries = [
         (_grant_name(field), entry)
         for field, text in ledger.items()
@@ -109,9 +111,9 @@ def ledger_of(held: Sequence[StoredGrant], ledger: Mapping[str, str], now_ms: in
         more = holding.left - sum(entry.quantity for entry in own)
         if more:
             has_line = any(entry.entry == "grant" for entry in own)
-            found.append(_line("adjustment" if has_line else "grant", holding.name, more))
+            found.append(_ledger_entry("adjustment" if has_line else "grant", holding.name, more))
         if holding.expires_ms <= now_ms and holding.left:
-            found.append(_line("expire", holding.name, -holding.left))
+            found.append(_ledger_entry("expire", holding.name, -holding.left))
     return found
 
 
@@ -124,7 +126,7 @@ def _grant_name(field: str) -> str:
     return rest.split(" ", _WORDS_BEFORE_NAME.get(what, 0))[-1]
 
 
-def parts_of(name: str) -> tuple[str, str]:
+def source_and_id(name: str) -> tuple[str, str]:
     """A grant's source and its id, from its name in the store."""
     origin, _, own = name.split(" ", 2)
     if origin == "a":
@@ -136,20 +138,20 @@ def parts_of(name: str) -> tuple[str, str]:
 def is_grant_of_app(field: str, grant_id: str) -> bool:
     """Whether a field of the ledger is the first line of a grant of the app's."""
     what, _, name = field.partition(" ")
-    return what == "grant" and parts_of(name) == ("app", grant_id)
+    return what == "grant" and source_and_id(name) == ("app", grant_id)
 
 
-def _named(name: str) -> tuple[str, Kind, str]:
+def _id_kind_and_name(name: str) -> tuple[str, GrantKind, str]:
     """A grant's id, kind and meter or credit, from its name in the store."""
-    return parts_of(name)[1], *_kind_and_name(name.split(" ", 2)[1])
+    return source_and_id(name)[1], *_kind_and_name(name.split(" ", 2)[1])
 
 
-def _kind_and_name(target: str) -> tuple[Kind, str]:
+def _kind_and_name(target: str) -> tuple[GrantKind, str]:
     return "credit" if target.startswith("c:") else "meter", target[2:]
 
 
-def _grant(holding: StoredGrant, now_ms: int) -> Grant:
-    grant_id, kind, name = _named(holding.name)
+def _held_grant(holding: StoredGrant, now_ms: int) -> Grant:
+    grant_id, kind, name = _id_kind_and_name(holding.name)
     unit = MICRO if kind == "credit" else 1
     status: Literal["pending", "active", "used_up", "expired", "void"] = "active"
     if holding.expires_ms <= now_ms:
@@ -173,7 +175,7 @@ def _grant(holding: StoredGrant, now_ms: int) -> Grant:
     )
 
 
-def _ended(name: str, text: str, ledger: Mapping[str, str]) -> Grant:
+def _ended_grant(name: str, text: str, ledger: Mapping[str, str]) -> Grant:
     quantity, priority, effective, expires, created = text.split(" ")
     target = name.split(" ", 2)[1]
     terms = f"{priority} {effective} {expires} {created}"
@@ -185,7 +187,7 @@ def _ended(name: str, text: str, ledger: Mapping[str, str]) -> Grant:
     )
     used_up: Literal["used_up"] = "used_up"
     status = next((status for what, status in ends if f"{what} {name}" in ledger), used_up)
-    return replace(_grant(given, 0), status=status, remaining=0)
+    return replace(_held_grant(given, 0), status=status, remaining=0)
 
 
 def _read_entries(field: str, text: str) -> Iterator[LedgerEntry]:
@@ -195,13 +197,13 @@ def _read_entries(field: str, text: str) -> Iterator[LedgerEntry]:
         used = _debt_entry("debt", target, -int(text))
         yield replace(used, meter=meter, period_start=from_ms(int(start_ms)))
     elif what == "repay":
-        yield _line("repayment", rest, -int(text))
+        yield _ledger_entry("repayment", rest, -int(text))
         yield _debt_entry("repayment", rest.split(" ")[1], int(text))
     elif (entry := _read_entry(what, rest, text)) is not None:
         yield entry
 
 
-def _debt_entry(entry: Entered, target: str, quantity: int) -> LedgerEntry:
+def _debt_entry(entry: EntryKind, target: str, quantity: int) -> LedgerEntry:
     kind, name = _kind_and_name(target)
     return LedgerEntry(entry=entry, grant_id="", kind=kind, name=name, quantity=quantity)
 
@@ -209,16 +211,16 @@ def _debt_entry(entry: Entered, target: str, quantity: int) -> LedgerEntry:
 def _read_entry(what: str, rest: str, text: str) -> LedgerEntry | None:
     if what == "burn":
         meter, start_ms, name = rest.split(" ", 2)
-        burned = _line("burn", name, -int(text))
+        burned = _ledger_entry("burn", name, -int(text))
         return replace(burned, meter=meter, period_start=from_ms(int(start_ms)))
     if what == "raise":
-        return _line("adjustment", rest.partition(" ")[2], int(text))
+        return _ledger_entry("adjustment", rest.partition(" ")[2], int(text))
     if what == "grant":
-        return _line("grant", rest, int(text.partition(" ")[0]))
+        return _ledger_entry("grant", rest, int(text.partition(" ")[0]))
     if what in {"expire", "void"}:
-        return _line("expire" if what == "expire" else "void", rest, -int(text.partition(" ")[0]))
+        return _ledger_entry("expire" if what == "expire" else "void", rest, -int(text.partition(" ")[0]))
     if what == "refund":
-        return _line("refund", rest, -int(text.split(" ")[1]))
+        return _ledger_entry("refund", rest, -int(text.split(" ")[1]))
     return None  # What an id was used for, or a line of a newer release.
 
 
@@ -232,6 +234,6 @@ def _is_given_before(name: str, ledger: Mapping[str, str]) -> bool:
     return ledger.get(f"grant {name}", "").startswith(_NOTHING) and not is_raised
 
 
-def _line(entry: Entered, name: str, quantity: int) -> LedgerEntry:
-    grant_id, kind, target = _named(name)
+def _ledger_entry(entry: EntryKind, name: str, quantity: int) -> LedgerEntry:
+    grant_id, kind, target = _id_kind_and_name(name)
     return LedgerEntry(entry=entry, grant_id=grant_id, kind=kind, name=target, quantity=quantity)

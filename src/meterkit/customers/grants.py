@@ -14,12 +14,12 @@ from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
 from meterkit.customers.grant_ledger import (
     Grant,
     LedgerEntry,
-    grants_of,
+    build_grants,
+    build_ledger,
     is_grant_of_app,
-    ledger_of,
-    parts_of,
+    source_and_id,
 )
-from meterkit.customers.states import States, ask_anew
+from meterkit.customers.states import CustomerStates, drop_allotments
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.decisions.plan_shares import effective_terms
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.catalog import Catalog
-    from meterkit.customers.grant_ledger import Kind
+    from meterkit.customers.grant_ledger import GrantKind
     from meterkit.decisions.periods import Bounds
     from meterkit.decisions.stored_grants import StoredGrant
     from meterkit.store.store import Store
@@ -44,7 +44,7 @@ _TOO_MUCH: Final = 2
 _TOO_MANY: Final = 3
 
 
-async def put(
+async def add_grant(
     store: Store,
     customer: str,
     targets: Sequence[tuple[str, int]],
@@ -68,7 +68,7 @@ async def put(
     """
     words = [str(word) for target in targets for word in target]
     admin, keys = await store.admin(), store.keys.customer(customer)
-    await States(store).change(customer, lambda state: replace(state, granted=True))
+    await CustomerStates(store).change(customer, lambda state: replace(state, granted=True))
     asked: tuple[str | int, ...] = (grant_id, _GRANTS_MAX, *terms, *words)
     reply = await admin.run(store.scripts["add_grant"], [keys.grants, keys.ledger], *asked)
     if reply[0] == _USED_OTHERWISE:
@@ -90,7 +90,7 @@ async def put(
         )
 
 
-async def is_given(store: Store, customer: str, grant_id: str) -> bool:
+async def has_grant(store: Store, customer: str, grant_id: str) -> bool:
     """Whether a customer was given a grant of that id, used up or not. Raises StoreError."""
     admin, keys = await store.admin(), store.keys.customer(customer)
     return await admin.ask(admin.client.hget(keys.ledger, f"id {grant_id}")) is not None
@@ -119,7 +119,7 @@ async def move_grants(store: Store, customer: str, before: Bounds, after: Bounds
         await admin.run(store.scripts["move_grants"], [keys.grants, keys.ledger], json.dumps(asked))
 
 
-class Reclaimed(NamedTuple):
+class ReclaimedQuantity(NamedTuple):
     """The result of a refund of a grant's payment, in units of its meter, or in micro-credits.
 
     Attributes:
@@ -131,9 +131,9 @@ class Reclaimed(NamedTuple):
     taken: int
 
 
-async def reclaim(
+async def reclaim_grant(
     store: Store, customer: str, target: str, *, grant_id: str, refunded: int, is_all: bool
-) -> Reclaimed:
+) -> ReclaimedQuantity:
     """Take back of a grant the refunded part, as far as it is left. Repeated: a no-op.
 
     Args:
@@ -150,8 +150,8 @@ async def reclaim(
     admin, keys = await store.admin(), store.keys.customer(customer)
     name, script = f"a {target} {grant_id}", store.scripts["reclaim_grant"]
     more, taken = await admin.run(script, [keys.grants, keys.ledger], name, refunded, int(is_all))
-    ask_anew(store, customer)
-    return Reclaimed(more=more, taken=taken)
+    drop_allotments(store, customer)
+    return ReclaimedQuantity(more=more, taken=taken)
 
 
 _PRIORITY_MAX: Final = 1000
@@ -168,7 +168,7 @@ class Grants:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._states = States(store)
+        self._states = CustomerStates(store)
 
     async def add(
         self,
@@ -201,8 +201,8 @@ class Grants:
         """
         check_customer(customer)
         now_ms = self._store.now_ms()
-        effective_ms = 0 if effective_at is None else _instant("effective_at", effective_at)
-        expires_ms = NEVER_MS if expires_at is None else _instant("expires_at", expires_at)
+        effective_ms = 0 if effective_at is None else _check_instant("effective_at", effective_at)
+        expires_ms = NEVER_MS if expires_at is None else _check_instant("expires_at", expires_at)
         _check_id(grant_id)
         if type(priority) is not int or not 0 <= priority <= _PRIORITY_MAX:
             raise MeterkitError(f"priority: found {priority!r:.40}; allowed is 0 to {_PRIORITY_MAX}")
@@ -212,7 +212,7 @@ class Grants:
                 f"expires_at: found {found}; it must lie in the future, and after effective_at"
             )
         terms = (priority, effective_ms, expires_ms)
-        await put(self._store, customer, self._targets(quantities), grant_id=grant_id, terms=terms)
+        await add_grant(self._store, customer, self._targets(quantities), grant_id=grant_id, terms=terms)
 
     async def list(self, customer: str) -> Sequence[Grant]:
         """All grants of a customer, the plan's of this period too, in the order in which they are used up.
@@ -220,7 +220,7 @@ class Grants:
         Those that ended in an earlier period come last.
         """
         check_customer(customer)
-        return grants_of(*await self._read(customer))
+        return build_grants(*await self._read(customer))
 
     async def void(self, customer: str, grant_id: str) -> None:
         """Take back what a grant of the app's has left; what it has paid stays paid. Repeated: a no-op.
@@ -232,11 +232,11 @@ class Grants:
         _check_id(grant_id)
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
         held, ledger, _ = await self._read(customer)
-        named = {found.name: parts_of(found.name) for found in held}
+        named = {found.name: source_and_id(found.name) for found in held}
         names = [name for name, parts in named.items() if parts == ("app", grant_id)]
         if names:
             await admin.run(self._store.scripts["void_grants"], [keys.grants, keys.ledger], *names)
-            ask_anew(self._store, customer)
+            drop_allotments(self._store, customer)
         elif not any(is_grant_of_app(field, grant_id) for field in ledger):
             near = suggestion(grant_id, [own for source, own in named.values() if source == "app"])
             raise MeterkitError(
@@ -247,7 +247,7 @@ class Grants:
     async def ledger(self, customer: str) -> Sequence[LedgerEntry]:
         """The lines of all of a customer's grants; what the live ones have left follows from them."""
         check_customer(customer)
-        return ledger_of(*await self._read(customer))
+        return build_ledger(*await self._read(customer))
 
     async def _read(self, customer: str) -> tuple[Sequence[StoredGrant], Mapping[str, str], int]:
         """What a customer holds, the ledger, and when that was."""
@@ -272,10 +272,10 @@ class Grants:
                 "quantities: allowed is a mapping of meters or credits to quantities, with one at least"
             )
         given = cast("Mapping[object, object]", quantities)
-        return sorted(_target(name, quantity, self._store.catalog) for name, quantity in given.items())
+        return sorted(_check_target(name, quantity, self._store.catalog) for name, quantity in given.items())
 
 
-def _target(name: object, quantity: object, catalog: Catalog) -> tuple[str, int]:
+def _check_target(name: object, quantity: object, catalog: Catalog) -> tuple[str, int]:
     kind = _kind_of(name, catalog)
     most = QUANTITY_MAX if kind == "meter" else CREDITS_MAX
     if type(quantity) is not int or not 1 <= quantity <= most:
@@ -285,7 +285,7 @@ def _target(name: object, quantity: object, catalog: Catalog) -> tuple[str, int]
     return target_of(kind, str(name)), quantity * (MICRO if kind == "credit" else 1)
 
 
-def _kind_of(name: object, catalog: Catalog) -> Kind:
+def _kind_of(name: object, catalog: Catalog) -> GrantKind:
     meters = counters_of(catalog.meters)
     if name in catalog.credits:
         return "credit"
@@ -299,7 +299,7 @@ def _kind_of(name: object, catalog: Catalog) -> Kind:
     return "meter"
 
 
-def _instant(what: str, moment: datetime) -> int:
+def _check_instant(what: str, moment: datetime) -> int:
     check_aware(what, moment)
     if not _FIRST <= moment <= _LAST:
         raise MeterkitError(f"{what}: found {moment.isoformat()}; allowed are instants from 1970 to 9998")

@@ -46,7 +46,7 @@ class HistoryEntry:
     cause: str
 
 
-async def history_of(store: Store, customer: str) -> Sequence[HistoryEntry]:
+async def read_history(store: Store, customer: str) -> Sequence[HistoryEntry]:
     """The history of a customer whose id is valid, oldest first.
 
     Raises:
@@ -54,10 +54,10 @@ async def history_of(store: Store, customer: str) -> Sequence[HistoryEntry]:
     """
     admin = await store.admin()
     found = await admin.ask(admin.client.lrange(store.keys.customer(customer).history, 0, -1))
-    return [entry_of(entry) for entry in found]
+    return [parse_entry(entry) for entry in found]
 
 
-async def states_and_histories(
+async def read_states_and_histories(
     store: Store, customers: Iterable[str]
 ) -> list[tuple[CustomerState, list[HistoryEntry]]]:
     """The state of each of some customers and its history, oldest first, in one round trip.
@@ -73,7 +73,7 @@ async def states_and_histories(
         pipe.lrange(keys.history, 0, -1)
     replies: list[Any] = await admin.ask(pipe.execute())
     return [
-        (CustomerState.parse(data or b""), [entry_of(line) for line in lines])
+        (CustomerState.parse(data or b""), [parse_entry(line) for line in lines])
         for data, lines in zip(replies[::2], replies[1::2], strict=True)
     ]
 
@@ -84,11 +84,11 @@ async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
     Raises:
         StoreError: the store does not answer.
     """
-    entries = await history_of(store, customer)
+    entries = await read_history(store, customer)
     return any(entry.kind == "link" and entry.before and entry.at >= since for entry in entries)
 
 
-def until(entries: Iterable[HistoryEntry], kind: str, end: datetime) -> str | None:
+def value_until(entries: Iterable[HistoryEntry], kind: str, end: datetime) -> str | None:
     """The plan, subscription or the like in force until an instant; None: none, or no change since.
 
     Args:
@@ -100,7 +100,7 @@ def until(entries: Iterable[HistoryEntry], kind: str, end: datetime) -> str | No
     return next(later, None)
 
 
-def entry_of(entry: bytes) -> HistoryEntry:
+def parse_entry(entry: bytes) -> HistoryEntry:
     """A line of the ledger as it is kept."""
     kind, at_ms, before, after, cause = json.loads(entry)
     if kind == "late":
@@ -111,7 +111,7 @@ def entry_of(entry: bytes) -> HistoryEntry:
     )
 
 
-async def enter(store: Store, customer: str, *, kind: str, before: str, after: str, cause: str) -> bool:
+async def add_entry(store: Store, customer: str, *, kind: str, before: str, after: str, cause: str) -> bool:
     """Enter a line into the ledger of a customer whose id is valid; whether the customer has a ledger.
 
     A customer without a state has none, as one who was deleted.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.ambiguous_intents import compare_in_ms
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.item_prices import NO_PRICES
@@ -52,19 +52,19 @@ async def hold_usage(store: Store, customer: str, *, till_ms: int) -> None:
     Raises:
         StoreError: the store does not answer.
     """
-    await _write(store, customer, {"w": till_ms})
+    await _write_instants(store, customer, {"w": till_ms})
 
 
-async def let_go_of_usage(store: Store, customer: str, *, changed_ms: int) -> None:
+async def release_usage(store: Store, customer: str, *, changed_ms: int) -> None:
     """Have usage sealed again that was held back, stamped at or after the instant when prices changed.
 
     Raises:
         StoreError: the store does not answer.
     """
-    await _write(store, customer, {"w": 0, "y": changed_ms})
+    await _write_instants(store, customer, {"w": 0, "y": changed_ms})
 
 
-async def _write(store: Store, customer: str, instants: Mapping[str, int]) -> None:
+async def _write_instants(store: Store, customer: str, instants: Mapping[str, int]) -> None:
     usage, admin = await store.usage(customer), await store.admin()
     totals, period = store.keys.customer(customer).totals, to_ms(usage["period"]["start"])
     pipe = admin.client.pipeline(transaction=True)
@@ -89,7 +89,7 @@ _WHY: Final = "others changed its price at Stripe: it is compared with Stripe's 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Switch:
+class PriceSwitch:
     """A change of prices that others have made at Stripe.
 
     Attributes:
@@ -105,8 +105,8 @@ class Switch:
     cause: str
 
 
-async def strand_usage(
-    store: Store, customer: str, before: CustomerState, after: CustomerState, switch: Switch
+async def mark_usage_late(
+    store: Store, customer: str, before: CustomerState, after: CustomerState, switch: PriceSwitch
 ) -> None:
     """Make usage late that Stripe did not have of some meters when their prices changed; say how much.
 
@@ -125,10 +125,10 @@ async def strand_usage(
         StoreError: the store does not answer, or what it keeps of the customer is damaged.
     """
     catalog, now_ms = store.catalog, store.now_ms()
-    old, new = (_plan(state, catalog, now_ms) for state in (before, after))
+    old, new = (_subscribed_plan(state, catalog, now_ms) for state in (before, after))
     given = None if old is None else entitlements_on(old, before, catalog, now_ms)
     then = None if new is None else entitlements_on(new, after, catalog, now_ms)
-    terms = _Terms(catalog, given, then, before, after, switch)
+    terms = _LateTerms(catalog, given, then, before, after, switch)
     carried = list_reported_meters(catalog) | read_subscribed_meters(before, catalog, now_ms)
     meters, items = dict[str, tuple[str, str, str]](), dict[str, dict[str, str]]()
     for meter in catalog.meters.values():
@@ -139,7 +139,7 @@ async def strand_usage(
                 items[token] = {**item, "event": carried[token].event_name}
     missed, since = list[StoredIntent](), Counter[str]()
     pending = set(meters)
-    for token, line in (await _undelivered(store, customer, meters)).items():
+    for token, line in (await _list_undelivered(store, customer, meters)).items():
         split = sum(kept.minute_s * 1000 < switch.changed_ms for kept in line)
         # The first one behind the change has what was recorded before it and not sealed by then.
         missed += line[: split + 1]
@@ -149,15 +149,15 @@ async def strand_usage(
     for kept in missed:
         if kept.first_ms:
             token = kept.fields["meter"]
-            await _park(store, kept, meters[token][2], items.get(token), switch.cause)
-    await _strand(
+            await _park_intent(store, kept, meters[token][2], items.get(token), switch.cause)
+    await _run_mark_late(
         store,
         customer,
         [kept for kept in missed if not kept.first_ms],
         {
             "meters": meters,
             "items": items,
-            "back": await _undelivered_corrections(store, customer, items),
+            "back": await _list_undelivered_corrections(store, customer, items),
             "pending": sorted(pending),
             "since": since,
             "labels": {} if given is None or then is None else ended_labels(given, then, catalog),
@@ -168,7 +168,7 @@ async def strand_usage(
     )
 
 
-async def strand_intent(store: Store, kept: StoredIntent, *, cause: str) -> bool:
+async def mark_intent_late(store: Store, kept: StoredIntent, *, cause: str) -> bool:
     """Make an intent late that Stripe does not have, after its price has ended.
 
     Args:
@@ -183,11 +183,15 @@ async def strand_intent(store: Store, kept: StoredIntent, *, cause: str) -> bool
         StoreError: the store does not answer, or what it keeps of the customer is damaged.
     """
     catalog, token, now_ms = store.catalog, kept.fields["meter"], store.now_ms()
-    _, state = await States(store).read(kept.customer)
-    plan, item = _plan(state, catalog, now_ms), kept.fields.get(_ITEM, "")
+    _, state = await CustomerStates(store).read(kept.customer)
+    plan, item = _subscribed_plan(state, catalog, now_ms), kept.fields.get(_ITEM, "")
     meter = next((one for name, one in catalog.meters.items() if meter_token(name) == token), None)
     then = None if plan is None else entitlements_on(plan, state, catalog, now_ms)
-    again = ("", kept.fields["event"]) if meter is None else (_again(meter, then, catalog), meter.name)
+    again = (
+        ("", kept.fields["event"])
+        if meter is None
+        else (_class_at_new_price(meter, then, catalog), meter.name)
+    )
     asked: dict[str, Any] = {
         "pending": [],
         "since": {},
@@ -198,10 +202,10 @@ async def strand_intent(store: Store, kept: StoredIntent, *, cause: str) -> bool
         "items": {token: json.loads(item)} if item else {},
     }
     asked["meters"] = {token: (*again, kept.fields[MISSED])}
-    return await _strand(store, kept.customer, [kept], asked)
+    return await _run_mark_late(store, kept.customer, [kept], asked)
 
 
-async def _strand(
+async def _run_mark_late(
     store: Store, customer: str, missed: Sequence[StoredIntent], asked: Mapping[str, Any]
 ) -> bool:
     """Have the script do it, and log what is late; whether anything is."""
@@ -247,7 +251,7 @@ async def _strand(
     return len(reply) > len(("0", "now"))
 
 
-async def _undelivered(
+async def _list_undelivered(
     store: Store, customer: str, tokens: Iterable[str]
 ) -> Mapping[str, Sequence[StoredIntent]]:
     """By token, what is sealed and not known to be delivered, in the order of its minutes.
@@ -265,7 +269,7 @@ async def _undelivered(
     return {token: sorted(line, key=lambda kept: kept.minute_s) for token, line in found.items()}
 
 
-async def _undelivered_corrections(
+async def _list_undelivered_corrections(
     store: Store, customer: str, tokens: Collection[str]
 ) -> list[tuple[str, str]]:
     """Find what takes units back and was never tried, of meters without parts and prices by model."""
@@ -286,7 +290,7 @@ async def _undelivered_corrections(
     ]
 
 
-async def _park(
+async def _park_intent(
     store: Store, kept: StoredIntent, price: str, item: Mapping[str, str] | None, cause: str
 ) -> None:
     wait_ms = max(1, compare_in_ms(kept.first_ms, store.now_ms()))
@@ -294,19 +298,19 @@ async def _park(
     await change_state(store, kept, "parked", cause=cause, compare_in_ms=wait_ms, fields=more)
 
 
-def _plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:
+def _subscribed_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:
     subscription = state.subscription
     return None if subscription is None else catalog.plans.get(subscription.plan_at(now_ms) or "")
 
 
-def _again(meter: Meter, given: Mapping[str, Entitlement] | None, catalog: Catalog) -> str:
+def _class_at_new_price(meter: Meter, given: Mapping[str, Entitlement] | None, catalog: Catalog) -> str:
     """The class that late usage of a meter is recorded in again; empty: none."""
     if given is None or catalog.billing.late_usage != "next_period":
         return ""
     return late_class(given[deciding_meter(meter.name, catalog)], meter)
 
 
-class _Terms(NamedTuple):
+class _LateTerms(NamedTuple):
     """At which prices usage is billed that has missed a switch.
 
     Attributes:
@@ -321,19 +325,19 @@ class _Terms(NamedTuple):
     then: Mapping[str, Entitlement] | None
     before: CustomerState
     after: CustomerState
-    switch: Switch
+    switch: PriceSwitch
 
     def of(self, meter: Meter) -> tuple[str, str, str]:
         """The class in which a meter's usage is recorded again (empty: none), its name, the ended price."""
-        return self._again(meter), meter.name, _price(self.given, meter, self.catalog)
+        return self._late_class(meter), meter.name, _ended_price(self.given, meter, self.catalog)
 
     def item_of(self, meter: Meter) -> Mapping[str, str] | None:
         """Terms of an invoice item at the ended price; None: the price is the same, unknown, or in tiers."""
         is_billed = self.catalog.billing.late_usage == "next_period" and self._is_billed(self.before)
         own = None if self.given is None else self.given.get(meter.name)
-        if not has_flat_price(own, meter) or self._again(meter) or not is_billed:
+        if not has_flat_price(own, meter) or self._late_class(meter) or not is_billed:
             return None
-        label, terms = self._label(meter, self.before, self.given), item_terms(self.after, self.catalog)
+        label, terms = self._unit_label(meter, self.before, self.given), item_terms(self.after, self.catalog)
         if unit_cents(label) is None or terms is None or self.before.subscription is None:
             return None
         return {
@@ -343,13 +347,16 @@ class _Terms(NamedTuple):
             "till": f"{self.switch.changed_ms}",
         }
 
-    def _again(self, meter: Meter) -> str:
+    def _late_class(self, meter: Meter) -> str:
         if self._is_removed(meter):
             return ""
-        old, new = self._label(meter, self.before, self.given), self._label(meter, self.after, self.then)
+        old, new = (
+            self._unit_label(meter, self.before, self.given),
+            self._unit_label(meter, self.after, self.then),
+        )
         is_free, is_still_free = (not self._is_billed(state) for state in (self.before, self.after))
         is_same = is_still_free if is_free else is_same_price(old, new)
-        return _again(meter, self.then, self.catalog) if is_same else ""
+        return _class_at_new_price(meter, self.then, self.catalog) if is_same else ""
 
     def _is_removed(self, meter: Meter) -> bool:
         """Whether no item of the subscription bills the meter any more, whatever the plans file says."""
@@ -365,12 +372,12 @@ class _Terms(NamedTuple):
     def _is_billed(self, state: CustomerState) -> bool:
         return is_billed_at(state.subscription, self.switch.changed_ms)
 
-    def _label(self, meter: Meter, state: CustomerState, given: Mapping[str, Entitlement] | None) -> str:
+    def _unit_label(self, meter: Meter, state: CustomerState, given: Mapping[str, Entitlement] | None) -> str:
         prices = NO_PRICES if state.subscription is None else state.subscription.prices
         return unit_label(meter.name, given, prices, self.catalog)[0]
 
 
-def _price(given: Mapping[str, Entitlement] | None, meter: Meter, catalog: Catalog) -> str:
+def _ended_price(given: Mapping[str, Entitlement] | None, meter: Meter, catalog: Catalog) -> str:
     """The price that ended, to stand behind a quantity."""
     own = None if given is None else given[deciding_meter(meter.name, catalog)]
     return format_overage_price(own, catalog.currency) or " at a price that the plans file does not name"

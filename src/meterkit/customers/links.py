@@ -12,7 +12,7 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.errors import CustomerError, StoreError
 from meterkit.outbox.intents import parse_intents, read_intents_in
@@ -33,7 +33,7 @@ _DROPPED: Final = b"dropped|"
 """Begins the name of what was dropped, which only keeps its minute; see change_state.lua."""
 
 
-class AtStripe(Protocol):
+class StripeHooks(Protocol):
     """Calls to Stripe that belong to a change of a customer."""
 
     async def linking(self, customer: str, stripe_customer: str) -> None:
@@ -55,7 +55,7 @@ class AtStripe(Protocol):
         ...
 
 
-class Delivered(NamedTuple):
+class DeliveryRecord(NamedTuple):
     """A delivery.
 
     Attributes:
@@ -72,7 +72,7 @@ class Delivered(NamedTuple):
     value: int
 
 
-async def delivered_lately(admin: Admin, keys: Keys, shard: int) -> AsyncGenerator[Delivered]:
+async def read_recent_deliveries(admin: Admin, keys: Keys, shard: int) -> AsyncGenerator[DeliveryRecord]:
     """Quantities delivered or dropped.
 
     Raises:
@@ -83,7 +83,7 @@ async def delivered_lately(admin: Admin, keys: Keys, shard: int) -> AsyncGenerat
         for name, line in (await admin.ask(admin.client.hgetall(key))).items():
             customer, stripe_customer, event_name, time_s, value = json.loads(line)
             units = 0 if name.startswith(_DROPPED) else int(value)
-            yield Delivered(name.decode(), customer, stripe_customer, event_name, int(time_s), units)
+            yield DeliveryRecord(name.decode(), customer, stripe_customer, event_name, int(time_s), units)
 
 
 _MINUTE_MS: Final = 60_000
@@ -152,7 +152,7 @@ async def used_minutes_ms(admin: Admin, keys: Keys, stripe_customer: str) -> set
         ):
             if intent and intent["stripe"] == stripe_customer:
                 used.add(int(intent["time"]) * 1000)
-        async for one in delivered_lately(admin, keys, shard):
+        async for one in read_recent_deliveries(admin, keys, shard):
             if one.stripe_customer == stripe_customer:
                 used.add(one.time_s * 1000)
     return used
@@ -176,12 +176,12 @@ def check_stripe_customer(stripe_customer: str) -> None:
         raise CustomerError(f"Stripe customer: found {shown(stripe_customer)}; allowed is an id like cus_123")
 
 
-class Links:
+class StripeLinker:
     """Makes links and undoes them; see :class:`meterkit.Customers`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._states = States(store)
+        self._states = CustomerStates(store)
 
     async def make(self, customer: str, stripe_customer: str) -> None:
         """Link a customer to a Stripe customer: from now on its usage is delivered. Repeated: a no-op.
@@ -207,7 +207,7 @@ class Links:
             return replace(state, stripe_customer=None) if linked else state
 
         for _ in range(_TRIES):
-            held = await self._claim(admin, claim, customer, stripe_customer)
+            held = await self._take_claim(admin, claim, customer, stripe_customer)
             if held is None:
                 continue
             try:
@@ -216,10 +216,10 @@ class Links:
                 await self.withdraw(customer, stripe_customer)
                 raise
             # Another process that read the claim before the state changed cannot take it over any more.
-            if await admin.run(self._store.scripts["change_claim"], [claim], held, _claim_of(customer)):
+            if await admin.run(self._store.scripts["change_claim"], [claim], held, _new_claim(customer)):
                 return
             # Else the same link was made twice at once.
-            if owner_of(await self._read(admin, claim)) != customer:
+            if claim_owner(await self._read_claim(admin, claim)) != customer:
                 # The claim was taken over before it was made good.
                 await self._states.change(customer, undo)
         raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
@@ -234,7 +234,7 @@ class Links:
         linked = state.stripe_customer
         admin, keys = await self._store.admin(), self._store.keys
         if linked is None:
-            await self._recall(admin, customer)
+            await self._recall_unsent_intents(admin, customer)
             return
         await remember_former(admin, keys, linked, customer)
 
@@ -245,10 +245,10 @@ class Links:
             return replace(with_subscription(state, None), stripe_customer=None, minutes_taken_ms=())
 
         await self._states.change(customer, change)
-        await self._recall(admin, customer)
+        await self._recall_unsent_intents(admin, customer)
         await self.withdraw(customer, linked)
 
-    async def _recall(self, admin: Admin, customer: str) -> None:
+    async def _recall_unsent_intents(self, admin: Admin, customer: str) -> None:
         """Take back what was sealed and never sent."""
         rev, state = await self._states.read(customer)
         if state.stripe_customer is not None:
@@ -275,10 +275,10 @@ class Links:
         totals = {name.decode(): value.decode() for name, value in found.items()}
         return minutes_taken_ms(used, pending_minutes_ms(totals), self._store.now_ms())
 
-    async def _read(self, admin: Admin, claim: str) -> str:
+    async def _read_claim(self, admin: Admin, claim: str) -> str:
         return ((await admin.ask(admin.client.get(claim))) or b"").decode()
 
-    async def _claim(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> str | None:
+    async def _take_claim(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> str | None:
         """Claim a Stripe customer that is unclaimed, or claimed by this customer or one never linked.
 
         Returns:
@@ -287,8 +287,8 @@ class Links:
         Raises:
             CustomerError: it is linked to another customer.
         """
-        found = await self._read(admin, claim)
-        owner = owner_of(found)
+        found = await self._read_claim(admin, claim)
+        owner = claim_owner(found)
         if owner == customer:
             return found
         if owner:
@@ -297,7 +297,7 @@ class Links:
                 raise CustomerError(
                     f"Stripe customer {stripe_customer} is linked to customer {owner!r} already"
                 )
-        mine = _claim_of(customer)
+        mine = _new_claim(customer)
         return mine if await admin.run(self._store.scripts["change_claim"], [claim], found, mine) else None
 
     async def retire(self, customer: str, stripe_customer: str, *, done: bool = False) -> None:
@@ -312,10 +312,10 @@ class Links:
         """
         admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
         for _ in range(_TRIES):
-            found = await self._read(admin, claim)
-            if owner_of(found) not in {"", customer}:
+            found = await self._read_claim(admin, claim)
+            if claim_owner(found) not in {"", customer}:
                 return  # Linked to another customer meanwhile.
-            tombstone = _TOMBSTONE if done else f"{_claim_of(customer)}{_RETIRED}"
+            tombstone = _TOMBSTONE if done else f"{_new_claim(customer)}{_RETIRED}"
             if await admin.run(self._store.scripts["change_claim"], [claim], found, tombstone):
                 return
         raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
@@ -323,23 +323,23 @@ class Links:
     async def is_retired(self, stripe_customer: str) -> bool:
         """Whether there is a tombstone. Raises StoreError where the store does not answer."""
         admin = await self._store.admin()
-        return (await self._read(admin, self._store.keys.link(stripe_customer))).endswith(_RETIRED)
+        return (await self._read_claim(admin, self._store.keys.link(stripe_customer))).endswith(_RETIRED)
 
     async def withdraw(self, customer: str, stripe_customer: str) -> None:
         """Withdraw a claim that no link was made from, or none that is left."""
         admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
-        found = await self._read(admin, claim)
+        found = await self._read_claim(admin, claim)
         _, state = await self._states.read(customer)
-        is_claim = owner_of(found) == customer and not found.endswith(_RETIRED)
+        is_claim = claim_owner(found) == customer and not found.endswith(_RETIRED)
         if is_claim and state.stripe_customer != stripe_customer:
             await admin.run(self._store.scripts["change_claim"], [claim], found, "")
 
 
-def _claim_of(customer: str) -> str:
+def _new_claim(customer: str) -> str:
     """A claim of a customer's: no two are the same, so that one that was read is known to be unchanged."""
     return f"{customer}\n{token_hex(8)}"  # No customer's id has a line feed.
 
 
-def owner_of(claim: str) -> str:
+def claim_owner(claim: str) -> str:
     """The customer that holds a claim on a Stripe customer; empty: none."""
     return claim.partition("\n")[0]

@@ -35,7 +35,7 @@ async def read_overdraft(
         ValueError: a counter is damaged.
     """
     start_ms, end_ms = uncut_period(state, store.catalog, last_ms)
-    used = await _read_use(store, customer, start_ms, end_ms)
+    used = await _read_usage(store, customer, start_ms, end_ms)
     return overdraft_of(state, store.catalog, last_ms, cut_ms, used)
 
 
@@ -75,7 +75,7 @@ async def read_spent(
     )
 
 
-async def _read_use(store: Store, customer: str, start_ms: int, end_ms: int) -> Counter[str]:
+async def _read_usage(store: Store, customer: str, start_ms: int, end_ms: int) -> Counter[str]:
     """Included units and recurring grants that were used in a period, by target."""
     admin, keys, meters = await store.admin(), store.keys.customer(customer), [*store.catalog.meters]
     pipe = admin.client.pipeline(transaction=True)

@@ -8,8 +8,8 @@ from importlib import import_module
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.customers.customers import customers_of
-from meterkit.customers.states import pages_set_up
+from meterkit.customers.customers import read_customers
+from meterkit.customers.states import list_customer_pages
 from meterkit.errors import MeterkitError
 from meterkit.redis.daemon_thread import in_thread
 
@@ -119,7 +119,7 @@ class SortedCustomers(TemporaryTables):
         Raises:
             StoreError: the store does not answer.
         """
-        async with aclosing(pages_set_up(admin, keys, _KEYS_AT_ONCE)) as pages:
+        async with aclosing(list_customer_pages(admin, keys, _KEYS_AT_ONCE)) as pages:
             async for names in pages:
                 await self.add((0, name) for name in names)
 
@@ -177,4 +177,4 @@ async def customers_by_id(store: Store, most: int) -> AsyncGenerator[Sequence[Cu
         await every.add_set_up(await store.admin(), store.keys)
         async with aclosing(every.names(most)) as pages:
             async for names in pages:
-                yield await customers_of(store, names)
+                yield await read_customers(store, names)

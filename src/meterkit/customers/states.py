@@ -53,7 +53,7 @@ _TRIES: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class StoredState:
     """The stored state of a customer.
 
     Attributes:
@@ -69,7 +69,7 @@ class Found:
     force_text: str
 
 
-class States:
+class CustomerStates:
     """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer."""
 
     def __init__(self, store: Store) -> None:
@@ -80,19 +80,19 @@ class States:
         found = await self.find(customer)
         return found.rev, found.state
 
-    async def find(self, customer: str) -> Found:
+    async def find(self, customer: str) -> StoredState:
         """All that is stored of what a customer is."""
         (found,) = await self.find_many([customer])
         return found
 
-    async def find_many(self, customers: Sequence[str]) -> list[Found]:
+    async def find_many(self, customers: Sequence[str]) -> list[StoredState]:
         """The same of several customers, in one round trip."""
         admin = await self._store.admin()
         pipe = admin.client.pipeline(transaction=False)
         for customer in customers:
             pipe.hmget(self._store.keys.customer(customer).state, ["rev", "data", "force"])
         return [
-            Found(
+            StoredState(
                 rev=(rev or NO_STATE.encode()).decode(),
                 state=CustomerState.parse(data or b""),
                 force=TermsInForce.parse(force or b""),
@@ -129,10 +129,14 @@ class States:
             changed = with_former_prices(found.state, change(found.state), self._store.now_ms())
             if changed != found.state:
                 changed = await self._with_plan_changes(customer, found.state, changed, changed_ms)
-            if changed == found.state and found.rev != NO_STATE and not self._is_behind(found):
+            if (
+                changed == found.state
+                and found.rev != NO_STATE
+                and not self._has_unrecorded_transitions(found)
+            ):
                 return found.state
-            if await self._put(customer, found, changed, cause):
-                ask_anew(self._store, customer)
+            if await self._store_if_unchanged(customer, found, changed, cause):
+                drop_allotments(self._store, customer)
                 return changed
         raise StoreError(
             f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
@@ -151,15 +155,17 @@ class States:
         """Record and report changes by the clock, or by another plans file, since the last look."""
         for _ in range(_TRIES):
             found = await self.find(customer)
-            if found.rev == NO_STATE or await self._put(customer, found, found.state, ""):
+            if found.rev == NO_STATE or await self._store_if_unchanged(customer, found, found.state, ""):
                 return
 
-    def _is_behind(self, found: Found) -> bool:
+    def _has_unrecorded_transitions(self, found: StoredState) -> bool:
         """Whether the clock, or another plans file, has changed something that is not entered yet."""
         steps, _ = find_transitions(found.force, found.state, self._store.catalog, self._store.now_ms())
         return bool(steps)
 
-    async def _put(self, customer: str, found: Found, changed: CustomerState, cause: str) -> bool:
+    async def _store_if_unchanged(
+        self, customer: str, found: StoredState, changed: CustomerState, cause: str
+    ) -> bool:
         """Store a state with its changes, unless another process was faster."""
         store, keys = self._store, self._store.keys.customer(customer)
         now_ms = store.now_ms()
@@ -199,10 +205,10 @@ class States:
             found.force_text,
             force.dump(),
             0 if force.turn_ms == NEVER_MS else force.turn_ms,
-            _changes(
+            _serialize_changes(
                 entries,
                 notices,
-                _gauges(changed, store.catalog, now_ms),
+                _gauge_limits(changed, store.catalog, now_ms),
                 _ended_prices(before, force, (found.state, changed), store.catalog),
             ),
         )
@@ -211,7 +217,7 @@ class States:
         return bool(reply[0] == 0)
 
 
-def ask_anew(store: Store, customer: str) -> None:
+def drop_allotments(store: Store, customer: str) -> None:
     """End the use of allotments of a customer in this process: the next request asks the store.
 
     Other processes use theirs until their term of 250 ms is over.
@@ -221,7 +227,7 @@ def ask_anew(store: Store, customer: str) -> None:
         view.forget()
 
 
-def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[str, int]]:
+def _gauge_limits(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[str, int]]:
     """The included level of each gauge now; -1: unlimited."""
     given = entitlements_of(effective_plan(state, catalog, now_ms), catalog)
     limits = {
@@ -249,7 +255,7 @@ def _ended_prices(
     return {"at": str(at_ms), "labels": labels}
 
 
-def _changes(
+def _serialize_changes(
     entries: Sequence[TransitionEntry],
     notices: Sequence[StateNotice],
     gauges: Sequence[tuple[str, int]],
@@ -295,7 +301,7 @@ async def sweep_scheduled_transitions(store: Store) -> int:
     Raises:
         StoreError: the store does not answer.
     """
-    admin, states, caught_up = await store.admin(), States(store), 0
+    admin, states, caught_up = await store.admin(), CustomerStates(store), 0
     for first in range(0, store.keys.shards, _SHARDS_AT_ONCE):
         shards = range(first, min(first + _SHARDS_AT_ONCE, store.keys.shards))
         due = admin.client.pipeline(transaction=False)
@@ -307,7 +313,7 @@ async def sweep_scheduled_transitions(store: Store) -> int:
     return caught_up
 
 
-async def _catch_up(admin: Admin, states: States, customer: str) -> bool:
+async def _catch_up(admin: Admin, states: CustomerStates, customer: str) -> bool:
     try:
         await states.catch_up(customer)
     except StoreError:
@@ -318,7 +324,7 @@ async def _catch_up(admin: Admin, states: States, customer: str) -> bool:
     return True
 
 
-async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
+async def list_customers(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
     """The ids of all customers that have a record, in no order, a few shards at once.
 
     Raises:
@@ -333,14 +339,14 @@ async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
                 yield member.decode()
 
 
-async def pages_set_up(admin: Admin, keys: Keys, most: int) -> AsyncGenerator[list[str]]:
+async def list_customer_pages(admin: Admin, keys: Keys, most: int) -> AsyncGenerator[list[str]]:
     """List the same ids in pages of at most so many.
 
     Raises:
         StoreError: the store does not answer.
     """
     page: list[str] = []
-    async with aclosing(customers_set_up(admin, keys)) as customers:
+    async with aclosing(list_customers(admin, keys)) as customers:
         async for customer in customers:
             page.append(customer)
             if len(page) == most:

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amount_texts import money, rounded_cents
 from meterkit.customers.corrections import (
-    Asked,
     BilledLine,
     BilledUsage,
     ByHandLine,
+    CorrectionRequest,
     IssuedCredit,
     check_correction,
-    once_key,
+    deduplication_key,
     restore_units,
 )
-from meterkit.customers.history import enter
-from meterkit.customers.states import States
+from meterkit.customers.history import add_entry
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import item_segments, segments_of, sent_label, unit_amount_decimal
@@ -356,7 +356,9 @@ class CreditIssuer:
                 before all credit notes are issued.
             StoreError: the store does not answer.
         """
-        asked = Asked(quantities, reason=reason, correction_id=correction_id, by=by, is_dry=dry_run)
+        asked = CorrectionRequest(
+            quantities, reason=reason, correction_id=correction_id, by=by, is_dry=dry_run
+        )
         store, api = self._store, self._api
         check_correction(store, customer, asked)
         if credit and api is None:
@@ -380,7 +382,7 @@ class CreditIssuer:
     async def _add_credits(
         self,
         customer: str,
-        asked: Asked,
+        asked: CorrectionRequest,
         one: Corrected,
         lines: Sequence[AssignedLine],
         *,
@@ -408,10 +410,10 @@ class CreditIssuer:
         )
 
     async def _issue_credits(
-        self, customer: str, asked: Asked, meter: str, lines: Sequence[AssignedLine]
+        self, customer: str, asked: CorrectionRequest, meter: str, lines: Sequence[AssignedLine]
     ) -> tuple[dict[str, IssuedCredit], list[str]]:
         """Issue credit notes for lines; return them by line name, and why other lines get none."""
-        _, state = await States(self._store).read(customer)
+        _, state = await CustomerStates(self._store).read(customer)
         api = self._api() if self._api is not None else None
         dated = [line for line in lines if _DATED in line.name]
         if api is None or state.stripe_customer is None or not dated:
@@ -446,7 +448,7 @@ class CreditIssuer:
             )
             if await self._keep_credits(customer, asked, meter, notes, line.name):
                 given = money(line.cents, str(billed.invoice["currency"]))
-                await enter(
+                await add_entry(
                     self._store,
                     customer,
                     kind="correction",
@@ -488,31 +490,41 @@ class CreditIssuer:
         made = await api.post(_NOTES, params, idempotency_key=f"meterkit-correction-{key}")
         return str(made["id"])
 
-    async def _read_credits(self, customer: str, asked: Asked, meter: str) -> dict[str, IssuedCredit]:
+    async def _read_credits(
+        self, customer: str, asked: CorrectionRequest, meter: str
+    ) -> dict[str, IssuedCredit]:
         """Read the stored credit notes of a correction, by line name."""
         kept = await self._read_correction(customer, asked)
         return {name: IssuedCredit(*note) for name, note in kept.get("notes", {}).get(meter, {}).items()}
 
-    async def _read_correction(self, customer: str, asked: Asked) -> dict[str, Any]:
-        admin, (_, once) = await self._store.admin(), once_key(self._store, customer, asked.correction_id)
+    async def _read_correction(self, customer: str, asked: CorrectionRequest) -> dict[str, Any]:
+        admin, (_, once) = (
+            await self._store.admin(),
+            deduplication_key(self._store, customer, asked.correction_id),
+        )
         kept: bytes | None = await admin.ask(admin.client.get(once))
         found: dict[str, Any] = json.loads(kept or b"{}")
         return found
 
     async def _keep_credits(
-        self, customer: str, asked: Asked, meter: str, notes: Mapping[str, IssuedCredit], latest: str
+        self,
+        customer: str,
+        asked: CorrectionRequest,
+        meter: str,
+        notes: Mapping[str, IssuedCredit],
+        latest: str,
     ) -> bool:
         """Store the credits of a meter with its correction; whether the latest one is new."""
         store, kept = self._store, await self._read_correction(customer, asked)
         known = kept.setdefault("notes", {}).setdefault(meter, {})
         is_new = latest not in known
         known |= notes
-        admin, (_, once) = await store.admin(), once_key(store, customer, asked.correction_id)
+        admin, (_, once) = await store.admin(), deduplication_key(store, customer, asked.correction_id)
         is_kept = await admin.ask(admin.client.set(once, json.dumps(kept), xx=True, keepttl=True))
         return is_new and bool(is_kept)
 
 
-def _idempotency_key(customer: str, asked: Asked, meter: str, line: AssignedLine) -> str:
+def _idempotency_key(customer: str, asked: CorrectionRequest, meter: str, line: AssignedLine) -> str:
     """Compute the idempotency key of a credit note from the correction and the line."""
     text = f"{customer}\0{asked.correction_id}\0{meter}\0{line.name}"
     return blake2b(text.encode(), digest_size=16).hexdigest()

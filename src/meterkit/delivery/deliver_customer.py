@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from meterkit.customers.billed_usage import taken_back
-from meterkit.customers.late_on_price_change import hold_usage, let_go_of_usage, next_minute_ms
-from meterkit.customers.states import States
+from meterkit.customers.billed_usage import read_negative_units
+from meterkit.customers.late_on_price_change import hold_usage, next_minute_ms, release_usage
+from meterkit.customers.states import CustomerStates
 from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.summaries import wait_until_counted
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
@@ -87,7 +87,9 @@ async def count_undelivered_units(store: Store, customer: str) -> int:
     """
     usage = await store.usage(customer)
     # Negative events are subtracted there, and wait for delivery, too.
-    back = sum(2 * (units.queued + units.leased) for units in (await taken_back(store, usage)).values())
+    back = sum(
+        2 * (units.queued + units.leased) for units in (await read_negative_units(store, usage)).values()
+    )
     items = await LateItems(store, await store.admin()).listed(customer)
     return (
         back
@@ -127,7 +129,7 @@ class UsageCutter:
             StripeError: Stripe refuses.
             StoreError: the store does not answer.
         """
-        _, state = await States(self.store).read(customer)
+        _, state = await CustomerStates(self.store).read(customer)
         if state.stripe_customer is None:
             yield
             return
@@ -197,4 +199,4 @@ class UsageCutter:
     async def _release_held(self, customer: str) -> None:
         """Release held usage, stamped after this instant by Stripe's clock and by the store's."""
         now_ms = max(self.store.now_ms(), 1000 * (self.api().server_time_s or 0))
-        await let_go_of_usage(self.store, customer, changed_ms=next_minute_ms(now_ms))
+        await release_usage(self.store, customer, changed_ms=next_minute_ms(now_ms))

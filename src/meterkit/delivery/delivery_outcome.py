@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.stripe.request import ERROR_TYPES, in_words
+from meterkit.stripe.request import ERROR_TYPES, describe_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.stripe.request import Result
+    from meterkit.stripe.request import RequestResult
 
 CLOCKS_APART_S: Final = 60
 """Largest difference between this host's clock and Stripe's: beyond it, deliveries wait."""
@@ -126,7 +126,7 @@ class DeliveryOutcome:
         return _MEANS[self.kind][2]
 
 
-def classify(result: Result) -> DeliveryOutcome:
+def classify(result: RequestResult) -> DeliveryOutcome:
     """Classify the result of a request."""
     kind = _kind(result)
     # Stripe answers a repeated idempotency key with the saved response, a saved 500 included: only a new key
@@ -134,7 +134,7 @@ def classify(result: Result) -> DeliveryOutcome:
     new_key = result.status is not None and kind not in ("delivered", "duplicate", "not_done")
     return DeliveryOutcome(
         kind=kind,
-        detail=in_words(result),
+        detail=describe_result(result),
         answered=result.status is not None,
         refused=_is_refused(result, kind),
         new_key=new_key,
@@ -143,7 +143,7 @@ def classify(result: Result) -> DeliveryOutcome:
     )
 
 
-def _kind(result: Result) -> OutcomeKind:
+def _kind(result: RequestResult) -> OutcomeKind:
     status = HTTPStatus.INTERNAL_SERVER_ERROR if result.status is None else result.status
     text, param = (result.message or "").lower(), result.param or ""
     is_stripes = result.type in ERROR_TYPES
@@ -172,7 +172,7 @@ def _kind(result: Result) -> OutcomeKind:
     return next(kind for holds, kind in first_match if holds)
 
 
-def _is_refused(result: Result, kind: OutcomeKind) -> bool:
+def _is_refused(result: RequestResult, kind: OutcomeKind) -> bool:
     if result.failure == "not_sent":
         return True
     # A proxy that answers may have forwarded the request. A key in use belongs to another copy of this

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.customers.late_on_price_change import MISSED, strand_intent
+from meterkit.customers.late_on_price_change import MISSED, mark_intent_late
 from meterkit.decisions.ambiguous_intents import COMPARABLE_AFTER_MS, READS_APART_MS
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.delivery.late_usage import LateIntents
@@ -214,7 +214,7 @@ class IntentComparer:
                 store, intent, "delivered", cause=CAUSE, after=f"delivered: {judgement.why}"
             )
         elif judgement.verdict == "replace" and MISSED in intent.fields:
-            is_changed = await strand_intent(store, intent, cause=CAUSE)
+            is_changed = await mark_intent_late(store, intent, cause=CAUSE)
         elif judgement.verdict == "replace" and await self._late.is_late(intent):
             why = f"{judgement.why}, and the invoice of its period is final"
             is_changed = await withdraw(store, intent, cause=CAUSE, why=why)

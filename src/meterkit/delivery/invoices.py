@@ -8,7 +8,7 @@ from fractions import Fraction
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.customers.history import history_of, until
+from meterkit.customers.history import read_history, value_until
 from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
@@ -330,7 +330,7 @@ async def read_period_billing(
         is_last = subscription.status in ENDED and made_ms == subscription.ends_ms()
         prices = subscription.prices_at(min(end_ms, made_ms) - 1)
         return PeriodBilling(subscription.id, subscription.plan, made_ms, is_last, prices)
-    entries = await history_of(store, usage["customer"])
+    entries = await read_history(store, usage["customer"])
     formers = dict.fromkeys(entry.before for entry in reversed(entries) if entry.kind == "subscription")
     for former in filter(None, formers):
         try:
@@ -343,7 +343,7 @@ async def read_period_billing(
             invoicing = _of_former(found, start_ms, end_ms)
             if invoicing is None:
                 return None
-            ended = until(entries, "plan", from_ms(invoicing.made_ms)) or usage["plan"]
+            ended = value_until(entries, "plan", from_ms(invoicing.made_ms)) or usage["plan"]
             prices = subscription.prices_at(min(end_ms, invoicing.made_ms) - 1)
             return invoicing._replace(plan=ended, prices=prices)
     return None

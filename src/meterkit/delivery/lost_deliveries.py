@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.cancellation import start_task
 from meterkit.customers.history import is_relinked
-from meterkit.customers.links import delivered_lately
+from meterkit.customers.links import read_recent_deliveries
 from meterkit.decisions.periods import from_ms, stamped_span_s
 from meterkit.errors import MeterkitError
 from meterkit.throttle import HOUR_S, Throttle
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from decimal import Decimal
 
-    from meterkit.customers.links import Delivered
+    from meterkit.customers.links import DeliveryRecord
     from meterkit.delivery.summaries import StripeSummaries
     from meterkit.outbox.intents import StoredIntent
     from meterkit.outbox.journal import Journal, JournalRow
@@ -44,7 +44,7 @@ _NEAR_MS: Final = 2 * 86_400_000
 _BY_MINUTES_S: Final = 6 * _HOUR_S
 _EXACT_S: Final = 36 * _HOUR_S
 
-Deliveries: TypeAlias = "Mapping[tuple[str, str, str], Sequence[Delivered]]"
+Deliveries: TypeAlias = "Mapping[tuple[str, str, str], Sequence[DeliveryRecord]]"
 """Deliveries that a shard knows of, by customer, Stripe customer and event name."""
 
 
@@ -140,8 +140,10 @@ class LostDeliveries:
             StoreError: the store does not answer.
         """
         admin = (await self._store.admin()).for_delivery()
-        found: dict[tuple[str, str, str], list[Delivered]] = {}
-        async for one in delivered_lately(admin, self._store.keys, self._store.keys.customer(customer).shard):
+        found: dict[tuple[str, str, str], list[DeliveryRecord]] = {}
+        async for one in read_recent_deliveries(
+            admin, self._store.keys, self._store.keys.customer(customer).shard
+        ):
             found.setdefault((one.customer, one.stripe_customer, one.event_name), []).append(one)
         return found
 
@@ -230,7 +232,7 @@ class LostDeliveries:
         event_name: str,
         stripe_customer: str,
         gap: DeliveryGap,
-        known: Sequence[Delivered],
+        known: Sequence[DeliveryRecord],
     ) -> tuple[int, int]:
         """Sum the units under identifiers of the gap that only the journal has, and that only the store has.
 

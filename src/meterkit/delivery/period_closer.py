@@ -8,8 +8,8 @@ from dataclasses import replace
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.customers.billed_usage import Uninvoiced, note_uninvoiced, uninvoiced
-from meterkit.customers.states import States
+from meterkit.customers.billed_usage import UninvoicedUnits, read_uninvoiced, record_uninvoiced
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.delivery.audit_root import RootWriter
 from meterkit.delivery.draft_hold import DraftHold
@@ -128,7 +128,7 @@ class CloseChecker:
         Raises:
             StripeError: Stripe refuses, or does not answer.
         """
-        _, state = await States(self._store).read(usage["customer"])
+        _, state = await CustomerStates(self._store).read(usage["customer"])
         invoicing = await read_period_billing(self._store, self._api, usage, state)
         if state.stripe_customer is None or invoicing is None:
             return None, None
@@ -158,7 +158,7 @@ class CloseChecker:
         """Write the root into the invoice of a period whose usage does not go to Stripe."""
         if self._roots is None or self._stripe_failure:
             return
-        _, state = await States(self._store).read(usage["customer"])
+        _, state = await CustomerStates(self._store).read(usage["customer"])
         try:
             invoicing = await read_period_billing(self._store, self._api, usage, state)
             if state.stripe_customer is not None and invoicing is not None:
@@ -354,14 +354,14 @@ async def count_uninvoiced(
         if one.difference == 0 and one.invoiced is not None and one.invoice != "draft":
             missing.setdefault(one.event_name, -one.invoiced)
             missing[one.event_name] += one.delivered
-    known, late = await uninvoiced(store, usage), list[Uninvoiced]()
+    known, late = await read_uninvoiced(store, usage), list[UninvoicedUnits]()
     for one in found:
         units = min(one.delivered, missing.get(one.event_name, 0))
         if units > 0:
             missing[one.event_name] -= units
-            late.append(Uninvoiced(one.meter, units, known[one.meter], prices[one.meter]))
+            late.append(UninvoicedUnits(one.meter, units, known[one.meter], prices[one.meter]))
     if late:
-        await note_uninvoiced(store, usage, late)
+        await record_uninvoiced(store, usage, late)
         _logger.error(
             "late usage of customer %r: Stripe has counted it in the period from %s and has it on no invoice;"
             " %s: no invoice bills it",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.billed_usage import Priced, priced_usage, taken_back, uninvoiced
+from meterkit.customers.billed_usage import UnitsByPrice, price_usage, read_negative_units, read_uninvoiced
 from meterkit.customers.history import is_relinked
 from meterkit.customers.sorted_customers import customers_with_counts
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.ambiguous_intents import can_resend
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.delivery.flush_report import FlushReport
@@ -233,7 +233,7 @@ class Reconciler:
         that, as they need no further call.
         """
         store = self._store
-        _, state = await States(store).read(usage["customer"])
+        _, state = await CustomerStates(store).read(usage["customer"])
         admin = await store.admin()
         at_ms = min(to_ms(usage["period"]["end"]) - 1, store.now_ms())
         known = await read_meters(admin, store.keys, store.catalog, usage["customer"], at_ms=at_ms)
@@ -242,7 +242,7 @@ class Reconciler:
             for counted in known.values()
             if counted.meter in usage["meters"]
         }
-        back, late = await taken_back(store, usage), await uninvoiced(store, usage)
+        back, late = await read_negative_units(store, usage), await read_uninvoiced(store, usage)
         used_meters = {name for name in events if any(back[name]) or _goes_to_stripe(usage["meters"][name])}
         used_events = {events[name] for name in used_meters}
         invoicing = None
@@ -256,7 +256,7 @@ class Reconciler:
         }
         meters = [name for name in usage["meters"] if name in shown]
         sides: dict[str, EventBooks] = {}
-        priced = await priced_usage(store, usage, state, meters if invoicing is not None else (), late)
+        priced = await price_usage(store, usage, state, meters if invoicing is not None else (), late)
         for event in dict.fromkeys(events[name] for name in meters):
             named = {name: usage["meters"][name] for name in meters if events[name] == event}
             confirmed = await books.confirmed(event)
@@ -321,9 +321,9 @@ class Reconciler:
         )
 
 
-def _sum_priced(priced: Sequence[Priced | None]) -> Priced | None:
+def _sum_priced(priced: Sequence[UnitsByPrice | None]) -> UnitsByPrice | None:
     """Sum units by price over all meters of an event name; None: one is not known."""
-    return None if None in priced else sum(filter(None, priced), Priced())
+    return None if None in priced else sum(filter(None, priced), UnitsByPrice())
 
 
 def _recorded_side(usage: CustomerUsage, meter: str) -> dict[str, Any]:

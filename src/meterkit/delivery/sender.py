@@ -18,7 +18,7 @@ from meterkit.decisions.ambiguous_intents import can_resend, compare_in_ms
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.outbox.intents import IntentMove
 from meterkit.outbox.sealer import REPORTED
-from meterkit.stripe.breaker import Breaker
+from meterkit.stripe.breaker import CircuitBreaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Sequence
@@ -167,7 +167,7 @@ class IntentSender:
         self, store: Store, transport: Transport, *, calls_per_s: float, calls_at_once: int, timeout_s: float
     ) -> None:
         # The first call of a process is sent alone: it shows whether the key and the clocks are right.
-        self.breaker = Breaker(is_tried=False)
+        self.breaker = CircuitBreaker(is_tried=False)
         self.stopping = asyncio.Event()
         self.suspects = SuspectLines()
         self._store = store
@@ -176,7 +176,7 @@ class IntentSender:
         self._next_call = 0.0
         self._calls = asyncio.Semaphore(calls_at_once)
         self._timeout_s = timeout_s
-        self._meters: dict[str, Breaker] = {}
+        self._meters: dict[str, CircuitBreaker] = {}
         self._probes: dict[str, asyncio.Lock] = {}
 
     def closed_meters(self) -> Collection[str]:
@@ -283,7 +283,7 @@ class IntentSender:
             self.breaker.failed(now_ms, first_ms=_RETRY_FIRST_MS, most_ms=_SYSTEMIC_FIRST_MS)
         elif outcome.scope == "meter":
             self.breaker.succeeded()
-            meter = self._meters.setdefault(sealed.event_name, Breaker(is_tried=True))
+            meter = self._meters.setdefault(sealed.event_name, CircuitBreaker(is_tried=True))
             if outcome.kind == "no_meter":
                 meter.trip(now_ms, **systemic)
             if meter.is_alert_due(now_ms):

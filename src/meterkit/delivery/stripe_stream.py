@@ -17,16 +17,16 @@ from meterkit.delivery.delivery_outcome import DeliveryOutcome, classify
 from meterkit.delivery.error_reports import BATCH
 from meterkit.delivery.sender import stopwatch
 from meterkit.delivery.stripe_v1 import StripeV1Transport
-from meterkit.stripe.api import client_of
+from meterkit.stripe.api import open_client
 from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
 from meterkit.stripe.request import (
     API_BASE,
     ERROR_TYPES,
-    Result,
-    headers_of,
-    object_in,
-    origin_of,
+    RequestResult,
+    build_headers,
+    parse_object,
     read_result,
+    redact_address,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.sender import Elapsed
     from meterkit.outbox.intents import SealedIntent
     from meterkit.stripe.http import HttpClient
-    from meterkit.stripe.request import Answer
+    from meterkit.stripe.request import HttpResponse
 
 EVENTS_BASE: Final = "https://meter-events.stripe.com"
 _SESSION_PATH: Final = "/v2/billing/meter_event_session"
@@ -90,7 +90,7 @@ class StripeStreamTransport:
         if find_spec("aiohttp") is None:
             raise ImportError("delivery to Stripe needs aiohttp: pip install 'meterkit[stripe]'")
         self.timeout_s = timeout_s
-        self._headers = headers_of(api_key) | _JSON
+        self._headers = build_headers(api_key) | _JSON
         self._base = api_base or API_BASE
         self._events_base = events_base or api_base or EVENTS_BASE
         self._clock = clock
@@ -101,7 +101,7 @@ class StripeStreamTransport:
         self._renewing = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"StripeStreamTransport(api_base={origin_of(self._base)!r}, timeout_s={self.timeout_s})"
+        return f"StripeStreamTransport(api_base={redact_address(self._base)!r}, timeout_s={self.timeout_s})"
 
     async def ready(self) -> DeliveryOutcome | None:
         """Open or renew the session; return an outcome if that fails. Raises nothing but cancellation."""
@@ -131,7 +131,7 @@ class StripeStreamTransport:
         }
         body = json.dumps({"events": [_event(intent) for intent in intents]}, separators=(",", ":"))
         answer = await self._client(self._events_base).request("POST", _STREAM_PATH, headers, body.encode())
-        if isinstance(answer, Result):
+        if isinstance(answer, RequestResult):
             return replace(classify(answer), batch=batch)
         result = _read(answer)
         if result.status != HTTPStatus.UNAUTHORIZED:
@@ -164,9 +164,11 @@ class StripeStreamTransport:
         age_s = stopwatch(self._clock)
         headers = {**self._headers, "Idempotency-Key": token_hex(16)}
         answer = await self._client(self._base).request("POST", _SESSION_PATH, headers, b"{}")
-        if isinstance(answer, Result):
+        if isinstance(answer, RequestResult):
             return _not_sent(f"there is no session for the stream: {answer.message}")
-        self._session = _session_in(object_in(answer.body), age_s) if answer.status == HTTPStatus.OK else None
+        self._session = (
+            _session_in(parse_object(answer.body), age_s) if answer.status == HTTPStatus.OK else None
+        )
         if self._session is not None:
             return None
         result = read_result(answer, "unreadable", "the answer is not a session for the stream")
@@ -177,7 +179,7 @@ class StripeStreamTransport:
 
     def _client(self, base: str) -> HttpClient:
         if base not in self._clients:
-            self._clients[base] = client_of(base, timeout_s=self.timeout_s)
+            self._clients[base] = open_client(base, timeout_s=self.timeout_s)
         return self._clients[base]
 
 
@@ -218,7 +220,7 @@ def _event(intent: SealedIntent) -> dict[str, Any]:
     }
 
 
-def _read(answer: Answer) -> Result:
+def _read(answer: HttpResponse) -> RequestResult:
     """Read a response; a success must be a JSON object."""
     is_good = HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES
     if is_good and not (answer.status == HTTPStatus.OK and answer.body.lstrip().startswith(b"{")):
@@ -226,11 +228,11 @@ def _read(answer: Answer) -> Result:
     return _of_stripe(read_result(answer))
 
 
-def _of_stripe(result: Result) -> Result:
+def _of_stripe(result: RequestResult) -> RequestResult:
     """Translate the type of a refusal to that of API v1: API v2 has one type for each cause."""
     is_stripes = result.code is not None and result.request_id is not None
     return replace(result, type=_REFUSAL) if is_stripes and result.type not in ERROR_TYPES else result
 
 
 def _not_sent(message: str) -> DeliveryOutcome:
-    return classify(Result(failure="not_sent", message=message))
+    return classify(RequestResult(failure="not_sent", message=message))

@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from meterkit.delivery.delivery_outcome import DeliveryOutcome, classify
-from meterkit.stripe.api import client_of
+from meterkit.stripe.api import open_client
 from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
-from meterkit.stripe.request import API_BASE, Result, headers_of, object_in, origin_of, read_result
+from meterkit.stripe.request import (
+    API_BASE,
+    RequestResult,
+    build_headers,
+    parse_object,
+    read_result,
+    redact_address,
+)
 
 if TYPE_CHECKING:
     from meterkit.outbox.intents import SealedIntent
     from meterkit.stripe.http import HttpClient
-    from meterkit.stripe.request import Answer
+    from meterkit.stripe.request import HttpResponse
 
 _PATH: Final = "/v1/billing/meter_events"
 
@@ -52,13 +59,13 @@ class StripeV1Transport:
         if find_spec("aiohttp") is None:
             raise ImportError("delivery to Stripe needs aiohttp: pip install 'meterkit[stripe]'")
         self.timeout_s = timeout_s
-        self._headers = headers_of(api_key)
+        self._headers = build_headers(api_key)
         self._base = events_base or api_base or API_BASE
         self._http: HttpClient | None = None
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"StripeV1Transport(api_base={origin_of(self._base)!r}, timeout_s={self.timeout_s})"
+        return f"StripeV1Transport(api_base={redact_address(self._base)!r}, timeout_s={self.timeout_s})"
 
     async def ready(self) -> DeliveryOutcome | None:
         """Do nothing: there is nothing to prepare."""
@@ -66,14 +73,14 @@ class StripeV1Transport:
     async def send(self, *intents: SealedIntent) -> DeliveryOutcome:
         """Try to deliver an intent once. Raises nothing but cancellation."""
         if self._closed:
-            return classify(Result(failure="not_sent", message="the transport is closed"))
+            return classify(RequestResult(failure="not_sent", message="the transport is closed"))
         (intent,) = intents
         headers = self._headers | {"Idempotency-Key": intent.key}
         body = urlencode(_form(intent)).encode()
         if self._http is None:
-            self._http = client_of(self._base, timeout_s=self.timeout_s)
+            self._http = open_client(self._base, timeout_s=self.timeout_s)
         answer = await self._http.request("POST", _PATH, headers, body)
-        if not isinstance(answer, Result):
+        if not isinstance(answer, RequestResult):
             answer = _read_answer(answer, identifier=intent.identifier)
         return classify(answer)
 
@@ -95,8 +102,8 @@ def _form(intent: SealedIntent) -> dict[str, str]:
     }
 
 
-def _read_answer(answer: Answer, *, identifier: str) -> Result:
+def _read_answer(answer: HttpResponse, *, identifier: str) -> RequestResult:
     """Read a response; one without the event's identifier is unreadable."""
-    if object_in(answer.body).get("identifier") == identifier:
+    if parse_object(answer.body).get("identifier") == identifier:
         return read_result(answer)
     return read_result(answer, "unreadable", "the answer is not that of this meter event")

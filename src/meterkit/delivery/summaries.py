@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import first_minute_s, to_ms
 from meterkit.store.event_names import find_former_events, read_meters
 
@@ -142,7 +142,7 @@ async def _delivered_units(store: Store, usage: CustomerUsage) -> dict[tuple[str
     """Read the delivered units of each meter of the plans file, by its present and former event names."""
     customer, catalog = usage["customer"], store.catalog
     known = await read_meters(await store.admin(), store.keys, catalog, customer)
-    _, state = await States(store).read(customer)
+    _, state = await CustomerStates(store).read(customer)
     former = find_former_events(state, catalog, to_ms(usage["period"]["start"]))
     return {
         (one.event_name, *former.get(one.event_name, ())): usage["meters"][one.meter]["delivered"]

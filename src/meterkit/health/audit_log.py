@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_texts import span
-from meterkit.customers.links import owner_of
+from meterkit.customers.links import claim_owner
 from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
@@ -148,7 +148,7 @@ async def check_roots(parts: Parts) -> tuple[str, list[Finding]]:
     names = dict[str, str]()
     for linked, invoice in bare.items():
         claim: bytes | None = await admin.ask(admin.client.get(parts.store.keys.link(linked)))
-        if customer := owner_of((claim or b"").decode()):
+        if customer := claim_owner((claim or b"").decode()):
             before_ms[customer], names[customer] = int(invoice["created"]) * 1000, str(invoice["id"])
     begun_before: Any = import_module("meterkit.insights.audit.verifying").begun_before
     database = drainer_of(parts.store, parts.settings).database

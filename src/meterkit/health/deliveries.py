@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import span, units
-from meterkit.customers.links import owner_of
+from meterkit.customers.links import claim_owner
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.outbox.closes import CloseQueue
 from meterkit.outbox.late_items import LateItems
@@ -210,7 +210,7 @@ async def check_links(context: CheckContext) -> CheckResult:
     unlinked: list[tuple[str, str]] = []
     for key in context.claims[:_CLAIMS_MAX]:
         claim: bytes | None = await context.admin.ask(context.client.get(key))
-        customer = owner_of((claim or b"").decode(errors="replace"))
+        customer = claim_owner((claim or b"").decode(errors="replace"))
         stripe_customer = key.partition(":l:")[2]
         if customer and (await context.parts.customers.get(customer)).stripe_customer != stripe_customer:
             unlinked.append((customer, stripe_customer))

@@ -10,7 +10,7 @@ from meterkit.catalog.amount_texts import money
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.model_prices import find_top_ups
 from meterkit.catalog.overage_prices import ITEMS_MAX
-from meterkit.customers.drifts import Drifts
+from meterkit.customers.drifts import DriftRecords
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.stripe.api import StripeApi
@@ -241,7 +241,7 @@ async def check_subscriptions(parts: Parts) -> tuple[str, list[Finding]]:
     Raises:
         StoreError: the store does not answer.
     """
-    found = await Drifts(parts.store).all()
+    found = await DriftRecords(parts.store).all()
     return f"{len(found):,} differ", find_drifts(found)
 
 

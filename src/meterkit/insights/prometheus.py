@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import to_thread
 from typing import TYPE_CHECKING, Any, Protocol
 
-from meterkit.customers.drifts import Drifts
+from meterkit.customers.drifts import DriftRecords
 from meterkit.decisions.grants import MICRO
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.draining import read_backlog
@@ -92,7 +92,7 @@ async def _stored_families(store: Store) -> list[Metric]:
         return []
     try:
         waiting, webhooks = await read_deliveries(store), await read_webhooks(store)
-        keeping, drifts = await read_keeping(store), await Drifts(store).all()
+        keeping, drifts = await read_keeping(store), await DriftRecords(store).all()
         messages = await _message_families(store)
         backlog = await read_backlog(store) if store.is_audited else None
         upkeep = None if store.catalog.storage is None else await StorageUpkeep(store).read_state()

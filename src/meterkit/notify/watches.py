@@ -12,9 +12,9 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.billed_usage import overage_charge
+from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.sorted_customers import SortedCustomers, customers_with_counts
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.keys import HOOKS_SHARD
@@ -286,7 +286,7 @@ class SummaryWatch:
 
     async def _make_summary(self, customer: str, ended_ms: int) -> Mapping[str, Any] | None:
         # The ledger must have the changes of the clock: it says which plan was active.
-        await States(self._store).catch_up(customer)
+        await CustomerStates(self._store).catch_up(customer)
         usage = await self._store.usage(customer, at_ms=ended_ms - 1)
         if not any(counts["recorded"] for counts in usage["meters"].values()):
             return None
@@ -296,7 +296,7 @@ class SummaryWatch:
         data: bytes | None = await admin.ask(
             admin.client.hget(self._store.keys.customer(customer).state, "data")
         )
-        charge = await overage_charge(self._store, usage, CustomerState.parse(data or b""))
+        charge = await sum_overage(self._store, usage, CustomerState.parse(data or b""))
         meters: dict[str, Mapping[str, int]] = {}
         for name, counts in usage["meters"].items():
             used, overage = counts["recorded"], counts["overage"]

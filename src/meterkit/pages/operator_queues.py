@@ -6,8 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 from meterkit.catalog.amount_texts import money
-from meterkit.customers.history import enter
-from meterkit.customers.links import owner_of
+from meterkit.customers.history import add_entry
+from meterkit.customers.links import claim_owner
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.notify.courier import read_event_and_customer
@@ -176,7 +176,7 @@ async def _record_redrive(store: Store, customer: str, what: str, *, operator: s
     after = f"redriven: {reason}" if reason else "redriven"
     _logger.info("operator %r redrives %s of customer %r", operator, what, customer)
     if customer:
-        await enter(
+        await add_entry(
             store, customer, kind="redrive", before=f"dead: {what}", after=after, cause=f"operator {operator}"
         )
 
@@ -191,7 +191,7 @@ async def _owners(store: Store, stripe_customers: Sequence[str]) -> Mapping[str,
         pipe.get(store.keys.link(name))
     claims: list[bytes | None] = await admin.ask(pipe.execute())
     return {
-        name: owner_of((claim or b"").decode(errors="replace"))
+        name: claim_owner((claim or b"").decode(errors="replace"))
         for name, claim in zip(stripe_customers, claims, strict=True)
     }
 

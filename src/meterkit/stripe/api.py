@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from meterkit.errors import SettingsError
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.stripe.request import API_BASE, origin_of
+from meterkit.stripe.request import API_BASE, redact_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -68,11 +68,11 @@ class StripeApi:
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, SdkClient] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        return f"StripeApi(api_base={origin_of(self._base)!r})"
+        return f"StripeApi(api_base={redact_address(self._base)!r})"
 
     async def get(self, path: str, params: Mapping[str, Parameter] | None = None) -> dict[str, Any]:
         """An object: ``await api.get("/v1/customers/cus_1")``."""
-        return await self._ask("GET", path, params or {}, None)
+        return await self._send_request("GET", path, params or {}, None)
 
     async def post(
         self, path: str, params: Mapping[str, Parameter] | None = None, *, idempotency_key: str | None = None
@@ -85,7 +85,7 @@ class StripeApi:
             idempotency_key: the same one does the same once, within 24 hours
                 (https://docs.stripe.com/api/idempotent_requests); default: one for this call alone.
         """
-        return await self._ask("POST", path, params or {}, idempotency_key or token_hex(16))
+        return await self._send_request("POST", path, params or {}, idempotency_key or token_hex(16))
 
     async def delete(
         self, path: str, params: Mapping[str, Parameter] | None = None, *, idempotency_key: str | None = None
@@ -95,7 +95,7 @@ class StripeApi:
         Stripe ignores the idempotency key here, which is sent for readers of its log: if the first
         answer was lost, the second one may be that there is no such object any more.
         """
-        return await self._ask("DELETE", path, params or {}, idempotency_key)
+        return await self._send_request("DELETE", path, params or {}, idempotency_key)
 
     async def pages(
         self, path: str, params: Mapping[str, Parameter] | None = None
@@ -120,7 +120,7 @@ class StripeApi:
         if client is not None:
             await client.close()
 
-    async def _ask(
+    async def _send_request(
         self, method: _Method, path: str, params: Mapping[str, Parameter], key: str | None
     ) -> dict[str, Any]:
         client = await self._client()
@@ -140,7 +140,7 @@ class StripeApi:
         return client
 
 
-def client_of(base: str, *, timeout_s: float) -> HttpClient:
+def open_client(base: str, *, timeout_s: float) -> HttpClient:
     """Make an HTTP client for the running event loop; close it in the same loop."""
     # Imported late: TLS and HTTP cost an app without a Stripe key nothing.
     module: Any = import_module("meterkit.stripe.http")

@@ -10,7 +10,7 @@ _FAILURES_MAX: Final = 10
 _ALERT_EVERY_MS: Final = 3_600_000
 
 
-class Breaker:
+class CircuitBreaker:
     """Lets nothing pass for a growing while after a refusal that all would meet, and then one to try.
 
     That one lets all pass again, or trips the breaker for twice as long.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 
 from meterkit.cancellation import keep_cancellation
-from meterkit.stripe.request import Answer, Result
+from meterkit.stripe.request import HttpResponse, RequestResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,23 +43,23 @@ class HttpClient:
         self._session = aiohttp.ClientSession(
             # The caller limits the number of requests under way.
             connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=_IDLE_S_MAX, ssl=_tls() if is_secure else True
+                limit=0, keepalive_timeout=_IDLE_S_MAX, ssl=_tls_context() if is_secure else True
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=timeout_s),
-            trace_configs=[_trace()],
+            trace_configs=[_trace_connections()],
             trust_env=is_secure,
         )
 
     async def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
-    ) -> Answer | Result:
+    ) -> HttpResponse | RequestResult:
         """Send one request; its answer, or why there is no whole one. Raises nothing but cancellation."""
         return await keep_cancellation(self._send_request(method, path, headers, body))
 
     async def _send_request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
-    ) -> Answer | Result:
+    ) -> HttpResponse | RequestResult:
         # Until it has a connection no byte of it has left.
         request = SimpleNamespace(has_connection=False)
         try:
@@ -75,20 +75,20 @@ class HttpClient:
                 async for piece in response.content.iter_any():
                     content += piece
                     if len(content) > _ANSWER_BYTES_MAX:
-                        return Result(failure="no_reply", message="the answer is too long")
+                        return RequestResult(failure="no_reply", message="the answer is too long")
                 found = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, found, content)
+                return HttpResponse(response.status, found, content)
         except (aiohttp.ClientError, OSError, RuntimeError, ValueError) as error:
             # aiohttp's own errors, those of sockets and of time, a session that is closed.
             failure: Failure = "no_reply" if request.has_connection else "not_sent"
-            return Result(failure=failure, message=type(error).__name__)
+            return RequestResult(failure=failure, message=type(error).__name__)
 
     async def close(self) -> None:
         """Close all connections; what is sent afterwards is not sent."""
         await self._session.close()
 
 
-def _trace() -> aiohttp.TraceConfig:
+def _trace_connections() -> aiohttp.TraceConfig:
     trace = aiohttp.TraceConfig()
 
     async def connected(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any) -> None:
@@ -99,7 +99,7 @@ def _trace() -> aiohttp.TraceConfig:
     return trace
 
 
-def _tls() -> ssl.SSLContext:
+def _tls_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     with suppress(ImportError):  # Where the system has no certificates of its own.
         context.load_verify_locations(import_module("certifi").where())

@@ -26,7 +26,7 @@ ENDED_HERE: Final = "ended by meterkit: the last invoice is to be collected"
 """The comment of the ``cancellation_details`` of a subscription that we ended at once."""
 
 
-def headers_of(api_key: str) -> dict[str, str]:
+def build_headers(api_key: str) -> dict[str, str]:
     """The head of a request."""
     return {
         "Authorization": f"Bearer {api_key}",
@@ -36,7 +36,7 @@ def headers_of(api_key: str) -> dict[str, str]:
     }
 
 
-def origin_of(address: str) -> str:
+def redact_address(address: str) -> str:
     """An address without what may be a secret in it."""
     url = urlsplit(address)
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
@@ -48,7 +48,7 @@ Failure = Literal["not_sent", "no_reply", "unreadable"]
 # one of these types was answered by something between here and Stripe.
 ERROR_TYPES: Final = frozenset({"api_error", "card_error", "idempotency_error", "invalid_request_error"})
 
-_TOLD: Final = ("type", "code", "message", "param")
+_ERROR_FIELDS: Final = ("type", "code", "message", "param")
 _SHOULD_RETRY: Final[Mapping[str | None, bool]] = {"true": True, "false": False}
 SECRET: Final = re.compile(r"\b(sk|rk|pk|whsec)_[\w*.-]+")
 _LENGTH_MAX: Final = 300
@@ -60,7 +60,7 @@ _CURRENCY: Final = re.compile(
 )
 
 
-class Answer(NamedTuple):
+class HttpResponse(NamedTuple):
     """A whole HTTP answer; names of headers in lower case."""
 
     status: int
@@ -69,7 +69,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class RequestResult:
     """What happened to one request, as far as the sender can tell.
 
     Attributes:
@@ -97,7 +97,9 @@ class Result:
     request_id: str | None = None
 
 
-def read_result(answer: Answer, failure: Failure | None = None, message: str | None = None) -> Result:
+def read_result(
+    answer: HttpResponse, failure: Failure | None = None, message: str | None = None
+) -> RequestResult:
     """What an answer says of its request: of a 2xx only the head, of any other status Stripe's error, too.
 
     Args:
@@ -108,26 +110,26 @@ def read_result(answer: Answer, failure: Failure | None = None, message: str | N
     common: dict[str, Any] = {
         "status": answer.status,
         "should_retry": _SHOULD_RETRY.get(answer.headers.get("stripe-should-retry")),
-        "server_time_s": _date(answer.headers),
+        "server_time_s": _parse_date(answer.headers),
         "request_id": answer.headers.get("request-id"),
     }
     if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
-        return Result(failure=failure, message=message, **common)
-    envelope = object_in(answer.body).get("error")
+        return RequestResult(failure=failure, message=message, **common)
+    envelope = parse_object(answer.body).get("error")
     error = cast("dict[str, Any]", envelope) if isinstance(envelope, dict) else {}
-    told = {name: error[name] for name in _TOLD if isinstance(error.get(name), str)}
-    told["message"] = told.get("message") or _beginning(answer.body)
-    return Result(**told, **common)
+    told = {name: error[name] for name in _ERROR_FIELDS if isinstance(error.get(name), str)}
+    told["message"] = told.get("message") or _first_bytes(answer.body)
+    return RequestResult(**told, **common)
 
 
-def is_worth_another(result: Result) -> bool:
+def is_retryable(result: RequestResult) -> bool:
     """Whether the same request may get another answer soon."""
     if result.status is None or result.should_retry is None:
         return _is_unavailable(result)
     return result.should_retry
 
 
-def error_of(result: Result, *, is_replayed: bool) -> StripeError:
+def build_error(result: RequestResult, *, is_replayed: bool) -> StripeError:
     """The error to raise for a request that did not succeed.
 
     Args:
@@ -136,7 +138,7 @@ def error_of(result: Result, *, is_replayed: bool) -> StripeError:
     """
     is_unavailable = _is_unavailable(result)
     said = "Stripe cannot be asked" if is_unavailable else "Stripe refuses"
-    message = f"{said}: {in_words(result)}"
+    message = f"{said}: {describe_result(result)}"
     details: dict[str, Any] = {
         "status": result.status,
         "type": result.type,
@@ -153,7 +155,7 @@ def error_of(result: Result, *, is_replayed: bool) -> StripeError:
     return StripeError(message, **details)
 
 
-def _is_unavailable(result: Result) -> bool:
+def _is_unavailable(result: RequestResult) -> bool:
     """Whether the request was neither done for certain nor refused."""
     if result.status is None or result.failure is not None:
         return True
@@ -166,7 +168,7 @@ def _is_unavailable(result: Result) -> bool:
     return result.status >= HTTPStatus.INTERNAL_SERVER_ERROR or result.status in busy or is_strangers
 
 
-def object_in(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object that a body is; an empty one where it is none."""
     try:
         found = json.loads(body)
@@ -175,7 +177,7 @@ def object_in(body: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
-def in_words(result: Result) -> str:
+def describe_result(result: RequestResult) -> str:
     """A result for logs, alerts and errors; holds no key."""
     parts: list[str | None]
     if result.status is None:
@@ -189,12 +191,12 @@ def in_words(result: Result) -> str:
     return (f"{head}: {message}" if message else head)[:_LENGTH_MAX]
 
 
-def _beginning(body: bytes) -> str:
+def _first_bytes(body: bytes) -> str:
     """Of an answer that is not Stripe's, as much as a log line holds."""
     return " ".join(body[:200].decode("utf-8", "replace").split())
 
 
-def _date(headers: Mapping[str, str]) -> int | None:
+def _parse_date(headers: Mapping[str, str]) -> int | None:
     try:
         return int(parsedate_to_datetime(headers["date"]).timestamp())
     except (KeyError, TypeError, ValueError):

@@ -16,17 +16,17 @@ import stripe
 from meterkit.stripe import http
 from meterkit.stripe.request import (
     API_VERSION,
-    Result,
-    error_of,
-    is_worth_another,
-    object_in,
+    RequestResult,
+    build_error,
+    is_retryable,
+    parse_object,
     read_result,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.stripe.request import Answer
+    from meterkit.stripe.request import HttpResponse
 
 _RETRIES: Final = 2
 _PATH_PARTS: Final = 3  # /v1/subscriptions
@@ -79,7 +79,7 @@ class SdkClient:
         try:
             answer = await self._sdk.raw_request_async(method.lower(), path, **params, **options)
         except _RefusedError as refused:
-            raise error_of(refused.result, is_replayed=refused.is_replayed) from None
+            raise build_error(refused.result, is_replayed=refused.is_replayed) from None
         found: dict[str, Any] = answer.data
         return found
 
@@ -91,7 +91,7 @@ class SdkClient:
 class _RefusedError(stripe.APIConnectionError):
     """A try without an object to return; the SDK tries again where ``should_retry`` says so."""
 
-    def __init__(self, result: Result, *, is_replayed: bool, should_retry: bool) -> None:
+    def __init__(self, result: RequestResult, *, is_replayed: bool, should_retry: bool) -> None:
         # The SDK leaves its constructor untyped.
         initialize: Any = vars(stripe.APIConnectionError)["__init__"]
         initialize(self, "refused", should_retry=should_retry)
@@ -122,18 +122,18 @@ class _Connections(stripe.HTTPClient):
         _tries.set(attempt + 1)
         body = None if post_data is None else post_data.encode()
         answer = await self._client.request(method.upper(), target, headers, body)
-        result = answer if isinstance(answer, Result) else _read(answer)
+        result = answer if isinstance(answer, RequestResult) else _read_response(answer)
         self.server_time_s = result.server_time_s
-        if isinstance(answer, Result):
+        if isinstance(answer, RequestResult):
             raise _RefusedError(result, is_replayed=False, should_retry=True)
-        if result.failure is None and _is_good(answer):
+        if result.failure is None and _is_success(answer):
             return answer.body, answer.status, answer.headers
         # An idempotent answer stays the same for 24 hours. After the first try it may be the answer to that.
         is_kept = "idempotent-replayed" in answer.headers
         raise _RefusedError(
             result,
             is_replayed=is_kept and attempt == 0,
-            should_retry=not is_kept and is_worth_another(result),
+            should_retry=not is_kept and is_retryable(result),
         )
 
     async def sleep_async(self, secs: float) -> None:
@@ -155,11 +155,11 @@ class _Connections(stripe.HTTPClient):
         return max(0.0, at - now - _BURST / calls_per_s)
 
 
-def _read(answer: Answer) -> Result:
-    if _is_good(answer) and not object_in(answer.body):
+def _read_response(answer: HttpResponse) -> RequestResult:
+    if _is_success(answer) and not parse_object(answer.body):
         return read_result(answer, "unreadable", "the answer is no JSON object")
     return read_result(answer)
 
 
-def _is_good(answer: Answer) -> bool:
+def _is_success(answer: HttpResponse) -> bool:
     return HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES

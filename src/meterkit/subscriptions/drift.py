@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.drifts import Drift, Drifts
-from meterkit.customers.states import States
+from meterkit.customers.drifts import Drift, DriftRecords
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError
@@ -240,8 +240,8 @@ class DriftLog:
         self._store = store
         self._book = PriceBook(store, api)
         self._facts = PriceFactsReader(api)
-        self._drifts = Drifts(store)
-        self._states = States(store)
+        self._drifts = DriftRecords(store)
+        self._states = CustomerStates(store)
         self._logged_ms = 0
         self._unlogged = 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.customers.grants import is_given, put, reclaim
+from meterkit.customers.grants import add_grant, has_grant, reclaim_grant
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.message_queue import publish_notice
@@ -122,9 +122,9 @@ class TopUpPayments:
             return found
         refunded = await refunded_cents(self._api(), invoice)
         # Before the grant: a process that dies in between repeats this. After it, this would start nothing.
-        if not refunded and not await is_given(self._store, customer, invoice):
+        if not refunded and not await has_grant(self._store, customer, invoice):
             await move_auto_top_up(self._store, customer, credit, "bought", event=event.strip())
-        await put(self._store, customer, [(target, granted)], grant_id=invoice)
+        await add_grant(self._store, customer, [(target, granted)], grant_id=invoice)
         if event.strip():
             await move_auto_top_up(self._store, customer, credit, "paid", event=event.strip())
         if refunded:
@@ -151,7 +151,9 @@ class TopUpPayments:
         self, customer: str, credit: str, invoice: str, micros: int, *, is_all: bool
     ) -> None:
         target = target_of("credit", credit)
-        found = await reclaim(self._store, customer, target, grant_id=invoice, refunded=micros, is_all=is_all)
+        found = await reclaim_grant(
+            self._store, customer, target, grant_id=invoice, refunded=micros, is_all=is_all
+        )
         if not found.more:
             return
         refunded_cents, taken_cents = -(-found.more // _CENT), found.taken // _CENT

@@ -11,7 +11,7 @@ from itertools import pairwise
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from meterkit.customers.corrections import OfCustomerError, ask_confirmed
+from meterkit.customers.corrections import CustomerDataError, run_on_newest_view
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import check_aware, from_ms, stamped_span_s, to_ms
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from decimal import Decimal
 
-    from meterkit.customers.corrections import Call
+    from meterkit.customers.corrections import ScriptCall
     from meterkit.insights.audit.database import Sums
     from meterkit.insights.audit.draining import Drainer
     from meterkit.store.customer_usage import CustomerUsage
@@ -392,7 +392,7 @@ class Rebuilder:
                     for name, lacks in done.items()
                 ]
                 return told
-        raise OfCustomerError(
+        raise CustomerDataError(
             "entries of its shard still wait for the database of the audit log: usage comes too fast just"
             " now, or one cannot be read"
         )
@@ -469,7 +469,7 @@ class Rebuilder:
             for name, units in sums.items()
         }
 
-        async def call(view: CustomerView) -> Call:
+        async def call(view: CustomerView) -> ScriptCall:
             keys, state = view.keys, view.state
             wanted = {
                 "dry": int(dry),
@@ -489,11 +489,13 @@ class Rebuilder:
             names.append(keys.history)
             return names, (view.rev, view.terms(counter_ttl_ms(view)), customer, json.dumps(wanted))
 
-        reply = await ask_confirmed(store, store.scripts["rebuild_counters"], customer, call, done="rebuilt")
+        reply = await run_on_newest_view(
+            store, store.scripts["rebuild_counters"], customer, call, done="rebuilt"
+        )
         if reply[0] in {_WAITS, _OTHER_PERIOD}:
             return None
         if reply[0] == _NO_MINUTE:
-            raise OfCustomerError(
+            raise CustomerDataError(
                 "its period ends within minutes, and what goes to Stripe has no place left in it; compare it"
                 " when it is over"
             )
@@ -553,7 +555,7 @@ def _token_of(name: str, known: Mapping[str, ReportedMeter]) -> str:
 
 def _why_left(error: Exception) -> str | None:
     """Why nothing is rebuilt of one customer; None: the error concerns all of them."""
-    if isinstance(error, OfCustomerError):
+    if isinstance(error, CustomerDataError):
         return str(error)
     if isinstance(error, StripeError):
         return f"Stripe does not say what it has: {error}" if error.status in _NOT_THERE else None

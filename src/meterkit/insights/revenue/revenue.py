@@ -11,9 +11,9 @@ from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.customers.billed_usage import overage_charge
-from meterkit.customers.history import states_and_histories
-from meterkit.customers.states import pages_set_up
+from meterkit.customers.billed_usage import sum_overage
+from meterkit.customers.history import read_states_and_histories
+from meterkit.customers.states import list_customer_pages
 from meterkit.decisions.customer_state import CustomerState, effective_plan
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import HEAD_FIELD, HOOKS_SHARD
@@ -60,8 +60,8 @@ async def paying_at(store: Store, at_ms: int) -> list[Paying]:
         StoreError: the store does not answer.
     """
     found: list[Paying] = []
-    async for page in pages_set_up((await store.admin()).for_delivery(), store.keys, _PAGE):
-        kept = zip(page, await states_and_histories(store, page), strict=True)
+    async for page in list_customer_pages((await store.admin()).for_delivery(), store.keys, _PAGE):
+        kept = zip(page, await read_states_and_histories(store, page), strict=True)
         paying = (paying_of(who, state, ledger, store.catalog, at_ms) for who, (state, ledger) in kept)
         found += [one for one in paying if one is not None]
     return sorted(found)
@@ -75,7 +75,7 @@ async def used_in(store: Store, since_ms: int, until_ms: int) -> list[Used]:
     """
     admin = (await store.admin()).for_delivery()
     found: list[Used] = []
-    async for page in pages_set_up(admin, store.keys, _PAGE):
+    async for page in list_customer_pages(admin, store.keys, _PAGE):
         for customer, state, begins_ms in await _whose_period_ended(store, admin, page, since_ms, until_ms):
             charged = await _charged(store, customer, state, begins_ms, since_ms, until_ms)
             amount = round(charged * MICRO)
@@ -116,7 +116,7 @@ async def _charged(
     ):
         usage = await store.usage(customer, at_ms=start_ms)
         if since_ms < to_ms(usage["period"]["end"]) <= until_ms:
-            total += await overage_charge(store, usage, state)
+            total += await sum_overage(store, usage, state)
     return total
 
 

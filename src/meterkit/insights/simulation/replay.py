@@ -14,7 +14,7 @@ from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.load import enforced
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import with_subject_override
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -150,7 +150,7 @@ class Replay:
         for member, given in tenure.subject_overrides.items():
             overrides = with_subject_override(overrides, member, given, until_ms=None, now_ms=begins_ms)
         state = CustomerState(subscription=subscription, overrides=overrides)
-        await States(self._store).change(customer, lambda _: state)
+        await CustomerStates(self._store).change(customer, lambda _: state)
         refused, first_ms = Counter[str](), None
         for event in events:
             self._clock.now_ms = min(max(begins_ms, event.at_ms + ahead_ms), ends_ms - 1)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog import override
 from meterkit.catalog.entitlements import ceiling
-from meterkit.customers.history import states_and_histories
-from meterkit.customers.states import customers_set_up
+from meterkit.customers.history import read_states_and_histories
+from meterkit.customers.states import list_customers
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, seat_meter
 from meterkit.decisions.item_prices import (
@@ -333,12 +333,12 @@ async def tenures(
     """
     names = {customer} if customer is not None else set(started)
     if customer is None:
-        names.update([name async for name in customers_set_up(await store.admin(), store.keys)])
+        names.update([name async for name in list_customers(await store.admin(), store.keys)])
     ordered = sorted(names)
     found: dict[str, Tenure] = {}
     for first in range(0, len(ordered), _PAGE):
         page = ordered[first : first + _PAGE]
-        for name, (state, ledger) in zip(page, await states_and_histories(store, page), strict=True):
+        for name, (state, ledger) in zip(page, await read_states_and_histories(store, page), strict=True):
             if state is INITIAL_STATE and name not in started:
                 continue  # Nothing is known of this customer: the name may be a typo.
             found[name] = _tenure(state, ledger, store.catalog, at_ms, started.get(name), store.now_ms())

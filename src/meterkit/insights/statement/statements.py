@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amount_texts import micros_per_minor_unit, rounded_cents
 from meterkit.customers.grants import Grants
-from meterkit.customers.history import history_of
-from meterkit.customers.states import States
+from meterkit.customers.history import read_history
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import period_ms, to_ms
 from meterkit.errors import MeterkitError, StripeError
@@ -256,7 +256,7 @@ class Statements:
         return found, made, wanted
 
     async def _invoices(self, customer: str, usage: CustomerUsage) -> list[dict[str, Any]]:
-        _, state = await States(self._store).read(customer)
+        _, state = await CustomerStates(self._store).read(customer)
         if state.stripe_customer is None or self._settings.stripe_api_key is None:
             return []
         start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
@@ -371,7 +371,7 @@ class _Making:
 
     async def _plan_changes(self) -> list[datetime]:
         start, end = self._usage["period"]["start"], self._usage["period"]["end"]
-        entries = await history_of(self._store, self._usage["customer"])
+        entries = await read_history(self._store, self._usage["customer"])
         return [one.at for one in entries if one.kind == "plan" and start < one.at < end]
 
     def _why(self) -> str:

@@ -9,7 +9,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.model_prices import find_top_ups
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, PaymentMethodMissingError, QuantityError, StripeError
@@ -84,7 +84,7 @@ class Credits:
         self._store = store
         self._api = api
         self._payments = payments
-        self._states = States(store)
+        self._states = CustomerStates(store)
         self._stripe_customers = StripeCustomers(store, api, contact)
 
     async def buy(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import override
 from meterkit.catalog.amount_texts import date_and_time
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import next_end_ms, overrides_at, with_overage_until
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.periods import from_ms
@@ -75,7 +75,7 @@ class OverrideRepricer:
     changer: SubscriptionChanger
 
     def __post_init__(self) -> None:
-        self._states = States(self.store)
+        self._states = CustomerStates(self.store)
         self._due = due_prices(self.store)
         self._throttle = Throttle(_LOGGED_EVERY_S)
 

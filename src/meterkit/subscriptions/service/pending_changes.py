@@ -10,7 +10,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.value_parsers import DAY_MS
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError, SubscriptionBusyError
 from meterkit.store.task_lease import TaskLease
 
@@ -115,7 +115,7 @@ class AcceptedChanges:
 
     def __init__(self, store: Store, apply: Callable[[str, str], Awaitable[object]]) -> None:
         self._store = store
-        self._states = States(store)
+        self._states = CustomerStates(store)
         self._apply = apply
         self._due = DueCustomers(store, "changes", kept_ms=_KEPT_MS)
 

@@ -6,7 +6,7 @@ import asyncio
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.store.input_checks import check_customer
@@ -77,7 +77,7 @@ class Subscriptions:
         contact: ContactSource | None = None,
     ) -> None:
         self._store = store
-        self._states = States(store)
+        self._states = CustomerStates(store)
         self._api = api
         self._fetch = fetch
         self._starter = SubscriptionStarter(store, api, contact)

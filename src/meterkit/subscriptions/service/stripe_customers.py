@@ -15,8 +15,8 @@ from anyio import to_thread
 from meterkit.cancellation import keep_cancellation
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.customers import Customers
-from meterkit.customers.links import Links
-from meterkit.customers.states import States
+from meterkit.customers.links import StripeLinker
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, MeterkitError, NoSubscriptionError, StripeError
 from meterkit.subscriptions.service.payment_pages import close_pages
@@ -94,7 +94,7 @@ class StripeCustomers:
     def __init__(self, store: Store, api: Callable[[], StripeApi], contact: ContactSource | None) -> None:
         self._store = store
         self._customers = Customers(store)
-        self._links = Links(store)
+        self._links = StripeLinker(store)
         self._api = api
         self._contact = contact
 
@@ -112,7 +112,7 @@ class StripeCustomers:
         if linked is not None:
             if not await self._is_deleted(linked):
                 return linked
-            _, state = await States(self._store).read(customer)
+            _, state = await CustomerStates(self._store).read(customer)
             await remember_trial(self._store, customer, state.subscription)
             await self._links.retire(customer, linked)  # Late events of it link nothing.
             await self._customers.unlink(customer)
@@ -158,7 +158,7 @@ _SUBSCRIPTIONS_MAX: Final = 8
 
 @dataclass(eq=False)
 class CustomerHooks:
-    """Hooks of linking, deletion and overrides: implements :class:`meterkit.customers.links.AtStripe`.
+    """Hooks of linking, deletion and overrides: implements :class:`meterkit.customers.links.StripeHooks`.
 
     Args:
         store: of the kit.
@@ -206,7 +206,7 @@ class CustomerHooks:
 
     async def linked(self, customer: str, *, now: bool) -> None:
         """Fetch the subscription of a linked customer."""
-        _, state = await States(self.store).read(customer)
+        _, state = await CustomerStates(self.store).read(customer)
         if self.api is None or state.stripe_customer is None or not self._has_priced_plans():
             return
         if not now:
@@ -225,7 +225,7 @@ class CustomerHooks:
 
     async def leaving(self, customer: str, *, cancel: bool) -> None:
         """End, or refuse to leave, what Stripe would charge a customer that is being deleted."""
-        _, state = await States(self.store).read(customer)
+        _, state = await CustomerStates(self.store).read(customer)
         has_sold = self._has_priced_plans() or state.subscription is not None
         api = self.api if has_sold and state.stripe_customer is not None else None
         if api is not None:
@@ -244,7 +244,7 @@ class CustomerHooks:
                 await self.end(customer)
         if api is not None and state.stripe_customer is not None:
             await close_pages(api(), state.stripe_customer)  # Otherwise a subscription could start there.
-        _, state = await States(self.store).read(customer)
+        _, state = await CustomerStates(self.store).read(customer)
         await remember_trial(self.store, customer, state.subscription)
 
     async def overriding(
@@ -254,7 +254,7 @@ class CustomerHooks:
         await self.override(customer, meters, change)
 
     async def _in_force(self, customer: str) -> SubscriptionState | None:
-        _, state = await States(self.store).read(customer)
+        _, state = await CustomerStates(self.store).read(customer)
         known = state.subscription
         return None if known is None or known.status_at(self.store.now_ms()) in ENDED else known
 

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from meterkit.customers.links import Links, owner_of
-from meterkit.customers.states import States
+from meterkit.customers.links import StripeLinker, claim_owner
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
@@ -115,8 +115,8 @@ class StripeImporter:
         self._fetch = fetch
         self._book = PriceBook(store, api)
         self._facts = PriceFactsReader(api)
-        self._states = States(store)
-        self._links = Links(store)
+        self._states = CustomerStates(store)
+        self._links = StripeLinker(store)
 
     async def run(
         self,
@@ -195,7 +195,7 @@ class StripeImporter:
             for linked in batch:
                 pipe.get(keys.link(linked))
             found: list[bytes | None] = await admin.ask(pipe.execute())
-            owners = (owner_of((claim or b"").decode()) for claim in found)
+            owners = (claim_owner((claim or b"").decode()) for claim in found)
             claims |= {linked: owner for linked, owner in zip(batch, owners, strict=True) if owner}
         states = await self._read_states(claims.values())
         # A claim without a link has no owner.

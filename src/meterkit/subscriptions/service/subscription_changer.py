@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.meters import is_sold
-from meterkit.customers.history import history_of
-from meterkit.customers.states import States
+from meterkit.customers.history import read_history
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import entitlements_on, seat_meter
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import ended_labels
@@ -77,7 +77,7 @@ class SubscriptionChanger:
     cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]]
 
     def __post_init__(self) -> None:
-        self._states = States(self.store)
+        self._states = CustomerStates(self.store)
         self._gate = PaymentGate(self.api)
         self._pricer = ChangePricer(self.store)
 
@@ -309,7 +309,7 @@ class SubscriptionChanger:
         start = from_ms(known.start_ms)
         former = {
             entry.before
-            for entry in await history_of(self.store, customer)
+            for entry in await read_history(self.store, customer)
             if entry.kind == "plan" and entry.at > start
         }
         plans = self._catalog.plans.values()

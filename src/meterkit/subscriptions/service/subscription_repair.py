@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.drifts import Drift, Drifts
-from meterkit.customers.history import history_of, states_and_histories
-from meterkit.customers.states import States, customers_set_up
+from meterkit.customers.drifts import Drift, DriftRecords
+from meterkit.customers.history import read_history, read_states_and_histories
+from meterkit.customers.states import CustomerStates, list_customers
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
     from meterkit.customers.drifts import DriftKind
     from meterkit.customers.history import HistoryEntry
-    from meterkit.customers.states import Found
+    from meterkit.customers.states import StoredState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.decisions.transitions import Kind
     from meterkit.store.store import Store
@@ -89,13 +89,13 @@ class DriftChecker:
             drift = self._compare_one(found[linked], chosen, prices, state, facts)
             if drift := (*drift, *faults.get(customer, ())):
                 drifts[customer] = drift
-        await Drifts(self._store).replace(drifts)
+        await DriftRecords(self._store).replace(drifts)
         return dict(sorted(drifts.items()))
 
     async def _read_linked(self) -> dict[str, tuple[str, CustomerState]]:
         """Read each linked Stripe customer: its customer and the stored state."""
         admin, keys = await self._store.admin(), self._store.keys
-        every = [customer async for customer in customers_set_up(admin, keys)]
+        every = [customer async for customer in list_customers(admin, keys)]
         linked: dict[str, tuple[str, CustomerState]] = {}
         for start in range(0, len(every), _PAGE):
             batch = every[start : start + _PAGE]
@@ -114,17 +114,17 @@ class DriftChecker:
     ) -> dict[str, tuple[Drift, ...]]:
         """Contradictions between states and ledgers, by customer."""
         found: dict[str, tuple[Drift, ...]] = {}
-        states, named = States(self._store), list(customers.values())
+        states, named = CustomerStates(self._store), list(customers.values())
         for start in range(0, len(named), _PAGE):
             batch = named[start : start + _PAGE]
             ids = [customer for customer, _ in batch]
-            ledgers = [ledger for _, ledger in await states_and_histories(self._store, ids)]
+            ledgers = [ledger for _, ledger in await read_states_and_histories(self._store, ids)]
             for (customer, state), one, ledger in zip(
                 batch, await states.find_many(ids), ledgers, strict=True
             ):
                 if not ledger_faults(ledger, one, self._store.catalog):
                     continue
-                entries = await history_of(self._store, customer)
+                entries = await read_history(self._store, customer)
                 if await states.find(customer) == one:  # Otherwise it has changed between the two reads.
                     found[customer] = tuple(
                         Drift(
@@ -237,14 +237,14 @@ class SubscriptionRepairer:
                 await persistently(lambda again: self._change_items(customer, before, again))
                 await self.fetch(customer)
         after = await self._compare_customer(customer)
-        await Drifts(self.store).put(customer, after.drifts)
+        await DriftRecords(self.store).put(customer, after.drifts)
         return _repair_result(customer, before, after.drifts, dry_run=False)
 
     async def _change_items(self, customer: str, before: _Comparison, again: int) -> None:
         live = await LiveSubscription.fetch(self.api(), before.subscription, again)
         if live is None or before.prices is None:
             raise NoSubscriptionError(customer)
-        _, state = await States(self.store).read(customer)
+        _, state = await CustomerStates(self.store).read(customer)
         if live.schedule is not None or live.found.get("pending_update"):
             raise SubscriptionError(
                 f"the subscription {live.id} of customer {customer!r} has a scheduled change: repair it"
@@ -276,14 +276,14 @@ class SubscriptionRepairer:
 
     async def _ended_labels(self, customer: str, plan: Plan) -> dict[str, str]:
         """Labels of the prices that end when a subscription gets those of the plans file."""
-        _, state = await States(self.store).read(customer)
+        _, state = await CustomerStates(self.store).read(customer)
         catalog, now_ms = self.store.catalog, self.store.now_ms()
         given = entitlements_on(plan, state, catalog, now_ms)
         then = entitlements_on(plan, state, catalog, now_ms, own_prices=False)
         return ended_labels(given, then, catalog)
 
     async def _compare_customer(self, customer: str) -> _Comparison:
-        _, state = await States(self.store).read(customer)
+        _, state = await CustomerStates(self.store).read(customer)
         if state.stripe_customer is None:
             raise NoSubscriptionError(customer)
         asked = {"customer": state.stripe_customer, "status": "all", "expand": _EXPAND}
@@ -343,7 +343,7 @@ def _repair_result(customer: str, before: _Comparison, now: Sequence[Drift], *, 
 _WATCHED: Final[tuple[Kind, ...]] = ("plan", "status", "seats")
 
 
-def ledger_faults(entries: Sequence[HistoryEntry], found: Found, catalog: Catalog) -> list[str]:
+def ledger_faults(entries: Sequence[HistoryEntry], found: StoredState, catalog: Catalog) -> list[str]:
     """Contradictions within a customer's ledger, and between ledger and state; empty: none.
 
     Each entry begins with the value at which the one before it ends. The state has the value of the last one.
@@ -370,7 +370,7 @@ def ledger_faults(entries: Sequence[HistoryEntry], found: Found, catalog: Catalo
     return faults + _state_faults(found, found.force, catalog)
 
 
-def _state_faults(found: Found, force: TermsInForce, catalog: Catalog) -> list[str]:
+def _state_faults(found: StoredState, force: TermsInForce, catalog: Catalog) -> list[str]:
     """Status, seats or a plan of the state without a ledger entry.
 
     A plan that changes with the plans file, such as the default plan, gets its entry at the next sync.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.meters import is_sold
 from meterkit.catalog.value_parsers import DAY_MS
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED
@@ -65,7 +65,7 @@ class SubscriptionStarter:
     ) -> None:
         self._store = store
         self._stripe_customers = StripeCustomers(store, api, contact)
-        self._states = States(store)
+        self._states = CustomerStates(store)
         self._gate = PaymentGate(api)
         self._api = api
 

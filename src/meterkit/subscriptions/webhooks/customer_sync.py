@@ -9,8 +9,8 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.customers import Customers
-from meterkit.customers.links import Links, owner_of
-from meterkit.customers.states import States
+from meterkit.customers.links import StripeLinker, claim_owner
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, StripeError
 from meterkit.outbox.closes import note_renewal
@@ -70,7 +70,7 @@ class CustomerSyncer:
     end_usage: EndUsage
 
     def __post_init__(self) -> None:
-        self._states = States(self.store)
+        self._states = CustomerStates(self.store)
         self._drift_log = DriftLog(self.store, self.api)
         self._linker = CustomerLinker(self.store, self.api)
         self._gate = PaymentGate(self.api)
@@ -220,9 +220,9 @@ class CustomerLinker:
 
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
         self._store = store
-        self._states = States(store)
+        self._states = CustomerStates(store)
         self._customers = Customers(store)
-        self._links = Links(store)
+        self._links = StripeLinker(store)
         self._api = api
 
     async def find_owner(self, stripe_customer: str) -> str | None:
@@ -233,7 +233,7 @@ class CustomerLinker:
         """
         admin = await self._store.admin()
         claim: bytes | None = await admin.ask(admin.client.get(self._store.keys.link(stripe_customer)))
-        customer = owner_of((claim or b"").decode())
+        customer = claim_owner((claim or b"").decode())
         if not customer:
             return None
         # A claim without a link has no owner yet.

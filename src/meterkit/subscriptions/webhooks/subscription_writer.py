@@ -12,14 +12,14 @@ from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.grants import move_grants
 from meterkit.customers.late_on_price_change import (
-    Switch,
+    PriceSwitch,
     hold_usage,
-    let_go_of_usage,
+    mark_usage_late,
     next_minute_ms,
-    strand_usage,
+    release_usage,
 )
 from meterkit.customers.plan_change_usage import read_overdraft, read_spent
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import effective_plan, with_subscription
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.plan_shares import overdraft_after, uncut_period
@@ -82,7 +82,7 @@ class SubscriptionWriter:
         self._store = store
         self._api = api
         self._end_usage = end_usage
-        self._states = States(store)
+        self._states = CustomerStates(store)
 
     async def write(
         self,
@@ -127,7 +127,7 @@ class SubscriptionWriter:
         if subscription is None or moved or not switched:
             await store_state()
         else:
-            change = Switch(
+            change = PriceSwitch(
                 rev=rev,
                 events=await self._read_event_names(switched),
                 changed_ms=await self._priced_since_ms(subscription.id, subscription.metered),
@@ -243,7 +243,7 @@ class SubscriptionWriter:
         customer: str,
         before: CustomerState,
         after: CustomerState,
-        change: Switch,
+        change: PriceSwitch,
         store_state: Callable[[], Awaitable[object]],
     ) -> None:
         """Store a subscription whose metered prices were changed elsewhere; usage that missed it is late."""
@@ -251,9 +251,9 @@ class SubscriptionWriter:
         # Sealed now, usage could be stamped before the change.
         await hold_usage(store, customer, till_ms=store.now_ms() + _HELD_MS)
         # If the process dies after this, the next one finds the same change, and the usage late already.
-        await strand_usage(store, customer, before, after, change)
+        await mark_usage_late(store, customer, before, after, change)
         await store_state()
-        await let_go_of_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
+        await release_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
 
     async def _priced_since_ms(self, subscription: str, metered: str) -> int:
         """Since when a subscription has its metered prices at the latest, by Stripe's events of a day."""

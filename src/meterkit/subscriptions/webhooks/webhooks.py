@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from weakref import WeakKeyDictionary
 
 from meterkit.answers import read_body, send_json, send_problem
-from meterkit.customers.states import States
+from meterkit.customers.states import CustomerStates
 from meterkit.errors import StoreError
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.webhooks.customer_sync import CustomerSyncer
@@ -149,7 +149,7 @@ class Webhooks:
             CustomerError: the id is not allowed.
             StripeError: Stripe refuses, or does not answer; it is retried in the background.
         """
-        _, state = await States(self._store).read(check_customer(customer))
+        _, state = await CustomerStates(self._store).read(check_customer(customer))
         if state.stripe_customer is not None:
             self._api()
             await self._worker().sync(state.stripe_customer, cause)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.cancellation import start_task
 from meterkit.errors import CustomerError, MeterkitError, StoreError, StripeError, StripeUnavailableError
-from meterkit.stripe.breaker import Breaker
+from meterkit.stripe.breaker import CircuitBreaker
 from meterkit.subscriptions.webhooks.customer_sync import LostError
 from meterkit.subscriptions.webhooks.sync_queue import SyncEntry
 
@@ -91,7 +91,7 @@ class SyncWorker:
         self._store = store
         self._queue = queue
         self._syncer = syncer
-        self._breaker = Breaker(is_tried=False)
+        self._breaker = CircuitBreaker(is_tried=False)
         self._running: set[asyncio.Task[None]] = set()
         self._next_s = 0.0
 
