@@ -58,7 +58,7 @@ class Terms:
     def _lost_of_phase(self, start_s: int, terms: Mapping[str, Any]) -> list[str]:
         """What a phase of afterwards has otherwise.
 
-        The current one has what the subscription has, unless it was left as it was (decision 0365). One ahead
+        The current one has what the subscription has, unless it was left as it was (decision 0082). One ahead
         stays, and a new one goes on with the terms of that time. Metadata of a phase is added to the
         subscription's as the phase begins, and stays there: the current one need not repeat it.
         """
