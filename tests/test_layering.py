@@ -67,6 +67,14 @@ def test_the_map_of_contributing_names_the_rooms_in_their_order() -> None:
     assert set(named) == set(PLACE) - {"", "__main__"}
 
 
+def test_the_design_page_has_the_import_line() -> None:
+    page = (Path(__file__).parents[1] / "docs/design/index.md").read_text("utf-8")
+    (line,) = (block for block in page.split("\n\n") if "→" in block)
+    named = tuple(tuple(re.findall(r"`(\w+)`", place)) for place in line.split("→"))
+    shown = tuple(tuple(room for room in rooms if room not in {"", "__main__"}) for rooms in LINE)
+    assert named == tuple(rooms for rooms in shown if rooms)
+
+
 def room_of(module: str) -> str:
     package, _, rest = module.partition(".")
     return package if package == "stripe_emulator" else rest.partition(".")[0]

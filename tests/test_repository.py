@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,17 @@ def test_the_workflow_checks_each_python_that_is_supported() -> None:
     assert [name for name in named if name.startswith("3.")] == job["strategy"]["matrix"]["python"]
     assert {"run": ".ci/run"} == job["steps"][-1]
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+def test_the_page_on_libraries_has_each_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(one for extra in extras.values() for one in extra)]
+    page = (ROOT / "docs/design/libraries.md").read_text("utf-8")
+    table = page[: page.index("## What is written by hand")]
+    missing = [one for one in wanted if not re.search(rf"\b{re.split(r'[^a-z0-9-]', one)[0]}\b", table)]
+    assert missing == []
+    assert [extra for extra in extras if f"`{extra}`" not in table] == []
 
 
 def test_the_lowest_allowed_versions_have_no_known_advisory() -> None:
