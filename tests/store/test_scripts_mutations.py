@@ -67,7 +67,7 @@ DECIDING: Final = Mutated(
     counts=True,
     lives={
         **dict.fromkeys(("decide.lua", "settle.lua"), EVERYTHING),
-        **included("open_details classify_units report_derived", EVERYTHING),
+        **included("check_ceilings open_details classify_units report_derived", EVERYTHING),
         **included(
             "unpack_head unpack_rate unpack_meter unpack_extras live_holds release_hold correct_rate"
             " take_number expire_at late_period count_late_units crossed_thresholds queue_notices"

@@ -1,44 +1,65 @@
 #!lua
--- decide: whether a customer may, over any number of rates, ceilings and concurrency limits at once.
--- If all allow, everything is counted and held; if any refuses, nothing is.
+-- decide: decides one request of a customer: any number of rates, ceilings and concurrency limits; grants, credits,
+-- budgets, gauges, and limits of users or teams where the customer has them. If all policies allow, it counts and holds
+-- for each of them. If one refuses, it counts and holds nothing.
 --
--- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
--- KEYS[4] hash  optional: grants    KEYS[5] hash  with grants: their ledger    KEYS[6] hash  optional: levels of gauges
--- KEYS[7] zset  optional: idempotency keys (see find_repeat)
---       with subjects behind these: zset  their index, then a hash each, counters of its own
--- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only,
---       h hold what is held already, whatever is left, s count and hold also what would be refused, and say so
---       with KEYS[4] further terms (JSON): the grants and credits behind meters; where it says `asked`
---       (see extend_ceilings); the budgets, where it says `spend` (see check_budgets); the gauges that are to grow, where
---       it says `levels` (see check_gauges); whether it is a
---       repeat, where it has the `digest` of an idempotency key, and of how many `ceilings` a repeat is not asked
---       then the fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit; METERm a recorded meter;
---       with grants METERm for each other meter that shares a credit; with budgets METERm for each other meter
---       whose units cost something, METERm or RATEr for each budget; METERm a gauge
---       with subjects: their words and terms, see check_subjects
---       last: the caller's clock (ms)
--- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
---       next one, how long the counters must outlive the period, and live at least (all ms); how many rates,
---       ceilings and concurrency limits, meters recorded here, subjects; then kind, window, limit, refill, needed,
---       taken a rate; included, beyond (-1: deny), needed, held a ceiling or a concurrency limit; needed, held a
---       gauge; quantity a recorded meter
--- Reply {0, now, n, remaining, before}   allowed; n: the policy nearest to exhaustion, from 1; 0 for none;
---                                before: its previous (windows) or rest (bucket), as below
---       {1, now, ends, x, y, z, ...}   refused; the end of the period (ms), 0 where none has begun; then three
---                                numbers a policy: counted, previous, 0 (windows); owed whole, rest, 0 (bucket);
---                                left without holds, held in this slot, in the last one (ceiling);
---                                limit, in flight since this slot, since the last one (concurrency);
---                                left without holds, held, asked (a budget, in micro-units);
---                                limit, level, held (a gauge);
---                                those of subjects behind the customer's;
---                                last, with grants, a ceiling each: 1 where
---                                grants or credits stood behind it in this period, else 0
---       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
---       {5, now, ends, ...}      as 1, but counted and held
---       {6, now, n, remaining, before}   as 0, of a repeat: counted in rates, and in flight; nothing else is held
---       {7, now, n, remaining, before}   its first is in flight: nothing is done; in mode s as 0
---       {8, now, ends, ...}      as 1, of a repeat, which is refused by rates and concurrency only
---       the error DAMAGED        a field is not what it must be, here or of a period that is over: nothing is done
+-- KEYS[1] hash  counters of the customer
+-- KEYS[2] hash  state of the customer
+-- KEYS[3] hash  totals of closed periods
+-- KEYS[4] hash  optional: grants
+-- KEYS[5] hash  with grants: their ledger
+-- KEYS[6] hash  optional: levels of gauges
+-- KEYS[7] zset  optional: idempotency keys, see find_repeat
+-- last, with subjects: a zset, their index; then a hash for each, its counters
+--
+-- ARGV[1] rev of the caller's view of the customer
+-- ARGV[2] terms, see below
+-- ARGV[3] mode:
+--       d  decide
+--       f  decide even if the rev is stale
+--       c  check only: count nothing, hold nothing
+--       v  confirm the rev only
+--       h  hold, even beyond a limit, because the caller has admitted the request
+--       s  shadow: count and hold also what would be refused, and reply that it would be
+-- ARGV[4] with KEYS[4] only: options (JSON)
+--       asked, backed    the ceilings, the first ones, that grants and credits extend; see extend_ceilings
+--       spend            budgets; see check_budgets
+--       levels           gauges that the request would raise; see check_gauges
+--       digest, ceilings of an idempotency key, and how many ceilings, the first ones, do not apply to a repeat
+-- then names of fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit; METERm a recorded meter; and those
+--       that the options refer to: METERm of each other meter that shares a credit; with budgets METERm of each other
+--       meter that costs money, METERm or RATEr of each budget; METERm a gauge
+-- then, with subjects: their words and terms, see check_subjects
+-- last: the caller's clock (ms)
+--
+-- Terms: whole numbers as doubles
+--       in ms: when the view expires; start and end of its period; end of the next period; how long the counters outlive
+--       their period; how long they live at least
+--       numbers of rates, of ceilings and concurrency limits, of recorded meters, of subjects
+--       a rate: kind, window, limit, refill (see advance_rate), quantity needed, quantity to count
+--       a ceiling or a concurrency limit: included, overage allowed (-1: none), quantity needed, quantity to hold
+--       a gauge: quantity needed, quantity to hold
+--       a recorded meter: quantity
+--
+-- Reply {ALLOWED, now, n, remaining, before}  n: the policy nearest to its limit, from 1; 0 where there is no policy;
+--                                before: its second number below
+--       {REFUSED, now, end of the period (ms; 0: none has begun), x, y, z of each policy...}, then, with grants, for each
+--                                ceiling that they extend 1 where a grant or credit existed in this period, else 0
+--           a window:            counted, counted in the window before, 0
+--           a token bucket:      whole units owed, rest owed, 0
+--           a ceiling:           left without holds, held in this slot of five minutes, held in the slot before
+--           a concurrency limit: limit, in flight since this slot, in flight since the slot before
+--           a budget:            left without holds, held, needed, all in micro-units
+--           a gauge:             limit, level, held
+--           then the policies of subjects
+--       {STALE, now, rev, state}
+--       {CLOCK, now}
+--       {CONFIRMED, now}         in mode v
+--       {COUNTED, now, ...}      as REFUSED, but counted and held: in mode s
+--       {REPEAT, now, n, remaining, before}  a repeat is allowed: it is counted in rates and in flight; it holds nothing else
+--       {IN_FLIGHT, now, n, remaining, before}  the first request with the key has not ended: nothing is done, except in mode s
+--       {REPEAT_REFUSED, now, ...}  as REFUSED, for a repeat: only rates and concurrency limits refuse one
+--       the error DAMAGED        a field of the counters or of an ended period is invalid: nothing is done
 --include confirm_view
 --include unpack_head
 --include unpack_rate
@@ -46,125 +67,125 @@
 --include live_holds
 --include advance_rate
 --include write_counters
-local rev, terms, mode, caller_ms, subjects, own_words, own_terms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
+local rev, terms, mode, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
 local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
-local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, keep_ms, rates, ceilings, records, others, at =
-  read('<dddddddddd', terms)
-if others > 0 then -- Others do not pay for making these functions.
+local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, keep_ms,
+  rate_count, ceiling_count, recorded_count, subject_count, rates_at = read('<dddddddddd', terms)
+local subject_keys, subject_words, subject_terms, write_subjects
+if subject_count > 0 then -- Included here, so that other requests do not pay for creating the functions.
 --include pop_subjects
-  subjects, own_words, own_terms = pop_subjects(KEYS, ARGV, others, 1)
+  subject_keys, subject_words, subject_terms = pop_subjects(KEYS, ARGV, subject_count, 1)
 end
-local counters_key, state_key, totals_key, grants_key, ledger_key, levels_key, marks_key = unpack(KEYS)
-local names = grants_key and 3 or 2 -- Of fields[2] the name is ARGV[names + 2].
-local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 1))
+local counters_key, state_key, totals_key, grants_key, ledger_key, levels_key, repeats_key = unpack(KEYS)
+local name_offset = grants_key and 3 or 2 -- The name of fields[place] is ARGV[name_offset + place].
+local fields = call('HMGET', counters_key, 'h', unpack(ARGV, name_offset + 2, #ARGV - 1))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = unpack_head(fields[1])
-local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
-  next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, mode == 'f')
+local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms,
+  first_end_ms, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, mode == 'f')
 if verdict or mode == 'v' then
-  return verdict or {4, now}
+  return verdict or {CONFIRMED, now}
 end
-if ends_ms > 0 and (now >= ends_ms or ends_ms ~= finishes_ms) then -- As above.
+if ends_ms > 0 and (now >= ends_ms or ends_ms ~= period_end_ms) then
 --include close_period
-  local damaged = close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
+  local damaged = close_period(counters_key, totals_key, now, period_start_ms, period_end_ms)
   if damaged then
     return redis.error_reply('DAMAGED the period cannot be closed: no whole numbers in field ' .. damaged)
   end
-  fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 1))
+  fields = call('HMGET', counters_key, 'h', unpack(ARGV, name_offset + 2, #ARGV - 1))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = unpack_head(fields[1])
 end
-local further, backs, more, claim, report_backed, covered, hold = grants_key and cjson.decode(ARGV[4]), 0
-if further and further.asked then -- As above.
+local options, backing = grants_key and cjson.decode(ARGV[4]), nil
+if options and options.asked then
 --include extend_ceilings
---include hold_backed
-  backs, hold = #further.asked, hold_backed -- As many of the ceilings, the first.
-  more, claim, report_backed, covered = extend_ceilings(grants_key, fields, further, now, starts_ms, finishes_ms, ledger_key, rev)
+  backing = extend_ceilings(grants_key, fields, options, now, period_start_ms, period_end_ms, ledger_key, rev)
 end
-local twin, unasked = 0, 0
-if marks_key and mode ~= 'h' then -- As above.
+local repeat_state, exempt_count = ALLOWED, 0
+if repeats_key and mode ~= 'h' then
 --include find_repeat
-  twin, unasked = find_repeat(marks_key, further, now)
-  if twin == IN_FLIGHT and mode ~= 's' then
+  repeat_state, exempt_count = find_repeat(repeats_key, options, now)
+  if repeat_state == IN_FLIGHT and mode ~= 's' then
     return {IN_FLIGHT, now, 0, 0, 0}
   end
 end
 
-local takes, is_refused, current_slot, keep = mode ~= 'c', false, math.floor(now / HOLD_SLOT_MS), nil
+local is_counting, is_repeat, is_refused = mode ~= 'c', repeat_state == REPEAT, false
+local current_slot = math.floor(now / HOLD_SLOT_MS)
 local nearest, nearest_left, nearest_share, nearest_before = 0, 0, math.huge, 0
-local told, t = {1, now, ends_ms, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3 -- With place: growing copies a table.
-local write, w = {counters_key, 'h', nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
-local function report_policy(left, whole, x, y, z)
-  told[t + 1], told[t + 2], told[t + 3], t = x, y, z, t + 3
-  local share = left / whole
+local refusal, refusal_count = {is_repeat and REPEAT_REFUSED or REFUSED, now, ends_ms, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
+local hset, hset_count = {counters_key, 'h', nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3 -- With room: growing a table copies it.
+local function report_policy(left, total, x, y, z)
+  refusal[refusal_count + 1], refusal[refusal_count + 2], refusal[refusal_count + 3] = x, y, z
+  refusal_count = refusal_count + 3
+  local share = left / total
   if share < nearest_share then
-    nearest, nearest_left, nearest_share, nearest_before = t / 3 - 1, left, share, y
+    nearest, nearest_left, nearest_share, nearest_before = refusal_count / 3 - 1, left, share, y
   end
 end
-for place = 2, rates + 1 do
-  local kind, window, limit, refill, needed, taken = read('<dddddd', terms, at + 48 * (place - 2))
-  local name, used = ARGV[names + place], nil
-  local slot, counted, previous = unpack_rate(fields[place], name)
+for place = 2, rate_count + 1 do
+  local kind, window, limit, refill, needed, quantity = read('<dddddd', terms, rates_at + RATE_BYTES * (place - 2))
+  local name = ARGV[name_offset + place]
+  local slot, counted, previous, used = unpack_rate(fields[place], name)
   slot, counted, previous, used = advance_rate(kind, window, refill, now, slot, counted, previous)
   is_refused = is_refused or used + needed > limit
-  if takes then
-    used = used + taken
-    write[w + 1], write[w + 2], w = name, pack(FORM, slot, math.min(counted + taken, MOST), previous), w + 2
+  if is_counting then
+    used = used + quantity
+    hset[hset_count + 1], hset[hset_count + 2] = name, pack(FORM, slot, math.min(counted + quantity, MOST), previous)
+    hset_count = hset_count + 2
   end
   report_policy(limit - used, limit, counted, previous, 0)
 end
-for place = rates + 2, rates + ceilings + 1 do
-  local nth, name = place - rates - 1, ARGV[names + place]
-  local included, beyond, needed, asked = read('<dddd', terms, at + 48 * rates + 32 * (nth - 1))
-  local counted, overage, pending, slot, held, held_before, besides = unpack_meter(fields[place], name)
-  held, held_before = live_holds(current_slot, slot, held, held_before)
-  local available, whole = math.max(0, included - counted) + math.max(0, beyond - overage), included + math.max(0, beyond)
-  available = nth <= backs and available + more(nth) or available
-  local left = available - held - held_before
-  is_refused = is_refused or needed > left and nth > unasked
-  if takes and asked > 0 and nth > unasked then
-    left = left - asked
-    write[w + 1], write[w + 2], w = name,
-      pack(FORM, counted, overage, pending, current_slot, held + asked, held_before, besides), w + 2
-    if backs >= nth then
-      claim(nth, asked)
-    end
-  end
-  report_policy(left, beyond == UNCAPPED and 1 or math.max(whole, 1), available, held, held_before)
+local ceilings_at = rates_at + RATE_BYTES * rate_count
+local rest_at = ceilings_at
+if ceiling_count > 0 then
+--include check_ceilings
+  is_refused, hset_count, rest_at = check_ceilings(fields, terms, ceilings_at, ARGV, name_offset, rate_count + 1,
+    ceiling_count, exempt_count, backing, current_slot, is_counting, is_refused, hset, hset_count, report_policy)
 end
-at = at + 48 * rates + 32 * ceilings
-if further and further.spend then -- As above.
+if options and options.spend then
 --include check_budgets
-  is_refused = check_budgets(further.spend, covered, fields, terms, at - 32 * ceilings, now, twin == REPEAT, takes, report_policy) or is_refused
+  is_refused = check_budgets(options.spend, backing, fields, terms, ceilings_at, now, is_repeat, is_counting,
+    report_policy) or is_refused
 end
-if further and further.levels then -- As above.
+if options and options.levels then
 --include check_gauges
-  is_refused, t, w, at = check_gauges(levels_key, further.levels, fields, now, takes, twin == REPEAT, is_refused,
-    terms, at, told, t, write, w)
+  is_refused, refusal_count, hset_count, rest_at = check_gauges(levels_key, options.levels, fields, now, is_counting,
+    is_repeat, is_refused, terms, rest_at, refusal, refusal_count, hset, hset_count)
 end
-begins_ms, ends_ms = ends_ms > 0 and begins_ms or starts_ms, finishes_ms
-if subjects then -- As above.
+begins_ms, ends_ms = ends_ms > 0 and begins_ms or period_start_ms, period_end_ms
+if subject_keys then
 --include check_subjects
-  is_refused, keep = check_subjects(subjects, own_words, own_terms, begins_ms, now, is_refused, twin == REPEAT, takes, report_policy)
+  is_refused, write_subjects = check_subjects(subject_keys, subject_words, subject_terms, begins_ms, now, is_refused,
+    is_repeat, is_counting, report_policy)
 end
 
-local reply = {twin, now, nearest, nearest_left, nearest_before}
-if is_refused and mode ~= 'h' and (twin == 0 or mode ~= 's') then
-  told[1], reply = mode == 's' and 5 or twin == REPEAT and 8 or 1, report_backed and report_backed(told, t) or told
+local reply = {repeat_state, now, nearest, nearest_left, nearest_before}
+if is_refused and mode ~= 'h' and (repeat_state == ALLOWED or mode ~= 's') then
+  reply = refusal
+  reply[1] = mode == 's' and COUNTED or reply[1]
+  if backing then
+    backing.append_to(refusal, refusal_count)
+  end
 end
-if not takes or reply == told and mode ~= 's' then
+if not is_counting or reply == refusal and mode ~= 's' then
   return reply
 end
-if records > 0 and twin ~= REPEAT then -- As above.
+if recorded_count > 0 and not is_repeat then
 --include count_recorded
-  w = count_recorded(fields, terms, at, ARGV, names, rates + ceilings + 2, records, write, w)
+  hset_count = count_recorded(fields, terms, rest_at, ARGV, name_offset, rate_count + ceiling_count + 2,
+    recorded_count, hset, hset_count)
 end
-w = hold and twin ~= REPEAT and hold(fields, further, current_slot, ARGV, names, write, w) or w
-write_counters(write, w, now, begins_ms, ends_ms, (mode == 'd' or mode == 's') and rev or known_rev, expires_ms,
-  math.max(now + keep_ms, records > 0 and ends_ms + outlive_ms or 0), math.floor(keep_ms / 8))
-if keep then
-  keep()
+if backing and not is_repeat then
+--include hold_backed
+  hset_count = hold_backed(fields, options, current_slot, ARGV, name_offset, hset, hset_count)
 end
-if marks_key and twin == 0 then -- As above.
+local new_rev = (mode == 'd' or mode == 's') and rev or known_rev
+local lives_ms = math.max(now + keep_ms, recorded_count > 0 and ends_ms + outlive_ms or 0)
+write_counters(hset, hset_count, now, begins_ms, ends_ms, new_rev, expires_ms, lives_ms, math.floor(keep_ms / 8))
+if write_subjects then
+  write_subjects()
+end
+if repeats_key and repeat_state == ALLOWED then
 --include remember_until
-  remember_until(marks_key, 'f' .. further.digest, (current_slot + 2) * HOLD_SLOT_MS, now)
+  remember_until(repeats_key, 'f' .. options.digest, (current_slot + 2) * HOLD_SLOT_MS, now)
 end
 return reply

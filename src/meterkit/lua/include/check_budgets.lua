@@ -1,50 +1,61 @@
--- check_budgets: whether what a customer may come to spend stays within budgets.
---   spend: {budgets, priced}; budgets: {the place of the field that counts it, window (ms; 0: the period), how much
---   (micro-units), micro-units in a minor unit} each; priced: each meter whose units cost something, {the place of its
---   field, included, micro-units for each so many units, so many units, which of the ceilings it is or 0, its target or '',
---   its place among the backed or 0, and with prices by model: rows: {the place of a field, micro-units, units} each, the
---   highest price first; the place of the requested one}
---   covered(target, backed): how many units grants and credits pay of a meter; nil: there are none
---   fields: the counters' that were read; terms, at: of the first ceiling; is_repeat: whether nothing is asked; takes:
---   whether what is asked is held; report_policy: see decide
--- What is held of a meter beyond what included, grants and credits cover may be spent, whichever request comes to it.
--- It tells of each budget what is left and all of it, in minor units; in micro-units what is left without holds, what is
--- held, what is asked.
--- Returns whether a budget refuses what is asked.
+-- check_budgets: checks what a customer may come to spend against its budgets.
+--   spend.budgets: each {place of the field that counts what was spent, window (ms; 0: the period), amount (micro-units),
+--   micro-units in a minor unit}
+--   spend.priced: each meter whose units cost money: {place of its field, included, micro-units of so many units, so many
+--   units, number of its ceiling or 0, its target or '', its place in options.backed or 0}; with prices by model also its
+--   rows, the highest price first: {place of the row's field, micro-units, units} each; and the number of the row of the
+--   requested model
+--   backing: what grants and credits add, see extend_ceilings; or nil
+--   fields: what was read of the counters; terms, ceilings_at: the ceilings in the terms, see decide
+--   is_repeat: whether the request needs nothing; is_counting: whether it holds its quantity; report_policy: see decide
+-- Held units of a meter beyond what included units, grants and credits cover may come to cost money, whichever request
+-- uses them.
+-- Reports of each budget what is left and the whole, in minor units; and in micro-units what is left without holds, what
+-- is held, what is needed.
+-- Returns whether a budget refuses.
 --include unpack_meter
 --include live_holds
 --include unpack_rate
 --include advance_rate
 --include cost_of_overage
-local function check_budgets(spend, covered, fields, terms, at, now, is_repeat, takes, report_policy)
-  local current_slot, held_before_it, needs, taking, refuses = math.floor(now / HOLD_SLOT_MS), 0, 0, 0, false
+local function check_budgets(spend, backing, fields, terms, ceilings_at, now, is_repeat, is_counting, report_policy)
+  local current_slot, refuses = math.floor(now / HOLD_SLOT_MS), false
+  local held_cost, needed_cost, taken_cost = 0, 0, 0
   for _, meter in ipairs(spend.priced) do
-    local place, included, micros, per, nth, target, backed, rows, chosen = unpack(meter)
+    local place, included, micros, per_units, nth, target, backed_place, rows, chosen = unpack(meter)
     local counted, overage, _, slot, held, held_before = unpack_meter(fields[place], place)
     held, held_before = live_holds(current_slot, slot, held, held_before)
-    local free = math.max(0, included - counted) + (covered and target ~= '' and covered(target, backed) or 0)
-    local at_prices = rows and {}
+    local free_units = math.max(0, included - counted)
+    if backing and target ~= '' then
+      free_units = free_units + backing.covered(target, backed_place)
+    end
+    local priced_rows = rows and {}
     for i, row in ipairs(rows or {}) do
-      local _, beyond, _, row_slot, row_held, row_before = unpack_meter(fields[row[1]], row[1])
-      row_held, row_before = live_holds(current_slot, row_slot, row_held, row_before)
-      at_prices[i] = {beyond, row_held + row_before, row[2], row[3]}
+      local row_place, row_micros, row_per_units = unpack(row)
+      local _, row_overage, _, row_slot, row_held, row_held_before = unpack_meter(fields[row_place], row_place)
+      row_held, row_held_before = live_holds(current_slot, row_slot, row_held, row_held_before)
+      priced_rows[i] = {row_overage, row_held + row_held_before, row_micros, row_per_units}
     end
-    local function owed(more)
-      local all = held + held_before + more
-      if rows then
-        at_prices[chosen][2] = at_prices[chosen][2] + more
+    local function cost_of_holds(more_units)
+      local units = held + held_before + more_units
+      local row = rows and priced_rows[chosen]
+      if row then
+        row[2] = row[2] + more_units
       end
-      local found = cost_of_overage(overage, math.max(0, all - free), all, micros, per, at_prices)
-      if rows then
-        at_prices[chosen][2] = at_prices[chosen][2] - more
+      local cost = cost_of_overage(overage, math.max(0, units - free_units), units, micros, per_units, priced_rows)
+      if row then
+        row[2] = row[2] - more_units
       end
-      return found
+      return cost
     end
-    local owed_before = owed(0)
-    held_before_it = held_before_it + owed_before
+    local cost_before = cost_of_holds(0)
+    held_cost = held_cost + cost_before
     if nth > 0 and not is_repeat then
-      local needed, taken = struct.unpack('<dd', terms, at + 32 * (nth - 1) + 16)
-      needs, taking = needs + owed(needed) - owed_before, taking + (takes and owed(taken) - owed_before or 0)
+      local _, _, needed, quantity = struct.unpack('<dddd', terms, ceilings_at + CEILING_BYTES * (nth - 1))
+      needed_cost = needed_cost + cost_of_holds(needed) - cost_before
+      if is_counting then
+        taken_cost = taken_cost + cost_of_holds(quantity) - cost_before
+      end
     end
   end
   for _, budget in ipairs(spend.budgets) do
@@ -52,14 +63,14 @@ local function check_budgets(spend, covered, fields, terms, at, now, is_repeat, 
     local spent
     if window > 0 then
       local slot, counted = unpack_rate(fields[place], place)
-      _, spent = advance_rate(FIXED, window, 0, now, slot, counted, 0)
+      _, spent = advance_rate(FIXED_WINDOW, window, 0, now, slot, counted, 0)
     else
       local included, overage = unpack_meter(fields[place], place)
       spent = included + overage
     end
-    local left = micros - spent - held_before_it
-    refuses = refuses or needs > 0 and needs > left
-    report_policy(math.floor((left - taking) / unit), math.max(1, micros / unit), micros - spent, held_before_it, needs)
+    local left = micros - spent - held_cost
+    refuses = refuses or needed_cost > 0 and needed_cost > left
+    report_policy(math.floor((left - taken_cost) / unit), math.max(1, micros / unit), micros - spent, held_cost, needed_cost)
   end
   return refuses
 end

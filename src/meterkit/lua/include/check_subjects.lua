@@ -52,7 +52,7 @@ local function check_subjects(keys, words, terms, begins_ms, now, refuses, is_re
       counted, needed, taken = period == begins_ms and counted or 0, is_repeat and 0 or needed, is_repeat and 0 or taken
       local spent = counted
       if window > 0 then
-        _, spent = advance_rate(FIXED, window, 0, now, unpack_rate(fields[place + 1], name))
+        _, spent = advance_rate(FIXED_WINDOW, window, 0, now, unpack_rate(fields[place + 1], name))
       end
       local left = micros - spent - held - held_before
       refuses = refuses or needed > 0 and needed > left

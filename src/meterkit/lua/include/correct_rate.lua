@@ -10,7 +10,7 @@ local function correct_rate(packed, field, kind, window, refill, quantity, count
   slot, counted, previous = advance_rate(kind, window, refill, now, slot, counted, previous)
   local matters_ms = 2 * window
   local its_slot = counted_ms > 0 and math.floor(counted_ms / window) or slot
-  if kind == BUCKET then
+  if kind == TOKEN_BUCKET then
     if quantity < 0 then
       quantity = math.min(0, quantity + math.ceil((now - counted_ms) * refill / window))
     end

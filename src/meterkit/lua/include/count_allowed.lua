@@ -1,51 +1,55 @@
--- count_allowed: for how many requests ceilings have room where grants, credits or budgets count, too. The last request is
--- weighed as decide weighs one, while all before it are in flight: where it is allowed, they are. Else half are tried.
---   grants_key: hash; further: see decide; fields: the counters' that were read, which are changed; terms, at: of the
---   first ceiling; policies: see allot_requests; rates, ceilings: how many of these; requests: the most; least, share: see allot_requests;
---   starts, finishes: of the period of `now` (ms)
--- Returns for how many requests there is room, fewer than `least` for none; when the balance changes by itself (ms). The
--- policies get what is left to the last request; behind them come budgets, and what else is held.
+-- count_allowed: counts for how many requests there is room where grants, credits or budgets count, too. It decides the
+-- last request as `decide` would, with all requests before it in flight: if that one is allowed, all are. If not, it
+-- tries half as many.
+--   grants_key: hash; options: see decide; fields: what was read of the counters; this changes them
+--   terms, at: the ceilings in the terms; policies, least, share: see allot_requests; rate_count, ceiling_count: of policies
+--   requests: for how many at most; start_ms, end_ms: of the period of `now`
+-- Returns for how many requests there is room, fewer than `least` for none; when balances change next (ms). Sets what is
+-- left in the policies to what is left to the last request, and appends budgets and what else is held to them.
 --include pack_taken
 local function count_allowed(
-  grants_key, further, fields, terms, at, policies, rates, ceilings, requests, least, share, now, starts, finishes)
-  local changes_at, own, backs, held, more, claim, covered, weigh = NEVER_MS, {}, 0, {}, nil, nil, nil, nil
-  if further.asked then -- Others do not pay for making these functions.
+  grants_key, options, fields, terms, at, policies, rate_count, ceiling_count, requests, least, share, now, start_ms, end_ms)
+  local own_left, held, backing, check_spend = {}, {}, nil, nil
+  if options.asked then -- Others do not pay for making these functions.
 --include extend_ceilings
 --include extra_holds
-    backs = #further.asked
-    more, claim, _, covered, changes_at = extend_ceilings(grants_key, fields, further, now, starts, finishes)
-    held = extra_holds(fields, further, policies, rates, math.floor(now / HOLD_SLOT_MS))
+    backing = extend_ceilings(grants_key, fields, options, now, start_ms, end_ms)
+    held = extra_holds(fields, options, policies, rate_count, math.floor(now / HOLD_SLOT_MS))
   end
-  if further.spend then -- As above.
+  if options.spend then -- As above.
 --include check_budgets
-    weigh = check_budgets
+    check_spend = check_budgets
   end
-  local besides = #held
-  for nth = 1, ceilings do
-    own[nth], held[besides + nth] = policies[rates + nth][2], policies[rates + nth]
+  local extra_count = #held
+  for nth = 1, ceiling_count do
+    local policy = policies[rate_count + nth]
+    own_left[nth] = policy[2]
+    held[extra_count + nth] = policy
   end
   local function allows(times)
-    local is_within, n = true, rates + ceilings
-    local function report_policy(left, whole, free, before, asked)
-      n, is_within = n + 1, is_within and before + asked <= free
-      policies[n] = {0, left, whole, 0}
+    local is_within, count = true, rate_count + ceiling_count
+    local function report_policy(left, total, available, held_before, needed)
+      count = count + 1
+      is_within = is_within and held_before + needed <= available
+      policies[count] = {0, left, total, 0}
     end
-    for _, told in ipairs(held) do
-      fields[told[7]] = pack_taken(told, times - 1)
+    for _, policy in ipairs(held) do
+      fields[policy[7]] = pack_taken(policy, times - 1)
     end
-    for i, meter in ipairs(further.backed or {}) do
-      further.taken[i] = meter[6]
+    for i, meter in ipairs(options.backed or {}) do
+      options.taken[i] = meter[6]
     end
-    for nth = 1, ceilings do
-      local told = policies[rates + nth]
-      told[2] = own[nth] + (nth <= backs and more(nth) or 0)
-      is_within = is_within and times * told[1] <= told[2]
-      if nth <= backs then
-        claim(nth, told[1])
+    for nth = 1, ceiling_count do
+      local policy, left = policies[rate_count + nth], own_left[nth]
+      if backing and nth <= backing.count then
+        left = left + backing.units_of(nth)
+        backing.claim(nth, policy[1])
       end
+      policy[2] = left
+      is_within = is_within and times * policy[1] <= left
     end
-    if weigh then
-      weigh(further.spend, covered, fields, terms, at, now, false, true, report_policy)
+    if check_spend then
+      check_spend(options.spend, backing, fields, terms, at, now, false, true, report_policy)
     end
     return is_within
   end
@@ -56,8 +60,8 @@ local function count_allowed(
     requests = math.floor(requests / 2)
   end
   allows(requests)
-  for place = 1, besides do
+  for place = 1, extra_count do
     policies[#policies + 1] = held[place]
   end
-  return requests, changes_at
+  return requests, backing and backing.changes_at or NEVER_MS
 end

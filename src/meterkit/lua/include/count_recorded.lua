@@ -1,15 +1,18 @@
 -- count_recorded: counts what a decision itself records, as included units.
---   fields: the counters' that were read; terms, at: of the first such meter; place: of its field; records: how many
---   words, names: of fields[2] the name is words[names + 2]; write, w: where the fields are put that change
--- Returns w behind all that.
+--   fields, words, name_offset: what was read of the counters; the name of fields[place] is words[name_offset + place]
+--   terms, at: the recorded meters in the terms, see decide; first: place of the first one's field; count: how many
+--   hset, hset_count: arguments of the HSET of all changed fields, and how many there are
+-- Returns hset_count.
 --include unpack_meter
-local function count_recorded(fields, terms, at, words, names, place, records, write, w)
-  for nth = place, place + records - 1 do
-    local name, quantity = words[names + nth], nil
+local function count_recorded(fields, terms, at, words, name_offset, first, count, hset, hset_count)
+  for place = first, first + count - 1 do
+    local name, quantity = words[name_offset + place], nil
     quantity, at = struct.unpack('<d', terms, at)
-    local included, overage, pending, slot, held, held_before, besides = unpack_meter(fields[nth], name)
-    write[w + 1], write[w + 2], w = name, cmsgpack.pack(FORM, math.min(included + quantity, MOST), overage, pending, slot,
-      held, held_before, besides), w + 2
+    local included, overage, pending, slot, held, held_before, extras = unpack_meter(fields[place], name)
+    included = math.min(included + quantity, MOST)
+    hset[hset_count + 1] = name
+    hset[hset_count + 2] = cmsgpack.pack(FORM, included, overage, pending, slot, held, held_before, extras)
+    hset_count = hset_count + 2
   end
-  return w
+  return hset_count
 end

@@ -1,20 +1,21 @@
--- extra_holds: what each request of an allotment holds besides ceilings: of meters without one that a credit pays for,
+-- extra_holds: lists what each request of an allotment holds besides ceilings: of meters without one that a credit pays for,
 -- and of what holds cost. See hold_backed, which holds as much for one request.
---   fields: the counters' that were read; backing: see extend_ceilings; policies, rates: see count_allowed
+--   fields: what was read of the counters; options: see extend_ceilings; policies, rate_count: see count_allowed
 -- Returns them like policies, each with endless room.
 --include unpack_meter
 --include live_holds
-local function extra_holds(fields, backing, policies, rates, current_slot)
+local function extra_holds(fields, options, policies, rate_count, current_slot)
   local found, taken = {}, {}
   local function hold(place, quantity)
-    local included, overage, pending, slot, held, before, besides = unpack_meter(fields[place], place)
-    held, before = live_holds(current_slot, slot, held, before)
-    found[#found + 1] = {quantity, math.huge, 1, 0, {included, overage, pending, current_slot, held, before, besides}, 5, place}
+    local included, overage, pending, slot, held, held_before, extras = unpack_meter(fields[place], place)
+    held, held_before = live_holds(current_slot, slot, held, held_before)
+    local numbers = {included, overage, pending, current_slot, held, held_before, extras}
+    found[#found + 1] = {quantity, math.huge, 1, 0, numbers, 5, place}
   end
-  for nth, asked in ipairs(backing.asked) do
-    taken[asked[2]] = policies[rates + nth][1]
+  for nth, asked in ipairs(options.asked) do
+    taken[asked[2]] = policies[rate_count + nth][1]
   end
-  for i, meter in ipairs(backing.backed) do
+  for i, meter in ipairs(options.backed) do
     local _, cost, _, _, place, quantity, cost_place = unpack(meter)
     if quantity > 0 then
       hold(place, quantity)

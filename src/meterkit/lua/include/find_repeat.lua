@@ -1,13 +1,13 @@
--- find_repeat: what became of the request that was the first with an idempotency key.
---   key: zset of the keys' digests, each until when it is remembered as billed (ms); with f before it: in flight
---   marked: {digest, ceilings: how many of them a repeat is not asked}
--- Returns REPEAT where it was billed, IN_FLIGHT where it has not ended, 0 where this is the first; and how many ceilings
--- are not asked.
-local function find_repeat(key, marked, now)
-  if tonumber(redis.call('ZSCORE', key, marked.digest) or 0) > now then
-    return REPEAT, marked.ceilings
-  elseif tonumber(redis.call('ZSCORE', key, 'f' .. marked.digest) or 0) > now then
+-- find_repeat: finds what became of the first request with an idempotency key.
+--   key: zset of digests of idempotency keys, each until when it is remembered as billed (ms); with f before it: in flight
+--   options: digest; ceilings: how many of them do not apply to a repeat
+-- Returns REPEAT where the first request was billed, IN_FLIGHT where it has not ended, ALLOWED where this is the first
+-- one; and how many ceilings do not apply.
+local function find_repeat(key, options, now)
+  if tonumber(redis.call('ZSCORE', key, options.digest) or 0) > now then
+    return REPEAT, options.ceilings
+  elseif tonumber(redis.call('ZSCORE', key, 'f' .. options.digest) or 0) > now then
     return IN_FLIGHT, 0
   end
-  return 0, 0
+  return ALLOWED, 0
 end

@@ -1,5 +1,5 @@
--- live_holds: what is held in the slot of five minutes that is on, and in the one before; older holds are gone.
---   slot, held, held_before: as they were counted
+-- live_holds: what is held in the current slot of five minutes, and in the one before; older holds have expired.
+--   slot, held, held_before: the slot in which something was held last, what was held in it, and in the one before
 local function live_holds(current, slot, held, held_before)
   if slot == current then
     return held, held_before

@@ -2,5 +2,5 @@
 local function pack_meter(meter)
   local besides = cmsgpack.pack(meter.granted, meter.credited, meter.late, meter.stamped_ms, meter.over_cap)
   return cmsgpack.pack(FORM, meter.included, meter.overage, meter.pending, meter.slot, meter.held, meter.held_before,
-    besides == EMPTY_BESIDES and '' or besides)
+    besides == EMPTY_EXTRAS and '' or besides)
 end

@@ -1,10 +1,24 @@
--- What the scripts call by name. Each name is replaced by its value when a script is read: that costs nothing there.
+-- Constants of all scripts. When a script is loaded, each name is replaced by its value, which costs the server nothing.
+
+-- Reply codes; those of store/replies.py have the same names.
+local ALLOWED = 0
+local REFUSED = 1
+local STALE = 2 -- The caller's view of the customer is not the current state.
+local CLOCK = 3 -- The clocks of caller and server differ too much.
+local CONFIRMED = 4 -- Of decide: the rev is current.
+local COUNTED = 5 -- Of decide: refused, but counted and held (shadow mode).
+local REPEAT = 6 -- Of decide: the first request with the idempotency key was billed.
+local IN_FLIGHT = 7 -- Of decide: the first request with the idempotency key has not ended.
+local REPEAT_REFUSED = 8 -- Of decide: a rate or a concurrency limit refuses a repeat.
+local BROKEN = 4 -- A stored field is not a whole number.
+
+-- Formats of what is stored.
 local FORM = -3 -- The first number of a packed field: what is stored has this format. Below 0: no text begins so.
 local BALANCE_FORM = '2' -- Of the field "balance": 1 knew of no debts, and is read anew.
 local NO_STATE = '3:0' -- The rev of a customer without a state.
 local EMPTY_HEAD = '\253\000\000\000\000\160' -- Packed: FORM, four zeros, no rev.
-local EMPTY_METER = '\253\000\000\000\000\000\000\160' -- Packed: FORM, six zeros, nothing besides.
-local EMPTY_BESIDES = '\000\000\000\000\000'
+local EMPTY_METER = '\253\000\000\000\000\000\000\160' -- Packed: FORM, six zeros, no extras.
+local EMPTY_EXTRAS = '\000\000\000\000\000'
 local EMPTY_LEVEL = '\253\000\000\000'
 local EMPTY_LISTING = '\253\000\000' -- Packed: FORM, two zeros.
 local EMPTY_HOLDS = '\253' -- Packed: FORM.
@@ -15,8 +29,10 @@ local MOST = 9000000000000000 -- The most that is counted: below 2^53.
 local UNCAPPED = 8000000000000000 -- Stands for a cap where a meter has none.
 local NEVER_MS = 9000000000000000
 local VALUE_MOST = 999999999999999 -- The most that Stripe takes in a value.
-local FIXED = 2 -- The kinds of rates that are told apart, as their terms number them.
-local BUCKET = 3
+local FIXED_WINDOW = 2 -- Kinds of rates, as their terms number them; 1 is a sliding window.
+local TOKEN_BUCKET = 3
+local RATE_BYTES = 48 -- Of a rate in the terms of decide: six doubles.
+local CEILING_BYTES = 32 -- Of a ceiling or a concurrency limit: four doubles.
 local SENT_ON = 1 -- What is reported of a meter goes under the event of one behind it,
 local TAKES_OVER = 2 -- which gets it.
 local PRICED = 3 -- Or its units are overage of the meter before it.
@@ -25,8 +41,6 @@ local NOTICES_MOST = 1000 -- That a shard keeps.
 local HINTS_MOST = 200 -- Notes that wait with one Stripe customer.
 local HISTORY_MOST = 1000 -- Changes of a customer.
 local AUDIT_FOLDED = 128 -- Entries of the audit log that are added up at once: far fewer than wait there then.
-local REPEAT = 6 -- Of a request whose first was billed.
-local IN_FLIGHT = 7 -- Whose first has not ended.
 local UNCOMPARED = -1 -- Stands for the quantity of an event id where any is the same.
 local EVENT_CONFLICT = 8 -- Replies of settle about an event id: it has counted another quantity,
 local EVENT_PARTLY = 9 -- or some of the meters.
