@@ -1,4 +1,8 @@
-"""Admitted request between app and server: passes messages on, works out the outcome, settles the usage."""
+"""Admitted request between app and server: passes messages on, works out the outcome, settles the usage.
+
+The work decides the outcome, not its delivery: a response that the app finishes is a success, also if the
+client has left.
+"""
 
 from __future__ import annotations
 

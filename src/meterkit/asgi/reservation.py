@@ -1,4 +1,8 @@
-"""Quantities that a request sets aside before the app runs: the output it asks for, the input it has."""
+"""Quantities that a request sets aside before the app runs: the output it asks for, the input it has.
+
+Parsers differ about repeated members, spellings and encodings. So the largest figure that one of them could
+find counts, and the ceiling if the body cannot be read: a client must not choose the default.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Idempotency marks of the app's event ids: quantities by meter; see ``compare_event.lua``. Pure."""
+"""Idempotency marks of the app's event ids: quantities by meter; see ``compare_event.lua``. Pure.
+
+A job may record several meters under one id, so a mark has each meter with its quantity. Another quantity
+under the same id is an error of the caller, not a repeat.
+"""
 
 from __future__ import annotations
 

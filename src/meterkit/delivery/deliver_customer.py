@@ -1,4 +1,8 @@
-"""Delivery of one customer on demand: all usage until now, and the cut before prices change."""
+"""Delivery of one customer on demand: all usage until now, and the cut before prices change.
+
+Stripe does not document whether an event's timestamp or its arrival decides its price. So usage is counted
+before prices change, and later usage is stamped behind the change.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Stripe's error reports on meter events that it accepted and refused later: park their intents."""
+"""Stripe's error reports on meter events that it accepted and refused later: park their intents.
+
+A refused event gets a new identifier: sent again under the old one, Stripe might take it for a repeat and
+drop it.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Paced sender of intents: decides the next state of each, and never sends two of one line at once.
 
 A line is a customer and an event name. Circuit breakers stop delivery for the account or for one meter.
+
+Intents whose lease ran out are not sent in that pass: another process may have leased one, sent it and died.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Usage spikes: compare this hour and day with those of four weeks; one process checks every five minutes."""
+"""Usage spikes: compare this hour and day with those of four weeks; one process checks every five minutes.
+
+The spread of hourly usage grows with it, and jobs repeat by the week. So spans are compared by factors, and
+with the same hours and weekdays.
+"""
 
 from __future__ import annotations
 

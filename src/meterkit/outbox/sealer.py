@@ -2,6 +2,9 @@
 
 Usage whose invoice is already final is sealed as late, by the terms of the customer's subscription. A context
 variable carries late usage into the report of the flush that runs.
+
+All meters of an event name share its minutes, and each minute has one intent: so Stripe's summary of a minute
+tells whether that intent arrived.
 """
 
 from __future__ import annotations

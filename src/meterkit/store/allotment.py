@@ -1,4 +1,8 @@
-"""Allotments: the store admits requests of a hot customer and route in advance; unused units are returned."""
+"""Allotments: the store admits requests of a hot customer and route in advance; unused units are returned.
+
+Token buckets are left out, since they would refill while units are unused. So are routes whose cost is known
+only afterwards: many requests at once would overdraw a credit that is almost used up.
+"""
 
 from __future__ import annotations
 

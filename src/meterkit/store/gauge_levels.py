@@ -1,4 +1,8 @@
-"""Levels of gauges, read and changed. They are facts of the app, independent of billing periods."""
+"""Levels of gauges, read and changed. They are facts of the app, independent of billing periods.
+
+A level is set by a script of its own, at once. As a settlement it could be applied an hour late, over newer
+levels.
+"""
 
 from __future__ import annotations
 

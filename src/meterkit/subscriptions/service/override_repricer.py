@@ -1,4 +1,8 @@
-"""Overrides with a price: make it the customer's own price at Stripe, then store the override."""
+"""Overrides with a price: make it the customer's own price at Stripe, then store the override.
+
+No schedule of Stripe ends such a price: a phase that changes a metered price bills usage that Stripe does not
+have yet at the new one.
+"""
 
 from __future__ import annotations
 
