@@ -82,8 +82,8 @@ from meterkit.notify.messages import Messages as Messages
 from meterkit.notify.rendering import RenderedMessage as RenderedMessage
 from meterkit.outbox.intents import Intent as Intent
 from meterkit.outbox.intents import Undelivered as Undelivered
-from meterkit.outbox.late_items import QueuedItem as QueuedItem
-from meterkit.outbox.late_items import QueuedItems as QueuedItems
+from meterkit.outbox.invoice_item_queue import QueuedItem as QueuedItem
+from meterkit.outbox.invoice_item_queue import QueuedItems as QueuedItems
 from meterkit.outbox.operator_commands import Intents as Intents
 from meterkit.outbox.sealer import LateUsage as LateUsage
 from meterkit.settings import Settings as Settings
@@ -103,8 +103,6 @@ from meterkit.subscriptions.price_sync import StripeAccount as StripeAccount
 from meterkit.subscriptions.price_sync import StripeSync as StripeSync
 from meterkit.subscriptions.price_sync import StripeSyncLine as StripeSyncLine
 from meterkit.subscriptions.proration import Proration as Proration
-from meterkit.subscriptions.service.credits import Credits as Credits
-from meterkit.subscriptions.service.credits import TopUp as TopUp
 from meterkit.subscriptions.service.customer_matching import Misfit as Misfit
 from meterkit.subscriptions.service.results import Checkout as Checkout
 from meterkit.subscriptions.service.results import Invoice as Invoice
@@ -114,12 +112,14 @@ from meterkit.subscriptions.service.results import Portal as Portal
 from meterkit.subscriptions.service.results import Preview as Preview
 from meterkit.subscriptions.service.results import Subscription as Subscription
 from meterkit.subscriptions.service.results import SubscriptionChange as SubscriptionChange
-from meterkit.subscriptions.service.service import Subscriptions as Subscriptions
 from meterkit.subscriptions.service.stripe_customers import Contact as Contact
 from meterkit.subscriptions.service.stripe_import import Imported as Imported
 from meterkit.subscriptions.service.stripe_import import ImportedCustomer as ImportedCustomer
 from meterkit.subscriptions.service.stripe_import import ImportProgress as ImportProgress
 from meterkit.subscriptions.service.subscription_repair import Repair as Repair
+from meterkit.subscriptions.service.subscriptions_facade import Subscriptions as Subscriptions
+from meterkit.subscriptions.service.top_ups import Credits as Credits
+from meterkit.subscriptions.service.top_ups import TopUp as TopUp
 from meterkit.sync import SyncCredits as SyncCredits
 from meterkit.sync import SyncCustomers as SyncCustomers
 from meterkit.sync import SyncGauges as SyncGauges

@@ -16,11 +16,11 @@ from meterkit.customers.customers import Customers
 from meterkit.customers.grants import Grants
 from meterkit.customers.states import CustomerStates, make_scheduled_transitions
 from meterkit.delivery.correction_credits import CreditIssuer
-from meterkit.delivery.deliver_customer import UsageCutter, count_undelivered_units, deliver_customer
 from meterkit.delivery.flush_report import replay_spools
 from meterkit.delivery.flusher_setup import delivery_tasks, flusher_for
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.summaries import wait_until_counted
+from meterkit.delivery.usage_cutter import UsageCutter, count_undelivered_units, deliver_customer
 from meterkit.insights.audit.async_database import audit_database_of
 from meterkit.insights.background_tasks import insights_tasks, root_of
 from meterkit.insights.revenue.revenue import Revenue
@@ -32,9 +32,9 @@ from meterkit.outbox.operator_commands import Intents
 from meterkit.storage.service import ObjectStorage
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.price_sync import StripeAccount
-from meterkit.subscriptions.service.credits import AutoTopUps, Credits
-from meterkit.subscriptions.service.service import Subscriptions
 from meterkit.subscriptions.service.stripe_customers import CustomerHooks, fetch_contact
+from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
+from meterkit.subscriptions.service.top_ups import AutoTopUps, Credits
 from meterkit.subscriptions.top_up_payments import TopUpPayments
 from meterkit.subscriptions.webhooks.subscription_writer import FLUSH
 from meterkit.subscriptions.webhooks.webhooks import Webhooks
@@ -210,7 +210,7 @@ class Parts:
         await module.park_refused(self.store, self._stripe.api(), event_id, self._journal)
 
     async def _end_usage(self, customer: str, ended: Mapping[int, int]) -> None:
-        module: Any = import_module("meterkit.delivery.late_usage")  # Only workers pay for it.
+        module: Any = import_module("meterkit.delivery.late_intents")  # Only workers pay for it.
         await module.end_usage(self.store, customer, ended)
 
     async def _deliver(self, customer: str) -> None:

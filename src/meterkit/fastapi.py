@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, get_args
 from meterkit.answers import PROBLEM_JSON, PROBLEM_TYPES
 from meterkit.asgi import admitted
 from meterkit.asgi.context import EXEMPT, current, require_exchange
-from meterkit.asgi.problems import REFUSAL_TYPES, problem_type_of
+from meterkit.asgi.refusal_documents import REFUSAL_TYPES, problem_type_of
 from meterkit.decisions.decision import ProblemCode
 from meterkit.errors import MeterkitError
 from meterkit.starlette import check_customer_of, respond, webhook_route

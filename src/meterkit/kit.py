@@ -13,9 +13,9 @@ from meterkit.asgi.call_amounts import price_quantities
 from meterkit.asgi.llm_calls import read_captured, record_calls
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.argument_checks import check_quantities, check_quantity, collect_quantities
+from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.catalog.notes import log_notes
-from meterkit.catalog.price_table import USAGE_METERS
-from meterkit.catalog.watch import WatchedPlans
+from meterkit.catalog.plans_file_watcher import WatchedPlans
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.policies import Demand
 from meterkit.errors import MeterkitError

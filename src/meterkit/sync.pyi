@@ -22,7 +22,7 @@ from meterkit.insights.statement.lines import Statement
 from meterkit.kit import MeterKit
 from meterkit.notify.rendering import RenderedMessage
 from meterkit.outbox.intents import Intent, IntentState
-from meterkit.outbox.late_items import QueuedItem
+from meterkit.outbox.invoice_item_queue import QueuedItem
 from meterkit.settings import Settings
 from meterkit.storage.recalculation import BucketLister
 from meterkit.store.customer_usage import CustomerUsage
@@ -30,7 +30,6 @@ from meterkit.store.message_queue import Channel, KeptMessage
 from meterkit.store.rate_usage import RateUsage
 from meterkit.store.subject_usage import SubjectUsage
 from meterkit.subscriptions.price_sync import StripeSync
-from meterkit.subscriptions.service.credits import TopUp
 from meterkit.subscriptions.service.results import (
     Checkout,
     Invoice,
@@ -42,6 +41,7 @@ from meterkit.subscriptions.service.results import (
 )
 from meterkit.subscriptions.service.stripe_import import Imported, ImportProgress
 from meterkit.subscriptions.service.subscription_repair import Repair
+from meterkit.subscriptions.service.top_ups import TopUp
 from meterkit.subscriptions.webhooks.sync_queue import DeadWebhook, WebhookBacklog
 from meterkit.tokens.call_usage import CallUsage
 

@@ -227,7 +227,7 @@ async def test_a_hold_is_captured_though_its_meter_is_gone(plans: Path, store_ur
 async def test_a_change_of_the_file_is_noticed(
     plans: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("meterkit.catalog.watch._CHECK_EVERY_S", 0.005)
+    monkeypatch.setattr("meterkit.catalog.plans_file_watcher._CHECK_EVERY_S", 0.005)
     with caplog.at_level(logging.INFO, "meterkit"):
         async with kit_of(plans) as kit:
             put(plans, "schema: 2")

@@ -20,7 +20,7 @@ from jsonschema import Draft202012Validator
 
 from drivers.sampled import few_examples
 from meterkit.asgi.headers import format_fields, limit_field, merge_headers, policy_field
-from meterkit.asgi.problems import REFUSAL_TYPES, Denial, ProblemContext, problem
+from meterkit.asgi.refusal_documents import REFUSAL_TYPES, Denial, ProblemContext, problem
 from meterkit.decisions.decision import Decision, Policy, Reason, SpendLevel
 from meterkit.fastapi import responses
 

@@ -273,7 +273,7 @@ async def test_without_the_store_only_policies_are_told(valkey: Server) -> None:
 async def test_known_customers_are_bounded_and_the_quietest_goes(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.store.fallback._CUSTOMERS_MAX", 2)
+    monkeypatch.setattr("meterkit.store.fallback_decider._CUSTOMERS_MAX", 2)
     async with outage(valkey) as store:
         await store.begins()
         assert await store.statuses("busy", 5) == await store.statuses("quiet", 5) == [200] * 5

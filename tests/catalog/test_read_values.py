@@ -16,7 +16,6 @@ from starlette.routing import compile_path
 
 from drivers.sampled import few_examples
 from meterkit.catalog import QUANTITY_MAX
-from meterkit.catalog.document import Fields, Text, parse
 from meterkit.catalog.errors import FilePlace, Problems, RefusedError
 from meterkit.catalog.match_lines import METHODS, covers_line, parse_match
 from meterkit.catalog.notify import is_public, names_private_host
@@ -29,6 +28,7 @@ from meterkit.catalog.value_parsers import (
     parse_integer,
     parse_quantity,
 )
+from meterkit.catalog.yaml_tree import Fields, Text, parse
 from meterkit.errors import PlansError
 
 

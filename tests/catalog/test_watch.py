@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from faults.refusals import eventually
-from meterkit.catalog.watch import WatchedPlans
+from meterkit.catalog.plans_file_watcher import WatchedPlans
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
@@ -96,7 +96,7 @@ async def test_a_change_is_read_within_two_seconds(path: Path, monkeypatch: pyte
         await asyncio.sleep(0)
         raise TimeoutError
 
-    monkeypatch.setattr("meterkit.catalog.watch.wait_for", pause)
+    monkeypatch.setattr("meterkit.catalog.plans_file_watcher.wait_for", pause)
     pauses_s: list[float] = []
 
     async def reload() -> None:

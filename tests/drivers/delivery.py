@@ -17,11 +17,11 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.cli.delivery import late_lines, undelivered_lines
 from meterkit.decisions.keys import meter_token
-from meterkit.delivery.deliver_customer import deliver_customer
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.delivery.summaries import StripeSummaries
+from meterkit.delivery.usage_cutter import deliver_customer
 from meterkit.outbox.intents import SealedIntent
 from meterkit.outbox.outbox import Outbox
 from meterkit.stripe.api import StripeApi

@@ -11,7 +11,7 @@ from drivers.worker_process import Commands
 from meterkit.customers.states import CustomerStates
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions import top_up_payments
-from meterkit.subscriptions.service import credits as credit_sales
+from meterkit.subscriptions.service import top_ups as credit_sales
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import loads
-from meterkit.catalog.document import Fields, Items, Node, parse
 from meterkit.catalog.errors import Problems
+from meterkit.catalog.yaml_tree import Fields, Items, Node, parse
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog

@@ -12,10 +12,10 @@ from drivers.forked_command import die
 from drivers.worker_process import Commands
 from faults.refusals import Client, kit_at, metered
 from meterkit.redis import settlement_queue
-from meterkit.store.replay import SpoolReplay, write_record
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.spool_file import SpoolFile, SpoolHeader, frame
+from meterkit.store.spool_replay import SpoolReplay, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

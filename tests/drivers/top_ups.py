@@ -12,7 +12,7 @@ from drivers.plans import plans_text
 from drivers.webhooks import hooked
 from meterkit.catalog import loads
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.service.credits import AutoTopUps, Credits
+from meterkit.subscriptions.service.top_ups import AutoTopUps, Credits
 from meterkit.subscriptions.top_up_payments import TopUpPayments
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue

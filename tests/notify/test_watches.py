@@ -22,6 +22,7 @@ from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import SettingsError, StoreError
 from meterkit.insights.audit.async_database import AuditDatabase
+from meterkit.notify.period_watches import LeasedWatch, SummaryWatch, notify_once
 from meterkit.notify.spikes import (
     FLOOR,
     HOUR_MS,
@@ -32,7 +33,6 @@ from meterkit.notify.spikes import (
     find_spike,
     project_spike,
 )
-from meterkit.notify.watches import LeasedWatch, SummaryWatch, notify_once
 from meterkit.store.message_queue import publish_notice, read_notices
 from meterkit.store.task_lease import TaskLease
 from meterkit.testing import Clock
@@ -195,7 +195,7 @@ async def test_a_process_without_the_lease_leaves_the_rest(
         await admin.ask(admin.client.delete(lease))
         assert await TaskLease(store, lease, lasts_ms=60_000).acquire()
 
-    monkeypatch.setattr("meterkit.notify.watches.publish_notice", pass_on)
+    monkeypatch.setattr("meterkit.notify.period_watches.publish_notice", pass_on)
     for told_until_now in (["acme"], ["acme", "bolt"], ["acme", "bolt", "core"]):
         await watch.check()
         assert asked == told_until_now
@@ -340,10 +340,10 @@ async def test_a_spike_is_sent_once_a_day(
             await publish_notice(*args)
             raise StoreError("cut off")
 
-        monkeypatch.setattr("meterkit.notify.watches.publish_notice", cut)
+        monkeypatch.setattr("meterkit.notify.period_watches.publish_notice", cut)
         with pytest.raises(StoreError, match="cut off"):
             await watch.check()
-        monkeypatch.setattr("meterkit.notify.watches.publish_notice", publish_notice)
+        monkeypatch.setattr("meterkit.notify.period_watches.publish_notice", publish_notice)
         clock.advance(timedelta(minutes=5))
         for _ in range(3):  # The first tells it again, as it was told.
             await watch.check()

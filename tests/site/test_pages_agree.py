@@ -16,7 +16,7 @@ import typer
 from drivers.shown_blocks import keys_page, shown
 from meterkit import MeterKit, MeterMiddleware, Settings
 from meterkit.catalog import loads
-from meterkit.catalog.price_table import UNITS
+from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.health.audit_log import OVERDUE_MS
 from meterkit.sync import SyncMeterKit
@@ -201,9 +201,9 @@ store.message_queue:AGAIN_AFTER_MS       60_000          runbook.md     again a 
 store.message_queue:TIMES_MOST           10              runbook.md     again a minute later, ten times in all
 subscriptions.webhooks.worker:ATTEMPTS_MAX 12            runbook.md     refused twelve times
 subscriptions.webhooks.worker:ATTEMPTS_MAX 12            webhooks.md    refused twelve times
-catalog.watch:_CHECK_EVERY_S             1.5             runbook.md     within two seconds of its correction
-catalog.watch:_CONFIRM_AFTER_S           0.5             faq.md         changed plans file within two seconds
-catalog.watch:_CONFIRM_AFTER_S           0.5             plans-file.md  changed plans file within two seconds
+catalog.plans_file_watcher:_CHECK_EVERY_S 1.5 runbook.md within two seconds of its correction
+catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 faq.md changed plans file within two seconds
+catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 plans-file.md changed plans file within two seconds
 health.spools:ROOM_BYTES                 67_108_864      checklist.md   ◆ at least 64 MiB are free
 health.store_servers:_FULL               0.9             checklist.md   ◆ less than 90% of `maxmemory` is used
 """.strip()

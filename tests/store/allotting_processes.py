@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
+from meterkit.decisions.fallback_rates import EMPTY, advance
 from meterkit.decisions.keys import FORMAT, concurrency_field, meter_field
-from meterkit.decisions.local_rates import EMPTY, advance
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import CEILING, CONCURRENCY, ceiling_of

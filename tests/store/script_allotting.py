@@ -12,12 +12,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import loads
+from meterkit.decisions.compiled_decision import compile_program
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
+from meterkit.decisions.fallback_rates import EMPTY, advance
 from meterkit.decisions.keys import FORMAT
-from meterkit.decisions.local_rates import EMPTY, advance
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.policies import CONCURRENCY, SPENT, Demand
-from meterkit.decisions.program import compile_program
 from meterkit.redis.connection import pack, pack_each, pack_numbers
 from meterkit.store.allotment import return_units
 from meterkit.store.script_terms import pack_head
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from random import Random
 
-    from meterkit.decisions.program import Program
+    from meterkit.decisions.compiled_decision import Program
     from meterkit.store.views import CustomerView
     from store.script_wires import Wire
 

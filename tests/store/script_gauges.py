@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from drivers.counters import pack_field
 from meterkit.catalog import loads
+from meterkit.decisions.compiled_decision import compile_program
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.event_marks import read_gauge_mark
 from meterkit.decisions.gauges import GaugeLimit
@@ -16,8 +17,7 @@ from meterkit.decisions.keys import concurrency_field, meter_field, meter_token
 from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand
-from meterkit.decisions.program import compile_program
-from meterkit.decisions.verdict import refused_decision
+from meterkit.decisions.verdicts import refused_decision
 from meterkit.redis.connection import pack, pack_each
 from meterkit.store.prepared_decisions import MarkedDecision, prepare_asking, prepare_renewing
 from meterkit.store.settlement import Settlement

@@ -12,10 +12,10 @@ from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.event_marks import UNCOMPARED
 from meterkit.decisions.keys import meter_field, meter_token, rate_field, rate_token
-from meterkit.decisions.program import derived_from
 from meterkit.redis.settlement_queue import CONFLICT, PARTLY
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, Bucket, Slots, Windows
 from store.script_purse import Claims, Means, Part, Purse, credit_of, lowered, room, targets_of

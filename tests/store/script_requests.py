@@ -9,6 +9,7 @@ from math import floor
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from drivers.counters import flat_of
+from meterkit.decisions.compiled_decision import ModelPricing, compile_program, derived_from
 from meterkit.decisions.customer_state import CustomerState, entitlements_of
 from meterkit.decisions.event_marks import UNCOMPARED, EventMark, read_mark
 from meterkit.decisions.grants import Prepaid as PlanPurse
@@ -16,7 +17,6 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import Demand
-from meterkit.decisions.program import ModelPricing, compile_program, derived_from
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.settlement_queue import CONFLICT, PARTLY
 from meterkit.store.customer_usage import read_usage_reply
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from random import Random
 
     from meterkit.catalog import Entitlement
+    from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.keys import CustomerKeys
-    from meterkit.decisions.program import Program
     from meterkit.store.views import CustomerView
     from store.script_model import Customer
     from store.script_plans import Sales

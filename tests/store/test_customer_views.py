@@ -31,7 +31,7 @@ from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
     from meterkit import MeterKit
-    from meterkit.decisions.program import Program
+    from meterkit.decisions.compiled_decision import Program
     from meterkit.testing import Clock
     from servers.stores import Server
 

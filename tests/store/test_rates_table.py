@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from drivers.subscribed_customer import kit_of
 from meterkit.catalog import Rate, loads
-from meterkit.decisions import local_rates
+from meterkit.decisions import fallback_rates
 from meterkit.decisions.policies import policies_of, rate_numbers
 from meterkit.errors import PlansError
 from meterkit.redis import scripts
@@ -125,7 +125,7 @@ def test_rates_in_process_count_as_the_script_does(
     else:
         refill, slot = 0, begun_ms // window_ms - before
     expected = advance(kind, window_ms, refill, now_ms, slot, counted, previous)
-    found, used = local_rates.advance(kind, window_ms, refill, (slot, counted, previous), now_ms)
+    found, used = fallback_rates.advance(kind, window_ms, refill, (slot, counted, previous), now_ms)
     assert [*found, used] == expected
 
 
@@ -145,7 +145,7 @@ def test_a_sliding_window_admits_even_traffic_one_short(limit: int, admitted: in
     state, found = (0, 0, 0), 0
     for number in range(10 * limit):
         now_ms = DAY_MS + number * HOUR_MS // limit
-        (slot, counted, before), used = local_rates.advance(SLIDING, HOUR_MS, 0, state, now_ms)
+        (slot, counted, before), used = fallback_rates.advance(SLIDING, HOUR_MS, 0, state, now_ms)
         state = slot, counted + (used < limit), before
         if used < limit:
             found += number >= 2 * limit

@@ -26,12 +26,12 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.policies import Demand
-from meterkit.outbox.closes import CloseQueue, PeriodClose, ends_to_close, note_renewal
+from meterkit.outbox.close_queue import CloseQueue, PeriodClose, ends_to_close, note_renewal
 from meterkit.outbox.intents import pack_batch, parse_intents, unpack_batch
 from meterkit.outbox.invoice_ends import InvoiceEnd, StampedUsage, find_too_late, store_invoice_end
 from meterkit.redis.scripts import Script
 from meterkit.store.daily_counts import DegradedMinutes
-from meterkit.store.provider_jobs import claim_job, has_ended
+from meterkit.store.job_claims import claim_job, has_ended
 from meterkit.store.server_restarts import ServerLife, ServerLives
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities

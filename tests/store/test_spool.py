@@ -36,8 +36,8 @@ from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.redis import settlement_queue
 from meterkit.store import settlement_spool, spool_file
-from meterkit.store.replay import SpoolReplay
 from meterkit.store.spool_file import SpoolFile
+from meterkit.store.spool_replay import SpoolReplay
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from meterkit.redis.local_files import FileLock
 from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord
 from meterkit.redis.url import parse_redis_url
 from meterkit.store.prepared_decisions import prepare_holding
-from meterkit.store.replay import SpoolReplay, read_record, write_record
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
 from meterkit.store.spool_file import DAMAGED, SpoolFile, SpoolHeader, SpoolInfo, frame, list_spools
+from meterkit.store.spool_replay import SpoolReplay, read_record, write_record
 from meterkit.store.store import Store
 
 if TYPE_CHECKING:

@@ -135,7 +135,7 @@ async def test_i13_usage_recorded_during_a_change_has_the_new_price(at: Shop) ->
 async def slow(store_url: str, lag_s: int = 60) -> AsyncGenerator[Shop]:
     """A shop with a change of plan that Stripe, which counts what it accepts later, has not confirmed yet."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("meterkit.subscriptions.service.service._ANSWER_S", 2.0)
+        patched.setattr("meterkit.subscriptions.service.subscriptions_facade._ANSWER_S", 2.0)
         async with shop(store_url, catalog=CATALOG, selling=sell) as at:
             await at.subscribed(plan="basic")
             at.clock.set(HALF)

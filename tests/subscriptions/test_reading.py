@@ -14,7 +14,12 @@ from drivers import shop
 from drivers.webhooks import CATALOG
 from meterkit.customers.drifts import Drift
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.subscriptions.drift import compare_customer, compare_subscription, paid_seats_in, plan_in
+from meterkit.subscriptions.drift_comparison import (
+    compare_customer,
+    compare_subscription,
+    paid_seats_in,
+    plan_in,
+)
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
 from meterkit.subscriptions.price_reading import NOTHING, MonthlyAmount, PriceFacts, monthly_amount_of
 from meterkit.subscriptions.subscription_reading import (

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from costs.edge_instructions import counted
 from drivers.sampled import few_examples, whole
+from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.model_prices import ProviderPrices
-from meterkit.catalog.price_table import UNITS
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.charging import CallCosts, ChargeRemainders, ModelCharges
 from meterkit.tokens.provider_prices import UnitPrices, list_prices, unit_dimensions

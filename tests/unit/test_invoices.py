@@ -28,13 +28,13 @@ from meterkit.delivery.invoices import (
     is_renewal_of,
     read_period_billing,
 )
-from meterkit.delivery.late_usage import format_late_usage
+from meterkit.delivery.late_intents import format_late_usage
 from meterkit.delivery.period_closer import PeriodCloser, _describe_hold
 from meterkit.delivery.reconcile_advice import advice_on_invoices
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
 from meterkit.errors import StripeError, StripeUnavailableError
-from meterkit.outbox.closes import CloseQueue, PeriodClose
+from meterkit.outbox.close_queue import CloseQueue, PeriodClose
 from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
 from meterkit.outbox.sealer import LateUsage
 from meterkit.stripe.request import ENDED_HERE

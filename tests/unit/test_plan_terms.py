@@ -17,6 +17,7 @@ from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.customers.drifts import Drift, DriftKind
+from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import (
     CustomerState,
@@ -33,7 +34,6 @@ from meterkit.decisions.periods import Bounds, to_ms
 from meterkit.decisions.plan_shares import effective_terms, with_plan_changes
 from meterkit.decisions.policies import keep_ms_of, rate_numbers
 from meterkit.decisions.price_segments import PriceSegment, ended_labels, overage_cents, segments_of
-from meterkit.decisions.program import derived_from
 from meterkit.decisions.spending import UnitPrice, price_of
 from meterkit.decisions.stored_grants import GrantBalance, StoredGrant, read_stored_grants
 

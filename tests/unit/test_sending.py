@@ -37,7 +37,6 @@ from meterkit.decisions.ambiguous_intents import (
 )
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
-from meterkit.delivery.deliver_customer import UsageCutter
 from meterkit.delivery.delivery_outcome import DeliveryOutcome
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.intent_comparer import IntentComparer, SummaryReading, Verdict, judge
@@ -45,6 +44,7 @@ from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
 from meterkit.delivery.recoverer import RestoreRecoverer
 from meterkit.delivery.sender import IntentSender, ShardLease, group_calls
 from meterkit.delivery.store_restart_check import StoreRestartCheck
+from meterkit.delivery.usage_cutter import UsageCutter
 from meterkit.errors import CustomerError, StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.intents import IntentMove, SealedIntent, SendAttempt, StoredIntent
 from meterkit.outbox.journal import JournalRow

@@ -32,7 +32,7 @@ from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.decisions.stored_grants import StoredGrant
 from meterkit.errors import MeterkitError, SettingsError, StoreError
-from meterkit.outbox.closes import PeriodClose, ends_to_close
+from meterkit.outbox.close_queue import PeriodClose, ends_to_close
 from meterkit.outbox.intents import RESTORED, StoredIntent
 from meterkit.outbox.operator_commands import _shown_intent
 from meterkit.redis import discovery, scripts
@@ -49,7 +49,7 @@ from meterkit.redis.url import Address, HostPort, Tls
 from meterkit.store.allotment import next_size
 from meterkit.store.compiled_catalog import CatalogAlarms
 from meterkit.store.customer_usage import read_usage_reply
-from meterkit.store.fallback import Fallback
+from meterkit.store.fallback_decider import Fallback
 from meterkit.store.holds import HoldOwner
 from meterkit.store.input_checks import check_customer, check_event_id
 from meterkit.store.prepared_decisions import MarkedDecision, prepare_reserving

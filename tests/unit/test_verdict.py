@@ -20,8 +20,23 @@ from meterkit import MeterKit
 from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge_headers
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.decisions import verdict
+from meterkit.decisions import verdicts
+from meterkit.decisions.compiled_decision import (
+    BoundProgram,
+    Program,
+    compile_program,
+    demands_of,
+    reported_parts,
+)
 from meterkit.decisions.decision import Decision
+from meterkit.decisions.fallback_rates import (
+    NO_REMAINDERS,
+    RemainingQuantity,
+    advance,
+    decide_by_rates,
+    drop_replenished,
+    remaining_by_policy,
+)
 from meterkit.decisions.grants import Prepaid
 from meterkit.decisions.keys import (
     HOOKS_SHARD,
@@ -32,17 +47,8 @@ from meterkit.decisions.keys import (
     route_name,
     shard_of,
 )
-from meterkit.decisions.local_rates import (
-    NO_REMAINDERS,
-    RemainingQuantity,
-    advance,
-    decide_by_rates,
-    drop_replenished,
-    remaining_by_policy,
-)
 from meterkit.decisions.policies import TOKEN_BUCKET, Demand, rate_numbers
-from meterkit.decisions.program import BoundProgram, Program, compile_program, demands_of, reported_parts
-from meterkit.decisions.verdict import reset_ms
+from meterkit.decisions.verdicts import reset_ms
 from meterkit.errors import PlansError
 from meterkit.redis.connection import pack, pack_each, unpack
 from store.script_driver import World, life
@@ -87,7 +93,7 @@ def refusal(
     used: dict[int, tuple[int, int, int]], *, quantity: int = 1, end_ms: int = PERIOD_END_MS
 ) -> Decision:
     numbers = [number for nth, unused in enumerate(UNUSED) for number in used.get(nth, unused)]
-    return verdict.refused_decision(program(quantity), [1, NOW_MS, end_ms, *numbers], 0)
+    return verdicts.refused_decision(program(quantity), [1, NOW_MS, end_ms, *numbers], 0)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +153,7 @@ def test_a_decision_does_not_change() -> None:
 
 
 def test_a_billed_ceiling_is_a_cap() -> None:
-    found = verdict.refused_decision(program(9, "tokens"), [1, NOW_MS, PERIOD_END_MS, 0, 0, 0, 8, 0, 0], 0)
+    found = verdicts.refused_decision(program(9, "tokens"), [1, NOW_MS, PERIOD_END_MS, 0, 0, 0, 8, 0, 0], 0)
     assert (found.reason, found.limit, found.remaining) == ("cap", "tokens-period", 8)
 
 
@@ -169,20 +175,20 @@ def test_a_billed_ceiling_is_a_cap() -> None:
 def test_an_admission_names_the_policy_nearest_to_exhaustion(
     nth: int, told: tuple[int, int], policy: str, reset_ms: int | None
 ) -> None:
-    found = verdict.allowed_decision(program(), [0, NOW_MS, nth, *told], PERIOD_END_MS)
+    found = verdicts.allowed_decision(program(), [0, NOW_MS, nth, *told], PERIOD_END_MS)
     left = max(0, told[0])
     reset = None if reset_ms is None else timedelta(milliseconds=reset_ms)
     assert Decision(allowed=True, limit=policy, remaining=left, reset_after=reset) == found
 
 
 def test_an_admission_without_policies_names_none() -> None:
-    assert Decision(allowed=True) == verdict.allowed_decision(program(), [0, NOW_MS, 0, 0, 0], PERIOD_END_MS)
+    assert Decision(allowed=True) == verdicts.allowed_decision(program(), [0, NOW_MS, 0, 0, 0], PERIOD_END_MS)
 
 
 def test_a_window_of_25_hours_moves_by_the_millisecond() -> None:
-    window_ms = verdict.EXACT_WINDOW_MS_MAX
-    assert verdict.weighted_count(window_ms, 1, window_ms) == 1
-    assert verdict.weighted_count(window_ms + 1000, 1, window_ms + 1000) == 1000
+    window_ms = verdicts.EXACT_WINDOW_MS_MAX
+    assert verdicts.weighted_count(window_ms, 1, window_ms) == 1
+    assert verdicts.weighted_count(window_ms + 1000, 1, window_ms + 1000) == 1000
 
 
 class Patient(World):
@@ -194,7 +200,7 @@ class Patient(World):
     def refused(self, known: CustomerView, program: Program, reply: list[int]) -> None:
         now_ms, bounds = reply[1], known.effective.bounds
         end_ms = bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
-        decision = verdict.refused_decision(program, reply, end_ms)
+        decision = verdicts.refused_decision(program, reply, end_ms)
         assert decision.reason is not None
         if any(name.endswith("-concurrency") for name in decision.violated):
             assert decision.retry_after is None or decision.retry_after >= timedelta(seconds=1)

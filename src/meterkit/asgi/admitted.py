@@ -12,11 +12,11 @@ from starlette.requests import ClientDisconnect
 from meterkit.asgi.body import KeptRequest, has_body
 from meterkit.asgi.llm_calls import LlmCalls, name_calls
 from meterkit.asgi.logs import warn, warn_of_lost, warn_of_unread
-from meterkit.asgi.problems import problem_type_of
+from meterkit.asgi.refusal_documents import problem_type_of
 from meterkit.asgi.refuser import LateRefusal
 from meterkit.asgi.response_usage import ResponseUsage
 from meterkit.catalog.argument_checks import check_feature, check_quantities
-from meterkit.catalog.price_table import USAGE_METERS
+from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.catalog.routes import is_fetched
 from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.decision import Decision
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.refuser import Refuser
     from meterkit.catalog import Outcome, Route
     from meterkit.redis.tallies import Tallies
-    from meterkit.store.fallback import FallbackDecision
+    from meterkit.store.fallback_decider import FallbackDecision
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
     from meterkit.tokens.call_usage import CallUsage

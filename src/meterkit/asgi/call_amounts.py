@@ -7,8 +7,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from meterkit.catalog.argument_checks import check_quantity
+from meterkit.catalog.genai_prices_table import UNIT_OF, USAGE_METERS, WHOLE_OF
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.price_table import UNIT_OF, USAGE_METERS, WHOLE_OF
 from meterkit.decisions.periods import from_ms
 from meterkit.store.settlement_parts import UsedQuantities, add_quantities
 from meterkit.tokens.call_usage import CallUsage, billed_units, cap_parts

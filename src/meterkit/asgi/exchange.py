@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.asgi.admitted import AdmittedRequest
 from meterkit.asgi.call_amounts import join_used, price_tokens
+from meterkit.asgi.fallback_requests import count_in_process, undecided_usage
+from meterkit.asgi.job_settlement import call_on_loop, settle_jobs
 from meterkit.asgi.llm_calls import LlmCalls
-from meterkit.asgi.provider_jobs import call_on_loop, settle_jobs
-from meterkit.asgi.without_store import count_in_process, undecided_usage
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.prepared_decisions import repeat_digest
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
-    from meterkit.store.fallback import FallbackDecision
+    from meterkit.store.fallback_decider import FallbackDecision
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
 

@@ -12,15 +12,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.decisions.policies import SLIDING_WINDOW
-from meterkit.decisions.verdict import EXACT_WINDOW_MS_MAX, reset_ms
+from meterkit.decisions.verdicts import EXACT_WINDOW_MS_MAX, reset_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog import Headers
+    from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.decision import Decision, Policy
     from meterkit.decisions.policies import PolicyMeasure
-    from meterkit.decisions.program import Program
     from meterkit.store.views import PreparedDecision
 
 INTEGER_MAX: Final = 10**15 - 1

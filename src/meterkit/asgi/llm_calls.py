@@ -20,15 +20,15 @@ from meterkit.asgi.call_amounts import (
     used_by_model,
     used_of,
 )
-from meterkit.catalog.price_table import TOKEN_METERS, USAGE_METERS
+from meterkit.catalog.genai_prices_table import TOKEN_METERS, USAGE_METERS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import check_event_id
-from meterkit.store.provider_jobs import claim_job, end_job, remember_job
+from meterkit.store.job_claims import claim_job, end_job, remember_job
 from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities
+from meterkit.tokens.batch_lines import call_event_id, mark_batched, read_batch_line
 from meterkit.tokens.call_usage import CallUsage, deduplicate_calls, fill_estimates, join_reports
 from meterkit.tokens.charging import price_call
-from meterkit.tokens.jobs import call_event_id, mark_batched, read_batch_line
 from meterkit.tokens.objects import UsageReports, calls_of, pending_jobs, usage_of
 from meterkit.tokens.plain_values import kind_of
 
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.response_usage import ResponseUsage
     from meterkit.store.compiled_catalog import CompiledCatalog
-    from meterkit.store.provider_jobs import Counting
+    from meterkit.store.job_claims import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
-    from meterkit.tokens.jobs import BatchLine
+    from meterkit.tokens.batch_lines import BatchLine
 
 _logger = logging.getLogger("meterkit.asgi")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from meterkit.answers import send_json
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.logs import warn
-from meterkit.asgi.problems import compact_json, payment_required
+from meterkit.asgi.refusal_documents import compact_json, payment_required
 from meterkit.catalog.models import NAMED_METHODS
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from meterkit.asgi.problems import Denial
-    from meterkit.asgi.routing import Router
+    from meterkit.asgi.plan_router import Router
+    from meterkit.asgi.refusal_documents import Denial
     from meterkit.catalog import Route
     from meterkit.store.store import Store
 

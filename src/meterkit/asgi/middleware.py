@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import EXEMPT, exchange
 from meterkit.asgi.exchange import Exchange
+from meterkit.asgi.fallback_requests import decide_in_process
 from meterkit.asgi.headers import FixedFields
 from meterkit.asgi.identify import Caller, find_id_fault, split_caller
+from meterkit.asgi.job_settlement import is_poll_of_known_job
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.mcp_exchange import McpExchange
 from meterkit.asgi.plans_in_force import PlansInForce
-from meterkit.asgi.provider_jobs import is_poll_of_known_job
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem, socket_problem
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
-from meterkit.asgi.without_store import decide_in_process
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.local_rates import NO_REMAINDERS, drop_replenished
+from meterkit.decisions.fallback_rates import NO_REMAINDERS, drop_replenished
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, abandon_call
 from meterkit.redis.event_loops import running_loop

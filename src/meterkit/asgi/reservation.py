@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.asgi.body import head_of
 from meterkit.asgi.upload import announced_bytes
+from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.price_table import UNITS
 from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError

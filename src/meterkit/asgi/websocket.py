@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Final
 from meterkit.asgi.body import head_of
 from meterkit.asgi.call_amounts import used_by_model
 from meterkit.asgi.exchange import Exchange, outcome_of
+from meterkit.asgi.fallback_requests import decide_in_process
 from meterkit.asgi.logs import ErrorGuard, warn_of_unread
-from meterkit.asgi.problems import POLICY_VIOLATION
-from meterkit.asgi.without_store import decide_in_process
+from meterkit.asgi.refusal_documents import POLICY_VIOLATION
 from meterkit.cancellation import start_task
 from meterkit.catalog.routes import additions_of
+from meterkit.decisions.compiled_decision import compile_program
 from meterkit.decisions.customer_state import keep_holds_only
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import ASK_ONLY, Demand
-from meterkit.decisions.program import compile_program
 from meterkit.errors import StoreError
 from meterkit.store.prepared_decisions import read_decision
 from meterkit.store.replies import ALLOWED

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from meterkit.catalog.document import Fields, Items, Node, kind_of
 from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
@@ -21,8 +20,18 @@ from meterkit.catalog.models import (
     Outcome,
     StoreFailure,
 )
-from meterkit.catalog.shapes import AnyForm, Key, ListOf, MappedShape, Nullable, Table, ValueShape, WordChoice
 from meterkit.catalog.value_parsers import DAY_MS, NAME, duration, duration_or_0, integer, scalar, text
+from meterkit.catalog.value_shapes import (
+    AnyForm,
+    Key,
+    ListOf,
+    MappedShape,
+    Nullable,
+    Table,
+    ValueShape,
+    WordChoice,
+)
+from meterkit.catalog.yaml_tree import Fields, Items, Node, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

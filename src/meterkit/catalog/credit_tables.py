@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.billing import URL
-from meterkit.catalog.document import Fields, kind_of
 from meterkit.catalog.errors import RefusedError, listed, quoted, suggestion, unknown
+from meterkit.catalog.genai_prices_table import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF, is_listed
 from meterkit.catalog.meters import CHARGED, MICRO_USD, check_meter
 from meterkit.catalog.model_prices import AutoTopUp, Credit, ModelPrices, ModelTerms, ProviderPrices, TopUps
 from meterkit.catalog.models import Meter
-from meterkit.catalog.price_table import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF, is_listed
-from meterkit.catalog.shapes import Key, ListOf, MapOf, Scalar, Table, WordChoice, drop_refused
 from meterkit.catalog.value_parsers import (
     AMOUNT_CENTS_MAX,
     COST,
@@ -27,16 +25,18 @@ from meterkit.catalog.value_parsers import (
     percent,
     text,
 )
+from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Scalar, Table, WordChoice, drop_refused
+from meterkit.catalog.yaml_tree import Fields, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from fractions import Fraction
 
-    from meterkit.catalog.document import Node
     from meterkit.catalog.errors import FilePlace, Problems
     from meterkit.catalog.meters import Meters
     from meterkit.catalog.model_prices import UnknownModel
-    from meterkit.catalog.shapes import Json
+    from meterkit.catalog.value_shapes import Json
+    from meterkit.catalog.yaml_tree import Node
 
 FACTORS: Final = ("service_tier", "speed", "inference_geo", "processing")
 """Ways of processing a call that responses name and that change its price."""

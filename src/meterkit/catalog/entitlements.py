@@ -7,12 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.catalog.budgets import LimitsTable, apply_spend_limits
-from meterkit.catalog.document import DEPTH_MAX, Fields, Items, Node, Text
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
 from meterkit.catalog.models import Entitlement, Overage
 from meterkit.catalog.rates import RatesShape, rate_text
-from meterkit.catalog.shapes import AnyForm, Key, ListOf, Nullable, Table, ValueShape, WordChoice
 from meterkit.catalog.value_parsers import (
     TABLE_OF_PRICES,
     UNLIMITED,
@@ -25,6 +23,8 @@ from meterkit.catalog.value_parsers import (
     percent,
     quantity,
 )
+from meterkit.catalog.value_shapes import AnyForm, Key, ListOf, Nullable, Table, ValueShape, WordChoice
+from meterkit.catalog.yaml_tree import DEPTH_MAX, Fields, Items, Node, Text
 
 if TYPE_CHECKING:
     from meterkit.catalog.models import Catalog, Meter, Plan

@@ -31,7 +31,6 @@ from meterkit.catalog.credit_tables import (
     build_credits,
     build_model_prices,
 )
-from meterkit.catalog.document import SIZE_MAX, Fields, Node, Text, parse
 from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.errors import FilePlace, Problems, RefusedError, nearest, unknown
 from meterkit.catalog.meters import MeterTable, build_meters, check_features
@@ -55,9 +54,10 @@ from meterkit.catalog.route_notes import (
     note_unpaid_meters,
 )
 from meterkit.catalog.routes import RouteTable, build_routes, reads_tokens, requested_quantities
-from meterkit.catalog.shapes import Key, ListOf, MapOf, Table, WordChoice, drop_refused
 from meterkit.catalog.storage import StorageTable, build_storage
 from meterkit.catalog.value_parsers import NAME, scalar
+from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Table, WordChoice, drop_refused
+from meterkit.catalog.yaml_tree import SIZE_MAX, Fields, Node, Text, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final, Literal
 from meterkit.catalog.amount_texts import MICRO_UNIT
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.models import Meter, Report, StripeEvent
-from meterkit.catalog.shapes import Key, MapOf, Table, WordChoice, drop_refused
 from meterkit.catalog.value_parsers import NAME, text
+from meterkit.catalog.value_shapes import Key, MapOf, Table, WordChoice, drop_refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.catalog.document import Text
     from meterkit.catalog.errors import FilePlace, Problems
     from meterkit.catalog.models import Entitlement, Plan
+    from meterkit.catalog.yaml_tree import Text
 
 EVENT_NAME_MAX: Final = 100
 CHARGED: Final = "_charged"

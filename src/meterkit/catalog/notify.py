@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from meterkit.catalog.errors import RefusedError
 from meterkit.catalog.models import MESSAGE_EVENTS, EmailChannel, Notify, WebhookChannel
-from meterkit.catalog.shapes import Key, ListOf, Table, WordChoice
 from meterkit.catalog.value_parsers import scalar
+from meterkit.catalog.value_shapes import Key, ListOf, Table, WordChoice
 
 _URL_ALLOWED: Final = (
     "an address that starts with https://, without a user, a password or a fragment; http:// only with a"

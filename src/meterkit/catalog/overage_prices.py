@@ -12,7 +12,7 @@ from meterkit.catalog.entitlements import BillTable, EntitlementTable, OverageTa
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.model_prices import PriceRows
 from meterkit.catalog.models import Entitlement, Meter, Overage, StripeEvent
-from meterkit.catalog.shapes import drop_refused
+from meterkit.catalog.value_shapes import drop_refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

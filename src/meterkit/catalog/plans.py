@@ -19,7 +19,9 @@ from meterkit.catalog.overage_prices import (
     make_price_rows,
     price_by_model,
 )
-from meterkit.catalog.shapes import (
+from meterkit.catalog.subjects import SubjectShape, build_subjects
+from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, text
+from meterkit.catalog.value_shapes import (
     AnyForm,
     Key,
     ListOf,
@@ -30,8 +32,6 @@ from meterkit.catalog.shapes import (
     WordChoice,
     drop_refused,
 )
-from meterkit.catalog.subjects import SubjectShape, build_subjects
-from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

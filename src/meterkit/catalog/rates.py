@@ -9,10 +9,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.document import Items, Node, Text
 from meterkit.catalog.errors import RefusedError, nearest, quoted
 from meterkit.catalog.models import Algorithm, Rate
-from meterkit.catalog.shapes import AnyForm, Json, Key, MappedShape, Scalar, Table, ValueShape, WordChoice
 from meterkit.catalog.value_parsers import (
     DAY_MS,
     SECOND_MS,
@@ -21,6 +19,17 @@ from meterkit.catalog.value_parsers import (
     parse_quantity,
     quantity,
 )
+from meterkit.catalog.value_shapes import (
+    AnyForm,
+    Json,
+    Key,
+    MappedShape,
+    Scalar,
+    Table,
+    ValueShape,
+    WordChoice,
+)
+from meterkit.catalog.yaml_tree import Items, Node, Text
 
 if TYPE_CHECKING:
     from limits import RateLimitItem

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.errors import listed
+from meterkit.catalog.genai_prices_table import USAGE_METERS, is_listed, nearest_usage_meter
 from meterkit.catalog.meters import CHARGED, counts_bytes
 from meterkit.catalog.models import SPEND
 from meterkit.catalog.notes import COMPARED_MAX, SHOWN_MAX
-from meterkit.catalog.price_table import USAGE_METERS, is_listed, nearest_usage_meter
 from meterkit.catalog.routes import additions_of, reads_tokens
-from meterkit.catalog.shapes import drop_refused
+from meterkit.catalog.value_shapes import drop_refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

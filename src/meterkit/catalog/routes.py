@@ -15,13 +15,14 @@ from meterkit.catalog.billing import (
     STORE_FAILURES,
 )
 from meterkit.catalog.errors import unknown
+from meterkit.catalog.genai_prices_table import PROVIDER_SHAPE, TOKEN_METERS, USAGE_METERS, unknown_provider
 from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match, parse_mcp
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
-from meterkit.catalog.price_table import PROVIDER_SHAPE, TOKEN_METERS, USAGE_METERS, unknown_provider
 from meterkit.catalog.rates import RatesShape
-from meterkit.catalog.shapes import (
+from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
+from meterkit.catalog.value_shapes import (
     AnyForm,
     Key,
     ListOf,
@@ -33,7 +34,6 @@ from meterkit.catalog.shapes import (
     WordChoice,
     drop_refused,
 )
-from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

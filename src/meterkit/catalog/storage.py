@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.models import OTHER_TYPE, ObjectPattern, Storage
-from meterkit.catalog.shapes import AnyForm, Key, ListOf, MappedShape, Table
 from meterkit.catalog.value_parsers import NAME, scalar, text
+from meterkit.catalog.value_shapes import AnyForm, Key, ListOf, MappedShape, Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

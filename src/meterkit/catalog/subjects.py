@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import micros_per_minor_unit
 from meterkit.catalog.budgets import WINDOWS, BudgetTable
-from meterkit.catalog.document import Fields
 from meterkit.catalog.entitlements import CounterLimits, build_counter_limits, build_node
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import check_meter
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, SubjectBudget, SubjectPlan
-from meterkit.catalog.shapes import MapOf, Table
 from meterkit.catalog.value_parsers import NAME, UNLIMITED
+from meterkit.catalog.value_shapes import MapOf, Table
+from meterkit.catalog.yaml_tree import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog.document import Node
     from meterkit.catalog.meters import Meters
     from meterkit.catalog.models import Catalog, Entitlement
-    from meterkit.catalog.shapes import Json
+    from meterkit.catalog.value_shapes import Json
+    from meterkit.catalog.yaml_tree import Node
 
 BUDGET: Final = "budget"
 _BUDGET_DOC: Final = "What each may spend, whether or not the customer pays for it; beyond it: refused."

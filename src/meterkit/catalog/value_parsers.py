@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.errors import RefusedError, nearest
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.shapes import Scalar, T
+from meterkit.catalog.value_shapes import Scalar, T
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ from meterkit.cli.session import Session, command
 from meterkit.delivery.invoice_items import format_days
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import IntentState
-from meterkit.outbox.late_items import QueuedItem
+from meterkit.outbox.invoice_item_queue import QueuedItem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.customers.history import HISTORY_MOST, read_history, value_until
 from meterkit.customers.sorted_customers import customers_with_counts
+from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
@@ -20,7 +21,6 @@ from meterkit.decisions.price_segments import (
     sent_segments,
     shown_label,
 )
-from meterkit.decisions.program import has_flat_price
 from meterkit.store.customer_usage import count_reported
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from meterkit.catalog.models import SPEND
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.audit_terms import paid_price
+from meterkit.decisions.compiled_decision import sends_included
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import label_of
-from meterkit.decisions.program import sends_included
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.sealer import counter_ttl_ms

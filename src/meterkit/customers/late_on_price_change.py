@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.ambiguous_intents import compare_in_ms
+from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
-from meterkit.decisions.program import has_flat_price
 from meterkit.outbox.intents import StoredIntent, read_intents_in
 from meterkit.outbox.late_terms import (
     deciding_meter,

@@ -1,6 +1,6 @@
 """Policies of a plan and a route, and the terms by which the decision script checks demands on them. Pure.
 
-The first step of compiling a decision; :mod:`meterkit.decisions.program` packs the terms.
+The first step of compiling a decision; :mod:`meterkit.decisions.compiled_decision` packs the terms.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from meterkit.delivery.invoice_items import ITEM_KEY, late_item_token
 from meterkit.delivery.invoices import InvoiceReader, units_of
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError, SettingsError, StripeError, StripeUnavailableError
-from meterkit.outbox.late_items import LateItems
+from meterkit.outbox.invoice_item_queue import LateItems
 from meterkit.store.event_names import list_reported_meters, read_meters
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from meterkit.outbox.late_items import LateItems
+from meterkit.outbox.invoice_item_queue import LateItems
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealer import LateUsage
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.customers.late_on_price_change import MISSED, mark_intent_late
 from meterkit.decisions.ambiguous_intents import COMPARABLE_AFTER_MS, READS_APART_MS
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
-from meterkit.delivery.late_usage import LateIntents
+from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.lost_deliveries import LostDeliveries
 from meterkit.delivery.recoverer import RestoreRecoverer
 from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError

@@ -15,7 +15,7 @@ from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.delivery.invoices import units_of
 from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.outbox.late_items import LateItems, price_each, usage_key_of
+from meterkit.outbox.invoice_item_queue import LateItems, price_each, usage_key_of
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.delivery.flush_report import FlushReport
-    from meterkit.outbox.late_items import LateItem
+    from meterkit.outbox.invoice_item_queue import LateItem
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter

@@ -17,7 +17,7 @@ from meterkit.delivery.invoices import read_period_billing
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.outbox.closes import CLOSE_AFTER_MS, CloseQueue, PeriodClose
+from meterkit.outbox.close_queue import CLOSE_AFTER_MS, CloseQueue, PeriodClose
 from meterkit.outbox.invoice_ends import InvoiceEnd, read_invoice_end, store_invoice_end
 from meterkit.store.task_lease import TaskLease
 

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.intent_comparer import CAUSE
-from meterkit.delivery.late_usage import report_late
+from meterkit.delivery.late_intents import report_late
 from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.errors import StoreError, StripeError
 from meterkit.outbox.intents import RESTORED, read_intents_in

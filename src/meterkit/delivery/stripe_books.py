@@ -18,7 +18,7 @@ from meterkit.delivery.invoice_items import late_units_at_stripe
 from meterkit.delivery.invoices import units_of
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_ends import read_stripe_edges
-from meterkit.outbox.late_items import usage_key_of
+from meterkit.outbox.invoice_item_queue import usage_key_of
 from meterkit.store.event_names import find_former_events
 
 if TYPE_CHECKING:

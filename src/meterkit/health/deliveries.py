@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.amount_texts import span, units
 from meterkit.customers.links import claim_owner
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
-from meterkit.outbox.closes import CloseQueue
-from meterkit.outbox.late_items import LateItems
+from meterkit.outbox.close_queue import CloseQueue
+from meterkit.outbox.invoice_item_queue import LateItems
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.assembly import Parts
     from meterkit.health.store_servers import CheckContext, CheckResult
-    from meterkit.outbox.closes import PeriodClose
+    from meterkit.outbox.close_queue import PeriodClose
     from meterkit.outbox.intents import Undelivered
-    from meterkit.outbox.late_items import LateItem
+    from meterkit.outbox.invoice_item_queue import LateItem
     from meterkit.redis.admin import Admin
 
 

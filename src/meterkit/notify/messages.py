@@ -10,11 +10,11 @@ from meterkit.catalog.models import MESSAGE_EVENTS
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.notify.courier import MessageCourier, make_message
 from meterkit.notify.mail import MailSender
+from meterkit.notify.period_watches import StorageWatch, SummaryWatch
 from meterkit.notify.rendering import Renderer
 from meterkit.notify.samples import make_sample
 from meterkit.notify.spikes import EVENT as SPIKE
 from meterkit.notify.spikes import SpikeWatch
-from meterkit.notify.watches import StorageWatch, SummaryWatch
 from meterkit.notify.webhook import WebhookSender
 from meterkit.store.input_checks import check_customer
 from meterkit.store.message_queue import CHANNELS, MessageQueue

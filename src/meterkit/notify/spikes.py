@@ -13,7 +13,7 @@ from math import exp, log
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
-from meterkit.notify.watches import UNREADABLE, LeasedWatch, digest_of, log_unreadable, notify_once
+from meterkit.notify.period_watches import UNREADABLE, LeasedWatch, digest_of, log_unreadable, notify_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

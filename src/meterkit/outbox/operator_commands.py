@@ -25,7 +25,7 @@ from meterkit.outbox.intents import (
     is_refused,
     read_intents_in,
 )
-from meterkit.outbox.late_items import QueuedItems
+from meterkit.outbox.invoice_item_queue import QueuedItems
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer, check_text, is_text, shown
 

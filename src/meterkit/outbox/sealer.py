@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.policies import keep_ms_of
 from meterkit.errors import StoreError
-from meterkit.outbox.closes import CloseQueue
+from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.outbox.late_terms import invoice_terms
 from meterkit.redis.server import is_key_error, is_refusal

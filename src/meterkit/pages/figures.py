@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.store import Store
-    from meterkit.subscriptions.service.service import Subscriptions
+    from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 _warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()

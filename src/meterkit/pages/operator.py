@@ -42,7 +42,7 @@ from meterkit.pages.rendering import (
 from meterkit.safe_text import csv_text
 from meterkit.store.input_checks import check_text, is_customer
 from meterkit.subscriptions.billing_answers import SendingPage
-from meterkit.subscriptions.problem_documents import ProblemDocumentError, invalid
+from meterkit.subscriptions.billing_problems import ProblemDocumentError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence

@@ -13,7 +13,7 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.overview.rows import DELIVERY
 from meterkit.insights.revenue.figures import MOVES
 from meterkit.notify.spikes import SpikesToday
-from meterkit.outbox.closes import CloseQueue
+from meterkit.outbox.close_queue import CloseQueue
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.input_checks import check_customer
 

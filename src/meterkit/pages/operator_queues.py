@@ -17,7 +17,7 @@ from meterkit.pages.operator_lists import Column, OperatorList, PageRequest, Row
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.outbox.late_items import QueuedItem
+    from meterkit.outbox.invoice_item_queue import QueuedItem
     from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.figures import PagesKit
     from meterkit.store.message_queue import Channel, KeptMessage

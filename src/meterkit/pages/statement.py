@@ -14,8 +14,8 @@ from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.insights.statement.lines import PlaceError
 from meterkit.pages.rendering import HEADERS
 from meterkit.safe_text import csv_text
+from meterkit.subscriptions.billing_problems import ProblemDocumentError, invalid
 from meterkit.subscriptions.billing_routes import period_in
-from meterkit.subscriptions.problem_documents import ProblemDocumentError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -19,8 +19,8 @@ from meterkit.pages.rendering import NO_PAGE, STATIC, PageRenderer, problem_answ
 from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.billing_answers import SendingPage, check_sender, customer_in, origins_of
+from meterkit.subscriptions.billing_problems import ProblemDocumentError, problem_of
 from meterkit.subscriptions.billing_routes import period_in
-from meterkit.subscriptions.problem_documents import ProblemDocumentError, problem_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.argument_checks import counters_of
 from meterkit.catalog.route_notes import tables_without_default
+from meterkit.decisions.compiled_decision import compile_program, demands_of
 from meterkit.decisions.customer_state import NO_STATE, entitlements_of
 from meterkit.decisions.grants import prepaid_by_plan
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.plan_shares import effective_terms, longest_life_ms
-from meterkit.decisions.program import compile_program, demands_of
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.script_terms import pack_tail
 from meterkit.tokens.charging import ChargeRemainders, ModelCharges, UnpricedLog, make_call_costs
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.catalog import Catalog, Entitlement, Route
+    from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
     from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.keys import Keys
-    from meterkit.decisions.program import Program
     from meterkit.redis.scripts import Script
     from meterkit.redis.tallies import Tallies
     from meterkit.store.daily_counts import UnpricedCalls

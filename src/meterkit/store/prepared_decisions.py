@@ -8,12 +8,8 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from meterkit.decisions import verdict
-from meterkit.decisions.customer_state import keep_holds_only
-from meterkit.decisions.local_rates import NO_REMAINDERS, remaining_by_policy
-from meterkit.decisions.packed import merge_json
-from meterkit.decisions.policies import CEILING, Demand
-from meterkit.decisions.program import (
+from meterkit.decisions import verdicts
+from meterkit.decisions.compiled_decision import (
     UNKNOWN_MODEL,
     BoundProgram,
     ModelPricing,
@@ -22,6 +18,10 @@ from meterkit.decisions.program import (
     demands_of,
     model_terms_to_hold,
 )
+from meterkit.decisions.customer_state import keep_holds_only
+from meterkit.decisions.fallback_rates import NO_REMAINDERS, remaining_by_policy
+from meterkit.decisions.packed import merge_json
+from meterkit.decisions.policies import CEILING, Demand
 from meterkit.decisions.subjects import renew_hold
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store.replies import ALLOWED, IN_FLIGHT, REFUSED, REPEAT
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.catalog import Route
+    from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.decision import Decision
-    from meterkit.decisions.program import Program
     from meterkit.decisions.subjects import SubjectDemand, SubjectHold
     from meterkit.store.views import CustomerView
 
@@ -352,13 +352,13 @@ def read_limits(decided: PreparedDecision, reply: Any, *, degraded: bool = False
     view, end_ms = decided.view, decided.period_end_ms(reply[1])
     customer, plan = view.customer, view.effective.plan.key
     if reply[0] == ALLOWED:
-        found = verdict.allowed_decision(
+        found = verdicts.allowed_decision(
             decided.program, reply, end_ms, customer=customer, plan=plan, degraded=degraded
         )
     else:
         is_in_flight = reply[0] == IN_FLIGHT
         found = (
-            verdict.IN_FLIGHT if is_in_flight else verdict.refused_decision(decided.exact(), reply, end_ms)
+            verdicts.IN_FLIGHT if is_in_flight else verdicts.refused_decision(decided.exact(), reply, end_ms)
         )
         found = replace(found, customer=customer, plan=plan, degraded=degraded)
     if not decided.shadow:

@@ -16,7 +16,7 @@ from meterkit.decisions.policies import (
     rate_numbers,
     route_policies,
 )
-from meterkit.decisions.verdict import reset_ms, weighted_count
+from meterkit.decisions.verdicts import reset_ms, weighted_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from meterkit.catalog.subjects import override_subject
+from meterkit.decisions.compiled_decision import UNKNOWN_MODEL
 from meterkit.decisions.customer_state import keep_holds_only
 from meterkit.decisions.packed import pack_texts
-from meterkit.decisions.program import UNKNOWN_MODEL
 from meterkit.decisions.subjects import (
     SubjectDemand,
     SubjectHold,
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.catalog.models import SubjectPlan
+    from meterkit.decisions.compiled_decision import ModelPricing, Program
     from meterkit.decisions.customer_state import EffectivePlan
     from meterkit.decisions.keys import Keys
     from meterkit.decisions.policies import Demand
-    from meterkit.decisions.program import ModelPricing, Program
 
 GivenSubjects = tuple[tuple[str, str], ...]
 """Kind and id of each subject of a request."""

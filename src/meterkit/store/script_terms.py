@@ -11,9 +11,9 @@ from meterkit.store.request_subjects import NOTHING_PACKED
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.customer_state import EffectivePlan
     from meterkit.decisions.keys import CustomerKeys
-    from meterkit.decisions.program import Program
     from meterkit.store.request_subjects import PackedSubjects
 
 _QUARTER_HOUR_MS: Final = 900_000

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
 from meterkit.decisions.audit_terms import earned_micros, price_line
+from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field
 from meterkit.decisions.packed import merge_json
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.program import derived_from
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import pack_each
 from meterkit.store.request_subjects import NOTHING_PACKED
@@ -85,7 +85,7 @@ class Settlement:
     Attributes:
         revenue: revenue in micro-units of the currency; None: not asked, or no reply yet.
         is_single: whether it must not be reused: it leaves a fraction of a micro-unit to the next one.
-        spooled: cached end of its spool record; see :mod:`meterkit.store.replay`.
+        spooled: cached end of its spool record; see :mod:`meterkit.store.spool_replay`.
     """
 
     view: CustomerView

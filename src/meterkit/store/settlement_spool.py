@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settlement_queue import resolve
-from meterkit.store.replay import RewindError, SpoolReplay, estimate_size, write_record
 from meterkit.store.spool_file import (
     SPOOL_BYTES_MAX,
     SpoolError,
@@ -23,6 +22,7 @@ from meterkit.store.spool_file import (
     find_spools,
     frame,
 )
+from meterkit.store.spool_replay import RewindError, SpoolReplay, estimate_size, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ NO_SPOOLS: Final = OrphanedSpools(0, ())
 
 
 _Kept: TypeAlias = "tuple[Settlement, int, int, SentRecord | None]"
-"""Arguments of :func:`~meterkit.store.replay.write_record` for a settlement that is not on disk yet."""
+"""Arguments of :func:`~meterkit.store.spool_replay.write_record` for a settlement that is not on disk yet."""
 
 
 class EventLoopSpool:

@@ -26,7 +26,7 @@ from meterkit.store.compiled_catalog import CUSTOMERS_KEPT
 from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
 from meterkit.store.daily_counts import DegradedMinutes, UnpricedCalls
 from meterkit.store.event_names import read_former_meters
-from meterkit.store.fallback import Fallback
+from meterkit.store.fallback_decider import Fallback
 from meterkit.store.prepared_decisions import MarkedDecision, Prepare, prepare_asking, read_decision
 from meterkit.store.rate_usage import read_rates
 from meterkit.store.settlement import Settlement, undo_decision
@@ -59,7 +59,7 @@ _SPOOL_WAIT_S: Final = 1.0
 
 
 class EndableJob(Protocol):
-    """Hold of a provider's job; see :class:`meterkit.store.provider_jobs.JobHold`."""
+    """Hold of a provider's job; see :class:`meterkit.store.job_claims.JobHold`."""
 
     def end(self) -> None:
         """Release the hold."""

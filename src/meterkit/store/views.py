@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Route
+    from meterkit.decisions.compiled_decision import BoundProgram, Program
+    from meterkit.decisions.fallback_rates import RemainingQuantity
     from meterkit.decisions.keys import CustomerKeys
-    from meterkit.decisions.local_rates import RemainingQuantity
-    from meterkit.decisions.program import BoundProgram, Program
     from meterkit.decisions.subjects import SubjectDemand
     from meterkit.store.request_subjects import GivenSubjects, PackedSubjects
 

@@ -21,8 +21,8 @@ from meterkit.answers import ProblemDocument
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import is_customer, is_text
+from meterkit.subscriptions.billing_problems import ProblemDocumentError, invalid, problem_of
 from meterkit.subscriptions.billing_routes import AcceptedChange, BillingRequest, UsageAnswer, wrong
-from meterkit.subscriptions.problem_documents import ProblemDocumentError, invalid, problem_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping

@@ -11,8 +11,8 @@ from meterkit.answers import PROBLEM_TYPES, ProblemType
 from meterkit.catalog.model_prices import find_top_ups
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
+from meterkit.subscriptions.billing_problems import ProblemDocumentError, invalid
 from meterkit.subscriptions.change_rules import SEATS_MAX
-from meterkit.subscriptions.problem_documents import ProblemDocumentError, invalid
 from meterkit.subscriptions.service.results import (
     Invoice,
     NewSubscription,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit.store.store import Store
-    from meterkit.subscriptions.service.credits import Credits
-    from meterkit.subscriptions.service.service import Subscriptions
+    from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
+    from meterkit.subscriptions.service.top_ups import Credits
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 

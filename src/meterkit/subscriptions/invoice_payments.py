@@ -21,7 +21,7 @@ PAYMENTS: Final = "/v1/invoice_payments"
 _OWED: Final = frozenset({"paid", "open"})
 
 
-async def why_unpaid(api: StripeApi, found: Mapping[str, Any]) -> str | None:
+async def explain_unpaid_period(api: StripeApi, found: Mapping[str, Any]) -> str | None:
     """Find the first reason why the current period is not paid in full; None if all its invoices are.
 
     The invoices of a period are those that Stripe has created since its start: the renewal and those of

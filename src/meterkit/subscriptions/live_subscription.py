@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.stripe.request import ENDED_HERE
-from meterkit.subscriptions.invoice_payments import why_unpaid
+from meterkit.subscriptions.invoice_payments import explain_unpaid_period
 from meterkit.subscriptions.item_changes import items_of, prices_in
 from meterkit.subscriptions.price_reading import COUPONS
 from meterkit.subscriptions.schedule_phases import (
@@ -218,7 +218,7 @@ class LiveSubscription:
             await end_unpaid(self.api, self.found, self.again)
             return
         is_credited = give_back and status == "active"
-        if is_credited and (reason := await why_unpaid(self.api, self.found)):
+        if is_credited and (reason := await explain_unpaid_period(self.api, self.found)):
             is_credited = False
             _logger.warning(
                 "subscription %s ends without a credit for the rest of its period: %s", self.id, reason

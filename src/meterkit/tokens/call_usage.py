@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.catalog.genai_prices_table import UNIT_OF, WHOLE_OF
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.price_table import UNIT_OF, WHOLE_OF
 from meterkit.tokens.provider_prices import list_prices
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.price_table import UNITS
 from meterkit.tokens.call_usage import COUNTED, CallUsage, cap_parts
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from math import ceil, floor, prod
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.catalog.genai_prices_table import UNIT_OF
 from meterkit.catalog.model_prices import first_match
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.price_table import UNIT_OF
 from meterkit.tokens.call_usage import billed_units
 from meterkit.tokens.provider_prices import (
     STANDARD,

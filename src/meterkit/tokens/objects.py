@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
+from meterkit.tokens.batch_lines import outliving_state
 from meterkit.tokens.call_usage import CallUsage, deduplicate_calls, figure, join_reports, sum_calls
 from meterkit.tokens.calls import CallLedger
-from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, load, rows, table, text
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, first_text
 from meterkit.tokens.observer import read_document

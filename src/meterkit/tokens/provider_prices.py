@@ -12,7 +12,7 @@ from math import lcm, prod
 from operator import mul
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.price_table import WHOLE_OF, installed_table
+from meterkit.catalog.genai_prices_table import WHOLE_OF, installed_table
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

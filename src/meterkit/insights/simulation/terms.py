@@ -12,6 +12,7 @@ from meterkit.catalog import override
 from meterkit.catalog.entitlements import ceiling
 from meterkit.customers.history import read_states_and_histories
 from meterkit.customers.states import list_customers
+from meterkit.decisions.compiled_decision import demands_of
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, seat_meter
 from meterkit.decisions.item_prices import (
@@ -24,7 +25,6 @@ from meterkit.decisions.item_prices import (
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.policies import billed_most
 from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
-from meterkit.decisions.program import demands_of
 from meterkit.decisions.spending import budgets_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.customers.drifts import DriftKind
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.input_checks import check_customer
-from meterkit.subscriptions.drift import LIVE, compare_subscription, plan_in
+from meterkit.subscriptions.drift_comparison import LIVE, compare_subscription, plan_in
 from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.payment_gate import hold_back, needs_payment_method
 from meterkit.subscriptions.stripe_objects import CUSTOMER, has_payment_method, part_of, text_in

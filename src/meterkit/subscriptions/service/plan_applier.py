@@ -12,7 +12,7 @@ from meterkit.errors import StripeError, SubscriptionError
 from meterkit.subscriptions.change_rules import (
     paid_seats,
 )
-from meterkit.subscriptions.drift import plan_in
+from meterkit.subscriptions.drift_comparison import plan_in
 from meterkit.subscriptions.item_changes import (
     PlanPrices,
     changes_metered,

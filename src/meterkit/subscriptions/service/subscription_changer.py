@@ -24,7 +24,7 @@ from meterkit.subscriptions.change_rules import (
     repeats_tiers,
     seats_on,
 )
-from meterkit.subscriptions.invoice_payments import why_unpaid
+from meterkit.subscriptions.invoice_payments import explain_unpaid_period
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_gate import PaymentGate, hold_back
 from meterkit.subscriptions.proration import PlanTerms, ends_trial
@@ -67,7 +67,7 @@ class SubscriptionChanger:
         fetch: fetches a customer's subscription from Stripe into the store.
         deliver: delivers a customer's usage, and waits until Stripe has counted it.
         cut: delivers a customer's usage before prices change, and holds usage while the block runs; see
-            :class:`meterkit.delivery.deliver_customer.UsageCutter`.
+            :class:`meterkit.delivery.usage_cutter.UsageCutter`.
     """
 
     store: Store
@@ -374,7 +374,7 @@ class SubscriptionChanger:
 
         A credit reduces later invoices, or becomes the customer's balance.
         """
-        if cost.net_cents < 0 and (reason := await why_unpaid(self.api(), live.found)):
+        if cost.net_cents < 0 and (reason := await explain_unpaid_period(self.api(), live.found)):
             raise SubscriptionError(
                 f"the subscription {live.id} cannot be reduced now: that gives back a part of this period's"
                 f" price, and {reason}. Ask again once the period is paid, or in the next one"

@@ -16,7 +16,7 @@ from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
-from meterkit.subscriptions.drift import LIVE, compare_customer, paid_seats_in, plan_in
+from meterkit.subscriptions.drift_comparison import LIVE, compare_customer, paid_seats_in, plan_in
 from meterkit.subscriptions.item_changes import items_of, prices_in, trial_settings_change, updates
 from meterkit.subscriptions.live_subscription import LiveSubscription, with_all_items
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
@@ -215,7 +215,7 @@ class SubscriptionRepairer:
         api: makes the Stripe client on first use.
         fetch: fetches a customer's subscription from Stripe into the store.
         cut: delivers a customer's usage before prices change, and holds usage while the block runs; see
-            :class:`meterkit.delivery.deliver_customer.UsageCutter`.
+            :class:`meterkit.delivery.usage_cutter.UsageCutter`.
     """
 
     store: Store

@@ -13,9 +13,9 @@ from meterkit.customers.links import StripeLinker, claim_owner
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, StripeError
-from meterkit.outbox.closes import note_renewal
+from meterkit.outbox.close_queue import note_renewal
 from meterkit.store.message_queue import publish_notice
-from meterkit.subscriptions.drift import LIVE, DriftLog
+from meterkit.subscriptions.drift_comparison import LIVE, DriftLog
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
 from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.price_reading import COUPONS, PriceFactsReader

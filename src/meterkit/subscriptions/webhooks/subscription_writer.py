@@ -27,7 +27,7 @@ from meterkit.decisions.stored_grants import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
-from meterkit.outbox.closes import note_ends
+from meterkit.outbox.close_queue import note_ends
 from meterkit.outbox.invoice_ends import (
     RENEWAL,
     STAMPED_AHEAD_MS,

@@ -113,7 +113,7 @@ class SyncQueue:
             alarm: the event's type, where it is one.
         """
         note, shard = hint.note, self._shard_of(hint.stripe_customer or hint.event)
-        reply = await self._run_hint(
+        reply = await self._queue_sync(
             shard,
             hint.stripe_customer or "",
             hint.event,
@@ -132,7 +132,7 @@ class SyncQueue:
     async def request(self, stripe_customer: str, cause: str, *, delay_ms: int = 0) -> None:
         """Queue the sync of a Stripe customer for another reason than an event."""
         shard = self._shard_of(stripe_customer)
-        await self._run_hint(shard, stripe_customer, cause, delay_ms=delay_ms)
+        await self._queue_sync(shard, stripe_customer, cause, delay_ms=delay_ms)
         if not delay_ms:
             self._near.add(shard)
 
@@ -148,7 +148,7 @@ class SyncQueue:
             if not free:
                 break
             try:
-                leased += filter(None, await self._run_take(shard, most=free))
+                leased += filter(None, await self._lease_entries(shard, most=free))
             except StoreError as error:  # Of one node of a cluster: the shards of the others go on.
                 failed = error
         if failed is not None and not leased:
@@ -157,7 +157,7 @@ class SyncQueue:
 
     async def lease_one(self, stripe_customer: str) -> SyncEntry | Literal["taken", "gone"]:
         """Lease one entry, whenever it is due; ``taken``: another worker has it; ``gone``: it is done."""
-        found = await self._run_take(self._shard_of(stripe_customer), stripe_customer=stripe_customer)
+        found = await self._lease_entries(self._shard_of(stripe_customer), stripe_customer=stripe_customer)
         return (found[0] or "taken") if found else "gone"
 
     def check_all_shards(self) -> None:
@@ -166,11 +166,11 @@ class SyncQueue:
 
     async def renew(self, entry: SyncEntry) -> bool:
         """Renew the lease of an entry for :data:`LEASE_MS`; False if another worker has it."""
-        return await self._run_finish(entry, "kept", span_ms=LEASE_MS)
+        return await self._finish_entry(entry, "kept", span_ms=LEASE_MS)
 
     async def complete(self, entry: SyncEntry, notes: Iterable[EventNote] = ()) -> bool:
         """Report an entry done; newer hints at it are due. False if another worker has it."""
-        return await self._run_finish(entry, "done", notes=notes)
+        return await self._finish_entry(entry, "done", notes=notes)
 
     async def retry(self, entry: SyncEntry, why: str, *, delay_ms: int, counts: bool) -> bool:
         """Release an entry for a retry; False if another worker has it.
@@ -181,11 +181,11 @@ class SyncQueue:
             delay_ms: when it is due again, from now.
             counts: whether it counts as an attempt.
         """
-        return await self._run_finish(entry, "later", span_ms=delay_ms, counts=counts, why=why)
+        return await self._finish_entry(entry, "later", span_ms=delay_ms, counts=counts, why=why)
 
     async def give_up(self, entry: SyncEntry, why: str) -> bool:
         """Move an entry to the dead ones; False if another worker has it."""
-        return await self._run_finish(entry, "dead", why=why)
+        return await self._finish_entry(entry, "dead", why=why)
 
     async def list_dead(self) -> list[DeadWebhook]:
         """List the Stripe customers that are given up, the longest first."""
@@ -243,7 +243,7 @@ class SyncQueue:
         chosen = {(first + nth) % shards for nth in range(_SHARDS_AT_ONCE)}
         return list(chosen | self._near)
 
-    async def _run_hint(
+    async def _queue_sync(
         self,
         shard: int,
         stripe_customer: str,
@@ -266,7 +266,7 @@ class SyncQueue:
             reply = await lane.retry_call(call, reply)
         return int(reply)
 
-    async def _run_take(
+    async def _lease_entries(
         self, shard: int, *, most: int = 1, stripe_customer: str = ""
     ) -> list[SyncEntry | None]:
         """Lease entries of a shard; None: another worker has that of the Stripe customer."""
@@ -275,7 +275,7 @@ class SyncQueue:
         reply = await admin.run(script, keys, token_hex(8), LEASE_MS, most, stripe_customer)
         return [None if len(found) == 1 else _sync_entry(*found) for found in reply]
 
-    async def _run_finish(
+    async def _finish_entry(
         self,
         entry: SyncEntry,
         outcome: _Outcome,

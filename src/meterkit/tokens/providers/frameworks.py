@@ -12,7 +12,7 @@ from dataclasses import replace
 from inspect import ismethod
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.price_table import UNIT_OF, UNITS
+from meterkit.catalog.genai_prices_table import UNIT_OF, UNITS
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text

@@ -10,13 +10,13 @@ from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from meterkit.decisions.policies import CEILING, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET
-from meterkit.decisions.verdict import weighted_count
+from meterkit.decisions.verdicts import weighted_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.policies import PolicyMeasure
-    from meterkit.decisions.program import Program
 
 Window: TypeAlias = tuple[int, int, int]
 """Counter of a rate: slot, counted, before.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.decision import Decision
-from meterkit.store.fallback import is_plan_known
+from meterkit.store.fallback_decider import is_plan_known
 from meterkit.store.prepared_decisions import read_limits
 from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement_parts import UsedQuantities, add_quantities
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog import Route
-    from meterkit.store.fallback import FallbackDecision
+    from meterkit.store.fallback_decider import FallbackDecision
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView
 

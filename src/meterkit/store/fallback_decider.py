@@ -6,15 +6,15 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.customer_state import NO_STATE
+from meterkit.decisions.fallback_rates import EMPTY, NO_REMAINDERS, advance, decide_by_rates
 from meterkit.decisions.keys import rate_field
-from meterkit.decisions.local_rates import EMPTY, NO_REMAINDERS, advance, decide_by_rates
 from meterkit.decisions.policies import rate_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Route
-    from meterkit.decisions.local_rates import Window
+    from meterkit.decisions.fallback_rates import Window
     from meterkit.store.prepared_decisions import Prepare
     from meterkit.store.views import CustomerView, PreparedDecision
 

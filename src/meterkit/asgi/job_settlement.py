@@ -11,7 +11,7 @@ from meterkit.asgi.call_amounts import used_by_model
 from meterkit.catalog.routes import additions_of, charging_meters
 from meterkit.decisions.event_marks import EventMark
 from meterkit.errors import StoreError
-from meterkit.store.provider_jobs import JobClaim, claim_job, end_job, find_owners, hold_job, remember_job
+from meterkit.store.job_claims import JobClaim, claim_job, end_job, find_owners, hold_job, remember_job
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
-    from meterkit.store.provider_jobs import Counting
+    from meterkit.store.job_claims import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.call_usage import CallUsage

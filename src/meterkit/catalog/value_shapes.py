@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar, cast, overload
 
-from meterkit.catalog.document import Fields, Items, Node, Text, kind_of
 from meterkit.catalog.errors import RefusedError, listed, quoted, suggestion
+from meterkit.catalog.yaml_tree import Fields, Items, Node, Text, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

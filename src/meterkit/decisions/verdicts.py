@@ -21,9 +21,9 @@ from meterkit.decisions.policies import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.decision import GaugeLevel
     from meterkit.decisions.policies import PolicyMeasure
-    from meterkit.decisions.program import Program
 
 _PRECEDENCE: Final[tuple[Reason, ...]] = (
     "storage",
