@@ -67,12 +67,12 @@ DECIDING: Final = Mutated(
     counts=True,
     lives={
         **dict.fromkeys(("decide.lua", "settle.lua"), EVERYTHING),
-        **included("check_ceilings open_details classify_units report_derived", EVERYTHING),
+        **included("check_ceilings read_options classify_units report_units", EVERYTHING),
         **included(
             "unpack_head unpack_rate unpack_meter unpack_extras live_holds release_hold correct_rate"
-            " take_number expire_at late_period count_late_units crossed_thresholds queue_notices"
+            " take_number late_period count_late_units crossed_thresholds queue_notices"
             " close_period read_counters read_meter are_whole_numbers pack_meter schedule_seal"
-            " write_counters count_recorded compare_event correct_rates",
+            " write_counters count_recorded compare_event correct_rates apply_options notify_handlers",
             PLAIN + PAID,
         ),
         **included("advance_rate", (*PLAIN, *PAID, (MonthWorld, 0))),

@@ -1,167 +1,194 @@
 #!lua
--- settle: what a request came to: gives back its holds, records what is billed and classifies it, counts
--- into rates what they have not seen yet. A numbered settlement is applied exactly once, in order.
+-- settle: settles a request: releases its holds, classifies and records its usage, and counts into rates what they have
+-- not counted yet. A numbered settlement is applied exactly once, in the order of its producer.
 --
--- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
+-- KEYS[1] hash  counters of the customer
+-- KEYS[2] hash  state of the customer
+-- KEYS[3] hash  totals of closed periods
 -- KEYS[4] zset  customers with pending usage: `dirty` if linked, else `unlinked`
 -- KEYS[5] string  the producer: the last number applied, or c<number> once it is fenced
--- KEYS[6] hash  optional: grants    KEYS[7] hash  with grants: their ledger    KEYS[8] stream  with grants: notices
--- the last of KEYS  optional: string, remembers for 35 days what an event id of the app has counted (see compare_event);
---       or zset: idempotency keys (see find_repeat)
---       where there is an audit log, behind that: stream of the audit log
---       with subjects behind these: zset  their index, then a hash each, counters of its own
--- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
---       4 empty, or (JSON) an object of what grants pay (see pay_with_grants), and of when the usage occurred: at (ms), own: the
---       first instant of the period that this was, dead: 1 where late usage is not recorded; and of an idempotency
---       key: digest, billed: 1 where it is remembered from now on; event: what an event id is given with, see compare_event;
---       tells: 1 where the reply says what is paid for
---       then the fields: METERm a meter; METERn a concurrency limit; RATEr a rate; where there is an audit
---       log: what else is known of the usage
---       with subjects: their words and terms, see settle_subjects
---       then the slot of the holds and the number, as doubles; the caller's clock (ms)
--- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
---       next one, how long the counters must outlive the period, how long until pending usage is sealed (-1: the
---       customer is not linked; all ms); how many meters and concurrency limits, rates, thresholds, subjects,
---       priced meters (the one behind these counts what is spent); then
---       recorded, held, included (-1: unlimited), cap (-1: none), report included (0/1), report overage (0/1), whose event that is
---       (0: the meter's, 1: that of a meter behind it, 2: it is sent what one before it reports, 3: its units are the
---       overage of the last one before it that is not 3) a meter; kind, window, refill,
---       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; then a threshold of
---       what is included, see crossed_thresholds; these want the keys of grants, too; then the prices, see count_spend
--- Reply {0, now, a word for each meter, 'paid METERm CREDITED OVERAGE', where `tells` is 1, 'late PERIOD' where it was,
---       'notice' where there is one, 'subjects' where one found no room} ok
---       {1, now} duplicate    {2, last} gap    {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied except for a meter whose total
---       would pass 9 * 10^15    {7, field} numbered and not applied: a field is not what it must be, here or of a
---       period that is over; the next settlements need not wait for its repair    {8, now, what is kept of the event id}
---       numbered and not applied: the id has counted another quantity    {9, now, the same} not applied: it has counted
---       some of these meters
+-- KEYS[6] hash  optional: grants
+-- KEYS[7] hash  with grants: their ledger
+-- KEYS[8] stream  with grants: notices
+-- then, optional: a string that remembers for 35 days what an event id of the app has counted, see compare_event; or a
+--       zset of idempotency keys, see find_repeat
+-- then, with an audit log: its stream
+-- last, with subjects: a zset, their index; then a hash for each, its counters
+--
+-- ARGV[1] rev of the caller's view of the customer
+-- ARGV[2] terms, see below
+-- ARGV[3] the customer, as a member of KEYS[4]
+-- ARGV[4] empty, or options (JSON)
+--       mark, recurring, paying, low, money   what grants pay; see pay_with_grants
+--       at, own, dead    of usage that occurred earlier: when (ms), the first instant of that period, and 1 where late
+--                        usage is not recorded
+--       digest, billed   of an idempotency key, and 1 where it is remembered as billed from now on
+--       event            what an event id counts; see compare_event
+--       tells            1 where the reply says how usage was paid
+-- then names of fields: METERm a meter; METERn a concurrency limit; RATEr a rate
+-- then, with an audit log: what else it says of the usage
+-- then, with subjects: their words and terms, see settle_subjects
+-- then two doubles: the slot in which the request holds, and the number of the settlement
+-- last: the caller's clock (ms)
+--
+-- Terms: whole numbers as doubles
+--       in ms: when the view expires; start and end of its period; end of the next period; how long the counters outlive
+--       their period; how long until pending usage is sealed (-1: the customer is not linked)
+--       numbers of meters and concurrency limits, of rates, of thresholds, of subjects, and of priced meters: these are the
+--       first ones, and the meter after them counts what is spent
+--       a meter or concurrency limit: units recorded, units held, included (-1: unlimited), cap of the overage (-1: none),
+--       whether included units are reported (0/1), whether overage is (0/1), and under which event:
+--           0                    its own
+--           REPORTED_BY_DERIVED  the event of a derived meter after it
+--           REPORTS_FOR_SOURCE   its own, for the meter before it
+--           PRICE_ROW            none: its units are overage of the last meter before it that is no price row
+--       a rate: kind, window, refill (see advance_rate), quantity (below 0: that much too much was counted), when that
+--       was counted (ms; 0: now)
+--       a threshold: see crossed_thresholds; needs the keys of grants
+--       then the prices, see count_spend
+--
+-- Reply {OK, now, words...}      applied, or it was before; words:
+--           paid METERm CREDITED OVERAGE  for each meter, where the option `tells` asks for it
+--           late PERIOD          where the usage belongs to a closed period
+--           notice               where handlers are notified
+--           subjects             where no more subjects can be stored
+--       {DUPLICATE, now}         the number was applied before
+--       {GAP, last}              a number before it is missing
+--       {FENCED, last}           the producer is closed
+--       {4, now, rev, state}     STALE, with SETTLE_OFFSET added
+--       {5, now}                 CLOCK, with SETTLE_OFFSET added
+--       {TOO_MUCH, field}        applied, except for a meter whose total would pass 9 * 10^15
+--       {INVALID_FIELD, field}   numbered, but not applied: a field of the counters or of an ended period is invalid. Later
+--                                settlements need not wait for its repair
+--       {EVENT_CONFLICT, now, kept}  numbered, but not applied: the event id has counted another quantity
+--       {EVENT_PARTLY, now, kept}    not applied: the event id has counted some of these meters
 --include confirm_view
 --include unpack_head
 --include unpack_meter
 --include release_hold
 --include take_number
---include expire_at
---include unpack_extras
 --include classify_units
---include report_derived
-local terms, call, read, pack, subjects, own_words, own_terms = ARGV[2], redis.call, struct.unpack, cmsgpack.pack
-local until_ms, starts, ends, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, thresholds, others, priced_meters, at =
-  read('<ddddddddddd', terms)
-if others > 0 then -- Others do not pay for making these functions.
+--include report_units
+--include write_counters
+local rev, terms, customer, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
+local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
+local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, seal_delay_ms,
+  meter_count, rate_count, threshold_count, subject_count, priced_count, meters_at = read('<ddddddddddd', terms)
+local subject_keys, subject_words, subject_terms
+if subject_count > 0 then -- Included here, so that other requests do not pay for creating the functions.
 --include pop_subjects
-  subjects, own_words, own_terms = pop_subjects(KEYS, ARGV, others, 2)
+  subject_keys, subject_words, subject_terms = pop_subjects(KEYS, ARGV, subject_count, 2)
 end
 --audited --include audit_usage
---audited local audit_key, told, n = table.remove(KEYS), table.remove(ARGV, #ARGV - 2), 0
---audited local noted = {nil, nil, nil, nil, nil, nil, nil} -- With place for one meter.
+--audited local audit_key, audit_details, noted_count = table.remove(KEYS), table.remove(ARGV, #ARGV - 2), 0
+--audited local noted = {nil, nil, nil, nil, nil, nil, nil} -- With room for one meter.
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
-local rev, customer, further, caller_ms, names, hold_slot, number = ARGV[1], ARGV[3], ARGV[4], ARGV[#ARGV], 3, read('<dd', ARGV[#ARGV - 1])
-local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
+local options = ARGV[4] ~= '' and cjson.decode(ARGV[4])
+local hold_slot, number = read('<dd', ARGV[#ARGV - 1])
+local fields = call('HMGET', counters_key, 'h', unpack(ARGV, SETTLE_NAMES + 2, #ARGV - 2))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = unpack_head(fields[1])
-local now, starts_ms, finishes_ms, verdict =
-  confirm_view(state_key, rev, until_ms, starts, ends, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
-local once_key, details = KEYS[notices_key and 9 or 6], further ~= '' and cjson.decode(further)
-local keep_event, partly, counted
-if details and details.event then -- As above.
---include compare_event
-  keep_event, partly, counted = compare_event(once_key, details.event, now)
+local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms,
+  first_end_ms, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
+if verdict then
+  return {verdict[1] + SETTLE_OFFSET, unpack(verdict, 2)}
 end
-verdict = verdict and {verdict[1] + 2, unpack(verdict, 2)} or partly or take_number(producer_key, number, now) or counted
+local remember, partly_reply, counted_reply
+if options and options.event then
+--include compare_event
+  remember, partly_reply, counted_reply = compare_event(KEYS[notices_key and 9 or 6], options.event, now)
+end
+verdict = partly_reply or take_number(producer_key, number, now) or counted_reply
 if verdict then
   return verdict
 end
 if ends_ms == 0 then
-  begins_ms, ends_ms = starts_ms, finishes_ms
-elseif ends_ms ~= finishes_ms then -- As above.
+  begins_ms, ends_ms = period_start_ms, period_end_ms
+elseif ends_ms ~= period_end_ms then
 --include close_period
-  local damaged = close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
+  local damaged = close_period(counters_key, totals_key, now, period_start_ms, period_end_ms)
   if damaged then
-    return {7, damaged}
+    return {INVALID_FIELD, damaged}
   end
-  fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
+  fields = call('HMGET', counters_key, 'h', unpack(ARGV, SETTLE_NAMES + 2, #ARGV - 2))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = unpack_head(fields[1])
 end
-local words, late, is_dead, pay, keep_grants, is_repeat, keep_mark, spend, windows, tells, spent, refused = {}
-if details then -- As above.
---include open_details
-  late, is_dead, pay, keep_grants, is_repeat, keep_mark, tells = open_details(details, KEYS, rev, now,
-    starts_ms, finishes_ms, begins_ms, hold_slot)
+local late_period, is_dropped, pay, keep_grants, is_repeat, remember_key, reports_payment, add_cost, spend_rate_count
+if options then
+--include read_options
+  late_period, is_dropped, pay, keep_grants, is_repeat, remember_key, reports_payment = read_options(options, KEYS, rev,
+    now, period_start_ms, period_end_ms, begins_ms, hold_slot)
 end
-if priced_meters > 0 then -- As above.
+local rates_at = meters_at + METER_BYTES * meter_count
+local thresholds_at = rates_at + SETTLED_RATE_BYTES * rate_count
+if priced_count > 0 then
 --include count_spend
-  spend, windows = count_spend(terms, at + 56 * meters + 40 * rates + 32 * thresholds)
+  add_cost, spend_rate_count = count_spend(terms, thresholds_at + THRESHOLD_BYTES * threshold_count)
 end
 
-local has_recorded, begins_to_wait, lasts_ms, priced, late_units, sent_on = false, false, QUARTER_HOUR_MS, 0, {}
-local write, w, current_slot = {counters_key, 'h', nil, nil, nil, nil, nil}, 3, math.floor(now / HOLD_SLOT_MS)
-for place = 2, meters + 1 do
-  local quantity, asked, allowance, cap, reports_included, reports_overage, event = read('<ddddddd', terms, at + 56 * (place - 2))
-  local name = ARGV[names + place]
-  local included, overage, pending, slot, held, held_before, besides = unpack_meter(fields[place], name)
-  held, held_before = release_hold(hold_slot, asked, current_slot, slot, held, held_before)
-  quantity = event == PRICED and math.min(quantity, priced) or place == priced_meters + 2 and spent or quantity
+local words, late_units, source_units = {}, {}, nil
+local has_recorded, begins_to_wait, lasts_ms, priced_units, spent, refused_field = false, false, QUARTER_HOUR_MS, 0, nil, nil
+local hset, hset_count = {counters_key, 'h', nil, nil, nil, nil, nil}, 3 -- With room for two fields.
+local current_slot = math.floor(now / HOLD_SLOT_MS)
+for place = 2, meter_count + 1 do
+  local quantity, released, allowance, cap, reports_included, reports_overage, event =
+    read('<ddddddd', terms, meters_at + METER_BYTES * (place - 2))
+  local name = ARGV[SETTLE_NAMES + place]
+  local included, overage, pending, slot, held, held_before, extras = unpack_meter(fields[place], name)
+  held, held_before = release_hold(hold_slot, released, current_slot, slot, held, held_before)
+  if event == PRICE_ROW then
+    quantity = math.min(quantity, priced_units)
+  elseif place == priced_count + 2 then
+    quantity = spent or quantity
+  end
   if quantity > 0 and not is_repeat then
     has_recorded = true
-    local granted, credited, occurred_before, stamped_ms, over_cap = unpack_extras(besides)
-    if included + overage + granted + credited + over_cap + quantity > MOST then
-      refused, quantity = refused or name, 0
-    elseif late then
-      late_units[string.sub(name, 1, 4)] = quantity
-      quantity = is_dead and 0 or quantity
-      occurred_before = occurred_before + quantity
+    local units, within, by_grants, by_credits, beyond, over_cap, is_too_much, reported
+    units, within, by_grants, by_credits, beyond, over_cap, extras, is_too_much = classify_units(name, quantity, included,
+      overage, extras, allowance, cap, pay, place - 1, late_period and late_units, is_dropped, options)
+    if is_too_much then
+      refused_field = refused_field or name
     end
-    local within, by_grants, by_credits, beyond, over = classify_units(quantity, included, overage, allowance, cap, pay, place - 1)
-    spent = spend and place < priced_meters + 2 and spend(place - 1, overage, beyond, quantity - within - over) or spent
-    local reported = within * reports_included + beyond * reports_overage
-    if event == SENT_ON then
-      sent_on, reported = {within * reports_included, beyond * reports_overage, over}, 0
-    elseif event == TAKES_OVER then
-      reported = report_derived(sent_on, quantity, over)
+    if add_cost and place < priced_count + 2 then
+      spent = add_cost(place - 1, overage, beyond, units - within - over_cap)
     end
-    priced = event ~= PRICED and beyond or priced
+    reported, source_units = report_units(event, within * reports_included, beyond * reports_overage, over_cap, units,
+      source_units)
+    priced_units = event ~= PRICE_ROW and beyond or priced_units
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
-    words[#words + 1] = tells and string.format('paid %s %.0f %.0f', name, by_credits, beyond)
+    words[#words + 1] = reports_payment and string.format('paid %s %.0f %.0f', name, by_credits, beyond)
     included, overage, pending = included + within, overage + beyond, pending + reported
-    --audited noted[n + 1], noted[n + 2], noted[n + 3], noted[n + 4] = name, within, by_grants, by_credits
-    --audited noted[n + 5], noted[n + 6], noted[n + 7], n = beyond, over, reported, n + 7
-    besides = (details or over > 0)
-      and pack(granted + by_grants, credited + by_credits, occurred_before, stamped_ms, over_cap + over) or besides
+    --audited noted[noted_count + 1], noted[noted_count + 2], noted[noted_count + 3] = name, within, by_grants
+    --audited noted[noted_count + 4], noted[noted_count + 5], noted[noted_count + 6] = by_credits, beyond, over_cap
+    --audited noted[noted_count + 7], noted_count = reported, noted_count + 7
   end
-  write[w + 1], write[w + 2], w = name, pack(FORM, included, overage, pending, current_slot, held, held_before, besides), w + 2
+  local packed = pack(FORM, included, overage, pending, current_slot, held, held_before, extras)
+  hset[hset_count + 1], hset[hset_count + 2], hset_count = name, packed, hset_count + 2
 end
-if rates > 0 then -- As above.
+if rate_count > 0 then
 --include correct_rates
-  w, lasts_ms = correct_rates(terms, at + 56 * meters, rates, windows, spent, fields, ARGV, names, meters + 2, write, w, now)
+  hset_count, lasts_ms = correct_rates(terms, rates_at, rate_count, spend_rate_count, spent, fields, ARGV, SETTLE_NAMES,
+    meter_count + 2, hset, hset_count, now)
 end
-local keep = keep_event or keep_mark
-if keep then
-  keep()
+if options then
+--include apply_options
+  apply_options(words, remember or remember_key, totals_key, late_period, late_units)
 end
-if late then
-  words[#words + 1] = 'late ' .. late
---include count_late_units
-  count_late_units(totals_key, late, late_units)
-end
-if notices_key then -- As above.
---include crossed_thresholds
---include queue_notices
-  local notices = crossed_thresholds(terms, at + 56 * meters + 40 * rates, thresholds, fields, write)
-  words[#words + 1] = queue_notices(notices_key, customer, pay and keep_grants(notices) or notices, now, begins_ms, ends_ms)
+if notices_key then
+--include notify_handlers
+  words[#words + 1] = notify_handlers(notices_key, customer, terms, thresholds_at, threshold_count, fields, hset,
+    pay and keep_grants, now, begins_ms, ends_ms)
 end
 
---audited audit_usage(audit_key, producer_key, number, customer, now, begins_ms, late, told, noted)
+--audited audit_usage(audit_key, producer_key, number, customer, now, begins_ms, late_period, audit_details, noted)
 local new_expiry_ms = math.max(now + lasts_ms, has_recorded and ends_ms + outlive_ms or 0)
-if begins_to_wait then -- As above.
+if begins_to_wait then
 --include schedule_seal
   new_expiry_ms = schedule_seal(waiting_key, customer, seal_delay_ms, ends_ms, new_expiry_ms, now)
 end
-write[3] = pack(FORM, now, begins_ms, ends_ms, math.max(expires_ms, new_expiry_ms), rev)
-call('HSET', unpack(write, 1, w))
-if new_expiry_ms > expires_ms then
-  expire_at(counters_key, new_expiry_ms)
-end
-if subjects then -- As above.
+write_counters(hset, hset_count, now, begins_ms, ends_ms, rev, expires_ms, new_expiry_ms, 0)
+if subject_keys then
 --include settle_subjects
-  words[#words + 1] = settle_subjects(subjects, own_words, own_terms, begins_ms, ends_ms, hold_slot, not (is_repeat or late and is_dead), now)
+  words[#words + 1] = settle_subjects(subject_keys, subject_words, subject_terms, begins_ms, ends_ms, hold_slot,
+    not (is_repeat or late_period and is_dropped), now)
 end
-return refused and {6, refused} or {0, now, unpack(words)}
+return refused_field and {TOO_MUCH, refused_field} or {OK, now, unpack(words)}

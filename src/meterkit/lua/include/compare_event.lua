@@ -1,9 +1,10 @@
--- compare_event: an event id of the app counts once for each meter: compares what it is given with and what it has counted.
+-- compare_event: counts an event id of the app once for each meter: compares what it is given with and what it has counted.
 --   key: string, packed: FORM, then the token of each meter and its quantity; without meters: it has counted all of them
---   given: {token, quantity (UNCOMPARED: any), ...}; empty: the id counts once, whatever it is given with
--- Returns, where it has counted none of these meters, keep(): writes that it has counted them. Else nil, and a reply:
--- before a number is taken {EVENT_PARTLY, now, what is kept of the id}, where it has counted some of them; nil, nil, and
--- one after that: {EVENT_CONFLICT, now, the same} where a quantity differs, {0, now} where it has counted them all.
+--   given: {token, quantity (UNCOMPARED: any), ...}; empty: the id counts once, for all meters
+-- Returns remember(), which writes that the id has counted these meters, if it has counted none of them before.
+-- Else nil, and a reply to send before a number is taken, or nil, and a reply to send after that:
+--   before: {EVENT_PARTLY, now, what is kept of the id} if it has counted some of these meters
+--   after: {EVENT_CONFLICT, now, the same} if a quantity differs; {OK, now} if it has counted all of them
 local function compare_event(key, given, now)
   local kept = redis.call('GET', key)
   local known, quantities, counted = {cmsgpack.unpack(kept or EMPTY_EVENT)}, {}, 0
@@ -18,13 +19,13 @@ local function compare_event(key, given, now)
     counted = before and counted + 2 or counted
   end
   if kept and (#known == 1 or counted == #given) then
-    return nil, nil, {0, now}
+    return nil, nil, {OK, now}
   elseif counted > 0 then
     return nil, {EVENT_PARTLY, now, kept}
   end
-  local function keep()
+  local function remember()
     local more = given[1] and cmsgpack.pack(unpack(given)) or ''
     redis.call('SET', key, (kept or EMPTY_EVENT) .. more, 'PX', THIRTY_FIVE_DAYS_MS)
   end
-  return keep
+  return remember
 end

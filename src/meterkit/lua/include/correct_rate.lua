@@ -1,8 +1,9 @@
--- correct_rate: brings a rate forward to `now`, with a quantity that it has not seen, or saw too much of (below 0).
+-- correct_rate: brings a rate forward to `now`, and counts a quantity that it has not counted, or takes off one that it
+-- counted too much (below 0).
 --   packed, field: the rate's, and its name; kind, window, refill: see advance_rate
---   counted_ms: when what was seen too much or too little was counted; 0: now
--- A window that does not count any more takes nothing; a bucket gives back no more than has not leaked since.
--- Returns the field, and how long it may matter (ms).
+--   counted_ms: when the quantity that was wrong was counted; 0: now
+-- A window that no longer counts takes nothing. A bucket gives back no more than has not leaked since.
+-- Returns the field, and for how long it may matter (ms).
 --include unpack_rate
 --include advance_rate
 local function correct_rate(packed, field, kind, window, refill, quantity, counted_ms, now)

@@ -1,13 +1,13 @@
--- take_number: takes a settlement's number, if it is the next of its producer.
+-- take_number: takes a settlement's number if it is the next one of its producer.
 --   producer_key: string, the last number applied, or c<number> once the producer is fenced
--- Returns nil, or the reply that ends the script: {1, now} duplicate, {2, last} gap, {3, last} fenced.
+-- Returns nil, or the reply that ends the script: {DUPLICATE, now}, {GAP, last} or {FENCED, last}.
 local function take_number(producer_key, number, now)
   local taken = redis.pcall('INCR', producer_key)
   if type(taken) == 'table' then
-    return {3, string.sub(redis.call('GET', producer_key), 2) + 0}
+    return {FENCED, string.sub(redis.call('GET', producer_key), 2) + 0}
   elseif taken ~= number then
     redis.call(taken == 1 and 'DEL' or 'DECR', producer_key)
-    return taken > number and {1, now} or {2, taken - 1}
+    return taken > number and {DUPLICATE, now} or {GAP, taken - 1}
   elseif number == 1 then
     redis.call('PEXPIRE', producer_key, EIGHT_DAYS_MS)
   end

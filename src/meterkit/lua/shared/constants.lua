@@ -12,6 +12,17 @@ local IN_FLIGHT = 7 -- Of decide: the first request with the idempotency key has
 local REPEAT_REFUSED = 8 -- Of decide: a rate or a concurrency limit refuses a repeat.
 local BROKEN = 4 -- A stored field is not a whole number.
 
+-- Reply codes of settle; those of redis/settlement_queue.py.
+local OK = 0
+local DUPLICATE = 1
+local GAP = 2
+local FENCED = 3
+local SETTLE_OFFSET = 2 -- Added to STALE and CLOCK, which are 4 and 5 there.
+local TOO_MUCH = 6 -- A total would pass 9 * 10^15.
+local INVALID_FIELD = 7 -- A stored field is damaged.
+local EVENT_CONFLICT = 8 -- The event id has counted another quantity.
+local EVENT_PARTLY = 9 -- The event id has counted some of the meters.
+
 -- Formats of what is stored.
 local FORM = -3 -- The first number of a packed field: what is stored has this format. Below 0: no text begins so.
 local BALANCE_FORM = '2' -- Of the field "balance": 1 knew of no debts, and is read anew.
@@ -33,17 +44,20 @@ local FIXED_WINDOW = 2 -- Kinds of rates, as their terms number them; 1 is a sli
 local TOKEN_BUCKET = 3
 local RATE_BYTES = 48 -- Of a rate in the terms of decide: six doubles.
 local CEILING_BYTES = 32 -- Of a ceiling or a concurrency limit: four doubles.
-local SENT_ON = 1 -- What is reported of a meter goes under the event of one behind it,
-local TAKES_OVER = 2 -- which gets it.
-local PRICED = 3 -- Or its units are overage of the meter before it.
+local SETTLE_NAMES = 3 -- In settle, the name of fields[place] is ARGV[SETTLE_NAMES + place].
+local METER_BYTES = 56 -- Of a meter in the terms of settle: seven doubles.
+local SETTLED_RATE_BYTES = 40 -- Of a rate: five doubles.
+local THRESHOLD_BYTES = 32 -- Of a threshold: four doubles.
+local PRICE_BYTES = 24 -- Of a price: three doubles.
+local REPORTED_BY_DERIVED = 1 -- Units of a meter are reported under the event of a derived meter,
+local REPORTS_FOR_SOURCE = 2 -- which reports them.
+local PRICE_ROW = 3 -- Units of a meter are overage of the meter before it, at the price of a model.
 local CONSUMER = 'meterkit' -- Of notices: all processes are one, whoever asks.
 local NOTICES_MOST = 1000 -- That a shard keeps.
 local HINTS_MOST = 200 -- Notes that wait with one Stripe customer.
 local HISTORY_MOST = 1000 -- Changes of a customer.
 local AUDIT_FOLDED = 128 -- Entries of the audit log that are added up at once: far fewer than wait there then.
 local UNCOMPARED = -1 -- Stands for the quantity of an event id where any is the same.
-local EVENT_CONFLICT = 8 -- Replies of settle about an event id: it has counted another quantity,
-local EVENT_PARTLY = 9 -- or some of the meters.
 local REMEMBERED_MOST = 10000 -- Idempotency keys of a customer.
 local OBJECT_REMOVED = 0 -- What is known of a stored object: by an event,
 local OBJECT_STORED = 1
