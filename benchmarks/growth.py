@@ -32,7 +32,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.customers.billed_usage import usage_of_all
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.audit.draining import open_drainer
 from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import redis
     from tables import Table
 
-    from meterkit.insights.audit.draining import Drainer
+    from meterkit.insights.audit.draining import AuditDrainer
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 MOST = {6: 100_000, 1: 1_000_000}
@@ -145,7 +145,7 @@ async def cpu_s(call: Awaitable[object]) -> float:
     return time.process_time() - used
 
 
-async def drain(drainer: Drainer) -> None:
+async def drain(drainer: AuditDrainer) -> None:
     while await drainer.drain():
         pass
 
@@ -173,7 +173,7 @@ async def measure(url: str, clients: list[redis.Redis], stripe: str, customers: 
     empty = bytes_of(clients)
     with tempfile.TemporaryDirectory() as folder:
         async with kit_of(url, folder, stripe, customers=customers) as kit:
-            drainer = drainer_of(kit.store, kit.settings)
+            drainer = open_drainer(kit.store, kit.settings)
             begun = time.perf_counter()
             await fill(kit, customers)
             print(f"  filled in {time.perf_counter() - begun:.0f} s", flush=True)

@@ -30,8 +30,8 @@ from tables import show
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
-from meterkit.insights.overview.overview import Overview
-from meterkit.insights.revenue.figures import Paying
+from meterkit.insights.overview.overview import CustomerOverview
+from meterkit.insights.revenue.figures import CustomerPayment
 from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.pages import operator_pages
 
@@ -91,7 +91,7 @@ async def fill(directory: str, customers: int) -> float:
     for back in range(3, 0, -1):
         # On the last day one of a thousand pays more, and one of a thousand nothing any more.
         paying = [
-            Paying(name, "free", "usd", PRICE * (1 + (back == 1 and nth % 1000 == 0)))
+            CustomerPayment(name, "free", "usd", PRICE * (1 + (back == 1 and nth % 1000 == 0)))
             for nth, name in enumerate(names)
             if back > 1 or nth % 1000 != 1
         ]
@@ -101,7 +101,7 @@ async def fill(directory: str, customers: int) -> float:
             page = list(enumerate(names[first : first + AT_ONCE], first))
             await asyncio.gather(*(kit.record(name, "requests", 1 + nth % 20) for nth, name in page))
         begun = time.perf_counter()
-        await Overview(kit.store, kit.settings).snapshot()
+        await CustomerOverview(kit.store, kit.settings).snapshot()
         return time.perf_counter() - begun
 
 

@@ -22,9 +22,9 @@ from tables import show
 
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
-from meterkit.insights.simulation.replay import Replay
-from meterkit.insights.simulation.terms import Offers, Tenure
-from meterkit.insights.simulation.usage_log import Event, UsageLog
+from meterkit.insights.simulation.replay import UsageReplay
+from meterkit.insights.simulation.terms import PlanOffers, PlanTenure
+from meterkit.insights.simulation.usage_log import LoggedEvent, UsageLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def measure(rows: int, directory: Path) -> dict[str, float]:
     copy = directory / "copy"
     copy.mkdir()
     catalog = loads(PLANS)
-    tenure = Tenure(
+    tenure = PlanTenure(
         start_ms=START_MS,
         end_ms=START_MS + MONTH_MS,
         plan="free",
@@ -90,7 +90,7 @@ def measure(rows: int, directory: Path) -> dict[str, float]:
         overrides={},
         subject_overrides={},
     )
-    terms = Offers(catalog).to(tenure)
+    terms = PlanOffers(catalog).to(tenure)
     with closing(UsageLog(copy)) as log:
         with timed(found, "copied from SQLite"):
             log.copy(database, START_MS)
@@ -107,11 +107,13 @@ def measure(rows: int, directory: Path) -> dict[str, float]:
     return found
 
 
-async def serve(tenure: Tenure, events: list[Event], found: dict[str, float], directory: Path) -> None:
+async def serve(
+    tenure: PlanTenure, events: list[LoggedEvent], found: dict[str, float], directory: Path
+) -> None:
     """How many events a second are served again."""
     catalog = loads(PLANS)
-    terms = Offers(catalog).to(tenure)
-    async with Replay.under(catalog, directory) as replay:
+    terms = PlanOffers(catalog).to(tenure)
+    async with UsageReplay.under(catalog, directory) as replay:
         begun, served = time.perf_counter(), 0
         while served < SERVED:
             await replay.serve(f"customer {served}", terms, tenure, events)

@@ -21,8 +21,8 @@ from starlette.routing import Mount
 
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.overview.overview import Overview
+from meterkit.insights.audit.draining import open_drainer
+from meterkit.insights.overview.overview import CustomerOverview
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.pages import operator_pages, usage_page
 from meterkit.testing import Clock, StripeEmulator
@@ -102,8 +102,8 @@ async def lived(kit: MeterKit, clock: Clock, stripe: StripeEmulator) -> None:
     for _ in range(38):
         await kit.consume("acme", "requests")
     await kit.flush(everything=True)
-    await drainer_of(kit.store, kit.settings).drain()
-    await Overview(kit.store, kit.settings).snapshot()
+    await open_drainer(kit.store, kit.settings).drain()
+    await CustomerOverview(kit.store, kit.settings).snapshot()
 
 
 async def subscribe(kit: MeterKit, stripe: StripeEmulator, customer: str, plan: str) -> None:

@@ -21,8 +21,8 @@ from meterkit.delivery.flusher_setup import delivery_tasks, flusher_for
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.summaries import wait_until_counted
 from meterkit.delivery.usage_cutter import UsageCutter, count_undelivered_units, deliver_customer
-from meterkit.insights.audit.async_database import audit_database_of
-from meterkit.insights.background_tasks import insights_tasks, root_of
+from meterkit.insights.audit.async_database import open_audit_database
+from meterkit.insights.background_tasks import audit_root_reader, insights_tasks
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.insights.statement.statements import Statements
 from meterkit.notify.event_dispatcher import EventDispatcher, Handlers
@@ -104,7 +104,7 @@ class Parts:
         self.store = store
         self.settings = settings
         self._stripe = stripe = StripeAccess(settings)
-        self._journal = journal = audit_database_of(settings)
+        self._journal = journal = open_audit_database(settings)
         self.grants = Grants(store)
         self.gauges = Gauges(store)
         self.outbox = Intents(store)
@@ -186,7 +186,7 @@ class Parts:
         found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"events": self._dispatcher.run}
         found |= {**self.notify.tasks(), **insights_tasks(self.store, self.settings)}
         if self.settings.delivers:
-            root = root_of(self.store, self.settings)
+            root = audit_root_reader(self.store, self.settings)
             found |= delivery_tasks(self.store, self.settings, self.flusher, self._stripe.api, root)
             found |= {**self.webhooks.tasks, **self.subscriptions.tasks}
         wants = self._wants_transitions

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from meterkit.cancellation import complete, start_task
 from meterkit.catalog.notes import log_notes
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.insights.otel import observe
+from meterkit.insights.otel import observe_store
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
@@ -93,7 +93,7 @@ class LoopServer:
     async def start(self) -> None:
         """Serve the running event loop; see :meth:`KitLifecycle.start`."""
         loop = running_loop()
-        observe(self._store)
+        observe_store(self._store)
         self._starts[loop] = self._starts.get(loop, 0) + 1
         try:
             await self._serve(loop)
@@ -119,7 +119,7 @@ class LoopServer:
                 " request of an event loop does, %s; it ends with the loop",
                 "and delivers to Stripe" if self._settings.delivers else "and delivers nothing",
             )
-        observe(self._store)
+        observe_store(self._store)
         lane = await self._serve(loop)
         if lane is not None:
             lane.spawn(self.remember_meters())  # The request does not wait for it.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.audit_database import Row, drain_all, insert_rows
+from drivers.audit_database import AuditRow, drain_all, insert_rows
 from drivers.audited_kit import rows_in
 from drivers.command_line import InProcessShell, Shell
 from drivers.delivery import STRIPE_KEY
@@ -140,11 +140,13 @@ class Books:
         shell = InProcessShell(self.shell.directory, **self.shell.environment | {"METERKIT_AUDIT_URL": url})
         return await asyncio.to_thread(shell.run, "audit", "verify", *arguments)
 
-    def forged(self, change: Callable[[list[Row]], list[Row]]) -> Path:
+    def forged(self, change: Callable[[list[AuditRow]], list[AuditRow]]) -> Path:
         """A database of changed rows with right hashes, as of one who knows the format."""
         file = self.file.with_suffix(".forged")
         file.unlink(missing_ok=True)
-        rows = [Row(*(one[name] for name in Row._fields)) for one in rows_in(f"sqlite:///{self.file}")]
+        rows = [
+            AuditRow(*(one[name] for name in AuditRow._fields)) for one in rows_in(f"sqlite:///{self.file}")
+        ]
         insert_rows(f"sqlite:///{file}", change(rows))
         return file
 
@@ -178,8 +180,8 @@ async def at(directory: Path, store_url: str) -> AsyncGenerator[Books]:
 
 @pytest.mark.dear("two months at Stripe")
 async def test_a_rewritten_chain_is_found_by_the_invoice(at: Books) -> None:
-    extra = Row("9/p/9", "requests", "recorded", "acme", 0, 9, 1, overage=1)
-    changes: dict[str, tuple[Callable[[list[Row]], list[Row]], int, str]] = {
+    extra = AuditRow("9/p/9", "requests", "recorded", "acme", 0, 9, 1, overage=1)
+    changes: dict[str, tuple[Callable[[list[AuditRow]], list[AuditRow]], int, str]] = {
         "changed": (lambda rows: [rows[0], rows[1]._replace(quantity=2, overage=2), *rows[2:]], 3, "root"),
         "removed": (lambda rows: [rows[0], *rows[2:]], 3, "root"),
         "added": (lambda rows: [rows[0], extra, *rows[1:]], 3, "root"),

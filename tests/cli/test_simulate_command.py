@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.audit_database import Row, drain_all, insert_rows
+from drivers.audit_database import AuditRow, drain_all, insert_rows
 from drivers.command_line import InProcessShell, Shell
 from drivers.plans import plans_text
 from drivers.webhooks import DAY, hooked
@@ -64,7 +64,7 @@ async def log_of(server: Server, directory: Path) -> Shell:
             await kit.record(customer, "calls", 10)
         await kit.grants.add("bob", {"words": 5}, grant_id="gift")
     at_ms = int(NOW.timestamp() * 1000)
-    insert_rows(f"sqlite:///{directory}/audit.db", [Row("x/1", "", "deleted", "gone", None, at_ms + 1)])
+    insert_rows(f"sqlite:///{directory}/audit.db", [AuditRow("x/1", "", "deleted", "gone", None, at_ms + 1)])
     (directory / "next.yaml").write_text(NEXT)
     return shell_of(server, directory)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.audit_database import Head, link_hash
+from drivers.audit_database import ChainHead, link_hash
 from drivers.period_ends import JUNE, MAY, MINUTE
 from drivers.planted_month import Error, Planted, misnamed, month, reports
 from drivers.store_keys import meter_token
@@ -146,7 +146,7 @@ async def rewrite_chain(world: World, customer: str) -> None:
     with closing(connect(world.database)) as connection, connection:
         connection.row_factory = Row
         asked = "SELECT * FROM meterkit_audit WHERE customer = ? ORDER BY place"
-        last = Head.begun(customer, 0).hash
+        last = ChainHead.empty(customer, 0).hash
         for row in map(dict, connection.execute(asked, (customer,)).fetchall()):
             row["quantity"] -= 1
             last = link_hash(last, row)

@@ -24,7 +24,7 @@ from meterkit.delivery.error_reports import (
     park_refused,
     read_report,
 )
-from meterkit.insights.audit.async_database import AuditDatabase, audit_database_of
+from meterkit.insights.audit.async_database import AuditDatabase, open_audit_database
 from meterkit.starlette import stripe_webhook
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ async def test_what_is_refused_later_is_taken_off_the_journal(
 ) -> None:
     url = sqlite_in(tmp_path)
     async with streaming(store_url, "lost", audit_url=url) as (at, api):
-        journal = audit_database_of(at.kit.settings)
+        journal = open_audit_database(at.kit.settings)
         assert journal is not None
         await at.use("acme", requests=7)
         await at.kit.flush(everything=True)

@@ -11,9 +11,9 @@ from sqlalchemy import create_engine, select, update
 
 from drivers.delivery import Desk, desk, summaries_of
 from meterkit.insights.audit.database import TABLE, Database
-from meterkit.insights.audit.draining import Drainer, waiting_shards
-from meterkit.insights.audit.entries import CLASSES, Row
-from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.insights.audit.draining import AuditDrainer, read_shard_backlogs
+from meterkit.insights.audit.entries import CLASSES, AuditRow
+from meterkit.insights.audit.rebuilding import CounterRebuilder
 from meterkit.store.event_names import remember_meters
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit import MeterKit
-    from meterkit.insights.audit.rebuilding import Rebuilt
+    from meterkit.insights.audit.rebuilding import RebuildResult
 
 COUNTED: Final = ("recorded", "summed", "corrected")
 
@@ -49,15 +49,15 @@ def sums_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], dict[s
     return found
 
 
-def row_of(nth: int, customer: str = "acme", **more: Any) -> Row:
-    return Row(f"0/p/{nth}", "tokens", "recorded", customer, 0, nth, 3, overage=3)._replace(**more)
+def row_of(nth: int, customer: str = "acme", **more: Any) -> AuditRow:
+    return AuditRow(f"0/p/{nth}", "tokens", "recorded", customer, 0, nth, 3, overage=3)._replace(**more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audited:
     desk: Desk
     url: str
-    drainer: Drainer
+    drainer: AuditDrainer
 
     @property
     def kit(self) -> MeterKit:
@@ -70,7 +70,7 @@ class Audited:
 
     async def fold(self, most: int) -> None:
         """Have entries of shards with more than so many added up."""
-        await self.drainer.fold(await waiting_shards(self.kit.store), most)
+        await self.drainer.fold(await read_shard_backlogs(self.kit.store), most)
 
     async def move(self, period_start_ms: int) -> None:
         await asyncio.to_thread(_move, self.url, period_start_ms)
@@ -91,12 +91,12 @@ def sqlite_in(directory: Path) -> str:
 async def audited(store_url: str, url: str, **more: Any) -> AsyncGenerator[Audited]:
     """A desk whose kit keeps an audit log, which is drained when the test says so."""
     async with desk(store_url, audit_url=url, **more) as at:
-        yield Audited(desk=at, url=url, drainer=Drainer(at.kit.store, Database(url), least_age_ms=0))
+        yield Audited(desk=at, url=url, drainer=AuditDrainer(at.kit.store, Database(url), least_age_ms=0))
 
 
 def audited_of(kit: MeterKit, at: Audited) -> Audited:
     """The same audit log, drained by another kit of the same store."""
-    drainer = Drainer(kit.store, Database(at.url), least_age_ms=0)
+    drainer = AuditDrainer(kit.store, Database(at.url), least_age_ms=0)
     return replace(at, desk=replace(at.desk, kit=kit), drainer=drainer)
 
 
@@ -105,11 +105,11 @@ async def restart_meters(kit: MeterKit) -> None:
     await remember_meters(await kit.store.admin(), kit.store.keys, kit.store.catalog)
 
 
-async def rebuild(log: Audited, *, asks_stripe: bool = True, **more: Any) -> Sequence[Rebuilt]:
+async def rebuild(log: Audited, *, asks_stripe: bool = True, **more: Any) -> Sequence[RebuildResult]:
     """Rebuild counters, with what Stripe says or without."""
     async with summaries_of(log.kit) as summaries:
         asked = summaries if asks_stripe else None
-        return await Rebuilder(log.kit.store, log.drainer, asked).rebuild(**more)
+        return await CounterRebuilder(log.kit.store, log.drainer, asked).rebuild(**more)
 
 
 async def lose_all(at: Audited) -> None:

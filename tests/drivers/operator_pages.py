@@ -16,10 +16,10 @@ from drivers.shop import START
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
-from meterkit.insights.overview.overview import Overview, revenue_figures
-from meterkit.insights.overview.rows import Totals, row_of
+from meterkit.insights.overview.overview import CustomerOverview, revenue_figures
+from meterkit.insights.overview.rows import OverviewTotals, build_row
 from meterkit.insights.overview.tables import OverviewTables
-from meterkit.insights.revenue.figures import Paying
+from meterkit.insights.revenue.figures import CustomerPayment
 from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.pages import operator_pages
 from meterkit.testing import Clock
@@ -106,8 +106,8 @@ def flat(figures: Any, name: str = "") -> dict[str, Any]:
     return found
 
 
-def overview_of(kit: MeterKit) -> Overview:
-    return Overview(kit.store, kit.settings)
+def overview_of(kit: MeterKit) -> CustomerOverview:
+    return CustomerOverview(kit.store, kit.settings)
 
 
 async def make_snapshot(kit: MeterKit) -> None:
@@ -116,22 +116,22 @@ async def make_snapshot(kit: MeterKit) -> None:
 
 def write_revenue(url: str, day: date, monthly: Mapping[str, int]) -> None:
     """Write revenue of a day: what each customer pays a month on plan pro, in micro-USD."""
-    paying = [Paying(customer, "pro", "usd", amount) for customer, amount in monthly.items()]
+    paying = [CustomerPayment(customer, "pro", "usd", amount) for customer, amount in monthly.items()]
     RevenueTables(Database(url)).write(day, paying, [])
 
 
 async def write_snapshot(kit: MeterKit, url: str, number: int) -> None:
     """Write a snapshot of so many customers without asking the store for each, and a month of revenue."""
     database = Database(url)
-    at_ms, tables, totals = kit.store.now_ms(), OverviewTables(database), Totals({"tokens"})
+    at_ms, tables, totals = kit.store.now_ms(), OverviewTables(database), OverviewTotals({"tokens"})
     for first in range(0, number, WRITTEN_AT_ONCE):
         usage = [_usage(nth) for nth in range(first, min(first + WRITTEN_AT_ONCE, number))]
-        rows = [row_of(one, kit.catalog.meters) for one in usage]
+        rows = [build_row(one, kit.catalog.meters) for one in usage]
         tables.write(at_ms, rows, [one for of in zip(rows, usage, strict=True) for one in totals.add(*of)])
     revenue = RevenueTables(database)
     for back in range(32, 0, -1):
         paying = [
-            Paying(customer_name(nth), "pro", "usd", 2_900_000_000 * (1 + (nth + back) % 3))
+            CustomerPayment(customer_name(nth), "pro", "usd", 2_900_000_000 * (1 + (nth + back) % 3))
             for nth in range(min(number, 40 - back))
         ]
         revenue.write(START.date() - timedelta(days=back), paying, [])

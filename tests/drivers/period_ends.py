@@ -14,7 +14,7 @@ from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.draining import Drainer
+from meterkit.insights.audit.draining import AuditDrainer
 from meterkit.insights.store_readings import read_deliveries
 from meterkit.testing import Clock, StripeEmulator
 
@@ -45,7 +45,7 @@ class Ending:
 
     found: Hooked
     closer: PeriodCloser
-    drainer: Drainer | None
+    drainer: AuditDrainer | None
 
     @property
     def kit(self) -> MeterKit:
@@ -149,7 +149,7 @@ async def paying(
         await found.settle()
         drainer = None
         if "audit_url" in settings:
-            drainer = Drainer(found.kit.store, Database(settings["audit_url"]), least_age_ms=0)
+            drainer = AuditDrainer(found.kit.store, Database(settings["audit_url"]), least_age_ms=0)
         async with api_of(found.kit) as api:
             closer = PeriodCloser(found.kit.store, lambda: api, None if drainer is None else drainer.root_of)
             yield Ending(found=found, closer=closer, drainer=drainer)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from sqlite3 import connect
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from drivers.audit_database import Database, Root, read_root, verify
+from drivers.audit_database import Database, RecordedRoot, read_root, verify
 from drivers.audited_kit import sqlite_in
 from drivers.period_ends import HOUR, JUNE, MINUTE, paying
 from drivers.plans import plans_text
@@ -232,10 +232,10 @@ class InvoiceRoots:
     world: World
     customers: Collection[str]
 
-    async def of(self, customer: str) -> list[Root]:
+    async def of(self, customer: str) -> list[RecordedRoot]:
         found = await self.world.stripe.invoices.list_async({"customer": f"cus_{customer}"})
         roots = (read_root(one.to_dict()) for one in found.data)
-        return [Root(*one) for one in roots if one is not None]
+        return [RecordedRoot(*one) for one in roots if one is not None]
 
     async def linked(self) -> AsyncGenerator[str]:
         for customer in self.customers:

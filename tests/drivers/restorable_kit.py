@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from drivers.delivery import aclosing_transport, kit_for, send_past, summaries_of
 from meterkit.delivery.recoverer import RestoreRecoverer
-from meterkit.insights.audit.async_database import audit_database_of
-from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.insights.audit.async_database import open_audit_database
+from meterkit.insights.audit.draining import open_drainer
+from meterkit.insights.audit.rebuilding import CounterRebuilder
 from meterkit.testing import Clock, StripeEmulator
 from servers.stores import free_port, spawn_server
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.recoverer import RecoveredMeter
-    from meterkit.insights.audit.rebuilding import Rebuilt
+    from meterkit.insights.audit.rebuilding import RebuildResult
     from servers.stores import Server
 
 KEEPS: Final = ("--appendonly", "yes", "--appendfsync", "always", "--aof-load-truncated", "yes")
@@ -94,7 +94,7 @@ async def linked(kit: MeterKit) -> None:
 
 class Told(NamedTuple):
     recovered: Sequence[RecoveredMeter]
-    rebuilt: Sequence[Rebuilt]
+    rebuilt: Sequence[RebuildResult]
 
 
 @asynccontextmanager
@@ -114,18 +114,18 @@ def settings_of(tmp_path: Path, *, audited: bool) -> dict[str, Any]:
 async def drained(kit: MeterKit) -> None:
     """Have what waits for the audit database written to it, as happens every two seconds."""
     if kit.settings.audit_url is not None:
-        await drainer_of(kit.store, kit.settings).drain()
+        await open_drainer(kit.store, kit.settings).drain()
 
 
 async def recover(kit: MeterKit) -> Told:
     """What ``meterkit recover`` does."""
     async with summaries_of(kit) as summaries:
-        recoverer = RestoreRecoverer(kit.store, summaries, audit_database_of(kit.settings))
+        recoverer = RestoreRecoverer(kit.store, summaries, open_audit_database(kit.settings))
         assert await recoverer.not_compared() == 0
         recovered = await recoverer.recover()
         if kit.settings.audit_url is None:
             return Told(recovered, ())
-        rebuilder = Rebuilder(kit.store, drainer_of(kit.store, kit.settings), summaries)
+        rebuilder = CounterRebuilder(kit.store, open_drainer(kit.store, kit.settings), summaries)
         return Told(recovered, await rebuilder.rebuild())
 
 

@@ -17,7 +17,7 @@ import anyio
 import pytest
 from sqlalchemy import create_engine, event, text
 
-from drivers.audit_database import Row, insert_rows, to_ms
+from drivers.audit_database import AuditRow, insert_rows, to_ms
 from drivers.audited_kit import audited, rebuild, row_of, rows_in, sqlite_in, sums_of
 from drivers.delivery import PLANS, kit_for
 from drivers.health_findings import findings
@@ -28,9 +28,9 @@ from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms
 from meterkit.insights.audit import chain_tables, draining, verifying
 from meterkit.insights.audit.async_database import AuditDatabase
-from meterkit.insights.audit.chain import Root
+from meterkit.insights.audit.chain import RecordedRoot
 from meterkit.insights.audit.database import DELIVERIES, Database
-from meterkit.insights.audit.draining import Drainer, drainer_of, waiting_shards
+from meterkit.insights.audit.draining import AuditDrainer, open_drainer, read_shard_backlogs
 from meterkit.insights.audit.verifying import verify
 from meterkit.outbox.journal import JournalRow
 from meterkit.store.settlement_parts import UsedQuantities
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drivers.audited_kit import Audited
-    from meterkit.insights.audit.verifying import Verified
+    from meterkit.insights.audit.verifying import ChainVerdict
 
 pytestmark = pytest.mark.anyio
 
@@ -153,11 +153,11 @@ async def test_a_database_outage_is_logged_once_and_loses_nothing(
         for _ in range(3):
             await at.kit.record("acme", "tokens", 5)
             with caplog.at_level(logging.WARNING, logger="meterkit.audit"):
-                await at.drainer.once()
+                await at.drainer.drain_under_lease()
         assert [record.getMessage()[:30] for record in caplog.records] == ["the audit log is not drained; "]
         assert (await at.kit.consume("acme", "tokens", 1)).allowed
         away.mkdir()
-        await at.drainer.once()
+        await at.drainer.drain_under_lease()
         assert caplog.records[-1].getMessage() == "the audit log is drained again"
         await agrees(at, "acme")
         assert len(await at.rows()) == 4
@@ -168,10 +168,10 @@ async def test_the_last_two_seconds_are_not_drained(at: Audited, monkeypatch: py
     await at.kit.record("acme", "tokens", 130)
     ((name, _),) = await entries_of(at)
     entered_ms = int(name.decode().partition("-")[0])
-    drainer = drainer_of(at.kit.store, at.kit.settings)
+    drainer = open_drainer(at.kit.store, at.kit.settings)
     for age_ms, drained in ((1_999, []), (2_000, [130])):
         monkeypatch.setattr(draining, "time", lambda age_ms=age_ms: (entered_ms + age_ms) / 1000)
-        await drainer.once()
+        await drainer.drain_under_lease()
         rows = await asyncio.to_thread(rows_in, at.url)
         assert [row["quantity"] for row in rows] == drained
 
@@ -212,7 +212,7 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         assert first.cure.startswith("METERKIT_AUDIT_URL is not set here; ")
         await other.store.stop()
         away.mkdir()
-        await at.drainer.once()
+        await at.drainer.drain_under_lease()
         assert await findings(at.kit, "audit") == []
         assert (await at.kit.health()).looked_at["audit"] == "0 entries wait"
 
@@ -311,7 +311,7 @@ class Hanging(Database):
         super().__init__(url)
         self.asked, self.may = Event(), Event()
 
-    def insert(self, rows: Sequence[Row]) -> Sequence[Row]:
+    def insert(self, rows: Sequence[AuditRow]) -> Sequence[AuditRow]:
         self.asked.set()
         assert self.may.wait(60)
         return super().insert(rows)
@@ -320,12 +320,12 @@ class Hanging(Database):
 async def test_a_hanging_database_holds_up_nothing(at: Audited) -> None:
     database = Hanging(at.url)
     await asyncio.gather(*(at.kit.record("acme", "rows", nth + 1) for nth in range(700)))
-    drainer = Drainer(at.kit.store, database, least_age_ms=0)
-    draining = asyncio.create_task(drainer.once())
+    drainer = AuditDrainer(at.kit.store, database, least_age_ms=0)
+    draining = asyncio.create_task(drainer.drain_under_lease())
     try:
         assert await asyncio.to_thread(database.asked.wait, 60)
         assert (await at.kit.consume("acme", "rows", 1)).allowed
-        await drainer.fold(await waiting_shards(at.kit.store), 520)
+        await drainer.fold(await read_shard_backlogs(at.kit.store), 520)
         assert len(await entries_of(at)) == 520
     finally:
         database.may.set()
@@ -353,9 +353,9 @@ async def test_an_app_drains_by_itself_what_it_counts(store_url: str, tmp_path: 
 class Given:
     """The same roots for each customer."""
 
-    roots: Sequence[Root]
+    roots: Sequence[RecordedRoot]
 
-    async def of(self, customer: str) -> Sequence[Root]:
+    async def of(self, customer: str) -> Sequence[RecordedRoot]:
         return self.roots if customer else ()
 
     async def linked(self) -> AsyncGenerator[str]:
@@ -363,7 +363,7 @@ class Given:
             yield customer
 
 
-async def verified(url: str, customer: str | None = None, *roots: Root) -> list[Verified]:
+async def verified(url: str, customer: str | None = None, *roots: RecordedRoot) -> list[ChainVerdict]:
     return [one async for one in verify(Database(url), customer, Given(roots))]
 
 
@@ -379,13 +379,13 @@ async def test_rows_are_chained_by_customer(audit_url: str) -> None:
     assert [found[f"0/p/{nth}"]["place"] for nth in (1, 2, 3, 4)] == [1, 1, 2, 3]
     assert database.root("acme") == (3, found["0/p/4"]["hash"])
     assert await faults(audit_url) == [("acme", 0, None), ("zeta", 0, None)]
-    (one,) = await verified(audit_url, "acme", Root("in_1", 2, found["0/p/3"]["hash"]))
+    (one,) = await verified(audit_url, "acme", RecordedRoot("in_1", 2, found["0/p/3"]["hash"]))
     assert (one.rows, one.roots, one.is_right) == (3, 1, True)
-    (one,) = await verified(audit_url, "acme", Root("in_1", 2, "1:other"))
+    (one,) = await verified(audit_url, "acme", RecordedRoot("in_1", 2, "1:other"))
     assert (one.place, one.problem) == (2, "root")
     assert (await verified(audit_url, "nobody"))[0].is_right
     found_by_invoices = [
-        (one.customer, one.words) for one in await verified(audit_url, None, Root("in_1", 4, "1:x"))
+        (one.customer, one.words) for one in await verified(audit_url, None, RecordedRoot("in_1", 4, "1:x"))
     ]
     assert found_by_invoices[-1] == ("erased", "rows 1 to 4 are missing, by invoice in_1")
 
@@ -418,7 +418,7 @@ async def test_tampering_is_found(tmp_path: Path, how: str, monkeypatch: pytest.
     url = sqlite_in(tmp_path)
     insert_rows(url, [row_of(nth, details="why") for nth in range(9)])
     statement, place, problem = TAMPERED[how]
-    columns = ", ".join((*Row._fields[:13], "over_cap"))
+    columns = ", ".join((*AuditRow._fields[:13], "over_cap"))
     statement = statement.replace("meterkit_audit SELECT", f"meterkit_audit ({columns}) SELECT")
     run(url, statement.replace("COPIED", columns.replace("event", "'made'", 1)))
     assert (await faults(url))[0] == ("acme", place, problem)
@@ -429,7 +429,7 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
 ) -> None:
     url = sqlite_in(tmp_path)
     insert_rows(url, [row_of(nth) for nth in range(5)])
-    heads = chain_tables.head_of
+    heads = chain_tables.read_head
     asked: list[str] = []
 
     def head_of(*args: Any) -> Any:
@@ -439,13 +439,13 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
             insert_rows(url, [row_of(7)])
         return found
 
-    monkeypatch.setattr(chain_tables, "head_of", head_of)
+    monkeypatch.setattr(chain_tables, "read_head", head_of)
     monkeypatch.setattr(verifying, "head_of", heads)
     (one,) = await verified(url, "acme")
     assert (one.rows, one.is_right) == (5, True)
 
 
-@pytest.mark.parametrize("step", ["_known", "_put_heads"])
+@pytest.mark.parametrize("step", ["_find_known_keys", "_write_heads"])
 async def test_a_kill_between_two_steps_leaves_nothing_behind(
     audit_url: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +506,6 @@ async def test_rows_of_two_who_make_the_journal_at_once_are_kept(audit_url: str)
 async def test_rows_from_before_a_customer_was_deleted_are_not_its_own(audit_url: str) -> None:
     journal, database = AuditDatabase(audit_url), Database(audit_url)
     await journal.write([ROW])
-    deleted = Row("0/1", "", "deleted", "acme", None, ROW.delivered_at_ms + 1)
+    deleted = AuditRow("0/1", "", "deleted", "acme", None, ROW.delivered_at_ms + 1)
     await to_thread(database.insert, [deleted])
     assert await journal.read("acme", "api_requests", 0) == []

@@ -18,11 +18,11 @@ from meterkit import Revenue, metrics_app
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue.figures import (
-    Churn,
-    Day,
-    Month,
-    Paying,
-    Used,
+    ChurnShares,
+    CustomerPayment,
+    DayFigures,
+    MonthlyChurn,
+    OverageAmount,
     churn_of,
     days_of,
     forecast_of,
@@ -245,22 +245,22 @@ async def scraped(kit: MeterKit) -> dict[tuple[str, ...], float]:
     }
 
 
-def paying(currency: str = "usd", /, **mrr: int) -> list[Paying]:
-    return [Paying(customer, "pro", currency, amount) for customer, amount in mrr.items()]
+def paying(currency: str = "usd", /, **mrr: int) -> list[CustomerPayment]:
+    return [CustomerPayment(customer, "pro", currency, amount) for customer, amount in mrr.items()]
 
 
 @pytest.mark.parametrize(
     ("before", "after", "former", "expected"),
     [
-        ({}, {"a": 29}, set[str](), Day(mrr=29, new=29, customers=1, new_customers=1)),
-        ({}, {"a": 29}, {"a"}, Day(mrr=29, reactivation=29, customers=1)),
-        ({"a": 29}, {"a": 99}, {"a"}, Day(mrr=99, expansion=70, customers=1)),
-        ({"a": 99}, {"a": 29}, {"a"}, Day(mrr=29, contraction=70, customers=1)),
-        ({"a": 29}, {}, {"a"}, Day(churn=29, churned_customers=1)),
+        ({}, {"a": 29}, set[str](), DayFigures(mrr=29, new=29, customers=1, new_customers=1)),
+        ({}, {"a": 29}, {"a"}, DayFigures(mrr=29, reactivation=29, customers=1)),
+        ({"a": 29}, {"a": 99}, {"a"}, DayFigures(mrr=99, expansion=70, customers=1)),
+        ({"a": 99}, {"a": 29}, {"a"}, DayFigures(mrr=29, contraction=70, customers=1)),
+        ({"a": 29}, {}, {"a"}, DayFigures(churn=29, churned_customers=1)),
     ],
 )
 def test_each_movement_has_its_name(
-    before: Mapping[str, int], after: Mapping[str, int], former: set[str], expected: Day
+    before: Mapping[str, int], after: Mapping[str, int], former: set[str], expected: DayFigures
 ) -> None:
     known = {(customer, "usd") for customer in former}
     assert days_of(paying(**before), paying(**after), known) == {"usd": expected}
@@ -269,8 +269,8 @@ def test_each_movement_has_its_name(
 def test_currencies_are_never_added() -> None:
     found = days_of(paying(a=10), [*paying("eur", a=9), *paying(b=5)], {("a", "usd")})
     assert found == {
-        "eur": Day(mrr=9, new=9, customers=1, new_customers=1),
-        "usd": Day(mrr=5, new=5, churn=10, customers=1, new_customers=1, churned_customers=1),
+        "eur": DayFigures(mrr=9, new=9, customers=1, new_customers=1),
+        "usd": DayFigures(mrr=5, new=5, churn=10, customers=1, new_customers=1, churned_customers=1),
     }
 
 
@@ -286,23 +286,25 @@ def test_retention_is_of_those_who_were_there_at_the_beginning() -> None:
     ("mrr", "customers", "months", "expected"),
     [
         # The example of ChartMogul's page: 100 a customer, of whom 5 % leave in a month.
-        (10_000 * MICRO, 1, [Month(100, 5)], 200_000 * MICRO),
-        (300, 3, [Month(10, 1), Month(10, 3), Month(0, 0)], 500),
-        (300, 3, [Month(10, 0)], None),
-        (0, 0, [Month(10, 1)], None),
+        (10_000 * MICRO, 1, [MonthlyChurn(100, 5)], 200_000 * MICRO),
+        (300, 3, [MonthlyChurn(10, 1), MonthlyChurn(10, 3), MonthlyChurn(0, 0)], 500),
+        (300, 3, [MonthlyChurn(10, 0)], None),
+        (0, 0, [MonthlyChurn(10, 1)], None),
     ],
 )
-def test_lifetime_value(mrr: int, customers: int, months: list[Month], expected: int | None) -> None:
+def test_lifetime_value(mrr: int, customers: int, months: list[MonthlyChurn], expected: int | None) -> None:
     assert lifetime_value(mrr, customers, months) == expected
 
 
 def test_churn_is_a_share_of_the_revenue_at_the_start() -> None:
     # The example of ChartMogul's page: of 100 ten churn, ten are contraction, and ten expansion.
-    moved = Day(churn=10, contraction=10, expansion=10, new=99, churned_customers=1)
-    assert churn_of(Day(mrr=100, customers=4), moved) == Churn(1 / 4, 0.2, 0.1)
-    assert churn_of(Day(mrr=100, customers=4), Day(reactivation=10)) == Churn(0.0, 0.0, -0.1)
-    assert churn_of(Day(mrr=100, customers=4), None) == Churn(0.0, 0.0, 0.0)
-    assert churn_of(None, moved) == Churn(None, None, None)
+    moved = DayFigures(churn=10, contraction=10, expansion=10, new=99, churned_customers=1)
+    assert churn_of(DayFigures(mrr=100, customers=4), moved) == ChurnShares(1 / 4, 0.2, 0.1)
+    assert churn_of(DayFigures(mrr=100, customers=4), DayFigures(reactivation=10)) == ChurnShares(
+        0.0, 0.0, -0.1
+    )
+    assert churn_of(DayFigures(mrr=100, customers=4), None) == ChurnShares(0.0, 0.0, 0.0)
+    assert churn_of(None, moved) == ChurnShares(None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -334,12 +336,12 @@ def test_forecast_error_is_the_average_of_the_last_six() -> None:
 def test_a_day_that_is_written_again_stays_as_it_was(audit_url: str) -> None:
     tables, first, second = RevenueTables(Database(audit_url)), date(2031, 1, 30), date(2031, 1, 31)
     for written in (first, second):
-        tables.write(written, [Paying("ada", "pro", "usd", 7)], [Used("ada", "usd", 3)])
+        tables.write(written, [CustomerPayment("ada", "pro", "usd", 7)], [OverageAmount("ada", "usd", 3)])
     for _ in range(2):
         tables.write(second, tables.paying(second), tables.used(second))
-    assert tables.days(second, second) == {second: {"usd": Day(mrr=7, customers=1)}}
-    assert tables.paying(second) == [Paying("ada", "pro", "usd", 7)]
-    assert tables.used(second) == [Used("ada", "usd", 3)]
+    assert tables.days(second, second) == {second: {"usd": DayFigures(mrr=7, customers=1)}}
+    assert tables.paying(second) == [CustomerPayment("ada", "pro", "usd", 7)]
+    assert tables.used(second) == [OverageAmount("ada", "usd", 3)]
 
 
 def invoice(total: int, **more: Any) -> dict[str, Any]:

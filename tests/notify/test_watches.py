@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers import subscribed_customer as subscribed
-from drivers.audit_database import Row, insert_rows, to_ms
+from drivers.audit_database import AuditRow, insert_rows, to_ms
 from drivers.messages import NOW, PLANS, SECRET, any_event, kit_of, pass_over, receiver
 from drivers.synthetic_usage import history
 from meterkit import MeterKit
@@ -313,8 +313,8 @@ DAYS: Final = 28 + (365 if CUSTOMERS >= 200 else 30)
 EVEN: Final = dict.fromkeys(range(30 * 24), 100)
 
 
-def row(customer: str, at_ms: int, quantity: int) -> Row:
-    return Row(f"{customer}-{at_ms}", "requests", "recorded", customer, None, at_ms, quantity)
+def row(customer: str, at_ms: int, quantity: int) -> AuditRow:
+    return AuditRow(f"{customer}-{at_ms}", "requests", "recorded", customer, None, at_ms, quantity)
 
 
 def written(directory: Path) -> str:

@@ -11,7 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from drivers.audit_database import Row, drain_all, insert_rows, to_ms
+from drivers.audit_database import AuditRow, drain_all, insert_rows, to_ms
 from drivers.audited_kit import sqlite_in
 from drivers.browser import check, chromium, faultless, found, needs_chromium, new_context
 from drivers.llm_apps import listening
@@ -65,7 +65,8 @@ def write_others(url: str, number: int) -> None:
     for first in range(0, number, ROWS_AT_ONCE):
         numbers = range(first, min(first + ROWS_AT_ONCE, number))
         rows = [
-            Row(f"other-{n}", "tokens", "recorded", f"c{n}", start_ms, start_ms + n, 1_000) for n in numbers
+            AuditRow(f"other-{n}", "tokens", "recorded", f"c{n}", start_ms, start_ms + n, 1_000)
+            for n in numbers
         ]
         insert_rows(url, rows)
 

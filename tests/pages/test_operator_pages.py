@@ -173,9 +173,9 @@ async def test_a_page_asks_for_a_snapshot_and_a_task_makes_it(kit: MeterKit, cli
         assert (answer.status_code, "are being computed" in answer.text) == (503, True)
     assert await admin.client.exists(asked)
     overview = overview_of(kit)
-    assert await overview.look()
+    assert await overview.snapshot_if_requested()
     assert not await admin.client.exists(asked)
-    assert not await overview.look()
+    assert not await overview.snapshot_if_requested()
     assert (await client.get("/", headers=JSON)).json()["customers"]["customers"] == 1
     assert not await admin.client.exists(asked)
 

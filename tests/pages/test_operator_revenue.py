@@ -13,8 +13,8 @@ from drivers.audited_kit import sqlite_in
 from drivers.operator_pages import JSON, figures_on, make_snapshot, overview_of
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue import tables as revenue_tables
-from meterkit.insights.revenue.figures import MOVES, Paying, Used
-from meterkit.insights.revenue.tables import Changes, RevenueLists, RevenueTables
+from meterkit.insights.revenue.figures import MOVES, CustomerPayment, OverageAmount
+from meterkit.insights.revenue.tables import PaymentMovePage, RevenueLists, RevenueTables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,11 @@ MOVED: Final[dict[tuple[str, str, str], dict[str, int]]] = {
     ("2031-05-30", "eur", "new"): {"ada": 1500},
     ("2031-05-30", "eur", "churn"): {"eve": 2000},
 }
-USED: Final = (Used("ada", "usd", 40), Used("bob", "usd", 2), Used("eve", "eur", 9))
+USED: Final = (
+    OverageAmount("ada", "usd", 40),
+    OverageAmount("bob", "usd", 2),
+    OverageAmount("eve", "eur", 9),
+)
 
 
 @pytest.fixture
@@ -53,8 +57,8 @@ async def sold(kit: MeterKit, tmp_path: Path) -> None:
     tables = RevenueTables(Database(sqlite_in(tmp_path)))
     for nth, paid in enumerate(DAYS):
         day = LAST - timedelta(days=len(DAYS) - 1 - nth)
-        tables.write(day, [Paying(name, *of) for name, of in paid.items()], USED)
-    tables.write(date(2031, 4, 30), [], [Used("old", "usd", 1000)])
+        tables.write(day, [CustomerPayment(name, *of) for name, of in paid.items()], USED)
+    tables.write(date(2031, 4, 30), [], [OverageAmount("old", "usd", 1000)])
     await make_snapshot(kit)
 
 
@@ -118,7 +122,7 @@ async def test_monthly_shares_match_the_lists_that_they_open(
         paid[day] = {
             f"c{nth}": 1000 * (1 + nth * back % 3) for nth in range(3 + back // 3) if (nth * 5 + back) % 11
         }
-        tables.write(day, [Paying(name, "pro", "usd", mrr) for name, mrr in paid[day].items()], [])
+        tables.write(day, [CustomerPayment(name, "pro", "usd", mrr) for name, mrr in paid[day].items()], [])
     tables.spend(LAST, 700)
     await make_snapshot(kit)
     revenue = (await client.get("/", headers=JSON)).json()["revenue_usd"]
@@ -154,7 +158,7 @@ async def test_monthly_shares_match_the_lists_that_they_open(
     lists_of = RevenueLists(Database(sqlite_in(tmp_path)))
     for compared, most in ((200_000, 7), (1, 7), (20, 1000)):
         monkeypatch.setattr(revenue_tables, "_COMPARED_MOST", compared)
-        seen, page = list[tuple[str, str, str]](), Changes([], ("", "", ""))
+        seen, page = list[tuple[str, str, str]](), PaymentMovePage([], ("", "", ""))
         while page.after:
             page = lists_of.changes(LAST, "usd", MOVES, after=page.after, most=most)
             assert len(page.rows) <= most

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.audit_database import Row
+from drivers.audit_database import AuditRow
 from drivers.audited_kit import sqlite_in
 from drivers.plans import plans_text
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
-from meterkit.insights.simulation.terms import terms_of
+from meterkit.insights.simulation.terms import build_terms
 from meterkit.pages.figures import days_of
 from meterkit.pages.outlook import forecast_of, on_other_plans
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CATALOG = loads(plans_text("outlook"))
-SMALL, CAPPED = ((plan, terms_of(CATALOG, plan, plan.entitlements, 0)) for plan in CATALOG.plans.values())
+SMALL, CAPPED = ((plan, build_terms(CATALOG, plan, plan.entitlements, 0)) for plan in CATALOG.plans.values())
 
 
 def counts(recorded: int, *, overage: int = 0, included: int | str = 100, granted: int = 0) -> Any:
@@ -95,7 +95,7 @@ def test_days_of_a_period_are_read_from_the_audit_log(tmp_path: Path) -> None:
         ("not sent", "dropped", "acme", day, 2 * day, 1000, None),
     ]
     rows = [
-        Row(name, "tokens", kind, customer, period, recorded, quantity, occurred_at_ms=occurred)
+        AuditRow(name, "tokens", kind, customer, period, recorded, quantity, occurred_at_ms=occurred)
         for name, kind, customer, period, recorded, quantity, occurred in written
     ]
     database.insert(rows)

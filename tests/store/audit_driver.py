@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from drivers.counters import pack_field
 from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
-from meterkit.insights.audit.entries import CLASSES, rows_of
+from meterkit.insights.audit.entries import CLASSES, parse_rows
 from meterkit.redis.connection import pack, pack_numbers
 from store.delivery_checks import Checks, texts_of
 from store.delivery_model import METERS, SKEW_MS, TOTALS_MS, VALUE_MAX, Intent
@@ -395,7 +395,7 @@ class Folding(ScriptWorld):
             entries.append((b"0-1", {b"k": b"summed", b"d": name, b"q": units, b"at": b"5"}))
         for name, fields in entries:
             if fields.get(b"e", b"\xfd").startswith(b"\xfd"):
-                for row in rows_of(0, name.decode(), fields, str):
+                for row in parse_rows(0, name.decode(), fields, str):
                     for kind in CLASSES:
                         found[row.customer, row.meter, row.period_start_ms, kind] += getattr(row, kind)
                     place = row.customer, row.meter, row.period_start_ms

@@ -25,7 +25,7 @@ from meterkit.catalog import loads
 from meterkit.cli.app import app
 from meterkit.customers.states import sweep_scheduled_transitions
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.draining import waiting_shards
+from meterkit.insights.audit.draining import read_shard_backlogs
 from meterkit.storage.aws import ListingPage
 from meterkit.store.task_lease import StorageUpkeep
 from meterkit.stripe.api import StripeApi
@@ -142,7 +142,7 @@ def turns_of(
         await works["notify summaries"].check()
 
     async def bound() -> None:
-        await works["audit bound"].fold(await waiting_shards(store), 0)
+        await works["audit bound"].fold(await read_shard_backlogs(store), 0)
 
     async def own_prices() -> None:
         cheaper = {"tokens": {"overage": {"bill": {"per": 10, "amount_cents": 1}}}}

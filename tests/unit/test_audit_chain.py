@@ -13,14 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.sampled import few_examples
-from meterkit.insights.audit.chain import ChainCheck, Fault, Head, Root, chained, link_hash
-from meterkit.insights.audit.entries import Row
+from meterkit.insights.audit.chain import (
+    ChainCheck,
+    ChainFault,
+    ChainHead,
+    RecordedRoot,
+    chain_rows,
+    link_hash,
+)
+from meterkit.insights.audit.entries import AuditRow
 
 TEXTS: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 NUMBERS: Final = st.integers(-(2**62), 2**62)
 ROWS: Final = st.lists(
     st.builds(
-        Row,
+        AuditRow,
         event=TEXTS,
         meter=TEXTS,
         kind=st.sampled_from(["recorded", "corrected"]),
@@ -40,25 +47,25 @@ class Kept:
     """What stands in the database of one customer."""
 
     rows: list[dict[str, Any]]
-    head: Head | None
+    head: ChainHead | None
     outside: int = 0
 
     @classmethod
-    def of(cls, rows: list[Row], unchained: int = 0) -> Kept:
-        records, heads = chained(rows, {"acme": Head.begun("acme", unchained)})
+    def of(cls, rows: list[AuditRow], unchained: int = 0) -> Kept:
+        records, heads = chain_rows(rows, {"acme": ChainHead.empty("acme", unchained)})
         return cls(records, heads["acme"], unchained)
 
-    def fault(self, *roots: Root) -> Fault | None:
+    def fault(self, *roots: RecordedRoot) -> ChainFault | None:
         check = ChainCheck("acme", self.head, {root.place: [root] for root in roots})
         check.walk(sorted(self.rows, key=lambda row: row["place"]))
         return check.finish(self.outside)
 
-    def root(self) -> Root:
-        return Root("in_1", self.rows[-1]["place"], self.rows[-1]["hash"])
+    def root(self) -> RecordedRoot:
+        return RecordedRoot("in_1", self.rows[-1]["place"], self.rows[-1]["hash"])
 
 
 def test_the_format_is_as_documented() -> None:
-    row = Row("0/p/1", "tokens", "recorded", "acme", 0, 5, 3, model="é")
+    row = AuditRow("0/p/1", "tokens", "recorded", "acme", 0, 5, 3, model="é")
     text = (
         '{"credited":0,"customer":"acme","event":"0/p/1","granted":0,"included":0,"kind":"recorded","late":0'
         ',"meter":"tokens","model":"\\u00e9","over_cap":0,"overage":0,"period_start_ms":0,"place":1,"quantity":3'
@@ -66,8 +73,8 @@ def test_the_format_is_as_documented() -> None:
     )
     begun = "1:" + sha256(b'["meterkit audit chain", "acme", 2]').hexdigest()
     hashed = "1:" + sha256(f"{begun}\n{text}".encode()).hexdigest()
-    (record,), heads = chained([row], {"acme": Head.begun("acme", 2)})
-    assert (record["place"], record["hash"], heads["acme"]) == (1, hashed, Head(1, hashed, 2))
+    (record,), heads = chain_rows([row], {"acme": ChainHead.empty("acme", 2)})
+    assert (record["place"], record["hash"], heads["acme"]) == (1, hashed, ChainHead(1, hashed, 2))
 
 
 def test_a_column_without_a_value_changes_no_hash() -> None:
@@ -77,10 +84,10 @@ def test_a_column_without_a_value_changes_no_hash() -> None:
 
 @few_examples(12)
 @given(rows=ROWS, data=st.data())
-def test_any_changed_value_is_found_at_its_place(rows: list[Row], data: st.DataObject) -> None:
+def test_any_changed_value_is_found_at_its_place(rows: list[AuditRow], data: st.DataObject) -> None:
     kept = Kept.of(rows)
     nth = data.draw(st.integers(0, len(rows) - 1))
-    name = data.draw(st.sampled_from([*Row._fields, "hash"]))
+    name = data.draw(st.sampled_from([*AuditRow._fields, "hash"]))
     before = kept.rows[nth][name]
     is_number = name.endswith("_ms") or name in {"quantity", "included", "overage", "late", "reported"}
     value = data.draw((NUMBERS if is_number else TEXTS).filter(lambda value: value != before))
@@ -92,7 +99,7 @@ def test_any_changed_value_is_found_at_its_place(rows: list[Row], data: st.DataO
 
 @few_examples(12)
 @given(rows=ROWS, data=st.data())
-def test_a_deleted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
+def test_a_deleted_row_is_found(rows: list[AuditRow], data: st.DataObject) -> None:
     kept = Kept.of(rows)
     nth = data.draw(st.integers(0, len(rows) - 1))
     del kept.rows[nth]
@@ -103,12 +110,12 @@ def test_a_deleted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
 
 @few_examples(12)
 @given(rows=ROWS, data=st.data())
-def test_an_inserted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
+def test_an_inserted_row_is_found(rows: list[AuditRow], data: st.DataObject) -> None:
     """As a second row of a place, with all behind it moved, at the end, or without a place."""
     kept = Kept.of(rows)
     nth = data.draw(st.integers(0, len(rows)))
     made: dict[str, Any] = {**kept.rows[0], "event": "put in", "place": nth + 1}
-    before = kept.rows[nth - 1]["hash"] if nth else Head.begun("acme", 0).hash
+    before = kept.rows[nth - 1]["hash"] if nth else ChainHead.empty("acme", 0).hash
     made["hash"] = link_hash(before, made)
     how = data.draw(st.sampled_from(["moved", "second", "outside"]))
     if how == "outside":
@@ -125,7 +132,7 @@ def test_an_inserted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
 
 @few_examples(12)
 @given(rows=ROWS)
-def test_a_chain_that_was_written_anew_is_found_by_an_invoice(rows: list[Row]) -> None:
+def test_a_chain_that_was_written_anew_is_found_by_an_invoice(rows: list[AuditRow]) -> None:
     root = Kept.of(rows).root()
     kept = Kept.of([rows[0]._replace(details="of another"), *rows[1:]])
     assert kept.fault() is None
@@ -138,13 +145,15 @@ def test_a_chain_that_was_written_anew_is_found_by_an_invoice(rows: list[Row]) -
     ("head", "problem"),
     [
         (None, "head"),
-        (Head(1, "1:0", 0), "inserted"),
-        (Head(2, "1:0", 0), "head"),
-        (Head(2, "", 1), "changed"),
+        (ChainHead(1, "1:0", 0), "inserted"),
+        (ChainHead(2, "1:0", 0), "head"),
+        (ChainHead(2, "", 1), "changed"),
     ],
 )
-def test_a_changed_head_is_found(head: Head | None, problem: str) -> None:
-    kept = Kept.of([Row("1", "m", "recorded", "acme", 0, 1), Row("2", "m", "recorded", "acme", 0, 1)])
+def test_a_changed_head_is_found(head: ChainHead | None, problem: str) -> None:
+    kept = Kept.of(
+        [AuditRow("1", "m", "recorded", "acme", 0, 1), AuditRow("2", "m", "recorded", "acme", 0, 1)]
+    )
     kept.head = head
     fault = kept.fault()
     assert fault is not None

@@ -16,9 +16,9 @@ from meterkit.decisions.periods import to_ms
 from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
-from meterkit.insights.audit.chain import Root
-from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.audit.rebuilding import Rebuilder, Rebuilt
+from meterkit.insights.audit.chain import RecordedRoot
+from meterkit.insights.audit.draining import open_drainer
+from meterkit.insights.audit.rebuilding import CounterRebuilder, RebuildResult
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit import MeterKit
-    from meterkit.insights.audit.verifying import Verified
+    from meterkit.insights.audit.verifying import ChainVerdict
 
 commands = typer.Typer(
     name="audit", help="Verify the audit log, and rebuild counters from it.", no_args_is_help=True
@@ -59,14 +59,14 @@ async def rebuild(
     """
     kit = session.make_kit()
     _check_audited(kit)
-    drainer = drainer_of(kit.store, kit.settings)
+    drainer = open_drainer(kit.store, kit.settings)
     async with AsyncExitStack() as stack:
         summaries = None
         if kit.settings.stripe_api_key is not None:
             summaries = StripeSummaries(StripeApi(kit.settings))
             stack.push_async_callback(summaries.close)
         await stack.enter_async_context(started(kit))
-        rebuilder, found = Rebuilder(kit.store, drainer, summaries), list[Rebuilt]()
+        rebuilder, found = CounterRebuilder(kit.store, drainer, summaries), list[RebuildResult]()
         try:
             await rebuilder.rebuild(customer, at=period, dry_run=dry_run, by=operator(), found=found)
         except BaseException:  # Ctrl-C, too.
@@ -108,7 +108,7 @@ async def verify(
     kit = session.make_kit()
     _check_audited(kit)
     check_chains: Any = import_module("meterkit.insights.audit.verifying").verify  # SQLAlchemy is an extra.
-    found: list[Verified] = []
+    found: list[ChainVerdict] = []
     right = rows = compared = 0
     async with AsyncExitStack() as stack:
         roots = None
@@ -117,7 +117,7 @@ async def verify(
             stack.push_async_callback(api.close)
             await stack.enter_async_context(started(kit, reads=True))
             roots = _InvoiceRoots(kit, api, period)
-        database = drainer_of(kit.store, kit.settings).database
+        database = open_drainer(kit.store, kit.settings).database
         checks = await stack.enter_async_context(aclosing(check_chains(database, customer, roots)))
         async for one in checks:
             right, rows, compared = right + one.is_right, rows + one.rows, compared + one.roots
@@ -157,15 +157,15 @@ class _InvoiceRoots:
         self._at_s = None if period is None else to_ms(period) // 1000
         self.lacking: list[str] = []
 
-    async def of(self, customer: str) -> list[Root]:
+    async def of(self, customer: str) -> list[RecordedRoot]:
         """Read the roots of a customer's invoices."""
-        linked, found = (await self._kit.customers.get(customer)).stripe_customer, list[Root]()
+        linked, found = (await self._kit.customers.get(customer)).stripe_customer, list[RecordedRoot]()
         for one in [] if linked is None else await self._api.list("/v1/invoices", {"customer": linked}):
             if self._at_s is not None and not one["period_start"] <= self._at_s < one["period_end"]:
                 continue
             root = read_root(one)
             if root is not None:
-                found.append(Root(*root))
+                found.append(RecordedRoot(*root))
             elif is_final_renewal(one):
                 self.lacking.append(str(one["id"]))
         return found
@@ -190,7 +190,7 @@ def _agreeing(roots: int) -> str:
     return f"{roots:,} invoice roots agree" if roots > 1 else "1 invoice root agrees"
 
 
-def verified_row(one: Verified) -> dict[str, object]:
+def verified_row(one: ChainVerdict) -> dict[str, object]:
     """Make a row of the table."""
     return {
         "customer": one.customer,
@@ -202,7 +202,7 @@ def verified_row(one: Verified) -> dict[str, object]:
     }
 
 
-def row_of(one: Rebuilt) -> dict[str, object]:
+def row_of(one: RebuildResult) -> dict[str, object]:
     """Make a row of the table."""
     return {
         "customer": one.customer,

@@ -27,8 +27,8 @@ from meterkit.customers.states import make_scheduled_transitions
 from meterkit.delivery.late_intents import format_late_usage
 from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.background_tasks import insights_tasks, root_of
+from meterkit.insights.audit.draining import open_drainer
+from meterkit.insights.background_tasks import audit_root_reader, insights_tasks
 from meterkit.serving import BackgroundTasks
 from meterkit.store.spool_file import list_spools
 
@@ -114,7 +114,7 @@ async def worker(
         else:
             print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
             running = start_task(_run_flusher(kit, flusher, json=session.json))
-            closer = PeriodCloser(kit.store, stripe.api, root_of(kit.store, kit.settings))
+            closer = PeriodCloser(kit.store, stripe.api, audit_root_reader(kit.store, kit.settings))
             tasks |= {"closes": closer.run, **kit.webhooks.tasks, **kit.subscriptions.tasks}
         for name, work in tasks.items():
             background.ensure_running(loop, name, work)
@@ -248,7 +248,7 @@ async def _flush_with_progress(kit: MeterKit, *, everything: bool, timeout_s: fl
 
 async def _drain_audit_log(kit: MeterKit) -> None:
     if kit.settings.audit_url is not None:
-        await drainer_of(kit.store, kit.settings).once()
+        await open_drainer(kit.store, kit.settings).drain_under_lease()
 
 
 def _note_foreign_spools(kit: MeterKit) -> None:

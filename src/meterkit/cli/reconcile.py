@@ -20,9 +20,9 @@ from meterkit.cli.session import Session, command, note_unknown, started
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.recoverer import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.insights.audit.async_database import audit_database_of
-from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.insights.audit.async_database import open_audit_database
+from meterkit.insights.audit.draining import open_drainer
+from meterkit.insights.audit.rebuilding import CounterRebuilder
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit, Reconciled
     from meterkit.cli.output import Steps
-    from meterkit.insights.audit.rebuilding import Rebuilt
+    from meterkit.insights.audit.rebuilding import RebuildResult
 
 commands = typer.Typer()
 
@@ -64,7 +64,7 @@ async def reconcile(
             await note_unknown(kit, customer, shown="")
         api = StripeApi(kit.settings)
         stack.push_async_callback(api.close)
-        reconciler = Reconciler(kit.store, lambda: api, audit_database_of(kit.settings))
+        reconciler = Reconciler(kit.store, lambda: api, open_audit_database(kit.settings))
         steps = stack.enter_context(shown_steps())
         printed = _RowPrinter(steps, as_json=session.json)
         progress = steps.of("comparing customers")
@@ -184,7 +184,7 @@ async def recover(
         summaries = StripeSummaries(StripeApi(kit.settings))
         stack.push_async_callback(summaries.close)
         await stack.enter_async_context(started(kit))
-        recoverer = RestoreRecoverer(kit.store, summaries, audit_database_of(kit.settings))
+        recoverer = RestoreRecoverer(kit.store, summaries, open_audit_database(kit.settings))
         if since is not None and not dry_run:
             await recoverer.doubt(since)
         left = await recoverer.not_compared()
@@ -210,18 +210,20 @@ async def _recover_and_rebuild(
     customer: str | None,
     *,
     dry_run: bool,
-) -> tuple[Sequence[RecoveredMeter], Sequence[Rebuilt]]:
+) -> tuple[Sequence[RecoveredMeter], Sequence[RebuildResult]]:
     with shown_steps() as steps:
         progress = steps.of("comparing with Stripe")
         recovered = await recoverer.recover(customer, dry_run=dry_run, by=operator(), progress=progress)
         if kit.settings.audit_url is None:
             return recovered, ()
         steps.update("comparing with the audit log")
-        rebuilder = Rebuilder(kit.store, drainer_of(kit.store, kit.settings), summaries)
+        rebuilder = CounterRebuilder(kit.store, open_drainer(kit.store, kit.settings), summaries)
         return recovered, await rebuilder.rebuild(customer, dry_run=dry_run, by=operator())
 
 
-def _show_recovery(session: Session, recovered: Sequence[RecoveredMeter], rebuilt: Sequence[Rebuilt]) -> None:
+def _show_recovery(
+    session: Session, recovered: Sequence[RecoveredMeter], rebuilt: Sequence[RebuildResult]
+) -> None:
     def print_recovery() -> None:
         print_records([_row(one) for one in recovered], rare=_RARE, empty="nothing is parked after a restore")
         if rebuilt:
@@ -247,7 +249,7 @@ def _row(one: RecoveredMeter) -> dict[str, object]:
 
 
 def _exit_if_incomplete(
-    not_compared: int, recovered: Sequence[RecoveredMeter], rebuilt: Sequence[Rebuilt], *, is_done: bool
+    not_compared: int, recovered: Sequence[RecoveredMeter], rebuilt: Sequence[RebuildResult], *, is_done: bool
 ) -> None:
     """Exit 1 if something is left to do."""
     if not_compared:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from meterkit import Statement
     from meterkit.catalog import Catalog
-    from meterkit.insights.by_model import Earned, ModelUsage
+    from meterkit.insights.by_model import EarnedAmounts, ModelUsage
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.subject_usage import SubjectUsage
@@ -162,7 +162,7 @@ def _readable_amount(meter: str, recorded: int, catalog: Catalog) -> object:
     return micro_money(recorded, unit) if recorded and is_money(unit) else recorded
 
 
-def _earned(one: Earned, currency: str) -> dict[str, object]:
+def _earned(one: EarnedAmounts, currency: str) -> dict[str, object]:
     margin = one["margin_micros"]
     return {
         "cost": micro_money(one["cost_micros"], "usd"),

@@ -34,7 +34,7 @@ _CUSTOMERS_AT_ONCE: Final = 100
 
 
 async def usage_of_all(store: Store, *, at_ms: int | None = None) -> AsyncGenerator[Sequence[CustomerUsage]]:
-    """Pages of all customers that have used something in this period, or in that of another instant.
+    """Pages of all customers with usage in this period, or in that of another instant.
 
     Sorted by their ids; as of the moment when each page was read.
 
@@ -59,7 +59,7 @@ UnitsByPrice = Counter[Fraction]
 async def price_usage(
     store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str], late: Mapping[str, int]
 ) -> Mapping[str, UnitsByPrice]:
-    """What Stripe has of each meter in a period that is over, by the prices that it was recorded at.
+    """Units of each meter that Stripe has in an ended period, by the price of a unit.
 
     A meter whose prices are not known to the unit is left out.
 
@@ -116,7 +116,7 @@ async def sum_overage(store: Store, usage: CustomerUsage, state: CustomerState) 
 
 
 class _RecordedAt(NamedTuple):
-    """At which prices a meter was recorded in a period that is over.
+    """Prices at which a meter was recorded in an ended period.
 
     Attributes:
         marks: of the segments that ended before it did.
@@ -138,7 +138,7 @@ class _RecordedAt(NamedTuple):
 async def _read_recorded_at(
     store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str]
 ) -> dict[str, _RecordedAt]:
-    """The same of each meter that the plans file has; of none, where it lacks the plan that was in force."""
+    """Segments and labels of each meter of the plans file; empty without the plan that was in force."""
     catalog, period = store.catalog, usage["period"]
     ended = value_until(await read_history(store, usage["customer"]), "plan", period["end"]) or usage["plan"]
     plan = catalog.plans.get(ended)
@@ -164,7 +164,7 @@ async def _read_recorded_at(
 
 
 def _price_meter(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: bool) -> UnitsByPrice | None:
-    """The same of one meter; None: it is not known."""
+    """Units of one meter by price; None: the prices are not known to the unit."""
     delivered, priced = counts["delivered"] + late, UnitsByPrice()
     label = at.sent_label if has_parts else at.label
     segments = segments_of(at.marks, label=label, sealed=delivered, overage=counts["overage"])
@@ -205,7 +205,7 @@ class NegativeUnits(NamedTuple):
 
 
 async def read_negative_units(store: Store, usage: CustomerUsage) -> Mapping[str, NegativeUnits]:
-    """Such units of each meter of a customer's usage, in its period.
+    """Read such units of each meter of a customer's usage, in its period.
 
     Raises:
         StoreError: the store does not answer.
@@ -240,7 +240,7 @@ class UninvoicedUnits(NamedTuple):
 
 
 async def read_uninvoiced(store: Store, usage: CustomerUsage) -> Mapping[str, int]:
-    """Such units of each meter of a customer's usage, in its period.
+    """Read such units of each meter of a customer's usage, in its period.
 
     Raises:
         StoreError: the store does not answer.

@@ -148,7 +148,7 @@ _TRIES: Final = 8
 
 
 class CustomerDataError(StoreError):
-    """What the store keeps of one customer is in the way; others are not concerned."""
+    """Stored data of one customer prevents the operation; other customers are not affected."""
 
 
 async def run_on_newest_view(
@@ -159,7 +159,7 @@ async def run_on_newest_view(
     *,
     done: str,
 ) -> list[Any]:
-    """The reply of a script that begins with ``confirm_counters``, by the newest view of a customer.
+    """Run a script that begins with ``confirm_counters`` on the newest view of a customer; its reply.
 
     Args:
         store: where the customer is.
@@ -207,7 +207,7 @@ _Restoration = Literal["grant", "by_hand"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrected:
-    """What became of the units of one meter that were to be taken back, in its unit.
+    """Result of a correction for one meter, in its units.
 
     ``asked`` = ``taken_back`` + ``granted_next`` + ``by_hand`` + ``never_billed`` + ``beyond``.
 
@@ -344,7 +344,7 @@ async def _run_restore(
     given: CorrectionRequest,
     read_billed: Callable[[CustomerView], Awaitable[BilledUsage | None]],
 ) -> tuple[dict[str, Any], bool]:
-    """The correction done under an id, now or before; whether before."""
+    """Run the correction script; its result, and whether the id was used before."""
     admin = await store.admin()
     known = await read_meters(admin, store.keys, store.catalog, customer)
     events = {token: counted.event_name for token, counted in known.items()}
@@ -382,7 +382,7 @@ def deduplication_key(store: Store, customer: str, correction_id: str) -> tuple[
 
 
 def _spend_prices(view: CustomerView) -> dict[str, Any]:
-    """What units cost that count as spent, for the script; nothing where no plan has a budget."""
+    """Prices of units that count as spent, for the script; empty if no plan has a budget."""
     catalog = view.cache.catalog
     if not catalog.counts_spend:
         return {}
@@ -396,7 +396,7 @@ def _spend_prices(view: CustomerView) -> dict[str, Any]:
 
 
 async def _sole_stripe_customer(store: Store, view: CustomerView) -> str:
-    """The Stripe customer that has all that was delivered in this period; empty: none, or more than one."""
+    """The one Stripe customer of this period's deliveries; empty: none, or more than one."""
     linked = view.state.stripe_customer or ""
     start = from_ms(view.effective.bounds.start_ms)
     return "" if linked and await is_relinked(store, view.customer, start) else linked
@@ -419,7 +419,7 @@ def _serialize_correction(given: CorrectionRequest, view: CustomerView) -> str:
 
 
 def _event_tokens(meter: str, view: CustomerView) -> list[tuple[str, int]]:
-    """Under whose events its units go, its own or a derived meter's, and whether included ones do (1)."""
+    """Tokens of the events that report a meter's units, and whether included units are sent (1)."""
     meters = view.cache.catalog.meters
     derived = (other for other in meters.values() if other.source == meter and other.stripe is not None)
     return [
@@ -443,7 +443,7 @@ def _model_price_meters(meter: str, view: CustomerView) -> list[tuple[str, str, 
 
 
 def _choose_restoration(view: CustomerView, meter: str) -> _Restoration:
-    """Whether a grant is worth what Stripe was sent: where the next period is billed as this one is."""
+    """Choose a grant if the next period is billed as this one is, else a credit by hand."""
     entitlement, subscription = view.entitlements[meter], view.state.subscription
     ends = subscription is not None and subscription.cancel_at_ms is not None
     goes_on = view.effective.access in {"full", "grace"} and not ends

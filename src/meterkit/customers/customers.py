@@ -182,7 +182,7 @@ class Customers:
         """
         if plan is not None and (not is_text(plan) or plan not in self._store.catalog.plans):
             raise UnknownPlanError.of(plan, self._store.catalog.plans)
-        return await self._change(customer, lambda state: replace(state, plan=plan))
+        return await self._change_state(customer, lambda state: replace(state, plan=plan))
 
     async def set_status(self, customer: str, status: Status | None) -> Customer:
         """Set a status by hand, until that of the customer's subscription changes; None takes it back.
@@ -200,7 +200,7 @@ class Customers:
                 return state
             return replace(state, status=status, status_since_ms=now_ms)
 
-        return await self._change(customer, change)
+        return await self._change_state(customer, change)
 
     async def override(
         self,
@@ -250,8 +250,8 @@ class Customers:
             return replace(state, overrides=changed)
 
         if self._at_stripe is None:
-            return await self._change(customer, change)
-        await self._at_stripe.overriding(check_customer(customer), list(kept), change)
+            return await self._change_state(customer, change)
+        await self._at_stripe.store_override(check_customer(customer), list(kept), change)
         return await self.get(customer)
 
     def subject(self, customer: str, **subject: str) -> CustomerSubject[Customer]:
@@ -263,7 +263,7 @@ class Customers:
         """
 
         async def change(customer: str, change: Callable[[Stored], dict[str, dict[str, object]]]) -> Customer:
-            return await self._change(
+            return await self._change_state(
                 customer, lambda state: replace(state, overrides=change(state.overrides))
             )
 
@@ -308,7 +308,7 @@ class Customers:
             )
             return replace(state, overrides=changed)
 
-        return await self._change(customer, change)
+        return await self._change_state(customer, change)
 
     async def link(
         self, customer: str, stripe_customer: str, *, look: bool = True, force: bool = False
@@ -333,10 +333,10 @@ class Customers:
         check_stripe_customer(stripe_customer)
         asked = None if force else self._at_stripe
         if asked is not None and (await self.get(customer)).stripe_customer != stripe_customer:
-            await asked.linking(customer, stripe_customer)
+            await asked.refuse_unknown_stripe_customer(customer, stripe_customer)
         await self._links.make(customer, stripe_customer)
         if self._at_stripe is not None:
-            await self._at_stripe.linked(customer, now=look)
+            await self._at_stripe.sync_linked_customer(customer, now=look)
         return await self.get(customer)
 
     async def unlink(self, customer: str) -> Customer:
@@ -364,9 +364,11 @@ class Customers:
             StripeError: Stripe refuses, or does not answer; nothing is deleted.
         """
         if self._at_stripe is not None:
-            await self._at_stripe.leaving(check_customer(customer), cancel=cancel)
+            await self._at_stripe.prepare_deletion(check_customer(customer), cancel=cancel)
         return await delete_customer(self._store, customer)
 
-    async def _change(self, customer: str, change: Callable[[CustomerState], CustomerState]) -> Customer:
+    async def _change_state(
+        self, customer: str, change: Callable[[CustomerState], CustomerState]
+    ) -> Customer:
         await self._states.change(customer, change)
         return await self.get(customer)

@@ -69,7 +69,7 @@ class Deleted:
 
 
 async def delete_customer(store: Store, customer: str) -> Deleted:
-    """Forget a customer; see :meth:`meterkit.Customers.delete`."""
+    """Delete a customer; see :meth:`meterkit.Customers.delete`."""
     admin, keys, states = (
         await store.admin(),
         store.keys.customer(check_customer(customer)),

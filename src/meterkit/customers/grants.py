@@ -52,7 +52,7 @@ async def add_grant(
     grant_id: str,
     terms: tuple[int, int, int] = (50, 0, NEVER_MS),
 ) -> None:
-    """Give a customer quantities; a grant of the same id is given once.
+    """Add a grant of quantities; repeated with the same id, it changes nothing.
 
     Args:
         store: where the customer is.
@@ -91,7 +91,7 @@ async def add_grant(
 
 
 async def has_grant(store: Store, customer: str, grant_id: str) -> bool:
-    """Whether a customer was given a grant of that id, used up or not. Raises StoreError."""
+    """Check whether a customer ever had a grant with this id. Raises StoreError."""
     admin, keys = await store.admin(), store.keys.customer(customer)
     return await admin.ask(admin.client.hget(keys.ledger, f"id {grant_id}")) is not None
 
@@ -250,7 +250,7 @@ class Grants:
         return build_ledger(*await self._read(customer))
 
     async def _read(self, customer: str) -> tuple[Sequence[StoredGrant], Mapping[str, str], int]:
-        """What a customer holds, the ledger, and when that was."""
+        """Read a customer's grants, the ledger, and the time of reading."""
         store, keys = self._store, self._store.keys.customer(customer)
         admin = await store.admin()
         pipeline = admin.client.pipeline(transaction=True)

@@ -79,7 +79,7 @@ async def read_states_and_histories(
 
 
 async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
-    """Whether usage of a customer may have gone to another Stripe customer since then than to that of now.
+    """Check whether the link changed since an instant, so that another Stripe customer may have usage.
 
     Raises:
         StoreError: the store does not answer.
@@ -101,7 +101,7 @@ def value_until(entries: Iterable[HistoryEntry], kind: str, end: datetime) -> st
 
 
 def parse_entry(entry: bytes) -> HistoryEntry:
-    """A line of the ledger as it is kept."""
+    """Parse a stored line of the history."""
     kind, at_ms, before, after, cause = json.loads(entry)
     if kind == "late":
         period, _, units = before.partition(" ")
@@ -112,7 +112,7 @@ def parse_entry(entry: bytes) -> HistoryEntry:
 
 
 async def add_entry(store: Store, customer: str, *, kind: str, before: str, after: str, cause: str) -> bool:
-    """Enter a line into the ledger of a customer whose id is valid; whether the customer has a ledger.
+    """Add a line to the history of a customer whose id is valid; False: the customer has none.
 
     A customer without a state has none, as one who was deleted.
 

@@ -47,7 +47,7 @@ def next_minute_ms(now_ms: int) -> int:
 
 
 async def hold_usage(store: Store, customer: str, *, till_ms: int) -> None:
-    """Hold back what a customer has used and is not sealed yet in this period, until an instant.
+    """Suspend sealing of a customer's usage of this period until an instant.
 
     Raises:
         StoreError: the store does not answer.
@@ -56,7 +56,7 @@ async def hold_usage(store: Store, customer: str, *, till_ms: int) -> None:
 
 
 async def release_usage(store: Store, customer: str, *, changed_ms: int) -> None:
-    """Have usage sealed again that was held back, stamped at or after the instant when prices changed.
+    """Resume sealing of held usage, stamped at or after the instant when prices changed.
 
     Raises:
         StoreError: the store does not answer.
@@ -90,7 +90,7 @@ _WHY: Final = "others changed its price at Stripe: it is compared with Stripe's 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceSwitch:
-    """A change of prices that others have made at Stripe.
+    """A change of prices made at Stripe by others.
 
     Attributes:
         rev: of the customer's state before it: what has been made late for it is not made late again.
@@ -108,7 +108,7 @@ class PriceSwitch:
 async def mark_usage_late(
     store: Store, customer: str, before: CustomerState, after: CustomerState, switch: PriceSwitch
 ) -> None:
-    """Make usage late that Stripe did not have of some meters when their prices changed; say how much.
+    """Mark usage late that Stripe did not have when the prices of its meters changed; log how much.
 
     With ``billing.late_usage: next_period`` an invoice item bills it at the price at which it was recorded.
     If the new price is the same, it is pending again. If no price of a unit is known, no invoice bills it.
@@ -169,7 +169,7 @@ async def mark_usage_late(
 
 
 async def mark_intent_late(store: Store, kept: StoredIntent, *, cause: str) -> bool:
-    """Make an intent late that Stripe does not have, after its price has ended.
+    """Mark an intent late that Stripe does not have, after its price has ended.
 
     Args:
         store: where it is.
@@ -208,7 +208,7 @@ async def mark_intent_late(store: Store, kept: StoredIntent, *, cause: str) -> b
 async def _run_mark_late(
     store: Store, customer: str, missed: Sequence[StoredIntent], asked: Mapping[str, Any]
 ) -> bool:
-    """Have the script do it, and log what is late; whether anything is."""
+    """Run ``mark_late`` and log the late units; whether any are."""
     keys, admin = store.keys.customer(customer), (await store.admin()).for_delivery()
     names = [keys.counters, keys.totals, keys.history, keys.dirty]
     names += [store.keys.shard(keys.shard, name) for name in ("intents", "outbox", "parked", "compare")]
@@ -254,7 +254,7 @@ async def _run_mark_late(
 async def _list_undelivered(
     store: Store, customer: str, tokens: Iterable[str]
 ) -> Mapping[str, Sequence[StoredIntent]]:
-    """By token, what is sealed and not known to be delivered, in the order of its minutes.
+    """Sealed intents not known to be delivered, by token, in the order of their minutes.
 
     What a person has parked, or is to look at, stays as it is.
     """
@@ -272,7 +272,7 @@ async def _list_undelivered(
 async def _list_undelivered_corrections(
     store: Store, customer: str, tokens: Collection[str]
 ) -> list[tuple[str, str]]:
-    """Find what takes units back and was never tried, of meters without parts and prices by model."""
+    """Find negative events never tried, of meters without parts and prices by model."""
     meters = store.catalog.meters
     with_parts = {meter.source for meter in meters.values()} | {
         name for name, of in meters.items() if of.source
@@ -304,14 +304,14 @@ def _subscribed_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Pla
 
 
 def _class_at_new_price(meter: Meter, given: Mapping[str, Entitlement] | None, catalog: Catalog) -> str:
-    """The class that late usage of a meter is recorded in again; empty: none."""
+    """Class in which late usage of a meter is recorded again; empty: none."""
     if given is None or catalog.billing.late_usage != "next_period":
         return ""
     return late_class(given[deciding_meter(meter.name, catalog)], meter)
 
 
 class _LateTerms(NamedTuple):
-    """At which prices usage is billed that has missed a switch.
+    """Prices of usage that missed a price change.
 
     Attributes:
         given: what the customer had of each meter; None: no plan of the plans file.
@@ -328,7 +328,7 @@ class _LateTerms(NamedTuple):
     switch: PriceSwitch
 
     def of(self, meter: Meter) -> tuple[str, str, str]:
-        """The class in which a meter's usage is recorded again (empty: none), its name, the ended price."""
+        """Class in which a meter's usage is recorded again (empty: none), its name, the ended price."""
         return self._late_class(meter), meter.name, _ended_price(self.given, meter, self.catalog)
 
     def item_of(self, meter: Meter) -> Mapping[str, str] | None:
@@ -378,6 +378,6 @@ class _LateTerms(NamedTuple):
 
 
 def _ended_price(given: Mapping[str, Entitlement] | None, meter: Meter, catalog: Catalog) -> str:
-    """The price that ended, to stand behind a quantity."""
+    """Format the price that ended, to follow a quantity in a message."""
     own = None if given is None else given[deciding_meter(meter.name, catalog)]
     return format_overage_price(own, catalog.currency) or " at a price that the plans file does not name"

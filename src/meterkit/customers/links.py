@@ -34,24 +34,24 @@ _DROPPED: Final = b"dropped|"
 
 
 class StripeHooks(Protocol):
-    """Calls to Stripe that belong to a change of a customer."""
+    """Stripe calls that are part of a change of a customer."""
 
-    async def linking(self, customer: str, stripe_customer: str) -> None:
+    async def refuse_unknown_stripe_customer(self, customer: str, stripe_customer: str) -> None:
         """Refuse a link to a Stripe customer that does not exist."""
         ...
 
-    async def linked(self, customer: str, *, now: bool) -> None:
+    async def sync_linked_customer(self, customer: str, *, now: bool) -> None:
         """Read the subscription of a customer who was linked."""
         ...
 
-    async def leaving(self, customer: str, *, cancel: bool) -> None:
+    async def prepare_deletion(self, customer: str, *, cancel: bool) -> None:
         """Refuse or end a subscription before its customer is deleted."""
         ...
 
-    async def overriding(
+    async def store_override(
         self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
     ) -> None:
-        """Store an override; if it changes a price, once Stripe has that price."""
+        """Store an override; if it changes a price, after Stripe has that price."""
         ...
 
 
@@ -118,7 +118,7 @@ def pending_minutes_ms(totals: Mapping[str, str]) -> set[int]:
 
 
 async def remember_former(admin: Admin, keys: Keys, stripe_customer: str, customer: str) -> None:
-    """Have the store remember whose a Stripe customer was. Raises StoreError where it does not answer."""
+    """Remember the former customer of a Stripe customer. Raises StoreError if the store does not answer."""
     client = admin.client
     formers = keys.formers(stripe_customer)
     await admin.ask(client.hset(formers, customer, admin.now_ms()))
@@ -126,7 +126,7 @@ async def remember_former(admin: Admin, keys: Keys, stripe_customer: str, custom
 
 
 async def remember_deleted(admin: Admin, keys: Keys, stripe_customer: str, customer: str) -> None:
-    """Have the store remember where intents of a Stripe customer are, without the customer's id.
+    """Remember the shard of a Stripe customer's intents, without the customer's id.
 
     Raises:
         StoreError: the store does not answer.
@@ -159,7 +159,7 @@ async def used_minutes_ms(admin: Admin, keys: Keys, stripe_customer: str) -> set
 
 
 def _shard_of(former: str, keys: Keys) -> int:
-    """Where the intents of a former customer are."""
+    """Shard of a former customer's intents."""
     return int(former) if former.startswith(_DELETED) else keys.customer(former).shard
 
 
@@ -177,7 +177,7 @@ def check_stripe_customer(stripe_customer: str) -> None:
 
 
 class StripeLinker:
-    """Makes links and undoes them; see :class:`meterkit.Customers`."""
+    """Links customers to Stripe customers and unlinks them; see :class:`meterkit.Customers`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -249,7 +249,7 @@ class StripeLinker:
         await self.withdraw(customer, linked)
 
     async def _recall_unsent_intents(self, admin: Admin, customer: str) -> None:
-        """Take back what was sealed and never sent."""
+        """Return sealed intents that were never sent to pending usage."""
         rev, state = await self._states.read(customer)
         if state.stripe_customer is not None:
             return
@@ -321,7 +321,7 @@ class StripeLinker:
         raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
 
     async def is_retired(self, stripe_customer: str) -> bool:
-        """Whether there is a tombstone. Raises StoreError where the store does not answer."""
+        """Check whether the claim is a tombstone. Raises StoreError if the store does not answer."""
         admin = await self._store.admin()
         return (await self._read_claim(admin, self._store.keys.link(stripe_customer))).endswith(_RETIRED)
 
@@ -336,7 +336,7 @@ class StripeLinker:
 
 
 def _new_claim(customer: str) -> str:
-    """A claim of a customer's: no two are the same, so that one that was read is known to be unchanged."""
+    """Make a unique claim, so that an equal claim read later is known to be unchanged."""
     return f"{customer}\n{token_hex(8)}"  # No customer's id has a line feed.
 
 

@@ -105,7 +105,7 @@ class SortedCustomers(TemporaryTables):
         super().__init__(_TABLE, "the ids of all customers")
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of pairs."""
         return int(self._database.total_changes)
 
     async def add(self, found: Iterable[tuple[int, str]]) -> None:

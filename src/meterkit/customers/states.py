@@ -70,7 +70,7 @@ class StoredState:
 
 
 class CustomerStates:
-    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer."""
+    """Reads and changes stored states."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -81,12 +81,12 @@ class CustomerStates:
         return found.rev, found.state
 
     async def find(self, customer: str) -> StoredState:
-        """All that is stored of what a customer is."""
+        """Read the stored state of a customer."""
         (found,) = await self.find_many([customer])
         return found
 
     async def find_many(self, customers: Sequence[str]) -> list[StoredState]:
-        """The same of several customers, in one round trip."""
+        """Read the stored states of several customers in one round trip."""
         admin = await self._store.admin()
         pipe = admin.client.pipeline(transaction=False)
         for customer in customers:
@@ -109,7 +109,7 @@ class CustomerStates:
         cause: str = "operator",
         changed_ms: int | None = None,
     ) -> CustomerState:
-        """Replace a state by what follows from it; binds the next decision of every process.
+        """Change a state by compare-and-set; the next decision of every process uses it.
 
         Changes for the customer are entered into the history and sent to the app's handlers.
 
@@ -152,21 +152,21 @@ class CustomerStates:
         return await with_unlimited_use(store, customer, before, after, plan)
 
     async def catch_up(self, customer: str) -> None:
-        """Record and report changes by the clock, or by another plans file, since the last look."""
+        """Record and report transitions by the clock, or by another plans file, since the last time."""
         for _ in range(_TRIES):
             found = await self.find(customer)
             if found.rev == NO_STATE or await self._store_if_unchanged(customer, found, found.state, ""):
                 return
 
     def _has_unrecorded_transitions(self, found: StoredState) -> bool:
-        """Whether the clock, or another plans file, has changed something that is not entered yet."""
+        """Check for transitions by the clock, or by another plans file, not yet recorded."""
         steps, _ = find_transitions(found.force, found.state, self._store.catalog, self._store.now_ms())
         return bool(steps)
 
     async def _store_if_unchanged(
         self, customer: str, found: StoredState, changed: CustomerState, cause: str
     ) -> bool:
-        """Store a state with its changes, unless another process was faster."""
+        """Store a state, its history and notices, unless another process was faster."""
         store, keys = self._store, self._store.keys.customer(customer)
         now_ms = store.now_ms()
         steps, force = find_transitions(found.force, found.state, store.catalog, now_ms)
@@ -218,7 +218,7 @@ class CustomerStates:
 
 
 def drop_allotments(store: Store, customer: str) -> None:
-    """End the use of allotments of a customer in this process: the next request asks the store.
+    """Drop this process's allotments of a customer: the next request asks the store.
 
     Other processes use theirs until their term of 250 ms is over.
     """
@@ -228,7 +228,7 @@ def drop_allotments(store: Store, customer: str) -> None:
 
 
 def _gauge_limits(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[str, int]]:
-    """The included level of each gauge now; -1: unlimited."""
+    """List the included level of each gauge now; -1: unlimited."""
     given = entitlements_of(effective_plan(state, catalog, now_ms), catalog)
     limits = {
         name: GaugeLimit.of(given[name]) for name, meter in catalog.meters.items() if meter.kind == "gauge"
@@ -239,7 +239,7 @@ def _gauge_limits(state: CustomerState, catalog: Catalog, now_ms: int) -> list[t
 def _ended_prices(
     before: TermsInForce, after: TermsInForce, states: tuple[CustomerState, CustomerState], catalog: Catalog
 ) -> dict[str, object]:
-    """The prices that end with this change, and when (ms).
+    """Labels of the prices that end with this change, and when (ms).
 
     A scheduled change ended them at its own instant: usage since then has the new prices already.
     """
@@ -278,7 +278,7 @@ _PAGE: Final = 100
 
 
 async def make_scheduled_transitions(store: Store, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
-    """Look for what the clock has changed, four times a minute, until cancelled.
+    """Run scheduled transitions four times a minute, until cancelled.
 
     Decisions do not wait for that: what is scheduled binds them at its millisecond.
 
@@ -296,7 +296,7 @@ async def make_scheduled_transitions(store: Store, *, is_wanted: Callable[[], bo
 
 
 async def sweep_scheduled_transitions(store: Store) -> int:
-    """Enter and tell, once, what the clock has changed; of how many customers.
+    """Record and report due transitions, each once; the number of customers with one.
 
     Raises:
         StoreError: the store does not answer.

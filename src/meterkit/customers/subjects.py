@@ -107,7 +107,7 @@ class CustomerSubject(Generic[_Record]):
 
 
 def check_kind(kind: str, catalog: Catalog) -> None:
-    """See that a plan declares subjects of a kind. Raises MeterkitError where none does."""
+    """Refuse a kind of subject that no plan declares. Raises MeterkitError."""
     known = sorted({name for plan in catalog.plans.values() for name in plan.subjects})
     if kind not in known:
         declared = f"declared are {', '.join(known)}" if known else "no plan declares any"
@@ -118,7 +118,7 @@ def check_kind(kind: str, catalog: Catalog) -> None:
 
 
 async def usage_of_kind(store: Store, customer: str, kind: str) -> Sequence[SubjectUsage]:
-    """What each subject of a kind has used in this period; see :meth:`meterkit.MeterKit.usage`.
+    """Usage of each subject of a kind in this period; see :meth:`meterkit.MeterKit.usage`.
 
     Raises:
         MeterkitError: no plan declares subjects of this kind.

@@ -11,7 +11,12 @@ from meterkit.customers.links import claim_owner
 from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
-from meterkit.insights.audit.draining import MOST, backlog_of, drainer_of, waiting_shards
+from meterkit.insights.audit.draining import (
+    SHARD_ENTRIES_MAX,
+    open_drainer,
+    read_shard_backlogs,
+    sum_backlogs,
+)
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.stripe_objects import id_in
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from meterkit.assembly import Parts
-    from meterkit.insights.audit.draining import Backlog, Waiting
+    from meterkit.insights.audit.draining import Backlog, ShardBacklog
 
 OVERDUE_MS: Final = 15 * 60_000
 """A drainer writes an entry within seconds."""
@@ -36,8 +41,8 @@ async def check_audit_log(parts: Parts) -> tuple[str, list[Finding]]:
     Raises:
         StoreError: the store does not answer.
     """
-    waiting = await waiting_shards(parts.store)
-    backlog = await backlog_of(parts.store, waiting)
+    waiting = await read_shard_backlogs(parts.store)
+    backlog = await sum_backlogs(parts.store, waiting)
     age_ms = int(backlog.age_s(parts.store.now_ms()) * 1000)
     found = find_undrained_entries(backlog.entries, age_ms, is_kept=parts.store.is_audited)
     return f"{backlog.entries:,} entries wait", [
@@ -49,7 +54,7 @@ async def check_audit_log(parts: Parts) -> tuple[str, list[Finding]]:
 
 async def check_audit_database(parts: Parts) -> tuple[str, list[Finding]]:
     """Check that the database of the audit log answers and its table is readable."""
-    look = drainer_of(parts.store, parts.settings).database.look
+    look = open_drainer(parts.store, parts.settings).database.can_read
     try:
         async with asyncio.timeout(PATIENCE_S):
             is_made = await in_thread(look)
@@ -88,7 +93,7 @@ def find_missing_snapshots(missing: Sequence[date]) -> list[Finding]:
     )
 
 
-def _find_unreadable_shards(waiting: Sequence[Waiting]) -> list[Finding]:
+def _find_unreadable_shards(waiting: Sequence[ShardBacklog]) -> list[Finding]:
     """Report shards whose stream cannot be read."""
     return [
         Finding(
@@ -113,7 +118,7 @@ def find_undrained_entries(entries: int, oldest_ms: int, *, is_kept: bool) -> li
     return one_finding(
         check="audit",
         problem=f"{what} waited for up to {span(oldest_ms)} for the database: events are missing there, and"
-        f" beyond {MOST:,} in a shard they are merged",
+        f" beyond {SHARD_ENTRIES_MAX:,} in a shard they are merged",
         cure=cure if is_kept else f"METERKIT_AUDIT_URL is not set here; {cure}",
     )
 
@@ -150,8 +155,8 @@ async def check_roots(parts: Parts) -> tuple[str, list[Finding]]:
         claim: bytes | None = await admin.ask(admin.client.get(parts.store.keys.link(linked)))
         if customer := claim_owner((claim or b"").decode()):
             before_ms[customer], names[customer] = int(invoice["created"]) * 1000, str(invoice["id"])
-    begun_before: Any = import_module("meterkit.insights.audit.verifying").begun_before
-    database = drainer_of(parts.store, parts.settings).database
+    begun_before: Any = import_module("meterkit.insights.audit.verifying").chains_begun_before
+    database = open_drainer(parts.store, parts.settings).database
     try:
         async with asyncio.timeout(PATIENCE_S):
             lacking: list[str] = await in_thread(begun_before, database, before_ms)

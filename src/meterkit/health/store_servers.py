@@ -15,7 +15,7 @@ from meterkit.catalog.amount_texts import span
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import StoreError
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
-from meterkit.insights.store_readings import info_text, told_by
+from meterkit.insights.store_readings import ask_server, info_text
 from meterkit.redis import scripts
 from meterkit.redis.durability import DurabilityCheck
 from meterkit.redis.server import (
@@ -77,7 +77,7 @@ class CheckContext:
     async def info(self) -> Mapping[str, str]:
         """Read ``INFO everything`` once."""
         if self._info is None:
-            told = await told_by(self.admin, self.client.info("everything"))
+            told = await ask_server(self.admin, self.client.info("everything"))
             if told is None:
                 raise CheckSkippedError(_INFO_REFUSED)
             self._info = {name: info_text(value) for name, value in told.items()}
@@ -178,7 +178,7 @@ async def check_persistence(context: CheckContext) -> CheckResult:
 
 async def _appendfsync(context: CheckContext) -> str | None:
     """Read the option ``appendfsync``; None if the user may not read options."""
-    told = await told_by(context.admin, context.client.config_get("appendfsync"))
+    told = await ask_server(context.admin, context.client.config_get("appendfsync"))
     return None if told is None else told.get("appendfsync")
 
 

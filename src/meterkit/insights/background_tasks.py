@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.overview.overview import Overview
+from meterkit.insights.audit.draining import open_drainer
+from meterkit.insights.overview.overview import CustomerOverview
 from meterkit.insights.revenue.revenue import Revenue
 
 if TYPE_CHECKING:
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 
-def root_of(
+def audit_root_reader(
     store: Store, settings: Settings
 ) -> Callable[[str], Coroutine[object, object, tuple[int, str] | None]] | None:
-    """What gives the root of a customer's audit log; None: there is no audit log."""
-    return None if settings.audit_url is None else drainer_of(store, settings).root_of
+    """Reader of the root of a customer's audit log; None: no audit log is set."""
+    return None if settings.audit_url is None else open_drainer(store, settings).root_of
 
 
 def insights_tasks(
     store: Store, settings: Settings, *, is_worker: bool = False
 ) -> Mapping[str, Callable[[], Coroutine[object, object, None]]]:
-    """What drains the audit log and makes the snapshots of revenue and of all customers, by name."""
+    """Background tasks by name: draining the audit log, snapshots of revenue and of the overview."""
     if settings.audit_url is None or (settings.flush is False and not is_worker):
         return {}
-    drainer = drainer_of(store, settings)
+    drainer = open_drainer(store, settings)
     return {
         "audit": drainer.run,
-        "audit bound": drainer.keep_bound,
+        "audit bound": drainer.fold_full_streams,
         "revenue": Revenue(store, settings).run,
-        "overview": Overview(store, settings).run,
+        "overview": CustomerOverview(store, settings).run,
     }

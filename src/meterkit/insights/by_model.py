@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _COMPARED: Final = "usd"  # Providers' prices are in US dollars.
 
 
-class Earned(TypedDict):
+class EarnedAmounts(TypedDict):
     """Cost and revenue in micro-units (10^-6 of the currency), each rounded once, half to even.
 
     ``cost_micros`` is the price of the providers, in US dollars. ``revenue_micros`` is overage at its price
@@ -33,20 +33,20 @@ class Earned(TypedDict):
     margin_micros: int | None
 
 
-class EarnedByMeter(Earned):
-    """The same of one meter, with the units that were recorded."""
+class EarnedByMeter(EarnedAmounts):
+    """Cost and revenue of one meter, with the recorded units."""
 
     recorded: int
 
 
-class EarnedByModel(Earned):
-    """The same of one model; ``units`` are those of its calls, by the price table's names."""
+class EarnedByModel(EarnedAmounts):
+    """Cost and revenue of one model, and the ``units`` of its calls by the price table's names."""
 
     units: dict[str, int]
     meters: dict[str, EarnedByMeter]
 
 
-class ModelUsage(Earned):
+class ModelUsage(EarnedAmounts):
     """Usage of a customer in a period by model; the model ``""`` stands for usage of no known model."""
 
     customer: str
@@ -55,22 +55,22 @@ class ModelUsage(Earned):
     models: dict[str, EarnedByModel]
 
 
-class _Sum(NamedTuple):
+class _MeterSum(NamedTuple):
     recorded: int = 0
     cost: int = 0
     revenue: Fraction = Fraction(0)
 
-    def plus(self, more: _Sum) -> _Sum:
-        return _Sum(self.recorded + more.recorded, self.cost + more.cost, self.revenue + more.revenue)
+    def plus(self, more: _MeterSum) -> _MeterSum:
+        return _MeterSum(self.recorded + more.recorded, self.cost + more.cost, self.revenue + more.revenue)
 
-    def earned(self, currency: str) -> Earned:
+    def earned(self, currency: str) -> EarnedAmounts:
         revenue = round(self.revenue)
         margin = round(self.revenue - self.cost) if currency == _COMPARED else None
         return {"cost_micros": self.cost, "revenue_micros": revenue, "margin_micros": margin}
 
 
 async def usage_by_model(store: Store, settings: Settings, customer: str, at_ms: int | None) -> ModelUsage:
-    """What a customer has used in a period by model; see :meth:`meterkit.MeterKit.usage`.
+    """Usage of a customer in a period by model; see :meth:`meterkit.MeterKit.usage`.
 
     Raises:
         SettingsError: there is no audit log, or its database cannot be used.
@@ -87,31 +87,31 @@ async def usage_by_model(store: Store, settings: Settings, customer: str, at_ms:
     asked = await to_thread(read.model_sums, database, customer, start_ms)
     sums = [one for one in asked if one.meter not in spends]
     units = await to_thread(read.unit_sums, database, customer, start_ms)
-    return earned_by_model(customer, period, sums, store.catalog.currency, units)
+    return sum_by_model(customer, period, sums, store.catalog.currency, units)
 
 
-def earned_by_model(
+def sum_by_model(
     customer: str,
     period: PeriodUsage,
     sums: Iterable[ModelSum],
     currency: str,
     units: Mapping[str, dict[str, int]],
 ) -> ModelUsage:
-    """The same from the log's sums. Pure."""
-    found: dict[str, dict[str, _Sum]] = {}
+    """Build the usage by model from the log's sums. Pure."""
+    found: dict[str, dict[str, _MeterSum]] = {}
     for one in sums:
         revenue = Fraction(one.priced * one.price_micros, one.price_per)
         meters = found.setdefault(one.model, {})
         # What a table prices by model is counted once more by price: the same units.
         meter, _, price = one.meter.partition(":")
         recorded = 0 if price else one.recorded
-        meters[meter] = meters.get(meter, _Sum()).plus(_Sum(recorded, one.cost_micros, revenue))
-    of_models = {model: _total(meters) for model, meters in found.items()}
+        meters[meter] = meters.get(meter, _MeterSum()).plus(_MeterSum(recorded, one.cost_micros, revenue))
+    of_models = {model: _add_up(meters) for model, meters in found.items()}
     return {
         "customer": customer,
         "period": period,
         "currency": currency,
-        **_total(of_models).earned(currency),
+        **_add_up(of_models).earned(currency),
         "models": {
             model: {
                 **of_models[model].earned(currency),
@@ -125,8 +125,8 @@ def earned_by_model(
     }
 
 
-def _total(sums: dict[str, _Sum]) -> _Sum:
-    total = _Sum()
+def _add_up(sums: dict[str, _MeterSum]) -> _MeterSum:
+    total = _MeterSum()
     for one in sums.values():
         total = total.plus(one)
     return total

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from meterkit.insights.audit.draining import noted
+from meterkit.insights.audit.draining import noted_backlogs
 from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
 from meterkit.redis.tallies import all_tallies
 from meterkit.store.spool_file import list_spools
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _observed: WeakSet[Store] = WeakSet()
 
 
-def observe(store: Store) -> None:
-    """Have what a store decides counted, and put on spans, by the providers that there are.
+def observe_store(store: Store) -> None:
+    """Count a store's decisions and mark spans, through the global providers.
 
     Nothing is done where the API is not installed, or no provider has been set: FastAPI brings the API along.
     """
@@ -50,7 +50,7 @@ def observe(store: Store) -> None:
         _make_instruments()
         store.tally()
     if _is_set(get_tracer_provider()):
-        store.mark_span = _marks_span()
+        store.mark_span = _span_marker()
 
 
 def _is_set(provider: object) -> bool:
@@ -59,8 +59,8 @@ def _is_set(provider: object) -> bool:
 
 
 @cache
-def _marks_span() -> MarkSpan:
-    """What puts a decision on the span that is served in, if it is recorded."""
+def _span_marker() -> MarkSpan:
+    """Callback that sets the attributes of a decision on the current span, if it is recorded."""
     from opentelemetry.trace import get_current_span  # noqa: PLC0415 - an extra, looked for above
 
     def mark_span(plan: str | None, reason: str | None, is_degraded: bool) -> None:
@@ -103,11 +103,11 @@ def _make_instruments() -> None:
 
     # Of the audit logs that this process drains, as it saw them within the last seconds.
     def undrained(_: CallbackOptions) -> Iterable[Observation]:
-        found = noted(list(_observed)).values()
+        found = noted_backlogs(list(_observed)).values()
         return [Observation(sum(one.entries for one in found))] if found else []
 
     def undrained_age(_: CallbackOptions) -> Iterable[Observation]:
-        found = noted(list(_observed)).items()
+        found = noted_backlogs(list(_observed)).items()
         ages = [backlog.age_s(store.now_ms()) for store, backlog in found]
         return [Observation(max(ages))] if ages else []
 
@@ -166,12 +166,12 @@ def _of_models(amounts_of: Callable[[Tallies], _ByModel]) -> Observe:
 
 
 def _lanes() -> list[Lane]:
-    """Those of all event loops of all kits; asked for in an exporter's thread."""
+    """Lanes of all event loops of all kits; called in an exporter's thread."""
     return [lane for store in list(_observed) for lane in tuple(store.lanes.values())]
 
 
 def _spools() -> Mapping[SpoolState, SpoolsInState]:
-    """What lies in the directories of all kits, each looked at once."""
+    """Spools in the directories of all kits; each directory is listed once."""
     found: dict[str, SpoolInfo] = {}
     looked = set[tuple[object, ...]]()
     for store in list(_observed):

@@ -10,7 +10,7 @@ from meterkit.decisions.grants import MICRO
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.draining import read_backlog
 from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
-from meterkit.insights.store_readings import read_deliveries, read_keeping, read_webhooks
+from meterkit.insights.store_readings import read_deliveries, read_durability, read_webhooks
 from meterkit.redis.server import DURABILITIES
 from meterkit.redis.tallies import BUCKETS_S
 from meterkit.store.message_queue import CHANNELS, MessageQueue
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from meterkit.insights.audit.draining import Backlog
     from meterkit.insights.revenue.revenue import Revenue
-    from meterkit.insights.store_readings import StoreDurability, Waiting
+    from meterkit.insights.store_readings import QueueReading, StoreDurability
     from meterkit.redis.tallies import Tallies
     from meterkit.store.store import Store
     from meterkit.store.task_lease import UpkeepState
@@ -65,7 +65,7 @@ def metrics_app(kit: _Kit) -> ASGIApp:
         registry = CollectorRegistry()
         spooled, stored = await _spool_families(store), await _stored_families(store)
         revenue = await _revenue_families(kit.revenue) if store.is_audited else ()
-        registry.register(_Collected([*_families(tallies, store), *spooled, *stored, *revenue]))
+        registry.register(_CollectedFamilies([*_families(tallies, store), *spooled, *stored, *revenue]))
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         encode, content_type = choose_encoder(accept)
         head = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
@@ -76,7 +76,7 @@ def metrics_app(kit: _Kit) -> ASGIApp:
     return app
 
 
-class _Collected:
+class _CollectedFamilies:
     """The metrics collected before, in the form that prometheus-client wants."""
 
     def __init__(self, families: list[Metric]) -> None:
@@ -92,14 +92,14 @@ async def _stored_families(store: Store) -> list[Metric]:
         return []
     try:
         waiting, webhooks = await read_deliveries(store), await read_webhooks(store)
-        keeping, drifts = await read_keeping(store), await DriftRecords(store).all()
+        keeping, drifts = await read_durability(store), await DriftRecords(store).all()
         messages = await _message_families(store)
         backlog = await read_backlog(store) if store.is_audited else None
         upkeep = None if store.catalog.storage is None else await StorageUpkeep(store).read_state()
     except StoreError:
         return []  # meterkit_store_connected reports it; the counts of this process are served in any case.
     return [
-        *_keeping_families(keeping),
+        *_durability_families(keeping),
         *_waiting_families(
             "delivery",
             waiting,
@@ -189,9 +189,9 @@ def _audit_families(backlog: Backlog, now_ms: int) -> Iterable[Metric]:
 
 
 def _waiting_families(
-    name: str, waiting: Mapping[str, Waiting], *, items: str, age: str
+    name: str, waiting: Mapping[str, QueueReading], *, items: str, age: str
 ) -> tuple[Metric, Metric]:
-    """How many are in each state, and how old the oldest is."""
+    """Metric families of the entries in each state, and of the age of the oldest."""
     counts: Any = GaugeMetricFamily(f"meterkit_{name}_items", items, labels=("state",))
     ages: Any = GaugeMetricFamily(f"meterkit_{name}_age_seconds", age, labels=("state",))
     for state, found in waiting.items():
@@ -200,7 +200,7 @@ def _waiting_families(
     return counts, ages
 
 
-def _keeping_families(durability: StoreDurability) -> Iterable[Metric]:
+def _durability_families(durability: StoreDurability) -> Iterable[Metric]:
     ways: Any = GaugeMetricFamily(
         "meterkit_store_durability",
         "Servers by how it is made sure that they keep what is to be delivered; none: they do not.",

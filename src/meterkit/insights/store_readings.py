@@ -33,7 +33,7 @@ _STATE_OF: Final = {name: state for state, name in STATES.items()}
 _BY_EXPIRY: Final = "unlinked"  # Its set is sorted by when usage expires, not by since when it waits.
 
 
-class Waiting(NamedTuple):
+class QueueReading(NamedTuple):
     """The entries in one state.
 
     Attributes:
@@ -47,7 +47,7 @@ class Waiting(NamedTuple):
     age_s: float
 
 
-async def read_deliveries(store: Store) -> Mapping[str, Waiting]:
+async def read_deliveries(store: Store) -> Mapping[str, QueueReading]:
     """All of it, in two round trips.
 
     Raises:
@@ -60,16 +60,16 @@ async def read_deliveries(store: Store) -> Mapping[str, Waiting]:
         oldest.zrange(store.keys.shard(shard, name), 0, 0, withscores=True)
     found: list[list[tuple[bytes, float]]] = await admin.ask(oldest.execute()) if counts else []
     now_ms = store.now_ms()
-    waiting = dict.fromkeys(STATES, Waiting(0, 0.0))
+    waiting = dict.fromkeys(STATES, QueueReading(0, 0.0))
     for ((_, name), number), first in zip(counts.items(), found, strict=True):
         state = _STATE_OF[name]
         before = waiting[state]
         overdue_s = max(0.0, (now_ms - first[0][1]) / 1000) if first and state != _BY_EXPIRY else 0.0
-        waiting[state] = Waiting(before.items + number, max(before.age_s, overdue_s))
+        waiting[state] = QueueReading(before.items + number, max(before.age_s, overdue_s))
     return waiting
 
 
-async def read_webhooks(store: Store) -> Mapping[str, Waiting]:
+async def read_webhooks(store: Store) -> Mapping[str, QueueReading]:
     """All of it, in a few round trips.
 
     Returns:
@@ -81,14 +81,14 @@ async def read_webhooks(store: Store) -> Mapping[str, Waiting]:
     """
     found, now_ms = await count_syncs(store), store.now_ms()
     return {
-        "due": Waiting(found.due, _age_s(now_ms, [] if found.oldest_ms is None else [found.oldest_ms])),
-        "later": Waiting(found.later, 0.0),
-        "dead": Waiting(len(found.dead), _age_s(now_ms, [entry["at"] for entry in found.dead.values()])),
+        "due": QueueReading(found.due, _age_s(now_ms, [] if found.oldest_ms is None else [found.oldest_ms])),
+        "later": QueueReading(found.later, 0.0),
+        "dead": QueueReading(len(found.dead), _age_s(now_ms, [entry["at"] for entry in found.dead.values()])),
     }
 
 
 def _age_s(now_ms: int, instants_ms: list[float]) -> float:
-    """How long ago the first of some instants was; 0 where it is ahead, or there is none."""
+    """Age of the oldest instant in seconds; 0 if there is none, or it is ahead."""
     return max(0.0, now_ms - min(instants_ms, default=now_ms)) / 1000
 
 
@@ -104,7 +104,7 @@ class StoreDurability(NamedTuple):
     replicas: int | None
 
 
-async def read_keeping(store: Store) -> StoreDurability:
+async def read_durability(store: Store) -> StoreDurability:
     """Ask each server; nothing is logged.
 
     Raises:
@@ -117,13 +117,13 @@ async def read_keeping(store: Store) -> StoreDurability:
         keeping = DurabilityCheck(
             server, server.address, needed=False, kind=store.address.kind, logs_warnings=False
         )
-        ways[await _way(keeping)] += 1
-        replicas.append(await _replicas(server) if store.address.kind != "memory" else 0)
+        ways[await _find_method(keeping)] += 1
+        replicas.append(await _read_replicas(server) if store.address.kind != "memory" else 0)
     known = [number for number in replicas if number is not None]
     return StoreDurability(ways, min(known) if len(known) == len(replicas) else None)
 
 
-async def _way(keeping: DurabilityCheck) -> Durability:
+async def _find_method(keeping: DurabilityCheck) -> Durability:
     try:
         return await keeping.find_method()
     except StoreError as error:
@@ -132,14 +132,14 @@ async def _way(keeping: DurabilityCheck) -> Durability:
         return "none"  # It has answered, and is configured never to save to disk.
 
 
-async def _replicas(server: Admin) -> int | None:
-    """How many replicas follow a server; None: its user may not ask."""
-    told = await told_by(server, server.client.info("replication"))
+async def _read_replicas(server: Admin) -> int | None:
+    """Number of a server's replicas; None: the user may not read INFO."""
+    told = await ask_server(server, server.client.info("replication"))
     return None if told is None else count_replicas({name: info_text(value) for name, value in told.items()})
 
 
-async def told_by(server: Admin, asked: Awaitable[Any]) -> Mapping[str, Any] | None:
-    """What a server says of itself; None: it refuses to.
+async def ask_server(server: Admin, asked: Awaitable[Any]) -> Mapping[str, Any] | None:
+    """Ask a server for INFO or the like; None: it refuses the command.
 
     Raises:
         StoreError: the server does not answer.

@@ -17,7 +17,7 @@ from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
-from meterkit.insights.simulation.terms import Offers, plan_cost, tenures
+from meterkit.insights.simulation.terms import PlanOffers, plan_cost, read_tenures
 from meterkit.pages.outlook import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meterkit.customers.history import HistoryEntry
     from meterkit.delivery.reconciler import Reconciled
     from meterkit.insights.audit.database import DaySums
-    from meterkit.insights.simulation.terms import PlanCost, Terms
+    from meterkit.insights.simulation.terms import PlanCost, TrialTerms
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
@@ -181,7 +181,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         _days(kit, usage),
         _invoices(kit, customer),
         kit.customers.history(customer),
-        tenures(kit.store, start_ms, {customer: start_ms}, customer=customer),
+        read_tenures(kit.store, start_ms, {customer: start_ms}, customer=customer),
     )
     plan = kit.catalog.plans.get(usage["plan"])
     found: UsageFigures = {
@@ -204,7 +204,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     if not start_ms <= now_ms < end_ms:
         return found
     rates, grants = await asyncio.gather(kit.rates(customer), kit.grants.list(customer))
-    tenure, offers, now = had[customer], Offers(kit.catalog), Offers(kit.catalog, own_prices=True)
+    tenure, offers, now = had[customer], PlanOffers(kit.catalog), PlanOffers(kit.catalog, own_prices=True)
     priced = None if plan is None else plan_cost(kit.catalog, plan, tenure.seats, tenure.fixed)
     used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
     seats = seats_of(kit.catalog, usage, priced)
@@ -237,7 +237,7 @@ def _newest_changes(history: Sequence[HistoryEntry]) -> list[dict[str, object]]:
 
 
 def _make_forecast(
-    days: DailyUsage | None, usage: CustomerUsage, start_ms: int, end_ms: int, now_ms: int, terms: Terms
+    days: DailyUsage | None, usage: CustomerUsage, start_ms: int, end_ms: int, now_ms: int, terms: TrialTerms
 ) -> PeriodForecast | None:
     if days is None:
         return None

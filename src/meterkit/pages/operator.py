@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 from meterkit.answers import ProblemDocument, ProblemType, read_body
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
-from meterkit.insights.overview.overview import Overview
+from meterkit.insights.overview.overview import CustomerOverview
 from meterkit.pages.operator_figures import (
     FIGURE_COLUMNS,
     Section,
@@ -151,7 +151,7 @@ class _OperatorPages:
     def __init__(self, kit: PagesKit) -> None:
         self._kit = kit
         self._pages = PageRenderer()
-        self._overview = overview = Overview(kit.store, kit.settings)
+        self._overview = overview = CustomerOverview(kit.store, kit.settings)
         lists = *customer_lists(kit, overview), *revenue_lists(overview), *book_lists(kit, overview)
         self._lists = {listing.name: listing for listing in (*lists, *queue_lists(kit))}
 

@@ -20,8 +20,8 @@ from meterkit.store.input_checks import check_customer
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
-    from meterkit.insights.overview.overview import Overview
-    from meterkit.insights.overview.tables import Made
+    from meterkit.insights.overview.overview import CustomerOverview
+    from meterkit.insights.overview.tables import OverviewSnapshot
     from meterkit.insights.revenue.tables import RevenueLists
     from meterkit.pages.figures import PagesKit
 
@@ -75,12 +75,12 @@ class Rows(NamedTuple):
     note: str = ""
 
 
-def as_of(made: Made) -> str:
+def as_of(made: OverviewSnapshot) -> str:
     """Format the time of the snapshot for a page."""
     return f"As of {from_ms(made.at_ms):%Y-%m-%d %H:%M} UTC."
 
 
-async def made_of(overview: Overview) -> Made:
+async def made_of(overview: CustomerOverview) -> OverviewSnapshot:
     """Read the last snapshot.
 
     Raises:
@@ -178,7 +178,7 @@ _BOOKS: Final = (
 )
 
 
-def book_lists(kit: PagesKit, overview: Overview) -> Sequence[OperatorList]:
+def book_lists(kit: PagesKit, overview: CustomerOverview) -> Sequence[OperatorList]:
     """Make the lists of spikes, degraded minutes, usage by state, unconfirmed closes, and books."""
 
     async def spiking(asked: PageRequest) -> Rows:
@@ -227,7 +227,7 @@ def book_lists(kit: PagesKit, overview: Overview) -> Sequence[OperatorList]:
     )
 
 
-async def _read_delivered(overview: Overview, asked: PageRequest) -> Rows:
+async def _read_delivered(overview: CustomerOverview, asked: PageRequest) -> Rows:
     """Read usage of a state and a meter."""
     state, _, meter = asked.of.partition(" ")
     made = await made_of(overview)
@@ -290,7 +290,7 @@ _LISTS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-def customer_lists(kit: PagesKit, overview: Overview) -> Sequence[OperatorList]:
+def customer_lists(kit: PagesKit, overview: CustomerOverview) -> Sequence[OperatorList]:
     """Make the lists of customers, from the last snapshot."""
     return [
         OperatorList(
@@ -305,7 +305,7 @@ def customer_lists(kit: PagesKit, overview: Overview) -> Sequence[OperatorList]:
     ]
 
 
-async def _read_customers(kit: PagesKit, overview: Overview, name: str, asked: PageRequest) -> Rows:
+async def _read_customers(kit: PagesKit, overview: CustomerOverview, name: str, asked: PageRequest) -> Rows:
     made = await made_of(overview)
     position = _CUSTOMER_POSITION.fullmatch(asked.after)
     if asked.after and position is None:
@@ -321,7 +321,7 @@ async def _read_customers(kit: PagesKit, overview: Overview, name: str, asked: P
     return page._replace(rows=[{**row, "unit": unit} for row, unit in zip(page.rows, units, strict=True)])
 
 
-def revenue_lists(overview: Overview) -> Sequence[OperatorList]:
+def revenue_lists(overview: CustomerOverview) -> Sequence[OperatorList]:
     """Make the lists of paying customers, changes of revenue, and billed usage."""
     unchanged = "No customer has such a change."
     listings = (
@@ -344,7 +344,7 @@ def revenue_lists(overview: Overview) -> Sequence[OperatorList]:
 
 
 async def _read_revenue_list(
-    overview: Overview, read: Callable[[RevenueLists, date, PageRequest], Rows], asked: PageRequest
+    overview: CustomerOverview, read: Callable[[RevenueLists, date, PageRequest], Rows], asked: PageRequest
 ) -> Rows:
     """Read a page for the day of the last revenue snapshot; empty without one."""
     revenue = (await made_of(overview)).figures["revenue"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.insights.simulation.terms import Terms
+    from meterkit.insights.simulation.terms import TrialTerms
     from meterkit.store.customer_usage import MeterUsage
 
 _LAST_DAYS: Final = 14
@@ -50,7 +50,7 @@ class OtherPlan(TypedDict):
 
 
 def forecast_of(
-    days: Mapping[str, Sequence[int]], usage: Mapping[str, MeterUsage], rest_days: float, terms: Terms
+    days: Mapping[str, Sequence[int]], usage: Mapping[str, MeterUsage], rest_days: float, terms: TrialTerms
 ) -> PeriodForecast:
     """Forecast the end of the period, by its last complete days, at most fourteen.
 
@@ -102,7 +102,7 @@ def _expected_overage(counts: MeterUsage, ends: ForecastRange | None, nth: int, 
 
 
 def on_other_plans(
-    catalog: Catalog, offers: Iterable[tuple[Plan, Terms]], used: Mapping[str, int]
+    catalog: Catalog, offers: Iterable[tuple[Plan, TrialTerms]], used: Mapping[str, int]
 ) -> list[OtherPlan]:
     """Compute the cost of usage on some plans, lowest rank first, with the grants of one period.
 

@@ -28,7 +28,7 @@ class CircuitBreaker:
         self._alerted_ms: int | None = None
 
     def admits(self, now_ms: int) -> Admitted:
-        """What may pass now; where a clock was set back, as if it had not been tripped."""
+        """Requests that may pass now; if the clock was set back, as if never tripped."""
         if self._admits_all:
             return "all"
         return "none" if self._tripped_ms <= now_ms < self._until_ms else "one"

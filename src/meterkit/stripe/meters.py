@@ -16,7 +16,7 @@ _FORMULA: Final = "sum"
 
 
 def meter_differences(catalog: Catalog, at_stripe: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What keeps Stripe from taking the usage of a plans file's meters, a line each; none where all is well.
+    """Differences that keep Stripe from counting a plans file's meters, one a line; empty: none.
 
     Args:
         catalog: whose meters are delivered.

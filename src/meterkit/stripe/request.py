@@ -70,7 +70,7 @@ class HttpResponse(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestResult:
-    """What happened to one request, as far as the sender can tell.
+    """Outcome of one request, as far as the sender can tell.
 
     Attributes:
         status: the HTTP status; None where no answer came.
@@ -100,7 +100,7 @@ class RequestResult:
 def read_result(
     answer: HttpResponse, failure: Failure | None = None, message: str | None = None
 ) -> RequestResult:
-    """What an answer says of its request: of a 2xx only the head, of any other status Stripe's error, too.
+    """Read the result from a response: of a 2xx only the head, otherwise also Stripe's error.
 
     Args:
         answer: the answer.

@@ -27,8 +27,8 @@ from meterkit.catalog import load
 from meterkit.cli.demo.store import ended_with_us
 from meterkit.cli.output import print_table, stdout_console
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.overview.overview import Overview
+from meterkit.insights.audit.draining import open_drainer
+from meterkit.insights.overview.overview import CustomerOverview
 from meterkit.pages import operator_pages, usage_page
 from meterkit.testing import StripeEmulator, check_bill
 from stripe_emulator.server import running
@@ -108,8 +108,8 @@ def _run_and_check_bill(console: Console, lines: Sequence[BillLine], took_s: flo
 
 async def _serve_until_stopped(console: Console, kit: MeterKit, service_url: str) -> None:
     """Show the addresses of the pages, and wait for Ctrl-C."""
-    await drainer_of(kit.store, kit.settings).drain()
-    await Overview(kit.store, kit.settings).snapshot()
+    await open_drainer(kit.store, kit.settings).drain()
+    await CustomerOverview(kit.store, kit.settings).snapshot()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     # Before the addresses: Ctrl-C ends the command with 0 as soon as they can be read.
     loop.add_signal_handler(signal.SIGINT, stop.set)

@@ -43,13 +43,13 @@ def open_database(settings: Settings, what: str) -> Database:
     return database_at(settings.audit_url.get_secret_value())
 
 
-def audit_database_of(settings: Settings) -> AuditDatabase | None:
+def open_audit_database(settings: Settings) -> AuditDatabase | None:
     """The database that the settings name; None: there is none."""
     return None if settings.audit_url is None else AuditDatabase(settings.audit_url.get_secret_value())
 
 
 class AuditDatabase:
-    """The journal of deliveries and usage by the hour. Each call has a thread of its own, as it may hang.
+    """Journal of deliveries and hourly usage. Each call has its own thread, as it may hang.
 
     Each method raises :class:`~meterkit.errors.MeterkitError` where the database fails or cannot be used.
 
@@ -69,7 +69,7 @@ class AuditDatabase:
         return await in_thread(lambda: self._database.deliveries(customer, event_name, since_ms))
 
     async def begun_ms(self) -> int | None:
-        """When the journal's first row was accepted; None: there is none."""
+        """Time of the journal's first row (ms); None: the journal is empty."""
 
         def begun_ms() -> int | None:
             return self._database.deliveries_begun_ms()

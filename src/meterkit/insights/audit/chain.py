@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.insights.audit.entries import Row
+    from meterkit.insights.audit.entries import AuditRow
 
 FORMAT: Final = "1"
 """The version of the serialisation; each hash begins with it."""
@@ -24,7 +24,7 @@ FORMAT: Final = "1"
 Problem = Literal["changed", "missing", "inserted", "head", "root", "unchained"]
 
 
-class Head(NamedTuple):
+class ChainHead(NamedTuple):
     """The end of a customer's chain.
 
     Attributes:
@@ -38,9 +38,9 @@ class Head(NamedTuple):
     unchained: int = 0
 
     @classmethod
-    def begun(cls, customer: str, unchained: int) -> Head:
+    def empty(cls, customer: str, unchained: int) -> ChainHead:
         """The head of a chain without rows."""
-        return cls(0, _hashed(json.dumps(["meterkit audit chain", customer, unchained])), unchained)
+        return cls(0, _hash_text(json.dumps(["meterkit audit chain", customer, unchained])), unchained)
 
 
 def link_hash(before: str, facts: Mapping[str, object]) -> str:
@@ -54,14 +54,16 @@ def link_hash(before: str, facts: Mapping[str, object]) -> str:
     """
     told = {name: value for name, value in facts.items() if value is not None and name != "hash"}
     text = json.dumps(told, sort_keys=True, separators=(",", ":"))
-    return _hashed(f"{before}\n{text}")
+    return _hash_text(f"{before}\n{text}")
 
 
-def _hashed(text: str) -> str:
+def _hash_text(text: str) -> str:
     return f"{FORMAT}:{sha256(text.encode()).hexdigest()}"
 
 
-def chained(rows: Iterable[Row], heads: Mapping[str, Head]) -> tuple[list[dict[str, Any]], dict[str, Head]]:
+def chain_rows(
+    rows: Iterable[AuditRow], heads: Mapping[str, ChainHead]
+) -> tuple[list[dict[str, Any]], dict[str, ChainHead]]:
     """Rows with their places and hashes, and the heads behind them.
 
     Args:
@@ -69,7 +71,7 @@ def chained(rows: Iterable[Row], heads: Mapping[str, Head]) -> tuple[list[dict[s
         heads: of all their customers.
     """
     found: list[dict[str, Any]] = []
-    after: dict[str, Head] = {}
+    after: dict[str, ChainHead] = {}
     for row in rows:
         head = after.get(row.customer) or heads[row.customer]
         record: dict[str, Any] = {**row._asdict(), "place": head.place + 1}
@@ -79,7 +81,7 @@ def chained(rows: Iterable[Row], heads: Mapping[str, Head]) -> tuple[list[dict[s
     return found, after
 
 
-class Fault(NamedTuple):
+class ChainFault(NamedTuple):
     """The first place at which a chain is broken.
 
     Attributes:
@@ -94,8 +96,8 @@ class Fault(NamedTuple):
     words: str
 
 
-class Root(NamedTuple):
-    """What the metadata of an invoice say: its id, and the place and hash of the chain's last row then."""
+class RecordedRoot(NamedTuple):
+    """The chain's root in an invoice's metadata: id of the invoice, place and hash of the last row then."""
 
     invoice: str
     place: int
@@ -115,33 +117,33 @@ class ChainCheck:
     """
 
     customer: str
-    head: Head | None
-    roots: Mapping[int, Iterable[Root]]
-    fault: Fault | None = None
+    head: ChainHead | None
+    roots: Mapping[int, Iterable[RecordedRoot]]
+    fault: ChainFault | None = None
     place: int = 0
     hash: str = ""
 
     def __post_init__(self) -> None:
-        self.hash = Head.begun(self.customer, 0 if self.head is None else self.head.unchained).hash
+        self.hash = ChainHead.empty(self.customer, 0 if self.head is None else self.head.unchained).hash
 
     def walk(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Check the next rows, in the order of their places; nothing is checked behind a fault."""
         for row in rows:
             if self.fault is None:
-                self._step(row)
+                self._check_row(row)
 
-    def _step(self, row: Mapping[str, Any]) -> None:
+    def _check_row(self, row: Mapping[str, Any]) -> None:
         wanted, place = self.place + 1, row["place"]
         if place > wanted:
-            self.fault = Fault(wanted, "missing", _missing(wanted, place - 1))
+            self.fault = ChainFault(wanted, "missing", _describe_missing(wanted, place - 1))
             return
         if place < wanted:
-            self.fault = Fault(place, "inserted", f"a second row has place {place}")
+            self.fault = ChainFault(place, "inserted", f"a second row has place {place}")
             return
         expected = link_hash(self.hash, row)
         if expected != row["hash"]:
             words = f"row {place} (event {row['event']}, meter {row['meter']}) was changed, moved or inserted"
-            self.fault = Fault(place, "changed", f"{words}: its hash is not that of its content")
+            self.fault = ChainFault(place, "changed", f"{words}: its hash is not that of its content")
             return
         self.place, self.hash = place, expected
         self._compare_roots(place)
@@ -150,42 +152,44 @@ class ChainCheck:
         for root in self.roots.get(place, ()):
             if root.hash != self.hash:
                 words = f"invoice {root.invoice} has root {root.hash}, and row {place} has {self.hash}"
-                self.fault = Fault(place, "root", f"{words}: the rows up to here were written anew")
+                self.fault = ChainFault(place, "root", f"{words}: the rows up to here were written anew")
                 return
 
-    def finish(self, unchained: int) -> Fault | None:
+    def finish(self, unchained: int) -> ChainFault | None:
         """Compare what is behind the last row; the first fault.
 
         Args:
             unchained: how many rows of the customer have no place.
         """
-        self.fault = self.fault or self._at_the_end(unchained)
+        self.fault = self.fault or self._check_end(unchained)
         return self.fault
 
-    def _at_the_end(self, unchained: int) -> Fault | None:
+    def _check_end(self, unchained: int) -> ChainFault | None:
         head, last = self.head, self.place
         beyond = max((place for place in self.roots if place > last), default=0)
         ends = max(beyond, 0 if head is None else head.place)
         if ends > last:
             by = f"invoice {next(iter(self.roots[beyond])).invoice}" if ends == beyond else "the head"
-            return Fault(last + 1, "missing", f"{_missing(last + 1, ends)}, by {by}")
+            return ChainFault(last + 1, "missing", f"{_describe_missing(last + 1, ends)}, by {by}")
         if head is None:
             words = f"the chain has {last} rows and no head in meterkit_audit_heads"
-            return Fault(last, "head", words) if last else None
+            return ChainFault(last, "head", words) if last else None
         if last > head.place:
-            return Fault(head.place + 1, "inserted", f"the head is at row {head.place}, and there are {last}")
+            return ChainFault(
+                head.place + 1, "inserted", f"the head is at row {head.place}, and there are {last}"
+            )
         if head.hash != self.hash:
-            return Fault(last, "head", f"the head has hash {head.hash}, and row {last} has {self.hash}")
-        return _outside(unchained - head.unchained)
+            return ChainFault(last, "head", f"the head has hash {head.hash}, and row {last} has {self.hash}")
+        return _check_rows_outside(unchained - head.unchained)
 
 
-def _missing(first: int, last: int) -> str:
+def _describe_missing(first: int, last: int) -> str:
     return f"row {first} is missing" if first == last else f"rows {first} to {last} are missing"
 
 
-def _outside(more: int) -> Fault | None:
-    """The fault of rows without a place that were not there when the chain began, or are no more."""
+def _check_rows_outside(more: int) -> ChainFault | None:
+    """Compare the rows outside the chain with their number at its beginning."""
     if more > 0:
-        return Fault(0, "unchained", f"{more} rows are outside the chain: meterkit did not insert them")
+        return ChainFault(0, "unchained", f"{more} rows are outside the chain: meterkit did not insert them")
     words = f"{-more} rows from before the chain began are missing"
-    return Fault(0, "missing", words) if more else None
+    return ChainFault(0, "missing", words) if more else None

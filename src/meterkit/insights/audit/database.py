@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError, SettingsError
-from meterkit.insights.audit.entries import CLASSES, Row
+from meterkit.insights.audit.entries import CLASSES, AuditRow
 from meterkit.outbox.journal import JournalRow
 
 try:
@@ -30,7 +30,7 @@ try:
     from sqlalchemy.dialects import postgresql, sqlite
     from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-    from meterkit.insights.audit.chain_tables import append, head_of, heads_table
+    from meterkit.insights.audit.chain_tables import append_rows, heads_table, read_head
 except ImportError as error:
     raise ImportError(
         "the audit log needs SQLAlchemy; install it with: pip install 'meterkit[audit]'"
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, Engine, Executable, Insert
 
-Sums = dict[int, dict[str, dict[str, int]]]
+PeriodSums = dict[int, dict[str, dict[str, int]]]
 """By period (its first instant, ms) and meter, the units of each class."""
 
 DaySums = dict[tuple[int, str], int]
@@ -97,7 +97,7 @@ TABLE: Final = Table(
             primary_key=name in {"event", "meter"},
             nullable=name in _NULLABLE,
         )
-        for name in Row._fields
+        for name in AuditRow._fields
     ),
     Column("place", BigInteger),
     Column("hash", Text),
@@ -105,7 +105,7 @@ TABLE: Final = Table(
     Index("meterkit_audit_recorded", "recorded_at_ms"),
     Index("meterkit_audit_chain", "customer", "place", unique=True),
 )
-"""A row for each event and meter, see :class:`meterkit.insights.audit.entries.Row`; linked in a chain."""
+"""One row for each event and meter, chained by hash; see :class:`~meterkit.insights.audit.entries.AuditRow`."""
 
 heads_table(TABLE)
 
@@ -126,7 +126,7 @@ DELIVERIES: Final = Table(
 """The journal of deliveries; see :class:`meterkit.outbox.journal.JournalRow`."""
 
 
-def insert_once(dialect: str, table: Table = DELIVERIES) -> Insert:
+def insert_missing(dialect: str, table: Table = DELIVERIES) -> Insert:
     """The statement that inserts a row unless it is there."""
     made: Any = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
     key = [column.name for column in table.primary_key]
@@ -139,7 +139,7 @@ class _ViolatedError(MeterkitError):
 
 
 class Database:
-    """Where the audit log is kept. The table is made where it is missing.
+    """Database of the audit log. Missing tables are created.
 
     A connection is opened for each call and closed with it: nothing is shared by processes or threads.
 
@@ -166,7 +166,7 @@ class Database:
             )
         self._made: set[str] = set()
 
-    def insert(self, rows: Sequence[Row]) -> Sequence[Row]:
+    def insert(self, rows: Sequence[AuditRow]) -> Sequence[AuditRow]:
         """Append rows to the chains of their customers, all or none; those that are there stay as they are.
 
         Returns:
@@ -178,7 +178,7 @@ class Database:
         for left in reversed(range(_TRIES if rows else 0)):
             try:
                 with self.begun() as connection:
-                    inserted = append(connection, TABLE, rows)
+                    inserted = append_rows(connection, TABLE, rows)
             except _ViolatedError:
                 if not left:
                     raise
@@ -186,35 +186,35 @@ class Database:
                 return inserted
         return ()
 
-    def look(self, table: Table = TABLE) -> bool:
-        """Read from a table; whether it is there. Neither it nor the file of SQLite is made.
+    def can_read(self, table: Table = TABLE) -> bool:
+        """Check that a table exists and can be read; creates neither it nor SQLite's file.
 
         Raises:
             MeterkitError: the database does not answer, or the table cannot be read.
         """
-        if self._is_to_be_made():
+        if self._is_missing_file():
             return False
-        with self._words_kept(), self._engine.connect() as connection:
+        with self._redacted_errors(), self._engine.connect() as connection:
             is_there = inspect(connection).has_table(table.name)
             if is_there:
                 connection.execute(select(literal(1)).select_from(table).limit(1)).all()
             return is_there
 
-    def _is_to_be_made(self) -> bool:
-        """Whether it is a missing file in a writable folder: SQLite makes it at the first connection."""
+    def _is_missing_file(self) -> bool:
+        """Check for a missing file in a writable folder: SQLite creates it at the first connection."""
         name = self._engine.url.database or ""
         if self._engine.dialect.name != "sqlite" or name.startswith("file:"):
             return False
         return not Path(name).exists() and os.access(Path(name).parent, os.W_OK)
 
     def root(self, customer: str) -> tuple[int, str] | None:
-        """How many rows a customer's chain has, and the hash of the last one; None: there is no chain.
+        """Length of a customer's chain and hash of its last row; None: no chain.
 
         Raises:
             MeterkitError: the database does not answer.
         """
         with self.begun() as connection:
-            head = head_of(connection, TABLE, customer)
+            head = read_head(connection, TABLE, customer)
         return None if head is None else (head.place, head.hash)
 
     def customers(self) -> list[str]:
@@ -225,8 +225,8 @@ class Database:
         """
         return sorted(str(name) for (name,) in self.read(select(TABLE.c.customer).distinct()))
 
-    def sums(self, customer: str, since_ms: int) -> tuple[Sums, Mapping[int, int]]:
-        """What a customer has used since it was deleted, if it was; and, by period, when last (ms).
+    def sums(self, customer: str, since_ms: int) -> tuple[PeriodSums, Mapping[int, int]]:
+        """Units of a customer since its last deletion, and the last recording time of each period (ms).
 
         ``since_ms``: of periods that began then or later.
 
@@ -246,7 +246,7 @@ class Database:
             )
             of = (table.period_start_ms, table.meter)
             found: Any = connection.execute(asked.group_by(*of).order_by(*of)).all()
-        sums: Sums = {}
+        sums: PeriodSums = {}
         last_ms: dict[int, int] = {}
         for row in found:
             period_ms, meter, recorded_ms = row[:3]
@@ -317,7 +317,7 @@ class Database:
             MeterkitError: the database does not take them.
         """
         with self.begun(DELIVERIES) as connection:
-            statement = insert_once(self._engine.dialect.name, DELIVERIES)
+            statement = insert_missing(self._engine.dialect.name, DELIVERIES)
             connection.execute(statement, [row._asdict() for row in rows])
 
     def deliveries(self, customer: str, event_name: str, since_ms: int) -> list[JournalRow]:
@@ -352,7 +352,7 @@ class Database:
             connection.execute(delete(DELIVERIES).where(DELIVERIES.c.identifier.in_(identifiers)))
 
     def deliveries_begun_ms(self) -> int | None:
-        """When the journal's first row was accepted; None: there is none.
+        """Time of the journal's first row (ms); None: the journal is empty.
 
         Raises:
             MeterkitError: the database does not answer.
@@ -377,7 +377,7 @@ class Database:
         Raises:
             MeterkitError: the database does not answer.
         """
-        with self._words_kept():
+        with self._redacted_errors():
             # A user who may not make the journal's table still writes the audit log.
             if table.name not in self._made:
                 _create_tables(self._engine, table)
@@ -386,8 +386,8 @@ class Database:
                 yield connection
 
     @contextmanager
-    def _words_kept(self) -> Generator[None]:
-        """Tell what fails in words that have no secret."""
+    def _redacted_errors(self) -> Generator[None]:
+        """Raise database errors as MeterkitError, without the password."""
         try:
             yield
         except SQLAlchemyError as error:
@@ -418,7 +418,7 @@ def _missing_tables(engine: Engine, table: Table) -> set[str]:
 
 
 def last_deletion(customer: str) -> ColumnElement[int]:
-    """When a customer was deleted last (ms); 0: it was not. Such rows belong to no period."""
+    """SQL expression for the last deletion of a customer (ms), 0 if none; its row has no period."""
     table = TABLE.alias().c
     rows = (table.customer == customer, table.period_start_ms.is_(None), table.kind == "deleted")
     last = select(func.max(table.recorded_at_ms)).where(*rows).scalar_subquery()

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.async_database import database_at
-from meterkit.insights.audit.entries import Row, rows_of
+from meterkit.insights.audit.entries import AuditRow, parse_rows
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_key_error
 from meterkit.store.event_names import read_meters
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _noted: Final[WeakKeyDictionary[Store, Backlog]] = WeakKeyDictionary()
 
 
-class Waiting(NamedTuple):
+class ShardBacklog(NamedTuple):
     """Entries that wait in a shard.
 
     Attributes:
@@ -60,11 +60,11 @@ class Backlog(NamedTuple):
     full_shards: int
 
     def age_s(self, now_ms: int) -> float:
-        """How long the oldest has waited; 0 where none does."""
+        """Age of the oldest entry in seconds; 0: none waits."""
         return 0.0 if self.since_ms is None else max(0.0, (now_ms - self.since_ms) / 1000)
 
 
-async def waiting_shards(store: Store) -> Sequence[Waiting]:
+async def read_shard_backlogs(store: Store) -> Sequence[ShardBacklog]:
     """The shards in which something waits, in one round trip.
 
     One whose stream is none, as something else has written there, is among them with why: the others go on.
@@ -78,20 +78,20 @@ async def waiting_shards(store: Store) -> Sequence[Waiting]:
         pipe.xlen(store.keys.audit(shard))
         pipe.exists(store.keys.audit_sums(shard))
     found: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
-    waiting: list[Waiting] = []
+    waiting: list[ShardBacklog] = []
     for shard, (entries, sums) in enumerate(zip(found[::2], found[1::2], strict=True)):
         for reply in (entries, sums):
             if isinstance(reply, Exception) and not is_key_error(reply):
                 raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
         if isinstance(entries, Exception):
-            waiting.append(Waiting(shard, 0, is_full=False, trouble=str(entries)))
+            waiting.append(ShardBacklog(shard, 0, is_full=False, trouble=str(entries)))
         elif entries or sums:
-            waiting.append(Waiting(shard, entries, bool(sums)))
+            waiting.append(ShardBacklog(shard, entries, bool(sums)))
     return waiting
 
 
-async def backlog_of(store: Store, waiting: Sequence[Waiting]) -> Backlog:
-    """The same as one, with the age of the oldest entry, in one more round trip where any waits.
+async def sum_backlogs(store: Store, waiting: Sequence[ShardBacklog]) -> Backlog:
+    """Sum the backlogs of shards; one more round trip reads the age of the oldest entry.
 
     Raises:
         StoreError: the store does not answer.
@@ -111,29 +111,29 @@ async def backlog_of(store: Store, waiting: Sequence[Waiting]) -> Backlog:
 
 
 async def read_backlog(store: Store) -> Backlog:
-    """All of it, in two round trips.
+    """Read the backlog in two round trips.
 
     Raises:
         StoreError: the store does not answer.
     """
-    return await backlog_of(store, await waiting_shards(store))
+    return await sum_backlogs(store, await read_shard_backlogs(store))
 
 
-def note(store: Store, backlog: Backlog) -> None:
-    """Keep what was seen of a store, for those who cannot ask it."""
+def note_backlog(store: Store, backlog: Backlog) -> None:
+    """Note a reading for OpenTelemetry's callbacks, which cannot ask the store."""
     _noted[store] = backlog
 
 
-def noted(stores: Iterable[Store]) -> Mapping[Store, Backlog]:
-    """The last reading of each store that is watched."""
+def noted_backlogs(stores: Iterable[Store]) -> Mapping[Store, Backlog]:
+    """Last noted reading of each store."""
     found = ((store, _noted.get(store)) for store in stores)
     return {store: backlog for store, backlog in found if backlog is not None}
 
 
 def _entered_ms(name: str, fields: Mapping[bytes, Any]) -> int:
-    """When an entry was entered: by itself, or where that cannot be read, by its name in the stream."""
+    """Time of an entry (ms): its own, else that of its name in the stream."""
     try:
-        return rows_of(0, name, fields, str)[0].recorded_at_ms
+        return parse_rows(0, name, fields, str)[0].recorded_at_ms
     except (ValueError, LookupError, TypeError, AttributeError):
         return int(name.partition("-")[0])
 
@@ -143,26 +143,26 @@ _logger = logging.getLogger("meterkit.audit")
 _EVERY_S: Final = 2.0
 _PAGE: Final = 500
 _ROOT_S: Final = 10.0
-MOST: Final = 50_000
+SHARD_ENTRIES_MAX: Final = 50_000
 """Entries that wait in a shard one by one; far more than a page."""
 _LEASE_MS: Final = 30_000
 # The store may lose younger entries, which then come again under another name.
 _LEAST_AGE_MS: Final = 2_000
 
 
-def drainer_of(store: Store, settings: Settings) -> Drainer:
-    """What drains a store's audit log, by the settings.
+def open_drainer(store: Store, settings: Settings) -> AuditDrainer:
+    """Open the drainer of a store's audit log, by the settings.
 
     Raises:
         SettingsError: there is no audit log, or its database cannot be used.
         ImportError: SQLAlchemy is not installed.
     """
     url = "" if settings.audit_url is None else settings.audit_url.get_secret_value()
-    return Drainer(store, database_at(url))
+    return AuditDrainer(store, database_at(url))
 
 
-class Drainer:
-    """Takes entries out of the streams once they are in the database.
+class AuditDrainer:
+    """Moves entries from the streams into the database.
 
     Of all processes one drains at a time; where two did, each row would still be inserted once.
 
@@ -181,13 +181,13 @@ class Drainer:
         self._has_failed = self._is_full = False
 
     async def run(self) -> None:
-        """Drain what comes, beside the running event loop, until cancelled."""
+        """Drain every two seconds until cancelled."""
         while True:
-            await self.once()
+            await self.drain_under_lease()
             await asyncio.sleep(_EVERY_S)
 
-    async def keep_bound(self) -> None:
-        """Keep the streams from growing too long, beside the running event loop, until cancelled.
+    async def fold_full_streams(self) -> None:
+        """Fold streams that grow too long, until cancelled.
 
         Whether or not the database answers: so it waits for nothing but the store. What waits is noted for
         metrics.
@@ -197,12 +197,12 @@ class Drainer:
         """
         while True:
             await asyncio.sleep(_EVERY_S)
-            waiting = await waiting_shards(self._store)
-            note(self._store, await backlog_of(self._store, waiting))
-            await self.fold(waiting, MOST)
+            waiting = await read_shard_backlogs(self._store)
+            note_backlog(self._store, await sum_backlogs(self._store, waiting))
+            await self.fold(waiting, SHARD_ENTRIES_MAX)
 
-    async def once(self) -> None:
-        """Drain what has waited for a while, unless another process does; where that fails, it is logged."""
+    async def drain_under_lease(self) -> None:
+        """Drain entries of some age if no other process does; failures are logged."""
         try:
             async with self.lease.held() as is_held:
                 if is_held:
@@ -218,8 +218,8 @@ class Drainer:
                 _logger.warning("the audit log is drained again")
                 self._has_failed = False
 
-    async def fold(self, waiting: Sequence[Waiting], most: int = MOST) -> None:
-        """Add up what is beyond ``most`` entries of a shard: of these single events are not told apart.
+    async def fold(self, waiting: Sequence[ShardBacklog], most: int = SHARD_ENTRIES_MAX) -> None:
+        """Merge the entries of a shard beyond ``most`` into sums: single events are lost.
 
         Raises:
             StoreError: the store does not answer.
@@ -248,16 +248,16 @@ class Drainer:
             MeterkitError: the database does not.
         """
         left = 0
-        for one in await waiting_shards(self._store):
+        for one in await read_shard_backlogs(self._store):
             try:
                 left += await self.drain_shard(one.shard, least_age_ms=least_age_ms)
             except StoreError as error:
                 if not is_key_error(error.__cause__):
                     raise
-                self._say_left(one.shard, error)
+                self._log_unreadable_shard(one.shard, error)
         return left
 
-    def _say_left(self, shard: int, error: StoreError) -> None:
+    def _log_unreadable_shard(self, shard: int, error: StoreError) -> None:
         if f"{shard}" not in self._unread:
             self._unread.add(f"{shard}")
             _logger.error("shard %d of the audit log is left, as it cannot be read: %s", shard, error)
@@ -276,9 +276,11 @@ class Drainer:
         while True:
             page: list[Any] = await admin.ask(client.xrange(stream, min=last, max=most, count=_PAGE))
             if page and not names:
-                names = await self._meters()
-            rows: list[Row] = []
-            done = [name for name, fields in page if self._read(shard, name.decode(), fields, names, rows)]
+                names = await self._read_meter_names()
+            rows: list[AuditRow] = []
+            done = [
+                name for name, fields in page if self._parse_entry(shard, name.decode(), fields, names, rows)
+            ]
             if done:
                 self._tally(await in_thread(self.database.insert, rows))
                 await admin.ask(client.xdel(stream, *done))
@@ -291,7 +293,7 @@ class Drainer:
             else:
                 return int(await admin.ask(client.xlen(stream)))
 
-    def _tally(self, rows: Sequence[Row]) -> None:
+    def _tally(self, rows: Sequence[AuditRow]) -> None:
         """Count the revenue of new rows for metrics; corrections are left out, as counters only grow."""
         tallies = self._store.tallies
         if tallies is None:
@@ -301,7 +303,7 @@ class Drainer:
                 tallies.count_revenue(row.model, row.provider, row.revenue)
 
     async def root_of(self, customer: str) -> tuple[int, str] | None:
-        """Drain what waits of a customer; how many rows the chain has then, and its root. None: it has none.
+        """Drain the customer's shard; length and root of its chain then. None: no chain.
 
         Raises:
             TimeoutError: older entries wait still, after ten seconds.
@@ -319,11 +321,16 @@ class Drainer:
                     return await in_thread(self.database.root, customer)
                 await asyncio.sleep(_ROOT_S / 20)
 
-    def _read(
-        self, shard: int, name: str, fields: Mapping[bytes, bytes], names: Mapping[str, str], rows: list[Row]
+    def _parse_entry(
+        self,
+        shard: int,
+        name: str,
+        fields: Mapping[bytes, bytes],
+        names: Mapping[str, str],
+        rows: list[AuditRow],
     ) -> bool:
         try:
-            rows += rows_of(shard, name, fields, lambda token: names.get(token, token))
+            rows += parse_rows(shard, name, fields, lambda token: names.get(token, token))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             if name not in self._unread:
                 self._unread.add(name)
@@ -331,7 +338,7 @@ class Drainer:
             return False
         return True
 
-    async def _meters(self) -> Mapping[str, str]:
+    async def _read_meter_names(self) -> Mapping[str, str]:
         store = self._store
         known = await read_meters(await store.admin(), store.keys, store.catalog)
         return {token: one.meter for token, one in known.items()} | {

@@ -25,8 +25,8 @@ _LINES: Final = 7  # See format_audit_lines. Further lines come from a later rel
 _NO_TERMS: Final = MeterTerms()
 
 
-class Row(NamedTuple):
-    """What one event has recorded of one meter, or taken back of it (below 0), in the meter's unit.
+class AuditRow(NamedTuple):
+    """Units of one meter recorded by one event; below 0: taken back.
 
     Attributes:
         event: names the event; two rows of one event are of two meters.
@@ -80,13 +80,13 @@ class Row(NamedTuple):
 
     @property
     def revenue(self) -> Fraction:
-        """What the customer pays for it, in micro-units of the currency, exactly."""
+        """Exact revenue in micro-units of the currency."""
         return Fraction((self.priced or 0) * (self.price_micros or 0), self.price_per or 1)
 
 
-def rows_of(
+def parse_rows(
     shard: int, name: str, fields: Mapping[bytes, bytes], meter_of: Callable[[str], str]
-) -> list[Row]:
+) -> list[AuditRow]:
     """The rows of an entry.
 
     Args:
@@ -99,11 +99,15 @@ def rows_of(
         ValueError, LookupError, TypeError: another release wrote it.
     """
     packed = fields.get(b"e")
-    found = _other(f"{shard}/{name}", fields) if packed is None else _recorded(shard, unpack_field(packed))
+    found = (
+        _parse_other(f"{shard}/{name}", fields)
+        if packed is None
+        else _parse_recorded(shard, unpack_field(packed))
+    )
     return [row._replace(meter=meter_of(row.meter) if row.meter else "") for row in found]
 
 
-def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
+def _parse_recorded(shard: int, values: list[Any]) -> Iterator[AuditRow]:
     producer, number, customer, now_ms, period_ms, late, told = values[:_BEFORE]
     lines = told.decode("utf-8", "replace").replace("\0", "").split("\n")
     at, model, provider, priced, subjects, event_id, units = (*lines, *[""] * _LINES)[:_LINES]
@@ -113,7 +117,7 @@ def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
         classes: dict[str, Any] = dict(zip(CLASSES[:-1], counts, strict=True))
         quantity, token = sum(counts[: len(RECORDED)]), field.decode()[:-_FIELD_LETTER]
         if quantity:
-            yield Row(
+            yield AuditRow(
                 event=f"{shard}/{producer.decode().rpartition(':')[2]}/{number}",
                 meter=token,
                 kind="recorded",
@@ -136,18 +140,18 @@ def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
             units = ""
 
 
-def _other(event: str, fields: Mapping[bytes, bytes]) -> Iterator[Row]:
+def _parse_other(event: str, fields: Mapping[bytes, bytes]) -> Iterator[AuditRow]:
     kind, data = fields[b"k"].decode(), fields[b"d"].decode()
     if kind == "corrected":
-        yield from _corrected(event, json.loads(data))
+        yield from _parse_corrected(event, json.loads(data))
         return
     at_ms = int(fields[b"at"])
     if kind == "deleted":
-        yield Row(event, "", kind, data, None, at_ms)
+        yield AuditRow(event, "", kind, data, None, at_ms)
     elif kind == "dropped":
         intent = json.loads(data)
         told = {"id": intent["id"], "by": intent["by"], "reason": intent["reason"]}
-        yield Row(
+        yield AuditRow(
             event,
             intent["meter"],
             kind,
@@ -155,7 +159,7 @@ def _other(event: str, fields: Mapping[bytes, bytes]) -> Iterator[Row]:
             int(intent["period"]),
             at_ms,
             int(intent["value"]),
-            details=_text(told),
+            details=_to_json(told),
         )
     elif kind == "summed":
         period, meter, customer = data.split("|", 2)
@@ -165,19 +169,19 @@ def _other(event: str, fields: Mapping[bytes, bytes]) -> Iterator[Row]:
         places: dict[str, Any] = {name: units}
         if price:
             places["price_micros"], places["price_per"] = map(int, price.split("/"))
-        yield Row(event, meter[:4], kind, customer, int(period), at_ms, quantity, **places)
+        yield AuditRow(event, meter[:4], kind, customer, int(period), at_ms, quantity, **places)
     else:
         raise ValueError(f"an entry of kind {kind!r:.40}")
 
 
-def _corrected(event: str, told: Mapping[str, Any]) -> Iterator[Row]:
-    details = _text({name: told[name] for name in ("id", "by", "reason")})
+def _parse_corrected(event: str, told: Mapping[str, Any]) -> Iterator[AuditRow]:
+    details = _to_json({name: told[name] for name in ("id", "by", "reason")})
     for token, text in told["meters"].items():
         counts = [-int(units) for units in text.split(" ")]
         units: dict[str, Any] = dict(zip(CLASSES, counts, strict=True))
         quantity, period_ms, at_ms = sum(counts[: len(RECORDED)]), int(told["period"]), int(told["at"])
         if quantity or units["reported"]:
-            row = Row(event, token, "corrected", told["customer"], period_ms, at_ms, quantity, **units)
+            row = AuditRow(event, token, "corrected", told["customer"], period_ms, at_ms, quantity, **units)
             # Lua writes an empty table as an empty list in some stores.
             prices: Mapping[str, Any] = told.get("prices") or {}
             price = prices.get(token)
@@ -185,5 +189,5 @@ def _corrected(event: str, told: Mapping[str, Any]) -> Iterator[Row]:
             yield row._replace(details=details, **terms.columns(units))
 
 
-def _text(told: Mapping[str, str]) -> str:
+def _to_json(told: Mapping[str, str]) -> str:
     return json.dumps(told, ensure_ascii=True).replace("\\u0000", "")

@@ -35,7 +35,7 @@ class ModelSum(NamedTuple):
 
 
 def model_sums(database: Database, customer: str, period_start_ms: int) -> list[ModelSum]:
-    """What a customer has used in a period, sorted by model and meter. Rows before a deletion do not count.
+    """Sums of a customer's period, by model and meter. Rows before a deletion do not count.
 
     Raises:
         MeterkitError: the database does not answer.

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from meterkit.customers.corrections import ScriptCall
-    from meterkit.insights.audit.database import Sums
-    from meterkit.insights.audit.draining import Drainer
+    from meterkit.insights.audit.database import PeriodSums
+    from meterkit.insights.audit.draining import AuditDrainer
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
@@ -61,7 +61,7 @@ _PLACES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rebuilt:
+class RebuildResult:
     """A customer, meter and period that the audit log has more of than the counters, in the meter's unit.
 
     Attributes:
@@ -88,9 +88,9 @@ class Rebuilt:
     is_done: bool
 
 
-def rebuilt(
+def describe_rebuilt(
     usage: CustomerUsage, sums: Mapping[str, Units], meter: str, units: Sequence[int], *, is_named: bool
-) -> Rebuilt:
+) -> RebuildResult:
     """The missing units of a meter in its period, ``units`` as in rebuild_counters.lua.
 
     ``is_named``: whether its event name is known.
@@ -101,12 +101,12 @@ def rebuilt(
         (_TO_BE_LINKED if is_named else _TO_BE_NAMED) if left else _TO_BE_COMPARED if parked else "",
         _OF_GRANTS if granted + credited and not left else "",
     )
-    return Rebuilt(
+    return RebuildResult(
         customer=usage["customer"],
         meter=meter,
         period_start=usage["period"]["start"],
-        recorded=_recorded(usage, meter),
-        audited=_audited(sums[meter]),
+        recorded=_count_recorded(usage, meter),
+        audited=_count_audited(sums[meter]),
         raised=0 if left else sum(classes),
         delivered=delivered,
         parked=parked,
@@ -115,8 +115,8 @@ def rebuilt(
     )
 
 
-class Lacking(NamedTuple):
-    """What the books of a period that is over lack of a meter.
+class MissingUnits(NamedTuple):
+    """Missing units of a meter in the books of an ended period.
 
     Attributes:
         recorded: units that were recorded.
@@ -127,24 +127,24 @@ class Lacking(NamedTuple):
     reported: int
 
 
-def lacking(usage: CustomerUsage, meter: str, units: Units) -> Lacking:
-    """By the usage of that period, and what the audit log has."""
+def find_missing_units(usage: CustomerUsage, meter: str, units: Units) -> MissingUnits:
+    """Compare the usage of an ended period with the audit log."""
     counts: Mapping[str, Any] = usage["meters"].get(meter) or {}
     reported = units["reported"] - sum(counts.get(place, 0) for place in _PLACES)
-    recorded = _audited(units) - counts.get("recorded", 0)
-    return Lacking(max(0, recorded), max(0, reported))
+    recorded = _count_audited(units) - counts.get("recorded", 0)
+    return MissingUnits(max(0, recorded), max(0, reported))
 
 
-def over(
+def describe_past_period(
     usage: CustomerUsage,
     start_ms: int,
     meter: str,
     units: Units,
-    lacks: Lacking,
+    lacks: MissingUnits,
     *,
     unknown: int | None,
     is_long_over: bool,
-) -> Rebuilt:
+) -> RebuildResult:
     """A meter of a past period with more units in the log than in the books: the difference.
 
     ``unknown``: what Stripe has of its event name that the books do not know of; None: it was not asked.
@@ -159,21 +159,21 @@ def over(
         advice = f"compare the {lacks.reported} units that were to be billed with its invoice"
     else:
         advice = f"Stripe lacks {unbilled} units that were to be billed: bill them by an invoice item"
-    return Rebuilt(
+    return RebuildResult(
         customer=usage["customer"],
         meter=meter,
         period_start=from_ms(start_ms),
-        recorded=_audited(units) - lacks.recorded,
-        audited=_audited(units),
+        recorded=_count_audited(units) - lacks.recorded,
+        audited=_count_audited(units),
         delivered=delivered,
         advice=_IS_OVER + advice,
         is_done=not unbilled or is_long_over,
     )
 
 
-def astray(
+def describe_unknown_periods(
     usage: CustomerUsage, sums: Mapping[int, Mapping[str, Units]], last_ms: Mapping[int, int]
-) -> list[Rebuilt]:
+) -> list[RebuildResult]:
     """Units recorded in a period that the store does not know, because it lost the customer."""
     start = usage["period"]["start"]
     advice = (
@@ -181,12 +181,12 @@ def astray(
         " first (`meterkit customers show`), then rebuild"
     )
     return [
-        Rebuilt(
+        RebuildResult(
             customer=usage["customer"],
             meter=meter,
             period_start=from_ms(period_ms),
-            recorded=_recorded(usage, meter) if period_ms == to_ms(start) else 0,
-            audited=_audited(units),
+            recorded=_count_recorded(usage, meter) if period_ms == to_ms(start) else 0,
+            audited=_count_audited(units),
             advice=advice,
             is_done=False,
         )
@@ -196,9 +196,9 @@ def astray(
     ]
 
 
-def left_alone(customer: str, why: str) -> Rebuilt:
+def describe_skipped(customer: str, why: str) -> RebuildResult:
     """A customer for whom nothing could be done."""
-    return Rebuilt(
+    return RebuildResult(
         customer=customer,
         meter="",
         period_start=None,
@@ -207,12 +207,12 @@ def left_alone(customer: str, why: str) -> Rebuilt:
     )
 
 
-def _recorded(usage: CustomerUsage, meter: str) -> int:
+def _count_recorded(usage: CustomerUsage, meter: str) -> int:
     found = usage["meters"].get(meter)
     return 0 if found is None else found["recorded"]
 
 
-def _audited(units: Units) -> int:
+def _count_audited(units: Units) -> int:
     return sum(units[name] for name in RECORDED)
 
 
@@ -232,22 +232,22 @@ _NOT_THERE: Final = (400, 404)  # So Stripe answers of a customer that it does n
 _UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
 
 
-class Summaries(Protocol):
-    """Tells what Stripe has counted; see :class:`meterkit.delivery.summaries.StripeSummaries`."""
+class SummaryReader(Protocol):
+    """Reads Stripe's meter event summaries; see :class:`meterkit.delivery.summaries.StripeSummaries`."""
 
     async def refresh(self) -> None:
-        """Ask which meters there are."""
+        """Fetch the list of meters."""
         ...
 
     async def counted(
         self, event_name: str, stripe_customer: str, start_s: int, end_s: int
     ) -> Decimal | None:
-        """What Stripe has counted of a customer from one whole minute to another."""
+        """Read Stripe's count of a customer's units from one whole minute to another."""
         ...
 
 
 @dataclass(slots=True, kw_only=True)
-class _Run:
+class _RebuildRun:
     """The common terms of one rebuild.
 
     Attributes:
@@ -269,8 +269,8 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Books:
-    """What the store has of a customer, as of one instant.
+class _CustomerBooks:
+    """Stored usage of a customer at one instant.
 
     Attributes:
         usage_at: the usage of the period of any instant (``at_ms``; None: now).
@@ -282,12 +282,12 @@ class _Books:
     stripe_customer: str | None
 
     def ends_ms(self, start_ms: int) -> int:
-        """When a period is over that began then, at the earliest where that is not known any more."""
+        """End of a period by its start (ms), at the earliest if that is no longer known."""
         known = self.usage_at(at_ms=start_ms + _SAME_PERIOD_MS)["period"]["end"]
         return max(to_ms(known), start_ms + _MONTH_MS)
 
 
-class Rebuilder:
+class CounterRebuilder:
     """Compares the counters of open periods with the audit log, and raises those that are lower.
 
     None is ever lowered. What the log has more of that goes to Stripe is never pending again: as far as
@@ -300,7 +300,7 @@ class Rebuilder:
         summaries: reads Stripe's summaries; None: Stripe cannot be asked, and all of it is parked.
     """
 
-    def __init__(self, store: Store, drainer: Drainer, summaries: Summaries | None) -> None:
+    def __init__(self, store: Store, drainer: AuditDrainer, summaries: SummaryReader | None) -> None:
         self._store = store
         self._drainer = drainer
         self._summaries = summaries
@@ -313,8 +313,8 @@ class Rebuilder:
         at: datetime | None = None,
         dry_run: bool = False,
         by: str = "api",
-        found: list[Rebuilt] | None = None,
-    ) -> Sequence[Rebuilt]:
+        found: list[RebuildResult] | None = None,
+    ) -> Sequence[RebuildResult]:
         """Rebuild counters; what was waiting for the database is drained first.
 
         A customer with unreadable records, or one that cannot be rebuilt just now, is
@@ -343,20 +343,20 @@ class Rebuilder:
             if not is_held:
                 raise MeterkitError("another process drains the audit log; try again in a minute")
             await drainer.drain()
-            run = _Run(at_ms=None if at is None else to_ms(at), by=by, dry=dry_run)
+            run = _RebuildRun(at_ms=None if at is None else to_ms(at), by=by, dry=dry_run)
             names = [customer] if customer else await asyncio.to_thread(drainer.database.customers)
             found = [] if found is None else found
             for name in names:
                 try:
-                    found += await self._of_customer(name, run)
+                    found += await self._rebuild_customer(name, run)
                 except (MeterkitError, *_UNREADABLE) as error:
-                    why = _why_left(error)
+                    why = _explain_skip(error)
                     if why is None:
                         raise
-                    found.append(left_alone(name, why))
+                    found.append(describe_skipped(name, why))
             return found
 
-    async def _of_customer(self, customer: str, run: _Run) -> list[Rebuilt]:
+    async def _rebuild_customer(self, customer: str, run: _RebuildRun) -> list[RebuildResult]:
         store, drainer = self._store, self._drainer
         admin = await store.admin()
         run.known = await read_meters(admin, store.keys, store.catalog, customer)
@@ -365,30 +365,30 @@ class Rebuilder:
             await drainer.drain_shard(store.keys.customer(customer).shard)
             since_ms = (store.now_ms() if run.at_ms is None else run.at_ms) - _LONGEST_MS
             sums, last_ms = await asyncio.to_thread(drainer.database.sums, customer, since_ms)
-            books = await self._books(customer)
+            books = await self._read_books(customer)
             usage = books.usage_at(at_ms=None)
             start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
             begun_ms = start_ms - _SAME_PERIOD_MS
             past = [one for one in sorted(sums) if one <= begun_ms and last_ms[one] < start_ms]
             if run.at_ms is not None and not start_ms <= run.at_ms < end_ms:
                 asked = [one for one in past if one <= run.at_ms < books.ends_ms(one)][-1:]
-                return await self._compare(books, sums, (*past, start_ms), asked, run)
-            told: list[Rebuilt] = []
+                return await self._compare_periods(books, sums, (*past, start_ms), asked, run)
+            told: list[RebuildResult] = []
             if run.at_ms is None:
-                told = await self._compare(books, sums, (*past, start_ms), past, run)
+                told = await self._compare_periods(books, sums, (*past, start_ms), past, run)
             period_ms = next((one for one in sums if abs(one - start_ms) < _SAME_PERIOD_MS), None)
             if period_ms is None:
-                return [*told, *astray(usage, sums, last_ms)]
+                return [*told, *describe_unknown_periods(usage, sums, last_ms)]
             if counted is None:
-                missing = await self._raise(usage, sums[period_ms], {}, run, dry=True)
+                missing = await self._raise_counters(usage, sums[period_ms], {}, run, dry=True)
                 if missing is None:
                     continue
-                counted = await self._counted(books, missing, run)
-            done = await self._raise(usage, sums[period_ms], counted, run, dry=run.dry)
+                counted = await self._count_events(books, missing, run)
+            done = await self._raise_counters(usage, sums[period_ms], counted, run, dry=run.dry)
             if done is not None:
                 units = sums[period_ms]
                 told += [
-                    rebuilt(usage, units, name, lacks, is_named=bool(run.event_of(name)))
+                    describe_rebuilt(usage, units, name, lacks, is_named=bool(run.event_of(name)))
                     for name, lacks in done.items()
                 ]
                 return told
@@ -397,22 +397,27 @@ class Rebuilder:
             " now, or one cannot be read"
         )
 
-    async def _books(self, customer: str) -> _Books:
+    async def _read_books(self, customer: str) -> _CustomerBooks:
         store, admin, keys = self._store, await self._store.admin(), self._store.keys.customer(customer)
         names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
         reply = await admin.run(store.scripts["read_usage"], names)
         tokens = find_gone_tokens(store.catalog, reply)
         (gone,) = await read_former_meters([tokens], admin, store.keys, store.catalog, former=True)
-        return _Books(
+        return _CustomerBooks(
             customer=customer,
             usage_at=partial(read_usage_reply, customer, store.catalog, reply, gone),
             stripe_customer=CustomerState.parse(reply[2]).stripe_customer,
         )
 
-    async def _compare(
-        self, books: _Books, sums: Sums, starts_ms: Sequence[int], asked: Collection[int], run: _Run
-    ) -> list[Rebuilt]:
-        """Of periods that are over: what the log has more of, and what Stripe has of that.
+    async def _compare_periods(
+        self,
+        books: _CustomerBooks,
+        sums: PeriodSums,
+        starts_ms: Sequence[int],
+        asked: Collection[int],
+        run: _RebuildRun,
+    ) -> list[RebuildResult]:
+        """Compare ended periods: units missing from the books, and Stripe's share of them.
 
         Args:
             books: what the store has.
@@ -421,13 +426,15 @@ class Rebuilder:
             asked: of those that are to be compared.
             run: this one.
         """
-        found: list[Rebuilt] = []
+        found: list[RebuildResult] = []
         for one, next_ms in pairwise(starts_ms):
             if one not in asked:
                 continue
             usage = books.usage_at(at_ms=one + _SAME_PERIOD_MS)
             is_long_over = run.at_ms is None and self._store.now_ms() - next_ms > _LONG_OVER_MS
-            found_lacking = {meter: lacking(usage, meter, units) for meter, units in sums[one].items()}
+            found_lacking = {
+                meter: find_missing_units(usage, meter, units) for meter, units in sums[one].items()
+            }
             # Else Stripe's units may belong to a meter whose event name is unknown.
             are_named = all(run.event_of(meter) for meter, lacks in found_lacking.items() if lacks.reported)
             left: dict[str, int | None] = {}  # By event name: one of its meters after the other takes of it.
@@ -437,28 +444,30 @@ class Rebuilder:
                 event = run.event_of(meter)
                 if lacks.reported and are_named and not is_long_over and event not in left:
                     # Until the next one that the log knows of there was nothing.
-                    counted = await self._count(books, event, (one, next_ms), run)
+                    counted = await self._count_event(books, event, (one, next_ms), run)
                     known = {name for name in usage["meters"] if run.event_of(name) == event}
                     delivered = sum(usage["meters"][name]["delivered"] for name in known)
                     left[event] = None if counted is None else max(0, counted - delivered)
                 unknown = left.get(event)
                 units = sums[one][meter]
-                told = over(usage, one, meter, units, lacks, unknown=unknown, is_long_over=is_long_over)
+                told = describe_past_period(
+                    usage, one, meter, units, lacks, unknown=unknown, is_long_over=is_long_over
+                )
                 if unknown is not None:
                     left[event] = unknown - told.delivered
                 found.append(told)
         return found
 
-    async def _raise(
+    async def _raise_counters(
         self,
         usage: CustomerUsage,
         sums: Mapping[str, Mapping[str, int]],
         counted: Mapping[str, int],
-        run: _Run,
+        run: _RebuildRun,
         *,
         dry: bool,
     ) -> dict[str, list[int]] | None:
-        """Missing units by meter, see rebuild_counters.lua; None: drain the log and ask again."""
+        """Raise the counters; missing units by meter. None: drain the log and try again."""
         store, customer, known = self._store, usage["customer"], run.known
         tokens = {name: _token_of(name, known) for name in sums}
         meters = {
@@ -506,8 +515,8 @@ class Rebuilder:
             if token in by_token
         }
 
-    async def _counted(
-        self, books: _Books, missing: Mapping[str, Sequence[int]], run: _Run
+    async def _count_events(
+        self, books: _CustomerBooks, missing: Mapping[str, Sequence[int]], run: _RebuildRun
     ) -> dict[str, int]:
         """Stripe's counts of the event names that may have the missing units.
 
@@ -518,9 +527,11 @@ class Rebuilder:
         period = books.usage_at(at_ms=None)["period"]
         span_ms = to_ms(period["start"]), to_ms(period["end"])
         asked = {run.event_of(name) for name, units in missing.items() if units[_PARKED]}
-        return {event: await self._count(books, event, span_ms, run) or 0 for event in sorted(asked)}
+        return {event: await self._count_event(books, event, span_ms, run) or 0 for event in sorted(asked)}
 
-    async def _count(self, books: _Books, event: str, span_ms: tuple[int, int], run: _Run) -> int | None:
+    async def _count_event(
+        self, books: _CustomerBooks, event: str, span_ms: tuple[int, int], run: _RebuildRun
+    ) -> int | None:
         """Stripe's count of an event name between two instants; None: Stripe cannot be asked."""
         start_ms, end_ms = span_ms
         start_s, end_s = stamped_span_s(start_ms, self._store.now_ms(), end_ms=end_ms)
@@ -530,10 +541,10 @@ class Rebuilder:
             await self._summaries.refresh()
             run.is_refreshed = True
         counted = int(await self._summaries.counted(event, books.stripe_customer, start_s, end_s) or 0)
-        return max(counted, await self._journaled(books.customer, event, (start_s, end_s)))
+        return max(counted, await self._count_journaled(books.customer, event, (start_s, end_s)))
 
-    async def _journaled(self, customer: str, event: str, span_s: tuple[int, int]) -> int:
-        """What Stripe has accepted by the journal, of whichever Stripe customer the units were sent for."""
+    async def _count_journaled(self, customer: str, event: str, span_s: tuple[int, int]) -> int:
+        """Sum the journal's deliveries, for any Stripe customer of the units."""
         start_s, end_s = span_s
         read = partial(self._drainer.database.deliveries, customer, event, start_s * 1000)
         try:
@@ -553,8 +564,8 @@ def _token_of(name: str, known: Mapping[str, ReportedMeter]) -> str:
     return name if name in known else meter_token(name)
 
 
-def _why_left(error: Exception) -> str | None:
-    """Why nothing is rebuilt of one customer; None: the error concerns all of them."""
+def _explain_skip(error: Exception) -> str | None:
+    """Explain why one customer is skipped; None: the error concerns all customers."""
     if isinstance(error, CustomerDataError):
         return str(error)
     if isinstance(error, StripeError):

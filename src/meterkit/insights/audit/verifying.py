@@ -7,22 +7,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import select
 
-from meterkit.insights.audit.chain_tables import check_chain, customers_after, head_of, headless
+from meterkit.insights.audit.chain_tables import (
+    check_chain,
+    customers_after,
+    customers_without_head,
+    read_head,
+)
 from meterkit.insights.audit.database import TABLE
 from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
-    from meterkit.insights.audit.chain import Problem, Root
+    from meterkit.insights.audit.chain import Problem, RecordedRoot
     from meterkit.insights.audit.database import Database
 
 
-class Roots(Protocol):
-    """The roots in the metadata of invoices."""
+class InvoiceRoots(Protocol):
+    """Reads roots from the metadata of invoices."""
 
-    async def of(self, customer: str) -> Sequence[Root]:
-        """Those of one customer."""
+    async def of(self, customer: str) -> Sequence[RecordedRoot]:
+        """Roots of one customer's invoices."""
         ...
 
     def linked(self) -> AsyncIterator[str]:
@@ -31,15 +36,15 @@ class Roots(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """What became of the check of one customer's chain.
+class ChainVerdict:
+    """Result of the check of one customer's chain.
 
     Attributes:
         rows: how many rows of the chain are right, from its beginning.
         unchained: how many rows had no place when the chain began.
         roots: how many roots of invoices were compared.
         place: of the first bad row; 0: of none.
-        problem: what is wrong there, see :class:`meterkit.insights.audit.chain.Fault`; None: nothing.
+        problem: what is wrong there, see :class:`meterkit.insights.audit.chain.ChainFault`; None: nothing.
         words: the same for people; empty: nothing.
     """
 
@@ -58,8 +63,8 @@ class Verified:
 
 
 async def verify(
-    database: Database, customer: str | None = None, roots: Roots | None = None
-) -> AsyncGenerator[Verified]:
+    database: Database, customer: str | None = None, roots: InvoiceRoots | None = None
+) -> AsyncGenerator[ChainVerdict]:
     """Check the chain of one customer, or those of all, in the order of the database.
 
     With roots, behind these also those customers whose invoices have a root while the database has nothing.
@@ -77,30 +82,30 @@ async def verify(
         yield await _verify_one(database, customer, roots)
         return
     after = ""
-    while page := await in_thread(_page, database, after):
+    while page := await in_thread(_list_customers, database, after):
         for name in page:
             yield await _verify_one(database, name, roots)
         after = page[-1]
-    for name in await in_thread(_headless, database):
+    for name in await in_thread(_list_without_head, database):
         yield await _verify_one(database, name, roots)
     if roots is not None:
         async for name in roots.linked():
-            if await in_thread(_lacks, database, name):
+            if await in_thread(_is_unknown, database, name):
                 one = await _verify_one(database, name, roots)
                 if one.roots:
                     yield one
 
 
-async def _verify_one(database: Database, customer: str, roots: Roots | None) -> Verified:
-    compared: Sequence[Root] = () if roots is None else await roots.of(customer)
-    return await in_thread(_check, database, customer, compared)
+async def _verify_one(database: Database, customer: str, roots: InvoiceRoots | None) -> ChainVerdict:
+    compared: Sequence[RecordedRoot] = () if roots is None else await roots.of(customer)
+    return await in_thread(_check_customer, database, customer, compared)
 
 
-def _check(database: Database, customer: str, roots: Sequence[Root]) -> Verified:
+def _check_customer(database: Database, customer: str, roots: Sequence[RecordedRoot]) -> ChainVerdict:
     with database.begun() as connection:
-        head = head_of(connection, TABLE, customer)
+        head = read_head(connection, TABLE, customer)
         rows, unchained, fault = check_chain(connection, TABLE, customer, roots)
-    return Verified(
+    return ChainVerdict(
         customer=customer,
         rows=rows,
         unchained=unchained if head is None else head.unchained,
@@ -111,24 +116,24 @@ def _check(database: Database, customer: str, roots: Sequence[Root]) -> Verified
     )
 
 
-def _page(database: Database, after: str) -> list[str]:
+def _list_customers(database: Database, after: str) -> list[str]:
     with database.begun() as connection:
         return customers_after(connection, TABLE, after)
 
 
-def _headless(database: Database) -> list[str]:
+def _list_without_head(database: Database) -> list[str]:
     with database.begun() as connection:
-        return headless(connection, TABLE)
+        return customers_without_head(connection, TABLE)
 
 
-def _lacks(database: Database, customer: str) -> bool:
+def _is_unknown(database: Database, customer: str) -> bool:
     """Whether there is neither a head nor a row of a customer."""
     with database.begun() as connection:
         rows = select(TABLE.c.event).where(TABLE.c.customer == customer).limit(1)
-        return head_of(connection, TABLE, customer) is None and connection.execute(rows).first() is None
+        return read_head(connection, TABLE, customer) is None and connection.execute(rows).first() is None
 
 
-def begun_before(database: Database, before_ms: Mapping[str, int]) -> list[str]:
+def chains_begun_before(database: Database, before_ms: Mapping[str, int]) -> list[str]:
     """The customers, of some, whose chain has a row from before an instant.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.insights.audit.async_database import open_database
-from meterkit.insights.overview.rows import CustomerRow, Totals, UsageRow, row_of
+from meterkit.insights.overview.rows import CustomerRow, OverviewTotals, UsageRow, build_row
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.task_lease import TaskLease
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.customers.sorted_customers import SortedCustomers
     from meterkit.insights.audit.database import Database
     from meterkit.insights.overview.rows import OverviewFigures, RevenueFigures
-    from meterkit.insights.overview.tables import Made, OverviewTables
+    from meterkit.insights.overview.tables import OverviewSnapshot, OverviewTables
     from meterkit.insights.revenue.tables import RevenueLists, RevenueTables
     from meterkit.settings import Settings
     from meterkit.store.store import Store
@@ -50,7 +50,7 @@ async def revenue_figures(store: Store, settings: Settings, database: Database) 
         return None
     found = await revenue.at(last)
     tables: Any = import_module("meterkit.insights.revenue.tables")
-    plans, growth = await in_thread(_read, tables.RevenueTables(database), last)
+    plans, growth = await in_thread(_read_plans_and_growth, tables.RevenueTables(database), last)
     return {
         "day": last.isoformat(),
         "figures": {name: dict(of) for name, of in asdict(found).items() if name not in _NOT_BY_CURRENCY},
@@ -60,7 +60,7 @@ async def revenue_figures(store: Store, settings: Settings, database: Database) 
     }
 
 
-def _read(
+def _read_plans_and_growth(
     tables: RevenueTables, last: date
 ) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, dict[str, int]]]]:
     plans = [(plan, currency, mrr) for (plan, currency), mrr in sorted(tables.by_plan(last).items())]
@@ -79,7 +79,7 @@ _PAGE: Final = 100
 _WRITTEN_AT_ONCE: Final = 2_000
 
 
-class Overview:
+class CustomerOverview:
     """Snapshots of all customers, in tables beside the audit log.
 
     Each method raises :class:`~meterkit.errors.SettingsError` where no audit log is set or it cannot be used,
@@ -97,7 +97,7 @@ class Overview:
         self._asked = store.keys.shard(HOOKS_SHARD, "overview:asked")
         self._lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, "overview:lease"), lasts_ms=_LEASE_MS)
 
-    async def last(self) -> Made | None:
+    async def last(self) -> OverviewSnapshot | None:
         """The last snapshot; None: there is none yet. One that is older than five minutes is made anew."""
         made = await in_thread(self.tables().last)
         if made is None or self._store.now_ms() - made.at_ms > _FRESH_MS:
@@ -108,11 +108,11 @@ class Overview:
     async def run(self) -> None:
         """Make a snapshot whenever a page has asked for one, until cancelled."""
         while True:
-            await self.look()
+            await self.snapshot_if_requested()
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def look(self) -> bool:
-        """Make a snapshot if a page has asked for one, and no other process makes it; whether it was made."""
+    async def snapshot_if_requested(self) -> bool:
+        """Make a snapshot if a page requested one and no other process makes it; whether it was made."""
         admin = await self._store.admin()
         if not await admin.ask(admin.client.exists(self._asked)):
             return False
@@ -128,12 +128,14 @@ class Overview:
         tables, store = self.tables(), self._store
         known = await in_thread(tables.last)
         at_ms = max(store.now_ms(), 0 if known is None else known.at_ms + 1)  # It names the snapshot.
-        totals = Totals({name for name, meter in store.catalog.meters.items() if meter.stripe is not None})
+        totals = OverviewTotals(
+            {name for name, meter in store.catalog.meters.items() if meter.stripe is not None}
+        )
         rows, of_meters = list[CustomerRow](), list[UsageRow]()
-        async with self._all() as customers:
+        async with self._list_all() as customers:
             async for names in customers.names(_PAGE):
                 for usage in await store.usage_of_many(names):
-                    row = row_of(usage, store.catalog.meters)
+                    row = build_row(usage, store.catalog.meters)
                     of_meters += totals.add(row, usage)
                     rows.append(row)
                 if len(rows) >= _WRITTEN_AT_ONCE:
@@ -149,7 +151,7 @@ class Overview:
         return figures
 
     @asynccontextmanager
-    async def _all(self) -> AsyncGenerator[SortedCustomers]:
+    async def _list_all(self) -> AsyncGenerator[SortedCustomers]:
         """All customers that were set up or used something, sorted."""
         admin = (await self._store.admin()).for_delivery()
         async with customers_with_counts(self._store) as found:
@@ -157,7 +159,7 @@ class Overview:
             yield found
 
     def lists(self) -> RevenueLists:
-        """Who paid on a day, and whose payment changed; each call blocks."""
+        """Paged lists of payments and of their changes; each call blocks."""
         database = self._database
         lists: type[RevenueLists] = import_module("meterkit.insights.revenue.tables").RevenueLists
         return lists(database)

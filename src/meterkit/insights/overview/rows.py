@@ -28,7 +28,7 @@ DELIVERY: Final = (
 
 
 class CustomerRow(NamedTuple):
-    """What the snapshot keeps of a customer.
+    """One customer in a snapshot.
 
     Attributes:
         status: of the subscription; empty: there is none.
@@ -51,7 +51,7 @@ class CustomerRow(NamedTuple):
 
 
 class UsageRow(NamedTuple):
-    """Where the units of a customer's meter are in this period, on their way to Stripe."""
+    """Units of a customer's meter in this period, by delivery state."""
 
     customer: str
     meter: str
@@ -105,7 +105,7 @@ class OverviewFigures(TypedDict):
     revenue: RevenueFigures | None
 
 
-def row_of(usage: CustomerUsage, meters: Collection[str]) -> CustomerRow:
+def build_row(usage: CustomerUsage, meters: Collection[str]) -> CustomerRow:
     """The row of a customer.
 
     Args:
@@ -128,7 +128,7 @@ def row_of(usage: CustomerUsage, meters: Collection[str]) -> CustomerRow:
     )
 
 
-class Totals:
+class OverviewTotals:
     """Sums over customers, added one by one.
 
     Args:

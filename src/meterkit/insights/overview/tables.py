@@ -61,7 +61,7 @@ _SNAPSHOTS: Final = Table(
 """One row: which snapshot is the last, and its figures as JSON."""
 
 
-class Made(NamedTuple):
+class OverviewSnapshot(NamedTuple):
     """The last snapshot.
 
     Attributes:
@@ -86,12 +86,12 @@ class OverviewTables:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def last(self) -> Made | None:
+    def last(self) -> OverviewSnapshot | None:
         """The last snapshot; None: there is none."""
         asked = select(_SNAPSHOTS.c.made_at_ms, _SNAPSHOTS.c.figures).where(_SNAPSHOTS.c.name == _LAST)
         with self._database.begun(_SNAPSHOTS) as connection:
             found = connection.execute(asked).one_or_none()
-        return None if found is None else Made(int(found[0]), json.loads(found[1]))
+        return None if found is None else OverviewSnapshot(int(found[0]), json.loads(found[1]))
 
     def write(self, at_ms: int, customers: Sequence[CustomerRow], usage: Sequence[UsageRow]) -> None:
         """Write a page of a snapshot that is being made."""
@@ -112,7 +112,7 @@ class OverviewTables:
                 connection.execute(delete(table).where(table.c.made_at_ms != at_ms))
 
     def usage(self, at_ms: int, meter: str, state: str, *, after: str, most: int) -> list[UsageRow]:
-        """Where customers' units of a meter are, by id.
+        """Units of a meter by delivery state, a page of customers by id.
 
         Args:
             at_ms: of the snapshot.
@@ -142,7 +142,7 @@ class OverviewTables:
         """
         table = _CUSTOMERS.c
         asked = select(*(table[field] for field in CustomerRow._fields)).where(
-            table.made_at_ms == at_ms, *_wanted(name, value)
+            table.made_at_ms == at_ms, *_filter_clauses(name, value)
         )
         if name == "near":
             if after:
@@ -162,7 +162,7 @@ class OverviewTables:
         return [CustomerRow(*row[:5], *map(int, row[5:])) for row in rows]
 
 
-def _wanted(name: str, value: str) -> Sequence[ColumnElement[bool]]:
+def _filter_clauses(name: str, value: str) -> Sequence[ColumnElement[bool]]:
     table = _CUSTOMERS.c
     if name == "near":
         return [table.per_mille >= NEAR_PER_MILLE]

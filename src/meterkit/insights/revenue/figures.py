@@ -23,8 +23,8 @@ _CHANGES: Final = 3
 _TRIED: Final = 6
 
 
-class Paying(NamedTuple):
-    """What a customer brought on a day; of one who brought nothing there is none.
+class CustomerPayment(NamedTuple):
+    """Monthly recurring revenue of a customer on a day; absent if 0.
 
     Attributes:
         mrr: in a month (micro-cents); above 0.
@@ -36,8 +36,8 @@ class Paying(NamedTuple):
     mrr: int
 
 
-class Used(NamedTuple):
-    """What a customer used beyond what is included, in the periods that ended on a day.
+class OverageAmount(NamedTuple):
+    """Overage of a customer in the periods that ended on a day.
 
     Attributes:
         amount: what that costs (micro-cents); above 0.
@@ -49,8 +49,8 @@ class Used(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Day:
-    """What all customers brought at the end of a day in a currency, and what changed on that day.
+class DayFigures:
+    """Revenue of all customers at the end of a day in a currency, and the day's movements.
 
     ``new + expansion + reactivation - contraction - churn`` is the change of ``mrr``, exactly.
 
@@ -77,8 +77,8 @@ class Day:
 
 
 def days_of(
-    before: Iterable[Paying], after: Iterable[Paying], former: Collection[tuple[str, str]]
-) -> dict[str, Day]:
+    before: Iterable[CustomerPayment], after: Iterable[CustomerPayment], former: Collection[tuple[str, str]]
+) -> dict[str, DayFigures]:
     """The figures of a day, for each currency with revenue on this day or the day before.
 
     A customer who changes the currency churns in one, and is new in the other.
@@ -105,10 +105,10 @@ def days_of(
         else:
             of["expansion"] += max(0, new - old)
             of["contraction"] += max(0, old - new)
-    return {currency: Day(**of) for currency, of in sorted(found.items())}
+    return {currency: DayFigures(**of) for currency, of in sorted(found.items())}
 
 
-class Retention(NamedTuple):
+class RetentionShares(NamedTuple):
     """Retention: the share of the revenue at the beginning of a span that remains at its end.
 
     Attributes:
@@ -120,7 +120,9 @@ class Retention(NamedTuple):
     gross: float | None
 
 
-def retention_of(start: Iterable[Paying], end: Iterable[Paying]) -> dict[str, Retention]:
+def retention_of(
+    start: Iterable[CustomerPayment], end: Iterable[CustomerPayment]
+) -> dict[str, RetentionShares]:
     """Net and gross retention by currency. Who came later, or came back, is no part of it."""
     now = {(one.customer, one.currency): one.mrr for one in end}
     sums: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
@@ -130,12 +132,12 @@ def retention_of(start: Iterable[Paying], end: Iterable[Paying]) -> dict[str, Re
         of[1] += left
         of[2] += min(left, one.mrr)
     return {
-        currency: Retention(_share(net, base), _share(gross, base))
+        currency: RetentionShares(_share(net, base), _share(gross, base))
         for currency, (base, net, gross) in sorted(sums.items())
     }
 
 
-class Month(NamedTuple):
+class MonthlyChurn(NamedTuple):
     """The customers of a month in one currency.
 
     Attributes:
@@ -147,8 +149,8 @@ class Month(NamedTuple):
     churned: int
 
 
-def lifetime_value(mrr: int, customers: int, months: Sequence[Month]) -> int | None:
-    """What a customer brings until it leaves (micro-cents): revenue per customer, by the share that leaves.
+def lifetime_value(mrr: int, customers: int, months: Sequence[MonthlyChurn]) -> int | None:
+    """Lifetime value (micro-cents): revenue per customer, divided by the monthly churn.
 
     The share is the mean of several months, as at ChartMogul
     (https://help.chartmogul.com/hc/en-us/articles/203359061-Chart-Customer-Lifetime-Value-LTV). None: no
@@ -159,8 +161,8 @@ def lifetime_value(mrr: int, customers: int, months: Sequence[Month]) -> int | N
     return round(Fraction(mrr, customers) / churn) if customers and churn else None
 
 
-class Churn(NamedTuple):
-    """Which share was lost in a span.
+class ChurnShares(NamedTuple):
+    """Shares lost in a span.
 
     Attributes:
         customers: of the customers at its beginning, those who left.
@@ -173,7 +175,7 @@ class Churn(NamedTuple):
     net: float | None
 
 
-def churn_of(start: Day | None, moved: Day | None) -> Churn:
+def churn_of(start: DayFigures | None, moved: DayFigures | None) -> ChurnShares:
     """The shares that were lost, as at ChartMogul.
 
     By its standard formula: https://help.chartmogul.com/hc/en-us/articles/203359341-Metric-MRR-Churn-Rate
@@ -182,16 +184,16 @@ def churn_of(start: Day | None, moved: Day | None) -> Churn:
         start: the day before the span; None: no customer brought anything.
         moved: what moved in the span.
     """
-    start, moved = start or Day(), moved or Day()
+    start, moved = start or DayFigures(), moved or DayFigures()
     lost = moved.churn + moved.contraction
-    return Churn(
+    return ChurnShares(
         _share(moved.churned_customers, start.customers),
         _share(lost, start.mrr),
         _share(lost - moved.expansion - moved.reactivation, start.mrr),
     )
 
 
-class Forecast(NamedTuple):
+class RevenueForecast(NamedTuple):
     """The revenue expected a month later.
 
     Attributes:
@@ -204,7 +206,7 @@ class Forecast(NamedTuple):
     error: float | None
 
 
-def forecast_of(mrr: Sequence[int]) -> Forecast | None:
+def forecast_of(mrr: Sequence[int]) -> RevenueForecast | None:
     """Expect that revenue changes as it did in the last three months, on average; None: of one month alone.
 
     Args:
@@ -214,7 +216,7 @@ def forecast_of(mrr: Sequence[int]) -> Forecast | None:
         return None
     tried = range(max(2, len(mrr) - _TRIED), len(mrr))
     off = [abs(_expected(mrr[:nth]) - mrr[nth]) / mrr[nth] for nth in tried if mrr[nth]]
-    return Forecast(_expected(mrr), sum(off) / len(off) if off else None)
+    return RevenueForecast(_expected(mrr), sum(off) / len(off) if off else None)
 
 
 def _expected(mrr: Sequence[int]) -> int:
@@ -222,7 +224,7 @@ def _expected(mrr: Sequence[int]) -> int:
     return max(0, round(mrr[-1] + Fraction(known[-1] - known[0], len(known) - 1)))
 
 
-def totals(days: Iterable[Mapping[str, Day]]) -> dict[str, Day]:
+def sum_days(days: Iterable[Mapping[str, DayFigures]]) -> dict[str, DayFigures]:
     """The movements of several days, one after the other; ``mrr`` and ``customers`` are those of the last."""
     found: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for day in days:
@@ -232,11 +234,11 @@ def totals(days: Iterable[Mapping[str, Day]]) -> dict[str, Day]:
             of = found[currency]
             for name, amount in asdict(figures).items():
                 of[name] = amount if name in {"mrr", "customers"} else of[name] + amount
-    return {currency: Day(**of) for currency, of in sorted(found.items())}
+    return {currency: DayFigures(**of) for currency, of in sorted(found.items())}
 
 
 def months_before(day: date, count: int) -> date:
-    """The same day some months before, or that month's last."""
+    """Day of the month some months earlier, at most that month's last."""
     last = day
     for _ in range(count):
         last = last.replace(day=1) - timedelta(days=1)

@@ -22,18 +22,18 @@ from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import open_database
 from meterkit.insights.revenue.figures import (
-    Churn,
-    Day,
-    Month,
-    Paying,
-    Retention,
-    Used,
+    ChurnShares,
+    CustomerPayment,
+    DayFigures,
+    MonthlyChurn,
+    OverageAmount,
+    RetentionShares,
     churn_of,
     forecast_of,
     lifetime_value,
     months_before,
     retention_of,
-    totals,
+    sum_days,
 )
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.task_lease import TaskLease
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.customers.history import HistoryEntry
-    from meterkit.insights.revenue.figures import Forecast
+    from meterkit.insights.revenue.figures import RevenueForecast
     from meterkit.insights.revenue.tables import RevenueTables
     from meterkit.redis.admin import Admin
     from meterkit.settings import Settings
@@ -53,41 +53,41 @@ if TYPE_CHECKING:
 _PAGE: Final = 500
 
 
-async def paying_at(store: Store, at_ms: int) -> list[Paying]:
-    """Who brought something at an instant that is not ahead, by name.
+async def read_payments(store: Store, at_ms: int) -> list[CustomerPayment]:
+    """Recurring payments at a past instant, by customer.
 
     Raises:
         StoreError: the store does not answer.
     """
-    found: list[Paying] = []
+    found: list[CustomerPayment] = []
     async for page in list_customer_pages((await store.admin()).for_delivery(), store.keys, _PAGE):
         kept = zip(page, await read_states_and_histories(store, page), strict=True)
-        paying = (paying_of(who, state, ledger, store.catalog, at_ms) for who, (state, ledger) in kept)
+        paying = (payment_at(who, state, ledger, store.catalog, at_ms) for who, (state, ledger) in kept)
         found += [one for one in paying if one is not None]
     return sorted(found)
 
 
-async def used_in(store: Store, since_ms: int, until_ms: int) -> list[Used]:
-    """What linked customers used beyond what is included, in their periods that ended in a span, by name.
+async def read_overage(store: Store, since_ms: int, until_ms: int) -> list[OverageAmount]:
+    """Overage of linked customers in the periods that ended in a span, by customer.
 
     Raises:
         StoreError: the store does not answer.
     """
     admin = (await store.admin()).for_delivery()
-    found: list[Used] = []
+    found: list[OverageAmount] = []
     async for page in list_customer_pages(admin, store.keys, _PAGE):
-        for customer, state, begins_ms in await _whose_period_ended(store, admin, page, since_ms, until_ms):
-            charged = await _charged(store, customer, state, begins_ms, since_ms, until_ms)
+        for customer, state, begins_ms in await _list_ended_periods(store, admin, page, since_ms, until_ms):
+            charged = await _sum_charges(store, customer, state, begins_ms, since_ms, until_ms)
             amount = round(charged * MICRO)
             if amount:
-                found.append(Used(customer, store.catalog.currency, amount))
+                found.append(OverageAmount(customer, store.catalog.currency, amount))
     return sorted(found)
 
 
-async def _whose_period_ended(
+async def _list_ended_periods(
     store: Store, admin: Admin, customers: Sequence[str], since_ms: int, until_ms: int
 ) -> list[tuple[str, CustomerState, int]]:
-    """Linked customers whose period now began after the span's beginning, or is over; and when it began."""
+    """List linked customers with a period that may have ended in the span, and its start (ms)."""
     pipe = admin.client.pipeline(transaction=False)
     for customer in customers:
         keys = store.keys.customer(customer)
@@ -103,10 +103,10 @@ async def _whose_period_ended(
     return found
 
 
-async def _charged(
+async def _sum_charges(
     store: Store, customer: str, state: CustomerState, begins_ms: int, since_ms: int, until_ms: int
 ) -> int:
-    """What all periods of a customer cost that ended in a span, in minor units."""
+    """Sum the overage of a customer's periods that ended in a span, in minor units."""
     admin = (await store.admin()).for_delivery()
     totals: Any = await admin.ask(admin.client.hgetall(store.keys.customer(customer).totals))
     ends = {int(name[:-2]): int(end) for name, end in totals.items() if name.endswith(b"|e")}
@@ -120,10 +120,10 @@ async def _charged(
     return total
 
 
-def paying_of(
+def payment_at(
     customer: str, state: CustomerState, ledger: Iterable[HistoryEntry], catalog: Catalog, at_ms: int
-) -> Paying | None:
-    """What a customer brought at an instant; None: nothing.
+) -> CustomerPayment | None:
+    """Recurring payment of a customer at an instant; None: none.
 
     Args:
         customer: its id.
@@ -146,7 +146,7 @@ def paying_of(
     if not mrr:
         return None
     plan = later.get("plan") or effective_plan(state, catalog, at_ms).plan.key
-    return Paying(customer, plan, currency, mrr)
+    return CustomerPayment(customer, plan, currency, mrr)
 
 
 _T = TypeVar("_T")
@@ -157,8 +157,8 @@ _DAY: Final = timedelta(days=1)
 _MICRO: Final = 1_000_000
 _CHURN_MONTHS: Final = 6
 _FORECAST_MONTHS: Final = 10
-_NOT_RETAINED: Final = Retention(None, None)
-_NO_CHURN: Final = Churn(None, None, None)
+_NOT_RETAINED: Final = RetentionShares(None, None)
+_NO_CHURN: Final = ChurnShares(None, None, None)
 _SETTLES: Final = timedelta(hours=2)
 """After midnight: usage of a period that ended a moment before is counted, and may still be corrected."""
 _DAYS_BACK: Final = 400
@@ -167,7 +167,7 @@ _DAYS_BACK: Final = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevenueDay:
-    """What the subscriptions bring at the end of a day (UTC), by currency. Money is in micro-cents.
+    """Recurring revenue at the end of a day (UTC), by currency. Money is in micro-cents.
 
     ``new + expansion + reactivation - contraction - churn`` is the change of ``mrr`` on that day, exactly.
 
@@ -252,7 +252,7 @@ class Revenue:
                 f"revenue: found no snapshot of {asked}; `meterkit worker`, or an app that delivers, makes"
                 " one of each day that is over"
             )
-        return await in_thread(_revenue_of, tables, found, self._store.catalog.currency)
+        return await in_thread(_build_revenue_day, tables, found, self._store.catalog.currency)
 
     async def run(self) -> None:
         """Make the snapshots that are missing, again and again; one process at a time does.
@@ -279,7 +279,7 @@ class Revenue:
         await in_thread(self._tables.spend, day, cents)
 
     async def by_plan(self) -> Mapping[tuple[str, str], int]:
-        """What the customers of each plan bring in each currency (micro-cents), by the last snapshot.
+        """Recurring revenue (micro-cents) by plan and currency, by the last snapshot.
 
         The database is asked once in ten minutes: this is read with each scrape of metrics.
         """
@@ -293,7 +293,7 @@ class Revenue:
     async def look(self) -> tuple[date | None, Sequence[date]]:
         """The last day with a snapshot, and days before yesterday without one. Nothing is made."""
         tables, yesterday = self._tables, self._yesterday()
-        last = await in_thread(tables.last, yesterday) if await in_thread(tables.look) else None
+        last = await in_thread(tables.last, yesterday) if await in_thread(tables.has_snapshots) else None
         return last, [] if last is None else await in_thread(tables.missing, yesterday - _DAY)
 
     async def days(self, first: date, last: date) -> Sequence[date]:
@@ -312,8 +312,8 @@ class Revenue:
         yesterday = self._yesterday()
         missing = await in_thread(tables.missing, yesterday)
         for day in missing[-_DAYS_BACK:]:
-            paying = await paying_at(self._store, _end_ms(day))
-            used = await used_in(self._store, _end_ms(day - _DAY), _end_ms(day))
+            paying = await read_payments(self._store, _end_ms(day))
+            used = await read_overage(self._store, _end_ms(day - _DAY), _end_ms(day))
             await in_thread(tables.write, day, paying, used)
             if day < yesterday and day + _DAY not in missing:
                 # The movements of the next day were computed against the last day before the gap.
@@ -334,15 +334,15 @@ def _write_again(tables: RevenueTables, day: date) -> None:
     tables.write(day, tables.paying(day), tables.used(day))
 
 
-def _revenue_of(tables: RevenueTables, day: date, currency: str) -> RevenueDay:
+def _build_revenue_day(tables: RevenueTables, day: date, currency: str) -> RevenueDay:
     figures, before = tables.days(day, day)[day], months_before(day, 1)
     retained = retention_of(tables.paying(before), tables.paying(day))
-    starts, months = tables.days(before, before).get(before), _months(tables, day)
-    moved = totals(tables.days(before + _DAY, day).values())
-    spent, won = tables.spent(before + _DAY, day), moved.get(currency, Day()).new_customers
-    usage, expected = tables.usage(before + _DAY, day), _forecasts(tables, day)
+    starts, months = tables.days(before, before).get(before), _read_monthly_churn(tables, day)
+    moved = sum_days(tables.days(before + _DAY, day).values())
+    spent, won = tables.spent(before + _DAY, day), moved.get(currency, DayFigures()).new_customers
+    usage, expected = tables.usage(before + _DAY, day), _forecast_reader(tables, day)
 
-    def by_currency(value: Callable[[str, Day], _T]) -> dict[str, _T]:
+    def by_currency(value: Callable[[str, DayFigures], _T]) -> dict[str, _T]:
         return {name: value(name, of) for name, of in figures.items()}
 
     lost = (
@@ -373,29 +373,29 @@ def _revenue_of(tables: RevenueTables, day: date, currency: str) -> RevenueDay:
     )
 
 
-def _forecasts(tables: RevenueTables, day: date) -> Callable[[str], Forecast | None]:
+def _forecast_reader(tables: RevenueTables, day: date) -> Callable[[str], RevenueForecast | None]:
     """The revenue expected a month after a day, by currency, from the same days of the months before."""
-    known: list[Mapping[str, Day]] = []
+    known: list[Mapping[str, DayFigures]] = []
     for nth in range(_FORECAST_MONTHS):
         at = months_before(day, nth)
         found = tables.days(at, at).get(at)
         if found is None:
             break
         known.insert(0, found)
-    return lambda currency: forecast_of([of.get(currency, Day()).mrr for of in known])
+    return lambda currency: forecast_of([of.get(currency, DayFigures()).mrr for of in known])
 
 
-def _months(tables: RevenueTables, day: date) -> Callable[[str], list[Month]]:
+def _read_monthly_churn(tables: RevenueTables, day: date) -> Callable[[str], list[MonthlyChurn]]:
     """The customers of the six calendar months before that of a day, by currency."""
-    spans: list[tuple[date, Mapping[date, Mapping[str, Day]]]] = []
+    spans: list[tuple[date, Mapping[date, Mapping[str, DayFigures]]]] = []
     first = day.replace(day=1)
     for _ in range(_CHURN_MONTHS):
         last = first - _DAY
         first = last.replace(day=1)
         spans.append((first, tables.days(first - _DAY, last)))
 
-    def of(currency: str) -> list[Month]:
-        found: list[Month] = []
+    def of(currency: str) -> list[MonthlyChurn]:
+        found: list[MonthlyChurn] = []
         for first, days in spans:
             start = days.get(first - _DAY, {}).get(currency)
             left = sum(
@@ -403,7 +403,7 @@ def _months(tables: RevenueTables, day: date) -> Callable[[str], list[Month]]:
                 for at, figures in days.items()
                 if at >= first and currency in figures
             )
-            found.append(Month(0 if start is None else start.customers, left))
+            found.append(MonthlyChurn(0 if start is None else start.customers, left))
         return found
 
     return of

@@ -23,7 +23,13 @@ from sqlalchemy import (
     tuple_,
 )
 
-from meterkit.insights.revenue.figures import Day, Paying, Used, days_of, months_before
+from meterkit.insights.revenue.figures import (
+    CustomerPayment,
+    DayFigures,
+    OverageAmount,
+    days_of,
+    months_before,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,34 +39,36 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.database import Database
 
 
-_FIGURES: Final = tuple(field.name for field in fields(Day))
+_FIGURES: Final = tuple(field.name for field in fields(DayFigures))
 _NO_CURRENCY: Final = ""
 _AT_ONCE: Final = 400  # SQLite took 999 parameters until 3.32.
 
 _METADATA: Final = MetaData()
 
 
-def _table(name: str, *, keys: Sequence[str], texts: Sequence[str] = (), numbers: Sequence[str]) -> Table:
+def _make_table(
+    name: str, *, keys: Sequence[str], texts: Sequence[str] = (), numbers: Sequence[str]
+) -> Table:
     """A table whose rows have all their values; ``keys`` are texts that name a row."""
     columns = [Column(key, Text, primary_key=True) for key in keys]
     columns += [Column(text, Text, nullable=False) for text in texts]
     return Table(name, _METADATA, *columns, *(Column(of, BigInteger, nullable=False) for of in numbers))
 
 
-PAYING: Final = _table(
+PAYING: Final = _make_table(
     "meterkit_revenue", keys=("day", "customer"), texts=("plan", "currency"), numbers=("mrr",)
 )
 """A row for each customer and day on which the customer brought something."""
 
-DAYS: Final = _table("meterkit_revenue_days", keys=("day", "currency"), numbers=_FIGURES)
+DAYS: Final = _make_table("meterkit_revenue_days", keys=("day", "currency"), numbers=_FIGURES)
 """A row for each day and currency, and one without a currency for each day, which says that it was made."""
 
-USED: Final = _table(
+USED: Final = _make_table(
     "meterkit_revenue_usage", keys=("day", "customer"), texts=("currency",), numbers=("amount",)
 )
 """A row for each customer and day on which a period ended whose usage costs something."""
 
-_SPEND: Final = _table("meterkit_spend", keys=("day",), numbers=("cents",))
+_SPEND: Final = _make_table("meterkit_spend", keys=("day",), numbers=("cents",))
 """Spend of a day to win customers, in the currency of the plans file."""
 
 
@@ -74,39 +82,39 @@ class RevenueTables:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def write(self, day: date, paying: Sequence[Paying], used: Sequence[Used]) -> None:
-        """Keep who brought something at the end of a day, in place of what was kept of it, and its figures.
+    def write(self, day: date, paying: Sequence[CustomerPayment], used: Sequence[OverageAmount]) -> None:
+        """Replace the payments, overage and figures of a day.
 
         Movements are computed against the day before, if it is kept.
         """
         with self._database.begun(PAYING) as connection:
-            before = _paying_on(connection, day - timedelta(days=1))
-            figures = days_of(before, paying, _former(connection, day, before, paying))
+            before = _read_payments_on(connection, day - timedelta(days=1))
+            figures = days_of(before, paying, _list_former_customers(connection, day, before, paying))
             for table in (PAYING, USED, DAYS):
                 connection.execute(delete(table).where(table.c.day == _key(day)))
             for table, rows in ((PAYING, paying), (USED, used)):
                 if rows:
                     connection.execute(insert(table), [{"day": _key(day), **one._asdict()} for one in rows])
-            made = {_NO_CURRENCY: Day(), **figures}
+            made = {_NO_CURRENCY: DayFigures(), **figures}
             connection.execute(
                 insert(DAYS),
                 [{"day": _key(day), "currency": currency, **asdict(of)} for currency, of in made.items()],
             )
 
-    def paying(self, day: date) -> list[Paying]:
-        """Who brought something at the end of a day, by name."""
+    def paying(self, day: date) -> list[CustomerPayment]:
+        """Payments at the end of a day, by customer."""
         with self._database.begun(PAYING) as connection:
-            return _paying_on(connection, day)
+            return _read_payments_on(connection, day)
 
-    def used(self, day: date) -> list[Used]:
-        """What the usage of periods that ended on a day costs, by customer."""
+    def used(self, day: date) -> list[OverageAmount]:
+        """Overage of periods that ended on a day, by customer."""
         table = USED.c
         asked = select(table.customer, table.currency, table.amount).where(table.day == _key(day))
         rows = self._database.read(asked.order_by(table.customer), PAYING)
-        return [Used(customer, currency, int(amount)) for customer, currency, amount in rows]
+        return [OverageAmount(customer, currency, int(amount)) for customer, currency, amount in rows]
 
     def usage(self, first: date, last: date) -> dict[str, int]:
-        """What the usage of periods that ended from the first day to the last costs, by currency."""
+        """Overage of periods that ended from the first day to the last, by currency."""
         table = USED.c
         asked = select(table.currency, func.sum(table.amount)).where(
             table.day.between(_key(first), _key(last))
@@ -114,26 +122,26 @@ class RevenueTables:
         rows = self._database.read(asked.group_by(table.currency), PAYING)
         return {currency: int(amount) for currency, amount in rows}
 
-    def look(self) -> bool:
-        """Whether any snapshot was made; nothing is made for it."""
-        return self._database.look(DAYS)
+    def has_snapshots(self) -> bool:
+        """Check whether any snapshot exists; creates no table."""
+        return self._database.can_read(DAYS)
 
     def by_plan(self, day: date) -> dict[tuple[str, str], int]:
-        """What all customers of a plan brought on a day (micro-cents), by plan and currency."""
+        """Revenue on a day (micro-cents), by plan and currency."""
         table = PAYING.c
         asked = select(table.plan, table.currency, func.sum(table.mrr)).where(table.day == _key(day))
         rows = self._database.read(asked.group_by(table.plan, table.currency), PAYING)
         return {(plan, currency): int(amount) for plan, currency, amount in rows}
 
-    def days(self, first: date, last: date) -> dict[date, Mapping[str, Day]]:
+    def days(self, first: date, last: date) -> dict[date, Mapping[str, DayFigures]]:
         """The days that were made, from the first to the last, and what each came to by currency."""
-        found: dict[date, dict[str, Day]] = {}
+        found: dict[date, dict[str, DayFigures]] = {}
         asked = select(DAYS).where(DAYS.c.day.between(_key(first), _key(last)))
         rows = self._database.read(asked.order_by(DAYS.c.day, DAYS.c.currency), PAYING)
         for day, currency, *figures in rows:
             of = found.setdefault(date.fromisoformat(day), {})
             if currency != _NO_CURRENCY:
-                of[currency] = Day(**dict(zip(_FIGURES, map(int, figures), strict=True)))
+                of[currency] = DayFigures(**dict(zip(_FIGURES, map(int, figures), strict=True)))
         return dict(found)
 
     def last(self, until: date) -> date | None:
@@ -170,15 +178,15 @@ def _key(day: date) -> str:
     return day.isoformat()
 
 
-def _paying_on(connection: Connection, day: date) -> list[Paying]:
+def _read_payments_on(connection: Connection, day: date) -> list[CustomerPayment]:
     table = PAYING.c
     asked = select(table.customer, table.plan, table.currency, table.mrr).where(table.day == _key(day))
     rows: Any = connection.execute(asked.order_by(table.customer)).all()
-    return [Paying(customer, plan, currency, int(mrr)) for customer, plan, currency, mrr in rows]
+    return [CustomerPayment(customer, plan, currency, int(mrr)) for customer, plan, currency, mrr in rows]
 
 
-def _former(
-    connection: Connection, day: date, before: Sequence[Paying], after: Sequence[Paying]
+def _list_former_customers(
+    connection: Connection, day: date, before: Sequence[CustomerPayment], after: Sequence[CustomerPayment]
 ) -> set[tuple[str, str]]:
     """Of those who bring something and did not the day before: who did so on any day before."""
     known = {(one.customer, one.currency) for one in before}
@@ -199,8 +207,8 @@ _COMPARED_MOST: Final = 200_000
 """Payments that a page compares with those of the day before: about a tenth of a second."""
 
 
-class Move(NamedTuple):
-    """How much what a customer brings changed on a day (micro-cents).
+class PaymentMove(NamedTuple):
+    """Change of a customer's payment on a day (micro-cents).
 
     Attributes:
         move: one of :data:`~meterkit.insights.revenue.figures.MOVES`.
@@ -216,19 +224,19 @@ class Move(NamedTuple):
     change: int
 
 
-class Changes(NamedTuple):
+class PaymentMovePage(NamedTuple):
     """A page of changes, each with its day.
 
     Attributes:
         after: day, kind and customer, behind which the next page begins; empty: there is none.
     """
 
-    rows: Sequence[tuple[str, Move]]
+    rows: Sequence[tuple[str, PaymentMove]]
     after: tuple[str, ...]
 
 
-class Kept(NamedTuple):
-    """What a customer of a month before brought then and brings now (micro-cents); now may be 0.
+class RetainedPayment(NamedTuple):
+    """Payment of a customer a month before and now (micro-cents); now may be 0.
 
     Attributes:
         plan: a month before.
@@ -242,7 +250,7 @@ class Kept(NamedTuple):
 
 
 class UsageCharge(NamedTuple):
-    """What the usage of a period that ended on a day costs (micro-cents)."""
+    """Overage of a period that ended on a day (micro-cents)."""
 
     customer: str
     day: str
@@ -262,8 +270,10 @@ class RevenueLists:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def payments(self, day: date, currency: str, plan: str, *, after: str, most: int) -> list[Paying]:
-        """Who brought something in a currency on a day, by id.
+    def payments(
+        self, day: date, currency: str, plan: str, *, after: str, most: int
+    ) -> list[CustomerPayment]:
+        """Payments in a currency on a day, by customer id.
 
         Args:
             day: which.
@@ -279,10 +289,10 @@ class RevenueLists:
         if plan:
             asked = asked.where(of.plan == plan)
         rows = self._database.read(asked.order_by(of.customer).limit(most))
-        return [Paying(who, of_plan, money, int(mrr)) for who, of_plan, money, mrr in rows]
+        return [CustomerPayment(who, of_plan, money, int(mrr)) for who, of_plan, money, mrr in rows]
 
-    def moves(self, day: date, currency: str, move: str, *, after: str, most: int) -> list[Move]:
-        """Whose payment in a currency changed on a day in one way, by id.
+    def moves(self, day: date, currency: str, move: str, *, after: str, most: int) -> list[PaymentMove]:
+        """Changes of payments of one kind on a day, by customer id.
 
         Args:
             day: which.
@@ -293,18 +303,18 @@ class RevenueLists:
         """
         before, today = (day - timedelta(days=1)).isoformat(), day.isoformat()
         is_lost = move == "churn"
-        of, other, asked = _beside(*((before, today) if is_lost else (today, before)), currency)
-        asked = asked.where(_has_moved(move, of, other, before), of.customer > after)
-        found: list[Move] = []
+        of, other, asked = _select_two_days(*((before, today) if is_lost else (today, before)), currency)
+        asked = asked.where(_moved_clause(move, of, other, before), of.customer > after)
+        found: list[PaymentMove] = []
         for who, plan, own, others in self._database.read(asked.order_by(of.customer).limit(most)):
             was, now = (int(own), int(others)) if is_lost else (int(others), int(own))
-            found.append(Move(who, plan, currency, move, was, now, abs(now - was)))
+            found.append(PaymentMove(who, plan, currency, move, was, now, abs(now - was)))
         return found
 
     def changes(
         self, day: date, currency: str, moves: Sequence[str], *, after: Sequence[str], most: int
-    ) -> Changes:
-        """Whose payment in a currency changed in the month until a day, by day, kind of change and id.
+    ) -> PaymentMovePage:
+        """Changes of payments in the month until a day, by day, kind and customer id.
 
         A page of many customers may have fewer rows than it could: it ends before it takes long.
 
@@ -315,21 +325,21 @@ class RevenueLists:
             after: the place of the page before; empty: the first page.
             most: at most so many.
         """
-        found, compared = list[tuple[str, Move]](), 0
+        found, compared = list[tuple[str, PaymentMove]](), 0
         place = tuple(after) or ("", "", "")
-        for at, move, customers in self._moved(day, currency, moves):
+        for at, move, customers in self._list_moves(day, currency, moves):
             if (at, move) < place[:2]:
                 continue
             if len(found) == most or compared >= _COMPARED_MOST:
-                return Changes(found, _place(found) if len(found) == most else (at, move, ""))
+                return PaymentMovePage(found, _last_place(found) if len(found) == most else (at, move, ""))
             last = place[2] if (at, move) == place[:2] else ""
             left = most - len(found)
             of_day = self.moves(date.fromisoformat(at), currency, move, after=last, most=left)
             found += [(at, one) for one in of_day]
             compared += customers
-        return Changes(found, _place(found) if len(found) == most else ())
+        return PaymentMovePage(found, _last_place(found) if len(found) == most else ())
 
-    def _moved(self, day: date, currency: str, moves: Sequence[str]) -> Iterator[tuple[str, str, int]]:
+    def _list_moves(self, day: date, currency: str, moves: Sequence[str]) -> Iterator[tuple[str, str, int]]:
         """Days of the month until a day, a kind of change that happened on it, and how many paid."""
         days = DAYS.c
         asked = select(days.day, days.customers, *(days[move] for move in moves)).where(
@@ -343,8 +353,8 @@ class RevenueLists:
                 if total:
                     yield at, move, int(customers)
 
-    def kept(self, day: date, currency: str, *, after: str, most: int) -> list[Kept]:
-        """What those bring now who brought something in a currency a month before a day, by id.
+    def kept(self, day: date, currency: str, *, after: str, most: int) -> list[RetainedPayment]:
+        """Payments a month before a day and now, by customer id.
 
         Args:
             day: now.
@@ -352,12 +362,14 @@ class RevenueLists:
             after: the last customer of the page before; empty: the first page.
             most: at most so many.
         """
-        of, _, asked = _beside(months_before(day, 1).isoformat(), day.isoformat(), currency)
+        of, _, asked = _select_two_days(months_before(day, 1).isoformat(), day.isoformat(), currency)
         rows = self._database.read(asked.where(of.customer > after).order_by(of.customer).limit(most))
-        return [Kept(who, plan, currency, int(before), int(mrr)) for who, plan, before, mrr in rows]
+        return [
+            RetainedPayment(who, plan, currency, int(before), int(mrr)) for who, plan, before, mrr in rows
+        ]
 
     def usage(self, day: date, currency: str, *, after: Sequence[str], most: int) -> list[UsageCharge]:
-        """What usage costs that is part of the usage revenue of a day, by customer.
+        """Overage that is part of a day's usage revenue, by customer.
 
         That is usage of periods that ended in the month until that day.
 
@@ -382,12 +394,12 @@ class RevenueLists:
         return [UsageCharge(who, ended, money, int(amount)) for who, ended, money, amount in rows]
 
 
-def _place(rows: Sequence[tuple[str, Move]]) -> tuple[str, ...]:
+def _last_place(rows: Sequence[tuple[str, PaymentMove]]) -> tuple[str, ...]:
     return (rows[-1][0], rows[-1][1].move, rows[-1][1].customer)
 
 
-def _beside(day: str, other_day: str, currency: str) -> tuple[Any, Any, Any]:
-    """Who brought something on a day: customer, plan, and how much then and on the other day."""
+def _select_two_days(day: str, other_day: str, currency: str) -> tuple[Any, Any, Any]:
+    """Select customer, plan and payment of a day, and the payment of another day."""
     of, other = PAYING.alias("o"), PAYING.alias("x")
     same = and_(
         other.c.day == other_day, other.c.customer == of.c.customer, other.c.currency == of.c.currency
@@ -400,7 +412,7 @@ def _beside(day: str, other_day: str, currency: str) -> tuple[Any, Any, Any]:
     return of.c, other.c, asked
 
 
-def _has_moved(move: str, of: Any, other: Any, before: str) -> Any:
+def _moved_clause(move: str, of: Any, other: Any, before: str) -> Any:
     """Whether what a customer brings differs in one way from the other day; ``before``: the day before."""
     if move == "expansion":
         return of.mrr > other.mrr

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit.catalog import Catalog
-    from meterkit.insights.simulation.terms import Tenure, Terms
-    from meterkit.insights.simulation.usage_log import Event
+    from meterkit.insights.simulation.terms import PlanTenure, TrialTerms
+    from meterkit.insights.simulation.usage_log import LoggedEvent
 
 
-class Tried(NamedTuple):
-    """What the usage of a period came to under other terms.
+class TrialResult(NamedTuple):
+    """Result of a period's usage under other terms.
 
     Attributes:
         overage: meter to the units beyond what is included, that neither a grant nor a credit paid.
@@ -49,7 +49,7 @@ class Tried(NamedTuple):
     first_ms: int | None
 
 
-def refuse_beyond(terms: Terms, events: Iterable[Event]) -> Tried:
+def refuse_beyond(terms: TrialTerms, events: Iterable[LoggedEvent]) -> TrialResult:
     """Go through the events of a customer in their order, and refuse what goes beyond a ceiling.
 
     A refused event counts nowhere, so that a smaller one after it may still fit. Units that were taken back
@@ -62,10 +62,10 @@ def refuse_beyond(terms: Terms, events: Iterable[Event]) -> Tried:
             first_ms = event.at_ms if first_ms is None else first_ms
         else:
             used.update(event.quantities)
-    return Tried(terms.overage(used), dict(refused), first_ms)
+    return TrialResult(terms.overage(used), dict(refused), first_ms)
 
 
-def _is_beyond(terms: Terms, meter: str, used: int, units: int) -> bool:
+def _is_beyond(terms: TrialTerms, meter: str, used: int, units: int) -> bool:
     most = terms.ceilings.get(meter)
     return most is not None and units > 0 and used + terms.needed(meter, units) > most
 
@@ -76,7 +76,7 @@ _MOST_AHEAD_MS: Final = timedelta(days=90_000) // timedelta(milliseconds=1)
 _TIMEOUT_S: Final = 60.0
 
 
-class _Clock:
+class _ReplayClock:
     """Tells the time of the event that is served."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class _Clock:
         return self.now_ms / 1000
 
 
-class Replay:
+class UsageReplay:
     """A store in which the events of one customer after another are served.
 
     Args:
@@ -94,20 +94,20 @@ class Replay:
         clock: the store's.
     """
 
-    def __init__(self, store: Store, clock: _Clock) -> None:
+    def __init__(self, store: Store, clock: _ReplayClock) -> None:
         self._store = store
         self._clock = clock
 
     @classmethod
     @asynccontextmanager
-    async def under(cls, catalog: Catalog, directory: Path) -> AsyncGenerator[Replay]:
+    async def under(cls, catalog: Catalog, directory: Path) -> AsyncGenerator[UsageReplay]:
         """A replay under a plans file, by a server of its own whose data are in a directory.
 
         Raises:
             SettingsError: there is no server to run.
             StoreError: it does not start.
         """
-        clock = _Clock()
+        clock = _ReplayClock()
         address = Address(kind="embedded", path=str(directory))
         store = Store(
             address,
@@ -123,7 +123,9 @@ class Replay:
         finally:
             await store.stop()
 
-    async def serve(self, customer: str, terms: Terms, tenure: Tenure, events: Iterable[Event]) -> Tried:
+    async def serve(
+        self, customer: str, terms: TrialTerms, tenure: PlanTenure, events: Iterable[LoggedEvent]
+    ) -> TrialResult:
         """Serve the events of a customer who is not known yet, from the beginning of a period.
 
         Args:
@@ -155,7 +157,7 @@ class Replay:
         for event in events:
             self._clock.now_ms = min(max(begins_ms, event.at_ms + ahead_ms), ends_ms - 1)
             used = {meter: units for meter, units in terms.in_order(event.quantities).items() if units > 0}
-            if not await self._admit(customer, terms, used, event):
+            if not await self._serve_event(customer, terms, used, event):
                 refused.update(event.quantities)
                 first_ms = event.at_ms if first_ms is None else first_ms
         usage = await self._store.usage(customer)
@@ -164,9 +166,11 @@ class Replay:
             for meter, counts in usage["meters"].items()
             if counts["overage"] and not self._store.catalog.meters[meter].is_spend
         }
-        return Tried(overage, dict(refused), first_ms)
+        return TrialResult(overage, dict(refused), first_ms)
 
-    async def _admit(self, customer: str, terms: Terms, used: Mapping[str, int], event: Event) -> bool:
+    async def _serve_event(
+        self, customer: str, terms: TrialTerms, used: Mapping[str, int], event: LoggedEvent
+    ) -> bool:
         """Decide as the request was decided: hold what its line consumes, then record all that it used."""
         asked = {
             meter: Demand(needed=terms.needed(meter, units), taken=units if meter in terms.consumed else 0)
@@ -187,8 +191,8 @@ class Replay:
         return True
 
 
-def _ahead_ms(terms: Terms) -> int:
-    """How far ahead the past is served, because a server keeps nothing that ended in the past.
+def _ahead_ms(terms: TrialTerms) -> int:
+    """Shift of the replayed past into the future (ms): a server drops what ended in the past.
 
     A multiple of all windows, so that these begin at the same instants. Where there is none within reach, as
     with two windows of odd seconds, they begin at other instants.

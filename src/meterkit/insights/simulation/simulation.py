@@ -18,8 +18,8 @@ from meterkit.catalog.model_prices import find_top_ups
 from meterkit.catalog.overage_prices import is_row
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.insights.simulation.replay import Replay, Tried, refuse_beyond
-from meterkit.insights.simulation.terms import Offers, tenures
+from meterkit.insights.simulation.replay import TrialResult, UsageReplay, refuse_beyond
+from meterkit.insights.simulation.terms import PlanOffers, read_tenures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.insights.audit.database import Database
-    from meterkit.insights.simulation.terms import Tenure, Terms
-    from meterkit.insights.simulation.usage_log import Event, Sums, UsageLog
+    from meterkit.insights.simulation.terms import PlanTenure, TrialTerms
+    from meterkit.insights.simulation.usage_log import LoggedEvent, UsageLog, UsageSums
     from meterkit.store.store import Store
 
 _AT_ONCE: Final = 200
@@ -90,11 +90,11 @@ class Simulation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Case:
-    tenure: Tenure
-    sums: Sums | None
-    now: Terms
-    then: Terms
+class _CustomerCase:
+    tenure: PlanTenure
+    sums: UsageSums | None
+    now: TrialTerms
+    then: TrialTerms
 
     @property
     def units(self) -> Mapping[str, int]:
@@ -139,32 +139,32 @@ async def simulate(
         closing(logs.UsageLog(Path(name))) as log,
     ):
         await asyncio.to_thread(log.copy, database, at_ms, customer, spends=store.catalog.counts_spend)
-        charged = await asyncio.to_thread(_charge, log, store.catalog, catalog)
+        charged = await asyncio.to_thread(_scale_charges, log, store.catalog, catalog)
         sums = await asyncio.to_thread(log.sums)
         started = {who: of.start_ms for who, of in sums.items()}
-        now, then = Offers(store.catalog, own_prices=True), Offers(catalog)
+        now, then = PlanOffers(store.catalog, own_prices=True), PlanOffers(catalog)
         cases = {
-            who: _Case(
+            who: _CustomerCase(
                 tenure=had,
                 sums=sums.get(who) if started.get(who) == had.start_ms else None,
                 now=now.to(had),
                 then=then.to(had),
             )
-            for who, had in (await tenures(store, at_ms, started, customer=customer)).items()
+            for who, had in (await read_tenures(store, at_ms, started, customer=customer)).items()
         }
-        trial = _Trial(log, catalog, cases, progress)
+        trial = _SimulationTrial(log, catalog, cases, progress)
         tried = await trial.tried()
         twice = _sampled([who for who in cases if cases[who].sums and who not in trial.replayed], sample)
         again = await trial.replay(twice)
-    found = [_customer(who, case, tried[who], costs, charged) for who, case in cases.items()]
+    found = [_build_customer(who, case, tried[who], costs, charged) for who, case in cases.items()]
     return Simulation(
         customers=found,
         missing_meters=_missing_meters(cases.values(), catalog),
         missing_plans=_missing_plans(cases.values(), catalog),
         unpriced=_unpriced(cases, tried),
-        left_out=_left_out(store.catalog, catalog, trial.unnamed),
+        left_out=_describe_left_out(store.catalog, catalog, trial.unnamed),
         checked=len(twice),
-        disagreeing=[who for who in twice if _shown(again[who]) != _shown(tried[who])],
+        disagreeing=[who for who in twice if _without_zeros(again[who]) != _without_zeros(tried[who])],
     )
 
 
@@ -182,7 +182,7 @@ def _charged_meter(catalog: Catalog) -> str | None:
 
 
 def _other_markup(now: Catalog, then: Catalog, name: str) -> Fraction | None:
-    """What each charge of the log is multiplied by; None: unknown."""
+    """Ratio of the new markup to the old one; None: unknown."""
     before, meter = now.meters[name].charges, then.meters.get(name)
     after = None if meter is None else meter.charges
     if before is None or after is None or before.models != after.models:
@@ -191,25 +191,25 @@ def _other_markup(now: Catalog, then: Catalog, name: str) -> Fraction | None:
     return Fraction(of, by) if by else Fraction(1) if of == by else None
 
 
-class _Charged(NamedTuple):
-    """What calls took from a balance in money: the meter that counts it, and how much by customer."""
+class _ChargedUnits(NamedTuple):
+    """Charges of calls to a balance in money: the meter that counts them, and the amount by customer."""
 
     meter: str
     of: Mapping[str, int]
 
 
-def _charge(log: UsageLog, now: Catalog, then: Catalog) -> _Charged | None:
-    """What calls took from a balance in money; from then on the log has what they would take."""
+def _scale_charges(log: UsageLog, now: Catalog, then: Catalog) -> _ChargedUnits | None:
+    """Read the charges of calls, then scale those in the log to the other markup."""
     meter = _charged_meter(now)
     if meter is None:
         return None
     charged, ratio = log.charged(meter), _other_markup(now, then, meter)
     if ratio is not None and ratio != 1:
         log.scale(meter, ratio)
-    return _Charged(meter, charged)
+    return _ChargedUnits(meter, charged)
 
 
-def _left_out(now: Catalog, then: Catalog, unnamed: Mapping[str, int]) -> list[str]:
+def _describe_left_out(now: Catalog, then: Catalog, unnamed: Mapping[str, int]) -> list[str]:
     found: list[str] = []
     meter = _charged_meter(now)
     if meter is not None and _other_markup(now, then, meter) is None:
@@ -231,19 +231,19 @@ def _left_out(now: Catalog, then: Catalog, unnamed: Mapping[str, int]) -> list[s
 
 
 @dataclass(slots=True)
-class _Trial:
-    """Finds out what each case comes to under its terms then."""
+class _SimulationTrial:
+    """Tries each customer under the other terms."""
 
     log: UsageLog
     catalog: Catalog
-    cases: Mapping[str, _Case]
+    cases: Mapping[str, _CustomerCase]
     progress: Callable[[int, int], None]
     replayed: set[str] = field(default_factory=set[str])
     unnamed: Counter[str] = field(default_factory=Counter[str])
     """Kinds of subjects with limits, and how many customers with usage name none of the kind."""
 
-    async def tried(self) -> dict[str, Tried]:
-        """What each comes to, the cheapest exact way."""
+    async def tried(self) -> dict[str, TrialResult]:
+        """Result of each customer, by the cheapest exact way."""
         used = {who: case.then for who, case in self.cases.items() if case.sums is not None}
         await asyncio.to_thread(self.log.try_terms, used)
         beyond = set(await asyncio.to_thread(self.log.beyond))
@@ -257,14 +257,14 @@ class _Trial:
         self.replayed |= await asyncio.to_thread(self._naming, used)
         by_events = sorted(beyond - self.replayed)
         found = {
-            who: Tried(case.then.overage(case.units), {}, None)
+            who: TrialResult(case.then.overage(case.units), {}, None)
             for who, case in self.cases.items()
             if who not in self.replayed
         }
         found |= await asyncio.to_thread(self._refused, by_events)
         return found | await self.replay(sorted(self.replayed))
 
-    def _naming(self, used: Mapping[str, Terms]) -> set[str]:
+    def _naming(self, used: Mapping[str, TrialTerms]) -> set[str]:
         """Customers who have usage of subjects with limits."""
         found = set[str]()
         for kind in {kind for terms in used.values() for kind in terms.subjects}:
@@ -275,23 +275,23 @@ class _Trial:
                 self.unnamed[kind] = len(limited - naming)
         return found
 
-    def _refused(self, customers: Sequence[str]) -> dict[str, Tried]:
-        found: dict[str, Tried] = {}
+    def _refused(self, customers: Sequence[str]) -> dict[str, TrialResult]:
+        found: dict[str, TrialResult] = {}
         for first in range(0, len(customers), _AT_ONCE):
             for who, events in self._events(customers[first : first + _AT_ONCE]):
                 found[who] = refuse_beyond(self.cases[who].then, events)
         return found
 
-    def _events(self, customers: Sequence[str]) -> list[tuple[str, list[Event]]]:
+    def _events(self, customers: Sequence[str]) -> list[tuple[str, list[LoggedEvent]]]:
         return list(self.log.events(customers, self.catalog.meters))
 
-    async def replay(self, customers: Sequence[str]) -> dict[str, Tried]:
-        """What some come to where a store serves all their events again."""
-        found: dict[str, Tried] = {}
+    async def replay(self, customers: Sequence[str]) -> dict[str, TrialResult]:
+        """Replay all events of some customers on a store."""
+        found: dict[str, TrialResult] = {}
         if not customers:
             return found
         with TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name:
-            async with Replay.under(self.catalog, Path(name)) as replay:
+            async with UsageReplay.under(self.catalog, Path(name)) as replay:
                 for first in range(0, len(customers), _AT_ONCE):
                     page = customers[first : first + _AT_ONCE]
                     events = await asyncio.to_thread(self._events, page)
@@ -302,7 +302,7 @@ class _Trial:
         return found
 
 
-def _missing_meters(cases: Iterable[_Case], catalog: Catalog) -> dict[str, int]:
+def _missing_meters(cases: Iterable[_CustomerCase], catalog: Catalog) -> dict[str, int]:
     found = Counter[str]()
     for case in cases:
         found.update(
@@ -315,14 +315,14 @@ def _missing_meters(cases: Iterable[_Case], catalog: Catalog) -> dict[str, int]:
     return dict(found)
 
 
-def _unpriced(cases: Mapping[str, _Case], tried: Mapping[str, Tried]) -> list[str]:
+def _unpriced(cases: Mapping[str, _CustomerCase], tried: Mapping[str, TrialResult]) -> list[str]:
     found = set[str]()
     for who, case in cases.items():
         found |= case.then.unpriced(tried[who].overage) | case.now.unpriced(_overage(case))
     return sorted(found)
 
 
-def _missing_plans(cases: Iterable[_Case], catalog: Catalog) -> dict[str, int]:
+def _missing_plans(cases: Iterable[_CustomerCase], catalog: Catalog) -> dict[str, int]:
     return Counter(case.tenure.plan for case in cases if case.tenure.plan not in catalog.plans)
 
 
@@ -331,18 +331,22 @@ def _sampled(customers: Sequence[str], most: int) -> list[str]:
     return sorted(sorted(customers, key=lambda who: blake2b(who.encode(), digest_size=8).digest())[:most])
 
 
-def _shown(tried: Tried) -> Tried:
-    return Tried(
+def _without_zeros(tried: TrialResult) -> TrialResult:
+    return TrialResult(
         {meter: units for meter, units in tried.overage.items() if units}, dict(tried.refused), tried.first_ms
     )
 
 
-def _overage(case: _Case) -> Mapping[str, int]:
+def _overage(case: _CustomerCase) -> Mapping[str, int]:
     return {} if case.sums is None else case.sums.overage
 
 
-def _customer(
-    who: str, case: _Case, tried: Tried, costs: Mapping[str, Fraction] | None, charged: _Charged | None
+def _build_customer(
+    who: str,
+    case: _CustomerCase,
+    tried: TrialResult,
+    costs: Mapping[str, Fraction] | None,
+    charged: _ChargedUnits | None,
 ) -> SimulatedCustomer:
     now, then = case.now.charge(_overage(case)), case.then.charge(tried.overage)
     if case.tenure.is_unpaid:
@@ -355,7 +359,7 @@ def _customer(
         then_cents=round(then),
         refused=tried.refused,
         refused_first_at=None if tried.first_ms is None else from_ms(tried.first_ms),
-        estimates=tuple(_estimates(case)),
+        estimates=tuple(_explain_estimates(case)),
         now_margin_cents=None if costs is None else round(now - _cost(case.units, costs)),
         then_margin_cents=None if costs is None else round(then - _cost(served, costs)),
         now_charged_cents=None if charged is None else round(Fraction(charged.of.get(who, 0), _CENT)),
@@ -367,7 +371,7 @@ def _cost(units: Mapping[str, int], costs: Mapping[str, Fraction]) -> Fraction:
     return sum((quantity * costs[meter] for meter, quantity in units.items() if meter in costs), Fraction(0))
 
 
-def _estimates(case: _Case) -> list[str]:
+def _explain_estimates(case: _CustomerCase) -> list[str]:
     found = ["the plan changed within the period"] if case.tenure.is_changed else []
     if case.sums is None:
         return found

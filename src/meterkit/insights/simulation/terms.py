@@ -102,8 +102,8 @@ _DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Terms:
-    """What one customer of a plan gets and pays. Meters that are derived from others are left out.
+class TrialTerms:
+    """Entitlements and prices of one customer of a plan. Derived meters are left out.
 
     Attributes:
         plan: its key.
@@ -141,7 +141,7 @@ class Terms:
     lines: tuple[tuple[Mapping[str, int], tuple[str, ...]], ...]
 
     def needed(self, meter: str, units: int) -> int:
-        """How much of a meter must be left for a request that used some units of it."""
+        """Units that must be left for a request that used some units of a meter."""
         return units if meter in self.consumed else 1
 
     def windows_ms(self) -> frozenset[int]:
@@ -152,7 +152,7 @@ class Terms:
         return found | {_DAY_MS} if self.subjects else found
 
     def in_order(self, quantities: Mapping[str, int]) -> dict[str, int]:
-        """The same quantities in the order of the line of ``routes`` that consumes most of just these.
+        """Sort quantities by the line of ``routes`` that consumes most of just these meters.
 
         Where meters share a credit, the first ones get the rest of it.
         """
@@ -183,7 +183,7 @@ class Terms:
         return {meter: min(units, self.caps.get(meter, units)) for meter, units in beyond.items()}
 
     def charge(self, overage: Mapping[str, int]) -> Fraction:
-        """What a period costs in minor units; overage without a price costs nothing here.
+        """Price of a period in minor units; overage without a price costs nothing here.
 
         Each meter's overage is rounded by itself, half up, as the line of it on an invoice is.
         """
@@ -199,13 +199,13 @@ class Terms:
         return frozenset(meter for meter, units in overage.items() if units and self.labels.get(meter) == "-")
 
 
-def terms_of(
+def build_terms(
     catalog: Catalog,
     plan: Plan,
     given: Mapping[str, Entitlement],
     seats: int,
     own: FixedPrices = NO_FIXED_PRICES,
-) -> Terms:
+) -> TrialTerms:
     """The terms of a plan.
 
     Args:
@@ -223,7 +223,7 @@ def terms_of(
     }
     rows = {name: of for name, of in given.items() if meters[name].is_row}
     ceilings = {name: ceiling(of) for name, of in counters.items()}
-    return Terms(
+    return TrialTerms(
         plan=plan.key,
         fixed_cents=_in_currency(catalog, plan_cost(catalog, plan, seats, own), plan, seats),
         included={name: of.included for name, of in counters.items() if of.included is not None},
@@ -254,8 +254,8 @@ _PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tenure:
-    """What a customer had in a period.
+class PlanTenure:
+    """Plan, overrides and prices of a customer in a period.
 
     Attributes:
         start_ms, end_ms: the period's first instant, and the first after it.
@@ -282,13 +282,13 @@ class Tenure:
     prices: ItemPrices = NO_PRICES
     fixed: FixedPrices = NO_FIXED_PRICES
 
-    def on(self, plan: str) -> Tenure:
-        """The same on another plan, as it is sold."""
+    def on(self, plan: str) -> PlanTenure:
+        """Move the tenure to another plan, at its list price."""
         sold = replace(self, plan=plan, overrides={}, subject_overrides={})
         return replace(sold, prices=NO_PRICES, fixed=NO_FIXED_PRICES)
 
 
-class Offers:
+class PlanOffers:
     """The terms of a plans file, made once for all customers who have the same.
 
     Args:
@@ -300,10 +300,10 @@ class Offers:
     def __init__(self, catalog: Catalog, *, own_prices: bool = False) -> None:
         self._catalog = catalog
         self._own_prices = own_prices
-        self._known: dict[tuple[str, int, str, ItemPrices, FixedPrices], Terms] = {}
+        self._known: dict[tuple[str, int, str, ItemPrices, FixedPrices], TrialTerms] = {}
 
-    def to(self, tenure: Tenure) -> Terms:
-        """What a customer gets and pays; the default plan stands in for one that the file lacks."""
+    def to(self, tenure: PlanTenure) -> TrialTerms:
+        """Terms of a customer; the default plan replaces one that the file lacks."""
         catalog, overrides = self._catalog, tenure.overrides
         prices = tenure.prices if self._own_prices else NO_PRICES
         fixed = tenure.fixed if self._own_prices else NO_FIXED_PRICES
@@ -312,14 +312,14 @@ class Offers:
         if key not in self._known:
             plan = catalog.plans.get(tenure.plan, catalog.plans[catalog.default_plan])
             given = with_item_prices(override(catalog, plan, overrides), prices, catalog)
-            self._known[key] = terms_of(catalog, plan, given, tenure.seats, fixed)
+            self._known[key] = build_terms(catalog, plan, given, tenure.seats, fixed)
         return self._known[key]
 
 
-async def tenures(
+async def read_tenures(
     store: Store, at_ms: int, started: Mapping[str, int], *, customer: str | None = None
-) -> dict[str, Tenure]:
-    """What each customer had in the period of an instant, by name.
+) -> dict[str, PlanTenure]:
+    """Read each customer's tenure in the period of an instant, by name.
 
     Args:
         store: where customers are kept.
@@ -335,24 +335,26 @@ async def tenures(
     if customer is None:
         names.update([name async for name in list_customers(await store.admin(), store.keys)])
     ordered = sorted(names)
-    found: dict[str, Tenure] = {}
+    found: dict[str, PlanTenure] = {}
     for first in range(0, len(ordered), _PAGE):
         page = ordered[first : first + _PAGE]
         for name, (state, ledger) in zip(page, await read_states_and_histories(store, page), strict=True):
             if state is INITIAL_STATE and name not in started:
                 continue  # Nothing is known of this customer: the name may be a typo.
-            found[name] = _tenure(state, ledger, store.catalog, at_ms, started.get(name), store.now_ms())
+            found[name] = _build_tenure(
+                state, ledger, store.catalog, at_ms, started.get(name), store.now_ms()
+            )
     return found
 
 
-def _tenure(
+def _build_tenure(
     state: CustomerState,
     ledger: Collection[HistoryEntry],
     catalog: Catalog,
     at_ms: int,
     started_ms: int | None,
     now_ms: int,
-) -> Tenure:
+) -> PlanTenure:
     start_ms = at_ms if started_ms is None else started_ms
     bounds = effective_plan(state, catalog, start_ms).bounds
     if bounds.end_ms <= at_ms:
@@ -366,7 +368,7 @@ def _tenure(
     changes = [entry for entry in ledger if entry.kind == "plan"]
     later = next((entry.before for entry in changes if to_ms(entry.at) > last_ms), None)
     plan = later or given.missing_plan or given.plan.key
-    return Tenure(
+    return PlanTenure(
         start_ms=start_ms,
         end_ms=bounds.end_ms,
         plan=plan,

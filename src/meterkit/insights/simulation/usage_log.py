@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Meter
     from meterkit.insights.audit.database import Database
-    from meterkit.insights.simulation.terms import Terms
+    from meterkit.insights.simulation.terms import TrialTerms
 
 _LONGEST_MS: Final = 367 * 86_400_000
 _COUNTED: Final = ("recorded", "summed", "corrected")
@@ -49,7 +49,7 @@ _COLUMNS: Final = {
 }
 
 
-class Event(NamedTuple):
+class LoggedEvent(NamedTuple):
     """One event of a customer: what was recorded of each meter at once, when (ms), and by which subjects."""
 
     at_ms: int
@@ -60,8 +60,8 @@ class Event(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sums:
-    """What a customer used in a period.
+class UsageSums:
+    """Sums of a customer's period.
 
     Attributes:
         start_ms: the period's first instant.
@@ -114,14 +114,14 @@ class UsageLog:
         Raises:
             MeterkitError: the database does not answer.
         """
-        file = self._write("usage", _pages(database, at_ms, customer, (SPEND,) if spends else ()))
-        self._read(file, _COLUMNS).create("usage")
+        file = self._write_csv("usage", _read_pages(database, at_ms, customer, (SPEND,) if spends else ()))
+        self._read_csv(file, _COLUMNS).create("usage")
         file.unlink()
-        return int(self._ask("SELECT count(*) FROM usage")[0][0])
+        return int(self._query("SELECT count(*) FROM usage")[0][0])
 
     def charged(self, meter: str) -> dict[str, int]:
-        """What the calls of each customer took from a balance in money, in its millionths, by name."""
-        rows = self._ask(
+        """Charges of each customer's calls to a balance in money, in its millionths."""
+        rows = self._query(
             "SELECT customer, sum(quantity)::BIGINT FROM usage WHERE meter = $meter GROUP BY customer",
             meter=meter,
         )
@@ -129,7 +129,7 @@ class UsageLog:
 
     def scale(self, meter: str, ratio: Fraction) -> None:
         """Multiply what each call was charged, rounded half up; what was recorded without a call stays."""
-        self._ask(
+        self._query(
             "UPDATE usage SET quantity = ((2 * quantity::HUGEINT * $of + $by) // (2 * $by))::BIGINT"
             " WHERE meter = $meter AND coalesce(model, '') || coalesce(provider, '') <> ''",
             meter=meter,
@@ -139,24 +139,24 @@ class UsageLog:
 
     def naming(self, kind: str) -> set[str]:
         """Customers of whose usage some names a subject of a kind."""
-        rows = self._ask(
+        rows = self._query(
             "SELECT DISTINCT customer FROM usage WHERE contains(subjects, $key)",
             # A quote in a name has a backslash before it, so only a key looks like this.
             key=f'"{kind}":',
         )
         return {customer for (customer,) in rows}
 
-    def sums(self) -> dict[str, Sums]:
-        """What each customer used, by name."""
-        rows = self._ask(
+    def sums(self) -> dict[str, UsageSums]:
+        """Sums of each customer, by name."""
+        rows = self._query(
             "SELECT customer, meter, any_value(start), sum(quantity)::BIGINT, sum(overage)::BIGINT,"
             " sum(prepaid) > 0, bool_or(kind = 'summed'), bool_or(kind = 'corrected')"
             " FROM usage GROUP BY customer, meter ORDER BY customer, meter"
         )
-        found: dict[str, Sums] = {}
+        found: dict[str, UsageSums] = {}
         for customer, of in groupby(rows, itemgetter(0)):
             _, meters, starts, units, overage, prepaid, summed, corrected = zip(*of, strict=True)
-            found[customer] = Sums(
+            found[customer] = UsageSums(
                 start_ms=starts[0],
                 units=dict(zip(meters, units, strict=True)),
                 overage=dict(zip(meters, overage, strict=True)),
@@ -166,18 +166,18 @@ class UsageLog:
             )
         return found
 
-    def try_terms(self, terms: Mapping[str, Terms]) -> None:
+    def try_terms(self, terms: Mapping[str, TrialTerms]) -> None:
         """Ask the next questions about these customers, each under its terms."""
-        numbers: dict[Terms, int] = {}
+        numbers: dict[TrialTerms, int] = {}
         owners = [(customer, numbers.setdefault(of, len(numbers))) for customer, of in terms.items()]
-        self._fill("owners", {"customer": "VARCHAR", "terms": "INTEGER"}, owners)
+        self._set_view("owners", {"customer": "VARCHAR", "terms": "INTEGER"}, owners)
         ceilings = [
             (nth, meter, most, meter in of.consumed)
             for of, nth in numbers.items()
             for meter, most in of.ceilings.items()
         ]
         columns = {"terms": "INTEGER", "meter": "VARCHAR", "most": "BIGINT", "whole": "BOOLEAN"}
-        self._fill("ceilings", columns, ceilings)
+        self._set_view("ceilings", columns, ceilings)
         rates = [
             (
                 nth,
@@ -192,14 +192,14 @@ class UsageLog:
             for rate in all_of_it
         ]
         columns = {"terms": "INTEGER", "meter": "VARCHAR", "most": "BIGINT", "span": "BIGINT"}
-        self._fill("rates", columns, rates)
+        self._set_view("rates", columns, rates)
 
     def beyond(self) -> dict[str, int]:
         """Customers who go beyond a ceiling, were nothing refused, and when each first does (ms).
 
         Until then nothing would have been refused: the sums until then are those of the log.
         """
-        rows = self._ask(
+        rows = self._query(
             "WITH far AS (SELECT customer, meter, any_value(most) AS most, any_value(whole) AS whole"
             " FROM usage JOIN owners USING (customer) JOIN ceilings USING (terms, meter)"
             " GROUP BY customer, meter HAVING sum(greatest(quantity, 0)) > any_value(most)),"
@@ -215,8 +215,8 @@ class UsageLog:
     def faster(self) -> set[str]:
         """Customers who may have been faster than a rate: two neighbouring windows hold more than it."""
         found: set[str] = set()
-        for (span,) in self._ask("SELECT DISTINCT span FROM rates ORDER BY span"):
-            rows = self._ask(
+        for (span,) in self._query("SELECT DISTINCT span FROM rates ORDER BY span"):
+            rows = self._query(
                 "WITH slots AS (SELECT customer, meter, at_ms // $span AS slot, sum(quantity) AS units"
                 " FROM usage WHERE quantity > 0 GROUP BY ALL),"
                 " pairs AS (SELECT customer, meter, units + CASE WHEN lag(slot) OVER w = slot - 1"
@@ -232,28 +232,28 @@ class UsageLog:
 
     def events(
         self, customers: Sequence[str], meters: Mapping[str, Meter]
-    ) -> Iterator[tuple[str, list[Event]]]:
-        """What some customers used of some meters, event by event, each customer's in their order.
+    ) -> Iterator[tuple[str, list[LoggedEvent]]]:
+        """Events of some customers and meters, each customer's in their order.
 
         Meters that are derived from others are left out.
         """
         known = [(name,) for name, meter in meters.items() if meter.source is None]
-        self._fill("known", {"meter": "VARCHAR"}, known)
-        self._fill("asked", {"customer": "VARCHAR"}, [(customer,) for customer in customers])
+        self._set_view("known", {"meter": "VARCHAR"}, known)
+        self._set_view("asked", {"customer": "VARCHAR"}, [(customer,) for customer in customers])
         cursor: Any = self._connection.cursor().execute(
             "SELECT customer, at_ms, event, meter, quantity, model, provider, subjects FROM usage"
             " SEMI JOIN asked USING (customer)"
             " SEMI JOIN known USING (meter)"
             " ORDER BY customer, at_ms, length(event), event, meter"
         )
-        for customer, rows in groupby(_fetched(cursor), itemgetter(0)):
-            yield customer, [_event(list(of)) for _, of in groupby(rows, itemgetter(1, 2))]
+        for customer, rows in groupby(_iterate_rows(cursor), itemgetter(0)):
+            yield customer, [_parse_event(list(of)) for _, of in groupby(rows, itemgetter(1, 2))]
 
-    def _fill(self, name: str, columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> None:
-        """Have a statement's next use of a name mean these rows."""
-        self._read(self._write(name, [rows]), columns).create_view(name, replace=True)
+    def _set_view(self, name: str, columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> None:
+        """Replace the view that statements read under a name."""
+        self._read_csv(self._write_csv(name, [rows]), columns).create_view(name, replace=True)
 
-    def _write(self, name: str, pages: Iterable[Iterable[Sequence[object]]]) -> Path:
+    def _write_csv(self, name: str, pages: Iterable[Iterable[Sequence[object]]]) -> Path:
         file = self._directory / f"{name}.csv"
         with file.open("w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC)
@@ -261,7 +261,7 @@ class UsageLog:
                 writer.writerows(page)
         return file
 
-    def _read(self, file: Path, columns: Mapping[str, str]) -> Any:
+    def _read_csv(self, file: Path, columns: Mapping[str, str]) -> Any:
         # Names of customers may hold anything but control characters: nothing is guessed from the file.
         return self._connection.read_csv(
             str(file),
@@ -273,12 +273,12 @@ class UsageLog:
             escapechar='"',
         )
 
-    def _ask(self, statement: str, **given: object) -> list[Any]:
+    def _query(self, statement: str, **given: object) -> list[Any]:
         rows: list[Any] = self._connection.execute(statement, given or None).fetchall()
         return rows
 
 
-def _pages(
+def _read_pages(
     database: Database, at_ms: int, customer: str | None, without: Collection[str]
 ) -> Iterator[list[Any]]:
     table = TABLE.c
@@ -313,12 +313,12 @@ def _pages(
             yield page
 
 
-def _fetched(cursor: Any) -> Iterator[Any]:
+def _iterate_rows(cursor: Any) -> Iterator[Any]:
     while page := cursor.fetchmany(_AT_ONCE):
         yield from page
 
 
-def _event(rows: Sequence[Any]) -> Event:
+def _parse_event(rows: Sequence[Any]) -> LoggedEvent:
     _, at_ms, _, _, _, model, provider, subjects = rows[0]
     named = tuple(json.loads(subjects).items()) if subjects else ()
-    return Event(at_ms, {row[3]: row[4] for row in rows}, model, provider, named)
+    return LoggedEvent(at_ms, {row[3]: row[4] for row in rows}, model, provider, named)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import case, func, select, tuple_
 
 from meterkit.insights.audit.database import TABLE, last_deletion
-from meterkit.insights.statement.lines import CLASSES, PlaceError, Sums, Wanted, event_of
+from meterkit.insights.statement.lines import CLASSES, EventSelection, EventSums, PlaceError, build_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ _COLUMNS: Final = TABLE.c
 _BILLED: Final = case((_COLUMNS.kind == "dropped", -_COLUMNS.quantity), else_=_COLUMNS.reported)
 
 
-def _of(customer: str, start_ms: int, deleted_ms: int | None = None) -> list[ColumnElement[bool]]:
+def _period_clauses(customer: str, start_ms: int, deleted_ms: int | None = None) -> list[ColumnElement[bool]]:
     found = [
         _COLUMNS.customer == customer,
         _COLUMNS.period_start_ms == start_ms,
@@ -36,7 +36,7 @@ def _deleted_ms(database: Database, customer: str) -> int:
     return int(database.read(select(last_deletion(customer)))[0][0])
 
 
-def _within(wanted: Wanted) -> list[ColumnElement[bool]]:
+def _selection_clauses(wanted: EventSelection) -> list[ColumnElement[bool]]:
     return [
         _COLUMNS.meter.in_(wanted.meters),
         _COLUMNS.recorded_at_ms >= wanted.since_ms,
@@ -50,43 +50,45 @@ def meters_of(database: Database, customer: str, start_ms: int) -> list[str]:
     Raises:
         MeterkitError: the database does not answer.
     """
-    of = _of(customer, start_ms, _deleted_ms(database, customer))
+    of = _period_clauses(customer, start_ms, _deleted_ms(database, customer))
     return sorted(str(name) for (name,) in database.read(select(_COLUMNS.meter).where(*of).distinct()))
 
 
 def sums_of(
-    database: Database, customer: str, start_ms: int, wanted: Mapping[str, Wanted]
-) -> dict[str, Sums]:
+    database: Database, customer: str, start_ms: int, wanted: Mapping[str, EventSelection]
+) -> dict[str, EventSums]:
     """By line id, what the events of each line come to.
 
     Raises:
         MeterkitError: the database does not answer.
     """
-    of, found = _of(customer, start_ms, _deleted_ms(database, customer)), dict[str, Sums]()
+    of, found = _period_clauses(customer, start_ms, _deleted_ms(database, customer)), dict[str, EventSums]()
     counted = (_BILLED, *(_COLUMNS[name] for name in CLASSES))
     asked = select(func.count(), *(func.coalesce(func.sum(one), 0) for one in counted))
     for name, one in wanted.items():
-        (row,) = database.read(asked.where(*of, *_within(one)))
-        found[name] = Sums(*map(int, row))
+        (row,) = database.read(asked.where(*of, *_selection_clauses(one)))
+        found[name] = EventSums(*map(int, row))
     return found
 
 
 def prices_of(
-    database: Database, customer: str, start_ms: int, wanted: Wanted
+    database: Database, customer: str, start_ms: int, wanted: EventSelection
 ) -> list[tuple[int | None, int | None, int]]:
     """Overage by the price that it was recorded at: micro-units, of how many units, and the units.
 
     Raises:
         MeterkitError: the database does not answer.
     """
-    of = _of(customer, start_ms, _deleted_ms(database, customer))
+    of = _period_clauses(customer, start_ms, _deleted_ms(database, customer))
     by = (_COLUMNS.price_micros, _COLUMNS.price_per)
-    asked = select(*by, func.sum(_COLUMNS.overage)).where(*of, *_within(wanted), _COLUMNS.overage != 0)
+    asked = select(*by, func.sum(_COLUMNS.overage)).where(
+        *of, *_selection_clauses(wanted), _COLUMNS.overage != 0
+    )
     return [(micros, per, int(units)) for micros, per, units in database.read(asked.group_by(*by))]
 
 
 def page_of(
-    database: Database, customer: str, start_ms: int, wanted: Wanted, after: str, most: int
+    database: Database, customer: str, start_ms: int, wanted: EventSelection, after: str, most: int
 ) -> tuple[tuple[StatementEvent, ...], str]:
     """A page of a line's events, oldest first, and where the next one begins; empty: there is none.
 
@@ -96,10 +98,10 @@ def page_of(
     """
     key = (_COLUMNS.recorded_at_ms, _COLUMNS.event, _COLUMNS.meter)
     since_ms = max(wanted.since_ms, 1 + _deleted_ms(database, customer))
-    last_key = _place_in(after) if after else (since_ms, "", "")
+    last_key = _parse_place(after) if after else (since_ms, "", "")
     # One lower bound, so that the database enters the index there; the sum below keeps it from another.
     begun = wanted._replace(since_ms=max(since_ms, last_key[0]))
-    asked = select(TABLE).where(*_of(customer, start_ms), *_within(begun))
+    asked = select(TABLE).where(*_period_clauses(customer, start_ms), *_selection_clauses(begun))
     asked = asked.where(tuple_(key[0] + 0, *key[1:]) > tuple_(*last_key))
     rows: list[Any] = [
         dict(zip(_COLUMNS.keys(), row, strict=True))
@@ -109,7 +111,7 @@ def page_of(
     last = shown[-1] if len(rows) > most else None
     ends = "" if last is None else f"{last['recorded_at_ms']}|{last['event']}|{last['meter']}"
     _price_by_model(database, shown)
-    return tuple(event_of(row, _reason(row["details"])) for row in shown), ends
+    return tuple(build_event(row, _parse_reason(row["details"])) for row in shown), ends
 
 
 def _price_by_model(database: Database, rows: list[Any]) -> None:
@@ -126,7 +128,7 @@ def _price_by_model(database: Database, rows: list[Any]) -> None:
             row["price_micros"], row["price_per"] = found.get(place, (None, None))
 
 
-def _place_in(after: str) -> tuple[int, str, str]:
+def _parse_place(after: str) -> tuple[int, str, str]:
     at_ms, _, rest = after.partition("|")
     event, _, meter = rest.rpartition("|")
     if not (at_ms.isdecimal() and event and meter):
@@ -134,7 +136,7 @@ def _place_in(after: str) -> tuple[int, str, str]:
     return int(at_ms), event, meter
 
 
-def _reason(details: str | None) -> str:
+def _parse_reason(details: str | None) -> str:
     """Why a person has corrected or dropped units."""
     try:
         told: Any = json.loads(details or "{}")

@@ -164,8 +164,8 @@ class PlaceError(MeterkitError):
     """No page of events ends there."""
 
 
-class Wanted(NamedTuple):
-    """Which events a line rests on.
+class EventSelection(NamedTuple):
+    """Selection of the audit rows that a line bills.
 
     Attributes:
         meters: by their names in the audit log.
@@ -178,8 +178,8 @@ class Wanted(NamedTuple):
     until_ms: int = ENDLESS_MS
 
 
-class Sums(NamedTuple):
-    """What the events of a line come to."""
+class EventSums(NamedTuple):
+    """Sums of a line's events."""
 
     events: int = 0
     billed: int = 0
@@ -227,7 +227,7 @@ def invoice_lines(
                 late_since=None if not late_since else from_ms(int(late_since)),
             )
         )
-    return found + _rest_of(invoice, sum(line.amount_cents for line in found))
+    return found + _invoice_remainder(invoice, sum(line.amount_cents for line in found))
 
 
 def price_in(line: Mapping[str, Any]) -> str:
@@ -237,8 +237,8 @@ def price_in(line: Mapping[str, Any]) -> str:
     return str(details.get("price") or "")
 
 
-def _rest_of(invoice: Mapping[str, Any], sum_cents: int) -> list[StatementLine]:
-    """What an invoice has besides its lines."""
+def _invoice_remainder(invoice: Mapping[str, Any], sum_cents: int) -> list[StatementLine]:
+    """Discounts, taxes and the unexplained rest of an invoice, as lines."""
     name, at = str(invoice["id"]), from_ms(1000 * int(invoice["created"]))
     off = -sum(int(one["amount"]) for one in invoice.get("total_discount_amounts") or ())
     taxes = [one for one in invoice.get("total_taxes") or () if one.get("tax_behavior") != "inclusive"]
@@ -264,9 +264,9 @@ def _rest_of(invoice: Mapping[str, Any], sum_cents: int) -> list[StatementLine]:
     ]
 
 
-def wanted_plans(
+def select_events(
     lines: Sequence[StatementLine], names: Mapping[str, tuple[str, ...]], changes: Sequence[datetime]
-) -> dict[str, Wanted]:
+) -> dict[str, EventSelection]:
     """By line id, the events that each usage line rests on; each event belongs to one line.
 
     Lines of one meter share its events by time: a change of plans parts them. Of lines that have one span,
@@ -277,7 +277,7 @@ def wanted_plans(
         names: of each meter, all that share its event name, as the audit log has them.
         changes: when the plan changed in the period, oldest first.
     """
-    found: dict[str, Wanted] = {}
+    found: dict[str, EventSelection] = {}
     for meter, of in names.items():
         spans: dict[tuple[datetime, datetime], str] = {}
         own = [line for line in lines if (line.kind, line.meter, line.late_since) == ("usage", meter, None)]
@@ -290,14 +290,14 @@ def wanted_plans(
             parts = [*changes]
         edges = [0, *(to_ms(at) for at in parts), ENDLESS_MS]
         for name, (since_ms, until_ms) in zip(spans.values(), pairwise(edges), strict=True):
-            found[name] = Wanted(of, since_ms, until_ms)
+            found[name] = EventSelection(of, since_ms, until_ms)
     return found
 
 
-def explained(
+def explain_lines(
     lines: Sequence[StatementLine],
-    wanted: Mapping[str, Wanted],
-    sums: Mapping[str, Sums],
+    wanted: Mapping[str, EventSelection],
+    sums: Mapping[str, EventSums],
     why: str,
     since: datetime,
 ) -> list[StatementLine]:
@@ -305,7 +305,7 @@ def explained(
 
     Args:
         lines: of a statement.
-        wanted: see :func:`wanted_plans`.
+        wanted: see :func:`select_events`.
         sums: by line id.
         why: what may cause a difference, for the note.
         since: the first instant of the period.
@@ -321,7 +321,7 @@ def explained(
             )
             found.append(replace(line, counted=line.quantity or 0, note=note))
             continue
-        of = sums.get(line.id, Sums())
+        of = sums.get(line.id, EventSums())
         tiers = [
             one
             for one in lines
@@ -353,7 +353,7 @@ def explained(
     return found
 
 
-def event_of(row: Mapping[str, Any], reason: str) -> StatementEvent:
+def build_event(row: Mapping[str, Any], reason: str) -> StatementEvent:
     """A row of the audit log as an event of a statement; ``reason``: of a correction, else empty."""
     occurred = row["occurred_at_ms"]
     return StatementEvent(
@@ -368,24 +368,24 @@ def event_of(row: Mapping[str, Any], reason: str) -> StatementEvent:
         credited=row["credited"],
         overage=row["overage"],
         over_cap=row["over_cap"],
-        billed=billed_of(row),
+        billed=count_billed(row),
         late=row["late"],
         price_micros=row["price_micros"],
         price_per=row["price_per"],
         model=row["model"],
         provider=row["provider"],
-        why=_why(row, reason),
+        why=_explain_event(row, reason),
         subjects=json.loads(row["subjects"] or "{}"),
         event_id=row["event_id"],
     )
 
 
-def billed_of(row: Mapping[str, Any]) -> int:
-    """How many units of a row count on an invoice line."""
+def count_billed(row: Mapping[str, Any]) -> int:
+    """Units of a row that count on an invoice line."""
     return -int(row["quantity"]) if row["kind"] == "dropped" else int(row["reported"])
 
 
-def _why(row: Mapping[str, Any], reason: str) -> str:
+def _explain_event(row: Mapping[str, Any], reason: str) -> str:
     words = [f"{row[name]} {_WORDS.get(name, name)}" for name in CLASSES if row[name]]
     if row["kind"] == "dropped":
         words = ["dropped: not sent to Stripe"]

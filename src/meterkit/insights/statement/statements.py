@@ -17,17 +17,17 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import period_ms, to_ms
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.insights.audit.async_database import open_database
-from meterkit.insights.simulation.terms import plan_cost, tenures
+from meterkit.insights.simulation.terms import plan_cost, read_tenures
 from meterkit.insights.statement.lines import (
     BalanceEntry,
+    EventSelection,
     Statement,
     StatementInvoice,
     StatementLine,
-    Wanted,
-    explained,
+    explain_lines,
     invoice_lines,
     price_in,
-    wanted_plans,
+    select_events,
 )
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import read_meters
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _CREDIT_NOTES: Final = ("pre_payment_credit_notes_amount", "post_payment_credit_notes_amount")
 
 
-class _Price(NamedTuple):
+class _PriceUse(NamedTuple):
     """The event name that a price bills, empty if it has no meter; and whether it recurs."""
 
     event_name: str
@@ -66,7 +66,7 @@ class PeriodInvoices:
 
     def __init__(self, api: StripeApi) -> None:
         self._api = api
-        self._prices: dict[str, _Price] = {}
+        self._prices: dict[str, _PriceUse] = {}
         self._events: dict[str, str] = {}
 
     async def of(self, stripe_customer: str, start_s: int, end_s: int) -> list[dict[str, Any]]:
@@ -76,7 +76,9 @@ class PeriodInvoices:
         renewal at its end. Void invoices are left out.
         """
         asked: dict[str, Parameter] = {"customer": stripe_customer, "created": {"gte": start_s}}
-        found = [one for one in await self._api.list("/v1/invoices", asked) if _is_of(one, start_s, end_s)]
+        found = [
+            one for one in await self._api.list("/v1/invoices", asked) if _is_of_period(one, start_s, end_s)
+        ]
         for invoice in found:
             lines: dict[str, Any] = invoice.get("lines") or {}
             # What the list shows of a draft may be what it was when it was made.
@@ -89,7 +91,7 @@ class PeriodInvoices:
     ) -> list[StatementLine]:
         """The lines of invoices; ``meters``: by event name, the meter."""
         named = {price_in(line) for invoice in invoices for line in invoice["lines"]["data"]} - {""}
-        known = {price: await self._price(price) for price in sorted(named)}
+        known = {price: await self._read_price(price) for price in sorted(named)}
         of = {
             name: (meters.get(one.event_name, one.event_name))
             for name, one in known.items()
@@ -98,13 +100,13 @@ class PeriodInvoices:
         recurring = [name for name, one in known.items() if one.recurs and not one.event_name]
         return [line for one in invoices for line in invoice_lines(one, of, recurring)]
 
-    async def _price(self, price: str) -> _Price:
+    async def _read_price(self, price: str) -> _PriceUse:
         if price not in self._prices:
             found = await self._api.get(f"/v1/prices/{price}")
             recurring: Mapping[str, Any] = found.get("recurring") or {}
             meter = recurring.get("meter")
             event_name = "" if meter is None else await self._event_name(str(meter))
-            self._prices[price] = _Price(event_name, recurs=bool(recurring))
+            self._prices[price] = _PriceUse(event_name, recurs=bool(recurring))
         return self._prices[price]
 
     async def _event_name(self, meter: str) -> str:
@@ -119,7 +121,7 @@ class PeriodInvoices:
         return self._events[meter]
 
 
-def _is_of(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
+def _is_of_period(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
     parent: Mapping[str, Any] = invoice.get("parent") or {}
     if parent.get("type") != "subscription_details" or invoice.get("status") == "void":
         return False
@@ -140,7 +142,7 @@ def _charges_ahead(invoice: Mapping[str, Any]) -> bool:
     return is_change and any(line["period"]["end"] > invoice["period_end"] for line in charged)
 
 
-def shown_invoice(invoice: Mapping[str, Any]) -> StatementInvoice:
+def build_invoice(invoice: Mapping[str, Any]) -> StatementInvoice:
     """An invoice as a statement shows it."""
     metadata: Mapping[str, str] = invoice.get("metadata") or {}
     rows = metadata.get("meterkit_audit_rows", "")
@@ -206,7 +208,7 @@ class Statements:
         """
         if type(most) is not int or not 0 <= most <= EVENTS_MAX:
             raise MeterkitError(f"most: found {most!r:.40}; allowed is an integer from 0 to {EVENTS_MAX}")
-        found, made, wanted = await self._make(customer, period)
+        found, made, wanted = await self._build_statement(customer, period)
         shown = [one for one in found.lines if line is None or one.id == line]
         if not shown and line is not None:
             raise MeterkitError(f"line: found {line!r:.80}; the statement has no such line")
@@ -221,7 +223,7 @@ class Statements:
 
         A line with more than 1,000 events comes again with the next ones. Raises as the call does.
         """
-        found, made, wanted = await self._make(customer, period)
+        found, made, wanted = await self._build_statement(customer, period)
         for line in found.lines:
             page = await made.with_events(line, wanted, "", _AT_ONCE)
             yield page
@@ -229,16 +231,16 @@ class Statements:
                 page = await made.with_events(line, wanted, page.after, _AT_ONCE)
                 yield page
 
-    async def _make(
+    async def _build_statement(
         self, customer: str, period: datetime | str | None
-    ) -> tuple[Statement, _Making, dict[str, Wanted]]:
+    ) -> tuple[Statement, _StatementBuilder, dict[str, EventSelection]]:
         """A statement without events, and what finds those of its lines."""
         check_customer(customer)
         database = open_database(self._settings, "a statement is read from what is")
         at_ms = None if period is None else period_ms(period)
         (usage,) = await self._store.usage_of_many([customer], at_ms=at_ms, former=True)
-        made = _Making(self._store, database, usage)
-        invoices = await self._invoices(customer, usage)
+        made = _StatementBuilder(self._store, database, usage)
+        invoices = await self._read_invoices(customer, usage)
         lines, wanted = await made.lines(invoices, None if not invoices else PeriodInvoices(self._api()))
         totals = [int(one["total"]) for one in invoices] or [one.amount_cents for one in lines]
         found = Statement(
@@ -248,14 +250,14 @@ class Statements:
             period_end=usage["period"]["end"],
             currency=str(invoices[0]["currency"]) if invoices else self._store.catalog.currency,
             is_final=_is_final(invoices, to_ms(usage["period"]["end"])),
-            invoices=tuple(map(shown_invoice, invoices)),
+            invoices=tuple(map(build_invoice, invoices)),
             lines=tuple(lines),
             total_cents=sum(totals),
             balance=tuple(await self._balance(usage)),
         )
         return found, made, wanted
 
-    async def _invoices(self, customer: str, usage: CustomerUsage) -> list[dict[str, Any]]:
+    async def _read_invoices(self, customer: str, usage: CustomerUsage) -> list[dict[str, Any]]:
         _, state = await CustomerStates(self._store).read(customer)
         if state.stripe_customer is None or self._settings.stripe_api_key is None:
             return []
@@ -263,7 +265,7 @@ class Statements:
         return await PeriodInvoices(self._api()).of(state.stripe_customer, start_s, end_s)
 
     async def _balance(self, usage: CustomerUsage) -> list[BalanceEntry]:
-        """What changed balances in money: usage of the period, and all of grants that were made in it."""
+        """Changes of balances in money: usage of the period, and all entries of its grants."""
         start, end, customer = usage["period"]["start"], usage["period"]["end"], usage["customer"]
         credits_, grants = self._store.catalog.credits, Grants(self._store)
         made = {one.grant_id: one.created_at for one in await grants.list(customer)}
@@ -291,7 +293,7 @@ class Statements:
         return found
 
 
-class _Making:
+class _StatementBuilder:
     """One statement in the making.
 
     Args:
@@ -309,7 +311,7 @@ class _Making:
 
     async def lines(
         self, invoices: Sequence[Mapping[str, Any]], reader: PeriodInvoices | None
-    ) -> tuple[list[StatementLine], dict[str, Wanted]]:
+    ) -> tuple[list[StatementLine], dict[str, EventSelection]]:
         """The lines without events, and by id which events each has."""
         by_event = await self._by_event()
         meters = {event: names[0] for event, names in by_event.items()}
@@ -319,22 +321,22 @@ class _Making:
         start = self._usage["period"]["start"]
         former = [line for line in read if line.kind == "usage" and line.end <= start]
         found = [line for line in read if line not in former]
-        wanted = wanted_plans(found, names, await self._plan_changes())
-        used: list[str] = await self._ask(self._events.meters_of)
+        wanted = select_events(found, names, await self._plan_changes())
+        used: list[str] = await self._query(self._events.meters_of)
         own = [line.meter for line in found if line.meter and line.late_since is None]
         without = {name for meter in own for name in names.get(meter, ())}
         without |= {one.name for one in self._store.catalog.meters.values() if one.is_spend}
         for meter in used:
             if meter not in without:
-                line = self._line(f"usage/{meter}", "usage", f"Usage of {meter}", meter=meter)
+                line = self._plain_line(f"usage/{meter}", "usage", f"Usage of {meter}", meter=meter)
                 found.append(line)
-                wanted[line.id] = Wanted((meter,))
-        sums = await self._ask(self._events.sums_of, wanted)
-        lines = explained(found, wanted, sums, self._why(), self._usage["period"]["start"])
+                wanted[line.id] = EventSelection((meter,))
+        sums = await self._query(self._events.sums_of, wanted)
+        lines = explain_lines(found, wanted, sums, self._why(), self._usage["period"]["start"])
         found = [one for one in lines if not self._is_empty(one, has_invoice=reader is not None)]
         if reader is None:
-            priced = [await self._priced(one, wanted[one.id], found) for one in found]
-            found = [*await self._fixed(), *priced]
+            priced = [await self._price_line(one, wanted[one.id], found) for one in found]
+            found = [*await self._fixed_lines(), *priced]
         return [*(replace(one, note=_FORMER if one.quantity else "") for one in former), *found], wanted
 
     def _is_empty(self, line: StatementLine, *, has_invoice: bool) -> bool:
@@ -347,15 +349,15 @@ class _Making:
         return is_twice or not (line.included or line.granted or line.credited or line.overage)
 
     async def with_events(
-        self, line: StatementLine, wanted: Mapping[str, Wanted], after: str, most: int
+        self, line: StatementLine, wanted: Mapping[str, EventSelection], after: str, most: int
     ) -> StatementLine:
         """A line with a page of its events."""
         if line.id not in wanted or not most or not line.event_count:
             return line
-        events, ends = await self._ask(self._events.page_of, wanted[line.id], after, most)
+        events, ends = await self._query(self._events.page_of, wanted[line.id], after, most)
         return replace(line, events=events, after=ends)
 
-    async def _ask(self, call: Callable[..., Any], *more: object) -> Any:
+    async def _query(self, call: Callable[..., Any], *more: object) -> Any:
         """Ask the database for something of the customer's period."""
         return await in_thread(partial(call, self._database, self._usage["customer"], self._start_ms, *more))
 
@@ -383,41 +385,43 @@ class _Making:
         ]
         return f" ({', '.join(told)} by the books; see `meterkit reconcile`)" if told else ""
 
-    def _line(self, name: str, kind: Any, words: str, **more: Any) -> StatementLine:
+    def _plain_line(self, name: str, kind: Any, words: str, **more: Any) -> StatementLine:
         span = self._usage["period"]
         return StatementLine(
             id=name, invoice=None, kind=kind, description=words, start=span["start"], end=span["end"], **more
         )
 
-    async def _fixed(self) -> list[StatementLine]:
+    async def _fixed_lines(self) -> list[StatementLine]:
         """The price of the plan and of its seats, by the subscription's items or else by the plans file."""
         customer, catalog = self._usage["customer"], self._store.catalog
         plan = catalog.plans.get(self._usage["plan"])
         if plan is None:
             return []
-        had = await tenures(self._store, self._start_ms, {customer: self._start_ms}, customer=customer)
+        had = await read_tenures(self._store, self._start_ms, {customer: self._start_ms}, customer=customer)
         cost = plan_cost(catalog, plan, had[customer].seats, had[customer].fixed)
         price, of = cost.base.cents(), f"{plan.name}, per {cost.base.interval}"
         if not price:
             return []
         found = [
-            self._line("plan", "subscription", of, quantity=1, unit_amount=f"{price}", amount_cents=price)
+            self._plain_line(
+                "plan", "subscription", of, quantity=1, unit_amount=f"{price}", amount_cents=price
+            )
         ]
         if cost.seats_cents and cost.seat is not None:
             more = {"quantity": cost.paid_seats, "unit_amount": f"{cost.seat.cents()}"}
             more |= {"amount_cents": cost.seats_cents}
-            found.append(self._line("seats", "subscription", f"Seats of {plan.name}", **more))
+            found.append(self._plain_line("seats", "subscription", f"Seats of {plan.name}", **more))
         return found
 
-    async def _priced(
-        self, line: StatementLine, wanted: Wanted, lines: Sequence[StatementLine]
+    async def _price_line(
+        self, line: StatementLine, wanted: EventSelection, lines: Sequence[StatementLine]
     ) -> StatementLine:
         """A usage line with what its overage costs by the prices that it was recorded at.
 
         What a table prices by model has a line for each price among all ``lines``.
         """
         by_model = sum(one.overage for one in lines if (one.meter or "").startswith(f"{line.meter}:"))
-        prices: list[tuple[int | None, int | None, int]] = await self._ask(self._events.prices_of, wanted)
+        prices: list[tuple[int | None, int | None, int]] = await self._query(self._events.prices_of, wanted)
         cents = unknown = 0
         for micros, per, units in prices:
             if micros is None or not per:

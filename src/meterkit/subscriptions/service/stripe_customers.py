@@ -176,7 +176,7 @@ class CustomerHooks:
     sync_later: Callable[[str], Awaitable[object]]
     override: Callable[[str, Collection[str], Callable[[CustomerState], CustomerState]], Awaitable[None]]
 
-    async def linking(self, customer: str, stripe_customer: str) -> None:
+    async def refuse_unknown_stripe_customer(self, customer: str, stripe_customer: str) -> None:
         """Refuse a link to a Stripe customer that does not exist.
 
         Raises:
@@ -204,7 +204,7 @@ class CustomerHooks:
             " id, or link without asking Stripe (force=True, --force)"
         )
 
-    async def linked(self, customer: str, *, now: bool) -> None:
+    async def sync_linked_customer(self, customer: str, *, now: bool) -> None:
         """Fetch the subscription of a linked customer."""
         _, state = await CustomerStates(self.store).read(customer)
         if self.api is None or state.stripe_customer is None or not self._has_priced_plans():
@@ -223,7 +223,7 @@ class CustomerHooks:
                 raise StripeError(message) from error
             raise _same_error(error, message) from error
 
-    async def leaving(self, customer: str, *, cancel: bool) -> None:
+    async def prepare_deletion(self, customer: str, *, cancel: bool) -> None:
         """End, or refuse to leave, what Stripe would charge a customer that is being deleted."""
         _, state = await CustomerStates(self.store).read(customer)
         has_sold = self._has_priced_plans() or state.subscription is not None
@@ -247,7 +247,7 @@ class CustomerHooks:
         _, state = await CustomerStates(self.store).read(customer)
         await remember_trial(self.store, customer, state.subscription)
 
-    async def overriding(
+    async def store_override(
         self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
     ) -> None:
         """Store an override; if it changes a price, only once Stripe has that price."""
