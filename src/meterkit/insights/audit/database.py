@@ -105,7 +105,7 @@ TABLE: Final = Table(
     Index("meterkit_audit_recorded", "recorded_at_ms"),
     Index("meterkit_audit_chain", "customer", "place", unique=True),
 )
-"""One row for each event and meter, chained by hash; see :class:`~meterkit.insights.audit.entries.AuditRow`."""
+"""One row per event and meter, chained by hash; see :class:`~meterkit.insights.audit.entries.AuditRow`."""
 
 heads_table(TABLE)
 
