@@ -41,7 +41,7 @@ def trial_line(account: Account, item: SubscriptionItem) -> InvoiceLine:
     return _subscription_line(item, amount=0, text=text, start=item.period_start, end=item.period_end)
 
 
-def remaining_line(
+def prorated_charge_line(
     account: Account, item: SubscriptionItem, *, anchor: int, at: int, discounts: Sequence[Discount] = ()
 ) -> InvoiceLine:
     """Charge what is left of an item's period, by the second, less discounts.
@@ -67,7 +67,7 @@ def zero_usage_line(account: Account, item: SubscriptionItem) -> InvoiceLine:
     return _subscription_line(item, amount=0, text=text, start=item.period_start, end=item.period_end)
 
 
-def unused_time_lines(
+def prorated_credit_lines(
     account: Account, subscription: Subscription, item: SubscriptionItem, *, at: int
 ) -> list[InvoiceLine]:
     """Credit the unused time after an instant: a line for each debit that reaches beyond it.
@@ -78,7 +78,7 @@ def unused_time_lines(
     """
     text = f"Unused time on {_quantity_text(account, item)} after {_day_text(at)}"
     if subscription.billing_mode.is_classic:
-        return _unused_time_at_current_price(subscription, item, text=text, at=at)
+        return _credit_at_current_price(subscription, item, text=text, at=at)
     lines: list[InvoiceLine] = []
     for debit in item.debits:
         start = max(at, debit.start)
@@ -94,7 +94,7 @@ def unused_time_lines(
     return lines
 
 
-def _unused_time_at_current_price(
+def _credit_at_current_price(
     subscription: Subscription, item: SubscriptionItem, *, text: str, at: int
 ) -> list[InvoiceLine]:
     """Credit the unused time after an instant, in classic billing.

@@ -13,7 +13,7 @@ from stripe_emulator.billing_cycle import (
 from stripe_emulator.call import Call, Params
 from stripe_emulator.coupons import active_discounts
 from stripe_emulator.invoice_drafts import new_draft, read_automatic_tax
-from stripe_emulator.invoice_lines import period_line, uncharged_usage, unused_time_lines
+from stripe_emulator.invoice_lines import period_line, prorated_credit_lines, uncharged_usage
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter
 from stripe_emulator.subscription_changes import begin_items, new_item, new_subscription, prepare_change
 from stripe_emulator.subscription_params import apply_cancellation, read_items, read_subscription_discounts
@@ -68,7 +68,7 @@ def _preview_change(account: Account, params: Params, details: Params, *, versio
     lines = [*waiting, *change.lines]
     usages: list[ChargedUsage] = []
     if details.boolean("cancel_now"):
-        unused = (unused_time_lines(account, draft, item, at=account.now) for item in draft.items)
+        unused = (prorated_credit_lines(account, draft, item, at=account.now) for item in draft.items)
         lines += [line for each in unused for line in each]
         usages = _uncharged_usages(draft, until=account.now)
     elif change.immediate:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stripe_emulator.invoice_drafts import charge_change, create_invoice, one_time_line
 from stripe_emulator.invoice_lifecycle import void_invoice
-from stripe_emulator.invoice_lines import restart_usage, uncharged_usage, unused_time_lines, usage_lines
+from stripe_emulator.invoice_lines import prorated_credit_lines, restart_usage, uncharged_usage, usage_lines
 from stripe_emulator.redemption import change_discounts, redeem
 from stripe_emulator.subscription_changes import (
     begin_items,
@@ -217,7 +217,7 @@ def _replace_items(account: Account, subscription: Subscription, phase: Phase, *
         set_item_terms(subscription, item, _item_change(wanted), at=now)
         items.append(item)
     for gone in by_price.values() if prorate else ():
-        lines = unused_time_lines(account, subscription, gone, at=now)
+        lines = prorated_credit_lines(account, subscription, gone, at=now)
         # Where its period ends now, the renewal charges its usage.
         is_open = gone.period_end > now and not subscription.billing_mode.is_classic
         usage = uncharged_usage(gone, until=now, removed=True) if is_open else None

@@ -14,7 +14,12 @@ from stripe_emulator.billing_cycle import (
 from stripe_emulator.call import PAGING_PARAMS, Call, Params
 from stripe_emulator.invoice_drafts import charge_change, create_invoice, read_added_lines
 from stripe_emulator.invoice_lifecycle import attempt_payment, can_pay, finalize_invoice, payment_method_of
-from stripe_emulator.invoice_lines import remaining_line, uncharged_usage, unused_time_lines, usage_lines
+from stripe_emulator.invoice_lines import (
+    prorated_charge_line,
+    prorated_credit_lines,
+    uncharged_usage,
+    usage_lines,
+)
 from stripe_emulator.object_calls import list_newest, retrieve_by_id
 from stripe_emulator.payment_methods import create_setup_intent
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, not_found
@@ -420,7 +425,7 @@ def _pause_subscription(account: Account, call: Call) -> JsonObject:
     lines: list[InvoiceLine] = []
     for item in subscription.items:
         since = item.period_start if unused == "item_current_period_start" else account.now
-        lines += unused_time_lines(account, subscription, item, at=since) if unused != "none" else []
+        lines += prorated_credit_lines(account, subscription, item, at=since) if unused != "none" else []
         used = uncharged_usage(item, until=account.now)
         if used is not None and usage != "none":
             lines += usage_lines(account, subscription, used)
@@ -480,7 +485,7 @@ def _restart_after_pause(
         item.period_end = period_at(subscription.billing_cycle_anchor, item.price.cycle, now)[1]
         if prorate and not item.price.is_metered:
             anchor, discounts = subscription.billing_cycle_anchor, subscription.discounts
-            lines.append(remaining_line(account, item, anchor=anchor, at=now, discounts=discounts))
+            lines.append(prorated_charge_line(account, item, anchor=anchor, at=now, discounts=discounts))
     return lines
 
 

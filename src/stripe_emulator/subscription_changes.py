@@ -19,11 +19,11 @@ from stripe_emulator.invoice_lifecycle import (
 )
 from stripe_emulator.invoice_lines import (
     period_line,
-    remaining_line,
+    prorated_charge_line,
+    prorated_credit_lines,
     restart_usage,
     trial_line,
     uncharged_usage,
-    unused_time_lines,
     usage_lines,
     zero_usage_line,
 )
@@ -174,7 +174,7 @@ def restart_cycle(
     lines: list[InvoiceLine] = []
     subscription.billing_cycle_anchor = at
     for item in subscription.items:
-        lines += unused_time_lines(account, subscription, item, at=at) if prorate else []
+        lines += prorated_credit_lines(account, subscription, item, at=at) if prorate else []
         usage = None if subscription.status == "trialing" else uncharged_usage(item, until=at)
         lines += [] if usage is None else usage_lines(account, subscription, usage)
         item.usage_from = at
@@ -212,7 +212,7 @@ def _credit_lines(
         # (https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup).
         usage = None
     counted = [] if usage is None else usage_lines(account, subscription, usage)
-    return [*unused_time_lines(account, subscription, item, at=at), *counted]
+    return [*prorated_credit_lines(account, subscription, item, at=at), *counted]
 
 
 def _charge_lines(
@@ -229,7 +229,7 @@ def _prorated_line(
     account: Account, subscription: Subscription, item: SubscriptionItem, *, at: int
 ) -> InvoiceLine:
     anchor, discounts = subscription.billing_cycle_anchor, [*item.discounts, *subscription.discounts]
-    return remaining_line(account, item, anchor=anchor, at=at, discounts=discounts)
+    return prorated_charge_line(account, item, anchor=anchor, at=at, discounts=discounts)
 
 
 def _period_end(subscription: Subscription, price: Price, *, at: int) -> int:
@@ -416,7 +416,7 @@ def _begin_trial(
     was_trialing = draft.status == "trialing"
     for item in draft.items:
         if not was_trialing:
-            lines += unused_time_lines(account, draft, item, at=at) if prorate else []
+            lines += prorated_credit_lines(account, draft, item, at=at) if prorate else []
             item.period_start, item.debits = at, []
         item.period_end = until
         if not was_trialing and not item.price.is_metered:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stripe_emulator.invoice_drafts import create_invoice
-from stripe_emulator.invoice_lines import uncharged_usage, unused_time_lines
+from stripe_emulator.invoice_lines import prorated_credit_lines, uncharged_usage
 
 if TYPE_CHECKING:
     from stripe_emulator.account import Account
@@ -67,7 +67,7 @@ def cancel_subscription(
     lines = [
         line
         for item in subscription.items
-        for line in (unused_time_lines(account, subscription, item, at=now) if prorate else ())
+        for line in (prorated_credit_lines(account, subscription, item, at=now) if prorate else ())
     ]
     waiting = account.invoices.pending.get(subscription.id, [])
     # Usage of a trial is never billed (https://docs.stripe.com/billing/subscriptions/trials/free-trials).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.serving import BackgroundTasks
-from meterkit.store.task_lease import StorageUpkeep
+from meterkit.store.storage_upkeep import StorageUpkeep
 
 if TYPE_CHECKING:
     from meterkit import MeterKit

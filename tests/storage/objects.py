@@ -16,7 +16,7 @@ from urllib.parse import quote, quote_plus
 
 from meterkit.storage.aws import ListingPage, Version
 from meterkit.storage.object_events import unwrap_queue_message
-from meterkit.store.task_lease import StorageUpkeep
+from meterkit.store.storage_upkeep import StorageUpkeep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

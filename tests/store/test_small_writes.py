@@ -36,7 +36,8 @@ from meterkit.store.server_restarts import ServerLife, ServerLives
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.settlement_spool import EventLoopSpool
-from meterkit.store.task_lease import StorageUpkeep, TaskLease
+from meterkit.store.storage_upkeep import StorageUpkeep
+from meterkit.store.task_lease import TaskLease
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

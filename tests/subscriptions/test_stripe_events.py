@@ -23,7 +23,7 @@ from meterkit.subscriptions.webhooks.stripe_events import (
     ForgedEvent,
     SyncHint,
     hint_of,
-    verify,
+    verify_signature,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def signed(body: bytes = BODY, secret: str = SECRET, at: int = NOW) -> bytes:
 def refusal(header: bytes | None = None, *, body: bytes = BODY, **given: Any) -> str | None:
     """Why a request is refused; None where its event is taken."""
     headers = given.get("headers", [signed(body) if header is None else header])
-    found = verify(body, headers, given.get("secrets", [SECRET]), now_s=NOW)
+    found = verify_signature(body, headers, given.get("secrets", [SECRET]), now_s=NOW)
     return found.why if isinstance(found, ForgedEvent) else None
 
 
@@ -148,7 +148,7 @@ def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatc
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_whatever_comes_is_refused_without_an_error(header: bytes, body: bytes) -> None:
-    assert isinstance(verify(body, [header], [SECRET], now_s=NOW), ForgedEvent)
+    assert isinstance(verify_signature(body, [header], [SECRET], now_s=NOW), ForgedEvent)
 
 
 LOOK = SyncHint(event="evt_1", stripe_customer="cus_1")

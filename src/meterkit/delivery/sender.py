@@ -240,13 +240,17 @@ class IntentSender:
                     return moves
                 outcome = await self._transport.send(*(one.intent for one in attempts))
         if len(attempts) > 1 and outcome.is_of_contents:
-            # One event made Stripe refuse the whole call: bisect to find it.
-            half = len(attempts) // 2
-            for part in (attempts[:half], attempts[half:]):
-                moves += await self._send_call(lease, part, asked, alone=alone)
-            return moves
+            return moves + await self._send_halves(lease, attempts, asked, alone=alone)
         is_clock_right = self._record_outcome(attempts, outcome)
         return moves + [self._next_move(one, outcome, is_clock_right=is_clock_right) for one in attempts]
+
+    async def _send_halves(
+        self, lease: ShardLease, attempts: Sequence[SendAttempt], asked: Elapsed, *, alone: bool
+    ) -> list[IntentMove]:
+        """Bisect a call that Stripe refused whole because of one of its events."""
+        half = len(attempts) // 2
+        first = await self._send_call(lease, attempts[:half], asked, alone=alone)
+        return first + await self._send_call(lease, attempts[half:], asked, alone=alone)
 
     def _may_send(self, event_name: str, *, alone: bool) -> bool:
         if self.stopping.is_set():

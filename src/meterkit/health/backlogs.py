@@ -8,15 +8,15 @@ from meterkit.catalog.amount_texts import span
 from meterkit.health.findings import Finding, join_names, one_finding
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.message_queue import CHANNELS, MessageQueue
+from meterkit.store.storage_upkeep import StorageUpkeep
 from meterkit.store.sync_queue_counts import read_waiting_syncs
-from meterkit.store.task_lease import StorageUpkeep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.assembly import Parts
     from meterkit.store.message_queue import Channel, KeptMessage
-    from meterkit.store.task_lease import UpkeepState
+    from meterkit.store.storage_upkeep import UpkeepState
 
 
 SYNC_OVERDUE_MS: Final = 5 * 60_000

@@ -15,7 +15,7 @@ from meterkit.redis.server import DURABILITIES
 from meterkit.redis.tallies import BUCKETS_S
 from meterkit.store.message_queue import CHANNELS, MessageQueue
 from meterkit.store.spool_file import list_spools
-from meterkit.store.task_lease import StorageUpkeep
+from meterkit.store.storage_upkeep import StorageUpkeep
 
 try:
     from prometheus_client import CollectorRegistry
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from meterkit.insights.revenue.revenue import Revenue
     from meterkit.insights.store_readings import QueueReading, StoreDurability
     from meterkit.redis.tallies import Tallies
+    from meterkit.store.storage_upkeep import UpkeepState
     from meterkit.store.store import Store
-    from meterkit.store.task_lease import UpkeepState
 
 
 class _Kit(Protocol):

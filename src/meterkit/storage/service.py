@@ -30,7 +30,8 @@ from meterkit.store.input_checks import check_customer
 from meterkit.store.prepared_decisions import prepare_holding, read_decision
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities
-from meterkit.store.task_lease import StorageUpkeep, TaskLease
+from meterkit.store.storage_upkeep import StorageUpkeep
+from meterkit.store.task_lease import TaskLease
 from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ class ForgedEvent:
         return _FORGERY_TEXTS[self.why]
 
 
-def verify(
+def verify_signature(
     body: bytes, headers: Iterable[bytes], secrets: Iterable[str], *, now_s: float
 ) -> Event | ForgedEvent:
     """Verify a webhook request; return its event if it was signed with one of the secrets lately.

@@ -14,7 +14,7 @@ from meterkit.errors import StoreError
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.webhooks.customer_sync import CustomerSyncer
 from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
-from meterkit.subscriptions.webhooks.stripe_events import ForgedEvent, hint_of, verify
+from meterkit.subscriptions.webhooks.stripe_events import ForgedEvent, hint_of, verify_signature
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.subscriptions.webhooks.worker import SyncWorker
 from meterkit.throttle import MINUTE_S, Throttle
@@ -95,7 +95,7 @@ class Webhooks:
             The outcome; a :class:`ForgedEvent` if Stripe has not signed it lately.
         """
         secrets = (secret.get_secret_value() for secret in self._settings.stripe_webhook_secret)
-        event = verify(body, signatures, secrets, now_s=self._store.clock())
+        event = verify_signature(body, signatures, secrets, now_s=self._store.clock())
         if isinstance(event, ForgedEvent):
             return event
         hint = hint_of(event)
