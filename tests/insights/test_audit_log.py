@@ -440,7 +440,7 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
         return found
 
     monkeypatch.setattr(chain_tables, "read_head", head_of)
-    monkeypatch.setattr(verifying, "head_of", heads)
+    monkeypatch.setattr(verifying, "read_head", heads)
     (one,) = await verified(url, "acme")
     assert (one.rows, one.is_right) == (5, True)
 

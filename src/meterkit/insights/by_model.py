@@ -13,7 +13,7 @@ from meterkit.insights.audit.async_database import open_database
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.insights.audit.model_sums import ModelSum
+    from meterkit.insights.audit.database import ModelSum
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import PeriodUsage
     from meterkit.store.store import Store
@@ -80,7 +80,7 @@ async def usage_by_model(store: Store, settings: Settings, customer: str, at_ms:
     """
     database = open_database(settings, "usage by model is")
     period = (await store.usage(customer, at_ms=at_ms))["period"]
-    read: Any = import_module("meterkit.insights.audit.model_sums")  # SQLAlchemy is an extra.
+    read: Any = import_module("meterkit.insights.audit.database")  # SQLAlchemy is an extra.
     meters = store.catalog.meters
     spends = {name for name, meter in meters.items() if meter.is_spend}  # It is revenue already.
     start_ms = to_ms(period["start"])
