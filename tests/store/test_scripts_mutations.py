@@ -123,7 +123,9 @@ OF_SUBJECTS: Final = Mutated(
     equivalents="script_equivalents_subjects.txt",
     steps=1500,
     sample=8,
-    lives=included("pop_subjects check_subjects settle_subjects write_subject", SUBJECTS),
+    lives=included(
+        "pop_subjects check_subjects check_subject_budget settle_subjects write_subject", SUBJECTS
+    ),
 )
 OF_ALLOTMENTS: Final = Mutated(
     equivalents="script_equivalents_allotting.txt",

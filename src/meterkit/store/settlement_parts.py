@@ -206,7 +206,7 @@ def mark_used_in_slot(decision: PreparedDecision, slot: int) -> bool:
 THRESHOLD_NUMBERS: Final = 4
 # Event that reports a meter's units to Stripe: its own, or that of the derived meter behind it. A derived one
 # reports the units of the meter before it, or its overage.
-OWN_EVENT, _SENT_ON, _TAKES_OVER, _PRICED = 0, 1, 2, 3
+OWN_EVENT, _REPORTED_BY_DERIVED, _REPORTS_FOR_SOURCE, _PRICE_ROW = 0, 1, 2, 3
 NO_CAP: Final = -1
 
 
@@ -316,9 +316,9 @@ def build_entries(
                 parts = reported_parts(entitlement, meters[reported_as])
             event, cap = OWN_EVENT, billed_most(entitlement)
             if reported_as != name and meter in {name, reported_as}:
-                event = _SENT_ON if meter == name else _TAKES_OVER
+                event = _REPORTED_BY_DERIVED if meter == name else _REPORTS_FOR_SOURCE
             if meters[meter].is_row and meter != name:
-                event, cap = _PRICED, None  # Its units are within the cap of its source.
+                event, cap = _PRICE_ROW, None  # Its units are within the cap of its source.
                 parts = (0, 0) if view.anonymous else reported_parts(entitlement, meters[meter])
             included = -1 if entitlement.included is None else entitlement.included
             yield MeterEntry(

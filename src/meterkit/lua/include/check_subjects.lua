@@ -1,72 +1,64 @@
--- check_subjects: whether the subjects of a customer may: users or teams, each with counters of its own.
---   keys: as pop_subjects gives them; words: a subject each, its member of the index, then its fields
---   terms: a subject each, how long its counters live at least (ms), how many rates, ceilings, concurrency limits, and
---   fields of a budget; then kind, window, limit, refill, needed, taken a rate; limit, needed, taken a ceiling or a
---   concurrency limit; window (ms; 0: the period), micro-units, micro-units in a minor unit, needed, taken a budget
---   begins_ms: of the customer's period; refuses: whether the customer is refused already
---   is_repeat: whether ceilings and budgets ask nothing; takes, report_policy: see decide
--- A field of a ceiling is as a meter's: counted, 0, the period that this is of; see docs/design/store.md.
--- Returns whether it is refused then; and keep(): writes what has changed of each.
+-- check_subjects: checks the subjects of a customer: users or teams, each with limits and counters of its own.
+--   keys: as pop_subjects returns them; words: of each subject its member of the index, then its fields
+--   terms: of each subject how long its counters live at least (ms), numbers of its rates, ceilings, concurrency limits and
+--   fields of a budget; then of each rate kind, window, limit, refill, needed, quantity; of each ceiling or concurrency
+--   limit: limit, needed, quantity; of a budget: see check_subject_budget
+--   begins_ms: of the customer's period; is_refused: whether another policy refuses the request
+--   is_repeat: whether ceilings and budgets do not apply; is_counting, report_policy: see decide
+-- The field of a ceiling is packed like a meter's: counted, 0, first instant of the period; see docs/design/store.md.
+-- Returns whether the request is refused, and write_subjects(), which writes what has changed.
 --include unpack_meter
 --include live_holds
 --include unpack_rate
 --include advance_rate
+--include check_subject_budget
 --include write_subject
-local function check_subjects(keys, words, terms, begins_ms, now, refuses, is_repeat, takes, report_policy)
-  local read, pack, current_slot, kept, behind, at = struct.unpack, cmsgpack.pack, math.floor(now / HOLD_SLOT_MS), {}, 1, 1
+local function check_subjects(keys, words, terms, begins_ms, now, is_refused, is_repeat, is_counting, report_policy)
+  local read, pack, current_slot = struct.unpack, cmsgpack.pack, math.floor(now / HOLD_SLOT_MS)
+  local changed, behind, at = {}, 1, 1
   for nth = 2, #keys do
-    local keep_ms, rates, ceilings, in_flight, spans
-    keep_ms, rates, ceilings, in_flight, spans, at = read('<ddddd', terms, at)
-    local key, member, limits = keys[nth], words[behind], rates + ceilings + in_flight
-    local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + limits + spans))
-    local write, w = {key, nil, nil, nil, nil, nil, nil}, 1 -- With place: growing copies a table.
-    for place = 2, limits + 1 do
-      local name, whole = words[behind + place - 1], nil
-      if place <= rates + 1 then
-        local kind, window, refill, needed, taken
-        kind, window, whole, refill, needed, taken, at = read('<dddddd', terms, at)
+    local keep_ms, rate_count, ceiling_count, concurrency_count, budget_fields
+    keep_ms, rate_count, ceiling_count, concurrency_count, budget_fields, at = read('<ddddd', terms, at)
+    local key, member, limit_count = keys[nth], words[behind], rate_count + ceiling_count + concurrency_count
+    local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + limit_count + budget_fields))
+    local hset, hset_count = {key, nil, nil, nil, nil, nil, nil}, 1 -- With room: growing a table copies it.
+    for place = 2, limit_count + 1 do
+      local name, limit, needed, quantity = words[behind + place - 1], nil, nil, nil
+      if place <= rate_count + 1 then
+        local kind, window, refill
+        kind, window, limit, refill, needed, quantity, at = read('<dddddd', terms, at)
         local slot, counted, previous, used = advance_rate(kind, window, refill, now, unpack_rate(fields[place], name))
-        refuses = refuses or used + needed > whole
-        report_policy(whole - used - (takes and taken or 0), whole, counted, previous, 0)
-        write[w + 1], write[w + 2], w = name, pack(FORM, slot, math.min(counted + taken, MOST), previous), w + 2
+        is_refused = is_refused or used + needed > limit
+        report_policy(limit - used - (is_counting and quantity or 0), limit, counted, previous, 0)
+        hset[hset_count + 1] = name
+        hset[hset_count + 2] = pack(FORM, slot, math.min(counted + quantity, MOST), previous)
+        hset_count = hset_count + 2
       else
-        local needed, taken
-        whole, needed, taken, at = read('<ddd', terms, at)
-        local asks = not is_repeat or place > rates + ceilings + 1
+        limit, needed, quantity, at = read('<ddd', terms, at)
+        local applies = not is_repeat or place > rate_count + ceiling_count + 1
         local counted, _, period, slot, held, held_before = unpack_meter(fields[place], name)
         held, held_before = live_holds(current_slot, slot, held, held_before)
-        counted, taken = period == begins_ms and counted or 0, asks and taken or 0
-        local available = math.max(0, whole - counted)
-        refuses = refuses or asks and needed > available - held - held_before
-        report_policy(available - held - held_before - (takes and taken or 0), math.max(1, whole), available, held, held_before)
-        write[w + 1], write[w + 2] = name, pack(FORM, counted, 0, begins_ms, current_slot, held + taken, held_before, '')
-        w = taken > 0 and w + 2 or w
+        counted = period == begins_ms and counted or 0
+        quantity = applies and quantity or 0
+        local available = math.max(0, limit - counted)
+        local left = available - held - held_before
+        is_refused = is_refused or applies and needed > left
+        report_policy(left - (is_counting and quantity or 0), math.max(1, limit), available, held, held_before)
+        hset[hset_count + 1] = name
+        hset[hset_count + 2] = pack(FORM, counted, 0, begins_ms, current_slot, held + quantity, held_before, '')
+        hset_count = quantity > 0 and hset_count + 2 or hset_count
       end
     end
-    if spans > 0 then
-      local window, micros, unit, needed, taken
-      window, micros, unit, needed, taken, at = read('<ddddd', terms, at)
-      local name, place = words[behind + limits + 1], limits + 2
-      local counted, _, period, slot, held, held_before = unpack_meter(fields[place], name)
-      held, held_before = live_holds(current_slot, slot, held, held_before)
-      counted, needed, taken = period == begins_ms and counted or 0, is_repeat and 0 or needed, is_repeat and 0 or taken
-      local spent = counted
-      if window > 0 then
-        _, spent = advance_rate(FIXED_WINDOW, window, 0, now, unpack_rate(fields[place + 1], name))
-      end
-      local left = micros - spent - held - held_before
-      refuses = refuses or needed > 0 and needed > left
-      report_policy(math.floor((left - (takes and taken or 0)) / unit), math.max(1, micros / unit), micros - spent,
-        held + held_before, needed)
-      write[w + 1], write[w + 2] = name, pack(FORM, counted, 0, begins_ms, current_slot, held + taken, held_before, '')
-      w = taken > 0 and w + 2 or w
+    if budget_fields > 0 then
+      is_refused, hset_count, at = check_subject_budget(words[behind + limit_count + 1], fields, limit_count + 2, terms, at,
+        begins_ms, now, current_slot, is_refused, is_repeat, is_counting, report_policy, hset, hset_count)
     end
-    behind = behind + limits + spans + 1
-    kept[nth - 1] = {member, write, w, fields[1], now + keep_ms, math.floor(keep_ms / 8)}
+    behind = behind + limit_count + budget_fields + 1
+    changed[nth - 1] = {member, hset, hset_count, fields[1], now + keep_ms, math.floor(keep_ms / 8)}
   end
-  return refuses, function()
-    for _, one in ipairs(kept) do
-      write_subject(keys[1], now, unpack(one))
+  return is_refused, function()
+    for _, subject in ipairs(changed) do
+      write_subject(keys[1], now, unpack(subject))
     end
   end
 end

@@ -1,10 +1,10 @@
--- confirm_view: what every script asks before it touches a customer's counters.
---   state_key: hash; rev, until_ms, from_ms, ends_ms, next_ends_ms, caller_ms: the caller's rev, until when its view
---   holds, start and end of the period that it knows, end of the next one, its clock
---   known_rev, seen_ms, known_ends_ms: of the counters, '' and 0 where there are none; is_forced: whatever the rev
--- Returns now (ms, never before seen_ms), start and end of the period that it is in by the caller's view, then nil or
--- the reply that ends the script:
---   {2, now, rev, state} the caller's view is stale;  {3, now} the clocks differ too much to go on
+-- confirm_view: checks that the caller's view of a customer is current, before a script touches the counters.
+--   state_key: hash
+--   rev, until_ms, from_ms, ends_ms, next_ends_ms: of the view: its rev, when it expires, start and end of its period, end
+--   of the next period; caller_ms: the caller's clock
+--   known_rev, seen_ms, known_ends_ms: of the counters, '' and 0 where there are none; is_forced: whether any rev will do
+-- Returns now (ms, never before seen_ms), start and end of the period of now by the caller's view; then nil, or the reply
+-- that ends the script: {STALE, now, rev, state}, or {CLOCK, now} where the clocks differ too much.
 --include server_ms
 local function confirm_view(
   state_key, rev, until_ms, from_ms, ends_ms, next_ends_ms, caller_ms, known_rev, seen_ms, known_ends_ms, is_forced)
@@ -15,12 +15,12 @@ local function confirm_view(
     local state = redis.call('HMGET', state_key, 'rev', 'data')
     local current = state[1] or NO_STATE
     if is_outside or current ~= rev then
-      return now, nil, nil, {2, now, current, state[2] or ''}
+      return now, nil, nil, {STALE, now, current, state[2] or ''}
     end
   end
   local moves = server - seen_ms > MINUTE_MS or known_ends_ms > 0 and now >= known_ends_ms
   if moves and math.abs(server - caller_ms) > MINUTE_MS then
-    return now, nil, nil, {3, now}
+    return now, nil, nil, {CLOCK, now}
   elseif now < ends_ms then
     return now, from_ms, ends_ms, nil
   end

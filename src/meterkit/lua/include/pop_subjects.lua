@@ -1,14 +1,16 @@
--- pop_subjects: takes the last keys and arguments of a script off, which are of the customer's subjects.
---   keys, words: of the script; count: of the subjects; behind: how many arguments there are after theirs
--- Returns their keys: the index, then a hash each; their words, which are packed as one argument; their terms, another one.
+-- pop_subjects: removes the last keys and arguments of a script, those of the customer's subjects, and returns them.
+--   keys, words: of the script; count: of the subjects; behind: how many arguments follow theirs
+-- Returns their keys: the index, then a hash each; their words, which are packed as one argument; and their terms.
 local function pop_subjects(keys, words, count, behind)
-  local last, taken = #words - behind, {unpack(keys, #keys - count)}
-  local names, terms = {cmsgpack.unpack(words[last - 1])}, words[last]
+  local last = #words - behind
+  local subject_keys = {unpack(keys, #keys - count)}
+  local subject_words = {cmsgpack.unpack(words[last - 1])}
+  local subject_terms = words[last]
   for place = last - 1, last + behind do
     words[place] = words[place + 2]
   end
   for place = #keys - count, #keys do
     keys[place] = nil
   end
-  return taken, names, terms
+  return subject_keys, subject_words, subject_terms
 end

@@ -1,42 +1,53 @@
--- settle_subjects: what a request came to for the subjects of its customer: gives back their holds, counts their units.
---   keys: as pop_subjects gives them; words: a subject each, its member of the index, then its fields
---   terms: a subject each, how many meters with concurrency limits, rates, and how many of these, the last, count what is
---   spent; then recorded, held a meter; kind, window, refill, quantity, when it was counted a rate; see settle
---   begins_ms, ends_ms: of the customer's period; hold_slot: of the holds; is_counted: whether it is recorded
--- Returns nil, or the word for one that was not kept; see write_subject.
+-- settle_subjects: settles a request for the subjects of its customer: releases their holds, counts their units.
+--   keys: as pop_subjects returns them; words: of each subject its member of the index, then its fields
+--   terms: of each subject numbers of its meters and concurrency limits, of its rates, and how many of these, the last ones,
+--   count what is spent; then recorded, held of each meter; kind, window, refill, quantity, when it was counted of each
+--   rate; see settle
+--   begins_ms, ends_ms: of the customer's period; hold_slot: in which the request holds; is_recorded: whether it is recorded
+-- Returns nil, or the word of the reply if a subject was not stored; see write_subject.
 --include unpack_meter
 --include release_hold
 --include correct_rate
 --include write_subject
-local function settle_subjects(keys, words, terms, begins_ms, ends_ms, hold_slot, is_counted, now)
-  local read, pack, current_slot, has_room, behind, at = struct.unpack, cmsgpack.pack, math.floor(now / HOLD_SLOT_MS), true, 1, 1
+local function settle_subjects(keys, words, terms, begins_ms, ends_ms, hold_slot, is_recorded, now)
+  local read, pack, current_slot = struct.unpack, cmsgpack.pack, math.floor(now / HOLD_SLOT_MS)
+  local has_room, behind, at = true, 1, 1
   for nth = 2, #keys do
-    local meters, rates, spans
-    meters, rates, spans, at = read('<ddd', terms, at)
-    local key, ends, longest_ms = keys[nth], 0, 0
-    local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + meters + rates))
-    local write, w = {key, nil, nil, nil, nil, nil, nil}, 1 -- With place: growing copies a table.
-    for place = 2, meters + 1 do
-      local name, quantity, asked = words[behind + place - 1], nil, nil
-      quantity, asked, at = read('<dd', terms, at)
+    local meter_count, rate_count, spend_rate_count
+    meter_count, rate_count, spend_rate_count, at = read('<ddd', terms, at)
+    local key, lives_ms, longest_ms = keys[nth], 0, 0
+    local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + meter_count + rate_count))
+    local hset, hset_count = {key, nil, nil, nil, nil, nil, nil}, 1 -- With room: growing a table copies it.
+    for place = 2, meter_count + 1 do
+      local name, quantity, released = words[behind + place - 1], nil, nil
+      quantity, released, at = read('<dd', terms, at)
       local counted, _, period, slot, held, held_before = unpack_meter(fields[place], name)
-      held, held_before = release_hold(hold_slot, asked, current_slot, slot, held, held_before)
-      counted, quantity = period == begins_ms and counted or 0, is_counted and quantity or 0
-      ends = quantity > 0 and ends_ms or ends
-      write[w + 1], write[w + 2], w = name,
-        pack(FORM, math.min(counted + quantity, MOST), 0, begins_ms, current_slot, held, held_before, ''), w + 2
+      held, held_before = release_hold(hold_slot, released, current_slot, slot, held, held_before)
+      counted = period == begins_ms and counted or 0
+      if is_recorded and quantity > 0 then
+        counted = math.min(counted + quantity, MOST)
+        lives_ms = ends_ms
+      end
+      hset[hset_count + 1] = name
+      hset[hset_count + 2] = pack(FORM, counted, 0, begins_ms, current_slot, held, held_before, '')
+      hset_count = hset_count + 2
     end
-    for place = meters + 2, meters + rates + 1 do
+    for place = meter_count + 2, meter_count + rate_count + 1 do
       local name, kind, window, refill, quantity, counted_ms = words[behind + place - 1], nil, nil, nil, nil, nil
       kind, window, refill, quantity, counted_ms, at = read('<ddddd', terms, at)
-      quantity = (is_counted or place <= meters + rates + 1 - spans) and quantity or 0
+      if not is_recorded and place > meter_count + rate_count + 1 - spend_rate_count then
+        quantity = 0
+      end
       local packed, matters_ms = correct_rate(fields[place], name, kind, window, refill, quantity, counted_ms, now)
       longest_ms = math.max(longest_ms, matters_ms)
-      write[w + 1], write[w + 2], w = name, packed, w + 2
+      hset[hset_count + 1] = name
+      hset[hset_count + 2] = packed
+      hset_count = hset_count + 2
     end
-    has_room = write_subject(keys[1], now, words[behind], write, w, fields[1],
-      QUARTER_HOUR_MS + math.max(ends, now + longest_ms), math.floor(longest_ms / 8)) and has_room
-    behind = behind + meters + rates + 1
+    lives_ms = QUARTER_HOUR_MS + math.max(lives_ms, now + longest_ms)
+    local is_stored = write_subject(keys[1], now, words[behind], hset, hset_count, fields[1], lives_ms, math.floor(longest_ms / 8))
+    has_room = has_room and is_stored
+    behind = behind + meter_count + rate_count + 1
   end
   return not has_room and 'subjects' or nil
 end
