@@ -26,10 +26,10 @@
 --include end_price_segment
 local counters_key, state_key, customers_key, dirty_key, unlinked_key, turns_key, history_key, notices_key, levels_key,
   totals_key = unpack(KEYS)
-local read_rev, rev, state, customer, linked, seal_at_ms, read_force, force, turn_ms, further = unpack(ARGV)
-local call, changes = redis.call, cjson.decode(further)
+local read_rev, rev, state, customer, linked, seal_at_ms, read_terms, terms, turn_ms, changes_text = unpack(ARGV)
+local call, changes = redis.call, cjson.decode(changes_text)
 local found = call('HMGET', state_key, 'rev', 'data', 'force')
-if (found[1] or NO_STATE) ~= read_rev or (found[3] or '') ~= read_force then
+if (found[1] or NO_STATE) ~= read_rev or (found[3] or '') ~= read_terms then
   return {1, found[1] or NO_STATE, found[2] or ''}
 end
 -- Before the first write: it fails where the counters are no hash.
@@ -45,7 +45,7 @@ if head and next(changes.ended.labels) and begins_ms <= tonumber(changes.ended.a
     end_price_segment(totals_key, period, meters, changes.ended.labels)
   end
 end
-call('HSET', state_key, 'rev', rev, 'data', state, 'force', force)
+call('HSET', state_key, 'rev', rev, 'data', state, 'force', terms)
 call('SADD', customers_key, customer)
 call('ZREM', turns_key, customer)
 if turn_ms ~= '0' then

@@ -49,7 +49,7 @@ local rev, terms, customer, asked, digest, how_to_send = unpack(ARGV, 1, 6)
 local caller_ms, correction, sending = ARGV[#ARGV], cjson.decode(asked), cjson.decode(how_to_send)
 local call, text, entries = redis.call, string.format, {}
 
-local now, verdict, head, meters, totals, starts_ms, finishes_ms = confirm_counters(counters_key, state_key, totals_key,
+local now, verdict, head, meters, totals, period_start_ms, period_end_ms = confirm_counters(counters_key, state_key, totals_key,
   rev, terms, caller_ms)
 if verdict then
   return verdict
@@ -58,13 +58,13 @@ local before = call('GET', once_key)
 if before then
   return {1, now, before}
 end
-head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms)
+head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, period_start_ms, period_end_ms)
 if sending.dry then
   stop_writing()
 end
 sending.customer, sending.made, sending.back, sending.taken = customer, 0, {}, set_of(sending.taken)
 local keys = {intents = intents_key, outbox = outbox_key, totals = totals_key, counters = counters_key}
-local period, done, _, untouched = text('%.0f', head and head.begins_ms or starts_ms), {}, read_counters(counters_key)
+local period, done, _, untouched = text('%.0f', head and head.begins_ms or period_start_ms), {}, read_counters(counters_key)
 local billed, by_hand = sending.billed, {}
 local is_held = billed and tonumber(totals[period .. '|w'] or '0') > now
 if is_held or billed and (totals[period .. '|y'] or '') ~= billed.changed then
@@ -77,12 +77,12 @@ local function take(...)
   return take_class_units(meters, sealed_in, ...)
 end
 
-for i, one in ipairs(correction.meters) do
-  local name, token, quantity, events, rows = unpack(one)
+for i, request in ipairs(correction.meters) do
+  local name, token, quantity, events, rows = unpack(request)
   local lower = lower_model_rows(meters, rows, sending.back, totals, period)
   local meter, left = meters[token] or read_meter(EMPTY_METER), quantity
   local over_cap, overage, credited, granted, included, sealed, sealed_included
-  local paid, given, repaid = meter.credited, meter.granted, (totals[period .. '|' .. token .. 'r'] or 0) + 0
+  local credited_before, granted_before, repaid = meter.credited, meter.granted, (totals[period .. '|' .. token .. 'r'] or 0) + 0
   local tokens, sent_included, back, back_included = {}, {}, 0, 0
   for _, event in ipairs(events) do
     tokens[#tokens + 1] = event[1]
@@ -109,8 +109,8 @@ for i, one in ipairs(correction.meters) do
   lower_spend(counters_key, meters, sending.spend, token, meter, overage, credited, granted)
   lower(counters_key, sending.spend, overage)
   meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited + meter.over_cap)
-  local micro = credited > 0 and return_to_grants(grants_key, ledger_key, 'c', name, period, credited, paid, now) or 0
-  local units = granted > 0 and return_to_grants(grants_key, ledger_key, 'm', name, period, granted, given, now) or 0
+  local micro = credited > 0 and return_to_grants(grants_key, ledger_key, 'c', name, period, credited, credited_before, now) or 0
+  local units = granted > 0 and return_to_grants(grants_key, ledger_key, 'm', name, period, granted, granted_before, now) or 0
   for _, changed in ipairs(tokens) do
     if meters[changed] then
       call('HSET', counters_key, changed .. 'm', pack_meter(meters[changed]))
@@ -134,20 +134,20 @@ for i, one in ipairs(correction.meters) do
     correction.by,
   }
 end
-local waits = false
+local is_waiting = false
 for _, meter in pairs(meters) do
-  waits = waits or meter.pending > 0
+  is_waiting = is_waiting or meter.pending > 0
 end
 for name, value in pairs(totals) do
-  waits = waits or string.find(name, '|....p$') and value ~= '0'
+  is_waiting = is_waiting or string.find(name, '|....p$') and value ~= '0'
 end
-if not waits then
+if not is_waiting then
   call('ZREM', unlinked_key, customer)
 end
 append_history(history_key, entries)
 audit_correction(audit_key, customer, now, period, correction, untouched, meters, sending.back)
-local kept = cjson.encode({asked = asked, done = done, by_hand = billed and by_hand, ends = text('%.0f', finishes_ms)})
-call('SET', once_key, kept, 'PX', FOUR_HUNDRED_DAYS_MS)
+local outcome = cjson.encode({asked = asked, done = done, by_hand = billed and by_hand, ends = text('%.0f', period_end_ms)})
+call('SET', once_key, outcome, 'PX', FOUR_HUNDRED_DAYS_MS)
 call('SADD', corrections_key, digest)
 call('PEXPIRE', corrections_key, FOUR_HUNDRED_DAYS_MS)
-return {0, now, kept}
+return {0, now, outcome}

@@ -4,7 +4,7 @@
 -- KEYS[1] hash  entries: a Stripe customer to what is to be done (JSON)
 -- KEYS[2] zset  due: when (ms), or until when a worker has the entry    KEYS[3] hash  dead entries
 -- ARGV  1 the Stripe customer   2 the worker's token
---       3 what became of it: done, later, dead; kept: it is worked on for a while longer
+--       3 what became of it: done, later, dead; or kept: the worker needs more time
 --       4 done: how often it had been hinted at when it was taken
 --       5 later, kept: for how long (ms)   6 later: 1 it counts as an attempt, else 0   7 later, dead: why
 --       8... the names of its notes that are done    last: the caller's clock (ms)
@@ -12,15 +12,15 @@
 -- Reply 1 done    0 the entry belongs to another worker, or is gone: nothing is done
 --include server_ms
 local entries_key, due_key, dead_key = unpack(KEYS)
-local customer, token, what, n, span_ms, counts, why = unpack(ARGV)
+local customer, token, outcome, hint_count, span_ms, added_attempts, why = unpack(ARGV)
 local first_note = 8 -- Among the arguments.
 local call, now = redis.call, server_ms(ARGV[#ARGV])
-local kept = call('HGET', entries_key, customer)
-local entry = kept and cjson.decode(kept)
+local packed = call('HGET', entries_key, customer)
+local entry = packed and cjson.decode(packed)
 if not entry or entry.token ~= token then
   return 0
 end
-if what == 'kept' then
+if outcome == 'kept' then
   call('ZADD', due_key, now + span_ms, customer)
   return 1
 end
@@ -30,16 +30,16 @@ for i = first_note, #ARGV - 1 do
   end
 end
 entry.token, entry.why = '', why
-if what == 'dead' then
+if outcome == 'dead' then
   entry.at = now
   call('HSET', dead_key, customer, cjson.encode(entry))
 end
-if what == 'dead' or what == 'done' and entry.n == tonumber(n) then
+if outcome == 'dead' or outcome == 'done' and entry.n == tonumber(hint_count) then
   call('HDEL', entries_key, customer)
   call('ZREM', due_key, customer)
   return 1
 end
-entry.attempts = what == 'later' and entry.attempts + counts or 0
+entry.attempts = outcome == 'later' and entry.attempts + added_attempts or 0
 call('HSET', entries_key, customer, cjson.encode(entry))
-call('ZADD', due_key, what == 'later' and now + span_ms or now, customer)
+call('ZADD', due_key, outcome == 'later' and now + span_ms or now, customer)
 return 1

@@ -9,25 +9,25 @@
 -- Reply {{Stripe customer, entry}, ...}    {Stripe customer} alone: another worker has its entry
 --include server_ms
 local entries_key, due_key = unpack(KEYS)
-local token, lease_ms, most, customer = unpack(ARGV)
+local token, lease_ms, count_max, customer = unpack(ARGV)
 local call, now, reply = redis.call, server_ms(ARGV[#ARGV]), {}
-local names = {customer}
+local customers = {customer}
 if customer == '' then
-  names = call('ZRANGEBYSCORE', due_key, '-inf', now, 'LIMIT', 0, most)
+  customers = call('ZRANGEBYSCORE', due_key, '-inf', now, 'LIMIT', 0, count_max)
 end
-for _, name in ipairs(names) do
-  local kept = call('HGET', entries_key, name)
-  local entry = kept and cjson.decode(kept)
+for _, entry_customer in ipairs(customers) do
+  local packed = call('HGET', entries_key, entry_customer)
+  local entry = packed and cjson.decode(packed)
   if not entry then
-    call('ZREM', due_key, name)
-  elseif entry.token ~= '' and tonumber(call('ZSCORE', due_key, name)) > now then
-    reply[#reply + 1] = {name}
+    call('ZREM', due_key, entry_customer)
+  elseif entry.token ~= '' and tonumber(call('ZSCORE', due_key, entry_customer)) > now then
+    reply[#reply + 1] = {entry_customer}
   else
     entry.token = token
-    kept = cjson.encode(entry)
-    call('HSET', entries_key, name, kept)
-    call('ZADD', due_key, now + lease_ms, name)
-    reply[#reply + 1] = {name, kept}
+    packed = cjson.encode(entry)
+    call('HSET', entries_key, entry_customer, packed)
+    call('ZADD', due_key, now + lease_ms, entry_customer)
+    reply[#reply + 1] = {entry_customer, packed}
   end
 end
 return reply

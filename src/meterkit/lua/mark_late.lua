@@ -39,35 +39,35 @@ if damaged then
   return redis.error_reply('DAMAGED a customer cannot be read: no whole numbers in field ' .. damaged)
 end
 local outcomes = {[0] = 'not billed', 'billed at the price of now', 'billed by an invoice item'}
-local text, this = string.format, head and string.format('%.0f', head.begins_ms) or ''
+local text, open_period = string.format, head and string.format('%.0f', head.begins_ms) or ''
 local late, reply, is_due = {}, {0, now}, false
-if head and asked.rev ~= '' and call('HGET', totals_key, this .. '|n') == asked.rev then
+if head and asked.rev ~= '' and call('HGET', totals_key, open_period .. '|n') == asked.rev then
   return reply
 end
 
-local function is_late(period, token, quantity)
+local function add_late(period, token, quantity)
   local name = period .. '|' .. token
   late[name] = (late[name] or 0) + quantity
 end
 
 for _, token in ipairs(asked.pending) do
   if meters[token] and meters[token].pending > 0 then
-    is_late(this, token, meters[token].pending)
+    add_late(open_period, token, meters[token].pending)
     meters[token].pending = 0
   end
   -- Pending units of a closed period would be sealed for its draft, which may have the new price by now.
   for _, name in ipairs(sorted_keys(totals)) do
     local period = string.match(name, '^(%d+)|' .. token .. 'p$')
-    local has_one_price = period and not totals[period .. '|' .. token .. 's'] and not totals[this .. '|' .. token .. 'y']
+    local has_one_price = period and not totals[period .. '|' .. token .. 's'] and not totals[open_period .. '|' .. token .. 'y']
     if has_one_price and asked.items[token] then
-      is_late(period, token, tonumber(totals[name]))
+      add_late(period, token, tonumber(totals[name]))
       call('HDEL', totals_key, name)
     end
   end
 end
 local function remove(id, read, use)
   local intent = cjson.decode(read)
-  if call('HGET', intents_key, id) == read and (use == is_late or intent.period == this) then
+  if call('HGET', intents_key, id) == read and (use == add_late or intent.period == open_period) then
     local counted, value = count_field(intent, intent.state)
     call('HINCRBY', totals_key, counted, '-' .. value)
     call('HDEL', intents_key, id)
@@ -90,12 +90,12 @@ local function restore(period, token, quantity)
     end
     append_history(history_key, {{'correction', text('%.0f', now), text('%.0f of %s taken back', left, meter_name),
       'recorded again: Stripe did not have it when the price changed', asked.cause}})
-    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = name, text('%.0f', left), 3
+    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = name, text('%.0f', left), CORRECTION_UNDONE
   end
 end
 
 for _, one in ipairs(asked.intents) do
-  remove(one[1], one[2], is_late)
+  remove(one[1], one[2], add_late)
 end
 -- A correction that Stripe does not have yet lowers no line of the price that ended: it lowers what is late, and the rest
 -- of its units is recorded again.
@@ -104,11 +104,11 @@ for _, one in ipairs(asked.back or {}) do
 end
 local ended = {}
 for token, meter in pairs(meters) do
-  local since, again = asked.since[token] or 0, asked.items[token] and 0 or late[this .. '|' .. token] or 0
+  local since, again = asked.since[token] or 0, asked.items[token] and 0 or late[open_period .. '|' .. token] or 0
   ended[token] = {overage = math.max(0, meter.overage - since - again), since = since}
 end
 if head then
-  end_price_segment(totals_key, this, ended, asked.labels)
+  end_price_segment(totals_key, open_period, ended, asked.labels)
 end
 for _, name in ipairs(sorted_keys(late)) do
   local period, token = string.match(name, '^(.*)|(....)$')
@@ -120,7 +120,7 @@ for _, name in ipairs(sorted_keys(late)) do
     for field, known in pairs(item) do
       own[field] = known
     end
-    own.till = period ~= this and totals[period .. '|e'] or item.till
+    own.till = period ~= open_period and totals[period .. '|e'] or item.till
     queue_item(items_key, totals_key, nonce .. '-' .. #reply, own, now)
   else
     call('HINCRBY', totals_key, name .. 't', value)
@@ -134,7 +134,8 @@ for _, name in ipairs(sorted_keys(late)) do
         {token .. 'm', within, 0, 0, quantity - within, 0, quantity})
     end
   end
-  local outcome = item and 2 or is_billed and 1 or 0
+  local outcome = is_billed and BILLED_IN_PERIOD or NOT_BILLED
+  outcome = item and BILLED_BY_ITEM or outcome
   append_history(history_key, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,
     outcomes[outcome], asked.cause}})
   reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = name, value, outcome
@@ -148,7 +149,7 @@ if is_due then -- Counters that have pending usage stay.
   call('ZADD', dirty_key, now, customer)
 end
 if head and asked.rev ~= '' then
-  call('HSET', totals_key, this .. '|n', asked.rev, this .. '|y', asked.changed)
+  call('HSET', totals_key, open_period .. '|n', asked.rev, open_period .. '|y', asked.changed)
 end
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 return reply

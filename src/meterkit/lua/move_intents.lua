@@ -21,8 +21,8 @@
 --include recount_intent
 local intents_key, outbox_key, lease_key, delivered_key, parked_key, dead_key, compare_key = unpack(KEYS, 1, 7)
 local batches_key, first_totals = KEYS[8], 9 -- The latter among the keys.
-local token, states, asked, sent, caller_ms = unpack(ARGV)
-local moves, batches = cjson.decode(asked), cjson.decode(sent)
+local token, states, moves_text, batches_text, caller_ms = unpack(ARGV)
+local moves, batches = cjson.decode(moves_text), cjson.decode(batches_text)
 local call, text = redis.call, string.format
 if call('GET', lease_key) ~= token then
   return {2}
@@ -30,8 +30,8 @@ end
 local now, reply = server_ms(caller_ms), {0}
 
 -- Returns the first attempt before this, and attempts.
-local function append_history(id, intent, delay, key, why, untried)
-  local kept = true
+local function write_move(id, intent, delay, key, why, untried)
+  local is_kept = true
   if untried == 1 then
     intent.first = '0'
   end
@@ -53,7 +53,7 @@ local function append_history(id, intent, delay, key, why, untried)
       call('HDEL', intents_key, id)
       call('HSET', delivered_key, id, cjson.encode(short))
       call('PEXPIRE', delivered_key, THIRTY_SIX_DAYS_MS)
-      kept = false
+      is_kept = false
     else
       call('ZADD', intent.state == 'parked' and parked_key or dead_key, now, id)
       if intent.state == 'parked' and delay > 0 then
@@ -61,7 +61,7 @@ local function append_history(id, intent, delay, key, why, untried)
       end
     end
   end
-  if kept then
+  if is_kept then
     intent.why = why ~= '' and why or nil
     call('HSET', intents_key, id, cjson.encode(intent))
   end
@@ -82,7 +82,7 @@ for i, move in ipairs(moves) do
         call('ZREM', dead_key, id)
       end
       intent.state = state
-      answer = {0, append_history(id, intent, delay, key, why, untried)}
+      answer = {0, write_move(id, intent, delay, key, why, untried)}
     else
       call('ZADD', outbox_key, 'XX', now + 10 * MINUTE_MS, id)
       answer = {2}

@@ -30,10 +30,10 @@ if customer == '' then
   return 1
 end
 local now, reply = server_ms(ARGV[#ARGV]), 1
-local kept = call('HGET', entries_key, customer)
+local packed = call('HGET', entries_key, customer)
 local entry
-if kept then
-  entry = cjson.decode(kept)
+if packed then
+  entry = cjson.decode(packed)
 else
   local dead = call('HGET', dead_key, customer)
   entry = {n = 0, since = now, noted = 0, notes = dead and cjson.decode(dead).notes or {}}

@@ -29,15 +29,15 @@ local wanted = cjson.decode(ARGV[#ARGV - 1])
 local _, _, _, _, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
 local call, text, taken = redis.call, string.format, {}
 
-local now, verdict, head, meters, totals, starts_ms, finishes_ms = confirm_counters(counters_key, state_key, totals_key,
+local now, verdict, head, meters, totals, period_start_ms, period_end_ms = confirm_counters(counters_key, state_key, totals_key,
   rev, terms, caller_ms)
 if verdict then
   return verdict
 elseif call('XLEN', audit_key) > 0 then
   return {1, now}
 end
-head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms)
-local begins_ms, expires_ms = head and head.begins_ms or starts_ms, head and head.expires_ms or 0
+head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, period_start_ms, period_end_ms)
+local begins_ms, expires_ms = head and head.begins_ms or period_start_ms, head and head.expires_ms or 0
 if math.abs(begins_ms - wanted.period) >= 2 * MINUTE_MS then
   return {5, now, text('%.0f', begins_ms)}
 end
@@ -74,7 +74,7 @@ end
 -- Its minute is behind all that usage which is lost may have been stamped with. Returns whether the period has one.
 local function park(token, event, value)
   local share, ahead_ms = shares[event], now + 4 * MINUTE_MS
-  local minute, last = next_free_minute({begins_ms = begins_ms, ends_ms = finishes_ms}, meters, wanted.events, taken, token,
+  local minute, last = next_free_minute({begins_ms = begins_ms, ends_ms = period_end_ms}, meters, wanted.events, taken, token,
     ahead_ms)
   meters[token].stamped_ms = minute
   share.till_ms, share.parked = share.till_ms or minute, share.parked + value
@@ -141,8 +141,8 @@ for _, intent in ipairs(made) do
 end
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 append_history(history_key, entries)
-local longer_ms = math.max(expires_ms, finishes_ms + outlive_ms, now + least_life_ms)
-call('HSET', counters_key, 'h', cmsgpack.pack(FORM, now, begins_ms, finishes_ms, longer_ms, rev))
+local longer_ms = math.max(expires_ms, period_end_ms + outlive_ms, now + least_life_ms)
+call('HSET', counters_key, 'h', cmsgpack.pack(FORM, now, begins_ms, period_end_ms, longer_ms, rev))
 if longer_ms > expires_ms then
   call('PEXPIREAT', counters_key, longer_ms)
 end

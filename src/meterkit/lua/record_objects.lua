@@ -32,11 +32,11 @@
 --include append_history
 --include queue_notices
 local levels_key, state_key, notices_key, objects_key, relist_key, history_key, last_hour_key, this_hour_key = unpack(KEYS)
-local rev, till, from, ends, next_end, gauge, included, customer, thresholds, bucket = unpack(ARGV, 1, 10)
+local rev, until_text, start_text, end_text, next_end_text, gauge, included, customer, thresholds, bucket = unpack(ARGV, 1, 10)
 local listed_since, listed_until, relist = unpack(ARGV, 11, 13)
 local call, most, caller_ms = redis.call, tonumber(included), tonumber(ARGV[#ARGV])
-local now, starts_ms, ends_ms, verdict = confirm_view(state_key, rev, tonumber(till), tonumber(from), tonumber(ends),
-  tonumber(next_end), caller_ms, '', 0, 0, false)
+local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, tonumber(until_text), tonumber(start_text), tonumber(end_text),
+  tonumber(next_end_text), caller_ms, '', 0, 0, false)
 if verdict then
   return verdict
 end
@@ -55,41 +55,41 @@ for at = 14, #ARGV - 1, 8 do
   if known == nil then
     known = unpack_object(call('HGET', objects_key, field), field)
   end
-  local said = {tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), ARGV[at + 4], of_type}
+  local reported = {tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), ARGV[at + 4], of_type}
   local applies, doubts = true, false
   if is_listing then
-    applies, doubts = listing_supersedes(known, said, since_ms)
-    said[1] = said[1] == OBJECT_STORED and OBJECT_LISTED or said[1]
-  elseif said[3] < since_ms then -- The last listing has it.
+    applies, doubts = listing_supersedes(known, reported, since_ms)
+    reported[1] = reported[1] == OBJECT_STORED and OBJECT_LISTED or reported[1]
+  elseif reported[3] < since_ms then -- The last listing has it.
     applies = false
   elseif known then
-    applies, doubts = event_supersedes(known, said, ARGV[at + 6] == '1')
+    applies, doubts = event_supersedes(known, reported, ARGV[at + 6] == '1')
   end
   if applies then
-    local was = known and known[2] or 0 -- What is removed has 0 bytes.
-    doubts = doubts or not is_listing and said[3] < sure_ms and was ~= said[2]
-    if was > 0 then
-      moved[known[5]] = (moved[known[5]] or 0) - was
+    local size_before = known and known[2] or 0 -- What is removed has 0 bytes.
+    doubts = doubts or not is_listing and reported[3] < sure_ms and size_before ~= reported[2]
+    if size_before > 0 then
+      moved[known[5]] = (moved[known[5]] or 0) - size_before
     end
-    moved[of_type] = (moved[of_type] or 0) + said[2]
-    found[field] = said
+    moved[of_type] = (moved[of_type] or 0) + reported[2]
+    found[field] = reported
   end
   is_unclear = is_unclear or doubts
 end
-local sum, change, by_type = unpack_level(call('HGET', levels_key, gauge .. ':'), gauge), 0, {}
+local stored_sum, change, by_type = unpack_level(call('HGET', levels_key, gauge .. ':'), gauge), 0, {}
 for of_type, by in pairs(moved) do
   local name = gauge .. ':' .. of_type
   by_type[name] = unpack_level(call('HGET', levels_key, name), name) + by
   change = change + by
 end
 local level, over_ms, fitted = unpack_level(call('HGET', levels_key, gauge), gauge)
-local changed = sum + change
+local new_level = stored_sum + change
 local current_slot = math.floor(now / HOLD_SLOT_MS)
 unpack_presigned(call('HGET', levels_key, gauge .. '+'), gauge, current_slot)
-if changed > VALUE_MOST then
+if new_level > VALUE_MOST then
   return {4, now, level}
 end
-local function keep(name, quantity, since, fits)
+local function write_level(name, quantity, since, fits)
   if quantity > 0 then
     call('HSET', levels_key, name, cmsgpack.pack(FORM, quantity, since, fits))
   else
@@ -97,16 +97,16 @@ local function keep(name, quantity, since, fits)
   end
 end
 for name, quantity in pairs(by_type) do
-  keep(name, quantity, 0, 0)
+  write_level(name, quantity, 0, 0)
 end
-keep(gauge .. ':', changed, 0, 0)
+write_level(gauge .. ':', new_level, 0, 0)
 over_ms, fitted = overage_state(level, most, over_ms, fitted, now)
-keep(gauge, changed, overage_state(changed, most, over_ms, fitted, now))
-for field, said in pairs(found) do
-  if is_listing and said[1] == OBJECT_REMOVED then
+write_level(gauge, new_level, overage_state(new_level, most, over_ms, fitted, now))
+for field, reported in pairs(found) do
+  if is_listing and reported[1] == OBJECT_REMOVED then
     call('HDEL', objects_key, field)
   else
-    call('HSET', objects_key, field, cmsgpack.pack(FORM, unpack(said)))
+    call('HSET', objects_key, field, cmsgpack.pack(FORM, unpack(reported)))
   end
 end
 for at = 14, #ARGV - 1, 8 do
@@ -119,14 +119,14 @@ end
 if is_listing then
   call('HSET', objects_key, bucket, cmsgpack.pack(FORM, since_ms, sure_ms))
 end
-if changed > 0 then
+if new_level > 0 then
   call('PERSIST', objects_key)
 elseif call('PTTL', objects_key) == -1 then -- Nothing is stored: only events that come late need what is known.
   call('PEXPIRE', objects_key, SEVEN_DAYS_MS)
 end
 if is_listing and change ~= 0 then
-  append_history(history_key, {{'storage', string.format('%.0f', now), string.format('%.0f bytes', sum),
-    string.format('%.0f bytes', changed), 'recalculation'}})
+  append_history(history_key, {{'storage', string.format('%.0f', now), string.format('%.0f bytes', stored_sum),
+    string.format('%.0f bytes', new_level), 'recalculation'}})
 end
 if is_unclear then
   call('ZADD', relist_key, 'NX', now, customer)
@@ -134,8 +134,8 @@ if is_unclear then
 end
 local notices = {}
 for threshold, percent in string.gmatch(thresholds, '(%d+) (%d+)') do
-  if level < tonumber(threshold) and changed >= tonumber(threshold) then
-    notices[#notices + 1] = {'usage.threshold', gauge, changed, percent, most}
+  if level < tonumber(threshold) and new_level >= tonumber(threshold) then
+    notices[#notices + 1] = {'usage.threshold', gauge, new_level, percent, most}
   end
 end
-return {0, now, changed, change, is_unclear and 1 or 0, queue_notices(notices_key, customer, notices, now, starts_ms, ends_ms)}
+return {0, now, new_level, change, is_unclear and 1 or 0, queue_notices(notices_key, customer, notices, now, period_start_ms, period_end_ms)}

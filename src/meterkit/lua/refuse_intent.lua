@@ -11,21 +11,21 @@
 -- Reply 1 done    0 it is gone    2 it is being sent    3 its customer's totals cannot be counted in
 --include server_ms
 --include recount_intent
-local intents_key, outbox_key, delivered_key, apart_key, totals_key = unpack(KEYS)
+local intents_key, outbox_key, delivered_key, parked_key, totals_key = unpack(KEYS)
 local id, new_id, state, why, token, customer, caller_ms = unpack(ARGV)
 local call, text = redis.call, string.format
-local kept, short = call('HGET', intents_key, id), call('HGET', delivered_key, id)
+local packed, short = call('HGET', intents_key, id), call('HGET', delivered_key, id)
 local intent
-if kept then
-  intent = cjson.decode(kept)
+if packed then
+  intent = cjson.decode(packed)
 elseif short then
-  local names = redis.pcall('HKEYS', totals_key)
-  if names.err then
+  local fields = redis.pcall('HKEYS', totals_key)
+  if fields.err then
     return 3
   end
   local owner, stripe_customer, event, time, value = unpack(cjson.decode(short))
   local begins_ms, period, kind = -1, nil, token .. (string.sub(value, 1, 1) == '-' and 'D' or 'd')
-  for _, name in ipairs(names) do
+  for _, name in ipairs(fields) do
     local begin = string.sub(name, -5) == kind and string.match(name, '^(%d+)|')
     if begin and tonumber(begin) <= time * 1000 and tonumber(begin) > begins_ms then
       begins_ms, period = tonumber(begin), begin
@@ -53,5 +53,5 @@ call('HDEL', intents_key, id)
 call('ZREM', outbox_key, id)
 call('HDEL', delivered_key, id)
 call('HSET', intents_key, new_id, cjson.encode(intent))
-call('ZADD', apart_key, now, new_id)
+call('ZADD', parked_key, now, new_id)
 return 1

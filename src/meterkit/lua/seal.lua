@@ -102,7 +102,7 @@ local late = {}
 if invoices ~= '' then -- Included here, so that other calls do not pay for creating the functions.
 --include move_late_usage
   local keys = {counters = counters_key, totals = totals_key, history = history_key, items = items_key, audit = audit_key}
-  local own = {customer = customer, nonce = nonce, rev = rev, starts_ms = period_start_ms, finishes_ms = period_end_ms}
+  local own = {customer = customer, nonce = nonce, rev = rev, period_start_ms = period_start_ms, period_end_ms = period_end_ms}
   head, late = move_late_usage(keys, head, meters, totals, events, cjson.decode(invoices), own, now)
 end
 local cut = cut_text ~= '' and not is_moved and cjson.decode(cut_text)

@@ -19,40 +19,40 @@
 --include overage_state
 --include queue_notices
 local levels_key, state_key, notices_key, event_key = unpack(KEYS)
-local rev, till, from, ends, next_end, gauge, included, change, quantity, customer, thresholds, token, caller = unpack(ARGV)
-local call, most, caller_ms = redis.call, tonumber(included), tonumber(caller)
+local rev, until_text, start_text, end_text, next_end_text, gauge, included, change, quantity, customer, thresholds, token, caller = unpack(ARGV)
+local call, included_units, caller_ms = redis.call, tonumber(included), tonumber(caller)
 -- Of the counters nothing is known here.
-local now, starts_ms, ends_ms, verdict = confirm_view(state_key, rev, tonumber(till), tonumber(from), tonumber(ends),
-  tonumber(next_end), caller_ms, '', 0, 0, false)
+local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, tonumber(until_text), tonumber(start_text), tonumber(end_text),
+  tonumber(next_end_text), caller_ms, '', 0, 0, false)
 if verdict then
   return verdict
 end
 local level, over_ms, fitted = unpack_level(call('HGET', levels_key, gauge), gauge)
-local keep, counted, _
+local remember, counted_reply, _
 if event_key then -- Others do not pay for making this function.
 --include compare_event
-  keep, _, counted = compare_event(event_key, {token, change .. ' ' .. quantity}, now)
+  remember, _, counted_reply = compare_event(event_key, {token, change .. ' ' .. quantity}, now)
 end
-if counted then
-  return counted[1] == EVENT_CONFLICT and {5, now, level, counted[3]} or {1, now, level}
+if counted_reply then
+  return counted_reply[1] == EVENT_CONFLICT and {5, now, level, counted_reply[3]} or {1, now, level}
 end
-local changed = change == 'set' and tonumber(quantity) or level + quantity
-if changed < 0 or changed > VALUE_MOST then
+local new_level = change == 'set' and tonumber(quantity) or level + quantity
+if new_level < 0 or new_level > VALUE_MOST then
   return {4, now, level}
 end
-over_ms, fitted = overage_state(level, most, over_ms, fitted, now) -- Where that has changed since somebody looked.
-if changed == 0 then
+over_ms, fitted = overage_state(level, included_units, over_ms, fitted, now) -- Where that has changed since somebody looked.
+if new_level == 0 then
   call('HDEL', levels_key, gauge)
 else
-  call('HSET', levels_key, gauge, cmsgpack.pack(FORM, changed, overage_state(changed, most, over_ms, fitted, now)))
+  call('HSET', levels_key, gauge, cmsgpack.pack(FORM, new_level, overage_state(new_level, included_units, over_ms, fitted, now)))
 end
-if keep then
-  keep()
+if remember then
+  remember()
 end
 local notices = {}
 for threshold, percent in string.gmatch(thresholds, '(%d+) (%d+)') do
-  if level < tonumber(threshold) and changed >= tonumber(threshold) then
-    notices[#notices + 1] = {'usage.threshold', gauge, changed, percent, most}
+  if level < tonumber(threshold) and new_level >= tonumber(threshold) then
+    notices[#notices + 1] = {'usage.threshold', gauge, new_level, percent, included_units}
   end
 end
-return {0, now, changed, queue_notices(notices_key, customer, notices, now, starts_ms, ends_ms)}
+return {0, now, new_level, queue_notices(notices_key, customer, notices, now, period_start_ms, period_end_ms)}

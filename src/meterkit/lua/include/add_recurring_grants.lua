@@ -1,49 +1,49 @@
 -- add_recurring_grants: adds what a plan gives in a period and is not on file yet. Nothing is written.
 --   file: as `read_grants` returns it; recurring: {name without the period, target, quantity, priority, life (ms; 0: the
---   period's rest)} each, in the order in which they are used up; start, finish: of the period
+--   period's rest)} each, in the order in which they are used up; start_ms, end_ms: of the period
 --   limits: target to the most that a period gives whose plan changed, or nil; is_over: whether it is an earlier period
 -- A target gets no more in a period than the most generous plan gave: the given part equals this plan's
 -- in all, or it is the more. With limits it gets those, and unused units beyond them are taken back. `raised` says how
 -- much of a grant is not on file, below 0 where it was taken back. In an earlier period a grant of the same name that
 -- began anywhere in it is this one: the period may have moved since.
 --include trim_grants
-local function add_recurring_grants(file, recurring, start, finish, now, limits, is_over)
-  local known, given, whole, suffix = {}, {}, {}, string.format(' %.0f', start)
+local function add_recurring_grants(file, recurring, start_ms, end_ms, now, limits, is_over)
+  local known, granted, targets_total, suffix = {}, {}, {}, string.format(' %.0f', start_ms)
   for _, grant in ipairs(file.list) do
     local of_plan = string.sub(grant.name, 1, 1) == 'p'
-    local is_inside = is_over and grant.effective >= start and grant.effective < finish
+    local is_inside = is_over and grant.effective >= start_ms and grant.effective < end_ms
     if of_plan and (is_inside or string.sub(grant.name, -#suffix) == suffix) then
       known[string.match(grant.name, '^(.*) %d+$')] = grant
-      given[grant.target] = (given[grant.target] or 0) + grant.quantity
-      if grant.until_ms < finish then
-        grant.until_ms, grant.changed, file.due = finish, true, true
+      granted[grant.target] = (granted[grant.target] or 0) + grant.quantity
+      if grant.until_ms < end_ms then
+        grant.until_ms, grant.changed, file.due = end_ms, true, true
       end
     end
   end
   for _, plan in ipairs(recurring) do
-    whole[plan[2]] = (whole[plan[2]] or 0) + plan[3]
+    targets_total[plan[2]] = (targets_total[plan[2]] or 0) + plan[3]
   end
   for target, limit in pairs(limits or {}) do
-    whole[target] = limit
-    given[target] = trim_grants(file, known, target, given[target] or 0, limit)
+    targets_total[target] = limit
+    granted[target] = trim_grants(file, known, target, granted[target] or 0, limit)
   end
   for _, plan in ipairs(recurring) do
-    local target, expires = plan[2], plan[5] == 0 and finish or start + plan[5]
+    local target, expires = plan[2], plan[5] == 0 and end_ms or start_ms + plan[5]
     local grant = known[plan[1]]
-    local more = math.min(plan[3] - (grant and grant.quantity or 0), whole[target] - (given[target] or 0))
-    if more > 0 and not (is_over and (grant or {expires = expires}).expires <= now) then
+    local missing = math.min(plan[3] - (grant and grant.quantity or 0), targets_total[target] - (granted[target] or 0))
+    if missing > 0 and not (is_over and (grant or {expires = expires}).expires <= now) then
       if not grant then
         grant = {
-          name = plan[1] .. suffix, target = target, quantity = 0, used = 0, priority = plan[4], effective = start,
-          expires = expires, created = start, until_ms = math.max(expires, finish),
+          name = plan[1] .. suffix, target = target, quantity = 0, used = 0, priority = plan[4], effective = start_ms,
+          expires = expires, created = start_ms, until_ms = math.max(expires, end_ms),
         }
         file.list[#file.list + 1] = grant
       elseif grant.expires > now then
         grant.expires = math.max(grant.expires, expires)
         grant.until_ms = math.max(grant.until_ms, expires)
       end
-      grant.quantity, grant.raised = grant.quantity + more, more
-      given[target], file.due = (given[target] or 0) + more, true
+      grant.quantity, grant.raised = grant.quantity + missing, missing
+      granted[target], file.due = (granted[target] or 0) + missing, true
     end
   end
 end

@@ -1,14 +1,14 @@
 -- assign_lines: assigns units that a correction leaves recorded to invoice lines. No unit of a line is assigned twice.
---   totals_key: hash; totals: as read; this: first instant of the open period, as text; is_this: whether lines of
---   this period are meant, or those of earlier ones; most: how many units; bound: how many of a period, at most
+--   totals_key: hash; totals: as read; open_period: first instant of the open period, as text; is_this: whether lines of
+--   this period are meant, or those of earlier ones; units_left: how many units; bound: how many of a period, at most
 --   lines: the meter's, newest first: {token of its event, name, an instant within it (ms), units, what the correction keeps of it} each
 -- PERIOD|METERH has an entry for each line, `NAME UNITS;`: the units that all corrections have assigned to it.
 -- Returns the units assigned by period, and for each line {what the correction keeps, units assigned before, now}.
-local function assign_lines(totals_key, totals, this, is_this, lines, most, bound)
+local function assign_lines(totals_key, totals, open_period, is_this, lines, units_left, bound)
   local by_period, assigned = {}, {}
   local function period_of(instant_ms)
-    if instant_ms >= tonumber(this) then
-      return this
+    if instant_ms >= tonumber(open_period) then
+      return open_period
     end
     for name, ends in pairs(totals) do
       local period = string.match(name, '^(%d+)|e$')
@@ -29,11 +29,11 @@ local function assign_lines(totals_key, totals, this, is_this, lines, most, boun
         others = others .. entry .. ' ' .. count .. ';'
       end
     end
-    if (period == this) == is_this then
-      local given = by_period[period] or 0
-      local part = math.min(most, units - before, bound(period) - given)
+    if (period == open_period) == is_this then
+      local assigned_units = by_period[period] or 0
+      local part = math.min(units_left, units - before, bound(period) - assigned_units)
       if part > 0 then
-        most, by_period[period] = most - part, given + part
+        units_left, by_period[period] = units_left - part, assigned_units + part
         totals[field] = string.format('%s%s %.0f;', others, name, before + part)
         redis.call('HSET', totals_key, field, totals[field])
         assigned[#assigned + 1] = {kept, string.format('%.0f', before), string.format('%.0f', part)}

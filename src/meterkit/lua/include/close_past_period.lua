@@ -1,12 +1,12 @@
 -- close_past_period: closes the period of a customer's counters where it is another one than that of now, and reads again.
---   counters_key, totals_key: hashes; head, meters, totals: as they were read; now; starts_ms, finishes_ms: of the
+--   counters_key, totals_key: hashes; head, meters, totals: as they were read; now; period_start_ms, period_end_ms: of the
 --   period of now (ms); is_moved: optional, whether another period may end when that of the counters does
 -- Returns head, meters and totals as they are then.
 --include close_period
-local function close_past_period(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms, is_moved)
-  local is_another = is_moved and head and starts_ms >= head.begins_ms + 2 * MINUTE_MS
-  if head and head.ends_ms ~= finishes_ms or is_another then
-    close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
+local function close_past_period(counters_key, totals_key, head, meters, totals, now, period_start_ms, period_end_ms, is_moved)
+  local is_another = is_moved and head and period_start_ms >= head.begins_ms + 2 * MINUTE_MS
+  if head and head.ends_ms ~= period_end_ms or is_another then
+    close_period(counters_key, totals_key, now, period_start_ms, period_end_ms)
     head, meters = read_counters(counters_key)
     totals = {}
     read_numbers(totals_key, totals, {})

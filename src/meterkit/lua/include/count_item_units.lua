@@ -1,16 +1,16 @@
 -- count_item_units: counts units that invoice items bill by their prices, as n of their period: a label and units each, `;`.
 --   totals_key: hash; name: PERIOD|METER; label: of the price; units: below 0: no item bills them any more
 local function count_item_units(totals_key, name, label, units)
-  local kept, sum = '', units
+  local entries, total = '', units
   for known, counted in string.gmatch(redis.call('HGET', totals_key, name .. 'n') or '', '([^ ;]+) (%d+);') do
     if known == label then
-      sum = sum + counted
+      total = total + counted
     else
-      kept = kept .. known .. ' ' .. counted .. ';'
+      entries = entries .. known .. ' ' .. counted .. ';'
     end
   end
-  if sum > 0 then
-    kept = kept .. label .. string.format(' %.0f;', sum)
+  if total > 0 then
+    entries = entries .. label .. string.format(' %.0f;', total)
   end
-  redis.call('HSET', totals_key, name .. 'n', kept)
+  redis.call('HSET', totals_key, name .. 'n', entries)
 end

@@ -1,22 +1,22 @@
 -- hold_presigned: changes how much of a gauge presigned uploads hold until a slot; holds that are over are dropped.
---   key: hash of levels; by: below 0: it is given back
-local function hold_presigned(key, gauge, slot, by, current_slot)
-  local call, name, kept = redis.call, gauge .. '+', {FORM}
-  local found = {cmsgpack.unpack(call('HGET', key, name) or EMPTY_HOLDS)}
-  for at = 2, #found, 2 do
-    local ends, held = found[at], found[at + 1]
+--   key: hash of levels; change: below 0: it is given back
+local function hold_presigned(key, gauge, slot, change, current_slot)
+  local call, name, holds = redis.call, gauge .. '+', {FORM}
+  local stored = {cmsgpack.unpack(call('HGET', key, name) or EMPTY_HOLDS)}
+  for at = 2, #stored, 2 do
+    local ends, held = stored[at], stored[at + 1]
     if ends == slot then
-      held, by = held + by, 0
+      held, change = held + change, 0
     end
     if ends > current_slot and held > 0 then
-      kept[#kept + 1], kept[#kept + 2] = ends, held
+      holds[#holds + 1], holds[#holds + 2] = ends, held
     end
   end
-  if by > 0 then
-    kept[#kept + 1], kept[#kept + 2] = slot, by
+  if change > 0 then
+    holds[#holds + 1], holds[#holds + 2] = slot, change
   end
-  if #kept > 1 then
-    call('HSET', key, name, cmsgpack.pack(unpack(kept)))
+  if #holds > 1 then
+    call('HSET', key, name, cmsgpack.pack(unpack(holds)))
   else
     call('HDEL', key, name)
   end

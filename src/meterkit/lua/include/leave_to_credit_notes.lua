@@ -1,17 +1,17 @@
 -- leave_to_credit_notes: what becomes of overage of a meter that no negative event can take back: units on invoice lines of ended
 -- price segments, and of earlier periods, are left to a credit note.
---   totals_key: hash; totals: as read; this: first instant of the open period, as text; token: the meter's
+--   totals_key: hash; totals: as read; open_period: first instant of the open period, as text; token: the meter's
 --   lines: see assign_lines; owed: sealed units of this period; open: how many of the open price segment Stripe has
 --   or gets; left: units beyond those recorded in this period
 -- Returns how many of the open segment there must be compensation for, and the units on lines of this period, and
 -- of earlier ones; then the lines, see assign_lines.
 --include assign_lines
-local function leave_to_credit_notes(totals_key, totals, this, token, lines, owed, open, left)
+local function leave_to_credit_notes(totals_key, totals, open_period, token, lines, owed, open, left)
   local stuck = math.min(owed, math.max(0, open))
-  local ended, found = assign_lines(totals_key, totals, this, true, lines, owed - stuck, function()
+  local ended, found = assign_lines(totals_key, totals, open_period, true, lines, owed - stuck, function()
     return owed
   end)
-  local past, more = assign_lines(totals_key, totals, this, false, lines, left, function(period)
+  local past, more = assign_lines(totals_key, totals, open_period, false, lines, left, function(period)
     local field = period .. '|' .. token
     return (totals[field .. 'o'] or 0) - (totals[field .. 'r'] or 0)
   end)
@@ -26,5 +26,5 @@ local function leave_to_credit_notes(totals_key, totals, this, token, lines, owe
   if #found > 0 then
     redis.call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
   end
-  return stuck, ended[this] or 0, earlier, found
+  return stuck, ended[open_period] or 0, earlier, found
 end

@@ -26,7 +26,7 @@ local function move_late_usage(keys, head, meters, totals, events, asked, own, n
 
   local function record_again(period, token, class, quantity)
     if not head then
-      head = {seen_ms = now, begins_ms = own.starts_ms, ends_ms = own.finishes_ms, rev = own.rev}
+      head = {seen_ms = now, begins_ms = own.period_start_ms, ends_ms = own.period_end_ms, rev = own.rev}
       redis.call('HSET', keys.counters, 'h', cmsgpack.pack(FORM, now, head.begins_ms, head.ends_ms, NEVER_MS, head.rev))
     end
     local meter = meters[token] or read_meter(EMPTY_METER)
@@ -40,14 +40,14 @@ local function move_late_usage(keys, head, meters, totals, events, asked, own, n
     end
   end
 
-  local function bill(period, token, told, label, quantity)
-    local class, meter_name, price, open_label, _, is_flat = unpack(told)
-    local meter, value, outcome = meters[token] or read_meter(EMPTY_METER), text('%.0f', quantity), 0
+  local function bill(period, token, terms, label, quantity)
+    local class, meter_name, price, open_label, _, is_flat = unpack(terms)
+    local meter, value, outcome = meters[token] or read_meter(EMPTY_METER), text('%.0f', quantity), NOT_BILLED
     if label == open_label and class ~= '' and math.max(meter[class], meter.late, meter.pending) + quantity <= MOST then
-      outcome = 1
+      outcome = BILLED_IN_PERIOD
       record_again(period, token, class, quantity)
     elseif is_flat == 1 and asked.item and string.find(label, '^%d+/%d+$') then
-      outcome, price = 2, ''
+      outcome, price = BILLED_BY_ITEM, ''
       local item = {customer = own.customer, period = period, meter = token, name = meter_name, event = events[token],
         label = label, value = value, till = totals[period .. '|e']}
       for field, known in pairs(asked.item) do
@@ -55,7 +55,7 @@ local function move_late_usage(keys, head, meters, totals, events, asked, own, n
       end
       queue_item(keys.items, keys.totals, own.nonce .. '-' .. #late + 1, item, now)
     end
-    if outcome ~= 2 then
+    if outcome ~= BILLED_BY_ITEM then
       redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 't', value)
     end
     append_history(keys.history, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,
@@ -66,9 +66,9 @@ local function move_late_usage(keys, head, meters, totals, events, asked, own, n
   for _, name in ipairs(sorted_keys(totals)) do
     local period, token = string.match(name, '^(%d+)|(....)p$')
     if period and events[token] and is_final(period) then
-      local told = asked.meters[token] or {'', events[token], '', '-', token, 0}
-      for _, part in ipairs(price_late_units(totals, period, token, tonumber(totals[name]), told[4], told[5])) do
-        bill(period, token, told, part[1], part[2])
+      local terms = asked.meters[token] or {'', events[token], '', '-', token, 0}
+      for _, part in ipairs(price_late_units(totals, period, token, tonumber(totals[name]), terms[4], terms[5])) do
+        bill(period, token, terms, part[1], part[2])
       end
       redis.call('HDEL', keys.totals, name)
       totals[name] = nil

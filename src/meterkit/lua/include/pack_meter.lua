@@ -1,6 +1,6 @@
 -- pack_meter: the field of a meter's numbers, as read_meter gives them.
 local function pack_meter(meter)
-  local besides = cmsgpack.pack(meter.granted, meter.credited, meter.late, meter.stamped_ms, meter.over_cap)
+  local extras = cmsgpack.pack(meter.granted, meter.credited, meter.late, meter.stamped_ms, meter.over_cap)
   return cmsgpack.pack(FORM, meter.included, meter.overage, meter.pending, meter.slot, meter.held, meter.held_before,
-    besides == EMPTY_EXTRAS and '' or besides)
+    extras == EMPTY_EXTRAS and '' or extras)
 end

@@ -10,16 +10,16 @@ local function plan_repayment(file, now)
     return pays_before(a, b)
   end
   for target, debt in pairs(file.debts) do
-    local able = {}
+    local candidates = {}
     for _, grants in ipairs({file.list, file.ended}) do
       for _, grant in ipairs(grants) do
         if grant.target == target and grant.effective <= now and grant.expires > debt.since then
-          able[#able + 1] = grant
+          candidates[#candidates + 1] = grant
         end
       end
     end
-    table.sort(able, comes_before)
-    for _, grant in ipairs(able) do
+    table.sort(candidates, comes_before)
+    for _, grant in ipairs(candidates) do
       local part = math.min(grant.quantity - grant.used, debt.owed)
       if part > 0 then
         grant.used, debt.owed = grant.used + part, debt.owed - part

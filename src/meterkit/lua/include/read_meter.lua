@@ -4,11 +4,11 @@
 --include unpack_extras
 --include are_whole_numbers
 local function read_meter(packed)
-  local is_read, included, overage, pending, slot, held, held_before, besides = pcall(unpack_meter, packed, '')
-  if not is_read or type(besides) ~= 'string' then
+  local is_read, included, overage, pending, slot, held, held_before, extras = pcall(unpack_meter, packed, '')
+  if not is_read or type(extras) ~= 'string' then
     return nil
   end
-  local is_known, granted, credited, late, stamped_ms, over_cap, more = pcall(unpack_extras, besides)
+  local is_known, granted, credited, late, stamped_ms, over_cap, more = pcall(unpack_extras, extras)
   if not is_known or more
     or not are_whole_numbers(included, overage, granted, credited, over_cap, pending, late, slot, held, held_before, stamped_ms) then
     return nil

@@ -2,9 +2,9 @@
 -- not over. What is over is forgotten, some with each call.
 local function remember_until(key, member, until_ms, now)
   local call = redis.call
-  local over = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 100)
-  if #over > 0 then
-    call('ZREM', key, unpack(over))
+  local expired = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 100)
+  if #expired > 0 then
+    call('ZREM', key, unpack(expired))
   end
   if call('ZCOUNT', key, '(' .. string.format('%.0f', now), '+inf') < REMEMBERED_MOST then
     call('ZADD', key, string.format('%.0f', until_ms), member)

@@ -1,14 +1,14 @@
 -- return_to_grants: gives back what grants, or credits, have paid for a meter in a period, to the grants that paid it:
 -- what would be used up last first. One that was used up pays again; one that has expired or was voided gets nothing.
 -- Before all grants a debt gets back what is owed of the period's use, and then the grants that repaid a debt.
---   list, ledger: hashes, the customer's grants and their ledger; kind: 'm' or 'c'; meter: its name; start: of the
---   period, as text; units: of the meter; all: how many they have paid for
+--   list, ledger: hashes, the customer's grants and their ledger; kind: 'm' or 'c'; meter: its name; period_start: of the
+--   period, as text; units: of the meter; paid_units: how many they have paid for
 -- What the units did cost is their part of what all of them did, rounded up. Returns how much was given back.
 --include read_payer
 --include pays_before
 --include repay_debts
-local function return_to_grants(list, ledger, kind, meter, start, units, all, now)
-  local call, text, paid, given, total, known, beyond = redis.call, string.format, {}, 0, 0, {}, nil
+local function return_to_grants(list, ledger, kind, meter, period_start, units, paid_units, now)
+  local call, text, paid, returned, total, known, beyond = redis.call, string.format, {}, 0, 0, {}, nil
   repay_debts(list, ledger, now)
   local lines = call('HGETALL', ledger)
   local function add_payment(name, line, quantity, is_repayment)
@@ -21,27 +21,27 @@ local function return_to_grants(list, ledger, kind, meter, start, units, all, no
     local by, period, name = string.match(lines[i], '^%l+ (%S+) (%d+) (%S+.*)$')
     local is_burned, is_beyond = string.find(lines[i], '^burn '), string.find(lines[i], '^beyond ')
     local repayer = string.match(lines[i], '^repay (.+)$')
-    if is_beyond and by == meter and period == start and string.sub(name, 1, 1) == kind then
+    if is_beyond and by == meter and period == period_start and string.sub(name, 1, 1) == kind then
       total, beyond = total + lines[i + 1], {line = lines[i], left = lines[i + 1] + 0, target = name}
-    elseif is_burned and by == meter and period == start and string.sub(name, 3, 3) == kind then
+    elseif is_burned and by == meter and period == period_start and string.sub(name, 3, 3) == kind then
       total = total + lines[i + 1]
       add_payment(name, lines[i], lines[i + 1], false)
     elseif repayer and string.sub(repayer, 3, 3) == kind then
       add_payment(repayer, lines[i], lines[i + 1], true)
     end
   end
-  local each = math.floor(total / all) -- Whole, or the product would pass what a number holds exactly.
-  local most = each * units + math.ceil((total - each * all) * units / all)
+  local cost_per_unit = math.floor(total / paid_units) -- Whole, or the product would pass what a number holds exactly.
+  local cost = cost_per_unit * units + math.ceil((total - cost_per_unit * paid_units) * units / paid_units)
   local function lower(line, part)
     call('HINCRBY', ledger, line, text('%.0f', 0 - part))
   end
   if beyond then
     local debt = parse_debt(call('HGET', list, 'd ' .. beyond.target))
-    given = math.min(most, beyond.left, debt.owed)
-    debt.owed, debt.changed = debt.owed - given, true
+    returned = math.min(cost, beyond.left, debt.owed)
+    debt.owed, debt.changed = debt.owed - returned, true
     write_debt(list, beyond.target, debt)
-    beyond.left = beyond.left - given
-    lower(beyond.line, given)
+    beyond.left = beyond.left - returned
+    lower(beyond.line, returned)
   end
   table.sort(paid, function(a, b)
     if a.is_repayment ~= b.is_repayment then
@@ -51,9 +51,9 @@ local function return_to_grants(list, ledger, kind, meter, start, units, all, no
   end)
   for _, payment in ipairs(paid) do
     local grant, room = payment.grant, payment.is_repayment and (beyond and beyond.left or 0) or payment.paid
-    local part = math.min(most - given, payment.paid, grant.used, room)
+    local part = math.min(cost - returned, payment.paid, grant.used, room)
     if part > 0 then
-      grant.used, given = grant.used - part, given + part
+      grant.used, returned = grant.used - part, returned + part
       call('HSET', list, grant.name, format_grant(grant))
       lower(payment.line, part)
       if payment.is_repayment then
@@ -62,8 +62,8 @@ local function return_to_grants(list, ledger, kind, meter, start, units, all, no
       end
     end
   end
-  if given > 0 then
+  if returned > 0 then
     call('HDEL', list, 'balance')
   end
-  return given
+  return returned
 end

@@ -1,22 +1,22 @@
 -- sealed_units: how many units of meters were sealed in a period, by price segment.
---   totals: as read; this: first instant of the period, as text; billed: nil: it has one segment; units: by token the invoice
+--   totals: as read; period: first instant of the period, as text; billed: nil: it has one segment; units: by token the invoice
 --   lines of ended segments and of earlier periods: {an instant within the line (ms), units} each; items: by token the units
 --   of this period that invoice items for late usage bill
 -- Returns three functions, and by token the units on lines of this period. sealed_in(token, letters): units in some states,
 -- without those that were taken back again. to_compensate(sealed, tokens, behind): of overage that was sealed, what Stripe has
 -- or will get, by events or invoice items, behind included units and what there was compensation for. in_open(tokens, behind, repaid): the same of
 -- all overage of the open segment.
-local function sealed_units(totals, this, billed)
+local function sealed_units(totals, period, billed)
   local ended = {}
   for token, lines in pairs(billed and billed.units or {}) do
     for _, line in ipairs(lines) do
-      if line[1] >= tonumber(this) then
+      if line[1] >= tonumber(period) then
         ended[token] = (ended[token] or 0) + line[2]
       end
     end
   end
   local function sealed_in(token, letters)
-    local sum, field = 0, this .. '|' .. token
+    local sum, field = 0, period .. '|' .. token
     for letter in string.gmatch(letters, '.') do
       sum = sum + (totals[field .. letter] or 0) - (totals[field .. string.upper(letter)] or 0)
     end
@@ -34,7 +34,7 @@ local function sealed_units(totals, this, billed)
     for _, token in ipairs(tokens) do
       local gone = ended[token] or 0
       open, before = open + math.max(0, sealed_in(token, 'qlkd') - gone), before + gone
-      for count in string.gmatch(totals[this .. '|' .. token .. 'H'] or '', ' (%d+);') do
+      for count in string.gmatch(totals[period .. '|' .. token .. 'H'] or '', ' (%d+);') do
         by_hand = by_hand + count
       end
     end

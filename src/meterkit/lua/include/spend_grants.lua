@@ -1,10 +1,10 @@
 -- spend_grants: takes quantities from a customer's grants, in the order in which they are used up. Nothing is written.
 --   key: hash, the grants; balances: as `grant_balance` returns it
--- Of the grants only the one that pays first is read, unless it is used up. Returns use(target, quantity, meter), for
--- no more than is left; spent(): the grants that paid, by name, and lines of the ledger to what was paid.
+-- Of the grants only the one that pays first is read, unless it is used up. Returns spend(target, quantity, meter), for
+-- no more than is left; list_payments(): the grants that paid, by name, and lines of the ledger to what was paid.
 --include read_grants
 --include pays_before
-local function spend_grants(key, balances, start, now)
+local function spend_grants(key, balances, start_ms, now)
   local paying, burned, queues, is_over = {}, {}, {}, false
   local function read()
     balances.file, queues = read_grants(key, now), {}
@@ -13,7 +13,7 @@ local function spend_grants(key, balances, start, now)
       balances.file.list[i] = paying[grant.name] or grant
     end
   end
-  local function queue(target)
+  local function queue_of(target)
     local found = queues[target] or {}
     if not queues[target] and balances.file then
       for _, grant in ipairs(balances.file.list) do
@@ -29,33 +29,33 @@ local function spend_grants(key, balances, start, now)
     queues[target] = found
     return found
   end
-  local function take(target, quantity, meter)
-    for _, grant in ipairs(queue(target)) do
+  local function spend_from(target, quantity, meter)
+    for _, grant in ipairs(queue_of(target)) do
       local part = math.min(quantity, grant.quantity - grant.used)
       if part > 0 then
         grant.used, grant.changed, quantity = grant.used + part, true, quantity - part
         is_over, paying[grant.name] = is_over or grant.used == grant.quantity, grant
-        local line = string.format('burn %s %.0f %s', meter, start, grant.name)
+        local line = string.format('burn %s %.0f %s', meter, start_ms, grant.name)
         burned[line] = (burned[line] or 0) + part
       end
     end
     return quantity
   end
-  local function use(target, quantity, meter)
+  local function spend(target, quantity, meter)
     if quantity > 0 then
       balances.sums[target].left = balances.sums[target].left - quantity
-      local rest = take(target, quantity, meter)
+      local rest = spend_from(target, quantity, meter)
       if rest > 0 then
         read()
-        take(target, rest, meter)
+        spend_from(target, rest, meter)
       end
     end
   end
-  local function spent()
+  local function list_payments()
     if is_over and not balances.file then
       read()
     end
     return paying, burned
   end
-  return use, spent
+  return spend, list_payments
 end

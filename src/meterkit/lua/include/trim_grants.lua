@@ -4,15 +4,15 @@
 -- Returns how many units are given then.
 --include pays_before
 local function trim_grants(file, known, target, given, limit)
-  local able = {}
+  local candidates = {}
   for _, grant in pairs(known) do
     if grant.target == target then
-      able[#able + 1] = grant
+      candidates[#candidates + 1] = grant
     end
   end
-  table.sort(able, pays_before)
-  while #able > 0 do
-    local grant = table.remove(able)
+  table.sort(candidates, pays_before)
+  while #candidates > 0 do
+    local grant = table.remove(candidates)
     local cut = math.min(grant.quantity - grant.used, given - limit)
     if cut > 0 then
       grant.quantity, grant.raised, given, file.due = grant.quantity - cut, -cut, given - cut, true
