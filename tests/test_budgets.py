@@ -66,6 +66,18 @@ def test_scripts_are_short() -> None:
     assert {name: count for name, count in includes.items() if count > 60} == {}
 
 
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    begins = re.compile(r'"""(What|How|Who|Whose|Where|When|Which|Have|See that|The same)\b')
+    found = [
+        f"{path.relative_to(SOURCE)}: {line.strip()}"
+        for paths in MODULES.values()
+        for path in paths
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if begins.search(line)
+    ]
+    assert found == []
+
+
 def test_no_type_is_ignored() -> None:
     paths = [path for modules in MODULES.values() for path in modules]
     assert [str(path) for path in paths if "type: ignore" in path.read_text(encoding="utf-8")] == []

@@ -20,7 +20,7 @@ __all__ = ["csv_cell", "csv_text", "escape_invisible"]
 _FORMULA: Final = re.compile(
     r"(?:^|(?<=[;\t\r\n]))(?=[\s\u200b\u2060\ufeff]*[=+\-@＝＋－＠]|[\t\r\n])"  # noqa: RUF001 - as the others
 )
-"""Where a text begins, and where a spreadsheet may part it: by semicolons where commas are for decimals."""
+"""Starts of a text, and of its cells in a spreadsheet: semicolons part them where commas are for decimals."""
 
 
 def escape_invisible(text: str) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BUFFERED_BYTES_MAX: Final = 1 << 20
 DECODED_BYTES_MAX: Final = 256 << 10
-"""How much is read of a body that came compressed."""
+"""Bytes that are read of a compressed body."""
 
 _MESSAGES_MAX: Final = 4_096
 _LENGTH_DIGITS_MAX: Final = 15
@@ -145,7 +145,7 @@ def _inflate(coded: bytes) -> bytes | None:
 
 
 BODY_BYTES_MAX: Final = 1 << 20
-"""How much of a request's body is kept."""
+"""Bytes of a request's body that are kept."""
 
 _LATE_BYTES_MAX: Final = 64 << 10
 

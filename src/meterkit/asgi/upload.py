@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _STEP_BYTES: Final = 256 << 10
 """Bytes held at once, at least, for a body of unknown length: not one call for every piece."""
 _SPARE_BYTES: Final = 64 * _STEP_BYTES
-"""Where less is left, uploads hold nothing ahead: it would refuse others that fit."""
+"""Least bytes left for uploads to hold ahead: with less, a hold would refuse others that fit."""
 _LENGTH_DIGITS_MAX: Final = 15
 _NEVER: Final = frozenset["Outcome"]()
 

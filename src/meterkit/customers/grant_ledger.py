@@ -225,7 +225,7 @@ def _read_entry(what: str, rest: str, text: str) -> LedgerEntry | None:
 
 
 _NOTHING: Final = "0 "
-"""How the first line of a grant begins that was given in the same period before; see ``move_grants.lua``."""
+"""Prefix of the first line of a grant that was given in the same period before; see ``move_grants.lua``."""
 
 
 def _is_given_before(name: str, ledger: Mapping[str, str]) -> bool:

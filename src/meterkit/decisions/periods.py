@@ -10,7 +10,7 @@ from typing import Final, Literal
 from meterkit.errors import MeterkitError
 
 HOLD_SLOT_MS: Final = 300_000
-"""How long one of the two slots of holds lasts."""
+"""Length of one of the two slots of holds."""
 
 HOUR_MS: Final = 3_600_000
 

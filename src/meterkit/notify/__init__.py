@@ -1,1 +1,1 @@
-"""What happens to customers, told to handlers that the app registers, by webhook and by e-mail."""
+"""Notices about customers, sent to handlers that the app registers, by webhook and by e-mail."""

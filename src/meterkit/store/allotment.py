@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 TERM_MS: Final = 250
 """Longest use of an allotment."""
 SHARE: Final = 8
-"""When the last request of an allotment is admitted, this many times the need of the others must be left."""
+"""Reserve of an allotment: its last request leaves this many times the need of the others."""
 SIZE_MIN: Final = 4
 """Smallest allotment: near a limit each request is decided by itself."""
 SIZE_MAX: Final = 4096

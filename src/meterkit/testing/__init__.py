@@ -1,4 +1,4 @@
-"""What tests of an app that uses meterkit need: a Stripe emulator, a check of its bill, a clock to set."""
+"""Helpers for tests of an app that uses meterkit: a Stripe emulator, a check of its bill, a clock to set."""
 
 from __future__ import annotations
 

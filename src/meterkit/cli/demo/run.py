@@ -386,7 +386,7 @@ def _per(window: str) -> str:
 
 
 PROMPT_TOKENS: Final = 10
-"""What ``POST /v1/generate`` consumes at admission, by the plans file."""
+"""Units that ``POST /v1/generate`` consumes at admission, by the plans file."""
 
 
 async def _generate(request: Request) -> JSONResponse:

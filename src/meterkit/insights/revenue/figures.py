@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import date
 
 MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
-"""How what a customer brings changes."""
+"""Change of the revenue that a customer brings."""
 
 _CHANGES: Final = 3
 _TRIED: Final = 6

@@ -158,7 +158,7 @@ def build_invoice(invoice: Mapping[str, Any]) -> StatementInvoice:
 
 
 EVENTS: Final = 100
-"""How many events of each line are read by default."""
+"""Default number of events that are read of each line."""
 EVENTS_MAX: Final = 10_000
 _AT_ONCE: Final = 1_000
 _FORMER: Final = "usage of the period before: the statement of that period has its events"
