@@ -6,8 +6,10 @@
 --       4 when it becomes effective (ms; 0: now)   5 when it expires (ms; 9000000000000000: never)
 --       then its targets, sorted, each followed by its quantity (units, or micro-credits)
 --       last: the caller's clock (ms)
--- Reply {0, now}   {1, what the id was used for: targets and quantities}   {2, target}: the balance would pass
---       9 * 10^15   {3, how many there are}: it would be too many; except with the first, nothing was added
+-- Reply {OK, now}
+--       {ID_USED, what the id was used for: targets and quantities}: nothing is added
+--       {BALANCE_TOO_LARGE, target}: it would pass 9 * 10^15; nothing is added
+--       {TOO_MANY, how many grants there are}: nothing is added
 --include server_ms
 --include repay_debts
 --include archive_grant
@@ -18,7 +20,7 @@ local call, now = redis.call, server_ms(ARGV[#ARGV])
 local line, asked = 'id ' .. id, table.concat(ARGV, ' ', first_target, #ARGV - 1)
 local known = call('HGET', ledger_key, line)
 if known then
-  return known == asked and {0, now} or {1, known}
+  return known == asked and {OK, now} or {ID_USED, known}
 end
 local file, left, live = repay_debts(grants_key, ledger_key, now), {}, 0
 for _, grant in ipairs(file.list) do
@@ -32,11 +34,11 @@ for target, debt in pairs(file.debts) do
 end
 for i = first_target, #ARGV - 1, 2 do
   if (left[ARGV[i]] or 0) + ARGV[i + 1] > MOST then
-    return {2, ARGV[i]}
+    return {BALANCE_TOO_LARGE, ARGV[i]}
   end
 end
 if live + (#ARGV - first_target) / 2 > most + 0 then
-  return {3, live}
+  return {TOO_MANY, live}
 end
 for _, grant in ipairs(file.ended) do
   archive_grant(grants_key, ledger_key, file.past, grant, grant.until_ms - 1)
@@ -54,4 +56,4 @@ call('HSET', ledger_key, line, asked)
 call('HDEL', grants_key, 'balance')
 call('PERSIST', grants_key)
 call('PERSIST', ledger_key)
-return {0, now}
+return {OK, now}

@@ -15,8 +15,9 @@
 --       its unit from now on (-1: unlimited)} each; ended: at (ms, as text), and labels of the prices that end then (see
 --       end_price_segment); a cut that goes on has ended them already
 --       last: the caller's clock (ms)
--- Reply {0} done    {1, rev, state} another process was faster
---       an error: the counters or a level are not what they must be, and nothing is done
+-- Reply {OK}
+--       {CHANGED, rev, state}    another process was faster: nothing is done
+--       an error                 the counters or a level are invalid: nothing is done
 --include unpack_head
 --include restate_levels
 --include server_ms
@@ -30,7 +31,7 @@ local read_rev, rev, state, customer, linked, seal_at_ms, read_terms, terms, tur
 local call, changes = redis.call, cjson.decode(changes_text)
 local found = call('HMGET', state_key, 'rev', 'data', 'force')
 if (found[1] or NO_STATE) ~= read_rev or (found[3] or '') ~= read_terms then
-  return {1, found[1] or NO_STATE, found[2] or ''}
+  return {CHANGED, found[1] or NO_STATE, found[2] or ''}
 end
 -- Before the first write: it fails where the counters are no hash.
 local head = call('HGET', counters_key, 'h')
@@ -69,4 +70,4 @@ end
 if head then
   call('HSET', counters_key, 'h', cmsgpack.pack(FORM, seen_ms, begins_ms, ends_ms, expires_ms, rev))
 end
-return {0}
+return {OK}

@@ -1,7 +1,7 @@
 #!lua
--- change_state: takes an intent into another state, or keeps it in its own with what was seen of it at Stripe: by the word of a
--- person, or of a comparison with Stripe's summaries. It is entered for its customer. A flusher that is sending it does not
--- settle it any more.
+-- change_state: changes the state of an intent, or what is known of it at Stripe: an operator or a comparison with Stripe's
+-- summaries decides it. The customer's ledger of changes has an entry of it. A flusher that is sending the intent can no
+-- longer settle it.
 --
 -- KEYS[1] hash  intents     KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] zset  parked: since when (ms)
 -- KEYS[4] zset  dead: since when (ms)
@@ -14,8 +14,9 @@
 --       5 how long until it is compared (ms); empty: it is not    6 entries (JSON, see append_history)
 --       7 the audit entry of one that is dropped (JSON)
 --       last: the caller's clock (ms)
--- Reply {0, now} done    {1, now} it is not as it was read any more    {2, now} its customer's totals cannot be
---       counted in; except with the first, nothing is done
+-- Reply {OK, now}
+--       {CHANGED, now}           the intent has changed since it was read: nothing is done
+--       {UNCOUNTABLE, now}       its customer's totals are invalid: nothing is done
 --include server_ms
 --include recount_intent
 --include append_history
@@ -24,12 +25,12 @@ local intents_key, outbox_key, parked_key, dead_key, compare_key, totals_key, hi
 local id, read, new_id, text, compare_in_ms, entries, dropped = unpack(ARGV)
 local call, now = redis.call, server_ms(ARGV[#ARGV])
 if call('HGET', intents_key, id) ~= read then
-  return {1, now}
+  return {CHANGED, now}
 end
 local was, intent = cjson.decode(read), cjson.decode(text)
 if was.state ~= intent.state then
   if not recount_intent(totals_key, was, was.state, intent.state) then
-    return {2, now}
+    return {UNCOUNTABLE, now}
   end
   local places = {queued = outbox_key, leased = outbox_key, parked = parked_key, dead = dead_key}
   call('ZREM', places[was.state], id)
@@ -55,4 +56,4 @@ append_history(history_key, cjson.decode(entries))
 if audit_key and intent.state == 'dropped' then
   call('XADD', audit_key, '*', 'k', 'dropped', 'd', dropped, 'at', string.format('%.0f', now))
 end
-return {0, now}
+return {OK, now}

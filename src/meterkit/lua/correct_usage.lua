@@ -21,14 +21,16 @@
 --       last: the caller's clock (ms)
 -- terms as of `seal`
 -- A correction is remembered for 400 days.
--- Reply {0, now, JSON: asked, ARGV[4]; ends, of the period (ms); done, by meter: units that were taken back as overage,
+-- Reply {OK, now, JSON: asked, ARGV[4]; ends, of the period (ms); done, by meter: units that were taken back as overage,
 --       credited, granted and included, that were sealed before, of those the overage that Stripe has or will get
 --       and that there must be compensation for, and that were never recorded; then what grants got back, in
 --       units, and credits, in micro-credits; how many of those taken back Stripe was sent before; and those beyond
 --       the cap; by_hand, by meter: units left to credit notes, see assign_lines}
---       {1, now, the same of the first time}    {2, now, rev, state} stale    {3, now} clock
---       {4, now, field} not a whole number    {9, now, 1} prices are being changed; 0: they were since
---       the invoices were read; except with the first, nothing is done
+--       {DONE_BEFORE, now, the same of the first time}: nothing is done
+--       {STALE, now, rev, state}
+--       {CLOCK, now}
+--       {BROKEN, now, field}     a field that must be a whole number is not one: nothing is done
+--       {CHANGING, now, 1}       prices are being changed; 0: they were since the invoices were read: nothing is done
 --include dry_run
 local redis, stop_writing = dry_run()
 --include confirm_counters
@@ -56,7 +58,7 @@ if verdict then
 end
 local before = call('GET', once_key)
 if before then
-  return {1, now, before}
+  return {DONE_BEFORE, now, before}
 end
 head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, period_start_ms, period_end_ms)
 if sending.dry then
@@ -68,7 +70,7 @@ local period, done, _, untouched = text('%.0f', head and head.begins_ms or perio
 local billed, by_hand = sending.billed, {}
 local is_held = billed and tonumber(totals[period .. '|w'] or '0') > now
 if is_held or billed and (totals[period .. '|y'] or '') ~= billed.changed then
-  return {9, now, is_held and 1 or 0}
+  return {CHANGING, now, is_held and 1 or 0}
 end
 local sealed_in, to_compensate, in_open, on_lines = sealed_units(totals, period, billed)
 sending.ended = on_lines
@@ -150,4 +152,4 @@ local outcome = cjson.encode({asked = asked, done = done, by_hand = billed and b
 call('SET', once_key, outcome, 'PX', FOUR_HUNDRED_DAYS_MS)
 call('SADD', corrections_key, digest)
 call('PEXPIRE', corrections_key, FOUR_HUNDRED_DAYS_MS)
-return {0, now, outcome}
+return {OK, now, outcome}

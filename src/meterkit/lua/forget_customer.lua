@@ -1,5 +1,5 @@
 #!lua
--- forget_customer: a customer's state, counters, levels, totals and ledgers are deleted, if none of its usage is on its way to
+-- forget_customer: deletes a customer's state, counters, levels, totals and ledgers, unless usage of it is on its way to
 -- Stripe, parked or dead.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals    KEYS[4] set  customers with state
@@ -8,9 +8,11 @@
 -- KEYS[12] zset  turns              KEYS[13] set  digests of the ids of its corrections
 -- KEYS[14] hash  objects            KEYS[15] stream  optional: of the audit log
 -- ARGV  1 the rev that was read   2 the customer   last: the caller's clock (ms)
--- Reply {0, and how much there was in: counters, state, totals, grants, their ledger, levels, idempotency keys, ledger
---       of changes; and those digests, for the keys that remember the corrections} done    {1} the state has changed meanwhile    {2} usage is not delivered yet
---       {3} usage is parked or dead
+-- Reply {OK, and how much there was in: counters, state, totals, grants, their ledger, levels, idempotency keys, ledger
+--       of changes; and those digests, for the keys that remember the corrections}
+--       {CHANGED}                the state has changed since it was read: nothing is done
+--       {UNDELIVERED}            usage is not delivered yet: nothing is done
+--       {PARKED}                 usage is parked or dead: nothing is done
 --include server_ms
 local counters_key, state_key, totals_key, customers_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local dirty_key, unlinked_key, grants_key, ledger_key, levels_key, marks_key = unpack(KEYS, 5, 10)
@@ -18,22 +20,22 @@ local history_key, turns_key, corrections_key, objects_key, audit_key = unpack(K
 local rev, customer = ARGV[1], ARGV[2]
 local call = redis.call
 if (call('HGET', state_key, 'rev') or NO_STATE) ~= rev then
-  return {1}
+  return {CHANGED}
 elseif call('ZSCORE', dirty_key, customer) then
-  return {2}
+  return {UNDELIVERED}
 end
 local totals = call('HGETALL', totals_key)
 local undelivered = false
 for i = 1, #totals, 2 do
   if totals[i + 1] ~= '0' then
     if string.find(totals[i], '|....[aqlQL]$') then
-      return {2}
+      return {UNDELIVERED}
     end
     undelivered = undelivered or string.find(totals[i], '|....[kxKX]$')
   end
 end
 if undelivered then
-  return {3}
+  return {PARKED}
 end
 local reply = {0, #call('HKEYS', counters_key), call('EXISTS', state_key), #totals / 2, #call('HKEYS', grants_key),
   #call('HKEYS', ledger_key), #call('HKEYS', levels_key), call('ZCOUNT', marks_key, '-inf', '+inf'),

@@ -6,8 +6,8 @@
 --               five minutes before which it ends, and the event that has settled it (empty: none), each, packed
 -- ARGV  1 the gauge    2 the digest of the object's key    3 the size
 --       last: the caller's clock (ms)
--- Reply {0, now, until when it is held (ms)} done
---       {1, now} there are too many presigned uploads of this key: nothing is done
+-- Reply {OK, now, until when it is held (ms)}
+--       {TOO_MANY_UPLOADS, now}  of this key: nothing is done
 --       the error DAMAGED        what is held is not what it must be: nothing is done
 --include server_ms
 --include unpack_presigned
@@ -20,7 +20,7 @@ unpack_presigned(call('HGET', levels_key, gauge .. '+'), gauge, current_slot)
 local packed = call('HGET', uploads_key, upload)
 local found = packed and {cmsgpack.unpack(packed)} or {FORM}
 if #found >= PRESIGNED_MOST then
-  return {1, now}
+  return {TOO_MANY_UPLOADS, now}
 end
 for _, value in ipairs({tonumber(size), now, slot, ''}) do
   found[#found + 1] = value
@@ -28,4 +28,4 @@ end
 call('HSET', uploads_key, upload, cmsgpack.pack(unpack(found)))
 call('PEXPIRE', uploads_key, 2 * HOUR_MS)
 hold_presigned(levels_key, gauge, slot, tonumber(size), current_slot)
-return {0, now, slot * HOLD_SLOT_MS}
+return {OK, now, slot * HOLD_SLOT_MS}

@@ -16,8 +16,8 @@
 --       the ledger
 --       last: the caller's clock (ms)
 -- PERIOD|n: the rev of the change that this was done for last: it is done once.
--- Reply {0, now, of what was late PERIOD|token, how much, 1 where it is billed at the new price, 2 by an invoice item, 3 where
---       a correction of it is undone, else 0...}
+-- Reply {OK, now, of what was late PERIOD|token, how much, and BILLED_IN_PERIOD, BILLED_BY_ITEM, CORRECTION_UNDONE or
+--       NOT_BILLED...}
 --       the error DAMAGED: a number is not what it must be, and nothing is done
 --include server_ms
 --include read_counters
@@ -40,7 +40,7 @@ if damaged then
 end
 local outcomes = {[0] = 'not billed', 'billed at the price of now', 'billed by an invoice item'}
 local text, open_period = string.format, head and string.format('%.0f', head.begins_ms) or ''
-local late, reply, is_due = {}, {0, now}, false
+local late, reply, is_due = {}, {OK, now}, false
 if head and asked.rev ~= '' and call('HGET', totals_key, open_period .. '|n') == asked.rev then
   return reply
 end

@@ -1,5 +1,5 @@
 #!lua
--- move_intents: intents of one shard, each from its state to the next, by the holder of the shard's lease.
+-- move_intents: moves intents of one shard to their next states, for the holder of the shard's lease.
 --
 -- KEYS[1] hash  intents    KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] string  lease
 -- KEYS[4] hash  delivered in these days: what Stripe has accepted          KEYS[5] zset  parked: since when (ms)
@@ -15,8 +15,8 @@
 --       short (outbox/intents.py)      last: the caller's clock (ms)
 -- An intent whose customer's totals cannot be counted in is left as it is, and due again in ten minutes. What
 -- was delivered is kept for 36 days, in short; what a batch was made up of for 8 days.
--- Reply {0, now, of each intent {0, its first attempt before this (ms; 0: none), attempts}, {1} no such intent or in
---       another state, or {2} it cannot be counted}    {2} the lease is lost
+-- Reply {OK, now, of each intent {OK, its first attempt before this (ms; 0: none), attempts}, {OTHER_STATE} or {UNCOUNTABLE}}
+--       {LEASE_LOST}
 --include server_ms
 --include recount_intent
 local intents_key, outbox_key, lease_key, delivered_key, parked_key, dead_key, compare_key = unpack(KEYS, 1, 7)
@@ -25,9 +25,9 @@ local token, states, moves_text, batches_text, caller_ms = unpack(ARGV)
 local moves, batches = cjson.decode(moves_text), cjson.decode(batches_text)
 local call, text = redis.call, string.format
 if call('GET', lease_key) ~= token then
-  return {2}
+  return {LEASE_LOST}
 end
-local now, reply = server_ms(caller_ms), {0}
+local now, reply = server_ms(caller_ms), {OK}
 
 -- Returns the first attempt before this, and attempts.
 local function write_move(id, intent, delay, key, why, untried)
@@ -72,7 +72,7 @@ for i, move in ipairs(moves) do
   local id, state, delay, key, why, untried = unpack(move)
   local found = call('HGET', intents_key, id)
   local intent = found and cjson.decode(found)
-  local answer = {1}
+  local answer = {OTHER_STATE}
   if intent and string.find(states, intent.state .. ' ', 1, true) then
     if recount_intent(KEYS[first_totals - 1 + i], intent, intent.state, state) then
       if intent.state == 'parked' then
@@ -82,10 +82,10 @@ for i, move in ipairs(moves) do
         call('ZREM', dead_key, id)
       end
       intent.state = state
-      answer = {0, write_move(id, intent, delay, key, why, untried)}
+      answer = {OK, write_move(id, intent, delay, key, why, untried)}
     else
       call('ZADD', outbox_key, 'XX', now + 10 * MINUTE_MS, id)
-      answer = {2}
+      answer = {UNCOUNTABLE}
     end
   end
   reply[i + 2] = answer

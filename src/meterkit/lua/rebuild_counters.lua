@@ -14,10 +14,10 @@
 --       counted: an event name to what Stripe has counted in the period
 --       last: the caller's clock (ms)
 -- terms as of `seal`
--- Reply {0, now, JSON: a token to its units that were missing {the first six, delivered, parked, left}: left: not raised
---       at all, as they go to Stripe and the customer is not linked}    {1, now} entries of the audit log wait
---       {2, now, rev, state} stale    {3, now} clock    {4, now, field} not a whole number
---       {5, now, first instant (ms)} the period is another one    {6, now} no minute of the period is left
+-- Reply {OK, now, JSON: a token to its units that were missing {the first six, delivered, parked, left}: left: not raised
+--       at all, as they go to Stripe and the customer is not linked}    {AUDIT_WAITS, now} entries of the audit log have not
+--       been drained    {STALE, now, rev, state}    {CLOCK, now}    {BROKEN, now, field} not a whole number
+--       {OTHER_PERIOD, now, first instant (ms)}    {NO_MINUTE, now} no minute of the period is left
 --include confirm_counters
 --include close_past_period
 --include append_history
@@ -34,12 +34,12 @@ local now, verdict, head, meters, totals, period_start_ms, period_end_ms = confi
 if verdict then
   return verdict
 elseif call('XLEN', audit_key) > 0 then
-  return {1, now}
+  return {AUDIT_WAITS, now}
 end
 head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, period_start_ms, period_end_ms)
 local begins_ms, expires_ms = head and head.begins_ms or period_start_ms, head and head.expires_ms or 0
 if math.abs(begins_ms - wanted.period) >= 2 * MINUTE_MS then
-  return {5, now, text('%.0f', begins_ms)}
+  return {OTHER_PERIOD, now, text('%.0f', begins_ms)}
 end
 for _, minute in ipairs(wanted.minutes) do
   taken[minute] = true
@@ -113,13 +113,13 @@ for _, token in ipairs(sorted_keys(wanted.meters)) do
     end
     meters[token], changed[token] = meter, meter
     if parked > 0 and not park(token, event, parked) then
-      return {6, now}
+      return {NO_MINUTE, now}
     end
     entries[#entries + 1] = {'rebuilt', text('%.0f', now), '', text('%.0f of %s: %.0f delivered, %.0f parked',
       raised - lacks[6], asked.name, delivered, parked), wanted.by}
   end
 end
-local reply = {0, now, cjson.encode(done)}
+local reply = {OK, now, cjson.encode(done)}
 if wanted.dry == 1 or not next(changed) then
   return reply
 end

@@ -6,7 +6,8 @@
 -- KEYS[5] hash  state       KEYS[6] zset  unlinked
 -- ARGV  1 the rev at which the customer was unlinked    2 the customer    3... intents
 --       last: the caller's clock (ms)
--- Reply {0, how many were taken back}    {1} the customer has changed since
+-- Reply {OK, how many were taken back}
+--       {CHANGED}                the customer has changed since it was read: nothing is done
 --       the error DAMAGED: the counters are not what they must be, and nothing is done
 --include server_ms
 --include read_counters
@@ -15,7 +16,7 @@ local intents_key, outbox_key, totals_key, counters_key, state_key, unlinked_key
 local rev, customer, caller_ms = ARGV[1], ARGV[2], ARGV[#ARGV]
 local call = redis.call
 if call('HGET', state_key, 'rev') ~= rev then
-  return {1}
+  return {CHANGED}
 end
 local head, meters, damaged = read_counters(counters_key)
 if damaged then
@@ -56,4 +57,4 @@ if taken > 0 then
     call('PEXPIREAT', counters_key, expires_ms)
   end
 end
-return {0, taken}
+return {OK, taken}

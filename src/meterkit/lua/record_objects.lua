@@ -17,10 +17,11 @@
 --       from 14 on, for each change: field, `removed` (0) or `stored` (1), size, time (ms), sequencer, type,
 --       whether the version is written only once (0, 1), of what an event stores the digest of the key, else empty
 --       last: the caller's clock (ms)
--- Reply {0, now, level, by how much that sum has changed, whether to list again (0, 1), 'notice' where there is one} done
---       {2, now, rev, state} stale    {3, now} clock
---       {4, now, level} the level would be above 10^15 - 1: nothing is done
---       the error DAMAGED        a level or an object is not what it must be: nothing is done
+-- Reply {OK, now, level, by how much that sum has changed, whether to list again (0, 1), 'notice' where there is one}
+--       {STALE, now, rev, state}
+--       {CLOCK, now}
+--       {OUT_OF_BOUNDS, now, level}  the level would be above 10^15 - 1: nothing is done
+--       the error DAMAGED        a level or an object is invalid: nothing is done
 --include confirm_view
 --include unpack_level
 --include overage_state
@@ -87,7 +88,7 @@ local new_level = stored_sum + change
 local current_slot = math.floor(now / HOLD_SLOT_MS)
 unpack_presigned(call('HGET', levels_key, gauge .. '+'), gauge, current_slot)
 if new_level > VALUE_MOST then
-  return {4, now, level}
+  return {OUT_OF_BOUNDS, now, level}
 end
 local function write_level(name, quantity, since, fits)
   if quantity > 0 then
@@ -138,4 +139,4 @@ for threshold, percent in string.gmatch(thresholds, '(%d+) (%d+)') do
     notices[#notices + 1] = {'usage.threshold', gauge, new_level, percent, most}
   end
 end
-return {0, now, new_level, change, is_unclear and 1 or 0, queue_notices(notices_key, customer, notices, now, period_start_ms, period_end_ms)}
+return {OK, now, new_level, change, is_unclear and 1 or 0, queue_notices(notices_key, customer, notices, now, period_start_ms, period_end_ms)}

@@ -1,5 +1,5 @@
 #!lua
--- set_level: the level of a gauge is set, or changed by a quantity.
+-- set_level: sets the level of a gauge, or changes it by a quantity.
 --
 -- KEYS[1] hash  levels: a gauge to its level and how that stands to what is included, packed (see unpack_level)
 -- KEYS[2] hash  state
@@ -9,11 +9,13 @@
 --       6 the gauge    7 included in its unit (-1: unlimited)    8 `set` or `adjust`    9 the level, or by how much
 --       10 the customer    11 thresholds: a level and the percentage that it is, each
 --       12 the gauge's token    last: the caller's clock (ms)
--- Reply {0, now, level, 'notice' where there is one} done    {1, now, level} the event id has counted before: nothing is done
---       {2, now, rev, state} stale    {3, now} clock
---       {4, now, level} the level would be below 0 or above 10^15 - 1: nothing is done
---       {5, now, level, what is kept of the event id} it has changed this gauge otherwise: nothing is done
---       the error DAMAGED        the level is not what it must be: nothing is done
+-- Reply {OK, now, level, 'notice' where there is one}
+--       {COUNTED_BEFORE, now, level}  the event id has counted this: nothing is done
+--       {STALE, now, rev, state}
+--       {CLOCK, now}
+--       {OUT_OF_BOUNDS, now, level}  the level would be below 0 or above 10^15 - 1: nothing is done
+--       {CHANGED_OTHERWISE, now, level, kept}  the event id has changed this gauge in another way: nothing is done
+--       the error DAMAGED        the level is invalid: nothing is done
 --include confirm_view
 --include unpack_level
 --include overage_state
@@ -34,11 +36,12 @@ if event_key then -- Others do not pay for making this function.
   remember, _, counted_reply = compare_event(event_key, {token, change .. ' ' .. quantity}, now)
 end
 if counted_reply then
-  return counted_reply[1] == EVENT_CONFLICT and {5, now, level, counted_reply[3]} or {1, now, level}
+  local kept = counted_reply[3]
+  return counted_reply[1] == EVENT_CONFLICT and {CHANGED_OTHERWISE, now, level, kept} or {COUNTED_BEFORE, now, level}
 end
 local new_level = change == 'set' and tonumber(quantity) or level + quantity
 if new_level < 0 or new_level > VALUE_MOST then
-  return {4, now, level}
+  return {OUT_OF_BOUNDS, now, level}
 end
 over_ms, fitted = overage_state(level, included_units, over_ms, fitted, now) -- Where that has changed since somebody looked.
 if new_level == 0 then
@@ -55,4 +58,4 @@ for threshold, percent in string.gmatch(thresholds, '(%d+) (%d+)') do
     notices[#notices + 1] = {'usage.threshold', gauge, new_level, percent, included_units}
   end
 end
-return {0, now, new_level, queue_notices(notices_key, customer, notices, now, period_start_ms, period_end_ms)}
+return {OK, now, new_level, queue_notices(notices_key, customer, notices, now, period_start_ms, period_end_ms)}

@@ -5,8 +5,9 @@
 -- KEYS[4] zset  compare: parked ones that Stripe may have, by when they are compared with its summaries (ms)
 -- KEYS[5] hash  its customer's totals    KEYS[6] zset  dirty    KEYS[7] list  its customer's ledger of changes
 -- ARGV  1 the intent    2 as it was read (JSON)    3 entries (JSON, see append_history)    last: the caller's clock (ms)
--- Reply {0, now} done    {1, now} it is not as it was read any more    {2, now} its customer's totals cannot be
---       counted in. With {1} and {2} nothing is done
+-- Reply {OK, now}
+--       {CHANGED, now}           the intent has changed since it was read: nothing is done
+--       {UNCOUNTABLE, now}       its customer's totals are invalid: nothing is done
 --include server_ms
 --include recount_intent
 --include append_history
@@ -14,11 +15,11 @@ local intents_key, outbox_key, parked_key, compare_key, totals_key, dirty_key, h
 local id, read, entries = unpack(ARGV)
 local call, now = redis.call, server_ms(ARGV[#ARGV])
 if call('HGET', intents_key, id) ~= read then
-  return {1, now}
+  return {CHANGED, now}
 end
 local intent = cjson.decode(read)
 if not recount_intent(totals_key, intent, intent.state, 'pending') then
-  return {2, now}
+  return {UNCOUNTABLE, now}
 end
 -- Where the counters have not closed the period yet, its end is behind this minute.
 call('HSETNX', totals_key, intent.period .. '|e', string.format('%.0f', (intent.time + 60) * 1000))
@@ -28,4 +29,4 @@ call('ZREM', compare_key, id)
 call('HDEL', intents_key, id)
 call('ZADD', dirty_key, now, intent.customer)
 append_history(history_key, cjson.decode(entries))
-return {0, now}
+return {OK, now}

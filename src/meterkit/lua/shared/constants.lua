@@ -23,6 +23,26 @@ local INVALID_FIELD = 7 -- A stored field is damaged.
 local EVENT_CONFLICT = 8 -- The event id has counted another quantity.
 local EVENT_PARTLY = 9 -- The event id has counted some of the meters.
 
+-- Reply codes of other scripts; OK and BROKEN are theirs, too.
+local CHANGED = 1 -- The state or the intent has changed since the caller read it.
+local UNCOUNTABLE = 2 -- A total of the customer is not a whole number.
+local UNDELIVERED = 2 -- Of forget_customer: usage is on its way to Stripe.
+local PARKED = 3 -- Usage is parked or dead.
+local ID_USED = 1 -- Of add_grant: the id has another grant.
+local BALANCE_TOO_LARGE = 2 -- The balance would pass 9 * 10^15.
+local TOO_MANY = 3 -- The customer would have too many grants.
+local DONE_BEFORE = 1 -- Of correct_usage: the id is known.
+local CHANGING = 9 -- Prices are changing, or have changed since the invoices were read.
+local COUNTED_BEFORE = 1 -- Of set_level: the event id has counted this.
+local OUT_OF_BOUNDS = 4 -- The level would be below 0 or above 10^15 - 1.
+local CHANGED_OTHERWISE = 5 -- The event id has changed the gauge in another way.
+local TOO_MANY_UPLOADS = 1 -- Of hold_upload.
+local OTHER_STATE = 1 -- Of move_intents: the intent is gone, or in another state.
+local LEASE_LOST = 2 -- Another flusher has the shard.
+local AUDIT_WAITS = 1 -- Of rebuild_counters: entries of the audit log have not been drained.
+local OTHER_PERIOD = 5 -- The customer is in another period.
+local NO_MINUTE = 6 -- The period has no minute left for an intent.
+
 -- Formats of what is stored.
 local FORM = -3 -- The first number of a packed field: what is stored has this format. Below 0: no text begins so.
 local BALANCE_FORM = '2' -- Of the field "balance": 1 knew of no debts, and is read anew.
