@@ -39,7 +39,7 @@ RARE: Final = frozenset({"delivered", "parked", "advice"})
 """Columns that are hidden while empty."""
 _NAMED: Final = 5
 VERIFIED_RARE: Final = frozenset({"unchained", "roots", "place", "problem"})
-"""Exit codes of verified chains."""
+"""Columns of verified chains that are hidden while empty."""
 
 
 @command(commands)
