@@ -33,7 +33,7 @@ from meterkit.catalog import loads
 from meterkit.customers.billed_usage import usage_of_all
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.insights.audit.draining import open_drainer
-from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
+from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable

@@ -16,7 +16,7 @@ from meterkit.customers.corrections import IssuedCredit as IssuedCredit
 from meterkit.customers.customers import Customer as Customer
 from meterkit.customers.customers import Customers as Customers
 from meterkit.customers.deletion import Deleted as Deleted
-from meterkit.customers.drifts import Drift as Drift
+from meterkit.customers.drift_records import Drift as Drift
 from meterkit.customers.grant_ledger import Grant as Grant
 from meterkit.customers.grant_ledger import LedgerEntry as LedgerEntry
 from meterkit.customers.grants import Grants as Grants
@@ -102,7 +102,7 @@ from meterkit.subscriptions.change_rules import OverLimit as OverLimit
 from meterkit.subscriptions.price_sync import StripeAccount as StripeAccount
 from meterkit.subscriptions.price_sync import StripeSync as StripeSync
 from meterkit.subscriptions.price_sync import StripeSyncLine as StripeSyncLine
-from meterkit.subscriptions.proration import Proration as Proration
+from meterkit.subscriptions.proration_estimate import Proration as Proration
 from meterkit.subscriptions.service.customer_matching import Misfit as Misfit
 from meterkit.subscriptions.service.results import Checkout as Checkout
 from meterkit.subscriptions.service.results import Invoice as Invoice

@@ -37,7 +37,7 @@ from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
 from meterkit.subscriptions.service.top_ups import AutoTopUps, Credits
 from meterkit.subscriptions.top_up_payments import TopUpPayments
 from meterkit.subscriptions.webhooks.subscription_writer import FLUSH
-from meterkit.subscriptions.webhooks.webhooks import Webhooks
+from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping

@@ -16,7 +16,7 @@ from meterkit.errors import MeterkitError
 from meterkit.storage.endpoint import StorageEndpoint
 from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, BillingResponder, SendingPage
 from meterkit.subscriptions.billing_routes import ENDPOINTS
-from meterkit.subscriptions.webhooks.webhooks import WebhookEndpoint
+from meterkit.subscriptions.webhooks.webhook_endpoint import WebhookEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from meterkit.storage.endpoint import StoringKit
     from meterkit.subscriptions.billing_routes import BillingEndpoint, BillingKit
-    from meterkit.subscriptions.webhooks.webhooks import WebhookKit
+    from meterkit.subscriptions.webhooks.webhook_endpoint import WebhookKit
 
 __all__ = ["billing_routes", "storage_events", "stripe_webhook"]
 

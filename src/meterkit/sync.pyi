@@ -8,7 +8,7 @@ from meterkit.catalog.billing import CheckoutOptions
 from meterkit.customers.corrections import Corrected
 from meterkit.customers.customers import Customer
 from meterkit.customers.deletion import Deleted
-from meterkit.customers.drifts import Drift
+from meterkit.customers.drift_records import Drift
 from meterkit.customers.grant_ledger import Grant, LedgerEntry
 from meterkit.customers.history import HistoryEntry
 from meterkit.decisions.decision import Decision

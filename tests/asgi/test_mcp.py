@@ -41,7 +41,7 @@ from faults.refusals import settled
 from meterkit import Caller
 from meterkit.asgi.mcp import McpLines, McpMessage
 from meterkit.asgi.mcp_exchange import McpResponseReader
-from meterkit.asgi.plan_router import Router
+from meterkit.asgi.route_matching import Router
 from meterkit.catalog import loads
 from meterkit.tokens.framing.incremental import drain
 

@@ -28,11 +28,11 @@ from drivers.llm_apps import listening
 from drivers.plans import completed
 from drivers.sampled import few_examples, pairs
 from meterkit import MeterKit, MeterMiddleware, identify
-from meterkit.asgi import plan_router
+from meterkit.asgi import route_matching
 from meterkit.asgi.app_routes import RequestDecider, describe_line, match_lines, routes_of
 from meterkit.asgi.path_readings import EXACT, LOOSE, PathRules, path_rules_of_router
-from meterkit.asgi.plan_router import Router as LineRouter
-from meterkit.asgi.plan_router import client_paths, is_preflight, root_path_of_app
+from meterkit.asgi.route_matching import Router as LineRouter
+from meterkit.asgi.route_matching import client_paths, is_preflight, root_path_of_app
 from meterkit.catalog import Route as Line
 from meterkit.catalog import loads
 
@@ -148,7 +148,7 @@ def test_a_path_that_is_no_template_is_refused_with_its_line() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_router, "CACHE_ENTRIES_MAX", 10)
+    monkeypatch.setattr(route_matching, "CACHE_ENTRIES_MAX", 10)
     lines = router("GET /a/{x}", "WS /a/{x}")
     for number in range(35):
         assert name_of(lines.match_http(http("GET", f"/a/{number}"))) == "GET /a/{x}"

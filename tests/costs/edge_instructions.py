@@ -27,7 +27,7 @@ REQUESTS: Final = 30
 _TRIES: Final = 5_000
 _MODULES: Final = {
     "asgi/identify.py": "identify",
-    "asgi/plan_router.py": "match a line",
+    "asgi/route_matching.py": "match a line",
     "asgi/path_readings.py": "match a line",
     "asgi/middleware.py": "decide",
     "asgi/headers.py": "limit fields",

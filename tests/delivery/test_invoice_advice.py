@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from meterkit.delivery.invoices import LineCharge, PriceTerms, read_price_terms
-from meterkit.delivery.reconcile_advice import PriceMismatch, advice_on_amounts, advice_on_prices, mispriced
+from meterkit.delivery.reconcile_findings import PriceMismatch, advice_on_amounts, advice_on_prices, mispriced
 
 TABLE: list[tuple[str, dict[str, int], dict[str, int], list[tuple[int, str, str]]]] = [
     ("each at its price", {"5": 10, "3": 4}, {"3": 4, "5": 10}, []),

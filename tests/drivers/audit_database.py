@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from meterkit.decisions.periods import to_ms
 from meterkit.delivery.audit_root import ROOT, ROWS, read_root
-from meterkit.insights.audit.chain import ChainHead, RecordedRoot, link_hash
+from meterkit.insights.audit.chain_check import ChainHead, RecordedRoot, link_hash
+from meterkit.insights.audit.chain_verifier import verify
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import AuditDrainer, open_drainer
 from meterkit.insights.audit.entries import AuditRow
-from meterkit.insights.audit.verifying import verify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from meterkit.customers.billed_usage import sum_overage
-from meterkit.customers.drifts import Drift, DriftRecords
+from meterkit.customers.drift_records import Drift, DriftRecords
 from meterkit.customers.late_on_price_change import release_usage
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import with_overrides

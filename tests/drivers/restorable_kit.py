@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from drivers.delivery import aclosing_transport, kit_for, send_past, summaries_of
-from meterkit.delivery.recoverer import RestoreRecoverer
+from meterkit.delivery.restore_recovery import RestoreRecoverer
 from meterkit.insights.audit.async_database import open_audit_database
 from meterkit.insights.audit.draining import open_drainer
 from meterkit.insights.audit.rebuilding import CounterRebuilder
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
     from meterkit.delivery.flush_report import FlushReport
-    from meterkit.delivery.recoverer import RecoveredMeter
+    from meterkit.delivery.restore_recovery import RecoveredMeter
     from meterkit.insights.audit.rebuilding import RebuildResult
     from servers.stores import Server
 

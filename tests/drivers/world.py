@@ -32,7 +32,7 @@ from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import HttpResponse, RequestResult
-from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
+from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.testing import StripeEmulator
 

@@ -26,12 +26,12 @@ from drivers.sampled import whole
 from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms
-from meterkit.insights.audit import chain_tables, draining, verifying
+from meterkit.insights.audit import chain_tables, chain_verifier, draining
 from meterkit.insights.audit.async_database import AuditDatabase
-from meterkit.insights.audit.chain import RecordedRoot
+from meterkit.insights.audit.chain_check import RecordedRoot
+from meterkit.insights.audit.chain_verifier import verify
 from meterkit.insights.audit.database import DELIVERIES, Database
 from meterkit.insights.audit.draining import AuditDrainer, open_drainer, read_shard_backlogs
-from meterkit.insights.audit.verifying import verify
 from meterkit.outbox.journal import JournalRow
 from meterkit.store.settlement_parts import UsedQuantities
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drivers.audited_kit import Audited
-    from meterkit.insights.audit.verifying import ChainVerdict
+    from meterkit.insights.audit.chain_verifier import ChainVerdict
 
 pytestmark = pytest.mark.anyio
 
@@ -440,7 +440,7 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
         return found
 
     monkeypatch.setattr(chain_tables, "read_head", head_of)
-    monkeypatch.setattr(verifying, "read_head", heads)
+    monkeypatch.setattr(chain_verifier, "read_head", heads)
     (one,) = await verified(url, "acme")
     assert (one.rows, one.is_right) == (5, True)
 

@@ -29,7 +29,7 @@ from meterkit import MeterKit
 from meterkit.catalog import ObjectPattern, Storage, loads
 from meterkit.errors import MeterkitError
 from meterkit.starlette import storage_events
-from meterkit.storage import sns_certificates
+from meterkit.storage import sns_signatures
 from meterkit.storage.object_events import (
     ObjectOwner,
     UnreadableEventError,
@@ -37,7 +37,7 @@ from meterkit.storage.object_events import (
     read_events,
     unwrap_queue_message,
 )
-from meterkit.storage.sns_certificates import BYTES_MAX, fetch
+from meterkit.storage.sns_signatures import BYTES_MAX, fetch
 from storage.objects import Happened
 from storage.test_histories import PLANS
 
@@ -208,13 +208,13 @@ async def test_only_certificates_are_remembered(kit: MeterKit, monkeypatch: pyte
         assert url == CERTIFICATE
         return answers.pop(0)
 
-    monkeypatch.setattr(sns_certificates, "fetch", fetch)
+    monkeypatch.setattr(sns_signatures, "fetch", fetch)
     found = [await kit.storage.fetch(CERTIFICATE) for _ in range(3)]
     assert found == [b"<html>busy</html>", pem, pem]
 
 
 async def test_topics_without_what_checks_signatures(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "meterkit.storage.sns_certificates", raising=False)
+    monkeypatch.delitem(sys.modules, "meterkit.storage.sns_signatures", raising=False)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     storage_events(kit, secret=SECRET)
     with pytest.raises(MeterkitError, match=re.escape("pip install 'meterkit[storage]'")):

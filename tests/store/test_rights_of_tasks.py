@@ -29,7 +29,7 @@ from meterkit.insights.audit.draining import read_shard_backlogs
 from meterkit.storage.aws import ListingPage
 from meterkit.store.storage_upkeep import StorageUpkeep
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper
+from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.testing import Clock, StripeEmulator
 from servers.stores import spawn_server, url_of_user

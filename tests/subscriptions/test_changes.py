@@ -20,7 +20,7 @@ from meterkit.catalog import Changes, loads
 from meterkit.errors import SubscriptionError
 from meterkit.subscriptions.change_rules import check_seats_sold, course_of, paid_seats, seats_on
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
-from meterkit.subscriptions.proration import BillingCycle, PrepaidLine, prorate_lines
+from meterkit.subscriptions.proration_estimate import BillingCycle, PrepaidLine, prorate_lines
 from meterkit.subscriptions.schedule_phases import NOT_SENT, cut_phases, present_phases
 
 if TYPE_CHECKING:

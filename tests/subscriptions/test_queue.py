@@ -18,7 +18,7 @@ from meterkit import CustomerError, MeterKit, StoreError, StripeError, StripeUna
 from meterkit.decisions.keys import shard_of
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.sync_queue_counts import read_waiting_syncs
-from meterkit.subscriptions.webhooks.nightly_sync import EventSweeper, NightlyTurn, due_shards
+from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper, NightlyTurn, due_shards
 from meterkit.subscriptions.webhooks.stripe_events import EventNote, SyncHint
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncEntry, SyncQueue
 from meterkit.subscriptions.webhooks.worker import ATTEMPTS_MAX, RetryDecision, decide_retry

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from drivers import shop
 from drivers.webhooks import CATALOG
-from meterkit.customers.drifts import Drift
+from meterkit.customers.drift_records import Drift
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.subscriptions.drift_comparison import (
     compare_customer,

@@ -22,7 +22,7 @@ from meterkit.tokens.fields import FieldsReader
 from meterkit.tokens.framing.content import DECODED_BYTES_MAX, ContentDecoder, make_decoder
 from meterkit.tokens.framing.incremental import drain
 from meterkit.tokens.objects import calls_of
-from meterkit.tokens.request import read_request
+from meterkit.tokens.requested_limits import read_request
 from meterkit.tokens.response import ResponseReader
 from tokens.packing import BR, HIDDEN, PACKERS, ZSTD, hide, look_again, pack
 from tokens.recordings import (

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.sampled import few_examples
-from meterkit.insights.audit.chain import (
+from meterkit.insights.audit.chain_check import (
     ChainCheck,
     ChainFault,
     ChainHead,

@@ -30,7 +30,7 @@ from meterkit.delivery.invoices import (
 )
 from meterkit.delivery.late_intents import format_late_usage
 from meterkit.delivery.period_closer import PeriodCloser, _describe_hold
-from meterkit.delivery.reconcile_advice import advice_on_invoices
+from meterkit.delivery.reconcile_findings import advice_on_invoices
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
 from meterkit.errors import StripeError, StripeUnavailableError

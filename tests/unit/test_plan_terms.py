@@ -16,7 +16,7 @@ from drivers.plans import free_plan
 from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.customers.drifts import Drift, DriftKind
+from meterkit.customers.drift_records import Drift, DriftKind
 from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import (

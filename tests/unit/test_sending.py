@@ -28,20 +28,13 @@ from drivers.kept_intents import (
 from meterkit import FlushReport
 from meterkit.customers.links import DeliveryRecord
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.ambiguous_intents import (
-    COMPARABLE_AFTER_MS,
-    READS_APART_MS,
-    RESEND_MAX_MS,
-    can_resend,
-    compare_in_ms,
-)
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
+from meterkit.delivery.delivery_gaps import DeliveryGap, LostDeliveries
 from meterkit.delivery.delivery_outcome import DeliveryOutcome
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.intent_comparer import IntentComparer, SummaryReading, Verdict, judge
-from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
-from meterkit.delivery.recoverer import RestoreRecoverer
+from meterkit.delivery.restore_recovery import RestoreRecoverer
 from meterkit.delivery.sender import IntentSender, ShardLease, group_calls
 from meterkit.delivery.store_restart_check import StoreRestartCheck
 from meterkit.delivery.usage_cutter import UsageCutter
@@ -49,6 +42,13 @@ from meterkit.errors import CustomerError, StoreError, StripeError, StripeUnavai
 from meterkit.outbox.intents import IntentMove, SealedIntent, SendAttempt, StoredIntent
 from meterkit.outbox.journal import JournalRow
 from meterkit.outbox.outbox import Outbox
+from meterkit.outbox.resend_window import (
+    COMPARABLE_AFTER_MS,
+    READS_APART_MS,
+    RESEND_MAX_MS,
+    can_resend,
+    compare_in_ms,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence

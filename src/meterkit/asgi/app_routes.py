@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 from meterkit.asgi.app_walk import ANY_METHOD, WEBSOCKET, RequestWay, path_pattern, unwrap, walk_app
 from meterkit.asgi.middleware import MeterMiddleware
 from meterkit.asgi.path_readings import path_rules_of_app
-from meterkit.asgi.plan_router import Router, root_path_of_app
+from meterkit.asgi.route_matching import Router, root_path_of_app
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.app_walk import AppPlace
     from meterkit.asgi.path_readings import Paths
-    from meterkit.asgi.plan_router import PathLine
+    from meterkit.asgi.route_matching import PathLine
     from meterkit.catalog import Catalog, Route
 
 _READING: Final = ("GET", "HEAD")

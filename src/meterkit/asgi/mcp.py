@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from meterkit.asgi.plan_router import Router
     from meterkit.asgi.refusal_documents import Denial
+    from meterkit.asgi.route_matching import Router
     from meterkit.catalog import Route
     from meterkit.store.store import Store
 

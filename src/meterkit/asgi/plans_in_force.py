@@ -10,8 +10,8 @@ from meterkit.asgi.headers import FixedFields, LimitFields
 from meterkit.asgi.identify import client_ip
 from meterkit.asgi.mcp import McpLines
 from meterkit.asgi.path_readings import path_rules_of_app
-from meterkit.asgi.plan_router import Router, root_path_of_app
 from meterkit.asgi.preflights import Preflights
+from meterkit.asgi.route_matching import Router, root_path_of_app
 from meterkit.catalog.routes import charging_meters, is_fetched
 
 if TYPE_CHECKING:

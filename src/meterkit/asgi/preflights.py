@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from meterkit.asgi.app_walk import packages_of, path_pattern, walk_app
-from meterkit.asgi.plan_router import is_preflight, root_path_of_app, routed_paths
+from meterkit.asgi.route_matching import is_preflight, root_path_of_app, routed_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

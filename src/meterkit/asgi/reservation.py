@@ -24,7 +24,7 @@ from meterkit.tokens.estimate import (
     tokens_of_bytes,
     unread_input,
 )
-from meterkit.tokens.request import LlmRequest, read_request
+from meterkit.tokens.requested_limits import LlmRequest, read_request
 from meterkit.tokens.requested_model import RequestHead, models_in_text, models_of_body, requested_models
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.charging import ModelCharges
     from meterkit.tokens.estimate import InputEstimator
-    from meterkit.tokens.request import NamedLimit
+    from meterkit.tokens.requested_limits import NamedLimit
 
 _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""

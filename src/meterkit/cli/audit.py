@@ -16,7 +16,7 @@ from meterkit.decisions.periods import to_ms
 from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
-from meterkit.insights.audit.chain import RecordedRoot
+from meterkit.insights.audit.chain_check import RecordedRoot
 from meterkit.insights.audit.draining import open_drainer
 from meterkit.insights.audit.rebuilding import CounterRebuilder, RebuildResult
 from meterkit.stripe.api import StripeApi
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit import MeterKit
-    from meterkit.insights.audit.verifying import ChainVerdict
+    from meterkit.insights.audit.chain_verifier import ChainVerdict
 
 commands = typer.Typer(
     name="audit", help="Verify the audit log, and rebuild counters from it.", no_args_is_help=True
@@ -107,7 +107,8 @@ async def verify(
         raise typer.BadParameter("--period selects the invoices to compare; add --stripe")
     kit = session.make_kit()
     _check_audited(kit)
-    check_chains: Any = import_module("meterkit.insights.audit.verifying").verify  # SQLAlchemy is an extra.
+    verifier = import_module("meterkit.insights.audit.chain_verifier")  # SQLAlchemy is an extra.
+    check_chains: Any = verifier.verify
     found: list[ChainVerdict] = []
     right = rows = compared = 0
     async with AsyncExitStack() as stack:

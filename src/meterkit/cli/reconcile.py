@@ -18,7 +18,7 @@ from meterkit.cli.outbox import operator
 from meterkit.cli.output import JsonArray, print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command, note_unknown, started
 from meterkit.delivery.reconciler import Reconciler
-from meterkit.delivery.recoverer import RecoveredMeter, RestoreRecoverer
+from meterkit.delivery.restore_recovery import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.async_database import open_audit_database
 from meterkit.insights.audit.draining import open_drainer

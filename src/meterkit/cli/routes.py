@@ -16,7 +16,7 @@ from meterkit.asgi.app_routes import (
     routes_of,
 )
 from meterkit.asgi.app_walk import ANY_METHOD
-from meterkit.asgi.plan_router import root_path_of_app
+from meterkit.asgi.route_matching import root_path_of_app
 from meterkit.catalog import load
 from meterkit.catalog.route_notes import unasked_limits_of
 from meterkit.catalog.routes import additions_of

@@ -17,7 +17,7 @@ from meterkit.subscriptions.change_rules import SEATS_MAX
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from meterkit.customers.drifts import Drift
+    from meterkit.customers.drift_records import Drift
     from meterkit.subscriptions.change_rules import OverLimit
     from meterkit.subscriptions.service.results import Invoice, Subscription, SubscriptionChange
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.drifts import DriftRecords
+from meterkit.customers.drift_records import DriftRecords
 from meterkit.customers.history import read_history
 from meterkit.customers.links import StripeLinker, remember_deleted
 from meterkit.customers.states import CustomerStates

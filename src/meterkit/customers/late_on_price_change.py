@@ -10,7 +10,6 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.ambiguous_intents import compare_in_ms
 from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.item_prices import NO_PRICES
@@ -27,6 +26,7 @@ from meterkit.outbox.late_terms import (
     unit_label,
 )
 from meterkit.outbox.operator_commands import change_state
+from meterkit.outbox.resend_window import compare_in_ms
 from meterkit.outbox.sealer import LateUsage, add_late_usage
 from meterkit.store.event_names import list_reported_meters, read_subscribed_meters
 

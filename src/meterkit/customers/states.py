@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from meterkit.customers.plan_change_usage import with_unlimited_use
+from meterkit.customers.period_carryover import with_unlimited_use
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,

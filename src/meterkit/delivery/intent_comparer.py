@@ -10,14 +10,14 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.late_on_price_change import MISSED, mark_intent_late
-from meterkit.decisions.ambiguous_intents import COMPARABLE_AFTER_MS, READS_APART_MS
+from meterkit.delivery.delivery_gaps import LostDeliveries
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.delivery.late_intents import LateIntents
-from meterkit.delivery.lost_deliveries import LostDeliveries
-from meterkit.delivery.recoverer import RestoreRecoverer
+from meterkit.delivery.restore_recovery import RestoreRecoverer
 from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.outbox.intents import RESTORED, StoredIntent, count_members, parse_intents
 from meterkit.outbox.operator_commands import change_state, withdraw
+from meterkit.outbox.resend_window import COMPARABLE_AFTER_MS, READS_APART_MS
 from meterkit.outbox.sealer import REPORTED
 
 if TYPE_CHECKING:

@@ -11,12 +11,11 @@ from meterkit.customers.billed_usage import UnitsByPrice, price_usage, read_nega
 from meterkit.customers.history import is_relinked
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.ambiguous_intents import can_resend
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.intent_comparer import CAUSE, IntentComparer
 from meterkit.delivery.invoices import InvoiceReader, read_period_billing
-from meterkit.delivery.reconcile_advice import (
+from meterkit.delivery.reconcile_findings import (
     EventBooks,
     advice_on_amounts,
     advice_on_difference,
@@ -28,6 +27,7 @@ from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.intents import is_refused
 from meterkit.outbox.operator_commands import Intents
+from meterkit.outbox.resend_window import can_resend
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
 

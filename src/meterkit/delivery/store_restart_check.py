@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from meterkit.delivery.delivery_gaps import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.delivery.intent_comparer import CAUSE
 from meterkit.delivery.late_intents import report_late
-from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.errors import StoreError, StripeError
 from meterkit.outbox.intents import RESTORED, read_intents_in
 from meterkit.outbox.operator_commands import change_state
@@ -22,8 +22,8 @@ from meterkit.throttle import HOUR_S, Throttle
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from meterkit.delivery.delivery_gaps import Deliveries, IntentLine
     from meterkit.delivery.flush_report import FlushReport
-    from meterkit.delivery.lost_deliveries import Deliveries, IntentLine
     from meterkit.delivery.summaries import StripeSummaries
     from meterkit.outbox.intents import StoredIntent
     from meterkit.outbox.journal import Journal

@@ -18,7 +18,7 @@ from meterkit.delivery.error_reports import BATCH
 from meterkit.delivery.sender import stopwatch
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.stripe.api import open_client
-from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
+from meterkit.stripe.meter_differences import CUSTOMER_KEY, VALUE_KEY
 from meterkit.stripe.request import (
     API_BASE,
     ERROR_TYPES,

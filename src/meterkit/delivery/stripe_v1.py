@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from meterkit.delivery.delivery_outcome import DeliveryOutcome, classify
 from meterkit.stripe.api import open_client
-from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
+from meterkit.stripe.meter_differences import CUSTOMER_KEY, VALUE_KEY
 from meterkit.stripe.request import (
     API_BASE,
     RequestResult,

@@ -155,7 +155,7 @@ async def check_roots(parts: Parts) -> tuple[str, list[Finding]]:
         claim: bytes | None = await admin.ask(admin.client.get(parts.store.keys.link(linked)))
         if customer := claim_owner((claim or b"").decode()):
             before_ms[customer], names[customer] = int(invoice["created"]) * 1000, str(invoice["id"])
-    begun_before: Any = import_module("meterkit.insights.audit.verifying").chains_begun_before
+    begun_before: Any = import_module("meterkit.insights.audit.chain_verifier").chains_begun_before
     database = open_drainer(parts.store, parts.settings).database
     try:
         async with asyncio.timeout(PATIENCE_S):

@@ -10,11 +10,11 @@ from meterkit.catalog.amount_texts import money
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.model_prices import find_top_ups
 from meterkit.catalog.overage_prices import ITEMS_MAX
-from meterkit.customers.drifts import DriftRecords
+from meterkit.customers.drift_records import DriftRecords
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.stripe.api import StripeApi
-from meterkit.stripe.meters import meter_differences
+from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
 from meterkit.subscriptions.stripe_objects import pack_key
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.assembly import Parts
     from meterkit.catalog import Catalog, Meter
     from meterkit.customers.customers import Customers
-    from meterkit.customers.drifts import Drift
+    from meterkit.customers.drift_records import Drift
     from meterkit.subscriptions.item_changes import PlanPrices
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import to_thread
 from typing import TYPE_CHECKING, Any, Protocol
 
-from meterkit.customers.drifts import DriftRecords
+from meterkit.customers.drift_records import DriftRecords
 from meterkit.decisions.grants import MICRO
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.draining import read_backlog

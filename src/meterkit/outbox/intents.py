@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from meterkit.decisions.ambiguous_intents import RESEND_MAX_MS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
+from meterkit.outbox.resend_window import RESEND_MAX_MS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
-    from meterkit.subscriptions.webhooks.webhooks import Webhooks
+    from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
 
 _warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 _logger = logging.getLogger("meterkit.pages")

@@ -61,7 +61,7 @@ class StorageEndpoint:
         self._topics = frozenset(topics)
         if self._topics:
             try:
-                import_module("meterkit.storage.sns_certificates")
+                import_module("meterkit.storage.sns_signatures")
             except ImportError as error:
                 raise MeterkitError(str(error)) from error
 

@@ -262,7 +262,7 @@ class ObjectStorage:
             return known
         if self._fetching >= _FETCHES_MOST:
             raise OSError(f"{_FETCHES_MOST} fetches are already running")
-        fetching: Any = import_module("meterkit.storage.sns_certificates")  # Only messages of SNS need it.
+        fetching: Any = import_module("meterkit.storage.sns_signatures")  # Only messages of SNS need it.
         self._fetching += 1
         try:
             found: bytes = await in_thread(fetching.fetch, url)

@@ -77,7 +77,7 @@ async def open_message(
     )
     version, signature = str(message.get("SignatureVersion")), str(message.get("Signature"))
     # The package is in an extra; other object stores do not need it.
-    signatures: Any = import_module("meterkit.storage.sns_certificates")
+    signatures: Any = import_module("meterkit.storage.sns_signatures")
     if not signatures.is_signed(signed, signature, version=version, certificate=certificate):
         raise ForgedMessageError("its signature is invalid")
     if not signatures.is_valid_at(certificate, now_s):

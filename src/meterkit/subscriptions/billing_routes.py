@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
     from meterkit.subscriptions.service.top_ups import Credits
-    from meterkit.subscriptions.webhooks.webhooks import Webhooks
+    from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
 
 
 _SEATS_DIGITS_MAX: Final = 15

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.drifts import Drift, DriftRecords
+from meterkit.customers.drift_records import Drift, DriftRecords
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import seat_meter
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.customers.drifts import DriftKind
+    from meterkit.customers.drift_records import DriftKind
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.item_changes import LiveItem, PlanPrices

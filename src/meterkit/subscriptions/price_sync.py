@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.model_prices import find_top_ups
 from meterkit.errors import StripeError
-from meterkit.stripe.meters import meter_differences
+from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, packs_key, part_of
 from meterkit.subscriptions.wanted_prices import (

@@ -27,7 +27,7 @@ from meterkit.tokens.provider_prices import (
     unit_dimensions,
     varying_contexts,
 )
-from meterkit.tokens.request import WAYS
+from meterkit.tokens.requested_limits import WAYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

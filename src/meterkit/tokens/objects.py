@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.calls import EventUsage
     from meterkit.tokens.json_values import Table
-    from meterkit.tokens.providers.api import ProviderApi
+    from meterkit.tokens.providers.reader_interface import ProviderApi
 
 OBJECT_APIS: Final[tuple[ProviderApi, ...]] = (LANGCHAIN, PYDANTIC_AI, LITELLM, XAI, *AUTO)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.call_usage import Note
     from meterkit.tokens.json_values import Table
-    from meterkit.tokens.providers.api import ProviderApi
+    from meterkit.tokens.providers.reader_interface import ProviderApi
 
 _EVENTS_TO_RECOGNISE: Final = 8
 # Answers of the endpoints that count tokens: nothing was generated, nothing is billed.

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, Column, Table, Text, func, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
-from meterkit.insights.audit.chain import ChainCheck, ChainHead, RecordedRoot, chain_rows
+from meterkit.insights.audit.chain_check import ChainCheck, ChainHead, RecordedRoot, chain_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import Connection
 
-    from meterkit.insights.audit.chain import ChainFault
+    from meterkit.insights.audit.chain_check import ChainFault
     from meterkit.insights.audit.entries import AuditRow
 
 _PAGE: Final = 2_000

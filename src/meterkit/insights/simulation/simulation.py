@@ -18,7 +18,7 @@ from meterkit.catalog.model_prices import find_top_ups
 from meterkit.catalog.overage_prices import is_row
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.insights.simulation.replay import TrialResult, UsageReplay, refuse_beyond
+from meterkit.insights.simulation.plan_replay import TrialResult, UsageReplay, refuse_beyond
 from meterkit.insights.simulation.terms import PlanOffers, read_tenures
 
 if TYPE_CHECKING:

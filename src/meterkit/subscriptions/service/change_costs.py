@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import CurrencyError, StripeError, StripeUnavailableError
 from meterkit.subscriptions.live_subscription import FLEXIBLE
-from meterkit.subscriptions.proration import PlanTerms, PreviewedCharges, cost_of, ends_trial
+from meterkit.subscriptions.proration_estimate import PlanTerms, PreviewedCharges, cost_of, ends_trial
 from meterkit.subscriptions.stripe_objects import part_of, text_in
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.live_subscription import LiveSubscription
-    from meterkit.subscriptions.proration import Proration
+    from meterkit.subscriptions.proration_estimate import Proration
     from meterkit.subscriptions.service.plan_applier import PlanApplier
 
 

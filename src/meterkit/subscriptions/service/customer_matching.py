@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.customers.drifts import DriftKind
+from meterkit.customers.drift_records import DriftKind
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.drift_comparison import LIVE, compare_subscription, plan_in
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
-    from meterkit.customers.drifts import Drift
+    from meterkit.customers.drift_records import Drift
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.subscriptions.item_changes import PlanPrices
     from meterkit.subscriptions.price_reading import PriceFacts

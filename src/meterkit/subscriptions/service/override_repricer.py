@@ -37,7 +37,7 @@ from meterkit.subscriptions.plan_prices import (
     why_unbilled,
     why_unlike_tiers,
 )
-from meterkit.subscriptions.proration import PlanTerms
+from meterkit.subscriptions.proration_estimate import PlanTerms
 from meterkit.subscriptions.service.pending_changes import due_prices, hold_change_lease
 from meterkit.subscriptions.service.plan_applier import PlanApplier
 from meterkit.subscriptions.stripe_objects import persistently

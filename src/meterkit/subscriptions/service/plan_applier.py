@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.item_changes import LiveItem
-    from meterkit.subscriptions.proration import PlanTerms
+    from meterkit.subscriptions.proration_estimate import PlanTerms
 
 
 class PlanApplier:

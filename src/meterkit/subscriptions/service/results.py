@@ -10,7 +10,7 @@ from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.decisions.subscription import ENDED, Access, Status
 from meterkit.subscriptions.change_rules import OverLimit  # noqa: TC001 - as above
-from meterkit.subscriptions.proration import Proration  # noqa: TC001 - as above
+from meterkit.subscriptions.proration_estimate import Proration  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

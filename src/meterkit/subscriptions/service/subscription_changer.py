@@ -27,7 +27,7 @@ from meterkit.subscriptions.change_rules import (
 from meterkit.subscriptions.invoice_payments import explain_unpaid_period
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_gate import PaymentGate, hold_back
-from meterkit.subscriptions.proration import PlanTerms, ends_trial
+from meterkit.subscriptions.proration_estimate import PlanTerms, ends_trial
 from meterkit.subscriptions.service.change_costs import ChangePricer, RequestedChange
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
 from meterkit.subscriptions.service.plan_applier import PlanApplier
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.change_rules import Course
-    from meterkit.subscriptions.proration import Proration
+    from meterkit.subscriptions.proration_estimate import Proration
 
 
 _UNPAID: Final = frozenset({"incomplete", "paused", "unpaid"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.drifts import Drift, DriftRecords
+from meterkit.customers.drift_records import Drift, DriftRecords
 from meterkit.customers.history import read_history, read_states_and_histories
 from meterkit.customers.states import CustomerStates, list_customers
 from meterkit.decisions.customer_overrides import overrides_at
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.customers.drifts import DriftKind
+    from meterkit.customers.drift_records import DriftKind
     from meterkit.customers.history import HistoryEntry
     from meterkit.customers.states import StoredState
     from meterkit.decisions.subscription import SubscriptionState

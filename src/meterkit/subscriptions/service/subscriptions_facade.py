@@ -11,6 +11,7 @@ from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
+from meterkit.subscriptions.service.checkout import SubscriptionStarter
 from meterkit.subscriptions.service.override_repricer import OverrideRepricer
 from meterkit.subscriptions.service.payment_pages import checkout_options, open_portal, refuse_deleted
 from meterkit.subscriptions.service.pending_changes import AcceptedChanges, hold_change_lease
@@ -22,7 +23,6 @@ from meterkit.subscriptions.service.results import (
     subscription_of,
 )
 from meterkit.subscriptions.service.subscription_changer import SubscriptionChanger
-from meterkit.subscriptions.service.subscription_starter import SubscriptionStarter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.catalog.billing import CheckoutOptions
-    from meterkit.customers.drifts import Drift
+    from meterkit.customers.drift_records import Drift
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter

@@ -18,7 +18,7 @@ from meterkit.customers.late_on_price_change import (
     next_minute_ms,
     release_usage,
 )
-from meterkit.customers.plan_change_usage import read_overdraft, read_spent
+from meterkit.customers.period_carryover import read_overdraft, read_spent
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import effective_plan, with_subscription
 from meterkit.decisions.periods import from_ms, to_ms

@@ -15,7 +15,7 @@ from meterkit.tokens.providers.openai import OPENAI
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.tokens.providers.api import ProviderApi
+    from meterkit.tokens.providers.reader_interface import ProviderApi
 
 __all__ = ["AUTO", "BY_NAME"]
 

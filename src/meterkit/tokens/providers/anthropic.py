@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
-from meterkit.tokens.providers.api import ProviderApi, cache_included, context_of
+from meterkit.tokens.providers.reader_interface import ProviderApi, cache_included, context_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, table, text
-from meterkit.tokens.providers.api import ProviderApi
+from meterkit.tokens.providers.reader_interface import ProviderApi
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table

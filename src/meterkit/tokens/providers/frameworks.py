@@ -17,8 +17,8 @@ from meterkit.tokens.call_usage import figure
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
 from meterkit.tokens.plain_values import instance_members, kind_of, table_of
-from meterkit.tokens.providers.api import ProviderApi, read_cost
 from meterkit.tokens.providers.openai import OPENAI
+from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
-from meterkit.tokens.providers.api import ProviderApi
 from meterkit.tokens.providers.openai import OPENAI
+from meterkit.tokens.providers.reader_interface import ProviderApi
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table

@@ -15,7 +15,7 @@ from meterkit.tokens.batch_lines import outliving_state
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
-from meterkit.tokens.providers.api import ProviderApi, read_cost
+from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import paths, read_counts, table, text
 from meterkit.tokens.plain_values import instance_members, kind_of
-from meterkit.tokens.providers.api import ProviderApi, read_cost
+from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,7 +19,7 @@ from meterkit.redis.daemon_thread import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
-    from meterkit.insights.audit.chain import Problem, RecordedRoot
+    from meterkit.insights.audit.chain_check import Problem, RecordedRoot
     from meterkit.insights.audit.database import Database
 
 
@@ -44,7 +44,7 @@ class ChainVerdict:
         unchained: how many rows had no place when the chain began.
         roots: how many roots of invoices were compared.
         place: of the first bad row; 0: of none.
-        problem: what is wrong there, see :class:`meterkit.insights.audit.chain.ChainFault`; None: nothing.
+        problem: its fault, see :class:`meterkit.insights.audit.chain_check.ChainFault`; None: no bad row.
         words: the same for people; empty: nothing.
     """
 
