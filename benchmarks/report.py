@@ -248,13 +248,13 @@ PREFACE = """\
 - *Streams* are answers in 20 chunks, as OpenAI's Chat Completions sends them. Between two chunks the app
   lets others run. *Reading alone* feeds the same chunks to a reader.
 - *Bytecode instructions* are those of meterkit's functions, counted with `sys.settrace`: the cheapest of 30
-  requests until the store has settled it. A request that found its store away is not counted. A hot request
+  requests until the store has settled it. A request that found its store down is not counted. A hot request
   shares its calls of the store with others; they are not counted.
 - The time in `send` is the app's wait for each chunk, in process. In the races each stream reserves 200
   tokens and uses a random number.
-- For *a store some milliseconds away*, a proxy delays each answer of the store.
+- For *a store some milliseconds away*, a proxy delays each response of the store.
 - For *one limit*, three processes with `allotment: 250ms` send requests of one customer at a steady rate,
-  within one minute, until all are refused. One clock orders the answers of all processes.
+  within one minute, until all are refused. One clock orders the responses of all processes.
 - *Grants* is the server's time for a customer with prepaid credits, by the number of grants. Each figure is
   the lowest mean of ten batches of 200 calls.
 - The *webhook endpoint* queues 10,000 signed events of 5 KB: first one each millisecond, then 32 at a time.
