@@ -22,10 +22,10 @@ def request() -> Drawing:
         "request",
         920,
         572,
-        title="The way of a request",
+        title="The path of a request",
         told=(
-            "The middleware finds the line of the plans file and the customer, asks Redis once by the script decide, and"
-            " answers 429, 402 or 403 where that refuses. Else the app runs, its answer passes with RateLimit fields, and"
+            "The middleware finds the route of the plans file and the customer, asks Redis once by the script decide, and"
+            " returns 429, 402 or 403 if that refuses. Otherwise the app runs, its response passes with RateLimit fields, and"
             " after the last byte the script settle gives back what was held and records what is billed."
         ),
     )
@@ -43,7 +43,7 @@ def request() -> Drawing:
     drawing.line((client, 86), (kit - 4, 86))
     drawing.text((client + kit) / 2, 79, "request", size=12.5, anchor="middle", colour="quiet")
     drawing.box(
-        kit - 118, 98, 236, 48, "which line, which customer", small="plans file, identify: no round trip"
+        kit - 118, 98, 236, 48, "which route, which customer", small="plans file, identify: no round trip"
     )
     drawing.line((kit, 172), (redis - 4, 172), colour="strong", wide=2)
     drawing.text((app + redis) / 2, 164, "decide", size=13, anchor="middle", bold=True, mono=True)
@@ -77,7 +77,7 @@ def request() -> Drawing:
     drawing.box(app - 80, 316, 160, 62, "runs", small="may record() more\nwhat it costs")
     drawing.line((app, 404), (client + 4, 404))
     drawing.text(
-        (client + kit) / 2, 397, "answer, chunk by chunk", size=12.5, anchor="middle", colour="quiet"
+        (client + kit) / 2, 397, "response, chunk by chunk", size=12.5, anchor="middle", colour="quiet"
     )
     drawing.text(
         (client + kit) / 2, 421, "+ RateLimit, RateLimit-Policy", size=12, anchor="middle", colour="quiet"
@@ -103,12 +103,12 @@ def bill() -> Drawing:
         "bill",
         920,
         430,
-        title="The way of a unit to the bill",
+        title="The path of a unit to the invoice",
         told=(
-            "A unit that is recorded is paid once: by what the plan includes, then by grants, then by credits, else it is"
+            "A unit that is recorded is paid once: by what the plan includes, then by grants, then by credits, or it is"
             " overage. What is reportable is pending, waits unlinked where the customer has no Stripe customer, is sealed"
-            " into an intent that is queued, leased to one flusher, and delivered. What Stripe refuses is dead, what nobody"
-            " can know is parked, what came for a closed period is late."
+            " into an intent that is queued, leased to one flusher, and delivered. Usage that Stripe refuses is dead,"
+            " uncertain usage is parked, usage for a closed period is late."
         ),
     )
     drawing.box(20, 40, 130, 60, "recorded", small="once, for good", kind="strong")
@@ -147,7 +147,7 @@ def bill() -> Drawing:
     drawing.box(192, 304, 102, 56, "dead", small="never accepted", kind="stop")
     drawing.box(306, 304, 122, 56, "parked", small="a person decides", kind="stop")
     drawing.line((383, 246), (470, 268), (496, 240), dashed=True)
-    drawing.text(444, 285, "no answer: again, under the", size=12, colour="quiet")
+    drawing.text(444, 285, "no response: again, under the", size=12, colour="quiet")
     drawing.text(444, 301, "same identifier, for 23 hours", size=12, colour="quiet")
     drawing.text(
         460,
@@ -204,7 +204,7 @@ def periods() -> Drawing:
     drawing.line((470, 256), (470, 243), head=True)
     drawing.text(470, 271, "admitted", size=12, anchor="middle", colour="quiet")
     drawing.line((710, 256), (710, 243), head=True)
-    drawing.text(710, 271, "its answer ends", size=12, anchor="middle", colour="quiet")
+    drawing.text(710, 271, "its response ends", size=12, anchor="middle", colour="quiet")
     drawing.box(712, 200, 92, 40, "812", kind="strong")
     drawing.text(816, 218, "recorded in July:", size=12, colour="quiet")
     drawing.text(816, 234, "there it ended", size=12, colour="quiet")
