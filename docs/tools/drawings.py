@@ -177,7 +177,7 @@ def periods() -> Drawing:
         title="Periods, windows and holds",
         told=(
             "Included quantities last for a billing period and begin anew with the next. A rate looks back over its window,"
-            " whatever the period. A reservation holds its tokens from admission until the true quantity is captured, and"
+            " across periods. A reservation holds its tokens from admission until the true quantity is captured, and"
             " belongs to the period in which it ends. The hold of a process that was killed vanishes by itself."
         ),
     )
