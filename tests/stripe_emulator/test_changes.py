@@ -261,6 +261,7 @@ async def test_tax_can_be_turned_on_and_off(client: Any, clock: Clock) -> None:
     assert (await client.invoices.create_preview(subscription=made.id)).total == 1083
     clock.advance(timedelta(days=30, hours=2))
     renewal = await newest_invoice(client)
-    assert (renewal.total, renewal.automatic_tax.status) == (1083, "complete")
+    tax = renewal.automatic_tax
+    assert (renewal.total, tax.enabled, tax.status) == (1083, True, "complete")
     await client.subscriptions.update(made.id, automatic_tax={"enabled": False})
     assert (await client.invoices.create_preview(subscription=made.id)).total == 1000
