@@ -24,8 +24,8 @@ STEPS: Final[Mapping[str, tuple[Any, str, str]]] = {
     "linked": (CustomerStates, "change", "after"),
     "told": (SyncQueue, "complete", "before"),
     "post": (StripeApi, "post", "after"),
-    "read": (top_up_payments, "put", "before"),
-    "granted": (top_up_payments, "put", "after"),
+    "read": (top_up_payments, "add_grant", "before"),
+    "granted": (top_up_payments, "add_grant", "after"),
     "noted": (top_up_payments, "move_auto_top_up", "after"),
     "begun": (credit_sales, "move_auto_top_up", "after"),
 }

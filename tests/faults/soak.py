@@ -91,7 +91,7 @@ def kit_of(place: Place, clock: Callable[[], float] | None = None) -> MeterKit:
 def serve(place: Place, port: int) -> None:
     """Be an app: it meters ``/calls`` and ``/bursts``; ``/events`` records under the id of each, once."""
     logging.disable(logging.CRITICAL)
-    setattr(store, "_SPOOL_S", _SPOOL_S)  # noqa: B010 - as below
+    setattr(store, "_SPOOL_WAIT_S", _SPOOL_S)  # noqa: B010 - as below
     kit = kit_of(place)
 
     async def calls(_: Request) -> Response:

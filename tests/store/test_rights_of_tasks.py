@@ -177,7 +177,7 @@ def turns_of(
         "events": parts.finish,
         "storage": lambda: kit.storage.recalculate(lister=NoObjects()),
         "audit bound": bound,
-        "audit": works["audit"].once,
+        "audit": works["audit"].drain_under_lease,
         "revenue": works["revenue"].snapshot,
         "overview": works["overview"].snapshot,
         "flush": lambda: kit.flush(everything=True),
