@@ -351,7 +351,8 @@ async def test_without_the_store_the_kit_raises_and_requests_pass(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    async with TcpProxy(valkey.port) as proxy, served(APP, redis_url=proxy.url) as at:
+    settings = {"store_timeout": 5}
+    async with TcpProxy(valkey.port) as proxy, served(APP, redis_url=proxy.url, settings=settings) as at:
         assert (await at.client.get("/v1/x")).json() == [True, False, False]
         await proxy.set("refuse")
         with pytest.raises(StoreError):

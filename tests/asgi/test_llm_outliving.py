@@ -250,8 +250,8 @@ async def test_a_job_settled_elsewhere_releases_its_hold(store_url: str) -> None
 
 async def test_an_end_seen_during_an_outage_counts_afterwards(valkey: Server) -> None:
     """In a process that cannot know who pays."""
-    app = saying(response("queued"), response("completed"))
-    async with TcpProxy(valkey.port) as proxy, metered(app, proxy.url) as at:
+    app, settings = saying(response("queued"), response("completed")), {"store_timeout": 5}
+    async with TcpProxy(valkey.port) as proxy, metered(app, proxy.url, settings=settings) as at:
         await asked(at, "/auto")
         at.kit.store.job_holds.owners.clear()
         await proxy.set("refuse")

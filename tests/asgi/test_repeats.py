@@ -164,7 +164,7 @@ async def test_what_is_served_in_an_outage_is_billed_once_too(valkey: Server) ->
         meterkit.record("tokens", 7)
         await hello(scope, receive, send)
 
-    async with served(app, plans=PLANS, redis_url=valkey.url) as http:
+    async with served(app, plans=PLANS, redis_url=valkey.url, settings={"store_timeout": 5}) as http:
         await http.client.post("/v1/x")
         await settled(http.kit)
         with stopped(valkey):  # The first of these may have been decided, the second was not.

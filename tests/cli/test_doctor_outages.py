@@ -174,10 +174,10 @@ async def test_who_is_not_let_in_is_told_to_correct_the_password() -> None:
 
 async def test_where_nobody_answers_tls_may_be_what_is_wrong() -> None:
     with spawn_server() as server:
-        (finding,) = of_check("server", await seen_at(f"rediss://127.0.0.1:{server.port}/0"))
+        (finding,) = of_check("server", await seen_at(f"rediss://127.0.0.1:{server.port}/0", store_timeout=5))
         assert finding.cure.endswith("if it does not speak TLS, the URL begins with redis://")
         with stopped(server):
-            (finding,) = of_check("server", await seen_at(server.url))
+            (finding,) = of_check("server", await seen_at(server.url, store_timeout=5))
         assert finding.cure.endswith("if it expects TLS, the URL begins with rediss://")
 
 

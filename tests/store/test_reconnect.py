@@ -393,7 +393,7 @@ async def test_i9_a_planned_failover_behind_one_address_is_followed() -> None:
         spawn_server("--replicaof", "127.0.0.1", str(first.port), binary=binary) as second,
     ):
         await eventually(lambda: in_step(first, second))
-        async with TcpProxy(first.port) as address, kit_at(address.url) as kit:
+        async with TcpProxy(first.port) as address, kit_at(address.url, store_timeout=5) as kit:
             for _ in range(5):
                 assert await ask(kit, "acme", "/deny") == 200
             await settled(kit)

@@ -97,7 +97,7 @@ async def test_stopping_without_a_store_says_what_is_not_settled(
     monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.1)
     (tmp_path / "spool").touch()  # Nothing can be put into it.
     async with TcpProxy(valkey.port) as proxy:
-        kit = kit_at(proxy.url, spool_dir=tmp_path / "spool")
+        kit = kit_at(proxy.url, spool_dir=tmp_path / "spool", store_timeout=5)
         await kit.start()
         await proxy.set("refuse")
         for number in range(12):
