@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, Literal, cast
 
-from meterkit.decisions.customer_state import CustomerState
+from meterkit.customers.states import read_states
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -124,15 +124,8 @@ class DriftRecords:
         admin, keys = await self._store.admin(), self._store.keys
         kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(self._key))
         found = {name.decode(): tuple(_read(data)) for name, data in sorted(kept.items())}
-        pipe = admin.client.pipeline(transaction=False)
-        for customer in found:
-            pipe.hget(keys.customer(customer).state, "data")
-        states: list[bytes | None] = await admin.ask(pipe.execute()) if found else []
-        return {
-            customer: drifts
-            for (customer, drifts), data in zip(found.items(), states, strict=True)
-            if CustomerState.parse(data or b"").stripe_customer is not None
-        }
+        states = await read_states(admin, keys, list(found))
+        return {name: drifts for name, drifts in found.items() if states[name].stripe_customer is not None}
 
 
 def _written(found: Sequence[Drift]) -> str:

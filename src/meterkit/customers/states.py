@@ -354,3 +354,20 @@ async def list_customer_pages(admin: Admin, keys: Keys, most: int) -> AsyncGener
                 page = []
     if page:
         yield page
+
+
+async def read_states(admin: Admin, keys: Keys, customers: Sequence[str]) -> dict[str, CustomerState]:
+    """Read the stored states of customers in one round trip; one without a record has the state of a new one.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    if not customers:
+        return {}
+    pipe = admin.client.pipeline(transaction=False)
+    for customer in customers:
+        pipe.hget(keys.customer(customer).state, "data")
+    found: list[bytes | None] = await admin.ask(pipe.execute())
+    return {
+        customer: CustomerState.parse(data or b"") for customer, data in zip(customers, found, strict=True)
+    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.customers.links import StripeLinker, claim_owner
-from meterkit.customers.states import CustomerStates
+from meterkit.customers.states import CustomerStates, read_states
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
@@ -205,14 +205,7 @@ class StripeImporter:
         states: dict[str, CustomerState] = {}
         admin, keys = await self._store.admin(), self._store.keys
         for batch in _batches(list(customers)):
-            pipe = admin.client.pipeline(transaction=False)
-            for customer in batch:
-                pipe.hget(keys.customer(customer).state, "data")
-            found: list[bytes | None] = await admin.ask(pipe.execute())
-            states |= {
-                customer: CustomerState.parse(data or b"")
-                for customer, data in zip(batch, found, strict=True)
-            }
+            states |= await read_states(admin, keys, batch)
         return states
 
     async def _import_batch(self, batch: Sequence[Newcomer], tally: _Tally, *, dry_run: bool) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.drift_records import Drift, DriftRecords
 from meterkit.customers.history import read_history, read_states_and_histories
-from meterkit.customers.states import CustomerStates, list_customers
+from meterkit.customers.states import CustomerStates, list_customer_pages, read_states
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels
@@ -95,18 +95,12 @@ class DriftChecker:
     async def _read_linked(self) -> dict[str, tuple[str, CustomerState]]:
         """Read each linked Stripe customer: its customer and the stored state."""
         admin, keys = await self._store.admin(), self._store.keys
-        every = [customer async for customer in list_customers(admin, keys)]
         linked: dict[str, tuple[str, CustomerState]] = {}
-        for start in range(0, len(every), _PAGE):
-            batch = every[start : start + _PAGE]
-            pipe = admin.client.pipeline(transaction=False)
-            for customer in batch:
-                pipe.hget(keys.customer(customer).state, "data")
-            kept: list[bytes | None] = await admin.ask(pipe.execute())
-            for customer, data in zip(batch, kept, strict=True):
-                state = CustomerState.parse(data or b"")
-                if state.stripe_customer is not None:
-                    linked[state.stripe_customer] = customer, state
+        async with aclosing(list_customer_pages(admin, keys, _PAGE)) as pages:
+            async for page in pages:
+                for customer, state in (await read_states(admin, keys, page)).items():
+                    if state.stripe_customer is not None:
+                        linked[state.stripe_customer] = customer, state
         return linked
 
     async def _find_ledger_faults(

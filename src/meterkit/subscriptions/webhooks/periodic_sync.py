@@ -10,7 +10,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.meters import is_sold
-from meterkit.decisions.customer_state import CustomerState
+from meterkit.customers.states import read_states
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.store.task_lease import TaskLease
 from meterkit.subscriptions.plan_prices import prices_by_key
@@ -178,13 +178,11 @@ class EventSweeper:
         members: set[bytes] = await admin.ask(admin.client.smembers(keys.shard(shard, "customers")))
         customers = sorted(member.decode() for member in members)
         for start in range(0, len(customers), _PAGE):
-            pipe = admin.client.pipeline(transaction=False)
-            for customer in customers[start : start + _PAGE]:
-                pipe.hget(keys.customer(customer).state, "data")
-            for data in await admin.ask(pipe.execute()):
-                linked = CustomerState.parse(data or b"").stripe_customer
-                if linked is not None:
-                    await self._queue.request(linked, NIGHTLY, delay_ms=_random.randrange(span_ms))
+            states = await read_states(admin, keys, customers[start : start + _PAGE])
+            for state in states.values():
+                if state.stripe_customer is not None:
+                    delay_ms = _random.randrange(span_ms)
+                    await self._queue.request(state.stripe_customer, NIGHTLY, delay_ms=delay_ms)
 
     async def _has_sold_plans(self) -> bool:
         """Whether Stripe has a price of a plan: otherwise it has no subscriptions to find.
