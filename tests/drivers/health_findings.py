@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 async def looked_at(kit: MeterKit, check: str) -> tuple[str | None, list[Finding]]:
-    """How much was looked at, and what was found."""
+    """Return the amount that a check examined, and its findings."""
     health = await kit.health()
     return health.looked_at.get(check), [one for one in health.findings if one.check == check]
 

@@ -335,7 +335,7 @@ async def test_every_linked_customer_is_read_once_a_night(store_url: str) -> Non
             await at.subscribe(f"c{number}", metadata={})
         await at.kit.customers.set_plan("unlinked", "pro")
         night = sweeper(at.kit)
-        await night.run_once()  # Yesterday's, which nobody has done yet; what was swept comes with it.
+        await night.run_once()  # Yesterday's turn, which no process has done yet, and the swept customers.
         await at.kit.webhooks.work_off()
         clock.advance(360 * MINUTE)
         await at.kit.webhooks.work_off()
