@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["BUDGET_S", "Costs", "pytest_addoption", "pytest_configure"]
 
 BUDGET_S: Final = 0.5
-# CPU seconds double where other work shares the core: no load may refuse a test.
-_REFUSED_S: Final = 3.0
+# CPU seconds double on a shared core, and again on a slow machine: neither may refuse a test.
+_REFUSED_S: Final = 6.0
 _SHOWN: Final = 20
 _PROPERTY: Final = "cpu_s"
 _BEGAN: Final = pytest.StashKey[float]()

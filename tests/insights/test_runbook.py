@@ -42,6 +42,9 @@ LEVELS: Final = {"warning", "error", "exception", "critical"}
 WARNERS: Final = {"warn", "_warn", "say_once", "_say_once"}
 """Functions of ours that log a warning."""
 
+LOG_CALL: Final = re.compile(rf"\b({'|'.join(sorted(LEVELS | WARNERS | {'print_note'}))})\(")
+"""A file without one writes no line, and need not be parsed."""
+
 WORDS: Final = 40
 """So much of a line's beginning stands on the page; what comes then may be cut."""
 
@@ -77,15 +80,19 @@ def sources() -> Iterator[tuple[str, str]]:
 def logged() -> Iterator[tuple[str, str | None]]:
     """Each call that writes a line at WARNING or above: its file, and its words; None: from elsewhere."""
     for name, text in sources():
-        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, DEFINED)]
-        seen = set[tuple[int, int]]()
-        for function in reversed(functions):  # The innermost first.
-            for call in ast.walk(function):
-                if not isinstance(call, ast.Call) or (call.lineno, call.col_offset) in seen:
-                    continue
-                seen.add((call.lineno, call.col_offset))
-                if (place := _place_of_words(call)) is not None:
-                    yield name, words_of(call.args[place], function)
+        if LOG_CALL.search(text) is None:
+            continue
+        for call, function in _calls(ast.parse(text), None):
+            if (place := _place_of_words(call)) is not None:
+                yield name, words_of(call.args[place], function)
+
+
+def _calls(node: ast.AST, function: ast.AST | None) -> Iterator[tuple[ast.Call, ast.AST]]:
+    """Each call inside a function, with the innermost function around it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Call) and function is not None:
+            yield child, function
+        yield from _calls(child, child if isinstance(child, DEFINED) else function)
 
 
 def _place_of_words(call: ast.Call) -> int | None:
