@@ -21,7 +21,8 @@ from faults.refusals import eventually, settled
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from tokens.corpus_rows import AT, KINDS, ROWS, Row
+from tokens.corpus_rows import AT, ROWS, Row
+from tokens.recordings import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -24,31 +24,13 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tokens.recordings import (
-    EVENTSTREAM_TYPE,
-    JSON_TYPE,
-    NDJSON_TYPE,
-    SSE_TYPE,
-    compact,
-    event_frame,
-    invoked,
-    sse,
-)
+from tokens.recordings import KINDS, compact, encode_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 AT: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
 FOLDER: Final = Path(__file__).with_name("corpus")
-KINDS: Final = {
-    "json": JSON_TYPE,
-    "array": JSON_TYPE,
-    "sse": SSE_TYPE,
-    "ndjson": NDJSON_TYPE,
-    "frames": EVENTSTREAM_TYPE,
-    "invoked": EVENTSTREAM_TYPE,
-}
-"""Ways of a response's body, each with its content type."""
 LONG_NAME: Final = "m" * 10_000
 """Stands in a payload where it says ``LONG NAME``."""
 
@@ -107,33 +89,11 @@ class Row:
         """The pieces of the body, one to an event."""
         if self.kind == "json":
             return [self.said.encode() if isinstance(self.said, str) else compact(self.said)]
-        if self.kind == "array":
-            return _array(self.said)
-        if self.kind == "frames":
-            return [event_frame(name, value) for name, value in self.said]
-        return [_ENCODED[self.kind](value) for value in self.said]
+        return encode_events(self.kind, self.said)
 
     @property
     def body(self) -> bytes:
         return b"".join(self.events)
-
-
-def _array(values: Sequence[Any]) -> list[bytes]:
-    first, *others = map(compact, values)
-    return [b"[" + first, *(b",\r\n" + value for value in others), b"]"]
-
-
-def _sse_event(value: Any) -> bytes:
-    if isinstance(value, str):
-        return (value if value.startswith(":") else f"data: {value}").encode() + b"\n\n"
-    return sse(value, event=value.get("type"))
-
-
-def _line(value: Any) -> bytes:
-    return compact(value) + b"\n"
-
-
-_ENCODED: Final = {"sse": _sse_event, "ndjson": _line, "invoked": invoked}
 
 
 def amount(text: str) -> Fraction:
