@@ -6,23 +6,22 @@ import threading
 from collections import Counter, deque
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from stripe_emulator.customers import Customers, TestClock
 from stripe_emulator.faults import REASON_HEADER, PendingFault
 from stripe_emulator.idempotency import IdempotencyKeys
 from stripe_emulator.invoices import Invoices
-from stripe_emulator.meter_event_stream import MeterEventSessions
-from stripe_emulator.meter_events import MeterEvents
+from stripe_emulator.meter_events import MeterEvents, MeterEventSessions
 from stripe_emulator.meters import Meters
 from stripe_emulator.page_sessions import CheckoutSessions
 from stripe_emulator.payment_methods import PaymentMethods, SetupIntent
 from stripe_emulator.prices import Prices, Products
 from stripe_emulator.protocol import ApiError, Exchange
-from stripe_emulator.registry import ObjectRegistry
+from stripe_emulator.registry import ObjectRegistry, ShownObject
 from stripe_emulator.subscriptions import Subscriptions
 from stripe_emulator.webhook_deliveries import DeliveryQueue, WebhookEndpoint
-from stripe_emulator.webhook_events import Events, ThinEvents
+from stripe_emulator.webhook_events import Events, ThinEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -37,12 +36,9 @@ if TYPE_CHECKING:
     from stripe_emulator.protocol import JsonObject
     from stripe_emulator.schedules import Schedule
     from stripe_emulator.totals import TaxRate
-    from stripe_emulator.webhook_events import Event, ThinEvent
+    from stripe_emulator.webhook_events import Event
 
-# What a call does: (account, call) to the answer.
-ApiOperation: TypeAlias = "Callable[[Account, Call], JsonObject]"
-# The method, the path and the operation of each call.
-ApiCalls: TypeAlias = "tuple[tuple[str, str, ApiOperation], ...]"
+S = TypeVar("S", bound=ShownObject)
 EXCHANGES_MAX: Final = 100_000
 
 
@@ -72,13 +68,13 @@ class Account:
         """Forget everything."""
         with self.lock:
             self.log = Events("event")
-            self.thin_log = ThinEvents("event")
+            self.thin_log = ObjectRegistry[ThinEvent]("event")
             self.endpoints = ObjectRegistry[WebhookEndpoint]("webhook endpoint")
             self.deliveries = DeliveryQueue(self.endpoints)
             self.payment_methods = PaymentMethods()
             self.setup_intents: ObjectRegistry[SetupIntent] = ObjectRegistry("setupintent")
             self.clocks: ObjectRegistry[TestClock] = ObjectRegistry("test clock")
-            self.customers = Customers(self.emit, self.payment_methods, self.clocks)
+            self.customers = Customers("customer")
             self.meters = Meters("meter")
             self.products = Products("product")
             self.prices = Prices("price")
@@ -95,7 +91,7 @@ class Account:
             )
             self.credit_notes: ObjectRegistry[CreditNote] = ObjectRegistry("credit note")
             self.schedules: ObjectRegistry[Schedule] = ObjectRegistry("subscription schedule")
-            self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.report_thin)
+            self.events = MeterEvents(self.behaviour)
             self.meter_event_sessions = MeterEventSessions()
             self.portals: ObjectRegistry[PortalSession] = ObjectRegistry("portal session")
             self.keys = IdempotencyKeys()
@@ -130,6 +126,17 @@ class Account:
                 self.deliveries.add(event, now=event.entered_at or at_s)
                 self.wake()
             return event
+
+    def publish(self, event_type: str, changed: ShownObject) -> JsonObject:
+        """Record an event of an object. Returns the object as Stripe shows it."""
+        shown = changed.to_json()
+        self.emit(event_type, shown)
+        return shown
+
+    def add(self, registry: ObjectRegistry[S], added: S, event_type: str) -> JsonObject:
+        """Add an object and record the event. Returns the object as Stripe shows it."""
+        registry.add(added)
+        return self.publish(event_type, added)
 
     @contextmanager
     def updating(self, event_type: str, shown: Callable[[], JsonObject]) -> Generator[None]:

@@ -10,11 +10,11 @@ from urllib.parse import urlencode
 from stripe_emulator.behaviour import Behaviour
 from stripe_emulator.call import Call, Params
 from stripe_emulator.clock import Clock
-from stripe_emulator.customer_calls import cancel_setup, confirm_setup
 from stripe_emulator.customers import Customer
 from stripe_emulator.faults import Fault, PendingFault
 from stripe_emulator.invoice_lifecycle import attempt_payment
 from stripe_emulator.meters import Meter
+from stripe_emulator.payment_method_calls import cancel_setup, confirm_setup
 from stripe_emulator.payment_methods import find_setup_intent
 from stripe_emulator.price_calls import make_price, make_product, read_price
 from stripe_emulator.protocol import new_id

@@ -20,24 +20,27 @@ from starlette.routing import Route, compile_path
 from stripe_emulator import (
     coupon_calls,
     customer_calls,
+    event_calls,
     invoice_calls,
     invoice_item_calls,
     invoice_preview,
+    meter_calls,
+    meter_event_calls,
+    meter_event_stream_calls,
     page_session_calls,
+    payment_method_calls,
     price_calls,
     refund_calls,
     schedule_calls,
     subscription_calls,
+    test_clock_calls,
 )
-from stripe_emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
-from stripe_emulator.customer_calls import clock_time
+from stripe_emulator.call import API_VERSION, METER_EVENT_STREAM, Call, Params
 from stripe_emulator.expand import expand_fields
 from stripe_emulator.faults import take_fault
-from stripe_emulator.meter_event_stream import stream_events
-from stripe_emulator.meter_events import list_summaries
-from stripe_emulator.object_calls import retrieve_by_id
 from stripe_emulator.protocol import ApiError, ApiReply, Exchange, new_id, read_version
 from stripe_emulator.scheduled_transitions import run_due_transitions
+from stripe_emulator.test_clock_calls import clock_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -45,36 +48,22 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from stripe_emulator.account import Account, ApiCalls, ApiOperation
+    from stripe_emulator.account import Account
+    from stripe_emulator.call_table import ApiOperation
     from stripe_emulator.faults import Fault
     from stripe_emulator.protocol import JsonObject
 
     Abort = Callable[[Scope, bool], bool]
 
-API_CALLS: Final[ApiCalls] = (
-    ("GET", "/v2/core/events/{id}", lambda account, call: account.thin_log.retrieve(call)),
-    ("GET", "/v1/events", lambda account, call: account.log.list(call)),
-    ("GET", "/v1/events/{id}", lambda account, call: account.log.retrieve(call)),
-    ("POST", "/v1/billing/meters", lambda account, call: account.meters.create(call)),
-    ("GET", "/v1/billing/meters", lambda account, call: account.meters.list(call)),
-    ("GET", "/v1/billing/meters/{id}", retrieve_by_id(lambda account: account.meters, expandable=())),
-    ("POST", "/v1/billing/meters/{id}", lambda account, call: account.meters.update(call)),
-    ("POST", "/v1/billing/meters/{id}/deactivate", lambda account, call: account.meters.switch(call)),
-    ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.switch(call)),
-    (
-        "GET",
-        "/v1/billing/meters/{id}/event_summaries",
-        lambda account, call: list_summaries(account.events, call),
-    ),
-    ("POST", METER_EVENTS, lambda account, call: account.events.create(call)),
-    ("POST", "/v1/billing/meter_event_adjustments", lambda account, call: account.events.adjust(call)),
-    (
-        "POST",
-        "/v2/billing/meter_event_session",
-        lambda account, call: account.meter_event_sessions.create(call),
-    ),
-    ("POST", METER_EVENT_STREAM, lambda account, call: stream_events(account.events, call)),
+# Starlette takes the first that matches: `create_preview` before the id of an invoice.
+API_CALLS: Final = (
+    *event_calls.CALLS,
+    *meter_calls.CALLS,
+    *meter_event_calls.CALLS,
+    *meter_event_stream_calls.CALLS,
     *customer_calls.CALLS,
+    *payment_method_calls.CALLS,
+    *test_clock_calls.CALLS,
     *price_calls.CALLS,
     *coupon_calls.CALLS,
     *page_session_calls.CALLS,

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 from stripe_emulator.protocol import ApiError, missing_parameter, refuse_long_metadata, unknown_parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from stripe_emulator.protocol import JsonObject
 
@@ -22,7 +22,6 @@ API_VERSION: Final = "2026-10-28.endive"
 METER_EVENTS: Final = "/v1/billing/meter_events"
 METER_EVENT_STREAM: Final = "/v2/billing/meter_event_stream"
 CUSTOMER_KEY: Final = "stripe_customer_id"
-PAGING_PARAMS: Final = ("limit", "starting_after", "ending_before")
 Form: TypeAlias = "dict[str, str | Form]"
 KEY_PATTERN: Final = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 PART_PATTERN: Final = re.compile(r"\[([^\[\]]*)\]")
@@ -282,8 +281,9 @@ class Params:
         self.update_metadata("metadata", given)
         return given
 
-    def page(self, items: Sequence[JsonObject], *, url: str) -> JsonObject:
+    def page(self, found: Iterable[JsonObject], *, url: str) -> JsonObject:
         """Return the requested page of a list: ``limit`` (default 10) and a cursor."""
+        items = list(found)
         limit = self.integer("limit")
         limit = PAGE_DEFAULT if limit is None else limit
         if not 1 <= limit <= PAGE_MAX:
@@ -298,7 +298,7 @@ class Params:
             items = items[self._find_cursor(items, "starting_after") + 1 :]
         elif "ending_before" in self:
             items, shown = items[: self._find_cursor(items, "ending_before")], slice(-limit, None)
-        return {"object": "list", "data": list(items[shown]), "has_more": len(items) > limit, "url": url}
+        return {"object": "list", "data": items[shown], "has_more": len(items) > limit, "url": url}
 
     def _find_cursor(self, items: Sequence[JsonObject], name: str) -> int:
         cursor, ids = self.text(name), [item["id"] for item in items]
@@ -354,7 +354,7 @@ class Call:
             return {(payload.get(CUSTOMER_KEY, ""), self.params.text("event_name") or "")}
         return set(_streamed_events(self.body)) if self.path == METER_EVENT_STREAM else set()
 
-    def page(self, items: Sequence[JsonObject]) -> JsonObject:
+    def page(self, items: Iterable[JsonObject]) -> JsonObject:
         """Return the requested page of the list that it asks for."""
         return self.params.page(items, url=self.path)
 

@@ -7,24 +7,26 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.call import Call, Params
+from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.coupons import DURATIONS, Coupon, PromotionCode
-from stripe_emulator.object_calls import list_newest
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
 
 if TYPE_CHECKING:
-    from stripe_emulator.account import Account, ApiCalls
+    from stripe_emulator.account import Account
 
+CALLS: Final = CallTable()
 CODE: Final = re.compile(r"[A-Za-z0-9-]{1,500}")
 CODE_LENGTH: Final = 8
 
 
+@CALLS(
+    "POST /v1/coupons",
+    "amount_off applies_to currency duration duration_in_months id max_redemptions"
+    " metadata name percent_off redeem_by",
+)
 def _create_coupon(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/coupons/create."""
     params = call.params
-    params.accept(
-        "amount_off applies_to currency duration duration_in_months id max_redemptions"
-        " metadata name percent_off redeem_by"
-    )
     percent, amount = params.decimal("percent_off"), params.at_least("amount_off", 1)
     if (percent is None) == (amount is None):
         raise ApiError("You must pass either `percent_off` or `amount_off`, and not both.")
@@ -67,24 +69,27 @@ def _read_products(account: Account, params: Params) -> tuple[str, ...]:
     return tuple(account.products.find(each, param="applies_to[products]").id for each in named)
 
 
+@CALLS("GET /v1/coupons/{id}")
 def _retrieve_coupon(account: Account, call: Call) -> JsonObject:
-    call.params.accept()
     return account.coupons.find(call.object_id).to_json(now=account.now)
 
 
+@CALLS("DELETE /v1/coupons/{id}", expandable=())
 def _delete_coupon(account: Account, call: Call) -> JsonObject:
     """Delete a coupon; customers who redeemed it keep their discount (https://docs.stripe.com/api/coupons/delete)."""
-    call.params.only()
     coupon = account.coupons.find(call.object_id)
     account.coupons.delete(coupon)
     account.emit("coupon.deleted", coupon.to_json(now=account.now))
     return {"id": coupon.id, "object": "coupon", "deleted": True}
 
 
+@CALLS(
+    "POST /v1/promotion_codes",
+    "active code customer expires_at max_redemptions metadata promotion restrictions",
+)
 def _create_promotion_code(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/promotion_codes/create."""
     params = call.params
-    params.accept("active code customer expires_at max_redemptions metadata promotion restrictions")
     promotion = params.hash("promotion")
     if promotion is None:
         raise missing_parameter("promotion")
@@ -138,21 +143,22 @@ def _read_code(account: Account, params: Params, *, customer: str | None) -> str
     return text
 
 
+@CALLS("GET /v1/promotion_codes/{id}")
 def _retrieve_promotion_code(account: Account, call: Call) -> JsonObject:
-    call.params.accept()
     return _promotion_code_to_json(account, account.promotion_codes.find(call.object_id))
 
 
+@CALLS("POST /v1/promotion_codes/{id}", "active metadata")
 def _update_promotion_code(account: Account, call: Call) -> JsonObject:
     """Update metadata, or switch a code on or off (https://docs.stripe.com/api/promotion_codes/update)."""
     params, code = call.params, account.promotion_codes.find(call.object_id)
-    params.accept("active metadata")
     with account.updating("promotion_code.updated", lambda: _promotion_code_to_json(account, code)):
         params.update_metadata("metadata", code.metadata)
         code.active = params.boolean("active", default=code.active)
     return _promotion_code_to_json(account, code)
 
 
+@CALLS("GET /v1/promotion_codes", "active code coupon created customer", PAGING)
 def _list_promotion_codes(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/promotion_codes/list."""
     text, active = call.params.text("code"), call.params.boolean("active")
@@ -161,7 +167,6 @@ def _list_promotion_codes(account: Account, call: Call) -> JsonObject:
         call,
         "coupon",
         "customer",
-        also=("active", "code"),
         where=lambda code: (
             (text is None or text.lower() == code.code.lower())
             and active in {None, code.is_active(account.coupons.get(code.coupon), now=account.now)}
@@ -172,14 +177,3 @@ def _list_promotion_codes(account: Account, call: Call) -> JsonObject:
 
 def _promotion_code_to_json(account: Account, code: PromotionCode) -> JsonObject:
     return code.to_json(account.coupons.get(code.coupon), now=account.now)
-
-
-CALLS: Final[ApiCalls] = (
-    ("POST", "/v1/coupons", _create_coupon),
-    ("GET", "/v1/coupons/{id}", _retrieve_coupon),
-    ("DELETE", "/v1/coupons/{id}", _delete_coupon),
-    ("POST", "/v1/promotion_codes", _create_promotion_code),
-    ("GET", "/v1/promotion_codes", _list_promotion_codes),
-    ("GET", "/v1/promotion_codes/{id}", _retrieve_promotion_code),
-    ("POST", "/v1/promotion_codes/{id}", _update_promotion_code),
-)

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.billing_cycle import period_boundary
-from stripe_emulator.call import PAGING_PARAMS, Call, Params
+from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.invoice_drafts import (
     HOUR_S,
     apply_tax_rates,
@@ -25,23 +25,24 @@ from stripe_emulator.invoice_lifecycle import (
     payment_method_of,
     void_invoice,
 )
-from stripe_emulator.object_calls import list_newest
 from stripe_emulator.payment_methods import NO_PAYMENT_METHOD, card_declined
 from stripe_emulator.prices import PriceInterval, to_cents
 from stripe_emulator.protocol import ApiError, JsonObject, missing_resource
 from stripe_emulator.redemption import read_discounts, redeem
 
 if TYPE_CHECKING:
-    from stripe_emulator.account import Account, ApiCalls
+    from stripe_emulator.account import Account
+    from stripe_emulator.call import Call, Params
     from stripe_emulator.coupons import Discount
     from stripe_emulator.invoices import Invoice, InvoiceLine
 
+CALLS: Final = CallTable()
 FIVE_YEARS: Final = PriceInterval(interval="year", interval_count=5)
 INVOICE_STATUSES: Final = ("draft", "open", "paid", "uncollectible", "void")
 
 
+@CALLS("GET /v1/invoices/{id}")
 def _retrieve_invoice(account: Account, call: Call) -> JsonObject:
-    call.params.accept()
     preview = account.invoices.previews.get(call.object_id)
     return (
         refreshed_invoice_json(account, _find_invoice(account, call))
@@ -50,6 +51,7 @@ def _retrieve_invoice(account: Account, call: Call) -> JsonObject:
     )
 
 
+@CALLS("GET /v1/invoices", "collection_method created customer status subscription", PAGING)
 def _list_invoices(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/list."""
     call.params.choice("status", INVOICE_STATUSES)
@@ -65,18 +67,19 @@ def _list_invoices(account: Account, call: Call) -> JsonObject:
     )
 
 
+@CALLS("GET /v1/invoices/{id}/lines", PAGING)
 def _list_lines(account: Account, call: Call) -> JsonObject:
-    call.params.accept(*PAGING_PARAMS)
     invoice = account.invoices.previews.get(call.object_id) or _find_invoice(account, call)
     return call.page(invoice.lines_to_json())
 
 
+@CALLS(
+    "POST /v1/invoices/{id}",
+    "auto_advance automatically_finalizes_at default_payment_method description discounts metadata",
+)
 def _update_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/update."""
     params, invoice = call.params, _find_invoice(account, call)
-    params.accept(
-        "auto_advance automatically_finalizes_at default_payment_method description discounts metadata"
-    )
     before = invoice.to_json()
     method = params.nonempty_text("default_payment_method")
     if method is not None:
@@ -142,9 +145,9 @@ def _schedule_finalization(account: Account, invoice: Invoice, params: Params) -
         invoice.schedule(at)
 
 
+@CALLS("POST /v1/invoices/{id}/finalize", "auto_advance")
 def _finalize_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/finalize."""
-    call.params.accept("auto_advance")
     invoice = _find_invoice(account, call)
     if invoice.status != "draft":
         message = "This invoice is already finalized, you can't re-finalize a non-draft invoice."
@@ -156,10 +159,10 @@ def _finalize_invoice(account: Account, call: Call) -> JsonObject:
     return refreshed_invoice_json(account, invoice)
 
 
+@CALLS("POST /v1/invoices/{id}/pay", "forgive mandate off_session paid_out_of_band payment_method source")
 def _pay_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/pay: out of schedule, or without any charge."""
     params, invoice = call.params, _find_invoice(account, call)
-    params.accept("forgive mandate off_session paid_out_of_band payment_method source")
     if invoice.status == "paid":
         raise ApiError("Invoice is already paid", code="invoice_already_paid")
     if invoice.status == "void":
@@ -182,9 +185,9 @@ def _pay_invoice(account: Account, call: Call) -> JsonObject:
     return refreshed_invoice_json(account, invoice)
 
 
+@CALLS("POST /v1/invoices/{id}/void")
 def _void_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/void."""
-    call.params.accept()
     invoice = _find_invoice(account, call)
     if invoice.status not in {"open", "uncollectible"}:
         message = f"You can only pass in open or uncollectible invoices. This invoice is {invoice.status}."
@@ -193,9 +196,9 @@ def _void_invoice(account: Account, call: Call) -> JsonObject:
     return refreshed_invoice_json(account, invoice)
 
 
+@CALLS("POST /v1/invoices/{id}/send")
 def _send_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/send: a draft is finalized, and the customer gets an e-mail."""
-    call.params.accept()
     invoice = _find_invoice(account, call)
     if invoice.collection_method != "send_invoice":
         raise ApiError("You can only manually send an invoice if its collection method is 'send_invoice'.")
@@ -208,9 +211,9 @@ def _send_invoice(account: Account, call: Call) -> JsonObject:
     return refreshed_invoice_json(account, invoice)
 
 
+@CALLS("POST /v1/invoices/{id}/mark_uncollectible")
 def _mark_invoice_uncollectible(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/mark_uncollectible."""
-    call.params.accept()
     invoice = _find_invoice(account, call)
     if invoice.status != "open":
         raise ApiError(f"You can only pass in open invoices. This invoice is {invoice.status}.")
@@ -230,14 +233,15 @@ def _find_invoice(account: Account, call: Call) -> Invoice:
 INVOICE_IGNORED: Final = "footer payment_settings statement_descriptor"
 
 
+@CALLS(
+    "POST /v1/invoices",
+    "auto_advance automatic_tax collection_method currency customer description"
+    " default_payment_method discounts metadata pending_invoice_items_behavior",
+    INVOICE_IGNORED,
+)
 def _create_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/create: of no subscription, and without what waits for one."""
     params = call.params
-    params.accept(
-        "auto_advance automatic_tax collection_method currency customer description"
-        " default_payment_method discounts metadata pending_invoice_items_behavior",
-        INVOICE_IGNORED,
-    )
     if params.choice("pending_invoice_items_behavior", ("exclude", "include")) == "include":
         message = "The emulator makes invoices that exclude pending invoice items only."
         raise ApiError(message, param="pending_invoice_items_behavior")
@@ -262,9 +266,9 @@ def _create_invoice(account: Account, call: Call) -> JsonObject:
     return made.to_json()
 
 
+@CALLS("DELETE /v1/invoices/{id}", expandable=())
 def _delete_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/delete: a draft of no subscription."""
-    call.params.only()
     invoice = account.invoices.find(call.object_id)
     if invoice.status != "draft" or invoice.subscription is not None:
         message = "You can only delete draft invoices that no subscription has made; void this one instead."
@@ -277,10 +281,10 @@ def _delete_invoice(account: Account, call: Call) -> JsonObject:
 LINE_PARAMS: Final = "amount description metadata period quantity tax_rates"
 
 
+@CALLS("POST /v1/invoices/{id}/lines/{inner}", LINE_PARAMS)
 def _update_line(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-line-item/update: of a draft alone."""
     params, invoice = call.params, _find_draft(account, call.object_id)
-    params.accept(LINE_PARAMS)
     before = invoice.to_json()
     place = _find_line_index(invoice, call.inner_id, param="line_item_id")
     invoice.lines[place] = _change_line(account, invoice, invoice.lines[place], params)
@@ -288,10 +292,10 @@ def _update_line(account: Account, call: Call) -> JsonObject:
     return invoice.lines_to_json()[place]
 
 
+@CALLS("POST /v1/invoices/{id}/update_lines", "invoice_metadata lines")
 def _update_lines(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-line-item/bulk-update: all of them, or none."""
     params, invoice = call.params, _find_draft(account, call.object_id)
-    params.accept("invoice_metadata lines")
     before, lines = invoice.to_json(), list(invoice.lines)
     for each in params.hashes("lines"):
         each.only("id", LINE_PARAMS)
@@ -340,20 +344,3 @@ def _change_line(account: Account, invoice: Invoice, line: InvoiceLine, params: 
         line.rate_ids = params.listed("tax_rates") if params.is_hash("tax_rates") else ()
     subscription = subscription_of_invoice(account, invoice)
     return line if subscription is None else apply_tax_rates(account, subscription, [line])[0]
-
-
-CALLS: Final[ApiCalls] = (
-    ("GET", "/v1/invoices", _list_invoices),
-    ("GET", "/v1/invoices/{id}", _retrieve_invoice),
-    ("POST", "/v1/invoices/{id}", _update_invoice),
-    ("GET", "/v1/invoices/{id}/lines", _list_lines),
-    ("POST", "/v1/invoices/{id}/finalize", _finalize_invoice),
-    ("POST", "/v1/invoices/{id}/pay", _pay_invoice),
-    ("POST", "/v1/invoices/{id}/send", _send_invoice),
-    ("POST", "/v1/invoices/{id}/void", _void_invoice),
-    ("POST", "/v1/invoices/{id}/mark_uncollectible", _mark_invoice_uncollectible),
-    ("POST", "/v1/invoices", _create_invoice),
-    ("DELETE", "/v1/invoices/{id}", _delete_invoice),
-    ("POST", "/v1/invoices/{id}/lines/{inner}", _update_line),
-    ("POST", "/v1/invoices/{id}/update_lines", _update_lines),
-)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from stripe_emulator.call import PAGING_PARAMS, Call, Params
+from stripe_emulator.call_table import PAGING, CallTable
 from stripe_emulator.invoice_drafts import one_time_line
 from stripe_emulator.price_calls import resolve_price
 from stripe_emulator.prices import Price, PriceScheme, Product, decimal_text
@@ -15,9 +15,11 @@ from stripe_emulator.subscriptions import ENDED
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stripe_emulator.account import Account, ApiCalls
+    from stripe_emulator.account import Account
+    from stripe_emulator.call import Call, Params
     from stripe_emulator.invoices import Invoice, InvoiceLine
 
+CALLS: Final = CallTable()
 QUANTITY_PARAMS: Final = ("quantity", "quantity_decimal")
 AMOUNT_PARAMS: Final = "price_data pricing unit_amount_decimal"
 # Accepted and without effect.
@@ -71,15 +73,16 @@ class InvoiceItem(NamedTuple):
         }
 
 
+@CALLS(
+    "POST /v1/invoiceitems",
+    "currency customer description invoice metadata period subscription",
+    *QUANTITY_PARAMS,
+    AMOUNT_PARAMS,
+    ITEM_IGNORED,
+)
 def _create_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoiceitems/create: at a price that is charged once."""
     params = call.params
-    params.accept(
-        "currency customer description invoice metadata period subscription",
-        *QUANTITY_PARAMS,
-        AMOUNT_PARAMS,
-        ITEM_IGNORED,
-    )
     customer = account.customers.require(params.required("customer"))
     place = _read_placement(account, params, customer)
     quantity = _read_quantity(params)
@@ -164,10 +167,10 @@ def _all_items(account: Account) -> Iterator[InvoiceItem]:
         yield from (InvoiceItem(line, owner, None) for line in lines)
 
 
+@CALLS("GET /v1/invoiceitems", "created customer invoice pending", PAGING)
 def _list_items(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoiceitems/list."""
     params = call.params
-    params.accept("created customer invoice pending", *PAGING_PARAMS)
     account.customers.require_ever_created(params.text("customer"))
     is_in, pending = params.time_filter("created"), params.boolean("pending")
     wanted = {name: params.text(name) for name in ("customer", "invoice") if name in params}
@@ -189,14 +192,14 @@ def _find_item(account: Account, call: Call) -> InvoiceItem:
     raise not_found("invoiceitem", call.object_id)
 
 
+@CALLS("GET /v1/invoiceitems/{id}")
 def _retrieve_item(account: Account, call: Call) -> JsonObject:
-    call.params.accept()
     return _find_item(account, call).to_json()
 
 
+@CALLS("DELETE /v1/invoiceitems/{id}", expandable=())
 def _delete_item(account: Account, call: Call) -> JsonObject:
     """Delete an item that is on no finalized invoice (https://docs.stripe.com/api/invoiceitems/delete)."""
-    call.params.only()
     item = _find_item(account, call)
     if item.invoice is not None and item.invoice.status != "draft":
         raise ApiError("The invoice item is on an invoice that is no longer editable.")
@@ -204,11 +207,3 @@ def _delete_item(account: Account, call: Call) -> JsonObject:
     for lines in (item.invoice.lines,) if item.invoice is not None else pending:
         lines[:] = [line for line in lines if line.invoice_item != call.object_id]
     return {"id": call.object_id, "object": "invoiceitem", "deleted": True}
-
-
-CALLS: Final[ApiCalls] = (
-    ("GET", "/v1/invoiceitems", _list_items),
-    ("POST", "/v1/invoiceitems", _create_item),
-    ("GET", "/v1/invoiceitems/{id}", _retrieve_item),
-    ("DELETE", "/v1/invoiceitems/{id}", _delete_item),
-)

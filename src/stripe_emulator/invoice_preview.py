@@ -11,6 +11,7 @@ from stripe_emulator.billing_cycle import (
     refuse_mixed_intervals,
 )
 from stripe_emulator.call import Call, Params
+from stripe_emulator.call_table import CallTable
 from stripe_emulator.coupons import active_discounts
 from stripe_emulator.invoice_drafts import new_draft, read_automatic_tax
 from stripe_emulator.invoice_lines import period_line, prorated_credit_lines, uncharged_usage
@@ -20,8 +21,10 @@ from stripe_emulator.subscription_params import apply_cancellation, read_items, 
 from stripe_emulator.subscriptions import ENDED, Subscription
 
 if TYPE_CHECKING:
-    from stripe_emulator.account import Account, ApiCalls
+    from stripe_emulator.account import Account
     from stripe_emulator.invoices import ChargedUsage, Invoice, InvoiceLine
+
+CALLS: Final = CallTable()
 
 PREVIEW_DETAILS: Final = (
     "billing_cycle_anchor billing_mode cancel_at cancel_at_period_end cancel_now items"
@@ -29,13 +32,14 @@ PREVIEW_DETAILS: Final = (
 )
 
 
+@CALLS(
+    "POST /v1/invoices/create_preview",
+    "automatic_tax currency customer customer_details discounts preview_mode subscription"
+    " subscription_details",
+)
 def _create_preview(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/create_preview."""
     params = call.params
-    params.accept(
-        "automatic_tax currency customer customer_details discounts preview_mode subscription"
-        " subscription_details"
-    )
     details = params.hash("subscription_details") or Params("")
     details.only(PREVIEW_DETAILS)
     if params.nonempty_text("subscription") is None:
@@ -135,6 +139,3 @@ def _apply_tax_and_discounts(account: Account, draft: Subscription, params: Para
 def _no_upcoming_invoice(subscription: Subscription) -> ApiError:
     message = f"No upcoming invoices for customer: {subscription.customer}"
     return ApiError(message, status=404, code="invoice_upcoming_none")
-
-
-CALLS: Final[ApiCalls] = (("POST", "/v1/invoices/create_preview", _create_preview),)

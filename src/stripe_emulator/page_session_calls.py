@@ -6,9 +6,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.billing_cycle import read_billing_mode
-from stripe_emulator.call import PAGING_PARAMS, Call, Params
+from stripe_emulator.call import Call, Params
+from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.invoice_drafts import read_automatic_tax
-from stripe_emulator.object_calls import list_newest, retrieve_by_id
 from stripe_emulator.page_sessions import (
     PORTAL_CONFIGURATION,
     PORTAL_FLOWS,
@@ -23,9 +23,10 @@ from stripe_emulator.redemption import read_discounts
 from stripe_emulator.subscription_calls import refuse_other_currency
 
 if TYPE_CHECKING:
-    from stripe_emulator.account import Account, ApiCalls
+    from stripe_emulator.account import Account
     from stripe_emulator.coupons import Discount
 
+CALLS: Final = CallTable()
 CHECKOUT_MODES: Final = ("payment", "subscription")
 CHECKOUT_LIFE_S: Final = 86_400
 CHECKOUT_LIFE_S_MIN: Final = 1_800
@@ -47,16 +48,16 @@ LOCALES: Final = (
 CUSTOMER_UPDATES: Final = ("address", "name", "shipping")
 
 
-def _read_checkout(account: Account, call: Call) -> CheckoutSession:
-    """Return the session that a call describes. Raises ApiError where Stripe would refuse it."""
+@CALLS(
+    "POST /v1/checkout/sessions",
+    "allow_promotion_codes automatic_tax cancel_url client_reference_id currency customer customer_email"
+    " customer_update discounts expires_at invoice_creation line_items locale metadata mode"
+    " payment_intent_data payment_method_collection subscription_data success_url tax_id_collection",
+    CHECKOUT_IGNORED,
+)
+def _create_checkout(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/checkout/sessions/create."""
     params = call.params
-    params.accept(
-        "allow_promotion_codes automatic_tax cancel_url client_reference_id currency customer"
-        " customer_email customer_update discounts expires_at invoice_creation"
-        " payment_intent_data tax_id_collection line_items locale metadata mode"
-        " payment_method_collection subscription_data success_url",
-        CHECKOUT_IGNORED,
-    )
     mode = params.required("mode")
     if mode not in CHECKOUT_MODES:
         message = f"The emulator has Checkout Sessions of the modes {' and '.join(CHECKOUT_MODES)} only."
@@ -99,7 +100,8 @@ def _read_checkout(account: Account, call: Call) -> CheckoutSession:
         customer_update=updates,
     )
     session.discounts = _read_checkout_discounts(account, params, session)
-    return session
+    account.checkouts.add(session)
+    return session.to_json()
 
 
 def _read_customer_update(params: Params, *, customer: str | None) -> tuple[str, ...]:
@@ -280,12 +282,7 @@ def _read_url(params: Params, name: str) -> str | None:
     return url
 
 
-def _create_checkout(account: Account, call: Call) -> JsonObject:
-    session = _read_checkout(account, call)
-    account.checkouts.add(session)
-    return session.to_json()
-
-
+@CALLS("GET /v1/checkout/sessions", "created customer status subscription", PAGING)
 def _list_checkouts(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/checkout/sessions/list."""
     call.params.choice("status", ("open", "complete", "expired"))
@@ -294,17 +291,15 @@ def _list_checkouts(account: Account, call: Call) -> JsonObject:
     return list_newest(account.checkouts, call, "customer", "status", "subscription")
 
 
+@CALLS("GET /v1/checkout/sessions/{id}/line_items", PAGING)
 def _list_line_items(account: Account, call: Call) -> JsonObject:
-    params = call.params
-    params.accept(*PAGING_PARAMS)
     session = account.checkouts.find(call.object_id)
-    items = line_items_to_json(session, prices=account.prices, products=account.products)
-    return call.page(items)
+    return call.page(line_items_to_json(session, prices=account.prices, products=account.products))
 
 
+@CALLS("POST /v1/checkout/sessions/{id}/expire")
 def _expire_checkout(account: Account, call: Call) -> JsonObject:
     """Expire an open session (https://docs.stripe.com/api/checkout/sessions/expire)."""
-    call.params.accept()
     session = account.checkouts.find(call.object_id)
     if session.status != "open":
         raise ApiError(
@@ -319,9 +314,14 @@ def _expire_checkout(account: Account, call: Call) -> JsonObject:
 PORTAL_IGNORED: Final = "after_expiration locale on_behalf_of"
 
 
+@CALLS(
+    "POST /v1/billing_portal/sessions",
+    "customer return_url configuration flow_data",
+    PORTAL_IGNORED,
+    expandable=(),
+)
 def _create_portal(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.only("customer return_url configuration flow_data", PORTAL_IGNORED)
     customer = account.customers.require(params.required("customer"))
     return_url = _read_url(params, "return_url")
     flow, subscription = _read_flow(params.hash("flow_data"))
@@ -356,11 +356,4 @@ def _read_flow(data: Params | None) -> tuple[str | None, str | None]:
     return kind, about.required("subscription")
 
 
-CALLS: Final[ApiCalls] = (
-    ("POST", "/v1/checkout/sessions", _create_checkout),
-    ("GET", "/v1/checkout/sessions", _list_checkouts),
-    ("GET", "/v1/checkout/sessions/{id}", retrieve_by_id(lambda account: account.checkouts)),
-    ("GET", "/v1/checkout/sessions/{id}/line_items", _list_line_items),
-    ("POST", "/v1/checkout/sessions/{id}/expire", _expire_checkout),
-    ("POST", "/v1/billing_portal/sessions", _create_portal),
-)
+CALLS.retrieve("/v1/checkout/sessions/{id}", lambda account: account.checkouts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from stripe_emulator.object_calls import list_newest, retrieve_by_id
+from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.prices import PRODUCT_TEXTS, Price, PriceInterval, PriceScheme, PricingTier, Product
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, missing_resource, new_id
 from stripe_emulator.totals import TAX_RATE_TEXTS, TaxRate
@@ -13,10 +13,11 @@ from stripe_emulator.totals import TAX_RATE_TEXTS, TaxRate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stripe_emulator.account import Account, ApiCalls
+    from stripe_emulator.account import Account
     from stripe_emulator.call import Call, Params
     from stripe_emulator.meters import Meters
 
+CALLS: Final = CallTable()
 PRICE_PARAMS: Final = (
     "active billing_scheme currency currency_options custom_unit_amount lookup_key metadata"
     " nickname recurring tax_behavior tiers tiers_mode transfer_lookup_key transform_quantity"
@@ -255,9 +256,9 @@ def make_price(account: Account, price: Price, params: Params, *, call: Call, pr
     return price
 
 
+@CALLS("POST /v1/prices", "product product_data", PRICE_PARAMS)
 def _create_price(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.accept("product product_data", PRICE_PARAMS)
     product_data = params.hash("product_data")
     if ("product" in params) == (product_data is not None):
         message = "You must specify either `product` or `product_data` when creating a price."
@@ -271,10 +272,13 @@ def _create_price(account: Account, call: Call) -> JsonObject:
     return make_price(account, price, params, call=call, product=product).to_json()
 
 
+@CALLS(
+    "POST /v1/prices/{id}",
+    "active lookup_key metadata nickname tax_behavior transfer_lookup_key currency_options",
+)
 def _update_price(account: Account, call: Call) -> JsonObject:
     """The amount of a price never changes (https://docs.stripe.com/api/prices/update)."""
     params = call.params
-    params.accept("active lookup_key metadata nickname tax_behavior transfer_lookup_key currency_options")
     price = account.prices.find(call.object_id)
     with account.updating("price.updated", price.to_json):
         params.update_metadata("metadata", price.metadata)
@@ -286,6 +290,7 @@ def _update_price(account: Account, call: Call) -> JsonObject:
     return price.to_json()
 
 
+@CALLS("GET /v1/prices", "active created currency lookup_keys product recurring type", PAGING)
 def _list_prices(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/prices/list."""
     params = call.params
@@ -297,7 +302,6 @@ def _list_prices(account: Account, call: Call) -> JsonObject:
         call,
         "currency",
         "product",
-        also=("active", "lookup_keys", "recurring", "type"),
         where=lambda price: (
             not price.inline
             and active in {None, price.active}
@@ -317,9 +321,11 @@ def _matches_recurring(price: Price, wanted: dict[str, str]) -> bool:
 PRODUCT_IGNORED: Final = "images marketing_features package_dimensions shippable tax_details"
 
 
+@CALLS(
+    "POST /v1/products", "id name active default_price_data metadata type", *PRODUCT_TEXTS, PRODUCT_IGNORED
+)
 def _create_product(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.accept("id name active default_price_data metadata type", *PRODUCT_TEXTS, PRODUCT_IGNORED)
     data = params.hash("default_price_data")
     price = None if data is None else read_price(account, data)
     product = make_product(account, params, call=call)
@@ -328,9 +334,9 @@ def _create_product(account: Account, call: Call) -> JsonObject:
     return product.to_json()
 
 
+@CALLS("POST /v1/products/{id}", "name active default_price metadata", *PRODUCT_TEXTS, PRODUCT_IGNORED)
 def _update_product(account: Account, call: Call) -> JsonObject:
     params = call.params
-    params.accept("name active default_price metadata", *PRODUCT_TEXTS, PRODUCT_IGNORED)
     product = account.products.find(call.object_id)
     with account.updating("product.updated", product.to_json):
         product.apply(params)
@@ -343,20 +349,20 @@ def _update_product(account: Account, call: Call) -> JsonObject:
     return product.to_json()
 
 
+@CALLS("GET /v1/products", "active created ids shippable type url", PAGING)
 def _list_products(account: Account, call: Call) -> JsonObject:
     active, ids = call.params.boolean("active"), call.params.listed("ids")
     return list_newest(
         account.products,
         call,
-        also=("active", "ids", "shippable", "type", "url"),
         where=lambda product: active in {None, product.active} and (not ids or product.id in ids),
     )
 
 
+@CALLS("POST /v1/tax_rates", "active display_name inclusive metadata percentage", *TAX_RATE_TEXTS)
 def _create_tax_rate(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/tax_rates/create."""
     params = call.params
-    params.accept("active display_name inclusive metadata percentage", *TAX_RATE_TEXTS)
     percentage, inclusive = params.decimal("percentage"), params.boolean("inclusive")
     if percentage is None or inclusive is None:
         raise missing_parameter("percentage" if percentage is None else "inclusive")
@@ -376,10 +382,10 @@ def _create_tax_rate(account: Account, call: Call) -> JsonObject:
     return made.to_json()
 
 
+@CALLS("POST /v1/tax_rates/{id}", "active display_name metadata", *TAX_RATE_TEXTS)
 def _update_tax_rate(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/tax_rates/update: the percentage of a rate never changes."""
     params, found = call.params, account.tax_rates.find(call.object_id)
-    params.accept("active display_name metadata", *TAX_RATE_TEXTS)
     with account.updating("tax_rate.updated", found.to_json):
         found.active = params.boolean("active", default=found.active)
         found.display_name = params.nonempty_text("display_name") or found.display_name
@@ -388,28 +394,17 @@ def _update_tax_rate(account: Account, call: Call) -> JsonObject:
     return found.to_json()
 
 
+@CALLS("GET /v1/tax_rates", "active created inclusive", PAGING)
 def _list_tax_rates(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/tax_rates/list."""
     wanted = {name: call.params.boolean(name) for name in ("active", "inclusive") if name in call.params}
     return list_newest(
         account.tax_rates,
         call,
-        also=("active", "inclusive"),
         where=lambda rate: all(getattr(rate, name) is value for name, value in wanted.items()),
     )
 
 
-CALLS: Final[ApiCalls] = (
-    ("POST", "/v1/prices", _create_price),
-    ("GET", "/v1/prices", _list_prices),
-    ("GET", "/v1/prices/{id}", retrieve_by_id(lambda account: account.prices)),
-    ("POST", "/v1/prices/{id}", _update_price),
-    ("POST", "/v1/products", _create_product),
-    ("GET", "/v1/products", _list_products),
-    ("GET", "/v1/products/{id}", retrieve_by_id(lambda account: account.products)),
-    ("POST", "/v1/products/{id}", _update_product),
-    ("GET", "/v1/tax_rates", _list_tax_rates),
-    ("POST", "/v1/tax_rates", _create_tax_rate),
-    ("GET", "/v1/tax_rates/{id}", retrieve_by_id(lambda account: account.tax_rates)),
-    ("POST", "/v1/tax_rates/{id}", _update_tax_rate),
-)
+CALLS.retrieve("/v1/prices/{id}", lambda account: account.prices)
+CALLS.retrieve("/v1/products/{id}", lambda account: account.products)
+CALLS.retrieve("/v1/tax_rates/{id}", lambda account: account.tax_rates)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
-from stripe_emulator.call import PAGING_PARAMS, Call, Params
+from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.expand import invoice_payments_to_json, payment_intent_to_json
 from stripe_emulator.invoice_lifecycle import mark_paid
 from stripe_emulator.invoices import CreditNote, Invoice, Refund
-from stripe_emulator.object_calls import list_newest, retrieve_by_id
 from stripe_emulator.prices import to_cents
 from stripe_emulator.protocol import (
     ApiError,
@@ -21,15 +20,17 @@ from stripe_emulator.protocol import (
 )
 
 if TYPE_CHECKING:
-    from stripe_emulator.account import Account, ApiCalls
+    from stripe_emulator.account import Account
+    from stripe_emulator.call import Call, Params
 
+CALLS: Final = CallTable()
 REASONS: Final = ("duplicate", "fraudulent", "requested_by_customer")
 
 
+@CALLS("POST /v1/refunds", "amount charge metadata payment_intent reason")
 def _create_refund(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/refunds/create: of a payment intent or of its charge."""
     params = call.params
-    params.accept("amount charge metadata payment_intent reason")
     named = params.nonempty_text("payment_intent") or params.nonempty_text("charge")
     if named is None:
         message = "One of the following params should be provided for this request: payment_intent or charge."
@@ -124,29 +125,30 @@ def _charge_to_json(account: Account, invoice: Invoice) -> JsonObject:
     }
 
 
+@CALLS("GET /v1/refunds", "charge created payment_intent", PAGING)
 def _list_refunds(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/refunds/list."""
     return list_newest(account.refunds, call, "charge", "payment_intent")
 
 
+@CALLS("GET /v1/charges/{id}")
 def _retrieve_charge(account: Account, call: Call) -> JsonObject:
-    call.params.accept()
     invoice = _find_paid_invoice(account, call.object_id)
     if invoice is None or invoice.charge != call.object_id:
         raise not_found("charge", call.object_id)
     return _charge_to_json(account, invoice)
 
 
+@CALLS("GET /v1/payment_intents/{id}", "client_secret")
 def _retrieve_intent(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/payment_intents/retrieve."""
-    call.params.accept("client_secret")
     return payment_intent_to_json(account, call.object_id)
 
 
+@CALLS("GET /v1/invoice_payments", "invoice payment status", PAGING)
 def _list_payments(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-payment/list: of one invoice, or of one payment intent."""
     params = call.params
-    params.accept("invoice payment status", *PAGING_PARAMS)
     payment = params.hash("payment")
     if payment is not None:
         payment.only("payment_intent type")
@@ -162,11 +164,13 @@ def _list_payments(account: Account, call: Call) -> JsonObject:
 CREDIT_SHARES: Final = ("credit_amount", "out_of_band_amount", "refund_amount")
 
 
+@CALLS("GET /v1/credit_notes", "created customer invoice", PAGING)
 def _list_credit_notes(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/credit_notes/list."""
     return list_newest(account.credit_notes, call, "customer", "invoice")
 
 
+@CALLS("POST /v1/credit_notes", "amount invoice lines memo metadata", *CREDIT_SHARES)
 def _create_credit_note(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/credit_notes/create.
 
@@ -175,7 +179,6 @@ def _create_credit_note(account: Account, call: Call) -> JsonObject:
     `post_payment_amount`."
     """
     params = call.params
-    params.accept("amount invoice lines memo metadata", *CREDIT_SHARES)
     invoice = account.invoices.find(params.required("invoice"), param="invoice")
     if invoice.status not in {"open", "paid"}:
         message = f"You can only create a credit note for an open or paid invoice. It is {invoice.status}."
@@ -281,13 +284,4 @@ def _apply_credit(account: Account, invoice: Invoice, *, pre: int, post: int, cr
         mark_paid(account, invoice)
 
 
-CALLS: Final[ApiCalls] = (
-    ("POST", "/v1/refunds", _create_refund),
-    ("GET", "/v1/refunds", _list_refunds),
-    ("GET", "/v1/refunds/{id}", retrieve_by_id(lambda account: account.refunds)),
-    ("GET", "/v1/charges/{id}", _retrieve_charge),
-    ("GET", "/v1/payment_intents/{id}", _retrieve_intent),
-    ("GET", "/v1/invoice_payments", _list_payments),
-    ("GET", "/v1/credit_notes", _list_credit_notes),
-    ("POST", "/v1/credit_notes", _create_credit_note),
-)
+CALLS.retrieve("/v1/refunds/{id}", lambda account: account.refunds)

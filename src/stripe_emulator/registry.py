@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from stripe_emulator.protocol import missing_resource, not_found
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from stripe_emulator.protocol import JsonObject
 
 
 class IdentifiedObject(Protocol):
@@ -16,6 +18,15 @@ class IdentifiedObject(Protocol):
     @property
     def id(self) -> str:
         """The id of the object."""
+        ...
+
+
+class ShownObject(IdentifiedObject, Protocol):
+    """An object with an id that Stripe shows."""
+
+    @property
+    def to_json(self) -> Callable[[], JsonObject]:
+        """Returns the object as Stripe shows it."""
         ...
 
 

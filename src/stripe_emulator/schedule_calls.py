@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.billing_cycle import period_boundary, read_billing_mode, refuse_mixed_intervals
+from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.invoice_drafts import read_automatic_tax
-from stripe_emulator.object_calls import list_newest, retrieve_by_id
 from stripe_emulator.price_calls import resolve_price
 from stripe_emulator.prices import PriceInterval
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
@@ -36,10 +36,11 @@ from stripe_emulator.terms import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stripe_emulator.account import Account, ApiCalls
+    from stripe_emulator.account import Account
     from stripe_emulator.call import Call, Params
     from stripe_emulator.coupons import Discount
 
+CALLS: Final = CallTable()
 PHASES_MAX: Final = 10
 DISCOUNT_NAMES: Final = ("coupon", "discount", "promotion_code")
 PHASE_PRORATIONS: Final = ("create_prorations", "always_invoice", "none")
@@ -235,12 +236,13 @@ def _read_added_item(reader: DiscountReader, params: Params, *, currency: str) -
 END_BEHAVIORS: Final = ("cancel", "release")
 
 
+@CALLS(
+    "POST /v1/subscription_schedules",
+    "from_subscription metadata phases end_behavior customer start_date billing_mode default_settings",
+)
 def _create_schedule(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/create."""
     params = call.params
-    params.accept(
-        "from_subscription metadata phases end_behavior customer start_date billing_mode default_settings"
-    )
     subscription_id = params.nonempty_text("from_subscription")
     if subscription_id is not None:
         return _create_from_subscription(account, call, subscription_id)
@@ -343,6 +345,9 @@ def _create_from_subscription(account: Account, call: Call, subscription_id: str
     return schedule.to_json()
 
 
+@CALLS(
+    "POST /v1/subscription_schedules/{id}", "end_behavior metadata phases proration_behavior default_settings"
+)
 def _update_schedule(account: Account, call: Call) -> JsonObject:
     """Replace the current and future phases of a schedule; past ones stay.
 
@@ -350,7 +355,6 @@ def _update_schedule(account: Account, call: Call) -> JsonObject:
     (https://docs.stripe.com/billing/subscriptions/subscription-schedules#update-subscription-schedules).
     """
     params, schedule = call.params, _find_active(account, call, verb="update")
-    params.accept("end_behavior metadata phases proration_behavior default_settings")
     before = schedule.to_json()
     behavior = params.choice("end_behavior", END_BEHAVIORS)
     metadata = dict(schedule.metadata)
@@ -395,9 +399,9 @@ def _is_changed(draft: Subscription, subscription: Subscription) -> bool:
     return draft.items != subscription.items or phase_terms_of(draft) != phase_terms_of(subscription)
 
 
+@CALLS("POST /v1/subscription_schedules/{id}/release", "preserve_cancel_date")
 def _release_schedule(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/release."""
-    call.params.accept("preserve_cancel_date")
     schedule = _find_active(account, call, verb="release")
     subscription = account.subscriptions.find(schedule.subscription or "")
     with account.updating("customer.subscription.updated", subscription.to_json):
@@ -405,9 +409,9 @@ def _release_schedule(account: Account, call: Call) -> JsonObject:
     return schedule.to_json()
 
 
+@CALLS("POST /v1/subscription_schedules/{id}/cancel", "invoice_now prorate")
 def _cancel_schedule(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/cancel: the subscription with it, at once."""
-    call.params.accept("invoice_now prorate")
     schedule = account.schedules.find(call.object_id)
     if schedule.status == "not_started":
         schedule.status, schedule.canceled_at = "canceled", account.now
@@ -438,15 +442,10 @@ def _find_active(account: Account, call: Call, *, verb: str) -> Schedule:
     return schedule
 
 
-CALLS: Final[ApiCalls] = (
-    ("POST", "/v1/subscription_schedules", _create_schedule),
-    (
-        "GET",
-        "/v1/subscription_schedules",
-        lambda account, call: list_newest(account.schedules, call, "customer"),
-    ),
-    ("GET", "/v1/subscription_schedules/{id}", retrieve_by_id(lambda account: account.schedules)),
-    ("POST", "/v1/subscription_schedules/{id}", _update_schedule),
-    ("POST", "/v1/subscription_schedules/{id}/release", _release_schedule),
-    ("POST", "/v1/subscription_schedules/{id}/cancel", _cancel_schedule),
-)
+@CALLS("GET /v1/subscription_schedules", "created customer", PAGING)
+def _list_schedules(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_schedules/list."""
+    return list_newest(account.schedules, call, "customer")
+
+
+CALLS.retrieve("/v1/subscription_schedules/{id}", lambda account: account.schedules)

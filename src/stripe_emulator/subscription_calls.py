@@ -11,7 +11,7 @@ from stripe_emulator.billing_cycle import (
     refuse_classic_params,
     refuse_mixed_intervals,
 )
-from stripe_emulator.call import PAGING_PARAMS, Call, Params
+from stripe_emulator.call_table import ANY_PARAMS, PAGING, CallTable, list_newest
 from stripe_emulator.invoice_drafts import charge_change, create_invoice, read_added_lines
 from stripe_emulator.invoice_lifecycle import attempt_payment, can_pay, finalize_invoice, payment_method_of
 from stripe_emulator.invoice_lines import (
@@ -20,7 +20,6 @@ from stripe_emulator.invoice_lines import (
     uncharged_usage,
     usage_lines,
 )
-from stripe_emulator.object_calls import list_newest, retrieve_by_id
 from stripe_emulator.payment_methods import create_setup_intent
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, not_found
 from stripe_emulator.redemption import emit_ended_discounts, redeem
@@ -57,12 +56,18 @@ from stripe_emulator.subscriptions import ENDED, Subscription
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stripe_emulator.account import Account, ApiCalls
+    from stripe_emulator.account import Account
+    from stripe_emulator.call import Call, Params
     from stripe_emulator.invoices import InvoiceLine
 
+CALLS: Final = CallTable()
 CREATE_PARAMS: Final = (
     "add_invoice_items backdate_start_date billing_cycle_anchor billing_mode currency"
     " customer items payment_behavior proration_behavior trial_end trial_period_days"
+)
+UPDATE_PARAMS: Final = (
+    "add_invoice_items billing_cycle_anchor items payment_behavior proration_behavior proration_date",
+    "trial_end",
 )
 CLOCK_SUBSCRIPTIONS_MAX: Final = 3
 STATUS_FILTERS: Final = (
@@ -81,6 +86,7 @@ PENDING_UPDATE_PARAMS: Final = frozenset(
 )
 
 
+@CALLS("POST /v1/subscriptions", ANY_PARAMS)
 def _create_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/create."""
     params = call.params
@@ -218,6 +224,12 @@ def _read_anchor(params: Params, wanted: Sequence[ItemChange], *, now: int) -> i
     return anchor
 
 
+@CALLS(
+    "GET /v1/subscriptions",
+    "automatic_tax collection_method created current_period_end current_period_start"
+    " customer price status test_clock",
+    PAGING,
+)
 def _list_subscriptions(account: Account, call: Call) -> JsonObject:
     """List subscriptions, newest first; ended ones, and those of a test clock, only on request.
 
@@ -235,7 +247,6 @@ def _list_subscriptions(account: Account, call: Call) -> JsonObject:
         call,
         "collection_method",
         "customer",
-        also=("automatic_tax", "current_period_end", "current_period_start", "price", "status", "test_clock"),
         where=lambda each: (
             _has_status(status, each)
             and (clock == each.test_clock or (clock is None and customer is not None))
@@ -252,16 +263,12 @@ def _has_status(wanted: str | None, subscription: Subscription) -> bool:
     return wanted in {"all", subscription.status}
 
 
+@CALLS("POST /v1/subscriptions/{id}", ANY_PARAMS)
 def _update_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/update."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
     refuse_classic_params(subscription.billing_mode, params)
-    params.accept(
-        "billing_cycle_anchor items payment_behavior proration_behavior proration_date"
-        " add_invoice_items trial_end",
-        *SUBSCRIPTION_PARAMS,
-        SUBSCRIPTION_IGNORED,
-    )
+    params.accept(*UPDATE_PARAMS, *SUBSCRIPTION_PARAMS, SUBSCRIPTION_IGNORED)
     if subscription.status in ENDED and set(params) - {"cancellation_details", "expand", "metadata"}:
         raise ApiError("A canceled subscription can only update its cancellation_details and metadata.")
     refused = sorted(set(params) - INCOMPLETE_PARAMS)
@@ -299,10 +306,10 @@ def _update_subscription(account: Account, call: Call) -> JsonObject:
     return changed.to_json()
 
 
+@CALLS("DELETE /v1/subscriptions/{id}", "cancellation_details invoice_now prorate")
 def _cancel_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/cancel; one that has ended is not found."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.accept("cancellation_details invoice_now prorate")
     if subscription.status in ENDED:
         raise not_found("subscription", subscription.id)
     apply_cancellation_details(subscription, params)
@@ -316,6 +323,7 @@ def _cancel_subscription(account: Account, call: Call) -> JsonObject:
     return subscription.to_json()
 
 
+@CALLS("POST /v1/subscriptions/{id}/migrate", "billing_mode")
 def _migrate_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/migrate: to flexible billing, and never back.
 
@@ -323,7 +331,6 @@ def _migrate_subscription(account: Account, call: Call) -> JsonObject:
     migration" (https://docs.stripe.com/billing/subscriptions/billing-mode).
     """
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.accept("billing_mode")
     if "billing_mode" not in params:
         raise missing_parameter("billing_mode")
     mode = read_billing_mode(params, version=call.version)
@@ -343,9 +350,9 @@ def _migrate_subscription(account: Account, call: Call) -> JsonObject:
 CHANGE_PARAMS: Final = "off_session payment_behavior proration_behavior proration_date"
 
 
+@CALLS("POST /v1/subscription_items", "subscription", *ITEM_PARAMS, CHANGE_PARAMS)
 def _create_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/create."""
-    call.params.accept("subscription", *ITEM_PARAMS, CHANGE_PARAMS)
     subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
     refuse_classic_params(subscription.billing_mode, call.params)
     known = {item.id for item in subscription.items}
@@ -355,14 +362,14 @@ def _create_item(account: Account, call: Call) -> JsonObject:
     return item.to_json()
 
 
+@CALLS("GET /v1/subscription_items/{id}")
 def _retrieve_item(account: Account, call: Call) -> JsonObject:
-    call.params.accept()
     return account.subscriptions.find_item(call.object_id)[1].to_json()
 
 
+@CALLS("POST /v1/subscription_items/{id}", *ITEM_PARAMS, CHANGE_PARAMS)
 def _update_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/update."""
-    call.params.accept(*ITEM_PARAMS, CHANGE_PARAMS)
     subscription, item = account.subscriptions.find_item(call.object_id)
     refuse_classic_params(subscription.billing_mode, call.params)
     given = call.params.without("expand", CHANGE_PARAMS)
@@ -372,9 +379,9 @@ def _update_item(account: Account, call: Call) -> JsonObject:
     return shown.to_json()
 
 
+@CALLS("DELETE /v1/subscription_items/{id}", "clear_usage", CHANGE_PARAMS, expandable=())
 def _delete_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/delete; the last one cannot be deleted."""
-    call.params.only("clear_usage", CHANGE_PARAMS)
     subscription, item = account.subscriptions.find_item(call.object_id)
     refuse_classic_params(subscription.billing_mode, call.params)
     if len(subscription.items) == 1:
@@ -383,8 +390,8 @@ def _delete_item(account: Account, call: Call) -> JsonObject:
     return {"id": item.id, "object": "subscription_item", "deleted": True}
 
 
+@CALLS("GET /v1/subscription_items", "subscription", PAGING)
 def _list_items(account: Account, call: Call) -> JsonObject:
-    call.params.accept("subscription", *PAGING_PARAMS)
     subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
     found = [item.to_json() for item in subscription.items]
     return call.page(found)
@@ -409,10 +416,10 @@ def _change_item(
 PAUSABLE_STATUSES: Final = ("active", "past_due", "unpaid")
 
 
+@CALLS("POST /v1/subscriptions/{id}/pause", "bill_for invoicing_behavior type")
 def _pause_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/billing/subscriptions/pause: the unused time is credited, usage is charged."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.accept("bill_for invoicing_behavior type")
     if subscription.status not in PAUSABLE_STATUSES or subscription.schedule is not None:
         message = (
             f"This subscription cannot be paused: its status is `{subscription.status}`"
@@ -435,10 +442,13 @@ def _pause_subscription(account: Account, call: Call) -> JsonObject:
     return subscription.to_json()
 
 
+@CALLS(
+    "POST /v1/subscriptions/{id}/resume",
+    "billing_cycle_anchor payment_behavior proration_behavior proration_date",
+)
 def _resume_subscription(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/resume: with a new cycle, or in the old one."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
-    params.accept("billing_cycle_anchor payment_behavior proration_behavior proration_date")
     if subscription.status != "paused":
         message = f"You can only resume a subscription that is paused. Its status is `{subscription.status}`."
         raise ApiError(message)
@@ -489,18 +499,4 @@ def _restart_after_pause(
     return lines
 
 
-CALLS: Final[ApiCalls] = (
-    ("POST", "/v1/subscriptions", _create_subscription),
-    ("GET", "/v1/subscriptions", _list_subscriptions),
-    ("GET", "/v1/subscriptions/{id}", retrieve_by_id(lambda account: account.subscriptions)),
-    ("POST", "/v1/subscriptions/{id}", _update_subscription),
-    ("POST", "/v1/subscriptions/{id}/migrate", _migrate_subscription),
-    ("DELETE", "/v1/subscriptions/{id}", _cancel_subscription),
-    ("POST", "/v1/subscription_items", _create_item),
-    ("GET", "/v1/subscription_items", _list_items),
-    ("GET", "/v1/subscription_items/{id}", _retrieve_item),
-    ("POST", "/v1/subscription_items/{id}", _update_item),
-    ("DELETE", "/v1/subscription_items/{id}", _delete_item),
-    ("POST", "/v1/subscriptions/{id}/pause", _pause_subscription),
-    ("POST", "/v1/subscriptions/{id}/resume", _resume_subscription),
-)
+CALLS.retrieve("/v1/subscriptions/{id}", lambda account: account.subscriptions)

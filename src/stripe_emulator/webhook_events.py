@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, cast
 
-from stripe_emulator.call import API_VERSION, PAGING_PARAMS, Call
-from stripe_emulator.protocol import ApiError, JsonObject, new_id, not_found
+from stripe_emulator.call import API_VERSION, Call
+from stripe_emulator.protocol import JsonObject, new_id
 from stripe_emulator.registry import ObjectRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from stripe_emulator.call import Call
+
 EVENT_MEMORY_S: Final = 30 * 86_400
-TYPES_MAX: Final = 20
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,35 +92,6 @@ class Events(ObjectRegistry[Event]):
         )
         self.add(event)
         return event
-
-    def retrieve(self, call: Call) -> JsonObject:
-        """``GET /v1/events/{id}``, of the last 30 days."""
-        call.params.only()
-        event = self.get(call.object_id)
-        if event is None or not event.is_kept(now=call.now):
-            raise not_found("event", call.object_id)
-        return event.to_json()
-
-    def list(self, call: Call) -> JsonObject:
-        """``GET /v1/events``, newest first (https://docs.stripe.com/api/events/list)."""
-        params = call.params
-        params.only("type types created delivery_success", *PAGING_PARAMS)
-        kind, kinds = params.nonempty_text("type"), list(params.texts("types").values())
-        params.refuse_both("type", "types", param="types")
-        if len(kinds) > TYPES_MAX:
-            message = f"Invalid array: types can have at most {TYPES_MAX} elements. Received {len(kinds)}."
-            raise ApiError(message, param="types")
-        delivered, is_in = params.boolean("delivery_success"), params.time_filter("created")
-        found = [
-            event.to_json()
-            for event in reversed(self)
-            if event.is_kept(now=call.now)
-            and is_in(event.created)
-            and (kind is None or matches_type(event.type, (kind,)))
-            and (not kinds or event.type in kinds)
-            and delivered in {None, not event.undelivered}
-        ]
-        return call.page(found)
 
 
 def matches_type(event_type: str, patterns: tuple[str, ...]) -> bool:
@@ -199,17 +171,6 @@ class ThinEvent:
 
 
 AnyEvent: TypeAlias = Event | ThinEvent
-
-
-class ThinEvents(ObjectRegistry[ThinEvent]):
-    """All thin events of the emulated account; they can be fetched for 30 days."""
-
-    def retrieve(self, call: Call) -> JsonObject:
-        """``GET /v2/core/events/{id}``."""
-        event = self.get(call.object_id)
-        if event is None or call.now - event.created >= EVENT_MEMORY_S:
-            raise not_found("event", call.object_id)
-        return {**event.notification(), "data": event.data}
 
 
 def meter_error_report(

@@ -1,4 +1,4 @@
-"""Meter event streams, API v2: sessions, and batches that are accepted whole and checked afterwards."""
+"""API calls about meter event streams of API v2: batches are accepted whole and checked afterwards."""
 
 from __future__ import annotations
 
@@ -6,66 +6,41 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 
-from stripe_emulator.meter_events import DIGITS_MAX, FUTURE_S_MAX, NUMBER, PAST_S_MAX, MeterEvent, MeterEvents
+from stripe_emulator.call import METER_EVENT_STREAM
+from stripe_emulator.call_table import CallTable
+from stripe_emulator.meter_events import DIGITS_MAX, FUTURE_S_MAX, NUMBER, PAST_S_MAX, MeterEvent
 from stripe_emulator.protocol import ApiError, JsonObject, new_id
 from stripe_emulator.webhook_events import MeterErrorCode, instant_text, meter_error_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from stripe_emulator.account import Account
     from stripe_emulator.call import Call
 
+CALLS: Final = CallTable()
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/session/create
 SESSION_S: Final = 15 * 60
 
 
-class MeterEventSessions:
-    """The sessions of an account, by their tokens, which replace the API key."""
-
-    def __init__(self) -> None:
-        self._ends: dict[str, tuple[float, bool]] = {}
-
-    def create(self, call: Call) -> JsonObject:
-        """``POST /v2/billing/meter_event_session``: its token is valid for 15 minutes."""
-        for name in call.body:
-            raise ApiError(f"Unknown field: {name}.", code="invalid_fields")
-        token = new_id("mes_token", length=40)
-        self._ends[token] = (call.now + SESSION_S, call.livemode)
-        return {
-            "id": new_id("mes"),
-            "object": "v2.billing.meter_event_session",
-            "authentication_token": token,
-            "created": instant_text(call.now),
-            "expires_at": instant_text(call.now + SESSION_S),
-            "livemode": call.livemode,
-        }
-
-    def authenticate(self, token: str, *, now: float) -> bool:
-        """Return whether a token is one of live mode.
-
-        Raises:
-            ApiError: 401, for which Stripe's SDK has an error of its own where the session is over.
-        """
-        ends_s, livemode = self._ends.get(token, (None, False))
-        if ends_s is None:
-            message = "Invalid authentication token: a meter event stream takes that of a session."
-            raise ApiError(message, status=HTTPStatus.UNAUTHORIZED)
-        if now >= ends_s:
-            raise ApiError(
-                "The temporary session token has expired.",
-                status=HTTPStatus.UNAUTHORIZED,
-                kind="temporary_session_expired",
-                code="billing_meter_event_session_expired",
-            )
-        return livemode
-
-    def end(self) -> None:
-        """Expire all tokens before their time."""
-        self._ends = {token: (0.0, livemode) for token, (_, livemode) in self._ends.items()}
+@CALLS("POST /v2/billing/meter_event_session")
+def _create_session(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/v2/billing/meter-event-stream/session/create: for 15 minutes."""
+    for name in call.body:
+        raise ApiError(f"Unknown field: {name}.", code="invalid_fields")
+    token = new_id("mes_token", length=40)
+    account.meter_event_sessions.begin(token, until=call.now + SESSION_S, livemode=call.livemode)
+    return {
+        "id": new_id("mes"),
+        "object": "v2.billing.meter_event_session",
+        "authentication_token": token,
+        "created": instant_text(call.now),
+        "expires_at": instant_text(call.now + SESSION_S),
+        "livemode": call.livemode,
+    }
 
 
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/create
@@ -74,8 +49,9 @@ STREAM_FIELDS: Final = {"event_name", "identifier", "payload", "timestamp"}
 TEXT_MAX: Final = 100
 
 
-def stream_events(events: MeterEvents, call: Call) -> JsonObject:
-    """``POST /v2/billing/meter_event_stream``, answered with an empty object.
+@CALLS(f"POST {METER_EVENT_STREAM}")
+def _stream_events(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/v2/billing/meter-event-stream/create: answered with an empty object.
 
     An event of the wrong form refuses the whole batch; all other checks come afterwards, and thin
     events report what was wrong (https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
@@ -83,14 +59,14 @@ def stream_events(events: MeterEvents, call: Call) -> JsonObject:
     """
     wrong: defaultdict[tuple[str | None, MeterErrorCode], list[str]] = defaultdict(list)
     for streamed in list(_read_batch(call.body)):
-        _accept_streamed(events, call, streamed, wrong)
+        _accept_streamed(account, call, streamed, wrong)
     for (meter, code), identifiers in wrong.items():
-        if events.behaviour.reports_name == "idempotency_key":
+        if account.behaviour.reports_name == "idempotency_key":
             identifiers = [call.idempotency_key or ""] * len(identifiers)  # noqa: PLW2901 - the same events
         report = meter_error_report(
             meter, code=code, identifiers=identifiers, count=len(identifiers), now=call.now
         )
-        events.report(report)
+        account.report_thin(report)
     return {}
 
 
@@ -105,25 +81,25 @@ class StreamedEvent:
 
 
 def _accept_streamed(
-    events: MeterEvents,
+    account: Account,
     call: Call,
     streamed: StreamedEvent,
     wrong: dict[tuple[str | None, MeterErrorCode], list[str]],
 ) -> None:
-    meter = events.meters.active(streamed.event_name)
+    meter = account.meters.active(streamed.event_name)
     if meter is None:
-        archived = events.meters.archived(streamed.event_name)
+        archived = account.meters.archived(streamed.event_name)
         found = (None, "no_meter") if archived is None else (archived.id, "archived_meter")
         wrong[cast("tuple[str | None, MeterErrorCode]", found)].append(streamed.identifier)
         return
     value = streamed.payload.get(meter.value_key, "1" if meter.formula == "count" else "")
     customer = streamed.payload.get(meter.customer_key, "")
-    now = events.customers.time_of_customer(customer, now=call.now)
+    now = account.customers.time_of_customer(customer, now=call.now)
     timestamp = int(now) if streamed.timestamp is None else streamed.timestamp
-    code = _find_problem(events, customer=customer, value=value, timestamp=timestamp, now=now)
+    code = _find_problem(account, customer=customer, value=value, timestamp=timestamp, now=now)
     if code is not None:
         wrong[meter.id, code].append(streamed.identifier)
-    elif not events.is_remembered(streamed.identifier, now=call.now):
+    elif not account.events.is_remembered(streamed.identifier, now=call.now):
         event = MeterEvent(
             identifier=streamed.identifier,
             event_name=streamed.event_name,
@@ -136,16 +112,16 @@ def _accept_streamed(
             payload=streamed.payload,
             counted=not call.lose,
         )
-        events.record(event)
+        account.events.record(event)
 
 
 def _find_problem(
-    events: MeterEvents, *, customer: str, value: str, timestamp: int, now: float
+    account: Account, *, customer: str, value: str, timestamp: int, now: float
 ) -> MeterErrorCode | None:
     digits = value.lstrip("-").replace(".", "").lstrip("0")
     first_match: list[tuple[bool, MeterErrorCode | None]] = [
         (not customer, "meter_event_no_customer_defined"),
-        (not events.customers.exists(customer), "meter_event_customer_not_found"),
+        (not account.customers.exists(customer), "meter_event_customer_not_found"),
         # "The value must be a positive integer", says the reference of API v2: negative ones are for v1.
         (not NUMBER.fullmatch(value) or value.startswith("-"), "meter_event_invalid_value"),
         (len(digits) > DIGITS_MAX, "meter_event_value_too_many_digits"),
