@@ -552,8 +552,7 @@ def test_grace_counts_from_the_owed_period_if_no_failure_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attempts", "failures", "expected"),
-    [("null", 9, "grace"), ("5", 4, "grace"), ("5", 5, "restricted")],
+    ("attempts", "failures", "expected"), [("null", 9, "grace"), ("5", 4, "grace"), ("5", 5, "restricted")]
 )
 def test_the_plans_file_says_how_many_attempts_end_grace(
     attempts: str, failures: int, expected: Access

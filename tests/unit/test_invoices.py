@@ -304,10 +304,7 @@ async def test_an_earlier_subscriptions_usage_is_on_its_invoice(
         (subscribed(), None),  # Its invoice is not made yet.
         (subscribed(start_ms=JUNE_MS - 30 * DAY_MS, end_ms=JUNE_MS + DAY_MS), (JUNE_MS + DAY_MS, False)),
         (subscribed(created_ms=JUNE_MS, status="canceled", ended_at_ms=NOW_MS), (NOW_MS, True)),
-        (
-            subscribed(created_ms=JUNE_MS - 90 * DAY_MS, status="canceled", ended_at_ms=NOW_MS),
-            (NOW_MS, True),
-        ),
+        (subscribed(created_ms=JUNE_MS - 90 * DAY_MS, status="canceled", ended_at_ms=NOW_MS), (NOW_MS, True)),
     ],
 )
 async def test_the_invoice_of_the_subscription_of_now(

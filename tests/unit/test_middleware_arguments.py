@@ -47,10 +47,7 @@ def test_what_it_cannot_work_with_is_refused_with_words(given: dict[str, Any], s
 
 @pytest.mark.parametrize("name", [None, b"x-customer", "", "x customer", "x-customer:", "kunde-nr-ß", "a\n"])
 def test_an_impossible_header_name_is_refused_at_the_start(name: Any) -> None:
-    makers: list[Callable[[Any], object]] = [
-        identify.header,
-        lambda name: identify.api_key(str, header=name),
-    ]
+    makers: list[Callable[[Any], object]] = [identify.header, lambda name: identify.api_key(str, header=name)]
     for made in makers:
         with pytest.raises(MeterkitError, match=r"^header: found .*; allowed is a header's name, such as"):
             made(name)
