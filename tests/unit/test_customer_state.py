@@ -74,41 +74,36 @@ def standing(
     return effective_plan(state, catalog, FAILED_MS + after_ms)
 
 
-@pytest.mark.parametrize(
-    ("status", "after_ms", "expected"),
-    [
+def test_what_a_status_comes_to() -> None:
+    cases: tuple[tuple[Status, int, tuple[str, str, int]], ...] = (
         ("past_due", 0, ("pro", "grace", FAILED_MS + 2 * DAY_MS)),
         ("past_due", 2 * DAY_MS, ("lapsed", "restricted", FAILED_MS + 5 * DAY_MS)),
         ("past_due", 5 * DAY_MS, ("pro", "suspended", NEVER_MS)),
         ("paused", 0, ("lapsed", "restricted", NEVER_MS)),
         ("incomplete", 0, ("pro", "full", NEVER_MS)),  # F-22g: it is nothing but an unpaid sign-up.
         ("incomplete_expired", 0, ("free", "full", NEVER_MS)),
-    ],
-)
-def test_what_a_status_comes_to(status: Status | None, after_ms: int, expected: tuple[str, str, int]) -> None:
-    found = standing(status, after_ms)
-    assert expected == (found.plan.key, found.access, found.valid_until_ms)
+    )
+    for status, after_ms, expected in cases:
+        found = standing(status, after_ms)
+        assert (found.plan.key, found.access, found.valid_until_ms) == expected, (status, after_ms)
 
 
-@pytest.mark.parametrize(("after_ms", "access"), [(0, "grace"), (DAY_MS - 1, "grace"), (DAY_MS, "suspended")])
-def test_a_suspension_ends_grace_where_grace_would_last_longer(after_ms: int, access: str) -> None:
+def test_a_suspension_ends_grace_where_grace_would_last_longer() -> None:
     # The loader refuses this; a catalog made by hand need not.
-    dunning = replace(CATALOG.dunning, grace_ms=9 * DAY_MS, suspend_after_ms=DAY_MS)
-    found = standing("past_due", after_ms, catalog=replace(CATALOG, dunning=dunning))
-    assert found.access == access
+    catalog = replace(CATALOG, dunning=replace(CATALOG.dunning, grace_ms=9 * DAY_MS, suspend_after_ms=DAY_MS))
+    found = [standing("past_due", after_ms, catalog=catalog).access for after_ms in (0, DAY_MS - 1, DAY_MS)]
+    assert found == ["grace", "grace", "suspended"]
 
 
 def test_a_missing_plan_is_the_default_plan() -> None:
     assert [standing(None, plan=plan).plan.key for plan in (None, "removed")] == ["free", "free"]
 
 
-@pytest.mark.parametrize(
-    ("plan", "interval"), [("pro", "month"), ("yearly", "year"), ("monthly_counts", "month")]
-)
-def test_periods_go_by_the_span_that_included_is_per(plan: str, interval: str) -> None:
+def test_periods_go_by_the_span_that_included_is_per() -> None:
     anchor_ms = FAILED_MS - 45 * DAY_MS
-    expected = bounds_at(FAILED_MS, anchor_ms=anchor_ms, interval="year" if interval == "year" else "month")
-    assert expected == standing("active", plan=plan, anchor_ms=anchor_ms).bounds
+    by_month, by_year = (bounds_at(FAILED_MS, anchor_ms=anchor_ms, interval=per) for per in ("month", "year"))
+    expected = {"pro": by_month, "yearly": by_year, "monthly_counts": by_month}
+    assert {key: standing("active", plan=key, anchor_ms=anchor_ms).bounds for key in expected} == expected
 
 
 SOLD: Final = """
@@ -173,61 +168,53 @@ def test_seats_are_those_of_a_subscription_that_is_paid_for() -> None:
 
 def test_gauges_keep_limits_unless_access_is_restricted() -> None:
     blocking = loads(SOLD.replace("over_limit: allow", "over_limit: block_growth"))
-    statuses: tuple[tuple[Catalog, Status, bool], ...] = (
-        (SHOP, "past_due", True),
-        (SHOP, "paused", False),
-        (blocking, "active", False),
+    restricted = (
+        standing("paused", catalog=SHOP).keeps_limits,
+        standing("active", catalog=blocking).keeps_limits,
     )
-    for catalog, status, expected in statuses:
-        assert standing(status, catalog=catalog).keeps_limits == expected
+    assert (standing("past_due", catalog=SHOP).keeps_limits, *restricted) == (True, False, False)
 
 
-@pytest.mark.parametrize(("by_hand", "access"), [(None, "restricted"), ("active", "full")])
-def test_a_voided_invoice_restricts_unless_set_by_hand(by_hand: Status | None, access: str) -> None:
-    state = CustomerState(subscription=replace(ACTIVE, void_from_ms=FAILED_MS), status=by_hand)
-    assert (of_the_shop(state, -1).access, of_the_shop(state).access) == ("full", access)
+def test_a_voided_invoice_restricts_unless_set_by_hand() -> None:
+    state = CustomerState(subscription=replace(ACTIVE, void_from_ms=FAILED_MS))
+    by_hand = replace(state, status="active")
+    found = [of_the_shop(one, after_ms).access for one in (state, by_hand) for after_ms in (-1, 0)]
+    assert found == ["full", "restricted", "full", "full"]
 
 
-@pytest.mark.parametrize(("status", "per"), [("active", "year"), ("incomplete", "month")])
-def test_periods_go_by_the_subscriptions_plan_while_it_lasts(status: Status, per: str) -> None:
-    year = replace(ACTIVE, plan="yearly", status=status, end_ms=ACTIVE.start_ms + 365 * 86_400_000)
-    assert of_the_shop(CustomerState(plan="pro", subscription=year)).counting.per == per
+def test_periods_go_by_the_subscriptions_plan_while_it_lasts() -> None:
+    year = replace(ACTIVE, plan="yearly", end_ms=ACTIVE.start_ms + 365 * DAY_MS)
+    for subscription, per in ((year, "year"), (replace(year, status="incomplete"), "month")):
+        assert of_the_shop(CustomerState(plan="pro", subscription=subscription)).counting.per == per
 
 
-@pytest.mark.parametrize(("pending", "anew"), [("yearly", True), ("free", False)])
-def test_a_scheduled_plan_of_another_interval_restarts_periods(pending: str | None, *, anew: bool) -> None:
+def test_a_scheduled_plan_of_another_interval_restarts_periods() -> None:
     at_ms = FAILED_MS + DAY_MS
-    subscription = replace(ACTIVE, pending_plan=pending, pending_at_ms=at_ms)
-    found = of_the_shop(CustomerState(subscription=subscription)).counting.anew_ms
-    assert found == (at_ms if anew else None)
+    for pending, anew_ms in (("yearly", at_ms), ("free", None)):
+        subscription = replace(ACTIVE, pending_plan=pending, pending_at_ms=at_ms)
+        assert of_the_shop(CustomerState(subscription=subscription)).counting.anew_ms == anew_ms
 
 
 BY_HAND: Final = CustomerState(plan="yearly", status="past_due", status_since_ms=FAILED_MS)
 SIGNED_UP: Final = replace(ACTIVE, id="sub_2", status="incomplete")
 
 
-@pytest.mark.parametrize(
-    ("known", "fetched", "kept"),
-    [
+def test_settings_by_hand_stand_until_the_subscription_changes() -> None:
+    for known, fetched, kept in (
         # Nothing changes what was set by hand where there is no subscription, or one not paid for yet.
-        (None, SIGNED_UP, ("yearly", "past_due")),
-        (replace(ACTIVE, status="canceled"), SIGNED_UP, ("yearly", "past_due")),
+        (None, SIGNED_UP, ("yearly", "past_due", FAILED_MS)),
+        (replace(ACTIVE, status="canceled"), SIGNED_UP, ("yearly", "past_due", FAILED_MS)),
         # One that begins, another one, and none any more do.
-        (None, ACTIVE, (None, None)),
-        (ACTIVE, replace(ACTIVE, id="sub_3"), (None, None)),
-        (ACTIVE, None, (None, None)),
+        (None, ACTIVE, (None, None, 0)),
+        (ACTIVE, replace(ACTIVE, id="sub_3"), (None, None, 0)),
+        (ACTIVE, None, (None, None, 0)),
         # Of the same one only what is other than before.
-        (ACTIVE, replace(ACTIVE, plan="free"), (None, "past_due")),
-        (ACTIVE, replace(ACTIVE, status="unpaid"), ("yearly", None)),
-    ],
-)
-def test_settings_by_hand_stand_until_the_subscription_changes(
-    known: SubscriptionState | None, fetched: SubscriptionState | None, kept: tuple[str | None, str | None]
-) -> None:
-    found = with_subscription(replace(BY_HAND, subscription=known), fetched)
-    assert (found.plan, found.status) == kept
-    assert found.subscription == fetched
-    assert found.status_since_ms == (FAILED_MS if found.status else 0)
+        (ACTIVE, replace(ACTIVE, plan="free"), (None, "past_due", FAILED_MS)),
+        (ACTIVE, replace(ACTIVE, status="unpaid"), ("yearly", None, 0)),
+    ):
+        found = with_subscription(replace(BY_HAND, subscription=known), fetched)
+        assert (found.plan, found.status, found.status_since_ms) == kept, (known, fetched)
+        assert found.subscription == fetched
     by_hand = of_the_shop(replace(BY_HAND, subscription=ACTIVE))
     assert (by_hand.plan.key, by_hand.access) == ("yearly", "grace")
     ended = replace(STATE, plan="top", subscription=replace(ACTIVE, cancel_at_ms=END_MS))
@@ -289,33 +276,29 @@ def test_what_is_scheduled_binds_at_its_millisecond(
 def test_failures_count_since_it_was_paid_last() -> None:
     owing = replace(ACTIVE, status="past_due", failures=3, failed_at_ms=NOW_MS)
     known = replace(STATE, subscription=owing)
-    next_draft = replace(owing, failures=0, failed_at_ms=0, start_ms=END_MS, end_ms=END_MS + 30 * DAY_MS)
-    for found in (next_draft, replace(next_draft, failures=1, failed_at_ms=END_MS)):
-        kept = with_subscription(known, found).subscription
-        assert kept == replace(found, failures=3, failed_at_ms=NOW_MS)
+    renewed: dict[str, Any] = {"start_ms": END_MS, "end_ms": END_MS + 30 * DAY_MS}
+    next_draft = replace(owing, failures=0, failed_at_ms=0, **renewed)
     given_up = with_subscription(known, replace(next_draft, status="unpaid"))
-    assert with_subscription(given_up, next_draft).subscription == replace(
-        next_draft, failures=3, failed_at_ms=NOW_MS
-    )
-    paid = with_subscription(known, replace(ACTIVE, start_ms=END_MS, end_ms=END_MS + 30 * DAY_MS))
-    fails_again = replace(next_draft, failures=1, failed_at_ms=END_MS + DAY_MS)
-    assert with_subscription(paid, fails_again).subscription == fails_again
-    another = replace(fails_again, id="sub_2")
-    assert with_subscription(known, another).subscription == another
+    fails_again = replace(next_draft, failures=1, failed_at_ms=END_MS)
+    for before, found in ((known, next_draft), (known, fails_again), (given_up, next_draft)):
+        assert with_subscription(before, found).subscription == replace(
+            found, failures=3, failed_at_ms=NOW_MS
+        )
+    paid = with_subscription(known, replace(ACTIVE, **renewed))
+    later = replace(fails_again, failed_at_ms=END_MS + DAY_MS)
+    for before, found in ((paid, later), (known, replace(later, id="sub_2"))):
+        assert with_subscription(before, found).subscription == found
 
 
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
+def test_when_a_subscription_ends_by_what_is_known() -> None:
+    cases: tuple[tuple[dict[str, Any], int], ...] = (
         ({"cancel_at_ms": END_MS}, END_MS),
         (TRIAL | {"trial_end_action": "cancel", "cancel_at_ms": END_MS + 1}, END_MS),
         (TRIAL | {"trial_end_action": "cancel", "cancel_at_ms": END_MS - 1}, END_MS - 1),
         ({"status": "canceled", "ended_at_ms": NOW_MS, "cancel_at_ms": END_MS}, NOW_MS),
         ({"status": "canceled"}, END_MS),
-    ],
-)
-def test_when_a_subscription_ends_by_what_is_known(changed: dict[str, Any], expected: int) -> None:
-    assert replace(ACTIVE, **changed).ends_ms() == expected
+    )
+    assert [replace(ACTIVE, **changed).ends_ms() for changed, _ in cases] == [ends_ms for _, ends_ms in cases]
 
 
 PRICED: Final = replace(ACTIVE, metered="mtr_1=price_1 mtr_2=price_2", mark="first")
@@ -343,16 +326,18 @@ def test_prices_of_an_earlier_subscription_hold_for_its_time(next_label: str) ->
     second = replace(ACTIVE, id="sub_2", created_ms=began_ms)
     after = replace(second, metered="mtr_1=price_2", prices=next_prices)
     known = SubscriptionState.of(add_former_prices(ended, after, began_ms + DAY_MS).kept())
-    assert known.prices_at(NOW_MS - 1) == ()
-    assert known.prices_at(NOW_MS + DAY_MS - 1) == first_prices
-    assert known.prices_at(NOW_MS + 2 * DAY_MS) == ()
-    assert known.prices_at(began_ms) == next_prices
+    expected = {
+        NOW_MS - 1: (),
+        NOW_MS + DAY_MS - 1: first_prices,
+        NOW_MS + 2 * DAY_MS: (),
+        began_ms: next_prices,
+    }
+    assert {at_ms: known.prices_at(at_ms) for at_ms in expected} == expected
     # A change of the second one's own price is kept beside it.
     again = replace(after, metered="mtr_1=price_3", prices=())
     changed = add_former_prices(known, again, began_ms + 2 * DAY_MS)
-    assert changed.prices_at(NOW_MS) == first_prices
-    assert changed.prices_at(NOW_MS + 2 * DAY_MS) == ()
-    assert changed.prices_at(began_ms + DAY_MS) == next_prices
+    expected = {NOW_MS: first_prices, NOW_MS + 2 * DAY_MS: (), began_ms + DAY_MS: next_prices}
+    assert {at_ms: changed.prices_at(at_ms) for at_ms in expected} == expected
 
 
 # What the clock and the plans file change of a customer, and what handlers and the ledger say of it.
@@ -546,19 +531,16 @@ def test_access_is_what_the_table_says_in_every_case() -> None:
 
 def test_grace_counts_from_the_owed_period_if_no_failure_known() -> None:
     owed = replace(owing("past_due", 1), failed_at_ms=0)
-    state = CustomerState(subscription=owed)
-    assert effective_plan(state, CATALOG, owed.start_ms + 2 * DAY_MS - 1).access == "grace"
-    assert effective_plan(state, CATALOG, owed.start_ms + 2 * DAY_MS).access == "restricted"
+    for before_ms, access in ((1, "grace"), (0, "restricted")):
+        at_ms = owed.start_ms + 2 * DAY_MS - before_ms
+        assert effective_plan(CustomerState(subscription=owed), CATALOG, at_ms).access == access
 
 
-@pytest.mark.parametrize(
-    ("attempts", "failures", "expected"), [("null", 9, "grace"), ("5", 4, "grace"), ("5", 5, "restricted")]
-)
-def test_the_plans_file_says_how_many_attempts_end_grace(
-    attempts: str, failures: int, expected: Access
-) -> None:
+def test_the_plans_file_says_how_many_attempts_end_grace() -> None:
     """F-115: daily retries ended seven days of grace on the third day."""
-    written = f"{PLANS.rstrip()[:-1]}, attempts: {attempts}}}"
-    state = CustomerState(subscription=owing("past_due", failures))
-    for days, access in ((0, expected), (2, "restricted"), (5, "suspended")):
-        assert effective_plan(state, loads(written), FAILED_MS + days * DAY_MS).access == access
+    for attempts, failures, expected in (("null", 9, "grace"), ("5", 4, "grace"), ("5", 5, "restricted")):
+        catalog = loads(f"{PLANS.rstrip()[:-1]}, attempts: {attempts}}}")
+        state = CustomerState(subscription=owing("past_due", failures))
+        at_ms = [FAILED_MS + days * DAY_MS for days in (0, 2, 5)]
+        found = [effective_plan(state, catalog, one).access for one in at_ms]
+        assert found == [expected, "restricted", "suspended"], (attempts, failures)

@@ -59,43 +59,41 @@ SECOND: Final = timedelta(seconds=1)
 # When the closer looks at a close again, and when it reports one: by the second.
 
 
-async def unconfirmed(kit: MeterKit) -> PeriodCloser:
-    """The closer of acme's June, which Stripe does not confirm."""
+@pytest.mark.parametrize(
+    "instants",
+    [
+        {
+            11 * MINUTE: (1, 0),
+            16 * MINUTE - SECOND: (0, 0),
+            16 * MINUTE: (1, 0),
+            45 * MINUTE - SECOND: (1, 0),
+            50 * MINUTE - SECOND: (0, 1),
+            110 * MINUTE - 2 * SECOND: (0, 0),
+            110 * MINUTE - SECOND: (1, 0),
+        },
+        {45 * MINUTE: (0, 1)},
+    ],
+)
+async def test_a_close_is_checked_each_5_minutes_told_after_45(
+    kit: MeterKit, clock: Clock, instants: dict[timedelta, tuple[int, int]]
+) -> None:
+    """Acme's June, which Stripe does not confirm."""
     await kit.record("acme", "requests", 2)
     closes = CloseQueue(kit.store, await kit.store.admin())
     await closes.note(0, {PeriodClose(shard=0, customer="acme", end_ms=JULY_MS).member: JULY_MS})
-    return PeriodCloser(kit.store, lambda: ObjectsAtStripe({"/v1/billing/meters": 401}))
-
-
-async def test_a_close_is_checked_each_5_minutes_told_after_45(kit: MeterKit, clock: Clock) -> None:
-    closer = await unconfirmed(kit)
-    for after, found in (
-        (11 * MINUTE, (1, 0)),
-        (16 * MINUTE - SECOND, (0, 0)),
-        (16 * MINUTE, (1, 0)),
-        (45 * MINUTE - SECOND, (1, 0)),
-        (50 * MINUTE - SECOND, (0, 1)),
-        (110 * MINUTE - 2 * SECOND, (0, 0)),
-        (110 * MINUTE - SECOND, (1, 0)),
-    ):
+    closer = PeriodCloser(kit.store, lambda: ObjectsAtStripe({"/v1/billing/meters": 401}))
+    for after, found in instants.items():
         clock.set(JULY + after)
         looked = await closer.confirm_due()
-        assert (looked.confirmed, looked.open, len(looked.late)) == (0, *found)
-
-
-async def test_at_45_minutes_it_is_late(kit: MeterKit, clock: Clock) -> None:
-    closer = await unconfirmed(kit)
-    clock.set(JULY + 45 * MINUTE)
-    assert len((await closer.confirm_due()).late) == 1
+        assert (looked.confirmed, looked.open, len(looked.late)) == (0, *found), after
 
 
 # How long a draft is held.
 
 
-@pytest.mark.parametrize(("held_ms", "is_said"), [(-1, False), (0, False), (1, True)])
-def test_the_end_of_a_draft_is_named_while_it_is_one(held_ms: int, *, is_said: bool) -> None:
-    end = InvoiceEnd(held_ms=PERIOD_MS + held_ms)
-    assert bool(_describe_hold(end, PERIOD_MS)) == is_said
+def test_the_end_of_a_draft_is_named_while_it_is_one() -> None:
+    ends = [InvoiceEnd(held_ms=PERIOD_MS + held_ms) for held_ms in (-1, 0, 1)]
+    assert [bool(_describe_hold(end, PERIOD_MS)) for end in ends] == [False, False, True]
 
 
 END_S: Final = 1_900_000_020  # A whole minute.
@@ -111,55 +109,46 @@ def draft(**fields: Any) -> dict[str, Any]:
 
 
 async def settled(
-    *invoices: dict[str, Any],
-    now_s: int,
-    is_counted: bool = False,
-    is_last: bool = False,
-    hold_s: int = HOLD_S,
-) -> tuple[InvoiceEnd | None, ObjectsAtStripe]:
+    invoice: dict[str, Any], passed_s: int, *, hold_s: int = HOLD_S, **how: bool
+) -> tuple[InvoiceEnd, list[tuple[str, dict[str, Any]]]]:
+    """What becomes of an invoice some time after the period's end, and what Stripe is asked for."""
+    now_s = END_S + passed_s
     final = {"status": "open", "status_transitions": {"finalized_at": now_s}}
     ended = {"cancellation_details": {"comment": ENDED_HERE}}
     stripe = ObjectsAtStripe({"/v1/invoices/in_1/finalize": final, "/v1/subscriptions/sub_1": ended})
     hold = DraftHold(stripe, hold_invoice_ms=hold_s * 1000, now_ms=now_s * 1000 + 999)
-    return await hold.settle(invoices, "sub_1", END_S * 1000, is_counted=is_counted, is_last=is_last), stripe
-
-
-@pytest.mark.parametrize(
-    ("hold_s", "is_asked"), [(HOUR_S - 1, False), (HOUR_S, False), (HOUR_S + 1, True), (HOLD_S, True)]
-)
-async def test_a_draft_is_held_where_stripe_would_finalize_it_earlier(hold_s: int, *, is_asked: bool) -> None:
-    end, stripe = await settled(draft(), now_s=END_S + 60, hold_s=hold_s)
-    until_s = END_S + (hold_s if is_asked else HOUR_S)
+    given = {"is_counted": False, "is_last": False} | how
+    end = await hold.settle([invoice], "sub_1", END_S * 1000, **given)
     assert end is not None
-    assert (end.held_ms, len(stripe.written)) == (until_s * 1000, int(is_asked))
-    if is_asked:
-        (asked,) = stripe.written
-        metadata = {HELD: str(END_S + HOUR_S)}
-        assert asked.params == {"automatically_finalizes_at": until_s, "metadata": metadata}
+    return end, [(asked.path.removeprefix("/v1/invoices/"), dict(asked.params)) for asked in stripe.written]
 
 
-@pytest.mark.parametrize(("left_s", "is_asked"), [(60, False), (61, True)])
-async def test_stripe_is_asked_for_no_instant_within_a_minute(left_s: int, *, is_asked: bool) -> None:
-    soon = draft(automatically_finalizes_at=END_S + HOLD_S - left_s - 1)
-    end, stripe = await settled(soon, now_s=END_S + HOLD_S - left_s)
-    assert end is not None
-    assert (end.held_ms == (END_S + HOLD_S) * 1000, len(stripe.written)) == (is_asked, int(is_asked))
+async def test_a_draft_is_held_where_stripe_would_finalize_it_earlier() -> None:
+    for hold_s in (HOUR_S - 1, HOUR_S, HOUR_S + 1, HOLD_S):
+        end, asked = await settled(draft(), 60, hold_s=hold_s)
+        assert end.held_ms == (END_S + max(hold_s, HOUR_S)) * 1000
+        params = {"automatically_finalizes_at": END_S + hold_s, "metadata": {HELD: str(END_S + HOUR_S)}}
+        assert asked == ([("in_1", params)] if hold_s > HOUR_S else [])
 
 
-@pytest.mark.parametrize(("left_s", "path"), [(61, "in_1"), (60, "in_1/finalize"), (-1, "in_1/finalize")])
-async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come(left_s: int, path: str) -> None:
+async def test_stripe_is_asked_for_no_instant_within_a_minute() -> None:
+    for left_s, is_asked in ((60, False), (61, True)):
+        soon = draft(automatically_finalizes_at=END_S + HOLD_S - left_s - 1)
+        end, asked = await settled(soon, HOLD_S - left_s)
+        assert (end.held_ms == (END_S + HOLD_S) * 1000, len(asked)) == (is_asked, int(is_asked))
+
+
+async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come() -> None:
     held = draft(automatically_finalizes_at=END_S + HOLD_S, metadata={HELD: str(END_S + HOUR_S)})
-    now_s = END_S + HOUR_S - left_s
-    end, stripe = await settled(held, now_s=now_s, is_counted=True)
-    (asked,) = stripe.written
-    assert asked.path == f"/v1/invoices/{path}"
-    expected = InvoiceEnd(held_ms=(END_S + HOUR_S) * 1000)
-    assert end == (InvoiceEnd(final_ms=now_s * 1000) if path.endswith("finalize") else expected)
+    for left_s in (61, 60, -1):
+        end, ((path, _),) = await settled(held, HOUR_S - left_s, is_counted=True)
+        back, final = InvoiceEnd(held_ms=(END_S + HOUR_S) * 1000), (END_S + HOUR_S - left_s) * 1000
+        expected = ("in_1", back) if left_s > 60 else ("in_1/finalize", InvoiceEnd(final_ms=final))
+        assert (path, end) == expected
 
 
-@pytest.mark.parametrize(
-    ("passed_s", "is_counted", "hold_s", "held_s"),
-    [
+async def test_the_last_invoice_of_an_ended_subscription_is_final() -> None:
+    for passed_s, is_counted, hold_s, held_s in (
         (HOUR_S - 1, True, HOLD_S, HOLD_S),
         (HOUR_S, True, HOLD_S, None),
         (HOUR_S, False, HOLD_S, HOLD_S),
@@ -167,20 +156,15 @@ async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come(left_s: in
         # An hour at least, as Stripe's own.
         (600, False, 600, HOUR_S),
         (HOUR_S, False, 600, None),
-    ],
-)
-async def test_the_last_invoice_of_an_ended_subscription_is_final(
-    passed_s: int, hold_s: int, held_s: int | None, *, is_counted: bool
-) -> None:
-    now_s = END_S + passed_s
-    how: dict[str, Any] = {"is_counted": is_counted, "is_last": True, "hold_s": hold_s}
-    end, stripe = await settled(draft(**ALONE), now_s=now_s, **how)
-    if held_s is None:
-        assert end == InvoiceEnd(final_ms=now_s * 1000)
-        assert [asked.path for asked in stripe.written] == ["/v1/invoices/in_1/finalize"]
-    else:
-        assert end == InvoiceEnd(held_ms=(END_S + held_s) * 1000, is_ours=True)
-        assert stripe.written == []
+    ):
+        end, asked = await settled(
+            draft(**ALONE), passed_s, hold_s=hold_s, is_counted=is_counted, is_last=True
+        )
+        paths = [path for path, _ in asked]
+        if held_s is None:
+            assert (end, paths) == (InvoiceEnd(final_ms=(END_S + passed_s) * 1000), ["in_1/finalize"])
+        else:
+            assert (end, paths) == (InvoiceEnd(held_ms=(END_S + held_s) * 1000, is_ours=True), [])
 
 
 SOLD: Final = subscription(metered="requests=price_1")
@@ -341,9 +325,8 @@ def stripe_with(*lines: dict[str, Any], **invoice: Any) -> ObjectsAtStripe:
     return ObjectsAtStripe({"/v1/invoices": [shown], "/v1/prices/price_1": {"recurring": {"meter": "mtr_1"}}})
 
 
-@pytest.mark.parametrize(
-    ("first_s", "last_s", "state"),
-    [
+async def test_a_line_is_of_the_period_that_its_middle_is_in() -> None:
+    for first_s, last_s, state in (
         (START_S, LINES_END_S, "final"),
         # Half of it or more.
         (START_S - 15 * DAY_S, START_S + 15 * DAY_S, "final"),
@@ -357,46 +340,36 @@ def stripe_with(*lines: dict[str, Any], **invoice: Any) -> ObjectsAtStripe:
         (LINES_END_S, LINES_END_S + 40 * DAY_S, "none"),
         (START_S - 40 * DAY_S, START_S + 1, "unknown"),
         (START_S - 40 * DAY_S, START_S, "none"),
-    ],
-)
-async def test_a_line_is_of_the_period_that_its_middle_is_in(first_s: int, last_s: int, state: str) -> None:
-    found = await invoiced(stripe_with(line(first_s, last_s)))
-    assert (found.state, found.quantity) == (state, Decimal(7 * (state == "final")))
+    ):
+        found = await invoiced(stripe_with(line(first_s, last_s)))
+        assert (found.state, found.quantity) == (state, Decimal(7 * (state == "final"))), (first_s, last_s)
 
 
-@pytest.mark.parametrize(
-    ("fields", "prices"),
-    [
+async def test_what_a_unit_costs_is_known_where_each_line_shows_it() -> None:
+    cases: tuple[tuple[dict[str, Any], dict[Fraction, Decimal] | None], ...] = (
         ({}, {Fraction(5): Decimal(7)}),
         ({"currency": "eur"}, None),
         ({"pricing": {"price_details": {"price": "price_1"}, "unit_amount_decimal": None}}, None),
         ({"pricing": {"price_details": {"price": "price_1"}}, "quantity": 0}, {}),
-    ],
-)
-async def test_what_a_unit_costs_is_known_where_each_line_shows_it(
-    fields: dict[str, Any], prices: dict[Fraction, Decimal] | None
-) -> None:
-    found = await invoiced(stripe_with(line(**fields)))
-    assert (found.prices, found.invoices) == (prices, ["in_1"])
+    )
+    for fields, prices in cases:
+        found = await invoiced(stripe_with(line(**fields)))
+        assert (found.prices, found.invoices) == (prices, ["in_1"]), fields
 
 
-@pytest.mark.parametrize(
-    ("invoice", "is_asked"),
-    [
-        ({}, False),
-        ({"status": "draft"}, True),
-        ({"lines": {"data": [line(quantity=1)], "has_more": True}}, True),
-    ],
-)
-async def test_missing_lines_of_drafts_and_lists_are_fetched(
-    invoice: dict[str, Any], *, is_asked: bool
-) -> None:
-    stripe = stripe_with(line(), **invoice)
-    stripe.shown[LINES] = [line(quantity=9)]
-    found = await invoiced(stripe)
-    assert (int(found.quantity), LINES in stripe.asked) == (9 if is_asked else 7, is_asked)
-    assert stripe.asked["/v1/invoices"] == {"customer": "cus_1", "created": {"gte": START_S}}
-    assert found.state == ("draft" if "status" in invoice else "final")
+async def test_missing_lines_of_drafts_and_lists_are_fetched() -> None:
+    cut_off = {"data": [line(quantity=1)], "has_more": True}
+    cases: tuple[tuple[dict[str, Any], int, str], ...] = (
+        ({}, 7, "final"),
+        ({"status": "draft"}, 9, "draft"),
+        ({"lines": cut_off}, 9, "final"),
+    )
+    for invoice, quantity, state in cases:
+        stripe = stripe_with(line(), **invoice)
+        stripe.shown[LINES] = [line(quantity=9)]
+        found = await invoiced(stripe)
+        assert (int(found.quantity), LINES in stripe.asked, found.state) == (quantity, quantity == 9, state)
+        assert stripe.asked["/v1/invoices"] == {"customer": "cus_1", "created": {"gte": START_S}}
 
 
 # What a person must do about an invoice, when it became final, and what becomes of late usage.
@@ -406,29 +379,21 @@ MADE_MS: Final = 1_800_000_000_000
 FINAL: Final = InvoicedUnits(quantity=Decimal(100), state="final", invoices=["in_1"], subscriptions=["sub_1"])
 
 
-def advice(
-    invoiced: InvoicedUnits, counted: int, *, late: int = 0, after_ms: int = MADE_WITHIN_MS, price: str = ""
-) -> str:
-    return advice_on_invoices(
-        invoiced, counted, late=late, price=price, made_ms=MADE_MS, now_ms=MADE_MS + after_ms
-    )
+def advice(invoiced: InvoicedUnits, counted: int, *, after_ms: int = MADE_WITHIN_MS, **more: Any) -> str:
+    given: dict[str, Any] = {"late": 0, "price": "", "made_ms": MADE_MS, "now_ms": MADE_MS + after_ms}
+    return advice_on_invoices(invoiced, counted, **given | more)
 
 
-@pytest.mark.parametrize(
-    ("invoiced", "counted", "late"),
-    [
+def test_where_lines_have_what_was_counted_nothing_is_to_be_done() -> None:
+    for invoiced, counted, late in (
         (FINAL, 100, 0),
         (FINAL, 120, 20),
         (FINAL, 110, 20),  # Some of what is late has reached the invoice.
         (replace(FINAL, quantity=Decimal(0)), -5, 0),
         (replace(FINAL, state="unknown"), 70, 0),
         (InvoicedUnits(state="none"), 0, 0),
-    ],
-)
-def test_where_lines_have_what_was_counted_nothing_is_to_be_done(
-    invoiced: InvoicedUnits, counted: int, late: int
-) -> None:
-    assert advice(invoiced, counted, late=late) == ""
+    ):
+        assert advice(invoiced, counted, late=late) == "", (invoiced, counted)
 
 
 def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
@@ -439,26 +404,27 @@ def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
     )
     assert advice(FINAL, 127, late=20).startswith("7 of 107 units")
     assert advice(FINAL, 101).startswith("1 of 101 units")
-
-
-def test_a_draft_is_waited_for() -> None:
-    assert advice(replace(FINAL, state="draft"), 120) == (
-        "the draft in_1 has 100 of 120: Stripe brings it up to date when it becomes final"
+    assert advice(InvoicedUnits(voided={"in_2": Decimal(7)}), 7, after_ms=0) == (
+        "7 of 7 units that Stripe has counted are on no invoice (no invoice line has them; in_2 had 7 and is"
+        " void): check who voided it, and why"
     )
 
 
 def test_an_invoice_that_is_not_made_yet_is_waited_for() -> None:
-    none = InvoicedUnits(state="none")
-    assert advice(none, 7, after_ms=MADE_WITHIN_MS - 1) == (
-        "7 are on no invoice yet: Stripe makes it within an hour or two"
-    )
-    assert "(no invoice line has them)" in advice(none, 7, after_ms=MADE_WITHIN_MS)
+    draft = "the draft in_1 has 100 of 120: Stripe brings it up to date when it becomes final"
+    assert advice(replace(FINAL, state="draft"), 120) == draft
+    none, early = InvoicedUnits(state="none"), MADE_WITHIN_MS - 1
+    words = "7 are on no invoice yet: Stripe makes it within an hour or two"
+    assert advice(none, 7, after_ms=early) == words
+    assert "(no invoice line has them)" in advice(none, 7)
     assert advice(FINAL, 107, after_ms=0).startswith("7 of 107 units")
 
 
 def test_what_is_too_much_is_credited() -> None:
     assert advice(FINAL, 93) == "in_1 has 100, and Stripe has counted 93: credit 7 units"
     assert advice(FINAL, -3).endswith("counted 0: credit 100 units")
+    own_amount = advice(FINAL, 90, after_ms=0, price=" at USD 0.05 each", surplus="USD 0.40")
+    assert own_amount == "in_1 has 100, and Stripe has counted 90: credit 10 units, USD 0.40"
     twice = replace(FINAL, subscriptions=["sub_1", "sub_2"], invoices=["in_1", "in_2"])
     assert advice(twice, 50) == (
         "billed twice: in_1, in_2 have 100, and Stripe has counted 50: the subscriptions sub_1, sub_2 bill"
@@ -466,9 +432,8 @@ def test_what_is_too_much_is_credited() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("invoice", "expected"),
-    [
+def test_when_an_invoice_became_final() -> None:
+    cases: tuple[tuple[dict[str, Any], int], ...] = (
         ({"status": "draft", "created": 5, "status_transitions": {"finalized_at": 7}}, 0),
         ({"status": "open", "created": 5, "status_transitions": {"finalized_at": 7}}, 7_000),
         ({"status": "void", "status_transitions": {"voided_at": 9}}, 9_000),
@@ -476,32 +441,21 @@ def test_what_is_too_much_is_credited() -> None:
         ({"status": "void", "status_transitions": {"marked_uncollectible_at": 8, "voided_at": 9}}, 8_000),
         ({"status": "open", "created": 5}, 5_000),
         ({"status": "open"}, 0),
-    ],
-)
-def test_when_an_invoice_became_final(invoice: dict[str, Any], expected: int) -> None:
-    assert finalized_ms(invoice) == expected
-
-
-def test_units_of_a_void_invoice_are_named_by_it() -> None:
-    found = InvoicedUnits(voided={"in_2": Decimal(7)})
-    assert advice(found, 7, after_ms=0) == (
-        "7 of 7 units that Stripe has counted are on no invoice (no invoice line has them; in_2 had 7 and is"
-        " void): check who voided it, and why"
     )
-
-
-def late(meter: str, quantity: int, *, is_billed: bool) -> LateUsage:
-    period = "2031-05-01T00:00:00Z"
-    return LateUsage(customer="ada", meter=meter, quantity=quantity, period=period, is_billed=is_billed)
+    assert [finalized_ms(invoice) for invoice, _ in cases] == [final_ms for _, final_ms in cases]
 
 
 def test_what_becomes_of_late_usage_in_words() -> None:
-    billed, lost = late("tokens", 5, is_billed=True), late("pages", 7, is_billed=False)
-    assert format_late_usage([billed]) == "5 of tokens: the invoice of the open period bills it"
-    assert format_late_usage([lost]) == "7 of pages: no invoice bills it"
-    assert format_late_usage([lost, billed, late("rows", 1, is_billed=False)]) == (
-        "5 of tokens: the invoice of the open period bills it; 7 of pages, 1 of rows: no invoice bills it"
+    billed, lost, one = (
+        LateUsage(
+            customer="ada", meter=meter, quantity=quantity, period="2031-05", is_billed=meter == "tokens"
+        )
+        for meter, quantity in (("tokens", 5), ("pages", 7), ("rows", 1))
     )
+    on_next = "5 of tokens: the invoice of the open period bills it"
+    assert format_late_usage([billed]) == on_next
+    assert format_late_usage([lost]) == "7 of pages: no invoice bills it"
+    assert format_late_usage([lost, billed, one]) == f"{on_next}; 7 of pages, 1 of rows: no invoice bills it"
 
 
 PARENT: Final = {"type": "subscription_details", "subscription_details": {"subscription": "sub_1"}}
@@ -509,23 +463,14 @@ OTHER: Final = PARENT | {"subscription_details": {"subscription": "sub_2"}}
 RENEWAL: Final = {"billing_reason": "subscription_cycle", "period_end": 7, "parent": PARENT}
 
 
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
+def test_the_invoice_of_a_renewal() -> None:
+    cases: tuple[tuple[dict[str, Any], bool], ...] = (
         ({}, True),
         ({"billing_reason": "subscription_update"}, False),
         ({"period_end": 8}, False),
         ({"parent": None}, False),
         ({"parent": None, "subscription": "sub_1"}, True),
         ({"parent": OTHER}, False),
-    ],
-)
-def test_the_invoice_of_a_renewal(changed: dict[str, Any], *, expected: bool) -> None:
-    assert is_renewal_of(RENEWAL | changed, "sub_1", 7) == expected
-
-
-def test_a_surplus_is_credited_at_its_own_amount() -> None:
-    words = advice_on_invoices(
-        FINAL, 90, late=0, price=" at USD 0.05 each", surplus="USD 0.40", made_ms=MADE_MS, now_ms=MADE_MS
     )
-    assert words == "in_1 has 100, and Stripe has counted 90: credit 10 units, USD 0.40"
+    for changed, expected in cases:
+        assert is_renewal_of(RENEWAL | changed, "sub_1", 7) == expected, changed

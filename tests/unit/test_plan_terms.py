@@ -91,25 +91,23 @@ def calls_of(state: CustomerState, at: datetime) -> int | None:
     return entitlements_of(effective_terms(state, CATALOG, to_ms(at)), CATALOG)["calls"].included
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+def test_each_plan_counts_for_its_time() -> None:
+    cases: tuple[tuple[list[tuple[str, datetime]], int | None], ...] = (
         ([("b", HALF)], 550),
         ([("b", END - timedelta(seconds=1))], 101),  # Rounded up.
         ([("b", START + timedelta(seconds=59))], 1_000),
         ([("b", START + 10 * DAY), ("a", START + 20 * DAY), ("b", START + 25 * DAY)], 550),
         ([("endless", HALF)], None),
         ([("endless", HALF), ("b", HALF + 6 * DAY)], 350),  # 15 days of a, 9 of b.
-    ],
-)
-def test_each_plan_counts_for_its_time(changes: list[tuple[str, datetime]], expected: int | None) -> None:
-    state = paid("a")
-    for plan, at in changes:
-        state = moved(state, plan, at)
-    assert calls_of(state, END - timedelta(milliseconds=1)) == expected
-    assert calls_of(CustomerState.parse(state.dump()), END - timedelta(milliseconds=1)) == expected
-    last = state.subscription.plan if state.subscription else None
-    assert calls_of(state, END) == {"a": 100, "b": 1_000, "endless": None}[str(last)]
+    )
+    last_instant = END - timedelta(milliseconds=1)
+    for changes, expected in cases:
+        state = paid("a")
+        for plan, at in changes:
+            state = moved(state, plan, at)
+        assert calls_of(state, last_instant) == expected, changes
+        assert calls_of(CustomerState.parse(state.dump()), last_instant) == expected, changes
+        assert calls_of(state, END) == {"b": 1_000, "endless": None}[changes[-1][0]]
 
 
 def test_a_plan_by_the_year_is_prorated_within_a_month() -> None:
@@ -141,10 +139,9 @@ def test_grants_are_whole_credits_within_the_rounded_sum() -> None:
 
 def test_a_scheduled_change_counts_from_its_millisecond() -> None:
     state = paid("a", pending_plan="b", pending_at_ms=HALF)
-    assert calls_of(state, HALF - timedelta(milliseconds=1)) == 100
-    assert calls_of(state, HALF) == 550
     done = moved(state, "b", HALF + 5 * DAY, pending_plan=None, pending_at_ms=None)
-    assert calls_of(done, END - DAY) == 550
+    before = calls_of(state, HALF - timedelta(milliseconds=1))
+    assert (before, calls_of(state, HALF), calls_of(done, END - DAY)) == (100, 550, 550)
 
 
 NOW_MS: Final = 1_800_000_000_000
@@ -179,38 +176,30 @@ def test_a_price_ends_where_the_plans_differ_in_it() -> None:
         assert ended_labels(before.entitlements, after.entitlements, PRICE_SEGMENTS_CATALOG) == expected
 
 
-@pytest.mark.parametrize(("until_ms", "expected"), [(None, {}), (NOW_MS + 1, {}), (NOW_MS, {TOKENS: "1/2"})])
-def test_a_customers_own_price_outlasts_a_change_of_plan(
-    until_ms: int | None, expected: dict[str, str]
-) -> None:
+def test_a_customers_own_price_outlasts_a_change_of_plan() -> None:
     """The price of an override that ends was not seen: units were booked at the plan's."""
-    own = CustomerState(overrides=with_overrides({}, OWN, {}, until_ms=until_ms, now_ms=NOW_MS - 1))
-    before, after = (
-        entitlements_on(plan, own, PRICE_SEGMENTS_CATALOG, at_ms)
-        for plan, at_ms in ((PRO, NOW_MS - 1), (TOP, NOW_MS))
-    )
-    assert ended_labels(before, after, PRICE_SEGMENTS_CATALOG) == expected
+    for until_ms, expected in ((None, {}), (NOW_MS + 1, {}), (NOW_MS, {TOKENS: "1/2"})):
+        own = CustomerState(overrides=with_overrides({}, OWN, {}, until_ms=until_ms, now_ms=NOW_MS - 1))
+        before, after = (
+            entitlements_on(plan, own, PRICE_SEGMENTS_CATALOG, at_ms)
+            for plan, at_ms in ((PRO, NOW_MS - 1), (TOP, NOW_MS))
+        )
+        assert ended_labels(before, after, PRICE_SEGMENTS_CATALOG) == expected, until_ms
 
 
-@pytest.mark.parametrize(
-    ("marks", "sealed", "overage", "expected"),
-    [
+def test_each_unit_is_of_the_segment_in_which_it_was_counted() -> None:
+    for marks, sealed, overage, expected in (
         ("", 7, 9, [("now", 7, 9)]),
         ("1/5 3 4;1/3 5 9", 7, 9, [("1/5", 3, 4), ("1/3", 2, 5), ("now", 2, 0)]),
         # A correction took back units of segments that have ended.
         ("1/5 3 4;1/3 5 9", 2, 1, [("1/5", 2, 1), ("1/3", 0, 0), ("now", 0, 0)]),
         ("1/5 3 4;1/3 2 2", 7, 9, [("1/5", 3, 4), ("1/3", 0, 0), ("now", 4, 5)]),
-    ],
-)
-def test_each_unit_is_of_the_segment_in_which_it_was_counted(
-    marks: str, sealed: int, overage: int, expected: list[tuple[str, int, int]]
-) -> None:
-    assert segments_of(marks, label="now", sealed=sealed, overage=overage) == expected
+    ):
+        assert segments_of(marks, label="now", sealed=sealed, overage=overage) == expected
 
 
-@pytest.mark.parametrize(
-    ("segments", "expected"),
-    [
+def test_overage_costs_what_its_segments_cost() -> None:
+    cases: tuple[tuple[list[tuple[str, int, int]], int | None], ...] = (
         ([("1/5", 0, 3), ("1/3", 0, 2)], 21),
         ([("1000/12", 0, 125)], 2),  # 1.5: half up.
         ([("1000/12", 0, 375)], 5),  # 4.5
@@ -220,12 +209,9 @@ def test_each_unit_is_of_the_segment_in_which_it_was_counted(
         ([("0", 0, 3)], None),
         ([("0", 0, 2), ("1/5", 0, 3), ("0", 0, 4)], 15),
         ([], 0),
-    ],
-)
-def test_overage_costs_what_its_segments_cost(
-    segments: list[tuple[str, int, int]], expected: int | None
-) -> None:
-    assert overage_cents([PriceSegment(*one) for one in segments]) == expected
+    )
+    for segments, expected in cases:
+        assert overage_cents([PriceSegment(*one) for one in segments]) == expected, segments
 
 
 DAY_MS: Final = 86_400_000
@@ -284,10 +270,10 @@ def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("name", ["p c:ai other 17", f"a c:ai {START_MS}"])
-def test_grants_of_other_periods_or_the_app_lessen_none(name: str) -> None:
-    found = [one.quantity for one in given(holding(name, "c:ai", 450 * MICRO)) if one.target == "c:ai"]
-    assert sorted(found) == [450 * MICRO, 500 * MICRO]
+def test_grants_of_other_periods_or_the_app_lessen_none() -> None:
+    for name in ("p c:ai other 17", f"a c:ai {START_MS}"):
+        found = [one.quantity for one in given(holding(name, "c:ai", 450 * MICRO)) if one.target == "c:ai"]
+        assert sorted(found) == [450 * MICRO, 500 * MICRO]
 
 
 def test_an_addition_extends_a_grant_only_while_it_lives() -> None:
@@ -301,25 +287,19 @@ def test_an_addition_extends_a_grant_only_while_it_lives() -> None:
         assert credit.expires_ms == expected
 
 
-@pytest.mark.parametrize(
-    ("now_ms", "left"), [(START_MS - 1, 0), (START_MS, 15), (END_MS - 1, 15), (END_MS, 0)]
-)
-def test_grants_count_from_their_beginning_to_their_end(now_ms: int, left: int) -> None:
+def test_grants_count_from_their_beginning_to_their_end() -> None:
     both = (holding("a m:pages one", "m:pages", 10, used=3), holding("a m:pages two", "m:pages", 8))
-    balance = GrantBalance(both, PREPAID, now_ms)
-    assert (balance.of("m:pages"), balance.of("c:ai")) == (left, 0)
+    for now_ms, left in {START_MS - 1: 0, START_MS: 15, END_MS - 1: 15, END_MS: 0}.items():
+        balance = GrantBalance(both, PREPAID, now_ms)
+        assert (balance.of("m:pages"), balance.of("c:ai")) == (left, 0)
 
 
-def more(meter: str, *holdings: StoredGrant, held: int = 0, prepaid: bool = True) -> int:
+def more(meter: str, *holdings: StoredGrant, held: int = 0, prepaid: Prepaid | None = PREPAID) -> int:
     """With ``held`` held of each other meter."""
-    balance = GrantBalance(holdings, PREPAID if prepaid else None, BALANCE_NOW_MS)
-    return balance.units_beyond_plan(
-        meter,
-        BALANCE_PRO.entitlements,
-        lambda other: 0 if other != meter else 10**6,
-        lambda other: held if other != meter else 10**6,
-        lambda _: 0,
-    )
+    balance = GrantBalance(holdings, prepaid, BALANCE_NOW_MS)
+    plan = BALANCE_PRO.entitlements
+    used, on_hold = ({name: 10**6 if name == meter else n for name in plan} for n in (0, held))
+    return balance.units_beyond_plan(meter, plan, used.__getitem__, on_hold.__getitem__, lambda _: 0)
 
 
 CREDIT: Final = holding("a c:ai one", "c:ai", 2 * MICRO, used=MICRO)
@@ -340,14 +320,10 @@ def test_grants_of_a_meter_come_before_credit() -> None:
     # Its own grant covers the holds of the other meter.
     assert more("asked", answered, CREDIT, held=80) == 1_000
     assert more("asked", answered, CREDIT, held=81) == 996
-    assert more("pages", pages, prepaid=False) == 30
+    assert more("pages", pages, prepaid=None) == 30
     assert more("asked", replace(CREDIT, used=0, quantity=1), held=51) == 0
     # Without credit the cheapest meter gets nothing.
-    cheapest = GrantBalance((), replace(PREPAID, paid_with={"asked": ("c:ai", 1)}), BALANCE_NOW_MS)
-    assert (
-        cheapest.units_beyond_plan("asked", BALANCE_PRO.entitlements, lambda _: 0, lambda _: 0, lambda _: 0)
-        == 0
-    )
+    assert more("asked", prepaid=replace(PREPAID, paid_with={"asked": ("c:ai", 1)})) == 0
 
 
 def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
@@ -365,14 +341,12 @@ LATER_MS: Final = NOW_MS + 1_000
 MORE: Final = {"requests": {"included": 50}}
 
 
-@pytest.mark.parametrize(("now_ms", "holds"), [(LATER_MS - 1, True), (LATER_MS, False)])
-def test_an_override_ends_at_its_millisecond(now_ms: int, *, holds: bool) -> None:
+def test_an_override_ends_at_its_millisecond() -> None:
     stored = with_overrides({}, MORE, {"chat": True}, until_ms=LATER_MS, now_ms=NOW_MS)
-    found = overrides_at(stored, now_ms)
+    before, after = (overrides_at(stored, at_ms) for at_ms in (LATER_MS - 1, LATER_MS))
     ends = {"requests": LATER_MS, "feature chat": LATER_MS}
-    assert (found.meters, found.features, found.ends) == (
-        (MORE, {"chat": True}, ends) if holds else ({}, {}, {})
-    )
+    assert (before.meters, before.features, before.ends) == (MORE, {"chat": True}, ends)
+    assert (after.meters, after.features, after.ends) == ({}, {}, {})
 
 
 # What units cost beyond what is included, and the budgets that bound it.
@@ -462,18 +436,17 @@ def test_a_plan_gives_no_fewer_seats_than_are_paid_for() -> None:
 
 
 def test_a_gauge_tolerates_some_percent_rounded_down() -> None:
-    assert GaugeLimit.of(GIVEN["storage"]) == GaugeLimit(101, 106, 7 * DAY_MS, keeps=False)
-    assert GaugeLimit.of(GIVEN["members"], keeps=True) == GaugeLimit(3, 3, 0, keeps=True)
-    assert GaugeLimit.of(replace(GIVEN["members"], included=None)) is None
-    assert GaugeLimit.of(replace(GIVEN["members"], included=300)) == GaugeLimit(300, 300, 0, keeps=False)
-    most = GaugeLimit.of(replace(GIVEN["storage"], included=QUANTITY_MAX))
-    assert most is not None
-    assert most.most == QUANTITY_MAX
+    storage, members = GIVEN["storage"], GIVEN["members"]
+    assert GaugeLimit.of(storage) == GaugeLimit(101, 106, 7 * DAY_MS, keeps=False)
+    assert GaugeLimit.of(members, keeps=True) == GaugeLimit(3, 3, 0, keeps=True)
+    assert GaugeLimit.of(replace(members, included=None)) is None
+    assert GaugeLimit.of(replace(members, included=300)) == GaugeLimit(300, 300, 0, keeps=False)
+    most = replace(storage, included=QUANTITY_MAX)
+    assert GaugeLimit.of(most) == GaugeLimit(QUANTITY_MAX, QUANTITY_MAX, 7 * DAY_MS, keeps=False)
 
 
-@pytest.mark.parametrize(
-    ("level", "keeps", "expected"),
-    [
+def test_how_far_a_gauge_may_grow() -> None:
+    for level, keeps, expected in (
         (StoredLevel(101, NOW_MS - 8 * DAY_MS), False, 106),
         (StoredLevel(102, NOW_MS - 7 * DAY_MS + 1), False, 106),
         (StoredLevel(102, NOW_MS - 7 * DAY_MS), False, 101),
@@ -483,10 +456,8 @@ def test_a_gauge_tolerates_some_percent_rounded_down() -> None:
         (StoredLevel(500, NOW_MS - 8 * DAY_MS, 0), True, 101),
         (StoredLevel(500, NOW_MS - 8 * DAY_MS, -1), True, QUANTITY_MAX),
         (StoredLevel(101, NOW_MS - 8 * DAY_MS, 900), True, 106),
-    ],
-)
-def test_how_far_a_gauge_may_grow(level: StoredLevel, *, keeps: bool, expected: int) -> None:
-    assert GaugeLimit(101, 106, 7 * DAY_MS, keeps).at(level, NOW_MS) == expected
+    ):
+        assert GaugeLimit(101, 106, 7 * DAY_MS, keeps).at(level, NOW_MS) == expected, (level, keeps)
 
 
 def test_a_field_that_is_cut_or_of_another_kind_is_not_read() -> None:

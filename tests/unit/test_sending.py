@@ -133,60 +133,43 @@ async def desk(kit: MeterKit, clock: Clock) -> Desk:
 
 
 COMPARED: Final = "refused (tried before: it is compared with Stripe's summary of its minute)"
+PARKED: Final[dict[str, Any]] = {"state": "parked", "why": COMPARED}
 
 
-@pytest.mark.parametrize(
-    ("answer", "first_ms", "expected"),
-    [
+async def test_what_is_not_tried_again(desk: Desk) -> None:
+    cases: tuple[tuple[DeliveryOutcome, int, dict[str, Any]], ...] = (
         (DEAD, 0, {"state": "dead", "why": "refused", "untried": True}),
-        (
-            DEAD,
-            NOW_MS - 60_000,
-            {"state": "parked", "why": COMPARED, "delay_ms": COMPARABLE_AFTER_MS - 60_000},
-        ),
+        (DEAD, NOW_MS - 60_000, PARKED | {"delay_ms": COMPARABLE_AFTER_MS - 60_000}),
         # Stripe may have taken it with this very try.
-        (
-            replace(DEAD, refused=False),
-            0,
-            {"state": "parked", "why": COMPARED, "delay_ms": COMPARABLE_AFTER_MS},
-        ),
+        (replace(DEAD, refused=False), 0, PARKED | {"delay_ms": COMPARABLE_AFTER_MS}),
         (TOO_OLD, 0, {"state": "parked", "why": "t", "untried": True}),
-    ],
-)
-async def test_what_is_not_tried_again(
-    answer: DeliveryOutcome, first_ms: int, expected: dict[str, Any], desk: Desk
-) -> None:
-    one = attempt("a1", first_ms=first_ms)
-    assert await desk.send(one, answer=answer) == [IntentMove(intent=one.intent, **expected)]
+    )
+    for answer, first_ms, expected in cases:
+        one = attempt("a1", first_ms=first_ms)
+        assert await desk.send(one, answer=answer) == [IntentMove(intent=one.intent, **expected)]
 
 
-@pytest.mark.parametrize(("attempts", "most_ms"), [(1, 1_000), (4, 8_000), (99, 600_000)])
-async def test_what_is_tried_again_waits_twice_as_long_each_time(
-    attempts: int, most_ms: int, desk: Desk
-) -> None:
-    (move,) = await desk.send(attempt("a1", attempts=attempts), answer=UNANSWERED)
-    assert move.state == "queued"
-    assert most_ms // 2 <= move.delay_ms <= most_ms
+async def test_what_is_tried_again_waits_twice_as_long_each_time(desk: Desk) -> None:
+    await desk.send(attempt("a1"))
+    for attempts, most_ms in ((1, 1_000), (4, 8_000), (99, 600_000)):
+        (move,) = await desk.send(attempt("a1", attempts=attempts), answer=UNANSWERED)
+        assert (move.state, most_ms // 2 <= move.delay_ms <= most_ms) == ("queued", True), move
 
 
 async def test_a_new_key_names_the_intent_and_keeps_a_sent_batch(desk: Desk) -> None:
     answer = replace(UNANSWERED, new_key=True, batch="b")
     (move,) = await desk.send(attempt("a1"), answer=answer)
-    assert move.key.startswith("a1-")
-    assert move.batch == "b"
+    assert (move.key[:3], move.batch) == ("a1-", "b")
     (move,) = await desk.send(attempt("a1"), answer=replace(answer, refused=True))
     assert move.batch == ""
 
 
-@pytest.mark.parametrize(("apart_s", "state", "later"), [(61, "queued", "none"), (-60, "parked", "all")])
-async def test_a_timestamp_is_to_blame_if_clocks_agree(
-    apart_s: int, state: str, later: str, desk: Desk
-) -> None:
-    server_s = int(desk.clock()) + apart_s
-    answer = replace(TOO_OLD, server_time_s=server_s)
-    desk.clock.set(NOW.replace(second=int(desk.clock()) % 60, microsecond=0))
-    (move,) = await desk.send(attempt("a1"), answer=answer)
-    assert (move.state, desk.sender.breaker.admits(NOW_MS)) == (state, later)
+async def test_a_timestamp_is_to_blame_if_clocks_agree(desk: Desk) -> None:
+    for apart_s, state, later in ((-60, "parked", "all"), (61, "queued", "none")):
+        answer = replace(TOO_OLD, server_time_s=int(desk.clock()) + apart_s)
+        desk.clock.set(NOW.replace(second=int(desk.clock()) % 60, microsecond=0))
+        (move,) = await desk.send(attempt("a1"), answer=answer)
+        assert (move.state, desk.sender.breaker.admits(NOW_MS)) == (state, later)
 
 
 @pytest.mark.parametrize(
@@ -237,22 +220,18 @@ async def test_a_refusal_of_a_meter_stops_that_meter_alone(desk: Desk) -> None:
     assert await desk.calls(attempt("b1"), attempt("c1")) == [["b1", "c1"]]
 
 
-@pytest.mark.parametrize(
-    ("answer", "is_suspect"),
-    [
+async def test_a_line_is_suspect_where_nobody_knows_what_came_of_it(desk: Desk) -> None:
+    line = ("a", "api_requests")
+    await desk.send(attempt("a1"))
+    for answer, is_suspect in (
         (UNANSWERED, True),
         (DeliveryOutcome(kind="not_done", detail="no connection", answered=False, refused=True), True),
         (DeliveryOutcome(kind="not_done", detail="busy", refused=True), False),
-    ],
-)
-async def test_a_line_is_suspect_where_nobody_knows_what_came_of_it(
-    answer: DeliveryOutcome, desk: Desk, *, is_suspect: bool
-) -> None:
-    await desk.send(attempt("a1"))
-    await desk.send(attempt("a1"), answer=answer)
-    assert (("a", "api_requests") in desk.sender.suspects) == is_suspect
-    await desk.send(attempt("a2"))
-    assert ("a", "api_requests") not in desk.sender.suspects
+    ):
+        await desk.send(attempt("a1"), answer=answer)
+        assert (line in desk.sender.suspects) == is_suspect, answer
+        await desk.send(attempt("a2"))
+        assert line not in desk.sender.suspects
 
 
 async def test_ten_unanswered_calls_in_a_row_stop_all_for_a_second(desk: Desk) -> None:
@@ -268,21 +247,17 @@ async def test_ten_unanswered_calls_in_a_row_stop_all_for_a_second(desk: Desk) -
 # One call to Stripe: a customer and meter stay in turn, negative units are alone.
 
 
-@pytest.mark.parametrize(
-    ("given", "calls"),
-    [
+def test_what_goes_in_one_call() -> None:
+    for given, calls in (
         ({"a1": 5, "b1": 5, "c1": 5, "d1": 5}, [[["a1", "b1", "c1"]], [["d1"]]]),
         ({"a1": 5, "b1": 5, "b2": 5, "c1": 5, "c2": 5}, [[["a1", "b1", "b2"]], [["c1", "c2"]]]),
         ({"a1": 5, "a2": 5, "a3": 5, "a4": 5, "b1": 5}, [[["a1", "a2", "a3"], ["a4"]], [["b1"]]]),
         # Wherever in its line it comes, and in turn with the others of it.
         ({"a1": -5, "a2": 5, "b1": 5, "c1": 5}, [[["a1"], ["a2"]], [["b1", "c1"]]]),
         ({"a1": 5, "b1": -5, "c1": 5}, [[["a1", "c1"]], [["b1"]]]),
-    ],
-)
-def test_what_goes_in_one_call(given: dict[str, int], calls: list[list[list[str]]]) -> None:
-    attempts = [attempt(name, value) for name, value in given.items()]
-    found = group_calls(attempts, events_per_call=3)
-    assert [[[one.intent.identifier for one in call] for call in line] for line in found] == calls
+    ):
+        found = group_calls([attempt(name, value) for name, value in given.items()], events_per_call=3)
+        assert [[[one.intent.identifier for one in call] for call in line] for line in found] == calls
 
 
 # What becomes of an intent that Stripe may have, by two looks at the summary of its minute.
@@ -298,9 +273,8 @@ def look(counted: str | None, at_ms: int = LATER_MS) -> SummaryReading:
     return SummaryReading(counted=None if counted is None else Decimal(counted), at_ms=at_ms)
 
 
-@pytest.mark.parametrize(
-    ("value", "before", "now", "verdict", "words"),
-    [
+def test_two_looks_that_agree_decide() -> None:
+    cases: tuple[tuple[int, str | None, str | None, Verdict, str], ...] = (
         # One look is none.
         (6, None, "6", "again", ""),
         (6, "6", "6", "delivered", "said 6, twice"),
@@ -315,15 +289,11 @@ def look(counted: str | None, at_ms: int = LATER_MS) -> SummaryReading:
         # A sum beyond the largest value is split within a minute.
         (10**15 - 1, "999999999999999", "999999999999999", "person", "another intent"),
         (10**15 - 2, "999999999999998", "999999999999998", "delivered", "twice"),
-    ],
-)
-def test_two_looks_that_agree_decide(
-    value: int, before: str | None, now: str | None, verdict: Verdict, words: str
-) -> None:
-    earlier = None if before is None else look(before)
-    judged = judge(**dict[str, Any](ASKED, value=value), before=earlier, now=look(now, LATER_MS + 600_000))
-    assert judged.verdict == verdict
-    assert words in judged.why
+    )
+    for value, before, now, verdict, words in cases:
+        earlier = None if before is None else look(before)
+        found = judge(**dict[str, Any](ASKED, value=value), before=earlier, now=look(now, LATER_MS + 600_000))
+        assert (found.verdict, words in found.why) == (verdict, True), found
 
 
 def test_comparisons_are_ten_minutes_apart_from_26_hours_on() -> None:
@@ -419,24 +389,13 @@ async def test_a_possible_change_holds_usage_until_it_is_decided(
 
 
 async def test_what_was_not_delivered_holds_nothing_back(cut: PriceCut) -> None:
-
-    async def flush() -> None:
-        assert (await cut.marks())[0] == HELD_MS
-        raise StripeUnavailableError("no answer")
-
-    cut.flush = flush
-    with pytest.raises(StripeUnavailableError):
-        async with cut.cutter.cut("acme", {}):
-            pytest.fail("nothing is to be changed")
-    assert (await cut.marks())[0] == 0
-
-
-async def test_intents_that_wait_for_another_try_are_tried_at_once(cut: PriceCut) -> None:
     await keep(cut.kit, "waiting", 5, state="queued", attempts=3)
     admin, outbox = await cut.kit.store.admin(), cut.kit.store.keys.shard(0, "outbox")
     await admin.ask(admin.client.zadd(outbox, {"waiting": NOW_MS + 3_600_000}))
 
     async def flush() -> None:
+        assert (await cut.marks())[0] == HELD_MS
+        # Intents that wait for another try are tried at once.
         assert await admin.ask(admin.client.zscore(outbox, "waiting")) == NOW_MS
         raise StripeUnavailableError("no answer")
 
@@ -444,6 +403,7 @@ async def test_intents_that_wait_for_another_try_are_tried_at_once(cut: PriceCut
     with pytest.raises(StripeUnavailableError):
         async with cut.cutter.cut("acme", {}):
             pytest.fail("nothing is to be changed")
+    assert (await cut.marks())[0] == 0
 
 
 async def test_an_intent_that_was_not_tried_now_is_waited_for(cut: PriceCut) -> None:
@@ -743,55 +703,45 @@ async def unknown(
     return await LostDeliveries(kit.store, counted, journal).count_unknown(*names, **given | asked)
 
 
-@pytest.mark.parametrize(
-    ("lasts_s", "is_exact", "is_by_minutes"),
-    [
+async def test_i6_minutes_tell_apart_what_hours_do_not(kit: MeterKit) -> None:
+    for lasts_s, is_exact, is_by_minutes in (
         (6 * HOUR_S, False, True),
         (6 * HOUR_S + MINUTE_S, False, False),
         (6 * HOUR_S + MINUTE_S, True, True),
         (36 * HOUR_S, True, True),
         (36 * HOUR_S + MINUTE_S, True, False),
-    ],
-)
-async def test_i6_minutes_tell_apart_what_hours_do_not(
-    lasts_s: int, kit: MeterKit, *, is_exact: bool, is_by_minutes: bool
-) -> None:
-    # With the minute before it, and the five behind it.
-    span = gap(lasts_s - 5 * MINUTE_S)
-    hidden = Counted({FORGOTTEN_AT_S: 5, FORGOTTEN_AT_S + MINUTE_S: -5})
-    assert await unknown(kit, hidden, gap=span, is_exact=is_exact) == (5 if is_by_minutes else 0)
-    apart = Counted({FORGOTTEN_AT_S: 5, FORGOTTEN_AT_S + 2 * HOUR_S: -5})
-    assert await unknown(kit, apart, gap=span, is_exact=is_exact) == 5
+    ):
+        # With the minute before it, and the five behind it.
+        span: dict[str, Any] = {"gap": gap(lasts_s - 5 * MINUTE_S), "is_exact": is_exact}
+        hidden = Counted({FORGOTTEN_AT_S: 5, FORGOTTEN_AT_S + MINUTE_S: -5})
+        assert await unknown(kit, hidden, **span) == (5 if is_by_minutes else 0), span
+        apart = Counted({FORGOTTEN_AT_S: 5, FORGOTTEN_AT_S + 2 * HOUR_S: -5})
+        assert await unknown(kit, apart, **span) == 5
 
 
-@pytest.mark.parametrize(
-    ("minutes", "expected"), [(-2, 0), (-1, 5), (0, 5), (10, 5), (11, 0), (13, 0), (14, 0)]
-)
-async def test_i6_minutes_reach_from_before_the_gap_to_its_last(
-    minutes: int, expected: int, kit: MeterKit
-) -> None:
-    counted = Counted({FORGOTTEN_AT_S + minutes * MINUTE_S: 5, FAR_S: -5})
-    assert await unknown(kit, counted) == expected
+async def test_i6_minutes_reach_from_before_the_gap_to_its_last(kit: MeterKit) -> None:
+    for minutes, expected in {-2: 0, -1: 5, 0: 5, 10: 5, 11: 0, 13: 0, 14: 0}.items():
+        counted = Counted({FORGOTTEN_AT_S + minutes * MINUTE_S: 5, FAR_S: -5})
+        assert await unknown(kit, counted) == expected, minutes
 
 
 LAST_S: Final = FORGOTTEN_AT_S + 10 * MINUTE_S
 
 
 @pytest.mark.parametrize(
-    ("units", "is_known", "asked"),
+    ("units", "known", "asked"),
     [
-        pytest.param({}, False, {"taken_s": {LAST_S}}, id="taken by an intent"),
-        pytest.param({LAST_S: 0}, True, {}, id="taken by a delivery"),
-        pytest.param({LAST_S: -2, FAR_S: -10}, False, {}, id="taken at stripe"),
-        pytest.param({}, False, {"taken_s": None}, id="not known"),
-        pytest.param({}, False, {"is_exact": True}, id="exact"),
-        pytest.param({FAR_S: -13}, False, {}, id="a rest"),
+        pytest.param({}, [], {"taken_s": {LAST_S}}, id="taken by an intent"),
+        pytest.param({LAST_S: 0}, [made("one", LAST_S, 0)], {}, id="taken by a delivery"),
+        pytest.param({LAST_S: -2, FAR_S: -10}, [], {}, id="taken at stripe"),
+        pytest.param({}, [], {"taken_s": None}, id="not known"),
+        pytest.param({}, [], {"is_exact": True}, id="exact"),
+        pytest.param({FAR_S: -13}, [], {}, id="a rest"),
     ],
 )
 async def test_i6_where_the_last_minute_is_taken_3_more_are_asked(
-    kit: MeterKit, units: dict[int, int], asked: dict[str, Any], *, is_known: bool
+    kit: MeterKit, units: dict[int, int], known: list[DeliveryRecord], asked: dict[str, Any]
 ) -> None:
-    known = [made("one", LAST_S, 0)] if is_known else []
     counted = Counted({LAST_S + 3 * MINUTE_S: 5, LAST_S + 4 * MINUTE_S: 7, FAR_S: -12} | units)
     assert await unknown(kit, counted, *known, **asked) == 5
     assert max(counted.asked) == LAST_S + 3 * MINUTE_S
@@ -838,32 +788,26 @@ async def test_i6_one_unit_by_sum_or_journal_needs_no_minutes(kit: MeterKit) -> 
     assert await unknown(kit, counted, journal=journal, is_exact=True) == 20
 
 
-@pytest.mark.parametrize(
-    ("written", "known", "expected"),
-    [
-        ([row("one", 30)], [], 30),
-        ([row("one", 30)], [made("one", FORGOTTEN_AT_S, 30)], 0),
+async def test_i6_units_that_only_the_journal_has_are_forgotten(kit: MeterKit) -> None:
+    thirty = row("one", 30)
+    cases: tuple[tuple[list[JournalRow], list[DeliveryRecord], int], ...] = (
+        ([thirty], [], 30),
+        ([thirty], [made("one", FORGOTTEN_AT_S, 30)], 0),
         # Negative events hide no units that were sent.
-        ([row("one", 30), row("two", -10)], [], 30),
-        ([row("one", 30), row("two", 9, customer="cus_other")], [], 30),
+        ([thirty, row("two", -10)], [], 30),
+        ([thirty, row("two", 9, customer="cus_other")], [], 30),
         ([row("one", 30, delivered_s=FORGOTTEN_AT_S - MINUTE_S - 1)], [], 0),
         # What a comparison has counted stands for what the journal has, within the gap.
-        ([row("one", 30)], [made("counted", FORGOTTEN_AT_S - 2 * MINUTE_S, 25)], 30),
-        ([row("one", 30)], [made("counted", FORGOTTEN_AT_S, -25)], 30),
-        ([row("one", 30)], [made("counted", FORGOTTEN_AT_S, 1)], 29),
-        ([row("one", 30)], [made("counted", FORGOTTEN_AT_S, 45)], 0),
-        # The journal says of both that they were sent, the one long before it was restored.
-        (
-            [row("one", 30), row("two", 25, delivered_s=FORGOTTEN_AT_S - 24 * HOUR_S)],
-            [made("two", FORGOTTEN_AT_S, 25)],
-            30,
-        ),
-    ],
-)
-async def test_i6_units_that_only_the_journal_has_are_forgotten(
-    written: list[JournalRow], known: list[DeliveryRecord], expected: int, kit: MeterKit
-) -> None:
-    assert await unknown(kit, Counted({}), *known, journal=Rows(*written)) == expected
+        ([thirty], [made("counted", FORGOTTEN_AT_S - 2 * MINUTE_S, 25)], 30),
+        ([thirty], [made("counted", FORGOTTEN_AT_S, -25)], 30),
+        ([thirty], [made("counted", FORGOTTEN_AT_S, 1)], 29),
+        ([thirty], [made("counted", FORGOTTEN_AT_S, 45)], 0),
+    )
+    for written, known, expected in cases:
+        assert await unknown(kit, Counted({}), *known, journal=Rows(*written)) == expected, (written, known)
+    # The journal says of both that they were sent, the one long before it was restored.
+    restored = Rows(thirty, row("two", 25, delivered_s=FORGOTTEN_AT_S - 24 * HOUR_S))
+    assert await unknown(kit, Counted({}), made("two", FORGOTTEN_AT_S, 25), journal=restored) == 30
 
 
 async def test_i6_sums_decide_where_the_journal_is_down(

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError
 from datetime import timedelta
 from hashlib import blake2b
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -82,6 +83,7 @@ HOUR_MS = 3_600_000
 
 # The policies of a request, and their numbers in a refusal: nothing used.
 SECOND, MINUTE, BUCKET, PERIOD, CONCURRENCY = range(5)
+POLICIES = [f"requests-{name}" for name in ("1s", "1m", "3s", "period", "concurrency")]
 UNUSED = ((0, 0, 0), (0, 0, 0), (0, 0, 0), (100, 0, 0), (2, 0, 0))
 
 
@@ -90,66 +92,55 @@ def program(quantity: int = 1, meter: str = "requests") -> Program:
 
 
 def refusal(
-    used: dict[int, tuple[int, int, int]], *, quantity: int = 1, end_ms: int = PERIOD_END_MS
+    used: dict[int, tuple[int, int, int]], quantity: int = 1, end_ms: int = PERIOD_END_MS
 ) -> Decision:
     numbers = [number for nth, unused in enumerate(UNUSED) for number in used.get(nth, unused)]
     return verdicts.refused_decision(program(quantity), [1, NOW_MS, end_ms, *numbers], 0)
 
 
 @pytest.mark.parametrize(
-    ("sentence", "nth", "numbers", "quantity", "policy", "remaining", "wait_ms"),
+    ("nth", "numbers", "quantity", "wait_ms"),
     [
-        ("a full window waits until enough of it has passed",
-         SECOND, (10, 0, 0), 1, "requests-1s", 0, 750 + 100),
-        ("never sooner than the room that is needed", SECOND, (3, 10, 0), 7, "requests-1s", 0, 750),
-        ("a fixed window waits for the next", MINUTE, (60, 0, 0), 1, "requests-1m", 0, 59_750),
-        ("a bucket waits for its refill", BUCKET, (12, 0, 0), 1, "requests-3s", 0, 429),
-        ("a rest counts as a unit", BUCKET, (11, 1, 0), 1, "requests-3s", 0, 1),
-        ("a ceiling waits for the next period", PERIOD, (0, 0, 0), 1, "requests-period", 0, 5_000_000),
-        ("holds vanish with their slots, the old first", PERIOD, (3, 1, 2), 1, "requests-period", 0, 299_750),
-        ("concurrency waits a second", CONCURRENCY, (2, 1, 1), 1, "requests-concurrency", 0, 1000),
+        pytest.param(SECOND, (10, 0, 0), 1, 750 + 100, id="a full window waits until enough has passed"),
+        pytest.param(SECOND, (3, 10, 0), 7, 750, id="never sooner than the room that is needed"),
+        pytest.param(MINUTE, (60, 0, 0), 1, 59_750, id="a fixed window waits for the next"),
+        pytest.param(BUCKET, (12, 0, 0), 1, 429, id="a bucket waits for its refill"),
+        pytest.param(BUCKET, (11, 1, 0), 1, 1, id="a rest counts as a unit"),
+        pytest.param(PERIOD, (0, 0, 0), 1, 5_000_000, id="a ceiling waits for the next period"),
+        pytest.param(PERIOD, (3, 1, 2), 1, 299_750, id="holds vanish with their slots, the old first"),
+        pytest.param(CONCURRENCY, (2, 1, 1), 1, 1000, id="concurrency waits a second"),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_by_one_policy(
-    sentence: str,
-    nth: int,
-    numbers: tuple[int, int, int],
-    quantity: int,
-    policy: str,
-    remaining: int,
-    wait_ms: int,
+    nth: int, numbers: tuple[int, int, int], quantity: int, wait_ms: int
 ) -> None:
-    found = refusal({nth: numbers}, quantity=quantity)
-    wait = timedelta(milliseconds=wait_ms)
-    assert (found.limit, found.remaining, found.violated) == (policy, remaining, (policy,)), sentence
-    assert (found.retry_after, found.reset_after, found.allowed) == (wait, wait, False), sentence
+    found = refusal({nth: numbers}, quantity)
+    wait, policy = timedelta(milliseconds=wait_ms), POLICIES[nth]
+    assert (found.allowed, found.limit, found.remaining, found.violated) == (False, policy, 0, (policy,))
+    assert (found.retry_after, found.reset_after) == (wait, wait)
 
 
 def test_a_period_that_ends_before_holds_do_leaves_them() -> None:
-    end_ms = NOW_MS + 1000
-    assert timedelta(seconds=1) == refusal({PERIOD: (0, 1, 2)}, quantity=9, end_ms=end_ms).retry_after
-    after = refusal({PERIOD: (10, 1, 100)}, quantity=10, end_ms=end_ms).retry_after
-    assert timedelta(milliseconds=299_750) == after
+    for numbers, quantity, wait_ms in (((0, 1, 2), 9, 1000), ((10, 1, 100), 10, 299_750)):
+        found = refusal({PERIOD: numbers}, quantity, end_ms=NOW_MS + 1000)
+        assert found.retry_after == timedelta(milliseconds=wait_ms)
 
 
 def test_the_longest_wait_is_told_of_all_that_refuse() -> None:
     found = refusal({SECOND: (10, 0, 0), BUCKET: (12, 0, 0), PERIOD: (0, 0, 0)})
-    assert found.violated == ("requests-1s", "requests-3s", "requests-period")
-    assert found.limit == "requests-period"
-    assert timedelta(milliseconds=5_000_000) == found.retry_after
+    assert found.violated == (POLICIES[SECOND], POLICIES[BUCKET], POLICIES[PERIOD])
+    assert (found.limit, found.retry_after) == (POLICIES[PERIOD], timedelta(milliseconds=5_000_000))
 
 
 def test_reasons_have_an_order() -> None:
-    spent = {SECOND: (10, 0, 0), PERIOD: (0, 0, 0), CONCURRENCY: (2, 2, 0)}
-    assert refusal(spent).reason == "concurrency"
-    assert refusal({MINUTE: (60, 0, 0), PERIOD: (0, 0, 0)}).reason == "rate"
-    assert refusal({PERIOD: (0, 0, 0)}).reason == "included"
+    used = {CONCURRENCY: (2, 2, 0), MINUTE: (60, 0, 0), PERIOD: (0, 0, 0)}
+    found = [refusal({nth: used[nth] for nth in [*used][at:]}).reason for at in range(3)]
+    assert found == ["concurrency", "rate", "included"]
 
 
 def test_a_decision_does_not_change() -> None:
-    found = refusal({PERIOD: (0, 0, 0)})
     with pytest.raises(FrozenInstanceError):
-        setattr(found, "allowed", True)  # noqa: B010 - type checkers refuse the plain way
+        setattr(refusal({PERIOD: (0, 0, 0)}), "allowed", True)  # noqa: B010 - type checkers refuse the plain way
 
 
 def test_a_billed_ceiling_is_a_cap() -> None:
@@ -157,28 +148,23 @@ def test_a_billed_ceiling_is_a_cap() -> None:
     assert (found.reason, found.limit, found.remaining) == ("cap", "tokens-period", 8)
 
 
-@pytest.mark.parametrize(
-    ("nth", "told", "policy", "reset_ms"),
-    [
+def test_an_admission_names_the_policy_nearest_to_exhaustion() -> None:
+    for nth, told, wait_ms in (
         # Of 6 counted in this second one is forgotten when a sixth of the next one has passed.
-        (1, (4, 0), "requests-1s", 750 + 167),
+        (SECOND, (4, 0), 750 + 167),
         # Of 10 counted in the last second 8 still count, and 7 once 300 ms of this one have passed.
-        (1, (2, 10), "requests-1s", 50),
+        (SECOND, (2, 10), 50),
         # As much as was asked is left: one more is, when a ninth has passed of the nine counted.
-        (1, (-2, 0), "requests-1s", 750 + 250),
-        (2, (4, 0), "requests-1m", 59_750),
-        (3, (5, 1), "requests-3s", 1),
-        (4, (4, 0), "requests-period", 5_000_000),
-        (5, (1, 0), "requests-concurrency", None),
-    ],
-)
-def test_an_admission_names_the_policy_nearest_to_exhaustion(
-    nth: int, told: tuple[int, int], policy: str, reset_ms: int | None
-) -> None:
-    found = verdicts.allowed_decision(program(), [0, NOW_MS, nth, *told], PERIOD_END_MS)
-    left = max(0, told[0])
-    reset = None if reset_ms is None else timedelta(milliseconds=reset_ms)
-    assert Decision(allowed=True, limit=policy, remaining=left, reset_after=reset) == found
+        (SECOND, (-2, 0), 750 + 250),
+        (MINUTE, (4, 0), 59_750),
+        (BUCKET, (5, 1), 1),
+        (PERIOD, (4, 0), 5_000_000),
+        (CONCURRENCY, (1, 0), None),
+    ):
+        found = verdicts.allowed_decision(program(), [0, NOW_MS, nth + 1, *told], PERIOD_END_MS)
+        reset = None if wait_ms is None else timedelta(milliseconds=wait_ms)
+        left = max(0, told[0])
+        assert found == Decision(allowed=True, limit=POLICIES[nth], remaining=left, reset_after=reset)
 
 
 def test_an_admission_without_policies_names_none() -> None:
@@ -277,15 +263,9 @@ def test_rates_precede_ceilings_concurrency_and_recording() -> None:
         rate_field("plain", 1000, "sliding-window"),
         *(meter_field("requests"), concurrency_field("requests"), meter_field("plain")),
     )
-    assert found.numbers == (
-        *(3, 2, 1, 0),
-        *(1, 60_000, 100, 0, 2, 2),
-        *(3, 50, 40, 1, 2, 2),
-        *(1, 1000, 10, 0, 3, 3),
-        *(1000, -1, 2, 2),
-        *(4, -1, 1, 1),
-        3,
-    )
+    rates = (3, 2, 1, 0), (1, 60_000, 100, 0, 2, 2), (3, 50, 40, 1, 2, 2), (1, 1000, 10, 0, 3, 3)
+    ceilings, concurrency, recorded = (1000, -1, 2, 2), (4, -1, 1, 1), (3,)
+    assert found.numbers == tuple(chain(*rates, ceilings, concurrency, recorded))
     names = ["requests-1m", "requests-1s", "plain-1s", "requests-period", "requests-concurrency"]
     assert [measure.policy.name for measure in found.measures] == names
     assert (found.held, found.concurrency, found.settled) == ({"requests": 2}, ("requests",), {"requests": 2})
@@ -294,10 +274,8 @@ def test_rates_precede_ceilings_concurrency_and_recording() -> None:
 
 def test_a_cap_is_told_apart_from_included() -> None:
     found = compiled({"tokens": one(7, 0)})
-    assert found.numbers == (0, 1, 0, 0, 500, 100, 7, 0)
-    assert found.fields == (meter_field("tokens"),)
-    assert (found.held, found.concurrency, found.settled) == ({}, (), {})
-    assert not found.settles
+    assert (found.numbers, found.fields) == ((0, 1, 0, 0, 500, 100, 7, 0), (meter_field("tokens"),))
+    assert (found.held, found.concurrency, found.settled, found.settles) == ({}, (), {}, False)
     assert (found.measures[0].limit, found.measures[0].capped) == (600, True)
 
 
@@ -313,18 +291,15 @@ def test_an_always_route_is_decided_by_its_rates() -> None:
     assert (found.held, found.concurrency, found.settled) == ({}, (), {"requests": 2})
 
 
-@pytest.mark.parametrize(
-    ("meter", "keep_ms"), [("requests", 120_000 + 900_000), ("plain", 2000 + 900_000), ("tokens", 900_000)]
-)
-def test_counters_live_two_windows_and_a_quarter_of_an_hour(meter: str, keep_ms: int) -> None:
-    assert keep_ms == compiled({meter: one(1)}).keep_ms
+def test_counters_live_two_windows_and_a_quarter_of_an_hour() -> None:
+    expected = {"requests": 120_000 + 900_000, "plain": 2000 + 900_000, "tokens": 900_000}
+    assert {meter: compiled({meter: one(1)}).keep_ms for meter in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("meter", "expected"), [("requests", (0, 0)), ("tokens", (1, 1)), ("silent", (0, 0)), ("plain", (0, 0))]
-)
-def test_which_classes_go_to_stripe(meter: str, expected: tuple[int, int]) -> None:
-    assert expected == reported_parts(PROGRAM_ENTITLEMENTS[meter], PROGRAM_CATALOG.meters[meter])
+def test_which_classes_go_to_stripe() -> None:
+    expected = {"requests": (0, 0), "tokens": (1, 1), "silent": (0, 0), "plain": (0, 0)}
+    entitlements, meters = PROGRAM_ENTITLEMENTS, PROGRAM_CATALOG.meters
+    assert {name: reported_parts(entitlements[name], meters[name]) for name in expected} == expected
 
 
 def test_a_refill_of_a_million_parts_is_the_least() -> None:
@@ -360,9 +335,9 @@ def test_no_less_is_asked_than_the_least() -> None:
 def test_what_is_recorded_besides_is_what_was_asked_besides() -> None:
     program = compiled({"tokens": one(5), "requests": one(1)})
     assert program.settled == {"tokens": 5, "requests": 1}
-    assert BoundProgram(program, {"tokens": 4}).recorded == {"tokens": 4, "requests": 1}
-    assert BoundProgram(program, {"tokens": 0}).recorded == {"requests": 1}
-    assert BoundProgram(program, {"tokens": 0}).is_exact
+    some_bound, none_bound = (BoundProgram(program, {"tokens": quantity}) for quantity in (4, 0))
+    assert (some_bound.recorded, none_bound.recorded) == ({"tokens": 4, "requests": 1}, {"requests": 1})
+    assert none_bound.is_exact
 
 
 PAID = loads(
@@ -401,11 +376,15 @@ def test_an_unknown_number_of_tokens_needs_something_left() -> None:
 IN_PROCESS_PLANS = free_plan(
     "{tokens: {unit: token}}", "{tokens: {included: 100, overage: deny, rate: 10/minute}}"
 )
+
+
+def in_process(rate: str) -> Catalog:
+    return loads(IN_PROCESS_PLANS.replace("10/minute", rate))
+
+
 IN_PROCESS_CATALOG = loads(IN_PROCESS_PLANS)
-TWO_RATES = loads(IN_PROCESS_PLANS.replace("10/minute", "[10/minute, 10/hour], concurrency: 3"))
-IN_PROCESS_BUCKET = loads(
-    IN_PROCESS_PLANS.replace("10/minute", "{limit: 6000/second, algorithm: token-bucket, burst: 10}")
-)
+TWO_RATES = in_process("[10/minute, 10/hour], concurrency: 3")
+IN_PROCESS_BUCKET = in_process("{limit: 6000/second, algorithm: token-bucket, burst: 10}")
 WITHOUT_RATES = loads(IN_PROCESS_PLANS.replace(", rate: 10/minute", ""))
 REFILL = 5  # Units in a hundred milliseconds.
 WINDOW_MS = 100
@@ -426,48 +405,43 @@ def asking(quantity: int, catalog: Catalog = IN_PROCESS_CATALOG, *, in_flight: b
 
 
 def test_asking_for_nothing_is_refused_if_nothing_is_left() -> None:
-    _, known = decide_by_rates(asking(0), {}, {}, 60_000)
-    assert decide_by_rates(asking(10), known, {}, 60_000)[0][0] == 0
-    _, known = decide_by_rates(asking(10), known, {}, 60_000)
-    assert decide_by_rates(asking(0), known, {}, 60_000)[0][0] == 1
+    known: dict[str, Any] = {}
+    for quantity, reply in ((0, 0), (10, 0), (0, 1)):
+        (refused, *_), counts = decide_by_rates(asking(quantity), known, {}, 60_000)
+        assert refused == reply
+        known = known | counts
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "now_ms", "counted"),
-    [
-        # Within the window, of that a quarter is over, in the next one, and in the one behind it.
-        *(("sliding-window", 75_000, 2 + 7), ("sliding-window", 135_000, 2), ("sliding-window", 195_000, 0)),
-        *(("fixed-window", 75_000, 2), ("fixed-window", 135_000, 0), ("fixed-window", 195_000, 0)),
-    ],
-)
-def test_what_is_weighed_is_what_the_rate_comes_to(algorithm: str, now_ms: int, counted: int) -> None:
-    catalog = loads(IN_PROCESS_PLANS.replace("10/minute", f"{{limit: 10/minute, algorithm: {algorithm}}}"))
+@pytest.mark.parametrize("algorithm", ["sliding-window", "fixed-window"])
+def test_what_is_weighed_is_what_the_rate_comes_to(algorithm: str) -> None:
+    catalog = in_process(f"{{limit: 10/minute, algorithm: {algorithm}}}")
     ((field, kind, window_ms, _, refill, _, _),) = asking(1, catalog).rate_terms
-    known = {field: (1, 2, 9)}
-    reply, counts = decide_by_rates(asking(10 - counted, catalog), known, {}, now_ms)
-    assert (reply[0], reply[3]) == (0, 0)
-    (slot, before, earlier), _ = advance(kind, window_ms, refill, known[field], now_ms)
-    assert counts == {field: (slot, before + 10 - counted, earlier)}
-    assert decide_by_rates(asking(11 - counted, catalog), known, {}, now_ms)[0][0] == 1
+    known, slides = {field: (1, 2, 9)}, algorithm == "sliding-window"
+    # Within the window, of that a quarter is over, in the next one, and in the one behind it.
+    for now_ms, counted in ((75_000, 2 + 7 * slides), (135_000, 2 * slides), (195_000, 0)):
+        reply, counts = decide_by_rates(asking(10 - counted, catalog), known, {}, now_ms)
+        assert (reply[0], reply[3]) == (0, 0)
+        (slot, before, earlier), _ = advance(kind, window_ms, refill, known[field], now_ms)
+        assert counts == {field: (slot, before + 10 - counted, earlier)}
+        assert decide_by_rates(asking(11 - counted, catalog), known, {}, now_ms)[0][0] == 1
 
 
-@pytest.mark.parametrize(("quantity", "now_ms", "is_refused"), [(5, 999, 0), (6, 999, 1), (6, 1_000, 0)])
-def test_what_was_left_at_a_refusal_holds_for_the_period(quantity: int, now_ms: int, is_refused: int) -> None:
+def test_what_was_left_at_a_refusal_holds_for_the_period() -> None:
     (ceiling,) = remaining_by_policy(asking(6), [1, 0, 1_000, 0, 0, 0, 5, 0, 0, 0], 9_000)
     left = {ceiling: RemainingQuantity(5, is_backed=False, until_ms=1_000)}
-    assert decide_by_rates(asking(quantity), {}, left, now_ms)[0][0] == is_refused
+    for quantity, now_ms, is_refused in ((5, 999, 0), (6, 999, 1), (6, 1_000, 0)):
+        assert decide_by_rates(asking(quantity), {}, left, now_ms)[0][0] == is_refused
 
 
-@pytest.mark.parametrize(("ends_ms", "until_ms"), [(1_000, 1_000), (0, 9_000)])
-def test_a_refusal_holds_until_this_or_the_next_period_ends(ends_ms: int, until_ms: int) -> None:
-    reply = [1, 0, ends_ms, 0, 0, 0, 5, 0, 0, 1]
-    assert list(remaining_by_policy(asking(6), reply, 9_000).values()) == [
-        RemainingQuantity(5, is_backed=True, until_ms=until_ms)
-    ]
-    assert remaining_by_policy(asking(5), reply, 9_000) == {}
-    # Without numbers of grants none stood behind the ceiling.
-    (alone,) = remaining_by_policy(asking(6), reply[:-1], 9_000).values()
-    assert alone == RemainingQuantity(5, is_backed=False, until_ms=until_ms)
+def test_a_refusal_holds_until_this_or_the_next_period_ends() -> None:
+    for ends_ms, until_ms in ((1_000, 1_000), (0, 9_000)):
+        reply = [1, 0, ends_ms, 0, 0, 0, 5, 0, 0, 1]
+        backed = RemainingQuantity(5, is_backed=True, until_ms=until_ms)
+        assert [*remaining_by_policy(asking(6), reply, 9_000).values()] == [backed]
+        assert remaining_by_policy(asking(5), reply, 9_000) == {}
+        # Without numbers of grants none stood behind the ceiling.
+        (alone,) = remaining_by_policy(asking(6), reply[:-1], 9_000).values()
+        assert alone == backed._replace(is_backed=False)
 
 
 def test_an_allowed_request_lifts_the_ceilings_it_met() -> None:
@@ -478,12 +452,10 @@ def test_an_allowed_request_lifts_the_ceilings_it_met() -> None:
 
 
 def test_the_rate_nearest_to_its_limit_is_reported() -> None:
-    program = asking(1, TWO_RATES)
+    program, now_ms = asking(1, TWO_RATES), 2 * HOUR_MS
     (minute, *_), (hour, *_) = program.rate_terms
-    now_ms = 2 * 3_600_000
-    assert decide_by_rates(program, {}, {}, now_ms)[0] == [0, now_ms, 1, 9, 0]
-    assert decide_by_rates(program, {minute: (120, 3, 0)}, {}, now_ms)[0] == [0, now_ms, 1, 6, 0]
-    assert decide_by_rates(program, {hour: (2, 3, 0)}, {}, now_ms)[0] == [0, now_ms, 2, 6, 0]
+    for known, told in (({}, (1, 9)), ({minute: (120, 3, 0)}, (1, 6)), ({hour: (2, 3, 0)}, (2, 6))):
+        assert decide_by_rates(program, known, {}, now_ms)[0] == [0, now_ms, *told, 0]
     assert decide_by_rates(asking(1, WITHOUT_RATES), {}, {}, now_ms) == ([0, now_ms, 0, 0, 0], {})
 
 
@@ -497,7 +469,7 @@ def test_a_rest_of_another_rate_is_less_than_a_unit_in_buckets() -> None:
 def test_a_refusal_has_the_form_of_the_scripts_reply() -> None:
     program = asking(5, TWO_RATES, in_flight=True)
     (minute, *_), (hour, *_) = program.rate_terms
-    now_ms = 2 * 3_600_000
+    now_ms = 2 * HOUR_MS
     for is_backed in (False, True):
         left = {"tokens-period": RemainingQuantity(4, is_backed=is_backed, until_ms=10**9)}
         reply, counts = decide_by_rates(program, {minute: (119, 8, 1), hour: (2, 7, 2)}, left, now_ms)
@@ -515,17 +487,15 @@ DAY_MS = 86_400_000
 def test_keys_of_a_shard() -> None:
     found = (
         *(KEYS.shard(7, "outbox"), KEYS.producer(7, "p"), KEYS.correction(7, "d"), KEYS.totals(7, "ada")),
-        *(KEYS.turns(7), KEYS.notices(7), KEYS.audit(7), KEYS.audit_sums(7)),
+        *(KEYS.turns(7), KEYS.notices(7), KEYS.audit(7), KEYS.audit_sums(7), KEYS.hints(7, "due")),
     )
-    names = ("outbox", "w:p", "r:d", "t:ada", "turns", "notices", "audit", "audit:sums")
+    names = ("outbox", "w:p", "r:d", "t:ada", "turns", "notices", "audit", "audit:sums", "hints:due")
     assert found == tuple(f"mk:{{7}}:{name}" for name in names)
-    assert KEYS.hooks("due") == "mk:{0}:hooks:due"
-    assert KEYS.hints(7, "due") == "mk:{7}:hints:due"
-    assert HOOKS_SHARD == 0
+    assert (HOOKS_SHARD, KEYS.hooks("due")) == (0, "mk:{0}:hooks:due")
     day = 23_000
     for now_ms in (day * DAY_MS, (day + 1) * DAY_MS - 1):
-        assert KEYS.delivered(7, now_ms) == f"mk:{{7}}:delivered:{day}"
-        assert KEYS.batches(7, now_ms) == f"mk:{{7}}:batches:{day}"
+        kept = KEYS.delivered(7, now_ms), KEYS.batches(7, now_ms)
+        assert kept == (f"mk:{{7}}:delivered:{day}", f"mk:{{7}}:batches:{day}")
 
 
 def test_stripe_customers_events_and_jobs_have_keys_of_their_own() -> None:
@@ -580,14 +550,9 @@ RATES = [call_of(rate, needed) for rate in ("7/minute", "1000/day", "5/7 days") 
 
 
 # The window before weighs a whole unit, to the millisecond.
-@example(call=RATES[0], left=4, before=2, later_ms=(30_000 - LIMIT_FIELDS_NOW_MS) % 60_000)
+@example(RATES[0], 4, 2, (30_000 - LIMIT_FIELDS_NOW_MS) % 60_000)
 @few_examples(30)
-@given(
-    call=st.sampled_from(RATES),
-    left=st.integers(-3, 1000),
-    before=st.integers(0, 3000),
-    later_ms=st.integers(0, 700_000_000),
-)
+@given(st.sampled_from(RATES), st.integers(-3, 1000), st.integers(0, 3000), st.integers(0, 700_000_000))
 def test_the_reset_of_a_sliding_window_is_the_same(
     call: PreparedDecision, left: int, before: int, later_ms: int
 ) -> None:
