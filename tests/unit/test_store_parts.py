@@ -121,11 +121,14 @@ class Known:
 
 
 def test_the_audit_log_has_time_model_and_price_of_usage() -> None:
-    assert format_audit_lines(UsedQuantities(), None, "") == b""
-    assert format_audit_lines(UsedQuantities(), 5, "") == b"5\n\n\n"
-    assert format_audit_lines(UsedQuantities(dimensions={"model": "m"}), None, "") == b"\nm\n\n"
-    assert format_audit_lines(UsedQuantities(dimensions={"provider": "p"}), 5, "") == b"5\n\np\n"
-    assert format_audit_lines(UsedQuantities(), None, "plans/1 a1b2::o1/1") == b"\n\n\nplans/1 a1b2::o1/1"
+    for used, at_ms, price, lines in (
+        ({}, None, "", b""),
+        ({}, 5, "", b"5\n\n\n"),
+        ({"model": "m"}, None, "", b"\nm\n\n"),
+        ({"provider": "p"}, 5, "", b"5\n\np\n"),
+        ({}, None, "plans/1 a1b2::o1/1", b"\n\n\nplans/1 a1b2::o1/1"),
+    ):
+        assert format_audit_lines(UsedQuantities(dimensions=used), at_ms, price) == lines
 
 
 def test_a_customer_id_has_up_to_256_bytes_and_a_claim_names_it() -> None:
@@ -139,15 +142,11 @@ def test_a_customer_id_has_up_to_256_bytes_and_a_claim_names_it() -> None:
             check_event_id(f"{longest}a")
 
 
-@pytest.mark.parametrize(
-    ("late_usage", "fate"), [("dead_letter", "is not billed"), ("next_period", "is billed in this one")]
-)
-def test_late_usage_is_logged_with_what_becomes_of_it(
-    caplog: pytest.LogCaptureFixture, late_usage: str, fate: str
-) -> None:
-    alarms = CatalogAlarms(loads(TEXT.replace("dead_letter", late_usage)))
-    alarms.log_late_usage("ada", {"requests": 3}, NOW_MS)
-    assert f"what comes for it now {fate} (billing.late_usage: {late_usage})" in caplog.text
+def test_late_usage_is_logged_with_what_becomes_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    for late_usage, fate in (("dead_letter", "is not billed"), ("next_period", "is billed in this one")):
+        alarms = CatalogAlarms(loads(TEXT.replace("dead_letter", late_usage)))
+        alarms.log_late_usage("ada", {"requests": 3}, NOW_MS)
+        assert f"what comes for it now {fate} (billing.late_usage: {late_usage})" in caplog.messages[-1]
 
 
 def test_a_grant_is_over_at_the_instant_at_which_it_expires() -> None:
@@ -210,35 +209,33 @@ def test_a_reservation_is_limited_by_its_models_meters() -> None:
         assert prepare_reserving(known.view(), route, {"requests": 5}, models=(model,)).reserved == expected
 
 
-@pytest.mark.parametrize(("hours", "has_start"), [(1, True), (2, False), (3, False)])
-def test_for_two_hours_after_a_period_its_close_is_noted(hours: int, *, has_start: bool) -> None:
+def test_for_two_hours_after_a_period_its_close_is_noted() -> None:
     view = Known().view(CustomerState(stripe_customer="cus_1"))
     end_ms = view.effective.bounds.end_ms
     # The process has learnt nothing of the customer since the period ended.
-    now_ms = end_ms + hours * HOUR_MS
-    found = {PeriodClose.read(0, member.encode()).end_ms for member in ends_to_close([view], now_ms)}
-    assert found == {bounds_at(now_ms).end_ms} | ({end_ms} if has_start else set())
+    for hours, has_start in ((1, True), (2, False), (3, False)):
+        now_ms = end_ms + hours * HOUR_MS
+        found = {PeriodClose.read(0, member.encode()).end_ms for member in ends_to_close([view], now_ms)}
+        assert found == {bounds_at(now_ms).end_ms} | ({end_ms} if has_start else set())
 
 
-@pytest.mark.parametrize(("passed_ms", "plan"), [(0, "pro"), (999, "pro"), (1_000, "free")])
-def test_without_the_store_a_plan_change_holds_from_its_time(passed_ms: int, plan: str) -> None:
+def test_without_the_store_a_plan_change_holds_from_its_time() -> None:
     changes = {"pending_plan": "free", "pending_at_ms": NOW_MS + 1_000}
-    subscribed = CustomerState(stripe_customer="cus_1", subscription=subscription(**changes))
-    view = Known().view(subscribed)
-    decided = Fallback(lambda: NOW_MS + passed_ms).decide(view, CATALOG.routes[0], None)
-    assert decided.plan == plan
+    view = Known().view(CustomerState(stripe_customer="cus_1", subscription=subscription(**changes)))
+    for passed_ms, plan in ((0, "pro"), (999, "pro"), (1_000, "free")):
+        fallback = Fallback(partial(int, NOW_MS + passed_ms))
+        assert fallback.decide(view, CATALOG.routes[0], None).plan == plan
 
 
-@pytest.mark.parametrize(
-    ("enforcement", "reply", "given_back"),
-    # Where it is refused, it holds nothing.
-    [("on", [7, NOW_MS], 0), ("shadow", [7, NOW_MS], 1), ("shadow", ReplyError("ERR no"), 0)],
-)
-def test_a_cancelled_marked_request_returns_its_hold(enforcement: str, reply: Any, given_back: int) -> None:
-    known = Known(TEXT.replace("on\n", f"{enforcement}\n"))
-    decided = MarkedDecision(known.view().prepare(known.catalog.routes[0]), "digest")
-    decided.on_unclaimed_reply(reply)
-    assert len(known.unclaimed) == given_back
+def test_a_cancelled_marked_request_returns_its_hold() -> None:
+    for enforcement, reply, given_back in (
+        ("on", [7, NOW_MS], 0),  # Where it is refused, it holds nothing.
+        ("shadow", [7, NOW_MS], 1),
+        ("shadow", ReplyError("ERR no"), 0),
+    ):
+        known = Known(TEXT.replace("on\n", f"{enforcement}\n"))
+        MarkedDecision(known.view().prepare(known.catalog.routes[0]), "digest").on_unclaimed_reply(reply)
+        assert len(known.unclaimed) == given_back, (enforcement, reply)
 
 
 class Held(HoldOwner):
@@ -255,13 +252,11 @@ def test_only_the_last_settlement_of_several_has_the_mark() -> None:
     decided = MarkedDecision(known.view().prepare(known.catalog.routes[0]), "digest")
     holder = Held.__new__(Held)
     holder._renewed, holder._slot, holder._decided_ms = None, 0, NOW_MS
-    parts = [UsedQuantities.of({"requests": quantity}) for quantity in (2, 3)]
-    found = holder._build_settlements(decided, parts)
-    assert [one.mark for one in found] == [
-        RepeatMark("digest", billed=False),
-        RepeatMark("digest", billed=True),
+    found = holder._build_settlements(decided, [UsedQuantities.of({"requests": used}) for used in (2, 3)])
+    assert [(one.mark, one.used.recorded) for one in found] == [
+        (RepeatMark("digest", billed=False), {"requests": 3}),
+        (RepeatMark("digest", billed=True), {"requests": 2}),
     ]
-    assert [one.used.recorded for one in found] == [{"requests": 3}, {"requests": 2}]
 
 
 async def test_who_waits_for_a_settlement_gets_its_first_outcome() -> None:
@@ -382,17 +377,15 @@ async def test_renewal_that_begins_again_renews_once_a_tick(monkeypatch: pytest.
     loop = asyncio.get_running_loop()
     later = loop.call_later
 
-    def call_later(delay: float, call: Any, *args: Any, **more: Any) -> asyncio.TimerHandle:
-        timer = later(delay, call, *args, **more)
-        timers.append(timer)
-        return timer
+    def call_later(*given: Any, **more: Any) -> asyncio.TimerHandle:
+        timers.append(later(*given, **more))
+        return timers[-1]
 
     monkeypatch.setattr(loop, "call_later", call_later, raising=False)
     renewal.begin()
     renewal.begin()
     renewal.stop()
-    assert len(timers) == 2
-    assert all(timer.cancelled() for timer in timers)
+    assert [timer.cancelled() for timer in timers] == [True, True]
 
 
 def lane() -> Lane:
@@ -407,14 +400,13 @@ async def test_a_warning_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixt
     found = lane()
     for _ in range(3):
         found.warn("the store is full")
-    assert caplog.messages == ["the store is full"]
+    assert (caplog.messages, found.is_served) == (["the store is full"], False)
 
 
 async def test_scripts_are_loaded_once_a_tick() -> None:
     found, line = lane(), Mock()
-    found.load(None)
-    found.load(line)
-    found.load(line)
+    for given in (None, line, line):
+        found.load(given)
     assert [asked.args[:2] for asked in line.ask.mock_calls] == [("SCRIPT", "LOAD")]
     await asyncio.sleep(0)
     found.load(line)
@@ -431,21 +423,12 @@ async def test_settings_that_do_not_fit_the_store_are_refused() -> None:
     await reconnector.stop()
 
 
-async def test_requests_are_not_served_before_the_kit_is_started() -> None:
-    assert not lane().is_served
-
-
-@pytest.mark.parametrize(
-    ("asked", "granted", "unused", "is_early", "size"),
-    [
+def test_an_allotment_grows_and_shrinks_with_what_is_used() -> None:
+    for asked, granted, unused, is_early, size in (
         (64, 8, 2, True, 128),  # Little was left before half of the term was over.
         (64, 8, 2, False, 64),
         (64, 8, 3, True, 32),  # More than a quarter of the granted units is unused.
         (7, 7, 7, False, 4),
         (4096, 4096, 0, True, 4096),
-    ],
-)
-def test_an_allotment_grows_and_shrinks_with_what_is_used(
-    asked: int, granted: int, unused: int, is_early: bool, size: int
-) -> None:
-    assert next_size(asked, granted, unused, is_early=is_early) == size
+    ):
+        assert next_size(asked, granted, unused, is_early=is_early) == size, (asked, unused)
