@@ -11,6 +11,7 @@ import pytest
 
 import meterkit
 import stripe_emulator
+from meterkit.store import replies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -180,8 +181,17 @@ def test_the_map_of_scripts_names_each_of_them_and_its_callers() -> None:
     scripts = {path.stem for path in (package / "lua").glob("*.lua")}
     table = (package / "lua" / "README.md").read_text("utf-8")
     rows = re.findall(r"^\| .+? \| (`.+?`) \| (.+?) \|$", table, re.MULTILINE)
-    assert scripts <= {name for names, _ in rows for name in re.findall(r"`(\w+)`", names)}
+    named = {name for names, _ in rows for name in re.findall(r"`(\w+)`", names)}
+    assert scripts <= named
+    assert named <= scripts | {path.stem for path in (package / "lua" / "include").glob("*.lua")}
     for names, files in rows:
         for file in re.findall(r"`([\w/.]+)`", files):
             text = ((package.parents[1] if file.startswith("tests/") else package) / file).read_text("utf-8")
             assert f'"{names.strip("`")}"' in text or names.strip("`") not in scripts, (names, file)
+
+
+def test_replies_have_the_same_numbers_in_python_as_in_the_scripts() -> None:
+    constants = (Path(meterkit.__file__).parent / "lua" / "shared" / "constants.lua").read_text("utf-8")
+    in_lua = dict(re.findall(r"^local ([A-Z_]+) = (\d+)", constants, re.MULTILINE))
+    in_python = {name: str(value) for name, value in vars(replies).items() if isinstance(value, int)}
+    assert {name.strip("_"): value for name, value in in_python.items()}.items() <= in_lua.items()

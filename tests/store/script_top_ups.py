@@ -118,7 +118,7 @@ class Books:
 class TopUps(ScriptWorld):
     """One customer's top-ups, refunds, and a clock."""
 
-    names = ("reserve_top_up", "reclaim_grant")
+    names = ("move_auto_top_up", "reclaim_grant")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
@@ -161,7 +161,7 @@ class TopUps(ScriptWorld):
         kinds = (*["begin"] * 3, "paid", "paid", "failed", "none", "bought", "on", "off")
         what, target, event = (self.random.choice(every) for every in (kinds, TARGETS, EVENTS))
         asked = target, what, event, self.random.choice(MONTHS)
-        reply = self.run("reserve_top_up", (KEYS.ledger,), *asked, MOST, PATIENCE_MS, self.wall)
+        reply = self.run("move_auto_top_up", (KEYS.ledger,), *asked, MOST, PATIENCE_MS, self.wall)
         expected = self.books.top_up(*asked, self.wall)
         self.compare(f"top_up {asked}", expected, reply)
         self.seen.add(f"{what} {expected[0]}")

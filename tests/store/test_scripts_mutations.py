@@ -154,7 +154,7 @@ OF_TOP_UPS: Final = Mutated(
     swaps=MORE_SWAPS,
     steps=3000,
     sample=8,
-    lives=dict.fromkeys(("reclaim_grant.lua", "reserve_top_up.lua"), ((TopUps, 0),)),
+    lives=dict.fromkeys(("reclaim_grant.lua", "move_auto_top_up.lua"), ((TopUps, 0),)),
 )
 DELIVERING: Final = Mutated(
     equivalents="delivery_equivalents.txt",
@@ -175,7 +175,7 @@ DELIVERING: Final = Mutated(
         **included("return_to_grants read_payer", RESTORING[:1]),
         **included("close_past_period next_free_minute free_past_minute", DELIVERY),
         **included(
-            "move_late_usage price_late_units queue_item count_item_units lower_price_segment", OVERTAKING
+            "bill_late_usage price_late_units queue_item count_item_units lower_price_segment", OVERTAKING
         ),
         **included("end_price_segment store_price_labels", STRANDING),
         **included("lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.outbox.intents import REFUSED, unpack_batch
+from meterkit.store import replies
 from meterkit.store.event_names import read_meters
 
 if TYPE_CHECKING:
@@ -60,7 +61,12 @@ _DAYS_KEPT: Final = 37
 _DAYS_OF_BATCHES: Final = 9
 RefusalOutcome = Literal["done", "gone", "sending", "damaged"]
 """Outcome: the intent is parked or dead; it is gone; it is being sent; its totals are damaged."""
-_REFUSED: Final[dict[int, RefusalOutcome]] = {0: "gone", 1: "done", 2: "sending", 3: "damaged"}
+_REFUSED: Final[dict[int, RefusalOutcome]] = {
+    replies.INTENT_GONE: "gone",
+    replies.INTENT_REFUSED: "done",
+    replies.INTENT_LEASED: "sending",
+    replies.TOTALS_UNCOUNTABLE: "damaged",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,17 @@
 #!lua
 -- queue_sync: queues a sync of a Stripe customer: once per event, in one entry for all events.
 --
--- KEYS[1] hash  entries: a Stripe customer to what is to be done (JSON)
--- KEYS[2] zset  due: when (ms), or until when a worker has the entry
--- KEYS[3] hash  dead entries          KEYS[4] hash  alarms: of each kind how many, for 400 days
+-- KEYS[1] hash  entries: a Stripe customer to its pending sync (JSON)
+-- KEYS[2] zset  due: when the entry is due, or when its lease ends (ms)
+-- KEYS[3] hash  dead entries          KEYS[4] hash  alarms: the number of each kind, for 400 days
 -- KEYS[5] string  the event, for 35 days    KEYS[6] string  the note, for 35 days
 -- ARGV  1 the Stripe customer; empty: none   2 the cause: the event's id, or a word
 --       3 1: an event, which counts once; 0: none   4 the kind of an alarm, or empty
---       5 the note's name, or empty   6 the note   7 in how long it is due (ms)   last: the caller's clock (ms)
--- A dead entry begins anew. One that a worker has, or that waits for a retry, keeps its time.
--- Reply 1 done    0 a repeat of the event: nothing is done    2 done, but there is no room for the note
+--       5 the note's name, or empty   6 the note   7 delay until it is due (ms)   last: the caller's clock (ms)
+-- A dead entry restarts with its first attempt. A leased entry, or one that waits for a retry, keeps its time.
+-- Reply SYNC_QUEUED
+--       SYNC_REPEATED   the event was queued before: nothing is done
+--       SYNC_NO_ROOM    the sync is queued, but there is no room for the note
 --include server_ms
 local entries_key, due_key, dead_key, alarms_key, event_key, note_key = unpack(KEYS)
 local customer, cause, is_event, alarm, name, note, delay_ms = unpack(ARGV)
@@ -20,16 +22,16 @@ local function is_first(key)
 end
 
 if is_event == '1' and not is_first(event_key) then
-  return 0
+  return SYNC_REPEATED
 end
 if alarm ~= '' then
   call('HINCRBY', alarms_key, alarm, 1)
   call('PEXPIRE', alarms_key, FOUR_HUNDRED_DAYS_MS)
 end
 if customer == '' then
-  return 1
+  return SYNC_QUEUED
 end
-local now, reply = server_ms(ARGV[#ARGV]), 1
+local now, reply = server_ms(ARGV[#ARGV]), SYNC_QUEUED
 local packed = call('HGET', entries_key, customer)
 local entry
 if packed then
@@ -45,7 +47,7 @@ else
 end
 entry.n, entry.cause = entry.n + 1, cause
 if name ~= '' and entry.noted >= HINTS_MOST then
-  reply = 2
+  reply = SYNC_NO_ROOM
 elseif name ~= '' and is_first(note_key) then
   entry.notes[name], entry.noted = note, entry.noted + 1
 end

@@ -1,11 +1,12 @@
 #!lua
--- reclaim_grant: takes back of a grant of the app's what was refunded of its payment; what it has paid stays paid.
+-- reclaim_grant: reclaims from a grant the units whose payment was refunded. Units already spent stay spent.
 --
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
--- ARGV  1 the grant's name    2 how much of it was refunded in all, now and before (units, or micro-credits)
---       3 1 where that is all of it: automatic top-ups stop until the next one is bought, see reserve_top_up.lua; else 0
+-- ARGV  1 the grant's name    2 total refunded so far, this refund included (units, or micro-credits)
+--       3 1: the payment is refunded in full, so automatic top-ups stop until the next purchase, see move_auto_top_up.lua;
+--       0: in part
 --       last: the caller's clock (ms)
--- Reply {how much more was refunded than was known, how much of that was taken}
+-- Reply {units refunded since the last call, units of those that the grant still had}
 --include server_ms
 --include repay_debts
 local grants_key, ledger_key, name, refunded, in_all, caller_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[#ARGV]

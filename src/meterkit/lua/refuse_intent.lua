@@ -1,14 +1,17 @@
 #!lua
--- refuse_intent: sealed usage that Stripe has taken and then refused is parked or dead, under a new identifier, so that
+-- refuse_intent: parks an intent that Stripe accepted and refused later, or makes it dead. It gets a new identifier, so that
 -- it can be sent again: Stripe may know the old one.
 --
 -- KEYS[1] hash  intents    KEYS[2] zset  outbox    KEYS[3] hash  delivered on a day    KEYS[4] zset  parked or dead
 -- KEYS[5] hash  its customer's totals
 -- ARGV  1 the identifier    2 the new one    3 the next state: parked or dead    4 why    5 the meter's token
 --       6 the customer      last: the caller's clock (ms)
--- Delivered usage is of the period that its timestamp lies in. Stripe may have refused one try and
--- accepted another: so the intent keeps its first attempt, or gets this instant, by which it had been tried.
--- Reply 1 done    0 it is gone    2 it is being sent    3 its customer's totals cannot be counted in
+-- A delivered intent belongs to the period of its timestamp. Stripe may have refused one attempt and accepted another,
+-- so the intent keeps the time of its first attempt. If that is unknown, it gets the current time.
+-- Reply INTENT_REFUSED
+--       INTENT_GONE          no such intent, or it is parked or dead: nothing is done
+--       INTENT_LEASED        a flusher is sending it: nothing is done
+--       TOTALS_UNCOUNTABLE   its customer's totals are invalid: nothing is done
 --include server_ms
 --include recount_intent
 local intents_key, outbox_key, delivered_key, parked_key, totals_key = unpack(KEYS)
@@ -21,7 +24,7 @@ if packed then
 elseif short then
   local fields = redis.pcall('HKEYS', totals_key)
   if fields.err then
-    return 3
+    return TOTALS_UNCOUNTABLE
   end
   local owner, stripe_customer, event, time, value = unpack(cjson.decode(short))
   local begins_ms, period, kind = -1, nil, token .. (string.sub(value, 1, 1) == '-' and 'D' or 'd')
@@ -35,14 +38,14 @@ elseif short then
     meter = token, event = event, value = value, time = time}
 end
 if not intent or intent.customer ~= customer or intent.state == 'parked' or intent.state == 'dead' then
-  return 0
+  return INTENT_GONE
 elseif intent.state == 'leased' then
-  return 2
+  return INTENT_LEASED
 end
 local field, value = count_field(intent, intent.state)
 local counted = intent.state == 'delivered' and call('HGET', totals_key, field)
 if counted and (tonumber(counted) or -1) < tonumber(value) or not recount_intent(totals_key, intent, intent.state, state) then
-  return 3
+  return TOTALS_UNCOUNTABLE
 end
 local now = server_ms(caller_ms)
 local at = text('%.0f', now)
@@ -54,4 +57,4 @@ call('ZREM', outbox_key, id)
 call('HDEL', delivered_key, id)
 call('HSET', intents_key, new_id, cjson.encode(intent))
 call('ZADD', parked_key, now, new_id)
-return 1
+return INTENT_REFUSED

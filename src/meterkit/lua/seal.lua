@@ -17,7 +17,7 @@
 -- ARGV[4] the customer
 -- ARGV[5] the Stripe customer; empty: not linked, nothing is sealed
 -- ARGV[6] a JSON array: minutes that intents of another customer with this Stripe customer have (ms)
--- ARGV[7] empty: no invoices are known; or (JSON) which usage is too late for its own invoice, see move_late_usage
+-- ARGV[7] empty: no invoices are known; or (JSON) which usage is too late for its own invoice, see bill_late_usage
 -- ARGV[8] empty; or `moved`: the counters' period has ended because another one has begun; or (JSON) a cut, before the
 --       customer's prices change: till: until when usage recorded from now on is held back (ms, as text); labels: see
 --       end_price_segment
@@ -100,10 +100,10 @@ end
 
 local late = {}
 if invoices ~= '' then -- Included here, so that other calls do not pay for creating the functions.
---include move_late_usage
+--include bill_late_usage
   local keys = {counters = counters_key, totals = totals_key, history = history_key, items = items_key, audit = audit_key}
   local own = {customer = customer, nonce = nonce, rev = rev, period_start_ms = period_start_ms, period_end_ms = period_end_ms}
-  head, late = move_late_usage(keys, head, meters, totals, events, cjson.decode(invoices), own, now)
+  head, late = bill_late_usage(keys, head, meters, totals, events, cjson.decode(invoices), own, now)
 end
 local cut = cut_text ~= '' and not is_moved and cjson.decode(cut_text)
 local open_period = string.format('%.0f', head and head.begins_ms or period_start_ms)

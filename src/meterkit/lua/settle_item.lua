@@ -1,10 +1,10 @@
 #!lua
--- settle_item: takes an invoice item of late usage out of the queue, as Stripe has it, or refuses it for good. Idempotent.
+-- settle_item: removes an invoice item of late usage from its queue: Stripe has it, or has refused it permanently. Idempotent.
 --
--- KEYS[1] zset  items, by when they are due (ms)    KEYS[2] hash  totals of the customer    KEYS[3] list  ledger of changes
--- ARGV  1 the item, as it is in KEYS[1]    2 f: Stripe has it, or t: nothing bills it    3 the entry of the ledger (JSON)
+-- KEYS[1] zset  items: when they are due (ms)    KEYS[2] hash  totals of the customer    KEYS[3] list  ledger of changes
+-- ARGV  1 the item as in KEYS[1]    2 f: Stripe has it, or t: nothing bills it    3 entry for the ledger of changes (JSON)
 --       last: the caller's clock (ms)
--- Reply 1 done    0 it was settled before
+-- Reply ITEM_SETTLED    ITEM_SETTLED_BEFORE: nothing is done
 --include append_history
 --include count_item_units
 --include lower_price_segment
@@ -12,7 +12,7 @@ local items_key, totals_key, history_key = unpack(KEYS)
 local text, letter, entry = unpack(ARGV)
 local call, item = redis.call, cjson.decode(text)
 if call('ZREM', items_key, text) == 0 then
-  return 0
+  return ITEM_SETTLED_BEFORE
 end
 local name = item.period .. '|' .. item.meter
 call('HINCRBY', totals_key, name .. 'a', '-' .. item.value)
@@ -23,4 +23,4 @@ if letter == 't' then
 end
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 append_history(history_key, {cjson.decode(entry)})
-return 1
+return ITEM_SETTLED

@@ -17,6 +17,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import count_members
+from meterkit.store import replies
 from meterkit.store.input_checks import check_customer, check_text, shown
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ class LateItems:
         entry = ("late", str(self._store.now_ms()), f"{item.period_ms} {item.in_words()}", after, cause)
         names = [self._key(item.shard), keys.totals, keys.history]
         script = self._store.scripts["settle_item"]
-        return bool(await self._admin.run(script, names, item.text, letter, json.dumps(entry)))
+        reply = await self._admin.run(script, names, item.text, letter, json.dumps(entry))
+        return bool(reply == replies.ITEM_SETTLED)
 
     async def postpone(self, item: LateItem, *, until_ms: int) -> None:
         """Postpone an item."""

@@ -34,7 +34,7 @@ def is_billed_at(subscription: SubscriptionState | None, at_ms: int) -> bool:
 
 
 def invoice_terms(view: CustomerView, now_ms: int) -> str:
-    """Argument of ``move_late_usage.lua``, as JSON; empty: the customer has no subscription."""
+    """Argument of ``bill_late_usage.lua``, as JSON; empty: the customer has no subscription."""
     state = view.state
     subscription = state.subscription
     if subscription is None:

@@ -23,7 +23,7 @@ NAMES: Final = (
     "forget_customer",
     "add_grant",
     "reclaim_grant",
-    "reserve_top_up",
+    "move_auto_top_up",
     "void_grants",
     "count_due",
     "recall_intents",

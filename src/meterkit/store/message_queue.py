@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.store import replies
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
@@ -21,7 +23,6 @@ CHANNELS: Final[tuple[Channel, ...]] = ("webhook", "email")
 LEASE_MS: Final = 60_000
 """Lease of a message. Sending it ends sooner."""
 _NOTE: Final = "message"
-_REPEAT: Final = 0
 _Outcome = Literal["done", "later", "dead"]
 
 
@@ -81,7 +82,7 @@ class MessageQueue:
 
     async def add(self, message_id: str, text: str) -> bool:
         """Queue a message, unless one with this id was queued within 35 days; whether it is new."""
-        return await self._queue_message(message_id, "event", text, is_event=True) != _REPEAT
+        return await self._queue_message(message_id, "event", text, is_event=True) != replies.SYNC_REPEATED
 
     async def lease(self, most: int) -> list[LeasedMessage]:
         """Lease due messages for :data:`LEASE_MS`, the longest overdue first."""

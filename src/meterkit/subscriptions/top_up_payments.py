@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.customers.grants import add_grant, has_grant, reclaim_grant
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError
+from meterkit.store import replies
 from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.invoice_payments import PAYMENTS, refunded_cents
 from meterkit.subscriptions.stripe_objects import CUSTOMER, TOP_UP, id_in, part_of, text_in
@@ -40,7 +41,7 @@ async def move_auto_top_up(
     month: str = "-",
     most: int = 0,
 ) -> tuple[str, str] | None:
-    """Move the state of a customer's automatic top-ups by ``lua/reserve_top_up.lua``.
+    """Move the state of a customer's automatic top-ups by ``lua/move_auto_top_up.lua``.
 
     Returns:
         Of ``begin``, month and event of the top-up to buy; None: buy none.
@@ -50,8 +51,8 @@ async def move_auto_top_up(
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
     arguments = (target_of("credit", credit), to, event, month, most, _PATIENCE_MS)
-    reply = await admin.run(store.scripts["reserve_top_up"], [keys.ledger], *arguments)
-    return (reply[1].decode(), reply[2].decode()) if reply[0] else None
+    reply = await admin.run(store.scripts["move_auto_top_up"], [keys.ledger], *arguments)
+    return (reply[1].decode(), reply[2].decode()) if reply[0] == replies.TOP_UP_BEGUN else None
 
 
 _logger = logging.getLogger("meterkit.subscriptions")

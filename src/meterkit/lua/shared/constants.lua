@@ -43,6 +43,19 @@ local AUDIT_WAITS = 1 -- Of rebuild_counters: entries of the audit log have not 
 local OTHER_PERIOD = 5 -- The customer is in another period.
 local NO_MINUTE = 6 -- The period has no minute left for an intent.
 
+-- Reply codes that store/replies.py has, too.
+local TOP_UP_NOT_BEGUN = 0 -- Of move_auto_top_up.
+local TOP_UP_BEGUN = 1
+local SYNC_REPEATED = 0 -- Of queue_sync: the event was queued before.
+local SYNC_QUEUED = 1
+local SYNC_NO_ROOM = 2 -- The sync is queued without its note.
+local INTENT_GONE = 0 -- Of refuse_intent: no such intent, or it is parked or dead.
+local INTENT_REFUSED = 1
+local INTENT_LEASED = 2 -- A flusher is sending it.
+local TOTALS_UNCOUNTABLE = 3 -- A total of the customer is not a whole number.
+local ITEM_SETTLED_BEFORE = 0 -- Of settle_item.
+local ITEM_SETTLED = 1
+
 -- Formats of what is stored.
 local FORM = -3 -- The first number of a packed field: what is stored has this format. Below 0: no text begins so.
 local BALANCE_FORM = '2' -- Of the field "balance": 1 knew of no debts, and is read anew.

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from meterkit.decisions.keys import shard_of
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, pack_each
+from meterkit.store import replies
 from meterkit.store.sync_queue_counts import count_syncs, due_keys, read_alarms, read_dead_syncs
 from meterkit.subscriptions.webhooks.stripe_events import EventNote
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 LEASE_MS: Final = 60_000
 """Lease of an entry. A sync ends sooner, or renews it."""
-_REPEAT: Final = 0
-_NO_ROOM: Final = 2
 _SHARDS_AT_ONCE: Final = 32
 """Of a cluster, whose shards are asked one by one."""
 _shuffle = SystemRandom().shuffle
@@ -122,12 +121,12 @@ class SyncQueue:
             name="" if note is None else note.name,
             note="" if note is None else note.dump(),
         )
-        if reply == _REPEAT:
+        if reply == replies.SYNC_REPEATED:
             return "duplicate"
         if hint.stripe_customer is not None:
             self._near.add(shard)
             self.wake()
-        return "full" if reply == _NO_ROOM else "new"
+        return "full" if reply == replies.SYNC_NO_ROOM else "new"
 
     async def request(self, stripe_customer: str, cause: str, *, delay_ms: int = 0) -> None:
         """Queue the sync of a Stripe customer for another reason than an event."""

@@ -1,7 +1,7 @@
--- move_late_usage: pending usage of closed periods whose invoices are final, or will be before an intent of now is counted. It is
--- counted as t of its period; where the plan of the open period bills the meter at the same price, it is recorded there
--- once more, as overage (or included) and as late, and is pending there. At another price an invoice item bills it at its
--- own (see queue_item).
+-- bill_late_usage: bills pending usage of closed periods whose invoices are final, or will be before Stripe counts an intent
+-- sealed now. It removes the usage from its period, which counts it as t.
+-- If the open period bills the meter at the same price, the usage is recorded there again, as overage (or included) and as
+-- late, and becomes pending there. At another price, an invoice item bills it at its own price (see queue_item).
 --   keys: counters, totals, history, items; audit or nil; head, meters: as read_counters gives them; totals: as read;
 --   events: token to event name: what has none waits for it; asked: since, before, latest (ms; see
 --   decisions/subscription_periods.py), hour, margin (ms), meters: a token to the class that the open period records it in
@@ -13,7 +13,7 @@
 --include audit_usage
 --include price_late_units
 --include queue_item
-local function move_late_usage(keys, head, meters, totals, events, asked, own, now)
+local function bill_late_usage(keys, head, meters, totals, events, asked, own, now)
   local text, late = string.format, {}
   local outcomes = {[0] = 'not billed', 'billed in the period that is open', 'billed by an invoice item'}
   local function is_final(period)
