@@ -11,7 +11,6 @@ import pytest
 
 import meterkit
 import stripe_emulator
-from meterkit.store import replies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -190,8 +189,10 @@ def test_the_map_of_scripts_names_each_of_them_and_its_callers() -> None:
             assert f'"{names.strip("`")}"' in text or names.strip("`") not in scripts, (names, file)
 
 
-def test_replies_have_the_same_numbers_in_python_as_in_the_scripts() -> None:
-    constants = (Path(meterkit.__file__).parent / "lua" / "shared" / "constants.lua").read_text("utf-8")
-    in_lua = dict(re.findall(r"^local ([A-Z_]+) = (\d+)", constants, re.MULTILINE))
-    in_python = {name: str(value) for name, value in vars(replies).items() if isinstance(value, int)}
-    assert {name.strip("_"): value for name, value in in_python.items()}.items() <= in_lua.items()
+def test_replies_of_scripts_have_the_same_numbers_in_python() -> None:
+    package = Path(meterkit.__file__).parent
+    constants = (package / "lua" / "shared" / "constants.lua").read_text("utf-8")
+    replies = (package / "store" / "replies.py").read_text("utf-8")
+    in_python = re.findall(r"^_?([A-Z_]+): Final = (\d+)$", replies, re.MULTILINE)
+    assert {*in_python} <= {*re.findall(r"^local ([A-Z_]+) = (\d+)", constants, re.MULTILINE)}
+    assert ("SYNC_NO_ROOM", "2") in in_python
