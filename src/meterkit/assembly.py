@@ -210,7 +210,7 @@ class Parts:
         await module.park_refused(self.store, self._stripe.api(), event_id, self._journal)
 
     async def _end_usage(self, customer: str, ended: Mapping[int, int]) -> None:
-        module: Any = import_module("meterkit.delivery.late_intents")  # Only workers pay for it.
+        module: Any = import_module("meterkit.delivery.late_usage_withdrawal")  # Only workers pay for it.
         await module.end_usage(self.store, customer, ended)
 
     async def _deliver(self, customer: str) -> None:

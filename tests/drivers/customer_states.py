@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.drift_records import Drift, DriftRecords
-from meterkit.customers.late_on_price_change import release_usage
+from meterkit.customers.late_usage_on_price_change import release_usage
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.periods import to_ms

@@ -34,7 +34,7 @@ NAMES: Final = (
     "correct_usage",
     "refuse_intent",
     "withdraw_intent",
-    "mark_late",
+    "mark_late_usage",
     "settle_item",
 )
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)

@@ -556,9 +556,9 @@ class Stranding(Anew):
         if self.random.random() < 0.2:
             self._strand_audited(asked)
             return
-        reply, found = self.ask("mark_late", self._names(), NAME, NONCE, text_of(asked), now)
+        reply, found = self.ask("mark_late_usage", self._names(), NAME, NONCE, text_of(asked), now)
         expected = strand(self.shard, asked, now)
-        self.check(f"mark_late {asked}", expected, reply, found)
+        self.check(f"mark_late_usage {asked}", expected, reply, found)
         self.seen["late"] += len(reply) > 2
         self.seen["late and billed"] += 1 in reply[4::3]
         self.seen["late and by item"] += 2 in reply[4::3]
@@ -568,7 +568,7 @@ class Stranding(Anew):
         """With an audit log, which has an entry of each meter that is recorded once more."""
         names = [self._key(name) for name in (*self._names(), "audit")]
         argv = (NAME, NONCE, text_of(asked), self.wall)
-        reply, rows = self.wire(pack("EVALSHA", self.shas["mark_late", 0], len(names), *names, *argv))
+        reply, rows = self.wire(pack("EVALSHA", self.shas["mark_late_usage", 0], len(names), *names, *argv))
         expected = strand(self.shard, asked, self.wall)
         self._compare("the reply", expected, reply)
         entries: list[list[int | bytes]] = []
@@ -588,7 +588,7 @@ class Stranding(Anew):
         self.wire(pack("DEL", names[-1]))
         self.shard.fresh.clear()
         _, found = self.ask("read_usage", own_keys(NAME, "cstgv"), self.wall)
-        self.check(f"mark_late audited {asked}", [8], [8], found)
+        self.check(f"mark_late_usage audited {asked}", [8], [8], found)
 
     def _names(self) -> tuple[str, ...]:
         return (*own_keys(NAME, "cth"), "dirty", "intents", "outbox", "parked", "compare", "items")
@@ -663,9 +663,9 @@ class Stranding(Anew):
         self.wire(pack("HSET", self._key(f"t:{NAME}"), field, self.random.choice(("x", "1.5", ""))))
         words = f"DAMAGED a customer cannot be read: no whole numbers in field {field}"
         asked = text_of(self._asked())
-        reply, found = self.ask("mark_late", self._names(), NAME, NONCE, asked, self.wall)
+        reply, found = self.ask("mark_late_usage", self._names(), NAME, NONCE, asked, self.wall)
         self._compare("the refusal", words, str(reply))
         self.store(f"t:{NAME}")
         del found[f"t:{NAME}"]
         found |= {f"t:{NAME}": texts_of(customer.closed)} if customer.closed else {}
-        self.check("mark_late damaged", [9], [9], found)
+        self.check("mark_late_usage damaged", [9], [9], found)

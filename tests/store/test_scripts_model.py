@@ -83,7 +83,8 @@ DELIVERED: Final = said(
     ", correct_usage 3, correct_usage 4, count_due 9, fence_producer -1, fence_producer 9, read_usage 9"
 )
 STRANDED: Final = said(
-    "mark_late 0, late, late and billed, late and by item, a correction undone, mark_late 8, mark_late 9"
+    "mark_late_usage 0, late, late and billed, late and by item, a correction undone, mark_late_usage 8,"
+    " mark_late_usage 9"
 )
 OVERTAKEN: Final = said(
     "seal 0, settle_item 0, settle_item 1, withdraw_intent 0, withdraw_intent 1, withdraw_intent 2, late"

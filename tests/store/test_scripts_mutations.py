@@ -70,7 +70,7 @@ DECIDING: Final = Mutated(
         **included("check_ceilings read_options classify_units report_units", EVERYTHING),
         **included(
             "unpack_head unpack_rate unpack_meter unpack_extras live_holds release_hold correct_rate"
-            " take_number late_period count_late_units crossed_thresholds queue_notices"
+            " take_number find_backdated_period count_backdated_units crossed_thresholds queue_notices"
             " close_period read_counters read_meter are_whole_numbers pack_meter schedule_seal"
             " write_counters count_recorded compare_event correct_rates apply_options notify_handlers",
             PLAIN + PAID,
@@ -170,12 +170,12 @@ DELIVERING: Final = Mutated(
         "refuse_intent.lua": ((Refusing, 3),),
         "seal.lua": (*DELIVERY, *OVERTAKING),
         "correct_usage.lua": (*DELIVERY, *RESTORING),
-        "mark_late.lua": ((Stranding, 6),),
+        "mark_late_usage.lua": ((Stranding, 6),),
         **dict.fromkeys(("withdraw_intent.lua", "settle_item.lua"), OVERTAKING),
         **included("return_to_grants read_payer", RESTORING[:1]),
         **included("close_past_period next_free_minute free_past_minute", DELIVERY),
         **included(
-            "bill_late_usage price_late_units queue_item count_item_units lower_price_segment", OVERTAKING
+            "bill_late_usage price_late_usage queue_item count_item_units lower_price_segment", OVERTAKING
         ),
         **included("end_price_segment store_price_labels", STRANDING),
         **included("lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))),

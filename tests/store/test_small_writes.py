@@ -19,7 +19,7 @@ from drivers.subscribed_customer import kit_of, subscription
 from meterkit import QuantityError
 from meterkit.catalog import loads, override
 from meterkit.customers.drift_records import Drift, DriftRecords
-from meterkit.customers.late_on_price_change import PriceSwitch, hold_usage, mark_usage_late
+from meterkit.customers.late_usage_on_price_change import PriceSwitch, hold_usage, mark_usage_late
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import CustomerState

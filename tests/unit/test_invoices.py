@@ -28,7 +28,7 @@ from meterkit.delivery.invoices import (
     is_renewal_of,
     read_period_billing,
 )
-from meterkit.delivery.late_intents import format_late_usage
+from meterkit.delivery.late_usage_withdrawal import format_late_usage
 from meterkit.delivery.period_closer import PeriodCloser, _describe_hold
 from meterkit.delivery.reconcile_findings import advice_on_invoices
 from meterkit.delivery.reconciler import Reconciler

@@ -24,7 +24,7 @@ from meterkit.cli.options import import_function, seconds
 from meterkit.cli.output import echo, is_log_json, log_as_json, print_note, shown_steps
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.customers.states import make_scheduled_transitions
-from meterkit.delivery.late_intents import format_late_usage
+from meterkit.delivery.late_usage_withdrawal import format_late_usage
 from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import open_drainer

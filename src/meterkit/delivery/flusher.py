@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from meterkit.cancellation import start_task
 from meterkit.delivery.flush_report import FlushReport, Unsealed, count_undelivered
 from meterkit.delivery.intent_comparer import IntentComparer
-from meterkit.delivery.late_intents import LateIntents, report_late
+from meterkit.delivery.late_usage_withdrawal import LateIntents, report_late
 from meterkit.delivery.sender import IntentSender, ShardLease, group_calls, stopwatch
 from meterkit.delivery.store_restart_check import StoreRestartCheck
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery

@@ -15,7 +15,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_ends import RENEWAL, read_invoice_end
-from meterkit.outbox.late_terms import format_overage_price
+from meterkit.outbox.late_usage_terms import format_overage_price
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

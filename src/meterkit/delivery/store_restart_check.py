@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.delivery_gaps import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.delivery.intent_comparer import CAUSE
-from meterkit.delivery.late_intents import report_late
+from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.errors import StoreError, StripeError
 from meterkit.outbox.intents import RESTORED, read_intents_in
 from meterkit.outbox.operator_commands import change_state

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from meterkit.customers.billed_usage import read_negative_units
-from meterkit.customers.late_on_price_change import hold_usage, next_minute_ms, release_usage
+from meterkit.customers.late_usage_on_price_change import hold_usage, next_minute_ms, release_usage
 from meterkit.customers.states import CustomerStates
-from meterkit.delivery.late_intents import report_late
+from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.summaries import wait_until_counted
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.invoice_item_queue import LateItems

@@ -20,7 +20,7 @@ from meterkit.decisions.policies import keep_ms_of
 from meterkit.errors import StoreError
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
-from meterkit.outbox.late_terms import invoice_terms
+from meterkit.outbox.late_usage_terms import invoice_terms
 from meterkit.redis.server import is_key_error, is_refusal
 from meterkit.store import replies
 from meterkit.store.event_names import read_subscribed_meters

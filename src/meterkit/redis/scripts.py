@@ -39,7 +39,7 @@ NAMES: Final = (
     "fold_audit",
     "unfold_audit",
     "rebuild_counters",
-    "mark_late",
+    "mark_late_usage",
     "settle_item",
     "withdraw_intent",
     "move_grants",

@@ -1,13 +1,13 @@
 -- apply_options: does what options of a settlement ask for once its usage is recorded.
 --   words: of the reply; remember: writes that an event id or an idempotency key was used; or nil
 --   late_period: the closed period that the usage belongs to, or nil; late_units: token of each meter to its units
---include count_late_units
+--include count_backdated_units
 local function apply_options(words, remember, totals_key, late_period, late_units)
   if remember then
     remember()
   end
   if late_period then
     words[#words + 1] = 'late ' .. late_period
-    count_late_units(totals_key, late_period, late_units)
+    count_backdated_units(totals_key, late_period, late_units)
   end
 end

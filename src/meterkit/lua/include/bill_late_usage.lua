@@ -11,7 +11,7 @@
 -- Returns the head, and the list that the reply has.
 --include append_history
 --include audit_usage
---include price_late_units
+--include price_late_usage
 --include queue_item
 local function bill_late_usage(keys, head, meters, totals, events, asked, own, now)
   local text, late = string.format, {}
@@ -67,7 +67,7 @@ local function bill_late_usage(keys, head, meters, totals, events, asked, own, n
     local period, token = string.match(name, '^(%d+)|(....)p$')
     if period and events[token] and is_final(period) then
       local terms = asked.meters[token] or {'', events[token], '', '-', token, 0}
-      for _, part in ipairs(price_late_units(totals, period, token, tonumber(totals[name]), terms[4], terms[5])) do
+      for _, part in ipairs(price_late_usage(totals, period, token, tonumber(totals[name]), terms[4], terms[5])) do
         bill(period, token, terms, part[1], part[2])
       end
       redis.call('HDEL', keys.totals, name)

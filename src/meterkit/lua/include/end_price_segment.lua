@@ -3,7 +3,7 @@
 --   was sealed after the segment's end
 --   labels: token to the label of its price, as text without blanks and semicolons
 -- PERIOD|METERs has a line for each segment: label, units sealed and overage recorded since the period began, `;`.
--- PERIOD|METERy has the label of the first one, also where nothing was recorded in it; see price_late_units.
+-- PERIOD|METERy has the label of the first one, also where nothing was recorded in it; see price_late_usage.
 --include store_price_labels
 local function end_price_segment(totals_key, period, meters, labels)
   store_price_labels(totals_key, period, labels)

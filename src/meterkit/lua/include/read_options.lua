@@ -7,8 +7,8 @@
 local function read_options(options, keys, rev, now, period_start_ms, period_end_ms, begins_ms, hold_slot)
   local late, pay, keep_grants, is_repeat, remember
   if options.at then -- Included here, so that other requests do not pay for creating the functions.
---include late_period
-    late = late_period(keys[3], options.at, options.own, begins_ms)
+--include find_backdated_period
+    late = find_backdated_period(keys[3], options.at, options.own, begins_ms)
   end
   if options.paying then
 --include pay_with_grants

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.grants import move_grants
-from meterkit.customers.late_on_price_change import (
+from meterkit.customers.late_usage_on_price_change import (
     PriceSwitch,
     hold_usage,
     mark_usage_late,

@@ -1,5 +1,5 @@
 #!lua
--- mark_late: makes usage late that Stripe did not have when others changed the prices of a subscription there. It can no
+-- mark_late_usage: marks usage late that Stripe did not have when others changed the prices of a subscription there. It can no
 -- longer reach the invoice line of its price. Where the price was another one, an invoice item bills it at that (see
 -- queue_item). Else it is counted as t of its period; where the plan of now bills the meter, it is recorded once more, as
 -- overage (or included) and as late, and is pending: it is billed at the new price, which is the same.

@@ -17,7 +17,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
 from meterkit.outbox.intents import StoredIntent, read_intents_in
-from meterkit.outbox.late_terms import (
+from meterkit.outbox.late_usage_terms import (
     deciding_meter,
     format_overage_price,
     is_billed_at,
@@ -208,14 +208,14 @@ async def mark_intent_late(store: Store, kept: StoredIntent, *, cause: str) -> b
 async def _run_mark_late(
     store: Store, customer: str, missed: Sequence[StoredIntent], asked: Mapping[str, Any]
 ) -> bool:
-    """Run ``mark_late`` and log the late units; whether any are."""
+    """Run ``mark_late_usage`` and log the late units; whether any are."""
     keys, admin = store.keys.customer(customer), (await store.admin()).for_delivery()
     names = [keys.counters, keys.totals, keys.history, keys.dirty]
     names += [store.keys.shard(keys.shard, name) for name in ("intents", "outbox", "parked", "compare")]
     names += [store.keys.shard(keys.shard, "items"), *[store.keys.audit(keys.shard)] * store.is_audited]
     intents = [(kept.identifier, kept.text) for kept in missed]
     text = json.dumps({**asked, "intents": intents})
-    reply: list[Any] = await admin.run(store.scripts["mark_late"], names, customer, token_hex(16), text)
+    reply: list[Any] = await admin.run(store.scripts["mark_late_usage"], names, customer, token_hex(16), text)
     late = zip(reply[2::3], reply[3::3], reply[4::3], strict=True)
     for of, value, outcome in late:
         period, _, token = of.decode().partition("|")

@@ -1,14 +1,14 @@
--- price_late_units: the prices at which pending units of a closed period were recorded, the youngest units first.
+-- price_late_usage: finds the prices at which pending units of a closed period were recorded, newest units first.
 --   totals: as read; period: its first instant, as text; token: of the meter; quantity: how much is pending of it
 --   label: of the price that the meter has now; priced: the token of the meter whose price that is
 -- Returns an array of {label, units}; the label ? where that is not known.
-local function price_late_units(totals, period, token, quantity, label, priced)
+local function price_late_usage(totals, period, token, quantity, label, priced)
   local marks, after_ms = {}, nil
   for name, value in pairs(totals) do
     local at, of = string.match(name, '^(%d+)|(....)y$')
     local at_ms = tonumber(at)
     if of == priced and at_ms > tonumber(period) and (not after_ms or at_ms < after_ms) then
-      label, after_ms = value, at_ms -- The first price that ended in a later period was in force at the end of this one.
+      label, after_ms = value, at_ms -- The first price that ended in a later period was active at the end of this one.
     end
   end
   for ended, overage in string.gmatch(totals[period .. '|' .. priced .. 's'] or '', '([^ ;]+) %d+ (%d+);') do

@@ -1,8 +1,8 @@
--- late_period: the closed period (its first instant, as text) of usage that occurred at an instant; nil where it is
--- of the counters' period.
+-- find_backdated_period: finds the closed period that backdated usage belongs to, by the instant at which the usage occurred.
+-- Returns the first instant of that period, as text; nil if the usage belongs to the counters' period.
 --   totals_key: hash; begins_ms: when the counters' period began; own_start_ms: the first instant of the period that
 --   it lay in, by the caller, where the totals know none
-local function late_period(totals_key, occurred_ms, own_start_ms, begins_ms)
+local function find_backdated_period(totals_key, occurred_ms, own_start_ms, begins_ms)
   if occurred_ms >= begins_ms then
     return nil
   end
