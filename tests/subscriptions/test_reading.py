@@ -21,7 +21,8 @@ from meterkit.subscriptions.drift_comparison import (
     plan_in,
 )
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
-from meterkit.subscriptions.price_reading import NOTHING, MonthlyAmount, PriceFacts, monthly_amount_of
+from meterkit.subscriptions.metered_prices import PriceFacts
+from meterkit.subscriptions.monthly_amount import NOTHING, MonthlyAmount, monthly_amount_of
 from meterkit.subscriptions.subscription_reading import (
     asks_for_payment_method,
     in_force,

@@ -21,8 +21,8 @@ from meterkit.subscriptions.item_changes import (
     trial_settings_change,
     updates,
 )
+from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader, inexact_prices
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, gives_price
-from meterkit.subscriptions.price_reading import NO_FACTS, PriceFactsReader, inexact_prices
 from meterkit.subscriptions.service.pending_changes import due_prices
 from meterkit.subscriptions.stripe_objects import is_override_price, part_of, plan_of_price, seat_key, text_in
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.item_changes import LiveItem, PlanPrices
-    from meterkit.subscriptions.price_reading import InexactPrice, PriceFacts
+    from meterkit.subscriptions.metered_prices import InexactPrice, PriceFacts
 
     Difference = tuple[DriftKind, str]
 

@@ -11,7 +11,7 @@ from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionErr
 from meterkit.stripe.request import ENDED_HERE
 from meterkit.subscriptions.invoice_payments import explain_unpaid_period
 from meterkit.subscriptions.item_changes import items_of, prices_in
-from meterkit.subscriptions.price_reading import COUPONS
+from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.schedule_phases import (
     PRORATED,
     has_custom_terms,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
 from meterkit.subscriptions.change_rules import included_seats
-from meterkit.subscriptions.price_reading import NO_FACTS, item_prices, monthly_amount_of
+from meterkit.subscriptions.metered_prices import NO_FACTS, item_prices
+from meterkit.subscriptions.monthly_amount import monthly_amount_of
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.subscriptions.price_reading import PriceFacts
+    from meterkit.subscriptions.metered_prices import PriceFacts
 
 
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)

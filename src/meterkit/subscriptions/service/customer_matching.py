@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from meterkit.customers.drift_records import Drift
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.subscriptions.item_changes import PlanPrices
-    from meterkit.subscriptions.price_reading import PriceFacts
+    from meterkit.subscriptions.metered_prices import PriceFacts
 
 
 MisfitKind = Literal[

@@ -11,8 +11,9 @@ from meterkit.customers.states import CustomerStates, read_states
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
+from meterkit.subscriptions.metered_prices import PriceFactsReader
+from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.plan_prices import PriceBook
-from meterkit.subscriptions.price_reading import COUPONS, PriceFactsReader
 from meterkit.subscriptions.service.customer_matching import IdSource, ListedCustomer, Misfit, match_customers
 from meterkit.subscriptions.stripe_objects import id_in, part_of
 

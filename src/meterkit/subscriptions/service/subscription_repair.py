@@ -19,8 +19,8 @@ from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift_comparison import LIVE, compare_customer, paid_seats_in, plan_in
 from meterkit.subscriptions.item_changes import items_of, prices_in, trial_settings_change, updates
 from meterkit.subscriptions.live_subscription import LiveSubscription, with_all_items
+from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
-from meterkit.subscriptions.price_reading import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.service.pending_changes import hold_change_lease
 from meterkit.subscriptions.stripe_objects import id_in, persistently
 from meterkit.subscriptions.subscription_reading import in_force, read_subscription
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.item_changes import LiveItem, PlanPrices
-    from meterkit.subscriptions.price_reading import PriceFacts
+    from meterkit.subscriptions.metered_prices import PriceFacts
 
 
 _PAGE: Final = 500

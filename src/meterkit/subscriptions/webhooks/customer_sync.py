@@ -17,8 +17,9 @@ from meterkit.outbox.close_queue import note_renewal
 from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.drift_comparison import LIVE, DriftLog
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
+from meterkit.subscriptions.metered_prices import PriceFactsReader
+from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_gate import PaymentGate
-from meterkit.subscriptions.price_reading import COUPONS, PriceFactsReader
 from meterkit.subscriptions.stripe_objects import CUSTOMER, id_in, part_of, text_in
 from meterkit.subscriptions.subscription_reading import has_begun, in_force, plan_of, read_subscription
 from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
