@@ -43,7 +43,7 @@ _NAMES: Final = {
 }
 TESTS: Final = (
     *("tests/unit", "tests/delivery"),
-    "tests/store/test_servers.py::test_an_apps_flusher_says_at_its_start_it_delivers_nothing",
+    "tests/store/test_servers.py::test_a_flusher_says_it_delivers_nothing",
     *(f"tests/{room}/test_{name}.py" for room, names in _NAMES.items() for name in names.split()),
 )
 """The tests that are tried on mutants, those that execute a mutant's line."""

@@ -178,9 +178,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 @pytest.mark.each_loop
-async def test_i9_a_hung_resolver_takes_no_thread_from_the_app(
-    store_url: str, resolver: SimpleNamespace
-) -> None:
+async def test_i9_a_hung_resolver_takes_no_thread(store_url: str, resolver: SimpleNamespace) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     url = f"redis://{NAME}:{urlsplit(store_url).port}/0"
     async with kit_at(url, store_timeout=0.25, start_timeout=1) as kit:

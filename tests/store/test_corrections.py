@@ -144,9 +144,7 @@ async def test_an_id_corrects_once_and_only_what_it_did(store_url: str) -> None:
         assert (await at.kit.customers.delete("zeta")).corrections == 1
 
 
-async def test_a_repeated_correction_grants_what_an_error_kept(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_repeat_grants_what_an_error_kept(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: object, **__: object) -> None:
         raise StoreError("the store is away")
 
@@ -176,9 +174,7 @@ async def test_a_repeated_correction_grants_what_an_error_kept(
         ({"correction_id": "a\nb"}, MeterkitError),
     ],
 )
-async def test_arguments_that_cannot_be_used_are_refused(
-    given: dict[str, Any], error: type[MeterkitError]
-) -> None:
+async def test_unusable_arguments_are_refused(given: dict[str, Any], error: type[MeterkitError]) -> None:
     asked: dict[str, Any] = {"quantities": {"tokens": 1}, "reason": "x", "correction_id": "x"} | given
     async with MeterKit(CATALOG, redis_url="memory://", clock=Clock(NOW), flush=False) as kit:
         with pytest.raises(error):
@@ -243,9 +239,7 @@ async def test_more_than_stripe_has_is_never_taken_back_there(store_url: str) ->
 @pytest.mark.parametrize(
     ("when", "found"), [("after", {"delivered": 10}), ("before", {"delivered": 30, "parked": -20})]
 )
-async def test_i6_a_doubtful_negative_event_is_compared_not_resent(
-    store_url: str, when: Any, found: dict[str, int]
-) -> None:
+async def test_i6_doubtful_corrections_are_compared(store_url: str, when: Any, found: dict[str, int]) -> None:
     async with desk(store_url) as at:
         await deliver(at)
         await correct(at.kit, 20)

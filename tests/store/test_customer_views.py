@@ -204,8 +204,7 @@ class _View:
 
 
 @given(
-    st.integers(1, 6),
-    st.lists(st.tuples(st.sampled_from(["find", "put"]), st.integers(0, 8)), max_size=100),
+    st.integers(1, 6), st.lists(st.tuples(st.sampled_from(["find", "put"]), st.integers(0, 8)), max_size=100)
 )
 def test_known_customers_against_a_model(most: int, steps: list[tuple[str, int]]) -> None:
     """Never more than the most; never an older view; and of the last half of the most, all."""

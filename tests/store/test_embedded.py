@@ -172,9 +172,7 @@ def test_a_crashed_server_is_started_anew_and_lost_nothing(server: EmbeddedServe
     assert ask(path, "GET", "a") == "1"
 
 
-def test_a_folder_others_may_write_in_does_not_shorten_a_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shared_folder_does_not_shorten_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_SOCKET_PATH_BYTES", len(str(tmp_path)) + 60)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / f"meterkit-{os.geteuid()}").mkdir(mode=0o755)
@@ -191,9 +189,7 @@ def test_a_folder_others_may_write_in_does_not_shorten_a_path(
         server.start()
 
 
-def test_it_runs_below_a_long_path_for_temporary_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_runs_below_a_long_temporary_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # F-8a: macOS and CI systems; the link that shortens the path must be short itself.
     long = tmp_path / ("t" * 120)
     long.mkdir()
@@ -204,9 +200,7 @@ def test_it_runs_below_a_long_path_for_temporary_files(
     assert not runs(long / "data")
 
 
-def test_a_server_that_hangs_is_named_and_left_alone(
-    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hung_server_is_named_not_killed(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hung = pid(server.start())
     for name in ("_START_S", "_STOP_S", "_ASK_S"):
         monkeypatch.setattr(embedded, name, 0.05)
@@ -368,9 +362,7 @@ def impostor(directory: Path) -> Iterator[None]:
 @as_root
 @pytest.mark.skipif(sys.platform != "linux", reason="setuid and chown as on Linux")
 @pytest.mark.usefixtures("impostor")
-def test_another_users_server_in_an_own_directory_is_not_used(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_users_server_is_not_used(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=f"user {NOBODY} answers on the socket"):
         EmbeddedServer(directory).start()
     monkeypatch.chdir(directory)

@@ -144,9 +144,7 @@ async def test_used_up_credits_are_402s_and_never_had_ones_are_not(kit: MeterKit
     assert (await kit.check("acme", "output_tokens")).reason == "included"
 
 
-async def test_i3_racing_requests_cannot_spend_a_credit_twice(
-    kit: MeterKit, store_url: str, clock: Clock
-) -> None:
+async def test_i3_races_cannot_spend_a_credit_twice(kit: MeterKit, store_url: str, clock: Clock) -> None:
     async with kit_of(store_url, clock, PLANS) as other:
         await give(kit, ai=10)
         await kit.record("acme", {"output_tokens": 100, "input_tokens": 1000})

@@ -193,9 +193,7 @@ async def test_i7_holds_of_lost_replies_vanish_within_ten_minutes(valkey: Server
 
 
 @pytest.mark.each_loop
-async def test_i1_fifty_requests_of_one_tick_are_one_write(
-    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_i1_requests_of_a_tick_are_one_write(proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     read, chunks = asyncio.StreamReader.read, list[int]()
 
     async def counting(reader: asyncio.StreamReader, size: int = -1) -> bytes:
@@ -275,9 +273,7 @@ async def test_i9_a_hung_server_costs_one_timeout_and_no_hold(valkey: Server) ->
         await eventually(exact)
 
 
-async def test_i9_unreachable_at_the_start_is_one_clear_line_and_heals(
-    proxy: TcpProxy, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i9_a_start_without_a_store_heals(proxy: TcpProxy, caplog: pytest.LogCaptureFixture) -> None:
     await proxy.set("refuse")
     async with kit_at(proxy.url, start_timeout=0.2, store_timeout=0.25) as kit:
         loud = [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -502,9 +498,7 @@ async def pass_minutes(kit: MeterKit, clock: Clock, minutes: int) -> None:
         await settled(kit)
 
 
-async def test_i3_a_request_of_half_an_hour_keeps_its_holds(
-    limited: MeterKit, valkey: Server, clock: Clock
-) -> None:
+async def test_i3_a_long_request_keeps_its_holds(limited: MeterKit, valkey: Server, clock: Clock) -> None:
     end = await begun(limited)
     await pass_minutes(limited, clock, 31)
     assert await used(limited, "acme") == (0, 2)
@@ -521,9 +515,7 @@ async def test_i3_a_request_of_half_an_hour_keeps_its_holds(
     assert lane_of(limited).live == set()
 
 
-async def test_i3_a_renewal_by_another_plan_leaves_no_hold_behind(
-    limited: MeterKit, valkey: Server, clock: Clock
-) -> None:
+async def test_i3_a_change_of_plan_leaves_no_hold(limited: MeterKit, valkey: Server, clock: Clock) -> None:
     end = await begun(limited)
     await limited.customers.override("acme", {"requests": {"included": "unlimited", "concurrency": 3}})
     await pass_minutes(limited, clock, 12)
@@ -556,9 +548,7 @@ async def test_no_tick_renews_so_many_that_the_loop_stands_still() -> None:
         assert tick_portion(due, at_ms=at_ms, begin_ms=60_000) == most
 
 
-async def test_i3_holds_are_renewed_although_the_scripts_were_lost(
-    limited: MeterKit, valkey: Server, clock: Clock
-) -> None:
+async def test_i3_holds_are_renewed_without_scripts(limited: MeterKit, valkey: Server, clock: Clock) -> None:
     # F-9: where only streams were left, nobody loaded the scripts again, and their holds vanished.
     end = await begun(limited)
     valkey.command("SCRIPT", "FLUSH")
@@ -572,9 +562,7 @@ async def test_i3_holds_are_renewed_although_the_scripts_were_lost(
     assert await end() == 200
 
 
-async def test_the_lane_renews_by_itself(
-    monkeypatch: pytest.MonkeyPatch, valkey: Server, clock: Clock
-) -> None:
+async def test_a_lane_renews_by_itself(monkeypatch: pytest.MonkeyPatch, valkey: Server, clock: Clock) -> None:
     monkeypatch.setattr("meterkit.redis.lane._IDLE_MS", 10)
     async with kit_at(valkey.url, plans=ONE_AT_A_TIME, clock=clock) as kit:
         end = await begun(kit)
@@ -585,9 +573,7 @@ async def test_the_lane_renews_by_itself(
         assert await end() == 200
 
 
-async def test_i3_a_request_that_ends_while_renewing_holds_nothing(
-    limited: MeterKit, valkey: Server, clock: Clock
-) -> None:
+async def test_i3_ending_amid_renewal_holds_nothing(limited: MeterKit, valkey: Server, clock: Clock) -> None:
     end = await begun(limited)
     clock.advance(timedelta(minutes=6))
     (holder,) = lane_of(limited).live

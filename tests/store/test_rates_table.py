@@ -181,9 +181,7 @@ MILLISECOND = timedelta(milliseconds=1)
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("rate", RATES)
-async def test_after_it_one_unit_more_is_admitted_or_what_was_asked(
-    store_url: str, clock: Clock, rate: str
-) -> None:
+async def test_after_it_a_unit_more_is_admitted(store_url: str, clock: Clock, rate: str) -> None:
     """F-61: of sliding windows it was the end of the window, which frees nothing by itself."""
     random = Random(0)  # noqa: S311 - repeatable
     (limit, span_s), promised = RATES[rate], 0

@@ -118,9 +118,7 @@ async def test_i9_an_error_of_no_known_kind_does_not_end_the_attempts(
     assert caplog.text.count("connecting to the store failed; trying again until it can") == 4
 
 
-async def test_i9_a_settlement_that_cannot_be_packed_blocks_no_other(
-    proxy: TcpProxy, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i9_a_failed_pack_blocks_no_other(proxy: TcpProxy, caplog: pytest.LogCaptureFixture) -> None:
     # F-9: the task that sends what waits ended with an error, and nobody began another.
     class Broken:
         slot = 0
@@ -143,9 +141,7 @@ async def test_i9_a_settlement_that_cannot_be_packed_blocks_no_other(
         assert "cannot be packed: KeyError('requests')" in caplog.text
 
 
-async def test_i9_the_flusher_starts_although_the_store_was_down(
-    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_i9_a_flusher_starts_after_an_outage(proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     # F-9: a task that ends is begun again.
     passes: list[str] = []
 
@@ -169,9 +165,7 @@ async def test_i9_the_flusher_starts_although_the_store_was_down(
 
 
 @pytest.mark.dear("fifty connections are killed under load")
-async def test_i3_connections_killed_every_30_ms_keep_the_ceiling(
-    valkey: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_i3_kills_each_30_ms_keep_the_ceiling(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     # F-10: 1,400 of 4,635 were served over a ceiling of 100, the store being up all the time.
     in_doubt, send = 0, Connection.call
     sent: set[asyncio.Future[Any]] = set()  # A call that one connection could not send goes out by the next.
@@ -334,9 +328,7 @@ async def test_i7_a_server_that_hung_seven_seconds_holds_nothing(valkey: Server)
         await eventually(lambda: all(connection.is_closed for connection in lane_of(kit)._reconnector._ended))
 
 
-async def test_connections_that_wait_for_late_replies_are_few(
-    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_connections_of_late_replies_are_few(proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconnector, "_ENDED_MAX", 2)
     async with kit_at(proxy.url, store_timeout=0.5) as kit:
         lane = lane_of(kit)
@@ -431,9 +423,7 @@ async def test_i9_over_a_slow_network_everything_is_decided(proxy: TcpProxy) -> 
         assert await used(kit, "acme") == (100, 0)
 
 
-async def test_i9_a_connection_that_ends_before_use_is_made_again(
-    valkey: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_i9_ended_before_use_it_is_made_again(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     right, unsent = EventLoops._connect, list[asyncio.Future[Any]]()
 
     async def ends_at_once(self: EventLoops, on_end: Any) -> Any:

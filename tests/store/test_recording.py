@@ -89,9 +89,7 @@ async def test_an_id_counted_in_part_counts_the_other_meters(kit: MeterKit) -> N
 
 
 @pytest.mark.parametrize(("now", "given"), [(0, ("pages", 0)), (13, ({"words": 5, "pages": 13},))])
-async def test_another_quantity_under_an_id_is_refused_as_a_whole(
-    kit: MeterKit, now: int, given: tuple[Any, ...]
-) -> None:
+async def test_a_new_quantity_of_an_id_is_refused(kit: MeterKit, now: int, given: tuple[Any, ...]) -> None:
     await kit.record("ada", {"pages": 12, "input_tokens": 3}, event_id="report-1")
     said = (
         "event_id 'report-1' of customer 'ada': 12 of pages were recorded under it before, now"

@@ -149,9 +149,7 @@ def test_the_scripts_do_what_the_model_does(
 @pytest.mark.parametrize(
     ("kind", "seen"), [(AllotWorld, ALLOTTED), (PaidAllotWorld, ALLOTTED | {"grant", "short"})]
 )
-def test_i3_an_allotment_counts_as_its_decisions_do(
-    valkey: Server, kind: Kind, seen: AbstractSet[str], seed: int
-) -> None:
+def test_i3_allotments_count_decisions(valkey: Server, kind: Kind, seen: AbstractSet[str], seed: int) -> None:
     with server_wire(valkey) as wire:
         assert live(kind, wire, seed, in_depth(300, 12_000)) >= seen
 

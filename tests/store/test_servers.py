@@ -87,9 +87,7 @@ async def test_a_test_key_delivers_with_one_warning(store_url: str, caplog: pyte
     assert "appendonly yes" in said
 
 
-async def test_an_apps_flusher_says_at_its_start_it_delivers_nothing(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_flusher_says_it_delivers_nothing(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     settings: dict[str, Any] = {"stripe_api_key": LIVE_KEY, "flush": True}
     async with kit_for(store_url, "http://127.0.0.1:1", clock=Clock(NOW), **settings) as kit:
         # Nothing is to be delivered yet.
@@ -123,9 +121,7 @@ async def test_redis_70_with_appendfsync_no_names_the_cause() -> None:
         (False, False, None, "none"),
     ],
 )
-def test_how_a_server_is_made_to_keep_a_write(
-    *, waits: bool, has_file: bool | None, replicas: int | None, way: str
-) -> None:
+def test_how_a_write_is_kept(*, waits: bool, has_file: bool | None, replicas: int | None, way: str) -> None:
     assert durability_of(waits_for_disk=waits, has_file=has_file, replicas=replicas) == way
 
 
@@ -233,9 +229,7 @@ async def test_the_right_to_a_database_a_name_and_keys_is_named(valkey: Server) 
             await MeterKit(CATALOG, redis_url=url, flush=False).start()
 
 
-async def test_a_running_process_survives_a_lost_right(
-    valkey: Server, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_process_survives_a_lost_right(valkey: Server, caplog: pytest.LogCaptureFixture) -> None:
     url = url_of_user(valkey)
     async with MeterKit(CATALOG, redis_url=url, flush=False, store_timeout=0.2) as kit:
         await kit.record("acme", "requests", 1)
@@ -260,7 +254,7 @@ def test_each_is_tried_with_as_many_words_as_it_needs() -> None:
             assert len(words) == arity if arity > 0 else len(words) >= -arity, words
 
 
-async def test_a_user_without_scan_starts_and_is_told_what_fails(
+async def test_a_start_without_scan_tells_what_fails(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     # F-20j: nothing said so until an hourly task had failed.

@@ -139,9 +139,7 @@ async def test_i4_changes_of_state_under_a_storm_settle_each_once(kit: MeterKit)
     await books.balance()
 
 
-async def test_a_full_queue_says_so_and_counts_what_it_cannot_keep(
-    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_queue_counts_what_is_not_kept(proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.redis.settlement_queue._WAITING_MAX", 2)
     async with kit_at(proxy.url, shards=1, store_timeout=0.2) as kit:
         lane_of(kit).spool = None  # As of a store within the process.
@@ -289,9 +287,7 @@ async def test_a_settlement_is_visible_within_250_ms(kit: MeterKit) -> None:
 # A settlement at which the script ends in an error is counted as lost, and logged; the others are recorded.
 
 
-async def test_i5_what_the_store_cannot_apply_is_told_and_blocks_none(
-    valkey: Server, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i5_what_is_not_applied_blocks_none(valkey: Server, caplog: pytest.LogCaptureFixture) -> None:
     july = datetime(2031, 7, 1, tzinfo=UTC)
     clock = Clock(july - timedelta(minutes=5))
     async with kit_at(valkey.url, shards=1, clock=clock) as kit:
@@ -424,13 +420,8 @@ async def books_on(url: str, direct: str, clock: Clock, timeout_s: float) -> Asy
         yield PaidBooks(kit, auditor)
 
 
-@pytest.mark.parametrize(
-    "mode",
-    ["drop_reply", "cut", *(whole(mode) for mode in ("reset", "refuse"))],
-)
-async def test_i3_captures_whose_replies_are_lost_are_paid_once(
-    proxy: TcpProxy, valkey: Server, clock: Clock, mode: Any
-) -> None:
+@pytest.mark.parametrize("mode", ["drop_reply", "cut", *(whole(mode) for mode in ("reset", "refuse"))])
+async def test_i3_lost_captures_pay_once(proxy: TcpProxy, valkey: Server, clock: Clock, mode: Any) -> None:
     async with books_on(proxy.url, valkey.url, clock, 0.25) as books:
         for cut_after in (1, 33):
             await books.begin(45)

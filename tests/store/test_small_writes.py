@@ -114,9 +114,7 @@ async def test_a_nightly_look_replaces_what_was_found_before(store: Store) -> No
 
 
 @pytest.mark.parametrize(("till_ms", "forgot"), [(0, b"5-7"), (6, b"5-6")])
-async def test_a_restart_that_was_compared_is_remembered_with_its_span(
-    store: Store, till_ms: int, forgot: bytes
-) -> None:
+async def test_a_compared_restart_is_kept_with_its_span(store: Store, till_ms: int, forgot: bytes) -> None:
     life = ServerLife(now="b", known="a", noticed="b", noticed_ms=7, seen_ms=5, till_ms=till_ms)
     await ServerLives(store).confirm(0, life)
     assert await (await client_of(store)).hget(store.keys.shard(0, "life"), "forgot") == forgot
@@ -140,9 +138,7 @@ async def test_scripts_run_many_times_on_a_server_without_them(store: Store) -> 
 
 
 @pytest.mark.parametrize(("age_ms", "is_late"), [(120_000, False), (120_001, True), (240_000, True)])
-async def test_usage_is_late_two_minutes_after_its_invoice_is_final(
-    store: Store, age_ms: int, *, is_late: bool
-) -> None:
+async def test_usage_is_late_2_minutes_after_its_invoice(store: Store, age_ms: int, *, is_late: bool) -> None:
     subscribed = renewed(NOW_MS - 60_000)
     state = CustomerState(stripe_customer="cus_1", subscription=subscribed)
     keys, client = store.keys.customer("ada"), await client_of(store)
@@ -191,9 +187,7 @@ async def ends_of(store: Store, subscribed: SubscriptionState | None, at_ms: int
 
 
 @pytest.mark.parametrize(("since_ms", "months"), [(-1, [6]), (0, [6, 7]), (2 * HOUR_MS, [7])])
-async def test_for_two_hours_the_period_before_is_closed_too(
-    store: Store, since_ms: int, months: list[int]
-) -> None:
+async def test_for_two_hours_the_period_before_closes(store: Store, since_ms: int, months: list[int]) -> None:
     ends = [to_ms(datetime(2031, month, 1, tzinfo=UTC)) for month in months]
     assert await ends_of(store, None, to_ms(datetime(2031, 6, 1, tzinfo=UTC)) + since_ms) == ends
     # That of a subscription is the one by the clock.
@@ -220,18 +214,14 @@ async def test_an_intent_that_cannot_be_read_leaves_the_others(
 
 
 @pytest.mark.parametrize(("hours", "is_noted"), [(1, True), (25, True), (26, False)])
-async def test_a_renewal_checks_the_close_before_it_for_26_hours(
-    store: Store, hours: int, *, is_noted: bool
-) -> None:
+async def test_a_renewal_checks_its_close_for_26_hours(store: Store, hours: int, *, is_noted: bool) -> None:
     renewed_ms = NOW_MS - hours * HOUR_MS
     subscribed = renewed(renewed_ms)
     await note_renewal(store, "ada", subscribed, known=subscribed)
     assert await noted(store) == ([f"{renewed_ms}:ada".encode()] if is_noted else [])
 
 
-async def test_late_units_are_logged_for_each_meter_of_a_new_price(
-    kit: MeterKit, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_late_units_are_logged_for_each_meter(kit: MeterKit, caplog: pytest.LogCaptureFixture) -> None:
     await kit.customers.link("ada", "cus_1")
     await kit.customers.set_plan("ada", "pro")
     await kit.record("ada", {"requests": 5, "tokens": 7})

@@ -21,16 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from faults.refusals import (
-    PLANS,
-    ask,
-    eventually,
-    kit_at,
-    lane_of,
-    settle,
-    settled,
-    used,
-)
+from faults.refusals import PLANS, ask, eventually, kit_at, lane_of, settle, settled, used
 from faults.small_disk import run_on_a_small_disk
 from meterkit.catalog import loads
 from meterkit.errors import StoreError

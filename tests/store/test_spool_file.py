@@ -114,9 +114,7 @@ def test_i11_what_was_removed_is_put_back_once_there_is_room(file: SpoolFile) ->
     found.close()
 
 
-def test_i11_waiting_for_a_removed_spool_leaves_the_new_one(
-    file: SpoolFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_i11_waiting_for_a_spool_leaves_the_new_one(file: SpoolFile, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = FileLock._open
 
     def open_and_wait(lock: FileLock) -> None:
@@ -139,11 +137,9 @@ NOW_MS = 1_950_000_000_000
 DAY_MS = 86_400_000
 
 
-def spool_of(
-    directory: Path, producer: str, *, store: str = STORE, keys: Keys = KEYS, age_ms: int = 0
-) -> SpoolFile:
-    header = replace(SpoolHeader.of(keys, store), producer=producer, made_ms=NOW_MS - age_ms)
-    return SpoolFile.create(directory, header)
+def spool_of(folder: Path, name: str, *, store: str = STORE, keys: Keys = KEYS, age_ms: int = 0) -> SpoolFile:
+    header = replace(SpoolHeader.of(keys, store), producer=name, made_ms=NOW_MS - age_ms)
+    return SpoolFile.create(folder, header)
 
 
 def seen_in(directory: Path) -> Sequence[SpoolInfo]:
@@ -206,11 +202,9 @@ async def replaying(
         yield kit, replay, store.keys.producer(0, "0" * 16)
 
 
-def record_of(
-    kit: MeterKit, number: int, tokens: int, sent: SentRecord | None, customer: str = "acme"
-) -> bytes:
+def record_of(kit: MeterKit, nth: int, tokens: int, sent: SentRecord | None, customer: str = "acme") -> bytes:
     settlement = Settlement(kit.store.cache.get(customer), used=UsedQuantities(recorded={"tokens": tokens}))
-    return write_record(settlement, number, kit.store.now_ms(), sent)
+    return write_record(settlement, nth, kit.store.now_ms(), sent)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +252,7 @@ async def test_i6_what_may_have_been_applied_counts_for_subjects_once(
 
 @pytest.mark.parametrize(("is_own", "lost"), [(False, 5), (True, 0)])
 @pytest.mark.anyio
-async def test_i11_unsent_records_tell_what_their_producer_lost(
+async def test_i11_unsent_records_tell_losses(
     valkey: Server, tmp_path: Path, is_own: bool, lost: int
 ) -> None:
     # F-122: the process that sends the spool of a dead one counts what the store has lost of that.
@@ -270,9 +264,7 @@ async def test_i11_unsent_records_tell_what_their_producer_lost(
 
 @pytest.mark.parametrize("value", ["a key of another type", "a field that is no number"])
 @pytest.mark.anyio
-async def test_i11_a_record_that_cannot_be_applied_blocks_no_other(
-    valkey: Server, tmp_path: Path, value: str
-) -> None:
+async def test_i11_a_record_not_applied_blocks_no_other(valkey: Server, tmp_path: Path, value: str) -> None:
     async with replaying(valkey.url, tmp_path) as (kit, replay, _):
         await kit.record("acme", "tokens", 1)
         counters = kit.store.keys.customer("acme").counters

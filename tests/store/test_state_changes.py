@@ -68,9 +68,7 @@ async def test_each_transition_is_entered_with_its_cause(kit: MeterKit) -> None:
 
 
 @pytest.mark.each_store
-async def test_two_processes_that_sweep_at_once_enter_changes_once(
-    kit: MeterKit, clock: Clock, other: MeterKit
-) -> None:
+async def test_two_sweeps_at_once_enter_changes_once(kit: MeterKit, clock: Clock, other: MeterKit) -> None:
     for nth in range(8):
         await fetched(kit, subscription(**FAILING), customer=f"c{nth}")
     before = [await lines(kit, f"c{nth}") for nth in range(8)]

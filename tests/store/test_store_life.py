@@ -18,16 +18,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from faults.proxy import TcpProxy
-from faults.refusals import (
-    ask,
-    eventually,
-    in_flight,
-    kit_at,
-    metered,
-    open_sockets,
-    settled,
-    used,
-)
+from faults.refusals import ask, eventually, in_flight, kit_at, metered, open_sockets, settled, used
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -162,9 +162,7 @@ async def test_a_customer_has_room_for_a_hundred_thousand_subjects(
 
 
 @pytest.mark.each_store
-async def test_i4_an_override_of_a_user_binds_at_once_and_ends(
-    kit: MeterKit, other: MeterKit, clock: Clock
-) -> None:
+async def test_i4_a_users_override_binds_at_once(kit: MeterKit, other: MeterKit, clock: Clock) -> None:
     until = NOW + timedelta(minutes=10)
     for one in (kit, other):
         assert (await one.check("acme", "words", 66_666, subjects=USER)).allowed
@@ -273,9 +271,7 @@ async def test_i3_holds_of_a_user_are_renewed_and_given_back(kit: MeterKit, cloc
     assert await figures(kit, "words") == {"u_7": (500, 0)}
 
 
-async def test_i3_holds_of_a_process_that_is_killed_vanish(
-    kit: MeterKit, valkey: Server, clock: Clock
-) -> None:
+async def test_i3_holds_of_a_killed_process_vanish(kit: MeterKit, valkey: Server, clock: Clock) -> None:
     doomed = await process(valkey.url)
     assert await doomed.ask("hold", user="u_7", meter="words", quantity=60_000)
     doomed.process.kill()
@@ -345,9 +341,7 @@ async def fits(kit: MeterKit, tokens: int, model: str) -> bool:
 
 
 @pytest.mark.parametrize("of_customer", ["", "budget: {amount_cents: 900}"])
-async def test_a_hold_costs_the_price_of_the_requested_model(
-    any_store_url: str, clock: Clock, of_customer: str
-) -> None:
+async def test_a_hold_costs_what_its_model_costs(any_store_url: str, clock: Clock, of_customer: str) -> None:
     plans = BY_MODEL.replace("    meters: {output", f"    {of_customer}\n    meters: {{output")
     async with kit_of(any_store_url, clock, plans) as kit:
         asked = {"output_tokens": 5_000}

@@ -20,17 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from drivers.delivery import desk
 from faults.proxy import TcpProxy
-from faults.refusals import (
-    PLANS,
-    ask,
-    eventually,
-    kit_at,
-    lane_of,
-    loop_clock,
-    open_sockets,
-    settled,
-    used,
-)
+from faults.refusals import PLANS, ask, eventually, kit_at, lane_of, loop_clock, open_sockets, settled, used
 from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
@@ -183,9 +173,7 @@ async def test_the_alert_of_a_server_with_tls_is_understood(caplog: pytest.LogCa
     assert "Traceback" not in caplog.text
 
 
-async def test_a_server_that_wants_a_certificate_gets_the_named_one(
-    valkey: Server, authority: Authority
-) -> None:
+async def test_a_server_gets_the_certificate_it_wants(valkey: Server, authority: Authority) -> None:
     tls = authority.serving()
     authority.vouch(tls)
     certfile, keyfile = authority.client()
