@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from drivers.plans import plans_text
+from drivers.plans import completed, plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.customers import deletion
@@ -29,7 +29,7 @@ PLANS: Final = plans_text("subscribed_customer")
 
 def kit_of(url: str, clock: Clock, plans: str = PLANS, **settings: Any) -> MeterKit:
     given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 60.0} | settings
-    return MeterKit(loads(plans), redis_url=url, clock=clock, **given)
+    return MeterKit(loads(completed(plans)), redis_url=url, clock=clock, **given)
 
 
 def subscription(**changed: Any) -> SubscriptionState:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.counters import put_head
+from drivers.plans import completed
 from drivers.subscribed_customer import kit_of
 from faults.refusals import settle, settled, used
 from meterkit import StoreError
@@ -39,10 +40,7 @@ pytestmark = pytest.mark.anyio
 
 NOW_MS = 1_938_859_230_000
 LIMITS = {"free": 1_000_003, "pro": 2_000_003}
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
+PLANS = completed("""
 meters: {requests: {unit: request}}
 routes: [{match: "*", consume: {requests: 1}}]
 plans:
@@ -52,7 +50,7 @@ plans:
   pro:
     price: {amount_cents: 100, interval: month}
     meters: {requests: {included: 2_000_003, overage: deny}}
-"""
+""")
 CATALOG = loads(PLANS)
 
 

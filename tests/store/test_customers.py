@@ -231,8 +231,6 @@ async def test_a_timed_price_stays_that_of_units_recorded_under_it(clock: Clock)
         return {"tokens": {"included": 0, "overage": {"bill": {"per": 1, "amount_cents": cents}}}}
 
     plans = f"""
-schema: 1
-currency: usd
 default_plan: basic
 meters: {{tokens: {{unit: token, stripe: {{event_name: ai_tokens}}}}}}
 plans:

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PLANS = """
-schema: 1
-currency: usd
-default_plan: free
 meters:
   requests: {unit: request}
   storage:  {unit: byte, kind: gauge}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from drivers.counters import paid_by
 from drivers.delivery import NOW
+from drivers.plans import completed
 from drivers.subscribed_customer import fetched, kit_of, subscription
 from meterkit import CustomerError, MeterKit, MeterkitError, PlansError, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PLANS = """
-schema: 1
-currency: usd
-default_plan: free
 meters:
   requests:      {unit: request}
   input_tokens:  {unit: token, stripe: {event_name: in}}
@@ -57,8 +55,6 @@ plans:
 """
 # One token is a credit.
 TOKENS = """
-schema: 1
-currency: usd
 default_plan: none
 meters: {tokens: {unit: token}, pages: {unit: page}}
 credits: {ai: {costs: {tokens: 1 per 1}}}
@@ -321,8 +317,6 @@ async def test_a_grant_id_that_races_for_two_things_grants_one(store_url: str, c
 
 DOLLAR: Final = 1_000_000
 IN_MONEY: Final = """
-schema: 1
-currency: usd
 default_plan: payg
 meters: {input_tokens: {unit: token}}
 credits: {usd: {unit: money, costs: {tokens: provider_prices}}}
@@ -462,8 +456,8 @@ async def test_lines_that_differ_in_quantity_only_are_one_grant(store_url: str, 
         assert (grant.grant_id, grant.remaining) == ("plan/2031-06-01/50-period", 20)
     # An id names one grant of a plan.
     with pytest.raises(PlansError, match="'a' is the id of another grant of ai"):
-        loads(giving(pro=["credit: ai, quantity: 20, id: a", "credit: ai, quantity: 5, id: a"]))
-    loads(giving(pro=["credit: ai, quantity: 20, id: a", "meter: tokens, quantity: 5, id: a"]))
+        loads(completed(giving(pro=["credit: ai, quantity: 20, id: a", "credit: ai, quantity: 5, id: a"])))
+    loads(completed(giving(pro=["credit: ai, quantity: 20, id: a", "meter: tokens, quantity: 5, id: a"])))
 
 
 GRANT = st.builds(

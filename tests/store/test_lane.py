@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.plans import free_plan
 from faults.refusals import (
     Client,
     Echo,
@@ -451,20 +452,13 @@ async def test_the_store_within_the_process_stands_in_for_a_real_one() -> None:
 # Requests that live longer than a slot of holds keep what they hold, and give all of it back.
 
 
-ONE_AT_A_TIME = loads("""
-schema: 1
-currency: usd
-default_plan: p
-meters:
-  requests: {unit: request}
-routes:
-  - {match: "*", consume: {requests: 2}}
-plans:
-  p:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {rate: 100/day, concurrency: 1, included: 6, overage: deny}
-""")
+ONE_AT_A_TIME = loads(
+    free_plan(
+        "{requests: {unit: request}}",
+        "{requests: {rate: 100/day, concurrency: 1, included: 6, overage: deny}}",
+        'routes: [{match: "*", consume: {requests: 2}}]',
+    )
+)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from drivers.plans import free_plan
 from drivers.subscribed_customer import kit_of
 from meterkit.catalog import Rate, loads
 from meterkit.decisions import fallback_rates
@@ -155,18 +156,7 @@ def test_a_sliding_window_admits_even_traffic_one_short(limit: int, admitted: in
 # What an allowed answer promises: after `reset_after` there is more; and what is shown of rates.
 
 
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  units: {unit: unit, stripe: {event_name: units}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters:
-      units: {rate: RATE}
-"""
+PLANS = free_plan("{units: {unit: unit, stripe: {event_name: units}}}", "{units: {rate: RATE}}")
 # Each with its limit, and about how many seconds a limit's worth of units keeps counting.
 RATES = {
     "{limit: 3/10 seconds}": (3, 10),

@@ -27,9 +27,6 @@ pytestmark = pytest.mark.anyio
 
 JUNE, JULY = datetime(2031, 6, 1, tzinfo=UTC), datetime(2031, 7, 1, tzinfo=UTC)
 PLANS = """
-schema: 1
-currency: usd
-default_plan: free
 meters:
   requests: {unit: request}
   pages:    {unit: page, stripe: {event_name: pages}}

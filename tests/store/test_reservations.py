@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PLANS = """
-schema: 1
-currency: usd
-default_plan: free
 meters:
   requests:      {unit: request}
   output_tokens: {unit: token, stripe: {event_name: out}}

@@ -319,20 +319,13 @@ INCLUDED = {"input_tokens": 400, "output_tokens": 100}
 GRANTED = {"input_tokens": 0, "output_tokens": 300}
 CREDITS = {"rich": 9_000, "poor": 3, "spent": 1}
 CREDIT_PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token}
+meters: {input_tokens: {unit: token}, output_tokens: {unit: token}}
 credits:
   ai: {costs: {input_tokens: 1 per 1000, output_tokens: 4 per 1000}}
 plans:
   free:
     price: {amount_cents: 0, interval: month}
-    meters:
-      input_tokens:  {included: 400, overage: deny}
-      output_tokens: {included: 100, overage: deny}
+    meters: {input_tokens: {included: 400, overage: deny}, output_tokens: {included: 100, overage: deny}}
 """
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 
+from drivers.plans import completed
 from drivers.subscribed_customer import kit_of, subscription
 from meterkit import QuantityError
 from meterkit.catalog import loads, override
@@ -54,10 +55,7 @@ DAY_MS: Final = 86_400_000
 HOUR_MS: Final = 3_600_000
 NOW: Final = datetime(2031, 6, 10, 12, tzinfo=UTC)
 NOW_MS: Final = to_ms(NOW)
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: free
+PLANS: Final = completed("""
 meters:
   requests: {unit: request, stripe: {event_name: requests}}
   tokens:   {unit: token, stripe: {event_name: tokens}}
@@ -68,7 +66,7 @@ plans:
     meters:
       requests: {included: 0, overage: {bill: {per: 1, amount_cents: 2}}}
       tokens:   {included: 0, overage: {bill: {per: 1, amount_cents: 3}}}
-"""
+""")
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PLANS = """
-schema: 1
-currency: usd
 default_plan: pro
 meters:
   words:  {unit: word, stripe: {event_name: words}}
@@ -130,8 +128,6 @@ async def test_units_over_a_cap_spend_nothing(store_url: str, clock: Clock) -> N
 
 
 BY_MODEL = """
-schema: 1
-currency: usd
 default_plan: pro
 meters:
   words: {unit: word, stripe: {event_name: words}}

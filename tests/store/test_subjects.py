@@ -288,8 +288,6 @@ async def test_i3_holds_of_a_killed_process_vanish(kit: MeterKit, valkey: Server
 
 
 BY_MODEL = """\
-schema: 1
-currency: usd
 default_plan: pro
 meters:
   output_tokens: {unit: token, stripe: {event_name: out}}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from drivers.plans import completed
 from drivers.sampled import whole
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
 from meterkit.catalog import loads
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-PLANS = """\
-schema: 1
-currency: usd
-default_plan: free
+PLANS = completed("""\
 meters:
   requests: {unit: request, stripe: {event_name: requests}}
   tokens: {unit: token}
@@ -40,7 +38,7 @@ plans:
     features: [export]
     meters: {requests: {included: 100, overage: bill}, tokens: {included: 1_000, overage: deny}}
   other: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 0, overage: deny}}}
-"""
+""")
 
 
 def kit_of(store_url: str, **settings: Any) -> Any:
