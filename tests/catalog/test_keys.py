@@ -239,10 +239,7 @@ def test_storage_has_one_pattern_or_several() -> None:
 @pytest.mark.parametrize(
     ("storage", "message"),
     [
-        (
-            '{gauge: storge, objects: {bucket: b, key: "{customer}"}}',
-            "gauge: there is no meter 'storge'",
-        ),
+        ('{gauge: storge, objects: {bucket: b, key: "{customer}"}}', "gauge: there is no meter 'storge'"),
         ('{gauge: seats, objects: {bucket: b, key: "{customer}"}}', "must be a gauge of bytes"),
         ("{gauge: storage}", "storage.objects: storage needs this key"),
         ("{gauge: storage, objects: []}", "at least one"),

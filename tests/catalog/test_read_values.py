@@ -86,10 +86,7 @@ SEGMENTS = ["a", "{id}", "{id:int}", "{path:path}", "{", "}", "{x:bad}", ":id", 
 
 
 @few_examples(30)
-@given(
-    st.sampled_from([*METHODS, ""]),
-    st.lists(st.sampled_from(SEGMENTS)),
-)
+@given(st.sampled_from([*METHODS, ""]), st.lists(st.sampled_from(SEGMENTS)))
 def test_what_is_accepted_compiles_in_starlette(method: str, segments: list[str]) -> None:
     try:
         _, path = parse_match(f"{method} /{'/'.join(segments)}")

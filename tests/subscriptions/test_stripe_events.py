@@ -14,14 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit.subscriptions.webhooks import stripe_signature
-from meterkit.subscriptions.webhooks.stripe_events import (
-    ALARMS,
-    DISPUTED,
-    REFUNDED,
-    TYPES,
-    SyncHint,
-    hint_of,
-)
+from meterkit.subscriptions.webhooks.stripe_events import ALARMS, DISPUTED, REFUNDED, TYPES, SyncHint, hint_of
 from meterkit.subscriptions.webhooks.stripe_signature import TOLERANCE_S, ForgedEvent, verify_signature
 
 if TYPE_CHECKING:

@@ -139,8 +139,7 @@ async def june(months: Months) -> None:
     )
     assert await months.spent(on(6, 19)) == 50_000_000
     await months.calls(
-        (on(6, 20), "ada", LARGE, 1, 200, 24_538_242),
-        (on(6, 30), "bob", ("small-1", 0, 1), 1, 402, 0),
+        (on(6, 20), "ada", LARGE, 1, 200, 24_538_242), (on(6, 30), "bob", ("small-1", 0, 1), 1, 402, 0)
     )
 
 
