@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
 from drivers.plans import free_plan, plans_text, routed
 from meterkit import MeterKit
-from meterkit.catalog import loads
-
-if TYPE_CHECKING:
-    from meterkit.catalog import Catalog
+from meterkit.catalog import Catalog, loads
 
 PLANS = plans_text("notes")
 

@@ -31,6 +31,7 @@ from meterkit.errors import MeterkitError
 from meterkit.starlette import storage_events
 from meterkit.storage import sns_signatures
 from meterkit.storage.object_events import (
+    ObjectEvent,
     ObjectOwner,
     UnreadableEventError,
     find_owner,
@@ -44,7 +45,6 @@ from storage.test_histories import PLANS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from meterkit.storage.object_events import ObjectEvent
     from servers.stores import Server
 
 pytestmark = pytest.mark.anyio

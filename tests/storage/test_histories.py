@@ -14,13 +14,12 @@ from drivers.sampled import some
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from storage.objects import FORMATS, Bucket, unwrap_queue_message
+from storage.objects import FORMATS, Bucket, Format, Happened, unwrap_queue_message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
 
     from servers.stores import Server
-    from storage.objects import Format, Happened
 
 pytestmark = pytest.mark.anyio
 

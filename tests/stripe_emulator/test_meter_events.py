@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
@@ -12,10 +12,7 @@ import stripe
 
 from drivers.emulated_account import account
 from drivers.emulated_shop import NOW, SECOND, refused, subscribe
-from stripe_emulator import StripeEmulator
-
-if TYPE_CHECKING:
-    from stripe_emulator import Clock
+from stripe_emulator import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from drivers.emulated_account import unpaced
-from drivers.shop import shop
+from drivers.shop import Shop, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-
-    from drivers.shop import Shop
 
 
 @pytest.fixture(autouse=True)

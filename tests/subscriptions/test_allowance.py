@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 import meterkit
-from drivers.period_ends import MAY, paying
+from drivers.period_ends import MAY, Ending, paying
 from drivers.plans import plans_text
 from drivers.priced_shop import metered_lines, renewed, usage_lines
-from drivers.shop import END, HALF, sell_nothing, shop
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from starlette.types import Receive, Scope, Send
-
-    from drivers.period_ends import Ending
-    from drivers.shop import Shop
 
 
 pytestmark = pytest.mark.anyio

@@ -18,9 +18,9 @@ from starlette.routing import Mount
 
 from drivers.llm_apps import listening
 from drivers.sampled import whole
-from drivers.shop import END, HALF, START, shop
+from drivers.shop import END, HALF, START, Shop, shop
 from drivers.sync_queue import sign_payload
-from meterkit import CurrencyError, MeterkitError, MeterMiddleware, NoSubscriptionError, identify
+from meterkit import CurrencyError, MeterKit, MeterkitError, MeterMiddleware, NoSubscriptionError, identify
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
 from subscriptions.looks import linked_of
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Scope
 
-    from drivers.shop import Shop
-    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from drivers.shop import END, shop
+from drivers.shop import END, Shop, shop
 from drivers.sync_queue import drifts_of, queue_sync
-from meterkit import NoSubscriptionError, StripeUnavailableError, SubscriptionError
+from meterkit import Drift, NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from subscriptions.looks import known
-
-if TYPE_CHECKING:
-    from drivers.shop import Shop
-    from meterkit import Drift
 
 pytestmark = pytest.mark.anyio
 

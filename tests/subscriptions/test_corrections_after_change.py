@@ -14,9 +14,9 @@ from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG, metered_lines, renewed, sell
 from drivers.sampled import whole
-from drivers.shop import END, HALF, sell_nothing, shop
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from faults.inner_steps import failing, wrapped
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.errors import StoreError, StripeUnavailableError
 from subscriptions.test_prices_by_model import CATALOG as BY_MODEL
 from subscriptions.test_prices_by_model import lines
@@ -25,9 +25,7 @@ from subscriptions.test_prices_by_model import use as use_models
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from drivers.shop import Shop
     from meterkit import Corrected, Subscription
-    from meterkit.catalog import Catalog
     from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio

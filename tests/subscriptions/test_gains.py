@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.gains import CATALOG, DAY, HOUR, WHOLE, Gainer
-from drivers.shop import END, HALF, PLANS, shop
+from drivers.shop import END, HALF, PLANS, Shop, shop
 from meterkit import PaymentMethodMissingError, SubscriptionError
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from subscriptions.looks import linked_of, synced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
-
-    from drivers.shop import Shop
-    from meterkit.catalog import Catalog
 
 
 pytestmark = pytest.mark.anyio

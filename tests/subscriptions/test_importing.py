@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.webhooks import hooked
-from meterkit import CustomerError, MeterkitError, StripeUnavailableError
+from drivers.webhooks import Hooked, hooked
+from meterkit import CustomerError, Imported, ImportProgress, MeterkitError, StripeUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from drivers.shop import Shop
-    from drivers.webhooks import Hooked
-    from meterkit import Imported, ImportProgress
 
 pytestmark = pytest.mark.anyio
 

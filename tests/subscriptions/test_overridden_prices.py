@@ -12,16 +12,14 @@ import pytest
 from drivers.delivery import kit_for
 from drivers.priced_shop import CATALOG, PLANS, renewed, sell, usage_lines
 from drivers.sampled import whole
-from drivers.shop import END, HALF, shop
+from drivers.shop import END, HALF, Shop, shop
 from drivers.sync_queue import forget_due_price, queue_sync
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from drivers.shop import Shop
-    from meterkit.catalog import Catalog
     from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio

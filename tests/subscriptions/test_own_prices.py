@@ -20,7 +20,7 @@ from drivers.delivery import kit_for
 from drivers.health_findings import findings
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
-from drivers.priced_shop import buyer, renewed, usage_lines
+from drivers.priced_shop import Buyer, buyer, renewed, usage_lines
 from drivers.sampled import whole
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_figures import Tables
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from drivers.priced_shop import Buyer
-    from drivers.shop import Shop
     from meterkit import MeterKit, Proration
 
 pytestmark = pytest.mark.anyio

@@ -14,11 +14,11 @@ from drivers.customer_states import closed_period_cents
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.sampled import whole
-from drivers.shop import PLANS, START, shop
-from drivers.webhooks import DAY, hooked
+from drivers.shop import PLANS, START, Shop, shop
+from drivers.webhooks import DAY, Hooked, hooked
 from drivers.webhooks import NOW as HOOKED_AT
-from meterkit import SubscriptionExistsError
-from meterkit.catalog import loads
+from meterkit import NewSubscription, Subscription, SubscriptionExistsError
+from meterkit.catalog import Catalog, loads
 from meterkit.starlette import billing_routes
 from meterkit.testing import Clock, StripeEmulator
 from subscriptions.looks import linked_of, synced
@@ -26,10 +26,6 @@ from subscriptions.looks import linked_of, synced
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from drivers.shop import Shop
-    from drivers.webhooks import Hooked
-    from meterkit import NewSubscription, Subscription
-    from meterkit.catalog import Catalog
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ import pytest
 
 from drivers.priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
 from drivers.sampled import whole
-from drivers.shop import END, HALF, START, shop
+from drivers.shop import END, HALF, START, Shop, shop
 from faults.inner_steps import failing
 from meterkit.catalog import loads
 from meterkit.errors import StoreError, StripeUnavailableError
@@ -20,7 +20,6 @@ from subscriptions.looks import known, synced
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from drivers.shop import Shop
     from meterkit import SubscriptionChanged
 
 

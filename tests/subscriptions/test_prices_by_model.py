@@ -14,7 +14,7 @@ from drivers.health_findings import findings
 from drivers.plans import plans_text
 from drivers.priced_shop import item_lines, renewed, usage_lines
 from drivers.sampled import whole
-from drivers.shop import HALF, sell_nothing, shop
+from drivers.shop import HALF, Shop, sell_nothing, shop
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
 from subscriptions.looks import synced
@@ -22,7 +22,6 @@ from subscriptions.looks import synced
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

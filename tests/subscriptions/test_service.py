@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 
 from drivers.delivery import kit_for, until
 from drivers.plans import plans_text
-from drivers.shop import CATALOG, END, HALF, PLANS, START, shop
+from drivers.shop import CATALOG, END, HALF, PLANS, START, Shop, shop
 from meterkit.catalog import loads
 from meterkit.errors import (
     NoSubscriptionError,
@@ -36,7 +36,6 @@ from subscriptions.looks import known, linked_of, pending, synced
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, PLANS, Shop, sell_nothing, shop
 from meterkit import Contact, MeterkitError, PlansError
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.errors import UnknownPlanError
 from meterkit.testing import StripeEmulator
 from subscriptions.looks import pending, synced
-
-if TYPE_CHECKING:
-    from drivers.shop import Shop
-    from meterkit.catalog import Catalog
 
 pytestmark = pytest.mark.anyio
 

@@ -27,7 +27,7 @@ from drivers.top_ups import (
     sold,
     with_card,
 )
-from drivers.webhooks import hooked, hooked_kit
+from drivers.webhooks import Hooked, hooked, hooked_kit
 from faults.refusals import eventually
 from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, QuantityError, StripeError
 from meterkit.catalog import loads
@@ -36,7 +36,6 @@ from meterkit.starlette import billing_routes
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from drivers.webhooks import Hooked
     from meterkit import CreditsLow
 
 pytestmark = pytest.mark.anyio

@@ -24,7 +24,6 @@ from subscriptions.looks import known, linked_of, pending, synced
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

@@ -23,12 +23,12 @@ from drivers.payment_process import Paying
 from drivers.sampled import whole
 from drivers.subscribed_customer import INSTANT
 from drivers.sync_queue import FORGERIES, LEASE_MS
-from drivers.webhooks import DAY, HOOK, NOW, PLANS, SECRET, hooked, hooked_kit, shop
+from drivers.webhooks import DAY, HOOK, NOW, PLANS, SECRET, Hooked, hooked, hooked_kit, shop
 from drivers.workers import start
 from faults.inner_steps import replaced
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
-from meterkit import PaymentFailed, PaymentSucceeded, StripeError, SubscriptionChanged, TrialEnding
+from meterkit import MeterKit, PaymentFailed, PaymentSucceeded, StripeError, SubscriptionChanged, TrialEnding
 from meterkit.catalog import loads
 from meterkit.errors import InvoiceOpenError, StoreError
 from meterkit.starlette import billing_routes, stripe_webhook
@@ -37,8 +37,6 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from drivers.webhooks import Hooked
-    from meterkit import MeterKit
     from servers.stores import Server
 
 

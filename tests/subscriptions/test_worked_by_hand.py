@@ -19,9 +19,9 @@ from drivers.llm_apps import read_all
 from drivers.plans import plans_text
 from drivers.sync_queue import queue_sync
 from drivers.top_ups import BACK, balance, refund
-from drivers.webhooks import hooked
+from drivers.webhooks import Hooked, hooked
 from faults.refusals import eventually
-from meterkit import MeterMiddleware, identify
+from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.errors import SeatsInUseError
 from meterkit.testing import Clock, StripeEmulator
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from drivers.webhooks import Hooked
-    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
