@@ -97,13 +97,11 @@ routes: [{match: "POST /chat", usage: auto}]""",
 
 @pytest.mark.parametrize("meters", ["{requests: {unit: request}}", "{}"])
 def test_a_money_balance_takes_usage_without_token_meters(meters: str) -> None:
-    catalog = loads(ALONE.replace("{requests: {unit: request}}", meters))
-    assert catalog.routes[0].usage == "auto"
+    assert loads(ALONE.replace("{requests: {unit: request}}", meters)).routes[0].usage == "auto"
 
 
 def test_credits_that_are_no_money_take_no_usage() -> None:
-    other = "{costs: {requests: 1}}"
-    text = ALONE.replace("{unit: money, costs: {tokens: provider_prices}}", other)
+    text = ALONE.replace("{unit: money, costs: {tokens: provider_prices}}", "{costs: {requests: 1}}")
     assert "or a credit with `unit: money`" in refusal(text)
     assert loads(text.replace("{requests:", "{web_searches: {unit: search}, requests:", 1)).routes
 

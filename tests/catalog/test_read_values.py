@@ -232,8 +232,7 @@ def test_a_granularity_that_an_app_adds_to_limits_is_refused(monkeypatch: pytest
     class RateLimitItemPerFortnight(RateLimitItem):
         GRANULARITY = Granularity(14 * 86_400, "fortnight")
 
-    item = RateLimitItemPerFortnight(1)
-    assert rate_text(item) == "1/fortnight"
+    assert rate_text(RateLimitItemPerFortnight(1)) == "1/fortnight"
     with pytest.raises(RefusedError, match="'fortnight' is not a unit of time; allowed: second, minute"):
         parse_rate("1/fortnight")
 

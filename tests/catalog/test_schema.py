@@ -25,8 +25,7 @@ SEEN = (
 
 
 def is_valid(path: Path) -> bool:
-    document = json_of(path.read_bytes())
-    return bool(jsonschema.Draft202012Validator(json_schema()).is_valid(document))
+    return bool(jsonschema.Draft202012Validator(json_schema()).is_valid(json_of(path.read_bytes())))
 
 
 def test_it_is_a_schema() -> None:

@@ -174,8 +174,7 @@ def signed(version: str = "2", **changes: str) -> dict[str, Any]:
         names = ["Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"]
     text = "".join(f"{name}\n{message[name]}\n" for name in names if name in message)
     hashed = SHA1() if version == "1" else SHA256()  # noqa: S303 - what topics sign with by default
-    signature = KEY.sign(text.encode(), PKCS1v15(), hashed)
-    return {**message, "Signature": b64encode(signature).decode()}
+    return {**message, "Signature": b64encode(KEY.sign(text.encode(), PKCS1v15(), hashed)).decode()}
 
 
 confirmation = partial(signed, "1", Type="SubscriptionConfirmation", Token="t")
@@ -209,8 +208,7 @@ async def test_only_certificates_are_remembered(kit: MeterKit, monkeypatch: pyte
         return answers.pop(0)
 
     monkeypatch.setattr(sns_signatures, "fetch", fetch)
-    found = [await kit.storage.fetch(CERTIFICATE) for _ in range(3)]
-    assert found == [b"<html>busy</html>", pem, pem]
+    assert [await kit.storage.fetch(CERTIFICATE) for _ in range(3)] == [b"<html>busy</html>", pem, pem]
 
 
 async def test_topics_without_what_checks_signatures(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:

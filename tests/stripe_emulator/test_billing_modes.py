@@ -121,11 +121,9 @@ async def test_a_subscription_is_migrated_once(client: Any, emulator: StripeEmul
     schedule = await client.subscription_schedules.create(from_subscription=made.id)
     await use(client, 500, at=SECOND)
     clock.set(HALF)
-    migrated = await migrate(client, made.id)
-    mode = migrated.billing_mode
+    mode = (await migrate(client, made.id)).billing_mode
     assert (mode.type, mode.updated_at) == ("flexible", int(HALF.timestamp()))
-    released = await client.subscription_schedules.release(schedule.id)
-    assert released.billing_mode.type == "flexible"
+    assert (await client.subscription_schedules.release(schedule.id)).billing_mode.type == "flexible"
     await client.subscriptions.update(made.id, items=[{"id": item_of(made).id, "price": "price_tokens_2"}])
     clock.set(datetime(2026, 5, 1, tzinfo=UTC))
     found = await current(client, made.id)

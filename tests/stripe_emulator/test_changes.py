@@ -44,8 +44,7 @@ async def test_what_is_too_little_to_charge_is_put_on_the_balance(client: Any, c
     """https://docs.stripe.com/api/invoices/object#invoice_object-amount_due: less than 0.50 USD."""
     made = await subscribe(client)
     clock.advance(timedelta(days=29))
-    changed = await switch(client, made, "price_20", proration_behavior="always_invoice")
-    invoice = invoice_of(changed)
+    invoice = invoice_of(await switch(client, made, "price_20", proration_behavior="always_invoice"))
     assert (invoice.total, invoice.amount_due, invoice.ending_balance) == (34, 0, 34)
     assert invoice.status == "paid"
 
@@ -119,8 +118,7 @@ async def test_items_have_calls_of_their_own(client: Any, clock: Clock) -> None:
     assert (await items.retrieve(seats.id)).metadata.to_dict() == {}
     listed = await items.list(subscription=made.id)
     assert [item.price.id for item in listed.data] == ["price_10", "price_seat"]
-    found = await current(client, made.id)
-    assert amounts(invoice_of(found)) == [900]
+    assert amounts(invoice_of(await current(client, made.id))) == [900]
     assert (await items.delete(seats.id)).deleted
     await refused(items.delete(item_of(made).id), "at least one active plan/price")
     await refused(items.retrieve(seats.id), "No such subscription_item")
@@ -153,12 +151,10 @@ async def test_a_subscription_has_at_most_20_items_of_one_currency(
     await refused(subscribe(client, *prices), "at most 20 subscription items")
     await refused(subscribe(client, euro, prices[0]), "must have the same currency: eur, usd")
     made = await subscribe(client, *prices[:20])
-    items = await client.subscription_items.list(subscription=made.id, limit=100)
-    assert len(items.data) == 20
+    assert len((await client.subscription_items.list(subscription=made.id, limit=100)).data) == 20
     # An invoice shows the first ten of its lines; all of them are listed.
     assert (len(invoice_of(made).lines.data), invoice_of(made).lines.has_more) == (10, True)
-    listed = await client.invoices.line_items.list(invoice_of(made).id, limit=100)
-    assert len(listed.data) == 20
+    assert len((await client.invoices.line_items.list(invoice_of(made).id, limit=100)).data) == 20
 
 
 async def test_metered_items_have_no_quantity(client: Any) -> None:
@@ -219,8 +215,7 @@ async def test_what_a_change_adds_waits_for_the_next_invoice(client: Any, clock:
     same = await client.subscriptions.update(made.id, add_invoice_items=[{"price_data": ONCE}], expand=LATEST)
     assert amounts(invoice_of(same)) == [1000]
     clock.advance(MONTH)
-    renewed = await current(client, made.id)
-    assert amounts(invoice_of(renewed)) == [5000, 1000]
+    assert amounts(invoice_of(await current(client, made.id))) == [5000, 1000]
 
 
 @pytest.mark.parametrize(

@@ -159,8 +159,7 @@ async def test_portal_sessions_need_what_they_need(client: Any, params: Any, mes
 async def fifth_off(client: Any, **params: Any) -> str:
     coupon = await client.coupons.create(percent_off=20, duration="forever")
     promotion = {"type": "coupon", "coupon": coupon.id}
-    code = await client.promotion_codes.create(promotion=promotion, code="SAVE20", **params)
-    return str(code.id)
+    return str((await client.promotion_codes.create(promotion=promotion, code="SAVE20", **params)).id)
 
 
 async def test_a_person_types_a_promotion_code_where_allowed(client: Any, emulator: StripeEmulator) -> None:
@@ -205,8 +204,7 @@ async def test_without_a_sum_to_pay_no_card_is_asked_for(client: Any, emulator: 
     """https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-payment_method_collection."""
     await client.coupons.create(id="FREE", percent_off=100, duration="forever")
     free = offer(discounts=[{"coupon": "FREE"}], payment_method_collection="if_required")
-    made = await client.checkout.sessions.create(**free)
-    done = emulator.complete_checkout(made.id)
+    done = emulator.complete_checkout((await client.checkout.sessions.create(**free)).id)
     assert (done["amount_total"], done["payment_status"]) == (0, "no_payment_required")
     subscription = await client.subscriptions.retrieve(str(done["subscription"]))
     assert (subscription.status, subscription.default_payment_method) == ("active", None)

@@ -92,8 +92,7 @@ async def _draft(client: Any, clock: Clock) -> Any:
 
 
 async def _open(client: Any) -> Any:
-    made = await subscribe(client, **SENT)
-    return await client.invoices.finalize_invoice(str(invoice_of(made).id))
+    return await client.invoices.finalize_invoice(str(invoice_of(await subscribe(client, **SENT)).id))
 
 
 async def test_finalization_is_put_off(client: Any, clock: Clock) -> None:
@@ -147,8 +146,7 @@ async def test_invoices_create_and_delete(client: Any, clock: Clock) -> None:
     made = await client.invoices.create(customer="cus_1")
     assert (made.status, made.billing_reason, made.total) == ("draft", "manual", 0)
     assert (await client.invoices.delete(made.id)).deleted is True
-    error = await refused(client.invoices.retrieve(made.id))
-    assert error.http_status == 404
+    assert (await refused(client.invoices.retrieve(made.id))).http_status == 404
     for kept in (await _draft(client, clock), await _open(client)):
         await refused(client.invoices.delete(kept.id))
 
@@ -250,11 +248,9 @@ async def test_a_discount_of_an_item_is_taken_off_that_item_first(client: Any, c
         "proration_behavior": "always_invoice",
         "expand": ["latest_invoice"],
     }
-    upgrade = invoice_of(await client.subscriptions.update(made.id, **change))
-    assert amounts(upgrade) == [-100, 250]
+    assert amounts(invoice_of(await client.subscriptions.update(made.id, **change))) == [-100, 250]
     clock.advance(timedelta(days=15, minutes=1))
-    renewal = await newest_invoice(client)
-    assert renewal.total == 500 + 450
+    assert (await newest_invoice(client)).total == 500 + 450
 
 
 async def test_invoice_line_items_update(client: Any, clock: Clock) -> None:

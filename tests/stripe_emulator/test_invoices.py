@@ -51,8 +51,7 @@ async def test_an_invoice_is_paid_by_hand(client: Any, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoices/pay: with another card, or outside of Stripe."""
     made = await subscribe(client)
     card = await client.payment_methods.attach("pm_card_visa", customer="cus_1")
-    paid = await client.invoices.pay(invoice_of(made).id, payment_method=card.id)
-    assert paid.status == "paid"
+    assert (await client.invoices.pay(invoice_of(made).id, payment_method=card.id)).status == "paid"
     assert (await client.subscriptions.retrieve(made.id)).status == "active"
     clock.set(RENEWED)
     (draft, _) = (await client.invoices.list()).data
@@ -76,8 +75,7 @@ async def test_invoices_are_voided_or_given_up(client: Any, emulator: StripeEmul
     other = await subscribe(client)
     emulator.fail_payments("cus_1")
     clock.set(RENEWED + timedelta(hours=1))
-    found = await current(client, other.id)
-    given_up = await client.invoices.mark_uncollectible(invoice_of(found).id)
+    given_up = await client.invoices.mark_uncollectible(invoice_of(await current(client, other.id)).id)
     assert (given_up.status, given_up.next_payment_attempt) == ("uncollectible", None)
     await refused(client.invoices.mark_uncollectible(given_up.id), "only pass in open invoices")
     await client.invoices.void_invoice(given_up.id)
@@ -91,8 +89,7 @@ async def test_cards_are_attached_and_chosen() -> None:
         methods = client.payment_methods
         customer = await client.customers.create(payment_method="pm_card_visa")
         (first,) = (await methods.list(customer=customer.id)).data
-        assert (first.type, first.customer) == ("card", customer.id)
-        assert first.card.last4 == "4242"
+        assert (first.type, first.customer, first.card.last4) == ("card", customer.id, "4242")
         default: Any = {"invoice_settings": {"default_payment_method": first.id}}
         changed = await client.customers.update(customer.id, **default)
         assert changed.invoice_settings.default_payment_method == first.id
@@ -106,8 +103,7 @@ async def test_cards_are_attached_and_chosen() -> None:
         assert (await methods.retrieve(first.id)).customer is None
         bare = await client.customers.retrieve(customer.id)
         assert bare.invoice_settings.default_payment_method is None
-        listed = await client.customers.payment_methods.list(customer.id)
-        assert listed.data == []
+        assert (await client.customers.payment_methods.list(customer.id)).data == []
         await client.customers.update(customer.id, invoice_settings={"default_payment_method": ""})
 
 

@@ -100,8 +100,7 @@ async def test_identifier_is_unique(client: Any, emulator: StripeEmulator) -> No
     await refused(send(client, "i" * 101), "at most 100 characters")
     error = await refused(send(client, "i1", "4"))
     assert error.user_message == "An event already exists with identifier i1."
-    assert (error.http_status, error.code) == (400, None)
-    assert error.headers["stripe-should-retry"] == "false"
+    assert (error.http_status, error.code, error.headers["stripe-should-retry"]) == (400, None, "false")
     assert emulator.accepted("cus_1", "tokens") == 3
 
 
@@ -286,8 +285,7 @@ async def test_two_cursors_are_refused(client: Any) -> None:
 )
 async def test_metadata_has_limits(client: Any, metadata: dict[str, str], said: str, param: str) -> None:
     """https://docs.stripe.com/metadata."""
-    made = await subscribe(client)
-    error = await refused(client.subscriptions.update(made.id, metadata=metadata))
+    error = await refused(client.subscriptions.update((await subscribe(client)).id, metadata=metadata))
     assert error.user_message.startswith(said)
     assert (error.http_status, error.param) == (400, param)
     await refused(client.customers.update("cus_1", name="Other", metadata=metadata), "Metadata")

@@ -24,8 +24,7 @@ async def paid(client: Any) -> tuple[str, Any, str]:
     """A subscription, its paid first invoice, and the payment intent that paid it."""
     made = await subscribe(client, expand=["latest_invoice.payments"])
     invoice = invoice_of(made)
-    intent = invoice.payments.data[0].payment.payment_intent
-    return made.id, invoice, str(intent)
+    return made.id, invoice, str(invoice.payments.data[0].payment.payment_intent)
 
 
 def since(emulator: StripeEmulator, kinds: Sequence[str]) -> list[str]:
@@ -82,8 +81,7 @@ async def test_refunds_that_are_refused(client: Any, params: Any, said: str, cod
 
 async def test_a_credit_note_on_an_open_invoice_takes_off_what_is_due(client: Any) -> None:
     """https://docs.stripe.com/api/credit_notes/create: pre-payment."""
-    made = await subscribe(client, **SENT)
-    invoice = str(invoice_of(made).id)
+    invoice = str(invoice_of(await subscribe(client, **SENT)).id)
     await refused(client.credit_notes.create(invoice=invoice, amount=100), "open or paid invoice")
     await client.invoices.finalize_invoice(invoice)
     note = await client.credit_notes.create(invoice=invoice, amount=400, memo="Sorry")
@@ -109,8 +107,7 @@ async def test_a_credit_note_on_a_paid_invoice_gives_back(client: Any, clock: Cl
     note = await client.credit_notes.create(invoice=named, amount=600, **shares)
     assert (note.type, note.post_payment_amount, note.out_of_band_amount) == ("post_payment", 600, 100)
     (refund,) = note.refunds
-    made = await client.refunds.retrieve(refund.refund)
-    assert (refund.amount_refunded, made.amount) == (300, 300)
+    assert (refund.amount_refunded, (await client.refunds.retrieve(refund.refund)).amount) == (300, 300)
     assert (await client.customers.retrieve("cus_1")).balance == -200
     seen = await client.invoices.retrieve(named)
     assert (seen.total, seen.amount_paid, seen.post_payment_credit_notes_amount) == (1000, 1000, 600)
@@ -164,8 +161,7 @@ async def test_an_invoice_that_is_paid_in_time_is_never_overdue(
 ) -> None:
     made = await subscribe(client, **SENT)
     named = str(invoice_of(made).id)
-    sent = await client.invoices.send_invoice(named)
-    assert sent.status == "open"
+    assert (await client.invoices.send_invoice(named)).status == "open"
     await client.invoices.pay(named)
     clock.advance(timedelta(days=20))
     assert (await client.subscriptions.retrieve(made.id)).status == "active"

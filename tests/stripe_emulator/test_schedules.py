@@ -49,8 +49,7 @@ async def test_its_phases_follow_each_other(client: Any, clock: Clock) -> None:
     assert amounts(invoice_of(found)) == [2000]
     clock.advance(timedelta(days=31))
     assert (await latest(client, made)).status == "canceled"
-    ended = await client.subscription_schedules.retrieve(made.id)
-    assert ended.status == "completed"
+    assert (await client.subscription_schedules.retrieve(made.id)).status == "completed"
 
 
 async def test_one_that_starts_later_has_no_subscription_until_then(client: Any, clock: Clock) -> None:
@@ -70,8 +69,7 @@ async def test_one_that_starts_later_has_no_subscription_until_then(client: Any,
 
 async def test_a_first_phase_may_be_a_trial(client: Any) -> None:
     """https://docs.stripe.com/api/subscription_schedules/create#create_subscription_schedule-phases-trial_end."""
-    made = await schedule(client, phase("price_10", trial_end=SECOND + 7 * DAY))
-    found = await latest(client, made)
+    found = await latest(client, await schedule(client, phase("price_10", trial_end=SECOND + 7 * DAY)))
     assert (found.status, found.trial_end) == ("trialing", SECOND + 7 * DAY)
     assert amounts(invoice_of(found)) == [0]
 
@@ -118,8 +116,7 @@ async def prepared(client: Any, emulator: StripeEmulator) -> Any:
     emulator.add_price(777, price_id="price_once", interval=None)
     await client.customers.update("cus_1", address={"country": "DE"})
     await client.coupons.create(id="HALF", percent_off=50, duration="forever")
-    made = await subscribe(client)
-    return await client.subscription_schedules.create(from_subscription=made.id)
+    return await client.subscription_schedules.create(from_subscription=(await subscribe(client)).id)
 
 
 TAXED: Final = pytest.mark.parametrize("opened", [{"tax_percent": Decimal(20)}], indirect=True)
@@ -203,8 +200,7 @@ async def test_a_phase_sets_its_terms_and_removes_the_rest(
     assert [later[name] for name in names] == [None] * 4
     assert (later["collection_method"], later["days_until_due"]) == ("charge_automatically", None)
     assert (later["default_tax_rates"], later["automatic_tax"]["enabled"]) == ([], False)
-    assert later["items"]["data"][0]["tax_rates"] == []
-    assert later["description"] == "By default"
+    assert (later["items"]["data"][0]["tax_rates"], later["description"]) == ([], "By default")
 
 
 @TAXED
@@ -216,8 +212,7 @@ async def test_a_coupon_that_is_sent_again_is_not_redeemed_again(
     first = await client.subscription_schedules.update(made.id, **asked)
     subscribed = await client.subscriptions.retrieve(made.subscription)
     await client.subscription_schedules.update(made.id, **asked)
-    again = await client.subscription_schedules.update(made.id, **asked)
-    assert again.phases == first.phases
+    assert (await client.subscription_schedules.update(made.id, **asked)).phases == first.phases
     found = await client.subscriptions.retrieve(made.subscription)
     assert found.discounts == subscribed.discounts
     assert items_of(found)[0].discounts == items_of(subscribed)[0].discounts

@@ -165,8 +165,7 @@ async def test_a_pending_update_expires_with_the_period(
     await use(client, 500, at=SECOND)
     emulator.fail_payments("cus_1")
     await pending(client, made)
-    found = await client.subscriptions.retrieve(made.id)
-    assert found.pending_update.expires_at == MAY
+    assert (await client.subscriptions.retrieve(made.id)).pending_update.expires_at == MAY
     clock.set(datetime(2026, 5, 1, tzinfo=UTC))
     assert (await client.subscriptions.retrieve(made.id)).pending_update is None
 

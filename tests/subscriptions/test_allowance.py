@@ -97,8 +97,7 @@ async def test_usage_without_a_limit_counts_as_included(store_url: str) -> None:
         assert (await given(at))[:2] == ("unlimited", 4_000)
         await change(at, "pro", HALF)
         assert await given(at) == (7_500, 2_500, 90)
-        usage = await at.kit.usage("acme")
-        assert usage["meters"]["requests"]["remaining"] == 500 + 90
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["remaining"] == 500 + 90
         await change(at, "endless", HALF + HOUR)
         assert (await given(at))[0] == "unlimited"
 

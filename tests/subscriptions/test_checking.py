@@ -140,8 +140,7 @@ async def test_an_unknown_price_in_the_portal_is_reported_once(
     at: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     at.emulator.add_price(4200, price_id="price_portal", product="prod_team")
-    subscription = await by_hand(at, **WHOLE)
-    (base, *_) = (await at.stripe_subscription(subscription))["items"]["data"]
+    (base, *_) = (await at.stripe_subscription(await by_hand(at, **WHOLE)))["items"]["data"]
     await at.stripe_change(f"/v1/subscription_items/{base['id']}", price="price_portal")
     for _ in range(3):
         await at.kit.subscriptions.sync("acme")

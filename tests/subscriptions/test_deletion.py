@@ -131,8 +131,7 @@ async def test_a_customer_deleted_at_stripe_gets_a_new_one(at: Shop) -> None:
     await at.kit.customers.set_plan("acme", "pro")
     await at.kit.record("acme", "tokens", 1_300)
     await at.stripe_delete(f"/v1/customers/{first}")
-    again = await at.subscribed(plan="pro")
-    assert again.status == "active"
+    assert (await at.subscribed(plan="pro")).status == "active"
     second = await linked_of(at)
     assert second != first
     at.clock.advance(timedelta(minutes=10))
@@ -290,8 +289,7 @@ async def test_a_deleted_customers_id_stays_only_where_listed(
         page = keys_of_the_page()
         # Every kind of key that may name a customer is tried: a new one fails here until it is.
         kinds = [name for name in page if not (WITHOUT_ID.match(name) or name in REFUSED)]
-        empty = [name for name in kinds if not any(pattern_of(name).match(key) for key in filled)]
-        assert empty == []
+        assert [name for name in kinds if not any(pattern_of(name).match(key) for key in filled)] == []
         deleted = await at.kit.customers.delete(WHO, cancel=True)
         assert (deleted.state, deleted.link, deleted.jobs, deleted.subjects) == (1, 1, 1, 1)
         await at.settle()

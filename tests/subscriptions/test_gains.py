@@ -219,8 +219,7 @@ async def test_an_unpaid_subscription_includes_nothing_anew(store_url: str) -> N
         assert await at.kit.subscriptions.sync("acme")
         assert (await at.stripe_subscription(made.subscription.id))["status"] == "incomplete_expired"
         assert await admitted(at, 1) == 0
-        found = await at.subscribed(plan="team")
-        assert found.status == "active"
+        assert (await at.subscribed(plan="team")).status == "active"
         at.clock.advance(MINUTES)
         assert await admitted(at, 101) == 100
 
@@ -275,16 +274,14 @@ async def test_one_subscribe_page_is_open_so_one_trial_is_given(store_url: str) 
 
 async def test_a_plan_without_a_trial_has_none_by_way_of_another(at: Shop) -> None:
     service = at.kit.subscriptions
-    begun = (await service.create("acme", "tried")).subscription
-    assert begun.status == "trialing"
+    assert (await service.create("acme", "tried")).subscription.status == "trialing"
     at.clock.advance(timedelta(days=3))
     preview = await service.preview("acme", plan="pro")
     with pytest.raises(PaymentMethodMissingError):  # Nothing to pay with yet.
         await service.change_plan("acme", "pro")
     found = await synced(at)
     assert (found.plan, found.status) == ("tried", "trialing")
-    linked = await linked_of(at)
-    at.emulator.add_payment_method(linked, "pm_card_visa")
+    at.emulator.add_payment_method(await linked_of(at), "pm_card_visa")
     changed = await service.change_plan("acme", "pro")
     assert changed.proration == preview.proration
     cost, now = changed.proration, changed.subscription
@@ -312,8 +309,7 @@ async def test_seats_are_not_changed_while_a_payment_is_overdue(at: Shop, seats:
     at.emulator.mend_payments(linked)
     at.clock.advance(timedelta(days=8))  # Stripe tries again.
     at.emulator.advance()
-    paid = await synced(at)
-    assert paid.status == "active"
+    assert (await synced(at)).status == "active"
     assert (await at.kit.subscriptions.set_seats("acme", seats)).proration is not None
 
 
@@ -359,8 +355,7 @@ async def test_money_that_went_back_or_never_came_is_not_credited(
     await at.subscribed(plan="pro")
     at.clock.advance(timedelta(days=2))
     await undo(at)
-    found = await synced(at)
-    assert found.status == "active"
+    assert (await synced(at)).status == "active"
     assert await balance_at_end(at) == 0
     assert "ends without a credit for the rest of its period: " in caplog.text
 

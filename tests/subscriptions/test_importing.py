@@ -73,8 +73,7 @@ async def test_what_is_stored_is_what_a_look_at_each_customer_stores(hooks: Hook
     await paying(hooks, "acme")
     await paying(hooks, "tried", trial_period_days=14)
     await paying(hooks, "leaver", cancel_at_period_end=True)
-    gone = await paying(hooks, "gone")
-    await hooks.client.v1.subscriptions.cancel_async(gone)
+    await hooks.client.v1.subscriptions.cancel_async(await paying(hooks, "gone"))
     seats: Any = [{"price": "price_pro"}, {"price": "price_seat", "quantity": 4}]
     at_stripe(hooks, "seated", meterkit_customer="seated")
     await hooks.subscribe("seated", metadata={}, items=seats)

@@ -284,8 +284,7 @@ async def test_i13_an_operators_usage_price_stays_with_its_plan(at: Rich, change
 async def resumed(at: Rich) -> None:
     for _ in range(2):
         await at.kit.subscriptions.cancel("acme")
-        found = await at.kit.subscriptions.cancel("acme")
-        assert found.cancel_at_period_end
+        assert (await at.kit.subscriptions.cancel("acme")).cancel_at_period_end
         assert (await at.stripe_subscription(at.subscription))["schedule"] is None
         await at.kit.subscriptions.resume("acme")
         await at.kit.subscriptions.resume("acme")

@@ -139,8 +139,7 @@ async def test_optional_asks_for_no_card(at: Shop) -> None:
 async def test_what_was_set_by_hand_stays_while_a_card_is_awaited(at: Shop) -> None:
     await at.kit.customers.set_plan("acme", "open")
     await at.kit.customers.override("acme", {"requests": {"included": 7}})
-    made = await at.kit.subscriptions.create("acme", "payg")
-    assert made.subscription.status == "incomplete"
+    assert (await at.kit.subscriptions.create("acme", "payg")).subscription.status == "incomplete"
     awaited = await at.kit.usage("acme")
     assert (await at.kit.subscriptions.cancel("acme")).status == "canceled"
     for usage in (awaited, await at.kit.usage("acme")):
@@ -186,8 +185,7 @@ async def test_a_sign_up_without_a_card_ends_after_a_day(at: Shop) -> None:
     await at.kit.subscriptions.sync("acme")
     assert (await at.stripe_subscription(made.subscription.id))["status"] == "active"
     at.clock.advance(timedelta(hours=1))
-    ended = await synced(at)
-    assert (ended.status, await in_force(at)) == ("canceled", FREE)
+    assert ((await synced(at)).status, await in_force(at)) == ("canceled", FREE)
     assert (await at.stripe_subscription(made.subscription.id))["status"] == "canceled"
     await at.kit.customers.set_plan("acme", "open")
     await at.kit.subscriptions.sync("acme")
@@ -270,8 +268,7 @@ async def test_an_import_names_customers_without_a_card(store_url: str) -> None:
         tried = await at.kit.subscriptions.import_from_stripe(dry_run=True)
         assert {one.customer for one in tried.misfits} == {"acme", "gamma"}  # The lists show no more.
         for _ in range(2):
-            done = await at.kit.subscriptions.import_from_stripe()
-            (misfit,) = done.misfits
+            (misfit,) = (await at.kit.subscriptions.import_from_stripe()).misfits
             assert (misfit.customer, misfit.kind, misfit.linked) == ("acme", "no_payment_method", True)
             assert "payment_method: optional" in misfit.message
         assert await in_force(at) == FREE

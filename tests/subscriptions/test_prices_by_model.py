@@ -134,8 +134,7 @@ async def test_i13_usage_that_missed_a_change_keeps_its_model_price(
     at.clock.advance(timedelta(minutes=5))
     await use(at, opus=500, other=300)
     await changed_by_others(at, begun.id, plan)
-    found = await synced(at)
-    assert found.plan == plan
+    assert (await synced(at)).plan == plan
     for units in (
         "500 units of output_tokens:claude-opus-* that customer 'acme' used at USD 0.01 per 50 were",
         "300 units of output_tokens that customer 'acme' used at USD 0.01 per 250 were",

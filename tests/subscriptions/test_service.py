@@ -75,8 +75,7 @@ async def test_double_clicks_begin_one_subscription(at: Shop) -> None:
 async def test_an_answer_that_is_lost_begins_nothing_twice(at: Shop) -> None:
     for path in ("/v1/customers", "/v1/subscriptions"):
         at.emulator.fail_next("drop", when="after", path=path)
-    made = await at.kit.subscriptions.create("acme", "pro")
-    assert made.subscription.status == "incomplete"
+    assert (await at.kit.subscriptions.create("acme", "pro")).subscription.status == "incomplete"
     assert sorted(change.path for change in at.changes()) == ["/v1/customers", "/v1/subscriptions"]
 
 
@@ -128,8 +127,7 @@ async def test_a_lost_answer_changes_nothing_twice(at: Shop) -> None:
     before = len(at.changes())
     path = f"/v1/subscriptions/{begun.id}"
     at.emulator.fail_next("drop", when="after", path=path, skip=1)  # The first is the look before.
-    changed = await at.kit.subscriptions.change_plan("acme", "pro")
-    assert changed.subscription.plan == "pro"
+    assert (await at.kit.subscriptions.change_plan("acme", "pro")).subscription.plan == "pro"
     assert len(at.changes()) - before == 1
     assert len([one for one in await at.invoices() if one["billing_reason"] == "subscription_update"]) == 1
     at.emulator.fail_next("drop", when="after", path=path, skip=1)
@@ -187,8 +185,7 @@ async def test_the_plan_in_force_takes_back_what_is_scheduled(at: Shop) -> None:
 async def test_a_change_to_the_same_plan_keeps_the_seats_bought(at: Shop) -> None:
     await at.subscribed(plan="team", seats=7)
     await at.kit.gauges.set("acme", "seats", 9)
-    preview = await at.kit.subscriptions.preview("acme", plan="team")
-    assert preview.proration.net_cents == 0
+    assert (await at.kit.subscriptions.preview("acme", plan="team")).proration.net_cents == 0
     assert (await at.kit.subscriptions.change_plan("acme", "team")).subscription.seats == 7
 
 
@@ -206,8 +203,7 @@ async def test_seats_come_and_go_at_once_and_never_below_those_in_use(at: Shop) 
     with pytest.raises(SeatsInUseError) as raised:
         await kit.subscriptions.set_seats("acme", 11)
     assert (raised.value.seats, raised.value.used) == (11, 12)
-    fewer = await kit.subscriptions.set_seats("acme", 12)
-    cost = fewer.proration
+    cost = (await kit.subscriptions.set_seats("acme", 12)).proration
     assert (cost.credit_cents, cost.charge_cents, cost.net_cents) == (1350, 900, -450)
     assert (await at.items(begun.id))["price_pro_seat"] == 2
     await kit.gauges.set("acme", "seats", 4)
@@ -254,8 +250,7 @@ async def test_a_subscription_ends_with_its_period_or_goes_on(at: Shop) -> None:
     assert (found.status, found.access) == ("canceled", "full")
     with pytest.raises(NoSubscriptionError):
         await at.kit.subscriptions.resume("acme")
-    again = await at.kit.subscriptions.create("acme", "pro")
-    assert again.subscription.id != begun.id
+    assert (await at.kit.subscriptions.create("acme", "pro")).subscription.id != begun.id
 
 
 async def test_an_end_takes_the_place_of_what_is_scheduled_and_bars_it(at: Shop) -> None:
@@ -620,8 +615,7 @@ async def test_what_is_made_is_flexible(store_url: str, monkeypatch: pytest.Monk
     """F-103: by default what a request with an earlier API version makes is classic."""
     monkeypatch.setattr("meterkit.stripe.request.API_VERSION", "2025-08-27.basil")
     async with shop(store_url) as at:
-        begun = await at.subscribed()
-        assert mode_of(await at.stripe_subscription(begun.id)) == "flexible"
+        assert mode_of(await at.stripe_subscription((await at.subscribed()).id)) == "flexible"
         page = await at.kit.subscriptions.checkout("ada", "pro", seats=1, **URLS)
         at.emulator.complete_checkout(page.id)
         found = await at.kit.subscriptions.sync("ada")
@@ -637,8 +631,7 @@ async def test_usage_before_an_upgrade_from_classic_mode_is_billed(at: Shop) -> 
     at.clock.set(HALF)
     await at.kit.flush(everything=True)
     at.clock.advance(timedelta(minutes=10))
-    changed = await at.kit.subscriptions.change_plan("acme", "pro")
-    assert changed.subscription.plan == "pro"
+    assert (await at.kit.subscriptions.change_plan("acme", "pro")).subscription.plan == "pro"
     assert mode_of(await at.stripe_subscription(subscription)) == "flexible"
     lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
     assert 1_000 * 2 in [line["amount"] for line in lines]

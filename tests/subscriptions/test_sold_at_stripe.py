@@ -37,8 +37,7 @@ async def test_options_of_a_call_are_laid_over_those_of_the_plans_file(store_url
         found = await synced(at)
         assert found.status == "active"
         begun = await at.stripe_subscription(found.id)
-        assert begun["description"] == "Metered"
-        assert begun["metadata"]["meterkit_customer"] == "acme"
+        assert (begun["description"], begun["metadata"]["meterkit_customer"]) == ("Metered", "acme")
         assert begun["billing_mode"]["type"] == "flexible"
 
 

@@ -269,8 +269,7 @@ async def test_a_refund_known_before_the_payment_leaves_nothing(store_url: str) 
         await opened(at)
         await bought(at, **BACK)
         (session,) = (await at.client.v1.checkout.sessions.list_async()).data
-        done = at.emulator.complete_checkout(session.id)
-        await refund(at, str(done["invoice"]))
+        await refund(at, str(at.emulator.complete_checkout(session.id)["invoice"]))
         await bring_refund(at)
         assert await balance(at) == 0
         await at.settle()

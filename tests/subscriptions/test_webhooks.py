@@ -135,8 +135,7 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_read(client: htt
             pieces += 1
             yield b" " * 65_536
 
-    largest = json.dumps({**event(1), "x": ""})
-    padded = {**event(1), "x": "x" * (BODY_BYTES_MAX - len(largest))}
+    padded = {**event(1), "x": "x" * (BODY_BYTES_MAX - len(json.dumps({**event(1), "x": ""})))}
     assert (await client.post("/", **signed(padded))).status_code == 200
     assert (await client.post("/", **signed({**padded, "y": 1}))).status_code == 413
     length = {"content-length": str(10**30)}
@@ -250,8 +249,7 @@ async def test_whom_stripe_names_is_linked(at: Hooked, where: str) -> None:
     linked = at.customer()
     if where == "customer":
         await at.client.v1.customers.update_async(linked, {"metadata": {"meterkit_customer": "acme"}})
-    named = {"meterkit_customer": "acme"} if where == "subscription" else {}
-    await at.subscribe(metadata=named)
+    await at.subscribe(metadata={"meterkit_customer": "acme"} if where == "subscription" else {})
     if where == "session":
         await complete_session(at)
     await at.settle()
@@ -418,8 +416,7 @@ async def test_a_button_on_the_page_puts_the_customer_on_the_plan(store_url: str
         page = await at.kit.subscriptions.checkout(
             "acme", "pro", success_url="https://app.example/done", cancel_url="https://app.example/plans"
         )
-        declined = await browser.post(page.url, data={"payment": "fails"})
-        assert declined.status_code == 200
+        assert (await browser.post(page.url, data={"payment": "fails"})).status_code == 200
         await at.settle()
         assert (await at.kit.consume("acme", "requests")).plan == "free"
         paid = await browser.post(page.url, data={"payment": "succeeds"})
@@ -581,8 +578,7 @@ async def test_voided_invoices_give_what_is_paid_and_no_more(at: Hooked) -> None
     assert await access(at) == ("active", "full", "pro")
     state = (await at.state()).subscription
     assert state is not None
-    ends = state.end_ms / 1000
-    at.clock.set(at.clock.now().fromtimestamp(ends, at.clock.now().tzinfo) - INSTANT)
+    at.clock.set(at.clock.now().fromtimestamp(state.end_ms / 1000, at.clock.now().tzinfo) - INSTANT)
     assert await access(at) == ("active", "full", "pro")
     at.clock.advance(INSTANT)
     assert await access(at) == ("active", "restricted", "free")  # By the clock, before Stripe tells.
