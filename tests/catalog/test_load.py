@@ -126,8 +126,7 @@ def test_a_route_says_otherwise_than_the_file() -> None:
         debt="allow",
     )
     trials = {plan.key: (plan.trial_ms, plan.trial_without_card) for plan in blocks.plans.values()}
-    assert trials["free"] == (14 * DAY_MS, "pause")
-    assert files.storage_meter == "disk"
+    assert (trials["free"], files.storage_meter) == ((14 * DAY_MS, "pause"), "disk")
     assert blocks.plans["free"].entitlements["disk"].included == 3 * 2**29
 
 
@@ -171,9 +170,7 @@ def test_maps_merge_by_key_and_lists_and_scalars_replace() -> None:
         ("{included: unlimited, overage: bill}", None, BILL),
     ],
 )
-def test_defaults_of_an_entitlement_of_a_billed_meter(
-    written: str, included: int | None, overage: Overage
-) -> None:
+def test_defaults_of_a_billed_entitlement(written: str, included: int | None, overage: Overage) -> None:
     built = built_of("{unit: request, stripe: {event_name: requests}}", written)
     assert (included, overage) == (built.included, built.overage)
 

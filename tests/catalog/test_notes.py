@@ -30,7 +30,6 @@ def test_each_meter_billed_from_the_first_unit_is_named() -> None:
 
 
 def test_the_message_says_what_a_missing_meter_comes_to() -> None:
-    """F-26."""
     found = [note for note in loads(PLANS).notes if note.path == "plans.bare"]
     assert "".join(map(str, found)) == (
         "plans.yaml:20:3 plans.bare: requests is left out: unlimited, and billed from the first unit as 'r';"
@@ -52,7 +51,6 @@ def test_the_message_says_what_a_missing_meter_comes_to() -> None:
     ],
 )
 def test_a_line_that_is_never_reached_is_named(earlier: str, later: str) -> None:
-    """F-69."""
     ((line, message),) = unreached(routed("GET /first", earlier, later))
     assert (line, "the route in line 4 takes all of it" in message) == (5, True)
 
@@ -151,7 +149,6 @@ ALL = 'match: "*", consume: {requests: 1}'
     ],
 )
 def test_a_limit_that_no_route_asks_for_is_named(limit: str, cure: str) -> None:
-    """F-200."""
     (note,) = unasked(ALL, meters=limit)
     meter = limit.partition(":")[0]
     assert note.startswith(f"plans.yaml:16:14 plans.free.meters.{meter}: no route asks for {meter}, so no")
@@ -173,7 +170,6 @@ def test_a_limit_that_a_route_asks_for_is_not_named(limit: str, route: str) -> N
 
 
 def test_limits_of_users_budgets_and_credits_are_named_too() -> None:
-    """F-200."""
     (of_user,) = unasked(ALL, meters="", more="    subjects: {user: {words: {included: 5}}}\n")
     assert of_user.startswith("plans.yaml:17:23 plans.free.subjects.user.words: no route asks for words")
     priced = "words: {included: 1_000, overage: {bill: {per: 100, amount_cents: 10}}}"
@@ -343,7 +339,6 @@ def test_f_224_plans_whose_changes_wait_are_named(more: str, expected: int) -> N
 
 @pytest.mark.anyio
 async def test_a_kit_that_starts_logs_its_notes_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """F-60, F-26."""
     plans = free_plan("{requests: {unit: request, stripe: {event_name: r}}}", top=f"routes: [{{{ALL}}}]")
     kit = MeterKit(loads(plans), redis_url="memory://")
     assert caplog.messages == []

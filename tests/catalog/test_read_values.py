@@ -271,5 +271,4 @@ def test_flags() -> None:
     ],
 )
 def test_an_address_that_leads_to_the_own_network_is_not_public(address: str, is_so: bool) -> None:
-    assert is_public(address) == is_so
-    assert names_private_host(address) == (not is_so)
+    assert (is_public(address), names_private_host(address)) == (is_so, not is_so)

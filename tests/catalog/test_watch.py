@@ -120,9 +120,7 @@ async def test_a_link_that_leads_elsewhere_is_a_change(tmp_path: Path) -> None:
         await eventually(lambda: reader.read == ["two"])
 
 
-async def test_a_refusal_is_logged_once_and_the_next_change_read(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_refusal_is_logged_once_until_a_change(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with watched(path) as reader:
         write(path, "schema: 2")
         await eventually(lambda: "has changed and is refused; the one before holds" in caplog.text)

@@ -105,8 +105,7 @@ async def test_what_nobody_has_signed_is_refused(kit: MeterKit, client: httpx.As
 
     for body, status in ((b"{}", 400), (b" " * (2**20 + 1), 413), (pieces(), 413)):
         assert (await post(client, body, **BEARER)).status_code == status
-    assert (await client.get("/")).status_code == 405
-    assert await stored(kit) == 0
+    assert ((await client.get("/")).status_code, await stored(kit)) == (405, 0)
     with pytest.raises(MeterkitError, match="at least 16 characters"):
         storage_events(kit, secret="short")
 
@@ -224,8 +223,7 @@ async def test_a_message_of_sns_counts(
     kit: MeterKit, client: httpx.AsyncClient, fetched: list[str], version: str
 ) -> None:
     answer = await post(client, signed(version, Subject="Amazon S3 Notification"))
-    assert (answer.status_code, fetched) == (200, [CERTIFICATE])
-    assert await stored(kit) == 900
+    assert (answer.status_code, fetched, await stored(kit)) == (200, [CERTIFICATE], 900)
 
 
 async def test_a_subscription_is_confirmed(client: httpx.AsyncClient, fetched: list[str]) -> None:
@@ -292,9 +290,7 @@ ELSEWHERE: Final[list[Any]] = [
 ]
 
 
-async def test_no_other_address_of_a_certificate_is_fetched(
-    kit: MeterKit, client: httpx.AsyncClient, fetched: list[str]
-) -> None:
+async def test_no_other_url_is_fetched(kit: MeterKit, client: httpx.AsyncClient, fetched: list[str]) -> None:
     message = signed()
     for url in ELSEWHERE:
         answer = await post(client, message | {"SigningCertURL": url})

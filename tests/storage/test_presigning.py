@@ -123,7 +123,7 @@ async def test_without_credentials_nothing_is_held(kit: MeterKit, monkeypatch: p
 
 
 @pytest.mark.parametrize("enforcement", ["shadow", "off"])
-async def test_where_no_upload_is_refused_only_what_fits_is_held(
+async def test_where_no_upload_is_refused_what_fits_is_held(
     enforcement: Literal["shadow", "off"],
 ) -> None:
     async with MeterKit(

@@ -76,9 +76,7 @@ class _Passed(BaseHTTPRequestHandler):
 
 
 @pytest.mark.dear("a worker in a process of its own, killed, and another one, at servers of S3 and SQS")
-async def test_a_worker_that_is_killed_before_it_deletes_counts_once(
-    address: str, s3: Any, store_url: str, tmp_path: Path
-) -> None:
+async def test_a_killed_worker_counts_once(address: str, s3: Any, store_url: str, tmp_path: Path) -> None:
     for key, size in (("ada/images/a", 900), ("ada/images/b", 50), ("bob/documents/a", 7)):
         s3.put_object(Bucket="uploads", Key=key, Body=b"x" * size)
     (tmp_path / "plans.yaml").write_text(PLANS)

@@ -62,9 +62,7 @@ async def test_classic_billing_never_bills_usage_before_a_switch(client: Any, cl
 
 @pytest.mark.parametrize("at", [SECOND + 15 * DAY, MAY], ids=["inside", "at_the_end"])
 @pytest.mark.parametrize("behavior", ["create_prorations", "none"])
-async def test_a_phase_in_classic_billing_has_an_invoice_more(
-    client: Any, clock: Clock, at: int, behavior: str
-) -> None:
+async def test_a_classic_phase_adds_an_invoice(client: Any, clock: Clock, at: int, behavior: str) -> None:
     """Usage of a price that a phase lacks is on an invoice of its own.
 
     https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing

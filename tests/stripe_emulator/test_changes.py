@@ -90,9 +90,7 @@ async def test_a_proration_date_lies_in_the_present_period(client: Any, clock: C
         ([{"price": "price_20", "colour": "red"}], r"Received unknown parameter: items\[0\]\[colour\]"),
     ],
 )
-async def test_items_that_are_refused(
-    client: Any, emulator: StripeEmulator, items: Any, message: str
-) -> None:
+async def test_refused_items(client: Any, emulator: StripeEmulator, items: Any, message: str) -> None:
     """https://docs.stripe.com/api/subscriptions/update#update_subscription-items; nothing changes."""
     emulator.add_price(1, price_id="price_once", interval=None)
     emulator.add_price(1, price_id="price_eur", currency="eur")
@@ -126,9 +124,7 @@ async def test_items_have_calls_of_their_own(client: Any, clock: Clock) -> None:
     await refused(items.update(item_of(made).id, quantity=2), "A canceled subscription")
 
 
-async def test_a_new_year_is_charged_less_the_rest_of_the_month(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_a_year_is_charged_less_the_rest(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """https://gist.github.com/matthewarkin/27bcfdf622eb91d3508ea082d0ad50b8: -364 and 10000."""
     emulator.add_price(10_000, price_id="price_year", interval="year")
     clock.set(datetime.fromtimestamp(1_487_030_400, UTC))
@@ -142,9 +138,7 @@ async def test_a_new_year_is_charged_less_the_rest_of_the_month(
     assert amounts(invoice_of(free)) == [1000]
 
 
-async def test_a_subscription_has_at_most_20_items_of_one_currency(
-    client: Any, emulator: StripeEmulator
-) -> None:
+async def test_at_most_20_items_of_one_currency(client: Any, emulator: StripeEmulator) -> None:
     """https://docs.stripe.com/api/subscriptions/create#create_subscription-items."""
     prices = [emulator.add_price(100) for _ in range(21)]
     euro = emulator.add_price(100, currency="eur")

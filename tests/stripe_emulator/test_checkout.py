@@ -106,9 +106,7 @@ async def test_what_stripe_refuses(
     assert (await refused(client.checkout.sessions.create(**wanted), message)).param == param
 
 
-async def test_a_session_nobody_completes_expires_at_its_second(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_an_open_session_expires_in_time(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """``checkout.session.expired``, and no page any more (https://docs.stripe.com/api/checkout/sessions)."""
     sessions = client.checkout.sessions
     whole = await sessions.create(**offer())

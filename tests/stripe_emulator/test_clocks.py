@@ -111,9 +111,7 @@ async def test_a_deleted_clock_takes_its_customers_along(client: Any, emulator: 
         await refused(live.test_helpers.test_clocks.create(frozen_time=SECOND), "only be used in test mode")
 
 
-async def test_the_own_clock_is_moved_from_outside(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_the_own_clock_moves_from_outside(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """For a process that nothing reaches but HTTP: ``meterkit stripe emulator``."""
     async with emulator.serve() as url, httpx.AsyncClient(base_url=url) as own:
         subscription = await subscribed(client, "cus_1")

@@ -28,9 +28,7 @@ async def coupon(client: Any, **params: Any) -> Any:
     return (await client.coupons.create(**{"duration": "forever", **params})).id
 
 
-async def test_discounts_follow_one_another_and_keep_to_their_products(
-    client: Any, emulator: StripeEmulator
-) -> None:
+async def test_discounts_chain_and_keep_to_their_products(client: Any, emulator: StripeEmulator) -> None:
     tenth = await coupon(client, percent_off=10)
     seats = await coupon(client, percent_off=50, applies_to={"products": [emulator.add_product("Other")]})
     own = await coupon(client, amount_off=300, currency="usd", applies_to={"products": ["prod_pro"]})
@@ -43,9 +41,7 @@ async def test_discounts_follow_one_another_and_keep_to_their_products(
     assert invoice.total == 1900 - 190 - 300
 
 
-async def test_a_repeating_coupon_ends_after_its_months(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_a_repeating_coupon_ends_in_time(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     twice = await coupon(client, percent_off=50, duration="repeating", duration_in_months=2)
     made = await subscribe(client, discounts=[{"coupon": twice}], expand=["discounts", "latest_invoice"])
     (discount,) = made.discounts
@@ -71,9 +67,7 @@ async def test_a_repeating_coupon_ends_after_its_months(
         ({"discounts": [{"coupon": "FREE"}] * 21}, "at most 20 discounts"),
     ],
 )
-async def test_coupons_that_cannot_be_redeemed_are_refused(
-    client: Any, clock: Clock, params: Any, said: str
-) -> None:
+async def test_unredeemable_coupons_are_refused(client: Any, clock: Clock, params: Any, said: str) -> None:
     """https://docs.stripe.com/error-codes#coupon-expired."""
     await coupon(client, id="OVER", percent_off=10, redeem_by=SECOND + DAY)
     await coupon(client, id="USED", percent_off=10, max_redemptions=1)
@@ -151,9 +145,7 @@ async def test_promotion_codes_redeem_their_coupon(client: Any, clock: Clock) ->
         ),
     ],
 )
-async def test_promotion_codes_have_restrictions(
-    client: Any, emulator: StripeEmulator, params: Any, said: str
-) -> None:
+async def test_promotion_restrictions(client: Any, emulator: StripeEmulator, params: Any, said: str) -> None:
     """https://github.com/stripe/stripe-php/issues/1146."""
     emulator.add_customer("cus_2")
     await subscribe(client)

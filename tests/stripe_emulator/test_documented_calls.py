@@ -278,9 +278,7 @@ async def test_invoice_line_items_bulk_update(client: Any, clock: Clock) -> None
     assert changed.metadata.to_dict() == {"by": "hand"}
 
 
-async def test_a_setup_intent_that_has_ended_is_not_confirmed_again(
-    client: Any, emulator: StripeEmulator
-) -> None:
+async def test_an_ended_setup_intent_is_not_confirmed_again(client: Any, emulator: StripeEmulator) -> None:
     """https://docs.stripe.com/payments/setupintents/lifecycle."""
     intent = await client.setup_intents.create(customer="cus_1")
     assert intent.status == "requires_payment_method"

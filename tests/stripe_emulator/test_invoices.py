@@ -129,9 +129,7 @@ async def add_item(client: Any, subscription: Any, **more: Any) -> Any:
     return await client.invoice_items.create(**{k: v for k, v in wanted.items() if v is not None})
 
 
-async def test_an_item_is_on_the_next_invoice_of_its_subscription(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_an_item_is_on_the_next_invoice(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoiceitems/create: exact until it is rounded once."""
     made = await subscribe(client)
     period = {"start": 1_000, "end": 2_000}
@@ -148,9 +146,7 @@ async def test_an_item_is_on_the_next_invoice_of_its_subscription(
     assert (await client.invoice_items.retrieve(item.id)).invoice == renewal.id
 
 
-async def test_items_are_listed_until_they_are_deleted(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_items_are_listed_until_deleted(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoiceitems/list, https://docs.stripe.com/api/invoiceitems/delete."""
     made = await subscribe(client)
     first, second = [await add_item(client, made) for _ in range(2)]

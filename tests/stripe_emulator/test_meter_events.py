@@ -104,9 +104,7 @@ async def test_identifier_is_unique(client: Any, emulator: StripeEmulator) -> No
     assert emulator.accepted("cus_1", "tokens") == 3
 
 
-async def test_a_key_is_for_one_call_and_its_answer(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_a_key_is_for_a_call_and_answer(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     first = await send(client, "i1", "3", key="k")
     clock.advance(timedelta(minutes=1))
     second = await send(client, "i1", "3", key="k")
@@ -161,9 +159,7 @@ async def test_timestamp_has_bounds(
         ("000000000000000000007", True),
     ],
 )
-async def test_value_has_at_most_15_digits(
-    client: Any, emulator: StripeEmulator, value: str, accepted: bool
-) -> None:
+async def test_a_value_is_bounded(client: Any, emulator: StripeEmulator, value: str, accepted: bool) -> None:
     if accepted:
         await send(client, "i1", value)
         assert Decimal(value) == emulator.accepted("cus_1", "tokens")
@@ -174,8 +170,7 @@ async def test_value_has_at_most_15_digits(
 
 @pytest.mark.parametrize("value", ["", "1e16", "NaN", "٣"])
 async def test_value_must_be_a_number(client: Any, emulator: StripeEmulator, value: str) -> None:
-    assert (await refused(send(client, "i1", value))).http_status == 400
-    assert emulator.events == ()
+    assert ((await refused(send(client, "i1", value))).http_status, emulator.events) == (400, ())
 
 
 @pytest.mark.parametrize("key", ["", "sk_test_2"])

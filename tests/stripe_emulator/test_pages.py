@@ -74,9 +74,7 @@ async def subscribed(emulator: StripeEmulator, client: Any) -> tuple[str, str]:
     return done["customer"], done["subscription"]
 
 
-async def test_the_portal_cancels_resumes_and_mends(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_portal_cancels_resumes_and_mends(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """Flexible billing "uses `cancel_at` directly rather than `cancel_at_period_end`".
 
     https://docs.stripe.com/billing/subscriptions/billing-mode/compare#scheduled-subscription-cancellation

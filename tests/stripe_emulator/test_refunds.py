@@ -31,9 +31,7 @@ def since(emulator: StripeEmulator, kinds: Sequence[str]) -> list[str]:
     return [each for each in told(emulator) if each.startswith(tuple(kinds))]
 
 
-async def test_a_refund_changes_neither_invoice_nor_subscription(
-    client: Any, emulator: StripeEmulator
-) -> None:
+async def test_a_refund_leaves_invoice_and_subscription(client: Any, emulator: StripeEmulator) -> None:
     """https://docs.stripe.com/refunds."""
     subscription, invoice, intent = await paid(client)
     made = await client.refunds.create(
@@ -131,9 +129,7 @@ async def test_credit_notes_that_are_refused(client: Any, params: Any, said: str
     await refused(client.credit_notes.create(invoice=invoice.id, **params), said)
 
 
-async def test_a_sent_invoice_is_not_tried_and_falls_overdue(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_a_sent_invoice_falls_overdue(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """https://docs.stripe.com/api/subscriptions/object#subscription_object-status."""
     made = await subscribe(client, **SENT)
     named = str(invoice_of(made).id)
@@ -156,9 +152,7 @@ async def test_a_sent_invoice_is_not_tried_and_falls_overdue(
     assert overdue.created == SECOND + 10 * DAY
 
 
-async def test_an_invoice_that_is_paid_in_time_is_never_overdue(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_a_paid_invoice_is_never_overdue(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     made = await subscribe(client, **SENT)
     named = str(invoice_of(made).id)
     assert (await client.invoices.send_invoice(named)).status == "open"

@@ -33,9 +33,7 @@ def unpaid(action: str) -> Any:
     return {"end_behavior": {"missing_payment_method": action}}
 
 
-async def test_a_trial_costs_nothing_and_then_the_price(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_a_trial_is_free_until_its_end(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """https://docs.stripe.com/billing/subscriptions/trials/free-trials."""
     made = await subscribe(client, trial_period_days=14)
     end = SECOND + 14 * DAY
@@ -147,9 +145,7 @@ async def test_a_trial_is_ended_early_or_added(client: Any, clock: Clock) -> Non
 
 
 @pytest.mark.parametrize("until", [None, SECOND + 20 * DAY])
-async def test_a_cycle_does_not_begin_anew_before_the_end_of_its_trial(
-    client: Any, clock: Clock, until: int | None
-) -> None:
+async def test_a_cycle_begins_anew_after_its_trial(client: Any, clock: Clock, until: int | None) -> None:
     """https://docs.stripe.com/changelog/endive/2026-10-28/error-code-billing-cycle-trial-end-validation-subscriptions."""
     anew: Any = {"billing_cycle_anchor": {"type": "now"}}
     made = await subscribe(client, **({} if until else {"trial_period_days": 14}))
@@ -196,9 +192,7 @@ async def test_a_cycle_may_be_anchored_ahead(client: Any, clock: Clock) -> None:
     assert amounts(invoice_of(await current(client, free.id))) == [1000]
 
 
-async def test_a_schedule_is_released_and_the_plan_stays(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_a_released_schedule_keeps_plan(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """https://docs.stripe.com/api/subscription_schedules/release."""
     made = await subscribe(client, "price_20")
     schedules = client.subscription_schedules

@@ -135,9 +135,7 @@ async def test_usage_on_a_pending_updates_invoice_is_lost_with_it(
     assert await charged(client, made) == [("price_tokens_1", 70)]
 
 
-async def test_a_pending_update_that_is_paid_charges_its_usage_once(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_a_paid_update_bills_usage_once(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """What is used between the request and the payment is on no line: no page says whose it is."""
     made = await subscribe(client, "price_10", "price_tokens_1")
     await use(client, 500, at=SECOND)
@@ -153,9 +151,7 @@ async def test_a_pending_update_that_is_paid_charges_its_usage_once(
     assert await charged(client, made) == [("price_tokens_2", 7)]
 
 
-async def test_a_pending_update_expires_with_the_period(
-    client: Any, emulator: StripeEmulator, clock: Clock
-) -> None:
+async def test_a_pending_update_ends_in_time(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
     """ "The trial end time or the current period end, whichever comes first", or 23 hours.
 
     https://docs.stripe.com/billing/subscriptions/pending-updates-reference#expiration

@@ -172,8 +172,7 @@ async def test_a_trial_extended_after_a_late_webhook_grants_once(store_url: str)
         await at.kit.record("acme", "tokens", 20)  # By our clock the trial is over.
         before, left = await granted(at), await balance(at)
         await at.found.settle()
-        assert await balance(at) == left
-        assert await granted(at) == before
+        assert (await balance(at), await granted(at)) == (left, before)
         at.go(MAY + 27 * DAY)
         assert await balance(at) == left - 1
 
@@ -284,8 +283,7 @@ async def test_a_correction_takes_units_over_the_cap_first(capped: Shop) -> None
     (second,) = await capped.kit.correct("acme", {"words": 1_500}, reason="a loop", correction_id="c-2")
     assert (second.taken_back, second.over_cap) == (1_500, 500)
     assert (second.overage, second.sent_back) == (1_000, 1_000)
-    assert await counted(capped) == (5_000, 4_000, 0)
-    assert await charged(capped) == [(4_000, 48)]
+    assert (await counted(capped), await charged(capped)) == ((5_000, 4_000, 0), [(4_000, 48)])
 
 
 async def test_grants_and_credits_pay_before_the_cap_is_reached(capped: Shop) -> None:
@@ -295,8 +293,7 @@ async def test_grants_and_credits_pay_before_the_cap_is_reached(capped: Shop) ->
     assert await counted(capped) == (8_307, 5_000, 7)
     await capped.kit.grants.add("acme", {"words": 10}, grant_id="later")
     await capped.kit.record("acme", "words", 12)
-    assert await counted(capped) == (8_319, 5_000, 9)
-    assert await charged(capped) == [(5_000, 60)]
+    assert (await counted(capped), await charged(capped)) == ((8_319, 5_000, 9), [(5_000, 60)])
 
 
 async def use(at: Shop, model: str, **tokens: int) -> None:

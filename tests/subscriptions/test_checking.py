@@ -64,8 +64,7 @@ async def test_a_manual_change_is_found_and_repaired_to_the_plan(
         done = await at.kit.subscriptions.repair("acme")
         assert (done.mended, done.left, done.subscription) == (tried.mended, (), subscription)
         assert await at.items(subscription) == {f"price_{plan}": 1, f"price_{plan}_ai_tokens": None}
-        assert await at.kit.subscriptions.check() == {}
-        assert (await known(at)).plan == plan
+        assert (await at.kit.subscriptions.check(), (await known(at)).plan) == ({}, plan)
         before = len(at.changes())
         assert (await at.kit.subscriptions.repair("acme")).mended == ()
         assert len(at.changes()) == before
@@ -122,8 +121,7 @@ async def test_without_the_prices_a_customer_is_still_read(at: Shop) -> None:
     await by_hand(at, **BASE_ONLY)
     at.emulator.fail_next("error", status=500, path="/v1/prices/price_team", times=None)
     await queue_sync(at.kit, cause="reconcile")
-    assert (await at.kit.webhooks.backlog()).entries == 0
-    assert await drifts_of(at.kit) == {}
+    assert ((await at.kit.webhooks.backlog()).entries, await drifts_of(at.kit)) == (0, {})
 
 
 async def test_debtors_and_unsubscribed_customers_are_not_repaired(at: Shop) -> None:
@@ -136,9 +134,7 @@ async def test_debtors_and_unsubscribed_customers_are_not_repaired(at: Shop) -> 
         await at.kit.subscriptions.repair("acme")
 
 
-async def test_an_unknown_price_in_the_portal_is_reported_once(
-    at: Shop, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_unknown_portal_price_is_reported_once(at: Shop, caplog: pytest.LogCaptureFixture) -> None:
     at.emulator.add_price(4200, price_id="price_portal", product="prod_team")
     (base, *_) = (await at.stripe_subscription(await by_hand(at, **WHOLE)))["items"]["data"]
     await at.stripe_change(f"/v1/subscription_items/{base['id']}", price="price_portal")
@@ -155,9 +151,7 @@ async def test_an_unknown_price_in_the_portal_is_reported_once(
     ("field", "stored", "by_hand"),
     [("plan", "team", "pro"), ("seats", "7", "70"), ("status", "active", "trialing")],
 )
-async def test_a_state_that_was_changed_by_hand_is_named(
-    at: Shop, field: str, stored: str, by_hand: str
-) -> None:
+async def test_a_state_changed_by_hand_is_named(at: Shop, field: str, stored: str, by_hand: str) -> None:
     await at.subscribed(plan="team", seats=7)
     client: Any = (await at.kit.store.admin()).client
     key, quote = at.kit.store.keys.customer("acme").state, "" if field == "seats" else '"'

@@ -88,9 +88,7 @@ async def test_no_event_brings_a_deleted_customer_back(at: Shop) -> None:
     assert [one async for one in at.kit.customers.list()] == []
 
 
-async def test_a_look_that_began_before_the_deletion_stores_nothing(
-    at: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_look_before_the_deletion_stores_nothing(at: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     await at.subscribed()
     linked = await linked_of(at)
 

@@ -85,9 +85,7 @@ async def test_what_is_stored_is_what_a_look_at_each_customer_stores(hooks: Hook
         assert imported.subscription is not None
 
 
-async def test_an_import_that_was_stopped_goes_on_where_it_was(
-    hooks: Hooked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stopped_import_goes_on_where_it_was(hooks: Hooked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.subscriptions.service.stripe_import._PAGE", 5)
     for number in range(12):
         await paying(hooks, f"c{number}")
@@ -114,8 +112,7 @@ async def test_ids_may_stand_at_the_subscription_and_a_file_wins(hooks: Hooked) 
     done = await hooks.kit.subscriptions.import_from_stripe(
         id_from="metadata.user", ids={"cus_beta": "b", "cus_none": "n"}
     )
-    assert counts(done) == (2, 0, 0, 1)
-    assert why(done) == {"cus_none": "no_such_customer"}
+    assert (counts(done), why(done)) == ((2, 0, 0, 1), {"cus_none": "no_such_customer"})
     assert await customers(hooks) == {"acme", "b"}
     for id_from in ("metadata.", "phone"):
         with pytest.raises(MeterkitError, match=r"allowed are metadata\.KEY and email"):
@@ -170,7 +167,6 @@ async def test_a_paying_customer_is_on_its_plan_when_the_link_returns(at: Shop) 
 
 @pytest.mark.parametrize("deleted", [False, True])
 async def test_a_stripe_customer_that_does_not_exist_is_not_linked(at: Shop, deleted: bool) -> None:
-    """F-206."""
     if deleted:
         at.emulator.add_customer("cus_typo")
         await at.stripe_delete("/v1/customers/cus_typo")

@@ -170,8 +170,7 @@ async def test_a_downgrade_at_the_periods_end_keeps_every_field(at: Rich) -> Non
     at.clock.set(END + DAY)
     assert await at.shown() == before
     after = await at.item_terms()
-    assert list(after) == TEAM
-    assert list(after.values()) == list(items.values())
+    assert (list(after), list(after.values())) == (TEAM, list(items.values()))
 
 
 async def test_an_operators_schedule_keeps_its_phases_and_every_field(at: Rich) -> None:
@@ -219,8 +218,7 @@ async def test_a_change_at_once_keeps_every_field(store_url: str, change: str) -
         assert len(after) == (3 if change == "upgrade" else 4)  # Pro includes these seats.
         if change == "cancel":
             await at.kit.subscriptions.resume("acme")
-            assert await at.shown() == before
-            assert list((await at.item_terms()).values()) == items
+            assert (await at.shown(), list((await at.item_terms()).values())) == (before, items)
 
 
 async def test_a_direct_change_survives_a_repeated_schedule(at: Rich) -> None:

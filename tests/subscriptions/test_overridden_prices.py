@@ -86,10 +86,8 @@ async def test_a_falling_price_is_shown_and_billed_from_then_on(at: Shop) -> Non
     assert await shown(at) == 50
     await at.kit.record("acme", "tokens", 20)
     await queue_sync(at.kit, cause="evt_1")  # No webhook takes it for a change by others.
-    assert (await at.kit.usage("acme"))["meters"]["tokens"]["late"] == 0
-    assert await shown(at) == 90
-    assert await at.kit.subscriptions.check() == {}
-    assert await billed(at) == [(10, 5), (20, 2)]
+    assert ((await at.kit.usage("acme"))["meters"]["tokens"]["late"], await shown(at)) == (0, 90)
+    assert (await at.kit.subscriptions.check(), await billed(at)) == ({}, [(10, 5), (20, 2)])
     assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 
@@ -98,18 +96,14 @@ async def test_a_price_that_rises_takes_effect_when_the_period_ends(at: Shop) ->
     at.clock.set(HALF)
     await at.kit.record("acme", "tokens", 110)
     given = await at.kit.customers.override("acme", {"tokens": {"included": 50, **priced(9)["tokens"]}})
-    assert given.price_changes == {"tokens": END}
-    assert await shown(at) == 50
+    assert (given.price_changes, await shown(at)) == ({"tokens": END}, 50)
     await at.kit.record("acme", "tokens", 20)
-    assert await shown(at) == 150
-    assert await at.items(begun.id) == BASIC
-    assert await at.kit.subscriptions.check() == {}
-    assert await billed(at) == [(30, 5)]
+    assert (await shown(at), await at.items(begun.id)) == (150, BASIC)
+    assert (await at.kit.subscriptions.check(), await billed(at)) == ({}, [(30, 5)])
     await at.kit.subscriptions.sync("acme")
     await at.kit.subscriptions.retry_accepted()
     await at.kit.record("acme", "tokens", 60)
-    assert await shown(at) == 90
-    assert await at.kit.subscriptions.check() == {}
+    assert (await shown(at), await at.kit.subscriptions.check()) == (90, {})
     assert (await at.kit.customers.get("acme")).price_changes == {}
 
 
@@ -121,20 +115,16 @@ async def test_a_price_that_is_taken_back_holds_until_the_period_ends(at: Shop) 
     await at.kit.customers.override("acme", {"tokens": {}})
     assert await at.items(begun.id) == {"price_basic": 1, own: None}
     await at.kit.record("acme", "tokens", 10)
-    assert await shown(at) == 40
-    assert await billed(at) == [(20, 2)]
+    assert (await shown(at), await billed(at)) == (40, [(20, 2)])
     await at.kit.subscriptions.sync("acme")
     await at.kit.subscriptions.retry_accepted()
     assert await at.items(begun.id) == BASIC
     await at.kit.record("acme", "tokens", 101)
-    assert await shown(at) == 5
-    assert await at.kit.subscriptions.check() == {}
+    assert (await shown(at), await at.kit.subscriptions.check()) == (5, {})
 
 
 @pytest.mark.parametrize(("plan", "expected"), [("cheaper", [(20, 2)]), whole("none", [(10, 2)])])
-async def test_an_upgrade_keeps_the_price_of_a_meter_still_billed(
-    at: Shop, plan: str, expected: list[tuple[int, int]]
-) -> None:
+async def test_an_upgrade_keeps_a_billed_price(at: Shop, plan: str, expected: list[tuple[int, int]]) -> None:
     begun = await at.subscribed(plan="basic")
     own = await given(at, 2)
     at.clock.set(HALF)
@@ -158,8 +148,7 @@ async def test_a_meter_outside_the_plan_gets_an_item_and_loses_it(at: Shop) -> N
     assert (await at.kit.usage("acme"))["meters"]["pages"]["overage_cents"] == 24
     at.clock.advance(timedelta(minutes=5))
     await at.kit.customers.override("acme", {"pages": {}})
-    assert await at.items(begun.id) == BASIC
-    assert await at.kit.subscriptions.check() == {}
+    assert (await at.items(begun.id), await at.kit.subscriptions.check()) == (BASIC, {})
     assert await billed(at) == [(6, 4)]
 
 
@@ -200,16 +189,13 @@ async def test_a_retry_finishes_after_stripe_failed_between_steps(
     (own,) = await own_prices(at)
     assert await at.items(begun.id) == {"price_basic": 1, own: None}
     await at.kit.record("acme", "tokens", 10)
-    assert await shown(at) == 70
-    assert await billed(at) == [(10, 5), (10, 2)]
+    assert (await shown(at), await billed(at)) == (70, [(10, 5), (10, 2)])
 
 
 @pytest.mark.parametrize(
     ("report", "words"), [("usage", "its free tier restarts"), ("none", "its usage is not sent to Stripe")]
 )
-async def test_a_price_that_no_invoice_can_bill_is_refused_in_words(
-    store_url: str, report: str, words: str
-) -> None:
+async def test_a_price_no_invoice_can_bill_is_refused(store_url: str, report: str, words: str) -> None:
     catalog = loads(PLANS.replace("event_name: ai_tokens", f"event_name: ai_tokens, report: {report}"))
     async with shop(store_url, catalog=catalog, selling=sell) as at:
         await at.subscribed(plan="basic")
@@ -244,8 +230,7 @@ async def test_seats_changed_before_a_price_ends_leave_its_item(store_url: str) 
         await at.kit.subscriptions.retry_accepted()
         assert own not in await at.items(begun.id)
         await at.kit.record("acme", "tokens", 10)
-        assert await shown(at) == 50
-        assert await billed(at) == [(10, 2), (10, 3)]
+        assert (await shown(at), await billed(at)) == (50, [(10, 2), (10, 3)])
         assert await at.items(begun.id) == BASIC | {"price_basic_seat": 4}
 
 
@@ -263,8 +248,7 @@ async def test_a_change_in_doubt_is_settled_by_the_store(at: Shop) -> None:
     assert (await at.kit.customers.get("acme")).overrides == {}
     at.clock.advance(timedelta(minutes=5))
     await at.kit.subscriptions.retry_accepted()
-    assert await at.items(begun.id) == BASIC
-    assert await at.kit.subscriptions.check() == {}
+    assert (await at.items(begun.id), await at.kit.subscriptions.check()) == (BASIC, {})
     assert await billed(at) == [(10, 5)]
 
 
@@ -275,8 +259,7 @@ async def test_the_nightly_sync_finds_a_price_that_ended(at: Shop) -> None:
     at.clock.set(HALF)
     await queue_sync(at.kit, cause="reconcile")
     await at.kit.subscriptions.retry_accepted()
-    assert await at.items(begun.id) == BASIC
-    assert await at.kit.subscriptions.check() == {}
+    assert (await at.items(begun.id), await at.kit.subscriptions.check()) == (BASIC, {})
 
 
 async def test_a_price_ends_at_its_until(at: Shop) -> None:
@@ -289,6 +272,5 @@ async def test_a_price_ends_at_its_until(at: Shop) -> None:
     await at.kit.subscriptions.retry_accepted()
     assert await at.items(begun.id) == BASIC
     await at.kit.record("acme", "tokens", 10)
-    assert await shown(at) == 90
-    assert await at.kit.subscriptions.check() == {}
+    assert (await shown(at), await at.kit.subscriptions.check()) == (90, {})
     assert await billed(at) == [(20, 2), (10, 5)]

@@ -468,10 +468,7 @@ async def test_usage_of_a_trial_costs_nothing_in_usage_and_on_invoices(store_url
         ("deleted at Stripe", "checkout"),
     ],
 )
-async def test_a_deleted_customer_who_returns_gets_no_second_trial(
-    store_url: str, how: str, begins: str
-) -> None:
-    # F-22a
+async def test_a_deleted_customer_gets_no_second_trial(store_url: str, how: str, begins: str) -> None:
     async with shop(store_url) as at:
         first = await try_plan(at, "create")
         assert first.status == "trialing"

@@ -123,9 +123,7 @@ async def changed_by_others(at: Shop, subscription: str, plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", ["flat", "dear", whole("more")])
-async def test_i13_usage_that_missed_a_change_keeps_its_model_price(
-    at: Shop, plan: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i13_late_usage_keeps_its_price(at: Shop, plan: str, caplog: pytest.LogCaptureFixture) -> None:
     await at.kit.stripe.sync()
     begun = await at.subscribed(plan="pro")
     at.clock.set(HALF + timedelta(seconds=20))

@@ -104,9 +104,7 @@ def test_when_it_ends() -> None:
         ("subscription_create", "open", {"trial_start": START}, False),
     ],
 )
-def test_whether_one_that_was_ended_had_ever_begun(
-    reason: str, status: str, more: dict[str, Any], expected: bool
-) -> None:
+def test_whether_an_ended_one_began(reason: str, status: str, more: dict[str, Any], expected: bool) -> None:
     invoice = {"billing_reason": reason, "status": status}
     ended = read(status="canceled", ended_at=START + 7, latest_invoice=invoice, **more)
     assert (ended.never_began, ended.has_begun) == (expected, not expected)
@@ -152,9 +150,7 @@ def invoice(**more: Any) -> dict[str, Any]:
         (None, 0, 0),
     ],
 )
-def test_failed_attempts_count_while_the_invoice_is_open(
-    latest: object, failures: int, failed_at_s: int
-) -> None:
+def test_failures_count_while_the_invoice_is_open(latest: object, failures: int, failed_at_s: int) -> None:
     found = read(status="past_due", latest_invoice=latest)
     assert (found.failures, found.failed_at_ms) == (failures, failed_at_s * 1000)
     assert read(latest_invoice=invoice(status="draft", created=END)).failed_at_ms == 0
@@ -413,9 +409,7 @@ def test_what_is_found_is_what_a_repair_changes(items: list[dict[str, Any]]) -> 
         ((sold("price_addon"), sold("price_mine")), "active", False),
     ],
 )
-def test_a_second_subscription_that_bills_usage_or_a_plan_is_one(
-    items: tuple[Any, ...], status: str, differs: bool
-) -> None:
+def test_a_second_paid_subscription_differs(items: tuple[Any, ...], status: str, differs: bool) -> None:
     chosen, other = shown(*WHOLE), shown(*items, id="sub_2", status=status)
     found = compare_customer([chosen, other], chosen, shop.CATALOG, PRICES["team"])
     assert kinds(found) == ["two_subscriptions"] * differs

@@ -27,7 +27,6 @@ billing:
 
 
 async def test_options_of_a_call_are_laid_over_those_of_the_plans_file(store_url: str) -> None:
-    """F-114."""
     async with shop(store_url, catalog=loads(PLANS + CHECKOUT)) as at:
         options = {"locale": "fr", "allow_promotion_codes": None}
         await at.kit.subscriptions.checkout("acme", "pro", seats=1, **URLS, options=options)
@@ -204,5 +203,4 @@ async def test_the_emulator_sells_what_sync_makes(store_url: str) -> None:
         ("7 x Thirds", 233),
     ]
     async with shop(store_url, catalog=ONE_BILL, selling=StripeEmulator.add_plans) as at:
-        assert await sold(at) == by_sync
-        assert await billed(at, "sold") == bill
+        assert (await sold(at), await billed(at, "sold")) == (by_sync, bill)

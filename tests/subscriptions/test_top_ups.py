@@ -376,9 +376,7 @@ async def test_no_more_than_the_bound_are_bought_in_a_month(store_url: str) -> N
         assert (await balance(at), await payments(at)) == (21 * DOLLAR, 4)
 
 
-async def test_a_declined_card_stops_it_until_one_is_paid(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_declined_card_stops_it_until_paid(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with stocked(store_url, spent=0, flush=True) as at:
         told: list[Any] = []
         at.kit.on("top_up.failed")(told.append)
@@ -405,9 +403,7 @@ async def test_a_declined_card_stops_it_until_one_is_paid(
         assert lines == [f"customer 'acme': an automatic top-up of usd {reason}"]
 
 
-async def test_a_declined_card_is_logged_once_a_day_for_each_reason(
-    auto: Hooked, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_decline_is_logged_once_a_day(auto: Hooked, caplog: pytest.LogCaptureFixture) -> None:
     auto.emulator.fail_payments("cus_acme")
     api, _, tops_up = dying(auto)
     for event in ("1", "2"):
@@ -507,9 +503,7 @@ async def test_i4_an_abandoned_top_up_is_taken_over_unchanged(auto: Hooked) -> N
 
 
 @pytest.mark.parametrize(("cents", "dollars"), [(1000, 0), (400, 22)])
-async def test_who_gets_all_the_money_back_is_not_charged_again(
-    store_url: str, cents: int, dollars: int
-) -> None:
+async def test_who_is_refunded_is_not_charged_again(store_url: str, cents: int, dollars: int) -> None:
     async with stocked(store_url, spent=4) as at:
         await refund(at, cents=cents)
         await at.settle()
