@@ -190,9 +190,8 @@ def test_meaning_changes_the_content_hash_spelling_does_not() -> None:
     meters = "meters: {requests: {unit: request}}\nroutes: [{match: 'GET   /a', consume: {requests: 1}}]\n"
     plan = "plans: {free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: RATE}}}}\n"
     one = loads(HEAD + meters + plan.replace("RATE", "1_000/hour"), source="a.yaml")
-    other = loads(
-        plan.replace("RATE", "['1000 per 1 hours']") + HEAD + meters.replace("   ", " "), source="b"
-    )
+    renamed = meters.replace("   ", " ")
+    other = loads(plan.replace("RATE", "['1000 per 1 hours']") + HEAD + renamed, source="b")
     changed = loads(HEAD + meters + plan.replace("RATE", "1_001/hour"), source="a.yaml")
     assert one.content_hash == other.content_hash
     assert one.content_hash != changed.content_hash

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import stripe
 
+from drivers.emulated_times import NOW
 from stripe_emulator import Clock, StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-NOW: Final = datetime(2026, 4, 1, tzinfo=UTC)
-SECOND: Final = int(NOW.timestamp())
-MAY: Final = int(datetime(2026, 5, 1, tzinfo=UTC).timestamp())
-DAY: Final = 86_400
-HOUR: Final = 3_600
 # What a shop is set up with.
 SET_UP: Final = ("product.", "price.", "payment_method.", "customer.created", "customer.updated")
 

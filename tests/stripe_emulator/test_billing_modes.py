@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.emulated_shop import (
-    DAY,
-    MAY,
-    SECOND,
     amounts,
     current,
     invoice_of,
@@ -21,6 +18,7 @@ from drivers.emulated_shop import (
     subscribe,
     use,
 )
+from drivers.emulated_times import DAY, MAY, SECOND
 
 if TYPE_CHECKING:
     from stripe_emulator import Clock, StripeEmulator
@@ -38,9 +36,8 @@ async def test_what_is_not_a_mode_is_refused(client: Any) -> None:
         ({"type": "classic", "flexible": {"proration_discounts": "itemized"}}, "can only be set where"),
     ):
         await refused(subscribe(client, billing_mode=mode), message)
-    made = await subscribe(
-        client, billing_mode={"type": "flexible", "flexible": {"proration_discounts": "itemized"}}
-    )
+    itemized = {"type": "flexible", "flexible": {"proration_discounts": "itemized"}}
+    made = await subscribe(client, billing_mode=itemized)
     assert made.billing_mode.flexible.proration_discounts == "itemized"
 
 
@@ -88,9 +85,8 @@ async def test_a_first_price_moves_the_anchor_in_classic_billing(
     emulator.add_price(0, price_id="price_free")
     made = await subscribe(client, "price_free", billing_mode={"type": mode})
     clock.set(HALF)
-    changed = await client.subscriptions.update(
-        made.id, items=[{"id": item_of(made).id, "price": "price_10"}]
-    )
+    items = [{"id": item_of(made).id, "price": "price_10"}]
+    changed = await client.subscriptions.update(made.id, items=items)
     assert changed.billing_cycle_anchor == (int(HALF.timestamp()) if anchored else SECOND)
     seated = await client.subscriptions.update(made.id, items=[{"price": "price_seat"}])
     assert seated.billing_cycle_anchor == changed.billing_cycle_anchor

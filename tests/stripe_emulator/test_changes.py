@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.emulated_shop import (
-    MAY,
-    SECOND,
     amounts,
     current,
     invoice_of,
@@ -21,6 +19,7 @@ from drivers.emulated_shop import (
     refused,
     subscribe,
 )
+from drivers.emulated_times import MAY, SECOND
 
 if TYPE_CHECKING:
     from stripe_emulator import Clock, StripeEmulator
@@ -74,9 +73,7 @@ async def test_a_proration_date_lies_in_the_present_period(client: Any, clock: C
     made = await subscribe(client)
     clock.advance(timedelta(days=15))
     for at in (SECOND - 1, MAY + 1):
-        await refused(
-            client.subscriptions.update(made.id, proration_date=at), "Cannot specify a proration date outside"
-        )
+        await refused(client.subscriptions.update(made.id, proration_date=at), "proration date outside")
 
 
 @pytest.mark.parametrize(
@@ -132,9 +129,8 @@ async def test_a_year_is_charged_less_the_rest(client: Any, emulator: StripeEmul
     clock.set(datetime.fromtimestamp(1_488_568_488, UTC))
     changed = await switch(client, made, "price_year", billing_cycle_anchor={"type": "now"})
     assert amounts(invoice_of(changed)) == [-364, 10_000]
-    free = await switch(
-        client, made, "price_10", billing_cycle_anchor={"type": "now"}, proration_behavior="none"
-    )
+    anew: Any = {"billing_cycle_anchor": {"type": "now"}, "proration_behavior": "none"}
+    free = await switch(client, made, "price_10", **anew)
     assert amounts(invoice_of(free)) == [1000]
 
 

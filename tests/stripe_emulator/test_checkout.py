@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.emulated_shop import DAY, SECOND, offer, refused, told
+from drivers.emulated_shop import offer, refused, told
+from drivers.emulated_times import DAY, SECOND
 
 if TYPE_CHECKING:
     from stripe_emulator import Clock, StripeEmulator
@@ -142,10 +143,7 @@ MISSING = r"Missing required param: flow_data\[subscription_cancel\]"
         ({**KNOWN, "flow_data": {"type": "dance"}}, "must be one of customer_update"),
         ({**KNOWN, "flow_data": {"type": "subscription_cancel"}}, MISSING),
         (
-            {
-                **KNOWN,
-                "flow_data": {"type": "subscription_cancel", "subscription_cancel": {"retention": "x"}},
-            },
+            {**KNOWN, "flow_data": {"type": "subscription_cancel", "subscription_cancel": {"offer": "x"}}},
             rf"{MISSING}\[subscription\]",
         ),
     ],

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import DAY, HOUR, MAY, SECOND, refused, shop
+from drivers.emulated_shop import refused, shop
+from drivers.emulated_times import DAY, HOUR, MAY, SECOND
 from stripe_emulator import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio

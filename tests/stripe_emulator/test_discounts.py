@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.emulated_shop import (
-    DAY,
-    SECOND,
-    amounts,
-    invoice_of,
-    item_of,
-    newest_invoice,
-    refused,
-    subscribe,
-)
+from drivers.emulated_shop import amounts, invoice_of, item_of, newest_invoice, refused, subscribe
+from drivers.emulated_times import DAY, SECOND
 
 if TYPE_CHECKING:
     from stripe_emulator import Clock, StripeEmulator
@@ -99,9 +91,8 @@ async def test_coupons_that_make_no_sense_are_refused(client: Any, params: Any, 
 
 
 async def code(client: Any, coupon_id: str, **params: Any) -> Any:
-    return await client.promotion_codes.create(
-        **{"promotion": {"type": "coupon", "coupon": coupon_id}, **params}
-    )
+    promotion = {"type": "coupon", "coupon": coupon_id}
+    return await client.promotion_codes.create(**{"promotion": promotion, **params})
 
 
 async def test_promotion_codes_redeem_their_coupon(client: Any, clock: Clock) -> None:
@@ -116,10 +107,8 @@ async def test_promotion_codes_redeem_their_coupon(client: Any, clock: Clock) ->
     assert (discount.promotion_code.code, invoice_of(made).total) == ("Save20", 800)
     await refused(subscribe(client, discounts=[{"promotion_code": save.id}]), "expired or inactive")
     other = await code(client, fifth, code="SAVE20")
-    assert [each.id for each in (await client.promotion_codes.list(code="save20")).data] == [
-        other.id,
-        save.id,
-    ]
+    listed = await client.promotion_codes.list(code="save20")
+    assert [each.id for each in listed.data] == [other.id, save.id]
     assert [each.id for each in (await client.promotion_codes.list(active=True)).data] == [other.id]
     assert (await client.promotion_codes.update(other.id, active=False)).active is False
     assert (await client.promotion_codes.retrieve(save.id)).active is False
@@ -137,12 +126,9 @@ async def test_promotion_codes_redeem_their_coupon(client: Any, clock: Clock) ->
         ({"restrictions": {"first_time_transaction": True}}, "has prior transactions"),
         (
             {"restrictions": {"minimum_amount": 1001, "minimum_amount_currency": "usd"}},
-            "minimum amount is not reached",
+            "minimum amount is not",
         ),
-        (
-            {"restrictions": {"minimum_amount": 1, "minimum_amount_currency": "eur"}},
-            "minimum amount is not reached",
-        ),
+        ({"restrictions": {"minimum_amount": 1, "minimum_amount_currency": "eur"}}, "minimum amount is not"),
     ],
 )
 async def test_promotion_restrictions(client: Any, emulator: StripeEmulator, params: Any, said: str) -> None:

@@ -10,19 +10,8 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import (
-    DAY,
-    HOUR,
-    MAY,
-    SECOND,
-    amounts,
-    invoice_of,
-    item_of,
-    newest_invoice,
-    refused,
-    subscribe,
-    use,
-)
+from drivers.emulated_shop import amounts, invoice_of, item_of, newest_invoice, refused, subscribe, use
+from drivers.emulated_times import DAY, HOUR, MAY, SECOND
 
 if TYPE_CHECKING:
     from stripe_emulator import Clock, StripeEmulator

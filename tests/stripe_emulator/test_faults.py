@@ -12,7 +12,8 @@ import pytest
 import stripe
 from anyio.lowlevel import checkpoint
 
-from drivers.emulated_shop import SECOND, shop
+from drivers.emulated_shop import shop
+from drivers.emulated_times import SECOND
 from stripe_emulator import Fault, StripeEmulator
 
 EVENTS = "/v1/billing/meter_events"

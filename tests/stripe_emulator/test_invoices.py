@@ -10,7 +10,8 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import MAY, SECOND, current, invoice_of, newest_invoice, refused, subscribe
+from drivers.emulated_shop import current, invoice_of, newest_invoice, refused, subscribe
+from drivers.emulated_times import MAY, SECOND
 from stripe_emulator import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,8 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import NOW, SECOND, refused, subscribe
+from drivers.emulated_shop import refused, subscribe
+from drivers.emulated_times import NOW, SECOND
 from stripe_emulator import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -260,9 +261,7 @@ async def test_what_stripe_takes_and_refuses(emulator: StripeEmulator) -> None:
 async def test_two_cursors_are_refused(client: Any) -> None:
     """https://github.com/stripe/stripe-python/issues/585."""
     error = await refused(client.customers.list(starting_after="cus_1", ending_before="cus_1"))
-    assert error.user_message == (
-        "Received both starting_after and ending_before parameters. Please pass in only one."
-    )
+    assert error.user_message.startswith("Received both starting_after and ending_before parameters.")
     assert (await client.customers.list(starting_after="cus_1")).data == []
 
 
@@ -271,11 +270,7 @@ async def test_two_cursors_are_refused(client: Any) -> None:
     [
         ({"k" * 41: "v"}, "Metadata keys can have up to 40 characters, but you passed in a key", "metadata"),
         ({"k": "v" * 501}, "Metadata values can have up to 500 characters, but you", "metadata[k]"),
-        (
-            {f"k{number}": "v" for number in range(51)},
-            "Metadata can have up to 50 keys, but you've set 51",
-            "metadata",
-        ),
+        ({f"k{n}": "v" for n in range(51)}, "Metadata can have up to 50 keys, but you've set 51", "metadata"),
     ],
 )
 async def test_metadata_has_limits(client: Any, metadata: dict[str, str], said: str, param: str) -> None:

@@ -8,7 +8,8 @@ import pytest
 import stripe
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import SECOND, refused
+from drivers.emulated_shop import refused
+from drivers.emulated_times import SECOND
 from stripe_emulator import StripeEmulator
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from drivers.emulated_shop import DAY, HOUR, SECOND, invoice_of, newest_invoice, refused, subscribe, told
+from drivers.emulated_shop import invoice_of, newest_invoice, refused, subscribe, told
+from drivers.emulated_times import DAY, HOUR, SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,8 @@ import pytest
 import stripe
 from stripe.params import _subscription_schedule_modify_params as types
 
-from drivers.emulated_shop import DAY, MAY, SECOND, amounts, current, invoice_of, items_of, refused, subscribe
+from drivers.emulated_shop import amounts, current, invoice_of, items_of, refused, subscribe
+from drivers.emulated_times import DAY, MAY, SECOND
 from drivers.sdk_parameters import sample
 
 if TYPE_CHECKING:

@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from drivers.emulated_shop import (
-    DAY,
-    HOUR,
-    MAY,
-    SECOND,
-    current,
-    invoice_of,
-    item_of,
-    refused,
-    subscribe,
-    told,
-)
+from drivers.emulated_shop import current, invoice_of, item_of, refused, subscribe, told
+from drivers.emulated_times import DAY, HOUR, MAY, SECOND
 
 if TYPE_CHECKING:
     from stripe_emulator import Clock, StripeEmulator

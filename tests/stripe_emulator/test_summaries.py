@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from drivers.emulated_account import account
-from drivers.emulated_shop import DAY, HOUR, refused
+from drivers.emulated_shop import refused
+from drivers.emulated_times import DAY, HOUR
 from stripe_emulator import Clock, StripeEmulator
 
 if TYPE_CHECKING:

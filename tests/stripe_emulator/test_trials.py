@@ -7,19 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.emulated_shop import (
-    DAY,
-    HOUR,
-    MAY,
-    SECOND,
-    amounts,
-    current,
-    invoice_of,
-    item_of,
-    refused,
-    subscribe,
-    told,
-)
+from drivers.emulated_shop import amounts, current, invoice_of, item_of, refused, subscribe, told
+from drivers.emulated_times import DAY, HOUR, MAY, SECOND
 
 if TYPE_CHECKING:
     from stripe_emulator import Clock, StripeEmulator

@@ -7,19 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from drivers.emulated_shop import (
-    DAY,
-    HOUR,
-    MAY,
-    SECOND,
-    amounts,
-    current,
-    invoice_of,
-    items_of,
-    refused,
-    subscribe,
-    use,
-)
+from drivers.emulated_shop import amounts, current, invoice_of, items_of, refused, subscribe, use
+from drivers.emulated_times import DAY, HOUR, MAY, SECOND
 from drivers.sampled import pairs
 
 if TYPE_CHECKING:

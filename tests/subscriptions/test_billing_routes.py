@@ -340,9 +340,8 @@ async def test_bodies_are_bounded_and_json(client: httpx.AsyncClient, at: Shop) 
     form: Any = {"data": {"plan": "pro"}}
     for sent in (form, plain):
         assert told(await client.post("/subscription", **sent)) == (415, "media-type-not-supported")
-    fits = await client.post(
-        "/subscription", content=b'{"plan": "prp"' + b" " * 65_000 + b"}", headers=headers
-    )
+    body = b'{"plan": "prp"' + b" " * 65_000 + b"}"
+    fits = await client.post("/subscription", content=body, headers=headers)
     assert (told(fits), at.changes()) == ((422, "plan-unknown"), [])
 
 

@@ -210,9 +210,8 @@ async def test_f_227_an_inexact_price_is_named(store_url: str, price: dict[str, 
         path, own = f"/v1/subscription_items/{item['id']}", item["price"]
         recurring = {"interval": "month", "usage_type": "metered", "meter": own["recurring"]["meter"]}
         # A person makes another price of the meter at Stripe, and puts it in the subscription.
-        made = await at.post(
-            "/v1/prices", {"currency": "usd", "product": own["product"], "recurring": recurring} | price
-        )
+        terms = {"currency": "usd", "product": own["product"], "recurring": recurring}
+        made = await at.post("/v1/prices", terms | price)
         await at.stripe_change(path, price=made["id"])
         await at.kit.subscriptions.sync(PRESENT)
         at.clock.advance(2 * MINUTE)

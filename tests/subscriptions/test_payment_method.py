@@ -171,10 +171,8 @@ async def test_a_setup_that_fails_or_is_canceled_can_be_tried_again(at: Shop, ho
 
 
 async def test_a_checkout_page_asks_for_a_card_despite_options(at: Shop) -> None:
-    options = {"payment_method_collection": "if_required"}
-    page = await at.kit.subscriptions.checkout(
-        "acme", "payg", success_url=PAGE, cancel_url=PAGE, options=options
-    )
+    may: dict[str, object] = {"payment_method_collection": "if_required"}
+    page = await at.kit.subscriptions.checkout("acme", "payg", success_url=PAGE, cancel_url=PAGE, options=may)
     (asked,) = await at.stripe_list("/v1/checkout/sessions")
     assert (asked["id"], asked["payment_method_collection"]) == (page.id, "always")
 

@@ -19,16 +19,9 @@ from starlette.applications import Starlette
 from drivers.delivery import kit_for, until
 from drivers.plans import plans_text
 from drivers.shop import CATALOG, END, HALF, PLANS, START, Shop, shop
+from meterkit import NoSubscriptionError, QuantityError, SeatsInUseError, StripeError, SubscriptionBusyError
 from meterkit.catalog import loads
-from meterkit.errors import (
-    NoSubscriptionError,
-    QuantityError,
-    SeatsInUseError,
-    StripeError,
-    SubscriptionBusyError,
-    SubscriptionError,
-    UnknownPlanError,
-)
+from meterkit.errors import SubscriptionError, UnknownPlanError
 from meterkit.starlette import billing_routes
 from meterkit.testing import StripeEmulator
 from subscriptions.looks import known, linked_of, pending, synced

@@ -10,14 +10,9 @@ import pytest
 from drivers.customer_states import prepare_change
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, PLANS, Shop, shop
-from meterkit import MeterkitError
+from meterkit import MeterkitError, PaymentAuthenticationError, PaymentMethodMissingError, StripeError
 from meterkit.catalog import loads
-from meterkit.errors import (
-    PaymentAuthenticationError,
-    PaymentMethodMissingError,
-    StripeError,
-    SubscriptionError,
-)
+from meterkit.errors import SubscriptionError
 from meterkit.testing import StripeEmulator
 from subscriptions.looks import known, linked_of, pending, synced
 
@@ -29,6 +24,7 @@ pytestmark = pytest.mark.anyio
 
 # A third plan above the others, so that one can go up from where a downgrade is scheduled.
 THREE = loads(PLANS.replace("rank: 7", "rank: 20").replace("amount_cents: 2000", "amount_cents: 9000"))
+PAGE = "https://a.example"
 ALWAYS = "pm_card_authenticationRequired"
 UNTIL_SET_UP = "pm_card_authenticationRequiredOnSetup"
 
@@ -179,9 +175,7 @@ async def test_a_new_subscription_keeps_an_unpaid_periods_tiers(tiered: Shop) ->
         with pytest.raises(SubscriptionError, match="until 2031-07-01 00:00 UTC"):
             await tiered.kit.subscriptions.create("acme", plan)
     with pytest.raises(SubscriptionError, match="tiers"):
-        await tiered.kit.subscriptions.checkout(
-            "acme", "team", success_url="https://a", cancel_url="https://a"
-        )
+        await tiered.kit.subscriptions.checkout("acme", "team", success_url=PAGE, cancel_url=PAGE)
     await tiered.subscribed(plan="flat")
     await tiered.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
     with pytest.raises(SubscriptionError, match="tiers"):

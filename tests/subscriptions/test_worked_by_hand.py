@@ -354,10 +354,7 @@ class Year:
 
     async def invoices(self) -> list[tuple[str, int, str]]:
         found = await self.kit.subscriptions.invoices("acme")
-        return [
-            (f"{invoice.created_at:%m-%d}", invoice.total_cents, invoice.status)
-            for invoice in reversed(found)
-        ]
+        return [(f"{one.created_at:%m-%d}", one.total_cents, one.status) for one in reversed(found)]
 
 
 @asynccontextmanager
