@@ -59,62 +59,43 @@ def charged(said: CallUsage, *, markup: int = 0) -> Fraction:
     return ModelCharges(ProviderPrices(markup_percent=markup, models=OWN)).of(said, AT)
 
 
-@pytest.mark.parametrize(
-    ("said", "markup", "amount"),
-    [
+def test_a_call_is_charged_by_the_tokens_of_each_kind() -> None:
+    thousand = call(input_tokens=1000, output_tokens=100)
+    for said, markup, amount in (
         (call(input_tokens=1000, output_tokens=100, cached_input_tokens=600), 0, 165),  # 0.15, 0.60 and 0.075
-        (call(input_tokens=1000, output_tokens=100), 30, 273),
-        (call(input_tokens=1000, output_tokens=100), -100, 0),
+        (thousand, 30, 273),
+        (thousand, -100, 0),
         (call(model="own-small-never", output_tokens=4), 0, 2),  # The first entry that matches counts.
         (call(model="own-70b", provider=None, input_tokens=10, output_tokens=4), 0, 94),
-    ],
-)
-def test_a_call_is_charged_by_the_tokens_of_each_kind(said: CallUsage, markup: int, amount: int) -> None:
-    assert charged(said, markup=markup) == amount
+    ):
+        assert charged(said, markup=markup) == amount, said
 
 
-@pytest.mark.parametrize(
-    ("model", "provider", "listed"),
-    [
+def test_f_210_the_model_decides_the_price_and_not_the_format() -> None:
+    for model, provider, listed in (
         ("grok-4-0709", "openai", "grok-4-0709"),  # In OpenAI's format.
         ("gpt-4o-mini", None, "gpt-4o-mini"),
         ("GPT-4o-Mini", "openai", "gpt-4o-mini"),
         ("sonar-pro", "perplexity", "sonar-pro"),
-    ],
-)
-def test_f_210_the_model_decides_the_price_and_not_the_format(
-    model: str, provider: str | None, listed: str
-) -> None:
-    found = charged(call(model, provider, input_tokens=1000, output_tokens=100))
-    of = "perplexity" if provider == "perplexity" else None
-    assert found == table_price(listed, of, AT, input_tokens=1000, output_tokens=100) > 0
+    ):
+        found = charged(call(model, provider, input_tokens=1000, output_tokens=100))
+        of = "perplexity" if provider == "perplexity" else None
+        assert found == table_price(listed, of, AT, input_tokens=1000, output_tokens=100) > 0, model
 
 
-@pytest.mark.parametrize(
-    ("model", "provider"),
-    [
-        ("meta-llama/llama-3.3-70b-instruct", "openai"),  # A server of one's own, or a gateway.
-        ("x" * 10_000, "openai"),
-        (None, "openai"),
-    ],
-)
-def test_f_210_a_model_without_a_price_is_charged_nothing(model: str | None, provider: str | None) -> None:
-    assert charged(call(model, provider, input_tokens=1000, output_tokens=7)) == 0
-    if model is not None:
-        assert (
-            ModelCharges(ProviderPrices()).held(
-                [model], provider or "openai", input_tokens=10, output_tokens=10, at=AT
-            )
-            == 0
-        )
+def test_f_210_a_model_without_a_price_is_charged_nothing() -> None:
+    # A server of one's own, or a gateway.
+    for model in ("meta-llama/llama-3.3-70b-instruct", "x" * 10_000, None):
+        assert charged(call(model, input_tokens=1000, output_tokens=7)) == 0
+        given: dict[str, Any] = {"input_tokens": 10, "output_tokens": 10, "at": AT}
+        assert model is None or ModelCharges(ProviderPrices()).held([model], "openai", **given) == 0
 
 
-@pytest.mark.parametrize(("provider", "amount"), [("openrouter", 12_300), ("openai", 0)])
-def test_f_210_an_amount_a_gateway_reports_counts_if_it_is_one(provider: str | None, amount: int) -> None:
-    said = call("vendor/model", provider, input_tokens=1000, reported_cost_micros=Fraction(12_300))
-    assert charged(said) == amount
-    own = call("own-70b", provider, input_tokens=10, output_tokens=4, reported_cost_micros=Fraction(1))
-    assert charged(own) == 94
+def test_f_210_an_amount_a_gateway_reports_counts_if_it_is_one() -> None:
+    for provider, amount in (("openrouter", 12_300), ("openai", 0)):
+        said = call("vendor/model", provider, input_tokens=1000, reported_cost_micros=Fraction(12_300))
+        own = call("own-70b", provider, input_tokens=10, output_tokens=4, reported_cost_micros=Fraction(1))
+        assert [charged(said), charged(own)] == [amount, 94]
 
 
 @few_examples(30)
@@ -136,13 +117,14 @@ def test_i3_no_call_is_charged_more_than_was_set_aside_for_it(
         assert charges.of(said, AT) <= held
 
 
-@pytest.mark.parametrize("models", [[], ["gpt-4o-mini", "o1-pro"], ["o1-pro", "gpt-99"]])
-def test_i3_of_several_models_the_highest_price_is_held(models: list[str]) -> None:
+def test_i3_of_several_models_the_highest_price_is_held() -> None:
     charges = ModelCharges(ProviderPrices())
-    dear = charges.held(["o1-pro"], "openai", input_tokens=100, output_tokens=100, at=AT)
-    assert charges.held(models, "openai", input_tokens=100, output_tokens=100, at=AT) >= dear > 0
-    assert charges.held([], "auto", input_tokens=100, output_tokens=100, at=AT) >= dear
-    assert charges.held([], "openai", provider="mistral", input_tokens=100, output_tokens=100, at=AT) < dear
+    hundred: dict[str, Any] = {"input_tokens": 100, "output_tokens": 100, "at": AT}
+    dear = charges.held(["o1-pro"], "openai", **hundred)
+    for models in ([], ["gpt-4o-mini", "o1-pro"], ["o1-pro", "gpt-99"]):
+        assert charges.held(models, "openai", **hundred) >= dear > 0
+    assert charges.held([], "auto", **hundred) >= dear
+    assert charges.held([], "openai", provider="mistral", **hundred) < dear
 
 
 def test_i3_without_a_model_the_files_own_prices_hold_too() -> None:
@@ -156,15 +138,12 @@ def test_i3_without_a_model_the_files_own_prices_hold_too() -> None:
 
 
 def test_f_216_without_a_model_the_dearest_published_way_is_held() -> None:
-    charges = ModelCharges(ProviderPrices())
+    given: dict[str, Any] = {"input_tokens": 1000, "output_tokens": 100, "at": AT, "has_media": False}
     standard, local, fast = (
-        charges.held(
-            [], "anthropic", input_tokens=1000, output_tokens=100, at=AT, has_media=False, context=asked
-        )
+        ModelCharges(ProviderPrices()).held([], "anthropic", context=asked, **given)
         for asked in ([], [("inference_geo", "us")], [("speed", "fast")])
     )
-    assert local == standard * Fraction(11, 10)
-    assert fast > standard
+    assert fast > standard == local / Fraction(11, 10)
 
 
 @few_examples(30)
@@ -192,49 +171,38 @@ FACTORED: Final = ProviderPrices(
 )
 
 
-@pytest.mark.parametrize(
-    ("model", "context", "amount"),
-    [
+def test_f_216_a_factor_is_on_all_prices_of_its_entry() -> None:
+    opus, sonnet, mini = "claude-opus-4-8", "claude-sonnet-4-6", "gpt-5-mini"
+    cases: tuple[tuple[str, tuple[tuple[str, str], ...], Fraction | float], ...] = (
         ("own-7b", (), 1000 * 2 + 100 * 6 + 3 * 9),
         ("own-7b", (("service_tier", "priority"),), 2 * 2627),
         ("own-7b", (("processing", "batch"), ("service_tier", "flex")), Fraction(2627, 4)),
         ("own-7b", (("service_tier", "standard"), ("speed", "fast")), 2627),
         # The file's factor is on the standard price, also where the table has a price of that way.
-        ("claude-opus-4-8", (("inference_geo", "us"),), Fraction(11, 10) * 37_500),
-        ("claude-opus-4-8", (("speed", "fast"),), 2 * 37_500),
+        (opus, (("inference_geo", "us"),), Fraction(11, 10) * 37_500),
+        (opus, (("speed", "fast"),), 2 * 37_500),
         # Without a factor of its own it is the table's: half for a batch.
-        ("claude-opus-4-8", (("processing", "batch"),), (1000 * 5 + 100 * 25) / 2 + 3 * 10_000),
+        (opus, (("processing", "batch"),), (1000 * 5 + 100 * 25) / 2 + 3 * 10_000),
         # The table has no price of a place: what the provider publishes counts, for tokens.
-        ("claude-sonnet-4-6", (("inference_geo", "us"),), Fraction(11, 10) * 4500 + 3 * 10_000),
-        ("claude-sonnet-4-6", (("inference_geo", "global"),), 4500 + 3 * 10_000),
+        (sonnet, (("inference_geo", "us"),), Fraction(11, 10) * 4500 + 3 * 10_000),
+        (sonnet, (("inference_geo", "global"),), 4500 + 3 * 10_000),
         # A price of the file, and the table's for what the file leaves out.
-        ("gpt-5-mini", (), 1000 * 7 + 100 * 2),
-        ("gpt-5-mini", (("service_tier", "flex"),), Fraction(30, 100) * (1000 * 7 + 100 * 2)),
-    ],
-)
-def test_f_216_a_factor_is_on_all_prices_of_its_entry(
-    model: str, context: tuple[tuple[str, str], ...], amount: Fraction
-) -> None:
-    details = {} if model == "gpt-5-mini" else {"web_searches": 3}
-    said = call(model, None, input_tokens=1000, output_tokens=100, details=details, context=context)
-    assert ModelCharges(FACTORED).of(said, AT) == amount
-
-
-@pytest.mark.parametrize(
-    ("model", "asked", "factor"),
-    [
-        ("own-7b", [], 1),
-        ("own-7b", [("service_tier", "flex")], 1),  # The provider may process it as standard.
-        ("own-7b", [("service_tier", "flex"), ("service_tier", "priority")], 2),
-    ],
-)
-def test_f_216_a_hold_is_at_the_dearest_way_of_the_request(
-    model: str, asked: list[tuple[str, str]], factor: int
-) -> None:
-    held = ModelCharges(FACTORED).held(
-        [model], "openai", input_tokens=1000, output_tokens=100, at=AT, context=asked
+        (mini, (), 1000 * 7 + 100 * 2),
+        (mini, (("service_tier", "flex"),), Fraction(30, 100) * (1000 * 7 + 100 * 2)),
     )
-    assert held == factor * (1000 * 2 + 100 * 6)
+    for model, context, amount in cases:
+        details = {} if model == mini else {"web_searches": 3}
+        said = call(model, None, input_tokens=1000, output_tokens=100, details=details, context=context)
+        assert ModelCharges(FACTORED).of(said, AT) == amount, (model, context)
+
+
+def test_f_216_a_hold_is_at_the_dearest_way_of_the_request() -> None:
+    # The provider may process a flexible request as standard.
+    flex, priority = ("service_tier", "flex"), ("service_tier", "priority")
+    given: dict[str, Any] = {"input_tokens": 1000, "output_tokens": 100, "at": AT}
+    for asked, factor in (([], 1), ([flex], 1), ([flex, priority], 2)):
+        held = ModelCharges(FACTORED).held(["own-7b"], "openai", context=asked, **given)
+        assert held == factor * (1000 * 2 + 100 * 6), asked
 
 
 def test_a_price_of_one_direction_alone_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -270,16 +238,10 @@ def test_a_call_is_priced_in_few_steps() -> None:
 NOW: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
-    "unknown",
-    [
-        call(None, input_tokens=1),
-        call("gpt-unheard-of", input_tokens=1),
-        CallUsage(input_tokens=1, model="gpt-4o", provider="openai", source="partial"),
-    ],
-)
-def test_what_is_not_known_has_no_cost(unknown: CallUsage) -> None:
-    assert unknown.cost(NOW) is None
+def test_what_is_not_known_has_no_cost() -> None:
+    partial = CallUsage(input_tokens=1, model="gpt-4o", provider="openai", source="partial")
+    unknown = (call(None, input_tokens=1), call("gpt-unheard-of", input_tokens=1), partial)
+    assert [one.cost(NOW) for one in unknown] == [None] * 3
 
 
 MEASURED: Final = {
@@ -375,15 +337,10 @@ LEFT: Final = ((0, 0), (777, 0), (777, 500), (64_000, 64_000))
 
 
 def listed(case: CallUsage, at: datetime) -> Fraction:
+    units = {"input_tokens": case.input_tokens, "output_tokens": case.output_tokens}
+    units |= {"cache_read_tokens": case.cached_input_tokens, "cache_write_tokens": case.cache_write_tokens}
     return table_price(
-        str(case.model),
-        case.provider,
-        at,
-        input_tokens=case.input_tokens,
-        output_tokens=case.output_tokens,
-        cache_read_tokens=case.cached_input_tokens,
-        cache_write_tokens=case.cache_write_tokens,
-        output_reasoning_tokens=case.reasoning_tokens,
+        str(case.model), case.provider, at, output_reasoning_tokens=case.reasoning_tokens, **units
     )
 
 

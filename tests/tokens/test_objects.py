@@ -118,9 +118,9 @@ CONVERSE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("obj", "expected"),
-    [
+def test_usage_is_found_in_objects_and_dicts_of_the_sdks() -> None:
+    converse: Figures = ("reported", 5, 6, None, None, None)
+    cases: tuple[tuple[object, Figures], ...] = (
         (COMPLETION, DETAILED_FIGURES),
         (COMPLETION.usage, DETAILED_FIGURES),
         (DETAILED, DETAILED_FIGURES),
@@ -133,21 +133,18 @@ CONVERSE: dict[str, Any] = {
         (GEMINI, ("reported", 5, 5, None, None, 2)),
         (GEMINI.usage_metadata, ("reported", 5, 5, None, None, 2)),
         (MESSAGE, ("reported", 10, 16, 1, None, None)),
-        (CONVERSE, ("reported", 5, 6, None, None, None)),
-        ({"metadata": {"usage": CONVERSE["usage"]}}, ("reported", 5, 6, None, None, None)),
-        (CONVERSE["usage"], ("reported", 5, 6, None, None, None)),
-    ],
-)
-def test_usage_is_found_in_objects_and_dicts_of_the_sdks(obj: object, expected: Figures) -> None:
-    assert [expected] == [figures(call) for call in calls_of(obj)]
+        (CONVERSE, converse),
+        ({"metadata": {"usage": CONVERSE["usage"]}}, converse),
+        (CONVERSE["usage"], converse),
+    )
+    for obj, expected in cases:
+        assert [figures(call) for call in calls_of(obj)] == [expected], obj
 
 
-WITHOUT: list[Any] = [None, "usage", object(), Broken(), Dumped(5), {"usage": {"cpu": 1}}]
-
-
-@pytest.mark.parametrize("obj", [*WITHOUT, {"input_tokens": 2095}, {"chunk": {"bytes": b"{"}}])
-def test_objects_without_usage_have_none(obj: object) -> None:
-    assert usage_of(obj) is None
+def test_objects_without_usage_have_none() -> None:
+    without: list[Any] = [None, "usage", object(), Broken(), Dumped(5), {"usage": {"cpu": 1}}]
+    without += [{"input_tokens": 2095}, {"chunk": {"bytes": b"{"}}]
+    assert [usage_of(obj) for obj in without] == [None] * 8
 
 
 CHUNKS = [
@@ -201,10 +198,9 @@ async def test_closing_a_tap_closes_its_stream() -> None:
     tap = StreamTap(Stream(), report=reports.append)
     await anext(tap)
     await tap.aclose()
-    assert ["stream"] == closed
-    assert 1 == len(reports)
+    assert (closed, len(reports)) == (["stream"], 1)
     await StreamTap([1, 2], report=reports.append).aclose()
-    assert 2 == len(reports)
+    assert len(reports) == 2
 
 
 # Foreign objects: read at a bounded cost, and without running code of theirs.
@@ -299,9 +295,9 @@ def test_an_http_response_is_read_only_if_it_was_read() -> None:  # F-35
     assert DETAILED_FIGURES == found(SimpleNamespace(http_response=whole, _options=Touchy()))
 
 
-@pytest.mark.parametrize("body", [compact(WHOLE), compact(WHOLE).decode()])
-def test_a_body_may_be_given_itself(body: object) -> None:
-    assert DETAILED_FIGURES == found(body)
+def test_a_body_may_be_given_itself() -> None:
+    body = compact(WHOLE)
+    assert [found(body), found(body.decode())] == [DETAILED_FIGURES] * 2
 
 
 # Reports of one call from several sides: what only one of them knows is kept.
@@ -443,24 +439,21 @@ def call(source: Source = "reported", identity: str | None = "r1", output: int |
     return CallUsage(input_tokens=1, output_tokens=output, response_id=identity, source=source)
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "kept"),
-    [
-        ("missing", "reported", "reported"),
-        ("estimated", "partial", "partial"),
-        ("reported", "partial", "reported"),
-    ],
-)
-def test_of_two_sides_the_better_source_stays(first: Source, second: Source, kept: Source) -> None:
-    calls = deduplicate_calls([call(first), call(second)])
-    assert [kept] == [found.source for found in calls]
+def test_of_two_sides_the_better_source_stays() -> None:
+    pairs: tuple[tuple[Source, Source], ...] = (
+        ("missing", "reported"),
+        ("estimated", "partial"),
+        ("reported", "partial"),
+    )
+    found = [deduplicate_calls([call(first), call(second)]) for first, second in pairs]
+    assert [[one.source for one in calls] for calls in found] == [["reported"], ["partial"], ["reported"]]
 
 
 def test_reports_of_a_call_count_once_without_an_id_each() -> None:
-    assert [call(), call(identity="r2")] == deduplicate_calls([call(), call(identity="r2"), call()])
-    assert [6] == [found.output_tokens for found in deduplicate_calls([call(output=5), call(output=6)])]
+    assert deduplicate_calls([call(), call(identity="r2"), call()]) == [call(), call(identity="r2")]
+    assert [found.output_tokens for found in deduplicate_calls([call(output=5), call(output=6)])] == [6]
     for identity in (None, ""):
-        assert 2 == len(deduplicate_calls([call(identity=identity), call(identity=identity)]))
+        assert len(deduplicate_calls([call(identity=identity)] * 2)) == 2
 
 
 def test_estimates_fill_only_what_is_unknown() -> None:
@@ -474,6 +467,6 @@ def test_the_edge_does_not_load_the_readers() -> None:
     assert "False" == ran.stdout.strip()
 
 
-@pytest.mark.parametrize("obj", [None, b"{", {"custom_id": "a"}, {"response": {}}])
-def test_other_objects_are_no_lines(obj: object) -> None:
-    assert read_batch_line(obj) is None
+def test_other_objects_are_no_lines() -> None:
+    objects: tuple[object, ...] = (None, b"{", {"custom_id": "a"}, {"response": {}})
+    assert [read_batch_line(obj) for obj in objects] == [None] * 4
