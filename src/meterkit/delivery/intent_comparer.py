@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.customers.late_usage_on_price_change import MISSED, mark_intent_late
 from meterkit.delivery.delivery_gaps import LostDeliveries
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
+from meterkit.delivery.intent_logs import log_kept_parked, log_not_comparable
 from meterkit.delivery.late_usage_withdrawal import LateIntents
 from meterkit.delivery.restore_recovery import RestoreRecoverer
 from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.outbox.intents import RESTORED, StoredIntent, count_members, parse_intents
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.resend_window import COMPARABLE_AFTER_MS, READS_APART_MS
-from meterkit.outbox.sealer import REPORTED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -168,13 +168,7 @@ class IntentComparer:
                 return
             except MeterkitError as error:
                 # Damaged records of one customer do not stop the others.
-                _logger.warning(
-                    "intent %s of customer %r cannot be compared: %s",
-                    intent.identifier,
-                    intent.customer,
-                    error,
-                    extra=REPORTED,
-                )
+                log_not_comparable(intent.identifier, intent.customer, error)
                 await self._postpone(intent)
 
     def _is_clock_right(self) -> bool:
@@ -225,13 +219,7 @@ class IntentComparer:
                 store, intent, "queued", cause=CAUSE, replacement=new, after=after
             )
         else:
-            _logger.error(
-                "intent %s of customer %r stays parked: %s",
-                intent.identifier,
-                intent.customer,
-                judgement.why,
-                extra=REPORTED,
-            )
+            log_kept_parked(intent.identifier, intent.customer, judgement.why)
             after, fields = f"parked: {judgement.why}", {"why": judgement.why}
             is_changed = await change_state(store, intent, "parked", cause=CAUSE, after=after, fields=fields)
         return judgement.verdict if is_changed else "again"

@@ -17,9 +17,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
+from meterkit.delivery.intent_logs import log_outcome, log_parked
 from meterkit.outbox.intents import IntentMove
 from meterkit.outbox.resend_window import can_resend, compare_in_ms
-from meterkit.outbox.sealer import REPORTED
 from meterkit.stripe.refusal_breaker import CircuitBreaker
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ class IntentSender:
             for attempt in attempts:
                 self._meters.pop(attempt.intent.event_name, None)
             if outcome.alert:
-                _log_outcome(sealed, f": {outcome.detail}")
+                log_outcome(sealed.identifier, sealed.customer, f": {outcome.detail}")
         return is_clock_right
 
     def _next_move(
@@ -353,14 +353,8 @@ def _park_ambiguous(attempt: SendAttempt, passed_ms: int) -> IntentMove:
     """Park an intent until it is compared with Stripe's summary."""
     sealed, wait_ms = attempt.intent, compare_in_ms(attempt.first_ms, attempt.now_ms + passed_ms)
     why = "first tried more than 23 hours ago: it is compared with Stripe's summary of its minute"
-    _logger.warning(
-        "intent %s of customer %r is parked: %s", sealed.identifier, sealed.customer, why, extra=REPORTED
-    )
+    log_parked(sealed.identifier, sealed.customer, why)
     return IntentMove(intent=sealed, state="parked", why=why, delay_ms=max(1, wait_ms))
-
-
-def _log_outcome(sealed: SealedIntent, what: str) -> None:
-    _logger.error("intent %s of customer %r%s", sealed.identifier, sealed.customer, what, extra=REPORTED)
 
 
 def line_of(sealed: SealedIntent) -> Line:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.delivery_gaps import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.delivery.intent_comparer import CAUSE
+from meterkit.delivery.intent_logs import log_not_comparable, log_parked
 from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.errors import StoreError, StripeError
 from meterkit.outbox.intents import RESTORED, read_intents_in
@@ -214,13 +215,7 @@ class StoreRestartCheck:
                 raise
             why = f"the store was restarted, and Stripe does not say whether it has this: {error}"
             for intent in await self._park_intents(line.intents, why, comparison):
-                _logger.warning(
-                    "intent %s of customer %r is parked: %s",
-                    intent.identifier,
-                    line.customer,
-                    why,
-                    extra=REPORTED,
-                )
+                log_parked(intent.identifier, line.customer, why)
         except (StoreError, ValueError, TypeError) as error:
             if not _is_damage(error):
                 raise
@@ -228,13 +223,7 @@ class StoreRestartCheck:
 
     async def _park_damaged(self, line: IntentLine, error: Exception, comparison: _ShardComparison) -> None:
         """Park the line of a customer whose stored data are damaged; the other lines go on."""
-        _logger.warning(
-            "intent %s of customer %r cannot be compared: %s",
-            line.intents[0].identifier,
-            line.customer,
-            error,
-            extra=REPORTED,
-        )
+        log_not_comparable(line.intents[0].identifier, line.customer, error)
         try:
             why = f"the store was restarted, and this cannot be compared: {error}"
             await self._park_intents(line.intents, why, comparison)
