@@ -73,7 +73,7 @@ def table(result: dict) -> Table:
         for name, found in result.get("outage", {}).items()
         for which, seen in found.items()
     ]
-    return "A store that is away, 50 requests at a time", head, rows
+    return "Store down, 50 requests at a time", head, rows
 
 
 def main() -> None:

@@ -237,7 +237,7 @@ class SubscriptionError(MeterkitError):
 
 
 class NoSubscriptionError(SubscriptionError):
-    """No subscription of the customer is in force.
+    """The customer has no active subscription.
 
     Attributes:
         customer: whose.
@@ -245,11 +245,11 @@ class NoSubscriptionError(SubscriptionError):
 
     def __init__(self, customer: str, message: str | None = None) -> None:
         self.customer = customer
-        super().__init__(message or f"customer {customer!r} has no subscription in force; create one")
+        super().__init__(message or f"customer {customer!r} has no active subscription; create one")
 
 
 class SubscriptionExistsError(SubscriptionError):
-    """A subscription of the customer is in force already.
+    """The customer already has an active subscription.
 
     Attributes:
         customer: whose.
@@ -260,7 +260,7 @@ class SubscriptionExistsError(SubscriptionError):
         self.customer = customer
         self.subscription = subscription
         super().__init__(
-            f"customer {customer!r} has a subscription in force, {subscription}; change that one"
+            f"customer {customer!r} already has an active subscription, {subscription}; change that one"
         )
 
 

@@ -357,7 +357,7 @@ class MeterKit(KitLifecycle):
             raise MeterkitError("reload: this kit was made of a catalog, not of a plans file")
         if not await to_thread(self._plans.read, self._use):
             return False
-        _logger.info("%s has changed and is in force", self.catalog.source)
+        _logger.info("%s has changed and is active", self.catalog.source)
         log_notes(self.catalog, self.settings.enforcement)
         await self._serving.remember_meters()
         return True

@@ -164,7 +164,7 @@ class Settings(BaseSettings):
         key_prefix: what the store's keys begin with.
         shards: over how many hash slots customers are spread; fixed when a store is first used.
         customers_kept: how many customers a process knows at once; beyond that the least recently used go.
-        spool_dir: where usage waits while the store is away.
+        spool_dir: where usage waits while the store is down.
         deliver_without_persistence: whether usage is delivered with a live key from a store that has neither
             an append-only file nor a replica: it may be billed again after a restart of the store.
         flush: whether the flusher runs in this process; None: where a Stripe key is set.

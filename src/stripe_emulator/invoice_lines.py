@@ -115,7 +115,7 @@ def _credit_at_current_price(
 def uncharged_usage(item: SubscriptionItem, *, until: int, removed: bool = False) -> ChargedUsage | None:
     """Return the uncharged usage of an item; None if it has no meter or is new.
 
-    Usage is charged at the price in force when it was reported
+    Usage is charged at the price that was active when it was reported
     (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing).
     """
     if not item.price.is_metered or item.usage_from >= until:

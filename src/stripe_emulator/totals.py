@@ -169,7 +169,7 @@ def compute_totals(
 ) -> InvoiceTotals:
     """Compute the totals of lines.
 
-    A line's own discounts in force ``now`` come first
+    A line's own discounts active ``now`` come first
     (https://docs.stripe.com/billing/subscriptions/coupons). The others are taken off one after the other,
     each off what is left, and spread over the lines by their amounts. Discounts take nothing off prorations
     and credits: "discountable=false" (https://docs.stripe.com/billing/subscriptions/prorations).

@@ -240,7 +240,7 @@ async def test_without_the_store_the_route_says_pass_or_refuse(
 
 
 async def test_what_is_remembered_of_limit_fields_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.asgi.plans_in_force._PROGRAMS_MAX", 2)
+    monkeypatch.setattr("meterkit.asgi.active_plans._PROGRAMS_MAX", 2)
     async with served(hello) as at:
         left = [await at.left(path) for path in ("/attempt", "/errors", "/both", "/strict", "/v1/x")]
         assert len(at.app._plans.limit_fields) <= 2  # type: ignore[attr-defined] # nothing else shows it

@@ -235,7 +235,7 @@ async def test_a_change_of_the_file_is_noticed(
             assert kit.catalog.plans["free"].entitlements["requests"].included == 2
             put(plans, MORE)
             await eventually(lambda: kit.catalog.plans["free"].entitlements["requests"].included == 4)
-            await eventually(lambda: "plans.yaml has changed and is in force" in caplog.text)
+            await eventually(lambda: "plans.yaml has changed and is active" in caplog.text)
 
 
 # On trio, which meterkit does not run on, the app is refused at its start, in words that say so. F-5.

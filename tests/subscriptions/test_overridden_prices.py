@@ -205,7 +205,7 @@ async def test_a_price_no_invoice_can_bill_is_refused(store_url: str, report: st
 
 
 async def test_without_a_subscription_or_key_only_prices_are_refused(at: Shop, store_url: str) -> None:
-    with pytest.raises(MeterkitError, match=r"'acme' has no subscription in force.*begin a subscription"):
+    with pytest.raises(MeterkitError, match=r"'acme' has no active subscription.*begin a subscription"):
         await at.kit.customers.override("acme", priced(2))
     await at.kit.customers.override("acme", {"tokens": {"included": 7, "overage": {"bill": {"cap": 9}}}})
     stored = (await at.kit.customers.get("acme")).overrides

@@ -25,7 +25,7 @@ from meterkit.subscriptions.metered_prices import PriceFacts
 from meterkit.subscriptions.monthly_amount import NOTHING, MonthlyAmount, monthly_amount_of
 from meterkit.subscriptions.subscription_reading import (
     asks_for_payment_method,
-    in_force,
+    choose_subscription,
     is_sold_here,
     read_subscription,
 )
@@ -221,18 +221,20 @@ MAX = item("price_max")
 def test_one_of_several_subscriptions_counts(rising: list[dict[str, Any]]) -> None:
     for count in range(1, len(rising) + 1):
         for order in (rising[:count], rising[:count][::-1]):
-            assert in_force(order, CATALOG) == rising[count - 1]
+            assert choose_subscription(order, CATALOG) == rising[count - 1]
 
 
 def test_a_foreign_subscription_is_ignored_unless_it_counted() -> None:
     other = shown(item("price_other"), id="sub_x", created=99)
     mine = shown(id="sub_y", status="canceled", created=1)
     assert (is_sold_here(other, CATALOG), is_sold_here(mine, CATALOG)) == (False, True)
-    assert in_force([other], CATALOG) is None
-    assert in_force([other, mine], CATALOG) == mine
+    assert choose_subscription([other], CATALOG) is None
+    assert choose_subscription([other, mine], CATALOG) == mine
     # The plans file has lost its price: it is still what the customer has, unless one of a plan is active.
-    assert in_force([other, mine], CATALOG, known="sub_x") == other
-    assert in_force([other, active := shown(id="sub_a", created=1)], CATALOG, known="sub_x") == active
+    assert choose_subscription([other, mine], CATALOG, known="sub_x") == other
+    assert (
+        choose_subscription([other, active := shown(id="sub_a", created=1)], CATALOG, known="sub_x") == active
+    )
 
 
 @pytest.mark.parametrize(("currency", "label"), [("usd", "1/3"), ("eur", "?it is in eur")])

@@ -49,7 +49,7 @@ class Current:
 
     Attributes:
         customer: the customer's id.
-        plan: the key of the plan in force.
+        plan: the key of the active plan.
         decision: what was decided about this request.
         subjects: kind to id of the customer's user, team or the like, as `Caller` named them.
         reserved: meter to the quantity that `reserve` of the route has set aside, all answers together. Empty

@@ -39,7 +39,7 @@ def current() -> Current:
 def allows(feature: str) -> bool:
     """Whether the plan that decided the current request has a feature. Does no I/O.
 
-    Not while access is suspended. Where enforcement is ``shadow`` or ``off``, and where the store was away,
+    Not while access is suspended. Where enforcement is ``shadow`` or ``off``, and where the store was down,
     no customer is held to a plan: True.
 
     Raises:

@@ -451,7 +451,7 @@ class KeyOwners:
     def _cache_owner(self, key_hash: str, owner: object) -> None:
         now = monotonic()
         self._count_unowned(is_found=owner is not None)
-        self._owned.pop(key_hash, None)  # Inserting it again makes it the youngest.
+        self._owned.pop(key_hash, None)  # Inserting it again makes it the newest.
         self._unowned.pop(key_hash, None)
         if isinstance(owner, str | Caller):
             _put_bounded(self._owned, key_hash, (owner, now + self._ttl_s))

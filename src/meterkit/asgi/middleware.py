@@ -14,6 +14,7 @@ from dataclasses import replace
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
+from meterkit.asgi.active_plans import ActivePlans
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import EXEMPT, exchange
 from meterkit.asgi.exchange import Exchange
@@ -23,7 +24,6 @@ from meterkit.asgi.identify import Caller, find_id_fault, split_caller
 from meterkit.asgi.job_settlement import is_poll_of_known_job
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.mcp_exchange import McpExchange
-from meterkit.asgi.plans_in_force import PlansInForce
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem, socket_problem
 from meterkit.asgi.upload import Upload
@@ -126,7 +126,7 @@ class MeterMiddleware:
         self._mark = f"meterkit.{id(kit):x}"
         self.paths: Paths | None = paths
         self._has_warned_unmatched = False
-        self._plans: PlansInForce | None = None  # Until its first request an app may get more routes.
+        self._plans: ActivePlans | None = None  # Until its first request an app may get more routes.
 
     @property
     def catalog(self) -> Catalog:
@@ -171,7 +171,7 @@ class MeterMiddleware:
         passed.settle(None)
 
     async def _admit_special(
-        self, plans: PlansInForce, route: Route | None, scope: Scope, receive: Receive, send: Send
+        self, plans: ActivePlans, route: Route | None, scope: Scope, receive: Receive, send: Send
     ) -> Exchange | None:
         """Admit a request that needs more than a decision; None: it was answered."""
         refuser, is_http = self._refuser, scope["type"] == "http"
@@ -224,7 +224,7 @@ class MeterMiddleware:
 
     async def _admit_request(
         self,
-        plans: PlansInForce,
+        plans: ActivePlans,
         route: Route,
         scope: Scope,
         receive: Receive,
@@ -292,7 +292,7 @@ class MeterMiddleware:
             return passed
         return await self._answer_refusal(passed, plans, route, decided, view, scope, receive, send, refuser)
 
-    async def _serve_uncounted(self, plans: PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
+    async def _serve_uncounted(self, plans: ActivePlans, route: Route, scope: Scope, send: Send) -> Exchange:
         """Serve a request while enforcement is off; its customer is identified for the app only."""
         await self._kit.begin()  # Usage counted before is delivered.
         try:
@@ -319,7 +319,7 @@ class MeterMiddleware:
     async def _answer_refusal(
         self,
         decision: Decision,
-        plans: PlansInForce,
+        plans: ActivePlans,
         route: Route,
         decided: PreparedDecision | None,
         view: CustomerView | None,
@@ -343,7 +343,7 @@ class MeterMiddleware:
         await refuser.refuse(decision, route, decided, view, scope, receive, send)
         return None
 
-    async def _find_view(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
+    async def _find_view(self, plans: ActivePlans, found: object, scope: Scope) -> CustomerView:
         """Find the view of a new customer, or of a request without one."""
         if not isinstance(found, Caller) and isawaitable(found):
             found = await found
@@ -381,7 +381,7 @@ class MeterMiddleware:
     def _use_fallback(
         self,
         error: Exception | None,
-        plans: PlansInForce,
+        plans: ActivePlans,
         lane: Lane | None,
         view: CustomerView | None,
         route: Route,
@@ -415,9 +415,9 @@ class MeterMiddleware:
                 passed.limit_fields = plans.policy_fields.get(program) or plans.policies_of(program, route)
         return passed, None
 
-    def _compile_plans(self, cache: CustomerCache) -> PlansInForce:
+    def _compile_plans(self, cache: CustomerCache) -> ActivePlans:
         self._has_warned_unmatched = not cache.catalog.routes  # The kit has warned of a file without routes.
-        return PlansInForce.adopt(cache, self.app, self.paths, self._cors, self._troubles)
+        return ActivePlans.adopt(cache, self.app, self.paths, self._cors, self._troubles)
 
 
 def _preparer(route: Route) -> Prepare:

@@ -1,4 +1,4 @@
-"""CORS preflights: handed to the app where none of its handlers can run for them, or else answered here."""
+"""CORS preflights: handed to the app where none of its handlers can run for them, otherwise answered here."""
 
 from __future__ import annotations
 

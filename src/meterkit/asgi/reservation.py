@@ -193,7 +193,7 @@ def reservation(
 ) -> RequestReservation:
     """Work out the quantities that a request reserves by meter, and the models that it names.
 
-    Of each meter in ``reserve:`` what the body names, or else the default; of output for as many answers as
+    Of each meter in ``reserve:`` what the body names, otherwise the default; of output for as many answers as
     it asks for; at most the ceiling, and that where the body cannot be read. A request that names more than
     the ceiling has a problem. Where the meters are declared
     and not in ``reserve:``, of ``input_tokens`` an estimate, and of ``total_tokens`` input and output

@@ -226,7 +226,7 @@ class DunningTable(Table, what="dunning"):
     grace_ms = Key(
         duration(), "Full access for so long after the first failed payment; default: 7d.", name="grace"
     )
-    restrict_to = Key(NAME, "The plan in force after grace; default: default_plan.")
+    restrict_to = Key(NAME, "The active plan after grace; default: default_plan.")
     suspend_after_ms = Key(
         duration(), "No access so long after the first failed payment; default: 14d.", name="suspend_after"
     )

@@ -346,7 +346,7 @@ class PlanGrant:
 
     @property
     def key(self) -> str:
-        """Identity of the grant across plans and periods: its id, or else priority and expiry."""
+        """Identity of the grant across plans and periods: its id, otherwise priority and expiry."""
         life = "period" if self.expires_ms is None else f"{self.expires_ms}ms"
         return self.id or f"{self.priority}-{life}"
 
@@ -376,7 +376,7 @@ class Plan:
     Attributes:
         key: the name in the plans file.
         trial_without_card: what happens at the end of the trial without a payment method.
-        payment_method: whether a subscription of it is in force only once a payment method is saved.
+        payment_method: whether a subscription of it is active only once a payment method is saved.
         allotment: how long requests may be admitted in advance; None: as the file says.
         features: names of features, sorted; ``all`` is already spelled out.
         entitlements: one for every meter of the file, in the file's order.

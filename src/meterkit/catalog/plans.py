@@ -140,7 +140,7 @@ class PlanTable(Table, what="a plan", inheritable=True):
     )
     payment_method: Key[PaymentMethodTerm] = Key(
         _PAYMENT_METHOD,
-        "required: a subscription is in force once a payment method is saved. Default: required where the"
+        "required: a subscription is active once a payment method is saved. Default: required where the"
         " plan can cost anything, else optional.",
     )
     trial: Key[int | TrialTable] = Key(

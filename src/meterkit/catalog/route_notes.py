@@ -206,7 +206,7 @@ def _has_budget(plan: Plan) -> bool:
 
 
 def place_of(meter: str, written: PlanTable) -> FilePlace:
-    """FilePlace of a meter in a plan: in its `meters`, or else in its `subjects`."""
+    """FilePlace of a meter in a plan: in its `meters`, otherwise in its `subjects`."""
     subjects = (subject.node.places for subject in drop_refused(written.subjects).values())
     places = (written.places("meters"), *subjects)
     return next((found[meter] for found in places if meter in found), written.node.place)

@@ -138,7 +138,7 @@ class _RecordedAt(NamedTuple):
 async def _read_recorded_at(
     store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str]
 ) -> dict[str, _RecordedAt]:
-    """Segments and labels of each meter of the plans file; empty without the plan that was in force."""
+    """Segments and labels of each meter of the plans file; empty without the plan that was active."""
     catalog, period = store.catalog, usage["period"]
     ended = value_until(await read_history(store, usage["customer"]), "plan", period["end"]) or usage["plan"]
     plan = catalog.plans.get(ended)

@@ -50,8 +50,8 @@ class Customer:
     """A customer's record: everything except its usage.
 
     Attributes:
-        plan: the key of the plan in force.
-        missing_plan: the plan that should be in force and that the plans file does not have, so that the
+        plan: the key of the active plan.
+        missing_plan: the plan that should be active and that the plans file does not have, so that the
             default plan stands in for it; None where there is no such thing.
         status: of the subscription, by the clock, or as it was set by hand; None: there is none.
         access: what the customer may do.

@@ -23,7 +23,7 @@ class Grant:
 
     Attributes:
         grant_id: the app's name for it; for a grant of the plan ``plan/PERIOD/ID``, where the id is that of
-            the plans file, or else made of its priority and expiry.
+            the plans file, otherwise made of its priority and expiry.
         kind: whether ``name`` is a meter or a credit.
         quantity: how much it was, in units of the meter, or in credits.
         remaining: what it has left; credits rounded down.

@@ -24,8 +24,8 @@ class HistoryEntry:
     """One change of a customer.
 
     Attributes:
-        kind: ``plan``, ``status``, ``access`` or ``seats`` in force; ``mrr``: what the subscription brings in
-            a month, in millionths of the currency's smallest unit; ``subscription``: another one;
+        kind: ``plan``, ``status``, active ``access`` or ``seats``; ``mrr``: what the subscription brings in a
+            month, in millionths of the currency's smallest unit; ``subscription``: another one;
             ``cancellation``: when it ends; ``scheduled``: what is to change in it; ``link`` to Stripe;
             ``overrides``; ``intent``: what became of usage on its way to Stripe, by a person's word or a
             comparison with Stripe's summaries; ``correction``: units that were to be taken back;
@@ -89,7 +89,7 @@ async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
 
 
 def value_until(entries: Iterable[HistoryEntry], kind: str, end: datetime) -> str | None:
-    """The plan, subscription or the like in force until an instant; None: none, or no change since.
+    """The plan, subscription or the like that was active until an instant; None: none, or no change since.
 
     Args:
         entries: of the ledger, the oldest first.

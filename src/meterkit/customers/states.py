@@ -59,7 +59,7 @@ class StoredState:
     Attributes:
         rev: of the state.
         state: the state.
-        force: what was in force when that was entered last; None: nothing was.
+        force: what was active when that was entered last; None: nothing was.
         force_text: the same, as it is stored.
     """
 

@@ -38,7 +38,7 @@ class CustomerSubject(Generic[_Record]):
     Args:
         customer: the customer's id.
         subject: the kind to the id.
-        catalog: gives the catalog in force.
+        catalog: gives the active catalog.
         now_ms: this process's clock.
         change: replaces the overrides of the customer, and returns the customer's record.
 

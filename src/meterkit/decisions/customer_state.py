@@ -137,7 +137,7 @@ class EffectivePlan:
     """Terms that a state and a catalog give at an instant.
 
     Attributes:
-        plan: the plan in force, with the customer's own features.
+        plan: the active plan, with the customer's own features.
         status: of the subscription, by the clock; None: there is none.
         access: what the customer may do.
         seats: that the subscription pays for, those that the base price covers included.
@@ -281,7 +281,7 @@ def _with_features(plan: Plan, own: Mapping[str, bool], catalog: Catalog) -> Pla
 
 
 def plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str | None:
-    """The key of the plan that is in force unless access is restricted; None: the default plan."""
+    """The key of the plan that is active unless access is restricted; None: the default plan."""
     subscription = state.subscription
     if status in ENDED:
         # A value set after the known end of a subscription is kept.

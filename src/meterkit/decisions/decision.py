@@ -107,7 +107,7 @@ class Decision:
 
     Attributes:
         customer: the customer's id, or the address of an anonymous one; None if unknown.
-        plan: the key of the plan in force; None if the customer is unknown.
+        plan: the key of the active plan; None if the customer is unknown.
         allowed: whether the request is served.
         reason: reason of the refusal; None: it is allowed, or has a ``problem``. With ``shadow``, the reason
             for which it would have been refused.

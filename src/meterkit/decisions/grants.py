@@ -48,7 +48,7 @@ def prepaid_of(
     Args:
         rev: of the state.
         state: of the customer.
-        effective: the plan in force, and what differs from it in this period.
+        effective: the active plan, and what differs from it in this period.
         by_plan: of each plan of the catalog.
         anonymous: whether the customer is anonymous.
     """

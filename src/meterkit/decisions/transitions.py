@@ -1,4 +1,4 @@
-"""State transitions: the terms in force of a customer, and their changes by the clock or a command. Pure."""
+"""State transitions: the active terms of a customer, and their changes by the clock or a command. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BY_PLANS_FILE: Final = "plans_file"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermsInForce:
-    """The terms in force of a customer at an instant; reported terms are compared with them.
+    """The active terms of a customer at an instant; reported terms are compared with them.
 
     Attributes:
         plan: the key of the plan.
@@ -140,7 +140,7 @@ class Transition(NamedTuple):
 def find_transitions(
     known: TermsInForce | None, state: CustomerState, catalog: Catalog, now_ms: int
 ) -> tuple[Sequence[Transition], TermsInForce]:
-    """Changes since the last report, though the state is the same; and the terms in force now.
+    """Changes since the last report, though the state is the same; and the active terms now.
 
     The steps are those of the clock, each at its own instant, however late they are found. Where the
     plans file says something else by now than it did, all is one step.
@@ -320,4 +320,4 @@ TERM_TEXTS: Final[Mapping[Kind, Callable[[TermsInForce], str]]] = {
     "cancellation": lambda found: _instant(found.cancel_at_ms),
     "scheduled": _scheduled,
 }
-"""By kind of ledger entry, the words for terms in force."""
+"""By kind of ledger entry, the words for active terms."""

@@ -39,12 +39,12 @@ LANE_FIGURES: Final = (
     ),
     LaneFigure(
         "store.breaker.open",
-        "1 where an event loop of this process answers without the store, which is away.",
+        "1 where an event loop of this process serves without the store, which is down.",
         lambda lanes: int(any(lane.is_down for lane in lanes)),
     ),
     LaneFigure(
         "store.breaker.opened",
-        "How often the store was away, by each event loop, and by each node of a cluster.",
+        "How often the store was down, by each event loop, and by each node of a cluster.",
         lambda lanes: sum(lane.opened for lane in lanes),
         only_grows=True,
     ),

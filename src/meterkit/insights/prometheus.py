@@ -141,7 +141,7 @@ async def _revenue_families(revenue: Revenue) -> tuple[Metric, ...]:
     try:
         found = await revenue.by_plan()
     except MeterkitError:
-        return ()  # meterkit_audit_age_seconds tells of a database that is away.
+        return ()  # meterkit_audit_age_seconds shows a database that is down.
     family: Any = GaugeMetricFamily(
         "meterkit_mrr_cents",
         "Monthly recurring revenue by the last snapshot, in the currency's smallest unit.",

@@ -9,7 +9,7 @@
 -- KEYS[10] hash  totals of closed periods and deliveries
 -- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON)
 --       4 the customer            5 linked (0/1)  6 now: when to seal what was waiting for the link (ms)
---       7 the terms reported last, as they were read (JSON, empty: none)    8 the terms in force now
+--       7 the terms reported last, as they were read (JSON, empty: none)    8 the active terms now
 --       9 when the clock changes that (ms; 0: never)
 --       10 a JSON object: entries (see append_history); notices: {kind, what it says (JSON)} each; gauges: {name, included in
 --       its unit from now on (-1: unlimited)} each; ended: at (ms, as text), and labels of the prices that end then (see

@@ -62,7 +62,7 @@ class NumberedSettlement(Protocol):
         ...
 
     def pack(self) -> tuple[bytes, bytes]:
-        """The request up to the producer's key, and from there to its place, by the state in force."""
+        """The request up to the producer's key, and from there to its place, by the active state."""
         ...
 
     def on_stale(self, reply: list[Any]) -> None:

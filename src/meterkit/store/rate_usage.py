@@ -47,7 +47,7 @@ class RateUsage(TypedDict):
 
 
 def read_rates(catalog: Catalog, reply: UsageReply) -> list[RateUsage]:
-    """Read the reply of the usage script: the rates of the plan in force, then those of routes."""
+    """Read the reply of the usage script: the rates of the active plan, then those of routes."""
     now_ms, _, data, counters, *_ = reply
     state = CustomerState.parse(data)
     entitlements = entitlements_of(effective_plan(state, catalog, now_ms), catalog)

@@ -237,7 +237,7 @@ class EventLoopSpool:
             f"the spool in {self._directory} is full, and usage is lost ({self.lost} settlements so far); the"
             f" last was of customer {settlement.customer!r}"
         )
-        why = "not recorded: the store is away and the spool is full"
+        why = "not recorded: the store is down and the spool is full"
         resolve(settlement, StoreError(why, executed=False))
 
     # Sending.

@@ -262,7 +262,7 @@ class SpoolReplay:
     def _post(self, transfer: _Transfer) -> None:
         post = self.lane_of(transfer.shard).post
         if post is None:
-            raise StoreError("the store is away again", executed=False)
+            raise StoreError("the store is down again", executed=False)
         try:
             head, tail = transfer.settlement.pack()
         except Exception as error:  # noqa: BLE001 - for example, the plans file may lack a meter
@@ -296,7 +296,7 @@ class SpoolReplay:
         settlement = transfer.settlement
         answer: list[Any] | None = transfer.reply
         if not answer:
-            raise StoreError("the store is away again", executed=None)
+            raise StoreError("the store is down again", executed=None)
         match answer[0]:
             case replies.OK | replies.DUPLICATE:
                 settlement.on_notices(answer[2:])

@@ -72,11 +72,9 @@ def invalid(errors: list[dict[str, str]]) -> ProblemDocument:
 
 def _of_subscription(error: SubscriptionError) -> ProblemDocument:
     if isinstance(error, NoSubscriptionError):
-        return ProblemDocument.of("no-subscription", "There is no subscription in force. Begin one first.")
+        return ProblemDocument.of("no-subscription", "There is no active subscription. Create one first.")
     if isinstance(error, SubscriptionExistsError):
-        return ProblemDocument.of(
-            "subscription-exists", "A subscription is in force already. Change that one."
-        )
+        return ProblemDocument.of("subscription-exists", "A subscription is already active. Change that one.")
     if isinstance(error, SeatsInUseError):
         detail = f"{error.used} seats are in use, {error.seats} were requested. Free some first."
         members = {"seats": error.seats, "used": error.used}

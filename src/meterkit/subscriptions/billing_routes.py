@@ -360,7 +360,7 @@ async def _top_up(kit: BillingKit, request: BillingRequest) -> Page:
     return Page(url=made.url or "")
 
 
-@_add_endpoint("GET", "/invoices", "The customer's invoices, the youngest first", response_type=list[Invoice])
+@_add_endpoint("GET", "/invoices", "The customer's invoices, newest first", response_type=list[Invoice])
 async def _invoices(kit: BillingKit, request: BillingRequest) -> list[Invoice]:
     return await kit.subscriptions.invoices(request.customer)
 

@@ -41,7 +41,7 @@ def course_of(
     """Course of a change of plan; the ranks of the plans decide, never their prices.
 
     ``now``, or at the ``period_end``: a plan of a lower rank is a downgrade, any other an upgrade. The plan
-    that is in force needs none: ``unschedule`` the pending one, or ``keep`` it all as it is, also where the
+    that is active needs none: ``unschedule`` the pending one, or ``keep`` it all as it is, also where the
     same is scheduled already. A plan that includes by the year is left for a plan of a higher rank, or when
     the year ends: a return to it would include the whole year's quantity again. A change that would begin the
     tiers of a price again waits for the period's end, whatever the plans file says.
@@ -70,7 +70,7 @@ def repeats_tiers(had: Iterable[Plan], wanted: Plan, meters: Mapping[str, Meter]
     that of the old one.
 
     Args:
-        had: the plans in force in this period until now, the current one included.
+        had: the plans active in this period until now, the current one included.
         wanted: the requested plan.
         meters: of the plans file.
     """

@@ -350,7 +350,7 @@ async def end_unpaid(api: StripeApi, found: Mapping[str, Any], again: int = 0) -
 
 
 async def _cancel_unpaid(api: StripeApi, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Cancel a subscription that was never in force, without a last invoice, and its SetupIntent."""
+    """Cancel a subscription that was never active, without a last invoice, and its SetupIntent."""
     details: dict[str, Parameter] = {"comment": NEVER_BEGAN}
     asked: dict[str, Parameter] = {"cancellation_details": details}
     ended: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Payment gate: a plan with ``payment_method: required`` is in force only once a payment method is saved.
+"""Payment gate: a plan with ``payment_method: required`` is active only once a payment method is saved.
 
 Stripe makes a subscription ``active`` when its first invoice is zero, whether or not it could charge a later
 one, and leaves a SetupIntent to be confirmed
@@ -56,9 +56,9 @@ _INTENTS_MAX: Final = 16
 
 
 def needs_payment_method(found: Mapping[str, Any], catalog: Catalog, known: SubscriptionState | None) -> bool:
-    """Whether a subscription without its own payment method needs one of its customer to be in force.
+    """Whether a subscription without its own payment method needs one of its customer to be active.
 
-    One that was in force stays so, even without a card or if the plans file did not require one before.
+    One that was active stays so, even without a card or if the plans file did not require one before.
 
     Args:
         found: as Stripe shows it, with ``latest_invoice`` expanded.
@@ -107,7 +107,7 @@ def is_abandoned(found: Mapping[str, Any], now_s: float) -> bool:
     """Whether a sign-up by meterkit has waited too long for a payment method.
 
     A subscription made or changed elsewhere is never ended, nor is one whose SetupIntent has succeeded: it
-    may have been in force, and the store may have lost that.
+    may have been active, and the store may have lost that.
     """
     since_s = max(int(found.get("created") or 0), int(found.get("trial_end") or 0))
     is_ours = mark_of(found).startswith(key_prefix(SIGN_UP)) and bool(id_in(found, "pending_setup_intent"))

@@ -51,7 +51,7 @@ _SCHEDULED: Final = frozenset({"active", "not_started"})
 _SECOND_MS: Final = 1_000
 
 
-def in_force(
+def choose_subscription(
     found: Iterable[Mapping[str, Any]], catalog: Catalog, known: str | None = None
 ) -> Mapping[str, Any] | None:
     """Choose a Stripe customer's subscription in effect; None if none has a plan of the plans file.

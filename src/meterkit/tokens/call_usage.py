@@ -63,7 +63,7 @@ class CallUsage:
             dollars, exactly; None: not known, or nothing asks for it. Not compared.
         charged_micros: likewise what the customer's balance in money is charged; None: there is none.
         revenue_micros: likewise what the customer pays for it: overage at its price, and what the balance
-            has paid, in micro-units of the currency; None: not known, as where the store was away or had
+            has paid, in micro-units of the currency; None: not known, as where the store was down or had
             counted it before. Not compared.
         snapshot: of an estimate that goes beyond a provider's last report, that report. It is billed in
             place of the estimate where ``billing.sources`` leaves out ``estimated``.

@@ -261,7 +261,7 @@ class StreamModels:
                 self._by_id[name] = model
 
     def name(self, calls: Sequence[CallUsage]) -> tuple[CallUsage, ...]:
-        """The calls, each with the model that a piece of the same id names, or else that all pieces name."""
+        """The calls, each with the model that a piece of its id names, otherwise that all pieces name."""
         only = next(iter(self._names)) if len(self._names) == 1 else None
         return tuple(
             call

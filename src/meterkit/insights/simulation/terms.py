@@ -90,7 +90,7 @@ def fixed_prices_at(subscription: SubscriptionState | None, plan: str, at_ms: in
 
     Args:
         subscription: of the customer; None: there is none.
-        plan: the key of the plan in force.
+        plan: the key of the active plan.
         at_ms: the instant. The prices of a plan that a schedule has brought are not known yet.
     """
     if subscription is None or plan != subscription.plan or subscription.plan_at(at_ms) != plan:
@@ -259,7 +259,7 @@ class PlanTenure:
 
     Attributes:
         start_ms, end_ms: the period's first instant, and the first after it.
-        plan: the key of the plan that was in force when the period ended, or is by now.
+        plan: the key of the plan that was active when the period ended, or is by now.
         is_changed: whether another one was before that, in the same period.
         is_granted: whether the app ever granted the customer something.
         is_unpaid: whether nothing is paid for the period, as it is a trial, or a pause that voids invoices.

@@ -392,7 +392,7 @@ class _StatementBuilder:
         )
 
     async def _fixed_lines(self) -> list[StatementLine]:
-        """The price of the plan and of its seats, by the subscription's items or else by the plans file."""
+        """Prices of the plan and its seats, by the subscription's items, otherwise by the plans file."""
         customer, catalog = self._usage["customer"], self._store.catalog
         plan = catalog.plans.get(self._usage["plan"])
         if plan is None:

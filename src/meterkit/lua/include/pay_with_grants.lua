@@ -1,7 +1,7 @@
 -- pay_with_grants: pays recorded units with grants, then with credits. What is used beyond a balance in money is a debt of it.
 --   key, ledger_key: hashes; start_ms, end_ms: of the period of `now` (ms); has_state: see write_grants
 --   prepaid: {mark, recurring, paying, low}; paying: a meter each, {its name, its target, its credit's target or '',
---   cost (micro-credits a unit)}; low: a credit's target to {the share (%) of its youngest grant, and micro-credits
+--   cost (micro-credits a unit)}; low: a credit's target to {the share (%) of its newest grant, and micro-credits
 --   besides, below which it is low}; money: the target of the credit in money, or ''
 -- Nothing is written until `keep` is called.
 -- Returns pay(i, rest): how many of the units of meter i grants pay, how many credits; keep(notices): writes what was

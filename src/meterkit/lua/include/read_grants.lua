@@ -4,7 +4,7 @@
 --     9000000000000000 for never; until: when it leaves the hash. What a plan gave stays for the whole period, too,
 --     or it would be given again
 --     "past TARGET" to "at quantity created": until when (ms) grants paid that have left, the quantity of the
---     youngest of those, and when that was created
+--     newest of those, and when that was created
 --     "d TARGET": a debt, see parse_debt
 --     "balance": see grant_balance
 -- Returns {found: whether there is anything at all, list: the grants, ended: those that are to leave, past: by

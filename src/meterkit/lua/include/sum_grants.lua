@@ -1,5 +1,5 @@
 -- sum_grants: what grants come to at `now`, by target: {left: of those that pay, less what is owed, was_there: 1 where one was there in the
--- period that began at `start`, else 0, last: quantity of the youngest, head: name of the one that pays first, or ''}.
+-- period that began at `start`, else 0, last: quantity of the newest, head: name of the one that pays first, or ''}.
 -- Returns that, and the next instant (ms) at which it changes by itself.
 --include pays_before
 local function sum_grants(file, start, now)

@@ -52,7 +52,7 @@ _NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
 
 
 class SubscriptionStarter:
-    """Starts subscriptions of customers who have none in force.
+    """Starts subscriptions of customers without an active one.
 
     Args:
         store: of the kit.

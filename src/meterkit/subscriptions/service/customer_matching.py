@@ -14,7 +14,7 @@ from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.payment_gate import hold_back, needs_payment_method
 from meterkit.subscriptions.stripe_objects import CUSTOMER, has_payment_method, part_of, text_in
 from meterkit.subscriptions.subscription_reading import (
-    in_force,
+    choose_subscription,
     is_sold_here,
     read_subscription,
 )
@@ -335,7 +335,7 @@ def _match_account(account: ListedCustomer, customer: str, catalog: Catalog) -> 
     for drift in (drift for one in sold or live for drift in one.drift):
         if drift.kind in _BLOCKING_KINDS:
             return _make_misfit(account, customer, drift.kind, drift.message, drift.subscription)
-    slim = in_force([one.slim for one in account.subscriptions], catalog)
+    slim = choose_subscription([one.slim for one in account.subscriptions], catalog)
     chosen = next((one for one in account.subscriptions if slim is not None and one.id == slim["id"]), None)
     return Newcomer(
         stripe_customer=account.stripe_customer,

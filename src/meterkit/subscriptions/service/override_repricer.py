@@ -72,7 +72,7 @@ class OverrideRepricer:
 
     Args:
         store: of the kit.
-        changer: changes subscriptions in force.
+        changer: changes active subscriptions.
     """
 
     store: Store
@@ -288,7 +288,7 @@ class OverrideRepricer:
         if not is_subscribed:
             raise NoSubscriptionError(
                 customer,
-                f"override of {name}: customer {customer!r} has no subscription in force, so no invoice bills"
+                f"override of {name}: customer {customer!r} has no active subscription, so no invoice bills"
                 " a price of its own: begin a subscription first, or override limits without `per` and"
                 " `amount_cents`",
             )

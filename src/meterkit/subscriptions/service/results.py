@@ -77,7 +77,7 @@ class NewSubscription:
     Attributes:
         client_secret: the customer's browser confirms the first payment with it, or saves a payment method
             for later ones; None: there is nothing to confirm. Give it to that customer only.
-        missing: ``payment_method``: the plan is in force once one is saved, as with the client secret of a
+        missing: ``payment_method``: the plan is active once one is saved, as with the client secret of a
             SetupIntent. None: nothing, or the first payment, while it is ``incomplete``.
     """
 

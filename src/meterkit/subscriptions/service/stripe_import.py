@@ -59,7 +59,7 @@ class ImportedCustomer:
     Attributes:
         stripe_customer: ``cus_…``.
         customer: the app's own id.
-        plan: the plan in force after the import; with ``dry_run`` the plan that would be.
+        plan: the active plan after the import; with ``dry_run`` the plan that would be.
         subscription: its live subscription at Stripe; None: it has none.
     """
 
@@ -267,12 +267,12 @@ class StripeImporter:
     async def _check_payment_method(
         self, newcomer: Newcomer, before: CustomerState, *, dry_run: bool
     ) -> list[Misfit]:
-        """Report a subscription that is not in force because its plan requires a payment method."""
+        """Report a subscription that is not active because its plan requires a payment method."""
         found, known = newcomer.subscription, before.subscription
         if found is None or found.status != "incomplete" or not found.awaits_payment_method:
             return []
         if known is not None and known.id == found.id and known.has_begun:
-            return []  # It was in force before, so it stays.
+            return []  # It was active before, so it stays.
         if not dry_run:
             # The lists do not show payment methods that are saved and not the default.
             await self._fetch(newcomer.customer)

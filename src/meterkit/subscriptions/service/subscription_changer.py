@@ -213,7 +213,7 @@ class SubscriptionChanger:
         """Fetch a subscription that can be changed, its stored state, and its plan."""
         live, known = await self._fetch_live(customer, again)
         if live.found.get(AWAITS_METHOD):
-            await refuse_without_method(self.store, live, f"the subscription {live.id} is not in force")
+            await refuse_without_method(self.store, live, f"the subscription {live.id} is not active")
         await check_paid(customer, live, _UNPAID)
         return live, known, self._require_plan(customer, known)
 
@@ -225,7 +225,7 @@ class SubscriptionChanger:
         return lambda plan: self._terms_after(known, current, plan, None, in_use)
 
     async def _fetch_live(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState]:
-        """Fetch the subscription in force, and read its state after that."""
+        """Fetch the active subscription, then read its state."""
         await self.fetch(customer)
         _, state = await self._states.read(customer)
         known = self._require_subscription(customer, state)

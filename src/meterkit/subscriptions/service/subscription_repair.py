@@ -23,7 +23,7 @@ from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
 from meterkit.subscriptions.service.pending_changes import hold_change_lease
 from meterkit.subscriptions.stripe_objects import id_in, persistently
-from meterkit.subscriptions.subscription_reading import in_force, read_subscription
+from meterkit.subscriptions.subscription_reading import choose_subscription, read_subscription
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -82,7 +82,9 @@ class DriftChecker:
         drifts: dict[str, tuple[Drift, ...]] = {}
         for linked, (customer, state) in customers.items():
             known = state.subscription
-            chosen = in_force(found[linked], self._store.catalog, None if known is None else known.id)
+            chosen = choose_subscription(
+                found[linked], self._store.catalog, None if known is None else known.id
+            )
             if self._is_outdated(known, chosen):
                 await self._fetch(customer)
             facts = NO_FACTS if chosen is None else await self._facts.fetch(chosen)
@@ -284,7 +286,9 @@ class SubscriptionRepairer:
         listed = await self.api().list("/v1/subscriptions", asked)
         found = [await with_all_items(self.api(), one) for one in listed]
         catalog = self.store.catalog
-        chosen = in_force(found, catalog, None if state.subscription is None else state.subscription.id)
+        chosen = choose_subscription(
+            found, catalog, None if state.subscription is None else state.subscription.id
+        )
         shown = chosen or next((one for one in found if one.get("status") in LIVE), None)
         if shown is None:
             raise NoSubscriptionError(customer)
@@ -360,7 +364,7 @@ def ledger_faults(entries: Sequence[HistoryEntry], found: StoredState, catalog: 
                     f" {entry.at:%Y-%m-%d %H:%M} begins with {entry.before!r}"
                 )
         if own and (own[-1].after or "") != words:
-            faults.append(f"its ledger ends with {kind} {own[-1].after!r}, and {words!r} is in force")
+            faults.append(f"its ledger ends with {kind} {own[-1].after!r}, and {words!r} is active")
     return faults + _state_faults(found, found.force, catalog)
 
 

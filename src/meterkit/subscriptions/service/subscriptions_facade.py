@@ -118,7 +118,7 @@ class Subscriptions:
 
         Raises:
             UnknownPlanError: the plans file has no such plan, or it cannot be subscribed to.
-            SubscriptionExistsError: one is in force; change that.
+            SubscriptionExistsError: one is active; change that.
             SubscriptionBusyError: another call for this customer has not ended in time.
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
             SubscriptionError: the plan sells no seats beyond those that it includes.
@@ -187,7 +187,7 @@ class Subscriptions:
         refuses, the description says that the cost is estimated by the prices of the plans file.
 
         Raises:
-            NoSubscriptionError: no subscription is in force.
+            NoSubscriptionError: no subscription is active.
             StripeError: Stripe refuses, or does not answer.
             UnknownPlanError, QuantityError, SubscriptionError: an argument cannot be used.
         """
@@ -204,7 +204,7 @@ class Subscriptions:
         period ends: the tiers of a price would begin again. The current plan cancels a scheduled change.
 
         Raises:
-            NoSubscriptionError: no subscription is in force.
+            NoSubscriptionError: no subscription is active.
             UnknownPlanError: the plans file has no such plan, or it cannot be subscribed to.
             InvoiceOpenError: an invoice must be paid first.
             PaymentMethodMissingError, PaymentAuthenticationError: the customer needs a payment method, or
@@ -234,7 +234,7 @@ class Subscriptions:
         A scheduled change stays scheduled, with the new seats if its plan sells them.
 
         Raises:
-            NoSubscriptionError: no subscription is in force.
+            NoSubscriptionError: no subscription is active.
             SeatsInUseError: more seats are in use.
             InvoiceOpenError: an invoice has to be paid first.
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
@@ -259,7 +259,7 @@ class Subscriptions:
                 logged. Usage beyond the part that stays paid reduces the next subscription's.
 
         Raises:
-            NoSubscriptionError: no subscription is in force.
+            NoSubscriptionError: no subscription is active.
         """
         await self._accepted_changes.drop(check_customer(customer))
         await self._changer.cancel(check_customer(customer), immediately=immediately, give_back=give_back)
@@ -269,7 +269,7 @@ class Subscriptions:
         """Resume an ending subscription; any other stays as it is.
 
         Raises:
-            NoSubscriptionError: no subscription is in force; one that has ended is created again.
+            NoSubscriptionError: no subscription is active; one that has ended is created again.
         """
         await self._changer.resume(check_customer(customer))
         return await self._fetch_known(customer)
@@ -306,7 +306,7 @@ class Subscriptions:
             dry_run: change nothing, and return what would be repaired.
 
         Raises:
-            NoSubscriptionError: no subscription is in force.
+            NoSubscriptionError: no subscription is active.
             SubscriptionError: an operator must decide: the customer has two live subscriptions, or pays a
                 price, in a currency or an interval, that no plan has; or the subscription is not paid for, or
                 has a scheduled change.

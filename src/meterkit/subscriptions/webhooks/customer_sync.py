@@ -21,7 +21,12 @@ from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.stripe_objects import CUSTOMER, id_in, part_of, text_in
-from meterkit.subscriptions.subscription_reading import has_begun, in_force, plan_of, read_subscription
+from meterkit.subscriptions.subscription_reading import (
+    choose_subscription,
+    has_begun,
+    plan_of,
+    read_subscription,
+)
 from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
 
@@ -102,7 +107,7 @@ class CustomerSyncer:
         known = await self._read_known(customer)
         found, can_pay = await self._gate.apply(linked, found, catalog, known)
         found = await self._gate.end_abandoned(found, self.store.now_ms() / 1000)
-        chosen = in_force(found, catalog, None if known is None else known.id)
+        chosen = choose_subscription(found, catalog, None if known is None else known.id)
         if customer is None:
             ordered = [*([] if chosen is None else [chosen]), *found]
             sessions = [note.data["session"] for note in entry.notes if note.kind == LINK]

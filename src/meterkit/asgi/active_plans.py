@@ -1,4 +1,4 @@
-"""The plans file in force, compiled for the middleware: routers, MCP lines, preflights, limit fields."""
+"""The active plans file, compiled for the middleware: routers, MCP lines, preflights, limit fields."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _PROGRAMS_MAX: Final = 1_000
 
 
-class PlansInForce:
+class ActivePlans:
     """Plans file, compiled for the middleware; a request is decided by one, also if it changes meanwhile."""
 
     def __init__(
