@@ -143,8 +143,7 @@ def test_the_chat_is_paid_by_included_credits_then_money() -> None:
     done = bill()
     assert done.code == 0, done.out + done.err
     first, second, third, compared = rows(done.out, "output_tokens")
-    assert [300, 300, 300, 0, 0, 0] == first
-    assert [600, 600, 400, 200, 0, 0] == second
+    assert (first, second) == ([300, 300, 300, 0, 0, 0], [600, 600, 400, 200, 0, 0])
     *saw, included, by_credits, overage, _ = third
     assert ([900, 900], 400, 500) == (saw, included, by_credits + overage)
     assert by_credits > 200  # The credits were used up in the middle of this answer.

@@ -260,8 +260,7 @@ async def test_i7_a_kit_that_stops_gives_all_back(store_url: str) -> None:
         unused = allotments.unused
         assert unused > 0
         await watch.at.kit.stop()
-        assert allotments.unused == 0
-        assert (allotments.returned, lane.unsettled, lane.lost) == (unused, 0, 0)
+        assert (allotments.unused, (allotments.returned, lane.unsettled, lane.lost)) == (0, (unused, 0, 0))
         await kit.start()
         meters = (await kit.usage("acme"))["meters"]
         assert [meter["held"] for meter in meters.values()] == [0] * len(meters)

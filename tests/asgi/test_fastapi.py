@@ -147,8 +147,7 @@ async def test_a_requirement_of_the_whole_app_passes_exempt_lines() -> None:
 
     outside = r"^requires\(\) was called outside of a request that MeterMiddleware has decided: no route"
     async with served(app) as at:
-        assert (await at.client.get("/healthz")).json() == "served"
-        assert await at.statuses("/v1/plain") == [403]
+        assert ((await at.client.get("/healthz")).json(), await at.statuses("/v1/plain")) == ("served", [403])
         with pytest.raises(MeterkitError, match=outside):
             await at.client.get("/nowhere")
 
@@ -221,8 +220,7 @@ async def test_the_caller_is_an_argument_of_endpoints() -> None:
 
     async with served(app) as at:
         assert (await at.client.get("/v1/sync")).json() == ["acme", "free", True, True]
-    assert seen == [("acme", False)]
-    assert app.openapi()["paths"]["/v1/sync"]["get"].get("parameters", []) == []
+    assert (seen, app.openapi()["paths"]["/v1/sync"]["get"].get("parameters", [])) == ([("acme", False)], [])
 
 
 DOCUMENTED = an_app(responses=responses).openapi()

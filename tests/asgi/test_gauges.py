@@ -207,21 +207,18 @@ async def test_a_body_of_unknown_length_is_counted_and_ends_in_413() -> None:
         told = loads(call.body)
         assert (told["limit"], told["used"], told["requested"]) == (1000, 0, 1001)
         # The piece that did not fit is not handed on, and the rest is not asked for.
-        assert (app.read, app.gone, len(call.messages)) == (900, True, 1)
-        assert await held_of(http) == (0, 0)
+        assert ((app.read, app.gone, len(call.messages)), await held_of(http)) == ((900, True, 1), (0, 0))
         assert (await put(http, pieces(500, 400, 100))).status == 200
         assert tallies.requests == {("free", "refused", "storage"): 1, ("free", "success", "none"): 1}
         # A client that leaves within its body leaves nothing held.
-        assert (await put(http, pieces(500, 300, ends=False))).status == 0
-        assert await held_of(http) == (0, 0)
+        assert ((await put(http, pieces(500, 300, ends=False))).status, await held_of(http)) == (0, (0, 0))
 
 
 async def test_bytes_that_were_read_count_whatever_was_announced() -> None:
     app = Reads()
     async with served(app, plans=PLANS) as http:
         call = await put(http, pieces(700, 301), *LYING, path="/ask", method="POST")
-        assert (call.status, app.was_asked) == (413, False)
-        assert loads(call.body)["requested"] == 1001
+        assert ((call.status, app.was_asked), loads(call.body)["requested"]) == ((413, False), 1001)
 
 
 async def test_a_begun_answer_is_cut_where_the_body_does_not_fit() -> None:
@@ -239,8 +236,7 @@ async def test_a_begun_answer_is_cut_where_the_body_does_not_fit() -> None:
 
     async with served(echo, plans=PLANS) as http:
         call = await put(http, pieces(900, 200))
-        assert (call.status, call.body, call.error) == (200, b"", None)
-        assert len(caught) == 1
+        assert ((call.status, call.body, call.error), len(caught)) == ((200, b"", None), 1)
         assert await held_of(http) == (0, 0)
 
 
@@ -275,8 +271,7 @@ async def test_what_refuses_first_is_told_and_nothing_is_counted() -> None:
         # Of policies, those that a window or a period frees are told; a gauge is not.
         assert answer.headers["ratelimit-policy"] == '"requests-1h";q=5;w=3600'
         answer = await http.client.post("/both", content=b"x" * 10)
-        assert (answer.status_code, answer.json()["used"]) == (403, 2)
-        assert await http.counted() == (0, 0)
+        assert ((answer.status_code, answer.json()["used"]), await http.counted()) == ((403, 2), (0, 0))
         assert await held_of(http) == (990, 0)
         await http.kit.gauges.set("acme", "seats", 1)
         answer = await http.client.post("/both", content=b"x" * 10)
@@ -347,8 +342,7 @@ async def test_i8_a_piece_is_not_lost_to_an_app_that_gives_up(valkey: Server) ->
 
     async with served(app, plans=PLANS, redis_url=valkey.url, settings={"store_timeout": 5}) as http:
         coming = pieces(300, 400)
-        assert (await put(http, coming)).status == 200
-        assert got == [300, 400]
+        assert ((await put(http, coming)).status, got) == (200, [300, 400])
         assert await held_of(http) == (0, 0)
 
 
@@ -362,8 +356,7 @@ async def test_in_shadow_nobody_is_refused(caplog: pytest.LogCaptureFixture) -> 
             assert await held_of(http) == (0, 0)
         assert ["reason='storage'" in message for message in caplog.messages] == [True, True]
         # What fits is not logged.
-        assert (await put(http, pieces(700), path="/shadow/a")).status == 200
-        assert len(caplog.records) == 2
+        assert ((await put(http, pieces(700), path="/shadow/a")).status, len(caplog.records)) == (200, 2)
 
 
 async def test_who_goes_by_an_address_has_gauges_of_their_own() -> None:
@@ -397,8 +390,7 @@ async def test_i3_a_long_upload_keeps_its_hold_and_returns_it(valkey: Server) ->
             await hold_for_a_while()
             assert await held_of(http) == ((700, 0) if sets else (700, 700))
             app.may_end.set()
-            assert (await first).status == 200
-            assert await held_of(http) == ((700, 0) if sets else (0, 0))
+            assert ((await first).status, await held_of(http)) == (200, (700, 0) if sets else (0, 0))
             assert lane.live == set()
 
 
@@ -439,8 +431,7 @@ async def test_i3_of_uploads_that_fit_alone_one_passes(
         statuses = [(await call).status for call in calls]
         assert 200 in statuses
         assert set(statuses) <= {200, 413}
-        assert await held_of(http) == (0, 0)
-        assert (await put(http, pieces(1000))).status == 200
+        assert (await held_of(http), (await put(http, pieces(1000))).status) == ((0, 0), 200)
 
 
 async def test_i3_of_uploads_in_two_processes_one_passes(valkey: Server) -> None:
@@ -465,11 +456,9 @@ async def test_i3_an_upload_keeps_its_bytes_beside_a_refused_one() -> None:
         assert await held_of(http) == (600, 600)
         app.may_set.set()
         others = [(await put(http, pieces(200, 201), *lengths)).status for lengths in (CHUNKED, LYING)]
-        assert others == [413, 413]
-        assert await held_of(http) == (600, 600)
+        assert (others, await held_of(http)) == ([413, 413], (600, 600))
         app.may_end.set()
-        assert (await first).status == 200
-        assert await held_of(http) == (0, 0)
+        assert ((await first).status, await held_of(http)) == (200, (0, 0))
 
 
 @pytest.mark.parametrize(("included", "ahead"), [((16 << 20) + (256 << 10) - 1, 700), (17 << 20, 256 << 10)])
@@ -485,5 +474,4 @@ async def test_bytes_are_set_aside_ahead_only_where_much_is_left(included: int, 
     plans = PLANS.replace("storage:  {included: 1000}", f"storage:  {{included: {included}}}")
     async with served(app, plans=plans) as http:
         await put(http, pieces(700, ends=False))
-        assert held == [ahead]
-        assert await held_of(http) == (0, 0)
+        assert (held, await held_of(http)) == ([ahead], (0, 0))

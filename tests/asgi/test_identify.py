@@ -253,8 +253,7 @@ async def test_a_lookup_that_blocks_does_not_block_the_loop() -> None:
             await asyncio.sleep(0)
         table.open.set()
     assert threading.main_thread() not in table.threads
-    assert await found(resolve, "k1") == "acme"
-    assert len(table.asked) == 1
+    assert (await found(resolve, "k1"), len(table.asked)) == ("acme", 1)
 
 
 @pytest.mark.parametrize("name", ["look_up", "look_up_later"])
@@ -268,12 +267,10 @@ async def test_an_owner_is_remembered_for_ttl_and_no_longer(name: str, now: list
     now[0] += 0.2
     table.owners.clear()
     # That nobody owns a key is forgotten sooner.
-    assert [await found(resolve, "k1") for _ in range(3)] == [None] * 3
-    assert len(table.asked) == 2
+    assert ([await found(resolve, "k1") for _ in range(3)], len(table.asked)) == ([None] * 3, 2)
     table.owners["k1"] = "zeta"
     now[0] += 5.1
-    assert await found(resolve, "k1") == "zeta"
-    assert len(table.asked) == 3
+    assert (await found(resolve, "k1"), len(table.asked)) == ("zeta", 3)
     forgetful = identify.api_key(getattr(table, name), ttl=timedelta(0))
     for _ in range(2):
         await found(forgetful, "k1")
@@ -290,8 +287,7 @@ async def test_where_the_first_to_ask_is_cancelled_the_next_one_asks() -> None:
     first.cancel()
     await asyncio.wait([first])
     table.open.set()
-    assert await asyncio.gather(*others) == ["acme", "acme"]
-    assert len(table.asked) == 2
+    assert (await asyncio.gather(*others), len(table.asked)) == (["acme", "acme"], 2)
 
 
 async def test_what_a_lookup_raises_is_raised_and_not_remembered() -> None:
@@ -305,8 +301,7 @@ async def test_what_a_lookup_raises_is_raised_and_not_remembered() -> None:
 
     resolve = identify.api_key(look_up)
     both = await asyncio.gather(found(resolve, "k1"), found(resolve, "k1"), return_exceptions=True)
-    assert [str(one) for one in both] == ["the directory is away"] * 2
-    assert await found(resolve, "k1") == "acme"
+    assert ([str(one) for one in both], await found(resolve, "k1")) == (["the directory is away"] * 2, "acme")
     gc.collect()  # A future whose exception nobody fetched would complain now.
     assert outcomes == []
 

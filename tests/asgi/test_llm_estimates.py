@@ -263,8 +263,7 @@ async def test_leaving_while_a_message_is_read_is_counted(store_url: str) -> Non
         asking = asyncio.ensure_future(at.app(http_scope("/auto", method="POST"), staying(PROMPT), take))
         with pytest.raises(asyncio.CancelledError):
             await asking
-        assert (1420, 310) == await tokens(at.kit)
-        assert (1, 0) == await at.counted()
+        assert (await tokens(at.kit), await at.counted()) == ((1420, 310), (1, 0))
 
 
 @pytest.mark.dear("the collector walks all objects for each of three streams")
@@ -408,8 +407,7 @@ async def test_an_answer_without_usage_and_text_is_warned_of_once(
     async with metered(answering(chunks, kind, coding=coding), store_url) as at:
         for _ in range(3):
             await ask(at, "/openai", method="GET", body=b"")
-        assert (0, 0) == await tokens(at.kit)
-        assert (3, 0) == await at.counted()
+        assert (await tokens(at.kit), await at.counted()) == ((0, 0), (3, 0))
     (record,) = caplog.records
     assert logging.WARNING == record.levelno
     assert record.getMessage().startswith("/openai: token usage of a response is missing")
@@ -467,8 +465,7 @@ async def test_i8_a_reader_that_breaks_is_not_heard_of_by_the_app(
     async with metered(answering([REPORTED[:50], REPORTED[50:]], JSON_TYPE), store_url) as at:
         for _ in range(2):
             assert (await at.client.post("/auto", content=PROMPT)).content == REPORTED
-        assert (0, 0) == await tokens(at.kit)
-        assert (2, 0) == await at.counted()
+        assert (await tokens(at.kit), await at.counted()) == ((0, 0), (2, 0))
     (said,) = caplog.messages
     assert "ZeroDivisionError" in said
     assert words not in caplog.text

@@ -86,8 +86,7 @@ async def test_a_balance_is_charged_where_no_meter_counts_tokens(store_url: str)
         await give(at, 1)
         assert await ask(at, 1000, model="own-7b", said="own-7b") == 200
         # (1 * 0.2 + 1000 * 0.6) * 1.3 = 780.26 micro-dollars
-        assert await spent(at) == 780
-        assert await at.counted() == (0, 0)
+        assert (await spent(at), await at.counted()) == (780, (0, 0))
 
 
 async def test_i3_racing_answers_spend_no_cent_twice(store_url: str) -> None:
@@ -184,8 +183,7 @@ async def test_calls_admitted_at_once_are_paid_by_the_next_grant(store_url: str)
         assert (refused.status_code, refused.json()["reason"]) == (402, "credits")
         assert b"-35" not in refused.content
         await give(at, 40)
-        assert await balance(at) == 4_600_000
-        assert await ask(at, 1, said="own-7b", path="/plain") == 200
+        assert (await balance(at), await ask(at, 1, said="own-7b", path="/plain")) == (4_600_000, 200)
 
 
 @pytest.mark.parametrize("path", ["/plain", "/held"])

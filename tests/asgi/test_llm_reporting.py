@@ -134,8 +134,7 @@ async def test_an_object_without_usage_is_warned_of_once(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with metered(calling(DONE, *[whole("c1", None)] * 2), store_url) as at:
-        assert await post(at) == 200
-        assert (0, 0) == await tokens(at.kit)
+        assert (await post(at), await tokens(at.kit)) == (200, (0, 0))
         assert (1, 0) == await at.counted()
     (said,) = caplog.messages
     assert "/none: record_usage() found no token usage in an object of type dict: " in said
@@ -483,8 +482,7 @@ async def test_the_end_of_a_large_event_is_found_however_cut(end: bytes, store_u
     for size in (1, 3):
         cut = [end[at : at + size] for at in range(0, len(end), size)]
         left, counted = await through([long, *cut, sse(EXTRA, end=b"\r\n")[:-1], b"\n", LAST], store_url)
-        assert long + end + LAST == b"".join(left)
-        assert (3, 4) == counted
+        assert (b"".join(left), counted) == (long + end + LAST, (3, 4))
 
 
 async def test_a_stream_whose_end_is_torn_off_passes_to_the_last_byte(store_url: str) -> None:

@@ -112,8 +112,7 @@ async def test_reading_ahead_byte_by_byte_is_bounded() -> None:
     body = BufferedBody(http_scope(method="POST"), receive)
     await body.read()
     assert (said, body.ended) == (4096, False)
-    assert [(await body.receive())["more_body"] for _ in range(4097)] == [True] * 4097
-    assert said == 4097
+    assert ([(await body.receive())["more_body"] for _ in range(4097)], said) == ([True] * 4097, 4097)
 
 
 # What no client can lower by how it writes its request: what is held for it; and the time to read it.
@@ -500,10 +499,8 @@ async def test_tokens_are_held_over_all_limits_and_captured(store_url: str) -> N
 
     app = streaming(*openai_stream("Hello", " you"), usage(150), meanwhile=look)
     async with metered(app, store_url, plans=HELD_PLANS) as at:
-        assert await chats(at) == [200]
-        assert held == [(0, 400), (0, 4), False]
-        assert await row(at) == (150, 0)
-        assert await row(at, "input_tokens") == (9, 0)
+        assert (await chats(at), held) == ([200], [(0, 400), (0, 4), False])
+        assert (await row(at), await row(at, "input_tokens")) == ((150, 0), (9, 0))
         # The rate counts the true quantity, not the one that was set aside.
         await at.kit.customers.override("acme", {"output_tokens": {"included": "unlimited"}})
         assert (await at.kit.check("acme", "output_tokens", 4850)).allowed

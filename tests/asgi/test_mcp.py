@@ -69,8 +69,7 @@ async def test_each_tool_is_counted_by_its_line(name: str, mode: str) -> None:
                 assert found.structured_content == {"result": nth + 1}
             # The servers answer 200, with a result that is an error.
             assert (await client.call_tool("fail", {})).is_error
-        assert (2, 0) == await at.counted(meter="searches")
-        assert (7, 0) == await at.counted(meter="calls")
+        assert (await at.counted(meter="searches"), await at.counted(meter="calls")) == ((2, 0), (7, 0))
     assert ran == ["search_web"] * 2 + ["add"] * 5 + ["fail"]
 
 
@@ -269,8 +268,7 @@ async def test_an_ambiguous_message_is_refused_and_logged_once(caplog: pytest.Lo
     async with serving("mcp stateless json", []) as (_, url), httpx.AsyncClient() as client:
         for body in AMBIGUOUS * 2:
             answer = await client.post(url, content=body, headers=HEADERS)
-            assert answer.status_code == 400
-            assert answer.json()["error"]["code"] == -32700
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32700)
             assert answer.json()["id"] is None
     told = [line for line in caplog.messages if "no message that can be read" in line]
     assert len(told) == len(set(told)) > 1

@@ -116,8 +116,7 @@ async def test_always_is_decided_by_its_rates_only() -> None:
 async def test_without_a_customer_the_answer_is_a_challenge() -> None:
     async with served(hello) as at:
         response = await at.client.get("/v1/x", headers={"x-customer-id": ""})
-    assert response.status_code == 401
-    assert response.headers["www-authenticate"] == 'Bearer realm="api"'
+    assert (response.status_code, response.headers["www-authenticate"]) == (401, 'Bearer realm="api"')
     assert body(response)["type"] == "urn:meterkit:problem:customer-unknown"
     assert "ratelimit" not in response.headers
 
@@ -167,8 +166,7 @@ async def test_a_preflight_is_not_counted_and_a_plain_options_is() -> None:
     async with served(hello) as at:
         preflight = {"origin": "https://app.example", "access-control-request-method": "POST"}
         response = await at.client.options("/v1/x", headers={"x-customer-id": "", **preflight})
-        assert (response.status_code, response.content) == (204, b"")
-        assert await at.counted() == (0, 0)
+        assert ((response.status_code, response.content), await at.counted()) == ((204, b""), (0, 0))
         assert (await at.client.options("/v1/x")).headers["ratelimit"]
         assert await at.counted() == (1, 0)
 
@@ -213,8 +211,7 @@ async def test_identify_may_be_async() -> None:
         return "zeta" if scope["path"] == "/v1/x" else None
 
     async with served(hello, who=who) as at:
-        assert await at.statuses("/v1/x", "/v1/y") == [200, 401]
-        assert await at.counted("zeta") == (1, 0)
+        assert (await at.statuses("/v1/x", "/v1/y"), await at.counted("zeta")) == ([200, 401], (1, 0))
 
 
 async def test_without_the_store_the_route_says_pass_or_refuse(
@@ -272,8 +269,7 @@ async def test_what_is_billed_goes_by_the_outcome_and_rates_count_all(
     async with served(answering(status)) as at:
         response = await at.client.get(path)
         assert (response.status_code, "ratelimit" in response.headers) == (status, True)
-        assert await at.counted() == (recorded, 0)
-        assert await rate_used(at) == 1
+        assert (await at.counted(), await rate_used(at)) == ((recorded, 0), 1)
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), ConnectionResetError("broken")])
@@ -383,15 +379,13 @@ async def test_what_a_background_task_records_goes_by_the_outcome_too() -> None:
 
 async def test_what_the_route_consumes_and_the_app_records_adds_up() -> None:
     async with served(recording_app()) as at:
-        assert await at.statuses("/shadow") == [200]
-        assert await at.counted() == (3, 0)
+        assert (await at.statuses("/shadow"), await at.counted()) == ([200], (3, 0))
 
 
 async def test_in_shadow_a_refused_request_counts_in_rates() -> None:
     async with served(answering(500)) as at:
         await at.kit.record("acme", "requests", 5)
-        assert await at.statuses("/shadow") == [500]
-        assert await at.counted() == (5, 0)
+        assert (await at.statuses("/shadow"), await at.counted()) == ([500], (5, 0))
         assert await rate_used(at) == 6
 
 
@@ -405,8 +399,7 @@ async def test_a_thread_of_the_app_records_for_its_request() -> None:
         await hello(scope, receive, send)
 
     async with served(compute) as at:
-        assert await at.statuses("/v1/x") == [200]
-        assert await at.counted(meter="tokens") == (7, 0)
+        assert (await at.statuses("/v1/x"), await at.counted(meter="tokens")) == ([200], (7, 0))
         with pytest.raises(MeterkitError, match=r"asyncio\.to_thread\(f\) does, and so does pool\.submit\("):
             await at.client.get("/v1/y")
 

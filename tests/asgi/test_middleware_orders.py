@@ -182,8 +182,7 @@ async def test_a_request_that_the_app_makes_of_its_own_counts() -> None:
         await hello(scope, receive, send)
 
     async with served(app) as at:
-        assert await at.statuses("/v1/outer") == [200]
-        assert await at.counted() == (3, 0)
+        assert (await at.statuses("/v1/outer"), await at.counted()) == ([200], (3, 0))
 
 
 async def test_a_scope_that_is_served_again_is_another_request() -> None:
@@ -196,8 +195,7 @@ async def test_a_scope_that_is_served_again_is_another_request() -> None:
             await at.app(scope, no_more, ignore)
             assert scope == before
         await asyncio.gather(*(at.app(http_scope(state=state), no_more, ignore) for _ in range(2)))
-        assert await at.counted() == (4, 0)
-        assert state == {}
+        assert (await at.counted(), state) == ((4, 0), {})
 
 
 # CORS preflights: the app's CORS layer answers them, or no handler of a line that decides runs. F-20a.

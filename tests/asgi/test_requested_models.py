@@ -309,8 +309,7 @@ async def test_calls_of_a_route_are_of_the_provider_that_it_names(path: str, cou
     """F-210."""
     app = reporting(USAGE) if path == "/reported" else answer_json
     async with metered(app, "memory://", plans=PROVIDERS) as at:
-        assert await post(at, path) == 200
-        assert (10, counted) == await tokens(at.kit, "output_tokens", "grok")
+        assert (await post(at, path), await tokens(at.kit, "output_tokens", "grok")) == (200, (10, counted))
 
 
 @pytest.mark.parametrize(

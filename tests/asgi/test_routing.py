@@ -206,8 +206,7 @@ async def test_inside_a_mount_the_line_is_still_the_clients(path: str, expected:
 async def test_behind_a_proxy_a_line_may_have_the_prefix_or_not(path: str, line: str) -> None:
     seen: list[str | None] = []
     app = Recorder(Starlette(routes=items()), router(line), seen)
-    assert await status_of(app, path, root_path="/proxy") == 200
-    assert seen == [line]
+    assert (await status_of(app, path, root_path="/proxy"), seen) == (200, [line])
 
 
 @pytest.mark.parametrize(
@@ -528,8 +527,7 @@ async def test_no_spelling_of_a_path_gets_around_a_gate() -> None:
         for name in ("a", "a%0Ab", "%0A", "a%0D%0Ab", "%00", "a%E2%80%A8b", "%ff", "a%252Fb", "..", "%2e%2e"):
             answer = await over_socket(port, f"POST /v1/agents/{name}")
             assert answer.split(b" ", 2)[1] == b"403", name
-        assert ran == []
-        assert await at.counted() == (0, 0)
+        assert (ran, await at.counted()) == ([], (0, 0))
 
 
 def fast(**options: Any) -> FastAPI:
@@ -692,8 +690,7 @@ def of(routes: Sequence[BaseRoute], *matches: str) -> tuple[dict[str, list[str |
 def test_a_line_that_takes_a_part_of_a_route_is_told_of(path: str, match: str) -> None:
     # A route and a line may meet at paths that are written in neither of the two.
     shown, idle = of([route(path)], match, "GET /gone")
-    assert shown == {f"GET,HEAD {path}": [match, None]}
-    assert idle == ["GET /gone"]
+    assert (shown, idle) == ({f"GET,HEAD {path}": [match, None]}, ["GET /gone"])
 
 
 def test_mounts_hosts_and_websockets_are_listed() -> None:

@@ -97,8 +97,7 @@ async def test_a_users_rest_is_told_and_its_refusal_names_policies(any_store_url
         assert (
             await at.statuses("/v1/x", headers={"x-user-id": " u_8\t"}) == await at.statuses("/v1/x") == [200]
         )
-        assert await counted(at) == {"u_7": (3, 0), "u_8": (1, 0)}
-        assert await customer(at) == (5, 0)
+        assert (await counted(at), await customer(at)) == ({"u_7": (3, 0), "u_8": (1, 0)}, (5, 0))
     assert seen == [{"user": "u_7"}] * 3 + [{"user": "u_8"}, {}]
 
 
@@ -117,12 +116,10 @@ async def test_a_request_is_charged_to_all_or_to_none() -> None:
         for headers in (one, two):
             assert await violated(headers) == ["team:requests-period"]
         assert await counted(at) == {"u_7": (2, 0), "u_8": (2, 0)}
-        assert await counted(at, "team") == {"red": (4, 0)}
-        assert await customer(at) == (4, 0)
+        assert (await counted(at, "team"), await customer(at)) == ({"red": (4, 0)}, (4, 0))
         # The customer is at its end, this team and this user are not.
         assert await at.statuses("/v1/x", "/v1/x", headers=three) == [200, 200]
-        assert await violated(three) == ["requests-period"]
-        assert (await counted(at))["u_9"] == (2, 0)
+        assert (await violated(three), (await counted(at))["u_9"]) == (["requests-period"], (2, 0))
         assert await counted(at, "team") == {"blue": (2, 0), "red": (4, 0)}
         assert await customer(at) == (6, 0)
         # All of them at once are named together.
@@ -173,8 +170,7 @@ async def test_an_undeclared_subject_is_ignored_and_logged_once(caplog: pytest.L
     async with served(hello, plans=PLANS, who=who) as at:
         for app in ("a", "a", "b"):
             assert await at.statuses("/v1/x", headers={"x-app": app}) == [200]
-        assert await at.statuses("/v1/x") == [429]
-        assert await counted(at) == {"u_7": (3, 0)}
+        assert (await at.statuses("/v1/x"), await counted(at)) == ([429], {"u_7": (3, 0)})
         with pytest.raises(MeterkitError, match="declared are team, user"):
             await at.kit.usage("acme", by="app")
     (said,) = [message for message in caplog.messages if "declares no subjects" in message]
@@ -209,8 +205,7 @@ async def test_a_subject_field_without_one_id_is_refused(
         assert problem["type"] == "urn:meterkit:problem:customer-invalid"
         assert f"found {found} as the id of the user." in problem["detail"]
         assert f"fault='found {found} as the id of the user'" in caplog.text
-        assert await customer(at) == (0, 0)
-        assert await counted(at) == {}
+        assert (await customer(at), await counted(at)) == ((0, 0), {})
 
 
 async def test_a_subject_of_a_wrong_type_is_an_error_of_the_app() -> None:

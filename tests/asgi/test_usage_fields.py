@@ -51,31 +51,27 @@ async def counted(chunks: Sequence[bytes], kind: str = JSON_TYPE, *, line: str =
 
 async def test_a_figure_is_read_off_a_document_and_off_a_stream() -> None:
     body = compact(ranking(3))
-    assert await counted([body]) == 3
-    assert await counted([body[:20], body[20:]]) == 3
+    assert (await counted([body]), await counted([body[:20], body[20:]])) == (3, 3)
     assert await counted([compress(body)], coding="gzip") == 3
     events = [sse({"text": "x"}), sse(ranking(1)), sse(ranking(4))]
     assert await counted(events, SSE_TYPE) == 4
     assert await counted([b"".join(events)[:-9], b"".join(events)[-9:]], SSE_TYPE) == 4
     lines = [compact(ranking(1)) + b"\n", compact(ranking(5))]
-    assert await counted(lines, NDJSON_TYPE) == 5
-    assert await counted([compact(ranking(2.9))]) == 2
+    assert (await counted(lines, NDJSON_TYPE), await counted([compact(ranking(2.9))])) == (5, 2)
 
 
 @pytest.mark.parametrize("figure", ["3", True, 10**15])
 async def test_what_is_no_figure_counts_nothing_and_is_told(
     figure: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert await counted([compact(ranking(3))], status=500) == 0
-    assert caplog.records == []
+    assert (await counted([compact(ranking(3))], status=500), caplog.records) == (0, [])
     assert await counted([compact(ranking(figure))]) == 0
     assert "a response has no figure for usage_fields searches" in caplog.text
 
 
 async def test_a_large_document_or_event_is_read_to_its_end() -> None:
     large = [b'{"a": "' + b"x" * (1 << 20), b'",' + compact(ranking(3))[1:]]
-    assert await counted(large) == 3
-    assert await counted([b"data: ", *large, b"\r\r"], SSE_TYPE) == 3
+    assert (await counted(large), await counted([b"data: ", *large, b"\r\r"], SSE_TYPE)) == (3, 3)
     assert await counted([*large, b"\n", compact(ranking(2))], NDJSON_TYPE) == 2
     dense = {**ranking(3), "results": [[0]] * 2_000}
     assert await counted([compact(dense)]) == 3

@@ -68,8 +68,7 @@ async def test_websockets_are_decided_counted_and_closed(
                 async with connect(url, additional_headers=who):
                     pass
             answer = refused.value.response
-            assert answer.status_code == 402
-            assert answer.headers["content-type"] == "application/problem+json"
+            assert (answer.status_code, answer.headers["content-type"]) == (402, "application/problem+json")
             assert b'"reason":"suspended"' in (answer.body or b"")
             assert server.stop() in {0, -15}
         assert await counted() == (3, 1)

@@ -136,12 +136,10 @@ async def test_after_three_days_a_message_is_dead_until_it_is_redriven(
     hook.posts.clear()
     hook.status = 200
     await pass_over(kit, "webhook")
-    assert [] == hook.posts
-    assert 0 == await kit.notify.redrive("msg_other")
+    assert (hook.posts, await kit.notify.redrive("msg_other")) == ([], 0)
     assert 1 == await kit.notify.redrive()
     await pass_over(kit, "webhook")
-    assert [dead.id] == hook.ids
-    assert [] == (await kit.notify.list())["webhook"]
+    assert (hook.ids, (await kit.notify.list())["webhook"]) == ([dead.id], [])
 
 
 async def test_a_receiver_that_asks_for_days_is_tried_again_after_one(
@@ -273,8 +271,7 @@ async def test_doctor_names_dead_and_unsent_messages(hook: Receiver, kit: MeterK
     assert "0 wait, 1 dead" == seen
     assert f"1 message is dead, {hook.ids[0]}: the receiver answers 410" == dead.problem
     metrics = await told(kit)
-    assert 1 == metrics["message_items webhook dead"]
-    assert 0 == metrics["message_items email due"]
+    assert (metrics["message_items webhook dead"], metrics["message_items email due"]) == (1, 0)
 
 
 async def test_what_is_kept_of_a_failure_is_short_and_has_no_secret(
@@ -329,8 +326,7 @@ async def test_a_redirect_is_not_followed(hook: Receiver, kit: MeterKit) -> None
     hook.status, hook.headers = 307, {"location": f"{hook.url}/other"}
     await kit.record("acme", "requests", 5)
     await pass_over(kit, "webhook")
-    assert 1 == len(hook.posts)
-    assert "the receiver answers 307" == (await kit.notify.list())["webhook"][0].why
+    assert (len(hook.posts), (await kit.notify.list())["webhook"][0].why) == (1, "the receiver answers 307")
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,7 @@ async def test_a_mail_certificate_must_be_that_of_its_name(
             await kit.record("acme", "requests", 5)
             await pass_over(kit, "email")
             (kept,) = (await kit.notify.list())["email"]
-            assert "the SMTP server does not accept it: SMTPConnectError" == kept.why
-            assert [] == box.mails
+            assert (kept.why, box.mails) == ("the SMTP server does not accept it: SMTPConnectError", [])
             authority.certify(tls, "127.0.0.1")
             clock.advance(timedelta(minutes=1))
             await pass_over(kit, "email")
