@@ -37,12 +37,10 @@ ENV: Final = dict(re.findall(r"^([^#=\n]+)=(.*)$", (DEPLOY / "env.example").read
 
 
 def mounts() -> list[list[str]]:
-    """Source, target and mode of each volume of each service."""
     return [str(volume).split(":") for service in SERVICES.values() for volume in service.get("volumes", ())]
 
 
 def instruction(name: str) -> list[str]:
-    """The words of an instruction in exec form."""
     found = re.search(rf"^{name}\b[^\[\n]*(\[.*\])$", DOCKERFILE, re.MULTILINE)
     assert found
     return [str(word) for word in json.loads(found[1])]

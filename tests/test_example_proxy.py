@@ -137,8 +137,6 @@ def url(providers: FakeProviders, store: Server, stripe: StripeEmulator, directo
 
 @dataclass
 class Buyer:
-    """A customer of the proxy, with both SDKs."""
-
     url: str
     name: str
     kit: MeterKit
@@ -146,13 +144,11 @@ class Buyer:
     anthropic: Any
 
     async def figures(self) -> tuple[Any, ...]:
-        """Read the recorded tokens of input and output, and the millionths of a dollar."""
         meters = (await self.kit.usage(self.name))["meters"]
         recorded = [meters[name]["recorded"] for name in ("input_tokens", "output_tokens", "usd_charged")]
         return tuple(recorded)
 
     async def has(self, *figures: int) -> None:
-        """Wait until that was recorded, and nothing is set aside."""
 
         async def found() -> bool:
             meters = (await self.kit.usage(self.name))["meters"]
@@ -162,7 +158,6 @@ class Buyer:
         await eventually(found)
 
     async def owns(self, micros: int) -> None:
-        """Wait until the balance is that."""
 
         async def found() -> bool:
             return (await self.kit.usage(self.name))["balance_micros"].get("usd", 0) == micros

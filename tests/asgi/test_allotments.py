@@ -72,8 +72,6 @@ CHANGES: Final[dict[str, tuple[Callable[[MeterKit], Awaitable[object]], int]]] =
 
 
 class Watched:
-    """Counts the calls of the store."""
-
     def __init__(self, at: Served) -> None:
         self.at = at
         (self.lane,) = at.kit.store.lanes.values()

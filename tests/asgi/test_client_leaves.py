@@ -69,7 +69,6 @@ class PassingOn(BaseHTTPMiddleware):
 
 
 async def gone(request: Request) -> None:
-    """Wait until the client is."""
     while not await request.is_disconnected():  # noqa: ASYNC110 - it is what apps do
         await asyncio.sleep(0.002)
 
@@ -158,9 +157,6 @@ class LeavingClient:
         scope["headers"] = [*scope["headers"], *headers]
         await asyncio.gather(at.app(scope, self.receive, self.send), return_exceptions=True)
         await settled(at.kit)
-
-
-# Over real sockets.
 
 
 async def left(
@@ -275,9 +271,6 @@ async def test_a_hang_up_is_billed_what_was_generated_by_then(
         assert (requests, 0) == await at.counted()
 
 
-# Before the first byte.
-
-
 def answers(make: Any, *, looks: bool = True) -> Any:
     """An endpoint that answers once it has heard that its client has left, or without a look."""
 
@@ -382,9 +375,6 @@ async def test_f20e_an_answer_to_a_part_of_a_request_is_not_billed(store_url: st
         await at.app(http_scope("/success"), lambda: asyncio.sleep(0, leaves), ignore)
         await settled(at.kit)
         assert await at.counted() == (1, 0)
-
-
-# Usage.
 
 
 def told(how: str) -> Any:
@@ -508,9 +498,6 @@ async def test_the_request_is_estimated_whatever_it_is(
         await LeavingClient(after=1, body=body).ask(at, "/auto")
         (found,) = await tokens(at.kit, "input_tokens")
         assert least <= found <= most
-
-
-# A call that is stopped.
 
 
 class Provider:

@@ -67,9 +67,6 @@ async def nothing_held(kit: MeterKit, valkey: Server, customer: str) -> bool:
     return (await used(kit, customer))[1] == 0 and in_flight(valkey, customer) == 0
 
 
-# Clients that leave.
-
-
 async def streams(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     for n in range(6):
@@ -114,9 +111,6 @@ async def test_a_hang_up_is_billed_from_the_first_body_byte(
     assert len(client.messages) == min(after, 7)
     await eventually(lambda: nothing_held(kit, valkey, "acme"))
     assert await used(kit, "acme") == (recorded, 0)
-
-
-# Customers.
 
 
 def identified(kit: MeterKit, answer: Callable[[], Any]) -> MeterMiddleware:
@@ -187,9 +181,6 @@ async def test_i9_a_resolver_that_raises_is_503_and_not_counted(
     assert valkey.command("DBSIZE") == before
 
 
-# Quantities.
-
-
 async def test_an_impossible_quantity_spoils_no_earlier_record(kit: MeterKit) -> None:
     wrong: list[Any] = [-1, 10**15, math.nan, 1.5, True, "1", None]
 
@@ -222,9 +213,6 @@ async def test_the_largest_and_the_smallest_quantity_are_exact(kit: MeterKit) ->
             with pytest.raises(UnknownMeterError) as caught:
                 await ask("acme", meter, 1)
             assert len(str(caught.value)) < 500
-
-
-# States that cannot be.
 
 
 @pytest.mark.leaves_keys("a state written by hand")
@@ -347,7 +335,6 @@ async def test_a_customer_and_an_anonymous_namesake_are_two(store_url: str) -> N
 async def test_a_reader_that_fails_does_not_make_a_hang_up_free(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F-87."""
 
     def breaks(*_: object) -> None:
         raise RuntimeError("a bug of the reader")

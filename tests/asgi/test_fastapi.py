@@ -49,7 +49,6 @@ FULL = [Depends(requires("full"))]
 
 
 def an_app(**options: Any) -> FastAPI:
-    """Endpoints that need the feature `full`, and two that do not."""
     app = FastAPI(**options)
 
     async def serve() -> str:

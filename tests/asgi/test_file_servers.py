@@ -63,7 +63,6 @@ def static(folder: Path) -> StaticFiles:
 
 
 def by_hand(folder: Path) -> Callable[[Request], Any]:
-    """A handler that serves files as many apps do."""
 
     async def read(request: Request) -> FileResponse | PlainTextResponse:
         path = (folder / request.path_params["path"].lstrip("/")).resolve()
@@ -83,7 +82,6 @@ class OtherRouter:
         self._files = static(folder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve what is below /files, in any case."""
         first, *segments = [segment for segment in scope["path"].split("/") if segment]
         if first.lower() != "files":
             await PlainTextResponse("none", status_code=404)(scope, receive, send)

@@ -86,7 +86,6 @@ class Call:
 
 
 def pieces(*sizes: int, ends: bool = True) -> list[Message]:
-    """The messages of a body that comes in pieces."""
     messages: list[Message] = [
         {"type": "http.request", "body": b"x" * size, "more_body": True} for size in sizes
     ]

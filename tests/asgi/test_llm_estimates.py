@@ -59,7 +59,6 @@ WHOLE["usage"] = DETAILED
 
 
 async def counted(app: ASGIApp, url: str, path: str = "/auto", **options: Any) -> tuple[int, ...]:
-    """The input and output tokens that a request counts."""
     async with metered(app, url, **options) as at:
         await ask(at, path)
         return await tokens(at.kit)
@@ -127,7 +126,6 @@ LARGE = {
 
 @pytest.mark.parametrize(("name", "piece"), pairs([*LARGE], [7_001, 1 << 16, 1 << 30]))
 async def test_an_answer_of_any_size_is_counted(name: str, piece: int, store_url: str) -> None:
-    """F-30."""
     kind, make = LARGE[name]
     body = make()
     assert len(body) > 100_000
@@ -167,7 +165,6 @@ SILENT: dict[str, tuple[str, str, Any]] = {
 
 
 def written(kind: str, said: Any) -> bytes:
-    """The body of a response, as its content type has it."""
     if kind == SSE_TYPE:
         return b"".join(map(sse, said)) + DONE
     return event_frame("contentBlockDelta", said) if kind == EVENTSTREAM_TYPE else compact(said)
@@ -236,7 +233,6 @@ async def test_an_estimator_of_the_apps_own_counts_for_the_bill_too(store_url: s
 async def test_an_unreadable_answer_is_estimated_for_a_model(
     path: str, body: bytes, expected: bool, store_url: str, monkeypatch: Any, caplog: Any
 ) -> None:
-    """F-36."""
     packed = brotli(compact({**chat({"content": TEXT * 20}), "usage": DETAILED}))
     async with metered(answering([packed], JSON_TYPE, coding="br"), store_url) as at:
         await ask(at, path, body=body)
@@ -246,9 +242,6 @@ async def test_an_unreadable_answer_is_estimated_for_a_model(
         added = (PROMPT_TOKENS, len(packed) // 4) if expected else (0, 0)
         assert (1420 + added[0], 310 + added[1]) == await tokens(at.kit)
     assert expected == ("content coding" in caplog.text)
-
-
-# How long the loop is held, and what is left behind.
 
 
 async def test_leaving_while_a_message_is_read_is_counted(store_url: str) -> None:
@@ -348,7 +341,6 @@ async def test_auto_bills_no_stream_that_is_no_models(
 async def test_auto_reads_the_beginning_without_a_content_type(
     kind: str, chunks: list[bytes], expected: tuple[int, int], store_url: str
 ) -> None:
-    """F-34."""
     assert expected == await counted(answering(chunks, kind), store_url, "/auto")
 
 
@@ -363,7 +355,6 @@ async def test_two_calls_with_equal_figures_are_two(store_url: str) -> None:
 
 
 async def test_events_that_only_one_line_end_parts_are_read(store_url: str) -> None:
-    """F-40."""
     events = [*[compact(chat({"content": TEXT}))] * 900, compact(chat(None, usage=DETAILED)), b"[DONE]"]
     body = b"".join(b"data: " + event + b"\n" for event in events)
     chunks = [body[at : at + 5_000] for at in range(0, len(body), 5_000)]
@@ -374,7 +365,6 @@ BY_NAME = {recording.name: recording for recording in RECORDINGS}
 
 
 async def rated(at: Served) -> int:
-    """How many output tokens the hourly rate has seen."""
     return next(rate["used"] for rate in await at.kit.rates("acme") if rate["meter"] == "output_tokens")
 
 

@@ -71,7 +71,6 @@ def answering(meanwhile: Callable[[], Awaitable[object]] | None = None) -> ASGIA
 
 
 def drawn(seed: int, count: int, *models: str, most: int = 4000) -> list[tuple[str, int]]:
-    """Models and tokens of calls."""
     chance = Random(seed)  # noqa: S311 - repeatable
     return [(chance.choice(models), chance.randrange(1, most)) for _ in range(count)]
 
@@ -127,7 +126,6 @@ async def give(at: Served, quantity: int, credit: str = "ai") -> None:
 
 
 async def spent(at: Served) -> int:
-    """What was paid, in micro-credits."""
     return -sum(line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn")
 
 
@@ -351,7 +349,6 @@ OVERAGE: Final = TABLE.replace("credits:\n  ai: {costs: {output_tokens: prices.o
 
 
 async def post(at: Served, path: str, body: bytes | dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The status and the problem of a request; no problem: empty."""
     content = body if isinstance(body, bytes) else compact(body)
     answer = await at.client.post(path, content=content, headers={"x-tokens": "5"})
     return answer.status_code, {} if answer.status_code == 200 else answer.json()

@@ -53,7 +53,6 @@ async def give(at: Served, dollars: int) -> None:
 
 
 async def spent(at: Served) -> int:
-    """What was paid, in micro-dollars."""
     return -sum(line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn")
 
 
@@ -105,7 +104,6 @@ async def test_i3_racing_answers_spend_no_cent_twice(store_url: str) -> None:
 
 
 async def test_a_sum_of_calls_costs_the_price_of_short_input(store_url: str) -> None:
-    """F-214"""
     usage = {"input_tokens": 300_000, "output_tokens": 0, "total_tokens": 300_000}
     async with metered(answering(), store_url, plans=PLANS) as at:
         await give(at, 10)
@@ -116,7 +114,6 @@ async def test_a_sum_of_calls_costs_the_price_of_short_input(store_url: str) -> 
 
 
 async def test_each_line_of_a_batch_is_charged_the_batch_price(store_url: str) -> None:
-    """F-214"""
     usage = {"prompt_tokens": 150_000, "completion_tokens": 0, "total_tokens": 150_000}
     body = {**SAID, "model": "gpt-5.4", "usage": usage}
     async with metered(answering(), store_url, plans=PLANS) as at:
@@ -255,7 +252,6 @@ USERS: Final = identify.header("x-customer-id", subjects={"user": "x-user-id"})
 
 
 def streaming(ending: asyncio.Event) -> ASGIApp:
-    """An app that streams as many tokens of a model as headers say, and ends when it may."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await read_all(receive)
@@ -277,7 +273,6 @@ async def spend_of(at: Served) -> int:
 
 
 async def of_user(at: Served, user: str) -> int | None:
-    """What a user has spend_of."""
     return {one.subject: one.spent_micros for one in await at.kit.usage("acme", by="user")}[user]
 
 

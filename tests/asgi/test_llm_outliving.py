@@ -99,7 +99,6 @@ async def test_a_stream_that_is_left_counts_when_its_end_is_read(store_url: str)
 
 
 async def becomes(at: Served, quantity: int) -> None:
-    """Wait until so much is held."""
 
     async def is_held() -> bool:
         return (await at.counted(meter="output_tokens"))[1] == quantity

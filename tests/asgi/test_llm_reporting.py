@@ -71,7 +71,6 @@ def anthropic() -> list[dict[str, Any]]:
 def calling(
     answer: Response | Callable[[], Response], *reported: Any, tapped: Sequence[Any] = ()
 ) -> Starlette:
-    """An app that reports, taps, and answers."""
 
     async def endpoint(request: Request) -> Response:
         await request.body()
@@ -161,17 +160,11 @@ async def test_a_tap_passes_on_the_very_same_chunks(store_url: str) -> None:
         assert (3, 4) == await tokens(at.kit)  # Of one id, and so of one call.
 
 
-# The same call from several sides.
-
-
 async def test_a_better_report_of_a_call_wins(store_url: str) -> None:
     stream = Response(b"".join(map(sse, CHUNKS)), media_type="text/event-stream")
     async with metered(calling(stream, chat({"content": "x"}, usage=chat_usage(3, 1))), store_url) as at:
         await post(at, "/openai")
         assert (3, 4) == await tokens(at.kit)
-
-
-# Streams that are cut, and what comes late.
 
 
 @pytest.mark.parametrize(("path", "entered"), [("/none", False), ("/auto", True)])
@@ -371,7 +364,6 @@ async def test_what_is_not_billed_counts_in_rates_all_the_same(
     async with metered(calling(partial(answer, status)), store_url, plans=plans, settings=PATIENT) as at:
 
         async def is_rated() -> bool:
-            """Four tokens count in the hour's rate, and not more."""
             fits, beyond = [await at.kit.check("acme", "output_tokens", 10**9 - n) for n in (4, 3)]
             return fits.allowed and not beyond.allowed
 
@@ -411,7 +403,6 @@ def test_the_provider_is_asked_whatever_the_client_asked(
 async def through(
     chunks: Sequence[Any], store_url: str, *, asked: dict[str, Any] = ASKED, sync: bool = False
 ) -> tuple[list[Any], tuple[int, ...]]:
-    """What is left of a stream, and what it counts."""
     left: list[Any] = []
 
     async def endpoint(_request: Request) -> Response:

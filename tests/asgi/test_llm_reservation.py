@@ -58,9 +58,6 @@ def test_output_is_what_the_body_asks_for_within_the_ceiling(asked: dict[str, An
     assert expected == held_of({"messages": PLAIN["messages"], **asked})
 
 
-# The body.
-
-
 def part(body: bytes, *, more: bool) -> Message:
     return {"type": "http.request", "body": body, "more_body": more}
 
@@ -153,7 +150,6 @@ def gzipped(data: bytes) -> bytes:
 def held_of(
     body: bytes | dict[str, Any], *, route: str = "/chat", coding: str = "", ended: bool = True
 ) -> dict[str, int]:
-    """What is held for a body."""
     sent = body if isinstance(body, bytes) else compact(body)
     scope = http_scope(method="POST", headers=[(b"content-encoding", coding.encode())] if coding else [])
     buffered = BufferedBody(scope, no_more)
@@ -164,9 +160,6 @@ def held_of(
 
 def output(body: bytes | dict[str, Any], **more: Any) -> int:
     return held_of(body, **more)["output_tokens"]
-
-
-# F-37
 
 
 @pytest.mark.parametrize(
@@ -322,15 +315,11 @@ def test_no_bytes_lower_what_is_held(body: bytes, coding: str) -> None:
     assert whole or found["output_tokens"] == CEILING
 
 
-# F-38
-
-
 def filled(head: bytes, unit: bytes, tail: bytes, size: int) -> bytes:
     return head + unit * ((size - len(head) - len(tail)) // len(unit)) + tail
 
 
 def hostile() -> dict[str, tuple[bytes, str]]:
-    """Bodies, and their content codings."""
     found: dict[str, tuple[bytes, str]] = {}
     for size in (64 << 10, BUFFERED_BYTES_MAX - 1):
         for unit in (b"1,", b'"a",', b'{"max_tokens":1},', b"[[[[]]]],"):
@@ -456,7 +445,6 @@ def chat_body(max_tokens: int = 400, **more: Any) -> bytes:
 
 
 async def chats(at: Served, *bodies: bytes) -> list[int]:
-    """The statuses of chats; until all is settled."""
     found = [(await at.client.post("/chat", content=body)).status_code for body in bodies or [chat_body()]]
     await all_settled(at)
     return found

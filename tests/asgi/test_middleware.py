@@ -245,7 +245,6 @@ async def test_what_is_remembered_of_limit_fields_is_bounded(monkeypatch: pytest
 
 
 async def rate_used(at: Served) -> int:
-    """How many requests the hourly rate has seen."""
     return next(rate["used"] for rate in await at.kit.rates("acme") if rate["meter"] == "requests")
 
 
@@ -302,9 +301,6 @@ async def test_a_request_is_settled_before_background_tasks() -> None:
         with pytest.raises(ValueError, match="too late"):
             await at.client.get("/v1/x")
         assert seen == [await at.counted()] == [(1, 0)]
-
-
-# What the app records.
 
 
 def recording_app() -> FastAPI:

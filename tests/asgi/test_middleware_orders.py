@@ -45,8 +45,6 @@ ANSWERS = {JSON_TYPE: [DOCUMENT], SSE_TYPE: STREAM}
 
 
 class PassingOn(BaseHTTPMiddleware):
-    """The commonest middleware of all."""
-
     async def dispatch(self, request: Any, call_next: Any) -> Any:
         response = await call_next(request)
         response.headers["x-passed-on"] = "yes"
@@ -115,7 +113,6 @@ async def test_headers_read_only_once_reach_the_client() -> None:
 
 
 def copying(app: ASGIApp) -> ASGIApp:
-    """Hands on a scope of its own, as routers and middlewares do."""
 
     async def copy(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "path": scope["path"]}, receive, send)

@@ -121,7 +121,6 @@ async def test_later_starts_and_stops_balance(store_url: str, caplog: pytest.Log
 async def test_several_loops_each_start_it_and_take_it_along(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """F-4."""
     async with selling(store_url) as (kit, emulator):
         barrier = threading.Barrier(3)
 

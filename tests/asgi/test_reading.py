@@ -63,7 +63,6 @@ def opened(
 
 @contextmanager
 def calls_of_functions() -> Generator[Callable[[], float]]:
-    """Count the functions that are called."""
     found = 0
 
     def called(_: Any, event: str, __: Any) -> None:

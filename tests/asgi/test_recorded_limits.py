@@ -70,7 +70,6 @@ plans:
 
 
 async def record_words(request: Request) -> Response:
-    """Record what the query says: in the request, or with `after` in its background task."""
     quantities = {name: int(value) for name, value in request.query_params.items() if name != "after"}
     if "after" in request.query_params:
         return PlainTextResponse("done", background=BackgroundTask(meterkit.record, **quantities))
@@ -148,7 +147,6 @@ async def test_caps_budgets_and_rates_refuse_what_is_recorded(
 
 
 async def socket_app(_: Scope, receive: Receive, send: Send) -> None:
-    """Record as many words as each message says."""
     await receive()
     await send({"type": "websocket.accept"})
     while (message := await receive())["type"] == "websocket.receive":
@@ -220,7 +218,6 @@ async def job_begun(at: Served) -> None:
 
 
 async def counts(at: Served, *, recorded: int, held: int) -> None:
-    """Wait until the output tokens are counted so."""
     found = None
     while found != (recorded, held):
         found = await at.counted(meter="output_tokens")

@@ -48,7 +48,6 @@ ONE_MS = timedelta(milliseconds=1)
 
 
 async def recorded(http: Served, meter: str = "requests", customer: str = "acme") -> tuple[int, int]:
-    """What is recorded of a meter, and what is held."""
     await settled(http.kit)
     return await http.counted(customer, meter)
 
@@ -94,8 +93,6 @@ async def test_what_makes_a_request_the_same() -> None:
 
 
 class Waits:
-    """An app that answers when it may."""
-
     def __init__(self) -> None:
         self.entered, self.may_end, self.status = Event(), Event(), 200
 

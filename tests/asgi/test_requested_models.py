@@ -59,7 +59,6 @@ ENCODED: Final = "application/x-www-form-urlencoded"
 
 
 def reporting(*objects: dict[str, Any]) -> ASGIApp:
-    """An app that reports what it used itself."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await read_all(receive)
@@ -80,7 +79,6 @@ async def post(at: Served, path: str, content: bytes | AsyncIterator[bytes] = b"
 async def cost_of(
     app: ASGIApp, path: str, content: bytes | AsyncIterator[bytes] = b"{}", kind: str = JSON
 ) -> int:
-    """What a request costs."""
     async with metered(app, "memory://", plans=PLANS) as at:
         await give(at, 100)
         assert await post(at, path, content, kind) == 200
@@ -114,7 +112,6 @@ END: Final = b"--B--\r\n"
     ],
 )
 async def test_the_path_and_the_query_name_the_model(path: str, each: int) -> None:
-    """F-211."""
     assert await cost_of(answer_json, path) == each
 
 
@@ -135,7 +132,6 @@ async def test_the_path_and_the_query_name_the_model(path: str, each: int) -> No
     ],
 )
 async def test_the_body_names_the_model(kind: str, body: bytes, each: int) -> None:
-    """F-211."""
     assert await cost_of(answer_json, "/v1/audio/transcriptions", body, kind) == each
 
 
@@ -195,7 +191,6 @@ RUN: Final[dict[str, Any]] = {
 async def test_what_the_app_reports_costs_the_model_of_the_request(
     path: str, objects: list[dict[str, Any]], asked: str | None, each: int
 ) -> None:
-    """F-211."""
     body = compact({} if asked is None else {"model": asked})
     assert await cost_of(reporting(*objects), path, body) == each
 
@@ -241,7 +236,6 @@ def price_of(provider: str, model: str) -> int:
 async def test_a_money_balance_pays_the_requested_models_price(
     path: str, body: bytes, provider: str, model: str
 ) -> None:
-    """F-210, F-211."""
     async with metered(answer_json, "memory://", plans=MONEY) as at:
         await give(at, 1, "usd")
         assert await post(at, path, body) == 200
@@ -306,7 +300,6 @@ routes:
 
 @pytest.mark.parametrize(("path", "counted"), [("/read", 10), ("/other", 0), ("/reported", 10)])
 async def test_calls_of_a_route_are_of_the_provider_that_it_names(path: str, counted: int) -> None:
-    """F-210."""
     app = reporting(USAGE) if path == "/reported" else answer_json
     async with metered(app, "memory://", plans=PROVIDERS) as at:
         assert (await post(at, path), await tokens(at.kit, "output_tokens", "grok")) == (200, (10, counted))

@@ -364,8 +364,6 @@ def test_websockets_are_read_as_requests_are() -> None:
 
 
 class Opaque:
-    """An app that shows nothing of its routes."""
-
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         raise NotImplementedError
 

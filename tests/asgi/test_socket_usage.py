@@ -78,7 +78,6 @@ async def talk(
 
 
 async def spent(at: Served, customer: str = "acme") -> int:
-    """What a customer's balance has paid, in millionths."""
     return -sum(line.quantity for line in await at.kit.grants.ledger(customer) if line.entry == "burn")
 
 
@@ -203,7 +202,6 @@ HEARD = {
 async def test_a_socket_answer_costs_the_model_of_its_session(
     path: str, query: str, received: Any, sent: Sequence[dict[str, Any]], each: Sequence[int]
 ) -> None:
-    """F-211."""
     async with funded("ai", PRICED) as at:
         await talk(at, path, sent, received=received, query=query)
         assert await spent(at) == sum(10 * one * 10**6 for one in each)
@@ -222,7 +220,6 @@ async def test_what_the_client_says_costs_its_transcriber(*, is_server: bool) ->
 
 
 # F-210, F-212, F-213, F-216: what OpenAI-shaped answers cost a balance in money, to the micro-dollar.
-# F-215, F-218: what OpenAI's websockets report beside tokens of answers.
 CHARGES: Final = """
 meters:
   input_tokens: {unit: token}
@@ -288,9 +285,6 @@ async def test_a_line_of_a_batch_costs_what_batches_cost() -> None:
         assert found is not None
         # Half of 1000 * 1.25 + 100 * 10
         assert found.cost_micros == found.charged_micros == await spent(at) == 1_125
-
-
-# F-215, F-218: what OpenAI's websockets report beside tokens of answers.
 
 
 @pytest.mark.parametrize("path", ["/auto", "/openai"])

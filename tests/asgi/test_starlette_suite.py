@@ -36,7 +36,6 @@ def suite() -> Fetched:
 
 @pytest.fixture(scope="module")
 def chosen(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The tests to run."""
     return ("tests",) if request.config.getoption("--whole") else SAMPLE
 
 

@@ -65,7 +65,6 @@ WHO: Final = identify.header("x-customer-id", subjects={"user": "x-user-id", "te
 async def counted(
     at: Served, kind: Literal["user", "team"] = "user", meter: str = "requests"
 ) -> dict[str, tuple[int, int]]:
-    """Recorded and held units by subject."""
     await settled(at.kit)
     rows = {one.subject: one.meters.get(meter) for one in await at.kit.usage("acme", by=kind)}
     return {subject: (row.recorded, row.held) for subject, row in rows.items() if row}

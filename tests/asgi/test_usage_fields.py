@@ -175,7 +175,6 @@ ROUTES = """
 async def warnings(
     caplog: pytest.LogCaptureFixture, app: ASGIApp, *paths: str, method: str = "POST"
 ) -> list[str]:
-    """The lines that requests for these paths log."""
     plans = PLANS.replace("routes:\n", "routes:" + ROUTES, 1)
     async with metered(app, "memory://", plans=plans) as at:
         for path in paths or ("/auto",):

@@ -77,17 +77,14 @@ class Socket:
             self._incoming.put_nowait({"type": "websocket.disconnect", "code": message["code"]})
 
     def say(self, *texts: str) -> None:
-        """Have the client send messages."""
         for text in texts:
             self._incoming.put_nowait({"type": "websocket.receive", "text": text})
 
     async def leave(self) -> None:
-        """Have the client close, and wait until the app has ended."""
         self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
         await self.task
 
     def heard(self) -> list[str]:
-        """What the client was sent."""
         return [message["text"] for message in self.sent if message["type"] == "websocket.send"]
 
     @property
@@ -104,7 +101,6 @@ def closed(reason: str) -> Message:
 
 @asynccontextmanager
 async def opened(at: Served, path: str = "/live", **options: Any) -> AsyncGenerator[Socket]:
-    """A websocket that was opened, or refused."""
     socket = Socket(at.app, path, **options)
     await eventually(lambda: bool(socket.sent) or socket.task.done())
     try:
@@ -115,7 +111,6 @@ async def opened(at: Served, path: str = "/live", **options: Any) -> AsyncGenera
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Send back what comes, until the client leaves."""
     assert scope["type"] == "websocket"
     assert await receive() == CONNECT
     await send({"type": "websocket.accept"})

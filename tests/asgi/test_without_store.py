@@ -337,7 +337,6 @@ class Late:
         return low
 
     async def is_held(self, heard: Heard) -> None:
-        """That the decision was made by now, or not yet."""
 
         async def holds() -> bool:
             _, held = await used(self.auditor, "acme", "output_tokens")
@@ -355,7 +354,6 @@ class Late:
         await settled(self.kit)
 
     async def comes_to(self, *, recorded: int, left: int, meter: str = "output_tokens") -> None:
-        """Wait until nothing is held, and so much is recorded and left."""
 
         async def holds() -> bool:
             await settled(self.kit)

@@ -96,7 +96,6 @@ class Running:
 
     @property
     def ended(self) -> bool:
-        """Whether it is not running any more."""
         return self._process.poll() is not None
 
     def stop(self) -> int:

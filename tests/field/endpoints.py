@@ -39,14 +39,12 @@ async def healthz(request: Request) -> PlainTextResponse:
 
 
 async def echo(request: Request) -> JSONResponse:
-    """Answer with the number of words that were sent, which are recorded."""
     words = len((await request.body()).split())
     record(words=words)
     return JSONResponse({"words": words})
 
 
 async def chat(request: Request) -> StreamingResponse:
-    """Stream as OpenAI does, with the usage at the end."""
     await request.body()
 
     async def events() -> AsyncGenerator[str]:
@@ -82,7 +80,6 @@ async def late(request: Request) -> JSONResponse:
 
 
 async def drip(request: Request) -> StreamingResponse:
-    """Go on until the client has had enough."""
 
     async def drops() -> AsyncGenerator[bytes]:
         for _ in range(_DRIPS):
@@ -96,14 +93,12 @@ async def drip(request: Request) -> StreamingResponse:
 
 
 async def live(websocket: WebSocket) -> None:
-    """Send back what comes."""
     await websocket.accept()
     async for text in websocket.iter_text():
         await websocket.send_text(text)
 
 
 def routes(prefix: str) -> list[BaseRoute]:
-    """All of it, below a prefix."""
     return [
         Route(f"{prefix}/healthz", healthz),
         Route(f"{prefix}/v1/echo", echo, methods=["POST"]),

@@ -128,7 +128,6 @@ def fastmcp(ran: Ran) -> Any:
     server = _needed("fastmcp").FastMCP("field")
 
     def search() -> str:
-        """Find something."""
         ran.append(CHAT)
         return "ran"
 
@@ -221,7 +220,6 @@ def _found_in(folder: Path, name: str) -> Path | None:
 
 
 def files_by_hand(folder: Path) -> Any:
-    """A handler that serves files as many apps do."""
 
     async def read(request: Request) -> FileResponse | PlainTextResponse:
         with suppress(OSError, ValueError):  # Too long, or with a NUL.

@@ -30,7 +30,6 @@ class Matrix:
         recorded: Mapping[str, int],
         billed: Mapping[str, int],
     ) -> None:
-        """Note what was served, recorded and billed, by meter."""
         where = f"{deployment.server:18} {deployment.loop:8} {deployment.lifespan:8}"
         if served == recorded == billed:
             figures = "  ".join(f"{meter} {quantity}" for meter, quantity in served.items())
@@ -39,5 +38,4 @@ class Matrix:
             self._record(LINE, f"{where} DIFFERS  served {served}  recorded {recorded}  billed {billed}")
 
     def note(self, line: str) -> None:
-        """Add a line of another table to this one."""
         self._record(LINE, line)

@@ -46,7 +46,6 @@ class LooseApp:
         self._ran = ran
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 200."""
         root: str = scope.get("root_path", "")
         path: str = scope["path"].removeprefix(root)
         for step in self._steps:
@@ -64,7 +63,6 @@ class NotingFiles(StaticFiles):
         self._ran = ran
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 200."""
         full, found = self.lookup_path(self.get_path(scope))
         if found is not None and full.endswith(".t"):
             below = posixpath.relpath(full, self._folder.resolve())
@@ -146,7 +144,6 @@ class RandomApps:
         return [*found.items(), *((("*", "consume: {requests: 1}"),) if random.random() < 0.5 else ())]
 
     def spelling(self) -> str:
-        """Draw a target."""
         random = self._random
         found = "/"
         for _ in range(random.randint(1, 7)):

@@ -112,7 +112,6 @@ async def _hypercorn(app: ASGIApp) -> AsyncGenerator[int]:
 
 
 def _behind_root_path(app: ASGIApp) -> ASGIApp:
-    """Put a root path before each path, as uvicorn does."""
 
     async def rooted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -81,7 +81,6 @@ REQUESTS = [*product(("POST", "post"), TARGETS), *product(METHODS, (CHAT, f"{CHA
 
 
 async def reached(framework: str, protocol: Any, *, plan: str | None) -> int:
-    """How many of all requests reach a handler."""
     ran: list[str] = []
     async with served(APPS[framework](ran), plans=PLANS) as at:
         await at.kit.customers.set_plan("acme", plan)

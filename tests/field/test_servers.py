@@ -44,7 +44,6 @@ class Office:
     variables: dict[str, str]
 
     def billed(self) -> dict[str, int]:
-        """What Stripe has accepted, by meter."""
         return {meter: int(self.emulator.accepted("cus_globex", event)) for meter, event in EVENTS.items()}
 
     async def recorded(self) -> dict[str, int]:

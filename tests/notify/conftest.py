@@ -35,13 +35,11 @@ async def box() -> AsyncGenerator[Mailbox]:
 
 @pytest.fixture
 async def kit(store_url: str, clock: Clock) -> AsyncGenerator[MeterKit]:
-    """It sends webhooks."""
     async with kit_of(store_url, clock) as opened:
         yield opened
 
 
 @pytest.fixture
 async def mailing(store_url: str, clock: Clock, box: Mailbox) -> AsyncGenerator[MeterKit]:
-    """A kit that sends e-mails, too."""
     async with kit_of(store_url, clock, smtp_url=box.url) as opened:
         yield opened

@@ -47,7 +47,6 @@ plans:
 
 
 def uploaded(customer: str, kind: str, size: int, clock: Clock) -> str:
-    """A record of S3 that an object was stored."""
     stored = {"key": f"{customer}/{kind}/{size}", "size": size, "sequencer": "01"}
     record: dict[str, Any] = {"eventVersion": "2.1", "eventName": "ObjectCreated:Put"}
     record["eventTime"] = clock.now().isoformat().replace("+00:00", "Z")

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def server(box: Mailbox, *, tls: ssl.SSLContext | None, **options: Any) -> AsyncGenerator[int]:
-    """An SMTP server on 127.0.0.1; its port."""
     loop = asyncio.get_running_loop()
     made = await loop.create_server(lambda: SMTP(box, loop=loop, **options), "127.0.0.1", 0, ssl=tls)
     async with made:

@@ -220,7 +220,6 @@ async def test_a_damaged_customer_keeps_no_other_from_being_told(
 
 
 async def looks(*lookouts: LeasedWatch) -> int:
-    """How many of them look when it is their turn."""
     found: list[LeasedWatch] = []
     for lookout in lookouts:
 
