@@ -312,9 +312,7 @@ async def test_a_call_costs_the_list_price_and_the_markup(
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_an_answer_without_a_limit_gets_the_one_that_is_reserved(
-    stream: bool, buyer: Buyer, providers: FakeProviders
-) -> None:
+async def test_an_unlimited_answer_gets_a_limit(stream: bool, buyer: Buyer, providers: FakeProviders) -> None:
     async def asked(call: Awaitable[Any]) -> dict[str, Any]:
         answer = await call
         if stream:
@@ -572,9 +570,7 @@ async def test_a_user_reaches_a_budget_and_another_one_goes_on(buyer: Buyer) -> 
             assert 403 == (await browser.request(way, path, headers=key, json={})).status_code
 
 
-async def test_a_balance_is_bought_on_a_page_and_topped_up(
-    url: str, store: Server, stripe: StripeEmulator
-) -> None:
+async def test_a_balance_is_bought_and_topped_up(url: str, store: Server, stripe: StripeEmulator) -> None:
     async with buyer_of(url, store, dollars=0) as buyer, httpx.AsyncClient(timeout=READY_S) as browser:
         back = "http://localhost:8000/healthz"
         asked = {"amount_cents": 1000, "success_url": back, "cancel_url": back}

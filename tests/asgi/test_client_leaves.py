@@ -202,9 +202,7 @@ async def left(
         ("figures first", "/auto", "h11"),
     ],
 )
-async def test_leaving_before_the_usage_pays_for_the_text(
-    how: str, path: str, protocol: str, store_url: str
-) -> None:
+async def test_leaving_before_usage_pays_for_text(how: str, path: str, protocol: str, store_url: str) -> None:
     """F-7: the response ends as it should, but nobody was there to get it."""
     has_figures = how == "figures first"
     after, found = TEXTS[-1].encode(), (PROMPT_TOKENS, text_tokens(*TEXTS))
@@ -226,9 +224,7 @@ async def test_leaving_before_the_usage_pays_for_the_text(
     ("path", "requests", "protocol"),
     [("/none", 1, "h11"), ("/client_gone", 0, "httptools"), ("/server_error", 0, "h11")],
 )
-async def test_leaving_before_the_first_byte_pays_if_answered(
-    path: str, requests: int, protocol: str, store_url: str
-) -> None:
+async def test_leaving_early_pays_an_answer(path: str, requests: int, protocol: str, store_url: str) -> None:
     """F-20e: the work was done, whether the app has looked or not; uvicorn drops what is sent then."""
     asked = asyncio.Event()
 
@@ -491,9 +487,7 @@ LONG: Final = [{"content": "y. " * 200_000}, {"content": "y. " * 500_000}]
     ],
     ids=["binary", "own shape", "long", "image"],
 )
-async def test_the_request_is_estimated_whatever_it_is(
-    body: bytes, least: int, most: int, store_url: str
-) -> None:
+async def test_any_request_is_estimated(body: bytes, least: int, most: int, store_url: str) -> None:
     async with metered(streaming(CHUNKS), store_url) as at:
         await LeavingClient(after=1, body=body).ask(at, "/auto")
         (found,) = await tokens(at.kit, "input_tokens")

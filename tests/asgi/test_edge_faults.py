@@ -144,9 +144,7 @@ async def test_an_impossible_customer_is_refused_and_not_counted(
     assert f"refused: reason='{'invalid_customer' if is_text else 'identify'}' route=" in caplog.text
 
 
-async def test_an_identify_that_returns_false_names_no_customer(
-    kit: MeterKit, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_identify_returning_false_is_anonymous(kit: MeterKit, caplog: pytest.LogCaptureFixture) -> None:
     # F-22a: `user.is_authenticated and user.id` is False, which was 503.
     no: Any = False
     client = Client(identified(kit, lambda: no))
@@ -217,9 +215,7 @@ async def test_the_largest_and_the_smallest_quantity_are_exact(kit: MeterKit) ->
 
 @pytest.mark.leaves_keys("a state written by hand")
 @pytest.mark.parametrize("data", ["{", '{"plan": 7}'])
-async def test_i9_a_state_that_cannot_be_read_takes_nobody_else_down(
-    kit: MeterKit, valkey: Server, data: str
-) -> None:
+async def test_i9_an_unreadable_state_harms_nobody_else(kit: MeterKit, valkey: Server, data: str) -> None:
     await Client(metered(kit)).get("acme")
     await settled(kit)
     shard = next(key for key in valkey.command("KEYS", "*:c:acme")).partition(":c:")[0]
@@ -241,9 +237,7 @@ LASTS = ({"type": "http.response.body", "body": b"y"}, {"type": "http.response.p
 
 
 @pytest.mark.parametrize("last", LASTS, ids=["body", "pathsend"])
-async def test_with_trailers_a_response_is_over_when_they_are_sent(
-    last: dict[str, Any], store_url: str
-) -> None:
+async def test_with_trailers_a_response_ends_when_they_are_sent(last: dict[str, Any], store_url: str) -> None:
     """F-87: settling before the trailers."""
     settled_before: list[tuple[int, int]] = []
     trailers: Message = {"type": "http.response.trailers", "headers": [], "more_trailers": False}
@@ -262,9 +256,7 @@ async def test_with_trailers_a_response_is_over_when_they_are_sent(
 
 
 @pytest.mark.parametrize("path", ["/attempt", "/v1/x"])
-async def test_i3_what_a_thread_records_at_the_end_counts_once(
-    path: str, store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_i3_late_threads_count_once(path: str, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, over = threading.Event(), threading.Event()
     checked: list[int] = []
 
@@ -332,9 +324,7 @@ async def test_a_customer_and_an_anonymous_namesake_are_two(store_url: str) -> N
             assert await at.counted("127.0.0.1") == (5, 0)
 
 
-async def test_a_reader_that_fails_does_not_make_a_hang_up_free(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failing_reader_makes_nothing_free(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def breaks(*_: object) -> None:
         raise RuntimeError("a bug of the reader")

@@ -115,9 +115,7 @@ async def test_the_fields_are_those_of_the_line(path: str) -> None:
 
 
 @pytest.mark.parametrize("enforcement", ["shadow", "off"])
-async def test_nobody_is_refused_where_limits_are_not_enforced(
-    enforcement: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_unenforced_limits_refuse_nobody(enforcement: str, caplog: pytest.LogCaptureFixture) -> None:
     async with served(an_app(), settings={"enforcement": enforcement}) as at:
         for customer in ("acme", ""):
             answer = await at.client.get("/v1/sync", headers={"x-customer-id": customer})
@@ -312,7 +310,7 @@ async def test_a_change_binds_the_next_question_in_every_process(store_url: str)
         ("on", NO_FEATURES, "full", "found 'full'; the plans file has no features"),
     ],
 )
-async def test_an_unknown_feature_is_refused_with_the_nearest_spelling(
+async def test_unknown_features_suggest_another(
     enforcement: str, plans: str, name: str, message: str
 ) -> None:
     async def ask(_: Request) -> JSONResponse:
@@ -344,9 +342,7 @@ async def test_off_asks_no_store() -> None:
         assert await at.kit.allows("acme", "full")
 
 
-async def test_without_the_store_the_kit_raises_and_requests_pass(
-    valkey: Server, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_outages_raise_and_let_requests_pass(valkey: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     settings = {"store_timeout": 5}
     async with TcpProxy(valkey.port) as proxy, served(APP, redis_url=proxy.url, settings=settings) as at:

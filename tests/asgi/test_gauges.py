@@ -394,7 +394,7 @@ async def test_i3_a_long_upload_keeps_its_hold_and_returns_it(valkey: Server) ->
 
 
 @pytest.mark.parametrize("headers", [(("content-length", "100"),), ()])
-async def test_i3_uploads_at_once_are_admitted_as_far_as_they_fit(
+async def test_i3_uploads_at_once_pass_as_they_fit(
     valkey: Server, headers: Sequence[tuple[str, str]]
 ) -> None:
     async with storing(valkey.url) as (http, app):

@@ -153,7 +153,7 @@ class TestClientIp:
             ("10.0.0.1", [b", ".join([b"6.6.6.6"] * 5000 + [b"203.0.113.1"])], "203.0.113.1"),
         ],
     )
-    def test_proxies_are_believed_from_the_right(
+    def test_proxies_count_from_the_right(
         self, host: str, forwarded: list[bytes], expected: str | None
     ) -> None:
         resolve = identify.client_ip(trusted_proxies=["10.0.0.0/8", "2001:db8:ffff::1"])

@@ -156,9 +156,7 @@ async def test_f20i_no_spelling_lowers_a_hold_or_passes_the_ceiling(store_url: s
 TOO_MUCH: Final = {"max_tokens": 99_999, "n": 2}
 
 
-async def test_f204_the_refusal_names_field_and_figures(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_f204_refusals_name_field_and_figures(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with holding(store_url) as (at, decisions):
         answer = await at.client.post("/chat", json=TOO_MUCH)
         assert (answer.status_code, answer.headers["x-should-retry"]) == (400, "false")
@@ -181,9 +179,7 @@ async def test_f204_the_refusal_names_field_and_figures(
     assert "customer='acme' plan='free' reason='request-above-ceiling' route='/chat' status=400" in line
 
 
-async def test_f204_shadow_logs_the_request_and_serves_and_counts_it(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_f204_shadow_logs_serves_and_counts(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with holding(store_url) as (at, decisions):
         answer = await at.client.post("/shadow", json=TOO_MUCH)
         assert (answer.status_code, answer.json()["output_tokens"]) == (200, CEILING)

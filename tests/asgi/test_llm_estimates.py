@@ -208,9 +208,7 @@ async def test_an_answer_that_only_calls_a_tool_is_not_free(word: str, size: int
         ([sse({"type": "message_start", "message": STARTED}), sse(WRITTEN_BLOCK)], (9, 1 + TOKENS)),
     ],
 )
-async def test_figures_count_and_text_where_there_are_none(
-    chunks: list[bytes], expected: tuple[int, int], store_url: str
-) -> None:
+async def test_figures_win_over_text(chunks: list[bytes], expected: tuple[int, int], store_url: str) -> None:
     assert expected == await counted(answering(chunks, SSE_TYPE), store_url, "/auto")
 
 
@@ -308,9 +306,7 @@ async def test_auto_reads_answers_to_post_only(store_url: str) -> None:
 
 
 @pytest.mark.parametrize("ends", [True, False])
-async def test_auto_bills_no_stream_that_is_no_models(
-    ends: bool, store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_auto_bills_only_models(ends: bool, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """F-33: nor at hang-up, whatever was asked."""
     for chunks in (
         [b": ping\n\n", b": ping\n\n"],

@@ -267,9 +267,7 @@ async def asked(at: Served, path: str, **body: Any) -> int:
         ({"input": "no sound"}, 200),
     ],
 )
-async def test_f_216_a_hold_covers_the_dearest_of_the_request(
-    more: dict[str, Any], status: int, store_url: str
-) -> None:
+async def test_f_216_a_hold_covers_the_dearest(more: dict[str, Any], status: int, store_url: str) -> None:
     async with metered(answering(), store_url, plans=UNITS) as at:
         await give(at, 1, "usd")
         # 900 tokens of 1,000 micro-dollars; at priority twice that; sound goes in at 10,000 each.
@@ -376,9 +374,7 @@ async def test_other_requests_are_served(store_url: str) -> None:
 @pytest.mark.parametrize(
     ("deny", "most", "status"), [("unknown_model: deny", 300_000, 200), ("unknown_model: free", 400_000, 402)]
 )
-async def test_a_model_of_bedrock_is_held_at_its_price_under_auto(
-    deny: str, most: int, status: int, store_url: str
-) -> None:
+async def test_auto_holds_bedrock_at_its_price(deny: str, most: int, status: int, store_url: str) -> None:
     """F-210. A million tokens cost 15 dollars, and the table knows such names as Bedrock's alone."""
     path = "/auto/model/us.anthropic.claude-sonnet-4-20250514-v1:0/converse"
     async with metered(answering(), store_url, plans=DENYING.replace("unknown_model: deny", deny)) as at:
@@ -453,9 +449,7 @@ async def test_a_default_is_a_price_of_every_model(store_url: str) -> None:
         assert [note.path for note in at.kit.catalog.notes] == ["prices.output.unknown_model"]
 
 
-async def test_calls_of_a_model_without_a_price_are_counted_and_found(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_unpriced_calls_are_counted_and_found(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     plans = completed(DENYING.replace("    unknown_model: deny\n", ""))
     async with metered(answering(), store_url, plans=plans) as at:
         await give(at, 5, "usd")

@@ -287,9 +287,7 @@ async def test_i3_racing_answers_do_not_overshoot_a_budget(store_url: str) -> No
 
 
 @pytest.mark.parametrize(("budget", "balance"), [("1000", 50), ("5000", 10)])
-async def test_i3_answers_of_two_models_stay_in_budget_and_balance(
-    store_url: str, budget: str, balance: int
-) -> None:
+async def test_i3_two_models_stay_in_budget_and_balance(store_url: str, budget: str, balance: int) -> None:
     """I3: ten dollars are spent to the last call that fits, whether the budget or the balance ends first."""
     ending, calls = asyncio.Event(), drawn(13, 200, "small-1", "large-1")
     async with metered(answering(ending.wait), store_url, plans=MONEY.replace("BUDGET", budget)) as at:
@@ -318,9 +316,7 @@ async def test_i3_streams_paid_by_a_balance_stay_in_a_users_budget(store_url: st
 
 
 @pytest.mark.parametrize(("budget", "own"), [(1000, 5000), (5000, 1000)])
-async def test_i3_streams_of_priced_models_stay_in_both_budgets(
-    store_url: str, budget: int, own: int
-) -> None:
+async def test_i3_streams_of_priced_models_keep_both_budgets(store_url: str, budget: int, own: int) -> None:
     """I3: ten dollars are spent to the last stream that fits, whether they are the customer's or a user's."""
     ending, calls = asyncio.Event(), drawn(17, 300, "small-1", "large-1", "other")
     plans = PRICED.replace("BUDGET", f"{budget}").replace("OWN", f"{own}")

@@ -99,9 +99,7 @@ async def test_each_model_of_an_answer_is_counted_for_itself_and_once(kit: Meter
     assert (await kit.check("acme", "output_tokens", 10**9 - 24)).allowed
 
 
-async def test_an_object_without_usage_counts_nothing_and_is_warned_of(
-    kit: MeterKit, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_object_without_usage_only_warns(kit: MeterKit, caplog: pytest.LogCaptureFixture) -> None:
     assert await kit.record_usage("acme", object()) is None
     (record,) = caplog.records
     assert (logging.WARNING, True) == (record.levelno, "type object" in record.getMessage())
@@ -223,9 +221,7 @@ async def test_a_price_for_every_model_charges_figures_without_one(store_url: st
         assert await spent(at) == 650
 
 
-async def test_what_cannot_be_priced_is_counted_and_logged(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_unpriced_usage_is_counted_and_logged(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     plans = MONEY_PLANS.replace("  output_tokens:", "  total_tokens: {unit: token}\n  output_tokens:", 1)
     async with metered(answering(), store_url, plans=plans) as at:
         await give(at, 10)

@@ -65,9 +65,7 @@ def saying(*answers: dict[str, Any]) -> ASGIApp:
 
 
 @pytest.mark.parametrize("path", ["/auto", "/openai"])
-async def test_a_job_is_counted_once_however_often_it_is_fetched(
-    path: str, store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_fetched_job_counts_once(path: str, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     answers = [response(state) for state in ("queued", "in_progress", "completed")]
     async with metered(saying(*answers), store_url) as at:
         await asked(at, path)
@@ -120,9 +118,7 @@ async def renew(at: Served) -> None:
     await work.renew()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
-async def test_a_job_that_never_ends_is_let_go_of_after_an_hour(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_endless_job_is_dropped_in_an_hour(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     answers = [response("queued"), response("queued", "resp_2"), response("completed")]
     async with metered(saying(*answers), store_url, plans=HELD) as at:
         await asked(at, "/held")
@@ -193,9 +189,7 @@ async def test_a_worker_settles_a_job_in_another_process(store_url: str) -> None
             assert [(600, 400), (0, 0)] == await of_each(worker)
 
 
-async def test_without_a_customer_only_a_job_that_is_known_counts(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_without_a_customer_known_jobs_count(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with metered(saying(response("queued")), store_url) as at:
         assert await at.kit.record_usage(None, response("completed")) is None
         (record,) = caplog.records

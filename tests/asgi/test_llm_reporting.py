@@ -129,9 +129,7 @@ async def test_what_the_app_reports_is_counted_each_call_once(
     assert [] == caplog.records
 
 
-async def test_an_object_without_usage_is_warned_of_once(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_object_without_usage_warns_once(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with metered(calling(DONE, *[whole("c1", None)] * 2), store_url) as at:
         assert (await post(at), await tokens(at.kit)) == (200, (0, 0))
         assert (1, 0) == await at.counted()
@@ -215,9 +213,7 @@ async def counted(app: Starlette, store_url: str, path: str = "/auto") -> tuple[
 @pytest.mark.parametrize(
     ("reported", "identity"), [(whole(), "c1"), (MESSAGE, "own-1"), (DETAILED, None), (whole(None), "c1")]
 )
-async def test_an_answer_of_the_app_without_details_counts_once(  # F-32
-    reported: Any, identity: str | None, store_url: str
-) -> None:
+async def test_an_answer_without_details_counts(reported: Any, identity: str | None, store_url: str) -> None:
     short = whole(identity, chat_usage(1000, 50))
     expected = (*ALL[:4], 0 if reported is MESSAGE else ALL[4], ALL[5])
     assert expected == await counted(calling(JSONResponse(short), reported), store_url)
@@ -280,7 +276,7 @@ def lines(body: bytes, _: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(("piece", "size"), [(pieces, 7), (lines, 0), (texts, 10_000)])
-async def test_a_tap_reads_what_an_http_client_gives(  # F-34
+async def test_a_tap_reads_what_an_http_client_gives(
     piece: Callable[[bytes, int], list[Any]], size: int, store_url: str
 ) -> None:
     events = [sse(chat({"content": "grüß"})), sse(chat(None, usage=DETAILED)), LAST]
@@ -293,7 +289,7 @@ async def test_a_tap_reads_what_an_http_client_gives(  # F-34
 
 
 @pytest.mark.parametrize("chunks", [["Hel", "lo"], [object(), object()]])
-async def test_a_tap_that_could_read_nothing_says_so_at_its_end(  # F-34
+async def test_a_tap_that_could_read_nothing_says_so_at_its_end(
     chunks: list[Any], store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert (0, 0) == (await counted(calling(DONE, tapped=[chunks, chunks, []]), store_url, "/auto"))[:2]
@@ -307,9 +303,7 @@ class Refuses:
         raise RuntimeError(name)
 
 
-async def test_reporting_never_raises_into_the_app(  # F-35
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_reporting_never_raises_into_the_app(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     unread = httpx.Response(200, stream=httpx.ByteStream(b"{}"), request=httpx.Request("POST", "http://p"))
     for obj in (Refuses(), unread):
         assert (0, 0) == (await counted(calling(DONE, obj), store_url))[:2]
@@ -388,9 +382,7 @@ AZURES = chat(None, prompt_filter_results=[], usage=None)  # As Azure begins its
         ({"stream": False}, None, False),
     ],
 )
-def test_the_provider_is_asked_whatever_the_client_asked(
-    more: dict[str, Any], options: object, *, hides: bool
-) -> None:
+def test_the_provider_is_always_asked(more: dict[str, Any], options: object, *, hides: bool) -> None:
     given = {**ASKED, **more}
     before = deepcopy(given)
     body, restore = ask_for_usage(given)
@@ -420,9 +412,7 @@ async def through(
 
 
 @pytest.mark.parametrize(("kind", "sync"), [(dict, False), (SimpleNamespace, True)])
-async def test_of_objects_the_extra_one_is_counted_and_hidden(
-    kind: Callable[..., Any], store_url: str, *, sync: bool
-) -> None:
+async def test_an_extra_object_counts_hidden(kind: Callable[..., Any], store_url: str, *, sync: bool) -> None:
     chunks = [kind(**chunk) for chunk in (AZURES, *SAID, EXTRA)]
     left, counted = await through(chunks, store_url, sync=sync)
     assert chunks[:-1] == left

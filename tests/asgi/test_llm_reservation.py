@@ -77,9 +77,7 @@ MIB = b"x" * BUFFERED_BYTES_MAX
         ([part(b"ab", more=True), {"type": "unheard.of"}, part(b"c", more=False)], 2, False),
     ],
 )
-async def test_the_app_hears_every_message_as_it_came_and_in_its_order(
-    said: list[Message], read_ahead: int, *, gone: bool
-) -> None:
+async def test_the_app_hears_messages_in_order(said: list[Message], read_ahead: int, *, gone: bool) -> None:
     asked = 0
 
     async def receive() -> Message:
@@ -289,9 +287,7 @@ def lax(value: object) -> int:
 
 @few_examples(30)
 @given(members=st.lists(st.tuples(LIMITS, JSON), max_size=6), encoding=SPELT)
-def test_no_reading_of_a_body_asks_for_more_than_is_held(
-    members: list[tuple[str, Any]], encoding: str
-) -> None:
+def test_no_reading_of_a_body_asks_more_than_is_held(members: list[tuple[str, Any]], encoding: str) -> None:
     found = output(spelt(members, encoding))
     first: dict[str, Any] = dict(reversed(members))
     for read in (dict(members), first):
@@ -372,9 +368,7 @@ def test_any_body_is_read_within_some_milliseconds() -> None:
 
 
 @pytest.mark.parametrize(("case", "status"), [("suspended", 402), ("feature", 403), ("invalid", 400)])
-async def test_a_refusal_by_state_comes_before_the_body_is_read(
-    store_url: str, case: str, status: int
-) -> None:
+async def test_refusals_by_state_come_before_the_body_is_read(store_url: str, case: str, status: int) -> None:
     heard: list[bytes] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -574,9 +568,7 @@ async def test_an_estimator_that_fails_lets_nobody_pass(
     assert "a word of the client" not in caplog.text
 
 
-async def test_a_body_that_fails_leaves_the_request_undecided(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_failing_body_leaves_it_undecided(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     answered = SentMessages()
 
     async def broken() -> Any:

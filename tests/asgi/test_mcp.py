@@ -74,9 +74,7 @@ async def test_each_tool_is_counted_by_its_line(name: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "mode", "dollars"), pairs([*SERVERS], ["auto", "legacy"], [0, 1]))
-async def test_the_client_sees_a_refusal_as_a_result_with_an_offer(
-    name: str, mode: str, dollars: int
-) -> None:
+async def test_a_client_sees_a_refusal_as_a_result_with_an_offer(name: str, mode: str, dollars: int) -> None:
     ran: Ran = []
     url_of_shop = "https://shop.example/top-up"
     async with serving(name, ran) as (at, url):

@@ -262,9 +262,7 @@ async def rate_used(at: Served) -> int:
         (503, "/errors", 1),
     ],
 )
-async def test_what_is_billed_goes_by_the_outcome_and_rates_count_all(
-    status: int, path: str, recorded: int
-) -> None:
+async def test_billing_goes_by_the_outcome_and_rates_count_all(status: int, path: str, recorded: int) -> None:
     async with served(answering(status)) as at:
         response = await at.client.get(path)
         assert (response.status_code, "ratelimit" in response.headers) == (status, True)

@@ -150,9 +150,7 @@ async def wrapped(between: Callable[[ASGIApp], ASGIApp]) -> AsyncGenerator[Serve
 
 
 @pytest.mark.parametrize("between", BETWEEN)
-async def test_one_kit_counts_a_request_once_however_wrapped(
-    between: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_one_kit_counts_a_wrapped_request_once(between: str, caplog: pytest.LogCaptureFixture) -> None:
     """F-8: by mistake, or an app and one that is mounted in it."""
     async with wrapped(BETWEEN[between]) as at:
         for n in range(1, 4):

@@ -81,9 +81,7 @@ async def test_the_first_request_starts_the_flusher_too(
     assert "delivers to Stripe" in caplog.text
 
 
-async def test_many_first_requests_at_once_start_it_once(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_first_requests_at_once_start_it_once(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """F-4: the store of this loop may be connected although nothing has started the kit."""
     before = asyncio.all_tasks()
     async with selling(store_url) as (kit, emulator):
@@ -118,9 +116,7 @@ async def test_later_starts_and_stops_balance(store_url: str, caplog: pytest.Log
     assert not kit.store.lanes
 
 
-async def test_several_loops_each_start_it_and_take_it_along(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_each_loop_starts_and_takes_it_along(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with selling(store_url) as (kit, emulator):
         barrier = threading.Barrier(3)
 

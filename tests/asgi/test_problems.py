@@ -260,9 +260,7 @@ def test_a_window_in_words_is_exact(window_s: int, unit: str | None, quota: int,
         (("*",), [b"*", None, None]),
     ],
 )
-def test_a_script_of_another_origin_may_read_a_refusal(
-    cors: tuple[str, ...], expected: list[bytes | None]
-) -> None:
+def test_another_origin_may_read_a_refusal(cors: tuple[str, ...], expected: list[bytes | None]) -> None:
     circumstances = ProblemContext(origin=b"https://app.example", cors=cors)
     headers = dict(told(denied("store"), circumstances).headers)
     names = (b"access-control-allow-origin", b"access-control-allow-credentials", b"vary")
@@ -297,9 +295,7 @@ def test_a_policy_field_lists_quota_unit_and_window() -> None:
         (10**15, 10**16, b'"requests-1m";r=999999999999999;t=999999999999999'),
     ],
 )
-def test_a_limit_field_holds_integers_of_15_digits_at_most(
-    remaining: int, reset_s: int | None, value: bytes
-) -> None:
+def test_a_limit_field_holds_at_most_15_digits(remaining: int, reset_s: int | None, value: bytes) -> None:
     assert value == limit_field("requests-1m", remaining, reset_s)
     assert limit_field('a"b\\c', 1, None) == b'"a\\"b\\\\c";r=1'
 
@@ -347,9 +343,7 @@ def test_a_list_of_exposed_fields_is_extended_in_its_place() -> None:
 
 @few_examples(30)
 @given(pairs, st.booleans())
-def test_ours_are_there_once_and_all_else_keeps_its_order(
-    app: list[tuple[bytes, bytes]], expose: bool
-) -> None:
+def test_ours_come_once_and_all_else_keeps_its_order(app: list[tuple[bytes, bytes]], expose: bool) -> None:
     merged = merge_headers(app, OURS, expose=expose)
     ours, listed = {b"ratelimit", b"ratelimit-policy"}, b"access-control-expose-headers"
     assert [pair for pair in merged if pair[0].lower() in ours] == OURS

@@ -94,9 +94,7 @@ async def test_the_request_after_the_last_included_unit_is_refused(way: str, sto
         assert await statuses(at, "/other", "/billing/pay") == [200, 200]
 
 
-async def test_a_recording_route_is_learned_and_named_once(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_recording_routes_are_named_once(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with served(APP, plans=PLANS, redis_url=store_url) as at:
         assert await statuses(at, "/a?words=500", "/b?words=500", "/c?words=1") == [200, 200, 429]
         assert await statuses(at, "/other", "/other?requests=1") == [200, 200]
@@ -135,9 +133,7 @@ async def test_a_reloaded_file_keeps_what_the_process_has_learned(file: Path, st
         ("rated", 100, 429, "words-1h"),
     ],
 )
-async def test_caps_budgets_and_rates_refuse_what_is_recorded(
-    plan: str, words: int, status: int, policy: str
-) -> None:
+async def test_caps_budgets_and_rates_refuse_records(plan: str, words: int, status: int, policy: str) -> None:
     async with served(APP, plans=PLANS) as at:
         await at.kit.customers.set_plan("acme", plan)
         assert await statuses(at, f"/x?words={words - 1}", "/x?words=1") == [200, 200]

@@ -308,9 +308,7 @@ async def test_what_no_route_is_about_is_said_once(caplog: pytest.LogCaptureFixt
     assert message.startswith(said)
 
 
-async def test_in_shadow_no_more_than_ten_a_second_are_written(
-    caplog: pytest.LogCaptureFixture, now: list[float]
-) -> None:
+async def test_shadow_logs_at_most_ten_a_second(caplog: pytest.LogCaptureFixture, now: list[float]) -> None:
     async with served(hello, plans=PLANS + "enforcement: shadow\n") as at:
         assert (await at.statuses(*["/full"] * 13), len(lines(caplog))) == ([200] * 13, 10)
         now[0] += 1
@@ -318,9 +316,7 @@ async def test_in_shadow_no_more_than_ten_a_second_are_written(
     assert [line.get("suppressed") for line in lines(caplog)[10:]] == [3, None]
 
 
-async def test_how_often_an_error_came_again_is_told_with_the_next_one(
-    caplog: pytest.LogCaptureFixture, now: list[float]
-) -> None:
+async def test_an_error_tells_how_often_it_came(caplog: pytest.LogCaptureFixture, now: list[float]) -> None:
     async with served(hello, who=raises) as at:
         await at.statuses(*["/v1/x"] * 4)
         now[0] += 10

@@ -156,9 +156,7 @@ async def test_a_form_names_its_model_behind_a_file_of_any_size() -> None:
         ("/held/v1?model=mini", JSON, b'{"model": "opus"}', 402),
     ],
 )
-async def test_i3_a_request_is_held_at_the_dearest_model_that_it_names(
-    path: str, kind: str, body: bytes, status: int
-) -> None:
+async def test_i3_a_request_holds_its_dearest_model(path: str, kind: str, body: bytes, status: int) -> None:
     async with metered(answer_json, "memory://", plans=PLANS) as at:
         await give(at, 1)
         assert await post(at, path, body, kind) == status
@@ -233,9 +231,7 @@ def price_of(provider: str, model: str) -> int:
         ("/v1/chat?model=gpt-4o", b'{"model": "gpt-4o-mini"}', "openai", "gpt-4o"),
     ],
 )
-async def test_a_money_balance_pays_the_requested_models_price(
-    path: str, body: bytes, provider: str, model: str
-) -> None:
+async def test_money_pays_the_requested_model(path: str, body: bytes, provider: str, model: str) -> None:
     async with metered(answer_json, "memory://", plans=MONEY) as at:
         await give(at, 1, "usd")
         assert await post(at, path, body) == 200
@@ -278,9 +274,7 @@ async def test_other_spellings_do_not_hide_the_model(kind: str) -> None:
         (100, b"{}", 200),
     ],
 )
-async def test_money_is_held_at_the_price_of_the_provider_of_the_route(
-    dollars: int, body: bytes, status: int
-) -> None:
+async def test_money_is_held_at_the_routes_providers_price(dollars: int, body: bytes, status: int) -> None:
     """F-210. A million tokens of Grok 4 cost 15 dollars."""
     async with metered(answer_json, "memory://", plans=MONEY) as at:
         await give(at, dollars, "usd")

@@ -460,9 +460,7 @@ METHODS = ("GET", "HEAD", "POST", "get", "pOsT", "OPTIONS", "QUERY", "BREW")
 )
 @example(template="/v1/agents/{name}", method="POST", tail="a\nb", redirects=True)
 @example(template="/v1/agents/{name}/runs/{run:int}", method="HEAD", tail="\n/runs/7", redirects=False)
-async def test_a_line_covers_every_handler_that_stands_below_it(
-    *, template: str, method: str, tail: str, redirects: bool
-) -> None:
+async def test_lines_cover_handlers_below(*, template: str, method: str, tail: str, redirects: bool) -> None:
     """F-2: a newline in the path was dispatched by ``{name}``, and missed by ``{path:path}``."""
     handlers = [Route(template, answer, methods=[taken]) for taken in ("GET", "POST")]
     scope = http(method, f"/v1/agents/{tail}")

@@ -321,9 +321,7 @@ async def test_a_transcription_costs_its_sessions_model(
 
 @pytest.mark.parametrize("path", ["/auto", "/openai"])
 @pytest.mark.parametrize(("left_after", "micros"), [(4, 52_250), (3, 39_750), (2, 2_250), (1, 16_666)])
-async def test_a_live_session_costs_its_length_and_what_it_has_asked(
-    path: str, left_after: int, micros: int
-) -> None:
+async def test_a_live_session_costs_its_length_and_questions(path: str, left_after: int, micros: int) -> None:
     session: Any = PAYLOADS["live session"].said
     first, second, closed = session
     asked: Any = PAYLOADS["response in a live session"].said

@@ -61,9 +61,7 @@ async def test_a_figure_is_read_off_a_document_and_off_a_stream() -> None:
 
 
 @pytest.mark.parametrize("figure", ["3", True, 10**15])
-async def test_what_is_no_figure_counts_nothing_and_is_told(
-    figure: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_wrong_figure_counts_nothing_and_warns(figure: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert (await counted([compact(ranking(3))], status=500), caplog.records) == (0, [])
     assert await counted([compact(ranking(figure))]) == 0
     assert "a response has no figure for usage_fields searches" in caplog.text
@@ -208,9 +206,7 @@ FIGURES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-async def test_figures_are_found_by_name_in_documents_and_streams(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_figures_of_documents_and_streams_count(name: str, caplog: pytest.LogCaptureFixture) -> None:
     event, path = FIGURES[name]
     assert [path] == await paths_told(caplog, [compact(event)])
     for body, kind in (
@@ -246,17 +242,13 @@ COUNTING: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", COUNTING)
-async def test_answers_of_counting_endpoints_bring_no_warning(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_answers_of_counting_endpoints_do_not_warn(name: str, caplog: pytest.LogCaptureFixture) -> None:
     usage, body = COUNTING[name]
     assert [] == await warnings(caplog, answering([compact(body)], JSON_TYPE), f"/{usage}", "/auto")
 
 
 @pytest.mark.parametrize("path", ["messages/count_tokens", "models/m:countTokens", "tokenize"])
-async def test_paths_of_counting_endpoints_bring_no_warning(
-    path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_paths_of_counting_endpoints_do_not_warn(path: str, caplog: pytest.LogCaptureFixture) -> None:
     for body in ({"data": {"total_tokens": 80}}, {"count": 9_000, "tokens": [11_111] * 9_000}):
         app = answering([compact(body)], JSON_TYPE)
         assert [] == await warnings(caplog, app, f"/v1/{path}", f"/named/{path}")

@@ -33,9 +33,7 @@ OTHERS: Final = (
     [Deployment(server="uvicorn-httptools", loop="uvloop", lifespan="on"), *(whole(one) for one in OTHERS)],
     ids=str,
 )
-async def test_websockets_are_decided_counted_and_closed(
-    deployment: Deployment, store_url: str, tmp_path: Path
-) -> None:
+async def test_websockets_count_and_close(deployment: Deployment, store_url: str, tmp_path: Path) -> None:
     async with office(store_url) as desk:
         customers = desk.kit.customers
         await customers.override(CUSTOMER, {"words": {"included": 3, "overage": "deny"}})

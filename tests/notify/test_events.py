@@ -267,7 +267,7 @@ async def test_a_hanging_handler_does_not_keep_the_kit_running(
     assert "event handlers were cancelled when the kit stopped: 1" in caplog.text
 
 
-async def test_handlers_may_end_late_or_fail_and_harm_nobody(
+async def test_slow_and_bad_handlers_harm_nobody(
     any_store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: list[str] = []

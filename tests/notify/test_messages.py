@@ -142,9 +142,7 @@ async def test_after_three_days_a_message_is_dead_until_it_is_redriven(
     assert (hook.ids, (await kit.notify.list())["webhook"]) == ([dead.id], [])
 
 
-async def test_a_receiver_that_asks_for_days_is_tried_again_after_one(
-    hook: Receiver, kit: MeterKit, clock: Clock
-) -> None:
+async def test_a_retry_after_of_days_is_taken_for_one(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
     hook.status, hook.headers = 503, {"retry-after": f"{2 * 86_400}"}
     await kit.record("acme", "requests", 5)
     await pass_over(kit, "webhook")
@@ -157,9 +155,7 @@ async def test_a_receiver_that_asks_for_days_is_tried_again_after_one(
 @pytest.mark.parametrize(
     ("refusal", "state"), [("550 no such user", "dead"), ("451 try again later", "waiting")]
 )
-async def test_an_address_that_bounces_for_good_is_dead_at_once(
-    box: Mailbox, mailing: MeterKit, refusal: str, state: str
-) -> None:
+async def test_a_bounced_address_is_dead(box: Mailbox, mailing: MeterKit, refusal: str, state: str) -> None:
     box.refusal = refusal
     await mailing.record("acme", "requests", 5)
     await pass_over(mailing, "email")
@@ -274,9 +270,7 @@ async def test_doctor_names_dead_and_unsent_messages(hook: Receiver, kit: MeterK
     assert (metrics["message_items webhook dead"], metrics["message_items email due"]) == (1, 0)
 
 
-async def test_what_is_kept_of_a_failure_is_short_and_has_no_secret(
-    store_url: str, box: Mailbox, clock: Clock
-) -> None:
+async def test_a_kept_failure_is_short_and_has_no_secret(store_url: str, box: Mailbox, clock: Clock) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"x" * 60_000 + b"\r\n\r\n")
@@ -354,9 +348,7 @@ def test_a_process_that_cannot_send_says_why(caplog: pytest.LogCaptureFixture) -
     assert "sends no messages by email: the kit was made without `contact`" in caplog.text
 
 
-async def test_the_background_task_collects_and_sends(
-    store_url: str, hook: Receiver, box: Mailbox, clock: Clock
-) -> None:
+async def test_a_task_collects_and_sends(store_url: str, hook: Receiver, box: Mailbox, clock: Clock) -> None:
     async with kit_of(store_url, clock, smtp_url=box.url, flush=None) as kit:
         await kit.record("acme", "requests", 5)
         # Collected at the start of the task; the event may come before or after that.

@@ -105,9 +105,7 @@ def test_a_folder_overrides_by_locale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("template", ["Subject: {{ balanse }}\n\nx", "no subject", "{% if %}"])
-def test_where_a_template_raises_the_default_is_sent(
-    template: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bad_template_is_replaced(template: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "credits.low.txt").write_text(template)
     assert said("credits.low", tmp_path) == said("credits.low")
     assert f"a template of {tmp_path} for credits.low fails; the built-in one is used" in caplog.text

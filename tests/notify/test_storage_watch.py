@@ -69,9 +69,7 @@ async def look(kit: MeterKit) -> None:
     await pass_over(kit, "webhook")
 
 
-async def test_a_customer_who_stores_too_much_is_told_once(
-    hook: Receiver, box: Mailbox, kit: MeterKit, clock: Clock
-) -> None:
+async def test_a_full_storage_is_told_once(hook: Receiver, box: Mailbox, kit: MeterKit, clock: Clock) -> None:
     await kit.storage.count(uploaded("acme", "documents", 300, clock))
     await kit.storage.count(uploaded("acme", "backups", 700, clock))
     await kit.gauges.set("bolt", "seats", 5)

@@ -49,9 +49,7 @@ async def test_a_mail_certificate_must_be_that_of_its_name(
             assert 1 == len(box.mails)
 
 
-async def test_a_password_is_not_sent_to_a_public_server_without_tls(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_password_is_sent_without_tls(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, box, seen = asyncio.get_running_loop(), Mailbox(), list[object]()
     look_up = loop.getaddrinfo
 

@@ -83,9 +83,7 @@ async def look(kit: MeterKit, watch: SummaryWatch) -> None:
     await pass_over(kit, "webhook")
 
 
-async def test_each_period_with_usage_is_summed_up_once(
-    hook: Receiver, box: Mailbox, kit: MeterKit, clock: Clock
-) -> None:
+async def test_a_period_is_summed_up_once(hook: Receiver, box: Mailbox, kit: MeterKit, clock: Clock) -> None:
     watch = watch_of(kit)
     await look(kit, watch)
     await kit.record("acme", "requests", 8)
@@ -177,9 +175,7 @@ plans:
         assert rest["meters"] == {"requests": {"used": 3, "overage": 0, "before": 120}}
 
 
-async def test_a_process_without_the_lease_leaves_the_rest(
-    kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lost_lease_ends_a_pass(kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     watch, admin = watch_of(kit), await kit.store.admin()
     lease = kit.store.keys.shard(HOOKS_SHARD, "period.summary:lease")
     await watch.check()
@@ -327,9 +323,7 @@ def written(directory: Path) -> str:
     return url
 
 
-async def test_a_spike_is_sent_once_a_day(
-    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_spike_is_sent_once(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, url = Clock(NOW), written(tmp_path)
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=SPIKES, audit_url=url) as kit:
         watch = SpikeWatch(kit.store, AuditDatabase(url), any_event)
