@@ -68,10 +68,8 @@ def test_each_mounted_or_copied_file_exists() -> None:
 def test_each_variable_is_a_setting_or_of_the_app() -> None:
     named = {name for service in SERVICES.values() for name in service.get("environment", {})}
     named |= set(re.findall(r"^ENV (\w+)=", DOCKERFILE, re.MULTILINE))
-    settings = {f"METERKIT_{name.upper()}" for name in Settings.model_fields}
-    assert {"CUSTOMERS"} == named - settings
-    asked = set(re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose.yaml").read_text("utf-8")))
-    assert asked == set(ENV)
+    assert {"CUSTOMERS"} == named - {f"METERKIT_{name.upper()}" for name in Settings.model_fields}
+    assert set(re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose.yaml").read_text("utf-8"))) == set(ENV)
 
 
 def test_each_image_is_of_a_named_release() -> None:
@@ -149,8 +147,7 @@ def test_its_commands_serve_limit_and_bill(tmp_path: Path) -> None:
             return client.post("/v1/translate", json={"text": "a " * words}, headers=ada).status_code
 
         with running(SERVICES["worker"]["command"], environment, tmp_path) as worker:
-            statuses = [translate(apps[turn % 2], 2) for turn in range(6)]
-            assert [200, 200, 200, 200, 200, 429] == statuses
+            assert [200, 200, 200, 200, 200, 429] == [translate(apps[turn % 2], 2) for turn in range(6)]
             run(environment, "customers", "set-plan", "ada", "pro")
             assert 200 == translate(apps[1], 1_000_003)
             while (accepted := emulator.accepted(billed, "translated_words")) == 0:

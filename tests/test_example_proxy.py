@@ -145,8 +145,7 @@ class Buyer:
 
     async def figures(self) -> tuple[Any, ...]:
         meters = (await self.kit.usage(self.name))["meters"]
-        recorded = [meters[name]["recorded"] for name in ("input_tokens", "output_tokens", "usd_charged")]
-        return tuple(recorded)
+        return tuple([meters[name]["recorded"] for name in ("input_tokens", "output_tokens", "usd_charged")])
 
     async def has(self, *figures: int) -> None:
 
@@ -242,8 +241,7 @@ async def response_in_background(buyer: Buyer) -> None:
     job = await buyer.openai.responses.create(model="gpt-5-mini", input="Tell", background=True)
     assert job.status == "queued"
     for _ in range(3):
-        done = await buyer.openai.responses.retrieve(job.id)
-        assert done.output_text == "".join(WORDS)
+        assert (await buyer.openai.responses.retrieve(job.id)).output_text == "".join(WORDS)
     assert (await buyer.openai.responses.cancel(job.id)).id == job.id
 
 
@@ -271,8 +269,7 @@ async def transcription(buyer: Buyer) -> None:
 
 
 async def message_stream(buyer: Buyer) -> None:
-    asked = talk("Tell", "claude-sonnet-5", max_tokens=500)
-    async with buyer.anthropic.messages.stream(**asked) as stream:
+    async with buyer.anthropic.messages.stream(**talk("Tell", "claude-sonnet-5", max_tokens=500)) as stream:
         assert [text async for text in stream.text_stream] == list(WORDS)
 
 
@@ -470,8 +467,7 @@ async def test_a_request_above_the_ceiling_is_400(buyer: Buyer, providers: FakeP
     for more in ({"max_tokens": 99_999}, {"max_completion_tokens": 99_999}, {"max_tokens": 20_000, "n": 2}):
         with pytest.raises(openai.BadRequestError, match="32768 at most") as refused:
             await create(**talk("Tell"), **more)
-        told = (refused.value.code, refused.value.param)
-        assert told == ("request-above-ceiling", next(iter(more)))
+        assert (refused.value.code, refused.value.param) == ("request-above-ceiling", next(iter(more)))
     with pytest.raises(openai.BadRequestError, match="32768 at most"):
         await buyer.openai.responses.create(model="gpt-5-mini", input="Tell", max_output_tokens=99_999)
     with pytest.raises(anthropic.BadRequestError, match="32768 at most"):

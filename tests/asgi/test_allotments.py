@@ -299,8 +299,7 @@ async def test_the_last_milliseconds_of_a_period_count_in_it(before_ms: int) -> 
         clock.set(july - timedelta(milliseconds=before_ms))
         assert await watch.get(2) == {200: 2}
         clock.set(july + timedelta(milliseconds=1))
-        found = await kit.usage("acme", period=june)
-        assert found["meters"]["requests"]["recorded"] == sent + 2
+        assert (await kit.usage("acme", period=june))["meters"]["requests"]["recorded"] == sent + 2
         assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 0
 
 

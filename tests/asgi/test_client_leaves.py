@@ -261,8 +261,7 @@ async def test_a_hang_up_is_billed_what_was_generated_by_then(
 
     outside = raising if spec == "2.4" else None
     async with metered(streaming(CHUNKS[:sent], rest=lambda _: gone.wait()), store_url) as at:
-        after = CHUNKS[sent - 1][-20:] if sent else b"\r\n\r\n"
-        await left(at, path, "h11", after=after, outside=outside)
+        await left(at, path, "h11", after=CHUNKS[sent - 1][-20:] if sent else b"\r\n\r\n", outside=outside)
         assert recorded == await tokens(at.kit)
         assert (requests, 0) == await at.counted()
 

@@ -61,8 +61,7 @@ PLANS: Final = completed(
 
 async def provider(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with the row that the request names; what travels by no wire is reported by the app."""
-    headers = dict(scope["headers"])
-    row = ROWS[headers[b"x-row"].decode()]
+    row = ROWS[dict(scope["headers"])[b"x-row"].decode()]
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -73,8 +72,7 @@ async def provider(scope: Scope, receive: Receive, send: Send) -> None:
         return
     await read_all(receive)
     if row.kind in KINDS:
-        start = {"status": 200, "headers": row.response_headers}
-        await send({"type": "http.response.start", **start})
+        await send({"type": "http.response.start", "status": 200, "headers": row.response_headers})
         for event in row.events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
     else:
@@ -119,8 +117,7 @@ async def talk(app: Any, row: Row, headers: dict[str, str]) -> None:
 
     fields = [(key.encode(), value.encode()) for key, value in headers.items()]
     path = f"/{row.usage}/{row.provider or 'any'}/live"
-    scope = {"type": "websocket", "path": path, "query_string": b"", "headers": fields}
-    await app(scope, receive, ignore)
+    await app({"type": "websocket", "path": path, "query_string": b"", "headers": fields}, receive, ignore)
 
 
 def expected(row: Row) -> dict[str, int]:

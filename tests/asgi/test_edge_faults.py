@@ -106,8 +106,7 @@ async def test_a_hang_up_is_billed_from_the_first_body_byte(
     kit: MeterKit, valkey: Server, path: str, after: int, error: type[BaseException], recorded: int
 ) -> None:
     client = Hanging(metered(kit, streams), after, error())
-    task = asyncio.ensure_future(client.get("acme", path))
-    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.gather(asyncio.ensure_future(client.get("acme", path)), return_exceptions=True)
     assert len(client.messages) == min(after, 7)
     await eventually(lambda: nothing_held(kit, valkey, "acme"))
     assert await used(kit, "acme") == (recorded, 0)
@@ -147,8 +146,7 @@ async def test_an_impossible_customer_is_refused_and_not_counted(
 async def test_identify_returning_false_is_anonymous(kit: MeterKit, caplog: pytest.LogCaptureFixture) -> None:
     # F-22a: `user.is_authenticated and user.id` is False, which was 503.
     no: Any = False
-    client = Client(identified(kit, lambda: no))
-    assert await client.get("ignored", "/deny") == 401
+    assert await Client(identified(kit, lambda: no)).get("ignored", "/deny") == 401
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
@@ -280,8 +278,7 @@ async def test_i3_late_threads_count_once(path: str, store_url: str, monkeypatch
         over.set()
         await asyncio.gather(*recording)
         await settled(at.kit)
-        assert (checked, await at.counted(meter="tokens")) == ([7], (7, 0))
-        assert await at.counted() == (1, 0)
+        assert (checked, await at.counted(meter="tokens"), await at.counted()) == ([7], (7, 0), (1, 0))
 
 
 async def test_in_doubt_a_request_is_billed_by_its_outcome_like_any(valkey: Server) -> None:
@@ -319,8 +316,7 @@ async def test_a_customer_and_an_anonymous_namesake_are_two(store_url: str) -> N
     for order in ("01", "10"):
         async with served(hello, plans=plans, who=who, redis_url=store_url) as at:
             for named in order:
-                asked = await at.statuses(*["/v1/x"] * 6, headers={"x-named": named})
-                assert asked == [200] * 5 + [429]
+                assert await at.statuses(*["/v1/x"] * 6, headers={"x-named": named}) == [200] * 5 + [429]
             assert await at.counted("127.0.0.1") == (5, 0)
 
 

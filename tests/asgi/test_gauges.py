@@ -341,8 +341,7 @@ async def test_i8_a_piece_is_not_lost_to_an_app_that_gives_up(valkey: Server) ->
 
     async with served(app, plans=PLANS, redis_url=valkey.url, settings={"store_timeout": 5}) as http:
         coming = pieces(300, 400)
-        assert ((await put(http, coming)).status, got) == (200, [300, 400])
-        assert await held_of(http) == (0, 0)
+        assert ((await put(http, coming)).status, got, await held_of(http)) == (200, [300, 400], (0, 0))
 
 
 async def test_in_shadow_nobody_is_refused(caplog: pytest.LogCaptureFixture) -> None:
@@ -424,8 +423,7 @@ async def test_i3_uploads_at_once_pass_as_they_fit(
 async def test_i3_of_uploads_that_fit_alone_one_passes(
     any_store_url: str, sizes: Sequence[Sequence[int]], headers: Sequence[tuple[str, str]]
 ) -> None:
-    app = Reads()
-    async with served(app, plans=PLANS, redis_url=any_store_url) as http:
+    async with served(Reads(), plans=PLANS, redis_url=any_store_url) as http:
         calls = [create_task(put(http, pieces(*one), *headers)) for one in sizes]
         statuses = [(await call).status for call in calls]
         assert 200 in statuses

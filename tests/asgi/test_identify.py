@@ -63,8 +63,7 @@ class TestApiKey:
             assert await found(resolve, scope((b"authorization", value))) == "cus_1"
         for value in (b"sk_live_1", b"Basic sk_live_1", b"Bearer ", b"Bearer sk_live_2", b"\xff\xfe"):
             assert await found(resolve, scope((b"authorization", value))) is None
-        twice = bearing("sk_live_1")["headers"] * 2
-        assert resolve(scope(*twice)) is None
+        assert resolve(scope(*(bearing("sk_live_1")["headers"] * 2))) is None
 
     async def test_reads_a_bare_key_from_another_header(self) -> None:
         resolve = identify.api_key(self.owners.get, header="X-Api-Key")
@@ -198,8 +197,7 @@ class TestCustomer:
     def test_agrees_with_the_definition(self, customer: str) -> None:
         has_controls = any(ord(sign) < 0x20 or 0x7F <= ord(sign) < 0xA0 for sign in customer)
         # The strategy draws no surrogates.
-        expected = 1 <= len(customer.encode()) <= 256 and not has_controls
-        assert identify.is_customer(customer) is expected
+        assert identify.is_customer(customer) is (1 <= len(customer.encode()) <= 256 and not has_controls)
 
 
 # API keys: looked up off the loop, once for all who ask at the same time, and remembered for a while.
@@ -323,8 +321,7 @@ async def test_the_cache_is_bounded_and_strangers_evict_nobody(monkeypatch: pyte
 
 
 async def test_no_key_is_kept_anywhere() -> None:
-    table = Table(**{"sk-live-secret": "acme"})
-    resolve = identify.api_key(table.look_up)
+    resolve = identify.api_key(Table(**{"sk-live-secret": "acme"}).look_up)
     await found(resolve, "sk-live-secret")
     await found(resolve, "sk-live-wrong")
     cells: list[object] = [cell.cell_contents for cell in resolve.__closure__ or ()]

@@ -130,8 +130,7 @@ async def test_each_line_of_a_batch_is_charged_the_batch_price(store_url: str) -
 async def test_figures_by_path_cost_the_requested_models_price(store_url: str) -> None:
     line = "usage_fields: {input_tokens: stats.in, output_tokens: stats.out}"
     app = llm_answering([compact({"stats": {"in": 1000, "out": 100}})], "application/json")
-    plans = PLANS.replace(f"usage: openai, {RESERVE}", line)
-    async with metered(app, store_url, plans=plans) as at:
+    async with metered(app, store_url, plans=PLANS.replace(f"usage: openai, {RESERVE}", line)) as at:
         await give(at, 1)
         assert await ask(at, 1, model="gpt-4o-mini") == 200
         assert await spent(at) == 273  # A thousand at 0.15 and a hundred at 0.6, and 30 %.
@@ -203,8 +202,7 @@ async def test_a_request_for_a_free_model_needs_no_balance() -> None:
         for grants in range(2):
             assert await ask(at, 7, model="gift-1", said="gift-1", path="/held") == 200
             for model in ("half-1", "own-7b", "of-no-provider", None):
-                status = await ask(at, 7, model=model, said=model, path="/held")
-                assert status == (402 if grants else 429)
+                assert await ask(at, 7, model=model, said=model, path="/held") == (402 if grants else 429)
             await give(at, 1)
             await at.kit.record("acme", "usd_charged", 3 * MICRO)
         assert (await at.kit.usage("acme"))["meters"]["usd_charged"]["held"] == 0
@@ -296,8 +294,7 @@ async def test_i3_two_models_stay_in_budget_and_balance(store_url: str, budget: 
         # One token goes in: what is held for the answer has room for it.
         served, refused = await race(at, ending, calls, costs, room=1)
         assert await spend_of(at) == served <= LIMIT
-        left = (await at.kit.usage("acme"))["balance_micros"]["usd"]
-        assert left == balance * 1_000_000 - served >= 0
+        assert (await at.kit.usage("acme"))["balance_micros"]["usd"] == balance * 1_000_000 - served >= 0
         assert LIMIT - served < refused
 
 
@@ -324,8 +321,7 @@ async def test_i3_streams_of_priced_models_keep_both_budgets(store_url: str, bud
         at.client.headers["x-user-id"] = "u_7"
         # In hundredths of a micro-dollar a token.
         prices = {"small-1": 1000, "large-1": 5005, "other": 3000}
-        costs = [prices[model] * tokens for model, tokens in calls]
-        served, refused = await race(at, ending, calls, costs)
+        served, refused = await race(at, ending, calls, [prices[model] * tokens for model, tokens in calls])
         # Rounded up once for a customer, and down once for a user.
         assert await spend_of(at) == -(-served // 100) <= budget * 10_000
         assert await of_user(at, "u_7") == served // 100 <= own * 10_000
@@ -333,8 +329,7 @@ async def test_i3_streams_of_priced_models_keep_both_budgets(store_url: str, bud
         assert LIMIT - served // 100 - 3 < -(-refused // 100)
         # Another user has a budget of its own, inside the customer's.
         at.client.headers["x-user-id"] = "u_8"
-        again = await ask(at, 4000, model="large-1", said="large-1")
-        assert again == (402 if budget < own else 200)
+        assert await ask(at, 4000, model="large-1", said="large-1") == (402 if budget < own else 200)
 
 
 async def test_a_request_is_held_at_the_price_of_its_model(store_url: str) -> None:

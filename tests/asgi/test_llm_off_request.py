@@ -79,8 +79,7 @@ async def test_a_worker_counts_what_an_answer_used(kit: MeterKit) -> None:
     assert (3, 4) == await tokens(kit)
     await kit.record_usage("acme", whole("large"))
     assert (6, 8, 4) == await tokens(kit, *METERS[:2], "mini_output")
-    decision = await kit.check("acme", "output_tokens", 10**9 - 8)
-    assert decision.allowed
+    assert (await kit.check("acme", "output_tokens", 10**9 - 8)).allowed
     assert not (await kit.check("acme", "output_tokens", 10**9 - 7)).allowed  # Rates have counted it, too.
 
 
@@ -195,8 +194,7 @@ async def test_captured_parts_have_prices_of_their_own(store_url: str) -> None:
         whole = floor(price_of("gpt-4o", left=500, entered=1000))
         parts = {"input_text_tokens": 900, "input_image_tokens": 100, "output_tokens": 500}
         assert await capture(at, parts, model="gpt-4o") == whole
-        total = {"input_tokens": 1000, "total_tokens": 1500}
-        assert await capture(at, total, model="gpt-4o") == whole
+        assert await capture(at, {"input_tokens": 1000, "total_tokens": 1500}, model="gpt-4o") == whole
 
 
 async def test_a_balance_without_token_meters_is_charged(store_url: str) -> None:
@@ -213,8 +211,7 @@ async def test_a_balance_without_token_meters_is_charged(store_url: str) -> None
 
 
 async def test_a_price_for_every_model_charges_figures_without_one(store_url: str) -> None:
-    plans = MONEY_PLANS.replace('"own-*"', '"*"')
-    async with metered(answering(), store_url, plans=plans) as at:
+    async with metered(answering(), store_url, plans=MONEY_PLANS.replace('"own-*"', '"*"')) as at:
         await give(at, 10)
         await at.kit.record("acme", FIGURES, event_id="one")
         await at.kit.record("acme", FIGURES, event_id="one")

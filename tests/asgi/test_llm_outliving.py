@@ -58,8 +58,7 @@ def saying(*answers: dict[str, Any]) -> ASGIApp:
     left = list(answers)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        body = compact(left.pop(0) if len(left) > 1 else left[0])
-        await answering([body], JSON_TYPE)(scope, receive, send)
+        await answering([compact(left.pop(0) if len(left) > 1 else left[0])], JSON_TYPE)(scope, receive, send)
 
     return app
 

@@ -131,8 +131,7 @@ async def test_what_the_app_reports_is_counted_each_call_once(
 
 async def test_an_object_without_usage_warns_once(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with metered(calling(DONE, *[whole("c1", None)] * 2), store_url) as at:
-        assert (await post(at), await tokens(at.kit)) == (200, (0, 0))
-        assert (1, 0) == await at.counted()
+        assert (await post(at), await tokens(at.kit), await at.counted()) == (200, (0, 0), (1, 0))
     (said,) = caplog.messages
     assert "/none: record_usage() found no token usage in an object of type dict: " in said
 
@@ -242,8 +241,7 @@ SUM = (1030, 57)
 
 
 async def test_the_sum_of_reported_calls_is_no_call_of_its_own(store_url: str) -> None:  # F-33
-    total = whole("own-1", chat_usage(*SUM))
-    app = calling(JSONResponse(total), FIRST, SECOND)
+    app = calling(JSONResponse(whole("own-1", chat_usage(*SUM))), FIRST, SECOND)
     assert SUM == (await counted(app, store_url))[:2]
     chunks = [[chat({"content": "Hi"}, id=n), chat(None, id=n, usage=chat_usage(5, 6))] for n in "ab"]
     app = calling(JSONResponse(whole(None, chat_usage(10, 12))), tapped=chunks)
@@ -259,8 +257,7 @@ async def test_a_text_without_figures_is_what_the_app_has_reported(store_url: st
     """Billed by its text, the answer would be paid twice."""
     events = [event.replace(b"chatcmpl-1", b"own-1") for event in openai_stream(*["words "] * 40)]
     answer = Response(b"".join([*events, LAST]), media_type="text/event-stream")
-    app = calling(answer, whole("c1", chat_usage(1000, 50)))
-    assert (1000, 50) == (await counted(app, store_url))[:2]
+    assert (1000, 50) == (await counted(calling(answer, whole("c1", chat_usage(1000, 50))), store_url))[:2]
 
 
 def pieces(body: bytes, size: int) -> list[Any]:
@@ -405,8 +402,7 @@ async def through(
             left.extend([chunk async for chunk in restore(stream_of(chunks))])
         return DONE
 
-    app = Starlette(routes=[Route("/none", endpoint)])
-    async with metered(app, store_url, settings=PATIENT) as at:
+    async with metered(Starlette(routes=[Route("/none", endpoint)]), store_url, settings=PATIENT) as at:
         assert await at.statuses("/none") == [200]
         return left, await tokens(at.kit)
 

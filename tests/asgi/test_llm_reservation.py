@@ -89,8 +89,7 @@ async def test_the_app_hears_messages_in_order(said: list[Message], read_ahead: 
     await buffered.read()
     assert read_ahead == asked
     assert gone == buffered.gone
-    pieces = [message.get("body", b"") for message in said[:read_ahead]]
-    assert b"".join(pieces) == buffered.head
+    assert b"".join([message.get("body", b"") for message in said[:read_ahead]]) == buffered.head
     heard = [await buffered.receive() for _ in said]
     assert all(one is other for one, other in zip(said, heard, strict=True))
     assert len(said) == asked
@@ -294,8 +293,7 @@ def test_no_reading_of_a_body_asks_more_than_is_held(members: list[tuple[str, An
         prompts = rows(read.get("prompt"))
         texts = len(prompts) if all(isinstance(prompt, str) for prompt in prompts) else 1
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-            asked = lax(read.get(name)) * max(1, lax(read.get("n"))) * max(1, texts)
-            assert found >= min(CEILING, asked)
+            assert found >= min(CEILING, lax(read.get(name)) * max(1, lax(read.get("n"))) * max(1, texts))
     if not any(name.startswith("max") and value is not None for name, value in members):
         assert found >= DEFAULT
 
@@ -330,8 +328,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
     # F-133: half of the least number that a double has, whose rounding takes all of its digits.
     with localcontext(prec=1_000):
         halfway = format(Decimal(2) ** -1075, "e").encode()
-    number = halfway[:700] + b"e-324,"
-    found["number"] = (filled(b'{"x":[', number, b"0]}", BUFFERED_BYTES_MAX - 1), "")
+    found["number"] = (filled(b'{"x":[', halfway[:700] + b"e-324,", b"0]}", BUFFERED_BYTES_MAX - 1), "")
     found["zeros"] = (gzipped(bytes(64 << 20)), "gzip")
     found["members"] = (gzipped(b"") * 50_000, "gzip")
     return found

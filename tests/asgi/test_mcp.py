@@ -165,14 +165,12 @@ async def test_a_refusal_has_the_fields_and_the_id() -> None:
         assert refused.headers["content-type"] == "application/json"
         assert refused.headers["ratelimit"].startswith('"searches-period";r=0')
         assert "retry-after" in refused.headers
-        without_id = {key: value for key, value in call().items() if key != "id"}
-        told = await at.client.post("/mcp", json=without_id)
+        told = await at.client.post("/mcp", json={key: value for key, value in call().items() if key != "id"})
         assert told.headers["content-type"] == "application/problem+json"
 
 
 async def test_http_refusals_carry_the_offer() -> None:
-    plans = PLANS.replace('"MCP tools/call write"', '"POST /write"')
-    async with served(answering(200), plans=plans) as at:
+    async with served(answering(200), plans=PLANS.replace('"MCP tools/call write"', '"POST /write"')) as at:
         first = await at.client.post("/write", json={})
         assert (first.status_code, "payment-required" in first.headers) == (429, False)
         assert first.json()["offer"]["amounts_cents"] == [1000, 5000]
@@ -420,8 +418,7 @@ async def test_many_combinations_of_lines_are_kept_within_a_bound() -> None:
     lines_of = McpLines(loads(plans).routes, router_of)
     for nth in range(2**9):
         name = "".join(letter for place, letter in enumerate("abcdefghi") if nth >> place & 1)
-        scope = http_scope("/mcp", method="POST")
-        found = lines_of.line(McpMessage(method="tools/call", name=name), scope)
+        found = lines_of.line(McpMessage(method="tools/call", name=name), http_scope("/mcp", method="POST"))
         expected = f"MCP tools/call *{name[0]}*" if name else "MCP tools/call"
         assert found is not None
         assert expected == found.match

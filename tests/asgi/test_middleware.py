@@ -88,8 +88,7 @@ async def test_concurrency_counts_requests_in_flight() -> None:
         for _ in range(2):
             response = await at.client.get("/pages")
             assert response.status_code == 200
-            policy = '"pages-concurrency";q=1;qu="concurrent-requests"'
-            assert response.headers["ratelimit-policy"] == policy
+            assert response.headers["ratelimit-policy"] == '"pages-concurrency";q=1;qu="concurrent-requests"'
         assert await at.counted(meter="pages") == (2, 0)
     for inner in refused:
         assert (inner.status_code, inner.headers["retry-after"]) == (429, "1")
@@ -97,8 +96,7 @@ async def test_concurrency_counts_requests_in_flight() -> None:
 
 
 async def test_suspended_comes_before_all_else_and_always_is_served() -> None:
-    plans = PLANS + "billing: {portal_url: https://pay.example}\n"
-    async with served(hello, plans=plans) as at:
+    async with served(hello, plans=PLANS + "billing: {portal_url: https://pay.example}\n") as at:
         await at.kit.customers.set_status("acme", "unpaid")
         for path in ("/v1/x", "/full"):
             told = body(await at.client.get(path))

@@ -260,8 +260,7 @@ async def startup() -> Message:
 
 def test_on_trio_the_lifespan_fails_with_words() -> None:
     # Each request was a 500, "no running event loop".
-    app = metered(kit_at("memory://"), waits_for_startup)
-    (message,) = run(app, {"type": "lifespan"}, startup)
+    (message,) = run(metered(kit_at("memory://"), waits_for_startup), {"type": "lifespan"}, startup)
     assert message["type"] == "lifespan.startup.failed"
     assert "trio is not supported" in message["message"]
 

@@ -261,8 +261,7 @@ def test_a_window_in_words_is_exact(window_s: int, unit: str | None, quota: int,
     ],
 )
 def test_another_origin_may_read_a_refusal(cors: tuple[str, ...], expected: list[bytes | None]) -> None:
-    circumstances = ProblemContext(origin=b"https://app.example", cors=cors)
-    headers = dict(told(denied("store"), circumstances).headers)
+    headers = dict(told(denied("store"), ProblemContext(origin=b"https://app.example", cors=cors)).headers)
     names = (b"access-control-allow-origin", b"access-control-allow-credentials", b"vary")
     assert expected == [headers.get(name) for name in names]
     assert headers[b"access-control-expose-headers"] == b"retry-after"

@@ -204,8 +204,7 @@ async def job_app(scope: Scope, receive: Receive, send: Send) -> None:
     """Begin a job, or show that it has ended; a chat answers at once."""
     is_ended = "resp_1" in scope["path"]
     job = {**JOB, "status": "completed" if is_ended else "queued", "usage": USED if is_ended else None}
-    said = CHAT if "chat" in scope["path"] else job
-    await answering([compact(said)], JSON_TYPE)(scope, receive, send)
+    await answering([compact(CHAT if "chat" in scope["path"] else job)], JSON_TYPE)(scope, receive, send)
 
 
 async def job_begun(at: Served) -> None:

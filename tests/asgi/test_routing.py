@@ -425,8 +425,7 @@ def test_a_preflight_is_told_by_method_and_both_headers() -> None:
 )
 def test_a_preflight_has_neither_credentials_nor_a_body(name: bytes, value: bytes, is_one: bool) -> None:
     """It passes undecided, and a handler of any method would serve it."""
-    scope = {"type": "http", "method": "OPTIONS", "headers": [*ASKS, (name, value)]}
-    assert is_preflight(scope) is is_one
+    assert is_preflight({"type": "http", "method": "OPTIONS", "headers": [*ASKS, (name, value)]}) is is_one
 
 
 async def dispatched(app: ASGIApp, scope: dict[str, Any]) -> str | None:
@@ -521,8 +520,7 @@ async def test_no_spelling_of_a_path_gets_around_a_gate() -> None:
     app = Starlette(routes=[Route("/v1/agents/{name}", run, methods=["POST"])])
     async with served(app, plans=GATED) as at, listening(at.app) as port:
         for name in ("a", "a%0Ab", "%0A", "a%0D%0Ab", "%00", "a%E2%80%A8b", "%ff", "a%252Fb", "..", "%2e%2e"):
-            answer = await over_socket(port, f"POST /v1/agents/{name}")
-            assert answer.split(b" ", 2)[1] == b"403", name
+            assert (await over_socket(port, f"POST /v1/agents/{name}")).split(b" ", 2)[1] == b"403", name
         assert (ran, await at.counted()) == ([], (0, 0))
 
 

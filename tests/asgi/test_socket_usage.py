@@ -260,8 +260,7 @@ async def ask(at: Served, word: str, name: str) -> int:
 async def test_each_answer_costs_what_its_provider_asks(word: str) -> None:
     async with metered(payload_provider, "memory://", plans=CHARGES) as at:
         assert {name: await ask(at, word, name) for name in PAID} == PAID
-        heard = (await at.kit.usage("chat-with-sound"))["meters"]
-        assert heard["input_audio_tokens"]["recorded"] == 800
+        assert (await at.kit.usage("chat-with-sound"))["meters"]["input_audio_tokens"]["recorded"] == 800
         drawn = (await at.kit.usage("image-tool"))["meters"]
         assert (drawn["input_tokens"]["recorded"], drawn["output_image_tokens"]["recorded"]) == (1850, 7024)
         assert (await at.kit.usage("searches"))["meters"]["web_searches"]["recorded"] == 2

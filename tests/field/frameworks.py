@@ -146,8 +146,7 @@ def sanic(ran: Ran, *, methods: Sequence[str] = _POST) -> Any:
     """Sanic: https://sanic.dev/en/guide/deployment/running.html#asgi"""
     app = _sanic()
     for name, path in (("chat", CHAT), ("item", f"{ITEM}/<name>")):
-        handler = _request_handler(ran, path, _needed("sanic").text)
-        app.add_route(handler, path, methods=[*methods], name=name)
+        app.add_route(_request_handler(ran, path, _needed("sanic").text), path, methods=[*methods], name=name)
     return app
 
 
@@ -233,8 +232,7 @@ def files_by_hand(folder: Path) -> Any:
 def litestar_files(folder: Path) -> Any:
     """Litestar: https://docs.litestar.dev/latest/usage/static-files.html"""
     create = _needed("litestar.static_files").create_static_files_router
-    router = create(path="/files", directories=[folder])
-    return _needed("litestar").Litestar([router], openapi_config=None)
+    return _needed("litestar").Litestar([create(path="/files", directories=[folder])], openapi_config=None)
 
 
 def quart_files(folder: Path) -> Any:

@@ -57,18 +57,15 @@ def test_amounts_days_sizes_and_paces_are_as_people_write_them() -> None:
 def test_what_is_spent_is_written_as_money() -> None:
     plans = PLANS.format(url="http://127.0.0.1/hook")
     first = plans.index("    price:")
-    budget = "    budget: {amount_cents: 5000}\n"
-    catalog = loads(plans[:first] + budget + plans[first:])
+    catalog = loads(plans[:first] + "    budget: {amount_cents: 5000}\n" + plans[first:])
 
     def told(event: str, **more: Any) -> str:
-        sample = make_sample(event, CATALOG)
-        found = make_message("email", event, replace(sample, **more))
+        found = make_message("email", event, replace(make_sample(event, CATALOG), **more))
         return Renderer(lambda: catalog, None).render(found, locale=None, name=None).text
 
     half = told("usage.threshold", meter="spend", used=25_123_400, included=50_000_000)
     assert "you have spent USD 25.1234 of your budget of USD 50.00 until" in half
-    usage = {"used": 1_500_000, "overage": 0, "before": 0}
-    summary = told("period.summary", meters={"spend": usage})
+    summary = told("period.summary", meters={"spend": {"used": 1_500_000, "overage": 0, "before": 0}})
     assert "- USD 1.50 (spend); USD 0.00 in the period before" in summary
 
 

@@ -36,17 +36,18 @@ async def test_a_mail_certificate_must_be_that_of_its_name(
     authority, clock, box = Authority(tmp_path), Clock(NOW), Mailbox()
     monkeypatch.setenv("SSL_CERT_FILE", authority.file)
     tls = authority.serving("mail.example")
-    async with server(box, tls=tls) as port:
-        url = f"smtps://127.0.0.1:{port}"
-        async with kit_of(store_url, clock, smtp_url=url) as kit:
-            await kit.record("acme", "requests", 5)
-            await pass_over(kit, "email")
-            (kept,) = (await kit.notify.list())["email"]
-            assert (kept.why, box.mails) == ("the SMTP server does not accept it: SMTPConnectError", [])
-            authority.certify(tls, "127.0.0.1")
-            clock.advance(timedelta(minutes=1))
-            await pass_over(kit, "email")
-            assert 1 == len(box.mails)
+    async with (
+        server(box, tls=tls) as port,
+        kit_of(store_url, clock, smtp_url=f"smtps://127.0.0.1:{port}") as kit,
+    ):
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "email")
+        (kept,) = (await kit.notify.list())["email"]
+        assert (kept.why, box.mails) == ("the SMTP server does not accept it: SMTPConnectError", [])
+        authority.certify(tls, "127.0.0.1")
+        clock.advance(timedelta(minutes=1))
+        await pass_over(kit, "email")
+        assert 1 == len(box.mails)
 
 
 async def test_no_password_is_sent_without_tls(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +67,7 @@ async def test_no_password_is_sent_without_tls(store_url: str, monkeypatch: pyte
     options: dict[str, Any] = {"authenticator": authenticate, "auth_require_tls": False}
     async with server(box, tls=None, **options) as port:
         for host, sent in (("mail.example", 0), ("127.0.0.1", 1)):
-            url = f"smtp://ada:secret-word@{host}:{port}"
-            async with kit_of(store_url, Clock(NOW), smtp_url=url) as kit:
+            async with kit_of(store_url, Clock(NOW), smtp_url=f"smtp://ada:secret-word@{host}:{port}") as kit:
                 await kit.record(host, "requests", 5)
                 await pass_over(kit, "email")
                 waiting = (await kit.notify.list())["email"]
