@@ -27,13 +27,9 @@ pytestmark = [pytest.mark.anyio]
 PLANS = """
 default_plan: pro
 allotment: 250ms
-meters:
-  requests: {unit: request, stripe: {event_name: requests}}
-  calls: {unit: call}
-  tokens: {unit: token}
-  output_tokens: {unit: token}
-  projects: {unit: project, kind: gauge}
-  files: {unit: byte, kind: gauge}
+meters: {requests: {unit: request, stripe: {event_name: requests}}, calls: {unit: call},
+  tokens: {unit: token}, output_tokens: {unit: token}, projects: {unit: project, kind: gauge},
+  files: {unit: byte, kind: gauge}}
 routes:
   - {match: "GET /asked", consume: {requests: 1}, allotment: off}
   - {match: "GET /always", always: true, consume: {requests: 1}}
@@ -51,12 +47,10 @@ routes:
 plans:
   pro:
     price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {rate: 5000/minute, concurrency: 500, included: 4000, overage: deny}
-      calls: {rate: {limit: 100/second, algorithm: token-bucket, burst: 4000}}
-      tokens: {rate: 5000/minute}
-      output_tokens: {included: 100_000, overage: deny}
-      files: {included: 1GB}
+    meters: {requests: {rate: 5000/minute, concurrency: 500, included: 4000, overage: deny},
+      calls: {rate: {limit: 100/second, algorithm: token-bucket, burst: 4000}},
+      tokens: {rate: 5000/minute}, output_tokens: {included: 100_000, overage: deny},
+      files: {included: 1GB}}
   limited: {extends: pro, rank: 1, meters: {projects: {included: 300}}}
   asked: {extends: pro, rank: 1, allotment: "off"}
   small: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 0, overage: deny}}}

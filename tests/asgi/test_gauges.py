@@ -29,12 +29,8 @@ pytestmark = pytest.mark.anyio
 
 PLANS = """
 anonymous: {plan: free, by: ip}
-meters:
-  requests: {unit: request}
-  tokens:   {unit: token}
-  storage:  {unit: byte, kind: gauge}
-  seats:    {unit: seat, kind: gauge}
-  rooms:    {unit: room, kind: gauge}
+meters: {requests: {unit: request}, tokens: {unit: token}, storage: {unit: byte, kind: gauge},
+  seats: {unit: seat, kind: gauge}, rooms: {unit: room, kind: gauge}}
 routes:
   - {match: "PUT /files/{key:path}", storage: content-length}
   - {match: "/shadow/{key:path}", storage: content-length, enforcement: shadow}
@@ -48,12 +44,8 @@ routes:
 plans:
   free:
     price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {rate: 5/hour}
-      tokens:   {included: 100}
-      storage:  {included: 1000}
-      seats:    {included: 2}
-      rooms:    {included: 5, overage: {percent: 20, grace: 7d}}
+    meters: {requests: {rate: 5/hour}, tokens: {included: 100}, storage: {included: 1000},
+      seats: {included: 2}, rooms: {included: 5, overage: {percent: 20, grace: 7d}}}
   pro: {price: {amount_cents: 100, interval: month}, meters: {storage: {included: 1_000_000}}}
 """
 
@@ -468,7 +460,7 @@ async def test_bytes_are_set_aside_ahead_only_where_much_is_left(included: int, 
         held.append((await held_of(http))[1])
         await hello(scope, receive, send)
 
-    plans = PLANS.replace("storage:  {included: 1000}", f"storage:  {{included: {included}}}")
+    plans = PLANS.replace("storage: {included: 1000}", f"storage: {{included: {included}}}")
     async with served(app, plans=plans) as http:
         await put(http, pieces(700, ends=False))
         assert (held, await held_of(http)) == ([ahead], (0, 0))

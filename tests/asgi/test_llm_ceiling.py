@@ -31,10 +31,7 @@ ABOVE: Final = "urn:meterkit:problem:request-above-ceiling"
 RESERVE: Final = f"default: {DEFAULT}, ceiling: {CEILING}"
 FROM: Final = f"reserve: {{output_tokens: {{from: max_tokens, {RESERVE}}}}}"
 PLANS: Final = f"""
-meters:
-  requests:      {{unit: request}}
-  output_tokens: {{unit: token}}
-  pages:         {{unit: page}}
+meters: {{requests: {{unit: request}}, output_tokens: {{unit: token}}, pages: {{unit: page}}}}
 routes:
   - {{match: "/chat", consume: {{requests: 1}}, {FROM}}}
   - {{match: "/shadow", consume: {{requests: 1}}, {FROM}, enforcement: shadow}}
@@ -48,10 +45,8 @@ routes:
 plans:
   free:
     price: {{amount_cents: 0, interval: month}}
-    meters:
-      requests:      {{rate: 1000/hour}}
-      output_tokens: {{included: 2_000, overage: deny}}
-      pages:         {{included: 100, overage: deny}}
+    meters: {{requests: {{rate: 1000/hour}}, output_tokens: {{included: 2_000, overage: deny}},
+      pages: {{included: 100, overage: deny}}}}
 """
 
 

@@ -31,23 +31,20 @@ pytestmark = pytest.mark.anyio
 
 RESERVE: Final = "reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}"
 PLANS: Final = f"""
-meters:
-  output_tokens: {{unit: token, stripe: {{event_name: out}}}}
+meters: {{output_tokens: {{unit: token, stripe: {{event_name: out}}}}}}
 prices:
   output:
     default: 4 per 1000
     models: {{"gpt-*-mini": 1 per 1000, "*opus*": 20 per 1000, "gpt-*": 8 per 1000}}
-credits:
-  ai: {{costs: {{output_tokens: prices.output}}}}
+credits: {{ai: {{costs: {{output_tokens: prices.output}}}}}}
 routes:
   - {{match: "POST /chat", usage: auto, {RESERVE}}}
   - {{match: "POST /plain", usage: openai}}
   - {{match: "POST /fixed", usage: openai, {RESERVE}, model: claude-opus-5}}
   - {{match: "POST /chosen", usage: openai, {RESERVE}, model: any}}
 plans:
-  free:
-    price: {{amount_cents: 0, interval: month}}
-    meters: {{output_tokens: {{included: 0, overage: deny}}}}
+  free: {{price: {{amount_cents: 0, interval: month}},
+    meters: {{output_tokens: {{included: 0, overage: deny}}}}}}
 """
 MICRO: Final = 10**6
 
@@ -218,10 +215,8 @@ async def test_i3_racing_answers_spend_no_credit_twice(store_url: str) -> None:
 
 
 UNITS: Final = f"""
-meters:
-  output_tokens: {{unit: token}}
-  input_audio_tokens: {{unit: token}}
-  web_searches: {{unit: search, stripe: {{event_name: searches}}}}
+meters: {{output_tokens: {{unit: token}}, input_audio_tokens: {{unit: token}},
+  web_searches: {{unit: search, stripe: {{event_name: searches}}}}}}
 credits:
   usd:
     unit: money
@@ -243,9 +238,8 @@ routes:
 plans:
   free:
     price: {{amount_cents: 0, interval: month}}
-    meters:
-      web_searches: {{included: 4, overage: bill}}
-      input_audio_tokens: {{included: 10, overage: deny}}
+    meters: {{web_searches: {{included: 4, overage: bill}},
+      input_audio_tokens: {{included: 10, overage: deny}}}}
 """
 
 
@@ -306,10 +300,7 @@ async def test_meters_of_units_have_what_meters_have(store_url: str) -> None:
 NOT_PRICED: Final = "urn:meterkit:problem:model-not-priced"
 # `unknown_model`: a model without a price costs nothing, or a request that names it is refused.
 DENYING: Final = f"""
-meters:
-  requests: {{unit: request}}
-  input_tokens: {{unit: token}}
-  output_tokens: {{unit: token}}
+meters: {{requests: {{unit: request}}, input_tokens: {{unit: token}}, output_tokens: {{unit: token}}}}
 credits:
   usd:
     unit: money
@@ -330,18 +321,15 @@ routes:
   - {{match: "WS /quiet", usage: openai, enforcement: shadow}}
 """
 TABLE: Final = """
-meters:
-  output_tokens: {unit: token, stripe: {event_name: out}}
-prices:
-  output: {unknown_model: deny, models: {"gpt-*": 4 per 1000}}
-credits:
-  ai: {costs: {output_tokens: prices.output}}
+meters: {output_tokens: {unit: token, stripe: {event_name: out}}}
+prices: {output: {unknown_model: deny, models: {"gpt-*": 4 per 1000}}}
+credits: {ai: {costs: {output_tokens: prices.output}}}
 routes:
   - {match: "POST /plain", usage: openai}
 plans:
   free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
 """
-OVERAGE: Final = TABLE.replace("credits:\n  ai: {costs: {output_tokens: prices.output}}\n", "").replace(
+OVERAGE: Final = TABLE.replace("credits: {ai: {costs: {output_tokens: prices.output}}}\n", "").replace(
     "included: 0, overage: deny", "included: 5, overage: {bill: {price: prices.output}}"
 )
 

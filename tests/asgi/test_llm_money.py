@@ -27,9 +27,7 @@ pytestmark = pytest.mark.anyio
 
 RESERVE: Final = "reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}"
 PLANS: Final = f"""
-meters:
-  input_tokens: {{unit: token}}
-  output_tokens: {{unit: token}}
+meters: {{input_tokens: {{unit: token}}, output_tokens: {{unit: token}}}}
 credits:
   usd:
     unit: money
@@ -79,7 +77,7 @@ async def test_calls_are_charged_what_the_provider_asks_and_a_markup(store_url: 
 
 async def test_a_balance_is_charged_where_no_meter_counts_tokens(store_url: str) -> None:
     plans = PLANS.replace("input_tokens: {unit: token}", "requests: {unit: request}", 1)
-    plans = plans.replace("  output_tokens: {unit: token}\n", "", 1).replace(f", {RESERVE}", "")
+    plans = plans.replace(", output_tokens: {unit: token}", "", 1).replace(f", {RESERVE}", "")
     async with metered(answering(), store_url, plans=plans) as at:
         assert await ask(at, 1000, model="own-7b", said="own-7b") == 429
         await give(at, 1)
@@ -139,16 +137,14 @@ async def test_figures_by_path_cost_the_requested_models_price(store_url: str) -
 
 # Calls at once end a balance below zero, and what costs nothing is served without a balance.
 UNHELD: Final = """
-meters:
-  output_tokens: {unit: token}
+meters: {output_tokens: {unit: token}}
 credits:
   usd:
     unit: money
     costs: {tokens: provider_prices}
-    models:
-      "own-*": {input_tokens: 0, output_tokens: 1.82 per 1_000_000}
-      "gift-*": {input_tokens: 0, output_tokens: 0}
-      "half-*": {input_tokens: 0, output_tokens: 0, requests: 0.5}
+    models: {"own-*": {input_tokens: 0, output_tokens: 1.82 per 1_000_000},
+      "gift-*": {input_tokens: 0, output_tokens: 0},
+      "half-*": {input_tokens: 0, output_tokens: 0, requests: 0.5}}
 routes:
   - {match: "POST /plain", usage: openai}
   - match: "POST /held"
@@ -211,16 +207,13 @@ async def test_a_request_for_a_free_model_needs_no_balance() -> None:
 # Budgets: racing answers and streams spend no more than there is, and all that fits.
 MONEY: Final = """
 default_plan: pro
-meters:
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token}
+meters: {input_tokens: {unit: token}, output_tokens: {unit: token}}
 credits:
   usd:
     unit: money
     costs: {tokens: provider_prices, markup: 30%}
-    models:
-      "small-*": {input_tokens: 10 per 1_000_000, output_tokens: 10 per 1_000_000}
-      "large-*": {input_tokens: 50 per 1_000_000, output_tokens: 50 per 1_000_000}
+    models: {"small-*": {input_tokens: 10 per 1_000_000, output_tokens: 10 per 1_000_000},
+      "large-*": {input_tokens: 50 per 1_000_000, output_tokens: 50 per 1_000_000}}
 routes:
   - match: "POST /chat"
     usage: openai
@@ -230,20 +223,16 @@ plans:
 """
 PRICED: Final = """
 default_plan: pro
-meters:
-  output_tokens: {unit: token, stripe: {event_name: out}}
-prices:
-  out: {default: 3 per 1000, models: {"small-*": 1 per 1000, "large-*": 5.005 per 1000}}
+meters: {output_tokens: {unit: token, stripe: {event_name: out}}}
+prices: {out: {default: 3 per 1000, models: {"small-*": 1 per 1000, "large-*": 5.005 per 1000}}}
 routes:
   - match: "POST /chat"
     usage: openai
     reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 2_000_000}}
 plans:
-  pro:
-    price: {amount_cents: 2000, interval: month}
-    budget: {amount_cents: BUDGET}
-    subjects: {user: {budget: {amount_cents: OWN}}}
-    meters: {output_tokens: {included: 0, overage: {bill: {price: prices.out}}}}
+  pro: {price: {amount_cents: 2000, interval: month}, budget: {amount_cents: BUDGET},
+    subjects: {user: {budget: {amount_cents: OWN}}},
+    meters: {output_tokens: {included: 0, overage: {bill: {price: prices.out}}}}}
 """
 LIMIT: Final = 10_000_000
 USERS: Final = identify.header("x-customer-id", subjects={"user": "x-user-id"})

@@ -140,8 +140,7 @@ async def test_without_a_meter_for_tokens_it_says_so(store_url: str) -> None:
 FIGURES: Final = {"input_tokens": 1000, "output_tokens": 500}
 MONEY_ALONE: Final = """
 meters: {}
-credits:
-  usd: {unit: money, costs: {tokens: provider_prices, markup: 30%}}
+credits: {usd: {unit: money, costs: {tokens: provider_prices, markup: 30%}}}
 """
 
 
@@ -219,7 +218,7 @@ async def test_a_price_for_every_model_charges_figures_without_one(store_url: st
 
 
 async def test_unpriced_usage_is_counted_and_logged(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    plans = MONEY_PLANS.replace("  output_tokens:", "  total_tokens: {unit: token}\n  output_tokens:", 1)
+    plans = MONEY_PLANS.replace(" output_tokens:", " total_tokens: {unit: token}, output_tokens:", 1)
     async with metered(answering(), store_url, plans=plans) as at:
         await give(at, 10)
         assert await capture(at, {"total_tokens": 1500}, model="gpt-4o") == 0

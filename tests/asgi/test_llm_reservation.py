@@ -118,10 +118,7 @@ PLANS: Final = f"""
 schema: 1
 currency: usd
 default_plan: free
-meters:
-  input_tokens:  {{unit: token}}
-  output_tokens: {{unit: token}}
-  total_tokens:  {{unit: token}}
+meters: {{input_tokens: {{unit: token}}, output_tokens: {{unit: token}}, total_tokens: {{unit: token}}}}
 features: [chat]
 routes:
   - match: "/chat"
@@ -408,11 +405,9 @@ async def test_i1_a_first_request_costs_one_round_trip_too(valkey: Server) -> No
 
 
 HELD_PLANS = """
-meters:
-  requests:      {unit: request}
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token, stripe: {event_name: out}}
-  large_output:  {unit: token, from: output_tokens, where: {model: "*-large"}, stripe: {event_name: large}}
+meters: {requests: {unit: request}, input_tokens: {unit: token},
+  output_tokens: {unit: token, stripe: {event_name: out}},
+  large_output: {unit: token, from: output_tokens, where: {model: "*-large"}, stripe: {event_name: large}}}
 routes:
   - match: "/chat"
     consume: {requests: 1}
@@ -422,10 +417,8 @@ routes:
 plans:
   free:
     price: {amount_cents: 0, interval: month}
-    meters:
-      requests:      {rate: 10000/hour}
-      input_tokens:  {included: 1000, overage: deny}
-      output_tokens: {rate: 5000/hour, included: 1000, overage: deny}
+    meters: {requests: {rate: 10000/hour}, input_tokens: {included: 1000, overage: deny},
+      output_tokens: {rate: 5000/hour, included: 1000, overage: deny}}
   large: {extends: free, meters: {large_output: {included: 300, overage: deny}}}
 """
 ASKING = [{"role": "user", "content": "0123456789ab"}]  # Four tokens, by estimate.

@@ -398,8 +398,7 @@ async def test_a_thread_of_the_app_records_for_its_request() -> None:
 
 # ``rate:`` on a line of the plans file: what each customer may ask of it, whatever the plan.
 RATED = """
-meters:
-  requests: {unit: request}
+meters: {requests: {unit: request}}
 routes:
   - {match: "POST /export", rate: 2/hour, consume: {requests: 5}}
   - {match: "/login", rate: [3/minute, {limit: 10/hour, algorithm: fixed-window}]}

@@ -152,8 +152,7 @@ PLANS = """
 schema: 1
 currency: usd
 default_plan: free
-meters:
-  requests: {unit: request}
+meters: {requests: {unit: request}}
 routes:
   - {match: "*", consume: {requests: 1}}
 plans:

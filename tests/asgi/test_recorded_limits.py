@@ -30,13 +30,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio]
 
 PLANS = """
-meters:
-  requests: {unit: request}
-  words: {unit: word, stripe: {event_name: words}}
-  pages: {unit: page}
-  input_tokens: {unit: token}
-  output_tokens: {unit: token}
-  large_output: {unit: token, from: output_tokens, where: {model: "*-large*"}}
+meters: {requests: {unit: request}, words: {unit: word, stripe: {event_name: words}}, pages: {unit: page},
+  input_tokens: {unit: token}, output_tokens: {unit: token},
+  large_output: {unit: token, from: output_tokens, where: {model: "*-large*"}}}
 routes:
   - {match: "POST /named", consume: {requests: 1}, records: [words]}
   - {match: "POST /other", consume: {requests: 1}}
@@ -49,23 +45,15 @@ routes:
 plans:
   free:
     price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {rate: 10000/hour}
-      words: {included: 1_000, overage: deny}
-      pages: {included: 10, overage: deny}
-      input_tokens: {included: 1_000_000}
-      output_tokens: {included: 1_000, overage: deny}
-      large_output: {included: 100, overage: deny}
-  capped:
-    price: {amount_cents: 0, interval: month}
-    meters: {words: {included: 1_000, overage: {bill: {cap: 500, per: 100, amount_cents: 10}}}}
-  budgeted:
-    price: {amount_cents: 0, interval: month}
-    budget: {amount_cents: 30}
-    meters: {words: {included: 1_000, overage: {bill: {per: 100, amount_cents: 10}}}}
-  rated:
-    price: {amount_cents: 0, interval: month}
-    meters: {words: {rate: 100/hour, included: unlimited}}
+    meters: {requests: {rate: 10000/hour}, words: {included: 1_000, overage: deny},
+      pages: {included: 10, overage: deny}, input_tokens: {included: 1_000_000},
+      output_tokens: {included: 1_000, overage: deny}, large_output: {included: 100, overage: deny}}
+  capped: {price: {amount_cents: 0, interval: month},
+    meters: {words: {included: 1_000, overage: {bill: {cap: 500, per: 100, amount_cents: 10}}}}}
+  budgeted: {price: {amount_cents: 0, interval: month}, budget: {amount_cents: 30},
+    meters: {words: {included: 1_000, overage: {bill: {per: 100, amount_cents: 10}}}}}
+  rated: {price: {amount_cents: 0, interval: month},
+    meters: {words: {rate: 100/hour, included: unlimited}}}
 """
 
 

@@ -23,24 +23,18 @@ pytestmark = pytest.mark.anyio
 PLANS = """
 anonymous: {plan: free, by: ip}
 billing: {idempotency_header: Idempotency-Key}
-meters:
-  requests: {unit: request, stripe: {event_name: r}}
-  tokens:   {unit: token}
-credits:
-  coin: {costs: {tokens: 1}}
+meters: {requests: {unit: request, stripe: {event_name: r}}, tokens: {unit: token}}
+credits: {coin: {costs: {tokens: 1}}}
 routes:
   - {match: "/own", consume: {requests: 1}, idempotency_header: x-own}
   - {match: "/without", consume: {requests: 1}, idempotency_header: null}
-  - match: "POST /ask"
-    consume: {requests: 1}
-    reserve: {tokens: {from: max, default: 1, ceiling: 50}}
+  - {match: "POST /ask", consume: {requests: 1}, reserve: {tokens: {from: max, default: 1, ceiling: 50}}}
   - {match: "*", consume: {requests: 1}}
 plans:
   free:
     price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {rate: 10/hour, included: 3, overage: deny, concurrency: 2}
-      tokens:   {rate: 1000/hour, included: 100}
+    meters: {requests: {rate: 10/hour, included: 3, overage: deny, concurrency: 2},
+      tokens: {rate: 1000/hour, included: 100}}
     grants: [{meter: requests, quantity: 1, every: period}]
 """
 KEY = {"idempotency-key": "abc"}

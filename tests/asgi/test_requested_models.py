@@ -30,14 +30,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PLANS: Final = """
-meters:
-  output_tokens: {unit: token}
+meters: {output_tokens: {unit: token}}
 prices:
   output:
     default: 4 per 1000
     models: {"mini*": 1 per 1000, "*.mini*": 1 per 1000, "opus*": 20 per 1000}
-credits:
-  ai: {costs: {output_tokens: prices.output}}
+credits: {ai: {costs: {output_tokens: prices.output}}}
 routes:
   - {match: "POST /reported", records: [output_tokens]}
   - {match: "POST /silent"}
@@ -194,10 +192,8 @@ async def test_what_the_app_reports_costs_the_model_of_the_request(
 
 
 MONEY: Final = """
-meters:
-  output_tokens: {unit: token}
-credits:
-  usd: {unit: money, costs: {tokens: provider_prices}}
+meters: {output_tokens: {unit: token}}
+credits: {usd: {unit: money, costs: {tokens: provider_prices}}}
 routes:
   - {match: "POST /v1/grok", usage: openai, provider: x-ai}
   - {match: "POST /model/{rest:path}", usage: openai, provider: aws}
@@ -282,9 +278,7 @@ async def test_money_is_held_at_the_routes_providers_price(dollars: int, body: b
 
 
 PROVIDERS: Final = """
-meters:
-  output_tokens: {unit: token}
-  grok: {unit: token, from: output_tokens, where: {provider: x-ai}}
+meters: {output_tokens: {unit: token}, grok: {unit: token, from: output_tokens, where: {provider: x-ai}}}
 routes:
   - {match: "POST /read", usage: openai, provider: x-ai}
   - {match: "POST /other", usage: openai}

@@ -628,11 +628,8 @@ async def test_behind_uvicorns_root_path_the_lines_are_matched(root_path: str) -
 
 # Which line takes each route of an app, compared with what the middleware itself does.
 HEAD = """
-meters:
-  requests: {unit: request}
-  output_tokens: {unit: token}
-  disk: {unit: byte, kind: gauge}
-  seats: {unit: seat, kind: gauge}
+meters: {requests: {unit: request}, output_tokens: {unit: token}, disk: {unit: byte, kind: gauge},
+  seats: {unit: seat, kind: gauge}}
 features: [full_ai]
 routes:
 """

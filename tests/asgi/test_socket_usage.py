@@ -221,14 +221,9 @@ async def test_what_the_client_says_costs_its_transcriber(*, is_server: bool) ->
 
 # F-210, F-212, F-213, F-216: what OpenAI-shaped answers cost a balance in money, to the micro-dollar.
 CHARGES: Final = """
-meters:
-  input_tokens: {unit: token}
-  output_tokens: {unit: token}
-  input_audio_tokens: {unit: token}
-  output_image_tokens: {unit: token}
-  web_searches: {unit: search}
-credits:
-  usd: {unit: money, costs: {tokens: provider_prices}}
+meters: {input_tokens: {unit: token}, output_tokens: {unit: token}, input_audio_tokens: {unit: token},
+  output_image_tokens: {unit: token}, web_searches: {unit: search}}
+credits: {usd: {unit: money, costs: {tokens: provider_prices}}}
 routes:
   - {match: "POST /auto", usage: auto}
   - {match: "POST /mistral", usage: mistral}

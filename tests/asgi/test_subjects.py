@@ -28,11 +28,8 @@ PLANS: Final = """
 default_plan: pro
 anonymous: {plan: pro, by: ip}
 billing: {idempotency_header: Idempotency-Key}
-meters:
-  requests: {unit: request}
-  images:   {unit: image, stripe: {event_name: images}}
-  messages: {unit: message}
-  output_tokens: {unit: token, stripe: {event_name: out}}
+meters: {requests: {unit: request}, images: {unit: image, stripe: {event_name: images}},
+  messages: {unit: message}, output_tokens: {unit: token, stripe: {event_name: out}}}
 routes:
   - {match: "/images", consume: {images: 1}}
   - {match: "/shadow", consume: {requests: 1}, enforcement: shadow}
@@ -44,10 +41,9 @@ routes:
 plans:
   pro:
     price: {amount_cents: 2000, interval: month}
-    meters:
-      requests: {rate: 100/hour, included: 50, overage: deny}
-      images:   {included: 0, overage: {bill: {per: 1, amount_cents: 300}}}
-      output_tokens: {included: 50_000, overage: {bill: {per: 1000, amount_cents: 3}}}
+    meters: {requests: {rate: 100/hour, included: 50, overage: deny},
+      images: {included: 0, overage: {bill: {per: 1, amount_cents: 300}}},
+      output_tokens: {included: 50_000, overage: {bill: {per: 1000, amount_cents: 3}}}}
     subjects:
       user:
         requests: {rate: 5/hour, included: 3}

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PLANS = """
-meters:
-  requests: {unit: request}
-  messages: {unit: message}
+meters: {requests: {unit: request}, messages: {unit: message}}
 features: [live]
 routes:
   - {match: "WS /live", consume: {requests: 1}, per_message: {messages: 1}}
@@ -42,9 +40,8 @@ routes:
 plans:
   free:
     price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {rate: 20/hour, concurrency: 2, included: 10, overage: deny}
-      messages: {rate: 8/hour, included: 5, overage: deny}
+    meters: {requests: {rate: 20/hour, concurrency: 2, included: 10, overage: deny},
+      messages: {rate: 8/hour, included: 5, overage: deny}}
 """
 CONNECT: Message = {"type": "websocket.connect"}
 ANSWERS: Final[dict[str, dict[str, str]]] = {"websocket.http.response": {}}

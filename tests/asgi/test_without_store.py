@@ -38,14 +38,10 @@ PLANS = """
 schema: 1
 currency: usd
 default_plan: free
-meters:
-  requests: {unit: request}
-  output_tokens: {unit: token}
-  pages: {unit: page}
-  calls: {unit: call}
+meters: {requests: {unit: request}, output_tokens: {unit: token}, pages: {unit: page},
+  calls: {unit: call}}
 features: [exports]
-credits:
-  coins: {costs: {pages: 1}}
+credits: {coins: {costs: {pages: 1}}}
 routes:
   - {match: "GET /exports", feature: exports, consume: {requests: 1}}
   - {match: "GET /pages", consume: {pages: 1}}
@@ -56,10 +52,8 @@ routes:
 plans:
   free:
     price: {amount_cents: 0, interval: month}
-    meters:
-      requests: {rate: [5/minute, 8/hour], included: 100, overage: deny}
-      output_tokens: {rate: 50/hour}
-      pages: {included: 0, overage: deny}
+    meters: {requests: {rate: [5/minute, 8/hour], included: 100, overage: deny},
+      output_tokens: {rate: 50/hour}, pages: {included: 0, overage: deny}}
   bucket:
     price: {amount_cents: 0, interval: month}
     features: [exports]
@@ -69,9 +63,8 @@ plans:
     price: {amount_cents: 0, interval: month}
     trial: 14d
     features: [exports]
-    meters:
-      requests: {rate: {limit: 20/minute, algorithm: fixed-window}, included: 100, overage: deny}
-      calls: {rate: 5/minute}
+    meters: {requests: {rate: {limit: 20/minute, algorithm: fixed-window}, included: 100, overage: deny},
+      calls: {rate: 5/minute}}
 """
 
 
@@ -284,10 +277,7 @@ LATE_PLANS = """
 schema: 1
 currency: usd
 default_plan: free
-meters:
-  requests:      {unit: request}
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token}
+meters: {requests: {unit: request}, input_tokens: {unit: token}, output_tokens: {unit: token}}
 routes:
   - match: "/deny"
     consume: {requests: 1}
@@ -298,10 +288,8 @@ routes:
 plans:
   free:
     price: {amount_cents: 0, interval: month}
-    meters:
-      requests:      {rate: 100/hour, concurrency: 5}
-      input_tokens:  {included: 100_000, overage: deny}
-      output_tokens: {rate: [5000/hour, 20_000/day], included: 100_000, overage: deny}
+    meters: {requests: {rate: 100/hour, concurrency: 5}, input_tokens: {included: 100_000, overage: deny},
+      output_tokens: {rate: [5000/hour, 20_000/day], included: 100_000, overage: deny}}
 """
 RESERVED, SPENT, PROMPT = 400, 150, 4
 ASKED = [{"role": "user", "content": "0123456789ab"}]

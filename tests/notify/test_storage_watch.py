@@ -23,9 +23,7 @@ PLANS: Final = """
 schema: 1
 currency: usd
 default_plan: free
-meters:
-  storage: {{unit: byte, kind: gauge}}
-  seats: {{unit: seat, kind: gauge}}
+meters: {{storage: {{unit: byte, kind: gauge}}, seats: {{unit: seat, kind: gauge}}}}
 storage:
   gauge: storage
   objects: {{bucket: uploads, key: "{{customer}}/{{type}}/{{path:path}}"}}
@@ -34,15 +32,9 @@ notify:
   webhook: {{url: "{url}", events: [storage.over]}}
   email: {{events: [storage.over], from: billing@example.com}}
 plans:
-  free:
-    price: {{amount_cents: 0, interval: month}}
-    meters:
-      storage: {{included: 1000, overage: {{percent: 10, grace: 7d}}}}
-      seats: {{included: 1}}
-  team:
-    price: {{amount_cents: 0, interval: month}}
-    meters:
-      storage: {{included: 2000}}
+  free: {{price: {{amount_cents: 0, interval: month}},
+    meters: {{storage: {{included: 1000, overage: {{percent: 10, grace: 7d}}}}, seats: {{included: 1}}}}}}
+  team: {{price: {{amount_cents: 0, interval: month}}, meters: {{storage: {{included: 2000}}}}}}
 """
 
 

@@ -147,10 +147,8 @@ async def test_a_last_period_is_summed_up_at_its_plans_prices(store_url: str) ->
         "\nplans:\n",
         """
 plans:
-  pro:
-    price: {{amount_cents: 2900, interval: month}}
-    meters:
-      requests: {{included: 100, overage: {{bill: {{per: 1, amount_cents: 30}}}}}}
+  pro: {{price: {{amount_cents: 2900, interval: month}},
+    meters: {{requests: {{included: 100, overage: {{bill: {{per: 1, amount_cents: 30}}}}}}}}}}
 """,
     )
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=plans) as kit:
