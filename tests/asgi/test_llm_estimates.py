@@ -66,7 +66,6 @@ async def counted(app: ASGIApp, url: str, path: str = "/auto", **options: Any) -
 
 REPORTED = compact(WHOLE)
 NUMBERS = random.Random(1)  # noqa: S311 - No secret.
-"""Tokens of an answer with log probabilities, each 2 KB."""
 
 
 # Larger than what a reader keeps, and customers choose the size: F-30.

@@ -94,104 +94,91 @@ DECIDED: Mapping[str, tuple[Decision, ProblemContext]] = {
     "the store": (denied("store", retry_after=timedelta(seconds=5)), NOWHERE),
 }
 # What the client gets: status and type, the detail, further members, and fields.
-TOLD: Mapping[str, tuple[str, str, dict[str, Any], dict[str, str]]] = yaml.safe_load("""
+TOLD: Mapping[str, tuple[str, str, tuple[dict[str, Any], dict[str, str]]]] = yaml.safe_load("""
 a rate:
 - 429 quota-exceeded
 - Policy "requests-1h" allows 100 requests per hour. Retry in 23 seconds.
-- {violated-policies: [requests-1h]}
-- {ratelimit: '"requests-1h";r=0;t=23', retry-after: "23"}
+- [{violated-policies: [requests-1h]}, {ratelimit: '"requests-1h";r=0;t=23', retry-after: "23"}]
 concurrency:
 - 429 quota-exceeded
 - Policy "requests-concurrency" allows 4 requests at a time. Retry in 1 second.
-- {violated-policies: [requests-concurrency]}
-- {ratelimit: '"requests-concurrency";r=0;t=1', retry-after: "1"}
+- [{violated-policies: [requests-concurrency]},
+   {ratelimit: '"requests-concurrency";r=0;t=1', retry-after: "1"}]
 included:
 - 429 quota-exceeded
 - Policy "requests-period" allows 1000 requests per billing period. Retry in 12 days.
-- {violated-policies: [requests-1h, requests-period]}
-- {ratelimit: '"requests-period";r=0;t=957600', retry-after: "957600", x-should-retry: "false"}
+- [{violated-policies: [requests-1h, requests-period]},
+   {ratelimit: '"requests-period";r=0;t=957600', retry-after: "957600", x-should-retry: "false"}]
 a cap that waiting does not lift:
 - 429 quota-exceeded
 - 'Policy "requests-period" allows 1000 requests per billing period.
   Waiting does not help: ask for less at once, or choose a plan with more.'
-- {violated-policies: [requests-period]}
-- {ratelimit: '"requests-period";r=3;t=86400', x-should-retry: "false"}
+- [{violated-policies: [requests-period]},
+   {ratelimit: '"requests-period";r=3;t=86400', x-should-retry: "false"}]
 suspended:
 - 402 payment-required
 - This account is suspended until its payments are settled. Pay at https://example.com/billing to continue.
-- {reason: suspended, portal_url: "https://example.com/billing"}
-- {x-should-retry: "false"}
+- [{reason: suspended, portal_url: "https://example.com/billing"}, {x-should-retry: "false"}]
 a payment is required:
 - 402 payment-required
 - This request needs a payment. Pay to continue.
-- {reason: payment_required}
-- {x-should-retry: "false"}
+- [{reason: payment_required}, {x-should-retry: "false"}]
 credits:
 - 402 payment-required
 - The remaining prepaid credits and grants do not cover this request. Buy more to continue.
-- {reason: credits}
-- {x-should-retry: "false"}
+- [{reason: credits}, {x-should-retry: "false"}]
 a budget:
 - 402 spend-limit-reached
 - This account may spend USD 1.00 per day; USD 0.90 is spent or reserved by requests in progress.
   More can be spent in 9 hours.
-- {limit_cents: 100, spent_cents: 90, currency: usd, reset_after_s: 32400}
-- {ratelimit: '"spend-1d";r=10;t=32400', x-should-retry: "false"}
+- [{limit_cents: 100, spent_cents: 90, currency: usd, reset_after_s: 32400},
+   {ratelimit: '"spend-1d";r=10;t=32400', x-should-retry: "false"}]
 more than a budget:
 - 402 spend-limit-reached
 - 'This account may spend JPY 100 per billing period; JPY 0 is spent or reserved
   by requests in progress. This request may cost more than that: ask for less.'
-- {limit_cents: 100, spent_cents: 0, currency: jpy}
-- {x-should-retry: "false"}
+- [{limit_cents: 100, spent_cents: 0, currency: jpy}, {x-should-retry: "false"}]
 a feature:
 - 403 feature-not-in-plan
 - The plan 'free' does not include the feature 'full_ai'. It is available in 'pro', 'enterprise'.
-- {feature: full_ai, plan: free, available_in: [pro, enterprise]}
-- {x-should-retry: "false"}
+- [{feature: full_ai, plan: free, available_in: [pro, enterprise]}, {x-should-retry: "false"}]
 seats:
 - 403 seats-limit-exceeded
 - 'This plan allows 3 seats; in use: 3. Free a seat or choose a plan with more.'
-- {limit: 3, used: 3}
-- {x-should-retry: "false"}
+- [{limit: 3, used: 3}, {x-should-retry: "false"}]
 storage:
 - 413 storage-limit-exceeded
 - 'This plan allows 5000000 bytes; in use: 4999000, requested: 5000.
   Delete something or choose a plan with more.'
-- {limit: 5000000, used: 4999000, requested: 5000}
-- {x-should-retry: "false"}
+- [{limit: 5000000, used: 4999000, requested: 5000}, {x-should-retry: "false"}]
 no customer:
 - 401 customer-unknown
 - This request does not say which customer it belongs to. Send valid credentials.
-- {}
-- {x-should-retry: "false", www-authenticate: 'ApiKey realm="x"'}
+- [{}, {x-should-retry: "false", www-authenticate: 'ApiKey realm="x"'}]
 an invalid customer:
 - 400 customer-invalid
 - The customer id of this request is not valid.
   Allowed is a text of 1 to 256 bytes of UTF-8 without control characters.
-- {}
-- {x-should-retry: "false"}
+- [{}, {x-should-retry: "false"}]
 a request in flight:
 - 409 request-in-flight
 - The first request with this idempotency key has not ended yet. Retry in 1 second.
-- {}
-- {retry-after: "1"}
+- [{}, {retry-after: "1"}]
 an identify that failed:
 - 503 temporary-reduced-capacity
 - The customer of this request could not be determined; the request was not served. Retry in 1 second.
-- {}
-- {retry-after: "1"}
+- [{}, {retry-after: "1"}]
 the store:
 - 503 temporary-reduced-capacity
 - Limits cannot be checked at the moment; the request was not served. Retry in 5 seconds.
-- {}
-- {retry-after: "5"}
+- [{}, {retry-after: "5"}]
 """)
 
 
 @pytest.mark.parametrize("row", DECIDED)
 def test_every_refusal_is_told_exactly(row: str) -> None:
     decision, circumstances = DECIDED[row]
-    heading, detail, members, headers = TOLD[row]
+    heading, detail, (members, headers) = TOLD[row]
     status, kind = int(heading[:3]), f"{IANA if heading[4:] in REGISTERED else URN}{heading[4:]}"
     denial = told(decision, circumstances)
     title = re.split("[:#]", kind)[-1].replace("-", " ").title()

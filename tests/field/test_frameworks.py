@@ -21,9 +21,6 @@ pytestmark = pytest.mark.anyio
 
 # Without a line for all that is left: what no line takes passes.
 PLANS = """
-schema: 1
-currency: usd
-default_plan: free
 meters: {requests: {unit: request}}
 features: [full]
 routes:

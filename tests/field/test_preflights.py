@@ -11,18 +11,8 @@ from starlette.routing import Mount
 
 from drivers.app import served
 from drivers.llm_apps import listening
-from field.frameworks import (
-    CHAT,
-    ORIGIN,
-    behind_a2wsgi,
-    blacksheep,
-    django,
-    falcon,
-    flask,
-    litestar,
-    quart,
-    sanic,
-)
+from field import frameworks
+from field.frameworks import CHAT, ORIGIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +23,6 @@ pytestmark = pytest.mark.anyio
 
 ASKS: Final = {"origin": ORIGIN, "access-control-request-method": "GET", "x-customer-id": ""}
 PLANS: Final = f"""
-schema: 1
-currency: usd
-default_plan: free
 meters: {{requests: {{unit: request}}}}
 features: [exports]
 routes:
@@ -54,22 +41,22 @@ def mounted(app: ASGIApp) -> ASGIApp:
 
 
 ANSWERING: Final[dict[str, Callable[[Ran], ASGIApp]]] = {
-    "django": lambda ran: django(ran, cors=True),
-    "django in a mount": lambda ran: mounted(django(ran, cors=True)),
-    "litestar": lambda ran: litestar(ran, cors=True, **BOTH),
-    "blacksheep": lambda ran: blacksheep(ran, cors=True, **GET),
-    "quart": lambda ran: quart(ran, cors=True, **GET),
-    "flask": lambda ran: behind_a2wsgi(flask(ran, cors=True, **GET)),
+    "django": lambda ran: frameworks.django(ran, cors=True),
+    "django in a mount": lambda ran: mounted(frameworks.django(ran, cors=True)),
+    "litestar": lambda ran: frameworks.litestar(ran, cors=True, **BOTH),
+    "blacksheep": lambda ran: frameworks.blacksheep(ran, cors=True, **GET),
+    "quart": lambda ran: frameworks.quart(ran, cors=True, **GET),
+    "flask": lambda ran: frameworks.behind_a2wsgi(frameworks.flask(ran, cors=True, **GET)),
 }
 OPEN: Final[dict[str, Callable[[Ran], ASGIApp]]] = {
-    "django": django,
-    "django, for other paths": lambda ran: django(ran, cors=True, cors_urls="^/api/.*$"),
-    "django in a mount": lambda ran: mounted(django(ran)),
-    "litestar": lambda ran: litestar(ran, **BOTH),
-    "blacksheep": lambda ran: blacksheep(ran, **BOTH),
-    "quart": lambda ran: quart(ran, cors=True, **BOTH),
-    "sanic": lambda ran: sanic(ran, **BOTH),
-    "falcon": lambda ran: falcon(ran, cors=True),
+    "django": frameworks.django,
+    "django, for other paths": lambda ran: frameworks.django(ran, cors=True, cors_urls="^/api/.*$"),
+    "django in a mount": lambda ran: mounted(frameworks.django(ran)),
+    "litestar": lambda ran: frameworks.litestar(ran, **BOTH),
+    "blacksheep": lambda ran: frameworks.blacksheep(ran, **BOTH),
+    "quart": lambda ran: frameworks.quart(ran, cors=True, **BOTH),
+    "sanic": lambda ran: frameworks.sanic(ran, **BOTH),
+    "falcon": lambda ran: frameworks.falcon(ran, cors=True),
 }
 
 
@@ -98,7 +85,7 @@ async def test_without_a_known_layer_no_handler_runs(name: str) -> None:
 async def test_sanic_refuses_where_no_route_takes_options() -> None:
     ran: Ran = []
     async with (
-        served(sanic(ran, **GET), plans=PLANS) as at,
+        served(frameworks.sanic(ran, **GET), plans=PLANS) as at,
         listening(at.app, lifespan="auto") as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
     ):

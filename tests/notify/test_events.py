@@ -267,9 +267,7 @@ async def test_a_hanging_handler_does_not_keep_the_kit_running(
     assert "event handlers were cancelled when the kit stopped: 1" in caplog.text
 
 
-async def test_slow_and_bad_handlers_harm_nobody(
-    any_store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_slow_or_bad_handlers_harm_nobody(any_store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     told: list[str] = []
     async with kit_of(any_store_url) as kit:
         go = asyncio.Event()
