@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from stripe_emulator.call import Call
     from stripe_emulator.coupons import Coupon, Discount, PromotionCode
     from stripe_emulator.customers import BalanceTransaction
+    from stripe_emulator.invoice_totals import TaxRate
     from stripe_emulator.invoices import CreditNote, Refund
     from stripe_emulator.page_sessions import PortalSession
     from stripe_emulator.protocol import JsonObject
     from stripe_emulator.schedules import Schedule
-    from stripe_emulator.totals import TaxRate
     from stripe_emulator.webhook_events import Event
 
 S = TypeVar("S", bound=ShownObject)

@@ -18,7 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, compile_path
 
 from stripe_emulator import (
+    checkout_calls,
     coupon_calls,
+    credit_note_calls,
     customer_calls,
     event_calls,
     invoice_calls,
@@ -27,12 +29,13 @@ from stripe_emulator import (
     meter_calls,
     meter_event_calls,
     meter_event_stream_calls,
-    page_session_calls,
     payment_method_calls,
+    portal_calls,
     price_calls,
     refund_calls,
     schedule_calls,
     subscription_calls,
+    subscription_item_calls,
     test_clock_calls,
 )
 from stripe_emulator.call import API_VERSION, METER_EVENT_STREAM, Call, Params
@@ -66,13 +69,16 @@ API_CALLS: Final = (
     *test_clock_calls.CALLS,
     *price_calls.CALLS,
     *coupon_calls.CALLS,
-    *page_session_calls.CALLS,
+    *checkout_calls.CALLS,
+    *portal_calls.CALLS,
     *subscription_calls.CALLS,
+    *subscription_item_calls.CALLS,
     *invoice_preview.CALLS,
     *invoice_calls.CALLS,
     *invoice_item_calls.CALLS,
     *schedule_calls.CALLS,
     *refund_calls.CALLS,
+    *credit_note_calls.CALLS,
 )
 KEY_PREFIXES: Final = ("sk_test_", "rk_test_", "sk_live_", "rk_live_")
 # What may be tried again says so itself, or says nothing.

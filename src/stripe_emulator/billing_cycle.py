@@ -100,8 +100,7 @@ def read_billing_mode(params: Params, *, version: str) -> BillingMode:
     if version[:10] < KNOWN_SINCE:
         raise unknown_parameter(params.path("billing_mode"))
     given.only("flexible type")
-    given.required("type")
-    kind = cast("Literal['classic', 'flexible']", given.choice("type", ("classic", "flexible")))
+    kind = cast("Literal['classic', 'flexible']", given.required_choice("type", ("classic", "flexible")))
     flexible = given.hash("flexible")
     if flexible is None:
         return BillingMode(type=kind)

@@ -88,6 +88,13 @@ class Params:
             )
         return value
 
+    def url(self, name: str) -> str | None:
+        """Return a URL, or None where it is absent."""
+        url = self.nonempty_text(name)
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ApiError("Not a valid URL", code="url_invalid", param=self.path(name))
+        return url
+
     def __contains__(self, name: str) -> bool:
         return name in self._form
 
@@ -164,6 +171,14 @@ class Params:
             raise ApiError(message, param=self.path(name))
         return at
 
+    def period(self) -> tuple[int, int] | None:
+        """Return the start and the end of ``period``; None: it is not given."""
+        span = self.hash("period")
+        if span is None:
+            return None
+        span.only("end start")
+        return int(span.required("start")), int(span.required("end"))
+
     def decimal(self, name: str) -> Decimal | None:
         """Return a decimal of at most 12 places, or None where it is absent."""
         value = self.text(name)
@@ -204,6 +219,11 @@ class Params:
             message = f"Invalid {self.path(name)}: must be one of {', '.join(allowed)}"
             raise ApiError(message, param=self.path(name))
         return value
+
+    def required_choice(self, name: str, allowed: Collection[str]) -> str:
+        """Return one of ``allowed``, which must be given."""
+        self.required(name)
+        return self.choice(name, allowed) or ""
 
     def is_hash(self, name: str) -> bool:
         """Return whether a parameter has parts in brackets."""

@@ -94,12 +94,9 @@ def _create_promotion_code(account: Account, call: Call) -> JsonObject:
     if promotion is None:
         raise missing_parameter("promotion")
     promotion.only("coupon type")
-    promotion.required("type")
-    promotion.choice("type", ("coupon",))
+    promotion.required_choice("type", ("coupon",))
     coupon = account.coupons.find(promotion.required("coupon"), param="promotion[coupon]")
-    customer = params.nonempty_text("customer")
-    if customer is not None:
-        account.customers.require(customer)
+    customer = account.customers.read_param(params)
     most = params.at_least("max_redemptions", 1)
     if most is not None and coupon.max_redemptions is not None and most > coupon.max_redemptions:
         message = "`max_redemptions` cannot be greater than that of the coupon."

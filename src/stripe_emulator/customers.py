@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.protocol import JsonObject, missing_resource, not_found, shown_fields
 from stripe_emulator.registry import ObjectRegistry
+
+if TYPE_CHECKING:
+    from stripe_emulator.call import Params
 
 CLOCK_LIFE_S: Final = 30 * 86_400
 
@@ -159,6 +162,11 @@ class Customers(ObjectRegistry[Customer]):
         if not self.exists(customer_id):
             raise missing_resource("customer", customer_id, param="customer")
         return customer_id
+
+    def read_param(self, params: Params) -> str | None:
+        """Return the ``customer`` that a call may name. Raises ApiError, 400, if there is no such one."""
+        given = params.nonempty_text("customer")
+        return None if given is None else self.require(given)
 
     def clear_default_payment_method(self, customer_id: str, method_id: str) -> None:
         """Clear a payment method as the default."""

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from stripe_emulator.account import Account
 from stripe_emulator.api import ApiServer
 from stripe_emulator.control_plane import ControlPlane
-from stripe_emulator.hosted_pages import PageVisits
+from stripe_emulator.page_visits import PageVisits
 from stripe_emulator.webhook_controls import WebhookDispatcher
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from stripe_emulator.invoice_lifecycle import (
     attempt_payment,
     finalize_invoice,
     mark_paid,
+    mark_uncollectible,
     payment_method_of,
     void_invoice,
 )
@@ -81,11 +82,7 @@ def _update_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/update."""
     params, invoice = call.params, _find_invoice(account, call)
     before = invoice.to_json()
-    method = params.nonempty_text("default_payment_method")
-    if method is not None:
-        account.payment_methods.find_of_customer(
-            method, customer=invoice.customer, param="default_payment_method"
-        )
+    method = account.payment_methods.read_param(params, "default_payment_method", customer=invoice.customer)
     discounts = _read_discounts(account, invoice, params)
     _schedule_finalization(account, invoice, params)
     invoice.discounts = discounts
@@ -104,9 +101,7 @@ def _read_discounts(account: Account, invoice: Invoice, params: Params) -> list[
     """
     if "discounts" not in params:
         return invoice.discounts
-    if invoice.status != "draft":
-        message = "Finalized invoices can't be updated in this way."
-        raise ApiError(message, code="invoice_not_editable", param="discounts")
+    _refuse_finalized(invoice, param="discounts")
     found = read_discounts(
         account,
         params,
@@ -131,9 +126,8 @@ def _schedule_finalization(account: Account, invoice: Invoice, params: Params) -
     param, now = "automatically_finalizes_at", account.now
     given, advances = params.text(param), params.boolean("auto_advance", default=invoice.auto_advance)
     at = max(now, invoice.created + HOUR_S if given == "" else invoice.finalizes_at or 0)
-    if given is not None and invoice.status != "draft":
-        message = "Finalized invoices can't be updated in this way."
-        raise ApiError(message, code="invoice_not_editable", param=param)
+    if given is not None:
+        _refuse_finalized(invoice, param=param)
     if given:
         at = params.integer(param) or 0
         if not advances:
@@ -168,9 +162,7 @@ def _pay_invoice(account: Account, call: Call) -> JsonObject:
     if invoice.status == "void":
         raise ApiError("Voided invoices cannot be paid.", code="invoice_not_payable")
     is_open = finalize_invoice(account, invoice) if invoice.status == "draft" else True
-    given = params.nonempty_text("payment_method")
-    if given is not None:
-        account.payment_methods.find_of_customer(given, customer=invoice.customer, param="payment_method")
+    given = account.payment_methods.read_param(params, "payment_method", customer=invoice.customer)
     if is_open and params.boolean("paid_out_of_band"):
         invoice.paid_out_of_band = True
         mark_paid(account, invoice)
@@ -217,9 +209,8 @@ def _mark_invoice_uncollectible(account: Account, call: Call) -> JsonObject:
     invoice = _find_invoice(account, call)
     if invoice.status != "open":
         raise ApiError(f"You can only pass in open invoices. This invoice is {invoice.status}.")
-    invoice.status, invoice.uncollectible_at = "uncollectible", account.now
     invoice.auto_advance, invoice.next_payment_attempt = False, None
-    account.emit("invoice.marked_uncollectible", invoice.to_json())
+    mark_uncollectible(account, invoice)
     return refreshed_invoice_json(account, invoice)
 
 
@@ -254,16 +245,13 @@ def _create_invoice(account: Account, call: Call) -> JsonObject:
     )
     taxed = read_automatic_tax(account, params, customer=customer)
     made.tax_percent = account.behaviour.tax_percent if taxed else None
-    method = params.nonempty_text("default_payment_method")
-    if method is not None:
-        account.payment_methods.find_of_customer(method, customer=customer, param="default_payment_method")
-    made.default_payment_method = method
+    made.default_payment_method = account.payment_methods.read_param(
+        params, "default_payment_method", customer=customer
+    )
     made.description, made.metadata = params.text("description"), params.metadata()
     made.auto_advance = bool(params.boolean("auto_advance"))
     made.schedule(account.now + HOUR_S)
-    account.invoices.add(made)
-    account.emit("invoice.created", made.to_json())
-    return made.to_json()
+    return account.add(account.invoices, made, "invoice.created")
 
 
 @CALLS("DELETE /v1/invoices/{id}", expandable=())
@@ -285,10 +273,9 @@ LINE_PARAMS: Final = "amount description metadata period quantity tax_rates"
 def _update_line(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-line-item/update: of a draft alone."""
     params, invoice = call.params, _find_draft(account, call.object_id)
-    before = invoice.to_json()
     place = _find_line_index(invoice, call.inner_id, param="line_item_id")
-    invoice.lines[place] = _change_line(account, invoice, invoice.lines[place], params)
-    account.emit("invoice.updated", invoice.to_json(), previous=before)
+    with account.updating("invoice.updated", invoice.to_json):
+        invoice.lines[place] = _change_line(account, invoice, invoice.lines[place], params)
     return invoice.lines_to_json()[place]
 
 
@@ -296,22 +283,27 @@ def _update_line(account: Account, call: Call) -> JsonObject:
 def _update_lines(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoice-line-item/bulk-update: all of them, or none."""
     params, invoice = call.params, _find_draft(account, call.object_id)
-    before, lines = invoice.to_json(), list(invoice.lines)
-    for each in params.hashes("lines"):
-        each.only("id", LINE_PARAMS)
-        place = _find_line_index(invoice, each.required("id"), param=each.path("id"))
-        lines[place] = _change_line(account, invoice, lines[place], each)
-    invoice.lines = lines
-    params.update_metadata("invoice_metadata", invoice.metadata)
-    account.emit("invoice.updated", invoice.to_json(), previous=before)
+    lines = list(invoice.lines)
+    with account.updating("invoice.updated", invoice.to_json):
+        for each in params.hashes("lines"):
+            each.only("id", LINE_PARAMS)
+            place = _find_line_index(invoice, each.required("id"), param=each.path("id"))
+            lines[place] = _change_line(account, invoice, lines[place], each)
+        invoice.lines = lines
+        params.update_metadata("invoice_metadata", invoice.metadata)
     return refreshed_invoice_json(account, invoice)
 
 
 def _find_draft(account: Account, invoice_id: str) -> Invoice:
     invoice = account.invoices.find(invoice_id)
-    if invoice.status != "draft":
-        raise ApiError("Finalized invoices can't be updated in this way.", code="invoice_not_editable")
+    _refuse_finalized(invoice)
     return invoice
+
+
+def _refuse_finalized(invoice: Invoice, *, param: str | None = None) -> None:
+    if invoice.status != "draft":
+        message = "Finalized invoices can't be updated in this way."
+        raise ApiError(message, code="invoice_not_editable", param=param)
 
 
 def _find_line_index(invoice: Invoice, line_id: str, *, param: str) -> int:
@@ -336,10 +328,7 @@ def _change_line(account: Account, invoice: Invoice, line: InvoiceLine, params: 
         line.amount, line.unit_amount = amount, Decimal(amount) / (line.quantity or 1)
     if quantity is not None:
         line.quantity, line.amount = Decimal(quantity), to_cents(Fraction(line.unit_amount) * quantity)
-    span = params.hash("period")
-    if span is not None:
-        span.only("end start")
-        line.start, line.end = (int(span.required(edge)) for edge in ("start", "end"))
+    line.start, line.end = params.period() or (line.start, line.end)
     if "tax_rates" in params:
         line.rate_ids = params.listed("tax_rates") if params.is_hash("tax_rates") else ()
     subscription = subscription_of_invoice(account, invoice)

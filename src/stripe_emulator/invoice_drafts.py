@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.coupons import Discount, active_discounts
 from stripe_emulator.invoice_lines import usage_lines
+from stripe_emulator.invoice_totals import compute_totals
 from stripe_emulator.invoices import ChargedUsage, Invoice, InvoiceLine
 from stripe_emulator.price_calls import resolve_price
 from stripe_emulator.prices import Price, price_quantity, to_cents
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
 from stripe_emulator.redemption import emit_ended_discounts
-from stripe_emulator.totals import compute_totals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -177,30 +177,22 @@ def new_draft(
         since: where the period begins that it closes; None: it closes none.
     """
     now = account.now
-    customer = account.customers.find(subscription.customer)
-    invoice = Invoice(
-        id=new_id("in_1", length=23),
-        customer=subscription.customer,
-        created=now,
-        currency=subscription.currency,
+    invoice = replace(
+        new_one_time_draft(
+            account, subscription.customer, currency=subscription.currency, livemode=subscription.livemode
+        ),
         billing_reason=reason,
         period_start=now if since is None else since,
-        period_end=now,
-        livemode=subscription.livemode,
         subscription=subscription.id,
         subscription_metadata=dict(subscription.metadata),
-        customer_email=customer.texts["email"],
-        customer_name=customer.texts["name"],
         lines=apply_tax_rates(account, subscription, lines),
         usages=list(usages),
         auto_advance=True,
         collection_method=subscription.collection_method,
         days_until_due=subscription.days_until_due,
-        starting_balance=customer.balance,
         discounts=active_discounts(subscription.discounts, now=now),
         tax_percent=tax_percent_of(account, subscription),
         rate_ids=subscription.rate_ids,
-        test_clock=customer.test_clock,
     )
     invoice.schedule(now + HOUR_S)
     refresh_usage(account, subscription, invoice)

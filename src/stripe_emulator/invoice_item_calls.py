@@ -90,10 +90,7 @@ def _create_item(account: Account, call: Call) -> JsonObject:
     line = one_time_line(account, price, quantity, subscription=place.subscription)
     line.description = params.nonempty_text("description") or line.description
     line.customer, line.metadata, line.created = customer, params.metadata(), account.now
-    span = params.hash("period")
-    if span is not None:
-        span.only("end start")
-        line.start, line.end = (int(span.required(edge)) for edge in ("start", "end"))
+    line.start, line.end = params.period() or (line.start, line.end)
     if place.invoice is not None:
         place.invoice.lines.append(line)
     else:

@@ -121,6 +121,12 @@ def mark_paid(account: Account, invoice: Invoice) -> None:
     _settle_subscription(account, invoice)
 
 
+def mark_uncollectible(account: Account, invoice: Invoice) -> None:
+    """Mark an invoice as uncollectible."""
+    invoice.status, invoice.uncollectible_at = "uncollectible", account.now
+    account.emit("invoice.marked_uncollectible", invoice.to_json())
+
+
 def void_invoice(account: Account, invoice: Invoice) -> None:
     """Void an invoice."""
     invoice.status, invoice.voided_at = "void", account.now

@@ -6,10 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from stripe_emulator.prices import Price, decimal_text
-from stripe_emulator.protocol import JsonObject, list_to_json, not_found, null_fields, shown_fields
-from stripe_emulator.registry import ObjectRegistry
-from stripe_emulator.totals import (
+from stripe_emulator.invoice_totals import (
     AppliedRate,
     InvoiceTotals,
     LineTotal,
@@ -17,6 +14,9 @@ from stripe_emulator.totals import (
     compute_totals,
     discounts_to_json,
 )
+from stripe_emulator.prices import Price, decimal_text
+from stripe_emulator.protocol import JsonObject, list_to_json, not_found, null_fields, shown_fields
+from stripe_emulator.registry import ObjectRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

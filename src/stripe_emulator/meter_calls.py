@@ -29,12 +29,12 @@ METER_PARAMS: Final = (
 def _create_meter(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/billing/meter/create."""
     params, now = call.params, int(call.now)
-    params.required("default_aggregation[formula]")
+    formula = params.required_choice("default_aggregation[formula]", FORMULAS)
     meter = Meter(
         id=new_id("mtr_live" if call.livemode else "mtr_test", length=31),
         event_name=params.required("event_name", length_max=100),
         display_name=params.required("display_name", length_max=250),
-        formula=params.choice("default_aggregation[formula]", FORMULAS) or "",
+        formula=formula,
         time_window=params.choice("event_time_window", WINDOWS),
         created=now,
         updated=now,

@@ -65,8 +65,7 @@ def _cancel_event(account: Account, call: Call) -> JsonObject:
     """
     params, accepted = call.params, account.events.accepted
     event_name = params.required("event_name", length_max=100)
-    params.required("type")
-    params.choice("type", ("cancel",))
+    params.required_choice("type", ("cancel",))
     cancel = params.hash("cancel")
     if cancel is None:
         raise missing_parameter("cancel")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from stripe_emulator.invoice_totals import AppliedRate, InvoiceTotals, automatic_tax_to_json, compute_totals
 from stripe_emulator.protocol import JsonObject, shown_fields
 from stripe_emulator.registry import ObjectRegistry
-from stripe_emulator.totals import AppliedRate, InvoiceTotals, automatic_tax_to_json, compute_totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable

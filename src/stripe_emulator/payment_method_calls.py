@@ -107,11 +107,8 @@ def _subscription_of_setup(account: Account, intent: SetupIntent) -> Subscriptio
 )
 def _create_setup_intent(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/setup_intents/create."""
-    customer, method = call.params.nonempty_text("customer"), call.params.nonempty_text("payment_method")
-    if customer is not None:
-        account.customers.require(customer)
-    if method is not None:
-        account.payment_methods.find_of_customer(method, customer=customer or "", param="payment_method")
+    customer = account.customers.read_param(call.params)
+    method = account.payment_methods.read_param(call.params, "payment_method", customer=customer or "")
     intent = create_setup_intent(
         account.setup_intents,
         created=int(call.now),

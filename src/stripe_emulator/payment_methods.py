@@ -5,10 +5,13 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from stripe_emulator.protocol import ApiError, JsonObject, missing_resource, new_id, not_found, shown_fields
 from stripe_emulator.registry import ObjectRegistry
+
+if TYPE_CHECKING:
+    from stripe_emulator.call import Params
 
 CARD_ALWAYS_AUTHENTICATES: Final = "pm_card_authenticationRequired"
 CARD_AUTHENTICATES_UNTIL_SETUP: Final = "pm_card_authenticationRequiredOnSetup"
@@ -132,6 +135,11 @@ class PaymentMethods(ObjectRegistry[PaymentMethod]):
         if method is None or method.customer != customer:
             raise missing_resource("PaymentMethod", method_id, param=param)
         return method
+
+    def read_param(self, params: Params, name: str, *, customer: str) -> str | None:
+        """Return the id of a customer's payment method that a call names; None: it names none."""
+        given = params.nonempty_text(name)
+        return given and self.find_of_customer(given, customer=customer, param=params.path(name)).id
 
     def list_of_customer(self, customer: str) -> list[PaymentMethod]:
         """Return a customer's payment methods, newest first."""

@@ -6,9 +6,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.call_table import PAGING, CallTable, list_newest
+from stripe_emulator.invoice_totals import TAX_RATE_TEXTS, TaxRate
 from stripe_emulator.prices import PRODUCT_TEXTS, Price, PriceInterval, PriceScheme, PricingTier, Product
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, missing_resource, new_id
-from stripe_emulator.totals import TAX_RATE_TEXTS, TaxRate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,8 +139,7 @@ def _read_recurring(params: Params, *, meters: Meters) -> PriceInterval | None:
     if given is None:
         return None
     given.only("interval interval_count meter trial_period_days usage_type")
-    given.required("interval")
-    interval = given.choice("interval", tuple(INTERVALS_MAX)) or ""
+    interval = given.required_choice("interval", tuple(INTERVALS_MAX))
     count = 1 if "interval_count" not in given else _read_positive(given, "interval_count")
     if count > INTERVALS_MAX[interval]:
         message = "The maximum interval is three years: 3 years, 36 months, 156 weeks or 1095 days."
@@ -186,11 +185,7 @@ def resolve_price(account: Account, params: Params, *, currency: str | None, rec
         params.refuse_both("price", "price_data", param="price")
         price, where = _read_inline_price(account, data, recurs=recurs), data.path("currency")
     else:
-        where = params.path("price")
-        price = account.prices.find(params.required("price"), param=where)
-        if not price.active:
-            message = "The price specified is inactive. This field only accepts active prices."
-            raise ApiError(message, param=where)
+        price, where = account.prices.find_active(params), params.path("price")
     kind, other = ("recurring", "one_time") if recurs else ("one_time", "recurring")
     if (price.recurring is not None) != recurs:
         message = (
@@ -238,8 +233,7 @@ def make_product(account: Account, params: Params, *, call: Call) -> Product:
         livemode=call.livemode,
     )
     product.apply(params)
-    account.products.add(product)
-    account.emit("product.created", product.to_json())
+    account.add(account.products, product, "product.created")
     return product
 
 
@@ -377,9 +371,7 @@ def _create_tax_rate(account: Account, call: Call) -> JsonObject:
         metadata=params.metadata(),
         texts={name: params.text(name) for name in TAX_RATE_TEXTS if name in params},
     )
-    account.tax_rates.add(made)
-    account.emit("tax_rate.created", made.to_json())
-    return made.to_json()
+    return account.add(account.tax_rates, made, "tax_rate.created")
 
 
 @CALLS("POST /v1/tax_rates/{id}", "active display_name metadata", *TAX_RATE_TEXTS)

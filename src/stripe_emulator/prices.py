@@ -275,6 +275,14 @@ class Prices(ObjectRegistry[Price]):
         self.claim_lookup_key(added, transfer=transfer_lookup_key)
         super().add(added)
 
+    def find_active(self, params: Params) -> Price:
+        """Return the ``price`` that parameters name. Raises ApiError if there is none that is active."""
+        price = self.find(params.required("price"), param=params.path("price"))
+        if not price.active:
+            message = "The price specified is inactive. This field only accepts active prices."
+            raise ApiError(message, param=params.path("price"))
+        return price
+
     def claim_lookup_key(self, price: Price, *, transfer: bool) -> None:
         """Claim a price's lookup key for it alone.
 

@@ -194,8 +194,7 @@ def _read_phase_end(params: Params, *, start: int, items: list[PhaseItem]) -> in
     if duration is None:
         return period_boundary(start, items[0].price.cycle, 1)
     duration.only("interval interval_count")
-    duration.required("interval")
-    interval = duration.choice("interval", ("day", "week", "month", "year")) or ""
+    interval = duration.required_choice("interval", ("day", "week", "month", "year"))
     count = duration.integer("interval_count") or 1
     return period_boundary(start, PriceInterval(interval=interval, interval_count=count), 1)
 
@@ -267,8 +266,7 @@ def _create_schedule(account: Account, call: Call) -> JsonObject:
     account.schedules.add(schedule)
     if start == account.now:
         begin_schedule(account, schedule)
-    account.emit("subscription_schedule.created", schedule.to_json())
-    return schedule.to_json()
+    return account.publish("subscription_schedule.created", schedule)
 
 
 def _read_default_settings(account: Account, params: Params, *, customer: str) -> JsonObject:
@@ -415,8 +413,7 @@ def _cancel_schedule(account: Account, call: Call) -> JsonObject:
     schedule = account.schedules.find(call.object_id)
     if schedule.status == "not_started":
         schedule.status, schedule.canceled_at = "canceled", account.now
-        account.emit("subscription_schedule.canceled", schedule.to_json())
-        return schedule.to_json()
+        return account.publish("subscription_schedule.canceled", schedule)
     schedule = _find_active(account, call, verb="cancel")
     invoice_now, prorate = call.params.boolean("invoice_now"), call.params.boolean("prorate")
     cancel_subscription(

@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from stripe_emulator.schedules import Phase, PhaseInvoiceItem, PhaseItem, Schedule
 
 
-def schedule_begins_at(schedule: Schedule) -> int | None:
-    """Return the start of a schedule that has not begun, in Unix seconds; None otherwise."""
-    return schedule.phases[0].start if schedule.status == "not_started" else None
-
-
 def begin_schedule(account: Account, schedule: Schedule) -> None:
     """Create the subscription of a schedule whose first phase begins now.
 

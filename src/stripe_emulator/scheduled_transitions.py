@@ -11,6 +11,7 @@ from stripe_emulator.invoice_lifecycle import (
     attempt_payment,
     finalize_invoice,
     mark_overdue,
+    mark_uncollectible,
     payment_method_of,
     void_invoice,
 )
@@ -20,7 +21,6 @@ from stripe_emulator.schedule_phases import (
     begin_schedule,
     enter_phase,
     phase_ends_at,
-    schedule_begins_at,
     usages_at_renewal,
 )
 from stripe_emulator.schedules import Schedule
@@ -77,14 +77,10 @@ class TransitionQueue:
 
     def put(self, each: Transitioning) -> None:
         """Queue the next transition of an invoice, a subscription or a schedule, if it is due."""
-        if isinstance(each, Invoice):
-            due = each.next_transition_at
+        if isinstance(each, Subscription):
+            due = _next_transition_at(self._account, each)
         else:
-            due = (
-                schedule_begins_at(each)
-                if isinstance(each, Schedule)
-                else _next_transition_at(self._account, each)
-            )
+            due = each.next_transition_at
         if due != self._due.get(each.id):
             self._due[each.id] = due
             if due is not None and due <= self._account.time_of(each.customer):
@@ -216,8 +212,7 @@ def _renew_items(
     if behavior == "void":
         void_invoice(account, invoice)
     elif behavior == "mark_uncollectible":
-        invoice.status, invoice.uncollectible_at = "uncollectible", now
-        account.emit("invoice.marked_uncollectible", invoice.to_json())
+        mark_uncollectible(account, invoice)
 
 
 def _expire_incomplete(account: Account, subscription: Subscription) -> None:

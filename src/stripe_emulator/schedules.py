@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from stripe_emulator.billing_cycle import BillingMode
+from stripe_emulator.invoice_totals import automatic_tax_to_json
 from stripe_emulator.protocol import JsonObject, shown_fields
 from stripe_emulator.terms import DEFAULT_SETTINGS, ITEM_TERMS, PHASE_TERMS, terms_to_json
-from stripe_emulator.totals import automatic_tax_to_json
 
 if TYPE_CHECKING:
     from stripe_emulator.coupons import Discount
@@ -150,6 +150,11 @@ class Schedule:
     released_at: int | None = None
     released_subscription: str | None = None
     test_clock: str | None = None
+
+    @property
+    def next_transition_at(self) -> int | None:
+        """The start of a schedule that has not begun, in Unix seconds; None otherwise."""
+        return self.phases[0].start if self.status == "not_started" else None
 
     def terms_of_phase(self, phase: Phase) -> JsonObject:
         """Return the terms of a phase, with those that it inherits from the default settings."""

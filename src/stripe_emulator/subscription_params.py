@@ -122,7 +122,7 @@ def _read_item_discounts(
         params,
         customer="" if of is None else of.customer,
         currency=of.currency if of is not None else price.currency if price is not None else "",
-        known=[] if of is None else [*of.discounts, *(each for item in of.items for each in item.discounts)],
+        known=[] if of is None else [*of.discounts, *of.item_discounts],
     )
 
 
@@ -206,12 +206,10 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
     read_subscription_terms(subscription, params)
     params.update_metadata("metadata", subscription.metadata)
     subscription.description = params.text_or("description", subscription.description)
-    method = params.nonempty_text("default_payment_method")
-    if method is not None:
-        account.payment_methods.find_of_customer(
-            method, customer=subscription.customer, param="default_payment_method"
-        )
-        subscription.default_payment_method = method
+    method = account.payment_methods.read_param(
+        params, "default_payment_method", customer=subscription.customer
+    )
+    subscription.default_payment_method = method or subscription.default_payment_method
     subscription.collection_method = (
         params.choice("collection_method", COLLECTION_METHODS) or subscription.collection_method
     )
@@ -288,8 +286,7 @@ def apply_cancellation(subscription: Subscription, params: Params, *, now: int) 
         )
         raise ApiError(message)
     if params.text("cancel_at") and params.boolean("cancel_at_period_end"):
-        message = "You may only specify one of these parameters: cancel_at, cancel_at_period_end."
-        raise ApiError(message, param="cancel_at")
+        params.refuse_both("cancel_at", "cancel_at_period_end", param="cancel_at")
     own = None if subscription.cancel_at_period_end else subscription.cancel_at
     at = _read_cancel_at(subscription, params, now=now) if "cancel_at" in params else own
     subscription.cancel_at_period_end = params.boolean("cancel_at_period_end") or False
@@ -339,8 +336,7 @@ def _read_pause_collection(params: Params) -> JsonObject | None:
     """https://docs.stripe.com/billing/subscriptions/pause-payment."""
     if not params.is_hash("pause_collection"):
         return None
-    params.required("pause_collection[behavior]")
     return {
-        "behavior": params.choice("pause_collection[behavior]", PAUSE_BEHAVIORS),
+        "behavior": params.required_choice("pause_collection[behavior]", PAUSE_BEHAVIORS),
         "resumes_at": params.integer("pause_collection[resumes_at]"),
     }

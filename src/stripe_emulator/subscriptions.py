@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from stripe_emulator.billing_cycle import BillingMode, period_at
+from stripe_emulator.invoice_totals import automatic_tax_to_json
 from stripe_emulator.protocol import JsonObject, list_to_json, not_found, null_fields, shown_fields
 from stripe_emulator.registry import ObjectRegistry
 from stripe_emulator.terms import (
@@ -17,7 +18,6 @@ from stripe_emulator.terms import (
     read_terms,
     terms_to_json,
 )
-from stripe_emulator.totals import automatic_tax_to_json
 
 if TYPE_CHECKING:
     from stripe_emulator.call import Params

@@ -1,4 +1,4 @@
-"""API calls about checkout and portal sessions, and their parameters."""
+"""API calls about checkout sessions, and their parameters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from stripe_emulator.call import Call, Params
 from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.invoice_drafts import read_automatic_tax
 from stripe_emulator.page_sessions import (
-    PORTAL_CONFIGURATION,
-    PORTAL_FLOWS,
     CheckoutLine,
     CheckoutSession,
-    PortalSession,
     line_items_to_json,
 )
 from stripe_emulator.prices import price_quantity, to_cents
@@ -27,24 +24,32 @@ if TYPE_CHECKING:
     from stripe_emulator.coupons import Discount
 
 CALLS: Final = CallTable()
+
 CHECKOUT_MODES: Final = ("payment", "subscription")
+
 CHECKOUT_LIFE_S: Final = 86_400
+
 CHECKOUT_LIFE_S_MIN: Final = 1_800
+
 REFERENCE_LENGTH_MAX: Final = 200
+
 SUBSCRIPTION_FIELDS: Final = (
     "billing_cycle_anchor billing_mode description metadata proration_behavior trial_end"
     " trial_period_days trial_settings"
 )
+
 # Accepted and shown nowhere.
 CHECKOUT_IGNORED: Final = (
     "billing_address_collection consent_collection custom_text payment_method_options"
     " payment_method_types phone_number_collection saved_payment_method_options ui_mode"
 )
+
 # https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-locale.
 LOCALES: Final = (
     "auto bg cs da de el en en-GB es es-419 et fi fil fr fr-CA hi-IN hr hu id it ja ko lt lv"
     " ms mt nb nl pl pt pt-BR ro ru sk sl sv th tr vi zh zh-HK zh-TW"
 )
+
 CUSTOMER_UPDATES: Final = ("address", "name", "shipping")
 
 
@@ -62,7 +67,8 @@ def _create_checkout(account: Account, call: Call) -> JsonObject:
     if mode not in CHECKOUT_MODES:
         message = f"The emulator has Checkout Sessions of the modes {' and '.join(CHECKOUT_MODES)} only."
         raise ApiError(message, param="mode")
-    customer = _read_customer(account, params)
+    params.refuse_both("customer", "customer_email", param="customer")
+    customer = account.customers.read_param(params)
     updates = _read_customer_update(params, customer=customer)
     taxed = _read_checkout_tax(account, params, customer=customer, updates=updates)
     lines, currency = _read_checkout_lines(account, params, mode=mode, customer=customer)
@@ -78,11 +84,11 @@ def _create_checkout(account: Account, call: Call) -> JsonObject:
         page=f"{call.base_url}/c/pay/{session_id}",
         currency=currency,
         lines=lines,
-        success_url=_read_url(params, "success_url") or params.required("success_url"),
+        success_url=params.url("success_url") or params.required("success_url"),
         mode=mode,
         invoice_metadata=_read_invoice_metadata(params, mode=mode),
         saves_card=_read_saves_card(params, mode=mode),
-        cancel_url=_read_url(params, "cancel_url"),
+        cancel_url=params.url("cancel_url"),
         livemode=call.livemode,
         client_reference_id=params.nonempty_text("client_reference_id", length_max=REFERENCE_LENGTH_MAX),
         customer=customer,
@@ -169,14 +175,6 @@ def _read_checkout_discounts(account: Account, params: Params, session: Checkout
     return found
 
 
-def _read_customer(account: Account, params: Params) -> str | None:
-    customer = params.nonempty_text("customer")
-    params.refuse_both("customer", "customer_email", param="customer")
-    if customer is not None:
-        account.customers.require(customer)
-    return customer
-
-
 def _read_invoice_metadata(params: Params, *, mode: str) -> dict[str, str] | None:
     """https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-invoice_creation."""
     given = params.hash("invoice_creation")
@@ -237,10 +235,7 @@ def _read_checkout_lines(
 def _read_checkout_line(account: Account, item: Params, *, place: int) -> CheckoutLine:
     """Return a line; a metered price has no quantity, others must have one."""
     item.only("price quantity metadata adjustable_quantity")
-    price = account.prices.find(item.required("price"), param=item.path("price"))
-    if not price.active:
-        message = "The price specified is inactive. This field only accepts active prices."
-        raise ApiError(message, param=item.path("price"))
+    price = account.prices.find_active(item)
     quantity = item.integer("quantity")
     if price.is_metered and quantity is not None:
         message = (
@@ -275,13 +270,6 @@ def _read_expires_at(params: Params, *, now: int) -> int:
     return at
 
 
-def _read_url(params: Params, name: str) -> str | None:
-    url = params.nonempty_text(name)
-    if url is not None and not url.startswith(("http://", "https://")):
-        raise ApiError("Not a valid URL", code="url_invalid", param=name)
-    return url
-
-
 @CALLS("GET /v1/checkout/sessions", "created customer status subscription", PAGING)
 def _list_checkouts(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/checkout/sessions/list."""
@@ -308,52 +296,6 @@ def _expire_checkout(account: Account, call: Call) -> JsonObject:
         )
     account.checkouts.expire(session, at_s=call.now)
     return session.to_json()
-
-
-# Accepted and shown nowhere.
-PORTAL_IGNORED: Final = "after_expiration locale on_behalf_of"
-
-
-@CALLS(
-    "POST /v1/billing_portal/sessions",
-    "customer return_url configuration flow_data",
-    PORTAL_IGNORED,
-    expandable=(),
-)
-def _create_portal(account: Account, call: Call) -> JsonObject:
-    params = call.params
-    customer = account.customers.require(params.required("customer"))
-    return_url = _read_url(params, "return_url")
-    flow, subscription = _read_flow(params.hash("flow_data"))
-    session_id = new_id("bps_1", length=23)
-    session = PortalSession(
-        id=session_id,
-        created=int(call.now),
-        customer=customer,
-        url=f"{call.base_url}/p/session/{session_id}",
-        return_url=return_url,
-        livemode=call.livemode,
-        configuration=params.nonempty_text("configuration") or PORTAL_CONFIGURATION,
-        flow=flow,
-        subscription=subscription,
-    )
-    account.portals.add(session)
-    return session.to_json()
-
-
-def _read_flow(data: Params | None) -> tuple[str | None, str | None]:
-    """Return the flow that a portal page is opened for, and its subscription."""
-    if data is None:
-        return None, None
-    data.only("type after_completion", *PORTAL_FLOWS)
-    data.required("type")
-    kind = data.choice("type", PORTAL_FLOWS) or ""
-    about = data.hash(kind)
-    if not kind.startswith("subscription"):
-        return kind, None
-    if about is None:
-        raise missing_parameter(data.path(kind))
-    return kind, about.required("subscription")
 
 
 CALLS.retrieve("/v1/checkout/sessions/{id}", lambda account: account.checkouts)
