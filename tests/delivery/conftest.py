@@ -1,15 +1,10 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
 
 import pytest
 
-from drivers.delivery import desk
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.delivery import Desk
+from drivers.delivery import Desk, desk
 
 
 @pytest.fixture

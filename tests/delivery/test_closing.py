@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
-from drivers.delivery import NOW, desk, have_at_stripe, until
+from drivers.delivery import NOW, Desk, desk, have_at_stripe, until
 from drivers.health_findings import findings
-from drivers.period_ends import AFTER_JUNE, closing_of
+from drivers.period_ends import AFTER_JUNE, Closing, closing_of
 from drivers.store_keys import meter_token
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.delivery import Desk
-    from drivers.period_ends import Closing
 
 pytestmark = pytest.mark.anyio
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pytest
 
-from drivers.delivery import NOW, RENAMED, have_at_stripe, kit_for
-from meterkit import MeterkitError, StripeError
-
-if TYPE_CHECKING:
-    from drivers.delivery import Desk
-    from meterkit import FlushReport, HistoryEntry, Reconciled
+from drivers.delivery import NOW, RENAMED, Desk, have_at_stripe, kit_for
+from meterkit import FlushReport, HistoryEntry, MeterkitError, Reconciled, StripeError
 
 pytestmark = pytest.mark.anyio
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
-from drivers.delivery import EVENTS, NOW, PLANS, RENAMED, RunningClock, desk, kit_for, until
+from drivers.delivery import EVENTS, NOW, PLANS, RENAMED, Desk, RunningClock, desk, kit_for, until
 from faults.inner_steps import wrapped
 from meterkit import MeterKit, StoreError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from drivers.delivery import Desk
 
 pytestmark = pytest.mark.anyio
 

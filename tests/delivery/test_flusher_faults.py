@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ from drivers.delivery import (
     KEY_REFUSED,
     NOW,
     STRIPE_KEY,
+    Desk,
     WatchedTransport,
     aclosing_transport,
     alerts,
@@ -25,13 +28,6 @@ from drivers.delivery import (
 from drivers.health_findings import findings
 from drivers.sampled import whole
 from servers.fixed_answers import answer, answering
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from contextlib import AbstractAsyncContextManager
-
-    from drivers.delivery import Desk
-
 
 pytestmark = pytest.mark.anyio
 

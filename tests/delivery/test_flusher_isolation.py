@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from pkgutil import resolve_name
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -16,6 +17,7 @@ from drivers.delivery import (
     CATALOG,
     NOW,
     PLANS,
+    Desk,
     RunningClock,
     aclosing_transport,
     alerts,
@@ -27,18 +29,11 @@ from drivers.delivery import (
 from drivers.kit_parts import parts_of
 from drivers.store_keys import meter_token, shard_of
 from faults.refusals import loop_clock
-from meterkit import CustomerError
+from meterkit import CustomerError, MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from servers.fixed_answers import answer, answering
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.delivery import Desk
-    from meterkit import MeterKit
-    from servers.fixed_answers import Asked
-    from servers.stores import Server
+from servers.fixed_answers import Asked, answer, answering
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

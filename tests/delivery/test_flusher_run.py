@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from drivers.delivery import NOW, WatchedTransport, desk, flusher_of, until
+from drivers.delivery import NOW, Desk, WatchedTransport, desk, flusher_of, until
 from drivers.sampled import whole
 from drivers.workers import workers
 from faults.inner_steps import replaced
 from faults.refusals import stopped
 from meterkit import StoreError
-from servers.stores import redis_binary, spawn_server
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from drivers.delivery import Desk
-    from servers.stores import Server
-
+from servers.stores import Server, redis_binary, spawn_server
 
 pytestmark = pytest.mark.anyio
 

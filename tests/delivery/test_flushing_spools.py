@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from drivers.delivery import PLANS, desk, kit_for
+from drivers.delivery import PLANS, Desk, desk, kit_for
 from drivers.spools import spool_with
-from meterkit import SettingsError
+from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from drivers.delivery import Desk
-    from meterkit import MeterKit
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
 

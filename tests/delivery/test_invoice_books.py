@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drivers.audit_database import ROOT, ROWS, read_root
 from drivers.audited_kit import rows_in, sqlite_in
 from drivers.delivery import alerts
-from drivers.period_ends import EVENTS, HOUR, JULY, JUNE, MAY, MINUTE, UNHELD, assert_books, ending, paying
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from drivers.period_ends import Ending
-    from meterkit import Reconciled
-
+from drivers.period_ends import (
+    EVENTS,
+    HOUR,
+    JULY,
+    JUNE,
+    MAY,
+    MINUTE,
+    UNHELD,
+    Ending,
+    assert_books,
+    ending,
+    paying,
+)
+from meterkit import Reconciled
 
 pytestmark = pytest.mark.anyio
 

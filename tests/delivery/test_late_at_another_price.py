@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
@@ -26,18 +28,12 @@ from drivers.priced_shop import (
     sell,
     switch,
 )
-from drivers.shop import END, HALF, shop
+from drivers.shop import END, HALF, Shop, shop
 from faults.inner_steps import failing
+from meterkit import Corrected, MeterUsage, QueuedItem, Reconciled
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, MeterkitError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from drivers.shop import Shop
-    from meterkit import Corrected, MeterUsage, QueuedItem, Reconciled
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -5,29 +5,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from drivers.counters import put_head
-from drivers.delivery import CATALOG, NOW, alerts, desk
+from drivers.delivery import CATALOG, NOW, Desk, alerts, desk
 from faults.refusals import counters as shown
 from meterkit import MeterKit, StoreError
 from meterkit.decisions.keys import FORMAT
-from meterkit.outbox.intents import IntentMove
+from meterkit.outbox.intents import IntentMove, SealedIntent
 from meterkit.outbox.outbox import Outbox
 from meterkit.redis.admin import Admin
 from meterkit.redis.scripts import Script
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
-
-    from drivers.delivery import Desk
-    from meterkit.outbox.intents import SealedIntent
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

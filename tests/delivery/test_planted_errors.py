@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 from sqlite3 import Row, connect
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
 from drivers.audit_database import ChainHead, link_hash
 from drivers.period_ends import JUNE, MAY, MINUTE
-from drivers.planted_month import Error, Planted, misnamed, month, reports
+from drivers.planted_month import Error, Planted, World, misnamed, month, reports
 from drivers.store_keys import meter_token
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from drivers.planted_month import World
 
 pytestmark = pytest.mark.anyio
 

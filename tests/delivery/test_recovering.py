@@ -6,15 +6,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import NOW, desk, have_at_stripe, sealed, summaries_of
+from drivers.delivery import NOW, Desk, desk, have_at_stripe, sealed, summaries_of
 from drivers.emulated_account import unpaced
 from drivers.restored_store import LAG, linked, parked_by_a_restore, states
 from meterkit.delivery.delivery_gaps import DeliveryGap, LostDeliveries
@@ -24,17 +26,11 @@ from meterkit.delivery.restore_recovery import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import AuditDatabase
+from meterkit.outbox.intents import SealedIntent
 from meterkit.outbox.journal import JournalRow
 from meterkit.store.task_lease import TaskLease
 from meterkit.stripe.api import StripeApi
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-    from pathlib import Path
-
-    from drivers.delivery import Desk
-    from meterkit.outbox.intents import SealedIntent
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
 

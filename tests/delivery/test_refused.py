@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import alerts, api_of, desk
+from drivers.delivery import Desk, alerts, api_of, desk
 from drivers.kept_intents import ObjectsAtStripe, kit_alone
 from drivers.webhooks import SECRET
 from meterkit import MeterkitError
@@ -25,16 +27,10 @@ from meterkit.delivery.error_reports import (
     read_report,
 )
 from meterkit.insights.audit.async_database import AuditDatabase, open_audit_database
+from meterkit.outbox.journal import Journal
 from meterkit.starlette import stripe_webhook
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
-    from pathlib import Path
-
-    from drivers.delivery import Desk
-    from meterkit.outbox.journal import Journal
-    from meterkit.stripe.api import StripeApi
-    from servers.stores import Server
+from meterkit.stripe.api import StripeApi
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -7,28 +7,23 @@ are really killed and restored are in ``tests/promises/test_i6_restored.py``.
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from contextlib import suppress
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
-from drivers.delivery import NOW, RENAMED, desk, have_at_stripe, kit_for
+from drivers.delivery import NOW, RENAMED, Desk, desk, have_at_stripe, kit_for
 from drivers.restored_store import LAG, begin_anew, come_back, linked, states
 from faults.inner_steps import wrapped
 from faults.proxy import TcpProxy
 from faults.refusals import stats
+from meterkit import FlushReport, MeterKit
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from datetime import datetime
-    from pathlib import Path
-
-    from drivers.delivery import Desk
-    from meterkit import FlushReport, MeterKit
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("valkey")]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs
 
 import anyio
@@ -18,18 +19,12 @@ import pytest
 
 from drivers.delivery import STRIPE_KEY, aclosing_transport, kit_for, sealed
 from drivers.emulated_account import StripeSession
-from meterkit.delivery.delivery_outcome import classify
+from meterkit.delivery.delivery_outcome import OutcomeKind, classify
+from meterkit.delivery.sender import Transport
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import API_VERSION, RequestResult
 from meterkit.testing import Clock, StripeEmulator
-from servers.fixed_answers import answer, answering
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from meterkit.delivery.delivery_outcome import OutcomeKind
-    from meterkit.delivery.sender import Transport
-    from servers.fixed_answers import Asked
+from servers.fixed_answers import Asked, answer, answering
 
 pytestmark = pytest.mark.anyio
 
@@ -301,10 +296,7 @@ async def test_what_an_answer_says_of_a_batch(status: int, body: object, kind: O
 async def test_a_session_is_renewed_two_minutes_before_its_end(age_s: int, sessions: int) -> None:
     # https://docs.stripe.com/api/v2/billing/meter-event-stream/session/create: 15 minutes.
     clock = Clock(NOW)
-    async with (
-        answering(stand_in()) as server,
-        opened_stream(server.url, clock=clock) as transport,
-    ):
+    async with answering(stand_in()) as server, opened_stream(server.url, clock=clock) as transport:
         await transport.ready()
         clock.advance(timedelta(seconds=age_s))
         await transport.ready()
@@ -316,10 +308,7 @@ async def test_a_session_is_renewed_two_minutes_before_its_end(age_s: int, sessi
     ["{}", "<html>", {**SESSION, "authentication_token": "a\r\nx: y"}, {**SESSION, "expires_at": "soon"}],
 )
 async def test_what_is_no_session_is_not_used(session: object) -> None:
-    async with (
-        answering(stand_in(session=session)) as server,
-        opened_stream(server.url) as transport,
-    ):
+    async with answering(stand_in(session=session)) as server, opened_stream(server.url) as transport:
         outcome = await transport.ready()
         assert outcome is not None
         assert (outcome.kind, outcome.refused) == ("unreadable", True)

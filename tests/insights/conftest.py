@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import AsyncGenerator, Iterator
 from importlib import import_module
 from itertools import count
+from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 from sqlalchemy import create_engine, text
 
-from drivers.audited_kit import audited, sqlite_in
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
-    from pathlib import Path
-
-    from drivers.audited_kit import Audited
+from drivers.audited_kit import Audited, audited, sqlite_in
 
 _NUMBERS: Final = count(1)
 

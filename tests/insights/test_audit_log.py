@@ -7,18 +7,20 @@ import asyncio
 import json
 import logging
 from asyncio import to_thread
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from random import Random
 from threading import Event
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 import pytest
 from sqlalchemy import create_engine, event, text
 
 from drivers.audit_database import AuditRow, insert_rows, to_ms
-from drivers.audited_kit import audited, rebuild, row_of, rows_in, sqlite_in, sums_of
+from drivers.audited_kit import Audited, audited, rebuild, row_of, rows_in, sqlite_in, sums_of
 from drivers.delivery import PLANS, kit_for
 from drivers.health_findings import findings
 from drivers.process_metrics import told
@@ -29,18 +31,11 @@ from meterkit.decisions.periods import from_ms
 from meterkit.insights.audit import chain_tables, chain_verifier, draining
 from meterkit.insights.audit.async_database import AuditDatabase
 from meterkit.insights.audit.chain_check import RecordedRoot
-from meterkit.insights.audit.chain_verifier import verify
+from meterkit.insights.audit.chain_verifier import ChainVerdict, verify
 from meterkit.insights.audit.database import DELIVERIES, Database
 from meterkit.insights.audit.draining import AuditDrainer, open_drainer, read_shard_backlogs
 from meterkit.outbox.journal import JournalRow
 from meterkit.store.settlement_parts import UsedQuantities
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
-    from pathlib import Path
-
-    from drivers.audited_kit import Audited
-    from meterkit.insights.audit.chain_verifier import ChainVerdict
 
 pytestmark = pytest.mark.anyio
 

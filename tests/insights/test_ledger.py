@@ -4,28 +4,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 import pytest
 from genai_prices import Usage, calc_price
 
-from drivers.audited_kit import audited
+from drivers.audited_kit import Audited, audited
 from drivers.delivery import NOW
 from drivers.plans import plans_text
 from meterkit import MeterkitError, metrics_app
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.redis.tallies import Tallies
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.audited_kit import Audited
-
 
 pytestmark = pytest.mark.anyio
 

@@ -7,12 +7,12 @@ import json
 import re
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
@@ -24,14 +24,8 @@ from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, settled
 from meterkit import MeterKit, MeterMiddleware, identify, metrics_app
 from meterkit.catalog import loads
-from servers.clusters import spawn_watched
-from servers.stores import spawn_server
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from servers.clusters import Cluster
-    from servers.stores import Server
+from servers.clusters import Cluster, spawn_watched
+from servers.stores import Server, spawn_server
 
 pytestmark = pytest.mark.anyio
 

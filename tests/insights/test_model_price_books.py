@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import said_late
-from drivers.period_ends import HOUR, JULY, JUNE, MAY, MINUTE, paying
+from drivers.period_ends import HOUR, JULY, JUNE, MAY, MINUTE, Ending, paying
 from drivers.plans import plans_text
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from datetime import datetime
-    from pathlib import Path
-
-    from drivers.period_ends import Ending
-    from meterkit import Statement
+from meterkit import Statement
 
 pytestmark = pytest.mark.anyio
 

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import AsyncGenerator, Mapping
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from books.revenue_shop import CATALOG, MICRO, YEARLY, books, on
+from books.revenue_shop import CATALOG, MICRO, YEARLY, Books, books, on
 from drivers.health_findings import findings, looked_at
 from drivers.webhooks import hooked
-from meterkit import Revenue, metrics_app
+from meterkit import MeterKit, Revenue, metrics_app
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue.figures import (
@@ -31,13 +33,6 @@ from meterkit.insights.revenue.figures import (
 )
 from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.insights.statement.lines import invoice_lines
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-    from pathlib import Path
-
-    from books.revenue_shop import Books
-    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
 from drivers.audit_database import drain_all
 from drivers.served_traffic import START, TODAY, Call, agree, charged, served, simulated, traffic
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from meterkit import MeterKit
-    from servers.stores import Server
+from meterkit import MeterKit
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

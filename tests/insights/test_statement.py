@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
 from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
-from drivers.period_ends import HOUR, JUNE, MAY, paying
+from drivers.period_ends import HOUR, JUNE, MAY, Ending, paying
 from drivers.plans import plans_text
 from drivers.usage_figures import statement_parts
-from meterkit import MeterkitError
+from meterkit import MeterkitError, Statement, StatementLine
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from drivers.period_ends import Ending
-    from meterkit import Statement, StatementLine
 
 pytestmark = pytest.mark.anyio
 
@@ -65,11 +60,7 @@ async def test_a_debt_and_its_repayment_stand_in_the_statements(at: Ending) -> N
     await at.kit.grants.add("acme", {"usd": 5}, grant_id="second")
     found = [await at.kit.statement("acme", start + DAY) for start in (APRIL, MAY)]
     april, may = ({(one.entry, one.grant_id, one.amount_micros) for one in of.balance} for of in found)
-    assert april == {
-        ("grant", "first", 1_000_000),
-        ("burn", "first", -1_000_000),
-        ("debt", "", -2_000_000),
-    }
+    assert april == {("grant", "first", 1_000_000), ("burn", "first", -1_000_000), ("debt", "", -2_000_000)}
     assert may == {
         ("grant", "second", 5_000_000),
         ("repayment", "second", -2_000_000),

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import pytest
+from httpx import AsyncClient
 
 from drivers.operator_pages import pages_of, selling
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from httpx import AsyncClient
-
-    from meterkit import MeterKit
+from meterkit import MeterKit
 
 
 @pytest.fixture

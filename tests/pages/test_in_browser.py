@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Literal
+from pathlib import Path
+from typing import Final, Literal
 
 import httpx
 import pytest
+from playwright.async_api import Browser, Page
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -25,12 +28,6 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.pages import operator_pages
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from playwright.async_api import Browser, Page
 
 pytestmark = [pytest.mark.anyio, needs_chromium, pytest.mark.dear("a browser")]
 

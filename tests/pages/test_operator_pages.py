@@ -6,26 +6,21 @@ import csv
 import io
 import re
 from asyncio import gather
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from httpx import AsyncClient
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from drivers.operator_pages import JSON, figures_on, flat, make_snapshot, overview_of, pages_of, selling
-from meterkit import MeterkitError
+from meterkit import MeterKit, MeterkitError
 from meterkit.pages import operator_pages
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-    from pathlib import Path
-
-    from httpx import AsyncClient
-
-    from meterkit import MeterKit
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

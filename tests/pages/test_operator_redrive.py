@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import AsyncGenerator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from httpx import AsyncClient
 
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import desk
 from drivers.operator_pages import figures_on, make_snapshot, pages_of, selling
 from drivers.redrives import kill_message, kill_webhook, redrives
 from drivers.shop import START
+from meterkit import MeterKit
 from meterkit.pages import operator_queues
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-    from pathlib import Path
-
-    import httpx
-    from httpx import AsyncClient
-
-    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 

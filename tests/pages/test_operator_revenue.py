@@ -5,23 +5,19 @@ from __future__ import annotations
 
 import re
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
+from httpx import AsyncClient
 
 from drivers.audited_kit import sqlite_in
 from drivers.operator_pages import JSON, figures_on, make_snapshot, overview_of
+from meterkit import MeterKit
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue import tables as revenue_tables
 from meterkit.insights.revenue.figures import MOVES, CustomerPayment, OverageAmount
 from meterkit.insights.revenue.tables import PaymentMovePage, RevenueLists, RevenueTables
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from httpx import AsyncClient
-
-    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,6 @@ from meterkit.insights.audit.database import Database
 from meterkit.insights.simulation.terms import build_terms
 from meterkit.pages.figures import days_of
 from meterkit.pages.outlook import forecast_of, on_other_plans
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CATALOG = loads(plans_text("outlook"))
 SMALL, CAPPED = ((plan, build_terms(CATALOG, plan, plan.entitlements, 0)) for plan in CATALOG.plans.values())

@@ -6,11 +6,14 @@ import csv
 import io
 import re
 import tracemalloc
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from html import unescape
-from typing import TYPE_CHECKING, Any, Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
+import httpx
 import pytest
 
 from drivers.audit_database import drain_all, insert_rows, to_ms
@@ -22,13 +25,6 @@ from drivers.usage_figures import JSON, page_of, serving_acme, statement_parts
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    import httpx
-
 
 pytestmark = pytest.mark.anyio
 

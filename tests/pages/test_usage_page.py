@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from asyncio import gather
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from select import select
 from socket import socket
 from threading import enumerate as threads
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import httpx
 import pytest
 
 from drivers.audit_database import drain_all
@@ -22,13 +25,6 @@ from faults.refusals import eventually
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    import httpx
-
 
 pytestmark = pytest.mark.anyio
 

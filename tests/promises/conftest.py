@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import pytest
 
 from drivers.delivery import NOW
 from drivers.emulated_account import unpaced
-from drivers.restorable_kit import house_at
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from drivers.restorable_kit import House
+from drivers.restorable_kit import House, house_at
 
 
 @pytest.fixture

@@ -6,12 +6,10 @@ All amounts are in micro-dollars. Dollars for a million tokens are micro-dollars
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from math import ceil, floor
-from typing import TYPE_CHECKING, Final, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
 PLANS: Final = """
 schema: 1
@@ -54,11 +52,7 @@ PROVIDER: Final = {
     "other": (Fraction(7, 10), Fraction(19, 10)),
 }
 """What a token that goes in, and one that comes out, costs the seller."""
-OVERAGE: Final = {
-    "large-1": Fraction(2101, 100),
-    "other": Fraction(733, 100),
-    "small-1": Fraction(117, 100),
-}
+OVERAGE: Final = {"large-1": Fraction(2101, 100), "other": Fraction(733, 100), "small-1": Fraction(117, 100)}
 """What an output token beyond the included ones costs the customer; the dearest first."""
 IMAGE: Final = Fraction(50 * CENT, 3)
 INCLUDED: Final = 20_000

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp
 
 from drivers.plans import free_plan
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.starlette import stripe_webhook
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
-
-    from starlette.types import ASGIApp
 
 pytestmark = pytest.mark.anyio
 

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 
 from drivers.app import PLANS, served
 from drivers.delivery import STRIPE_KEY, desk, kit_for
 from meterkit import MeterKit, MeterMiddleware, SettingsError, StoreError, current, identify, record
 from meterkit.catalog import loads
 from meterkit.pages import operator_pages, usage_page
-from servers.stores import spawn_server
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from starlette.types import Receive, Scope, Send
-
-    from servers.stores import Server
+from servers.stores import Server, spawn_server
 
 pytestmark = pytest.mark.anyio
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +14,7 @@ from drivers.spools import Spooling
 from drivers.workers import Worker, start
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, loop_clock, used
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio]
 
@@ -90,11 +87,7 @@ async def recorded_until_it_dies(worker: Worker) -> int:
 
 @pytest.mark.dear("a process is killed at each step of an outage")
 @pytest.mark.parametrize(
-    "crash",
-    [
-        *("half a record written", "written, and nobody told"),
-        whole("header written"),
-    ],
+    "crash", [*("half a record written", "written, and nobody told"), whole("header written")]
 )
 async def test_i11_recorded_usage_survives_a_kill_at_any_step(house: House, crash: str) -> None:
     worker = await house.start(crash)
@@ -117,9 +110,7 @@ async def test_i6_a_kill_while_the_spool_is_sent_bills_nothing_twice(house: Hous
     assert await house.recorded() == 120
 
 
-async def test_i11_an_outages_requests_of_a_killed_process_are_billed(
-    house: House,
-) -> None:
+async def test_i11_an_outages_requests_of_a_killed_process_are_billed(house: House) -> None:
     worker = await house.start()
     assert await worker.ask("serve", customer="acme", times=5) == [200] * 5
     await until(worker, unsettled=0)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import product
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 from zlib import crc32
 
 import pytest
 
 from books.price_oracle import Ledger
 from drivers.sampled import whole
-from drivers.world import Killed, run
+from drivers.world import Killed, World, run
 from meterkit.catalog import loads
 from meterkit.errors import StoreError, StripeUnavailableError, SubscriptionError
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
-    from typing import Any
-
-    from drivers.world import World
 
 START: Final = datetime(2031, 6, 1, 0, 0, 30, tzinfo=UTC)
 END: Final = datetime(2031, 7, 1, 0, 0, 30, tzinfo=UTC)

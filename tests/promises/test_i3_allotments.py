@@ -7,28 +7,24 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
 from drivers.delivery import NOW
 from drivers.sampled import some, whole
-from drivers.workers import workers
+from drivers.workers import Worker, workers
 from faults.refusals import eventually, kit_at, used
 from meterkit.catalog import loads
 from meterkit.store.allotment import HOT
 from meterkit.testing import Clock
+from servers.stores import Server
 from store.allotting_processes import CATALOG, Processes
 from store.allotting_processes_paid import PaidProcesses
 from store.script_driver import life
 from store.script_wires import load_texts, server_wire
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from drivers.workers import Worker
-    from servers.stores import Server
 
 PLANS: Final = """
 schema: 1

@@ -12,20 +12,17 @@ import os
 from bisect import bisect_left
 from datetime import timedelta
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import pytest
 
 from drivers.delivery import NOW
 from drivers.worker_process import Calling
-from drivers.workers import start
+from drivers.workers import Worker, start
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
 from promises.exact_books import BUDGET, CENT, OVERAGE, PLANS, Account, Hold
-
-if TYPE_CHECKING:
-    from drivers.workers import Worker
 
 pytestmark = pytest.mark.anyio
 

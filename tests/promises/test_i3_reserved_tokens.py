@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import httpx
 import pytest
 
 from drivers.delivery import NOW
-from drivers.reservations import INPUT, KINDS, METERS, OUTPUT, STREAMS, body, purse, reservers, worth
+from drivers.reservations import (
+    INPUT,
+    KINDS,
+    METERS,
+    OUTPUT,
+    STREAMS,
+    Case,
+    Plan,
+    Purse,
+    Way,
+    body,
+    purse,
+    reservers,
+    worth,
+)
 from drivers.sampled import whole
+from drivers.workers import Worker
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from drivers.reservations import Case, Plan, Purse, Way
-    from drivers.workers import Worker
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

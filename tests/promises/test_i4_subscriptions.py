@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
 from drivers.subscribed_customer import END, INSTANT, NOW, fetched, kit_of, subscription
+from meterkit import MeterKit
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from datetime import datetime
-
-    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
@@ -69,11 +65,7 @@ SERVED, FREE, SUSPENDED = ("pro", ADMITTED), ("free", "included"), ("pro", "susp
     ],
 )  # fmt: skip
 async def test_i4_a_scheduled_change_binds_at_its_millisecond(
-    store_url: str,
-    changed: dict[str, Any],
-    turn: datetime,
-    before: tuple[str, str],
-    after: tuple[str, str],
+    store_url: str, changed: dict[str, Any], turn: datetime, before: tuple[str, str], after: tuple[str, str]
 ) -> None:
     async with pair(store_url) as at:
         await fetched(at.told, subscription(**changed))
@@ -87,9 +79,7 @@ async def test_i4_a_scheduled_change_binds_at_its_millisecond(
         assert (await at.other.customers.get("acme")).plan == after[0]
 
 
-async def test_i4_a_fetched_failure_binds_other_processes_at_once(
-    store_url: str,
-) -> None:
+async def test_i4_a_fetched_failure_binds_other_processes_at_once(store_url: str) -> None:
     async with pair(store_url) as at:
         active = subscription()
         failing = replace(active, status="past_due", failures=1, failed_at_ms=at.told.store.now_ms())

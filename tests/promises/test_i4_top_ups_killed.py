@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
 from drivers.payment_process import Paying
 from drivers.top_ups import AUTO, BACK, DOLLAR, balance, bought, dying, night, opened, sold, with_card
-from drivers.webhooks import NOW, hooked
-from drivers.workers import start
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.webhooks import Hooked
-    from drivers.workers import Worker
+from drivers.webhooks import NOW, Hooked, hooked
+from drivers.workers import Worker, start
 
 pytestmark = pytest.mark.anyio
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,12 +15,7 @@ import pytest
 from drivers.delivery import STRIPE_KEY, until
 from drivers.webhooks import PLANS, SECRET
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -56,10 +53,7 @@ server.run(sockets=[socket])
 async def serving(directory: Path, environment: dict[str, str]) -> AsyncGenerator[str]:
     """An app process of its own; its address."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SERVER),
-        cwd=directory,
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
+        *(sys.executable, "-c", SERVER), cwd=directory, env=environment, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     try:

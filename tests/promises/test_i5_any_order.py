@@ -6,40 +6,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from books.conservation import assert_conserved, sample
 from drivers.delivery import FAULTS, NOW, aclosing_transport, kit_for
+from meterkit import MeterKit
 from meterkit.decisions.periods import bounds_at
 from meterkit.delivery.flush_report import FlushReport
+from meterkit.delivery.flusher_setup import StripeTransport
 from meterkit.delivery.intent_comparer import IntentComparer
-from meterkit.delivery.sender import IntentSender, ShardLease, stopwatch
+from meterkit.delivery.sender import Elapsed, IntentSender, ShardLease, stopwatch
 from meterkit.delivery.summaries import StripeSummaries
+from meterkit.outbox.intents import IntentMove, SendAttempt
 from meterkit.outbox.outbox import Outbox
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
-
-    from meterkit import MeterKit
-    from meterkit.delivery.flusher_setup import StripeTransport
-    from meterkit.delivery.sender import Elapsed
-    from meterkit.outbox.intents import IntentMove, SendAttempt
-    from servers.stores import Server
+from servers.stores import Server
 
 IS_SOAK: Final = os.environ.get("METERKIT_HYPOTHESIS_PROFILE") == "soak"
 CUSTOMERS: Final = ("acme", "zeta")

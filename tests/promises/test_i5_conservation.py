@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
 
-from books.conservation import REPORTED, SOMEWHERE, assert_conserved, sample
-from drivers.delivery import NOW, PLANS, STRIPE_KEY, desk, flusher_of, kit_for
+from books.conservation import REPORTED, SOMEWHERE, Sample, assert_conserved, sample
+from drivers.delivery import NOW, PLANS, STRIPE_KEY, Desk, desk, flusher_of, kit_for
 from drivers.sampled import some
 from meterkit import MeterkitError, StoreError
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from books.conservation import Sample
-    from drivers.delivery import Desk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store(sampled=True)]
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from drivers.delivery import FAULTS, KEY_REFUSED, STRIPE_KEY, desk
+from drivers.delivery import FAULTS, KEY_REFUSED, STRIPE_KEY, Desk, desk
 from drivers.sampled import some
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from drivers.delivery import Desk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store(sampled=True)]
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import pytest
 
 from faults.soak import CUSTOMERS, HOT, INCLUDED, Soak
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SPAN_S: Final = float(os.environ.get("METERKIT_SOAK_S", "3"))
 # By customer and by shard; what a day or an event's id has goes by itself.

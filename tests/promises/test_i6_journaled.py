@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 
 from drivers.delivery import until
-from drivers.restorable_kit import drained, elsewhere_sent, hours_later, linked, recover, settings_of
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.restorable_kit import House
-    from meterkit import MeterKit
+from drivers.restorable_kit import House, drained, elsewhere_sent, hours_later, linked, recover, settings_of
+from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 

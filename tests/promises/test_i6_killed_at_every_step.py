@@ -7,20 +7,17 @@ Each seed is another life. ``make test`` has 10 of 50; ``make soak`` has 500, by
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import pytest
 
 from drivers.sampled import some
 from faults.crashes import Drawn, SharedClock, start_of
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -42,10 +39,7 @@ async def born(seed: int, server: Server, directory: Path) -> AsyncGenerator[Dra
 
 
 @pytest.mark.dear("the matrix of crashes: each life kills several processes")
-@pytest.mark.parametrize(
-    "share",
-    some(range(SHARES), range(SAMPLE)),
-)
+@pytest.mark.parametrize("share", some(range(SHARES), range(SAMPLE)))
 async def test_i6_what_is_billed_is_what_was_recorded(valkey: Server, tmp_path: Path, share: int) -> None:
     seeds = SEEDS[share::SHARES] if ALONE is None else [int(ALONE)][: share == 0]
     for seed in seeds:

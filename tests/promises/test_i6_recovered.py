@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 
 from drivers.delivery import kit_for
-from drivers.restorable_kit import Told, drained, hours_later, linked, recover, settings_of
+from drivers.restorable_kit import House, Told, drained, hours_later, linked, recover, settings_of
 from drivers.sampled import whole
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
 from meterkit import StoreError
 from servers.stores import spawn_server
-
-if TYPE_CHECKING:
-    from drivers.restorable_kit import House
 
 pytestmark = pytest.mark.anyio
 with_and_without = pytest.mark.parametrize("audited", [False, True])

@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 
 from drivers.delivery import kit_for
-from drivers.restorable_kit import CUSTOMERS, linked
+from drivers.restorable_kit import CUSTOMERS, House, linked
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
 from meterkit import StoreError
 from servers.stores import spawn_server
-
-if TYPE_CHECKING:
-    from drivers.restorable_kit import House
 
 pytestmark = pytest.mark.anyio
 

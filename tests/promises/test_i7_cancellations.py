@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import aiohttp
 import anyio.lowlevel
@@ -21,14 +22,8 @@ from drivers.app import HEADERS, hello
 from drivers.delivery import PLANS, STRIPE_KEY
 from drivers.messages import SECRET
 from meterkit import Contact, MeterKit, MeterMiddleware, identify
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from servers.stores import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-    from pathlib import Path
-
-    from meterkit.catalog import Catalog
 
 PATIENCE_S: Final = 120.0  # What hangs, hangs for ever.
 WARNS: Final = loads(

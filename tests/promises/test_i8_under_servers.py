@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
-from drivers.app import served
+from drivers.app import Served, served
 from drivers.llm_apps import listening, read_all
 from drivers.plans import free_plan
 from faults.refusals import eventually
-
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

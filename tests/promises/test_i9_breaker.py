@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 
-from faults.proxy import TcpProxy
+from faults.proxy import Mode, TcpProxy
 from faults.refusals import (
     Client,
     FakeRedis,
@@ -22,13 +22,8 @@ from faults.refusals import (
     stopped,
     used,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from faults.proxy import Mode
-    from meterkit import MeterKit
-    from servers.stores import Server
+from meterkit import MeterKit
+from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
@@ -58,9 +53,7 @@ async def undisturbed(kit: MeterKit, times: int) -> float:
     return sorted(took)[times // 10]
 
 
-async def test_i9_an_open_breaker_answers_faster_than_a_store(
-    valkey: Server,
-) -> None:
+async def test_i9_an_open_breaker_answers_faster_than_a_store(valkey: Server) -> None:
     async with kit_at(valkey.url, store_timeout=TIMEOUT_S) as kit:
         healthy_s = await undisturbed(kit, 300)
         with stopped(valkey):

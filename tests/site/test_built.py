@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
 
 import meterkit
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SITE: Final = os.environ.get("METERKIT_SITE")
 CHROMIUM: Final = os.environ.get("METERKIT_CHROMIUM") or which("chromium")

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httpx
 import pytest
@@ -24,9 +25,6 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
 from servers.stores import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 SHOWN: Final = shown()
 TYPED: Final = [block for block in SHOWN if block.language == "console" and not block.reason]

@@ -6,9 +6,10 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 import typer
@@ -21,9 +22,6 @@ from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.health.audit_log import OVERDUE_MS
 from meterkit.sync import SyncMeterKit
 from test_readme import command_line
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")} | {

@@ -8,15 +8,17 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
@@ -24,16 +26,9 @@ from drivers.command_line import Shell
 from drivers.sampled import whole
 from drivers.shown_blocks import keys_page
 from meterkit import MeterKit, MeterMiddleware, errors, identify
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.testing import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from starlette.requests import Request
-
-    from meterkit.catalog import Catalog
-    from servers.stores import Server
+from servers.stores import Server
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
