@@ -46,8 +46,7 @@ async def test_a_close_that_stripe_confirms_is_silent(
     assert await closing.unconfirmed() == (0, 0)
     # July is closed in its turn.
     at.clock.set(datetime(2031, 8, 1, 0, 11, tzinfo=UTC))
-    assert (await closing.closer.confirm_due()).confirmed == 1
-    assert errors(caplog) == []
+    assert ((await closing.closer.confirm_due()).confirmed, errors(caplog)) == (1, [])
 
 
 async def test_a_close_waits_for_what_adds_up_to_nothing_too(
@@ -78,24 +77,21 @@ async def test_units_stripe_did_not_count_are_reported_once(
     await at.flush(everything=True)
     # It is not asked again each minute.
     assert [await closing.at(minutes) for minutes in (11, 12, 30)] == [(0, 1, 0), (0, 0, 0), (0, 1, 0)]
-    assert errors(caplog) == []
-    assert await closing.at(46) == (0, 0, 1)
+    assert (errors(caplog), await closing.at(46)) == ([], (0, 0, 1))
     (line,) = errors(caplog)
     assert line.startswith(
         "the close of 1 billing period is not confirmed 45 minutes after the period's end, and Stripe makes"
         " an invoice final after an hour: customer 'acme', until 2031-07-01 00:00 UTC: requests:"
         " Stripe has counted 7 less than it accepted"
     )
-    assert await closing.unconfirmed() == (1, 46 * 60)
-    assert await closing.at(107) == (0, 1, 0)
+    assert (await closing.unconfirmed(), await closing.at(107)) == ((1, 46 * 60), (0, 1, 0))
     assert len(errors(caplog)) == 1
     (finding,) = await findings(at.kit, "closes")
     assert "customer acme, until 2031-07-01 00:00 UTC" in finding.problem
     assert "meterkit reconcile CUSTOMER --period" in finding.cure
     # What Stripe lacked comes there by hand.
     await have_at_stripe(at, 7, minute=AFTER_JUNE - timedelta(hours=1))
-    assert await closing.at(170) == (1, 0, 0)
-    assert await closing.unconfirmed() == (0, 0)
+    assert (await closing.at(170), await closing.unconfirmed()) == ((1, 0, 0), (0, 0))
     assert "until 2031-07-01 00:00:00+00:00 is confirmed now" in caplog.text
 
 
@@ -113,8 +109,7 @@ async def test_usage_that_misses_its_invoice_is_reported(
     assert "and 2 more. `meterkit reconcile" in line
     at.emulator.clear_faults()
     await at.flush(everything=True)
-    assert await closing.at(107) == (7, 0, 0)
-    assert at.accepted("c0") == 7
+    assert (await closing.at(107), at.accepted("c0")) == ((7, 0, 0), 7)
 
 
 async def test_a_refused_comparison_is_reported_and_closed_later(
@@ -123,9 +118,7 @@ async def test_a_refused_comparison_is_reported_and_closed_later(
     await at.use("acme", "zeta", requests=7)
     await at.flush(everything=True)
     at.emulator.fail_next("error", status=401, times=None, path="/v1/billing/meters")
-    assert await closing.at(11) == (0, 2, 0)
-    assert errors(caplog) == []
-    assert await closing.at(47) == (0, 0, 2)
+    assert (await closing.at(11), errors(caplog), await closing.at(47)) == ((0, 2, 0), [], (0, 0, 2))
     (line,) = errors(caplog)
     assert "Stripe does not say what it has counted: " in line
     at.emulator.clear_faults()

@@ -103,8 +103,7 @@ async def test_i6_the_next_process_delivers_a_killed_ones_rest_once(
         assert (await at.flush(everything=True)).left == 0
         usage = [(await at.kit.usage(name))["meters"]["requests"]["delivered"] for name in used]
         assert usage == [5, 6]
-    assert {name: at.accepted(name) for name in used} == used
-    assert len(at.emulator.events) == 2
+    assert ({name: at.accepted(name) for name in used}, len(at.emulator.events)) == (used, 2)
 
 
 async def two_to_send(at: Desk, sleep: timedelta) -> Any:

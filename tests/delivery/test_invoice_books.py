@@ -206,8 +206,7 @@ async def test_usage_billed_at_another_price_is_named(
     assert one.advice.startswith(said)
     assert one.advice.endswith(f"): check who changed the price{do}")
     looked = await at.look()
-    assert [said in why for why in looked.late] == [True]
-    assert (await at.look()).late == []
+    assert ([said in why for why in looked.late], (await at.look()).late) == ([True], [])
     assert len([line for line in caplog.messages if said in line]) == 1
 
 
@@ -296,8 +295,7 @@ async def test_usage_away_over_a_periods_end_is_on_its_own_invoice(at: Ending) -
     (invoice,) = at.invoices()
     assert invoice["status"] in {"open", "paid"}
     at.go(JUNE + 6 * HOUR)
-    assert at.invoices()[0]["status"] == "paid"
-    assert writes(at) == ["update", "finalize"]
+    assert (at.invoices()[0]["status"], writes(at)) == ("paid", ["update", "finalize"])
     await assert_books(at)
 
 
@@ -309,8 +307,7 @@ async def test_without_a_hold_what_is_late_is_on_the_next_invoice(any_store_url:
         at.stripe.clear_faults()
         reports += await at.hourly(JUNE + 2 * HOUR, 2)
         late = {one.meter: one.quantity for report in reports for one in report.late}
-        assert late == {"requests": 1000, "tokens": 300}
-        assert writes(at) == []
+        assert (late, writes(at)) == ({"requests": 1000, "tokens": 300}, [])
         at.go(JULY + 2 * HOUR)
         assert (at.billed(), at.billed("price_pro_tokens")) == ([0, 1000], [0, 300])
         await assert_books(at)

@@ -294,8 +294,7 @@ async def test_i13_late_units_of_a_closed_period_keep_its_price(store_url: str) 
         usage = await at.kit.usage("acme")
         assert usage["meters"]["words"]["overage"] == 5
         await next_renewal(at)
-        assert await items_of(at) == [(26, 104)]
-        assert await metered_lines(at) == [("price_seven_words", 5, 7)]
+        assert (await items_of(at), await metered_lines(at)) == ([(26, 104)], [("price_seven_words", 5, 7)])
         found = await compared(at)
         assert (found.late, found.by_item, found.advice) == (26, 26, "")
         later = await at.kit.reconcile("acme", at=END + timedelta(days=3))
@@ -471,8 +470,7 @@ async def test_a_queued_item_is_listed_with_its_amount_and_its_invoice(sold: Sho
     assert (item.cents, item.currency, item.subscription) == (104, "usd", begun["id"])
     assert item.period_start == (await sold.kit.usage("acme"))["period"]["start"]
     sold.clock.advance(timedelta(hours=2))
-    assert (await queued(sold)).age_s == 7200
-    assert await sold.kit.outbox.items.list(customer="another") == []
+    assert ((await queued(sold)).age_s, await sold.kit.outbox.items.list(customer="another")) == (7200, [])
     await sold.kit.flush(everything=True)
     assert await sold.kit.outbox.items.list() == []
 
@@ -503,8 +501,7 @@ async def test_a_dropped_item_is_late_and_on_no_invoice(sold: Shop) -> None:
     await renewed(sold)
     assert (await item_lines(sold), await metered_lines(sold)) == ([], [("price_seven_words", 5, 7)])
     usage = (await sold.kit.usage("acme", period=HALF))["meters"]["words"]
-    assert usage["late"] == 26
-    assert [one.advice for one in await sold.kit.reconcile("acme", at=HALF)] == [""]
+    assert (usage["late"], [one.advice for one in await sold.kit.reconcile("acme", at=HALF)]) == (26, [""])
 
 
 async def test_an_item_made_despite_a_drop_is_named(sold: Shop) -> None:

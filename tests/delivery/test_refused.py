@@ -114,8 +114,7 @@ async def test_what_was_dropped_and_billed_by_hand_does_not_come_back(store_url:
             "api_requests", code="archived_meter", identifiers=[intent.identifier], count=1
         )
         await take_all(at, api)
-        assert await at.places("acme") == {"delivered": 60, "dead": 50}
-        assert await at.kit.outbox.list() == []
+        assert (await at.places("acme"), await at.kit.outbox.list()) == ({"delivered": 60, "dead": 50}, [])
 
 
 async def test_i6_a_late_report_on_an_earlier_try_never_bills_twice(store_url: str) -> None:
@@ -134,8 +133,7 @@ async def test_i6_a_late_report_on_an_earlier_try_never_bills_twice(store_url: s
         redriven = await at.kit.outbox.redrive(intent.identifier)
         assert (redriven.state, redriven.compared_at) == ("parked", at.clock.now() + timedelta(hours=3))
         await compare(at)
-        assert await at.places("acme") == {"delivered": 7}
-        assert at.accepted("acme") == 7
+        assert (await at.places("acme"), at.accepted("acme")) == ({"delivered": 7}, 7)
 
 
 async def by_key(at: Desk, *customers: str) -> str:
@@ -207,8 +205,7 @@ async def test_a_thin_event_at_the_endpoint_does_all_of_it(store_url: str) -> No
         await at.flush(everything=True)
         assert [made.status for made in await at.emulator.deliver()] == [200]
         await at.kit.webhooks.work_off()
-        assert await at.places("lost") == {"dead": 7}
-        assert (await at.kit.webhooks.backlog()).entries == 0
+        assert (await at.places("lost"), (await at.kit.webhooks.backlog()).entries) == ({"dead": 7}, 0)
 
 
 ID = "0123456789abcdef0123456789abcdef-1"

@@ -398,9 +398,7 @@ STEPS: dict[OutcomeKind, tuple[str, bool]] = {
 )
 def test_outcome_table(result: RequestResult, kind: OutcomeKind, new_key: bool) -> None:
     outcome = classify(result)
-    assert kind == outcome.kind
-    assert new_key == outcome.new_key
-    assert STEPS[kind] == (outcome.step, outcome.alert)
+    assert (outcome.kind, outcome.new_key, STEPS[kind]) == (kind, new_key, (outcome.step, outcome.alert))
     assert (kind in {"delivered", "duplicate"}) == outcome.delivered
 
 

@@ -53,8 +53,7 @@ async def test_each_row_has_cost_price_and_version(at: Audited) -> None:
     assert (small.cost_micros, small.charged_micros) == (Fraction(390), Fraction(507))
     assert (large.cost_micros, large.charged_micros) == (Fraction(2880), Fraction(3744))
     # 100 output tokens are included; each of the other 300 and 100 costs 7.
-    assert small.revenue_micros == 300 * 7 + 507
-    assert large.revenue_micros == 100 * 7 + 3744
+    assert (small.revenue_micros, large.revenue_micros) == (300 * 7 + 507, 100 * 7 + 3744)
     assert {place: row["cost_micros"] for place, row in rows.items()} == {
         ("small-1", "input_tokens"): 150,
         ("small-1", "output_tokens"): 240,
@@ -118,8 +117,7 @@ def test_names_of_models_do_not_grow_without_bound() -> None:
     tallies = Tallies()
     for nth in range(1000):
         tallies.count_call(f"{nth}" + "x" * 1000, None, cost=Fraction(1), charged=Fraction(0))
-    assert len(tallies.llm) == 101
-    assert tallies.llm["other", "other"] == (Fraction(900), Fraction(0))
+    assert (len(tallies.llm), tallies.llm["other", "other"]) == (101, (Fraction(900), Fraction(0)))
     assert max(len(model) for model, _ in tallies.llm) <= 100
 
 

@@ -80,10 +80,8 @@ async def test_movements_of_a_quarter_by_the_clock(at: Books) -> None:
     found = await at.revenue.at(date(2031, 2, 20))
     # Of those who paid on 20 January: bob, eve (who came back for less) and ada.
     base = YEARLY + 6000 * MICRO
-    assert found.nrr == {"usd": (2 * YEARLY + 3000 * MICRO) / base}
-    assert found.grr == found.nrr
-    assert found.arpa == {"usd": round((2 * YEARLY + 3000 * MICRO) / 3)}
-    assert found.ltv == {"usd": None}
+    assert (found.nrr, found.grr) == ({"usd": (2 * YEARLY + 3000 * MICRO) / base}, found.nrr)
+    assert (found.arpa, found.ltv) == ({"usd": round((2 * YEARLY + 3000 * MICRO) / 3)}, {"usd": None})
     await at.go(on(3, 2))
     # In February one of the three left who were there when it began.
     found = await at.revenue.at()
@@ -131,8 +129,7 @@ async def test_deleted_snapshots_are_made_again_identically(at: Books) -> None:
             database.execute("delete from meterkit_revenue where day = ?", (day.isoformat(),))
             database.execute("delete from meterkit_revenue_days where day = ?", (day.isoformat(),))
     assert at.kept() != kept
-    assert await at.revenue.snapshot() == days
-    assert at.kept() == kept
+    assert (await at.revenue.snapshot(), at.kept()) == (days, kept)
     # By SQL, on the rows of customers alone.
     sums = at.rows("select day, sum(mrr), count(*) from meterkit_revenue group by day order by day")
     figures = "select day, mrr, customers from meterkit_revenue_days where currency = 'usd' and mrr > 0"
@@ -272,8 +269,7 @@ def test_currencies_are_never_added() -> None:
 def test_retention_is_of_those_who_were_there_at_the_beginning() -> None:
     start, end = paying(a=100, b=100, c=100), paying(a=150, b=40, d=500)
     found = retention_of(start, end)["usd"]
-    assert (found.net, found.gross) == (190 / 300, 140 / 300)
-    assert retention_of(start, start)["usd"] == (1.0, 1.0)
+    assert (found.net, found.gross, retention_of(start, start)["usd"]) == (190 / 300, 140 / 300, (1.0, 1.0))
     assert retention_of([], end) == {}
 
 

@@ -33,8 +33,7 @@ def assert_sums(statement: Statement) -> None:
     assert [line.note for line in statement.lines if line.kind == "difference"] == []
     for line in statement.lines:
         if line.kind == "usage":
-            assert sum(event.billed for event in line.events) == line.counted
-            assert line.note == ""
+            assert (sum(event.billed for event in line.events), line.note) == (line.counted, "")
             if line.invoice is not None:
                 assert line.counted == line.quantity
             for event in line.events:
@@ -83,8 +82,7 @@ async def test_a_credit_note_of_a_metered_line_stands_beside_the_total(at: Endin
     await at.found.settle()
     found = await at.kit.statement("acme", APRIL + DAY)
     assert_sums(found)
-    assert found.lines == before.lines
-    assert found.total_cents == before.total_cents
+    assert (found.lines, found.total_cents) == (before.lines, before.total_cents)
     assert [one.credit_notes_cents for one in found.invoices if one.id == words.invoice] == [60]
     assert [replace(one, credit_notes_cents=0) for one in found.invoices] == list(before.invoices)
 

@@ -52,8 +52,7 @@ def test_where_a_meter_is_heading(
 def test_what_would_be_refused_is_not_expected() -> None:
     usage = {"tokens": counts(40, included=50, granted=5), "gone": counts(3, included=0)}
     found = forecast_of({"tokens": [20, 20], "gone": [], "none": [1]}, usage, 10, SMALL[1])
-    assert found["meters"] == {"tokens": (55, 55, 55)}
-    assert found["cost_cents"] == (1_000, 1_000, 1_000)
+    assert (found["meters"], found["cost_cents"]) == ({"tokens": (55, 55, 55)}, (1_000, 1_000, 1_000))
 
 
 def test_other_plans_with_what_they_grant() -> None:

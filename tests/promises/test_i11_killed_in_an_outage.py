@@ -106,8 +106,7 @@ async def test_i6_a_kill_while_the_spool_is_sent_bills_nothing_twice(house: Hous
     for _ in range(40):
         await worker.ask("record", customer="acme", quantity=3)
     await house.proxy.set("pass")
-    assert await worker.process.wait() == -9
-    assert await house.recorded() == 120
+    assert (await worker.process.wait(), await house.recorded()) == (-9, 120)
 
 
 async def test_i11_an_outages_requests_of_a_killed_process_are_billed(house: House) -> None:

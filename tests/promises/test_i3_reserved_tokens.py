@@ -59,8 +59,7 @@ async def assert_adds_up(of: Purse, plan: Plan, told: Counter[str]) -> None:
     spent = {meter: told[f"spent {meter}"] for meter in METERS}
     beyond = {meter: told[f"beyond {meter}"] for meter in METERS}
     over = await of.rows("overage")
-    assert await of.rows("recorded") == spent
-    assert await of.rows("held") == dict.fromkeys(METERS, 0)
+    assert (await of.rows("recorded"), await of.rows("held")) == (spent, dict.fromkeys(METERS, 0))
     if plan == "budget":
         assert over["output_tokens"] == max(0, spent["output_tokens"] - STREAMS * OUTPUT)
         assert over["output_tokens"] <= beyond["output_tokens"]
@@ -160,8 +159,7 @@ async def held(of: Purse, plan: Plan) -> float:
 
 async def paid_once(of: Purse, plan: Plan, *, times: int) -> None:
     """That so many streams are recorded, and paid, and none besides."""
-    assert await of.rows("recorded") == streams(times)
-    assert await of.rows("overage") == NOTHING
+    assert (await of.rows("recorded"), await of.rows("overage")) == (streams(times), NOTHING)
     assert await of.burned_micro() == (worth(streams(times)) if plan == "credit" else 0)
     if plan == "credit":
         assert (await of.kit.usage("acme"))["balance"] == {"ai": STREAMS - times}
@@ -218,8 +216,7 @@ async def test_i3_streams_of_a_killed_process_are_not_billed(store_url: str, pla
 
         # What the dead one held costs room for ten minutes at most, whatever others do meanwhile.
         assert await newcomer.ask("open", **EXACT, times=STREAMS) == STREAMS - 3 - 6
-        assert (await newcomer.ask("close"))["admitted"] == STREAMS - 3 - 6
-        assert await held(of, plan) == 6
+        assert ((await newcomer.ask("close"))["admitted"], await held(of, plan)) == (STREAMS - 3 - 6, 6)
         await pass_time(of, timedelta(minutes=5), witness, newcomer)
         await witness.ask("keep")
         assert await held(of, plan) == 6
@@ -228,8 +225,7 @@ async def test_i3_streams_of_a_killed_process_are_not_billed(store_url: str, pla
         assert await held(of, plan) == 1
 
         assert await newcomer.ask("open", **EXACT, times=STREAMS) == 5
-        assert await witness.ask("capture", quantities=STREAM) == "captured"
-        assert await held(of, plan) == 5
+        assert (await witness.ask("capture", quantities=STREAM), await held(of, plan)) == ("captured", 5)
         assert (await newcomer.ask("close"))["admitted"] == 5
         await paid_once(of, plan, times=STREAMS)
         assert await held(of, plan) == 0

@@ -71,11 +71,9 @@ async def test_i4_a_scheduled_change_binds_at_its_millisecond(
         await fetched(at.told, subscription(**changed))
         await at.decide()
         at.at(turn - INSTANT)
-        assert await at.decide() == before
-        assert (await at.other.usage("acme"))["plan"] == before[0]
+        assert (await at.decide(), (await at.other.usage("acme"))["plan"]) == (before, before[0])
         at.at(turn)
-        assert await at.decide() == after
-        assert (await at.other.usage("acme"))["plan"] == after[0]
+        assert (await at.decide(), (await at.other.usage("acme"))["plan"]) == (after, after[0])
         assert (await at.other.customers.get("acme")).plan == after[0]
 
 

@@ -31,8 +31,7 @@ async def test_i3_i6_i11_whatever_is_killed_the_sums_are_exact(
         hot = sum(figures.hot.values()), sum(served for served, _ in figures.bursts.values())
         bursts = f"of {len(figures.hot)} hot customers {hot[0]} calls recorded, {hot[1]} answered"
         sys.stdout.write(f"\n{SPAN_S:.0f} s: {figures}, {bursts}\n" if SPAN_S >= 60 else "")
-    assert figures.left == []
-    assert figures.recorded == figures.billed
+    assert (figures.left, figures.recorded) == ([], figures.billed)
     # Each event was told again until it was told as recorded: once, whoever died in between.
     assert figures.recorded["events"] == figures.told
     assert figures.told > 0

@@ -301,8 +301,7 @@ def test_i7_a_start_that_is_cancelled_leaves_nothing(loop: str) -> None:
             starting = asyncio.ensure_future(kit.start())
             await client.called.wait()
             await assert_is_cancelled(starting)
-        assert asyncio.all_tasks() == before
-        assert kit.store.lanes == {}
+        assert (asyncio.all_tasks(), kit.store.lanes) == (before, {})
 
     run(loop, story)
 
@@ -329,8 +328,7 @@ def test_i7_a_stop_that_is_cancelled_closes_all_and_raises_that(by: str, loop: s
                 await stopping
         else:
             await stopping
-        assert asyncio.all_tasks() == before
-        assert kit.store.lanes == {}
+        assert (asyncio.all_tasks(), kit.store.lanes) == (before, {})
 
     run(loop, story)
 

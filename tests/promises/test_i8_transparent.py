@@ -61,8 +61,7 @@ async def test_i8_the_app_runs_in_the_servers_task_and_context() -> None:
     async with served(app, plans=GENEROUS) as at:
         colour.set("red")
         await messages(at.app, http_scope())
-        assert colour.get() == "blue"
-        assert tasks == [asyncio.current_task()]
+        assert (colour.get(), [asyncio.current_task()]) == ("blue", tasks)
 
 
 async def test_i8_each_chunk_is_sent_before_the_next_is_made() -> None:
@@ -216,8 +215,7 @@ async def test_i8_the_lifespan_and_its_state_are_the_apps() -> None:
     scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": state}
     serving = asyncio.create_task(app(scope, said.get, sent.put))
     said.put_nowait({"type": "lifespan.startup"})
-    assert (await sent.get())["type"] == "lifespan.startup.complete"
-    assert state == {"answer": 42}
+    assert ((await sent.get())["type"], state) == ("lifespan.startup.complete", {"answer": 42})
     said.put_nowait({"type": "lifespan.shutdown"})
     assert (await sent.get())["type"] == "lifespan.shutdown.complete"
     await serving
@@ -275,8 +273,7 @@ async def test_i8_under_mounts_the_path_of_the_client_decides(make: Any) -> None
     plain = await messages(app, http_scope("/v1/deep/x"))
     async with served(app, plans=GENEROUS) as at:
         wrapped = await messages(at.app, http_scope("/v1/deep/x"))
-        assert list(map(without_fields, wrapped)) == plain
-        assert plain[0]["status"] == 200
+        assert (list(map(without_fields, wrapped)), plain[0]["status"]) == (plain, 200)
         assert await at.counted() == (1, 0)
         # Mounted itself: the template is still matched with what the client asked for.
         inner = MeterMiddleware(hello, kit=at.kit, identify=lambda _: "acme")
@@ -356,6 +353,5 @@ async def test_i8_under_a_real_server(store_url: str) -> None:
         assert (await client.get("/v1/raises")).status_code == 500
         assert (await client.post("/v1/echo", content=b"x" * 300_000)).text == "300000"
         head = await client.head("/v1/nowhere")
-        assert (head.status_code, "ratelimit" in head.headers) == (404, True)
-        assert await recorded() == 3
+        assert (head.status_code, "ratelimit" in head.headers, await recorded()) == (404, True, 3)
     assert not kit.store.lanes

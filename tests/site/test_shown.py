@@ -89,8 +89,7 @@ async def test_a_refusal_that_is_shown_is_the_one_that_comes(page: str, store_ur
     status, *fields = head.splitlines()
     assert status == f"HTTP/1.1 {answer.status_code} {answer.reason_phrase}"
     given = [f"{name}: {value}" for name, value in answer.headers.items() if name != "content-length"]
-    assert sorted(fields) == sorted(given)
-    assert json.loads(masked(body)) == json.loads(masked(answer.text))
+    assert (sorted(fields), json.loads(masked(body))) == (sorted(given), json.loads(masked(answer.text)))
 
 
 @pytest.mark.anyio
@@ -248,5 +247,4 @@ def test_every_decision_has_its_number_and_an_index_entry() -> None:
     index = (ROOT / "docs/design/index.md").read_text("utf-8")
     listed = re.findall(r"\(decisions/(\S+\.md)\)", index)
     found = sorted(path.name for path in (ROOT / "docs/design/decisions").glob("*.md"))
-    assert listed == found
-    assert len({name[:4] for name in found}) == len(found)
+    assert (listed, len({name[:4] for name in found})) == (found, len(found))
