@@ -40,8 +40,7 @@ async def test_a_close_that_stripe_confirms_is_silent(
     at.clock.set(AFTER_JUNE - MINUTE)
     await at.kit.record("acme", "requests", 5)
     at.clock.set(AFTER_JUNE + 2 * MINUTE)
-    await at.kit.record("acme", "requests", 1)
-    await at.flush(everything=True)
+    await at.record_and_flush(1)
     assert [await closing.at(minutes) for minutes in (9, 11, 60)] == [(0, 0, 0), (2, 0, 0), (0, 0, 0)]
     assert await closing.unconfirmed() == (0, 0)
     # July is closed in its turn.

@@ -21,8 +21,7 @@ async def lose_an_answer(at: Desk, *, when: Literal["before", "after"]) -> None:
     await at.use("acme", requests=6)
     at.emulator.fail_next("drop", when=when)
     await at.flush(everything=True, timeout_s=0)
-    at.clock.advance(24 * HOUR)
-    await at.flush(everything=True, timeout_s=0)
+    await at.flush(everything=True, timeout_s=0, after=24 * HOUR)
     (intent,) = await at.kit.outbox.list()
     assert (intent.state, intent.first_attempt_at) == ("parked", NOW)
     assert intent.compared_at is not None
@@ -35,8 +34,7 @@ async def have_a_repeat_refused(at: Desk, *, when: Literal["before", "after"]) -
     at.emulator.fail_next("error", when=when, status=500)
     await at.flush(everything=True, timeout_s=0)
     at.emulator.fail_next("error", when="before", status=400)
-    at.clock.advance(timedelta(minutes=1))
-    report = await at.flush(everything=True, timeout_s=0)
+    report = await at.flush(everything=True, timeout_s=0, after=timedelta(minutes=1))
     assert (report.parked, report.dead) == (1, 0)
 
 
@@ -80,11 +78,9 @@ async def test_i6_a_unit_counted_despite_a_lost_answer_is_delivered(at: Desk) ->
     assert asked(at) == 0  # Not before 26 hours.
     await looks(at, 1)
     assert (asked(at), await at.places()) == (1, {"parked": 6})
-    at.clock.advance(timedelta(seconds=-2))
-    await at.flush(everything=True, timeout_s=0)
+    await at.flush(everything=True, timeout_s=0, after=timedelta(seconds=-2))
     assert asked(at) == 1  # And ten minutes later.
-    at.clock.advance(timedelta(seconds=2))
-    report = await at.flush(everything=True)
+    report = await at.flush(everything=True, after=timedelta(seconds=2))
     assert (report.delivered, report.is_complete) == (1, True)
     assert (asked(at), await at.places()) == (2, {"delivered": 6})
     entry = await entry_of(at)
@@ -198,8 +194,7 @@ async def test_what_was_delivered_is_what_stripe_has_counted(at: Desk) -> None:
     await at.kit.record("acme", "requests", 7)
     await at.kit.record("acme", "tokens", 130)
     await at.kit.record("zeta", "requests", 5)
-    await at.kit.record("nobody", "requests", 2)
-    await at.flush(everything=True)
+    await at.record_and_flush(2, "nobody")
     await at.kit.record("acme", "requests", 4)
     found = {(one.customer, one.meter): one for one in await at.kit.reconcile()}
     assert {*found} == {("acme", "tokens"), *((who, "requests") for who in ("acme", "zeta", "nobody"))}

@@ -46,15 +46,13 @@ async def test_each_minute_names_one_intent_at_most_3_minutes_ahead(at: Desk) ->
     await at.link("acme")
     # F-51: three, and a clock may be one off: Stripe refuses what lies more than five ahead.
     for _ in range(5):
-        await at.kit.record("acme", "requests", 1)
-        await at.flush(everything=True, timeout_s=0)
+        await at.record_and_flush(1, timeout_s=0)
     begin = NOW.replace(second=0)
     # The fourth lies 2 min 30 s ahead; the fifth would lie 3 min 30 s ahead.
     assert minutes(at) == [begin + timedelta(minutes=n) for n in range(4)]
     usage = await at.kit.usage("acme")
     assert (usage["meters"]["requests"]["pending"], usage["meters"]["requests"]["delivered"]) == (1, 4)
-    at.clock.advance(timedelta(minutes=1))
-    await at.flush()
+    await at.flush(after=timedelta(minutes=1))
     assert minutes(at)[4:] == [begin + timedelta(minutes=4)]
 
 
@@ -69,8 +67,7 @@ async def test_values_have_15_digits_at_most_and_lose_nothing(at: Desk) -> None:
 
 
 async def test_usage_waits_for_a_link(at: Desk) -> None:
-    await at.kit.record("acme", "requests", 4)
-    report = await at.flush(everything=True)
+    report = await at.record_and_flush(4)
     assert (report.sealed, report.left, report.unlinked) == (0, 0, ["acme"])
     assert (await at.kit.usage("acme"))["meters"]["requests"]["unlinked"] == 4
     at.clock.set(JULY + timedelta(days=3))
@@ -132,8 +129,7 @@ async def test_a_customer_deleted_and_relinked_has_its_own_minutes(store_url: st
     async with desk(store_url, shards=1) as at:
         await at.link("acme")
         for _ in range(2):
-            await at.kit.record("acme", "requests", 6)
-            assert (await at.flush(everything=True)).delivered == 1
+            assert (await at.record_and_flush(6)).delivered == 1
             await at.kit.customers.delete("acme")
             await at.kit.customers.link("acme", "cus_acme", force=True)
         assert len(set(minutes(at))) == 2

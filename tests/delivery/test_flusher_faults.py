@@ -36,8 +36,7 @@ async def test_a_retry_after_an_error_has_a_new_key_and_the_same_id(at: Desk) ->
     await at.use("acme", requests=6)
     at.emulator.fail_next("error", when="after", status=500)
     await at.flush(everything=True, timeout_s=0)
-    at.clock.advance(timedelta(minutes=1))
-    await at.flush()
+    await at.flush(after=timedelta(minutes=1))
     first, second = at.emulator.requests
     assert first.identifier == second.identifier
     assert first.idempotency_key != second.idempotency_key
@@ -52,8 +51,7 @@ async def test_a_retry_is_early_only_in_a_flush_of_everything(at: Desk) -> None:
     # Tried at once, and then not again and again while it waits.
     assert (first.retried, first.left, len(at.emulator.requests)) == (1, 1, 1)
     assert ((await at.flush()).retried, (await at.flush(everything=True, timeout_s=0)).retried) == (0, 1)
-    at.clock.advance(timedelta(seconds=2))
-    assert (await at.flush()).delivered == 1
+    assert (await at.flush(after=timedelta(seconds=2))).delivered == 1
 
 
 async def test_what_is_given_back_unsent_keeps_its_first_try(store_url: str) -> None:
@@ -125,8 +123,7 @@ async def test_no_unit_dies_of_a_clock_that_is_ahead(store_url: str, apart_s: in
         at.emulator.clock = lambda: at.clock() - apart_s
         await at.link("acme")
         for _ in range(8):
-            await at.kit.record("acme", "requests", 10)
-            await at.flush(everything=True, timeout_s=0)
+            await at.record_and_flush(10, timeout_s=0)
         usage = (await at.kit.usage("acme"))["meters"]["requests"]
         assert (usage["dead"], usage["parked"]) == (0, 0)
         at.clock.advance(timedelta(minutes=15))
@@ -194,8 +191,7 @@ async def test_a_proxys_page_ends_nothing_and_is_met_once(
             at.clock.advance(timedelta(seconds=30))
     # After 1, 2, 4, 8 minutes; 20 minutes in all.
     assert (asked[0], asked[-1], len(alerts(caplog))) == (1, 5, 1)
-    at.clock.advance(timedelta(minutes=20))
-    assert (await at.flush(everything=True)).is_complete
+    assert (await at.flush(everything=True, after=timedelta(minutes=20))).is_complete
     assert [at.accepted(customer) for customer in customers] == [6] * 20
 
 
@@ -207,8 +203,7 @@ async def test_a_revoked_key_costs_one_call_and_one_alert(at: Desk, caplog: pyte
         await at.flush(everything=True, timeout_s=0)
     assert (len(at.emulator.requests), len(alerts(caplog))) == (1, 1)
     at.emulator.clear_faults()
-    at.clock.advance(timedelta(seconds=61))
-    assert (await at.flush(everything=True)).is_complete
+    assert (await at.flush(everything=True, after=timedelta(seconds=61))).is_complete
 
 
 async def test_a_missing_meter_costs_one_call_after_its_pause(store_url: str) -> None:

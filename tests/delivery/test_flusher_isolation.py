@@ -105,8 +105,7 @@ async def test_usage_without_an_event_name_is_named(valkey: Server, newer: Meter
 async def test_what_is_dead_or_parked_is_named_until_it_is_dealt_with(at: Desk) -> None:
     # F-54: the next flush exited 0, and the customer could be deleted.
     await at.kit.customers.link("acme", "cus_unknown", force=True)
-    await at.kit.record("acme", "requests", 6)
-    assert (await at.flush(everything=True)).dead == 1
+    assert (await at.record_and_flush(6)).dead == 1
     again = await at.flush(everything=True)
     assert (again.dead, again.left, again.is_complete) == (0, 0, False)
     (dead,) = again.undelivered
@@ -146,8 +145,7 @@ async def test_many_intents_of_one_customer_do_not_delay_the_others(store_url: s
         first = [request.status for request in at.emulator.requests[before : before + 16]]
         assert (first.count(200), report.left > 25) == (5, True)
         at.emulator.clear_faults()
-        at.clock.advance(timedelta(minutes=20))
-        assert ((await at.flush()).left, at.accepted("big")) == (0, 40)
+        assert ((await at.flush(after=timedelta(minutes=20))).left, at.accepted("big")) == (0, 40)
 
 
 @pytest.mark.parametrize("transport", ["v1", "v2-stream"])
@@ -158,8 +156,7 @@ async def test_a_customer_stripe_does_not_answer_delays_no_other(store_url: str,
         at.emulator.fail_next("error", status=503, customer="cus_slow", times=None)
         for _ in range(3):
             await at.kit.record("slow", "requests", 1)
-            at.clock.advance(timedelta(minutes=6))
-            await at.flush()
+            await at.flush(after=timedelta(minutes=6))
         await at.use(*OTHERS, requests=1)
         at.clock.advance(timedelta(minutes=6))
         # Another process, which has not heard of anybody.
@@ -240,9 +237,8 @@ async def test_a_corrected_link_redirects_unsent_usage(at: Desk) -> None:
     assert (await at.flush(everything=True, timeout_s=0)).unlinked == ["acme"]
     await at.kit.customers.unlink("acme")
     await at.kit.customers.link("acme", "cus_right", force=True)
-    at.clock.advance(timedelta(minutes=2))
-    assert (await at.flush(everything=True)).is_complete
-    assert (at.emulator.accepted("cus_right", "api_requests"), at.accepted("acme")) == (7, 0)
+    assert (await at.flush(everything=True, after=timedelta(minutes=2))).is_complete
+    assert (at.accepted("right"), at.accepted("acme")) == (7, 0)
 
 
 async def test_no_minute_of_a_stripe_customer_names_two_intents(at: Desk) -> None:
@@ -250,8 +246,7 @@ async def test_no_minute_of_a_stripe_customer_names_two_intents(at: Desk) -> Non
     await at.link("old")
     await at.kit.record("new", "requests", 3)
     for _ in range(3):
-        await at.kit.record("old", "requests", 1)
-        await at.flush(everything=True, timeout_s=0)
+        await at.record_and_flush(1, "old", timeout_s=0)
     await at.kit.record("old", "requests", 1)
     at.clock.set(JULY + timedelta(minutes=5))
     for customer in ("new", "old"):
@@ -338,7 +333,6 @@ async def test_retries_come_ever_later(at: Desk) -> None:
     at.emulator.fail_next("error", status=429, times=None)
     await at.flush(everything=True, timeout_s=0)
     for _ in range(120):
-        at.clock.advance(timedelta(seconds=10))
-        await at.flush()
+        await at.flush(after=timedelta(seconds=10))
     # 1, 2, 4 … 512, 600 s, each between half of that and all of it.
     assert 8 <= len(at.emulator.requests) <= 13

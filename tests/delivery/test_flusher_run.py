@@ -60,8 +60,7 @@ async def test_a_restart_is_logged_once_for_all_shards(at: Desk, caplog: pytest.
         await admin.ask(admin.client.hset(at.kit.store.keys.shard(shard, "life"), "known", "another"))
     for customer in customers:
         await at.kit.record(customer, "requests", 6)
-    at.clock.advance(timedelta(minutes=5))
-    await at.flush()
+    await at.flush(after=timedelta(minutes=5))
     assert caplog.text.count("was restarted, restored or replaced") == 1
     at.emulator.fail_next("error", status=401, times=None, path="*")
     at.clock.advance(timedelta(minutes=10))

@@ -91,8 +91,7 @@ async def test_i6_parked_units_are_billed_as_far_as_stripe_has_them(
 async def test_i6_an_intent_whose_minute_stripe_has_is_billed(at: Desk, there: int) -> None:
     at.emulator.fail_next("error", status=401, times=None, path="/v1/billing/meter_events")
     for quantity in (5, 7):
-        await at.kit.record("acme", "requests", quantity)
-        await at.flush(everything=True, timeout_s=0)
+        await at.record_and_flush(quantity, timeout_s=0)
         at.clock.advance(MINUTE)
     at.emulator.clear_faults()
     await have_at_stripe(at, 3, minute=at.clock.now())
@@ -138,8 +137,7 @@ async def test_i6_an_older_backup_is_compared_on_an_operators_word(
         await at.link("acme")
         doubted = NOW - 60 * MINUTE
         if is_blind:
-            await at.kit.record("acme", "requests", 5)
-            assert (await at.flush(everything=True)).delivered == 1
+            assert (await at.record_and_flush(5)).delivered == 1
             doubted = NOW + 5 * MINUTE
             at.clock.advance(10 * MINUTE)
         await at.kit.record("acme", "requests", 30)
@@ -148,15 +146,13 @@ async def test_i6_an_older_backup_is_compared_on_an_operators_word(
         assert await recoverer.not_compared() == 1
         assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
         assert await recoverer.not_compared() == 1
-        at.clock.advance(LAG)
-        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+        assert (await at.flush(everything=True, timeout_s=0, after=LAG)).parked == 1
         assert await recoverer.not_compared() == 0
         (done,) = await recoverer.recover()
         assert replace(done, customer="") == RecoveredMeter(
             customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
         )
-        await at.kit.record("acme", "requests", 4)
-        assert ((await at.flush(everything=True)).delivered, at.accepted("acme")) == (1, 34 + 5 * is_blind)
+        assert ((await at.record_and_flush(4)).delivered, at.accepted("acme")) == (1, 34 + 5 * is_blind)
 
 
 async def test_a_customer_whom_stripe_does_not_have_is_for_a_person(at: Desk) -> None:

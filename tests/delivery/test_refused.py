@@ -49,8 +49,7 @@ async def streaming(store_url: str, *lost: str, **settings: Any) -> AsyncGenerat
 async def compare(at: Desk) -> None:
     """Have compared what was redriven: three hours later, and ten minutes after that."""
     for hours, minutes in ((3, 1), (0, 10)):
-        at.clock.advance(timedelta(hours=hours, minutes=minutes))
-        await at.flush(everything=True, timeout_s=0)
+        await at.flush(everything=True, timeout_s=0, after=timedelta(hours=hours, minutes=minutes))
 
 
 async def switch(api: StripeApi, event_name: str, what: str) -> None:
@@ -105,8 +104,7 @@ async def test_what_was_dropped_and_billed_by_hand_does_not_come_back(store_url:
         await at.flush(everything=True)
         await at.kit.record("acme", "requests", 50)
         at.emulator.fail_next("drop", when="after")
-        at.clock.advance(timedelta(minutes=1))
-        await at.flush(everything=True, timeout_s=0)
+        await at.flush(everything=True, timeout_s=0, after=timedelta(minutes=1))
         (intent,) = await at.kit.outbox.list()
         await at.kit.outbox.drop(intent.identifier, reason="billed by hand")
         assert await at.places("acme") == {"delivered": 60, "dead": 50}
@@ -124,8 +122,7 @@ async def test_i6_a_late_report_on_an_earlier_try_never_bills_twice(store_url: s
         at.emulator.fail_next("drop", when="after")  # Taken and refused, and nobody hears of either.
         await at.flush(everything=True, timeout_s=0)
         await switch(api, "api_requests", "reactivate")
-        at.clock.advance(timedelta(minutes=1))
-        assert (await at.flush(everything=True)).delivered == 1
+        assert (await at.flush(everything=True, after=timedelta(minutes=1))).delivered == 1
         await take_all(at, api)
         assert await at.places("acme") == {"parked": 7}
         (intent,) = await at.kit.outbox.list()

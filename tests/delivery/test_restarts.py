@@ -59,8 +59,7 @@ async def use_all_minutes(at: Desk) -> None:
     """Seal more intents than there are minutes that may be ahead; Stripe takes none of them."""
     at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
     for quantity in range(1, 7):
-        await at.kit.record("acme", "requests", quantity)
-        await at.flush(everything=True, timeout_s=0)
+        await at.record_and_flush(quantity, timeout_s=0)
 
 
 async def test_i6_each_connection_asks_for_the_servers_life(valkey: Server) -> None:
@@ -81,8 +80,7 @@ async def test_i6_each_connection_asks_for_the_servers_life(valkey: Server) -> N
 async def test_i6_minutes_tell_apart_what_is_sent(at: Desk) -> None:
     at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
     for quantity in (5, 5, 7):
-        await at.kit.record("acme", "requests", quantity)
-        await at.flush(everything=True, timeout_s=0)
+        await at.record_and_flush(quantity, timeout_s=0)
         at.clock.advance(MINUTE)
     at.emulator.clear_faults()
     minutes = sorted(intent.minute for intent in await at.kit.outbox.list())
@@ -95,8 +93,7 @@ async def test_i6_minutes_tell_apart_what_is_sent(at: Desk) -> None:
 
 async def test_i6_other_meters_and_periods_hide_nothing(at: Desk) -> None:
     at.clock.set(MAY)
-    await at.kit.record("acme", "requests", 100)
-    await at.flush(everything=True)
+    await at.record_and_flush(100)
     at.clock.set(NOW)
     await at.kit.record("acme", "tokens", 200)
     await at.flush(everything=True)
@@ -128,14 +125,12 @@ async def test_i6_a_wait_for_a_minute_delays_5_minutes(at: Desk, passed_s: int, 
 
 @pytest.mark.parametrize("forgotten", [0, 6])
 async def test_i6_an_earlier_stripe_customer_hides_nothing(at: Desk, forgotten: int) -> None:
-    await at.kit.record("acme", "requests", 50)
-    await at.flush(everything=True)
+    await at.record_and_flush(50)
     await at.kit.customers.unlink("acme")
     at.emulator.add_customer("cus_other")
     await at.kit.customers.link("acme", "cus_other", force=True)
     at.clock.advance(timedelta(hours=1))
-    await at.kit.record("acme", "requests", 20)
-    await at.flush(everything=True)
+    await at.record_and_flush(20)
     at.clock.advance(timedelta(hours=1))
     if forgotten:
         await have_at_stripe(at, forgotten, customer="cus_other")
@@ -157,10 +152,8 @@ async def test_i6_usage_after_each_restart_waits_for_a_comparison(
         await at.kit.record("acme", "requests", pending)
     await begin_anew(at, **fields)
     await come_back(at, LAG - timedelta(seconds=1))
-    await at.kit.record("acme", "requests", 7)
-    assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
-    at.clock.advance(timedelta(seconds=1))
-    await at.flush(everything=True)
+    assert (await at.record_and_flush(7, timeout_s=0)).delivered == 0
+    await at.flush(everything=True, after=timedelta(seconds=1))
     assert at.accepted("acme") == 7 + pending
 
 
@@ -248,8 +241,7 @@ async def test_i6_losing_the_store_while_comparing_sends_nothing(
 @pytest.mark.parametrize("damaged", ["history", "totals"])
 async def test_i6_what_is_damaged_of_one_customer_holds_up_no_other(store_url: str, damaged: str) -> None:
     async with linked(store_url, "acme", "zeta") as at:
-        await at.kit.record("acme", "requests", 3)
-        await at.flush(everything=True)
+        await at.record_and_flush(3)
         at.clock.advance(MINUTE)
         for customer in ("acme", "zeta"):
             await at.kit.record(customer, "requests", 6)
@@ -289,11 +281,9 @@ async def test_i6_one_unit_the_store_lacks_is_enough(at: Desk) -> None:
 
 
 async def test_i6_corrected_units_do_not_count_as_delivered(at: Desk) -> None:
-    await at.kit.record("acme", "requests", 50)
-    await at.flush(everything=True)
+    await at.record_and_flush(50)
     await at.kit.correct("acme", {"requests": 40}, reason="counted twice", correction_id="one")
-    at.clock.advance(MINUTE)
-    await at.flush(everything=True)
+    await at.flush(everything=True, after=MINUTE)
     assert at.accepted("acme") == 10
     at.clock.advance(timedelta(hours=1))
     await at.kit.record("acme", "requests", 6)
@@ -326,8 +316,7 @@ async def renamed(at: Desk) -> AsyncGenerator[MeterKit]:
 
 
 async def test_i6_deliveries_under_a_meters_old_name_are_not_forgotten(at: Desk, renamed: MeterKit) -> None:
-    await at.kit.record("acme", "requests", 50)
-    await at.flush(everything=True)
+    await at.record_and_flush(50)
     at.clock.advance(timedelta(hours=1))
     await renamed.record("acme", "calls", 6)
     await begin_anew(at)
@@ -375,10 +364,8 @@ async def test_i6_minutes_ahead_are_asked_for_if_one_is_in_use(at: Desk, is_know
 @pytest.mark.parametrize(("away", "known"), [(timedelta(minutes=9), True), (timedelta(hours=2), False)])
 async def test_i6_deliveries_and_corrections_do_not_cancel(at: Desk, away: timedelta, known: bool) -> None:
     # F-120: 130 for 100, as the sum of what Stripe has was what the store knew of.
-    await at.kit.record("acme", "requests", 100)
-    await at.flush(everything=True)
-    at.clock.advance(5 * MINUTE)
-    await at.flush()  # It notes when it delivers: what a backup of now forgets came later.
+    await at.record_and_flush(100)
+    await at.flush(after=5 * MINUTE)  # It notes when it delivers: what a backup of now forgets came later.
     await at.kit.record("acme", "requests", 30)
     at.clock.advance(away)
     await correct_at_stripe(at, 30, at.clock.now() - 4 * MINUTE)
@@ -391,8 +378,7 @@ async def test_i6_deliveries_and_corrections_do_not_cancel(at: Desk, away: timed
 async def test_i6_a_restart_asks_three_times_for_a_line_that_waits(store_url: str) -> None:
     customers = [f"customer{number}" for number in range(12)]
     async with linked(store_url, *customers) as at:
-        at.clock.advance(10 * MINUTE)
-        await at.flush()  # It notes when it delivers.
+        await at.flush(after=10 * MINUTE)  # It notes when it delivers.
         for customer in customers:
             await at.kit.record(customer, "requests", 6)
         at.clock.advance(timedelta(seconds=20))
@@ -411,9 +397,7 @@ async def test_i6_usage_after_a_restore_is_apart_from_pending_usage(at: Desk) ->
     await at.kit.record("acme", "requests", 6)
     await begin_anew(at)
     assert (await at.flush()).sealed == 1  # Long before it is due.
-    await at.kit.record("acme", "requests", 7)
-    at.clock.advance(LAG)
-    await at.flush(everything=True, timeout_s=0)
+    await at.record_and_flush(7, timeout_s=0, after=LAG)
     await at.flush(everything=True)
     assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 57)
 
@@ -472,14 +456,11 @@ async def test_i6_a_link_after_a_restore_is_compared_first(at: Desk, is_restored
     await have_at_stripe(at, 8, minute=NOW - MINUTE, customer="cus_zeta")
     if is_restored:
         await begin_anew(at)
-    await at.kit.record("acme", "requests", 1)
-    await at.flush(everything=True, timeout_s=0)
-    at.clock.advance(LAG)
-    await at.flush(everything=True, timeout_s=0)
+    await at.record_and_flush(1, timeout_s=0)
+    await at.flush(everything=True, timeout_s=0, after=LAG)
     at.clock.advance(timedelta(hours=1))
     await at.kit.customers.link("zeta", "cus_zeta", force=True)
     await at.flush(everything=True, timeout_s=0)
-    at.clock.advance(LAG)
-    await at.flush(everything=True, timeout_s=0)
+    await at.flush(everything=True, timeout_s=0, after=LAG)
     assert await states(at) == ([(6, "parked")] if is_restored else [])
     assert (at.accepted("acme"), at.accepted("zeta")) == (1, 8 if is_restored else 14)

@@ -83,8 +83,25 @@ class Desk:
     flusher: Flusher
     transport: StripeTransport
 
-    async def flush(self, *, everything: bool = False, timeout_s: float = 20.0) -> FlushReport:
+    async def flush(
+        self, *, everything: bool = False, timeout_s: float = 20.0, after: timedelta | None = None
+    ) -> FlushReport:
+        """Flush, when that time has passed if one is given."""
+        if after is not None:
+            self.clock.advance(after)
         return await self.flusher.flush(everything=everything, timeout_s=timeout_s)
+
+    async def record_and_flush(
+        self,
+        requests: int,
+        customer: str = "acme",
+        *,
+        timeout_s: float = 20.0,
+        after: timedelta | None = None,
+    ) -> FlushReport:
+        """Record requests of a customer, and flush everything, at once or after some time."""
+        await self.kit.record(customer, "requests", requests)
+        return await self.flush(everything=True, timeout_s=timeout_s, after=after)
 
     async def deliver(self, customer: str, *, timeout_s: float) -> bool:
         """Deliver a customer's usage at once, as before the invoice that ends a subscription."""

@@ -249,8 +249,7 @@ async def lose(at: Audited, renamed: MeterKit) -> None:
 
 async def settle_what_is_parked(at: Audited) -> None:
     for minutes in (121, 11, 1):
-        at.desk.clock.advance(timedelta(minutes=minutes))
-        await at.desk.flush(everything=True)
+        await at.desk.flush(everything=True, after=timedelta(minutes=minutes))
 
 
 async def places(at: Audited, renamed: MeterKit) -> dict[str, tuple[int, int]]:

@@ -52,8 +52,7 @@ async def test_dead_usage_is_redriven_and_entered_into_the_ledger(
         await at.link("acme", "zeta")
         at.emulator.fail_next("error", status=400, times=2)
         await at.kit.record("acme", "requests", 6)
-        await at.kit.record("zeta", "requests", 7)
-        await at.flush(everything=True, timeout_s=0)
+        await at.record_and_flush(7, "zeta", timeout_s=0)
         states = {one.customer: one.state for one in await at.kit.outbox.list()}
         assert set(states.values()) <= {"parked", "dead"}
         monkeypatch.setattr(operator_queues, "_MOST", 1)
