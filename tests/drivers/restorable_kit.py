@@ -43,10 +43,15 @@ class House:
         self.data.mkdir()
 
     @asynccontextmanager
-    async def open(self, **settings: Any) -> AsyncGenerator[tuple[MeterKit, Server]]:
-        """The store, until it is killed."""
+    async def open(
+        self, requests: int | None = None, **settings: Any
+    ) -> AsyncGenerator[tuple[MeterKit, Server]]:
+        """The store, until it is killed; with linked customers if acme has used requests."""
         with spawn_server(*KEEPS, port=self.port, directory=self.data) as server:
             async with kit_for(server.url, self.stripe, clock=self.clock, **settings) as kit:
+                if requests is not None:
+                    await linked(kit)
+                    await kit.record("acme", "requests", requests)
                 yield kit, server
             server.signal(signal.SIGKILL)
             server.process.wait()
@@ -70,8 +75,9 @@ class House:
         await kit.record("acme", "requests", units)
         assert (await kit.flush(everything=True)).delivered == 1
 
-    def restore(self) -> None:
-        """Put the copy in the place of what the server has written since."""
+    def restore(self, after: timedelta = timedelta()) -> None:
+        """Put the copy in the place of what the server has written since, when that time has passed."""
+        self.clock.advance(after)
         shutil.rmtree(self.data)
         self.backup.rename(self.data)
 

@@ -10,16 +10,16 @@ from datetime import timedelta
 import pytest
 
 from drivers.delivery import until
-from drivers.restorable_kit import House, drained, elsewhere_sent, hours_later, linked, recover, settings_of
+from drivers.restorable_kit import House, drained, elsewhere_sent, hours_later, recover, settings_of
 from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def audited(house: House) -> AsyncGenerator[MeterKit]:
+async def audited(house: House, requests: int | None = None) -> AsyncGenerator[MeterKit]:
     """A kit whose journal of deliveries is in the audit database beside the store."""
-    async with house.open(**settings_of(house.data.parent, audited=True)) as (kit, _):
+    async with house.open(requests, **settings_of(house.data.parent, audited=True)) as (kit, _):
         yield kit
 
 
@@ -35,9 +35,7 @@ def change_journal(house: House, statement: str) -> None:
 
 async def back_up(house: House) -> None:
     """Have a backup in which 100 units of acme are pending, in the middle of a life with deliveries."""
-    async with audited(house) as kit:
-        await linked(kit)
-        await kit.record("acme", "requests", 10)
+    async with audited(house, 10) as kit:
         assert (await kit.flush(everything=True)).delivered == 1
         house.clock.advance(timedelta(minutes=5))
         await kit.flush()  # It notes when it delivers.
@@ -73,8 +71,7 @@ async def test_i6_f_22a_a_journal_settles_usage_of_twenty_customers(
             await kit.record(customer, "requests", 50)
         assert (await kit.flush(everything=True)).delivered == 20
         await drained(kit)
-        house.clock.advance(timedelta(minutes=50))
-    house.restore()
+    house.restore(after=timedelta(minutes=50))
     async with audited(house) as kit:
         report = await house.settle(kit)
         assert (report.undelivered, await kit.outbox.list()) == ([], [])
@@ -90,15 +87,12 @@ async def test_i6_f_22a_a_journal_settles_usage_of_twenty_customers(
 
 async def test_i6_units_missing_in_a_journal_and_at_stripe_are_sent(house: House) -> None:
     # Of 100 pending units Stripe got 40 after the backup, as the customer's other units were corrected.
-    async with audited(house) as kit:
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with audited(house, 100) as kit:
         house.back_up()
         house.clock.advance(timedelta(minutes=5))
         await kit.correct("acme", {"requests": 60}, reason="counted twice", correction_id="one")
         assert ((await kit.flush(everything=True)).delivered, house.billed("acme")) == (1, 40)
-        house.clock.advance(timedelta(minutes=5))
-    house.restore()
+    house.restore(after=timedelta(minutes=5))
     async with audited(house) as kit:
         assert (await house.settle(kit)).undelivered == []
         # The correction is younger than the backup: correct again with the same id.
@@ -112,8 +106,7 @@ async def test_i6_units_missing_in_a_journal_and_at_stripe_are_sent(house: House
 async def test_i6_units_of_another_sender_are_left_to_an_operator(house: House) -> None:
     await back_up(house)
     await elsewhere_sent(house, 40)
-    house.clock.advance(timedelta(minutes=30))
-    house.restore()
+    house.restore(after=timedelta(minutes=30))
     async with audited(house) as kit:
         report = await house.settle(kit)
         (kept,) = report.undelivered
@@ -191,9 +184,7 @@ async def flushed(house: House, kit: MeterKit) -> None:
 @pytest.mark.dear("a store is restored, and a day of deliveries compared")
 @with_and_without
 async def test_i6_units_taken_back_within_an_hour_of_a_long_gap(house: House, has_journal: bool) -> None:
-    async with audited(house) as kit:
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with audited(house, 100) as kit:
         await flushed(house, kit)
         await kit.record("acme", "requests", 30)
         house.back_up()
@@ -204,8 +195,7 @@ async def test_i6_units_taken_back_within_an_hour_of_a_long_gap(house: House, ha
         assert house.billed("acme") == 100
     if not has_journal:  # As where the database was away.
         change_journal(house, EMPTY)
-    house.clock.advance(timedelta(hours=10))
-    house.restore()
+    house.restore(after=timedelta(hours=10))
     async with audited(house) as kit:
         await house.settle(kit)
         # Over hours, +30 and -30 are nothing: the 30 of the backup are sent again.
@@ -217,9 +207,7 @@ async def test_i6_units_taken_back_within_an_hour_of_a_long_gap(house: House, ha
 
 @with_and_without
 async def test_i6_a_customer_who_was_billed_by_two_stripe_customers(house: House, has_journal: bool) -> None:
-    async with house.open(**settings_of(house.data.parent, audited=True)) as (kit, server):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100, **settings_of(house.data.parent, audited=True)) as (kit, server):
         await flushed(house, kit)
         await kit.customers.unlink("acme")
         house.emulator.add_customer("cus_new")
@@ -241,9 +229,7 @@ async def test_i6_a_customer_who_was_billed_by_two_stripe_customers(house: House
 
 @with_and_without
 async def test_i6_units_that_something_else_has_sent(house: House, has_journal: bool) -> None:
-    async with audited(house) as kit:
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with audited(house, 100) as kit:
         await flushed(house, kit)
         await kit.flush()  # It notes when it delivers.
         await kit.record("acme", "requests", 30)
@@ -252,8 +238,7 @@ async def test_i6_units_that_something_else_has_sent(house: House, has_journal: 
         await elsewhere_sent(house, 40)
     if not has_journal:  # As where the database was away.
         change_journal(house, EMPTY)
-    house.clock.advance(timedelta(minutes=30))
-    house.restore()
+    house.restore(after=timedelta(minutes=30))
     async with audited(house) as kit:
         await house.settle(kit)
         (one,) = (await recover(kit)).recovered

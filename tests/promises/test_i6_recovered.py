@@ -29,17 +29,14 @@ def settled(told: Told) -> list[tuple[int, int | None, int, int, int]]:
 @with_and_without
 async def test_i6_i11_a_backup_one_hour_old(house: House, audited: bool) -> None:
     settings = settings_of(house.data.parent, audited=audited)
-    async with house.open(**settings) as (kit, _):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100, **settings) as (kit, _):
         await house.deliver_after_back_up(kit, 50)
         await kit.correct("acme", {"requests": 20}, reason="counted twice", correction_id="one")
         house.clock.advance(timedelta(minutes=5))
         assert (await kit.flush(everything=True)).delivered == 1
         await kit.record("acme", "requests", 7)
         await drained(kit)
-        house.clock.advance(timedelta(minutes=50))
-    house.restore()
+    house.restore(after=timedelta(minutes=50))
     async with house.open(**settings) as (kit, _):
         await kit.record("zeta", "requests", 9)
         await house.settle(kit)
@@ -56,9 +53,7 @@ async def test_i6_i11_a_backup_one_hour_old(house: House, audited: bool) -> None
 @audited_or_whole
 async def test_i6_i11_usage_of_a_backup_sealed_with_later_usage(house: House, audited: bool) -> None:
     settings = settings_of(house.data.parent, audited=audited)
-    async with house.open(**settings) as (kit, _):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100, **settings) as (kit, _):
         # Another 60 units are delivered, and what was pending with them is: 160 in one intent.
         await house.deliver_after_back_up(kit, 60)
         house.clock.advance(timedelta(minutes=55))
@@ -77,14 +72,11 @@ async def test_i6_i11_usage_of_a_backup_sealed_with_later_usage(house: House, au
 @audited_or_whole
 async def test_i6_i11_usage_between_restart_and_first_flush(house: House, audited: bool) -> None:
     settings = settings_of(house.data.parent, audited=audited)
-    async with house.open(**settings) as (kit, _):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100, **settings) as (kit, _):
         await house.deliver_after_back_up(kit, 50)
         await kit.record("acme", "requests", 7)
         await drained(kit)
-        house.clock.advance(timedelta(minutes=50))
-    house.restore()
+    house.restore(after=timedelta(minutes=50))
     async with house.open(**settings) as (kit, _):
         await kit.record("acme", "requests", 9)  # It is sealed with the 100 of the backup.
         await house.settle(kit)
@@ -96,9 +88,7 @@ async def test_i6_i11_usage_between_restart_and_first_flush(house: House, audite
 @audited_or_whole
 async def test_i6_i11_a_store_that_is_emptied(house: House, audited: bool) -> None:
     settings = settings_of(house.data.parent, audited=audited)
-    async with house.open(**settings) as (kit, server):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100, **settings) as (kit, server):
         assert (await kit.flush(everything=True)).delivered == 1
         await kit.record("acme", "requests", 20)
         await drained(kit)
@@ -117,9 +107,7 @@ async def test_i6_i11_a_store_that_is_emptied(house: House, audited: bool) -> No
 async def test_i6_i11_a_backup_across_a_periods_end(house: House, audited: bool) -> None:
     settings = settings_of(house.data.parent, audited=audited)
     house.clock.set(datetime(2031, 6, 30, 23, 0, 30, tzinfo=UTC))
-    async with house.open(**settings) as (kit, _):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100, **settings) as (kit, _):
         house.back_up()
         house.clock.advance(timedelta(minutes=30))
         await kit.record("acme", "requests", 10)
@@ -129,8 +117,7 @@ async def test_i6_i11_a_backup_across_a_periods_end(house: House, audited: bool)
         assert (await kit.flush(everything=True)).delivered == 1
         await kit.record("acme", "requests", 5)
         await drained(kit)
-        house.clock.advance(timedelta(hours=1))
-    house.restore()
+    house.restore(after=timedelta(hours=1))
     async with house.open(**settings) as (kit, _):
         await kit.flush()  # As each process that delivers does when it starts.
         house.clock.advance(timedelta(seconds=1))

@@ -21,12 +21,9 @@ pytestmark = pytest.mark.anyio
 async def test_i6_usage_pending_in_a_backup_is_not_billed_again(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with house.open() as (kit, _):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100) as (kit, _):
         await house.deliver_after_back_up(kit, 50)
-        house.clock.advance(timedelta(hours=1))
-    house.restore()
+    house.restore(after=timedelta(hours=1))
     async with house.open() as (kit, _):
         await kit.record("zeta", "requests", 7)
         report = await house.settle(kit)
@@ -46,16 +43,13 @@ async def test_i6_usage_pending_in_a_backup_is_not_billed_again(
 
 @pytest.mark.parametrize("hours", [1, 30])
 async def test_i6_usage_sealed_in_a_backup_is_not_billed_again(house: House, hours: int) -> None:
-    async with house.open() as (kit, _):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100) as (kit, _):
         house.emulator.fail_next("error", status=401)  # Refused for certain: it counts as never tried.
         await kit.flush(everything=True, timeout_s=0)
         house.back_up()
         house.clock.advance(timedelta(minutes=5))
         assert (await kit.flush(everything=True)).delivered == 1
-        house.clock.advance(timedelta(hours=hours))
-    house.restore()
+    house.restore(after=timedelta(hours=hours))
     async with house.open() as (kit, _):
         # Its minute says what it is: nobody need look at it.
         report = await house.settle(kit)
@@ -66,9 +60,7 @@ async def test_i6_usage_sealed_in_a_backup_is_not_billed_again(house: House, hou
 
 @pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
 async def test_i6_a_truncated_append_only_file_bills_nothing_twice(house: House, part: float) -> None:
-    async with house.open() as (kit, _):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100) as (kit, _):
         before = house.written()
         assert (await kit.flush(everything=True)).delivered == 1
     house.cut(before + int((house.written() - before) * part))
@@ -82,9 +74,7 @@ async def test_i6_a_truncated_append_only_file_bills_nothing_twice(house: House,
 
 
 async def test_i6_a_lossless_restart_delays_delivery_by_two_minutes(house: House) -> None:
-    async with house.open() as (kit, _):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100) as (kit, _):
         house.emulator.fail_next("drop", when="after")
         await kit.flush(everything=True, timeout_s=0)
         await kit.record("zeta", "requests", 7)
@@ -103,9 +93,8 @@ async def test_i6_a_lossless_restart_delays_delivery_by_two_minutes(house: House
 
 
 async def test_i6_a_restart_delays_a_busy_customer_five_minutes(house: House) -> None:
-    async with house.open() as (kit, _):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100):
+        pass
     async with house.open() as (kit, _):
         # More than a minute can take is always pending.
         for _ in range(32):
@@ -139,9 +128,8 @@ async def test_i6_a_customer_unknown_to_stripe_delays_no_other(house: House) -> 
 
 
 async def test_i6_without_stripes_summaries_nothing_new_is_sent(house: House) -> None:
-    async with house.open() as (kit, _):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100):
+        pass
     async with house.open() as (kit, _):
         house.emulator.fail_next("error", status=403, path="/v1/billing/meters", times=None)
         report = await house.settle(kit)
@@ -185,9 +173,7 @@ async def test_i6_i11_a_replica_promoted_in_a_partition_bills_once(
 async def test_i6_i11_an_emptied_store_bills_once_and_reports_the_loss(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with house.open() as (kit, server):
-        await linked(kit)
-        await kit.record("acme", "requests", 100)
+    async with house.open(100) as (kit, server):
         assert (await kit.flush(everything=True)).delivered == 1
         await kit.record("acme", "requests", 20)
         server.ask("FLUSHALL")
