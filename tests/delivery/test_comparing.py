@@ -41,9 +41,7 @@ async def have_a_repeat_refused(at: Desk, *, when: Literal["before", "after"]) -
 async def looks(at: Desk, times: int = 2) -> None:
     """Flush at 26 hours, and each ten minutes later."""
     at.clock.set(NOW + 26 * HOUR + timedelta(seconds=1))
-    for _ in range(times):
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(TEN_MINUTES)
+    await at.flush_times(times, every=TEN_MINUTES)
 
 
 async def entry_of(at: Desk) -> HistoryEntry:
@@ -143,9 +141,7 @@ async def test_i6_a_foreign_clock_compares_nothing(at: Desk, caplog: pytest.LogC
     assert (await at.places(), asked(at), at.accepted("acme")) == ({"parked": 6}, 0, 0)
     assert "this host's clock and Stripe's differ by 10800 s" in caplog.text
     at.emulator.clock = at.clock
-    for _ in range(3):
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(TEN_MINUTES)
+    await at.flush_times(3, every=TEN_MINUTES)
     assert await at.places() == {"delivered": 6}
 
 
@@ -159,9 +155,7 @@ async def test_a_damaged_customer_holds_up_nobody(at: Desk, caplog: pytest.LogCa
     await looks(at)  # Flushes, and does not raise.
     assert "of customer 'acme' cannot be compared" in caplog.text
     await admin.ask(admin.client.hset(totals, mapping={parked: "6"}))
-    for _ in range(2):
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(TEN_MINUTES)
+    await at.flush_times(2, every=TEN_MINUTES)
     assert await at.places() == {"delivered": 6}
 
 

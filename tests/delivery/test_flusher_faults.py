@@ -273,9 +273,7 @@ async def test_i6_each_of_a_batch_is_counted_once_despite_faults(
     async with stream_desk(store_url, shards=1) as at:
         at.emulator.fail_next(**fault, skip=skip, times=1 if fault["action"] == "delay" else 2)
         used = await record_some(at, 7)
-        for _ in range(5):
-            await at.flush(everything=True, timeout_s=0)
-            at.clock.advance(timedelta(minutes=2))
+        await at.flush_times(5, every=timedelta(minutes=2))
         assert at.emulator.faults == ()
         usage = [(await at.kit.usage(customer))["meters"]["requests"] for customer in used]
     assert ({customer: at.accepted(customer) for customer in used}, len(at.emulator.events)) == (used, 7)
@@ -327,9 +325,7 @@ async def test_i6_after_faults_of_streams_stripe_has_what_was_recorded(store_url
             at.clock.advance(timedelta(seconds=random.choice([20, 60, 301, 900])))
         at.emulator.clear_faults()
         at.clock.advance(timedelta(hours=27))  # What may have been taken before it was refused is compared.
-        for _ in range(4):
-            await at.flush(everything=True, timeout_s=0)
-            at.clock.advance(timedelta(minutes=11))
+        await at.flush_times(4, every=timedelta(minutes=11))
         report = await at.flush(everything=True)
         for one in report.undelivered:
             # The refusal that was of contents: Stripe has nothing of it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -42,19 +43,31 @@ DEAD_LETTER: Final = loads(PLANS + "billing: {late_usage: dead_letter}\n")
 UNHELD: Final = loads(PLANS + "billing: {hold_invoice: 0}\n")
 
 
+@asynccontextmanager
+async def begun(
+    store_url: str, plan: str = "four", *, selling: Any = sell, **more: Any
+) -> AsyncGenerator[Shop]:
+    """A shop with a subscriber in mid-period, whose included words are used up."""
+    async with shop(store_url, selling=selling, **more) as opened:
+        await begin(opened, plan)
+        yield opened
+
+
 @pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Shop]:
-    """A shop with a subscriber to `four` in mid-period, whose included words are used up."""
-    async with shop(store_url, catalog=CATALOG, selling=sell) as opened:
-        await begin(opened)
+    async with begun(store_url, catalog=CATALOG) as opened:
         yield opened
+
+
+async def switch_and_sync(at: Shop, plan: str) -> None:
+    await switch(at, plan)
+    await at.kit.subscriptions.sync("acme")
 
 
 async def use_before_a_switch(at: Shop) -> None:
     """Record 26 words at USD 0.04, and switch to a plan with words at USD 0.07."""
     await at.kit.record("acme", "words", 26)
-    await switch(at, "seven")
-    await at.kit.subscriptions.sync("acme")
+    await switch_and_sync(at, "seven")
 
 
 def sell_exactly(emulator: Any, catalog: Any) -> None:
@@ -70,11 +83,9 @@ def sell_exactly(emulator: Any, catalog: Any) -> None:
 async def test_i13_pending_units_keep_their_price_on_another_plan(
     store_url: str, before: str, after: str, cents: float
 ) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell_exactly) as at:
-        await begin(at, before)
+    async with begun(store_url, before, catalog=CATALOG, selling=sell_exactly) as at:
         await at.kit.record("acme", "words", 1_000)
-        await switch(at, after)
-        await at.kit.subscriptions.sync("acme")
+        await switch_and_sync(at, after)
         await at.kit.flush(everything=True)
         assert (await words(at))["overage_cents"] in {1_000 * cents, None if after == "none" else 0}
         await renewed(at)
@@ -111,10 +122,8 @@ async def charged(at: Shop) -> int:
 
 async def next_renewal(at: Shop) -> None:
     """A month after the first period its successor is invoiced, too."""
-    at.clock.set(END + timedelta(days=31))
-    at.emulator.advance()
-    at.clock.advance(timedelta(hours=2))
-    at.emulator.advance()
+    at.go(END + timedelta(days=31))
+    at.go(timedelta(hours=2))
 
 
 async def use_before_the_end(at: Shop) -> None:
@@ -150,8 +159,7 @@ async def test_f_227_a_flush_reports_late_usage_its_own_sync_finds(
     store_url: str, is_billed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     catalog = CATALOG if is_billed else DEAD_LETTER
-    async with shop(store_url, catalog=catalog, selling=sell) as at:
-        await begin(at)
+    async with begun(store_url, catalog=catalog) as at:
         await at.kit.flush(everything=True)
         await at.kit.record("acme", "words", 26)
         await switch(at, "seven")
@@ -182,14 +190,12 @@ async def test_i13_each_switch_in_a_period_has_its_own_items(at: Shop) -> None:
     for nth, plan in enumerate(("seven", "four", "seven", "two"), start=1):
         await at.kit.record("acme", "words", 10 * nth)
         at.clock.advance(timedelta(minutes=3))
-        await switch(at, plan)
-        await at.kit.subscriptions.sync("acme")
+        await switch_and_sync(at, plan)
         if nth % 2:
             await at.kit.flush(everything=True)
     await at.kit.record("acme", "words", 1)
     shown = (await words(at))["overage_cents"]
     assert shown == (10 + 30) * 4 + (20 + 40) * 7 + 2
-    await at.kit.flush(everything=True)
     await renewed(at)
     assert sorted(await items_of(at)) == [(10, 40), (20, 140), (30, 120), (40, 280)]
     assert (await charged(at), (await compared(at)).advice) == (shown, "")
@@ -208,7 +214,6 @@ async def test_i13_an_item_whose_reply_or_note_is_lost_is_made_once(at: Shop, lo
         await at.kit.flush()
         at.emulator.clear_faults()
         at.clock.advance(timedelta(minutes=2))
-    await at.kit.flush(everything=True)
     await renewed(at)
     assert (await items_of(at), (await words(at))["late"]) == ([(26, 104)], 26)
 
@@ -233,14 +238,12 @@ async def test_i13_two_workers_make_an_item_once(at: Shop, store_url: str) -> No
     async with kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG) as other:
         await asyncio.gather(*(kit.flush(everything=True, timeout_s=0) for kit in (at.kit, other)))
     at.emulator.clear_faults()
-    await at.kit.flush(everything=True)
     await renewed(at)
     assert (await items_of(at), (await words(at))["late"]) == ([(26, 104)], 26)
 
 
 async def test_i13_late_usage_that_is_not_to_be_billed_has_no_item(store_url: str) -> None:
-    async with shop(store_url, catalog=DEAD_LETTER, selling=sell) as at:
-        await begin(at)
+    async with begun(store_url, catalog=DEAD_LETTER) as at:
         await use_before_a_switch(at)
         assert (await at.kit.flush(everything=True)).items == 0
         await renewed(at)
@@ -272,27 +275,22 @@ async def test_i13_a_forgotten_item_is_not_billed_again(at: Shop) -> None:
             await admin.ask(admin.client.restore(name, 0, dumped))
     await at.kit.subscriptions.sync("acme")
     at.clock.advance(timedelta(minutes=2))
-    await at.kit.flush(everything=True)
     await renewed(at)
     assert await items_of(at) == [(26, 104)]
 
 
 async def test_i13_late_units_of_a_closed_period_keep_its_price(store_url: str) -> None:
-    async with shop(store_url, catalog=UNHELD, selling=sell) as at:
-        await begin(at)
+    async with begun(store_url, catalog=UNHELD) as at:
         await use_before_the_end(at)
-        at.clock.set(END + timedelta(minutes=2))
-        at.emulator.advance()
+        at.go(END + timedelta(minutes=2))
         await at.kit.record("acme", "words", 1)
-        at.clock.set(END + timedelta(hours=2))
-        at.emulator.advance()
+        at.go(END + timedelta(hours=2))
         await switch(at, "seven")
         (late,) = (await at.kit.flush(everything=True)).late  # It looks at the subscription first.
         assert (late.quantity, late.is_billed, late.by_item) == (26, True, True)
         await at.kit.record("acme", "words", 14)
         await at.kit.flush(everything=True)
-        usage = await at.kit.usage("acme")
-        assert usage["meters"]["words"]["overage"] == 5
+        assert (await at.kit.usage("acme"))["meters"]["words"]["overage"] == 5
         await next_renewal(at)
         assert (await items_of(at), await metered_lines(at)) == ([(26, 104)], [("price_seven_words", 5, 7)])
         found = await compared(at)
@@ -302,11 +300,9 @@ async def test_i13_late_units_of_a_closed_period_keep_its_price(store_url: str) 
 
 
 async def test_i13_late_units_at_the_same_price_are_sent_as_events(store_url: str) -> None:
-    async with shop(store_url, catalog=UNHELD, selling=sell) as at:
-        await begin(at)
+    async with begun(store_url, catalog=UNHELD) as at:
         await use_before_the_end(at)
-        at.clock.set(END + timedelta(hours=2))
-        at.emulator.advance()
+        at.go(END + timedelta(hours=2))
         report = await at.kit.flush(everything=True)
         assert [(one.quantity, one.by_item) for one in report.late] == [(26, False)]
         assert (report.items, (await at.kit.usage("acme"))["meters"]["words"]["delivered"]) == (0, 26)
@@ -315,12 +311,10 @@ async def test_i13_late_units_at_the_same_price_are_sent_as_events(store_url: st
 async def test_i13_late_units_keep_their_price_after_a_downgrade(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with shop(store_url, catalog=UNHELD, selling=sell) as at:
-        await begin(at, "two")
+    async with begun(store_url, "two", catalog=UNHELD) as at:
         await at.kit.subscriptions.change_plan("acme", "seven")
         await use_before_the_end(at)
-        at.clock.set(END + timedelta(hours=2))
-        at.emulator.advance()
+        at.go(END + timedelta(hours=2))
         await at.kit.subscriptions.sync("acme")
         # The sync has found the final invoice, and said what is late; the flush does not say it again.
         said = "26 of words: an invoice item bills it at the price at which it was recorded"
@@ -336,8 +330,7 @@ async def test_i13_late_units_keep_their_price_after_a_downgrade(
 async def test_i13_an_item_is_made_before_a_subscription_is_canceled(at: Shop) -> None:
     await use_before_a_switch(at)
     await at.kit.subscriptions.cancel("acme", immediately=True)
-    at.clock.advance(timedelta(hours=2))
-    at.emulator.advance()
+    at.go(timedelta(hours=2))
     assert await items_of(at) == [(26, 104)]
 
 
@@ -374,8 +367,7 @@ async def test_i13_units_without_one_price_are_not_billed(
             )
             price.pricing = PriceScheme(tiers=tiers, tiers_mode="graduated")
 
-    async with shop(store_url, catalog=catalog, selling=sell_oddly) as at:
-        await begin(at)
+    async with begun(store_url, catalog=catalog, selling=sell_oddly) as at:
         await at.kit.flush(everything=True)
         at.clock.advance(timedelta(minutes=5))
         await use_before_a_switch(at)
@@ -402,8 +394,7 @@ async def test_i13_usage_of_a_trial_costs_nothing_after_a_switch(store_url: str,
         await at.kit.subscriptions.sync("acme")
         assert (await at.kit.flush(everything=True)).items == 0
         for span in (timedelta(days=14), timedelta(hours=2), timedelta(days=32), timedelta(hours=2)):
-            at.clock.advance(span)
-            at.emulator.advance()
+            at.go(span)
         assert (await items_of(at), await metered_lines(at)) == ([], [])
 
 
@@ -412,18 +403,15 @@ async def test_i13_the_apps_own_change_finds_a_switch_before_it(at: Shop) -> Non
     await switch(at, "seven")
     await at.kit.subscriptions.change_plan("acme", "two")
     await at.kit.record("acme", "words", 3)
-    await at.kit.flush(everything=True)
     await renewed(at)
     assert (await items_of(at), await metered_lines(at)) == ([(26, 104)], [("price_two_words", 3, 2)])
 
 
 async def test_i13_a_statement_explains_the_item_of_late_usage(store_url: str, tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
-    async with shop(store_url, catalog=CATALOG, selling=sell, audit_url=url) as at:
-        await begin(at)
+    async with begun(store_url, catalog=CATALOG, audit_url=url) as at:
         await use_before_a_switch(at)
         await at.kit.record("acme", "words", 5)
-        await at.kit.flush(everything=True)
         await renewed(at)
         await drain_all(at.kit, url)
         found = await at.kit.statement("acme", period=HALF)
@@ -440,12 +428,10 @@ async def test_i13_a_statement_explains_the_item_of_late_usage(store_url: str, t
 @pytest.fixture
 async def sold(valkey: Server) -> AsyncGenerator[Shop]:
     """A shop with 26 words at 4 cents that an invoice item is to bill, and 5 at 7 cents."""
-    async with shop(valkey.url, catalog=CATALOG, selling=sell) as opened:
-        await begin(opened)
+    async with begun(valkey.url, catalog=CATALOG) as opened:
         await opened.kit.flush(everything=True)
         await opened.kit.record("acme", "words", 26)
-        await switch(opened, "seven")
-        await opened.kit.subscriptions.sync("acme")
+        await switch_and_sync(opened, "seven")
         await opened.kit.record("acme", "words", 5)
         yield opened
 
@@ -465,9 +451,9 @@ async def correct(sold: Shop, units: int, correction_id: str, **how: Any) -> Cor
 
 
 async def test_a_queued_item_is_listed_with_its_amount_and_its_invoice(sold: Shop) -> None:
-    item, (begun,) = await queued(sold), await sold.stripe_list("/v1/subscriptions")
+    item, (sub,) = await queued(sold), await sold.stripe_list("/v1/subscriptions")
     assert (item.customer, item.meter, item.quantity) == ("acme", "words", 26)
-    assert (item.cents, item.currency, item.subscription) == (104, "usd", begun["id"])
+    assert (item.cents, item.currency, item.subscription) == (104, "usd", sub["id"])
     assert item.period_start == (await sold.kit.usage("acme"))["period"]["start"]
     sold.clock.advance(timedelta(hours=2))
     assert ((await queued(sold)).age_s, await sold.kit.outbox.items.list(customer="another")) == (7200, [])
@@ -497,7 +483,6 @@ async def test_a_dropped_item_is_late_and_on_no_invoice(sold: Shop) -> None:
     entry = (await sold.kit.customers.history("acme"))[-1]
     assert (entry.kind, entry.after, entry.cause) == ("late", "dropped: a test", "olga")
     assert (await sold.kit.usage("acme"))["meters"]["words"]["overage_cents"] == 35
-    await sold.kit.flush(everything=True)
     await renewed(sold)
     assert (await item_lines(sold), await metered_lines(sold)) == ([], [("price_seven_words", 5, 7)])
     usage = (await sold.kit.usage("acme", period=HALF))["meters"]["words"]
@@ -535,7 +520,6 @@ async def test_a_correction_credits_late_items_to_the_cent(sold: Shop, when: str
     if when != "final":
         assert (found.taken_back, found.by_hand, found.by_hand_lines[0].invoice) == (5, 15, None)
         assert "no invoice has them yet: correct again with the same id" in found.not_credited
-        await sold.kit.flush(everything=True)
         await renewed(sold)
         found = await correct(sold, 20, "t1", credit=True)
     assert (sum(note.cents for note in found.credits), found.not_credited) == (

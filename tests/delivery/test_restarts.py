@@ -301,9 +301,7 @@ async def test_i6_what_waits_for_a_free_minute_is_compared_too(at: Desk) -> None
     await begin_anew(at)
     await at.flush(everything=True, timeout_s=0)
     await begin_anew(at, noticed_ms=_ms(NOW - LAG))
-    for _ in range(3):
-        await at.flush(everything=True, timeout_s=0)
-        at.clock.advance(MINUTE)
+    await at.flush_times(3, every=MINUTE)
     assert {state for _, state in await states(at)} == {"parked"}
     assert (sum(quantity for quantity, _ in await states(at)), at.accepted("acme")) == (21, 100)
 

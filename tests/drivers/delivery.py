@@ -91,6 +91,12 @@ class Desk:
             self.clock.advance(after)
         return await self.flusher.flush(everything=everything, timeout_s=timeout_s)
 
+    async def flush_times(self, times: int, *, every: timedelta) -> None:
+        """Flush everything so often, and let that time pass after each."""
+        for _ in range(times):
+            await self.flush(everything=True, timeout_s=0)
+            self.clock.advance(every)
+
     async def record_and_flush(
         self,
         requests: int,

@@ -48,10 +48,8 @@ async def agree(at: Ending, period: datetime, cents: dict[str, int], micros: int
     renewal = next(one for one in at.invoices() if one["id"] == statement.invoices[-1].id)
     assert renewal["total"] == 1000 + sum(cents.values())
     assert statement.total_cents == sum(one.total_cents for one in statement.invoices)
-    by_model = await at.kit.usage("acme", period=period, by="model")
-    assert by_model["revenue_micros"] == micros
-    meters = (await at.kit.usage("acme", period=period))["meters"]
-    assert meters["spend"]["recorded"] == micros
+    assert (await at.kit.usage("acme", period=period, by="model"))["revenue_micros"] == micros
+    assert (await at.kit.usage("acme", period=period))["meters"]["spend"]["recorded"] == micros
     compared = await at.kit.reconcile("acme", at=period)
     assert [one.difference for one in compared if one.difference] == []
 

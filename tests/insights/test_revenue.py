@@ -175,8 +175,7 @@ async def test_usage_revenue_has_late_usage_once_and_at_its_own_price(at: Books)
     await client.v1.subscriptions.update_async(sold.id, {"items": items})
     await at.at.settle()
     for customer in ("ada", "bob", "eve"):
-        usage = await at.kit.usage(customer, period=on(1, 2))
-        assert usage["meters"]["requests"]["late"] == 20
+        assert (await at.kit.usage(customer, period=on(1, 2)))["meters"]["requests"]["late"] == 20
     for hour in (16, 17):  # The first flush of a store that it meets only looks.
         at.at.clock.set(on(2, 1, hour))
         await at.kit.flush()

@@ -91,8 +91,7 @@ async def test_pages_of_events(at: Ending) -> None:
     for nth in range(1, 8):
         await at.kit.record("acme", "words", nth)
     await at.drain()
-    whole = await at.kit.statement("acme")
-    (line,) = usage_of(whole, "words")
+    (line,) = usage_of((await at.kit.statement("acme")), "words")
     found, after = list[int](), ""
     for _ in range(3):
         (one,) = (await at.kit.statement("acme", line=line.id, after=after, most=3)).lines
@@ -144,8 +143,7 @@ async def test_a_change_in_a_periods_first_second_is_on_its_statement(at: Ending
     # The upgrade comes to 20.00; the renewal before it ends the month of before.
     assert found.total_cents == (3_000 if start == APRIL else 2_000)
     if start > APRIL:
-        before = await at.kit.statement("acme", APRIL + DAY)
-        assert before.total_cents == 2_000
+        assert (await at.kit.statement("acme", APRIL + DAY)).total_cents == 2_000
 
 
 @pytest.mark.parametrize("when", [MAY, MAY + 5 * DAY], ids=["at a renewal", "amid a period"])

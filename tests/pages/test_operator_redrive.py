@@ -64,8 +64,7 @@ async def test_dead_usage_is_redriven_and_entered_into_the_ledger(
         assert {of: len(rows) for of, rows in found.items()} == {of: counts[of] for of in found}
         of = states["acme"]
         form = {**selected((await client.get(f"/outbox?of={of}")).text), "reason": "Stripe is back"}
-        answer = await client.post("/redrive", data=form, headers=OWN)
-        assert "Redriven: 2" in answer.text
+        assert "Redriven: 2" in (await client.post("/redrive", data=form, headers=OWN)).text
         await at.flush(everything=True)
         assert (at.accepted("acme"), at.accepted("zeta")) == (6, 7)
         (entry,) = await redrives(at.kit, "acme")
@@ -93,8 +92,7 @@ async def test_dead_webhooks_and_messages_are_redriven_by_name(
         assert answer.json() == {"redriven": ids, "refused": {"none": "it is not dead"}}
     found = await figures(client)
     assert (found["webhooks"], found["messages"]) == ({"dead": 0}, {"waiting": 2, "dead": 0})
-    waiting = {"queue": "messages", "id": "msg_1"}
-    answer = await client.post("/redrive", data=waiting, headers=JSON)
+    answer = await client.post("/redrive", data={"queue": "messages", "id": "msg_1"}, headers=JSON)
     assert answer.json() == {"redriven": [], "refused": {"msg_1": "it is not dead"}}
     entries = await redrives(kit, "acme")
     assert [(one.kind, one.before, one.after) for one in entries] == [
@@ -172,8 +170,7 @@ async def test_usage_by_state_is_the_sum_over_its_customers(store_url: str, tmp_
             rows = await rows_of(client, "delivered", f"{state} requests")
             assert sum(row[state] for row in rows) == units
             assert all(row[state] for row in rows)
-        shown = figures_on((await client.get("/")).text)
-        assert shown["delivered:requests:delivered"] == 13
+        assert figures_on((await client.get("/")).text)["delivered:requests:delivered"] == 13
         assert await rows_of(client, "delivered", "none requests") == []
 
         books = await rows_of(client, "books", "acme")

@@ -176,8 +176,7 @@ async def test_an_event_has_its_price(store_url: str, tmp_path: Path) -> None:
 
 
 async def test_a_line_is_paged(client: httpx.AsyncClient) -> None:
-    figures = (await client.get("/statement", headers=JSON)).json()
-    line = figures["lines"][-1]
+    line = (await client.get("/statement", headers=JSON)).json()["lines"][-1]
     assert (line["event_count"], len(line["events"])) == (120, 100)
     asked: Any = {"line": line["id"], "after": line["after"]}
     (rest,) = (await client.get("/statement", params=asked, headers=JSON)).json()["lines"]

@@ -65,8 +65,7 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
         figures = (await client.get("/", headers=JSON)).json()
         numbers = Tables((await client.get("/")).text).numbers
 
-        usage = await kit.usage("acme")
-        assert usage["meters"] == figures["usage"]["meters"]
+        assert (await kit.usage("acme"))["meters"] == figures["usage"]["meters"]
         assert figures["cost"] == {
             "currency": "usd",
             "plan_cents": 2900,

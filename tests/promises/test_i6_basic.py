@@ -56,9 +56,7 @@ async def test_i6_after_faults_the_summaries_are_what_was_recorded(any_store_url
             await at.flush(everything=random.random() < 0.3, timeout_s=0)
             at.clock.advance(timedelta(seconds=random.choice([20, 60, 301, 900])))
         at.emulator.clear_faults()
-        for _ in range(3):
-            await at.flush(everything=True, timeout_s=0)
-            at.clock.advance(timedelta(minutes=11))
+        await at.flush_times(3, every=timedelta(minutes=11))
         at.clock.set(AUGUST + timedelta(hours=1))
         report = await at.flush(everything=True)
         assert (report.left, report.dead, report.parked) == (0, 0, 0)

@@ -73,8 +73,7 @@ async def test_i6_f_22a_a_journal_settles_usage_of_twenty_customers(
         await drained(kit)
     house.restore(after=timedelta(minutes=50))
     async with audited(house) as kit:
-        report = await house.settle(kit)
-        assert (report.undelivered, await kit.outbox.list()) == ([], [])
+        assert ((await house.settle(kit)).undelivered, await kit.outbox.list()) == ([], [])
         assert {house.billed(customer) for customer in customers} == {150}
         # The log names what only the counters lack, with the command that mends it.
         assert caplog.text.count("Stripe has 100, and 0 are sent; the counters lack 50 units more") == 20
@@ -108,8 +107,7 @@ async def test_i6_units_of_another_sender_are_left_to_an_operator(house: House) 
     await elsewhere_sent(house, 40)
     house.restore(after=timedelta(minutes=30))
     async with audited(house) as kit:
-        report = await house.settle(kit)
-        (kept,) = report.undelivered
+        (kept,) = (await house.settle(kit)).undelivered
         assert (kept.quantity, kept.state, house.billed("acme")) == (40, "parked", 10 + 40 + 60)
         assert "Stripe has 40 units of api_requests more than the store knows of" in kept.why
         assert "`meterkit recover` settles" in kept.why

@@ -62,8 +62,7 @@ async def test_i6_i11_usage_of_a_backup_sealed_with_later_usage(house: House, au
     async with house.open(**settings) as (kit, _):
         await house.settle(kit)
         await kit.record("acme", "requests", 30)
-        told = await recover(kit)
-        assert settled(told) == [(100, 160, 100, 0, 60)] * (not audited)
+        assert settled(await recover(kit)) == [(100, 160, 100, 0, 60)] * (not audited)
         await hours_later(house, kit)
         # What came after the restore is sent with no person's help, whatever was parked.
         assert (house.billed("acme"), await kit.outbox.list()) == (190, [])
