@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from drivers.delivery import NOW, Desk, desk, have_at_stripe, until
+from drivers.delivery import NOW, Caplog, Desk, desk, have_at_stripe, until
 from drivers.health_findings import findings
 from drivers.period_ends import AFTER_JUNE, Closing, closing_of
 from drivers.store_keys import meter_token
@@ -26,14 +26,12 @@ async def closing(at: Desk) -> AsyncGenerator[Closing]:
         yield opened
 
 
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+def errors(caplog: Caplog) -> list[str]:
     found = [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR]
     return [message for message in found if "not confirmed" in message]
 
 
-async def test_a_close_that_stripe_confirms_is_silent(
-    at: Desk, closing: Closing, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_close_that_stripe_confirms_is_silent(at: Desk, closing: Closing, caplog: Caplog) -> None:
     await at.use("acme", "zeta", requests=7)
     await at.flush(everything=True)
     assert await closing.closer.confirm_due() == (0, 0, [])
@@ -49,7 +47,7 @@ async def test_a_close_that_stripe_confirms_is_silent(
 
 
 async def test_a_close_waits_for_what_adds_up_to_nothing_too(
-    at: Desk, closing: Closing, caplog: pytest.LogCaptureFixture
+    at: Desk, closing: Closing, caplog: Caplog
 ) -> None:
     await at.use("acme", requests=7)
     await at.flush(everything=True)
@@ -68,7 +66,7 @@ async def test_a_close_waits_for_what_adds_up_to_nothing_too(
 
 @pytest.mark.usefixtures("valkey")
 async def test_units_stripe_did_not_count_are_reported_once(
-    at: Desk, closing: Closing, caplog: pytest.LogCaptureFixture
+    at: Desk, closing: Closing, caplog: Caplog
 ) -> None:
     caplog.set_level(logging.INFO, "meterkit.delivery")
     await at.use("acme", requests=7)
@@ -94,9 +92,7 @@ async def test_units_stripe_did_not_count_are_reported_once(
     assert "until 2031-07-01 00:00:00+00:00 is confirmed now" in caplog.text
 
 
-async def test_usage_that_misses_its_invoice_is_reported(
-    at: Desk, closing: Closing, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_usage_that_misses_its_invoice_is_reported(at: Desk, closing: Closing, caplog: Caplog) -> None:
     at.clock.set(AFTER_JUNE - 30 * MINUTE)
     await at.use(*(f"c{number}" for number in range(7)), requests=7)
     at.emulator.fail_next("error", status=500, times=None, path=EVENTS)
@@ -112,7 +108,7 @@ async def test_usage_that_misses_its_invoice_is_reported(
 
 
 async def test_a_refused_comparison_is_reported_and_closed_later(
-    at: Desk, closing: Closing, caplog: pytest.LogCaptureFixture
+    at: Desk, closing: Closing, caplog: Caplog
 ) -> None:
     await at.use("acme", "zeta", requests=7)
     await at.flush(everything=True)
@@ -139,7 +135,7 @@ async def test_a_moved_close_is_looked_at_when_the_period_is_over(at: Desk, clos
     assert [await closing.at(minutes) for minutes in (9, 11)] == [(0, 0, 0), (1, 0, 0)]
 
 
-async def test_what_cannot_be_noted_holds_up_no_delivery(at: Desk, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_cannot_be_noted_holds_up_no_delivery(at: Desk, caplog: Caplog) -> None:
     keys, admin = at.kit.store.keys, await at.kit.store.admin()
     odd = keys.shard(keys.customer("acme").shard, "closes")
     await admin.ask(admin.client.set(odd, "of somebody else", px=600_000))
@@ -149,9 +145,7 @@ async def test_what_cannot_be_noted_holds_up_no_delivery(at: Desk, caplog: pytes
     assert "ends of billing periods cannot be stored, and are not confirmed: " in caplog.text
 
 
-async def test_damaged_books_do_not_delay_other_closes(
-    at: Desk, closing: Closing, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_damaged_books_do_not_delay_other_closes(at: Desk, closing: Closing, caplog: Caplog) -> None:
     await at.use("acme", "zeta", "beta", requests=7)
     await at.flush(everything=True)
     keys, admin = at.kit.store.keys, await at.kit.store.admin()
@@ -164,7 +158,7 @@ async def test_damaged_books_do_not_delay_other_closes(
 
 
 async def test_processes_that_deliver_look_by_themselves(
-    store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    store_url: str, caplog: Caplog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.delivery.period_closer._EVERY_S", 0.02)
     async with desk(store_url, flush=True, flush_interval=0.05) as at:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from drivers.delivery import EVENTS, NOW, PLANS, RENAMED, Desk, RunningClock, desk, kit_for, until
+from drivers.delivery import EVENTS, NOW, PLANS, RENAMED, Caplog, Desk, RunningClock, desk, kit_for, until
 from faults.inner_steps import wrapped
 from meterkit import MeterKit, StoreError
 
@@ -80,7 +80,7 @@ async def test_usage_waits_for_a_link(at: Desk) -> None:
 
 
 async def test_the_flusher_runs_until_stopped_despite_failures(
-    store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: Caplog
 ) -> None:
     failures = [StoreError("the store is away"), RuntimeError("nobody thought of this")]
 
@@ -138,7 +138,7 @@ async def test_a_customer_deleted_and_relinked_has_its_own_minutes(store_url: st
         assert await admin.ask(admin.client.hkeys(key)) == [b"\n0"]
 
 
-async def test_usage_of_one_is_delivered_at_once(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_usage_of_one_is_delivered_at_once(store_url: str, caplog: Caplog) -> None:
     async with desk(store_url, flush_interval=300) as at:
         await at.use("acme", "bolt", requests=3)
         assert (await at.flush()).sealed == 0  # Neither is due yet.
@@ -190,9 +190,7 @@ WARNING: Final = (
 )
 
 
-async def test_f_22a_a_renamed_meter_is_named_with_its_cost_and_cure(
-    at: Desk, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_f_22a_a_renamed_meter_is_named_with_its_cost_and_cure(at: Desk, caplog: Caplog) -> None:
     assert "counted as meter" not in caplog.text
     for _ in range(2):
         async with kit_for(at.store_url, at.url, clock=at.clock, catalog=RENAMED):
@@ -205,9 +203,7 @@ async def test_f_22a_a_renamed_meter_is_named_with_its_cost_and_cure(
     assert (caplog.text.count(cost), caplog.text.count(cure)) == (1, 1)
 
 
-async def test_f_22a_a_reload_names_a_renamed_meter(
-    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_f_22a_a_reload_names_a_renamed_meter(store_url: str, tmp_path: Path, caplog: Caplog) -> None:
     plans = tmp_path / "plans.yaml"
     plans.write_text(PLANS)
     async with MeterKit(str(plans), redis_url=store_url, flush=False) as kit:

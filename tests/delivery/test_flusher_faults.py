@@ -18,6 +18,7 @@ from drivers.delivery import (
     KEY_REFUSED,
     NOW,
     STRIPE_KEY,
+    Caplog,
     Desk,
     WatchedTransport,
     aclosing_transport,
@@ -102,7 +103,7 @@ async def test_i6_a_foreign_refusal_is_not_resent_after_23_hours(at: Desk, statu
         assert "more than 23 hours ago" in report.undelivered[0].why
 
 
-async def test_with_clocks_apart_delivery_waits(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_with_clocks_apart_delivery_waits(store_url: str, caplog: Caplog) -> None:
     async with desk(store_url, shards=1) as at:
         at.emulator.clock = lambda: at.clock() - 420
         await at.use("acme", "zeta", requests=6)
@@ -136,9 +137,7 @@ async def meter_problems(at: Desk) -> list[str]:
     return [one.problem for one in await findings(at.kit, "stripe") if one.problem[:6] == "meter "]
 
 
-async def test_a_meter_with_other_payload_keys_parks_its_usage(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_meter_with_other_payload_keys_parks_its_usage(store_url: str, caplog: Caplog) -> None:
     # F-53: every unit was dead.
     key = {"authorization": f"Bearer {STRIPE_KEY}"}
     async with (
@@ -176,7 +175,7 @@ async def test_a_meter_with_other_payload_keys_parks_its_usage(
     ("status", "body"), [(400, "<html>Bad Request</html>"), (404, "{}"), (200, "<html>Log in</html>")]
 )
 async def test_a_proxys_page_ends_nothing_and_is_met_once(
-    at: Desk, status: int, body: str, caplog: pytest.LogCaptureFixture
+    at: Desk, status: int, body: str, caplog: Caplog
 ) -> None:
     # F-50: a proxy's page killed every intent for good; F-56: one alert, one probe, a growing delay.
     customers = [f"c{n}" for n in range(20)]
@@ -195,7 +194,7 @@ async def test_a_proxys_page_ends_nothing_and_is_met_once(
     assert [at.accepted(customer) for customer in customers] == [6] * 20
 
 
-async def test_a_revoked_key_costs_one_call_and_one_alert(at: Desk, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_revoked_key_costs_one_call_and_one_alert(at: Desk, caplog: Caplog) -> None:
     # F-56: one call and one line for each intent and pass.
     await at.use(*(f"c{n}" for n in range(60)), requests=6)
     at.emulator.fail_next("error", status=401, times=None)

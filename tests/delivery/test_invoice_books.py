@@ -12,7 +12,7 @@ import pytest
 
 from drivers.audit_database import ROOT, ROWS, read_root
 from drivers.audited_kit import rows_in, sqlite_in
-from drivers.delivery import alerts
+from drivers.delivery import Caplog, alerts
 from drivers.period_ends import (
     EVENTS,
     HOUR,
@@ -54,7 +54,7 @@ async def cancel(at: Ending, **how: Any) -> None:
     await at.found.client.v1.subscriptions.cancel_async((await subscription(at)).id, params)
 
 
-async def test_counted_units_on_no_invoice_are_told(at: Ending, caplog: pytest.LogCaptureFixture) -> None:
+async def test_counted_units_on_no_invoice_are_told(at: Ending, caplog: Caplog) -> None:
     """F-101: recorded = delivered = counted, and nothing is billed."""
     await at.kit.record("acme", "requests", 1_010)
     for item in (await subscription(at))["items"]["data"]:
@@ -68,7 +68,7 @@ async def test_counted_units_on_no_invoice_are_told(at: Ending, caplog: pytest.L
     await late_is_told_once(at, caplog, one)
 
 
-async def late_is_told_once(at: Ending, caplog: pytest.LogCaptureFixture, before: Reconciled) -> None:
+async def late_is_told_once(at: Ending, caplog: Caplog, before: Reconciled) -> None:
     """The close counts what no invoice has as late, confirms the rest, and tells of it once."""
     looked = await at.look()
     assert (looked.open, looked.late) == (0, [])
@@ -93,9 +93,7 @@ async def end_after_use(at: Ending) -> None:
 
 
 @pytest.mark.parametrize("days", [0, 3], ids=["told at once", "told days later"])
-async def test_usage_of_an_end_without_an_invoice_is_late(
-    at: Ending, caplog: pytest.LogCaptureFixture, days: int
-) -> None:
+async def test_usage_of_an_end_without_an_invoice_is_late(at: Ending, caplog: Caplog, days: int) -> None:
     """F-101: as after failed payments. Delivered usage was on no invoice, and was not late."""
     await end_after_use(at)
     at.go(JUNE + timedelta(days=days))
@@ -106,9 +104,7 @@ async def test_usage_of_an_end_without_an_invoice_is_late(
     await late_is_told_once(at, caplog, one)
 
 
-async def test_an_earlier_subscriptions_last_period_is_compared(
-    at: Ending, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_earlier_subscriptions_last_period_is_compared(at: Ending, caplog: Caplog) -> None:
     """F-101: the customer had another subscription before the end of the first one was known."""
     await end_after_use(at)
     at.clock.advance(10 * MINUTE)
@@ -189,7 +185,7 @@ async def test_an_invoice_may_still_come_within_two_hours_of_an_end(at: Ending) 
     ],
 )
 async def test_usage_billed_at_another_price_is_named(
-    at: Ending, caplog: pytest.LogCaptureFixture, cents: int, do: str
+    at: Ending, caplog: Caplog, cents: int, do: str
 ) -> None:
     """F-100: recorded = delivered = counted = invoiced, and 600 units have a price that no plan has."""
     await at.kit.record("acme", "requests", 410)
@@ -384,7 +380,7 @@ async def test_the_invoice_has_the_root_before_it_is_final(any_store_url: str, t
 
 
 async def test_a_database_that_is_away_holds_up_no_invoice(
-    any_store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    any_store_url: str, tmp_path: Path, caplog: Caplog
 ) -> None:
     async with ending(any_store_url, audit_url=f"sqlite:///{tmp_path}/none/audit.db") as at:
         await at.kit.record("acme", "requests", 1_010)
@@ -401,7 +397,7 @@ async def test_a_database_that_is_away_holds_up_no_invoice(
         assert told[0].startswith("invoices go out without the root of the audit log: the database")
 
 
-async def test_late_overage_is_invoiced_next(any_store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_late_overage_is_invoiced_next(any_store_url: str, caplog: Caplog) -> None:
     """F-101."""
     async with ending(any_store_url, UNHELD) as at:
         await at.kit.record("acme", "requests", 1_010)

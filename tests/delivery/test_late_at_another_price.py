@@ -14,7 +14,7 @@ import pytest
 
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import kit_for, said_late
+from drivers.delivery import Caplog, kit_for, said_late
 from drivers.health_findings import findings, looked_at
 from drivers.operator_pages import JSON, pages_of
 from drivers.priced_shop import SWITCHED as CATALOG
@@ -156,7 +156,7 @@ async def test_i13_pending_units_keep_their_price_on_a_dearer_plan(at: Shop) -> 
 
 @pytest.mark.parametrize("is_billed", [True, False])
 async def test_f_227_a_flush_reports_late_usage_its_own_sync_finds(
-    store_url: str, is_billed: bool, caplog: pytest.LogCaptureFixture
+    store_url: str, is_billed: bool, caplog: Caplog
 ) -> None:
     catalog = CATALOG if is_billed else DEAD_LETTER
     async with begun(store_url, catalog=catalog) as at:
@@ -218,7 +218,7 @@ async def test_i13_an_item_whose_reply_or_note_is_lost_is_made_once(at: Shop, lo
     assert (await items_of(at), (await words(at))["late"]) == ([(26, 104)], 26)
 
 
-async def test_items_and_closes_wait_while_stripe_fails(at: Shop, caplog: pytest.LogCaptureFixture) -> None:
+async def test_items_and_closes_wait_while_stripe_fails(at: Shop, caplog: Caplog) -> None:
     await use_before_a_switch(at)
     at.emulator.fail_next("error", status=503, times=None, path=ITEMS)
     report = await at.kit.flush(everything=True, timeout_s=0)
@@ -308,9 +308,7 @@ async def test_i13_late_units_at_the_same_price_are_sent_as_events(store_url: st
         assert (report.items, (await at.kit.usage("acme"))["meters"]["words"]["delivered"]) == (0, 26)
 
 
-async def test_i13_late_units_keep_their_price_after_a_downgrade(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i13_late_units_keep_their_price_after_a_downgrade(store_url: str, caplog: Caplog) -> None:
     async with begun(store_url, "two", catalog=UNHELD) as at:
         await at.kit.subscriptions.change_plan("acme", "seven")
         await use_before_the_end(at)
@@ -349,9 +347,7 @@ TIERS: Final = loads(PLANS.replace("translated_words}", "translated_words, repor
 
 
 @pytest.mark.parametrize("kind", ["usage", "packages", "tiers"])
-async def test_i13_units_without_one_price_are_not_billed(
-    store_url: str, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i13_units_without_one_price_are_not_billed(store_url: str, kind: str, caplog: Caplog) -> None:
     """In doubt less is billed, and the log says so."""
     catalog = TIERS if kind == "usage" else CATALOG
 

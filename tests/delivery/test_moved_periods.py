@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from drivers.delivery import alerts, lines_of
+from drivers.delivery import Caplog, alerts, lines_of
 from drivers.period_ends import HOUR, JUNE, MAY, MINUTE, assert_books, paying
 from drivers.plans import plans_text
 from drivers.store_keys import meter_token
@@ -231,9 +231,7 @@ async def assert_reconciled(at: Ending, *, waiting: int) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_each_unit_is_on_one_invoice_or_late(
-    store_url: str, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_each_unit_is_on_one_invoice_or_late(store_url: str, name: str, caplog: Caplog) -> None:
     case = CASES[name]
     card = None if case.act is resumed else "pm_card_visa"
     async with waiting(store_url, case.when, begun=case.begun, card=card) as at:
@@ -258,9 +256,7 @@ async def test_each_unit_is_on_one_invoice_or_late(
         assert ["late usage of customer" in said for said in alerts(caplog)] == [True] * case.said
 
 
-async def test_usage_of_a_removed_item_is_billed_by_an_invoice_item(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_usage_of_a_removed_item_is_billed_by_an_invoice_item(store_url: str, caplog: Caplog) -> None:
     """The plans file still has the price; no item of the subscription bills what is sent now."""
     async with waiting(store_url, ACT) as at:
         (item,) = [
@@ -282,7 +278,7 @@ async def test_usage_of_a_removed_item_is_billed_by_an_invoice_item(
 
 @pytest.mark.parametrize("name", ["begun anew", "finalized by others"])
 async def test_a_flush_says_once_what_its_own_look_makes_late(
-    store_url: str, name: str, caplog: pytest.LogCaptureFixture
+    store_url: str, name: str, caplog: Caplog
 ) -> None:
     """`meterkit flush` shows its report, and of the log what the report has not."""
     case = CASES[name]
@@ -297,7 +293,7 @@ async def test_a_flush_says_once_what_its_own_look_makes_late(
 
 @pytest.mark.parametrize("minutes", [0, 20 * 60])
 async def test_usage_after_an_unnoticed_trial_end_is_free(
-    store_url: str, minutes: int, caplog: pytest.LogCaptureFixture
+    store_url: str, minutes: int, caplog: Caplog
 ) -> None:
     """An operator ends a trial, and no webhook tells of it: what is recorded until the next sync is free."""
     async with waiting(store_url, ACT, begun=TRIAL) as at:

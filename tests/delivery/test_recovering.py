@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import NOW, Desk, desk, have_at_stripe, sealed, summaries_of
+from drivers.delivery import NOW, Caplog, Desk, desk, have_at_stripe, sealed, summaries_of
 from drivers.emulated_account import unpaced
 from drivers.restored_store import LAG, linked, parked_by_a_restore, states
 from meterkit.delivery.delivery_gaps import DeliveryGap, LostDeliveries
@@ -196,9 +196,7 @@ async def test_two_who_recover_at_once_are_told_apart(at: Desk) -> None:
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"value": "x"}'])
-async def test_i6_an_unreadable_intent_is_named_once_and_skipped(
-    at: Desk, text: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i6_an_unreadable_intent_is_named_once_and_skipped(at: Desk, text: str, caplog: Caplog) -> None:
     await park_by_a_restore(at)
     admin, keys = await at.kit.store.admin(), at.kit.store.keys
     await admin.ask(admin.client.hset(keys.shard(0, "intents"), "bad-1", text))
@@ -298,7 +296,7 @@ async def test_what_stripe_certainly_has_is_written(
 
 
 async def test_a_hanging_journal_delays_neither_delivery_nor_end(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: Caplog
 ) -> None:
     monkeypatch.setattr("meterkit.delivery.journaled_transport._CLOSE_S", 0.01)
     monkeypatch.setattr("meterkit.delivery.journaled_transport._WAITING_MOST", 3)

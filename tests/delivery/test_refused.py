@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import Desk, alerts, api_of, desk
+from drivers.delivery import Caplog, Desk, alerts, api_of, desk
 from drivers.kept_intents import ObjectsAtStripe, kit_alone
 from drivers.webhooks import SECRET
 from meterkit import MeterkitError
@@ -66,7 +66,7 @@ async def take_all(at: Desk, api: StripeApi, journal: Journal | None = None) -> 
 
 @pytest.mark.parametrize("is_away", [False, True])
 async def test_what_is_refused_later_is_taken_off_the_journal(
-    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_away: bool
+    store_url: str, tmp_path: Path, caplog: Caplog, is_away: bool
 ) -> None:
     url = sqlite_in(tmp_path)
     async with streaming(store_url, "lost", audit_url=url) as (at, api):
@@ -83,9 +83,7 @@ async def test_what_is_refused_later_is_taken_off_the_journal(
         assert ("the journal of deliveries still has intents that Stripe refuses" in caplog.text) == is_away
 
 
-async def test_a_report_that_comes_twice_or_weeks_later_is_taken_once(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_report_that_comes_twice_or_weeks_later_is_taken_once(store_url: str, caplog: Caplog) -> None:
     async with streaming(store_url, "lost") as (at, api):
         await at.flush(everything=True)
         at.clock.advance(timedelta(days=29))
@@ -162,7 +160,7 @@ async def test_of_a_batch_all_are_parked_whose_meter_takes_nothing(store_url: st
         assert await at.places("zeta", "tokens") == {"delivered": 50}
 
 
-async def test_an_ambiguous_batch_report_names_all(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_ambiguous_batch_report_names_all(store_url: str, caplog: Caplog) -> None:
     async with streaming(store_url, shards=1) as (at, api):
         key = await by_key(at, "acme", "beta", "zeta")
         at.emulator.report_meter_errors(

@@ -48,9 +48,9 @@ async def life_of(at: Desk) -> dict[bytes, bytes]:
     return found
 
 
-async def compare_after_restart(at: Desk) -> FlushReport:
+async def compare_after_restart(at: Desk, **fields: Any) -> FlushReport:
     """Begin a new life of the store, and flush when Stripe has counted what it was sent before."""
-    await begin_anew(at)
+    await begin_anew(at, **fields)
     await come_back(at)
     return await at.flush(everything=True, timeout_s=0)
 
@@ -367,9 +367,7 @@ async def test_i6_deliveries_and_corrections_do_not_cancel(at: Desk, away: timed
     await at.kit.record("acme", "requests", 30)
     at.clock.advance(away)
     await correct_at_stripe(at, 30, at.clock.now() - 4 * MINUTE)
-    await begin_anew(at, **({} if known else {"seen_ms": 0}))
-    await come_back(at)
-    assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+    assert (await compare_after_restart(at, **({} if known else {"seen_ms": 0}))).parked == 1
     assert (await states(at), at.accepted("acme")) == ([(30, "parked")], 100)
 
 

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import anyio
+import pytest
 
 from drivers.near_stripe import served
 from drivers.plans import plans_text
@@ -30,12 +31,11 @@ from meterkit.testing import Clock, StripeEmulator
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    import pytest
-
     from meterkit.catalog import Catalog
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.flusher_setup import StripeTransport
 
+Caplog: TypeAlias = pytest.LogCaptureFixture
 STRIPE_KEY: Final = "sk_test_51SECRETsecretSECRETsecret"
 # Later than the tests run: the server expires keys by its own clock, whatever clock the scripts go by.
 NOW: Final = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
@@ -293,12 +293,12 @@ def delivered(totals: dict[str, int], period: datetime, meter: str, kind: str = 
     return totals.get(f"{int(period.timestamp() * 1000)}|{meter_token(meter)}{kind}", 0)
 
 
-def alerts(caplog: pytest.LogCaptureFixture) -> list[str]:
+def alerts(caplog: Caplog) -> list[str]:
     """The errors in the log."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def said_late(caplog: pytest.LogCaptureFixture) -> list[str]:
+def said_late(caplog: Caplog) -> list[str]:
     """What the log says of late usage: how much, and what becomes of it."""
     return [
         line.partition("; ")[2].removesuffix(" (billing.late_usage)")

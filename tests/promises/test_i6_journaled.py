@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from drivers.delivery import until
+from drivers.delivery import Caplog, until
 from drivers.restorable_kit import House, drained, elsewhere_sent, hours_later, recover, settings_of
 from meterkit import MeterKit
 
@@ -54,9 +54,7 @@ async def deliver_after_backup(house: House) -> None:
 
 
 @pytest.mark.dear("twenty customers, as the finding has them")
-async def test_i6_f_22a_a_journal_settles_usage_of_twenty_customers(
-    house: House, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i6_f_22a_a_journal_settles_usage_of_twenty_customers(house: House, caplog: Caplog) -> None:
     customers = [f"customer{number}" for number in range(20)]
     async with audited(house) as kit:
         for customer in customers:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from drivers.delivery import kit_for
+from drivers.delivery import Caplog, kit_for
 from drivers.restorable_kit import CUSTOMERS, House, linked
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
@@ -18,9 +18,7 @@ from servers.stores import spawn_server
 pytestmark = pytest.mark.anyio
 
 
-async def test_i6_usage_pending_in_a_backup_is_not_billed_again(
-    house: House, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i6_usage_pending_in_a_backup_is_not_billed_again(house: House, caplog: Caplog) -> None:
     async with house.open(100) as (kit, _):
         await house.deliver_after_back_up(kit, 50)
     house.restore(after=timedelta(hours=1))
@@ -138,9 +136,7 @@ async def test_i6_without_stripes_summaries_nothing_new_is_sent(house: House) ->
     assert house.billed("acme") == 100
 
 
-async def test_i6_i11_a_replica_promoted_in_a_partition_bills_once(
-    house: House, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i6_i11_a_replica_promoted_in_a_partition_bills_once(house: House, caplog: Caplog) -> None:
     with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
         await eventually(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
         async with (
@@ -169,9 +165,7 @@ async def test_i6_i11_a_replica_promoted_in_a_partition_bills_once(
     assert (lost, "1 settlements are lost" in caplog.text) == (1, True)
 
 
-async def test_i6_i11_an_emptied_store_bills_once_and_reports_the_loss(
-    house: House, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_i6_i11_an_emptied_store_bills_once_and_reports_the_loss(house: House, caplog: Caplog) -> None:
     async with house.open(100) as (kit, server):
         assert (await kit.flush(everything=True)).delivered == 1
         await kit.record("acme", "requests", 20)
