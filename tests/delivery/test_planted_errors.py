@@ -86,8 +86,8 @@ async def late_item(world: World, customer: str) -> Any:
     return next(one for one in found.data if "meterkit_late_item" in one["metadata"])
 
 
-async def copy_late_item(world: World, customer: str, **changed: Any) -> None:
-    """Make a late item once more, with other terms."""
+async def replace_late_item(world: World, customer: str, **changed: Any) -> None:
+    """Make a late item once more, with other terms, and delete the first one."""
     item = await late_item(world, customer)
     params = {
         "customer": f"cus_{customer}",
@@ -100,24 +100,20 @@ async def copy_late_item(world: World, customer: str, **changed: Any) -> None:
         "description": item["description"],
     }
     await world.stripe.invoice_items.create_async({**params, **changed})
+    await world.stripe.invoice_items.delete_async(item.id)
 
 
 async def shorten_late_item(world: World, customer: str) -> None:
-    item = await late_item(world, customer)
-    await copy_late_item(world, customer, quantity_decimal="4")
-    await world.stripe.invoice_items.delete_async(item.id)
+    await replace_late_item(world, customer, quantity_decimal="4")
 
 
 async def reprice_late_item(world: World, customer: str) -> None:
-    item = await late_item(world, customer)
-    await copy_late_item(world, customer, unit_amount_decimal="9")
-    await world.stripe.invoice_items.delete_async(item.id)
+    await replace_late_item(world, customer, unit_amount_decimal="9")
 
 
 async def move_late_item(world: World, customer: str) -> None:
-    item, start = await late_item(world, customer), int(JUNE.timestamp())
-    await copy_late_item(world, customer, period={"start": start, "end": start + 3600})
-    await world.stripe.invoice_items.delete_async(item.id)
+    start = int(JUNE.timestamp())
+    await replace_late_item(world, customer, period={"start": start, "end": start + 3600})
 
 
 # On invoices.

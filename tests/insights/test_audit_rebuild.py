@@ -34,14 +34,23 @@ async def tokens(at: Audited, customer: str = "acme") -> dict[str, Any]:
     return found
 
 
+async def drain_and_lose_all(at: Audited) -> None:
+    await at.drainer.drain()
+    await lose_all(at)
+
+
+async def deliver(at: Audited, tokens: int) -> None:
+    await at.kit.record("acme", "tokens", tokens)
+    await at.desk.flush(everything=True)
+
+
 async def test_lost_units_are_raised_and_stripes_are_delivered(at: Audited) -> None:
     await at.desk.link("acme")
     await at.kit.record("acme", "tokens", 150)
     assert (await at.desk.flush(everything=True)).is_complete
     await at.kit.record("acme", "rows", 3)
     await at.kit.record("acme", "tokens", 7)
-    await at.drainer.drain()
-    await lose_all(at)
+    await drain_and_lose_all(at)
     await at.kit.customers.link("acme", "cus_acme", force=True)
     await at.kit.record("acme", "tokens", 2)
     would = {one.meter: one for one in await rebuild(at, dry_run=True)}
@@ -94,8 +103,7 @@ async def test_a_period_of_a_customers_own_is_compared_whole(at: Audited) -> Non
     assert (await at.desk.flush(everything=True)).is_complete
     at.desk.clock.set(JULY + timedelta(minutes=20))
     await at.kit.record("acme", "rows", 2)
-    await at.drainer.drain()
-    await lose_all(at)
+    await drain_and_lose_all(at)
     await at.kit.customers.link("acme", "cus_acme", force=True)
     mid_june = JUNE + timedelta(days=9)
     await at.move(int(mid_june.timestamp() * 1000))
@@ -131,8 +139,7 @@ async def used_by(at: Audited, *customers: str) -> Any:
     """Each has used rows, and the store has lost all."""
     for nth, name in enumerate(customers, 1):
         await at.kit.record(name, "rows", nth)
-    await at.drainer.drain()
-    await lose_all(at)
+    await drain_and_lose_all(at)
     admin: Any = await at.kit.store.admin()
     return admin.client
 
@@ -212,8 +219,7 @@ async def test_a_customer_whom_stripe_does_not_have_is_named(at: Audited) -> Non
     await at.desk.link("acme")
     for name in ("acme", "gone"):
         await at.kit.record(name, "tokens", 130)
-    await at.drainer.drain()
-    await lose_all(at)
+    await drain_and_lose_all(at)
     await at.kit.customers.link("gone", "cus_gone", force=True)
     await at.kit.customers.link("acme", "cus_acme", force=True)
     # The meters and what it has of acme are told; of the other Stripe knows nobody.
@@ -239,8 +245,7 @@ async def renamed(at: Audited) -> AsyncGenerator[MeterKit]:
 
 async def lose(at: Audited, renamed: MeterKit) -> None:
     """The store loses all, and processes of both plans files go on."""
-    await at.drainer.drain()
-    await lose_all(at)
+    await drain_and_lose_all(at)
     renamed.store.use(renamed.store.catalog)
     await restart_meters(renamed)
     at.desk.clock.advance(timedelta(minutes=2))
@@ -262,8 +267,7 @@ async def test_i6_units_of_an_intact_name_belong_to_no_other(at: Audited, rename
     await renamed.record("acme", "words", 104)
     await at.drainer.drain()
     await lose(at, renamed)
-    await at.kit.record("acme", "tokens", 106)
-    await at.desk.flush(everything=True)
+    await deliver(at, 106)
     (done,) = await rebuild(at)
     assert (done.meter, done.delivered, done.parked) == ("words", 0, 4)
     await settle_what_is_parked(at)
@@ -317,8 +321,7 @@ async def test_i6_both_names_are_compared_together(at: Audited, renamed: MeterKi
 
 async def test_i6_stripe_may_have_units_of_a_forgotten_name(at: Audited, renamed: MeterKit) -> None:
     alone = audited_of(renamed, at)  # One plans file alone.
-    await at.kit.record("acme", "tokens", 106)
-    await at.desk.flush(everything=True)
+    await deliver(at, 106)
     await renamed.record("acme", "words", 104)
     await lose(at, renamed)
     done = {one.meter: one for one in await rebuild(alone)}
@@ -356,13 +359,11 @@ async def test_i6_unanswered_sends_are_not_taken_for_lost_units(at: Audited, ren
 async def test_i6_a_closed_period_is_of_one_name_alone(at: Audited, renamed: MeterKit, is_lost: bool) -> None:
     """What Stripe has is the tokens: lost with all, or known to have been delivered."""
     if is_lost:
-        await at.kit.record("acme", "tokens", 106)
-        await at.desk.flush(everything=True)
+        await deliver(at, 106)
     await renamed.record("acme", "words", 104)
     await lose(at, renamed)
     if not is_lost:
-        await at.kit.record("acme", "tokens", 106)
-        await at.desk.flush(everything=True)
+        await deliver(at, 106)
     assert at.desk.accepted("acme", "ai_tokens") == 6
     at.desk.clock.set(JULY + timedelta(minutes=20))
     await at.kit.record("acme", "rows", 2)

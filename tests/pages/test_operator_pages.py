@@ -131,23 +131,15 @@ async def test_only_operators_see_the_pages(store_url: str, tmp_path: Path) -> N
             operator_pages(kit, allowed=nobody)
 
 
-async def test_an_operator_that_is_false_is_none() -> None:
-    # F-22a: 503.
-    no: Any = False
-    async with selling("memory://", None) as kit:
-        transport = httpx.ASGITransport(app=operator_pages(kit, allowed=lambda _: no))
-        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
-            assert (await client.get("/")).status_code == 403
-
-
-@pytest.mark.parametrize("name", ["a\nb", 7])
-async def test_what_cannot_stand_in_a_ledger_is_no_operator(name: Any) -> None:
+# F-22a: False gave 503.
+@pytest.mark.parametrize(("name", "status"), [(False, 403), ("a\nb", 503), (7, 503)])
+async def test_what_cannot_stand_in_a_ledger_is_no_operator(name: Any, status: int) -> None:
     async with selling("memory://", None) as kit:
         transport = httpx.ASGITransport(app=operator_pages(kit, allowed=lambda _: name))
         async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
             answer = await client.get("/")
-    assert answer.status_code == 503
-    assert "an operator's name is a text of 1 to 256 bytes" in answer.json()["detail"]
+    assert answer.status_code == status
+    assert ("an operator's name is a text of 1 to 256 bytes" in answer.text) == (status == 503)
 
 
 async def test_without_an_audit_log_the_page_names_the_cure(store_url: str) -> None:

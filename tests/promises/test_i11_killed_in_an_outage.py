@@ -116,8 +116,7 @@ async def test_i11_an_outages_requests_of_a_killed_process_are_billed(house: Hou
     await house.begins(worker)
     assert await worker.ask("serve", customer="acme", times=70) == [200] * 70
     await until(worker, unspooled=0)
-    worker.process.kill()
-    await worker.process.wait()
+    await worker.kill()
     assert await house.recorded(meter="requests") == 75
 
 

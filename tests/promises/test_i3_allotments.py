@@ -274,8 +274,7 @@ async def test_i3_a_process_that_dies_with_units_never_gives_more(store_url: str
         # Only what it serves from now on may be lost.
         await doomed.ask("now", at=NOW.replace(second=NOW.second + 1).isoformat())
         assert await doomed.ask("send", **told, times=UNSETTLED) == {"200": UNSETTLED}
-        doomed.process.kill()
-        await doomed.process.wait()
+        await doomed.kill()
         served = 200 + UNSETTLED + (await witness.ask("send", **told, times=ADMITTED))["200"]
         # What the dead one served is recorded, or held; so are the units that it had not used.
         assert served <= ADMITTED

@@ -110,8 +110,7 @@ async def test_i3_a_process_that_dies_with_holds_never_gives_more(store_url: str
     options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}
     async with workers(2, **options) as (doomed, witness):
         assert await doomed.ask("enter", customer="acme", times=8) == 8
-        doomed.process.kill()
-        await doomed.process.wait()
+        await doomed.kill()
         assert await witness.ask("enter", customer="acme", times=8) == 2
         assert await witness.ask("leave") == {"200": 2, "429": 6}
         # Nobody gives back what the dead one held; it is gone when its slot of five minutes and the next are.

@@ -209,8 +209,7 @@ async def test_i3_streams_of_a_killed_process_are_not_billed(store_url: str, pla
             assert await doomed.ask("open", **EXACT, times=5) == 5
         assert await witness.ask("hold", customer="acme", quantities=STREAM)
         assert await held(of, plan) == 6
-        doomed.process.kill()
-        await doomed.process.wait()
+        await doomed.kill()
         assert all(b"once" in found and b"usage" not in found for found in await asyncio.gather(*clients))
         await paid_once(of, plan, times=3)
 
@@ -257,8 +256,7 @@ async def test_i3_a_kill_before_the_captures_reply_bills_once_at_most(
             await proxy.set("drop_reply" if moment == "captured" else "blackhole")
             assert await doomed.ask("capture", quantities=STREAM, wait=False) == "sent"
             await eventually(lambda: in_store(0, 2) if moment == "captured" else in_store(1, 1))
-        doomed.process.kill()
-        await doomed.process.wait()
+        await doomed.kill()
         answers = await asyncio.gather(*unheard, return_exceptions=True)
         assert all(isinstance(answer, EOFError) for answer in answers)
 
@@ -291,8 +289,7 @@ async def test_i3_a_kill_during_a_race_leaves_the_counts_right(store_url: str, p
 
         await eventually(some_are_recorded)
         raced = asyncio.gather(*(other.ask("race", **race, turns=2, seed=1) for other in others))
-        doomed.process.kill()
-        await doomed.process.wait()
+        await doomed.kill()
         assert isinstance((await asyncio.gather(lost, return_exceptions=True))[0], EOFError)
         told = await raced
 
