@@ -1,8 +1,8 @@
 #!lua
--- add_grant: adds a grant of the app's, of one target or more, once.
+-- add_grant: adds a grant with one or more targets, once per id.
 --
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
--- ARGV  1 the app's id of it   2 how many of the app's grants there may be   3 priority
+-- ARGV  1 the grant's id   2 the most grants that the app may add   3 priority
 --       4 when it becomes effective (ms; 0: now)   5 when it expires (ms; 9000000000000000: never)
 --       then its targets, sorted, each followed by its quantity (units, or micro-credits)
 --       last: the caller's clock (ms)

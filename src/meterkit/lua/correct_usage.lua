@@ -1,10 +1,9 @@
 #!lua
--- correct_usage: takes recorded units of this period back, once an id: those beyond the cap, which are not billed, before
--- overage before credits before grants before included.
--- Their pending units come off that, whatever the plan reports by now; sealed units are reported, and stay
--- recorded, unless Stripe has it: then an intent with a value below 0 takes it back there, where it is of the open price
--- segment. What is on an invoice line by then is left to a credit note. Overage for which there was compensation in
--- this period counts as taken back, whatever the id.
+-- correct_usage: subtracts recorded units of this period, once per correction id. Order: units beyond the cap (not billed),
+-- overage, credits, grants, included.
+-- Pending units are subtracted directly. Units that Stripe has, of the open price segment, are subtracted by an intent with
+-- a negative value. Units on an invoice line are left to a credit note. Other sealed units stay recorded, and are reported.
+-- Overage that an earlier correction of this period has compensated counts as corrected, whatever its id.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] list  ledger of changes

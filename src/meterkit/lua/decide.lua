@@ -44,7 +44,7 @@
 -- Reply {ALLOWED, now, n, remaining, before}  n: the policy nearest to its limit, from 1; 0 where there is no policy;
 --                                before: its second number below
 --       {REFUSED, now, end of the period (ms; 0: none has begun), x, y, z of each policy...}, then, with grants, for each
---                                ceiling that they extend 1 where a grant or credit existed in this period, else 0
+--                                ceiling that they extend 1 if a grant or credit existed in this period, otherwise 0
 --           a window:            counted, counted in the window before, 0
 --           a token bucket:      whole units owed, rest owed, 0
 --           a ceiling:           left without holds, held in this slot of five minutes, held in the slot before

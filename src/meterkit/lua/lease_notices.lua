@@ -1,6 +1,5 @@
 #!lua
--- lease_notices: the next notices for handlers of some kinds: delivered and unacknowledged ones, then new ones.
--- Each is given once, and again where it was not acknowledged for a while.
+-- lease_notices: leases notices to handlers of some kinds: first unacknowledged ones whose lease is over, then new ones.
 --
 -- KEYS[1] stream  notices
 -- ARGV  1 after how long (ms) one is given again   2 how many of a kind at most   3... kinds; last: the

@@ -1,11 +1,11 @@
 #!lua
--- move_grants: recurring grants of a period whose edges have moved end with it, and are not given in it again.
+-- move_grants: ends the recurring grants of a period whose bounds have moved. They are not granted in it again.
 --
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
 -- ARGV  1 a JSON array, a grant each: its name, when it expires now, when it leaves now (ms, as text), the name that it
 --       would be given again by; empty: none    last: the caller's clock (ms)
--- A name that it would be given again by is kept as used up, with nothing in the ledger.
--- Reply  how many were there
+-- A name under which a grant would be granted again is stored as used up, without a ledger entry.
+-- Reply  the number of ended grants
 --include parse_grant
 --include format_grant
 local grants_key, ledger_key, asked = KEYS[1], KEYS[2], ARGV[1]

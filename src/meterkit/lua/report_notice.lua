@@ -1,5 +1,5 @@
 #!lua
--- queue_notice: keeps for the handlers of the app what a process has found of a customer.
+-- report_notice: queues a notice about a customer for the app's handlers; a process has found it, not a script.
 --
 -- KEYS[1] stream  notices
 -- ARGV  1 the customer   2 the kind of the event   3 what it says (JSON); last: the caller's clock (ms), not asked

@@ -1,9 +1,9 @@
 #!lua
--- unfold_audit: enters sums that were kept beside a full stream of the audit log into it, now that there is room.
+-- unfold_audit: appends the sums of fold_audit to the audit stream when it has room again.
 --
 -- KEYS[1] stream  of the audit log    KEYS[2] hash  sums: PERIOD|METER CLASS|CUSTOMER to units (see audit_usage)
 -- ARGV  last: the caller's clock (ms)
--- Reply how many
+-- Reply the number of appended entries
 --include server_ms
 local stream, sums = KEYS[1], KEYS[2]
 local call, fields, now = redis.call, redis.call('HGETALL', sums), string.format('%.0f', server_ms(ARGV[#ARGV]))

@@ -1,9 +1,9 @@
 #!lua
--- void_grants: takes grants of the app's back; what they have paid, and repaid, stays paid.
+-- void_grants: voids grants that the app has added. Usage and debts that they have paid stay paid.
 --
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
 -- ARGV  the names of the grants    last: the caller's clock (ms)
--- Reply  how many were there
+-- Reply  the number of voided grants
 --include server_ms
 --include repay_debts
 local grants_key, ledger_key, caller_ms = KEYS[1], KEYS[2], ARGV[#ARGV]

@@ -1,11 +1,11 @@
--- add_recurring_grants: adds what a plan gives in a period and is not on file yet. Nothing is written.
+-- add_recurring_grants: adds the plan's recurring grants of a period that are not stored yet. Writes nothing.
 --   file: as `read_grants` returns it; recurring: {name without the period, target, quantity, priority, life (ms; 0: the
---   period's rest)} each, in the order in which they are used up; start_ms, end_ms: of the period
+--   period's rest)} each, in the order in which they pay; start_ms, end_ms: of the period
 --   limits: target to the most that a period gives whose plan changed, or nil; is_over: whether it is an earlier period
--- A target gets no more in a period than the most generous plan gave: the given part equals this plan's
--- in all, or it is the more. With limits it gets those, and unused units beyond them are taken back. `raised` says how
--- much of a grant is not on file, below 0 where it was taken back. In an earlier period a grant of the same name that
--- began anywhere in it is this one: the period may have moved since.
+-- Per period a target gets no more than the most generous plan of the period grants: this plan adds only the difference to
+-- what was granted before. With limits, the target gets those, and unused units beyond them are trimmed. `raised` of a
+-- grant: units that are not stored yet; below 0: units that were trimmed. In an earlier period, a grant of the same name
+-- that began anywhere in the period is the same grant: the period may have moved since.
 --include trim_grants
 local function add_recurring_grants(file, recurring, start_ms, end_ms, now, limits, is_over)
   local known, granted, targets_total, suffix = {}, {}, {}, string.format(' %.0f', start_ms)

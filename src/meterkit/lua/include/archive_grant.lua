@@ -1,6 +1,5 @@
--- archive_grant: takes a grant that pays no more off the list; the ledger and "past TARGET" keep what is to be known of
--- it.
---   list, ledger: hashes; past: what `read_grants` found of those that left, brought up to date; at: until when it paid
+-- archive_grant: moves a grant that no longer pays from the list to the ledger and to "past TARGET".
+--   list, ledger: hashes; past: of read_grants; this updates it; at: until when the grant paid
 --   (ms)
 local function archive_grant(list, ledger, past, grant, at)
   local call, target = redis.call, grant.target

@@ -1,4 +1,4 @@
--- audit_correction: enters into the audit log what a correction has taken back.
+-- audit_correction: appends the units that a correction has subtracted to the audit log.
 --   stream: nil: there is none; before, after: by its token each meter's numbers, as read_meter gives them
 --   correction: id, by, reason, prices: of what is paid for, by token; period: as text; back: by its token the units that a negative event takes back
 local function audit_correction(stream, customer, now, period, correction, before, after, back)

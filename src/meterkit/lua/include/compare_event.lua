@@ -1,4 +1,4 @@
--- compare_event: counts an event id of the app once for each meter: compares what it is given with and what it has counted.
+-- compare_event: counts an event id of the app once for each meter. Compares the given quantities with those counted before.
 --   key: string, packed: FORM, then the token of each meter and its quantity; without meters: it has counted all of them
 --   given: {token, quantity (UNCOMPARED: any), ...}; empty: the id counts once, for all meters
 -- Returns remember(), which writes that the id has counted these meters, if it has counted none of them before.

@@ -1,8 +1,8 @@
--- correct_rate: brings a rate forward to `now`, and counts a quantity that it has not counted, or takes off one that it
--- counted too much (below 0).
+-- correct_rate: brings a rate forward to `now`, and adds a quantity that it has not counted, or subtracts one (below 0)
+-- that it has counted too much.
 --   packed, field: the rate's, and its name; kind, window, refill: see advance_rate
 --   counted_ms: when the quantity that was wrong was counted; 0: now
--- A window that no longer counts takes nothing. A bucket gives back no more than has not leaked since.
+-- A window that has ended is not changed. A bucket loses at most what has not leaked since.
 -- Returns the field, and for how long it may matter (ms).
 --include unpack_rate
 --include advance_rate

@@ -1,4 +1,4 @@
--- correct_rates: counts into rates what they have not counted yet, see correct_rate.
+-- correct_rates: adds to rates the quantities that they have not counted yet, see correct_rate.
 --   terms, at: the rates in the terms of settle; count: how many; spend_rate_count: how many of them, the last ones, count
 --   what is spent, or nil; first: the place of the first one's field; the name of fields[place] is words[name_offset + place]
 --   hset, hset_count: arguments of the HSET of all changed fields, and how many there are

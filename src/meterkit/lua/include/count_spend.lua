@@ -1,4 +1,4 @@
--- count_spend: adds up what recorded units cost, in micro-units, rounded up in sum over a period, not unit by unit.
+-- count_spend: sums the cost of recorded units in micro-units. The sum of a period is rounded up, not the cost of each unit.
 --   terms, at: the prices in the terms: how many of the rates, the last ones, count what is spent; then each meter:
 --   micro-units of so many units, so many units, 1 where units that are not included cost one micro-unit each: they are
 --   money; a meter that costs nothing has 0, 1, 0

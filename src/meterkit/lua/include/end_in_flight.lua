@@ -1,7 +1,7 @@
 -- end_in_flight: ends the mark of a request in flight with an idempotency key.
---   key: see find_repeat; slot: of holds, in which the request was admitted: by it the request knows its own mark
--- Returns whether another request with the key was billed by now: then nothing of this one is recorded; and remember(),
--- which writes that this one is no longer in flight, and that the key is billed if this one is.
+--   key: see find_repeat; slot: the hold slot in which the request was admitted; it identifies the request's own mark
+-- Returns whether another request with the key has been billed; then nothing of this one is recorded. And remember(), which
+-- removes the mark, and remembers the key as billed if this request is billed.
 --include remember_until
 local function end_in_flight(key, digest, is_billed, slot, now)
   local call, mark = redis.call, 'f' .. digest

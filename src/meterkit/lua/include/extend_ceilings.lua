@@ -1,4 +1,4 @@
--- extend_ceilings: adds up what grants and credits add to a customer's ceilings.
+-- extend_ceilings: sums the units that grants and credits add to a customer's ceilings.
 --   key: hash, the grants; ledger, rev: see store_balance; fields: what was read of the counters
 --   options.asked: a ceiling each: {the meter's target, its place in `backed` or 0}
 --   options.backed: each meter that shares a credit with one of these: {target of the credit, cost (micro-credits a unit),

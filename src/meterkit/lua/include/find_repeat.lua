@@ -1,5 +1,5 @@
--- find_repeat: finds what became of the first request with an idempotency key.
---   key: zset of digests of idempotency keys, each until when it is remembered as billed (ms); with f before it: in flight
+-- find_repeat: finds the state of the first request with an idempotency key: billed, in flight, or none.
+--   key: zset of digests of idempotency keys; score: until when the key counts as billed (ms). f DIGEST: as in flight
 --   options: digest; ceilings: how many of them do not apply to a repeat
 -- Returns REPEAT where the first request was billed, IN_FLIGHT where it has not ended, ALLOWED where this is the first
 -- one; and how many ceilings do not apply.

@@ -1,4 +1,4 @@
--- lower_spend: takes off what is spent in a period what units did cost that are taken back.
+-- lower_spend: subtracts the cost of corrected units from what is spent in a period.
 --   counters_key: hash; meters: as read_counters gives them; spend: {token: of the meter that counts it, prices: by token,
 --   as cost_of_units takes them}, or nil; token, meter: whose units, as they are now; overage, credited, granted: units of each class
 --   that are taken back

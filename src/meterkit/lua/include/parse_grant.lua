@@ -1,4 +1,4 @@
--- parse_grant: a grant, from its name and its text "target quantity used priority effective expires created until".
+-- parse_grant: parses a grant from its name and its text "target quantity used priority effective expires created until".
 local function parse_grant(name, text)
   local target, quantity, used, priority, effective, expires, created, until_ms = string.match(text,
     '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')

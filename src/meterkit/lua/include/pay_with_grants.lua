@@ -1,11 +1,11 @@
--- pay_with_grants: pays recorded units with grants, then with credits. What is used beyond a balance in money is a debt of it.
+-- pay_with_grants: pays recorded units with grants, then with credits. Usage beyond a balance in money becomes a debt.
 --   key, ledger_key: hashes; start_ms, end_ms: of the period of `now` (ms); has_state: see write_grants
 --   prepaid: {mark, recurring, paying, low}; paying: a meter each, {its name, its target, its credit's target or '',
 --   cost (micro-credits a unit)}; low: a credit's target to {the share (%) of its newest grant, and micro-credits
---   besides, below which it is low}; money: the target of the credit in money, or ''
+--   more, below which the balance is low}; money: the target of the credit in money, or ''
 -- Nothing is written until `keep` is called.
--- Returns pay(i, rest): how many of the units of meter i grants pay, how many credits; keep(notices): writes what was
--- paid, and returns the notices with those of the credits whose balance has become low; see queue_notices.
+-- Returns pay(i, rest): how many of the units of meter i grants pay, how many credits; keep(notices): writes the
+-- payments, and returns the notices, with one for each credit whose balance has become low; see queue_notices.
 --include grant_balance
 --include spend_grants
 --include parse_debt

@@ -1,5 +1,5 @@
--- plan_repayment: pays debts with grants that came into effect since the debt arose, the earliest first. Nothing is written.
---   file: as `read_grants` returns it; a grant that ended meanwhile has paid while it was in effect
+-- plan_repayment: pays debts with grants that became effective after the debt arose, earliest first. Writes nothing.
+--   file: as `read_grants` returns it; a grant that has ended since then pays as well: it was effective
 -- Changes the grants and debts of the file; puts into file.repaid lines of the ledger to what a grant repaid.
 --include pays_before
 local function plan_repayment(file, now)

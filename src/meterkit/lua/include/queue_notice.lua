@@ -1,5 +1,5 @@
--- queue_notice: keeps for the handlers of the app what a process has found: the last thousand or so of a shard, until nothing
--- has happened in it for a week.
+-- queue_notice: queues a notice for the app's handlers. A shard's stream keeps about the last thousand; it expires a week after
+-- the last one.
 --   key: stream; kind: of the event; data: what it says (JSON)
 local function queue_notice(key, customer, kind, data)
   redis.call('XADD', key, 'MAXLEN', '~', NOTICES_MOST, '*', 'kind', kind, 'customer', customer, 'of', '',

@@ -1,7 +1,7 @@
--- queue_notices: keeps what has happened to a customer for the handlers of the app: the last thousand or so of a shard, until
--- nothing has happened in it for a week.
+-- queue_notices: queues notices about a customer for the app's handlers. A shard's stream keeps about the last thousand; it
+-- expires a week after the last one.
 --   key: stream; notices: {kind, its credit or meter, number...} each; period_start_ms, period_end_ms: of the period of now
--- Returns 'notice' where there is one, else nil.
+-- Returns 'notice' if there is one, otherwise nil.
 local function queue_notices(key, customer, notices, now, period_start_ms, period_end_ms)
   for _, notice in ipairs(notices) do
     local numbers = {}

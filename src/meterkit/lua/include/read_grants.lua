@@ -1,15 +1,15 @@
--- read_grants: the grants that a customer has on file. Nothing is written.
+-- read_grants: reads the stored grants of a customer. Writes nothing.
 --   key: hash of
 --     a grant's name to its text: units of a meter (m:NAME) or micro-credits of a credit (c:NAME), times in ms,
---     9000000000000000 for never; until: when it leaves the hash. What a plan gave stays for the whole period, too,
---     or it would be given again
---     "past TARGET" to "at quantity created": until when (ms) grants paid that have left, the quantity of the
---     newest of those, and when that was created
+--     9000000000000000 for never; until: when it leaves the hash. A plan's grant stays for the whole period;
+--     otherwise it would be granted again
+--     "past TARGET" to "at quantity created": until when (ms) grants that have left the hash paid; quantity of
+--     the newest of them, and when it was created
 --     "d TARGET": a debt, see parse_debt
 --     "balance": see grant_balance
--- Returns {found: whether there is anything at all, list: the grants, ended: those that are to leave, past: by
--- target, debts: by target, repaid: see plan_repayment, due: whether anything is to be written down, first: when the oldest that
--- is known was created (ms)}; in no order.
+-- Returns {found: whether the hash has any field, list: the grants, ended: those that must leave the hash, past: by
+-- target, debts: by target, repaid: see plan_repayment, due: whether anything must be written, first: when the oldest known
+-- grant was created (ms)}; in no order.
 --include parse_grant
 --include parse_debt
 local function read_grants(key, now)

@@ -1,5 +1,5 @@
--- remember_until: puts a member into a zset of what is remembered until an instant (ms); 10,000 at most, of those that are
--- not over. What is over is forgotten, some with each call.
+-- remember_until: adds a member to a zset until an instant (ms). The zset holds at most 10,000 members that have not expired.
+-- Each call removes up to 100 expired ones.
 local function remember_until(key, member, until_ms, now)
   local call = redis.call
   local expired = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 100)

@@ -1,6 +1,6 @@
--- repay_debts: pays debts as `plan_repayment` does, and writes that down. A grant of the app's that this uses up leaves.
+-- repay_debts: pays debts as `plan_repayment` does, and writes the result. An app's grant that this uses up leaves the hash.
 --   list, ledger: hashes, the customer's grants and their ledger
--- Returns the grants on file, as `read_grants` does.
+-- Returns the stored grants, as `read_grants` does.
 --include read_grants
 --include format_grant
 --include plan_repayment

@@ -1,9 +1,9 @@
--- return_to_grants: gives back what grants, or credits, have paid for a meter in a period, to the grants that paid it:
--- what would be used up last first. One that was used up pays again; one that has expired or was voided gets nothing.
--- Before all grants a debt gets back what is owed of the period's use, and then the grants that repaid a debt.
+-- return_to_grants: returns what grants or credits have paid for a meter in a period to the grants that paid it, in reverse order of
+-- payment. A used-up grant pays again; an expired or voided one gets nothing. First the debt of the period's usage is
+-- reduced, then the grants that repaid a debt get theirs back.
 --   list, ledger: hashes, the customer's grants and their ledger; kind: 'm' or 'c'; meter: its name; period_start: of the
 --   period, as text; units: of the meter; paid_units: how many they have paid for
--- What the units did cost is their part of what all of them did, rounded up. Returns how much was given back.
+-- The cost of the units is their share of the cost of all, rounded up. Returns the returned amount.
 --include read_payer
 --include pays_before
 --include repay_debts

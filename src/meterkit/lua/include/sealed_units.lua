@@ -1,9 +1,9 @@
--- sealed_units: how many units of meters were sealed in a period, by price segment.
+-- sealed_units: counts the sealed units of meters in a period, by price segment.
 --   totals: as read; period: first instant of the period, as text; billed: nil: it has one segment; units: by token the invoice
 --   lines of ended segments and of earlier periods: {an instant within the line (ms), units} each; items: by token the units
 --   of this period that invoice items for late usage bill
 -- Returns three functions, and by token the units on lines of this period. sealed_in(token, letters): units in some states,
--- without those that were taken back again. to_compensate(sealed, tokens, behind): of overage that was sealed, what Stripe has
+-- without corrected ones. to_compensate(sealed, tokens, behind): of overage that was sealed, what Stripe has
 -- or will get, by events or invoice items, behind included units and what there was compensation for. in_open(tokens, behind, repaid): the same of
 -- all overage of the open segment.
 local function sealed_units(totals, period, billed)

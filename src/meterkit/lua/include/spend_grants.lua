@@ -1,7 +1,7 @@
--- spend_grants: takes quantities from a customer's grants, in the order in which they are used up. Nothing is written.
+-- spend_grants: spends quantities of a customer's grants, in the order in which grants pay. Writes nothing.
 --   key: hash, the grants; balances: as `grant_balance` returns it
--- Of the grants only the one that pays first is read, unless it is used up. Returns spend(target, quantity, meter), for
--- no more than is left; list_payments(): the grants that paid, by name, and lines of the ledger to what was paid.
+-- Of the grants only the one that pays first is read, unless it is used up. Returns spend(target, quantity, meter);
+-- the quantity must be left. And list_payments(): the grants that paid, by name, and ledger lines to the amounts paid.
 --include read_grants
 --include pays_before
 local function spend_grants(key, balances, start_ms, now)

@@ -1,7 +1,7 @@
--- store_balance: keeps what grants come to, where a decision had to read them all.
+-- store_balance: caches the sums of grants after a decision has read all of them.
 --   key: hash, the grants; balances: as `grant_balance` returns it; prepaid, start: see grant_balance; ledger: hash, of the grants;
 --   nil: grants that repay a debt are not written down; rev: of the customer's state
--- Requests of a customer in debt are refused, so no settlement writes down which grants of the plan repay it: this does.
+-- Requests of a customer in debt are refused, so no settlement writes which grants of the plan repay it. This does.
 --include format_balance
 --include write_grants
 local function store_balance(key, ledger, balances, prepaid, start, now, rev)

@@ -1,6 +1,6 @@
--- sum_grants: what grants come to at `now`, by target: {left: of those that pay, less what is owed, was_there: 1 where one was there in the
--- period that began at `start`, else 0, last: quantity of the newest, head: name of the one that pays first, or ''}.
--- Returns that, and the next instant (ms) at which it changes by itself.
+-- sum_grants: sums grants at `now`, by target: {left: units of paying grants, less the debt, was_there: 1 if one existed in the
+-- period that began at `start`, otherwise 0, last: quantity of the newest, head: name of the one that pays first, or ''}.
+-- Returns the sums, and the next instant (ms) at which they change without usage.
 --include pays_before
 local function sum_grants(file, start, now)
   local sums, changes_at = {}, NEVER_MS

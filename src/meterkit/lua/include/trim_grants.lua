@@ -1,7 +1,6 @@
--- trim_grants: takes back unused units of a period's grants beyond a limit: first of those that pay last. Nothing is
--- written.
+-- trim_grants: trims unused units of a period's grants beyond a limit, first of grants that pay last. Writes nothing.
 --   file: as `read_grants` returns it; known: the plan's grants of the period; given: units of the target in these
--- Returns how many units are given then.
+-- Returns the units that are granted afterwards.
 --include pays_before
 local function trim_grants(file, known, target, given, limit)
   local candidates = {}

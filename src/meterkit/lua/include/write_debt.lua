@@ -1,4 +1,4 @@
--- write_debt: writes a debt that has changed; one that is repaid leaves.
+-- write_debt: writes a changed debt, or deletes a repaid one.
 --   list: hash, the customer's grants
 local function write_debt(list, target, debt)
   if debt.changed and debt.owed > 0 then

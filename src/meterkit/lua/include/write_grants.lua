@@ -1,6 +1,6 @@
--- write_grants: writes down what became of a customer's grants: what was paid, what the plan gives, what has ended.
+-- write_grants: writes the changes of a customer's grants: payments, new recurring grants, ended grants.
 --   list, ledger: hashes; has_state: whether the customer has a record; balances: as `grant_balance` returns it, less
---   what was paid; paying: the grants that paid; burned: lines of the ledger to what was paid
+--   what was paid; paying: the grants that paid; burned: ledger lines to the amounts paid
 --include archive_grant
 --include format_grant
 --include write_debt
