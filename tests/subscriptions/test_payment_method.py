@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
-from starlette.applications import Starlette
 
+from drivers.billing_browser import browser
 from drivers.customer_states import closed_period_cents
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
@@ -19,12 +17,12 @@ from drivers.webhooks import DAY, Hooked, hooked
 from drivers.webhooks import NOW as HOOKED_AT
 from meterkit import NewSubscription, Subscription, SubscriptionExistsError
 from meterkit.catalog import Catalog, loads
-from meterkit.starlette import billing_routes
 from meterkit.testing import Clock, StripeEmulator
 from subscriptions.looks import linked_of, synced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from contextlib import AbstractAsyncContextManager
 
 
 pytestmark = pytest.mark.anyio
@@ -64,14 +62,6 @@ async def in_force(at: Shop | Hooked) -> tuple[str | None, bool]:
     return decision.plan, decision.allowed
 
 
-@asynccontextmanager
-async def browser(at: Shop) -> AsyncGenerator[httpx.AsyncClient]:
-    routes = billing_routes(at.kit, customer=lambda _: "acme", origins=["https://app.example"])
-    transport = httpx.ASGITransport(app=Starlette(routes=routes))
-    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
-        yield client
-
-
 FREE, PAYG = ("free", False), ("payg", True)
 
 
@@ -103,7 +93,7 @@ async def test_a_plan_of_price_0_that_bills_usage_waits_for_a_card(at: Shop) -> 
 
 
 async def test_the_billing_routes_say_what_is_missing(store_url: str) -> None:
-    async with selling(store_url) as at, browser(at) as client:
+    async with selling(store_url) as at, browser(at.kit) as client:
         made = await client.post("/subscription", json={"plan": "payg"})
         assert made.status_code == 201
         body = made.json()

@@ -43,17 +43,9 @@ def item(price: str, quantity: int | None = 1, **more: Any) -> dict[str, Any]:
 
 
 def shown(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "id": "sub_1",
-        "object": "subscription",
-        "status": "active",
-        "currency": "usd",
-        "customer": "cus_1",
-        "created": START - 5,
-        "billing_cycle_anchor": START,
-        "items": {"data": list(items or (item("price_pro"),))},
-        **more,
-    }
+    named = {"id": "sub_1", "object": "subscription", "customer": "cus_1", "currency": "usd"}
+    timed = {"status": "active", "created": START - 5, "billing_cycle_anchor": START}
+    return {**named, **timed, "items": {"data": list(items or (item("price_pro"),))}, **more}
 
 
 PRO = SubscriptionState(

@@ -12,17 +12,15 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-import httpx
 import pytest
-from starlette.applications import Starlette
 
+from drivers.billing_browser import browser
 from drivers.delivery import kit_for, until
 from drivers.plans import plans_text
 from drivers.shop import CATALOG, END, HALF, PLANS, START, Shop, shop
 from meterkit import NoSubscriptionError, QuantityError, SeatsInUseError, StripeError, SubscriptionBusyError
 from meterkit.catalog import loads
 from meterkit.errors import SubscriptionError, UnknownPlanError
-from meterkit.starlette import billing_routes
 from meterkit.testing import StripeEmulator
 from subscriptions.looks import known, linked_of, pending, synced
 
@@ -379,9 +377,7 @@ async def test_a_long_wait_says_when_to_try_again(store_url: str, monkeypatch: p
             with pytest.raises(SubscriptionBusyError) as raised:
                 await begin
             assert 30 < raised.value.retry_after_s <= 40
-        routes = billing_routes(at.kit, customer=lambda _: "acme", origins=["https://a.example"])
-        transport = httpx.ASGITransport(Starlette(routes=routes))
-        async with httpx.AsyncClient(transport=transport, base_url="https://a.example") as client:
+        async with browser(at.kit) as client:
             answer = await client.post("/subscription", json={"plan": "pro"})
         assert answer.status_code == 503
         assert 30 < int(answer.headers["retry-after"]) <= 40

@@ -8,10 +8,9 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
-from starlette.applications import Starlette
 
+from drivers.billing_browser import browser
 from drivers.top_ups import (
     AUTO,
     BACK,
@@ -31,7 +30,6 @@ from drivers.webhooks import Hooked, hooked, hooked_kit
 from faults.refusals import eventually
 from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, QuantityError, StripeError
 from meterkit.catalog import loads
-from meterkit.starlette import billing_routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -101,14 +99,6 @@ async def invoiced(at: Hooked, customer: str, what: str) -> str:
 async def entries(at: Hooked) -> list[tuple[str, int]]:
     """The ledger, in dollars."""
     return sorted((line.entry, line.quantity // DOLLAR) for line in await at.kit.grants.ledger("acme"))
-
-
-@asynccontextmanager
-async def browser(at: Hooked) -> AsyncGenerator[httpx.AsyncClient]:
-    routes = billing_routes(at.kit, customer=lambda _: "acme", origins=["https://app.example"])
-    transport = httpx.ASGITransport(Starlette(routes=routes))
-    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
-        yield client
 
 
 @pytest.fixture
@@ -325,7 +315,7 @@ async def test_what_cannot_be_bought_is_refused_and_the_doctor_says_so(store_url
 
 
 async def test_a_frontend_opens_a_page(at: Hooked) -> None:
-    async with browser(at) as client:
+    async with browser(at.kit) as client:
         page = (await client.post("/top-up", json={"amount_cents": 1000, **BACK})).json()
         (session,) = (await at.client.v1.checkout.sessions.list_async()).data
         assert page == {"url": session.url}
@@ -338,7 +328,7 @@ async def test_a_frontend_opens_a_page(at: Hooked) -> None:
 
 async def test_a_page_for_a_top_up_is_refused_where_none_is_sold(store_url: str) -> None:
     """F-22g: it was 503, which asks clients to try again."""
-    async with hooked(store_url) as at, browser(at) as client:
+    async with hooked(store_url) as at, browser(at.kit) as client:
         refused = await client.post("/top-up", json={"amount_cents": 1000, **BACK})
         assert (refused.status_code, "retry-after" in refused.headers) == (422, False)
         assert refused.json()["errors"] == [{"field": "amount_cents", "message": "no top-ups are sold"}]

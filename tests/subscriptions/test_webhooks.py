@@ -14,9 +14,8 @@ import anyio
 import httpx
 import pytest
 import stripe
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
+from drivers.billing_browser import browser
 from drivers.health_findings import findings
 from drivers.kit_parts import BackgroundTasks
 from drivers.payment_process import Paying
@@ -31,7 +30,7 @@ from faults.refusals import eventually
 from meterkit import MeterKit, PaymentFailed, PaymentSucceeded, StripeError, SubscriptionChanged, TrialEnding
 from meterkit.catalog import loads
 from meterkit.errors import InvoiceOpenError, StoreError
-from meterkit.starlette import billing_routes, stripe_webhook
+from meterkit.starlette import stripe_webhook
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -492,9 +491,7 @@ async def test_a_debtor_pays_first_and_may_subscribe_then(store_url: str) -> Non
 async def test_a_browser_is_told_where_to_pay(store_url: str) -> None:
     async with debtor(store_url) as at:
         invoice, url = await open_invoice(at)
-        routes = billing_routes(at.kit, customer=lambda _: "acme", origins=[PAGE.rstrip("/")])
-        transport = httpx.ASGITransport(Starlette(routes=[Mount("/billing", routes=routes)]))
-        async with httpx.AsyncClient(transport=transport, base_url="https://app.example/billing") as client:
+        async with browser(at.kit) as client:
             pages = {"success_url": PAGE, "cancel_url": PAGE}
             for path, more in (("/subscription", {}), ("/checkout", pages)):
                 answer = await client.post(path, json={"plan": "pro", "seats": 1, **more})

@@ -1,0 +1,21 @@
+"""Browser of a customer at the billing routes of a kit, within the process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import httpx
+from starlette.applications import Starlette
+
+from meterkit.starlette import billing_routes
+
+if TYPE_CHECKING:
+    from meterkit import MeterKit
+
+ORIGIN: Final = "https://app.example"
+
+
+def browser(kit: MeterKit) -> httpx.AsyncClient:
+    """Ask as customer ``acme``."""
+    routes = billing_routes(kit, customer=lambda _: "acme", origins=[ORIGIN])
+    return httpx.AsyncClient(transport=httpx.ASGITransport(Starlette(routes=routes)), base_url=ORIGIN)
