@@ -191,7 +191,6 @@ def watched() -> Iterator[Watched]:
 
 @pytest.fixture
 def store_url(request: pytest.FixtureRequest) -> str:
-    """An empty store."""
     kind = getattr(request, "param", None) or request.config.getoption("--store")
     if (
         kind is None

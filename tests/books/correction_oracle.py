@@ -18,8 +18,6 @@ _MARK = "meterkit_correction"
 
 
 class Correction(NamedTuple):
-    """A correction that is asked for, once or again."""
-
     id: str
     meter: str
     quantity: int

@@ -314,7 +314,6 @@ class Ledger:
         }
 
     async def _meters(self) -> Mapping[str, str]:
-        """Meters of the plans file by the ids of Stripe's."""
         if not self._names:
             names = {
                 meter.stripe.event_name: name for name, meter in self.catalog.meters.items() if meter.stripe

@@ -9,6 +9,5 @@ from drivers.delivery import Desk, desk
 
 @pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Desk]:
-    """A kit of the common plans file, and its Stripe."""
     async with desk(store_url) as opened:
         yield opened

@@ -85,11 +85,9 @@ class Served:
     client: httpx.AsyncClient
 
     async def counted(self, customer: str = "acme", meter: str = "requests") -> tuple[int, int]:
-        """What is recorded, and what is held."""
         return await used(self.kit, customer, meter)
 
     async def statuses(self, *paths: str, method: str = "GET", **options: Any) -> list[int]:
-        """The statuses of requests, one after the other."""
         return [(await self.client.request(method, path, **options)).status_code for path in paths]
 
     async def left(self, path: str = "/v1/x", **options: Any) -> str:

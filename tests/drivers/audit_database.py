@@ -33,7 +33,6 @@ __all__ = [
 
 
 def insert_rows(url: str, rows: Sequence[AuditRow]) -> Sequence[AuditRow]:
-    """Insert rows; those that were new."""
     return Database(url).insert(rows)
 
 

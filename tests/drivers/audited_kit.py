@@ -64,7 +64,6 @@ class Audited:
         return self.desk.kit
 
     async def rows(self) -> list[dict[str, Any]]:
-        """What stands in the database once all is drained."""
         assert await self.drainer.drain() == 0
         return await asyncio.to_thread(rows_in, self.url)
 

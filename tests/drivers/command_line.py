@@ -65,7 +65,6 @@ class Shell:
         return MeterKit(self.directory / "plans.yaml", redis_url=url, flush=False, **settings)
 
     def run(self, *arguments: str, stdin: str = "") -> Done:
-        """Run a command to its end."""
         return self._run_forked(arguments, stdin)
 
     def run_at_terminal(self, *arguments: str, answer: str) -> Done:

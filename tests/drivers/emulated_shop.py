@@ -37,7 +37,6 @@ def shop(*, card: str | None = "pm_card_visa", **options: Any) -> tuple[StripeEm
 
 
 async def subscribe(client: Any, *prices: str, **params: Any) -> Any:
-    """Subscribe the customer to prices, with its first invoice expanded."""
     items = [{"price": price} for price in prices or ("price_10",)]
     wanted = {"customer": "cus_1", "items": items, "expand": ["latest_invoice.confirmation_secret"], **params}
     return await client.subscriptions.create(**wanted)
@@ -83,7 +82,6 @@ async def newest_invoice(client: Any) -> Any:
 
 
 async def use(client: Any, tokens: int, *, at: int) -> None:
-    """Send a meter event of the customer."""
     payload = {"stripe_customer_id": "cus_1", "value": str(tokens)}
     await client.billing.meter_events.create(event_name="tokens", payload=payload, timestamp=at)
 

@@ -61,7 +61,6 @@ METERS = (
 
 @asynccontextmanager
 async def metered(app: ASGIApp, url: str, *, plans: str = PLANS, **options: Any) -> AsyncGenerator[Served]:
-    """Serve an app behind the middleware, on a real store."""
     async with served(app, plans=plans, redis_url=url, **options) as at:
         yield at
 
@@ -73,7 +72,6 @@ async def tokens(kit: MeterKit, *names: str, customer: str = "acme") -> tuple[in
 
 
 def text_tokens(*texts: str) -> int:
-    """What texts are taken for where no figures came."""
     return len("".join(texts).encode()) // 4
 
 

@@ -163,7 +163,6 @@ def courier(kit: MeterKit, channel: Any) -> MessageCourier:
 
 
 async def pass_over(kit: MeterKit, *channels: str) -> None:
-    """Collect and deliver what is due, once."""
     for channel in channels:
         at_work = courier(kit, channel)
         await at_work.collect()

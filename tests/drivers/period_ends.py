@@ -70,7 +70,6 @@ class Ending:
         await self.found.settle()
 
     async def drain(self) -> None:
-        """Have the audit log hold all that was recorded."""
         assert self.drainer is not None
         assert await self.drainer.drain() == 0
 

@@ -26,8 +26,6 @@ PLANS: Final = plans_text("planted_month")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """A month of many customers, one for each error."""
-
     at: Ending
     database: str
 

@@ -172,7 +172,6 @@ class Reserving(Commands):
         return "captured"
 
     async def keep(self) -> str:
-        """Renew what is held, as the lane does."""
         await renew_holds(await self.kit.store.start())
         await self.settled()
         return "kept"

@@ -88,12 +88,10 @@ class Shop:
         return found
 
     async def items(self, subscription: str) -> dict[str, int | None]:
-        """What a subscription at Stripe consists of: price to quantity."""
         found = (await self.stripe_subscription(subscription))["items"]["data"]
         return {item["price"]["id"]: item.get("quantity") for item in found}
 
     async def invoices(self) -> list[dict[str, Any]]:
-        """All invoices at Stripe, the oldest first."""
         return (await self.stripe_list("/v1/invoices"))[::-1]
 
     async def stripe_change(self, path: str, **params: str) -> None:

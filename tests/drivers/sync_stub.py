@@ -122,7 +122,6 @@ def _origins(module: str) -> dict[str, str]:
 
 
 def write() -> None:
-    """Write the stub, formatted."""
     STUB.write_text(stub())
     for command in (["check", "--fix", "--quiet", "--select", "I,F401"], ["format", "--quiet"]):
         subprocess.run([sys.executable, "-m", "ruff", *command, str(STUB)], check=True)

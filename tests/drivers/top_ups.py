@@ -44,7 +44,6 @@ async def opened(at: Hooked) -> None:
 
 
 async def balance(at: Hooked, customer: str = "acme") -> int:
-    """In micro-units of a dollar."""
     return (await at.kit.usage(customer))["balance_micros"].get("usd", 0)
 
 

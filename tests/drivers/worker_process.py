@@ -83,8 +83,6 @@ class Commands:
 
 
 class Serving(Commands):
-    """A kit that consumes, serves requests and delivers."""
-
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
         if "crash" in options:

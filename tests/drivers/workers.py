@@ -79,7 +79,6 @@ class Worker:
 
 
 async def start(options: dict[str, Any], program: Program) -> Worker:
-    """Start one process; connected and ready."""
     ours, its = forks().Pipe()
     process = forks().Process(target=_be, args=(program, options, dict(os.environ), its))
     process.start()

@@ -172,7 +172,6 @@ class World:
         return datetime.fromtimestamp(self.clock(), UTC)
 
     async def begin(self) -> Process:
-        """Start a process, after the one before has died."""
         given: dict[str, Any] = {
             "flush": False,
             "shards": 1,
@@ -335,7 +334,6 @@ class _Client(fakeredis.FakeAsyncRedis):
         return self._execute(args, options)
 
     def pipeline(self, *args: Any, **options: Any) -> Any:
-        """Several commands, which are one step."""
         inherited: Any = super()
         pipeline = inherited.pipeline(*args, **options)
 

@@ -481,7 +481,6 @@ class Life:
         return bool(self.ledger.log) and self.ledger.log[-1].at > self._turned_at - timedelta(minutes=6)
 
     async def _come_back(self) -> None:
-        """End the outages that are over."""
         world, over = self.world, {name for name, at in self._back_at.items() if at <= self.world.now}
         for name in over:
             del self._back_at[name]

@@ -349,7 +349,6 @@ def _naming(constant: str) -> frozenset[str]:
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool:
-    """Run the tests for each mutant, in place of once."""
     for path in SOURCE.rglob("*.py"):
         with suppress(ImportError):
             if path.name != "__main__.py":

@@ -163,7 +163,6 @@ async def before_asking(kit: MeterKit, do: Callable[[], Awaitable[object]]) -> C
 
 
 async def used(kit: MeterKit, customer: str, meter: str = "requests") -> tuple[int, int]:
-    """What is recorded, and what is held."""
     found = (await kit.usage(customer))["meters"][meter]
     return found["recorded"], found["held"]
 
@@ -236,7 +235,6 @@ class Client:
 
 
 async def ask(kit: MeterKit, customer: str, path: str = "/") -> int:
-    """Ask an app behind the kit's middleware once; the status."""
     return await Client(metered(kit)).get(customer, path)
 
 
@@ -263,8 +261,6 @@ async def _hang() -> Message:
 
 
 class Echo:
-    """A call whose reply names it."""
-
     def __init__(self, name: str) -> None:
         self.name = name
         self.view: Any = None

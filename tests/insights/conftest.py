@@ -53,6 +53,5 @@ def audit_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def at(store_url: str, tmp_path: Path) -> AsyncGenerator[Audited]:
-    """A desk with an audit log in SQLite."""
     async with audited(store_url, sqlite_in(tmp_path)) as opened:
         yield opened

@@ -20,6 +20,5 @@ async def kit(store_url: str, tmp_path: Path) -> AsyncGenerator[MeterKit]:
 
 @pytest.fixture
 async def client(kit: MeterKit) -> AsyncGenerator[AsyncClient]:
-    """An operator's."""
     async with pages_of(kit) as opened:
         yield opened

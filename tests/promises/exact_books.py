@@ -171,7 +171,6 @@ class Account:
             subject.begins(span)
 
     def refuses_call(self, hold: Hold, given: Mapping[str, str]) -> set[str]:
-        """The policies that refuse a call."""
         found = set[str]()
         if hold.charge > self.balance - sum(one.charge for one in self.held.values()):
             found.add("usd_charged-period")
@@ -179,7 +178,6 @@ class Account:
         return found.union(*(one.refuses(hold.cost) for one in self.of(given)))
 
     def refuses_images(self, quantity: int, given: Mapping[str, str]) -> set[str]:
-        """The policies that refuse so many images."""
         found = self._over(self.image_cost(quantity))
         return found.union(*(one.refuses(ceil(quantity * IMAGE), quantity) for one in self.of(given)))
 
@@ -212,13 +210,11 @@ class Account:
         return sum(one.charge for one in holds) + min(whole, dearest)
 
     def holds(self, call: str, hold: Hold, given: Mapping[str, str]) -> None:
-        """A call is admitted."""
         self.held[call] = hold
         for subject in self.of(given):
             subject.holds(call, hold)
 
     def gives_back(self, call: str, given: Mapping[str, str]) -> None:
-        """A call ends."""
         del self.held[call]
         for subject in self.of(given):
             subject.gives_back(call)

@@ -71,8 +71,6 @@ def free_port() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A running Redis or Valkey server on 127.0.0.1."""
-
     port: int
     directory: Path
     process: subprocess.Popen[bytes]

@@ -47,7 +47,6 @@ class Happened:
 
     @classmethod
     def put(cls, key: str, size: int, at_ms: int, number: int = 5, version: str | None = None) -> Self:
-        """An upload."""
         return cls("ObjectCreated:Put", key, size, version, at_ms, number, number)
 
     def as_body(self, form: Format, bucket: str) -> bytes:

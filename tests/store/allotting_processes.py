@@ -171,8 +171,6 @@ class Process:
 
 
 class Processes(ScriptWorld):
-    """Some processes, one customer, one store, and time."""
-
     catalog: Catalog = CATALOG
     says: ClassVar = frozenset(
         {"unit", "decided", "refused", "killed", "stopped", "late", "full c", "exact", "exact c", "exact n"}

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def clock() -> Clock:
-    """A clock that stands."""
     return Clock(NOW)
 
 
@@ -33,13 +32,11 @@ async def kit(request: pytest.FixtureRequest, store_url: str, clock: Clock) -> A
 
 @pytest.fixture
 async def other(request: pytest.FixtureRequest, store_url: str, clock: Clock) -> AsyncIterator[MeterKit]:
-    """The same of another process."""
     async with kit_of(store_url, clock, getattr(cast("Any", request).module, "PLANS", PLANS)) as kit:
         yield kit
 
 
 @pytest.fixture
 async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
-    """A way to the store that a test can break."""
     async with TcpProxy(valkey.port) as proxy:
         yield proxy

@@ -137,8 +137,6 @@ def _enter(shard: Shard, work: _Work, before: Mapping[str, tuple[int, ...]]) -> 
 
 
 class _Work:
-    """One correction."""
-
     def __init__(self, shard: Shard, name: str, asked: Restore, start: int, now: int) -> None:
         self.shard, self.name, self.asked, self.start, self.now = shard, name, asked, start, now
         self.customer: Customer = shard.customers[name]

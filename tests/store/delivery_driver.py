@@ -412,7 +412,6 @@ class Delivery(Checks):
         )
 
     def refuse(self, name: str) -> None:
-        """Stripe tells of something that it does not count."""
         sent = [known for known in self.shard.delivered if not known.startswith("dropped|")]
         identifier = self.random.choice((*sent * 3, *self.shard.intents, "nobody"))
         intent, short = self.shard.intents.get(identifier), self.shard.delivered.get(identifier)
@@ -652,8 +651,6 @@ class Delivery(Checks):
 
 
 class Anew(Delivery):
-    """One customer, anew in each step."""
-
     def begin_anew(self, name: str = NAME) -> Customer:
         self.empty()
         self.wall = START_MS + self.random.randrange(DAY_MS)

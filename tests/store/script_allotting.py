@@ -416,7 +416,6 @@ class PaidAllotWorld(AllotWorld):
         super().step()
 
     def grant(self) -> None:
-        """Give both the same, for a while."""
         target = self.random.choice(("c:ai", "c:ai", "m:requests", "m:words", "m:images"))
         quantity = self.random.choice((20, 60, 200)) * (10**6 if target == "c:ai" else 1)
         expires_ms = self.random.choice((NEVER_MS, self.wall + 400, self.wall + 9000, self.wall + DAY_MS))

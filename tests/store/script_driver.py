@@ -67,8 +67,6 @@ def life(seed: int) -> Random:
 
 
 class World(Requests):
-    """A few customers, what is done for them, and time."""
-
     # One step.
 
     def step(self) -> None:
@@ -199,7 +197,6 @@ class World(Requests):
         return self.random.choice((None, self.wall))
 
     def put(self, name: str, state: CustomerState, *, gone: bool = False) -> None:
-        """Replace a customer's state, or take it away."""
         customer, amend = self.model.customers[name], self.scripts["amend_state"]
         rev, data = f"{FORMAT}:{self.random.randrange(10**12):012x}", state.dump()
         if gone:
@@ -511,7 +508,6 @@ class SharesWorld(PaidWorld):
         return {**super().deeds(), "amend": 12, "outgrow": 0, "vouch": 5}
 
     def amend(self, name: str) -> None:
-        """Change the plan of a subscription, or begin one."""
         if name == ANONYMOUS:
             return
         state = CustomerState.parse(self.model.customers[name].data)

@@ -70,8 +70,6 @@ GAUGES: Final = ("storage", "seats")
 
 @dataclass(slots=True)
 class Gauge:
-    """How far one gauge is filled."""
-
     level: int = 0
     over_ms: int = 0  # Since when that is too much; 0: it is not.
     fitted: int = 0  # What was included when it last was not; -1: it was unlimited.

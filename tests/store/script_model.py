@@ -45,8 +45,6 @@ class Totals(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What a caller believes of a customer when it asks."""
-
     rev: str
     valid_until_ms: int
     period: tuple[int, int]
@@ -67,8 +65,6 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """The server's clock, and the caller's."""
-
     wall: int
     claimed: int
 
@@ -100,7 +96,6 @@ class Customer:
 
     @property
     def begun(self) -> tuple[int, int]:
-        """The period that has begun, whose start and end."""
         assert self.period is not None
         return self.period
 
@@ -210,7 +205,6 @@ class Customer:
             self.lives = lives + extra
 
     def fields(self) -> dict[str, int | str]:
-        """The counters as they must be stored, zeros left out."""
         if self.period is None:
             return {}
         head = (self.seen, *self.period, self.lives, self.cached or "")
@@ -544,8 +538,6 @@ LimitFields = list[tuple[int, int, tuple[int, int, int]]]
 
 
 class Asked:
-    """Demands, each with what the customer gets of its meter."""
-
     def __init__(
         self,
         catalog: Catalog,
@@ -568,7 +560,6 @@ class Asked:
 
     @property
     def reads_grants(self) -> bool:
-        """Whether grants may matter."""
         return bool(self.capped) or any(demand.taken for _, demand in self.unbounded)
 
 

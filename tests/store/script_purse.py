@@ -387,7 +387,6 @@ def _words(asked: Iterable[tuple[str, int]]) -> str:
 
 
 def ledger_sums(lines: Mapping[str, str]) -> Counter[str]:
-    """The lines of each grant, added up."""
     sums: Counter[str] = Counter()
     for line, text in lines.items():
         what, _, rest = line.partition(" ")

@@ -533,7 +533,6 @@ def _cents(given: Entitlement, overage: int) -> int | None:
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Of two dictionaries what is not the same in both."""
     return (
         {key: value for key, value in one.items() if other.get(key) != value},
         {key: value for key, value in other.items() if one.get(key) != value},

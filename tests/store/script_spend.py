@@ -88,7 +88,6 @@ ROW_PRICES: Final = {
 
 
 def row_of(model: str | None) -> str:
-    """The row of the tables that has a model."""
     return {None: "(default)", "other": "(default)", "opus": "opus", "a-mini": "*mini"}[model]
 
 
@@ -110,8 +109,6 @@ SPANS: Final = {"day": DAY_MS, "hour": HOUR_MS}
 
 
 class SpendWorld(OneCustomer):
-    """A customer with a budget."""
-
     catalog: Catalog = BARE
     models: tuple[str | None, ...] = (None, "opus", "a-mini")
 
@@ -128,7 +125,6 @@ class SpendWorld(OneCustomer):
 
     @property
     def is_paid(self) -> bool:
-        """Whether credits and grants pay, too."""
         return bool(self.catalog.credits)
 
     def _begin(self) -> None:
@@ -452,8 +448,6 @@ class RowsSpendWorld(SpendWorld):
 
 
 class PaidRowsSpendWorld(RowsSpendWorld):
-    """The same, with credits and grants."""
-
     catalog = PAID_ROWS
 
 

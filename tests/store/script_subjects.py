@@ -561,12 +561,8 @@ class StaleError(Exception):
 
 
 class DayWorld(SubjectWorld):
-    """The same, with a budget of users by the day."""
-
     span, most_words, most_in_flight = "day", 120_000, 1
 
 
 class HourWorld(SubjectWorld):
-    """The same, with a budget of users by the hour."""
-
     span, most_words = "hour", 120_000

@@ -51,8 +51,6 @@ def load_script(wire: Wire, name: str, text: str) -> Script:
 
 
 class ScriptWorld:
-    """A store with scripts in it, and a clock."""
-
     catalog: Catalog
     names: ClassVar[tuple[str, ...]] = NAMES
 
@@ -148,8 +146,6 @@ def amended(
 
 
 class OneCustomer(ScriptWorld):
-    """A customer of two processes."""
-
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
         self.processes = [self.process() for _ in range(2)]
@@ -166,7 +162,6 @@ class OneCustomer(ScriptWorld):
         return self.keys.customer("ada")
 
     def next_rev(self) -> str:
-        """The rev that is replaced."""
         before, self.rev = self.rev, f"{FORMAT}:{self.random.randrange(10**12):012x}"
         return before
 

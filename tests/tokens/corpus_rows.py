@@ -52,8 +52,6 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A payload; see the module."""
-
     name: str
     source: str
     usage: str
@@ -68,7 +66,6 @@ class Row:
 
     @property
     def price(self) -> Fraction:
-        """Of all calls together."""
         return sum((call.price for call in self.calls), Fraction(0))
 
     @property
@@ -86,7 +83,6 @@ class Row:
 
     @property
     def events(self) -> list[bytes]:
-        """The pieces of the body, one to an event."""
         if self.kind == "json":
             return [self.said.encode() if isinstance(self.said, str) else compact(self.said)]
         return encode_events(self.kind, self.said)

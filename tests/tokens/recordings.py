@@ -104,12 +104,10 @@ def read(*chunks: bytes, usage: str = "auto", complete: bool = True, **opened: A
 
 
 def cut(body: bytes, size: int) -> list[bytes]:
-    """Pieces of a body of a size each."""
     return [body[at : at + size] for at in range(0, len(body), size)]
 
 
 def cut_at(body: bytes, places: Iterable[int]) -> list[bytes]:
-    """Pieces of a body, cut at any places."""
     edges = [0, *sorted(place % (len(body) + 1) for place in places), len(body)]
     return [body[begin:end] for begin, end in pairwise(edges)]
 
@@ -124,7 +122,6 @@ def sse(value: object, event: str | None = None, end: bytes = b"\n") -> bytes:
 
 
 def frame(payload: bytes, **headers: str) -> bytes:
-    """A frame of an Amazon event stream."""
     packed = b""
     for name, value in headers.items():
         key, text = b":" + name.replace("_", "-").encode(), value.encode()
