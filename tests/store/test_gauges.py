@@ -49,12 +49,10 @@ async def test_a_level_is_what_was_set_and_adjusted(kit: MeterKit) -> None:
     gauges = kit.gauges
     assert await gauges.get("acme", "storage") == 0
     assert await gauges.set("acme", "storage", 900) == 900
-    assert await gauges.adjust("acme", "storage", 50) == 950
-    assert await gauges.adjust("acme", "storage", -900) == 50
-    assert await gauges.adjust("acme", "storage", 0) == 50
+    assert [await gauges.adjust("acme", "storage", change) for change in (50, -900, 0)] == [950, 50, 50]
     assert await gauges.set("acme", "seats", MOST) == MOST
-    assert (await gauges.get("acme", "storage"), await gauges.get("acme", "seats")) == (50, MOST)
-    assert await gauges.get("ida", "storage") == 0
+    asked = (("acme", "storage"), ("acme", "seats"), ("ida", "storage"))
+    assert [await gauges.get(*one) for one in asked] == [50, MOST, 0]
 
 
 async def test_a_level_does_not_go_below_0_or_beyond_what_is_counted(kit: MeterKit) -> None:
@@ -99,10 +97,8 @@ async def test_a_level_outlives_periods_and_is_shown_as_used(kit: MeterKit, cloc
     assert await kit.gauges.get("acme", "storage") == 900
     shown = (await kit.usage("acme"))["meters"]
     assert shown["requests"]["used"] == 1
-    storage = shown["storage"]
-    assert (storage["used"], storage["recorded"], storage["held"]) == (900, 900, 0)
-    assert (storage["included"], storage["remaining"], storage["overage"]) == (1000, 150, 0)
-    assert (storage["pending"], storage["delivered"]) == (0, 0)
+    expected = {"used": 900, "recorded": 900, "held": 0, "included": 1000, "remaining": 150, "overage": 0}
+    assert shown["storage"].items() >= (expected | {"pending": 0, "delivered": 0}).items()
     await kit.customers.set_plan("acme", "pro")
     assert (await kit.usage("acme"))["meters"]["seats"]["remaining"] == "unlimited"
 

@@ -112,8 +112,7 @@ async def test_a_decision_counts_what_grants_and_credits_add(kit: MeterKit) -> N
     refused = await kit.check("acme", "output_tokens", 100 + 30 + 251)
     assert (refused.allowed, refused.reason) == (False, "credits")
     meters = (await kit.usage("acme"))["meters"]
-    assert meters["output_tokens"]["remaining"] == 380
-    assert meters["input_tokens"]["remaining"] == 1000 + 1000
+    assert (meters["output_tokens"]["remaining"], meters["input_tokens"]["remaining"]) == (380, 1000 + 1000)
 
 
 async def test_a_grant_is_not_used_up_by_overage_recorded_before_it(kit: MeterKit) -> None:
@@ -406,12 +405,11 @@ MICRO: Final = 10**6
 
 def giving(**grants: Sequence[str]) -> str:
     """A plans file whose plans differ by what they grant only."""
-    lists = {
-        name: ", ".join(f"{{{line}, every: period}}" for line in given) for name, given in grants.items()
-    }
-    return TOKENS + "".join(
-        f"  {name}: {{extends: none, grants: [{given}]}}\n" for name, given in lists.items()
-    )
+    text = TOKENS
+    for name, terms in grants.items():
+        lines = ", ".join(f"{{{line}, every: period}}" for line in terms)
+        text += f"  {name}: {{extends: none, grants: [{lines}]}}\n"
+    return text
 
 
 async def given_of(kit: MeterKit) -> int:

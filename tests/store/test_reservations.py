@@ -59,12 +59,10 @@ async def left(kit: MeterKit, meter: str = "output_tokens") -> int:
 async def test_what_is_reserved_is_held_and_what_is_captured_counts(kit: MeterKit) -> None:
     async with kit.reserve("acme", {"output_tokens": 800, "seconds": 10}) as reservation:
         assert reservation.decision.allowed
-        assert await row(kit) == (0, 800, 4200)
-        assert await row(kit, "seconds") == (0, 10, 50)
+        assert (await row(kit), await row(kit, "seconds")) == ((0, 800, 4200), (0, 10, 50))
         assert await left(kit) == 200
         await reservation.capture({"output_tokens": 300, "seconds": 4})
-        assert await row(kit) == (300, 0, 4700)
-        assert await row(kit, "seconds") == (4, 0, 56)
+        assert (await row(kit), await row(kit, "seconds")) == ((300, 0, 4700), (4, 0, 56))
         # The rate counts the true quantity, in the window that was counted in.
         assert await left(kit) == 700
     assert await row(kit) == (300, 0, 4700)
@@ -170,8 +168,7 @@ async def test_i3_a_cancelled_check_releases_no_other_holds(kit: MeterKit, valke
                 check.cancel()
                 await asyncio.gather(check, return_exceptions=True)
             await kit.record("acme", meter, 0)  # Waits for what was settled before.
-        assert (await row(kit))[:2] == (0, 800)
-        assert (await row(kit, "seconds"))[:2] == (0, 50)
+        assert ((await row(kit))[:2], (await row(kit, "seconds"))[:2]) == ((0, 800), (0, 50))
 
 
 async def test_i3_a_reservation_cancelled_by_its_reply_holds_nothing(kit: MeterKit) -> None:

@@ -177,9 +177,8 @@ def test_prices_of_large_quantities_are_exact(valkey: Server) -> None:
         micros = chance.randrange(1, MOST // per) if chance.random() < 0.5 else chance.randrange(1, 10**5)
         asked.append((chance.randrange(min(10**15, MOST * per // micros)), micros, per))
     body = f"local MOST = {MOST}\n{source('include/cost_of_units.lua')}"
-    body += (
-        "return string.format('%.0f', cost_of_units(tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])))"
-    )
+    numbers = ", ".join(f"tonumber(ARGV[{n}])" for n in (1, 2, 3))
+    body += f"return string.format('%.0f', cost_of_units({numbers}))"
     with server_wire(valkey) as wire:
         sha = wire(pack("SCRIPT", "LOAD", body))
         prices = map(int, wire(*(pack("EVALSHA", sha, 0, *numbers) for numbers in asked)))
@@ -198,14 +197,9 @@ def test_the_servers_time_is_taken_in_milliseconds(valkey: Server) -> None:
 
 
 BESIDES: Final = pack_field(1, 2, 3, 4, 5)[1:]
-WINDOW: Final = (5, 6, 7)
 METER: Final = (1, 2, 3, 4, 5, 6, BESIDES)
 HEAD: Final = (1, 2, 3, 4, NO_STATE.encode())
-RIGHT: Final[Mapping[str, tuple[Any, ...]]] = {
-    "unpack_rate": WINDOW,
-    "unpack_meter": METER,
-    "unpack_head": HEAD,
-}
+RIGHT: Final = {"unpack_rate": (5, 6, 7), "unpack_meter": METER, "unpack_head": HEAD}
 
 
 def damaged(right: tuple[Any, ...]) -> Mapping[str, bytes]:
@@ -242,7 +236,7 @@ def asked(wire: Wire, lines: str, *arguments: bytes) -> Any:
 
 @pytest.mark.parametrize("reader", list(RIGHT))
 def test_what_is_damaged_is_never_read(wire: Wire, reader: str) -> None:
-    right = RIGHT[reader]
+    right: tuple[Any, ...] = RIGHT[reader]
     ask = f"return {{{reader}(ARGV[1], 'h')}}"
     assert asked(wire, ask, pack_field(*right)) == list(right)
     for what, wrong in damaged(right).items():

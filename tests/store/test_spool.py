@@ -355,10 +355,12 @@ def half_sent_of(kit: MeterKit, file: Path) -> tuple[SpoolFile, SpoolReplay, lis
     """A spool that a test sends by parts."""
     found = SpoolFile.claim(file)
     assert found is not None
-    store = kit.store
-    replay = SpoolReplay(
-        found.header.producer, lane_of=lane_of(kit).lane_of, cache=store.cache, keys=store.keys
-    )
+    parts: dict[str, Any] = {
+        "lane_of": lane_of(kit).lane_of,
+        "cache": kit.store.cache,
+        "keys": kit.store.keys,
+    }
+    replay = SpoolReplay(found.header.producer, **parts)
     return found, replay, found.read(found.begins)[0]
 
 
@@ -435,14 +437,8 @@ def test_i9_i11_a_full_disk_costs_no_request_and_no_unit(valkey: Server) -> None
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         lines = run_on_a_small_disk(Path(folder), given + ON_A_FULL_DISK)
     said = [line for line in lines if not line.startswith(("WARNING", "ERROR"))]
-    assert said == [
-        "{200}",
-        "spooled 0 waiting 200 lost 0",
-        "on disk",
-        "recorded 201 lost 0",
-        "{200}",
-        "recorded 251 lost 0",
-    ]
+    assert said[:3] == ["{200}", "spooled 0 waiting 200 lost 0", "on disk"]
+    assert said[3:] == ["recorded 201 lost 0", "{200}", "recorded 251 lost 0"]
     (told, *_) = [line for line in lines if "usage cannot be written to" in line]
     assert told.startswith("WARNING usage cannot be written to spools and waits in memory: ")
     assert "No space left on device" in told

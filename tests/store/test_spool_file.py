@@ -331,8 +331,7 @@ def test_a_spooled_record_keeps_holds_and_spend_of_subjects() -> None:
     settlement = Settlement(view, held=HeldQuantities.of(decision, 6), used=UsedQuantities.of({"words": 70}))
     found = read_record(write_record(settlement, 1, AT_MS, None), cache).settlement
     assert found.view.subjects is not None
-    assert found.view.subjects.given == (("user", "u_7"), ("team", "größe"))
-    assert found.held == settlement.held
+    assert (found.view.subjects.given, found.held) == ((("user", "u_7"), ("team", "größe")), settlement.held)
     assert found.held.subjects["user"].spent == 100 * 30
     assert found.spent == settlement.spent == {"user": 70 * 30}
 

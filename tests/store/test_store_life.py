@@ -150,8 +150,7 @@ def test_i7_a_program_that_forgets_to_stop_loses_nothing(valkey: Server) -> None
             asyncio.run(main(1 + n % 2))
     """
     assert run_program(program, valkey.url) == ("", "", 0)
-    assert look(valkey.url) == (1800, 0)
-    assert look(valkey.url, meter="requests") == (0, 0)
+    assert (look(valkey.url), look(valkey.url, meter="requests")) == ((1800, 0), (0, 0))
     assert in_flight(valkey, "acme") == 0
 
 
@@ -240,8 +239,7 @@ def test_two_loops_have_a_connection_each_and_share_the_kit(valkey: Server) -> N
         thread.join()
     assert seen == [2, 2]
     assert kit.store.lanes == {}
-    assert look(valkey.url) == (2, 0)
-    assert look(valkey.url, meter="requests") == (100, 0)
+    assert (look(valkey.url), look(valkey.url, meter="requests")) == ((2, 0), (100, 0))
 
 
 def test_the_lifespan_starts_and_stops_the_kit(valkey: Server) -> None:

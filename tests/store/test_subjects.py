@@ -170,8 +170,7 @@ async def test_i4_a_users_override_binds_at_once(kit: MeterKit, other: MeterKit,
     subject = kit.customers.subject("acme", user="u_7")
     less: Any = {"budget": {"amount_cents": 3}, "calls": {"rate": "3/hour"}}
     found = await subject.override(less, until)
-    assert found.subject_overrides == {"user:u_7": less}
-    assert found.override_ends == {"subject user:u_7": until}
+    assert (found.subject_overrides, found.override_ends) == ({"user:u_7": less}, {"subject user:u_7": until})
     for one in (other, kit):
         assert (await one.check("acme", "words", 1000, subjects=USER)).allowed
         decision = await one.check("acme", "words", 1001, subjects=USER)
