@@ -183,7 +183,7 @@ def _audit_families(backlog: Backlog, now_ms: int) -> Iterable[Metric]:
     )
     yield GaugeMetricFamily(
         "meterkit_audit_full_shards",
-        "Shards in which so many wait that the youngest are added up.",
+        "Shards in which so many wait that the newest are summed.",
         value=backlog.full_shards,
     )
 

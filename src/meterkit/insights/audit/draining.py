@@ -1,7 +1,7 @@
 """Drain the streams of the audit log into its database, each entry once; read the backlog.
 
 A consumer group is not needed: rows are unique by their names, so two processes that drain at once do no
-harm. Of a stream that is too long the youngest entries are added up: the oldest may be on their way into the
+harm. The newest entries of a too long stream are summed: the oldest may be on their way into the
 database.
 """
 
@@ -36,7 +36,7 @@ class ShardBacklog(NamedTuple):
     """Entries that wait in a shard.
 
     Attributes:
-        is_full: whether the youngest are added up beside them; see fold_audit.lua.
+        is_full: whether the newest are summed beside them; see fold_audit.lua.
         trouble: why their number is unknown; empty: it is known.
     """
 
@@ -52,7 +52,7 @@ class Backlog(NamedTuple):
     Attributes:
         entries: how many.
         since_ms: when the oldest was entered; None: none waits.
-        full_shards: in how many shards the youngest are added up, as too many wait.
+        full_shards: number of shards in which the newest are summed, as too many wait.
     """
 
     entries: int
