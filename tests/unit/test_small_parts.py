@@ -237,20 +237,17 @@ def test_an_outage_is_logged_each_minute_with_its_last_request(
 # Money as people write it.
 
 
-@pytest.mark.parametrize(
-    ("amount_cents", "currency", "written"),
-    [
+def test_money_has_its_currency_and_its_decimals() -> None:
+    # https://docs.stripe.com/currencies#zero-decimal and #special-cases
+    for amount_cents, currency, written in (
         (1450, "usd", "USD 14.50"),
         (-483, "usd", "USD -4.83"),
         (123_456_789, "usd", "USD 1,234,567.89"),
         (1450, "jpy", "JPY 1,450"),  # F-116: "jpy cents".
         (1450, "kwd", "KWD 1.450"),
         (500, "isk", "ISK 5.00"),
-    ],
-)
-def test_money_has_its_currency_and_its_decimals(amount_cents: int, currency: str, written: str) -> None:
-    # https://docs.stripe.com/currencies#zero-decimal and #special-cases
-    assert money(amount_cents, currency) == written
+    ):
+        assert money(amount_cents, currency) == written
 
 
 CHUNKS = [chat({"content": "Hello, "}), chat({}, finish="stop"), chat(None, usage=chat_usage(3, 4))]
