@@ -73,22 +73,18 @@ async def test_a_subscription_is_shown_changed_and_ended(stored: Shell) -> None:
     assert stored.run("subscriptions", "resume", "acme").code == 1
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        (("show", "acme"), 1, "no subscription"),
-        (("sync", "acme"), 1, "unknown customer acme"),
-        (("preview", "acme"), 2, "--plan PLAN"),
-        (("change", "acme"), 2, "give PLAN"),
-        (("change", "acme", "gold"), 1, "gold"),
-        (("seats", "acme", "some"), 2, "whole number"),
-        (("cancel", "acme", "--give-back"), 2, "--immediately"),
-    ],
-)
-def test_what_cannot_be_done_is_said(stored: Shell, words: tuple[str, ...], code: int, said: str) -> None:
-    done = stored.run("subscriptions", *words)
-    assert (done.code, done.out) == (code, "")
-    assert said in done.err
+def test_what_cannot_be_done_is_said(stored: Shell) -> None:
+    for words, code, said in (
+        ("show acme", 1, "no subscription"),
+        ("sync acme", 1, "unknown customer acme"),
+        ("preview acme", 2, "--plan PLAN"),
+        ("change acme", 2, "give PLAN"),
+        ("change acme gold", 1, "gold"),
+        ("seats acme some", 2, "whole number"),
+        ("cancel acme --give-back", 2, "--immediately"),
+    ):
+        done = stored.run("subscriptions", *words.split())
+        assert (done.code, done.out, said in done.err) == (code, "", True), done.err
 
 
 @pytest.mark.dear("a subscription is changed by twelve commands")

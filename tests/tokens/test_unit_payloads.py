@@ -297,28 +297,22 @@ def test_an_answer_costs_by_units_what_its_provider_asks(name: str, word: str) -
 
 
 def test_what_an_image_tool_used_is_a_call_of_its_own() -> None:
-    base, image = read(compact(PAINTED))
-    assert (base.response_id, image.response_id) == ("resp_1", "resp_1/image_gen")
-    assert figures(base)[1:3] == (1820, 210)
-    assert figures(image)[1:3] == (30, 7024)
-
-
-def test_a_background_image_tool_outlives_its_request() -> None:
     calls = read(compact({**PAINTED, "background": True}))
-    assert [call.outlives for call in calls] == [True, True]
+    assert [(call.response_id, *figures(call)[1:3], call.outlives) for call in calls] == [
+        ("resp_1", 1820, 210, True),
+        ("resp_1/image_gen", 30, 7024, True),
+    ]
+    assert [call.outlives for call in read(compact(PAINTED))] == [False, False]
 
 
-@pytest.mark.parametrize(
-    ("place", "tools", "model"),
-    [
-        ("output", [{"type": "image_generation_call", "model": "gpt-image-1.5"}], "gpt-image-1.5"),
-        ("tools", [{"type": "image_generation", "model": "gpt-image-1-mini"}], "gpt-image-1-mini"),
-        ("tools", [{"type": "image_generation", "model": 7}], "gpt-image-2.5-sunburst"),
-    ],
-)
-def test_an_image_tools_model_is_the_one_that_the_answer_names(place: str, tools: Any, model: str) -> None:
-    said: dict[str, Any] = {**PAINTED, "tools": [], place: tools}
-    assert read(compact(said))[1].model == model
+def test_an_image_tools_model_is_the_one_that_the_answer_names() -> None:
+    for place, kind, named, model in (
+        ("output", "image_generation_call", "gpt-image-1.5", "gpt-image-1.5"),
+        ("tools", "image_generation", "gpt-image-1-mini", "gpt-image-1-mini"),
+        ("tools", "image_generation", 7, "gpt-image-2.5-sunburst"),
+    ):
+        said: dict[str, Any] = {**PAINTED, "tools": [], place: [{"type": kind, "model": named}]}
+        assert read(compact(said))[1].model == model
 
 
 def test_each_drawing_inside_a_response_is_a_call_of_its_own() -> None:
@@ -354,59 +348,57 @@ def test_parts_larger_than_their_wholes_are_cut_and_noted() -> None:
     assert charged([call], "") == 40 + 240
 
 
-@pytest.mark.parametrize("cost", [-0.01, "0.1", True, math.nan, 10**9 + 1, 10**400, {"total_cost": -1}])
-def test_an_amount_that_cannot_be_one_is_refused(cost: object) -> None:
-    body = json.dumps({**answer("gpt-5", 10, 5, cost=cost), "provider": "Google"}).encode()
-    (call,) = read(body)
-    assert (call.reported_cost_micros, call.notes) == (None, ("refused",))
-    assert figures(call)[1:3] == (10, 5)
+def test_an_amount_that_cannot_be_one_is_refused() -> None:
+    for cost in (-0.01, "0.1", True, math.nan, 10**9 + 1, 10**400, {"total_cost": -1}):
+        body = json.dumps({**answer("gpt-5", 10, 5, cost=cost), "provider": "Google"}).encode()
+        (call,) = read(body)
+        assert (call.reported_cost_micros, call.notes, *figures(call)[1:3]) == (None, ("refused",), 10, 5), (
+            cost
+        )
 
 
-@pytest.mark.parametrize(
-    ("usage", "micros"),
-    [
+def test_a_reported_amount_is_exact() -> None:
+    upstream = {"upstream_inference_cost": 1}
+    cases: tuple[tuple[dict[str, Any], Fraction | int], ...] = (
         ({"cost": 1e-7}, Fraction(1, 10)),
         ({"cost": 0.1 + 0.2}, Fraction("300000.00000000004")),
         ({"cost": 10**9}, 10**15),
         ({"cost": {"total_cost": 0.006, "request_cost": 0.005}}, 6_000),
         ({"cost": None, "cost_in_usd_ticks": 94_000}, Fraction(94, 10)),
-        ({"cost": 0.1, "is_byok": "true", "cost_details": {"upstream_inference_cost": 1}}, 100_000),
-        ({"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": 1}}, 10**6),
-    ],
-)
-def test_a_reported_amount_is_exact(usage: dict[str, Any], micros: Fraction | int | None) -> None:
-    (call,) = read(compact(answer("gpt-5", 10, 5, **usage)))
-    assert call.reported_cost_micros == micros
+        ({"cost": 0.1, "is_byok": "true", "cost_details": upstream}, 100_000),
+        ({"cost": 0, "is_byok": True, "cost_details": upstream}, 10**6),
+    )
+    for usage, micros in cases:
+        (call,) = read(compact(answer("gpt-5", 10, 5, **usage)))
+        assert call.reported_cost_micros == micros, usage
 
 
-@pytest.mark.parametrize(("reports", "micros"), [({"cost": 0.5, "cost_details": {}}, 500_000), ({}, 226_270)])
-def test_the_amount_of_a_gateway_covers_tools_too(reports: dict[str, Any], micros: int) -> None:
-    calls = read(compact({**PAINTED, "usage": {**PAINTED["usage"], **reports}}))
-    assert charged(calls, "") == micros
+def test_the_amount_of_a_gateway_covers_tools_too() -> None:
+    reported = PAINTED["usage"] | {"cost": 0.5, "cost_details": {}}
+    found = [
+        charged(read(compact({**PAINTED, "usage": usage})), "") for usage in (reported, PAINTED["usage"])
+    ]
+    assert found == [500_000, 226_270]
 
 
-@pytest.mark.parametrize("seconds", [-1, "5", math.nan, 10**16])
-def test_a_duration_that_cannot_be_one_is_refused(seconds: object) -> None:
-    body = json.dumps({"text": "x", "usage": {"type": "duration", "seconds": seconds}}).encode()
-    (call,) = read(body, usage="openai")
-    assert (call.source, call.notes, dict(call.details)) == ("missing", ("refused",), {})
+def test_a_duration_that_cannot_be_one_is_refused() -> None:
+    for seconds in (-1, "5", math.nan, 10**16):
+        body = json.dumps({"text": "x", "usage": {"type": "duration", "seconds": seconds}}).encode()
+        (call,) = read(body, usage="openai")
+        assert (call.source, call.notes, dict(call.details)) == ("missing", ("refused",), {}), seconds
 
 
-@pytest.mark.parametrize(
-    ("holder", "context"),
-    [
+def test_a_call_was_processed_as_its_answer_says() -> None:
+    batch = {"service_tier": "priority", "object": "batch", "id": "b"}
+    cases: tuple[tuple[dict[str, Any], dict[str, str]], ...] = (
         ({"service_tier": "flex"}, {"service_tier": "flex"}),
-        (
-            {"service_tier": "priority", "object": "batch", "id": "b"},
-            {"processing": "batch", "service_tier": "priority"},
-        ),
+        (batch, {"processing": "batch", "service_tier": "priority"}),
         ({"service_tier": "default"}, {}),
         ({"service_tier": ["flex"]}, {}),
-    ],
-)
-def test_a_call_was_processed_as_its_answer_says(holder: dict[str, Any], context: dict[str, str]) -> None:
-    (call,) = read(compact({**response(), **holder}))
-    assert call.context == (*context.items(),)
+    )
+    for holder, context in cases:
+        (call,) = read(compact({**response(), **holder}))
+        assert call.context == (*context.items(),), holder
 
 
 def test_a_message_of_a_batch_was_processed_in_one() -> None:
@@ -418,18 +410,15 @@ def test_a_message_of_a_batch_was_processed_in_one() -> None:
 USED_SMALL: Final = {"input_tokens": 10, "output_tokens": 5}
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
+def test_what_is_no_models_answer_counts_nothing_under_auto() -> None:
+    said: tuple[dict[str, Any], ...] = (
         {"success": True, "result": {"usage": USED_SMALL}},
         {"answers": [{"type": "essay"}], "usage": USED_SMALL},
         {"pages": [dict[str, Any]()], "usage": USED_SMALL},
         {"text": 5, "usage": {"type": "duration", "seconds": 4}},
         {"tool_usage": {"image_gen": USED_SMALL}},
-    ],
-)
-def test_what_is_no_models_answer_counts_nothing_under_auto(said: dict[str, Any]) -> None:
-    assert read(compact(said)) == ()
+    )
+    assert [read(compact(one)) for one in said] == [()] * len(said)
 
 
 # F-135: shapes of usage that counted nothing, or twice.
@@ -516,11 +505,11 @@ def test_figures_of_the_body_count_before_those_of_headers(usage: str) -> None:
     assert call.units == {"input_tokens": 12, "output_tokens": 7}
 
 
-@pytest.mark.parametrize("bad", [b"-1", b"1.5", b"", b"1" * 16])
-def test_a_header_that_is_no_figure_counts_nothing(bad: bytes) -> None:
-    headers = [HEADERS[0], (b"x-amzn-bedrock-output-token-count", bad)]
-    (call,) = read(compact(DEEPSEEK), usage="bedrock", headers=headers)
-    assert (call.units, call.notes) == ({"input_tokens": 12}, ("refused",))
+def test_a_header_that_is_no_figure_counts_nothing() -> None:
+    for bad in (b"-1", b"1.5", b"", b"1" * 16):
+        headers = [HEADERS[0], (b"x-amzn-bedrock-output-token-count", bad)]
+        (call,) = read(compact(DEEPSEEK), usage="bedrock", headers=headers)
+        assert (call.units, call.notes) == ({"input_tokens": 12}, ("refused",)), bad
 
 
 def test_connectors_of_mistral_are_input() -> None:
