@@ -281,6 +281,7 @@ def _list_checkouts(account: Account, call: Call) -> JsonObject:
 
 @CALLS("GET /v1/checkout/sessions/{id}/line_items", PAGING)
 def _list_line_items(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/checkout/sessions/line_items."""
     session = account.checkouts.find(call.object_id)
     return call.page(line_items_to_json(session, prices=account.prices, products=account.products))
 

@@ -71,6 +71,7 @@ def _read_products(account: Account, params: Params) -> tuple[str, ...]:
 
 @CALLS("GET /v1/coupons/{id}")
 def _retrieve_coupon(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/coupons/retrieve."""
     return account.coupons.find(call.object_id).to_json(now=account.now)
 
 
@@ -142,6 +143,7 @@ def _read_code(account: Account, params: Params, *, customer: str | None) -> str
 
 @CALLS("GET /v1/promotion_codes/{id}")
 def _retrieve_promotion_code(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/promotion_codes/retrieve."""
     return _promotion_code_to_json(account, account.promotion_codes.find(call.object_id))
 
 

@@ -44,6 +44,7 @@ INVOICE_STATUSES: Final = ("draft", "open", "paid", "uncollectible", "void")
 
 @CALLS("GET /v1/invoices/{id}")
 def _retrieve_invoice(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/retrieve."""
     preview = account.invoices.previews.get(call.object_id)
     return (
         refreshed_invoice_json(account, _find_invoice(account, call))
@@ -70,6 +71,7 @@ def _list_invoices(account: Account, call: Call) -> JsonObject:
 
 @CALLS("GET /v1/invoices/{id}/lines", PAGING)
 def _list_lines(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoice-line-item/retrieve."""
     invoice = account.invoices.previews.get(call.object_id) or _find_invoice(account, call)
     return call.page(invoice.lines_to_json())
 

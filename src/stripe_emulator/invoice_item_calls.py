@@ -191,6 +191,7 @@ def _find_item(account: Account, call: Call) -> InvoiceItem:
 
 @CALLS("GET /v1/invoiceitems/{id}")
 def _retrieve_item(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoiceitems/retrieve."""
     return _find_item(account, call).to_json()
 
 

@@ -43,6 +43,7 @@ def _detach_payment_method(account: Account, call: Call) -> JsonObject:
 @CALLS("GET /v1/payment_methods", "customer type", PAGING, expandable=())
 @CALLS("GET /v1/customers/{id}/payment_methods", "customer type", PAGING, expandable=())
 def _list_payment_methods(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/payment_methods/list."""
     customer = call.object_id or call.params.required("customer")
     return call.page(method.to_json() for method in account.payment_methods.list_of_customer(customer))
 
@@ -139,4 +140,5 @@ def _cancel_setup_intent(account: Account, call: Call) -> JsonObject:
 
 @CALLS("GET /v1/setup_intents/{id}", expandable=())
 def _retrieve_setup_intent(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/setup_intents/retrieve."""
     return find_setup_intent(account.setup_intents, call.object_id).to_json()

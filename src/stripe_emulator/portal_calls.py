@@ -29,6 +29,7 @@ PORTAL_IGNORED: Final = "after_expiration locale on_behalf_of"
     expandable=(),
 )
 def _create_portal(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/customer_portal/sessions/create."""
     params = call.params
     customer = account.customers.require(params.required("customer"))
     return_url = params.url("return_url")

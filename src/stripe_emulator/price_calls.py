@@ -252,6 +252,7 @@ def make_price(account: Account, price: Price, params: Params, *, call: Call, pr
 
 @CALLS("POST /v1/prices", "product product_data", PRICE_PARAMS)
 def _create_price(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/prices/create."""
     params = call.params
     product_data = params.hash("product_data")
     if ("product" in params) == (product_data is not None):
@@ -319,6 +320,7 @@ PRODUCT_IGNORED: Final = "images marketing_features package_dimensions shippable
     "POST /v1/products", "id name active default_price_data metadata type", *PRODUCT_TEXTS, PRODUCT_IGNORED
 )
 def _create_product(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/products/create."""
     params = call.params
     data = params.hash("default_price_data")
     price = None if data is None else read_price(account, data)
@@ -330,6 +332,7 @@ def _create_product(account: Account, call: Call) -> JsonObject:
 
 @CALLS("POST /v1/products/{id}", "name active default_price metadata", *PRODUCT_TEXTS, PRODUCT_IGNORED)
 def _update_product(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/products/update."""
     params = call.params
     product = account.products.find(call.object_id)
     with account.updating("product.updated", product.to_json):
@@ -345,6 +348,7 @@ def _update_product(account: Account, call: Call) -> JsonObject:
 
 @CALLS("GET /v1/products", "active created ids shippable type url", PAGING)
 def _list_products(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/products/list."""
     active, ids = call.params.boolean("active"), call.params.listed("ids")
     return list_newest(
         account.products,

@@ -128,6 +128,7 @@ def _list_refunds(account: Account, call: Call) -> JsonObject:
 
 @CALLS("GET /v1/charges/{id}")
 def _retrieve_charge(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/charges/retrieve."""
     invoice = _find_paid_invoice(account, call.object_id)
     if invoice is None or invoice.charge != call.object_id:
         raise not_found("charge", call.object_id)

@@ -48,6 +48,7 @@ def _create_item(account: Account, call: Call) -> JsonObject:
 
 @CALLS("GET /v1/subscription_items/{id}")
 def _retrieve_item(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_items/retrieve."""
     return account.subscriptions.find_item(call.object_id)[1].to_json()
 
 
@@ -76,6 +77,7 @@ def _delete_item(account: Account, call: Call) -> JsonObject:
 
 @CALLS("GET /v1/subscription_items", "subscription", PAGING)
 def _list_items(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_items/list."""
     subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
     return call.page(item.to_json() for item in subscription.items)
 
