@@ -3,7 +3,6 @@
 # Internals: storms of calls, which kits hide, and when a process begins to renew.
 
 # pyright: reportPrivateUsage=false
-# When a process begins to renew shows nowhere else.
 
 from __future__ import annotations
 
@@ -523,12 +522,7 @@ async def test_no_tick_renews_so_many_that_the_loop_stands_still() -> None:
             assert at_ms < 240_000 or due == 0
     # Processes do not begin at the same moment, either.
     assert len({HoldRenewal(lambda _: None, lambda: 0)._begin_ms for _ in range(20)}) > 10
-    for due, at_ms, most in (
-        (1_000_000, 100_000, 200),
-        (1_000_000, 299_999, 200),
-        (3, 299_999, 3),
-        (0, 99_999, 0),
-    ):
+    for due, at_ms, most in ((10**6, 100_000, 200), (10**6, 299_999, 200), (3, 299_999, 3), (0, 99_999, 0)):
         assert tick_portion(due, at_ms=at_ms, begin_ms=60_000) == most
 
 
