@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -33,6 +28,7 @@ from meterkit import MeterKit, identify
 from meterkit.testing import StripeEmulator
 from servers.model_providers import ANTHROPIC_KEY, OPENAI_KEY, WORDS, FakeProviders
 from servers.stores import spawn_server
+from test_examples import served as served_example
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -64,37 +60,12 @@ def served(directory: Path, **variables: str) -> Generator[str]:
         entries = [(customer, {"customer": customer, "subjects": {"user": user}}) for customer in CUSTOMERS]
         keys |= {identify.hash_key(key_of(customer, user)): entry for customer, entry in entries}
     (directory / "keys.json").write_text(json.dumps(keys))
-    arguments = ("-m", "uvicorn", "app:app", "--log-level", "info", "--timeout-graceful-shutdown", "5")
+    variables |= {"METERKIT_STORE_TIMEOUT": "60", "PROXY_KEYS": str(directory / "keys.json")}
     with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
         (directory / "log").open("wb") as log,
-        subprocess.Popen(
-            [sys.executable, *arguments, "--fd", str(listener.fileno())],
-            cwd=PROXY,
-            env=os.environ
-            | {"METERKIT_STORE_TIMEOUT": "60", "PROXY_KEYS": str(directory / "keys.json"), **variables},
-            pass_fds=[listener.fileno()],
-            stdout=log,
-            stderr=log,
-        ) as process,
+        served_example(PROXY, "--timeout-graceful-shutdown", "5", log=log, **variables) as client,
     ):
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        try:
-            deadline = time.monotonic() + READY_S
-            while not is_ready(url):
-                assert time.monotonic() < deadline
-                assert process.poll() is None, (directory / "log").read_text()
-            yield url
-        finally:
-            process.terminate()
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz", timeout=READY_S).is_success
-    except httpx.TransportError:
-        time.sleep(0.05)
-        return False
+        yield str(client.base_url).rstrip("/")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -33,19 +33,17 @@ JSON = {"accept": "application/json"}
 
 
 @contextmanager
-def served(directory: Path, store_url: str) -> Generator[httpx.Client]:
-    """A client of the example, which runs under uvicorn."""
+def served(
+    directory: Path, *arguments: str, log: IO[bytes] | None = None, **variables: str
+) -> Generator[httpx.Client]:
+    """A client of an example, which runs under uvicorn."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        arguments = ("-m", "uvicorn", "app:app", "--fd", str(listener.fileno()), "--log-level", "warning")
-        with subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=directory,
-            env=os.environ | {"METERKIT_REDIS_URL": store_url},
-            pass_fds=[listener.fileno()],
-        ) as process:
+        url, number = f"http://127.0.0.1:{listener.getsockname()[1]}", listener.fileno()
+        words = [sys.executable, "-m", "uvicorn", "app:app", "--fd", str(number), *arguments]
+        options: Any = {"cwd": directory, "pass_fds": [number], "stdout": log, "stderr": log}
+        with subprocess.Popen(words, env=os.environ | variables, **options) as process:
             try:
-                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=READY_S) as client:
+                with httpx.Client(base_url=url, timeout=READY_S) as client:
                     wait_until_ready(client)
                     yield client
             finally:
@@ -81,7 +79,7 @@ def run(directory: Path, *arguments: str, **variables: str) -> subprocess.Comple
 def test_the_fastapi_example_meters_limits_and_changes_plans(store_url: str) -> None:
     ada = {"x-customer-id": "ada"}
     shell = Shell(BASIC, METERKIT_REDIS_URL=store_url)
-    with served(BASIC, store_url) as client:
+    with served(BASIC, "--log-level", "warning", METERKIT_REDIS_URL=store_url) as client:
         answers = [client.post("/translate", json={"text": "hello world"}, headers=ada) for _ in range(6)]
         assert [200, 200, 200, 200, 200, 429] == [answer.status_code for answer in answers]
         assert answers[0].json() == {"text": "olleh dlrow", "words": 2}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import pytest
@@ -11,12 +11,12 @@ from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse
+from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
-from starlette.staticfiles import StaticFiles
 
 from drivers.app import SentMessages, served, staying
 from faults.refusals import http_scope
+from field.frameworks import files_by_hand, static
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,23 +58,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def static(folder: Path) -> StaticFiles:
-    return StaticFiles(directory=folder, html=True)
-
-
-def by_hand(folder: Path) -> Callable[[Request], Any]:
-
-    async def read(request: Request) -> FileResponse | PlainTextResponse:
-        path = (folder / request.path_params["path"].lstrip("/")).resolve()
-        if path.is_dir():
-            path /= "index.html"
-        if path.is_relative_to(folder) and path.is_file():
-            return FileResponse(path)
-        return PlainTextResponse("none", status_code=404)
-
-    return read
-
-
 class OtherRouter:
     """An app of an unknown framework, whose file server resolves dots after the router has merged slashes."""
 
@@ -107,9 +90,9 @@ APPS: dict[str, Callable[[Path], ASGIApp]] = {
     "route to an app": lambda folder: Starlette(routes=[Route("/{path:path}", OtherRouter(folder))]),
     "app behind a host": lambda folder: Starlette(routes=[Host("a", app=OtherRouter(folder))]),
     "default that is unknown": lambda folder: Router(
-        [Route("/x", by_hand(folder))], default=OtherRouter(folder)
+        [Mount("/x", static(folder))], default=OtherRouter(folder)
     ),
-    "handler": lambda folder: Starlette(routes=[Route("/files/{path:path}", by_hand(folder))]),
+    "handler": files_by_hand,
     "frontend": front,
     "unknown app": OtherRouter,
 }
