@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeAlias
 
 import pytest
 
 from drivers.delivery import Caplog, alerts, lines_of
-from drivers.period_ends import HOUR, JUNE, MAY, MINUTE, assert_books, paying
+from drivers.period_ends import HOUR, JUNE, MAY, MINUTE, Ending, assert_books, paying
 from drivers.plans import plans_text
 from drivers.store_keys import meter_token
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-    from typing import TypeAlias
-
-    from drivers.period_ends import Ending
-
-    Act: TypeAlias = Callable[[Ending], Awaitable[None]]
+Act: TypeAlias = Callable[[Ending], Awaitable[None]]
 
 pytestmark = pytest.mark.anyio
 

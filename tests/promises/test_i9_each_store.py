@@ -6,14 +6,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import pytest
 
 from faults.refusals import Client, eventually, kit_at, lane_of, loop_clock, metered, settled, stopped, used
+from meterkit import MeterKit
 from meterkit.errors import StoreError
 from meterkit.redis import settlement_queue
 from meterkit.store.settlement import Settlement
@@ -21,14 +24,7 @@ from meterkit.store.settlement_parts import UsedQuantities
 from servers.clusters import Cluster, Watched, spawn_cluster, spawn_watched
 from servers.stores import Server, free_port, spawn_server
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Iterator
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
-    from meterkit import MeterKit
-
-    Fault = Callable[[list[Server]], AbstractContextManager[None]]
+Fault = Callable[[list[Server]], AbstractContextManager[None]]
 
 pytestmark = [pytest.mark.anyio]
 
