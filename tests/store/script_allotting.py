@@ -199,14 +199,9 @@ class AllotWorld(ScriptWorld):
         while "h" not in self._fields(MANY):
             self.ask()
         program = self._compile(self._view(MANY), {"requests": _one(1)})
-        counters = self._keys(MANY).counters
         for field in self._fields(MANY):
             if field == "h" or field in program.fields:
-                whole = self.wire(pack("HGET", counters, field))
-                self.wire(pack("HSET", counters, field, b"1x"))
-                reply = self._insist(program)
-                self.compare(f"damaged {field}", True, f"DAMAGED field {field}" in str(reply))
-                self.wire(pack("HSET", counters, field, whole))
+                self._damage(program, field, f"DAMAGED field {field}")
         ends_ms = int(unpack_field(self._fields(MANY)["h"])[2])
         self.wall = max(self.wall, ends_ms)
         field = program.fields[-1]
@@ -215,6 +210,13 @@ class AllotWorld(ScriptWorld):
         reply = self._insist(program)
         self.compare("a period that cannot be closed", True, f"in field {begins_ms}|e" in str(reply))
         self.wire(pack("HDEL", totals, f"{begins_ms}|e"))
+
+    def _damage(self, program: Program, field: str, refusal: str) -> None:
+        counters = self._keys(MANY).counters
+        whole = self.wire(pack("HGET", counters, field))
+        self.wire(pack("HSET", counters, field, b"1x"))
+        self.compare(f"damaged {field}", True, refusal in str(self._insist(program)))
+        self.wire(pack("HDEL", counters, field) if whole is None else pack("HSET", counters, field, whole))
 
     # What they are made of.
 
@@ -444,13 +446,8 @@ class PaidAllotWorld(AllotWorld):
         while "h" not in self._fields(MANY):
             self.ask()
         program = self._compile(self._view(MANY), {"requests": Demand.of(1)})
-        counters = self._keys(MANY).counters
         for field in program.fields:
-            whole = self.wire(pack("HGET", counters, field))
-            self.wire(pack("HSET", counters, field, b"1x"))
-            self.compare(f"damaged {field}", True, "DAMAGED field" in str(self._insist(program)))
-            mend = pack("HDEL", counters, field) if whole is None else pack("HSET", counters, field, whole)
-            self.wire(mend)
+            self._damage(program, field, "DAMAGED field")
 
     def edge(self, plan: str, demands: dict[str, Demand], times: int) -> None:
         """Allot to new customers all that there is, to the last unit."""
