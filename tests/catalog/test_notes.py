@@ -174,8 +174,7 @@ def test_limits_of_users_budgets_and_credits_are_named_too() -> None:
     assert of_user.startswith("plans.yaml:17:23 plans.free.subjects.user.words: no route asks for words")
     priced = "words: {included: 1_000, overage: {bill: {per: 100, amount_cents: 10}}}"
     assert unasked(ALL, meters=priced) == []
-    of_budget = "    subjects: {user: {budget: {amount_cents: 30}}}\n"
-    (of_user,) = unasked(ALL, meters=priced, more=of_budget)
+    (of_user,) = unasked(ALL, meters=priced, more="    subjects: {user: {budget: {amount_cents: 30}}}\n")
     assert of_user.startswith("plans.yaml:16:14 plans.free.meters.words: no route asks for words")
     credits_ = "credits: {usd: {unit: money, costs: {tokens: provider_prices}}}\n"
     (of_credit,) = unasked(ALL, meters="", more=credits_)

@@ -130,8 +130,7 @@ async def test_a_year_is_charged_less_the_rest(client: Any, emulator: StripeEmul
     changed = await switch(client, made, "price_year", billing_cycle_anchor={"type": "now"})
     assert amounts(invoice_of(changed)) == [-364, 10_000]
     anew: Any = {"billing_cycle_anchor": {"type": "now"}, "proration_behavior": "none"}
-    free = await switch(client, made, "price_10", **anew)
-    assert amounts(invoice_of(free)) == [1000]
+    assert amounts(invoice_of(await switch(client, made, "price_10", **anew))) == [1000]
 
 
 async def test_at_most_20_items_of_one_currency(client: Any, emulator: StripeEmulator) -> None:

@@ -124,8 +124,7 @@ async def test_the_own_clock_moves_from_outside(client: Any, emulator: StripeEmu
         assert (moved.status_code, moved.json()["now"]) == (200, MAY + 2 * HOUR)
         assert (await client.subscriptions.retrieve(subscription)).status == "past_due"
         better = {"payments": "succeed", "card": "pm_card_mastercard"}
-        mended = await own.post("/_emulator/customers/cus_1", json=better)
-        assert mended.json()["payments"] == "succeed"
+        assert (await own.post("/_emulator/customers/cus_1", json=better)).json()["payments"] == "succeed"
         await own.post("/_emulator/clock", json={"advance": 3 * DAY})
         assert (await client.subscriptions.retrieve(subscription)).status == "active"
         assert clock() == MAY + 3 * DAY + 2 * HOUR

@@ -30,8 +30,7 @@ async def test_prices_update(client: Any) -> None:
     """https://docs.stripe.com/api/prices/update: what it costs is no parameter."""
     changed = await client.prices.update("price_10", active=False, nickname="old")
     assert (changed.active, changed.nickname) == (False, "old")
-    error = await refused(client.prices.update("price_10", unit_amount=1100))
-    assert error.code == "parameter_unknown"
+    assert (await refused(client.prices.update("price_10", unit_amount=1100))).code == "parameter_unknown"
     await refused(subscribe(client), "inactive")
 
 
@@ -99,8 +98,7 @@ async def test_finalization_is_put_off(client: Any, clock: Clock) -> None:
 async def test_invoices_finalize(client: Any, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoices/finalize: once."""
     draft = await _draft(client, clock)
-    done = await client.invoices.finalize_invoice(draft.id)
-    assert done.status_transitions.finalized_at is not None
+    assert (await client.invoices.finalize_invoice(draft.id)).status_transitions.finalized_at is not None
     await refused(client.invoices.finalize_invoice(draft.id))
 
 

@@ -169,8 +169,7 @@ async def test_cancel_at_period_end_binds_there(client: Any, emulator: StripeEmu
     assert told(emulator)[-1] == "customer.subscription.deleted"
     only = "A canceled subscription can only update its cancellation_details and metadata."
     await refused(client.subscriptions.update(made.id, cancel_at_period_end=False), only)
-    error = await refused(client.subscriptions.cancel(made.id), "No such subscription")
-    assert error.http_status == 404
+    assert (await refused(client.subscriptions.cancel(made.id), "No such subscription")).http_status == 404
 
 
 @pytest.mark.parametrize("opened", [{"after_retries": "unpaid", "retry_days": ()}], indirect=True)

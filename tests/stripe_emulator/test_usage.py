@@ -61,8 +61,7 @@ async def test_without_prorations_a_price_that_goes_bills_nothing(
         item |= {"deleted": True} if len(later) == 1 else {"price": later[1]}
         await client.subscriptions.update(made.id, items=[item], proration_behavior=behavior)
     else:
-        at = HALF if by == "phase" else MAY
-        await phases(client, made, *later, proration_behavior=behavior, at=at)
+        await phases(client, made, *later, proration_behavior=behavior, at=HALF if by == "phase" else MAY)
     clock.set(datetime(2026, 5, 1, tzinfo=UTC))
     await client.subscriptions.retrieve(made.id)
     clock.advance(timedelta(hours=2))

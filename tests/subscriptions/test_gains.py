@@ -233,8 +233,7 @@ async def test_a_new_subscription_after_an_end_is_paid_too(store_url: str) -> No
 
 async def test_what_was_never_paid_is_not_given_back(store_url: str) -> None:
     async with shop(store_url, start=HALF) as at:
-        made = await at.kit.subscriptions.create("acme", "pro", 20)
-        assert made.subscription.status == "incomplete"
+        assert (await at.kit.subscriptions.create("acme", "pro", 20)).subscription.status == "incomplete"
         await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
         await at.subscribed(plan="pro")
         await at.fail_payments()

@@ -139,8 +139,7 @@ async def test_an_upgrade_keeps_a_billed_price(at: Shop, plan: str, expected: li
 async def test_a_meter_outside_the_plan_gets_an_item_and_loses_it(at: Shop) -> None:
     begun = await at.subscribed(plan="basic")
     at.clock.set(HALF)
-    bill = {"pages": {"overage": {"bill": {"per": 1, "amount_cents": 4}}}}
-    await at.kit.customers.override("acme", bill)
+    await at.kit.customers.override("acme", {"pages": {"overage": {"bill": {"per": 1, "amount_cents": 4}}}})
     (own,) = await own_prices(at)
     assert own in await at.items(begun.id)
     assert await at.kit.subscriptions.check() == {}

@@ -184,8 +184,7 @@ async def test_a_sign_up_without_a_card_ends_after_a_day(at: Shop) -> None:
 async def test_a_key_that_lists_no_cards_waits_for_a_default(status: int, at: Shop) -> None:
     at.emulator.add_customer("cus_acme")
     await at.kit.customers.link("acme", "cus_acme")
-    listed = "/v1/customers/cus_acme/payment_methods"
-    at.emulator.fail_next("error", status=status, path=listed, times=20)
+    at.emulator.fail_next("error", status=status, path="/v1/customers/cus_acme/payment_methods", times=20)
     await waiting(at)
     at.emulator.add_payment_method("cus_acme")
     await at.kit.subscriptions.sync("acme")
@@ -478,7 +477,6 @@ async def test_a_deleted_customer_is_forgotten_after_400_days(store_url: str) ->
             await at.kit.subscriptions.create(customer, "tried")
             await at.kit.customers.delete(customer, cancel=True)
         found = {name: await at.kit.subscriptions.create(name, "tried") for name in ("acme", "bob", "eve")}
-        trials = [name for name, one in found.items() if one.subscription.status == "trialing"]
-        assert trials == ["acme"]
+        assert [name for name, one in found.items() if one.subscription.status == "trialing"] == ["acme"]
         client = (await at.kit.store.admin()).client
         assert await client.zcount(at.kit.store.keys.shard(0, "tried"), "-inf", "+inf") == 2

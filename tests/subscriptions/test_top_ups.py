@@ -74,8 +74,7 @@ async def spend(at: Hooked, dollars: int) -> None:
 
 
 async def payments(at: Hooked) -> int:
-    found = await at.client.v1.invoices.list_async({"customer": "cus_acme", "status": "paid"})
-    return len(found.data)
+    return len((await at.client.v1.invoices.list_async({"customer": "cus_acme", "status": "paid"})).data)
 
 
 async def bring_refund(at: Hooked) -> None:

@@ -53,15 +53,13 @@ async def test_an_upgrade_with_a_kept_schedule_is_finished_by_a_repeat(store_url
         begun = await at.subscribed(plan="pro")
         await at.kit.subscriptions.change_plan("acme", "team")
         schedule = (await at.stripe_subscription(begun.id))["schedule"]
-        path = f"/v1/subscription_schedules/{schedule}/release"
-        at.emulator.fail_next("error", status=400, path=path)
+        at.emulator.fail_next("error", status=400, path=f"/v1/subscription_schedules/{schedule}/release")
         with pytest.raises(StripeError):
             await at.kit.subscriptions.change_plan("acme", "tried")
         found = await synced(at)
         assert found.plan == "tried"
         assert found.pending_change is not None  # It is told of, and not lost from sight.
-        again = await at.kit.subscriptions.change_plan("acme", "tried")
-        assert again.subscription.pending_change is None
+        assert (await at.kit.subscriptions.change_plan("acme", "tried")).subscription.pending_change is None
 
 
 async def test_an_upgrade_takes_effect_after_its_authentication(at: Shop) -> None:

@@ -48,8 +48,7 @@ SUBSCRIPTIONS = "/v1/subscriptions"
 
 
 def client_of(kit: MeterKit) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app=stripe_webhook(kit))
-    return httpx.AsyncClient(transport=transport, base_url="http://app")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=stripe_webhook(kit)), base_url="http://app")
 
 
 def signed(event: dict[str, Any], *, secret: str = SECRET, at: Any = NOW) -> dict[str, Any]:
@@ -371,8 +370,7 @@ async def test_handlers_are_told_of_payments_and_of_the_end_of_a_trial(store_url
     assert (paid.amount_cents, paid.currency, paid.customer) == (1000, "usd", "acme")
     assert paid.invoice == failed[0].invoice
     assert len({event.id for event in told}) == len(told)
-    changes = [event for event in told if isinstance(event, SubscriptionChanged)]
-    assert changes[0].cause.startswith("evt_")
+    assert next(event for event in told if isinstance(event, SubscriptionChanged)).cause.startswith("evt_")
 
 
 async def test_i7_tasks_end_after_a_cancellation(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,8 +461,7 @@ async def debtor(store_url: str, dunning: str = "") -> AsyncGenerator[Hooked]:
 
 async def open_invoice(at: Hooked) -> tuple[str, str]:
     """The invoice that is owed: its id, and the page where it is paid."""
-    found = await at.client.v1.invoices.list_async({"customer": "cus_acme", "status": "open"})
-    (invoice,) = found.data
+    (invoice,) = (await at.client.v1.invoices.list_async({"customer": "cus_acme", "status": "open"})).data
     assert invoice.id is not None
     assert invoice.hosted_invoice_url is not None
     return invoice.id, invoice.hosted_invoice_url

@@ -81,8 +81,7 @@ class Months:
             headers = {"x-customer-id": customer, "x-call": " ".join(map(str, what))}
             asked = compact({"model": what[0], "max_tokens": what[2], "messages": []})
             for _ in range(times):
-                answer = await self.client.post(PATH, content=asked, headers=headers)
-                assert answer.status_code == status
+                assert (await self.client.post(PATH, content=asked, headers=headers)).status_code == status
             await self.has(customer, micros)
 
     async def has(self, customer: str, micros: int) -> None:
