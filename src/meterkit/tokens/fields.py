@@ -8,7 +8,7 @@ from math import floor, isfinite
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.calls import CALLS_MAX
+from meterkit.tokens.call_ledger import CALLS_MAX
 from meterkit.tokens.framing.content import (
     IDENTITY,
     PIECE_BYTES,

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
 from meterkit.tokens.batch_lines import outliving_state
+from meterkit.tokens.call_ledger import CallLedger
 from meterkit.tokens.call_usage import CallUsage, deduplicate_calls, figure, join_reports, sum_calls
-from meterkit.tokens.calls import CallLedger
 from meterkit.tokens.json_values import dig, load, rows, table, text
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, first_text
 from meterkit.tokens.observer import read_document
@@ -34,7 +34,7 @@ from meterkit.tokens.response import read_body
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.tokens.calls import EventUsage
+    from meterkit.tokens.call_ledger import EventUsage
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.reader_interface import ProviderApi
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.tokens.batch_lines import outliving_state
+from meterkit.tokens.call_ledger import CallLedger, EventUsage
 from meterkit.tokens.call_usage import CallUsage
-from meterkit.tokens.calls import CallLedger, EventUsage
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.json_values import dig, rows, table
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, figure_path, first_text, text_bytes

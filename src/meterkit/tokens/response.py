@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.calls import CallLedger
+from meterkit.tokens.call_ledger import CallLedger
 from meterkit.tokens.framing.content import (
     EVENT_STREAM,
     IDENTITY,

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi, cache_included, context_of
 

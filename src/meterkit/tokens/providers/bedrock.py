@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, table, text
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.cohere import COHERE

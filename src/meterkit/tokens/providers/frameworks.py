@@ -13,8 +13,8 @@ from inspect import ismethod
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.genai_prices_table import UNIT_OF, UNITS
+from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.call_usage import figure
-from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
 from meterkit.tokens.plain_values import instance_members, kind_of, table_of
 from meterkit.tokens.providers.openai import OPENAI

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.json_values import paths, read_counts, text
 from meterkit.tokens.providers.reader_interface import ProviderApi
 

@@ -12,8 +12,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.batch_lines import outliving_state
+from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.call_usage import figure
-from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
 

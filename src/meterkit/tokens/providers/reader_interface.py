@@ -19,7 +19,7 @@ from meterkit.tokens.json_values import dig, rows, table, text
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.tokens.calls import EventUsage
+    from meterkit.tokens.call_ledger import EventUsage
     from meterkit.tokens.json_values import Counts, Table
 
 _SHORT: Final = "cache_write_5m_tokens"
