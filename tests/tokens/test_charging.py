@@ -25,7 +25,7 @@ from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.charging import CallCosts, ChargeRemainders, ModelCharges
-from meterkit.tokens.provider_prices import UnitPrices, list_prices, unit_dimensions
+from meterkit.tokens.list_prices import UnitPrices, list_prices, unit_dimensions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

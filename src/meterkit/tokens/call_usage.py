@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.genai_prices_table import UNIT_OF, WHOLE_OF
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.provider_prices import list_prices
+from meterkit.tokens.list_prices import list_prices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from meterkit.tokens.provider_prices import Context
+    from meterkit.tokens.list_prices import Context
 
 Source = Literal["reported", "partial", "estimated", "missing"]
 Note = Literal[

@@ -15,7 +15,7 @@ from meterkit.catalog.genai_prices_table import UNIT_OF
 from meterkit.catalog.model_prices import first_match
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.call_usage import billed_units
-from meterkit.tokens.provider_prices import (
+from meterkit.tokens.list_prices import (
     STANDARD,
     UnitPrices,
     at_any_length,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.model_prices import ProviderPrices
     from meterkit.tokens.call_usage import CallUsage
-    from meterkit.tokens.provider_prices import Context, Tiers
+    from meterkit.tokens.list_prices import Context, Tiers
 
 _logger = logging.getLogger("meterkit.tokens")
 _NAME_MAX: Final = 256
