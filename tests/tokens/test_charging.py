@@ -23,8 +23,8 @@ from costs.edge_instructions import counted
 from drivers.sampled import few_examples, whole
 from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.model_prices import ProviderPrices
+from meterkit.tokens.call_prices import CallCosts, ChargeRemainders, ModelCharges
 from meterkit.tokens.call_usage import CallUsage
-from meterkit.tokens.charging import CallCosts, ChargeRemainders, ModelCharges
 from meterkit.tokens.list_prices import UnitPrices, list_prices, unit_dimensions
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import pytest
 from drivers.sampled import pairs
 from meterkit.asgi.websocket import SocketUsage
 from meterkit.catalog.model_prices import ProviderPrices
+from meterkit.tokens.call_prices import ModelCharges
 from meterkit.tokens.call_usage import RANKS, CallUsage, fill_estimates
-from meterkit.tokens.charging import ModelCharges
 from meterkit.tokens.estimate import BODY_BYTES_MAX, MEDIA_PART_TOKENS, estimate_input, estimate_request
 from meterkit.tokens.json_values import table
 from meterkit.tokens.objects import calls_of

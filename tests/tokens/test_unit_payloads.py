@@ -16,7 +16,7 @@ import yaml
 
 from drivers.sampled import pairs
 from meterkit.catalog.model_prices import ProviderPrices
-from meterkit.tokens.charging import ModelCharges
+from meterkit.tokens.call_prices import ModelCharges
 from meterkit.tokens.objects import calls_of
 from tokens import openai_payloads
 from tokens.corpus_rows import amount

@@ -11,8 +11,8 @@ from meterkit.catalog.genai_prices_table import UNIT_OF, USAGE_METERS, WHOLE_OF
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import from_ms
 from meterkit.store.settlement_parts import UsedQuantities, add_quantities
+from meterkit.tokens.call_prices import price_call
 from meterkit.tokens.call_usage import CallUsage, billed_units, cap_parts
-from meterkit.tokens.charging import price_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

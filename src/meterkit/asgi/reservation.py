@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView, PreparedDecision
-    from meterkit.tokens.charging import ModelCharges
+    from meterkit.tokens.call_prices import ModelCharges
     from meterkit.tokens.estimate import InputEstimator
     from meterkit.tokens.requested_limits import NamedLimit
 

@@ -18,7 +18,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.plan_shares import effective_terms, longest_life_ms
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.script_terms import pack_tail
-from meterkit.tokens.charging import ChargeRemainders, ModelCharges, UnpricedLog, make_call_costs
+from meterkit.tokens.call_prices import ChargeRemainders, ModelCharges, UnpricedLog, make_call_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from meterkit.redis.tallies import Tallies
     from meterkit.store.daily_counts import UnpricedCalls
     from meterkit.store.request_subjects import Subjects
+    from meterkit.tokens.call_prices import CallCosts
     from meterkit.tokens.call_usage import CallUsage
-    from meterkit.tokens.charging import CallCosts
 
 _T = TypeVar("_T")
 
