@@ -103,7 +103,7 @@ from meterkit.subscriptions.price_sync import StripeAccount as StripeAccount
 from meterkit.subscriptions.price_sync import StripeSync as StripeSync
 from meterkit.subscriptions.price_sync import StripeSyncLine as StripeSyncLine
 from meterkit.subscriptions.proration_estimate import Proration as Proration
-from meterkit.subscriptions.service.customer_matching import Misfit as Misfit
+from meterkit.subscriptions.service.import_matching import Misfit as Misfit
 from meterkit.subscriptions.service.results import Checkout as Checkout
 from meterkit.subscriptions.service.results import Invoice as Invoice
 from meterkit.subscriptions.service.results import NewSubscription as NewSubscription

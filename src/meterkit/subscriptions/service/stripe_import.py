@@ -14,7 +14,7 @@ from meterkit.subscriptions.live_subscription import expand_item_coupons, with_a
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.plan_prices import PriceBook
-from meterkit.subscriptions.service.customer_matching import IdSource, ListedCustomer, Misfit, match_customers
+from meterkit.subscriptions.service.import_matching import IdSource, ListedCustomer, Misfit, match_customers
 from meterkit.subscriptions.stripe_objects import id_in, part_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.service.customer_matching import MisfitKind, Newcomer
+    from meterkit.subscriptions.service.import_matching import MisfitKind, Newcomer
 
 _T = TypeVar("_T")
 Step = Literal["customers", "subscriptions", "links"]
