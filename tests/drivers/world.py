@@ -52,7 +52,7 @@ _CANCEL_AGAIN_S: Final = 0.1
 STRIPE: Final = "http://stripe.emulated"
 _LOADED: Final = (
     *("delivery.flusher", "delivery.sender", "delivery.flusher_setup", "stripe.http", "stripe.sdk"),
-    *("subscriptions.webhooks.worker", "delivery.summaries", "delivery.stripe_v1"),
+    *("subscriptions.webhooks.sync_worker", "delivery.summaries", "delivery.stripe_v1"),
 )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask at once, and again at once."""
-    monkeypatch.setattr("meterkit.subscriptions.webhooks.worker._PAUSE_S", 0.0)
+    monkeypatch.setattr("meterkit.subscriptions.webhooks.sync_worker._PAUSE_S", 0.0)
     unpaced(monkeypatch)
 
 

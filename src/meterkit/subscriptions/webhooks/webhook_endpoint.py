@@ -17,7 +17,7 @@ from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
 from meterkit.subscriptions.webhooks.stripe_events import hint_of
 from meterkit.subscriptions.webhooks.stripe_signature import ForgedEvent, verify_signature
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
-from meterkit.subscriptions.webhooks.worker import SyncWorker
+from meterkit.subscriptions.webhooks.sync_worker import SyncWorker
 from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
