@@ -20,7 +20,7 @@ from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.delivery.intent_logs import log_outcome, log_parked
 from meterkit.outbox.intents import IntentMove
 from meterkit.outbox.resend_window import can_resend, compare_in_ms
-from meterkit.stripe.refusal_breaker import CircuitBreaker
+from meterkit.stripe.circuit_breaker import CircuitBreaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.outbox.intents import SealedIntent, SendAttempt
     from meterkit.outbox.outbox import Outbox
     from meterkit.store.store import Store
-    from meterkit.stripe.refusal_breaker import Admitted
+    from meterkit.stripe.circuit_breaker import Admitted
 
 _logger = logging.getLogger("meterkit.delivery")
 _jitter = SystemRandom().uniform

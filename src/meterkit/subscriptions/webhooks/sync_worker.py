@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.cancellation import start_task
 from meterkit.errors import CustomerError, MeterkitError, StoreError, StripeError, StripeUnavailableError
-from meterkit.stripe.refusal_breaker import CircuitBreaker
+from meterkit.stripe.circuit_breaker import CircuitBreaker
 from meterkit.subscriptions.webhooks.customer_sync import LostError
 from meterkit.subscriptions.webhooks.sync_queue import SyncEntry
 
