@@ -9,8 +9,9 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -20,14 +21,8 @@ from drivers.lua_runtime import compile_once
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.redis import memory
 from servers.certificates import Authority
-from servers.clusters import spawn_cluster, spawn_watched
-from servers.stores import redis_binary, spawn_server
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
-
-    from servers.clusters import Cluster, Watched
-    from servers.stores import Server
+from servers.clusters import Cluster, Watched, spawn_cluster, spawn_watched
+from servers.stores import Server, redis_binary, spawn_server
 
 pytest_plugins = ["costs.plugin"]
 

@@ -6,18 +6,16 @@ import ast
 import io
 import re
 import tokenize
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from statistics import median, quantiles
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
 import meterkit
 import stripe_emulator
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT: Final = Path(__file__).parents[1]
 SOURCE: Final = ROOT / "src"

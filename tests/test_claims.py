@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import re
 from asyncio import gather
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, Final
 
 import httpx
 import pytest
 import yaml
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 import meterkit
 from drivers.app import hello, served
 from drivers.command_line import Shell
 from meterkit.fastapi import requires
 from test_readme import NAMES, ROOT, blocks
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from starlette.types import Receive, Scope, Send
 
 RECIPES: Final = ROOT / "docs/recipes.md"
 

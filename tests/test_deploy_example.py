@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 import jsonschema
@@ -24,9 +25,6 @@ from meterkit import Settings
 from meterkit.testing import StripeEmulator
 from servers.stores import free_port, spawn_server
 from test_examples import wait_until_ready
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
 
 ROOT: Final = Path(__file__).parents[1]
 DEPLOY: Final = ROOT / "examples" / "deploy"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import count
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anthropic
 import httpx
@@ -27,13 +28,8 @@ from faults.refusals import eventually
 from meterkit import MeterKit, identify
 from meterkit.testing import StripeEmulator
 from servers.model_providers import ANTHROPIC_KEY, OPENAI_KEY, WORDS, FakeProviders
-from servers.stores import spawn_server
+from servers.stores import Server, spawn_server
 from test_examples import served as served_example
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -10,18 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import httpx
 import pytest
 
 from drivers.command_line import TIMEOUT_S, Done, Shell
 from servers.stores import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BASIC = EXAMPLES / "fastapi_basic"

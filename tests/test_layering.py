@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 import meterkit
 import stripe_emulator
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 LINE = (
     ("errors", "throttle", "answers", "cancellation", "safe_text"),

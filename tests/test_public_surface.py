@@ -7,10 +7,10 @@ import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from typing_extensions import is_protocol
@@ -18,9 +18,6 @@ from typing_extensions import is_protocol
 import meterkit
 import meterkit.catalog
 from meterkit import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # Generous, for machines that do other things at the same time.
 IMPORT_S_MAX = 0.2 if "CI" in os.environ else 0.04

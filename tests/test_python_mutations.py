@@ -8,20 +8,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from zlib import crc32
 
 import pytest
 
-from faults.python_mutants import mutants, survivors_known
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from faults.python_mutants import Mutant
+from faults.python_mutants import Mutant, mutants, survivors_known
 
 ROOT: Final = Path(__file__).parents[1]
 NOTICED: Final = Path(__file__).parent / "faults" / "python_noticed.txt"

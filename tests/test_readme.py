@@ -6,9 +6,11 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import CodeType
+from typing import Any
 
 import pytest
 import typer
@@ -17,10 +19,6 @@ import yaml
 from meterkit import Settings
 from meterkit.catalog import loads
 from meterkit.cli.app import app
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import CodeType
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(

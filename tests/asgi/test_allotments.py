@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 import meterkit
-from drivers.app import answering, hello, ignore, served
+from drivers.app import Served, answering, hello, ignore, served
 from faults.refusals import eventually, http_scope
 from meterkit import MeterKit
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-
-    from starlette.types import Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = [pytest.mark.anyio]
 

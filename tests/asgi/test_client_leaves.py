@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 import pytest
@@ -12,12 +13,13 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import meterkit
-from drivers.app import http_scope, ignore, staying
+from drivers.app import Served, http_scope, ignore, staying
 from drivers.llm_apps import (
     PLANS,
     PROMPT,
@@ -34,14 +36,6 @@ from faults.refusals import eventually, settled
 from meterkit import current
 from meterkit.llm import stop_on_disconnect
 from tokens.recordings import chat, chat_usage, compact, sse
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-
-    from starlette.requests import Request
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from math import floor
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 import meterkit
 from drivers.app import ignore
@@ -23,11 +25,6 @@ from meterkit.catalog import loads
 from meterkit.testing import Clock
 from tokens.corpus_rows import AT, ROWS, Row
 from tokens.recordings import KINDS
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from starlette.types import Message, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 

@@ -8,10 +8,12 @@ import logging
 import math
 import threading
 import tracemalloc
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 import meterkit
 from drivers.app import PLANS as APP_PLANS
@@ -35,17 +37,10 @@ from faults.refusals import (
     stopped,
     used,
 )
-from meterkit import MeterMiddleware, record
+from meterkit import MeterKit, MeterMiddleware, record
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, QuantityError, UnknownMeterError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from starlette.types import Message, Receive, Scope, Send
-
-    from meterkit import MeterKit
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

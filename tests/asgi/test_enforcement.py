@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from drivers.app import PLANS, hello, served
 from drivers.sampled import pairs
-from meterkit import current, record, record_usage, tap
-from servers.stores import free_port
+from meterkit import Decision, current, record, record_usage, tap
+from servers.stores import Server, free_port
 from tokens.recordings import chat, chat_usage
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
-
-    from meterkit import Decision
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import jsonschema
@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.routing import Route
 from starlette.testclient import WebSocketDenialResponse
+from starlette.types import Scope
 
 from drivers.app import HEADERS, PLANS, served
 from drivers.sampled import pairs
@@ -35,13 +36,7 @@ from meterkit import (
 )
 from meterkit.catalog import loads
 from meterkit.fastapi import Current, requires, responses
-from servers.stores import free_port
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.types import Scope
-
-    from servers.stores import Server
+from servers.stores import Server, free_port
 
 pytestmark = pytest.mark.anyio
 

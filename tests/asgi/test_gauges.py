@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from asyncio import Event, create_task, ensure_future, get_running_loop, sleep, wait
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from json import loads
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
-from drivers.app import hello, http_scope, served
+from drivers.app import Served, hello, http_scope, served
 from drivers.plans import completed
 from faults.refusals import renew_holds, settled, stopped
 from meterkit import MeterKit, MeterMiddleware, current, identify
 from meterkit.catalog import loads as plans_of
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-
-    from starlette.types import Message, Receive, Scope, Send
-
-    from drivers.app import Served
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -7,24 +7,21 @@ import gc
 import hashlib
 import ipaddress
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
+from starlette.types import Scope
 
 from drivers.sampled import few_examples
 from meterkit import MeterkitError, identify
 from meterkit.errors import CustomerError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from starlette.types import Scope
 
 pytestmark = pytest.mark.anyio
 

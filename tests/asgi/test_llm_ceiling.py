@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
+from drivers.app import Served
 from drivers.llm_apps import metered
 from faults.refusals import settled
-from meterkit import current
+from meterkit import Decision, current
 from tokens.recordings import compact
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-
-    from starlette.types import Receive, Scope, Send
-
-    from drivers.app import Served
-    from meterkit import Decision
 
 pytestmark = pytest.mark.anyio
 

@@ -6,11 +6,12 @@ import asyncio
 import gc
 import logging
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from starlette.types import ASGIApp, Message
 
-from drivers.app import http_scope, staying
+from drivers.app import Served, http_scope, staying
 from drivers.llm_apps import (
     METERS,
     PLANS,
@@ -41,12 +42,6 @@ from tokens.recordings import (
     gemini_chunk,
     sse,
 )
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message
-
-    from drivers.app import Served
-
 
 pytestmark = pytest.mark.anyio
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import meterkit
 from asgi.test_websockets import echo, opened
-from drivers.app import hello
+from drivers.app import Served, hello
 from drivers.delivery import until
 from drivers.health_findings import findings
 from drivers.llm_apps import metered, read_all
@@ -19,13 +21,6 @@ from drivers.plans import completed
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from tokens.recordings import chat_usage, compact
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -6,22 +6,19 @@ import asyncio
 from datetime import UTC, datetime
 from fractions import Fraction
 from math import floor
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 from genai_prices import Usage, calc_price
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi.test_llm_model_prices import answering, ask, drawn, race
+from drivers.app import Served
 from drivers.delivery import until
 from drivers.llm_apps import answering as llm_answering
 from drivers.llm_apps import metered, read_all
 from meterkit import identify
 from tokens.recordings import chat, chat_usage, compact, sse
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

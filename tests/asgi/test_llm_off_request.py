@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from asyncio import to_thread
+from collections.abc import AsyncGenerator
 from fractions import Fraction
 from math import floor
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import meterkit
 from asgi.test_llm_model_prices import answering, ask
 from asgi.test_llm_money import PLANS as MONEY_PLANS
 from asgi.test_llm_money import SAID, give, price_of, spent
+from drivers.app import Served
 from drivers.delivery import until
 from drivers.llm_apps import METERS, PLANS, metered, tokens
 from drivers.llm_apps import answering as llm_answering
@@ -22,13 +25,6 @@ from drivers.plans import completed
 from meterkit import CallUsage, MeterKit, MeterkitError, QuantityError, UnknownMeterError, usage_of
 from meterkit.catalog import loads
 from tokens.recordings import chat_usage, sse
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

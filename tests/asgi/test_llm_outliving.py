@@ -6,21 +6,18 @@ import asyncio
 import logging
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from drivers.app import Served
 from drivers.llm_apps import PLANS, answering, ask, metered, tokens
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
 from meterkit import MeterKit, MeterkitError, StoreError, record_usage
+from servers.stores import Server
 from tokens.recordings import JSON_TYPE, SSE_TYPE, chat_usage, compact, sse
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from drivers.app import Served
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from time import thread_time
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 from pydantic import ConfigDict, create_model
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 import meterkit
+from drivers.app import Served
 from drivers.llm_apps import METERS, PLANS, PROMPT, metered, openai_stream, stream_of, tokens
 from faults.refusals import eventually
 from meterkit import MeterkitError
 from meterkit.llm import ask_for_usage
 from tokens.recordings import LIE, anthropic_events, chat, chat_usage, compact, sse
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-
-    from starlette.requests import Request
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

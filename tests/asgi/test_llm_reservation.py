@@ -9,16 +9,18 @@ import gzip
 import json
 import time
 import zlib
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from decimal import Decimal, localcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from drivers.app import SentMessages, hello, http_scope, no_more
+from drivers.app import SentMessages, Served, hello, http_scope, no_more
 from drivers.delivery import until
 from drivers.llm_apps import answering, listening, metered, openai_stream, read_all
 from drivers.sampled import few_examples
@@ -27,15 +29,8 @@ from meterkit.asgi.body import BUFFERED_BYTES_MAX, DECODED_BYTES_MAX, BufferedBo
 from meterkit.asgi.reservation import reservation
 from meterkit.catalog import loads
 from meterkit.tokens.json_values import rows
+from servers.stores import Server
 from tokens.recordings import chat, compact, sse
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
-
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from drivers.app import Served
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 import gzip
 import json
 from base64 import b64decode
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from weakref import WeakSet
 
 import httpx
 import pytest
 from mcp import MCPError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from drivers.app import answering, http_scope, ignore, served
+from drivers.app import Served, answering, http_scope, ignore, served
 from drivers.llm_apps import answering as in_pieces
 from drivers.mcp_apps import (
     COMPLETE,
@@ -42,16 +44,8 @@ from meterkit import Caller
 from meterkit.asgi.mcp import McpLines, McpMessage
 from meterkit.asgi.mcp_exchange import McpResponseReader
 from meterkit.asgi.route_matching import Router
-from meterkit.catalog import loads
+from meterkit.catalog import Route, loads
 from meterkit.tokens.framing.incremental import drain
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from drivers.app import Served
-    from meterkit.catalog import Route
 
 pytestmark = pytest.mark.anyio
 

@@ -8,24 +8,19 @@ import threading
 from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
-from drivers.app import PLANS, answering, hello, served
+from drivers.app import PLANS, Served, answering, hello, served
 from drivers.delivery import NOW
-from meterkit import MeterkitError, UnknownMeterError, current, record
+from meterkit import Decision, MeterkitError, UnknownMeterError, current, record
 from meterkit.catalog import loads
-
-if TYPE_CHECKING:
-    import httpx
-    from starlette.types import Receive, Scope, Send
-
-    from drivers.app import Served
-    from meterkit import Decision
 
 pytestmark = pytest.mark.anyio
 

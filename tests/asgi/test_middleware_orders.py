@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
@@ -18,19 +19,13 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Host, Mount, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from drivers.app import HEADERS, PLANS, hello, http_scope, ignore, no_more, served
+from drivers.app import HEADERS, PLANS, Served, hello, http_scope, ignore, no_more, served
 from drivers.llm_apps import answering, metered, tokens
 from drivers.sampled import pairs
 from meterkit import MeterKit, MeterMiddleware, identify
 from tokens.recordings import DONE, JSON_TYPE, SSE_TYPE, chat, chat_usage, compact, sse
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
-
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -6,14 +6,17 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import trio
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drivers.app import HEADERS, SentMessages, hello, http_scope, ignore, no_more
 from drivers.delivery import NOW, RunningClock, kit_for, until
@@ -21,12 +24,6 @@ from drivers.llm_apps import listening
 from faults.refusals import Client, eventually, kit_at, loop_clock, metered
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, PlansError, identify
 from meterkit.testing import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 

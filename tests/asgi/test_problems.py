@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 from uuid import UUID
 
 import jsonschema
@@ -21,14 +22,9 @@ from jsonschema import Draft202012Validator
 from drivers.sampled import few_examples
 from meterkit.asgi.headers import format_fields, limit_field, merge_headers, policy_field
 from meterkit.asgi.refusal_documents import REFUSAL_TYPES, Denial, ProblemContext, problem
+from meterkit.catalog.models import Headers
 from meterkit.decisions.decision import Decision, Policy, Reason, SpendLevel
 from meterkit.fastapi import responses
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from meterkit.catalog.models import Headers
-
 
 INSTANCE = UUID("6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11")
 NOW_S = 1_800_000_000

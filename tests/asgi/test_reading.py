@@ -7,12 +7,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import sys
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from time import thread_time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from drivers.sampled import pairs
 from meterkit.asgi.body import KeptRequest
 from meterkit.asgi.response_usage import ResponseUsage
 from meterkit.catalog import Route
+from meterkit.tokens.call_usage import CallUsage
 from tokens.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,
@@ -33,11 +35,6 @@ from tokens.recordings import (
     invoked,
     sse,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
-
-    from meterkit.tokens.call_usage import CallUsage
 
 pytestmark = pytest.mark.anyio
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import meterkit
 from asgi.test_websockets import closed, opened
-from drivers.app import hello, served
+from drivers.app import Served, hello, served
 from drivers.llm_apps import answering
 from drivers.plans import completed
 from faults.refusals import eventually
 from tokens.recordings import JSON_TYPE, chat_usage, compact
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from starlette.requests import Request
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = [pytest.mark.anyio]
 

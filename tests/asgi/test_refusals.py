@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.app import PLANS, SentMessages, Served, hello, http_scope, no_more, served
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from meterkit import Decision
+from meterkit import Decision
 
 pytestmark = pytest.mark.anyio
 

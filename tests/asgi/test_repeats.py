@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from asyncio import Event, create_task
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 import meterkit
-from drivers.app import answering, hello, served
+from drivers.app import Served, answering, hello, served
 from faults.refusals import settled, stopped
-
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
-
-    from drivers.app import Served
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlencode
 
 import pytest
 from genai_prices import Usage, calc_price
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import meterkit
 from asgi.test_llm_model_prices import give, spent
-from drivers.app import hello
+from drivers.app import Served, hello
 from drivers.delivery import until
 from drivers.llm_apps import answering, metered, read_all, tokens
 from drivers.plans import completed
 from meterkit.catalog import loads
 from meterkit.errors import PlansError
 from tokens.recordings import chat_usage, compact
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import httpx
@@ -19,9 +20,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.app import PLANS, SentMessages, answering, hello, no_more, served
 from drivers.llm_apps import listening
@@ -33,16 +36,8 @@ from meterkit.asgi.app_routes import RequestDecider, describe_line, match_lines,
 from meterkit.asgi.path_readings import EXACT, LOOSE, PathRules, path_rules_of_router
 from meterkit.asgi.route_matching import Router as LineRouter
 from meterkit.asgi.route_matching import client_paths, is_preflight, root_path_of_app
+from meterkit.catalog import Catalog, loads
 from meterkit.catalog import Route as Line
-from meterkit.catalog import loads
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from starlette.requests import Request
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from meterkit.catalog import Catalog
 
 pytestmark = pytest.mark.anyio
 

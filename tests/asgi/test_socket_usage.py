@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from math import floor
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
-from drivers.app import ignore, no_more
+from drivers.app import Served, ignore, no_more
 from drivers.llm_apps import PLANS, answering, metered, read_all, tokens
 from faults.refusals import eventually, settled
 from tokens.openai_payloads import PAYLOADS, TRANSCRIBED, response
 from tokens.recordings import JSON_TYPE, SSE_TYPE
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-
-    from starlette.types import Message, Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 import meterkit
 from asgi.test_llm_model_prices import answering as answering_with_tokens
 from asgi.test_llm_model_prices import ask
 from asgi.test_websockets import closed, echo, looked, opened
-from drivers.app import SentMessages, hello, http_scope, no_more, served
+from drivers.app import SentMessages, Served, hello, http_scope, no_more, served
 from faults.refusals import eventually, settled
 from meterkit import Caller, MeterkitError, identify
-
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
-
-    from drivers.app import Served
 
 pytestmark = pytest.mark.anyio
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from gzip import compress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.llm_apps import PLANS, answering, ask, metered, tokens
 from meterkit import PlansError, record_usage
@@ -24,11 +26,6 @@ from tokens.recordings import (
     gemini_chunk,
     sse,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from starlette.types import ASGIApp, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from drivers.app import served
+from drivers.app import Served, served
 from drivers.plans import completed
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
-from servers.stores import spawn_server
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from drivers.app import Served
-    from servers.stores import Server
+from servers.stores import Server, spawn_server
 
 pytestmark = pytest.mark.anyio
 

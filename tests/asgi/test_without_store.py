@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -25,12 +26,8 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
+from servers.stores import Server
 from tokens.recordings import JSON_TYPE, chat, chat_usage, compact, sse
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

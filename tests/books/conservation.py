@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from drivers.counters import flat_of
+from meterkit import MeterKit
 from meterkit.decisions.keys import meter_token
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from meterkit import MeterKit
 
 # In the plans of delivery.py: meter to what of it is reported, its included units too or only the rest.
 REPORTED: Final[Mapping[str, tuple[str, ...]]] = {

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-    from decimal import Decimal
-
-    from books.price_oracle import Ledger, Recorded
-    from meterkit import Corrected
+from books.price_oracle import Ledger, Recorded
+from meterkit import Corrected
 
 _MARK = "meterkit_correction"
 

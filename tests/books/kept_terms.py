@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from drivers.world import World
+from drivers.world import World
 
 _SUBSCRIPTION: Final = (
     *("application_fee_percent", "collection_method", "days_until_due", "default_payment_method"),

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from drivers.world import World
-    from meterkit import CustomerUsage
-    from meterkit.catalog import Catalog, Plan
+from drivers.world import World
+from meterkit import CustomerUsage
+from meterkit.catalog import Catalog, Plan
 
 _FIRST_MINUTE_S = 60
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
-from drivers.webhooks import hooked
+from drivers.webhooks import Hooked, hooked
 from meterkit.catalog import loads
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.testing import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from drivers.webhooks import Hooked
 
 MOVEMENTS: Final = ("mrr", "new", "expansion", "contraction", "churn", "reactivation", "customers")
 MICRO: Final = 1_000_000

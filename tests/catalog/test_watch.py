@@ -8,17 +8,15 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from faults.refusals import eventually
 from meterkit.catalog.plans_file_watcher import WatchedPlans
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 EVERY_S = 0.005

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +11,6 @@ from drivers.command_line import InProcessShell, Shell
 from drivers.forked_command import IMPORTED_BEFORE, forks
 from drivers.plans import plans_text
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PLANS = plans_text("command_line")
 

@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+from collections.abc import AsyncGenerator, Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from sqlite3 import connect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from drivers.audit_database import AuditRow, drain_all, insert_rows
 from drivers.audited_kit import rows_in
-from drivers.command_line import InProcessShell, Shell
+from drivers.command_line import Done, InProcessShell, Shell
 from drivers.delivery import STRIPE_KEY
 from drivers.health_findings import findings, looked_at
-from drivers.period_ends import JULY, JUNE, MAY, PLANS, paying
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
-    from pathlib import Path
-
-    from drivers.command_line import Done, Shell
-    from drivers.period_ends import Ending
+from drivers.period_ends import JULY, JUNE, MAY, PLANS, Ending, paying
 
 pytestmark = pytest.mark.anyio
 

@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from drivers.command_line import Shell
+from drivers.command_line import Shell
 
 BROKEN = """\
 schema: 1

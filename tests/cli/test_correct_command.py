@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from anyio import to_thread
 
+from drivers.command_line import Shell
 from drivers.delivery import STRIPE_KEY
 from drivers.priced_shop import CATALOG, PLANS, sell
 from drivers.shop import shop
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from drivers.command_line import Shell
+from drivers.command_line import Shell
 
 
 def test_a_plan_that_was_set_is_taken_back(stored: Shell) -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
 from drivers.command_line import TIMEOUT_S, Shell, first_line
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 JSON = {"accept": "application/json"}
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from meterkit import MeterKit
+from drivers.command_line import Shell
+from meterkit import Finding, Health, MeterKit
 from meterkit.testing import StripeEmulator
 from servers.stores import DOCUMENTED, NEEDED, Server, spawn_server, url_of_user
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
-    from pathlib import Path
-
-    from drivers.command_line import Shell
-    from meterkit import Finding, Health
 
 pytestmark = pytest.mark.anyio
 

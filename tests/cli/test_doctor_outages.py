@@ -7,24 +7,20 @@ import os
 import re
 import signal
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from drivers.command_line import Shell
 from drivers.delivery import CATALOG
 from drivers.spools import spool_with
 from faults.proxy import TcpProxy
 from faults.refusals import stopped
-from meterkit import MeterKit
+from meterkit import Finding, Health, MeterKit
 from meterkit.testing import Clock
 from servers.clusters import spawn_cluster, spawn_watched
 from servers.stores import spawn_server
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from drivers.command_line import Shell
-    from meterkit import Finding, Health
 
 pytestmark = pytest.mark.anyio
 

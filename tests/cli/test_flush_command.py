@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,12 +11,7 @@ import pytest
 from drivers.audited_kit import rows_in
 from drivers.command_line import TIMEOUT_S, Shell, first_line
 from drivers.spools import spool_with
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from meterkit.testing import StripeEmulator
+from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
+from drivers.command_line import Shell
 from drivers.sampled import some
-
-if TYPE_CHECKING:
-    from drivers.command_line import Shell
 
 COMMANDS: Final = {
     group: tuple(commands.split())

@@ -11,11 +11,12 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 from typer.testing import CliRunner
 
+from drivers.command_line import Shell
 from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import load
@@ -31,9 +32,6 @@ from meterkit.health.spools import find_full_disk, find_growing_spools
 from meterkit.safe_text import csv_cell, escape_invisible
 from meterkit.store.spool_file import SpoolInfo
 from meterkit.testing import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from drivers.command_line import Shell
 
 TURNED: Final = "a\u202eda"
 LINES: Final = "a\u2028b\u2029c\u200b\ufeff\u00ad\U000e0041"

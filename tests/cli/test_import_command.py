@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,10 +13,6 @@ from drivers.command_line import InProcessShell, Shell
 from drivers.delivery import STRIPE_KEY
 from drivers.webhooks import PLANS
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-    from pathlib import Path
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,9 +14,6 @@ from drivers.command_line import Shell
 from drivers.sampled import whole
 from meterkit.testing import StripeEmulator
 from servers.stores import free_port, spawn_server
-
-if TYPE_CHECKING:
-    from drivers.command_line import Shell
 
 
 def test_a_store_that_cannot_be_reached_is_said_once(shell: Shell) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,14 +13,8 @@ import pytest
 from drivers.command_line import TIMEOUT_S, Shell
 from drivers.redrives import kill_message, kill_webhook, queue_webhook, recorded
 from drivers.webhooks import PLANS
+from meterkit import Intent
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from drivers.command_line import Shell
-    from meterkit import Intent
 
 pytestmark = pytest.mark.anyio
 

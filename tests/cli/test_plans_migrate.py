@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from anyio import to_thread
@@ -10,12 +12,7 @@ from anyio import to_thread
 from drivers.command_line import Done, InProcessShell, Shell
 from drivers.delivery import STRIPE_KEY
 from meterkit import MeterKit
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from meterkit.testing import StripeEmulator
+from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

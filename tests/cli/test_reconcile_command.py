@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
 
-from drivers.command_line import InProcessShell
+from drivers.command_line import InProcessShell, Shell
 from drivers.redrives import recorded
+from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
+from servers.stores import Server
 from storage.conftest import forget_all
 from storage.moto_bucket import BOTO3
 from storage.test_histories import PLANS
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from drivers.command_line import Shell
-    from meterkit import MeterKit
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,10 @@ import os
 import re
 import shlex
 import signal
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -28,9 +29,6 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
 from storage.moto_bucket import BOTO3
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = ("runbook", "troubleshooting", "recovering", "reliability", "checklist")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
@@ -10,15 +12,9 @@ from drivers.command_line import InProcessShell
 from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import stripe_api, unpaced
 from drivers.plans import plans_text
-from meterkit import MeterKit
+from meterkit import Catalog, MeterKit, StripeSync
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from meterkit import Catalog, StripeSync
 
 pytestmark = pytest.mark.anyio
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from drivers.command_line import Shell
 from drivers.plans import plans_text
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 

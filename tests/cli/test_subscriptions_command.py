@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
+from drivers.command_line import Shell
 from drivers.shop import CATALOG, PLANS, sell
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.command_line import Shell
 
 pytestmark = pytest.mark.anyio
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import re
 from io import StringIO
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import pytest
 
 from drivers.audit_database import drain
 from drivers.command_line import InProcessShell, Shell
 from drivers.plans import plans_text
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 

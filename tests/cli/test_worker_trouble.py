@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import pytest
 
 from drivers.command_line import TIMEOUT_S, Shell, first_line
+from drivers.forked_command import RunningCommand
 from drivers.messages import PLANS, SECRET, mailbox, receiving_server
 from drivers.sampled import whole
 from drivers.subscribed_customer import fetched, subscription
 from faults.refusals import eventually
-from servers.stores import free_port, spawn_server
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from drivers.forked_command import RunningCommand
-    from meterkit.testing import StripeEmulator
-    from servers.stores import Server
+from meterkit.testing import StripeEmulator
+from servers.stores import Server, free_port, spawn_server
 
 pytestmark = pytest.mark.anyio
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from types import CodeType, FrameType
+from typing import Any, Final
+
+from starlette.types import Message, Scope
 
 import meterkit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-    from types import CodeType, FrameType
-
-    from starlette.types import Message, Scope
-
-    from meterkit import MeterKit, MeterMiddleware
+from meterkit import MeterKit, MeterMiddleware
 
 SOURCE: Final = str(Path(meterkit.__file__).parent) + "/"
 REQUESTS: Final = 30

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 __all__ = ["BUDGET_S", "Costs", "pytest_addoption", "pytest_configure"]
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import httpx
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drivers.delivery import NOW
 from drivers.plans import completed
 from faults.refusals import http_scope as request
 from faults.refusals import used
 from meterkit import MeterKit, MeterMiddleware, identify
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
-    from pathlib import Path
-
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from meterkit.catalog import Catalog
 
 _numbers = count()
 

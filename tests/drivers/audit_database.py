@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from meterkit import MeterKit
 from meterkit.decisions.periods import to_ms
 from meterkit.delivery.audit_root import ROOT, ROWS, read_root
 from meterkit.insights.audit.chain_check import ChainHead, RecordedRoot, link_hash
@@ -11,11 +12,6 @@ from meterkit.insights.audit.chain_verifier import verify
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import AuditDrainer, open_drainer
 from meterkit.insights.audit.entries import AuditRow
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from meterkit import MeterKit
 
 # What is not its own.
 __all__ = [

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from sqlalchemy import create_engine, select, update
 
 from drivers.delivery import Desk, desk, summaries_of
+from meterkit import MeterKit
 from meterkit.insights.audit.database import TABLE, Database
 from meterkit.insights.audit.draining import AuditDrainer, read_shard_backlogs
 from meterkit.insights.audit.entries import CLASSES, AuditRow
-from meterkit.insights.audit.rebuilding import CounterRebuilder
+from meterkit.insights.audit.rebuilding import CounterRebuilder, RebuildResult
 from meterkit.store.event_names import remember_meters
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-    from pathlib import Path
-
-    from meterkit import MeterKit
-    from meterkit.insights.audit.rebuilding import RebuildResult
 
 COUNTED: Final = ("recorded", "summed", "corrected")
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httpx
 from starlette.applications import Starlette
 
+from meterkit import MeterKit
 from meterkit.starlette import billing_routes
-
-if TYPE_CHECKING:
-    from meterkit import MeterKit
 
 ORIGIN: Final = "https://app.example"
 

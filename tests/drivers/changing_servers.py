@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from faults.refusals import eventually, loop_clock, settled
-from meterkit import StoreError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from meterkit import MeterKit
+from meterkit import MeterKit, StoreError
 
 CUSTOMERS = tuple(f"c{number}" for number in range(24))
 

@@ -13,23 +13,19 @@ import runpy
 import sys
 import traceback
 import warnings
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from unittest import mock
 
 import pytest
 
-from drivers.forked_command import fork_command, run_forked
+from drivers.forked_command import RunningCommand, fork_command, run_forked
 from meterkit import MeterKit
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
-
-    from drivers.forked_command import RunningCommand
 
 TIMEOUT_S = 300.0
 _WITH_SIGNALS: Final = (("worker",), ("demo",))

@@ -9,17 +9,14 @@ its stamp; ``n`` and ``N`` what is in flight in these slots, ``w`` and ``W`` wha
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
+from meterkit import MeterKit
 from meterkit.decisions.keys import FORMAT, meter_field
 from meterkit.decisions.packed import CounterHead, MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from meterkit import MeterKit
-    from servers.stores import Server
+from servers.stores import Server
 
 Flat = dict[str, str]
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import datetime
+from typing import Any, Literal
 
+from meterkit import MeterKit
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.drift_records import Drift, DriftRecords
 from meterkit.customers.late_usage_on_price_change import release_usage
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import with_overrides
+from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import to_ms
 from meterkit.notify.spikes import CustomerSpike, SpikesToday
 from meterkit.stripe.api import StripeApi
+from meterkit.stripe.request import Parameter
 from meterkit.subscriptions.live_subscription import LiveSubscription
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from datetime import datetime
-
-    from meterkit import MeterKit
-    from meterkit.decisions.customer_state import CustomerState
-    from meterkit.stripe.request import Parameter
 
 
 async def state_of(kit: MeterKit, customer: str = "acme") -> CustomerState:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 import pytest
@@ -15,10 +16,12 @@ import pytest
 from drivers.near_stripe import served
 from drivers.plans import plans_text
 from meterkit import MeterKit
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.cli.delivery import late_lines, undelivered_lines
 from meterkit.decisions.keys import meter_token
+from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.flusher import Flusher
+from meterkit.delivery.flusher_setup import StripeTransport
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.delivery.summaries import StripeSummaries
@@ -27,13 +30,6 @@ from meterkit.outbox.intents import SealedIntent
 from meterkit.outbox.outbox import Outbox
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-
-    from meterkit.catalog import Catalog
-    from meterkit.delivery.flush_report import FlushReport
-    from meterkit.delivery.flusher_setup import StripeTransport
 
 Caplog: TypeAlias = pytest.LogCaptureFixture
 STRIPE_KEY: Final = "sk_test_51SECRETsecretSECRETsecret"

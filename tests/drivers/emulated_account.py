@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
+import pytest
 import stripe
 
 from meterkit import Settings
+from meterkit.outbox.intents import SealedIntent
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import API_VERSION
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncGenerator, Mapping
-
-    import pytest
-
-    from meterkit.outbox.intents import SealedIntent
-    from stripe_emulator import StripeEmulator
+from stripe_emulator import StripeEmulator
 
 
 def unpaced(patched: pytest.MonkeyPatch) -> None:

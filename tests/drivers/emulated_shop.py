@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable
+from typing import Any, Final
 
 import pytest
 import stripe
 
 from drivers.emulated_times import NOW
 from stripe_emulator import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable
 
 # What a shop is set up with.
 SET_UP: Final = ("product.", "price.", "payment_method.", "customer.created", "customer.updated")

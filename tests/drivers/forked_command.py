@@ -13,18 +13,16 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import IO, TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
-    from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import IO, Any, Final
 
 # What commands import, the rarer ones only once they run, and what programs of the tests do.
 IMPORTED_BEFORE: Final = [

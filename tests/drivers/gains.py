@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from fractions import Fraction
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from drivers.plans import plans_text
+from drivers.shop import Shop
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
-
-if TYPE_CHECKING:
-    from drivers.shop import Shop
 
 HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(days=1)

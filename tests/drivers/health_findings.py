@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from meterkit import Finding, MeterKit
+from meterkit import Finding, MeterKit
 
 
 async def looked_at(kit: MeterKit, check: str) -> tuple[str | None, list[Finding]]:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from drivers.delivery import NOW, kit_for
+from meterkit import MeterKit
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError
 from meterkit.outbox.intents import StoredIntent, unpack_batch
+from meterkit.outbox.journal import JournalRow
 from meterkit.settings import Settings
-from meterkit.stripe.api import StripeApi
+from meterkit.stripe.api import Objects, StripeApi
+from meterkit.stripe.request import Parameter
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from meterkit import MeterKit
-    from meterkit.outbox.journal import JournalRow
-    from meterkit.stripe.api import Objects
-    from meterkit.stripe.request import Parameter
 
 __all__ = ["HERE_S", "NOW_MS", "PERIOD_MS", "STAMP_S", "keep", "kit_alone", "subscription", "unpack_batch"]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from meterkit import MeterKit
+from meterkit.assembly import Parts
 from meterkit.serving import BackgroundTasks
 from meterkit.store.storage_upkeep import StorageUpkeep
-
-if TYPE_CHECKING:
-    from meterkit import MeterKit
-    from meterkit.assembly import Parts
 
 __all__ = ["BackgroundTasks", "parts_of"]
 

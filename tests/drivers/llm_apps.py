@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from drivers.app import http_scope, ignore, served, staying
+from drivers.app import Served, http_scope, ignore, served, staying
 from drivers.delivery import until
+from meterkit import MeterKit
 from servers.stores import free_port
-from tokens.recordings import chat, compact, sse
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
-
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from drivers.app import Served
-    from meterkit import MeterKit
-    from tokens.recordings import Figures, Recording
+from tokens.recordings import Figures, Recording, chat, compact, sse
 
 WORDS = ("auto", "openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama")
 PLANS = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import httpx2
 import pytest
@@ -17,13 +18,8 @@ from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from drivers.app import served
+from drivers.app import Served, served
 from drivers.llm_apps import listening
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.app import Served
 
 Ran = list[str]
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from email.message import EmailMessage
+from typing import Any, Final, Literal, TypedDict
 
 import aiosmtplib
 import httpx
 import respx
-from aiosmtpd.smtp import SMTP
+from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from drivers.forked_command import die_at
 from faults.crashes import SharedClock
@@ -26,13 +29,6 @@ from meterkit.notify.period_watches import StorageWatch
 from meterkit.notify.webhook import WebhookSender
 from meterkit.store.message_queue import MessageQueue
 from servers.fixed_answers import Asked, answer, answering
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncGenerator, Callable, Mapping
-    from email.message import EmailMessage
-
-    from aiosmtpd.smtp import Envelope, Session
 
 NOW: Final = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 HOOK: Final = "http://127.0.0.1:9/hook"

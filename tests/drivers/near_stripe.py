@@ -7,22 +7,18 @@ do is tried by tests/stripe_api, tests/delivery/test_stripe_v1.py and test_strip
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
+from starlette.types import ASGIApp, Message, Scope
 
 from faults.refusals import http_scope
 from meterkit.cancellation import keep_cancellation
 from meterkit.stripe.http import HttpClient
 from meterkit.stripe.request import HttpResponse, RequestResult
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
-
-    from starlette.types import ASGIApp, Message, Scope
-
-    from meterkit.testing import StripeEmulator
+from meterkit.testing import StripeEmulator
 
 _apps: Final[dict[str, ASGIApp]] = {}
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, Final
 
 import httpx
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.types import Scope
 
 from drivers.audited_kit import sqlite_in
 from drivers.shop import START
-from meterkit import MeterKit
+from meterkit import CustomerUsage, MeterKit
 from meterkit.catalog import loads
+from meterkit.decisions.subscription import Status
 from meterkit.insights.audit.database import Database
 from meterkit.insights.overview.overview import CustomerOverview, revenue_figures
 from meterkit.insights.overview.rows import OverviewTotals, build_row
@@ -23,16 +27,6 @@ from meterkit.insights.revenue.figures import CustomerPayment
 from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.pages import operator_pages
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-    from datetime import date
-    from pathlib import Path
-
-    from starlette.types import Scope
-
-    from meterkit import CustomerUsage
-    from meterkit.decisions.subscription import Status
 
 JSON = {"accept": "application/json"}
 PLANS = """

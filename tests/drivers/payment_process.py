@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from drivers import webhooks
 from drivers.forked_command import die_at
@@ -13,9 +14,6 @@ from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions import top_up_payments
 from meterkit.subscriptions.service import top_ups as credit_sales
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 SOLD: Final = {"plans": webhooks.CATALOG, "packs": CATALOG, "auto": AUTO}
 STEPS: Final[Mapping[str, tuple[Any, str, str]]] = {

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from drivers.delivery import api_of
+from drivers.delivery import Desk, api_of
 from drivers.plans import plans_text
-from drivers.webhooks import hooked
-from meterkit.catalog import loads
+from drivers.webhooks import Hooked, hooked
+from meterkit import FlushReport, MeterKit, MeterUsage
+from meterkit.catalog import Catalog, loads
 from meterkit.decisions.keys import meter_token
-from meterkit.delivery.period_closer import PeriodCloser
+from meterkit.delivery.period_closer import CloseResults, PeriodCloser
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import AuditDrainer
 from meterkit.insights.store_readings import read_deliveries
+from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
-
-    from drivers.delivery import Desk
-    from drivers.webhooks import Hooked
-    from meterkit import FlushReport, MeterKit, MeterUsage
-    from meterkit.catalog import Catalog
-    from meterkit.delivery.period_closer import CloseResults
-    from meterkit.stripe.api import StripeApi
 
 HOUR: Final = timedelta(hours=1)
 MINUTE: Final = timedelta(minutes=1)

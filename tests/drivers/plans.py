@@ -7,14 +7,11 @@ import re
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.catalog.errors import Problems
 from meterkit.catalog.yaml_tree import Fields, Items, Node, parse
-
-if TYPE_CHECKING:
-    from meterkit.catalog import Catalog
 
 _DEFAULTS: Final = {
     "schema": "1",

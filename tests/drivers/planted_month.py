@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from sqlite3 import connect
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from drivers.audit_database import Database, RecordedRoot, read_root, verify
 from drivers.audited_kit import sqlite_in
-from drivers.period_ends import HOUR, JUNE, MINUTE, paying
+from drivers.period_ends import HOUR, JUNE, MINUTE, Ending, paying
 from drivers.plans import plans_text
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from drivers.period_ends import Ending
-    from meterkit import MeterKit, Statement
+from meterkit import MeterKit, Statement
 
 DAY: Final = timedelta(days=1)
 PLANS: Final = plans_text("planted_month")

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
-from drivers.shop import END, HALF, sell_nothing, shop
-from meterkit.catalog import loads
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
+from meterkit import Proration
+from meterkit.catalog import Catalog, loads
+from meterkit.stripe.request import Parameter
+from meterkit.testing import StripeEmulator
 from stripe_emulator.prices import PriceScheme, PricingTier
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
-    from datetime import datetime
-
-    from drivers.shop import Shop
-    from meterkit import Proration
-    from meterkit.catalog import Catalog
-    from meterkit.stripe.request import Parameter
-    from meterkit.testing import StripeEmulator
 
 # What is not its own.
 __all__ = [

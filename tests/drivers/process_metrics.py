@@ -5,20 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 from textwrap import dedent
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families as parse
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from meterkit import metrics_app
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from meterkit import MeterKit
+from meterkit import MeterKit, metrics_app
 
 
 async def told(kit: MeterKit) -> dict[str, float]:

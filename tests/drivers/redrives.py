@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
+from drivers.command_line import Shell
+from meterkit import HistoryEntry, MeterKit
 from meterkit.notify.courier import Message
 from meterkit.store.message_queue import MessageQueue
 from meterkit.subscriptions.webhooks.stripe_events import SyncHint
 from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.command_line import Shell
-    from meterkit import HistoryEntry, MeterKit
 
 
 async def kill_message(

@@ -6,8 +6,11 @@ import asyncio
 import json
 import random
 from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
+
+from starlette.types import Receive, Scope, Send
 
 from drivers.delivery import NOW, until
 from drivers.llm_apps import listening, read_all
@@ -18,11 +21,6 @@ from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock
 from tokens.recordings import chat, compact, sse
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-
-    from starlette.types import Receive, Scope, Send
 
 Way = Literal["kit", "route"]
 Plan = Literal["budget", "credit"]

@@ -5,28 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from drivers.delivery import aclosing_transport, kit_for, send_past, summaries_of
-from meterkit.delivery.restore_recovery import RestoreRecoverer
+from meterkit import MeterKit
+from meterkit.delivery.flush_report import FlushReport
+from meterkit.delivery.restore_recovery import RecoveredMeter, RestoreRecoverer
 from meterkit.insights.audit.async_database import open_audit_database
 from meterkit.insights.audit.draining import open_drainer
-from meterkit.insights.audit.rebuilding import CounterRebuilder
+from meterkit.insights.audit.rebuilding import CounterRebuilder, RebuildResult
 from meterkit.testing import Clock, StripeEmulator
-from servers.stores import free_port, spawn_server
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-    from datetime import datetime
-    from pathlib import Path
-
-    from meterkit import MeterKit
-    from meterkit.delivery.flush_report import FlushReport
-    from meterkit.delivery.restore_recovery import RecoveredMeter
-    from meterkit.insights.audit.rebuilding import RebuildResult
-    from servers.stores import Server
+from servers.stores import Server, free_port, spawn_server
 
 KEEPS: Final = ("--appendonly", "yes", "--appendfsync", "always", "--aof-load-truncated", "yes")
 CUSTOMERS: Final = ("acme", "zeta")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from drivers.delivery import desk
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.delivery import Desk
+from drivers.delivery import Desk, desk
 
 LAG: Final = timedelta(minutes=2)
 

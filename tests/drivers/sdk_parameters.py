@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import builtins
 import sys
-from typing import TYPE_CHECKING, Any, Final, cast, get_args, get_origin, get_type_hints
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
+from typing import Any, Final, cast, get_args, get_origin, get_type_hints
 
 # A field of this list is not sampled; each with the reason.
 LEFT_OUT: Final[Mapping[str, str]] = {

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import httpx
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from starlette.types import Scope
 
 from faults.refusals import settled
 from meterkit import Caller, MeterKit, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit.database import Database
-from meterkit.insights.simulation.simulation import simulate
+from meterkit.insights.simulation.simulation import Simulation, simulate
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-
-    from starlette.requests import Request
-    from starlette.types import Scope
-
-    from meterkit.insights.simulation.simulation import Simulation
-    from servers.stores import Server
+from servers.stores import Server
 
 START: Final = datetime(2031, 6, 10, 12, 0, tzinfo=UTC)
 CUSTOMERS: Final = ("ada", "bob", "cyd", "dan", 'e,"f')

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 
@@ -13,15 +14,10 @@ from drivers.delivery import STRIPE_KEY, api_of, kit_for
 from drivers.emulated_account import tls
 from drivers.near_stripe import served
 from drivers.plans import plans_text
-from meterkit.catalog import loads
+from meterkit import MeterKit, Subscription
+from meterkit.catalog import Catalog, loads
 from meterkit.testing import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
-
-    from meterkit import MeterKit, Subscription
-    from meterkit.catalog import Catalog
-    from stripe_emulator import Exchange
+from stripe_emulator import Exchange
 
 START: Final = datetime(2031, 6, 1, tzinfo=UTC)
 HALF: Final = datetime(2031, 6, 16, tzinfo=UTC)

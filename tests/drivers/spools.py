@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from drivers.forked_command import die
 from drivers.worker_process import Commands
 from faults.refusals import Client, kit_at, metered
+from meterkit import MeterKit
 from meterkit.redis import settlement_queue
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.spool_file import SpoolFile, SpoolHeader, frame
 from meterkit.store.spool_replay import SpoolReplay, write_record
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from meterkit import MeterKit
 
 
 def spool_with(kit: MeterKit, directory: Path, meter: str, quantity: int, *, days: float = 0) -> SpoolFile:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from drivers.plans import completed, plans_text
-from meterkit import MeterKit
+from meterkit import Deleted, MeterKit
 from meterkit.catalog import loads
 from meterkit.customers import deletion
 from meterkit.customers.states import CustomerStates, sweep_scheduled_transitions
@@ -14,12 +15,7 @@ from meterkit.decisions.customer_state import with_subscription
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.store import message_queue
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from meterkit import Deleted
-    from meterkit.testing import Clock
+from meterkit.testing import Clock
 
 NOW: Final = datetime(2031, 6, 10, 12, 0, tzinfo=UTC)
 END: Final = NOW + timedelta(days=20)

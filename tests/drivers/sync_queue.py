@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from meterkit import Drift, MeterKit
 from meterkit.customers.drift_records import DriftRecords
 from meterkit.subscriptions.service.pending_changes import due_prices
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncQueue
 from stripe_emulator.webhook_deliveries import FORGERIES, sign_payload
-
-if TYPE_CHECKING:
-    from meterkit import Drift, MeterKit
 
 __all__ = ["FORGERIES", "LEASE_MS", "NIGHTLY", "drifts_of", "forget_due_price", "queue_sync", "sign_payload"]
 

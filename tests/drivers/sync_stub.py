@@ -9,16 +9,14 @@ import inspect
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_overloads
+from typing import Any, Final, get_overloads
 
 import meterkit
 from meterkit import CustomerSubject, MeterKit
 from meterkit.catalog import loads
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 STUB: Final = Path(meterkit.__file__).with_name("sync.pyi")
 _HEAD: Final = "# Written by `python tests/drivers/sync_stub.py` from the methods of the kit.\n"

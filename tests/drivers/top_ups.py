@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Generator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any, Final
 
 import pytest
 
 from drivers.plans import plans_text
-from drivers.webhooks import hooked
+from drivers.webhooks import Hooked, hooked
+from meterkit import MeterKit, TopUp
 from meterkit.catalog import loads
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.service.top_ups import AutoTopUps, Credits
 from meterkit.subscriptions.top_up_payments import TopUpPayments
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-    from contextlib import AbstractAsyncContextManager
-
-    from drivers.webhooks import Hooked
-    from meterkit import MeterKit, TopUp
 
 PLANS: Final = plans_text("top_ups")
 CATALOG: Final = loads(PLANS)

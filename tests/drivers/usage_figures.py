@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.types import Scope
 
 from drivers.llm_apps import listening
+from meterkit import MeterKit
 from meterkit.pages import usage_page
 from meterkit.pages.statement import csv_of
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-
-    from starlette.types import Scope
-
-    from meterkit import MeterKit
 
 JSON: Final = {"accept": "application/json"}
 ORIGINS: Final = ["https://app.example"]

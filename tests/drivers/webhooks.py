@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import stripe
 
 from drivers.delivery import STRIPE_KEY, kit_for
 from drivers.emulated_account import reached
 from drivers.near_stripe import served
 from drivers.plans import plans_text
+from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.customers.states import CustomerStates
+from meterkit.decisions.customer_state import CustomerState
 from meterkit.starlette import stripe_webhook
 from meterkit.testing import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    import stripe
-
-    from meterkit import MeterKit
-    from meterkit.decisions.customer_state import CustomerState
-    from stripe_emulator.webhook_deliveries import Delivery
+from stripe_emulator.webhook_deliveries import Delivery
 
 # Later than the tests run: the server expires keys by its own clock, whatever clock the scripts go by.
 NOW: Final = datetime(2031, 6, 10, 12, tzinfo=UTC)

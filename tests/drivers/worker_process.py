@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import httpx
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.delivery import PLANS, STRIPE_KEY, until
 from drivers.forked_command import die_at
 from drivers.llm_apps import read_all
-from meterkit import MeterKit, MeterMiddleware, identify
-from meterkit.catalog import loads
+from meterkit import Decision, MeterKit, MeterMiddleware, identify
+from meterkit.catalog import Catalog, loads
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.outbox.outbox import Outbox
+from meterkit.store.holds import Reservation
 from meterkit.testing import Clock
 from tokens.recordings import compact
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from meterkit import Decision
-    from meterkit.catalog import Catalog
-    from meterkit.store.holds import Reservation
 
 
 def client_of(app: ASGIApp) -> httpx.AsyncClient:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import anyio
 
 from drivers.forked_command import forks
 from drivers.worker_process import Serving
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
-    from multiprocessing.connection import Connection
-    from multiprocessing.context import ForkServerProcess
 
 Program: TypeAlias = "Callable[[dict[str, Any]], AbstractAsyncContextManager[object]]"
 """Makes of options an object, whose methods the process is asked for."""

@@ -13,21 +13,25 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet
 
 import fakeredis
 import looptime
+import pytest
 from redis.exceptions import RedisError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import unpaced
 from drivers.near_stripe import answer_of, ask_app, stripe_scope
 from meterkit import MeterKit
+from meterkit.catalog import Catalog
 from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
@@ -35,14 +39,6 @@ from meterkit.stripe.request import HttpResponse, RequestResult
 from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-
-    import pytest
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from meterkit.catalog import Catalog
 
 _T = TypeVar("_T")
 

@@ -7,31 +7,28 @@ import mmap
 import os
 import signal
 import struct
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import product
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 from drivers.delivery import FAULTS, NOW, aclosing_transport, kit_for, summaries_of
 from drivers.forked_command import die_at, forks
+from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.periods import bounds_at
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.outbox.outbox import Outbox
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-    from multiprocessing.context import ForkServerProcess
-
-    from meterkit import MeterKit
-    from meterkit.testing import StripeEmulator
-    from servers.stores import Server
+from meterkit.testing import StripeEmulator
+from servers.stores import Server
 
 STEPS: Final = ("lease", "seal", "due", "attempt", "send", "settle")
 """All that a flusher does, from taking a shard to acknowledging what Stripe has."""

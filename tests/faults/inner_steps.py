@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import pytest
 
 from meterkit.errors import StoreError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
 
 Step = Literal[
     "a flush lists its work",

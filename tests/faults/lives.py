@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Any, Final, TypeVar
+
+import pytest
 
 from books.correction_oracle import Correction, Corrections
 from books.kept_terms import Terms, read_terms
 from books.price_oracle import Ledger
-from drivers.world import Killed, Refused, run
+from drivers.world import Killed, Refused, World, run
 from faults.operator_acts import ACTS, Desk, Nothing
-from meterkit.catalog import loads
+from meterkit import Corrected
+from meterkit.catalog import Catalog, loads
 from meterkit.errors import MeterkitError, QuantityError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
-    from typing import Any
-
-    import pytest
-
-    from drivers.world import World
-    from meterkit import Corrected
-    from meterkit.catalog import Catalog
 
 PLANS: Final = ("basic", "pro", "tried", "max")
 METERS: Final = ("tokens", "pages", "calls")

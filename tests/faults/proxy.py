@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import Final, Literal, Self
 from weakref import WeakSet
-
-if TYPE_CHECKING:
-    import ssl
 
 Mode = Literal["pass", "refuse", "blackhole", "drop_reply", "reset", "delay", "cut"]
 

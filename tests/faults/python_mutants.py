@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,14 +25,10 @@ from math import ceil
 from pathlib import Path
 from time import monotonic
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import coverage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    import pytest
+import pytest
 
 SOURCE: Final = Path(__file__).parents[2] / "src" / "meterkit"
 

@@ -9,27 +9,23 @@ import re
 import signal
 import socket
 import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
+
+from starlette.types import ASGIApp, Message, Scope
 
 from drivers.counters import flat_of
 from meterkit import MeterKit, MeterMiddleware, identify
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.decisions.keys import FORMAT
 from meterkit.redis.connection import pack_each
+from meterkit.redis.lane import Lane
+from meterkit.redis.scripts import Script
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
-
-    from starlette.types import ASGIApp, Message, Scope
-
-    from meterkit.catalog import Catalog
-    from meterkit.redis.lane import Lane
-    from meterkit.redis.scripts import Script
-    from servers.stores import Server
+from servers.stores import Server
 
 PLANS: Final = """
 schema: 1

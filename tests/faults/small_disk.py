@@ -5,12 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MOUNT: Final = 'mount -t tmpfs -o size=512k tmpfs "$0" && cd "$0" && exec "$@"'
 IN_A_NAMESPACE: Final = ("unshare", "--user", "--mount", "--map-root-user", "sh", "-c", MOUNT)

@@ -6,16 +6,19 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from random import Random
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import Any, Final, TypedDict
 
 import aiohttp
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -23,20 +26,12 @@ from drivers.delivery import NOW, kit_for
 from drivers.forked_command import forks
 from faults.crashes import MISHAPS
 from faults.proxy import TcpProxy
-from meterkit import MeterMiddleware, StoreError, identify
+from meterkit import MeterKit, MeterMiddleware, StoreError, identify
 from meterkit.catalog import loads
 from meterkit.delivery import store_restart_check
 from meterkit.store import store
 from meterkit.testing import StripeEmulator
 from servers.stores import Server, free_port, spawn_server
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from multiprocessing.context import ForkServerProcess
-
-    from starlette.requests import Request
-
-    from meterkit import MeterKit
 
 PLANS: Final = """
 schema: 1

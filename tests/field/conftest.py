@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
 from field.matrix import LINE, Matrix
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from _pytest.terminal import TerminalReporter
 
 
 @pytest.fixture

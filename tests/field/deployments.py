@@ -6,16 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 from servers.stores import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
 
 Server: TypeAlias = Literal[
     "uvicorn-h11", "uvicorn-httptools", "hypercorn", "granian", "gunicorn", "gunicorn-uvicorn"

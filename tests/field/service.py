@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 
 from field.endpoints import PLANS, routes
 from meterkit import MeterKit, MeterMiddleware, identify
-
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
 
 
 class ShiftedClock:

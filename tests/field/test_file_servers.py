@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice, product
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.app import served
 from drivers.llm_apps import listening
 from field.frameworks import FILES
+from field.matrix import Matrix
 from servers.stores import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
-    from pathlib import Path
-
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from field.matrix import Matrix
 
 pytestmark = [
     pytest.mark.anyio,

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from drivers.app import served
 from drivers.llm_apps import listening
 from field.frameworks import ANY, APPS, CHAT, ITEM, MCP_CALL
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from field.matrix import Matrix
+from field.matrix import Matrix
 
 pytestmark = pytest.mark.anyio
 

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pytest
 from brotli_asgi import BrotliMiddleware
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 from starlette.applications import Starlette
-from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 
 from drivers.llm_apps import listening
 from field.endpoints import EVENTS, PLANS, routes
 from field.traffic import BILLED, INCLUDED, Visitors, visiting
 from meterkit import MeterKit, MeterMiddleware, identify
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from starlette.middleware.base import RequestResponseEndpoint
-    from starlette.requests import Request
-    from starlette.responses import Response
 
 pytestmark = pytest.mark.anyio
 

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import product
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 import pytest
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
+from starlette.types import ASGIApp, Message
 
 from drivers.app import served, staying
 from drivers.sampled import some
 from faults.refusals import http_scope
+from field.matrix import Matrix
 from field.path_apps import NAMES, LooseApp, RandomApps, is_canonical
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from starlette.types import ASGIApp, Message
-
-    from field.matrix import Matrix
 
 pytestmark = pytest.mark.anyio
 

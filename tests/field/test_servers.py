@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import pytest
 
 from drivers.delivery import NOW, STRIPE_KEY, until
 from field.deployments import ALL, SOME, Deployment, running
 from field.endpoints import EVENTS, PLANS
+from field.matrix import Matrix
 from field.traffic import BILLED, INCLUDED, REFUSED, Visitors, ready, visiting
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from field.matrix import Matrix
 
 pytestmark = pytest.mark.anyio
 

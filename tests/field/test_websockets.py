@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import pytest
 from websockets.asyncio.client import connect
@@ -13,9 +14,6 @@ from faults.refusals import eventually
 from field.deployments import Deployment, running
 from field.test_servers import LEFT_BEHIND, office
 from field.traffic import ready, visiting
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 

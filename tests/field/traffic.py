@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httpx
 
+from field.deployments import Running
 from field.endpoints import CHAT_INPUT, CHAT_OUTPUT
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-
-    from field.deployments import Running
 
 BILLED: Final = "globex"
 REFUSED: Final = "initech"

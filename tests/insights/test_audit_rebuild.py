@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
-from drivers.audited_kit import audited, audited_of, lose_all, rebuild, restart_meters, rows_in, sqlite_in
+from drivers.audited_kit import (
+    Audited,
+    audited,
+    audited_of,
+    lose_all,
+    rebuild,
+    restart_meters,
+    rows_in,
+    sqlite_in,
+)
 from drivers.delivery import PLANS, kit_for
 from drivers.health_findings import findings
 from drivers.store_keys import meter_token
-from meterkit import MeterkitError, StripeError
+from meterkit import MeterKit, MeterkitError, StripeError
 from meterkit.catalog import loads
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-    from pathlib import Path
-
-    from drivers.audited_kit import Audited
-    from meterkit import MeterKit
-
-    Damage = Callable[[Any, Any], Awaitable[Any]]
+Damage = Callable[[Any, Any], Awaitable[Any]]
 
 pytestmark = pytest.mark.anyio
 

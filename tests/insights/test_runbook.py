@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -22,9 +23,6 @@ from faults.refusals import PLANS, kit_at
 from meterkit import MeterKit, metrics_app
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT: Final = Path(__file__).parents[2]
 SOURCE: Final = ROOT / "src" / "meterkit"

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
 
 import pytest
 
-from drivers.messages import NOW, kit_of, mailbox, receiver
+from drivers.messages import NOW, Mailbox, Receiver, kit_of, mailbox, receiver
+from meterkit import MeterKit
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.messages import Mailbox, Receiver
-    from meterkit import MeterKit
 
 
 @pytest.fixture

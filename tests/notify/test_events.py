@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,7 @@ from faults.refusals import Client, eventually
 from meterkit import CreditsLow, MeterKit, MeterkitError, MeterMiddleware, UsageThreshold, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,9 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
+from pathlib import Path
 from socket import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_STREAM
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +20,8 @@ from drivers.messages import (
     OTHER_SECRET,
     PLANS,
     SECRET,
+    Mailbox,
+    Receiver,
     contact,
     courier,
     kit_of,
@@ -32,11 +35,6 @@ from faults.refusals import eventually
 from meterkit import Contact, MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from drivers.messages import Mailbox, Receiver
 
 pytestmark = pytest.mark.anyio
 

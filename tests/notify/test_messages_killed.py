@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING, Final, Literal
+from pathlib import Path
+from typing import Final, Literal
 
 import pytest
 
@@ -12,11 +13,7 @@ from drivers.forked_command import forks
 from drivers.messages import NOW, STEPS, Life, deliver, kit_of, mailbox, pass_over, receiving_server
 from drivers.sampled import whole
 from faults.crashes import SharedClock
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,6 @@ from meterkit.notify.courier import make_message
 from meterkit.notify.mail import parse_smtp_url
 from meterkit.notify.rendering import Renderer
 from meterkit.notify.samples import make_sample
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CATALOG = loads(PLANS.format(url="http://127.0.0.1/hook"))
 

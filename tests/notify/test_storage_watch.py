@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
-from drivers.messages import NOW, kit_of, look_at_storage, pass_over, receiver
+from drivers.messages import NOW, Mailbox, Receiver, kit_of, look_at_storage, pass_over, receiver
+from meterkit import MeterKit
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.messages import Mailbox, Receiver
-    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult
@@ -13,11 +16,6 @@ from aiosmtpd.smtp import SMTP, AuthResult
 from drivers.messages import NOW, Mailbox, kit_of, pass_over, receiving_server
 from meterkit.testing import Clock
 from servers.certificates import Authority
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 

@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
 from drivers import subscribed_customer as subscribed
 from drivers.audit_database import AuditRow, insert_rows, to_ms
-from drivers.messages import NOW, PLANS, SECRET, any_event, kit_of, pass_over, receiver
+from drivers.messages import NOW, PLANS, SECRET, Mailbox, Receiver, any_event, kit_of, pass_over, receiver
 from drivers.synthetic_usage import history
-from meterkit import MeterKit
+from meterkit import MeterKit, PeriodSummary
 from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import SettingsError, StoreError
@@ -36,13 +38,6 @@ from meterkit.notify.spikes import (
 from meterkit.store.message_queue import publish_notice, read_notices
 from meterkit.store.task_lease import TaskLease
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-    from pathlib import Path
-
-    from drivers.messages import Mailbox, Receiver
-    from meterkit import PeriodSummary
 
 pytestmark = pytest.mark.anyio
 

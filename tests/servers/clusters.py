@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from meterkit.redis.discovery import slot_of
 from servers.stores import Server, free_port, spawn_sentinel, spawn_server
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
 
 _READY_S: Final = 120.0
 _SLOTS: Final = 16_384

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Final
 
 REASONS: Final = {200: "OK", 302: "Found", 400: "Bad Request"}
 

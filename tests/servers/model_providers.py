@@ -6,23 +6,20 @@ import asyncio
 import json
 import socket
 from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import uvicorn
 import yaml
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Iterable
-
-    from starlette.requests import Request
-    from starlette.types import ASGIApp
-    from starlette.websockets import WebSocket
+from starlette.types import ASGIApp
+from starlette.websockets import WebSocket
 
 OPENAI_KEY: Final = "sk-upstream-of-openai"
 ANTHROPIC_KEY: Final = "sk-upstream-of-anthropic"

@@ -10,12 +10,13 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from random import randrange
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import hiredis
 import redis
@@ -25,9 +26,6 @@ from redis.retry import Retry
 
 from meterkit.redis.connection import pack
 from meterkit.redis.server import COMMANDS, OPTIONAL_COMMANDS, acl_rules
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _START_TIMEOUT_S: Final = 120.0
 _ATTEMPTS: Final = 5

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -14,9 +15,6 @@ from meterkit.catalog import loads
 from meterkit.testing import Clock
 from storage.moto_bucket import BOTO3
 from storage.test_histories import PLANS
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
 
 
 @pytest.fixture(scope="session")

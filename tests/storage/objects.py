@@ -9,18 +9,16 @@ https://github.com/minio/minio/blob/master/internal/event/event.go and ``cmd/not
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, Self
+from random import Random
+from typing import Any, Literal, Self
 from urllib.parse import quote, quote_plus
 
 from meterkit.storage.aws import ListingPage, Version
 from meterkit.storage.object_events import unwrap_queue_message
 from meterkit.store.storage_upkeep import StorageUpkeep
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from random import Random
 
 __all__ = ["FORMATS", "Bucket", "Format", "Happened", "StorageUpkeep", "unwrap_queue_message"]
 

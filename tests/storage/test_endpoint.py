@@ -7,11 +7,12 @@ import json
 import re
 import sys
 from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import httpx
 import pytest
@@ -39,13 +40,9 @@ from meterkit.storage.object_events import (
     unwrap_queue_message,
 )
 from meterkit.storage.sns_signatures import BYTES_MAX, fetch
+from servers.stores import Server
 from storage.objects import Happened
 from storage.test_histories import PLANS
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
@@ -14,12 +15,8 @@ from drivers.sampled import some
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
+from servers.stores import Server
 from storage.objects import FORMATS, Bucket, Format, Happened, unwrap_queue_message
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping
-
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -8,8 +8,9 @@ import json
 import re
 import sys
 import tracemalloc
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -32,9 +33,6 @@ from meterkit.testing import Clock
 from storage.moto_bucket import BOTO3
 from storage.objects import Happened
 from storage.test_histories import PLANS
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 pytestmark = pytest.mark.anyio
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import anyio
 import pytest
@@ -18,9 +19,6 @@ from meterkit.testing import StripeEmulator
 from storage.moto_bucket import BOTO3
 from storage.objects import Happened, StorageUpkeep
 from storage.test_histories import PLANS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 

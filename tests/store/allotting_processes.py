@@ -9,11 +9,13 @@ limits. No reply tells of more than is left.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from random import Random
+from typing import Any, ClassVar, Final, cast
 
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, Entitlement, loads
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.fallback_rates import EMPTY, advance
 from meterkit.decisions.keys import FORMAT, concurrency_field, meter_field
@@ -21,22 +23,14 @@ from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import CEILING, CONCURRENCY, ceiling_of
 from meterkit.errors import StoreError
-from meterkit.redis.connection import pack
+from meterkit.redis.connection import StoreCall, pack
+from meterkit.redis.lane import Lane
 from meterkit.store.allotment import TERM_MS, Allotments
-from meterkit.store.settlement import settle_decision
+from meterkit.store.settlement import Settlement, settle_decision
+from meterkit.store.views import PreparedDecision
 from store.script_plans import START_MS
+from store.script_wires import Wire
 from store.script_world import ScriptWorld, amended, fields_of, weighed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from random import Random
-
-    from meterkit.catalog import Catalog, Entitlement
-    from meterkit.redis.connection import StoreCall
-    from meterkit.redis.lane import Lane
-    from meterkit.store.settlement import Settlement
-    from meterkit.store.views import PreparedDecision
-    from store.script_wires import Wire
 
 CATALOG: Final = loads("""
 schema: 1

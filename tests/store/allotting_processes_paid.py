@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, ClassVar, Final
+from collections.abc import Mapping
+from random import Random
+from typing import ClassVar, Final
 
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
@@ -13,16 +15,11 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import CEILING
 from meterkit.decisions.stored_grants import StoredGrant
 from meterkit.redis.connection import pack
+from meterkit.store.views import PreparedDecision
 from store.allotting_processes import Process, Processes
 from store.script_model import NEVER_MS
+from store.script_wires import Wire
 from store.script_world import fields_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from random import Random
-
-    from meterkit.store.views import PreparedDecision
-    from store.script_wires import Wire
 
 PAID: Final = loads("""
 schema: 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from random import Random
+from typing import Any, Final
 
 from drivers.counters import pack_field
 from meterkit.decisions.keys import FORMAT, meter_token
@@ -13,20 +15,12 @@ from meterkit.decisions.periods import bounds_at
 from meterkit.insights.audit.entries import CLASSES, parse_rows
 from meterkit.redis.connection import pack, pack_numbers
 from store.delivery_checks import Checks, texts_of
-from store.delivery_model import METERS, SKEW_MS, TOTALS_MS, VALUE_MAX, Intent
+from store.delivery_model import METERS, SKEW_MS, TOTALS_MS, VALUE_MAX, Intent, Shard
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
-from store.script_model import NEVER_MS, Times, View, stand
+from store.script_model import NEVER_MS, Customer, Times, View, stand
 from store.script_plans import START_MS
+from store.script_wires import Wire
 from store.script_world import ScriptWorld
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from random import Random
-
-    from store.delivery_model import Shard
-    from store.script_model import Customer
-    from store.script_wires import Wire
-
 
 NAME: Final = "ada"
 RECORDED: Final = ("included", "granted", "credited", "overage", "over_cap")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
 
 from drivers.delivery import NOW
 from drivers.subscribed_customer import PLANS, kit_of
 from faults.proxy import TcpProxy
+from meterkit import MeterKit
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from meterkit import MeterKit
-    from servers.stores import Server
+from servers.stores import Server
 
 
 @pytest.fixture

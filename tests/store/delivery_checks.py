@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, cast
 
 from drivers.counters import flat_of, packed_of
 from meterkit.decisions.keys import Keys
 from meterkit.redis.connection import pack, pack_numbers
 from store.delivery_model import Shard, item_text
-from store.script_model import NEVER_MS
+from store.script_model import NEVER_MS, View
+from store.script_wires import Wire
 from store.script_world import MismatchError, fields_of, load_script
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from store.script_model import View
-    from store.script_wires import Wire
 
 NAMES: Final = (
     "seal",

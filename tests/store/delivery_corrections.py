@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from meterkit.decisions.keys import meter_token
-from store.delivery_model import AHEAD_MS, TOKENS, TOTALS_MS, VALUE_MAX, Intent, free_minute, lines_of
-from store.script_model import stand
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from store.delivery_model import Shard
-    from store.script_model import Customer, Times, View
+from store.delivery_model import AHEAD_MS, TOKENS, TOTALS_MS, VALUE_MAX, Intent, Shard, free_minute, lines_of
+from store.script_model import Customer, Times, View, stand
 
 ONCE = "r:1"
 CLASSES = ("over_cap", "overage", "credited", "granted", "included")

@@ -6,29 +6,23 @@ What a shard holds is set up directly; after each script everything that is stor
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Final
+from random import Random
+from typing import Any, Final
 
 from drivers.counters import flat_of, packed_of
 from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.redis.connection import pack
 from store.delivery_checks import SKEWS, Checks, own_keys, pairs, terms_of, texts_of
-from store.delivery_corrections import ONCE, Prices, Restore, restore
-from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Move, Refuse, Seal, Steer
+from store.delivery_corrections import ONCE, Billed, Prices, Restore, restore
+from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Invoices, Move, Refuse, Seal, Steer
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
-from store.script_model import NEVER_MS, NO_REV, Times, View
+from store.script_model import NEVER_MS, NO_REV, Customer, Times, View
 from store.script_plans import START_MS
+from store.script_wires import Wire
 from store.script_world import fields_of, weighed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from random import Random
-
-    from store.delivery_corrections import Billed
-    from store.delivery_model import Invoices
-    from store.script_model import Customer
-    from store.script_wires import Wire
 
 # Months of the calendar, and months that begin and end within a minute.
 ANCHORS: Final = {"ada": None, "bob": START_MS - 20 * DAY_MS + 30_000, "cid": START_MS + 4 * SLOT_MS + 1}

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from meterkit.decisions.keys import meter_token
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
-from store.script_model import NEVER_MS, Customer, stand
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from store.script_model import Answer, Times, Totals, View
+from store.script_model import NEVER_MS, Answer, Customer, Times, Totals, View, stand
 
 METERS: Final = ("requests", "tokens", "pages", "rows")
 TOKENS: Final = {meter_token(meter): meter for meter in METERS}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import unpack_field
@@ -22,21 +23,16 @@ from store.delivery_model import (
     TOKENS,
     TOTALS_MS,
     VALUE_MAX,
+    Intent,
     Invoices,
     Refuse,
+    Shard,
     item_text,
     mark_prices,
 )
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
-from store.script_model import NEVER_MS, Totals
+from store.script_model import NEVER_MS, Customer, Totals
 from store.script_plans import START_MS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from store.delivery_model import Intent, Shard
-    from store.script_model import Customer
-
 
 LABELS: Final = ("1/5", "1/5", "1000/12", "-")
 QUANTITIES: Final = (1, 7, 700, 5 * 10**15, 9 * 10**15)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from random import Random
+from typing import Any, Final
 
 from meterkit.decisions.keys import Keys
 from meterkit.redis.connection import pack
 from store.script_plans import START_MS
+from store.script_wires import Wire
 from store.script_world import MismatchError, load_script
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from random import Random
-
-    from store.script_wires import Wire
-
-    Asked = tuple[str, str, str, str]
+Asked = tuple[str, str, str, str]
 
 SCRIPT: Final = "move_grants"
 KEYS: Final = Keys("mk", 1).customer("ada")

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any, Final
 
 from meterkit.catalog import loads
-from meterkit.decisions.compiled_decision import compile_program
+from meterkit.decisions.compiled_decision import Program, compile_program
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.fallback_rates import EMPTY, advance
 from meterkit.decisions.keys import FORMAT
@@ -23,18 +25,11 @@ from meterkit.store.allotment import return_units
 from meterkit.store.script_terms import pack_head
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
-from meterkit.store.views import PreparedDecision
+from meterkit.store.views import CustomerView, PreparedDecision
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS
+from store.script_wires import Wire
 from store.script_world import ScriptWorld, amended, fields_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from random import Random
-
-    from meterkit.decisions.compiled_decision import Program
-    from meterkit.store.views import CustomerView
-    from store.script_wires import Wire
 
 CATALOG: Final = loads("""
 schema: 1

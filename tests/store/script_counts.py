@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from fractions import Fraction
 from math import ceil, floor, gcd
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from meterkit.catalog import Rate
+from meterkit.catalog import Rate
 
 MINUTE_MS: Final = 60_000
 SLOT_MS: Final = 5 * MINUTE_MS

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from drivers.counters import flat_of, pack_field, packed_of
 from meterkit.catalog import loads
@@ -19,23 +20,18 @@ from meterkit.decisions.keys import FORMAT, meter_token, rate_field
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.plan_shares import with_plan_changes
 from meterkit.decisions.policies import Demand
-from meterkit.decisions.subscription import SubscriptionState
+from meterkit.decisions.subscription import Status, SubscriptionState
 from meterkit.redis.connection import pack
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import RateCorrection, UsedQuantities
+from meterkit.store.views import CustomerView
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS
 from store.script_plans import ANONYMOUS, CUSTOMERS, PAID, PLAIN, PLANS, WINDOWS_MS
 from store.script_purse import MICRO, Given, Purse
 from store.script_requests import Requests, view_of
+from store.script_wires import Wire
 from store.script_world import amended, weighed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from meterkit.decisions.subscription import Status
-    from meterkit.store.views import CustomerView
-    from store.script_wires import Wire
 
 
 def _damaged(reply: Any) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from random import Random
+from typing import Any, Final, NamedTuple
 
 from drivers.counters import pack_field
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.decisions.compiled_decision import compile_program
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.event_marks import read_gauge_mark
@@ -17,24 +19,16 @@ from meterkit.decisions.keys import concurrency_field, meter_field, meter_token
 from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand
+from meterkit.decisions.subscription import Status
 from meterkit.decisions.verdicts import refused_decision
 from meterkit.redis.connection import pack, pack_each
 from meterkit.store.prepared_decisions import MarkedDecision, prepare_asking, prepare_renewing
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RepeatMark, UsedQuantities
-from meterkit.store.views import PreparedDecision
+from meterkit.store.views import CustomerView, PreparedDecision
 from store.script_counts import DAY_MS, SLOT_MS, Marks, Slots
+from store.script_wires import Wire
 from store.script_world import OneCustomer, amended, fields_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from random import Random
-
-    from meterkit.catalog import Catalog
-    from meterkit.decisions.subscription import Status
-    from meterkit.store.views import CustomerView
-    from store.script_wires import Wire
-
 
 MOST: Final = 10**15 - 1
 _FILE: Final = """

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from meterkit.redis.connection import pack
+from meterkit.redis.scripts import Dialect
 from store import delivery_checks
 from store.script_allotting import AllotWorld
 from store.script_driver import World, life
 from store.script_gauges import GaugeWorld
-from store.script_mutants import SWAPS, equivalents, is_sampled, mutants, sample_of
+from store.script_mutants import SWAPS, Mutant, Swaps, equivalents, is_sampled, mutants, sample_of
 from store.script_objects import ObjectsWorld
 from store.script_plans import CUSTOMERS
-from store.script_wires import load_texts
+from store.script_wires import Wire, load_texts
 from store.script_world import MismatchError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from meterkit.redis.scripts import Dialect
-    from store.script_mutants import Mutant, Swaps
-    from store.script_wires import Wire
-
-    Kind = type[Any]
-    """A class of worlds: a store with scripts in it, and the model of what it holds."""
-    Lives = tuple[tuple[Kind, int], ...]
+Kind = type[Any]
+"""A class of worlds: a store with scripts in it, and the model of what it holds."""
+Lives = tuple[tuple[Kind, int], ...]
 
 _SHORT_STEPS: Final = 500
 _SHORT_LIVES: Final = 3

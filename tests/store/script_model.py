@@ -7,28 +7,23 @@ from them what a script must answer and what must be stored afterwards.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Rate
+from meterkit.decisions.allowance import Allowance
 from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_state import NO_STATE
-from meterkit.decisions.event_marks import UNCOMPARED
+from meterkit.decisions.event_marks import UNCOMPARED, EventMark
 from meterkit.decisions.keys import meter_field, meter_token, rate_field, rate_token
+from meterkit.decisions.policies import Demand
 from meterkit.redis.settlement_queue import CONFLICT, PARTLY
+from meterkit.store.settlement import Settlement
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, Bucket, Slots, Windows
 from store.script_purse import Claims, Means, Part, Purse, credit_of, lowered, room, targets_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Rate
-    from meterkit.decisions.allowance import Allowance
-    from meterkit.decisions.event_marks import EventMark
-    from meterkit.decisions.policies import Demand
-    from meterkit.store.settlement import Settlement
-
 
 NEVER_MS: Final = 9 * 10**15
 NO_REV: Final = NO_STATE

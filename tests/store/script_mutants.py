@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path, PurePath
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from unittest.mock import patch
 from zlib import crc32
 
 from meterkit.redis import scripts
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    Swaps = Sequence[tuple[str, tuple[str, ...]]]
+Swaps = Sequence[tuple[str, tuple[str, ...]]]
 
 CONSTANTS: Final = "shared/constants.lua"
 SWAPS: Final[Swaps] = (

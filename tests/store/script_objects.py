@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any, Final
 
 from drivers.counters import pack_field
 from meterkit.decisions.customer_state import NO_STATE
@@ -11,13 +13,8 @@ from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.packed import unpack_field
 from meterkit.redis.connection import pack
 from store.script_counts import MINUTE_MS, SLOT_MS
+from store.script_wires import Wire
 from store.script_world import MismatchError, ScriptWorld, fields_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from random import Random
-
-    from store.script_wires import Wire
 
 NOW: Final = 1_900_000_000_000
 MOST: Final = 10**15 - 1

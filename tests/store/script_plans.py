@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from meterkit.catalog import Catalog
 
 PLANS: Final = """
 schema: 1

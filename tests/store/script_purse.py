@@ -9,19 +9,16 @@ Use beyond a balance in money is a debt. Each grant first repays it, as soon as 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from meterkit.catalog import Catalog, Credit, Entitlement, Plan
+from meterkit.decisions.allowance import Allowance, GrantLine
+from meterkit.decisions.customer_state import CustomerState
 from store.script_counts import DAY_MS, MOST
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from meterkit.catalog import Catalog, Credit, Entitlement, Plan
-    from meterkit.decisions.allowance import Allowance, GrantLine
-    from meterkit.decisions.customer_state import CustomerState
 
 FOREVER_MS: Final = 9 * 10**15
 NO_REV: Final = "1:0"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import floor
-from typing import TYPE_CHECKING, Any, Final, cast
+from random import Random
+from typing import Any, Final, cast
 
 from drivers.counters import flat_of
-from meterkit.decisions.compiled_decision import ModelPricing, compile_program, derived_from
+from meterkit.catalog import Entitlement
+from meterkit.decisions.compiled_decision import ModelPricing, Program, compile_program, derived_from
 from meterkit.decisions.customer_state import CustomerState, entitlements_of
 from meterkit.decisions.event_marks import UNCOMPARED, EventMark, read_mark
 from meterkit.decisions.grants import Prepaid as PlanPurse
-from meterkit.decisions.keys import meter_token
+from meterkit.decisions.keys import CustomerKeys, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import Demand
@@ -23,23 +26,13 @@ from meterkit.store.customer_usage import read_usage_reply
 from meterkit.store.prepared_decisions import prepare_asking, prepare_renewing
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, UsedQuantities
+from meterkit.store.views import CustomerView
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
-from store.script_model import NEVER_MS, Model, Times, View, ceiling_of, own_of
-from store.script_plans import ANONYMOUS, HUGE, PLAIN, SEAL_DELAY_MS, SKEWS
+from store.script_model import NEVER_MS, Customer, Model, Times, View, ceiling_of, own_of
+from store.script_plans import ANONYMOUS, HUGE, PLAIN, SEAL_DELAY_MS, SKEWS, Sales
 from store.script_purse import MICRO, Claims, Means, Purse, ledger_sums, may_have, room
+from store.script_wires import Wire
 from store.script_world import MismatchError, ScriptWorld, fields_of, load_script
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from random import Random
-
-    from meterkit.catalog import Entitlement
-    from meterkit.decisions.compiled_decision import Program
-    from meterkit.decisions.keys import CustomerKeys
-    from meterkit.store.views import CustomerView
-    from store.script_model import Customer
-    from store.script_plans import Sales
-    from store.script_wires import Wire
 
 
 class Checks(ScriptWorld):

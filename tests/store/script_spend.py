@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from fractions import Fraction
 from math import ceil, floor
-from typing import TYPE_CHECKING, Any, Final
+from random import Random
+from typing import Any, Final
 
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_field, meter_token, rate_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
@@ -19,14 +21,8 @@ from meterkit.store.prepared_decisions import prepare_asking
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
 from store.script_counts import DAY_MS, SLOT_MS, Slots
+from store.script_wires import Wire
 from store.script_world import OneCustomer
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from random import Random
-
-    from meterkit.catalog import Catalog
-    from store.script_wires import Wire
 
 CENT: Final = 10**4
 MICRO: Final = 10**6

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import floor
-from typing import TYPE_CHECKING, Any, Final, cast
+from random import Random
+from typing import Any, Final, cast
 
-from meterkit.catalog import loads
-from meterkit.catalog.models import SPEND
+from meterkit.catalog import Rate, loads
+from meterkit.catalog.models import SPEND, SubjectPlan
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
@@ -19,6 +21,7 @@ from meterkit.redis.connection import pack
 from meterkit.store.prepared_decisions import MarkedDecision, prepare_asking, prepare_renewing
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
+from meterkit.store.views import CustomerView, PreparedDecision
 from store.script_counts import (
     DAY_MS,
     IN_FLIGHT,
@@ -32,18 +35,10 @@ from store.script_counts import (
     Windows,
 )
 from store.script_model import span_ms
+from store.script_wires import Wire
 from store.script_world import MismatchError, ScriptWorld, fields_of
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from random import Random
-
-    from meterkit.catalog import Rate
-    from meterkit.catalog.models import SubjectPlan
-    from meterkit.store.views import CustomerView, PreparedDecision
-    from store.script_wires import Wire
-
-    Given = tuple[tuple[str, str], ...]
+Given = tuple[tuple[str, str], ...]
 
 PLANS: Final = """
 schema: 1

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from random import Random
+from typing import Any, Final
 
 from meterkit.decisions.keys import Keys
 from meterkit.redis.connection import pack
+from store.script_wires import Wire
 from store.script_world import ScriptWorld, fields_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from random import Random
-
-    from store.script_wires import Wire
 
 TARGETS: Final = ("c:usd", "c:ai")
 INVOICES: Final = ("in_1", "in_2", "in 3")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import fakeredis
 import hiredis
@@ -13,11 +14,7 @@ from redis.exceptions import ResponseError
 from drivers.lua_runtime import compile_once
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack, unpack
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
-
-    from servers.stores import Server
+from servers.stores import Server
 
 NAMES: Final = (
     "decide",

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any, ClassVar, Final
 
 from drivers.counters import pack_field
+from meterkit.catalog import Catalog
 from meterkit.decisions.customer_state import NO_STATE
-from meterkit.decisions.keys import FORMAT, Keys
+from meterkit.decisions.keys import FORMAT, CustomerKeys, Keys
 from meterkit.decisions.packed import unpack_field
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.scripts import Script
 from meterkit.redis.settlement_queue import pack_sequence
-from meterkit.store.views import CustomerCache
+from meterkit.store.settlement import Settlement
+from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
 from store.script_plans import START_MS
-from store.script_wires import NAMES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from random import Random
-
-    from meterkit.catalog import Catalog
-    from meterkit.decisions.keys import CustomerKeys
-    from meterkit.store.settlement import Settlement
-    from meterkit.store.views import CustomerView, PreparedDecision
-    from store.script_wires import Wire
+from store.script_wires import NAMES, Wire
 
 NO_CHANGES: Final = '{"entries":[],"notices":[],"gauges":[],"ended":{"at":"0","labels":{}}}'
 

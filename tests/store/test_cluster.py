@@ -10,33 +10,27 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+from collections.abc import Generator, Iterable
 from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
 from time import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
-from drivers.changing_servers import CUSTOMERS, recorded, under_load
-from drivers.delivery import CATALOG, desk
+from drivers.changing_servers import CUSTOMERS, Load, recorded, under_load
+from drivers.delivery import CATALOG, Desk, desk
 from faults.proxy import TcpProxy
 from faults.refusals import FakeRedis, eventually, lane_of, loop_clock, open_sockets, settled, stopped
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.customers.billed_usage import usage_of_all
+from meterkit.redis.cluster_lane import ClusterLane
 from meterkit.redis.discovery import Slots, master_of, redirection_of, slots_of
 from meterkit.redis.server import CLUSTER_COMMANDS, OPTIONAL_COMMANDS, acl_rules
 from meterkit.redis.url import HostPort, parse_redis_url
+from servers.certificates import Authority
 from servers.clusters import SERVICE, Cluster, Watched, spawn_cluster, spawn_watched
-from servers.stores import NEEDED, free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
-
-    from drivers.changing_servers import Load
-    from drivers.delivery import Desk
-    from meterkit.redis.cluster_lane import ClusterLane
-    from servers.certificates import Authority
-    from servers.stores import Server
+from servers.stores import NEEDED, Server, free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.dear("nodes of its own")]
 

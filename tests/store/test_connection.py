@@ -11,11 +11,12 @@ import asyncio
 import socket
 import threading
 import time
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import looptime
@@ -25,18 +26,11 @@ from faults.proxy import TcpProxy
 from faults.refusals import Echo, FakeRedis, eventually, kit_at, loop_clock, stopped
 from meterkit.errors import StoreError
 from meterkit.redis import scripts
-from meterkit.redis.connection import pack_each
+from meterkit.redis.connection import Connection, OnEnd, Unsent, pack_each
 from meterkit.redis.handshake import connect
-from meterkit.redis.reconnector import Reconnector
+from meterkit.redis.reconnector import AnyConnection, Reconnector
 from meterkit.redis.url import Address
-from servers.stores import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-
-    from meterkit.redis.connection import Connection, OnEnd, Unsent
-    from meterkit.redis.reconnector import AnyConnection
-    from servers.stores import Server
+from servers.stores import Server, free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from drivers.delivery import CATALOG, NOW, PLANS, desk
-from meterkit import MeterKit, MeterkitError, QuantityError, StoreError, UnknownMeterError
+from drivers.delivery import CATALOG, NOW, PLANS, Desk, desk
+from meterkit import Corrected, MeterKit, MeterkitError, QuantityError, StoreError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from drivers.delivery import Desk
-    from meterkit import Corrected
 
 pytestmark = pytest.mark.anyio
 

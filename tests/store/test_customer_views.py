@@ -11,7 +11,7 @@ import asyncio
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,20 +21,17 @@ from drivers.counters import put_head
 from drivers.plans import completed
 from drivers.subscribed_customer import kit_of
 from faults.refusals import settle, settled, used
-from meterkit import StoreError
+from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
+from meterkit.decisions.compiled_decision import Program
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
 from meterkit.store.compiled_catalog import CatalogAlarms
 from meterkit.store.view_lru import ViewLru
 from meterkit.store.views import CustomerCache
-
-if TYPE_CHECKING:
-    from meterkit import MeterKit
-    from meterkit.decisions.compiled_decision import Program
-    from meterkit.testing import Clock
-    from servers.stores import Server
+from meterkit.testing import Clock
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -15,13 +15,10 @@ from drivers.delivery import NOW
 from drivers.subscribed_customer import INSTANT, kit_of
 from drivers.subscribed_customer import PLANS as SUBSCRIBED
 from faults.refusals import before_asking, before_script
-from meterkit import UnknownFeatureError
+from meterkit import MeterKit, UnknownFeatureError
 from meterkit.errors import CustomerError, MeterkitError, PlansError, StoreError
-
-if TYPE_CHECKING:
-    from meterkit import MeterKit
-    from meterkit.testing import Clock
-    from servers.stores import Server
+from meterkit.testing import Clock
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

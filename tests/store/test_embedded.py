@@ -13,9 +13,10 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import redis
@@ -27,9 +28,6 @@ from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import embedded
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.local_files import FileLock, check_peer
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
 
 SOURCE = Path(__file__).parents[2] / "src"
 USER = """

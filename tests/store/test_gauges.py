@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from drivers.subscribed_customer import kit_of
+from meterkit import MeterKit
 from meterkit.errors import CustomerError, MeterkitError, QuantityError, UnknownMeterError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from meterkit import MeterKit
-    from meterkit.testing import Clock
+from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 

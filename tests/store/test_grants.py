@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,11 +18,7 @@ from drivers.subscribed_customer import fetched, kit_of, subscription
 from meterkit import CustomerError, MeterKit, MeterkitError, PlansError, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -11,13 +11,15 @@ import logging
 import random
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from drivers.plans import free_plan
+from faults.proxy import Mode, TcpProxy
 from faults.refusals import (
     Client,
     Echo,
@@ -42,19 +44,14 @@ from faults.refusals import (
     stopped,
     used,
 )
+from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.keys import FORMAT
 from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import memory, scripts
 from meterkit.redis.lane import HoldRenewal, tick_portion
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from faults.proxy import Mode, TcpProxy
-    from meterkit import MeterKit
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

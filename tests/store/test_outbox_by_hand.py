@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from drivers.delivery import NOW, desk
+from drivers.delivery import NOW, Desk, desk
 from drivers.store_keys import meter_token
-from meterkit import MeterkitError, StoreError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.delivery import Desk
-    from meterkit import Intent
+from meterkit import Intent, MeterkitError, StoreError
 
 pytestmark = pytest.mark.anyio
 

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from fractions import Fraction
 from math import ceil, floor
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -16,22 +17,18 @@ from hypothesis import strategies as st
 
 from drivers.plans import free_plan
 from drivers.subscribed_customer import kit_of
+from meterkit import Decision, MeterKit
 from meterkit.catalog import Rate, loads
 from meterkit.decisions import fallback_rates
 from meterkit.decisions.policies import policies_of, rate_numbers
 from meterkit.errors import PlansError
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
+from meterkit.testing import Clock
+from servers.stores import Server
 from store.script_wires import server_wire
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from meterkit import Decision, MeterKit
-    from meterkit.testing import Clock
-    from servers.stores import Server
-
-    Advance = Callable[..., list[int]]
+Advance = Callable[..., list[int]]
 
 SLIDING, FIXED, BUCKET = 1, 2, 3
 HOUR_MS = 3_600_000

@@ -14,7 +14,7 @@ import re
 import signal
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -35,18 +35,15 @@ from faults.refusals import (
     stopped,
     used,
 )
+from meterkit import MeterKit
 from meterkit.decisions.keys import FORMAT
 from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
 from meterkit.redis import reconnector
 from meterkit.redis.connection import Connection
 from meterkit.redis.event_loops import EventLoops
-from servers.stores import free_port, redis_binary, spawn_server
-
-if TYPE_CHECKING:
-    from meterkit import MeterKit
-    from meterkit.redis.reconnector import AnyConnection
-    from servers.stores import Server
+from meterkit.redis.reconnector import AnyConnection
+from servers.stores import Server, free_port, redis_binary, spawn_server
 
 pytestmark = pytest.mark.anyio
 

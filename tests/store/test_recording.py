@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from drivers.delivery import NOW, delivered
 from drivers.subscribed_customer import kit_of
+from faults.proxy import TcpProxy
 from faults.refusals import ask, eventually
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
+from meterkit.testing import Clock
+from servers.stores import Server
 from tokens.recordings import chat_usage
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from faults.proxy import TcpProxy
-    from meterkit.testing import Clock
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from drivers.subscribed_customer import kit_of
 from faults.refusals import stopped
-from meterkit import MeterkitError, QuantityError, UnknownMeterError
+from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
+from meterkit.testing import Clock
+from servers.stores import Server
 from tokens.recordings import chat_usage
-
-if TYPE_CHECKING:
-    from meterkit import MeterKit
-    from meterkit.testing import Clock
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 import typer.main
@@ -20,7 +22,7 @@ from drivers.emulated_account import reached
 from drivers.kit_parts import parts_of
 from drivers.messages import SECRET
 from drivers.webhooks import NOW, hooked, hooked_kit
-from meterkit import Contact, MeterKit
+from meterkit import Contact, MeterKit, StorageOver
 from meterkit.catalog import loads
 from meterkit.cli.app import app
 from meterkit.customers.states import sweep_scheduled_transitions
@@ -32,14 +34,7 @@ from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.testing import Clock, StripeEmulator
-from servers.stores import spawn_server, url_of_user
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-    from pathlib import Path
-
-    from meterkit import StorageOver
-    from servers.stores import Server
+from servers.stores import Server, spawn_server, url_of_user
 
 PLANS: Final = """
 schema: 1

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from importlib import resources
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
@@ -16,6 +18,7 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.packed import CounterHead, MeterCounts
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
+from servers.stores import Server
 from store.audit_driver import Folding, Rebuilding
 from store.delivery_driver import Delivery
 from store.delivery_worlds import Overtaking, Recalling, Refusing, Repricing, Restoring, Stranding
@@ -24,21 +27,13 @@ from store.script_allotting import AllotWorld, PaidAllotWorld
 from store.script_counts import MOST
 from store.script_driver import FullWorld, MonthWorld, PaidWorld, SharesWorld, TurnWorld, World
 from store.script_gauges import GaugeWorld, KeepingWorld, RepeatWorld
-from store.script_lives import live
+from store.script_lives import Kind, live
 from store.script_mutants import in_depth, source
 from store.script_objects import ObjectsWorld
 from store.script_spend import PaidRowsSpendWorld, PaidSpendWorld, RowsSpendWorld, SpendWorld
 from store.script_subjects import DayWorld, HourWorld, SubjectWorld
 from store.script_top_ups import TopUps
-from store.script_wires import CLOCK, clock_answers, fake_wire, server_wire
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from collections.abc import Set as AbstractSet
-
-    from servers.stores import Server
-    from store.script_lives import Kind
-    from store.script_wires import Wire
+from store.script_wires import CLOCK, Wire, clock_answers, fake_wire, server_wire
 
 
 def said(listed: str) -> frozenset[str]:

@@ -7,10 +7,12 @@ must be noticed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 import pytest
 
+from servers.stores import Server
 from store import delivery_checks
 from store.audit_driver import Folding, Rebuilding
 from store.delivery_driver import Delivery
@@ -19,19 +21,13 @@ from store.moving import Moving
 from store.script_allotting import AllotWorld, PaidAllotWorld
 from store.script_driver import AgingWorld, FullWorld, MonthWorld, PaidWorld, SharesWorld, TurnWorld, World
 from store.script_gauges import GaugeWorld, KeepingWorld, RepeatWorld
-from store.script_lives import Mutated
+from store.script_lives import Lives, Mutated
 from store.script_mutants import CONSTANTS, MORE_SWAPS, equivalents, in_depth, is_sampled, source, wrongs
 from store.script_objects import ObjectsWorld
 from store.script_spend import PaidRowsSpendWorld, PaidSpendWorld, RowsSpendWorld, SpendWorld
 from store.script_subjects import DayWorld, HourWorld, SubjectWorld
 from store.script_top_ups import TopUps
 from store.script_wires import CLOCK, clock_answers, server_wire
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from servers.stores import Server
-    from store.script_lives import Lives
 
 PLAIN: Final[Lives] = ((World, 0), (World, 1), (World, 2))
 PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))

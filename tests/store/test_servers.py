@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -26,10 +26,7 @@ from meterkit.redis.durability import DurabilityCheck
 from meterkit.redis.server import commands_to_try, durability_of
 from meterkit.redis.url import parse_redis_url
 from meterkit.testing import Clock, StripeEmulator
-from servers.stores import DOCUMENTED, NEEDED, free_port, redis_binary, spawn_server, url_of_user
-
-if TYPE_CHECKING:
-    from servers.stores import Server
+from servers.stores import DOCUMENTED, NEEDED, Server, free_port, redis_binary, spawn_server, url_of_user
 
 pytestmark = pytest.mark.anyio
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from drivers.counters import paid_by
 from drivers.sampled import whole
 from drivers.store_keys import meter_field, meter_token
 from drivers.subscribed_customer import kit_of
+from faults.proxy import TcpProxy
 from faults.refusals import (
     Client,
     counters,
@@ -32,17 +35,10 @@ from faults.refusals import (
     settled,
     used,
 )
+from meterkit import MeterKit
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
-from servers.stores import spawn_server
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
-    from pathlib import Path
-
-    from faults.proxy import TcpProxy
-    from meterkit import MeterKit
-    from servers.stores import Server
+from servers.stores import Server, spawn_server
 
 pytestmark = pytest.mark.anyio
 

@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 import pytest
 
 from drivers.plans import completed
 from drivers.subscribed_customer import kit_of, subscription
-from meterkit import QuantityError
+from meterkit import MeterKit, QuantityError
 from meterkit.catalog import loads, override
 from meterkit.customers.drift_records import Drift, DriftRecords
 from meterkit.customers.late_usage_on_price_change import PriceSwitch, hold_usage, mark_usage_late
@@ -27,6 +29,7 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.policies import Demand
+from meterkit.decisions.subscription import SubscriptionState
 from meterkit.outbox.close_queue import CloseQueue, PeriodClose, ends_to_close, note_renewal
 from meterkit.outbox.intents import pack_batch, parse_intents, unpack_batch
 from meterkit.outbox.invoice_ends import InvoiceEnd, StampedUsage, find_too_late, store_invoice_end
@@ -38,16 +41,9 @@ from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.settlement_spool import EventLoopSpool
 from meterkit.store.storage_upkeep import StorageUpkeep
+from meterkit.store.store import Store
 from meterkit.store.task_lease import TaskLease
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from meterkit import MeterKit
-    from meterkit.decisions.subscription import SubscriptionState
-    from meterkit.store.store import Store
 
 pytestmark = pytest.mark.anyio
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
 from drivers.delivery import NOW, until
 from drivers.subscribed_customer import kit_of
-from meterkit import MeterkitError, PlansError
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from meterkit import MeterKit, UsageThreshold
-    from meterkit.testing import Clock
+from meterkit import MeterKit, MeterkitError, PlansError, UsageThreshold
+from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 

@@ -12,17 +12,20 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
+from faults.proxy import TcpProxy
 from faults.refusals import PLANS, ask, eventually, kit_at, lane_of, settle, settled, used
 from faults.small_disk import run_on_a_small_disk
+from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.redis import settlement_queue
@@ -30,13 +33,7 @@ from meterkit.store import settlement_spool, spool_file
 from meterkit.store.spool_file import SpoolFile
 from meterkit.store.spool_replay import SpoolReplay
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-
-    from faults.proxy import TcpProxy
-    from meterkit import MeterKit
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio]
 

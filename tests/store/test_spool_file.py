@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from drivers.plans import plans_text
 from faults.refusals import PLANS, kit_at, used
-from meterkit.catalog import loads
+from meterkit import MeterKit
+from meterkit.catalog import Catalog, loads
 from meterkit.decisions.event_marks import EventMark
 from meterkit.decisions.keys import Keys, meter_field
 from meterkit.redis.local_files import FileLock
@@ -31,14 +33,8 @@ from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, Repe
 from meterkit.store.spool_file import DAMAGED, SpoolFile, SpoolHeader, SpoolInfo, frame, list_spools
 from meterkit.store.spool_replay import SpoolReplay, read_record, write_record
 from meterkit.store.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-
-    from meterkit import MeterKit
-    from meterkit.catalog import Catalog
-    from meterkit.store.views import CustomerCache
-    from servers.stores import Server
+from meterkit.store.views import CustomerCache
+from servers.stores import Server
 
 SUBJECTS = plans_text("subjects")
 HEADER = SpoolHeader(store="redis://here", prefix="mk", shards=4, producer="p", made_ms=1)

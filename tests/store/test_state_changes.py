@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from drivers.delivery import NOW
 from drivers.subscribed_customer import END, erase, fetched, recorder, subscription, sweep, tell
 from faults.refusals import eventually
-
-if TYPE_CHECKING:
-    from meterkit import MeterKit
-    from meterkit.testing import Clock
-    from servers.stores import Server
+from meterkit import MeterKit
+from meterkit.testing import Clock
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -9,21 +9,17 @@ import sys
 import threading
 from pathlib import Path
 from textwrap import dedent
-from typing import TYPE_CHECKING
 
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from faults.proxy import TcpProxy
 from faults.refusals import ask, eventually, in_flight, kit_at, metered, open_sockets, settled, used
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from servers.stores import Server
+from servers.stores import Server
 
 
 def run_program(program: str, url: str) -> tuple[str, str, int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import pytest
 
@@ -14,19 +15,13 @@ from drivers.delivery import NOW
 from drivers.plans import plans_text
 from drivers.subscribed_customer import kit_of
 from drivers.worker_process import Holding
-from drivers.workers import start
+from drivers.workers import Worker, start
+from faults.proxy import TcpProxy
 from faults.refusals import evalsha_calls, eventually, lane_of, renew_holds, settled
-from meterkit import MeterkitError, PlansError
+from meterkit import MeterKit, MeterkitError, PlansError, SubjectUsage
+from meterkit.testing import Clock
+from servers.stores import Server
 from tokens.recordings import chat_usage
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from drivers.workers import Worker
-    from faults.proxy import TcpProxy
-    from meterkit import MeterKit, SubjectUsage
-    from meterkit.testing import Clock
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

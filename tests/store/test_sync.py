@@ -9,8 +9,9 @@ import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from textwrap import dedent
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -19,10 +20,6 @@ from drivers.sampled import whole
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
 from meterkit.catalog import loads
 from tokens.recordings import chat_usage
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 PLANS = completed("""\
 meters:

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import re
 import shutil
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import (
@@ -25,11 +26,7 @@ from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from servers.certificates import Authority
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from servers.stores import Server
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib import util
+from importlib.machinery import ModuleSpec
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
@@ -20,13 +22,7 @@ from meterkit import MeterkitError, Settings, SettingsError, StripeError, Stripe
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import API_VERSION
 from meterkit.testing import Clock, StripeEmulator
-from servers.fixed_answers import answer, answering
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from importlib.machinery import ModuleSpec
-
-    from servers.fixed_answers import Asked
+from servers.fixed_answers import Asked, answer, answering
 
 pytestmark = pytest.mark.anyio
 

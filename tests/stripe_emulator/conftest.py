@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from drivers.emulated_account import account
 from drivers.emulated_shop import shop
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from stripe_emulator import Clock, StripeEmulator
+from stripe_emulator import Clock, StripeEmulator
 
 
 @pytest.fixture

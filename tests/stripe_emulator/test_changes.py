@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
@@ -20,9 +20,7 @@ from drivers.emulated_shop import (
     subscribe,
 )
 from drivers.emulated_times import MAY, SECOND
-
-if TYPE_CHECKING:
-    from stripe_emulator import Clock, StripeEmulator
+from stripe_emulator import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

@@ -6,15 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 README = Path(__file__).parents[2] / "src" / "stripe_emulator" / "README.md"
 COMMAND = (sys.executable, "-m", "stripe_emulator")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import stripe
@@ -12,9 +12,7 @@ import stripe
 from drivers.emulated_account import account
 from drivers.emulated_shop import amounts, invoice_of, item_of, newest_invoice, refused, subscribe, use
 from drivers.emulated_times import DAY, HOUR, MAY, SECOND
-
-if TYPE_CHECKING:
-    from stripe_emulator import Clock, StripeEmulator
+from stripe_emulator import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

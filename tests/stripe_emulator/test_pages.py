@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 
 from drivers.emulated_shop import offer, told
-
-if TYPE_CHECKING:
-    from stripe_emulator import Clock, StripeEmulator
+from stripe_emulator import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import stripe
 
 from drivers.emulated_shop import invoice_of, newest_invoice, refused, subscribe, told
 from drivers.emulated_times import DAY, HOUR, SECOND
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stripe_emulator import Clock, StripeEmulator
+from stripe_emulator import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 import pytest
 import stripe
@@ -13,9 +13,7 @@ from stripe.params import _subscription_schedule_modify_params as types
 from drivers.emulated_shop import amounts, current, invoice_of, items_of, refused, subscribe
 from drivers.emulated_times import DAY, MAY, SECOND
 from drivers.sdk_parameters import sample
-
-if TYPE_CHECKING:
-    from stripe_emulator import Clock, StripeEmulator
+from stripe_emulator import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
@@ -12,11 +13,7 @@ import stripe
 
 from drivers.emulated_account import reached
 from drivers.emulated_shop import shop
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from stripe_emulator import Clock, StripeEmulator
+from stripe_emulator import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

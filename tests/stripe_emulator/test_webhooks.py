@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from collections import deque
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import stripe
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from drivers.emulated_account import account
 from drivers.emulated_shop import refused
 from stripe_emulator import Clock, StripeEmulator
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
 
 pytestmark = pytest.mark.anyio
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from drivers.shop import Shop
-    from meterkit import Subscription
+from drivers.shop import Shop
+from meterkit import Subscription
 
 __all__ = ["known", "linked_of", "pending", "synced"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 import meterkit
 from drivers.period_ends import MAY, Ending, paying
@@ -16,12 +18,6 @@ from drivers.priced_shop import metered_lines, renewed, usage_lines
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from starlette.types import Receive, Scope, Send
-
 
 pytestmark = pytest.mark.anyio
 

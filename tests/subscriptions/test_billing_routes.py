@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import httpx
 import jsonschema
@@ -15,6 +16,7 @@ import pytest
 from fastapi import FastAPI, Header
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.types import ASGIApp, Scope
 
 from drivers.llm_apps import listening
 from drivers.sampled import whole
@@ -24,12 +26,6 @@ from meterkit import CurrencyError, MeterKit, MeterkitError, MeterMiddleware, No
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
 from subscriptions.looks import linked_of
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
-
-    from starlette.types import ASGIApp, Scope
-
 
 pytestmark = pytest.mark.anyio
 

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from hypothesis import given
@@ -22,9 +23,6 @@ from meterkit.subscriptions.change_rules import check_seats_sold, course_of, pai
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
 from meterkit.subscriptions.proration_estimate import BillingCycle, PrepaidLine, prorate_lines
 from meterkit.subscriptions.schedule_phases import NOT_SENT, cut_phases, present_phases
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 CATALOG = loads(plans_text("changes"))
 FREE, TEAM, PRO, PRO_YEAR, UNSAID, OPEN, OPEN_TOO, AGAIN = CATALOG.plans.values()

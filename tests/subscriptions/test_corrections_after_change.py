@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
@@ -16,17 +17,13 @@ from drivers.priced_shop import CATALOG, metered_lines, renewed, sell
 from drivers.sampled import whole
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from faults.inner_steps import failing, wrapped
+from meterkit import Corrected, Subscription
 from meterkit.catalog import Catalog, loads
 from meterkit.errors import StoreError, StripeUnavailableError
+from meterkit.testing import StripeEmulator
 from subscriptions.test_prices_by_model import CATALOG as BY_MODEL
 from subscriptions.test_prices_by_model import lines
 from subscriptions.test_prices_by_model import use as use_models
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-
-    from meterkit import Corrected, Subscription
-    from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 import pytest
+from starlette.types import Scope
 
 from drivers.app import answering
 from drivers.audited_kit import sqlite_in
 from drivers.customer_states import note_findings
 from drivers.messages import SECRET, contact, courier
 from drivers.plans import plans_text
+from drivers.shop import Shop
 from drivers.subscribed_customer import erase
 from drivers.webhooks import NOW, Hooked, hooked
 from faults.inner_steps import wrapped
 from meterkit import Caller, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, StripeUnavailableError
+from servers.stores import Server
 from storage.objects import Happened
 from subscriptions.looks import linked_of
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-
-    from starlette.types import Scope
-
-    from drivers.shop import Shop
-    from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

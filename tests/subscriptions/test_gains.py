@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -12,10 +13,6 @@ from drivers.shop import END, HALF, PLANS, Shop, shop
 from meterkit import PaymentMethodMissingError, SubscriptionError
 from meterkit.catalog import Catalog, loads
 from subscriptions.looks import linked_of, synced
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-
 
 pytestmark = pytest.mark.anyio
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from drivers.shop import Shop
 from drivers.webhooks import Hooked, hooked
 from meterkit import CustomerError, Imported, ImportProgress, MeterkitError, StripeUnavailableError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from drivers.shop import Shop
 
 pytestmark = pytest.mark.anyio
 

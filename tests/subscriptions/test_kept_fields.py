@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
+import stripe
 from stripe.params import _subscription_modify_params as subscription_types
 from stripe.params import _subscription_schedule_modify_params as schedule_types
 
@@ -20,11 +22,6 @@ from drivers.sdk_parameters import sample
 from drivers.shop import CATALOG, END, HALF, START, Shop, sell
 from meterkit.testing import Clock, StripeEmulator
 from subscriptions.looks import linked_of
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-
-    import stripe
 
 pytestmark = pytest.mark.anyio
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import pytest
 
@@ -16,11 +17,7 @@ from drivers.shop import END, HALF, Shop, shop
 from drivers.sync_queue import forget_due_price, queue_sync
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.catalog import Catalog, loads
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from meterkit.testing import StripeEmulator
+from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 

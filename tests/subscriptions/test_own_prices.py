@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -24,14 +26,9 @@ from drivers.priced_shop import Buyer, buyer, renewed, usage_lines
 from drivers.sampled import whole
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_figures import Tables
+from meterkit import MeterKit, Proration
 from meterkit.catalog import loads
 from meterkit.pages import usage_page
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-    from pathlib import Path
-
-    from meterkit import MeterKit, Proration
 
 pytestmark = pytest.mark.anyio
 

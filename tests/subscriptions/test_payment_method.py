@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,11 +20,6 @@ from meterkit import NewSubscription, Subscription, SubscriptionExistsError
 from meterkit.catalog import Catalog, loads
 from meterkit.testing import Clock, StripeEmulator
 from subscriptions.looks import linked_of, synced
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from contextlib import AbstractAsyncContextManager
-
 
 pytestmark = pytest.mark.anyio
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import anyio
 import pytest
@@ -13,15 +14,10 @@ from drivers.priced_shop import CATALOG, PLANS, item_lines, metered_lines, renew
 from drivers.sampled import whole
 from drivers.shop import END, HALF, START, Shop, shop
 from faults.inner_steps import failing
+from meterkit import SubscriptionChanged
 from meterkit.catalog import loads
 from meterkit.errors import StoreError, StripeUnavailableError
 from subscriptions.looks import known, synced
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from meterkit import SubscriptionChanged
-
 
 pytestmark = pytest.mark.anyio
 

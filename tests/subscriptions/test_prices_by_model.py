@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
@@ -18,10 +19,6 @@ from drivers.shop import HALF, Shop, sell_nothing, shop
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
 from subscriptions.looks import synced
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
 
 pytestmark = pytest.mark.anyio
 

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,6 @@ from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncEntry, Sync
 from meterkit.subscriptions.webhooks.sync_worker import ATTEMPTS_MAX, RetryDecision, decide_retry
 from meterkit.testing import Clock
 from servers.clusters import Cluster, spawn_cluster
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
 
 pytestmark = pytest.mark.anyio
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,9 +30,6 @@ from meterkit.subscriptions.subscription_reading import (
     is_sold_here,
     read_subscription,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 START = 1_938_816_000
 END = START + 30 * 86_400

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 import pytest
@@ -23,10 +24,6 @@ from meterkit.catalog import loads
 from meterkit.errors import SubscriptionError, UnknownPlanError
 from meterkit.testing import StripeEmulator
 from subscriptions.looks import known, linked_of, pending, synced
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
 
 pytestmark = pytest.mark.anyio
 

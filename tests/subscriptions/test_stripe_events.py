@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hmac
 import json
+from collections.abc import Callable
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import stripe
@@ -16,9 +17,6 @@ from hypothesis import strategies as st
 from meterkit.subscriptions.webhooks import stripe_signature
 from meterkit.subscriptions.webhooks.stripe_events import ALARMS, DISPUTED, REFUNDED, TYPES, SyncHint, hint_of
 from meterkit.subscriptions.webhooks.stripe_signature import TOLERANCE_S, ForgedEvent, verify_signature
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 NOW = 1_795_000_000
 SECRET = "whsec_4eC39HqLyjWDarjtT1zdp7dc"

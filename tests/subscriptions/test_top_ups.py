@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -28,13 +29,15 @@ from drivers.top_ups import (
 )
 from drivers.webhooks import Hooked, hooked, hooked_kit
 from faults.refusals import eventually
-from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, QuantityError, StripeError
+from meterkit import (
+    CreditsLow,
+    CustomerError,
+    MeterkitError,
+    PaymentMethodMissingError,
+    QuantityError,
+    StripeError,
+)
 from meterkit.catalog import loads
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-
-    from meterkit import CreditsLow
 
 pytestmark = pytest.mark.anyio
 

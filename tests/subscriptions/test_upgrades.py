@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import pytest
 
@@ -15,10 +16,6 @@ from meterkit.catalog import loads
 from meterkit.errors import SubscriptionError
 from meterkit.testing import StripeEmulator
 from subscriptions.looks import known, linked_of, pending, synced
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
 
 pytestmark = pytest.mark.anyio
 

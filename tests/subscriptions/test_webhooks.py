@@ -6,9 +6,10 @@ import asyncio
 import json
 import logging
 from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import httpx
@@ -32,12 +33,7 @@ from meterkit.catalog import loads
 from meterkit.errors import InvoiceOpenError, StoreError
 from meterkit.starlette import stripe_webhook
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
-
-    from servers.stores import Server
-
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 

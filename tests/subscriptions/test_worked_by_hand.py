@@ -5,13 +5,16 @@ All expected figures are literals. ``worked_by_hand.rst`` beside this file works
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from drivers.audit_database import drain
 from drivers.audited_kit import sqlite_in
@@ -27,13 +30,6 @@ from meterkit.errors import SeatsInUseError
 from meterkit.testing import Clock, StripeEmulator
 from subscriptions.looks import pending
 from tokens.recordings import compact
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
-
-    from starlette.types import Receive, Scope, Send
-
 
 pytestmark = pytest.mark.anyio
 

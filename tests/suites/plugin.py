@@ -10,16 +10,14 @@ import importlib
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-    import pytest
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    Factory = Callable[[ASGIApp], ASGIApp]
+Factory = Callable[[ASGIApp], ASGIApp]
 
 outcomes: dict[str, str] = {}
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drivers.lua_runtime import compile_once
 from meterkit import MeterKit, MeterMiddleware
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.redis import event_loops, memory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from meterkit.catalog import Catalog
 
 
 def without_last_header(app: ASGIApp) -> ASGIApp:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator, check_bill
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 CATALOG = loads("""
 schema: 1

@@ -17,17 +17,15 @@ Each file in ``corpus/`` is a family of providers; a row of it has
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tokens.recordings import KINDS, compact, encode_events
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
 
 AT: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
 FOLDER: Final = Path(__file__).with_name("corpus")

@@ -5,18 +5,16 @@ Prices are of genai-prices, in micro-dollars a unit: each sum stands with its pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from tokens.corpus_rows import amount
 from tokens.recordings import chat_usage, compact, sse
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from fractions import Fraction
 
 FILE = Path(__file__).with_name("payloads") / "openai.yaml"
 

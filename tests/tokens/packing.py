@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytest
 import zstandard
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import pytest
 
 _brotli: Any = import_module("brotli")
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import struct
 from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from zlib import crc32
 
 import yaml
 
+from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.response import ResponseReader
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from meterkit.tokens.call_usage import CallUsage
 
 # (source, input, output, cached, cache write, reasoning)
 Figures = tuple[str, int | None, int | None, int | None, int | None, int | None]

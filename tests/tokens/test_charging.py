@@ -7,11 +7,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import localcontext
 from fractions import Fraction
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 from genai_prices import Usage, calc_price
@@ -26,9 +27,6 @@ from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.call_prices import CallCosts, ChargeRemainders, ModelCharges
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.list_prices import UnitPrices, list_prices, unit_dimensions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # What calls are charged: prices of their providers or the seller's own, a markup, and whole units of it.
 

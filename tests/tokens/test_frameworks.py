@@ -4,21 +4,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import pytest
 
+from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.objects import UsageReports, calls_of, read_report, usage_of
 from meterkit.tokens.tap import StreamTap
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from meterkit.tokens.call_usage import CallUsage
 
 AT: Final = datetime(2026, 9, 1, tzinfo=UTC)
 # 1.25 and 10 dollars a million up to 200,000 tokens of input, 2.50 and 15 beyond.

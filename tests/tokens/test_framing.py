@@ -8,9 +8,10 @@ import json
 import re
 import struct
 import tracemalloc
+from collections.abc import Callable
 from importlib import import_module
 from pkgutil import walk_packages
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from zlib import crc32
 
 import pytest
@@ -41,9 +42,6 @@ from tokens.recordings import (
     open_reader,
     read,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Pieces:

@@ -8,7 +8,7 @@ import gzip
 import json
 import sys
 import tracemalloc
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -41,9 +41,6 @@ from tokens.recordings import (
     read,
     sse,
 )
-
-if TYPE_CHECKING:
-    from meterkit.tokens.call_usage import CallUsage
 
 # Content codings: what comes out of them, how much at most, and what is made of those that stay closed.
 

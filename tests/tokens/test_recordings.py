@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
@@ -42,10 +43,6 @@ from tokens.recordings import (
     read,
     sse,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 BY_NAME = {recording.name: recording for recording in RECORDINGS}
 WORDS = ("declared", "auto")

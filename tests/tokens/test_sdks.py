@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 import yaml
 
 from drivers.llm_apps import listening, read_all
+from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.tap import StreamTap
 from tokens.openai_payloads import PAYLOADS
@@ -26,9 +27,6 @@ from tokens.recordings import (
     figures,
     sse,
 )
-
-if TYPE_CHECKING:
-    from meterkit.tokens.call_usage import CallUsage
 
 
 def amounts(calls: tuple[CallUsage, ...] | None) -> list[Figures]:

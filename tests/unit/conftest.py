@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
 
 import pytest
 
 from drivers.delivery import NOW
 from drivers.kept_intents import kit_alone
+from meterkit import MeterKit
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from meterkit import MeterKit
 
 
 @pytest.fixture

@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from faults.refusals import loop_clock
-
-if TYPE_CHECKING:
-    from servers.stores import Server
-
+from servers.stores import Server
 
 pytest_plugins = ["pytester"]
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import Any, Final, get_args
 
 import pytest
 
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.customer_state import (
     CustomerState,
@@ -40,9 +40,6 @@ from meterkit.decisions.transitions import (
     reminders_of,
     transition_entries,
 )
-
-if TYPE_CHECKING:
-    from meterkit.catalog import Catalog
 
 DAY_MS = 86_400_000
 FAILED_MS = 1_800_000_000_000

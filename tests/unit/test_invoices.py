@@ -12,13 +12,15 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
 from drivers.delivery import NOW
 from drivers.kept_intents import NOW_MS, PERIOD_MS, ObjectsAtStripe, keep, subscription
+from meterkit import MeterKit
 from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.subscription import SubscriptionState
 from meterkit.delivery.draft_hold import HELD, DraftHold
 from meterkit.delivery.invoices import (
     MADE_WITHIN_MS,
@@ -37,13 +39,9 @@ from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.outbox.close_queue import CloseQueue, PeriodClose
 from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
 from meterkit.outbox.sealer import LateUsage
+from meterkit.store.store import Store
 from meterkit.stripe.request import ENDED_HERE
-
-if TYPE_CHECKING:
-    from meterkit import MeterKit
-    from meterkit.decisions.subscription import SubscriptionState
-    from meterkit.store.store import Store
-    from meterkit.testing import Clock
+from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from drivers.app import PLANS, hello
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, identify
 from meterkit.catalog import loads
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 ORIGIN = "allowed is an origin as browsers send it, in small letters and without a path"
 KIT = MeterKit(loads(PLANS), redis_url="memory://", flush=False)

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
@@ -25,7 +26,7 @@ from drivers.kept_intents import (
     keep,
     subscription,
 )
-from meterkit import FlushReport
+from meterkit import FlushReport, MeterKit
 from meterkit.customers.links import DeliveryRecord
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import CustomerState
@@ -49,13 +50,8 @@ from meterkit.outbox.resend_window import (
     can_resend,
     compare_in_ms,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-
-    from meterkit import MeterKit
-    from meterkit.store.store import Store
-    from meterkit.testing import Clock
+from meterkit.store.store import Store
+from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import looptime
 import pytest
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 import meterkit
@@ -31,12 +33,6 @@ from meterkit.errors import StoreError
 from meterkit.serving import BackgroundTasks
 from meterkit.throttle import Throttle
 from tokens.recordings import chat, chat_usage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from starlette.requests import Request
-    from starlette.responses import Response
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,9 @@ import stat
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from unittest.mock import Mock
 
 import pytest
@@ -36,12 +37,12 @@ from meterkit.outbox.close_queue import PeriodClose, ends_to_close
 from meterkit.outbox.intents import RESTORED, StoredIntent
 from meterkit.outbox.operator_commands import _shown_intent
 from meterkit.redis import discovery, scripts
-from meterkit.redis.connection import ReplyError
+from meterkit.redis.connection import OnEnd, ReplyError
 from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.lane import HoldRenewal, Lane
 from meterkit.redis.local_files import FileLock, check_peer, make_directory
-from meterkit.redis.reconnector import Reconnector
+from meterkit.redis.reconnector import AnyConnection, Reconnector
 from meterkit.redis.server import eviction_warning, refuse_past_clock
 from meterkit.redis.settlement_queue import resolve
 from meterkit.redis.tallies import BUCKETS_S, Tallies
@@ -61,15 +62,8 @@ from meterkit.store.settlement_parts import (
     format_audit_lines,
     pack_thresholds,
 )
-from meterkit.store.views import CustomerCache
+from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
 from servers.stores import free_port
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from meterkit.redis.connection import OnEnd
-    from meterkit.redis.reconnector import AnyConnection
-    from meterkit.store.views import CustomerView, PreparedDecision
 
 pytestmark = pytest.mark.anyio
 

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,9 +15,6 @@ from hypothesis import strategies as st
 from drivers.sampled import few_examples
 from meterkit.errors import SettingsError
 from meterkit.redis.url import Address, HostPort, Tls, choose_store, parse_redis_url
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def refusal(redis_url: str) -> str:

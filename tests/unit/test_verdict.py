@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError
 from datetime import timedelta
 from hashlib import blake2b
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zlib import crc32
 
 import pytest
@@ -19,7 +20,7 @@ from drivers.plans import free_plan
 from drivers.sampled import few_examples, some
 from meterkit import MeterKit
 from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge_headers
-from meterkit.catalog import Rate, loads
+from meterkit.catalog import Catalog, Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions import verdicts
 from meterkit.decisions.compiled_decision import (
@@ -52,15 +53,10 @@ from meterkit.decisions.policies import TOKEN_BUCKET, Demand, rate_numbers
 from meterkit.decisions.verdicts import reset_ms
 from meterkit.errors import PlansError
 from meterkit.redis.connection import pack, pack_each, unpack
+from meterkit.store.views import CustomerView, PreparedDecision
+from servers.stores import Server
 from store.script_driver import World, life
 from store.script_wires import load_texts, server_wire
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from meterkit.catalog import Catalog
-    from meterkit.store.views import CustomerView, PreparedDecision
-    from servers.stores import Server
 
 PLANS = free_plan(
     "{requests: {unit: request, stripe: {event_name: r}}, tokens: {unit: token, stripe: {event_name: t}}}",
