@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 import yaml
@@ -17,17 +18,13 @@ import yaml
 from drivers.sampled import pairs
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.call_prices import ModelCharges
+from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.objects import calls_of
 from tokens import openai_payloads
 from tokens.corpus_rows import amount
 from tokens.openai_payloads import PAINTED, TRANSCRIBED, answer, response
 from tokens.recordings import EVENTSTREAM_TYPE, JSON_TYPE, SSE_TYPE, compact, cut, figures, invoked, read, sse
 from tokens.unit_payloads import FLASH, HAIKU, OPUS, PAYLOADS, generated, iteration, message, split, written
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from meterkit.tokens.call_usage import CallUsage
 
 # Each unit of the price table that a provider reports is read, and priced as the provider charges it.
 
