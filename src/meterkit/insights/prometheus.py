@@ -1,9 +1,13 @@
-"""ASGI app that serves a kit's metrics in Prometheus' text format."""
+"""Metrics of a kit as families of prometheus-client, served in Prometheus' text format."""
 
 from __future__ import annotations
 
 from asyncio import to_thread
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
 
 from meterkit.customers.drift_records import DriftRecords
 from meterkit.decisions.grants import MICRO
@@ -17,20 +21,11 @@ from meterkit.store.message_queue import CHANNELS, MessageQueue
 from meterkit.store.spool_file import list_spools
 from meterkit.store.storage_upkeep import StorageUpkeep
 
-try:
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-    from prometheus_client.exposition import choose_encoder
-except ImportError as error:
-    raise ImportError(
-        "prometheus-client is required for metrics_app. Install with: pip install 'meterkit[prometheus]'"
-    ) from error
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from prometheus_client.metrics_core import Metric
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Scope, Send
 
     from meterkit.insights.audit.draining import Backlog
     from meterkit.insights.revenue.revenue import Revenue
@@ -40,40 +35,18 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 
-class _Kit(Protocol):
-    @property
-    def store(self) -> Store: ...
-    @property
-    def revenue(self) -> Revenue: ...
-
-
-def metrics_app(kit: _Kit) -> ASGIApp:
-    """An ASGI app to mount that serves the metrics of this process, and of what waits in the store.
-
-    From now on the kit counts what it decides in this process. No label names a customer.
-
-    Raises:
-        ImportError: prometheus-client is not installed (the extra ``prometheus``).
-    """
-    store = kit.store
-    tallies = store.tally()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise RuntimeError(f"metrics_app serves HTTP, not {scope['type']}; mount it in an app")
-        del receive
-        registry = CollectorRegistry()
-        spooled, stored = await _spool_families(store), await _stored_families(store)
-        revenue = await _revenue_families(kit.revenue) if store.is_audited else ()
-        registry.register(_CollectedFamilies([*_families(tallies, store), *spooled, *stored, *revenue]))
-        accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-        encode, content_type = choose_encoder(accept)
-        head = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
-        body = b"" if scope["method"] == "HEAD" else encode(registry)
-        await send({"type": "http.response.start", "status": 200, "headers": head})
-        await send({"type": "http.response.body", "body": body})
-
-    return app
+async def answer_metrics(store: Store, revenue: Revenue, tallies: Tallies, scope: Scope, send: Send) -> None:
+    """Answer a request with the metrics of this process, and of what waits in the store."""
+    registry = CollectorRegistry()
+    spooled, stored = await _spool_families(store), await _stored_families(store)
+    earned = await _revenue_families(revenue) if store.is_audited else ()
+    registry.register(_CollectedFamilies([*_families(tallies, store), *spooled, *stored, *earned]))
+    accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
+    encode, content_type = choose_encoder(accept)
+    head = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
+    body = b"" if scope["method"] == "HEAD" else encode(registry)
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.body", "body": body})
 
 
 class _CollectedFamilies:
