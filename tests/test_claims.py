@@ -172,6 +172,31 @@ async def test_overage_is_due_in_shadow_too() -> None:
         assert (requests["overage"], requests["unlinked"]) == (1, 1)
 
 
+def shown_app(page: str) -> dict[str, Any]:
+    """Write the plans file of a page, and make its app: the names of the module."""
+    (plans,) = (text for text in blocks(ROOT / page, "yaml") if text.startswith("schema: 1"))
+    (app,) = (text for text in blocks(ROOT / page, "python") if "add_middleware" in text)
+    Path("plans.yaml").write_text(plans)
+    names: dict[str, Any] = {"__name__": "shown"}
+    exec(compile(app, page, "exec", dont_inherit=True), names)  # noqa: S102 - It is our own documentation.
+    return names
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/quickstart.md", "docs/fastapi.md"])
+async def test_anyone_can_open_the_docs_of_the_shown_apps(
+    page: str, tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-233: `match: "*"` answered 401 to FastAPI's own pages."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METERKIT_REDIS_URL", store_url)
+    names = shown_app(page)
+    transport = httpx.ASGITransport(app=names["app"])
+    async with names["kit"], httpx.AsyncClient(transport=transport, base_url="http://app") as anyone:
+        for path, status in (("/docs", 200), ("/redoc", 200), ("/openapi.json", 200), ("/elsewhere", 401)):
+            assert (path, (await anyone.get(path)).status_code) == (path, status)
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("page", "included"), [("README.md", 1_000), ("docs/index.md", 1_000), ("docs/quickstart.md", 10_000)]
@@ -179,13 +204,9 @@ async def test_overage_is_due_in_shadow_too() -> None:
 async def test_the_request_after_the_last_included_word_is_refused(
     page: str, included: int, tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (plans,) = (text for text in blocks(ROOT / page, "yaml") if text.startswith("schema: 1"))
-    (app,) = (text for text in blocks(ROOT / page, "python") if "add_middleware" in text)
-    (tmp_path / "plans.yaml").write_text(plans)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METERKIT_REDIS_URL", store_url)
-    names: dict[str, Any] = {"__name__": "shown"}
-    exec(compile(app, page, "exec", dont_inherit=True), names)  # noqa: S102 - It is our own documentation.
+    names = shown_app(page)
     transport = httpx.ASGITransport(app=names["app"])
     headers = {"x-customer-id": "ada"}
     async with (
@@ -207,5 +228,5 @@ def test_check_names_what_the_first_page_lacks_without_records(tmp_path: Path) -
     (tmp_path / "plans.yaml").write_text(plans.replace(", records: [words]", ""))
     done = Shell(tmp_path).run("check")
     assert done.code == 0
-    assert "note: plans.yaml:12:42 plans.free.meters.words: no route asks for words" in done.out
+    assert "note: plans.yaml:15:42 plans.free.meters.words: no route asks for words" in done.out
     assert "write `records: [words]` on the routes" in done.out
