@@ -22,15 +22,10 @@ from meterkit.decisions.customer_state import (
     refusal_for_feature,
     with_subscription,
 )
+from meterkit.decisions.dunning import Access
 from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.periods import bounds_at
-from meterkit.decisions.subscription import (
-    NEVER_MS,
-    Access,
-    Status,
-    SubscriptionState,
-    meters_switched_by_others,
-)
+from meterkit.decisions.subscription import NEVER_MS, Status, SubscriptionState, meters_switched_by_others
 from meterkit.decisions.transitions import (
     BY_CLOCK,
     TermsInForce,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from meterkit.customers.states import StoredState
     from meterkit.decisions.customer_overrides import Stored
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.decisions.subscription import Access
+    from meterkit.decisions.dunning import Access
     from meterkit.store.store import Store
 
 

@@ -10,18 +10,11 @@ from meterkit.catalog import override
 from meterkit.decisions.allowance import Overdraft, PlanChange
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
+from meterkit.decisions.dunning import Access, access_term_of, restrict_unpaid
 from meterkit.decisions.item_prices import NO_PRICES, ItemPrices, base_interval, with_item_prices
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
-from meterkit.decisions.subscription import (
-    ENDED,
-    NEVER_MS,
-    Access,
-    Status,
-    SubscriptionState,
-    access_term_of,
-    restrict_unpaid,
-)
+from meterkit.decisions.subscription import ENDED, NEVER_MS, Status, SubscriptionState
 from meterkit.decisions.subscription_periods import CountingCycle, Interval, subscription_bounds
 
 if TYPE_CHECKING:
@@ -229,7 +222,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
 
     The plan is the one set by hand, otherwise the subscription's, otherwise the default plan; likewise the
     status.
-    :func:`~meterkit.decisions.subscription.access_term_of` derives the access. A subscription that has ended
+    :func:`~meterkit.decisions.dunning.access_term_of` derives the access. A subscription that has ended
     leaves the default plan, and so does a plan that the catalog does not have. A subscription that was never
     paid for, nor on trial, changes neither plan nor access; only its status is shown. ``incomplete`` set by
     hand means the same.

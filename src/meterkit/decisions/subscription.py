@@ -1,10 +1,10 @@
-"""Stored subscription, and the dunning policy: access by its status."""
+"""A customer's stored subscription, and its scheduled changes by the clock."""
 
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from sys import intern
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.decisions.item_prices import (
     NO_PRICES,
@@ -17,7 +17,6 @@ from meterkit.decisions.item_prices import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from meterkit.catalog import Dunning
     from meterkit.decisions.item_prices import ItemPrices
 
 Status = Literal[
@@ -30,11 +29,11 @@ Status = Literal[
     "incomplete_expired",
     "canceled",
 ]
-Access = Literal["full", "grace", "restricted", "suspended"]
 TrialEndAction = Literal["continue", "cancel", "pause"]
 ENDED: Final[frozenset[Status | None]] = frozenset({"canceled", "incomplete_expired"})
 """The statuses that a subscription never leaves."""
-_OWING: Final[frozenset[Status]] = frozenset({"past_due", "unpaid"})
+OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
+"""The statuses with an open invoice that was not paid."""
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 _PRICES: Final = frozenset({"prices", "pending_prices"})
@@ -287,7 +286,7 @@ class SubscriptionState:
         Args:
             known: as it was when it was fetched before.
         """
-        if known.status not in _OWING or self.status not in _OWING:
+        if known.status not in OWING or self.status not in OWING:
             return self
         since_ms = min(known.failed_since_ms(), self.failed_since_ms())
         return replace(self, failures=max(known.failures, self.failures), failed_at_ms=since_ms)
@@ -320,63 +319,3 @@ def meters_switched_by_others(
         return frozenset()
     changed = set(known.metered.split()) ^ set(found.metered.split())
     return frozenset(pair.partition("=")[0] for pair in changed)
-
-
-OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
-"""The statuses in which handlers are reminded of an invoice that was not paid."""
-
-
-class AccessTerm(NamedTuple):
-    """Access of a customer, and its end by the clock (ms since the epoch)."""
-
-    access: Access
-    until_ms: int = NEVER_MS
-
-
-def access_term_of(
-    status: Status | None, *, failures: int, failed_at_ms: int, dunning: Dunning, now_ms: int
-) -> AccessTerm:
-    """Access by a subscription's status at an instant.
-
-    ``past_due`` is *grace* until ``dunning.grace`` is over, or until ``dunning.attempts`` have failed; then
-    *restricted*; *suspended* from ``dunning.suspend_after`` on. Both spans count from the first failure.
-    ``unpaid`` is suspended; ``paused`` is restricted; all else, no subscription and an unpaid sign-up
-    (``incomplete``) included, has full access, of the default plan where a subscription has ended.
-
-    Args:
-        status: of the subscription; None: there is none.
-        failures: failed attempts to collect the latest invoice.
-        failed_at_ms: the first of them.
-        dunning: the policy.
-        now_ms: the instant.
-    """
-    if status == "unpaid":
-        return AccessTerm("suspended")
-    if status == "paused":
-        return AccessTerm("restricted")
-    if status != "past_due":
-        return AccessTerm("full")
-    suspension_ms = failed_at_ms + dunning.suspend_after_ms
-    grace_end_ms = min(failed_at_ms + dunning.grace_ms, suspension_ms)
-    has_failed_often = dunning.attempts is not None and failures >= dunning.attempts
-    if now_ms >= suspension_ms:
-        return AccessTerm("suspended")
-    if now_ms >= grace_end_ms or has_failed_often:
-        return AccessTerm("restricted", suspension_ms)
-    return AccessTerm("grace", grace_end_ms)
-
-
-def restrict_unpaid(standing: AccessTerm) -> AccessTerm:
-    """Access of a customer whose period is not paid for: at most restricted."""
-    return standing._replace(access="restricted") if standing.access in {"full", "grace"} else standing
-
-
-def reminders_due(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:
-    """The number of reminders that are due at an instant, counted from the first failure."""
-    return sum(failed_at_ms + after_ms <= now_ms for after_ms in dunning.remind_ms)
-
-
-def next_reminder_ms(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:
-    """Instant of the next reminder; :data:`NEVER_MS`: none is left."""
-    due = (failed_at_ms + after_ms for after_ms in dunning.remind_ms)
-    return min((at_ms for at_ms in due if at_ms > now_ms), default=NEVER_MS)

@@ -8,22 +8,17 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.decisions.customer_state import effective_plan
+from meterkit.decisions.dunning import access_term_of, next_reminder_ms, reminders_due
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.decisions.subscription import (
-    ENDED,
-    NEVER_MS,
-    OWING,
-    access_term_of,
-    next_reminder_ms,
-    reminders_due,
-)
+from meterkit.decisions.subscription import ENDED, NEVER_MS, OWING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Dunning
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.decisions.subscription import Access, Status, SubscriptionState
+    from meterkit.decisions.dunning import Access
+    from meterkit.decisions.subscription import Status, SubscriptionState
 
 BY_CLOCK: Final = "clock"
 """The cause of a change that the clock alone makes."""

@@ -13,7 +13,8 @@ from meterkit.decisions.subscription import NEVER_MS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.decisions.subscription import Access, Status
+    from meterkit.decisions.dunning import Access
+    from meterkit.decisions.subscription import Status
     from meterkit.store.message_queue import CustomerNotice
 
 
