@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.decisions.policies import SLIDING_WINDOW
-from meterkit.decisions.verdicts import EXACT_WINDOW_MS_MAX, reset_ms
+from meterkit.decisions.rate_waits import EXACT_WINDOW_MS_MAX
+from meterkit.decisions.verdicts import reset_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

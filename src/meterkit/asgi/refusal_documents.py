@@ -15,6 +15,7 @@ from meterkit.answers import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
 from meterkit.asgi.headers import format_fields, join_names, merge_headers, policy_field
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.meters import CHARGED
+from meterkit.decisions.verdicts import UNKNOWN_WAIT_MS
 from meterkit.store.input_checks import ALLOWED_ID
 
 if TYPE_CHECKING:
@@ -362,7 +363,7 @@ async def send_denial(denial: Denial, scope: Scope, send: Send) -> None:
 def _wait_s(reason: Reason, retry_after: timedelta | None) -> int | None:
     """Whole seconds to wait, at least 1; None where waiting does not help."""
     if reason in {"concurrency", "identify", "in_flight", "store"}:
-        return 1 if retry_after is None else _round_up_seconds(retry_after)
+        return UNKNOWN_WAIT_MS // 1000 if retry_after is None else _round_up_seconds(retry_after)
     if retry_after is None or REFUSAL_TYPES[reason] is not _QUOTA:
         return None
     return _round_up_seconds(retry_after)

@@ -17,6 +17,7 @@ from meterkit.decisions.policies import (
     SPENT,
     TOKEN_BUCKET,
 )
+from meterkit.decisions.rate_waits import bucket_wait_ms, sliding_wait_ms, weighted_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,12 +36,14 @@ _PRECEDENCE: Final[tuple[Reason, ...]] = (
     "credits",
     "spend",
 )
-EXACT_WINDOW_MS_MAX: Final = 90_000_000  # 25 hours: longer windows move in whole seconds, see constants.lua.
 _OF_A_REPEAT: Final = 8
-IN_FLIGHT: Final = Decision(allowed=False, reason="in_flight", retry_after=timedelta(seconds=1))
+UNKNOWN_WAIT_MS: Final = 1000
+"""The wait that a refusal names if the end of another request decides."""
+IN_FLIGHT: Final = Decision(
+    allowed=False, reason="in_flight", retry_after=timedelta(milliseconds=UNKNOWN_WAIT_MS)
+)
 """The refusal of a repeat whose first request has not ended; its end is unknown."""
 _FOREVER_MS: Final = 10**18
-_BUCKET_MS: Final = 34_560_000_000  # 400 days: the longest that a bucket owes.
 
 
 def allowed_decision(
@@ -93,10 +96,10 @@ def reset_ms(
     wanted = remaining + 1 if remaining >= measure.needed else measure.needed
     if kind == SLIDING_WINDOW:
         counted = limit - remaining - weighted_count(before, window - now_ms % window, window)
-        return _sliding_wait(measure, counted, before, wanted, now_ms)
+        return sliding_wait_ms(measure, counted, before, wanted, now_ms)
     if kind == FIXED_WINDOW:
         return window - now_ms % window
-    return _bucket_wait(measure, limit - remaining - (before > 0), before, wanted)
+    return bucket_wait_ms(measure, limit - remaining - (before > 0), before, wanted)
 
 
 def refused_decision(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
@@ -175,35 +178,20 @@ def _remaining_and_wait(
     if measure.kind == CEILING:
         return x - y - z, _ceiling_wait(measure, x, y, z, now_ms, period_end_ms)
     if measure.kind == CONCURRENCY:
-        return x - y - z, 1000
+        return x - y - z, UNKNOWN_WAIT_MS
     if measure.kind == GAUGE:
         return x - y - z, None
     if measure.kind == SPENT:
         return x - y, _spend_wait(measure, x, z, now_ms, period_end_ms)
     if measure.kind == TOKEN_BUCKET:
         left = limit - x - (y > 0)
-        return left, None if needed > limit else _bucket_wait(measure, x, y, needed)
+        return left, None if needed > limit else bucket_wait_ms(measure, x, y, needed)
     slides = measure.kind != FIXED_WINDOW
     rest_ms = measure.window - now_ms % measure.window
     left = limit - x - (weighted_count(y, rest_ms, measure.window) if slides else 0)
     if needed > limit:
         return left, None
-    return left, _sliding_wait(measure, x, y, needed, now_ms) if slides else rest_ms
-
-
-def _bucket_wait(measure: PolicyMeasure, owed: int, rest: int, needed: int) -> int:
-    """Wait until a bucket has ``needed`` (ms)."""
-    excess = owed * measure.window + rest - (measure.limit - needed) * measure.window
-    return min(-(-excess // measure.refill), _BUCKET_MS)
-
-
-def _sliding_wait(measure: PolicyMeasure, counted: int, previous: int, needed: int, now_ms: int) -> int:
-    """Wait until a sliding window has ``needed`` left (ms)."""
-    limit, window = measure.limit, measure.window
-    rest_ms = window - now_ms % window
-    if counted + needed <= limit:
-        return rest_ms - _most_left(previous, limit - counted - needed, window)
-    return rest_ms + window - _most_left(counted, limit - needed, window)
+    return left, sliding_wait_ms(measure, x, y, needed, now_ms) if slides else rest_ms
 
 
 def _ceiling_wait(
@@ -226,19 +214,3 @@ def _spend_wait(
         return None
     reset_ms = measure.window - now_ms % measure.window if measure.window else period_end_ms - now_ms
     return min(reset_ms, 2 * HOLD_SLOT_MS - now_ms % HOLD_SLOT_MS) if needed <= left else reset_ms
-
-
-def weighted_count(previous: int, left_ms: int, window_ms: int) -> int:
-    """The part of the previous window's count that still counts, rounded up."""
-    if window_ms > EXACT_WINDOW_MS_MAX:
-        left_ms, window_ms = -(-left_ms // 1000), window_ms // 1000
-    return -(-previous * left_ms // window_ms)
-
-
-def _most_left(previous: int, room: int, window_ms: int) -> int:
-    """The longest rest of a window at which no more than ``room`` of the previous count still counts (ms)."""
-    if previous <= room:
-        return window_ms
-    if window_ms > EXACT_WINDOW_MS_MAX:
-        return room * (window_ms // 1000) // previous * 1000
-    return room * window_ms // previous

@@ -16,7 +16,8 @@ from meterkit.decisions.policies import (
     rate_numbers,
     route_policies,
 )
-from meterkit.decisions.verdicts import reset_ms, weighted_count
+from meterkit.decisions.rate_waits import weighted_count
+from meterkit.decisions.verdicts import reset_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
