@@ -12,7 +12,7 @@ import yaml
 
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.errors import suggestion
-from meterkit.cli.importing import read_links
+from meterkit.cli.link_files import read_links
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
 from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_records, shown_steps
 from meterkit.cli.session import (
@@ -30,7 +30,7 @@ from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUna
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from meterkit.cli.importing import CsvLink
+    from meterkit.cli.link_files import CsvLink
     from meterkit.cli.output import Steps
     from meterkit.customers.customers import Customer, Customers
     from meterkit.customers.history import HistoryEntry
