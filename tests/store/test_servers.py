@@ -106,13 +106,14 @@ async def test_redis_70_with_appendfsync_no_names_the_cause() -> None:
 
 
 def test_how_a_write_is_kept() -> None:
-    for way, cases in {
+    ways: dict[str, list[tuple[bool, bool | None, int | None]]] = {
         "WAITAOF": [(True, True, 0)],
         "WAITAOF and WAIT": [(True, True, 2)],
         "WAIT": [(False, False, 1), (False, None, 1)],
         "age": [(False, True, 0), (False, None, None)],
         "none": [(False, False, 0), (False, False, None)],
-    }.items():
+    }
+    for way, cases in ways.items():
         for waits, has_file, replicas in cases:
             assert durability_of(waits_for_disk=waits, has_file=has_file, replicas=replicas) == way
 

@@ -261,7 +261,8 @@ async def test_what_stripe_takes_and_refuses(emulator: StripeEmulator) -> None:
 async def test_two_cursors_are_refused(client: Any) -> None:
     """https://github.com/stripe/stripe-python/issues/585."""
     error = await refused(client.customers.list(starting_after="cus_1", ending_before="cus_1"))
-    assert error.user_message.startswith("Received both starting_after and ending_before parameters.")
+    both = "Received both starting_after and ending_before parameters. Please pass in only one."
+    assert error.user_message == both
     assert (await client.customers.list(starting_after="cus_1")).data == []
 
 
