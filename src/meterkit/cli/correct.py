@@ -13,10 +13,11 @@ import typer
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.argument_checks import check_quantities
 from meterkit.cli.grants import parse_quantities
+from meterkit.cli.known_customers import check_known
 from meterkit.cli.options import CustomerArgument
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import echo, print_note
-from meterkit.cli.session import Session, check_known, command
+from meterkit.cli.session import Session, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -12,17 +12,11 @@ import yaml
 
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.errors import suggestion
+from meterkit.cli.known_customers import check_known, new_customer_note, note_missing_plan, note_unknown
 from meterkit.cli.link_files import read_links
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
 from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_records, shown_steps
-from meterkit.cli.session import (
-    Session,
-    check_known,
-    command,
-    new_customer_note,
-    note_missing_plan,
-    note_unknown,
-)
+from meterkit.cli.session import Session, command
 from meterkit.customers.sorted_customers import customers_by_id
 from meterkit.decisions.subscription import Status
 from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError

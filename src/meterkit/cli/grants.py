@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from meterkit.cli.known_customers import check_known, new_customer_note, note_unknown
 from meterkit.cli.options import WHEN, CustomerArgument, date_or_instant, integer_between
 from meterkit.cli.output import print_note, print_records, print_table
-from meterkit.cli.session import Session, check_known, command, new_customer_note, note_unknown
+from meterkit.cli.session import Session, command
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 

@@ -13,10 +13,11 @@ import typer
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.cli.audit import RARE as RARE_OF_AUDIT
 from meterkit.cli.audit import row_of as row_of_audit
+from meterkit.cli.known_customers import note_unknown
 from meterkit.cli.options import WHEN, CustomerOption, DryRunOption, PeriodOption, instant
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import JsonArray, print_note, print_records, shown_steps
-from meterkit.cli.session import Session, command, note_unknown, started
+from meterkit.cli.session import Session, command, started
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.restore_recovery import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from meterkit.catalog.amount_texts import money
+from meterkit.cli.known_customers import check_known, note_unknown
 from meterkit.cli.options import CustomerArgument, PlanArgument, integer_between
 from meterkit.cli.output import cell_text, echo, print_note, print_records
-from meterkit.cli.session import Session, check_known, command, note_unknown
+from meterkit.cli.session import Session, command
 from meterkit.errors import NoSubscriptionError
 from meterkit.subscriptions.change_rules import SEATS_MAX
 

@@ -14,9 +14,10 @@ from meterkit.catalog.amount_texts import date_and_time, is_money, micro_money, 
 from meterkit.catalog.genai_prices_table import UNIT_OF
 from meterkit.catalog.overage_prices import is_row
 from meterkit.catalog.value_parsers import UNLIMITED
+from meterkit.cli.known_customers import note_unknown
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import JsonArray, echo, print_note, print_records
-from meterkit.cli.session import Session, command, note_unknown
+from meterkit.cli.session import Session, command
 from meterkit.customers.billed_usage import usage_of_all
 from meterkit.decisions.periods import iso, to_ms
 from meterkit.safe_text import csv_text
