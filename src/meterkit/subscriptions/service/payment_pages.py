@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-from meterkit.catalog.billing import reserved_options
+from meterkit.catalog.checkout_options import reserved_options
 from meterkit.errors import (
     InvoiceOpenError,
     MeterkitError,
@@ -31,7 +31,7 @@ from meterkit.subscriptions.stripe_objects import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator
 
-    from meterkit.catalog.billing import CheckoutOptions
+    from meterkit.catalog.checkout_options import CheckoutOptions
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
