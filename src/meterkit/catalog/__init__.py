@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from meterkit.catalog.credits import Credit
 from meterkit.catalog.entitlements import override
 from meterkit.catalog.errors import Note, NoteKind
 from meterkit.catalog.load import enforced, json_schema, load, loads
-from meterkit.catalog.model_prices import Credit
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
     BILLED_ON_SUCCESS,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.billing import URL
+from meterkit.catalog.credits import AutoTopUp, Credit, TopUps
 from meterkit.catalog.errors import RefusedError, listed, quoted, suggestion, unknown
 from meterkit.catalog.genai_prices_table import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF, is_listed
 from meterkit.catalog.meters import CHARGED, MICRO_USD, check_meter
-from meterkit.catalog.model_prices import AutoTopUp, Credit, ModelPrices, ModelTerms, ProviderPrices, TopUps
+from meterkit.catalog.model_prices import ModelPrices, ModelTerms, ProviderPrices
 from meterkit.catalog.models import Meter
 from meterkit.catalog.value_parsers import (
     AMOUNT_CENTS_MAX,

@@ -62,7 +62,7 @@ from meterkit.catalog.yaml_tree import SIZE_MAX, Fields, Node, Text, parse
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.catalog.model_prices import Credit
+    from meterkit.catalog.credits import Credit
     from meterkit.catalog.models import Entitlement, Meter, Plan
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meterkit.catalog.credits import Credit
     from meterkit.catalog.errors import Note
-    from meterkit.catalog.model_prices import Credit, PriceRows, ProviderPrices
+    from meterkit.catalog.model_prices import PriceRows, ProviderPrices
 
 Outcome = Literal["success", "client_gone", "client_error", "server_error", "interim"]
 """Interim: the answer asks for more before the call can complete. `charge_on` cannot list it."""

@@ -36,8 +36,9 @@ from meterkit.catalog.value_shapes import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from meterkit.catalog.credits import Credit
     from meterkit.catalog.errors import Problems
-    from meterkit.catalog.model_prices import Credit, ModelPrices
+    from meterkit.catalog.model_prices import ModelPrices
     from meterkit.catalog.models import Allotment, Entitlement, PaymentMethodTerm, WithoutCard
 
 DEFAULT_PLAN_WORD: Final = "default_plan"

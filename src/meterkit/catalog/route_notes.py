@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog.credit_tables import CreditTable, ModelPricesTable
+    from meterkit.catalog.credits import Credit
     from meterkit.catalog.errors import FilePlace, Note, Problems
-    from meterkit.catalog.model_prices import Credit, ModelPrices, ModelTerms, PriceRows
+    from meterkit.catalog.model_prices import ModelPrices, ModelTerms, PriceRows
     from meterkit.catalog.models import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.catalog.plans import PlanTable
     from meterkit.catalog.routes import RouteTable

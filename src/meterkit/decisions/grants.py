@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Plan
-    from meterkit.catalog.model_prices import Credit, ModelPrices
+    from meterkit.catalog.credits import Credit
+    from meterkit.catalog.model_prices import ModelPrices
     from meterkit.decisions.allowance import Allowance, GrantLine
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
 

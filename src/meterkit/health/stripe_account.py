@@ -7,8 +7,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_texts import money
+from meterkit.catalog.credits import find_top_ups
 from meterkit.catalog.meters import billed_meters
-from meterkit.catalog.model_prices import find_top_ups
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.customers.drift_records import DriftRecords
 from meterkit.errors import StripeError, UnknownPlanError

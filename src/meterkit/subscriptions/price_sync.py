@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_texts import money
-from meterkit.catalog.model_prices import find_top_ups
+from meterkit.catalog.credits import find_top_ups
 from meterkit.errors import StripeError
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
