@@ -33,6 +33,9 @@ pytestmark = [pytest.mark.anyio, needs_chromium, pytest.mark.dear("a browser")]
 
 PLANS: Final = plans_text("in_browser")
 DAYS: Final = 20
+OPEN_ALL: Final = "document.querySelectorAll('details').forEach((part) => { part.open = true; })"
+FOLD: Final = """[...document.querySelectorAll(".top .big, #forecast")].slice(0, 3).map(
+  (part) => part.getBoundingClientRect().bottom <= innerHeight)"""
 SCREENS: Final[tuple[tuple[Literal["light", "dark"], int], ...]] = (("light", 1024), ("dark", 360))
 ROWS_AT_ONCE: Final = 10_000
 
@@ -71,27 +74,36 @@ def write_others(url: str, number: int) -> None:
 async def look(
     browser: Browser, url: str, charts: int, *screens: tuple[Literal["light", "dark"], int]
 ) -> None:
-    """See that the page has no fault, draws its charts, and shows every number of its JSON."""
+    """See that the page has no fault, draws its charts, and shows every number of its JSON.
+
+    Cost, forecast and the first meter are seen without scrolling.
+    """
     async with httpx.AsyncClient(trust_env=False) as client:
         figures = (await client.get(url, headers=JSON)).json()
     for theme, width in screens:
         async with faultless(browser, url, theme, width, within=url) as page:
             assert await found(page, "document.querySelectorAll('.chart canvas').length") == charts
             assert Tables(await page.content()).numbers == numbers_of(figures)
+            assert await found(page, FOLD) == [True] * 3
+            await found(page, OPEN_ALL)
 
 
 async def use_the_keyboard(browser: Browser, url: str) -> None:
-    """Tab through the page: the skip link, then every table that scrolls; to the period before, and back."""
+    """Tab through the page: the skip link, then each part, which Enter opens; a period back and forth."""
     async with faultless(browser, url, "light", 360, within=url) as page:
         await page.keyboard.press("Tab")
         assert await found(page, "document.activeElement.className") == "skip"
         await page.keyboard.press("Enter")
-        tables = await found(page, "document.querySelectorAll('.scroll').length")
+        parts = await found(page, "document.querySelectorAll('summary').length")
         reached: list[str] = []
-        for _ in range(tables):
+        for _ in range(parts):
             await page.keyboard.press("Tab")
-            reached.append(await found(page, "document.activeElement.getAttribute('aria-labelledby')"))
-        assert reached == ["meters-title", "other-plans", "day-1", "day-2", "rates", "grants"]
+            assert await found(page, "document.activeElement.tagName") == "SUMMARY"
+            await page.keyboard.press("Enter")
+            if await found(page, "document.activeElement.parentNode.querySelector('.scroll') !== null"):
+                await page.keyboard.press("Tab")
+                reached.append(await found(page, "document.activeElement.getAttribute('aria-labelledby')"))
+        assert reached == ["day-1", "day-2", "meters-title", "other-plans", "rates", "grants"]
         for link in ("Previous period", "Current period"):
             await page.reload()
             await tab_to(page, link)
@@ -115,9 +127,10 @@ async def see_whole_rows(browser: Browser, url: str) -> None:
     context = await new_context(browser, viewport={"width": 360, "height": 800})
     page = await context.new_page()
     await page.goto(url)
+    await found(page, OPEN_ALL)
     tables = "[...document.querySelectorAll('.scroll')]"
     assert await found(page, f"{tables}.filter((of) => of.scrollWidth > of.clientWidth).length") == 0
-    row = page.get_by_role("table").first.get_by_role("row", name="Requests")
+    row = page.locator("#meters[role=table]").get_by_role("row", name="Requests")
     assert await row.get_by_role("cell").all_inner_texts() == ["request", "4", "10", "31", "0"]
     await context.close()
 

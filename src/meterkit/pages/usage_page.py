@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from math import ceil
+from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
@@ -14,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from meterkit.catalog.amount_texts import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
+from meterkit.pages.cards import meter_cards, next_plan, total_so_far
 from meterkit.pages.figures import beyond_included, usage_figures
 from meterkit.pages.rendering import NO_PAGE, STATIC, PageRenderer, problem_answer
 from meterkit.pages.statement import answer_csv, answer_statement
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
     from meterkit.pages.figures import PagesKit, UsageFigures
     from meterkit.subscriptions.billing_answers import Origin
+
+_DAY_MS: Final = 86_400_000
 
 
 def usage_page(
@@ -106,6 +110,8 @@ async def _answer_usage(request: Request, *, kit: PagesKit, pages: PageRenderer,
 def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
     """Return the values of the HTML besides the figures: display names and units."""
     catalog, period = kit.catalog, figures["usage"]["period"]
+    now_ms, cost = kit.store.now_ms(), figures["cost"]
+    is_now = to_ms(period["start"]) <= now_ms < to_ms(period["end"])
     gauges = {name for name, meter in catalog.meters.items() if meter.kind == "gauge"}
     return {
         "titles": {name: meter.title for name, meter in catalog.meters.items()},
@@ -123,6 +129,10 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
         },
         "portal_url": catalog.billing.portal_url,
         "audited": kit.settings.audit_url is not None,
-        "is_now": to_ms(period["start"]) <= kit.store.now_ms() < to_ms(period["end"]),
+        "is_now": is_now,
+        "cards": meter_cards(catalog, figures) if is_now else [],
+        "total_cents": total_so_far(cost, catalog.plans.get(figures["usage"]["plan"])),
+        "next_plan": next_plan(catalog, figures),
+        "days_left": ceil((to_ms(period["end"]) - now_ms) / _DAY_MS),
         "period_days": (period["end"] - period["start"]) / timedelta(days=1),
     }

@@ -1,0 +1,183 @@
+"""Cards at the top of the usage page: the bar of each meter, and the cost of the period so far. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final, Literal
+
+from meterkit.catalog.amount_texts import rounded_cents
+from meterkit.pages.figures import beyond_included
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.catalog import Catalog, Plan
+    from meterkit.pages.figures import PeriodCost, UsageFigures
+    from meterkit.pages.outlook import OtherPlan
+    from meterkit.store.customer_usage import MeterUsage
+
+Level = Literal["enough", "near", "reached"]
+
+_NEAR_PERCENT: Final = 80
+_ALL_PERCENT: Final = 100
+_MONTHS: Final = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageBar:
+    """A bar of used quantity; positions are in percent of its length.
+
+    Attributes:
+        used_percent: used of available, rounded down; may exceed 100.
+        forecast_percent: where the forecast's mark stands, at most 100; None: there is no forecast.
+        included_percent: where the included quantity ends; 100 without grants and credits.
+    """
+
+    used_percent: int
+    forecast_percent: float | None = None
+    included_percent: float = 100.0
+
+    @property
+    def filled_percent(self) -> int:
+        """The filled part of the bar."""
+        return min(_ALL_PERCENT, max(0, self.used_percent))
+
+    @property
+    def level(self) -> Level:
+        """Level of the bar: near from 80 %, reached from 100 %."""
+        return level_of(self.used_percent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterCard:
+    """The card of a meter.
+
+    Attributes:
+        meter: its name.
+        used: of the available quantity, or beyond it once nothing is left.
+        bar: None if the quantity is unlimited, or the plan includes none of it.
+        available: included quantity, with that of grants and credits; None: unlimited.
+        left: of the available quantity; None: unlimited.
+        granted: available by grants of the meter.
+        credited: available by credits, with usage that they have paid for.
+        beyond: overage of a counter, excess of a gauge.
+        is_billed: usage beyond the available quantity is billed.
+        expected: the forecast; None: there is none.
+    """
+
+    meter: str
+    used: int
+    bar: UsageBar | None
+    available: int | None
+    left: int | None
+    granted: int
+    credited: int
+    beyond: int
+    is_billed: bool
+    expected: int | None
+
+    @property
+    def is_forecast_beyond(self) -> bool:
+        """Whether the forecast reaches the available quantity, and usage has not yet."""
+        available = self.available
+        return available is not None and self.expected is not None and self.used < available <= self.expected
+
+
+def level_of(percent: int) -> Level:
+    """Return the level of a share: near from 80 %, reached from 100 %."""
+    return "reached" if percent >= _ALL_PERCENT else "near" if percent >= _NEAR_PERCENT else "enough"
+
+
+def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
+    """Make the cards of meters: those at a limit first, then those near one, then the others.
+
+    Meters of money are left out, as budget and balance have cards of their own; so are prices by model, and
+    meters that the plans file no longer has.
+    """
+    plan, forecast = catalog.plans.get(figures["usage"]["plan"]), figures["forecast"]
+    found = [
+        _make_card(
+            name,
+            counts,
+            expected=None
+            if forecast is None or name not in forecast["meters"]
+            else forecast["meters"][name].expected,
+            is_gauge=meter.kind == "gauge",
+            is_billed=plan is not None and plan.entitlements[name].overage.mode == "bill",
+        )
+        for name, counts in figures["usage"]["meters"].items()
+        if (meter := catalog.meters.get(name)) is not None
+        and not (meter.is_row or meter.is_spend or meter.charges is not None)
+    ]
+    urgent = ("reached", "near")
+    return [
+        *(card for level in urgent for card in found if card.bar is not None and card.bar.level == level),
+        *(card for card in found if card.bar is None or card.bar.level not in urgent),
+    ]
+
+
+def _make_card(
+    name: str, counts: MeterUsage, *, expected: int | None, is_gauge: bool, is_billed: bool
+) -> MeterCard:
+    used, granted, overage = counts["used"], counts["granted"], counts["overage"]
+    if counts["included"] == "unlimited":
+        return MeterCard(
+            meter=name,
+            used=used,
+            bar=None,
+            available=None,
+            left=None,
+            granted=granted,
+            credited=0,
+            beyond=0,
+            is_billed=is_billed,
+            expected=expected,
+        )
+    included, remaining = counts["included"], counts["remaining"]
+    available = included + granted
+    # Of billed overage and of a gauge's tolerance, something may remain without any credit.
+    if remaining != "unlimited" and not is_billed and not is_gauge and remaining > max(0, available - used):
+        available = used + remaining
+    left = max(0, available - (used - overage))  # A grant does not pay for earlier overage.
+    paid = used - overage if left else used
+    bar = None
+    if available:
+        bar = UsageBar(
+            used_percent=100 * paid // available,
+            forecast_percent=None if expected is None else min(100.0, round(100 * expected / available, 1)),
+            included_percent=round(100 * included / available, 1),
+        )
+    return MeterCard(
+        meter=name,
+        used=paid,
+        bar=bar,
+        available=available,
+        left=left,
+        granted=granted,
+        credited=available - included - granted,
+        beyond=beyond_included(counts) if is_gauge else overage,
+        is_billed=is_billed,
+        expected=expected,
+    )
+
+
+def total_so_far(cost: PeriodCost | None, plan: Plan | None) -> int | None:
+    """Sum up the cost of a period so far, in minor units; of a yearly plan, the month's share of its price.
+
+    None: there is no cost, or the plan's price has another currency.
+    """
+    if cost is None or "plan_currency" in cost:
+        return None
+    is_shared = cost["interval"] == "year" and (plan is None or plan.price.included_per != "interval")
+    fixed = Fraction(cost["plan_cents"] + cost["seats_cents"], _MONTHS if is_shared else 1)
+    return rounded_cents(fixed + cost["overage_cents"])
+
+
+def next_plan(catalog: Catalog, figures: UsageFigures) -> tuple[Plan, OtherPlan] | None:
+    """Find the plan of the next rank, with the cost of the usage on it; None: there is none."""
+    plan = catalog.plans.get(figures["usage"]["plan"])
+    if plan is None:
+        return None
+    above = [one for one in figures["other_plans"] if catalog.plans[one["plan"]].rank > plan.rank]
+    return (catalog.plans[above[0]["plan"]], above[0]) if above else None

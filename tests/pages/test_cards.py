@@ -1,0 +1,127 @@
+"""Cards of the usage page: bars, levels and words of meters, the cost so far, and the next plan."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from html import unescape
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from drivers.audit_database import drain_all
+from drivers.audited_kit import sqlite_in
+from drivers.plans import plans_text
+from drivers.shop import START
+from drivers.usage_figures import JSON, page_of
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = plans_text("cards")
+
+
+def cards_in(html: str) -> dict[str, str]:
+    """The words of each card of a meter, in the order of the page, after the level of its bar."""
+    found = re.findall(r'<article class="card ?(\w*)" data-card="(\w+)">(.*?)</article>', html, re.DOTALL)
+    return {name: f"{level or '-'}: {words_in(inner)}" for level, name, inner in found}
+
+
+def words_in(html: str) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split()).replace(" ,", ",").replace(" .", ".")
+
+
+def card_of(html: str, title: str) -> str:
+    """The words of the card that a heading names."""
+    (found,) = re.findall(
+        rf'<section class="card[^>]* aria-labelledby="{title}">(.*?)</section>', html, re.DOTALL
+    )
+    return words_in(found)
+
+
+async def test_cards_say_what_is_left_and_those_at_a_limit_come_first(store_url: str) -> None:
+    async with MeterKit(loads(PLANS), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        await kit.record("acme", "calls", 79)
+        await kit.record("acme", "words", 80)
+        await kit.record("acme", "tokens", 1_500)
+        await kit.record("acme", "images", 3)
+        await kit.gauges.set("acme", "storage", 6_000_000)
+        await kit.grants.add("acme", {"pages": 20}, grant_id="gift")
+        await kit.grants.add("acme", {"coins": 40}, grant_id="bought")
+        await kit.record("acme", "pages", 30)
+        html = (await client.get("/")).text
+    cards = cards_in(html)
+    assert [*cards] == ["tokens", "storage", "words", "calls", "images", "pages", "notes", "films"]
+    assert cards == {
+        "tokens": "reached: Tokens 500 beyond included 1,500 of 1,000 150 %: used up, more is billed"
+        " Beyond that: USD 0.20 per 100 tokens, USD 1.00 so far",
+        "storage": "reached: Storage 1 MB beyond included 6 MB of 5 MB 120 %: used up",
+        "words": "near: Words 20 left 80 of 100 80 %: nearly used up",
+        "calls": "enough: Calls 21 left 79 of 100 79 % used",
+        "images": "-: Images 3 used All usage is billed. USD 0.04 per image, USD 0.12 so far",
+        "pages": "enough: Pages 20 left 30 of 50 60 % used 20 of it from grants, 20 of it from credits",
+        "notes": "-: Notes 0 used No limit.",
+        "films": "-: Films 0 used Not included in the plan.",
+    }
+    assert card_of(html, "cost").startswith("Cost so far USD 30.12 Plan, per month USD 29.00")
+    assert "Credits: coins 40" in card_of(html, "balance")
+
+
+async def test_a_grant_does_not_pay_for_earlier_overage(store_url: str) -> None:
+    async with MeterKit(loads(PLANS), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        await kit.record("acme", "tokens", 1_500)
+        await kit.grants.add("acme", {"tokens": 1_000}, grant_id="gift")
+        html = (await client.get("/")).text
+    assert cards_in(html)["tokens"] == (
+        "enough: Tokens 1,000 left 1,000 of 2,000 50 % used 1,000 of it from grants 500 beyond included"
+        " Beyond that: USD 0.20 per 100 tokens, USD 1.00 so far"
+    )
+
+
+async def test_a_mark_and_words_say_where_usage_is_heading(store_url: str, tmp_path: Path) -> None:
+    url, clock = sqlite_in(tmp_path), Clock(START)
+    async with (
+        MeterKit(loads(PLANS), redis_url=store_url, clock=clock, audit_url=url) as kit,
+        page_of(kit) as client,
+    ):
+        for _ in range(2):
+            await kit.record("acme", "calls", 1)
+            await kit.record("acme", "words", 10)
+            await kit.record("acme", "tokens", 100)
+            clock.advance(timedelta(days=1))
+        await drain_all(kit, url)
+        expected = (await client.get("/", headers=JSON)).json()["forecast"]["meters"]
+        html = (await client.get("/")).text
+    calls, tokens = expected["calls"][0], expected["tokens"][0]
+    words = cards_in(html)
+    assert words["calls"].endswith(f"Forecast: {calls}")
+    assert f'<svg x="{calls}.0%" overflow="visible">' in html
+    assert words["words"].endswith("Forecast: used up before the period ends")
+    assert f"Forecast: {tokens:,}, more than is included Beyond that" in words["tokens"]
+    assert html.count('<svg x="100.0%" overflow="visible">') == 2
+
+
+async def test_the_plan_its_price_and_the_next_one(store_url: str) -> None:
+    clock = Clock(START)
+    async with MeterKit(loads(PLANS), redis_url=store_url, clock=clock) as kit, page_of(kit) as client:
+        await kit.record("acme", "calls", 7)
+        html = (await client.get("/")).text
+        assert card_of(html, "plan") == (
+            "Plan pro USD 29.00 per month. A new period begins on 1 Jul 2031, in 30 days."
+            " Next plan: Max, USD 600.00 per year. Your usage so far would cost USD 50.00 there,"
+            " but exceeds its limits: Calls. Change plan"
+        )
+        assert '<a href="https://app.example/billing">Change plan</a>' in html
+        await kit.customers.set_plan("acme", "max")
+        clock.advance(timedelta(days=29))
+        html = (await client.get("/")).text
+        assert card_of(html, "plan") == (
+            "Plan Max USD 600.00 per year. A new period begins on 1 Jul 2031, tomorrow. Change plan"
+        )
+        # A month's share of the yearly price.
+        assert card_of(html, "cost").startswith("Cost so far USD 50.00 Plan, per year USD 600.00")
+        before = (await client.get("/?period=2031-05-01")).text
+        assert (cards_in(before), "Next plan" in before) == ({}, False)
