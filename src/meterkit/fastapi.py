@@ -135,7 +135,12 @@ responses: Final[dict[int | str, dict[str, Any]]] = dict(_answers())
 
 
 def billing_router(
-    kit: BillingKit, *, customer: Callable[..., Any], origins: Iterable[str], **options: Any
+    kit: BillingKit,
+    *,
+    customer: Callable[..., Any],
+    origins: Iterable[str],
+    delivery_states: bool = True,
+    **options: Any,
 ) -> APIRouter:
     """Make a router with which customers see and change their own subscriptions, and see their usage.
 
@@ -150,13 +155,14 @@ def billing_router(
         customer: a dependency that returns the customer's id, or None: then the response is 401. The app
             handles the errors it raises.
         origins: of the app, such as ``https://app.example``: to which Stripe may redirect customers.
+        delivery_states: False leaves the states of delivery to Stripe (``pending`` to ``dead``) out of usage.
         options: of FastAPI's ``APIRouter``, such as ``prefix``, ``tags`` and ``dependencies``.
 
     Raises:
         MeterkitError: ``customer`` is missing, or an origin is invalid.
     """
     check_customer_of(customer, "a dependency that gives the customer's id")
-    billing = BillingResponder(kit, origins)
+    billing = BillingResponder(kit, origins, delivery_states=delivery_states)
     router = APIRouter(**options)
     for endpoint in ENDPOINTS:
         _add_route(router, billing, endpoint, customer)

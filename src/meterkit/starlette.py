@@ -36,6 +36,7 @@ def billing_routes(
     *,
     customer: Callable[[Scope], str | Awaitable[str | None] | None],
     origins: Iterable[str],
+    delivery_states: bool = True,
 ) -> list[Route]:
     """Routes by which customers see and change their own subscriptions, and what they used.
 
@@ -48,12 +49,13 @@ def billing_routes(
         customer: from a request's ASGI scope to the customer's id, or None: then the response is 401. Sync or
             async; the app handles the errors it raises.
         origins: of the app, such as ``https://app.example``: to which Stripe may redirect customers.
+        delivery_states: False leaves the states of delivery to Stripe (``pending`` to ``dead``) out of usage.
 
     Raises:
         MeterkitError: ``customer`` is missing, or an origin is invalid.
     """
     check_customer_of(customer, "a callable that gives the customer's id for an ASGI scope")
-    billing = BillingResponder(kit, origins)
+    billing = BillingResponder(kit, origins, delivery_states=delivery_states)
     routes = [
         Route(
             endpoint.path,

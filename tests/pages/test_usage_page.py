@@ -79,6 +79,17 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
         assert numbers == numbers_of(figures)
 
 
+async def test_delivery_states_can_be_hidden_from_customers(kit: MeterKit) -> None:
+    await kit.record("acme", "priced", 350)
+    async with page_of(kit, delivery_states=False) as client:
+        priced = (await client.get("/", headers=JSON)).json()["usage"]["meters"]["priced"]
+    own = (await kit.usage("acme"))["meters"]["priced"]
+    assert (own["used"], own.keys() - priced.keys()) == (
+        priced["used"],
+        {"pending", "unlinked", "queued", "leased", "parked", "delivered", "late", "dead"},
+    )
+
+
 async def test_pages_leave_connections_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.pages.figures._TIMEOUT_S", 0.3)
     with socket() as database:

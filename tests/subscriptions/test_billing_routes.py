@@ -46,13 +46,14 @@ async def who_by_scope(scope: Scope) -> str | None:
     return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
 
 
-def app_of(framework: Framework, kit: MeterKit) -> ASGIApp:
+def app_of(framework: Framework, kit: MeterKit, *, delivery_states: bool = True) -> ASGIApp:
     app: FastAPI | Starlette
     if framework == "fastapi":
         app = FastAPI()
-        app.include_router(billing_router(kit, customer=who, origins=ORIGINS), prefix="/billing")
+        router = billing_router(kit, customer=who, origins=ORIGINS, delivery_states=delivery_states)
+        app.include_router(router, prefix="/billing")
     else:
-        routes = billing_routes(kit, customer=who_by_scope, origins=ORIGINS)
+        routes = billing_routes(kit, customer=who_by_scope, origins=ORIGINS, delivery_states=delivery_states)
         app = Starlette(routes=[Mount("/billing", routes=routes)])
     app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
     return app
@@ -226,6 +227,19 @@ async def test_usage_is_that_of_the_kit(client: httpx.AsyncClient, at: Shop) -> 
     assert given(await client.get("/usage"))["meters"]["tokens"]["recorded"] == 0
     for wrong in ("june", "2031-13", "1969-01-01", "9" * 400, "2031-06-11T99"):
         assert told(await client.get("/usage", params={"period": wrong})) == (422, "request-invalid")
+
+
+@both_frameworks
+async def test_delivery_states_can_be_hidden_from_customers(framework: Framework, at: Shop) -> None:
+    """F-233: customers saw `queued`, `leased`, `parked` and `dead`."""
+    await at.subscribed(plan="team")
+    await at.kit.record("acme", "tokens", 40)
+    async with client_of(app_of(framework, at.kit, delivery_states=False)) as client:
+        tokens = given(await client.get("/usage"))["meters"]["tokens"]
+    states = {"pending", "unlinked", "queued", "leased", "parked", "delivered", "late", "dead"}
+    own = (await at.kit.usage("acme"))["meters"]["tokens"]
+    assert states < set(own)
+    assert tokens == {name: count for name, count in own.items() if name not in states}
 
 
 ELSEWHERE = [

@@ -20,6 +20,7 @@ from meterkit.pages.figures import beyond_included, usage_figures
 from meterkit.pages.rendering import NO_PAGE, STATIC, PageRenderer, problem_answer
 from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.starlette import check_customer_of
+from meterkit.store.customer_usage import hide_delivery_states
 from meterkit.subscriptions.billing_answers import SendingPage, check_sender, customer_in, origins_of
 from meterkit.subscriptions.billing_problems import ProblemDocumentError, problem_of
 from meterkit.subscriptions.billing_routes import period_in
@@ -42,6 +43,7 @@ def usage_page(
     *,
     customer: Callable[[Scope], str | Awaitable[str | None] | None],
     origins: Iterable[str],
+    delivery_states: bool = True,
 ) -> Starlette:
     """Make the page on which customers see their own usage, an ASGI app.
 
@@ -54,6 +56,8 @@ def usage_page(
         customer: returns the customer's id for a request's ASGI scope, or None: the response is 401. Sync or
             async; the app handles its exceptions.
         origins: of the app, such as ``https://app.example``. Scripts of other origins are refused.
+        delivery_states: False leaves the states of delivery to Stripe (``pending`` to ``dead``) out of the
+            JSON; the HTML never shows them.
 
     Raises:
         MeterkitError: ``customer`` is missing, an origin is invalid, or jinja2 is not installed.
@@ -61,7 +65,7 @@ def usage_page(
     check_customer_of(customer, "a callable that returns the customer's id for an ASGI scope")
     pages = PageRenderer()
     respond = partial(_answer_customer, customer=customer, origins=origins_of(origins))
-    usage = partial(_answer_usage, kit=kit, pages=pages)
+    usage = partial(_answer_usage, kit=kit, pages=pages, delivery_states=delivery_states)
     statement = partial(answer_statement, kit=kit, pages=pages)
     statement_csv = partial(answer_csv, kit=kit)
     return Starlette(
@@ -102,9 +106,13 @@ def _customer_of(request: Request, who: object, origins: frozenset[Origin]) -> s
     return customer
 
 
-async def _answer_usage(request: Request, *, kit: PagesKit, pages: PageRenderer, customer: str) -> Response:
+async def _answer_usage(
+    request: Request, *, kit: PagesKit, pages: PageRenderer, delivery_states: bool, customer: str
+) -> Response:
     figures = await usage_figures(kit, customer, period_in(request.query_params))
-    return pages.answer(request, "usage.html", {**_wording(kit, figures), **figures}, figures)
+    usage = figures["usage"] if delivery_states else hide_delivery_states(figures["usage"])
+    plain = {**figures, "usage": usage}
+    return pages.answer(request, "usage.html", {**_wording(kit, figures), **figures}, plain)
 
 
 def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from itertools import chain
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
 from meterkit.catalog.amount_texts import rounded_cents
@@ -166,6 +166,18 @@ class CustomerUsage(TypedDict):
     balance: dict[str, int]
     balance_micros: dict[str, int]
     meters: dict[str, MeterUsage]
+
+
+_DELIVERY_STATES: Final = frozenset(DeliveryCounts.__annotations__)
+
+
+def hide_delivery_states(usage: CustomerUsage) -> CustomerUsage:
+    """Copy a usage without the delivery states of its meters, which concern operators."""
+    meters: Any = {
+        name: {key: count for key, count in counts.items() if key not in _DELIVERY_STATES}
+        for name, counts in usage["meters"].items()
+    }
+    return {**usage, "meters": meters}
 
 
 def find_gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:

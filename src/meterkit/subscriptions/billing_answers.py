@@ -12,7 +12,7 @@ import json
 import re
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from meterkit.answers import ProblemDocument
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
+from meterkit.store.customer_usage import hide_delivery_states
 from meterkit.store.input_checks import is_customer, is_text
 from meterkit.subscriptions.billing_problems import ProblemDocumentError, invalid, problem_of
 from meterkit.subscriptions.billing_routes import AcceptedChange, BillingRequest, UsageAnswer, wrong
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.subscriptions.billing_routes import BillingEndpoint, BillingKit
 
 
@@ -51,14 +53,16 @@ class BillingResponder:
     Args:
         kit: the kit of the customers.
         origins: of the app; customers may be redirected to them.
+        delivery_states: usage shows customers how much of it is on its way to Stripe.
 
     Raises:
         MeterkitError: there is no origin, or one is not an origin.
     """
 
-    def __init__(self, kit: BillingKit, origins: Iterable[str]) -> None:
+    def __init__(self, kit: BillingKit, origins: Iterable[str], *, delivery_states: bool) -> None:
         self._kit = kit
         self._origins = origins_of(origins)
+        self._has_delivery_states = delivery_states
 
     async def answer(
         self,
@@ -97,6 +101,8 @@ class BillingResponder:
         status = endpoint.status
         if isinstance(found, AcceptedChange):
             status, found = HTTPStatus.ACCEPTED, found.change
+        if endpoint.response_type is UsageAnswer and not self._has_delivery_states:
+            found = hide_delivery_states(cast("CustomerUsage", found))
         body = _serialize(endpoint, found)
         headers = {"content-type": "application/json", "cache-control": "no-store"}
         return BillingAnswer(status, headers, body)
