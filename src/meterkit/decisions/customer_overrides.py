@@ -23,7 +23,7 @@ _MARK: Final = "@"
 _FEATURES: Final = "@features"
 _SUBJECTS: Final = "@subjects"
 _HAS: Final = "has"
-SUBJECTS_MOST: Final = 500
+OVERRIDDEN_SUBJECTS_MAX: Final = 500
 """The most subjects of a customer that have overrides."""
 
 _OF_OTHERS: Final = frozenset({_FEATURES, _SUBJECTS})
@@ -151,10 +151,10 @@ def with_subject_override(
     left.pop(member, None)
     if given:
         left[member] = {**given, **end}
-    if len(left) > SUBJECTS_MOST:
+    if len(left) > OVERRIDDEN_SUBJECTS_MAX:
         raise MeterkitError(
-            f"override of {member:.80}: {SUBJECTS_MOST} subjects of this customer have overrides, which is"
-            " the most; take one back with {}, or give all subjects of a kind more in the plan"
+            f"override of {member:.80}: {OVERRIDDEN_SUBJECTS_MAX} subjects of this customer have overrides,"
+            " which is the most; take one back with {}, or give all subjects of a kind more in the plan"
         )
     return {**found, _SUBJECTS: left} if left else found
 

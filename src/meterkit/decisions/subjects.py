@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.policies import Demand, PolicyMeasure
     from meterkit.decisions.spending import SpendBudget
 
-SUBJECTS_MOST: Final = 3
+SUBJECTS_PER_REQUEST_MAX: Final = 3
 """The most subjects that one request may name."""
 _UNBOUNDED: Final = SpendingTerms((), {})
 _NOTHING: Final[dict[str, int]] = {}

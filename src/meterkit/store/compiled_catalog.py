@@ -17,6 +17,7 @@ from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.plan_shares import effective_terms, longest_life_ms
 from meterkit.store.learned_routes import LearnedRoutes
+from meterkit.store.replies import LIVE_SUBJECTS_MOST
 from meterkit.store.script_terms import pack_tail
 from meterkit.tokens.call_prices import ChargeRemainders, ModelCharges, UnpricedLog, make_call_costs
 
@@ -84,10 +85,11 @@ class CatalogAlarms:
         """Log a customer with so many live subjects that new ones are not limited by themselves."""
         if self._is_new("no room", customer):
             _logger.error(
-                "customer %r has 100,000 subjects with live counters, which is the most: new ones are decided"
+                "customer %r has %s subjects with live counters, which is the most: new ones are decided"
                 " by the customer's limits alone; name fewer subjects, or limit them by shorter windows; said"
                 " once for this customer",
                 customer,
+                f"{LIVE_SUBJECTS_MOST:,}",
             )
 
     def log_late_usage(self, customer: str, recorded: Mapping[str, int], period_ms: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
 from meterkit.catalog.rates import rate_text
 from meterkit.decisions.periods import check_aware, to_ms
-from meterkit.decisions.subjects import SUBJECTS_MOST
+from meterkit.decisions.subjects import SUBJECTS_PER_REQUEST_MAX
 from meterkit.errors import CustomerError, MeterkitError
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 CUSTOMER_BYTES_MAX: Final = 256
 ALLOWED_ID: Final = f"a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
-_ALLOWED_SUBJECTS: Final = f"a mapping of at most {SUBJECTS_MOST} kinds to ids, such as {{'user': 'u_7'}}"
+_ALLOWED_SUBJECTS: Final = (
+    f"a mapping of at most {SUBJECTS_PER_REQUEST_MAX} kinds to ids, such as {{'user': 'u_7'}}"
+)
 _MAPPINGS: Final = (dict, Mapping)  # A dict is found fastest.
 SEVERAL: Final = "\x1e"
 """Record separator (ASCII) between several values where one id is allowed."""
@@ -60,7 +62,7 @@ def check_subject_kinds(subjects: object) -> None:
             value = subject if isinstance(kind, str) else kind
             kinds = type(value).__name__
             raise MeterkitError(f"subjects: found {found} of type {kinds}; allowed is {_ALLOWED_SUBJECTS}")
-    if len(given) > SUBJECTS_MOST:
+    if len(given) > SUBJECTS_PER_REQUEST_MAX:
         raise MeterkitError(f"subjects: found {len(given)}; allowed is {_ALLOWED_SUBJECTS}")
 
 

@@ -1,4 +1,4 @@
-"""Reply codes of the scripts; ``lua/shared/constants.lua`` has the same names.
+"""Reply codes and limits of the scripts; ``lua/shared/constants.lua`` has the same names.
 
 The head of each script documents its replies. The settle script has numbers of its own; see
 :mod:`meterkit.redis.settlement_queue`.
@@ -39,5 +39,7 @@ TOTALS_UNCOUNTABLE: Final = 3
 """Of ``refuse_intent``: a total of the customer is no integer."""
 ITEM_SETTLED: Final = 1
 """Of ``settle_item``: this call has settled the item."""
+LIVE_SUBJECTS_MOST: Final = 100000
+"""The most subjects of a customer with counters that have not expired; see ``write_subject.lua``."""
 HELD: Final = frozenset({ALLOWED, _COUNTED})
 """Replies that hold quantities."""

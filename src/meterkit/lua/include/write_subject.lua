@@ -20,7 +20,7 @@ local function write_subject(index_key, now, member, hset, hset_count, packed, l
     if #expired > 0 then
       call('ZREM', index_key, unpack(expired))
     end
-    if call('ZCOUNT', index_key, '-inf', '+inf') >= SUBJECTS_MOST then
+    if call('ZCOUNT', index_key, '-inf', '+inf') >= LIVE_SUBJECTS_MOST then
       return false
     end
   end
