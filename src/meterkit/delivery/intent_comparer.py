@@ -16,9 +16,9 @@ from meterkit.delivery.intent_logs import log_kept_parked, log_not_comparable
 from meterkit.delivery.late_usage_withdrawal import LateIntents
 from meterkit.delivery.restore_recovery import RestoreRecoverer
 from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
+from meterkit.outbox.ambiguous_intents import COMPARABLE_AFTER_MS
 from meterkit.outbox.intents import RESTORED, StoredIntent, count_members, parse_intents
 from meterkit.outbox.operator_commands import change_state, withdraw
-from meterkit.outbox.resend_window import COMPARABLE_AFTER_MS, READS_APART_MS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -33,6 +33,8 @@ _logger = logging.getLogger("meterkit.delivery")
 _PAST_MS: Final = 35 * 86_400_000 - 3_600_000
 # Larger pending usage of a closed period is split into several intents of one minute.
 _SPLIT_AT: Final = 10**15 - 1
+READS_APART_MS: Final = 600_000
+"""Pause between the two reads of a summary."""
 Verdict = Literal["again", "delivered", "replace", "person"]
 """Verdicts: compare again; Stripe has it; Stripe lacks it, so send a replacement; an operator must decide."""
 CAUSE: Final = "reconcile"

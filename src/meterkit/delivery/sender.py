@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.delivery.intent_logs import log_outcome, log_parked
+from meterkit.outbox.ambiguous_intents import can_resend, compare_in_ms
 from meterkit.outbox.intents import IntentMove
-from meterkit.outbox.resend_window import can_resend, compare_in_ms
 from meterkit.stripe.circuit_breaker import CircuitBreaker
 
 if TYPE_CHECKING:

@@ -11,9 +11,6 @@ RESEND_MAX_MS: Final = 23 * 3_600_000
 COMPARABLE_AFTER_MS: Final = 26 * 3_600_000
 """After this time Stripe's summaries show an accepted intent: its last attempt is three hours old."""
 
-READS_APART_MS: Final = 600_000
-"""Pause between the two reads of a summary."""
-
 
 def can_resend(first_ms: int, now_ms: int) -> bool:
     """Whether Stripe certainly counts a retry under the same identifier once.
