@@ -28,7 +28,8 @@ from meterkit.store.job_claims import claim_job, end_job, remember_job
 from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities
 from meterkit.tokens.batch_lines import call_event_id, mark_batched, read_batch_line
 from meterkit.tokens.call_prices import price_call
-from meterkit.tokens.call_usage import CallUsage, deduplicate_calls, fill_estimates, join_reports
+from meterkit.tokens.call_usage import CallUsage, fill_estimates
+from meterkit.tokens.joined_reports import deduplicate_calls, join_reports
 from meterkit.tokens.objects import UsageReports, calls_of, pending_jobs, usage_of
 from meterkit.tokens.plain_values import kind_of
 

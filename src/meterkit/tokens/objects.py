@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
 from meterkit.tokens.batch_lines import outliving_state
 from meterkit.tokens.call_ledger import CallLedger
-from meterkit.tokens.call_usage import CallUsage, deduplicate_calls, figure, join_reports, sum_calls
+from meterkit.tokens.call_usage import CallUsage, figure, sum_calls
+from meterkit.tokens.joined_reports import deduplicate_calls, join_reports
 from meterkit.tokens.json_values import dig, load, rows, table, text
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, first_text
 from meterkit.tokens.observer import read_document
