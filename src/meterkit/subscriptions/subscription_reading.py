@@ -1,12 +1,11 @@
-"""Read subscriptions at Stripe into stored states, and choose the one in effect. Pure."""
+"""Read subscriptions at Stripe into stored states. Pure."""
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
+from meterkit.decisions.subscription import ENDED, Status, SubscriptionState, TrialEndAction
 from meterkit.subscriptions.change_rules import included_seats
 from meterkit.subscriptions.metered_prices import NO_FACTS, item_prices
 from meterkit.subscriptions.monthly_amount import monthly_amount_of
@@ -34,12 +33,6 @@ if TYPE_CHECKING:
 
 
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
-_LIVELIEST_FIRST: Final[tuple[frozenset[str], ...]] = (
-    frozenset({"active", "trialing"}),
-    frozenset({"past_due"}),
-    frozenset({"unpaid", "paused", "incomplete"}),
-    frozenset({"canceled", "incomplete_expired"}),
-)
 # https://docs.stripe.com/api/subscriptions/object#subscription_object-trial_settings
 _TRIAL_ENDS: Final[Mapping[str, TrialEndAction]] = {
     "create_invoice": "continue",
@@ -49,23 +42,6 @@ _TRIAL_ENDS: Final[Mapping[str, TrialEndAction]] = {
 _NOT_BEGUN: Final = frozenset({"incomplete", "incomplete_expired"})
 _SCHEDULED: Final = frozenset({"active", "not_started"})
 _SECOND_MS: Final = 1_000
-
-
-def choose_subscription(
-    found: Iterable[Mapping[str, Any]], catalog: Catalog, known: str | None = None
-) -> Mapping[str, Any] | None:
-    """Choose a Stripe customer's subscription in effect; None if none has a plan of the plans file.
-
-    By status, then by the rank of the plan, then the newest. Of ended ones the last to end: it was billed
-    last. One whose price the plans file has lost is chosen only if it was chosen before.
-
-    Args:
-        found: all of the customer's, ended ones too, as Stripe shows them.
-        catalog: the plans file.
-        known: the id of the stored one.
-    """
-    ours = [one for one in found if is_sold_here(one, catalog) or one["id"] == known]
-    return min(ours, key=lambda one: _precedence(one, catalog), default=None)
 
 
 def is_sold_here(found: Mapping[str, Any], catalog: Catalog) -> bool:
@@ -137,7 +113,7 @@ def read_subscription(
     items = items_in(found)
     plan = _plan_of(items, catalog)
     start_ms, end_ms = _current_period(found, items, plan, catalog)
-    has_ended = status in _LIVELIEST_FIRST[-1]
+    has_ended = status in ENDED
     at_period_end = found.get("cancel_at_period_end") is True
     cancel_at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else None)
     ends: TrialEndAction = "continue"
@@ -221,17 +197,6 @@ def metered_of(found: Mapping[str, Any]) -> str:
     items = items_in(found)
     recurring = ((id_in(item, "price"), part_of(part_of(item, "price"), "recurring")) for item in items)
     return " ".join(sorted(f"{text_in(of, 'meter')}={price}" for price, of in recurring if of.get("meter")))
-
-
-def _precedence(found: Mapping[str, Any], catalog: Catalog) -> tuple[float, int, float, int, str]:
-    """Sort key of a customer's subscriptions: the one in effect is first."""
-    status, plan = text_in(found, "status"), plan_of(found, catalog)
-    liveliness = next(
-        (rank for rank, of in enumerate(_LIVELIEST_FIRST) if status in of), len(_LIVELIEST_FIRST)
-    )
-    rank = inf if plan is None else -plan.rank
-    ended_s, created_s = (int(found.get(instant) or 0) for instant in ("ended_at", "created"))
-    return liveliness, -ended_s, rank, -created_s, text_in(found, "id")
 
 
 def _plan_of(items: Sequence[Mapping[str, Any]], catalog: Catalog) -> Plan | None:

@@ -23,7 +23,8 @@ from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
 from meterkit.subscriptions.service.pending_changes import hold_change_lease
 from meterkit.subscriptions.stripe_objects import id_in, persistently
-from meterkit.subscriptions.subscription_reading import choose_subscription, read_subscription
+from meterkit.subscriptions.subscription_choice import choose_subscription
+from meterkit.subscriptions.subscription_reading import read_subscription
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

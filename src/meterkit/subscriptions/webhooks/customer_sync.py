@@ -17,11 +17,8 @@ from meterkit.subscriptions.live_subscription import expand_item_coupons, with_a
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_gate import PaymentGate
-from meterkit.subscriptions.subscription_reading import (
-    choose_subscription,
-    has_begun,
-    read_subscription,
-)
+from meterkit.subscriptions.subscription_choice import choose_subscription
+from meterkit.subscriptions.subscription_reading import has_begun, read_subscription
 from meterkit.subscriptions.webhooks.customer_linker import CustomerLinker
 from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
