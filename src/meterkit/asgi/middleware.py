@@ -25,7 +25,8 @@ from meterkit.asgi.job_settlement import is_poll_of_known_job
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.mcp_exchange import McpExchange
 from meterkit.asgi.refuser import Refuser
-from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem, socket_problem
+from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem
+from meterkit.asgi.unpriced_models import socket_problem
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.decisions.decision import Decision

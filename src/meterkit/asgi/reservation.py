@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.asgi.body import head_of
+from meterkit.asgi.unpriced_models import unpriced_problem
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.models import QUANTITY_MAX
@@ -30,8 +31,6 @@ from meterkit.tokens.requested_model import RequestHead, models_in_text, models_
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
-
-    from starlette.types import Scope
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.catalog import Reserve, Route
@@ -302,43 +301,6 @@ def _count_input(asked: LlmRequest | None, body: bytes, size: int, estimate: Inp
     return min(tokens_of_bytes(texts) + numbers + media * MEDIA_PART_TOKENS, QUANTITY_MAX)
 
 
-def unpriced_problem(view: CustomerView, route: Route, models: Sequence[str]) -> RequestProblem | None:
-    """Find a named model without a price; None: all have one, or none is named.
-
-    Args:
-        view: the customer, whose plan says which prices count.
-        route: the route.
-        models: that the request names.
-    """
-    unpriced = (model for model in models if not _has_price(view, route, model))
-    found = next(unpriced, None)
-    return None if found is None else not_priced(found)
-
-
-def socket_problem(view: CustomerView, route: Route, scope: Scope) -> RequestProblem | None:
-    """Find a model without a price in the URL of a websocket."""
-    return unpriced_problem(view, route, route.models(requested_models(head_of(scope), ())))
-
-
-def _has_price(view: CustomerView, route: Route, model: str) -> bool:
-    compiled = view.cache
-    for meter in route.refuses_unpriced:
-        charges = compiled.charges.get(meter)
-        if charges is not None:
-            at = from_ms(compiled.now_ms())
-            if not charges.has_price(model, route.usage, at, route.provider):
-                return False
-            continue
-        rows = view.entitlements[meter].overage.rows
-        table = None if view.prepaid is None else view.prepaid.by_model.get(meter)
-        if any(one is not None and one.refuses_others and not one.has_price(model) for one in (rows, table)):
-            return False
-    return True
-
-
-_SHOWN_MAX: Final = 256
-
-
 def above_ceiling(named: NamedLimit, asked: int, ceiling: int) -> RequestProblem:
     """Word the problem of a request that names more than a line of ``reserve:`` allows.
 
@@ -355,14 +317,4 @@ def above_ceiling(named: NamedLimit, asked: int, ceiling: int) -> RequestProblem
             " answers together. Ask for less."
         ),
         members={"field": named.field, "asked": asked, "ceiling": ceiling},
-    )
-
-
-def not_priced(model: str) -> RequestProblem:
-    """Word the problem of a request that names a model without a price."""
-    shown = model if len(model) <= _SHOWN_MAX else f"{model[:_SHOWN_MAX]}…"
-    return RequestProblem(
-        code="model-not-priced",
-        detail=f"The model {shown!r} is not sold here, because it has no price. Name another model.",
-        members={"model": shown},
     )
