@@ -11,7 +11,8 @@ from meterkit.asgi.call_amounts import used_by_model
 from meterkit.catalog.routes import additions_of, charging_meters
 from meterkit.decisions.event_marks import EventMark
 from meterkit.errors import StoreError
-from meterkit.store.job_claims import JobClaim, claim_job, end_job, find_owners, hold_job, remember_job
+from meterkit.store.job_claims import JobClaim, claim_job, find_owners, remember_job
+from meterkit.store.job_holds import end_job, hold_job
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from meterkit.catalog.genai_prices_table import TOKEN_METERS, USAGE_METERS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import check_event_id
-from meterkit.store.job_claims import claim_job, end_job, remember_job
+from meterkit.store.job_claims import claim_job, remember_job
+from meterkit.store.job_holds import end_job
 from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities
 from meterkit.tokens.batch_lines import call_event_id, mark_batched, read_batch_line
 from meterkit.tokens.call_prices import price_call

@@ -59,7 +59,7 @@ _SPOOL_WAIT_S: Final = 1.0
 
 
 class EndableJob(Protocol):
-    """Hold of a provider's job; see :class:`meterkit.store.job_claims.JobHold`."""
+    """Hold of a provider's job; see :class:`meterkit.store.job_holds.JobHold`."""
 
     def end(self) -> None:
         """Release the hold."""
