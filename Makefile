@@ -100,7 +100,6 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 
 docs: $(VENV)/.dev
-	@$(BIN)/python docs/tools/screens.py docs/assets --only flush:terminal
 	@# Quiet where all is well; else once more, for what it has to say.
 	@export NO_MKDOCS_2_WARNING=1; $(BIN)/mkdocs build --strict --quiet || $(BIN)/mkdocs build --strict
 	@METERKIT_SITE=$(CURDIR)/site $(BIN)/pytest -q tests/site/test_built.py

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+import runpy
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,9 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)")
 COMMAND = re.compile(r"(?:^\$ |`)meterkit ([a-z][^`\n]*)", re.MULTILINE)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+WORDS_MAX = 900
 # What a fragment of a plans file is completed with.
 REST = """\
 schema: 1
@@ -73,6 +77,7 @@ def test_all_python_of_a_page_runs_in_its_order(
     (tmp_path / "plans.yaml").write_text(plans[0] if plans else REST)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METERKIT_REDIS_URL", store_url)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     run(blocks(ROOT / name, "python"), name)
 
 
@@ -135,3 +140,40 @@ def test_a_promise_that_is_kept_has_tests_with_its_number() -> None:
 def test_every_public_setting_is_documented() -> None:
     told = (ROOT / "docs/settings.md").read_text()
     assert [] == [name for name in Settings.model_fields if f"`METERKIT_{name.upper()}`" not in told]
+
+
+def test_the_readme_is_read_in_four_minutes() -> None:
+    prose = COMMENT.sub("", FENCED.sub("", (ROOT / "README.md").read_text("utf-8")))
+    assert len(prose.split()) <= WORDS_MAX
+
+
+def test_the_readme_has_the_minimum_versions_of_the_project() -> None:
+    tool = runpy.run_path(str(ROOT / "docs/tools/minimum_versions.py"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert tool["with_table"](readme, tool["current_project"]()) == readme, (
+        "run python docs/tools/minimum_versions.py"
+    )
+    with pytest.raises(ValueError, match=r"cannot read the requirement 'one~=1\.2'"):
+        tool["table"]({"requires-python": ">=3.11", "dependencies": ["one~=1.2"]}, [])
+    for broken, cure in (("pip install openai", "installs extras"), (readme[:900], "has no lines")):
+        with pytest.raises(ValueError, match=cure):
+            tool["with_table"](broken, tool["current_project"]())
+
+
+@pytest.mark.parametrize("language", ["python", "yaml", "http"])
+def test_the_first_page_of_the_site_shows_what_the_readme_shows(language: str) -> None:
+    (shown,) = blocks(ROOT / "README.md", language)
+    assert blocks(ROOT / "docs/index.md", language) == [shown]
+
+
+def test_pictures_of_the_readme_are_there_in_both_themes() -> None:
+    pictures = re.findall(r"(?:src|srcset)=\"([^\"]+)\"", (ROOT / "README.md").read_text("utf-8"))
+    assert pictures == ["docs/assets/usage-summary-dark.png", "docs/assets/usage-summary-light.png"]
+    heads = [(ROOT / path).read_bytes()[:24] for path in pictures]
+    assert all(head.startswith(b"\x89PNG\r\n") for head in heads)
+    assert len({head[16:] for head in heads}) == 1  # Width and height.
+
+
+def test_the_readme_ends_with_six_links() -> None:
+    _, _, section = (ROOT / "README.md").read_text("utf-8").partition("\n## Documentation\n")
+    assert len(LINK.findall(section)) == 6

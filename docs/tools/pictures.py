@@ -1,4 +1,4 @@
-"""Pictures of the pages that meterkit serves, taken with Chromium: python docs/tools/pictures.py DIRECTORY [--anew]."""
+"""Pictures of the pages that meterkit serves, taken with Chromium: python docs/tools/pictures.py DIRECTORY [--anew | --only PAGE]."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".cache" / "pictures"
 CHROMIUM = os.environ.get("METERKIT_CHROMIUM") or shutil.which("chromium")
 THEMES = ("light", "dark")
-PAGES = ("usage", "operator")
+PAGES = ("usage", "usage-summary", "operator")
 NAMES = tuple(f"{page}-{theme}" for page in PAGES for theme in THEMES)
-WIDTH, HEIGHTS = 880, {"usage": 1320, "operator": 1900}
+WIDTH, HEIGHTS = 880, {"usage": 1320, "usage-summary": 865, "operator": 1900}
 START = datetime(2031, 5, 1, tzinfo=UTC)
 DAYS = 81
 PLANS = """\
@@ -146,12 +146,12 @@ async def taken() -> dict[str, bytes]:
 
 async def photograph(browser: Browser, address: str, name: str) -> bytes:
     """The upper part of a page as PNG."""
-    page_name, theme = name.split("-")
+    page_name, _, theme = name.rpartition("-")
     scheme: Any = theme
     viewport: Any = {"width": WIDTH, "height": HEIGHTS[page_name]}
     context = await browser.new_context(color_scheme=scheme, viewport=viewport, reduced_motion="reduce")
     page = await context.new_page()
-    await page.goto(f"{address}/{page_name}/", wait_until="networkidle")
+    await page.goto(f"{address}/{page_name.partition('-')[0]}/", wait_until="networkidle")
     return await page.screenshot()
 
 
@@ -182,5 +182,7 @@ def made() -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
+    only = sys.argv[-1] if "--only" in sys.argv else ""
     for name, picture in (asyncio.run(taken()) if "--anew" in sys.argv else made()).items():
-        Path(sys.argv[1], f"{name}.png").write_bytes(picture)
+        if not only or name in {f"{only}-{theme}" for theme in THEMES}:
+            Path(sys.argv[1], f"{name}.png").write_bytes(picture)

@@ -1,4 +1,4 @@
-"""Screens of the command line, from what its commands say when they are run: python docs/tools/screens.py DIRECTORY [--anew | --only NAME:FILE]."""
+"""Screens of the command line, from what its commands say when they are run: python docs/tools/screens.py DIRECTORY [--anew]."""
 
 from __future__ import annotations
 
@@ -233,9 +233,5 @@ def made() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    if "--only" in sys.argv:
-        screen_name, _, file_name = sys.argv[-1].partition(":")
-        Path(sys.argv[1], f"{file_name}.svg").write_text(made()[screen_name], "utf-8")
-        sys.exit()
     for name, text in (run_all() if "--anew" in sys.argv else made()).items():
         Path(sys.argv[1], f"{name}.svg").write_text(text, "utf-8")

@@ -118,9 +118,8 @@ def test_links_that_a_reader_follows_are_none_of_it(tmp_path: Path) -> None:
 
 def test_pictures_show_the_pages_in_both_themes_or_are_left_out(site: Path) -> None:
     taken = {path.stem: path.read_bytes() for path in (site / "assets/pictures").glob("*.png")}
-    assert len(set(taken.values())) == (4 if CHROMIUM else 0)
-    for page in ("usage", "operator"):
-        name = "pages" if page == "usage" else page
+    assert len(set(taken.values())) == (6 if CHROMIUM else 0)
+    for page, name in (("usage", "pages"), ("usage-summary", "index"), ("operator", "operator")):
         shown = re.findall(r'src="assets/pictures/([\w-]+)\.png', (site / f"{name}.html").read_text("utf-8"))
         assert shown == ([f"{page}-light", f"{page}-dark"] if CHROMIUM else [])
         assert {f"{page}-light", f"{page}-dark"} <= set(taken) or not CHROMIUM

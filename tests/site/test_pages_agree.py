@@ -143,12 +143,12 @@ def test_what_code_without_a_loop_has_is_listed() -> None:
     assert SyncMeterKit.__name__ in PAGES["workers.md"]
 
 
-def test_the_readme_links_every_guide() -> None:
+def test_the_first_page_links_every_guide() -> None:
     nav = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[2]
     guides = set(re.findall(r"([a-z-]+\.md)$", nav, re.MULTILINE)) - {"index.md", "changelog.md"}
     guides = {name for name in guides if f"/{name}" not in nav}  # Those of a folder hang below its index.
     assert len(guides) > 30
-    assert guides - set(re.findall(r"\(docs/([a-z-]+\.md)\)", PAGES["README.md"])) == set()
+    assert guides - set(re.findall(r"\(([a-z-]+\.md)\)", PAGES["index.md"])) == set()
 
 
 def test_the_alert_of_the_audit_log_comes_when_its_page_says() -> None:
