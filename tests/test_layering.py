@@ -14,7 +14,7 @@ import stripe_emulator
 
 LINE = (
     ("errors", "throttle", "answers", "cancellation", "safe_text"),
-    ("settings",),
+    ("settings", "sending_page"),
     ("catalog",),
     ("decisions", "tokens"),
     ("redis",),

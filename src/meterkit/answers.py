@@ -173,6 +173,14 @@ class ProblemDocument:
         return self.kind.document(self.detail, self.members, instance=uuid4().urn)
 
 
+class ProblemDocumentError(Exception):
+    """A request that cannot be answered as it was asked."""
+
+    def __init__(self, problem: ProblemDocument) -> None:
+        self.problem = problem
+        super().__init__(problem.detail)
+
+
 async def read_body(scope: Scope, receive: Receive, *, most: int) -> bytes | None:
     """Read the whole body; None if it has more than ``most`` bytes; empty if the client has left."""
     lengths = [value for name, value in scope["headers"] if name == _LENGTH]

@@ -13,8 +13,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from meterkit.errors import MeterkitError
+from meterkit.sending_page import SendingPage
 from meterkit.storage.endpoint import StorageEndpoint
-from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, BillingResponder, SendingPage
+from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, BillingResponder
 from meterkit.subscriptions.billing_routes import ENDPOINTS
 from meterkit.subscriptions.webhooks.webhook_endpoint import WebhookEndpoint
 

@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from meterkit.answers import ProblemDocument, ProblemType, read_body
+from meterkit.answers import ProblemDocument, ProblemDocumentError, ProblemType, read_body
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.insights.overview.overview import CustomerOverview
 from meterkit.pages.operator_figures import (
@@ -40,9 +40,9 @@ from meterkit.pages.rendering import (
     problem_answer,
 )
 from meterkit.safe_text import csv_text
+from meterkit.sending_page import SendingPage
 from meterkit.store.input_checks import check_text, is_customer
-from meterkit.subscriptions.billing_answers import SendingPage
-from meterkit.subscriptions.billing_problems import ProblemDocumentError, invalid
+from meterkit.subscriptions.billing_problems import invalid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import StreamingResponse
 
-from meterkit.answers import ProblemDocument, ProblemType
+from meterkit.answers import ProblemDocument, ProblemDocumentError, ProblemType
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.insights.statement.lines import PlaceError
 from meterkit.pages.rendering import HEADERS
 from meterkit.safe_text import csv_text
-from meterkit.subscriptions.billing_problems import ProblemDocumentError, invalid
+from meterkit.subscriptions.billing_problems import invalid
 from meterkit.subscriptions.billing_routes import period_in
 
 if TYPE_CHECKING:

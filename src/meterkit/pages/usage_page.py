@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from meterkit.answers import ProblemDocumentError
 from meterkit.catalog.amount_texts import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
@@ -19,10 +20,11 @@ from meterkit.pages.cards import meter_cards, next_plan, total_so_far
 from meterkit.pages.figures import beyond_included, usage_figures
 from meterkit.pages.rendering import NO_PAGE, STATIC, PageRenderer, problem_answer
 from meterkit.pages.statement import answer_csv, answer_statement
+from meterkit.sending_page import SendingPage, check_sender, origins_of
 from meterkit.starlette import check_customer_of
 from meterkit.store.customer_usage import hide_delivery_states
-from meterkit.subscriptions.billing_answers import SendingPage, check_sender, customer_in, origins_of
-from meterkit.subscriptions.billing_problems import ProblemDocumentError, problem_of
+from meterkit.subscriptions.billing_answers import customer_in
+from meterkit.subscriptions.billing_problems import problem_of
 from meterkit.subscriptions.billing_routes import period_in
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.pages.figures import PagesKit, UsageFigures
-    from meterkit.subscriptions.billing_answers import Origin
+    from meterkit.sending_page import Origin
 
 _DAY_MS: Final = 86_400_000
 

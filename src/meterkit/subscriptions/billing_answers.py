@@ -9,20 +9,20 @@ no bound. Refusals of Stripe are answered by kind and code, because its messages
 from __future__ import annotations
 
 import json
-import re
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
-from urllib.parse import parse_qsl, urlsplit
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from urllib.parse import parse_qsl
 
 from pydantic import TypeAdapter, ValidationError
 
-from meterkit.answers import ProblemDocument
+from meterkit.answers import ProblemDocument, ProblemDocumentError
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
+from meterkit.sending_page import Origin, SendingPage, check_sender, has_allowed_origin, origins_of
 from meterkit.store.customer_usage import hide_delivery_states
-from meterkit.store.input_checks import is_customer, is_text
-from meterkit.subscriptions.billing_problems import ProblemDocumentError, invalid, problem_of
+from meterkit.store.input_checks import is_customer
+from meterkit.subscriptions.billing_problems import invalid, problem_of
 from meterkit.subscriptions.billing_routes import AcceptedChange, BillingRequest, UsageAnswer, wrong
 
 if TYPE_CHECKING:
@@ -136,120 +136,6 @@ class BillingResponder:
             if url is not None and not has_allowed_origin(url, origins):
                 detail = f"{name} is not an address of an allowed origin."
                 raise ProblemDocumentError(ProblemDocument.of("url-not-allowed", detail, {"field": name}))
-
-
-_LENGTH_MAX: Final = 2048
-_PORTS: Final = {"https": 443, "http": 80}
-# Characters that browsers and parsers read differently, or that no URL has: RFC 3986 section 2.
-_STRANGE: Final = re.compile(r"[^\x21-\x7e]|[\\\"<>^`|]")
-_HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
-
-
-class Origin(NamedTuple):
-    """Scheme, host and port of a URL."""
-
-    scheme: str
-    host: str
-    port: int
-
-
-def origins_of(written: Iterable[str]) -> frozenset[Origin]:
-    """Parse the origins that an app names.
-
-    Raises:
-        MeterkitError: there is none, or one is not an origin, such as ``https://app.example``.
-    """
-    if isinstance(written, str):
-        raise MeterkitError(f"origins: found the text {written!r:.80}; allowed is a list of origins")
-    found = [_origin(origin) for origin in written]
-    if not found:
-        raise MeterkitError("origins: found none; name those of your app, such as 'https://app.example'")
-    return frozenset(found)
-
-
-def has_allowed_origin(url: str, origins: frozenset[Origin]) -> bool:
-    """Whether a customer may be redirected to a URL: scheme, host and port are those of an origin.
-
-    A URL with a user, a backslash, a control character or anything else ambiguous has no origin.
-    """
-    origin = _origin_in(url)
-    return origin is not None and origin in origins
-
-
-class SendingPage(NamedTuple):
-    """The page that sent a request, as the browser names it in fields that no page can set.
-
-    Attributes:
-        site: ``Sec-Fetch-Site``, which browsers send over TLS and to localhost; None: it is missing.
-        origin: ``Origin``; None: it is missing.
-        host: ``Host``.
-    """
-
-    site: str | None
-    origin: str | None
-    host: str
-
-    @classmethod
-    def of(cls, fields: Mapping[str, str]) -> Self:
-        """Read the fields of a request; their names are in lower case."""
-        return cls(fields.get("sec-fetch-site"), fields.get("origin"), fields.get("host", ""))
-
-    @property
-    def is_page(self) -> bool:
-        """Whether a web page has sent the request, rather than a user or another client."""
-        return self.origin is not None or self.site not in {None, "none"}
-
-    def is_allowed(self, origins: frozenset[Origin] = frozenset()) -> bool:
-        """Whether the page has the origin of the request, or one of ``origins``.
-
-        ``Sec-Fetch-Site`` decides if it is sent: it knows scheme and port, and proxies do not change it.
-        """
-        if self.site == "same-origin":
-            return True
-        if self.origin is None:
-            return False
-        own = {f"{scheme}://{self.host.lower()}" for scheme in _PORTS}
-        return (self.site is None and self.origin.lower() in own) or has_allowed_origin(self.origin, origins)
-
-
-def _origin(written: str) -> Origin:
-    origin = _origin_in(written) if is_text(written) else None
-    if origin is None or urlsplit(written).path not in {"", "/"} or set("?#") & set(written):
-        raise MeterkitError(
-            f"origins: found {written!r:.80}; allowed are origins such as 'https://app.example' or"
-            " 'http://localhost:3000': a scheme, a host, a port where it is another than usual, nothing else"
-        )
-    return origin
-
-
-def _origin_in(url: str) -> Origin | None:
-    if len(url) > _LENGTH_MAX or _STRANGE.search(url):
-        return None
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return None
-    scheme, place = parts.scheme.lower(), parts.netloc.lower()
-    if scheme not in _PORTS or "@" in place or port == 0 or not url[len(scheme) :].startswith("://"):
-        return None
-    host = place if port is None else place.rpartition(":")[0]
-    return Origin(scheme, host, port or _PORTS[scheme]) if _HOST.fullmatch(host) else None
-
-
-def check_sender(sender: SendingPage, origins: frozenset[Origin]) -> None:
-    """Refuse a request of a page with another origin (CSRF).
-
-    Args:
-        sender: of the request.
-        origins: allowed ones, besides the app's own.
-
-    Raises:
-        ProblemDocumentError: the page has another origin.
-    """
-    if not sender.is_allowed(origins):
-        detail = "This request was sent by a page that is not of an allowed origin."
-        raise ProblemDocumentError(ProblemDocument.of("origin-not-allowed", detail))
 
 
 def customer_in(customer: object) -> str:

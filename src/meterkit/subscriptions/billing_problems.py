@@ -35,14 +35,6 @@ _STRIPE_S: Final = 10
 _STORE_S: Final = 1
 
 
-class ProblemDocumentError(Exception):
-    """A request that cannot be answered as it was asked."""
-
-    def __init__(self, problem: ProblemDocument) -> None:
-        self.problem = problem
-        super().__init__(problem.detail)
-
-
 def problem_of(error: MeterkitError) -> ProblemDocument:
     """The problem document for an error, without Stripe's or the store's words, which are not for clients."""
     if isinstance(error, StripeError):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, T
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from meterkit.answers import PROBLEM_TYPES, ProblemType
+from meterkit.answers import PROBLEM_TYPES, ProblemDocumentError, ProblemType
 from meterkit.catalog.credits import find_top_ups
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
-from meterkit.subscriptions.billing_problems import ProblemDocumentError, invalid
+from meterkit.subscriptions.billing_problems import invalid
 from meterkit.subscriptions.change_rules import SEATS_MAX
 from meterkit.subscriptions.service.results import (
     Invoice,
