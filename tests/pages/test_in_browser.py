@@ -137,6 +137,9 @@ async def see_whole_rows(browser: Browser, url: str) -> None:
 
 MONEY: Final = plans_text("in_browser_money")
 
+LEVELS: Final = """[...document.querySelectorAll("p:has(+ progress) .level")].map((of) => [of.textContent,
+  getComputedStyle(of).color === getComputedStyle(of.closest("p").nextElementSibling).accentColor])"""
+
 
 async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
     async with MeterKit(loads(MONEY), redis_url=store_url, clock=Clock(START)) as kit, chromium() as browser:
@@ -149,6 +152,8 @@ async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
                 async with faultless(browser, url, theme, width, within=url) as shown:
                     filled = "[...document.querySelectorAll('progress')].map((bar) => bar.position)"
                     assert await found(shown, filled) == [600 / 5_000, 600 / 2_000, 1]
+                    (words,) = await found(shown, LEVELS)  # F-233: in words, and in the colour of the bar.
+                    assert words == ["100 %: used up", True]
                     told = shown.get_by_role("progressbar", name="USD 6.00 of USD 20.00")
                     assert await told.count() == 1
                     link = shown.get_by_role("link", name="Add to the balance usd")
