@@ -66,6 +66,11 @@ def top_up_metadata(customer: str, credit: str, amount_cents: int, event: str = 
     return {CUSTOMER: customer, TOP_UP: f"{credit} {amount_cents} {event}".rstrip()}
 
 
+def refunded_share(granted_micros: int, refunded_cents: int, total_cents: int) -> int:
+    """Part of a grant that a refund reclaims: its share of the invoice's total, rounded down."""
+    return granted_micros * min(refunded_cents, total_cents) // total_cents
+
+
 class TopUpPayments:
     """Grants and reclaims top-ups by their payments at Stripe.
 
@@ -129,7 +134,7 @@ class TopUpPayments:
         if event.strip():
             await move_auto_top_up(self._store, customer, credit, "paid", event=event.strip())
         if refunded:
-            back = granted * min(refunded, total) // total
+            back = refunded_share(granted, refunded, total)
             await self._reclaim_grant(customer, credit, invoice, back, is_all=back == granted)
         return found
 
