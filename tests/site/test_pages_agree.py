@@ -173,8 +173,8 @@ def test_a_delivered_intent_takes_what_was_measured() -> None:
 FIGURES: Final = """
 store.settlement_spool:_UNWRITTEN_MAX               67_108_864      runbook.md     64 MiB wait in memory
 store.settlement_spool:_UNWRITTEN_MAX               67_108_864      reliability.md 64 MiB wait
-store.spool_file:SPOOL_BYTES_MAX          1_073_741_824   runbook.md     1 GiB in each spool
-store.spool_file:SPOOL_BYTES_MAX          1_073_741_824   reliability.md grown to 1 GiB
+store.settlement_spool:SPOOL_BYTES_MAX    1_073_741_824   runbook.md     1 GiB in each spool
+store.settlement_spool:SPOOL_BYTES_MAX    1_073_741_824   reliability.md grown to 1 GiB
 redis.reconnector:_PAUSE_MAX_S           0.5             runbook.md     twice a second
 redis.reconnector:_PAUSE_MAX_S           0.5             reliability.md every half second
 redis.server:_BEHIND_MAX_S               60              testing.md     more than a minute behind

@@ -11,7 +11,8 @@ from meterkit.catalog.amount_texts import span
 from meterkit.errors import SettingsError
 from meterkit.health.findings import Finding, join_names, one_finding
 from meterkit.redis.local_files import check_directory
-from meterkit.store.spool_file import SPOOL_BYTES_MAX, list_spools
+from meterkit.store.settlement_spool import SPOOL_BYTES_MAX
+from meterkit.store.spool_file import list_spools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settlement_queue import resolve
 from meterkit.store.spool_file import (
-    SPOOL_BYTES_MAX,
     SpoolError,
     SpoolFile,
     SpoolHeader,
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _log = logging.getLogger("meterkit.store")
+SPOOL_BYTES_MAX: Final = 1 << 30
+"""Limit of one spool: about four million settlements. Further ones are counted as lost."""
 _UNWRITTEN_MAX: Final = 64 << 20
 """Bytes that wait in memory if the disk is full."""
 _WRITTEN_AT_ONCE_MAX: Final = 10_000

@@ -313,8 +313,6 @@ SpoolState = Literal["held", "left", "refused", "foreign", "damaged"]
 SPOOL_STATES: Final[tuple[SpoolState, ...]] = ("held", "left", "refused", "foreign", "damaged")
 """``held``: a process has it. ``left``: its process is dead, and the next one sends it. ``refused``:
 never sent, too old or unreadable. ``foreign``: of another store. ``damaged``: renamed because of damage."""
-SPOOL_BYTES_MAX: Final = 1 << 30
-"""Limit of one spool: about four million settlements. Further ones are counted as lost."""
 DAYS_MAX: Final = 7
 """The store has a producer's last number for eight days: older records might be applied twice."""
 _DAY_MS: Final = 86_400_000
