@@ -372,7 +372,7 @@ class RepeatWorld(GaugeWorld):
     catalog = REPEATED
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        few = {name: text.replace("'+inf') < 10000", f"'+inf') < {MARKS}") for name, text in texts.items()}
+        few = {name: text.replace("MOST = 10000 ", f"MOST = {MARKS} ") for name, text in texts.items()}
         super().__init__(wire, few, random)
         del self.gauges["seats"]
         self.admitted: list[Admitted] = []

@@ -139,7 +139,7 @@ def test_a_customer_id_has_up_to_256_bytes_and_a_claim_names_it() -> None:
 def test_late_usage_is_logged_with_what_becomes_of_it(caplog: pytest.LogCaptureFixture) -> None:
     for late_usage, fate in (("dead_letter", "is not billed"), ("next_period", "is billed in this one")):
         alarms = CatalogAlarms(loads(TEXT.replace("dead_letter", late_usage)))
-        alarms.log_late_usage("ada", {"requests": 3}, NOW_MS)
+        alarms.log_backdated_usage("ada", {"requests": 3}, NOW_MS)
         assert f"what comes for it now {fate} (billing.late_usage: {late_usage})" in caplog.messages[-1]
 
 

@@ -20,8 +20,8 @@
 -- ARGV[3] the customer, as a member of KEYS[4]
 -- ARGV[4] empty, or options (JSON)
 --       mark, recurring, paying, low, money   what grants pay; see pay_with_grants
---       at, own, dead    of usage that occurred earlier: when (ms), the first instant of that period, and 1 where late
---                        usage is not recorded
+--       at, own, dead    of usage that occurred earlier: when (ms), the first instant of that period, and 1 where
+--                        backdated usage is not recorded
 --       digest, billed   of an idempotency key, and 1 where it is remembered as billed from now on
 --       event            what an event id counts; see compare_event
 --       tells            1 where the reply says how usage was paid
@@ -112,11 +112,11 @@ elseif ends_ms ~= period_end_ms then
   fields = call('HMGET', counters_key, 'h', unpack(ARGV, SETTLE_NAMES + 2, #ARGV - 2))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = unpack_head(fields[1])
 end
-local late_period, is_dropped, pay, keep_grants, is_repeat, remember_key, reports_payment, add_cost, spend_rate_count
+local backdated_period, drops_backdated, pay, keep_grants, is_repeat, remember_key, reports_payment, add_cost, spend_rate_count
 if options then
 --include read_options
-  late_period, is_dropped, pay, keep_grants, is_repeat, remember_key, reports_payment = read_options(options, KEYS, rev,
-    now, period_start_ms, period_end_ms, begins_ms, hold_slot)
+  backdated_period, drops_backdated, pay, keep_grants, is_repeat, remember_key, reports_payment = read_options(options, KEYS,
+    rev, now, period_start_ms, period_end_ms, begins_ms, hold_slot)
 end
 local rates_at = meters_at + METER_BYTES * meter_count
 local thresholds_at = rates_at + SETTLED_RATE_BYTES * rate_count
@@ -125,7 +125,7 @@ if priced_count > 0 then
   add_cost, spend_rate_count = count_spend(terms, thresholds_at + THRESHOLD_BYTES * threshold_count)
 end
 
-local words, late_units, source_units = {}, {}, nil
+local words, backdated_units, source_units = {}, {}, nil
 local has_recorded, begins_to_wait, lasts_ms, priced_units, spent, refused_field = false, false, QUARTER_HOUR_MS, 0, nil, nil
 local hset, hset_count = {counters_key, 'h', nil, nil, nil, nil, nil}, 3 -- With room for two fields.
 local current_slot = math.floor(now / HOLD_SLOT_MS)
@@ -144,7 +144,7 @@ for place = 2, meter_count + 1 do
     has_recorded = true
     local units, within, by_grants, by_credits, beyond, over_cap, is_too_much, reported
     units, within, by_grants, by_credits, beyond, over_cap, extras, is_too_much = classify_units(name, quantity, included,
-      overage, extras, allowance, cap, pay, place - 1, late_period and late_units, is_dropped, options)
+      overage, extras, allowance, cap, pay, place - 1, backdated_period and backdated_units, drops_backdated, options)
     if is_too_much then
       refused_field = refused_field or name
     end
@@ -171,7 +171,7 @@ if rate_count > 0 then
 end
 if options then
 --include apply_options
-  apply_options(words, remember or remember_key, totals_key, late_period, late_units)
+  apply_options(words, remember or remember_key, totals_key, backdated_period, backdated_units)
 end
 if notices_key then
 --include notify_handlers
@@ -179,7 +179,7 @@ if notices_key then
     pay and keep_grants, now, begins_ms, ends_ms)
 end
 
---audited audit_usage(audit_key, producer_key, number, customer, now, begins_ms, late_period, audit_details, noted)
+--audited audit_usage(audit_key, producer_key, number, customer, now, begins_ms, backdated_period, audit_details, noted)
 local new_expiry_ms = math.max(now + lasts_ms, has_recorded and ends_ms + outlive_ms or 0)
 if begins_to_wait then
 --include schedule_seal
@@ -189,6 +189,6 @@ write_counters(hset, hset_count, now, begins_ms, ends_ms, rev, expires_ms, new_e
 if subject_keys then
 --include settle_subjects
   words[#words + 1] = settle_subjects(subject_keys, subject_words, subject_terms, begins_ms, ends_ms, hold_slot,
-    not (is_repeat or late_period and is_dropped), now)
+    not (is_repeat or backdated_period and drops_backdated), now)
 end
 return refused_field and {TOO_MUCH, refused_field} or {OK, now, unpack(words)}

@@ -92,7 +92,7 @@ class CatalogAlarms:
                 f"{LIVE_SUBJECTS_MOST:,}",
             )
 
-    def log_late_usage(self, customer: str, recorded: Mapping[str, int], period_ms: int) -> None:
+    def log_backdated_usage(self, customer: str, recorded: Mapping[str, int], period_ms: int) -> None:
         """Log usage of a closed period."""
         if self._is_new("late", customer, str(period_ms)):
             is_dead = self._catalog.billing.late_usage == "dead_letter"

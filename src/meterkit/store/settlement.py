@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("meterkit.store")
 
-_LATE: Final = "late "
+_BACKDATED: Final = "late "
 _NOTICE: Final = "notice"
 _NO_ROOM: Final = "subjects"
 _PAID: Final = "paid "
@@ -183,12 +183,12 @@ class Settlement:
         return replace(self, used=self.used.only(event.quantities), event=event, spent=None)
 
     def on_notices(self, notices: list[bytes]) -> None:
-        """Handle the reply's notices: late usage, full subjects, revenue, events for the app's handlers."""
+        """Handle the reply's notices: backdated usage, full subjects, revenue, app events."""
         cache = self.view.cache
         for notice in map(bytes.decode, notices):
-            if notice.startswith(_LATE):
-                cache.alarms.log_late_usage(
-                    self.customer, self.used.recorded, int(notice.removeprefix(_LATE))
+            if notice.startswith(_BACKDATED):
+                cache.alarms.log_backdated_usage(
+                    self.customer, self.used.recorded, int(notice.removeprefix(_BACKDATED))
                 )
             elif notice == _NO_ROOM:
                 cache.alarms.log_full_subjects(self.customer)
@@ -294,7 +294,7 @@ class Settlement:
         return pack_each((format_audit_lines(used, self.occurred_ms, priced, subjects, event_id),))
 
     def _add_occurrence(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
-        """Add the time of the usage and the rule for late usage to the JSON terms."""
+        """Add the time of the usage and the rule for backdated usage to the JSON terms."""
         own = bounds_of(view.state, view.effective.counting, occurred_ms).start_ms
         dead = int(view.cache.catalog.billing.late_usage == "dead_letter")
         return merge_json(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)

@@ -3,19 +3,21 @@
 --   name, included, overage, extras: of the meter in this period; quantity: above 0
 --   allowance: what is included (-1: unlimited); cap: the overage that is billed at most (-1: no cap)
 --   pay, nth: see pay_with_grants, or nil
---   late_units: where the units belong to a closed period, a table of token to units; else nil
---   is_dropped: whether such units are not recorded; keeps_extras: whether extras may change even if no unit is over the cap
+--   backdated_units: where the units belong to a closed period, a table of token to units; else nil
+--   drops_backdated: whether such units are not recorded
+--   keeps_extras: whether extras may change even if no unit is over the cap
 -- Returns how many units are recorded: none where the meter's total would pass 9 * 10^15; then how many of them each
 -- class has; the extras; and whether the total would pass that.
-local function classify_units(name, quantity, included, overage, extras, allowance, cap, pay, nth, late_units, is_dropped, keeps_extras)
+local function classify_units(name, quantity, included, overage, extras, allowance, cap, pay, nth, backdated_units,
+  drops_backdated, keeps_extras)
   -- As unpack_extras does, without the call.
   local granted, credited, late, stamped_ms, over_cap = cmsgpack.unpack(extras == '' and EMPTY_EXTRAS or extras)
   local is_too_much = included + overage + granted + credited + over_cap + quantity > MOST
   if is_too_much then
     quantity = 0
-  elseif late_units then
-    late_units[string.sub(name, 1, 4)] = quantity
-    quantity = is_dropped and 0 or quantity
+  elseif backdated_units then
+    backdated_units[string.sub(name, 1, 4)] = quantity
+    quantity = drops_backdated and 0 or quantity
     late = late + quantity
   end
   local within, by_grants, by_credits, over = quantity, 0, 0, 0

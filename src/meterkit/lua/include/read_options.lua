@@ -5,10 +5,10 @@
 -- pay_with_grants, or nil; whether the request is a repeat; remember of end_in_flight, or nil; 1 where the reply says how
 -- usage was paid, or nil.
 local function read_options(options, keys, rev, now, period_start_ms, period_end_ms, begins_ms, hold_slot)
-  local late, pay, keep_grants, is_repeat, remember
+  local backdated_period, pay, keep_grants, is_repeat, remember
   if options.at then -- Included here, so that other requests do not pay for creating the functions.
 --include find_backdated_period
-    late = find_backdated_period(keys[3], options.at, options.own, begins_ms)
+    backdated_period = find_backdated_period(keys[3], options.at, options.own, begins_ms)
   end
   if options.paying then
 --include pay_with_grants
@@ -18,5 +18,5 @@ local function read_options(options, keys, rev, now, period_start_ms, period_end
 --include end_in_flight
     is_repeat, remember = end_in_flight(keys[#keys], options.digest, options.billed == 1, hold_slot, now)
   end
-  return late, options.dead == 1, pay, keep_grants, is_repeat, remember, options.tells
+  return backdated_period, options.dead == 1, pay, keep_grants, is_repeat, remember, options.tells
 end

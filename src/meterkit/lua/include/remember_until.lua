@@ -1,5 +1,6 @@
--- remember_until: adds a member to a zset until an instant (ms). The zset holds at most 10,000 members that have not expired.
+-- remember_until: adds a member to a zset until an instant (ms), if fewer than REMEMBERED_MOST have not expired.
 -- Each call removes up to 100 expired ones.
+local REMEMBERED_MOST = 10000 -- Idempotency keys of a customer.
 local function remember_until(key, member, until_ms, now)
   local call = redis.call
   local expired = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 100)

@@ -95,7 +95,6 @@ local HINTS_MOST = 200 -- Notes that wait with one Stripe customer.
 local HISTORY_MOST = 1000 -- Changes of a customer.
 local AUDIT_FOLDED = 128 -- Entries of the audit log that are added up at once: far fewer than wait there then.
 local UNCOMPARED = -1 -- Stands for the quantity of an event id where any is the same.
-local REMEMBERED_MOST = 10000 -- Idempotency keys of a customer.
 local OBJECT_REMOVED = 0 -- What is known of a stored object: by an event,
 local OBJECT_STORED = 1
 local OBJECT_LISTED = 2 -- or by a listing alone.
