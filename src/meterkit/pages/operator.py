@@ -12,8 +12,7 @@ from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
 from meterkit.answers import ProblemDocument, ProblemDocumentError, ProblemType, read_body
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
@@ -33,11 +32,11 @@ from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
 from meterkit.pages.rendering import (
     HEADERS,
     NO_PAGE,
-    STATIC,
     PageRenderer,
     as_json,
     json_answer,
     problem_answer,
+    static_routes,
 )
 from meterkit.safe_text import csv_text
 from meterkit.sending_page import SendingPage
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
+    from meterkit.pages.brand import Brand
     from meterkit.pages.figures import PagesKit
     from meterkit.pages.operator_lists import OperatorList, Row
 
@@ -91,7 +91,10 @@ _MEDIA: Final = {"csv": "text/csv", "json": "application/json"}
 
 
 def operator_pages(
-    kit: PagesKit, *, allowed: Callable[[Scope], str | Awaitable[str | None] | None]
+    kit: PagesKit,
+    *,
+    allowed: Callable[[Scope], str | Awaitable[str | None] | None],
+    brand: Brand | None = None,
 ) -> Starlette:
     """Make the pages on which operators see all customers, an ASGI app.
 
@@ -103,6 +106,7 @@ def operator_pages(
         kit: has the customers.
         allowed: returns the operator's name for a request's ASGI scope, or None: the response is 403. Sync
             or async; the app handles its exceptions. Actions are recorded with the name.
+        brand: name, logo and accent colour of the app.
 
     Raises:
         MeterkitError: ``allowed`` is missing, or jinja2 is not installed.
@@ -112,7 +116,7 @@ def operator_pages(
             f"allowed: found {allowed!r:.80}; allowed is a callable that returns the operator's name for an"
             " ASGI scope, or None for all others"
         )
-    pages = _OperatorPages(kit)
+    pages = _OperatorPages(kit, PageRenderer(brand))
     endpoints = (
         ("/", "GET", "operator", pages.overview),
         ("/figures.{format}", "GET", "operator figures", pages.figures),
@@ -124,7 +128,7 @@ def operator_pages(
         Route(path, partial(_answer_operator, allowed, answer), methods=[method], name=name)
         for path, method, name, answer in endpoints
     ]
-    return Starlette(routes=[Mount("/static", app=StaticFiles(directory=STATIC)), *routes])
+    return Starlette(routes=[*static_routes(brand), *routes])
 
 
 async def _answer_operator(
@@ -148,9 +152,9 @@ async def _answer_operator(
 class _OperatorPages:
     """The endpoints of the operator pages."""
 
-    def __init__(self, kit: PagesKit) -> None:
+    def __init__(self, kit: PagesKit, pages: PageRenderer) -> None:
         self._kit = kit
-        self._pages = PageRenderer()
+        self._pages = pages
         self._overview = overview = CustomerOverview(kit.store, kit.settings)
         lists = *customer_lists(kit, overview), *revenue_lists(overview), *book_lists(kit, overview)
         self._lists = {listing.name: listing for listing in (*lists, *queue_lists(kit))}

@@ -11,20 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from meterkit.answers import ProblemDocument, ProblemType
 from meterkit.catalog.amount_texts import is_money, micro_money, minor_units, money, size_text
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
+from meterkit.pages.brand import brand_css
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from starlette.requests import Request
+    from starlette.routing import BaseRoute
 
-STATIC: Final = Path(__file__).with_name("static")
+    from meterkit.pages.brand import Brand
+
+_STATIC: Final = Path(__file__).with_name("static")
 _INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)\S*")
 NO_PAGE: Final = ProblemDocument(
     kind=ProblemType(404, "about:blank", "Not Found"), detail="There is no such page."
@@ -44,11 +50,14 @@ HEADERS: Final[Mapping[str, str]] = {
 class PageRenderer:
     """Renders the templates of pages.
 
+    Args:
+        brand: shown at the top of each page; None: nothing.
+
     Raises:
         MeterkitError: jinja2 is not installed (the extra ``pages``).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, brand: Brand | None = None) -> None:
         try:
             jinja: Any = import_module("jinja2")
         except ImportError as error:
@@ -62,6 +71,12 @@ class PageRenderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._headers = dict(HEADERS)
+        if brand is not None and brand.logo_source is not None:
+            policy = self._headers["content-security-policy"]
+            allowed = policy.replace("img-src 'self'", f"img-src 'self' {brand.logo_source}")
+            self._headers["content-security-policy"] = allowed
+        self._environment.globals["brand"] = brand
         self._environment.filters |= {
             "money": money,
             "micro_money": _micro_money,
@@ -84,7 +99,20 @@ class PageRenderer:
         if _wants_json(request.headers.get("accept", "")):
             return json_answer(plain)
         rendered: str = self._environment.get_template(template).render(shown)
-        return Response(rendered, headers=HEADERS, media_type="text/html")
+        return Response(rendered, headers=self._headers, media_type="text/html")
+
+
+def static_routes(brand: Brand | None) -> Sequence[BaseRoute]:
+    """Make the routes of stylesheets and scripts, with that of the brand's accent colour."""
+    files = Mount("/static", app=StaticFiles(directory=_STATIC))
+    if brand is None or brand.accent is None:
+        return [files]
+    css = brand_css(brand.accent)
+
+    async def answer(_: Request) -> Response:
+        return Response(css, headers=HEADERS, media_type="text/css")
+
+    return [Route("/static/brand.css", answer), files]
 
 
 def as_json(value: object) -> str:

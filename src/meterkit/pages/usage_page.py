@@ -9,8 +9,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
 from meterkit.answers import ProblemDocumentError
 from meterkit.catalog.amount_texts import MICRO_UNIT
@@ -18,7 +17,7 @@ from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.cards import meter_cards, next_plan, total_so_far
 from meterkit.pages.figures import beyond_included, usage_figures
-from meterkit.pages.rendering import NO_PAGE, STATIC, PageRenderer, problem_answer
+from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, static_routes
 from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.sending_page import SendingPage, check_sender, origins_of
 from meterkit.starlette import check_customer_of
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Scope
 
+    from meterkit.pages.brand import Brand
     from meterkit.pages.figures import PagesKit, UsageFigures
     from meterkit.sending_page import Origin
 
@@ -46,6 +46,7 @@ def usage_page(
     customer: Callable[[Scope], str | Awaitable[str | None] | None],
     origins: Iterable[str],
     delivery_states: bool = True,
+    brand: Brand | None = None,
 ) -> Starlette:
     """Make the page on which customers see their own usage, an ASGI app.
 
@@ -60,12 +61,13 @@ def usage_page(
         origins: of the app, such as ``https://app.example``. Scripts of other origins are refused.
         delivery_states: False leaves the states of delivery to Stripe (``pending`` to ``dead``) out of the
             JSON; the HTML never shows them.
+        brand: name, logo and accent colour of the app.
 
     Raises:
         MeterkitError: ``customer`` is missing, an origin is invalid, or jinja2 is not installed.
     """
     check_customer_of(customer, "a callable that returns the customer's id for an ASGI scope")
-    pages = PageRenderer()
+    pages = PageRenderer(brand)
     respond = partial(_answer_customer, customer=customer, origins=origins_of(origins))
     usage = partial(_answer_usage, kit=kit, pages=pages, delivery_states=delivery_states)
     statement = partial(answer_statement, kit=kit, pages=pages)
@@ -75,7 +77,7 @@ def usage_page(
             Route("/", partial(respond, answer=usage), methods=["GET"], name="usage page"),
             Route("/statement", partial(respond, answer=statement), methods=["GET"], name="statement"),
             Route("/statement.csv", partial(respond, answer=statement_csv), methods=["GET"]),
-            Mount("/static", app=StaticFiles(directory=STATIC)),
+            *static_routes(brand),
         ]
     )
 
