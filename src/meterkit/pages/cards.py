@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.pages.figures import PeriodCost, UsageFigures
-    from meterkit.pages.outlook import OtherPlan
+    from meterkit.pages.forecast import OtherPlan
     from meterkit.store.customer_usage import MeterUsage
 
 Level = Literal["enough", "near", "reached"]

@@ -18,7 +18,7 @@ from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
 from meterkit.insights.simulation.terms import PlanOffers, plan_cost, read_tenures
-from meterkit.pages.outlook import forecast_of, on_other_plans
+from meterkit.pages.forecast import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
-    from meterkit.pages.outlook import OtherPlan, PeriodForecast
+    from meterkit.pages.forecast import OtherPlan, PeriodForecast
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage

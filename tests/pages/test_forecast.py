@@ -15,9 +15,9 @@ from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.simulation.terms import build_terms
 from meterkit.pages.figures import days_of
-from meterkit.pages.outlook import forecast_of, on_other_plans
+from meterkit.pages.forecast import forecast_of, on_other_plans
 
-CATALOG = loads(plans_text("outlook"))
+CATALOG = loads(plans_text("forecast"))
 SMALL, CAPPED = ((plan, build_terms(CATALOG, plan, plan.entitlements, 0)) for plan in CATALOG.plans.values())
 
 
