@@ -34,7 +34,7 @@ CHROMIUM = os.environ.get("METERKIT_CHROMIUM") or shutil.which("chromium")
 THEMES = ("light", "dark")
 PAGES = ("usage", "usage-summary", "operator")
 NAMES = tuple(f"{page}-{theme}" for page in PAGES for theme in THEMES)
-WIDTH, HEIGHTS = 880, {"usage": 1320, "usage-summary": 865, "operator": 1900}
+WIDTH, HEIGHTS = 880, {"usage": 1320, "usage-summary": 770, "operator": 1900}
 START = datetime(2031, 5, 1, tzinfo=UTC)
 DAYS = 81
 PLANS = """\
