@@ -102,7 +102,7 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	@# Quiet where all is well; else once more, for what it has to say.
 	@export NO_MKDOCS_2_WARNING=1; $(BIN)/mkdocs build --strict --quiet || $(BIN)/mkdocs build --strict
-	@METERKIT_SITE=$(CURDIR)/site $(BIN)/pytest -q tests/site/test_built.py
+	@METERKIT_SITE=$(CURDIR)/site $(BIN)/pytest -q tests/site/test_built.py tests/site/test_search.py
 	@$(BIN)/python tests/drivers/shown_blocks.py
 
 bench: .venv-bench/.done

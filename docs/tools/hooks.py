@@ -37,6 +37,9 @@ TEXT = re.compile(r'<div class="highlight">(<pre><span></span><code>[^<]*</code>
 LONG = re.compile(r"<code>([^\s<]{37,})</code>")
 PICTURE = re.compile(r"^!\[[^]]*\]\(assets/pictures/[^)]*\)$\n?", re.MULTILINE)
 STYLE = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
+REFERENCE = re.compile(
+    r"api/|(?:benchmarks|changelog|cli-options|errors|plans-keys|promises|redis-keys)\.md$"
+)
 # Scripts of the theme for what these pages do not use: diagrams, badges of repositories, old browsers.
 HOST = re.compile(r"https://(?:unpkg\.com|api\.github\.com|gitlab\.com)/[^\"`]*")
 
@@ -54,6 +57,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Fill in what is made from the code or stands elsewhere in the repository."""
     if page.file.src_uri.startswith("design/"):
         page.meta["search"] = {"exclude": True}  # A search is for how to use it.
+    elif REFERENCE.match(page.file.src_uri):
+        page.meta["search"] = {"boost": 0.3}  # Guides come first.
     if not pictures.made():
         markdown = PICTURE.sub("", markdown)
     for marker, made in MADE.items():
