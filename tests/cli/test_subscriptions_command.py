@@ -72,7 +72,7 @@ async def test_a_subscription_is_shown_changed_and_ended(stored: Shell) -> None:
 
 def test_what_cannot_be_done_is_said(stored: Shell) -> None:
     for words, code, said in (
-        ("show acme", 1, "no subscription"),
+        ("show acme", 1, "no active subscription"),
         ("sync acme", 1, "unknown customer acme"),
         ("preview acme", 2, "--plan PLAN"),
         ("change acme", 2, "give PLAN"),

@@ -99,23 +99,19 @@ class TcpProxy:
             task.cancel()
         await asyncio.gather(*(task for task, _ in connections), return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        task = asyncio.current_task()
-        assert task is not None
+        task = asyncio.create_task(self._serve(reader, writer))
         self._connections[task] = writer
-        try:
-            if self._mode == "reset":
-                _reset(writer)
-            if self._mode in {"reset", "refuse"}:  # It may have been on its way when the last were closed.
-                return
-            await self._connect(reader, writer)
-        except (OSError, asyncio.CancelledError):
-            # Asyncio's server logs the cancellation of a handler; the task ends here in any case.
-            pass
-        finally:
-            writer.close()
-            del self._connections[task]
+        # Also of a task that is cancelled before its first step.
+        task.add_done_callback(lambda ended: self._connections.pop(ended).close())
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._mode == "reset":
+            _reset(writer)
+        if self._mode not in {"reset", "refuse"}:  # It may have been on its way when the last were closed.
+            with contextlib.suppress(OSError):
+                await self._connect(reader, writer)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, to_server = await asyncio.open_connection("127.0.0.1", self._target_port)
