@@ -119,7 +119,7 @@ def running(app: ASGIApp, *, host: str, port: int) -> Generator[str]:
     """Serve ``app`` in a thread of its own; port 0 takes a free one. Yields its URL."""
     served = serve(app, host=host, port=port)
     with (
-        start_blocking_portal(name="stripe-emulator") as thread,
+        start_blocking_portal() as thread,
         thread.wrap_async_context_manager(served) as url,
     ):
         yield url

@@ -82,14 +82,12 @@ class Server:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def client(self, *, decode_responses: bool = False) -> redis.Redis:
-        return redis.Redis(
-            host="127.0.0.1", port=self.port, decode_responses=decode_responses, retry=Retry(NoBackoff(), 0)
-        )
+    def client(self, **options: Any) -> redis.Redis:
+        return redis.Redis(host="127.0.0.1", port=self.port, retry=Retry(NoBackoff(), 0), **options)
 
     def command(self, *words: str | int) -> Any:
         """The reply to one command on a connection of its own, texts decoded: ``command("GET", "a")``."""
-        client: Any = self.client(decode_responses=True)
+        client: Any = self.client(decode_responses=True, protocol=3)
         with client:
             return client.execute_command(*words)
 

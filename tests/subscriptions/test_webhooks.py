@@ -14,7 +14,6 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-import stripe
 
 from drivers.billing_browser import browser
 from drivers.health_findings import findings
@@ -34,12 +33,12 @@ from meterkit.errors import InvoiceOpenError, StoreError
 from meterkit.starlette import stripe_webhook
 from meterkit.testing import Clock
 from servers.stores import Server
+from stripe_emulator.webhook_deliveries import sign_payload
 
 pytestmark = pytest.mark.anyio
 
 BODY_BYTES_MAX = 524_288
 
-SDK: Any = stripe
 SUBSCRIPTIONS = "/v1/subscriptions"
 
 
@@ -48,9 +47,9 @@ def client_of(kit: MeterKit) -> httpx.AsyncClient:
 
 
 def signed(event: dict[str, Any], *, secret: str = SECRET, at: Any = NOW) -> dict[str, Any]:
-    body = json.dumps(event)
-    header: str = SDK.WebhookSignature.generate_signature_header(body, secret, timestamp=int(at.timestamp()))
-    return {"content": body.encode(), "headers": {"Stripe-Signature": header}}
+    body = json.dumps(event).encode()
+    header = sign_payload(body, secrets=[secret], at_s=int(at.timestamp()))
+    return {"content": body, "headers": {"Stripe-Signature": header}}
 
 
 def event(number: int, kind: str = "invoice.paid", customer: str = "cus_acme") -> dict[str, Any]:
