@@ -195,7 +195,8 @@ def gemini_chunk(text: str, finish: str | None = None, **usage: int) -> dict[str
 def _load_recordings() -> Iterator[Recording]:
     rows: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text("utf-8").replace("LIE", json.dumps(LIE)))
     for name, row in rows.items():
-        yield Recording(name=name, **{**row, "after": [*map(tuple, row["after"])]})
+        row["after"] = [*map(tuple, row["after"])]
+        yield Recording(name=name, **row)
 
 
 RECORDINGS = [*_load_recordings()]
