@@ -107,11 +107,15 @@ class TcpProxy:
         task.add_done_callback(lambda ended: self._connections.pop(ended).close())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._mode == "reset":
-            _reset(writer)
-        if self._mode not in {"reset", "refuse"}:  # It may have been on its way when the last were closed.
-            with contextlib.suppress(OSError):
-                await self._connect(reader, writer)
+        with contextlib.closing(writer):
+            if self._mode == "reset":
+                _reset(writer)
+            if self._mode not in {
+                "reset",
+                "refuse",
+            }:  # It may have been on its way when the last were closed.
+                with contextlib.suppress(OSError):
+                    await self._connect(reader, writer)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, to_server = await asyncio.open_connection("127.0.0.1", self._target_port)
