@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.amount_texts import rounded_cents
+from meterkit.insights.simulation.terms import period_share
 from meterkit.pages.figures import beyond_included
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Level = Literal["enough", "near", "reached"]
 
 _NEAR_PERCENT: Final = 80
 _ALL_PERCENT: Final = 100
-_MONTHS: Final = 12
+_MOST_URGENT_FIRST: Final[Sequence[Level]] = ("reached", "near", "enough")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +68,12 @@ class MeterCard:
 
     meter: str
     used: int
-    bar: UsageBar | None
-    available: int | None
-    left: int | None
+    bar: UsageBar | None = None
+    available: int | None = None
+    left: int | None = None
     granted: int
-    credited: int
-    beyond: int
+    credited: int = 0
+    beyond: int = 0
     is_billed: bool
     expected: int | None
 
@@ -96,13 +96,12 @@ def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
     meters that the plans file no longer has.
     """
     plan, forecast = catalog.plans.get(figures["usage"]["plan"]), figures["forecast"]
+    ends = {} if forecast is None else forecast["meters"]
     found = [
         _make_card(
             name,
             counts,
-            expected=None
-            if forecast is None or name not in forecast["meters"]
-            else forecast["meters"][name].expected,
+            expected=ends[name].expected if name in ends else None,
             is_gauge=meter.kind == "gauge",
             is_billed=plan is not None and plan.entitlements[name].overage.mode == "bill",
         )
@@ -110,11 +109,9 @@ def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
         if (meter := catalog.meters.get(name)) is not None
         and not (meter.is_row or meter.is_spend or meter.charges is not None)
     ]
-    urgent = ("reached", "near")
-    return [
-        *(card for level in urgent for card in found if card.bar is not None and card.bar.level == level),
-        *(card for card in found if card.bar is None or card.bar.level not in urgent),
-    ]
+    return sorted(
+        found, key=lambda card: _MOST_URGENT_FIRST.index("enough" if card.bar is None else card.bar.level)
+    )
 
 
 def _make_card(
@@ -122,18 +119,7 @@ def _make_card(
 ) -> MeterCard:
     used, granted, overage = counts["used"], counts["granted"], counts["overage"]
     if counts["included"] == "unlimited":
-        return MeterCard(
-            meter=name,
-            used=used,
-            bar=None,
-            available=None,
-            left=None,
-            granted=granted,
-            credited=0,
-            beyond=0,
-            is_billed=is_billed,
-            expected=expected,
-        )
+        return MeterCard(meter=name, used=used, granted=granted, is_billed=is_billed, expected=expected)
     included, remaining = counts["included"], counts["remaining"]
     available = included + granted
     # Of billed overage and of a gauge's tolerance, something may remain without any credit.
@@ -169,15 +155,17 @@ def total_so_far(cost: PeriodCost | None, plan: Plan | None) -> int | None:
     """
     if cost is None or "plan_currency" in cost:
         return None
-    is_shared = cost["interval"] == "year" and (plan is None or plan.price.included_per != "interval")
-    fixed = Fraction(cost["plan_cents"] + cost["seats_cents"], _MONTHS if is_shared else 1)
+    if plan is None:  # Without its plan, a cost has no fixed price.
+        return cost["overage_cents"]
+    fixed = period_share(cost["plan_cents"] + cost["seats_cents"], cost["interval"], plan)
     return rounded_cents(fixed + cost["overage_cents"])
 
 
 def next_plan(catalog: Catalog, figures: UsageFigures) -> tuple[Plan, OtherPlan] | None:
     """Find the plan of the next rank, with the cost of the usage on it; None: there is none."""
     plan = catalog.plans.get(figures["usage"]["plan"])
-    if plan is None:
-        return None
-    above = [one for one in figures["other_plans"] if catalog.plans[one["plan"]].rank > plan.rank]
-    return (catalog.plans[above[0]["plan"]], above[0]) if above else None
+    for other in figures["other_plans"]:  # The lowest rank first.
+        offered = catalog.plans[other["plan"]]
+        if plan is not None and offered.rank > plan.rank:
+            return offered, other
+    return None

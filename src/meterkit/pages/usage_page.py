@@ -15,7 +15,7 @@ from meterkit.answers import ProblemDocumentError
 from meterkit.catalog.amount_texts import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
-from meterkit.pages.cards import meter_cards, next_plan, total_so_far
+from meterkit.pages.cards import level_of, meter_cards, next_plan, total_so_far
 from meterkit.pages.figures import beyond_included, usage_figures
 from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, static_routes
 from meterkit.pages.statement import answer_csv, answer_statement
@@ -142,6 +142,7 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
         "portal_url": catalog.billing.portal_url,
         "audited": kit.settings.audit_url is not None,
         "is_now": is_now,
+        "level_of": level_of,
         "cards": meter_cards(catalog, figures) if is_now else [],
         "total_cents": total_so_far(cost, catalog.plans.get(figures["usage"]["plan"])),
         "next_plan": next_plan(catalog, figures),

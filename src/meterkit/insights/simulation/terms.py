@@ -62,8 +62,19 @@ class PlanCost(NamedTuple):
 
     def per_period(self, plan: Plan) -> Fraction:
         """The price of a period that quantities are included for, in minor units."""
-        is_shared = self.base.interval == "year" and plan.price.included_per != "interval"
-        return Fraction(self.base.cents() + self.seats_cents, _MONTHS if is_shared else 1)
+        return period_share(self.base.cents() + self.seats_cents, self.base.interval, plan)
+
+
+def period_share(cents: int, interval: str, plan: Plan) -> Fraction:
+    """The part of a fixed price that belongs to a period that quantities are included for.
+
+    Args:
+        cents: the price of an interval, in minor units.
+        interval: that the customer pays for, which the plans file may have changed since.
+        plan: says which span included quantities are counted over.
+    """
+    is_shared = interval == "year" and plan.price.included_per != "interval"
+    return Fraction(cents, _MONTHS if is_shared else 1)
 
 
 def plan_cost(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices = NO_FIXED_PRICES) -> PlanCost:
