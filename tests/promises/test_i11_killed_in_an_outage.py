@@ -87,7 +87,7 @@ async def recorded_until_it_dies(worker: Worker) -> int:
 
 @pytest.mark.dear("a process is killed at each step of an outage")
 @pytest.mark.parametrize(
-    "crash", [*("half a record written", "written, and nobody told"), whole("header written")]
+    "crash", [*("half a record written", "written, not acknowledged"), whole("header written")]
 )
 async def test_i11_recorded_usage_survives_a_kill_at_any_step(house: House, crash: str) -> None:
     worker = await house.start(crash)

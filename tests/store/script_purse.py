@@ -232,7 +232,7 @@ class Means:
         return granted, credited + beyond
 
     def last(self, target: str) -> int | None:
-        """The quantity of the newest grant of a target that there ever was, but for those that are void."""
+        """The quantity of a target's newest grant, ended ones included, void ones not."""
         every = [g for g in (*self.grants.values(), *self.ended) if g.target == target]
         known = [Youngest(g.created, g.quantity) for g in every]
         known += [self.births[target]] if target in self.births else []

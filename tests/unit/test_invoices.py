@@ -109,7 +109,7 @@ def draft(**fields: Any) -> dict[str, Any]:
 async def settled(
     invoice: dict[str, Any], passed_s: int, *, hold_s: int = HOLD_S, **how: bool
 ) -> tuple[InvoiceEnd, list[tuple[str, dict[str, Any]]]]:
-    """What becomes of an invoice some time after the period's end, and what Stripe is asked for."""
+    """Settle an invoice some time after the period's end: how it ends, and the calls to Stripe."""
     now_s = END_S + passed_s
     final = {"status": "open", "status_transitions": {"finalized_at": now_s}}
     ended = {"cancellation_details": {"comment": ENDED_HERE}}
