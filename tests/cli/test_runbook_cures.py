@@ -31,7 +31,7 @@ from meterkit.testing import StripeEmulator
 from storage.moto_bucket import BOTO3
 
 ROOT: Final = Path(__file__).parents[2]
-PAGES: Final = ("runbook", "troubleshooting", "recovering", "reliability", "checklist")
+PAGES: Final = ("runbook", "troubleshooting", "reliability", "deployment")
 PLANS: Final = plans_text("runbook_cures")
 WITHOUT_STRIPE: Final = PLANS.replace(", stripe: {event_name: ai_tokens, report: usage}", "").replace(
     ", stripe_price: price_pro", ""

@@ -181,7 +181,7 @@ redis.server:_BEHIND_MAX_S               60              testing.md     more tha
 delivery.delivery_outcome:CLOCKS_APART_S 60              runbook.md     more than a minute from Stripe's
 delivery.delivery_outcome:CLOCKS_APART_S 60              outbox.md      by more than a minute
 delivery.store_restart_check:_LAG_MS     120_000         runbook.md     held back for two minutes
-delivery.store_restart_check:_LAG_MS     120_000         recovering.md  After two minutes
+delivery.store_restart_check:_LAG_MS     120_000         reliability.md After two minutes
 delivery.period_closer:_IN_TIME_MS       2_700_000       runbook.md     45 minutes later
 delivery.period_closer:_IN_TIME_MS       2_700_000       billing.md     confirmed 45 minutes after
 delivery.period_closer:_GIVEN_UP_MS      3_110_400_000   runbook.md     given up 36 days after
@@ -202,8 +202,8 @@ subscriptions.webhooks.sync_worker:ATTEMPTS_MAX 12            webhooks.md    ref
 catalog.plans_file_watcher:_CHECK_EVERY_S 1.5 runbook.md within two seconds of its correction
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 faq.md changed plans file within two seconds
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 plans-file.md changed plans file within two seconds
-health.spools:ROOM_BYTES                 67_108_864      checklist.md   ◆ at least 64 MiB are free
-health.store_servers:_FULL               0.9             checklist.md   ◆ less than 90% of `maxmemory` is used
+health.spools:ROOM_BYTES                 67_108_864      deployment.md  ◆ at least 64 MiB are free
+health.store_servers:_FULL               0.9             deployment.md  ◆ less than 90% of `maxmemory` is used
 """.strip()
 
 
