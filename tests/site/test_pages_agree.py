@@ -200,7 +200,7 @@ store.message_queue:TIMES_MOST           10              runbook.md     again a 
 subscriptions.webhooks.sync_worker:ATTEMPTS_MAX 12            runbook.md     refused twelve times
 subscriptions.webhooks.sync_worker:ATTEMPTS_MAX 12            webhooks.md    refused twelve times
 catalog.plans_file_watcher:_CHECK_EVERY_S 1.5 runbook.md within two seconds of its correction
-catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 faq.md changed plans file within two seconds
+catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 recipes.md changed plans file within two seconds
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 plans-file.md changed plans file within two seconds
 health.spools:ROOM_BYTES                 67_108_864      deployment.md  ◆ at least 64 MiB are free
 health.store_servers:_FULL               0.9             deployment.md  ◆ less than 90% of `maxmemory` is used
