@@ -73,21 +73,29 @@ def test_every_plans_file_that_is_shown_loads() -> None:
 def test_all_python_of_a_page_runs_in_its_order(
     name: str, tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans = [text for text in blocks(ROOT / name, "yaml") if text.startswith("schema: 1")]
-    (tmp_path / "plans.yaml").write_text(plans[0] if plans else REST)
+    plans = tmp_path / "plans.yaml"
+    first = [text for text in blocks(ROOT / name, "yaml") if text.startswith("schema: 1")][:1]
+    plans.write_text("".join(first) or REST)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METERKIT_REDIS_URL", store_url)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    run(blocks(ROOT / name, "python"), name)
+    run(ROOT / name, plans)
 
 
-def run(texts: list[str], name: str) -> None:
-    """Run one text after the other in one event loop, those that await nothing without any."""
+def run(page: Path, plans: Path) -> None:
+    """Run one text after the other in one event loop, those that await nothing without any.
+
+    A later plans file of the page replaces the one before it.
+    """
     names: dict[str, Any] = {"__name__": "shown"}
     with asyncio.Runner() as runner:
-        for text in texts:
+        for language, text in BLOCK.findall(page.read_text()):
+            if language == "yaml" and text.startswith("schema: 1"):
+                plans.write_text(text)
+            if language != "python":
+                continue
             flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-            code: CodeType = compile(text, name, "exec", flags=flags, dont_inherit=True)
+            code: CodeType = compile(text, page.name, "exec", flags=flags, dont_inherit=True)
             waited: Any = eval(code, names)  # noqa: S307 - It is our own documentation.
             if waited is not None:
                 runner.run(waited)
