@@ -136,7 +136,7 @@ def test_search_has_all_guides_and_needs_no_server(site: Path) -> None:
     script = (site / "search/search_index.js").read_text("utf-8")
     index = json.loads(script.removeprefix("var __index = "))
     found = {entry["location"].partition("#")[0] for entry in index["docs"]}
-    assert {"quickstart.html", "plans-file.html", "api/kit.html", "errors.html"} <= found
+    assert {"quickstart.html", "plans-file.html", "api/kit.html", "troubleshooting.html"} <= found
     assert not any(location.startswith("design/") for location in found)
     assert (site / "assets/javascripts/iframe-worker.js").is_file()
     assert "assets/javascripts/iframe-worker.js" in (site / "index.html").read_text("utf-8")
