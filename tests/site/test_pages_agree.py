@@ -179,7 +179,7 @@ redis.reconnector:_PAUSE_MAX_S           0.5             runbook.md     twice a 
 redis.reconnector:_PAUSE_MAX_S           0.5             reliability.md every half second
 redis.server:_BEHIND_MAX_S               60              testing.md     more than a minute behind
 delivery.delivery_outcome:CLOCKS_APART_S 60              runbook.md     more than a minute from Stripe's
-delivery.delivery_outcome:CLOCKS_APART_S 60              outbox.md      by more than a minute
+delivery.delivery_outcome:CLOCKS_APART_S 60              billing.md     by more than a minute
 delivery.store_restart_check:_LAG_MS     120_000         runbook.md     held back for two minutes
 delivery.store_restart_check:_LAG_MS     120_000         reliability.md After two minutes
 delivery.period_closer:_IN_TIME_MS       2_700_000       runbook.md     45 minutes later
