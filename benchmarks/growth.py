@@ -250,12 +250,11 @@ def lines(found: dict[int, dict[int, dict[str, float]]], machine: dict, load: fl
     out = [
         TITLE,
         "",
-        "Written by `python benchmarks/growth.py --markdown docs/scaling.md`, about an hour; the drawing by",
-        "`python docs/tools/drawings.py`.",
-        f"{LINKED} of the customers are linked and have usage to deliver.",
+        "`python benchmarks/growth.py --markdown docs/scaling.md` writes these tables in about an hour.",
+        f"Times are CPU times of the app's process. {LINKED} customers are linked and have usage to deliver.",
         "",
         f"- {machine['when']}, {machine['cpu']}, {machine['cores']}",
-        f"- times are CPU times of the app's process; load before {load:.1f}; above 1, others were at work",
+        f"- load before {load:.1f} (above 1: others at work)",
         "",
     ]
     for nodes in found:

@@ -159,13 +159,11 @@ def lines(result: dict) -> list[str]:
     amount = f"{size['rounds']} interleaved rounds of {size['requests']:,} requests, medians"
     found = [
         f"{FIGURES}\n",
-        "Written by `python benchmarks/nodes.py --markdown docs/scaling.md`, a part of `make bench`, from",
-        "one run; no figure is edited by hand.\n",
+        "`make bench` writes these tables (`python benchmarks/nodes.py --markdown docs/scaling.md`).\n",
         f"- {machine['when']}, {where}",
         f"- {machine['python']}, {machine['server']}",
         f"- {amount}; {size['customers']:,} customers, {size['concurrency']} requests at a time",
-        f"- load at the end {result['load']:.1f}; above 2, others were at work: requests/s and",
-        "  latencies are worse than true, and not comparable; CPU times are",
+        f"- load at the end {result['load']:.1f}; above 2, compare CPU times only",
     ]
     for title, head, rows in (table(result), many(result)):
         found += [f"\n### {title}\n", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
