@@ -186,7 +186,7 @@ def shown_app(page: str) -> dict[str, Any]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("page", "elsewhere"), [("README.md", 404), ("docs/quickstart.md", 401), ("docs/fastapi.md", 401)]
+    ("page", "elsewhere"), [("README.md", 404), ("docs/quickstart.md", 401), ("docs/frameworks.md", 401)]
 )
 async def test_anyone_can_open_the_docs_of_the_shown_apps(
     page: str, elsewhere: int, tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
