@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
-from meterkit.asgi.headers import FixedFields, LimitFields
 from meterkit.asgi.identify import client_ip
+from meterkit.asgi.limit_fields import FixedFields, LimitFields
 from meterkit.asgi.mcp import McpLines
 from meterkit.asgi.path_readings import path_rules_of_app
 from meterkit.asgi.preflights import Preflights

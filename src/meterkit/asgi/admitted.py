@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from meterkit.asgi.body import BufferedBody
-    from meterkit.asgi.headers import FixedFields, LimitFields
+    from meterkit.asgi.limit_fields import FixedFields, LimitFields
     from meterkit.asgi.refuser import Refuser
     from meterkit.catalog import Outcome, Route
     from meterkit.redis.tallies import Tallies

@@ -19,9 +19,9 @@ from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import EXEMPT, exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.fallback_requests import decide_in_process
-from meterkit.asgi.headers import FixedFields
 from meterkit.asgi.identify import Caller, find_id_fault, split_caller
 from meterkit.asgi.job_settlement import is_poll_of_known_job
+from meterkit.asgi.limit_fields import FixedFields
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.mcp_exchange import McpExchange
 from meterkit.asgi.refuser import Refuser

@@ -12,7 +12,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.answers import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
-from meterkit.asgi.headers import format_fields, join_names, merge_headers, policy_field
+from meterkit.asgi.limit_fields import format_fields, policy_field
+from meterkit.asgi.merged_headers import join_names, merge_headers
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.meters import CHARGED
 from meterkit.decisions.verdicts import UNKNOWN_WAIT_MS
@@ -224,7 +225,9 @@ def _word_quantity(quantity: int, unit: str) -> str:
     return f"{quantity} {unit}" if quantity == 1 or unit.endswith("s") else f"{quantity} {unit}s"
 
 
-PATIENCE_S: Final = 60
+RETRY_WAIT_MAX_S: Final = 60
+"""A retry helps within less than this; from here on a refusal carries ``x-should-retry: false``."""
+
 POLICY_VIOLATION: Final = 1008
 """The websocket close code for a message or client that breaks a rule (RFC 6455 section 7.4.1)."""
 _BODY_HEADERS: Final = frozenset({b"content-type", b"content-length"})
@@ -305,7 +308,7 @@ def problem(
     ours = _limit_fields(refusal, mode=mode, now_s=now_s)
     if wait_s is not None:
         ours.append((b"retry-after", b"%d" % wait_s))
-    if wait_s is None or wait_s >= PATIENCE_S:
+    if wait_s is None or wait_s >= RETRY_WAIT_MAX_S:
         ours.append((b"x-should-retry", b"false"))
     if reason == "anonymous":
         ours.append((b"www-authenticate", context.challenge.encode("latin-1")))

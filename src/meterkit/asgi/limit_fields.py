@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
+from meterkit.asgi.merged_headers import EXPOSE, merge_headers
 from meterkit.decisions.policies import SLIDING_WINDOW
 from meterkit.decisions.rate_waits import EXACT_WINDOW_MS_MAX
 from meterkit.decisions.verdicts import reset_ms
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from meterkit.store.views import PreparedDecision
 
 INTEGER_MAX: Final = 10**15 - 1
-EXPOSE: Final = b"access-control-expose-headers"
 
 _HIDDEN_KINDS: Final = frozenset({"gauge", "uncapped"})
 _UNWRITABLE: Final = re.compile(r"[^\x20-\x7e]")
@@ -89,53 +89,6 @@ def format_fields(
     if mode != "ietf":
         found += x_ratelimit_fields(limit.quota, remaining, None if reset_s is None else now_s + reset_s)
     return found
-
-
-def merge_headers(
-    headers: Iterable[tuple[bytes, bytes]], ours: Sequence[tuple[bytes, bytes]], *, expose: bool
-) -> list[tuple[bytes, bytes]]:
-    """Replace the app's headers of the same names by ours, in a new list.
-
-    Args:
-        headers: what the app sent; what cannot be compared is passed on as it is.
-        ours: lower-cased names and their values.
-        expose: whether scripts of other origins are to be shown our fields.
-    """
-    items = list(headers)
-    names = dict(ours)
-    try:
-        kept = [pair for pair in items if pair[0].lower() not in names]
-        if expose and names:
-            kept = _expose(kept, names)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        kept = items
-    kept += ours
-    return kept
-
-
-def _expose(headers: list[tuple[bytes, bytes]], names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
-    """Join the lists of exposed names into one, at the place of the app's first."""
-    rest: list[tuple[bytes, bytes]] = []
-    shown = b""
-    place = None
-    for pair in headers:
-        if pair[0].lower() == EXPOSE:
-            place = len(rest) if place is None else place
-            shown = join_names(shown, pair[1])
-        else:
-            rest.append(pair)
-    rest.insert(len(rest) if place is None else place, (EXPOSE, join_names(shown, b",".join(names))))
-    return rest
-
-
-def join_names(first: bytes, second: bytes) -> bytes:
-    """Join two lists of names; each name once, in the case in which it stands first."""
-    found: dict[bytes, bytes] = {}
-    for token in (*first.split(b","), *second.split(b",")):
-        name = token.strip()
-        if name:
-            found.setdefault(name.lower(), name)
-    return b", ".join(found.values())
 
 
 def _policy(policy: Policy) -> bytes:
