@@ -16,7 +16,6 @@ from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
-from meterkit.outbox.ambiguous_intents import compare_in_ms
 from meterkit.outbox.intents import StoredIntent, read_intents_in
 from meterkit.outbox.late_usage_terms import (
     deciding_meter,
@@ -27,6 +26,7 @@ from meterkit.outbox.late_usage_terms import (
     unit_label,
 )
 from meterkit.outbox.operator_commands import change_state
+from meterkit.outbox.resend_window import compare_in_ms
 from meterkit.outbox.sealer import LateUsage, add_late_usage
 from meterkit.store.event_names import list_reported_meters, read_subscribed_meters
 

@@ -16,9 +16,9 @@ from meterkit.delivery.intent_logs import log_kept_parked, log_not_comparable
 from meterkit.delivery.late_usage_withdrawal import LateIntents
 from meterkit.delivery.restore_recovery import RestoreRecoverer
 from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
-from meterkit.outbox.ambiguous_intents import COMPARABLE_AFTER_MS
 from meterkit.outbox.intents import RESTORED, StoredIntent, count_members, parse_intents
 from meterkit.outbox.operator_commands import change_state, withdraw
+from meterkit.outbox.resend_window import COMPARABLE_AFTER_MS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -6,11 +6,11 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.outbox.ambiguous_intents import compare_in_ms
 from meterkit.outbox.intents import StoredIntent, parse_sealed, read_intents_in
 from meterkit.outbox.invoice_ends import StampedUsage, find_too_late
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.outbox import Outbox
+from meterkit.outbox.resend_window import compare_in_ms
 from meterkit.outbox.sealer import LateUsage, add_late_usage
 
 if TYPE_CHECKING:

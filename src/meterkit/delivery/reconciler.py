@@ -25,9 +25,9 @@ from meterkit.delivery.reconcile_findings import (
 )
 from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.outbox.ambiguous_intents import can_resend
 from meterkit.outbox.intents import is_refused
 from meterkit.outbox.operator_commands import Intents
+from meterkit.outbox.resend_window import can_resend
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
 

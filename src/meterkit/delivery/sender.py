@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.delivery.intent_logs import log_outcome, log_parked
-from meterkit.outbox.ambiguous_intents import can_resend, compare_in_ms
 from meterkit.outbox.intents import IntentMove
+from meterkit.outbox.resend_window import RESEND_MAX_MS, can_resend, compare_in_ms
 from meterkit.stripe.circuit_breaker import CircuitBreaker
 
 if TYPE_CHECKING:
@@ -352,7 +352,8 @@ def _is_ambiguous(attempt: SendAttempt, passed_ms: int) -> bool:
 def _park_ambiguous(attempt: SendAttempt, passed_ms: int) -> IntentMove:
     """Park an intent until it is compared with Stripe's summary."""
     sealed, wait_ms = attempt.intent, compare_in_ms(attempt.first_ms, attempt.now_ms + passed_ms)
-    why = "first tried more than 23 hours ago: it is compared with Stripe's summary of its minute"
+    hours = RESEND_MAX_MS // 3_600_000
+    why = f"first tried more than {hours} hours ago: it is compared with Stripe's summary of its minute"
     log_parked(sealed.identifier, sealed.customer, why)
     return IntentMove(intent=sealed, state="parked", why=why, delay_ms=max(1, wait_ms))
 

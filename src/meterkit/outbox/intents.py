@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.outbox.ambiguous_intents import RESEND_MAX_MS
+from meterkit.outbox.resend_window import RESEND_MAX_MS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.ambiguous_intents import can_resend, compare_in_ms
 from meterkit.outbox.intents import (
     BY_HAND,
     CANNOT_BE_COUNTED,
@@ -26,6 +25,7 @@ from meterkit.outbox.intents import (
     read_intents_in,
 )
 from meterkit.outbox.invoice_item_queue import QueuedItems
+from meterkit.outbox.resend_window import can_resend, compare_in_ms
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer, check_text, is_text, shown
 

@@ -1,4 +1,4 @@
-"""Ambiguous intents: may Stripe have one already? Decided by the time since its first attempt. Pure."""
+"""Resend window: a retry is sent again within 23 hours of the first attempt, and compared after 26. Pure."""
 
 from __future__ import annotations
 
