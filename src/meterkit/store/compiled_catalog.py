@@ -19,7 +19,8 @@ from meterkit.decisions.plan_shares import effective_terms, longest_life_ms
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.replies import LIVE_SUBJECTS_MOST
 from meterkit.store.script_terms import pack_tail
-from meterkit.tokens.call_prices import ChargeRemainders, ModelCharges, UnpricedLog, make_call_costs
+from meterkit.tokens.call_prices import ModelCharges, UnpricedLog, make_call_costs
+from meterkit.tokens.charge_remainders import ChargeRemainders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,8 +7,7 @@ from fractions import Fraction
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice, product
-from math import ceil, floor, prod
-from threading import Lock
+from math import ceil, prod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.genai_prices_table import UNIT_OF
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.tokens")
 _NAME_MAX: Final = 256
 _NAMES_LOGGED: Final = 100
-_CARRIED_MOST: Final = 100_000
 _MATCHES_MOST: Final = 4096
 _CONTEXTS_MOST: Final = 64
 _NO_UNITS: Final[Mapping[str, int]] = {}
@@ -357,28 +355,6 @@ def _prices_of(
     if charges is None:
         return list_prices(call.provider, model, at, call.context)
     return charges.prices(model, call.provider, at, call.context)
-
-
-class ChargeRemainders:
-    """The parts of a unit that amounts leave when whole units are counted, for the customer's next amount.
-
-    They are of this process: when that ends, each customer has been charged less than a unit too little.
-    """
-
-    def __init__(self) -> None:
-        self._left: dict[tuple[str, str], Fraction] = {}
-        self._lock = Lock()
-
-    def count_units(self, customer: str, meter: str, amount: Fraction) -> int:
-        """The whole units of an amount and of what was left before."""
-        with self._lock:
-            total = self._left.pop((customer, meter), Fraction(0)) + amount
-            units = floor(total)
-            if total != units:
-                self._left[customer, meter] = total - units
-                if len(self._left) > _CARRIED_MOST:
-                    del self._left[next(iter(self._left))]
-        return min(units, QUANTITY_MAX)
 
 
 def price_call(
