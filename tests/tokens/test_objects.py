@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict
 
 from meterkit import CallUsage, usage_of
 from meterkit.tokens.batch_lines import read_batch_line
-from meterkit.tokens.call_ledger import CALLS_MAX
 from meterkit.tokens.call_usage import Source, fill_estimates, sum_calls
 from meterkit.tokens.joined_reports import deduplicate_calls, join_reports
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.plain_values import MEMBERS_MAX, body_of, table_of
+from meterkit.tokens.reported_calls import CALLS_MAX
 from meterkit.tokens.tap import StreamTap
 from tokens.recordings import (
     DETAILED,

@@ -8,7 +8,6 @@ from math import floor, isfinite
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.call_ledger import CALLS_MAX
 from meterkit.tokens.framing.content import (
     IDENTITY,
     PIECE_BYTES,
@@ -26,6 +25,7 @@ from meterkit.tokens.framing.large_json import LargeJsonReader
 from meterkit.tokens.framing.sse import EventCallbacks, NdjsonReader, SseReader
 from meterkit.tokens.json_values import dig, is_dense, load
 from meterkit.tokens.layout import CALL_ID, ValuePlace, first_text
+from meterkit.tokens.reported_calls import CALLS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
 from meterkit.tokens.batch_lines import outliving_state
-from meterkit.tokens.call_ledger import CallLedger
 from meterkit.tokens.call_usage import CallUsage, figure, sum_calls
 from meterkit.tokens.joined_reports import deduplicate_calls, join_reports
 from meterkit.tokens.json_values import dig, load, rows, table, text
@@ -30,14 +29,15 @@ from meterkit.tokens.providers.frameworks import (
 from meterkit.tokens.providers.gemini import GEMINI
 from meterkit.tokens.providers.openai import OPENAI
 from meterkit.tokens.providers.xai import XAI, xai_event
+from meterkit.tokens.reported_calls import ReportedCalls
 from meterkit.tokens.response import read_body
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.tokens.call_ledger import EventUsage
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.reader_interface import ProviderApi
+    from meterkit.tokens.reported_calls import EventUsage
 
 OBJECT_APIS: Final[tuple[ProviderApi, ...]] = (LANGCHAIN, PYDANTIC_AI, LITELLM, XAI, *AUTO)
 
@@ -155,10 +155,10 @@ def _unwrap_chunk(obj: Any) -> tuple[Any, Any]:
 class UsageReports:
     """The calls that an app reports object by object: responses, chunks and usage objects."""
 
-    __slots__ = ("_calls", "_ledger", "_models")
+    __slots__ = ("_calls", "_models", "_reported")
 
     def __init__(self) -> None:
-        self._ledger = CallLedger()
+        self._reported = ReportedCalls()
         self._models = StreamModels()
         self._calls: list[CallUsage] = []
 
@@ -175,9 +175,9 @@ class UsageReports:
 
     def usages(self) -> tuple[CallUsage, ...]:
         """Usage of the calls: figures of a stream that were not the last are partial."""
-        if not (self._calls or len(self._ledger)):
+        if not (self._calls or len(self._reported)):
             return ()  # As with most requests, whose usage is read off the response.
-        calls = (*self._calls, *self._models.name(self._ledger.usages(complete=False)))
+        calls = (*self._calls, *self._models.name(self._reported.usages(complete=False)))
         # An app may hand in a response, and the usage object of it as well; or a run, and its counter.
         named = [call for call in calls if call.response_id]
         nameless = [call for call in calls if not call.response_id]
@@ -200,10 +200,10 @@ class UsageReports:
         # A whole response is a call of its own, whatever was reported before and will be after.
         whole = event_usage.final and (bare or "candidates" in event or not _is_piece(event))
         if whole and (bare or event_usage.call_id is not None):
-            self._ledger.end()
-        self._ledger.add(event_usage)
+            self._reported.end()
+        self._reported.add(event_usage)
         if whole:
-            self._ledger.end()
+            self._reported.end()
         return True
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.tokens.batch_lines import outliving_state
-from meterkit.tokens.call_ledger import CallLedger, EventUsage
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.json_values import dig, rows, table
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, figure_path, first_text, text_bytes
 from meterkit.tokens.providers import AUTO
+from meterkit.tokens.reported_calls import EventUsage, ReportedCalls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ class UsageObserver:
         self._apis = apis
         self._declared = declared
         self._api: ProviderApi | None = apis[0] if declared and len(apis) == 1 else None
-        self._ledger = CallLedger()
+        self._reported = ReportedCalls()
         self._looked = 0
         # Paths of figures that no API has read, by whether the event is one of an API.
         self._figures: dict[bool, str] = {}
@@ -133,7 +133,7 @@ class UsageObserver:
             event_usage = api.usage_in(event, not self._declared)
             if event_usage is not None:
                 self._api = self._api or api
-                self._ledger.add(event_usage, spoken=spoken)
+                self._reported.add(event_usage, spoken=spoken)
                 if event_usage.final or event_usage.counts:
                     self._unreported_bytes = 0
                 return True
@@ -151,7 +151,7 @@ class UsageObserver:
         """
         if self._only_counted:
             return None
-        return self._figures.get(False) or (None if len(self._ledger) else self._figures.get(True))
+        return self._figures.get(False) or (None if len(self._reported) else self._figures.get(True))
 
     def note_figure(self, event: Table, name: str | None = None) -> None:
         """Note where an event that no API has read has a token figure.
@@ -179,7 +179,7 @@ class UsageObserver:
 
     def end(self) -> None:
         """The provider's stream said that it is over."""
-        self._ledger.end()
+        self._reported.end()
 
     def close(self, *, complete: bool, notes: Sequence[Note]) -> tuple[CallUsage, ...]:
         """Usage of the response's calls.
@@ -190,9 +190,9 @@ class UsageObserver:
         """
         whole = complete and not self.is_broken
         noted: set[Note] = set(notes)
-        if self._ledger.overflowed:
+        if self._reported.overflowed:
             noted.add("too_many_calls")
-        calls = self._name_models(self._ledger.usages(complete=whole))
+        calls = self._name_models(self._reported.usages(complete=whole))
         if self._outlives is not None and not any(call.outlives for call in calls):
             return (self._outliving(),)
         if calls:
@@ -200,7 +200,7 @@ class UsageObserver:
             if not noted:
                 return calls
             return tuple(replace(call, notes=tuple(sorted({*call.notes, *noted}))) for call in calls)
-        if len(self._ledger) or self._only_counted or not self.is_known:
+        if len(self._reported) or self._only_counted or not self.is_known:
             return ()
         if not noted:
             noted.add(("not_asked" if self._asks else "no_usage") if whole else "ended_early")
@@ -221,7 +221,7 @@ class UsageObserver:
 
     def missing(self, notes: set[Note]) -> CallUsage:
         """A call without any known figures."""
-        named = self._ledger.unreported or EventUsage(counts={}, provider=None)
+        named = self._reported.unreported or EventUsage(counts={}, provider=None)
         return CallUsage(
             model=self._response_model or named.model,
             provider=named.provider if self._api is None else self._api.provider or named.provider,

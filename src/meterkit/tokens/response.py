@@ -5,7 +5,6 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.call_ledger import CallLedger
 from meterkit.tokens.framing.content import (
     EVENT_STREAM,
     IDENTITY,
@@ -31,6 +30,7 @@ from meterkit.tokens.observer import UsageObserver
 from meterkit.tokens.providers import BY_NAME
 from meterkit.tokens.providers.bedrock import BEDROCK, header_usage
 from meterkit.tokens.repeated_events import RepeatedEvents
+from meterkit.tokens.reported_calls import ReportedCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,9 +121,9 @@ class ResponseReader:
             if name[: len(_AMAZON)].lower() == _AMAZON
         )
         if event_usage is not None:
-            ledger = CallLedger()
-            ledger.add(event_usage)
-            self._from_headers = ledger.usages(complete=True)
+            reported = ReportedCalls()
+            reported.add(event_usage)
+            self._from_headers = reported.usages(complete=True)
 
     @property
     def output_bytes_seen(self) -> int:

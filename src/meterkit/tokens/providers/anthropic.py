@@ -9,9 +9,9 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi, cache_included, context_of
+from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

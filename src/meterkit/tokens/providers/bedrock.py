@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, table, text
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.cohere import COHERE
 from meterkit.tokens.providers.openai import OPENAI
 from meterkit.tokens.providers.reader_interface import ProviderApi, cache_included, context_of, sum_rows
+from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

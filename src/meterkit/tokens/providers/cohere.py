@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi
+from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table

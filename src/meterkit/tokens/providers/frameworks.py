@@ -13,12 +13,12 @@ from inspect import ismethod
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.genai_prices_table import UNIT_OF, UNITS
-from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
 from meterkit.tokens.plain_values import instance_members, kind_of, table_of
 from meterkit.tokens.providers.openai import OPENAI
 from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
+from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

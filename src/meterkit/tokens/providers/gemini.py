@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.batch_lines import interaction_of, outliving_state
-from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi, context_of, sum_rows
+from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table

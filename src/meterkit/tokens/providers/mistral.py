@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.openai import OPENAI
 from meterkit.tokens.providers.reader_interface import ProviderApi
+from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table

@@ -12,10 +12,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.batch_lines import outliving_state
-from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
+from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

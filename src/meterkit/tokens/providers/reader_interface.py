@@ -19,8 +19,8 @@ from meterkit.tokens.json_values import dig, rows, table, text
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.tokens.call_ledger import EventUsage
     from meterkit.tokens.json_values import Counts, Table
+    from meterkit.tokens.reported_calls import EventUsage
 
 _SHORT: Final = "cache_write_5m_tokens"
 _LONG: Final = "cache_write_1h_tokens"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.tokens.call_ledger import EventUsage
 from meterkit.tokens.json_values import paths, read_counts, table, text
 from meterkit.tokens.plain_values import instance_members, kind_of
 from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
+from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""One accumulator per call of a language model: within a call the last value counts, calls add up."""
+"""Calls that a response reports, one accumulator each: within a call the last value counts, calls add up."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class _Call:
         )
 
 
-class CallLedger:
+class ReportedCalls:
     """The calls of one response, in the order in which they were first seen."""
 
     __slots__ = ("_by_id", "_calls", "_current", "overflowed")
