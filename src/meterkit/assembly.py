@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.asgi.gauges import Gauges
-from meterkit.catalog.credits import find_top_ups
+from meterkit.catalog.credit_values import find_top_ups
 from meterkit.customers.customers import Customers
 from meterkit.customers.grants import Grants
 from meterkit.customers.states import CustomerStates, make_scheduled_transitions

@@ -22,7 +22,7 @@ from meterkit.catalog.notify import is_public, names_private_host
 from meterkit.catalog.rates import WINDOW_MAX_MS, parse_rate, parse_rates, rate_text
 from meterkit.catalog.value_parsers import (
     DURATION_MAX_MS,
-    parse_cost,
+    parse_credit_cost,
     parse_duration,
     parse_flag,
     parse_integer,
@@ -246,7 +246,7 @@ def test_what_is_no_rate(text: str) -> None:
 @pytest.mark.parametrize("text", ["1 per 3", "1 per 2_000_000", "0 per 1", "0.0000001", "0.5 per 3", "one"])
 def test_costs_that_are_refused(text: str) -> None:
     with pytest.raises(RefusedError):
-        parse_cost(text)
+        parse_credit_cost(text)
 
 
 def test_flags() -> None:

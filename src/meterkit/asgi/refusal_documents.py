@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.answers import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
 from meterkit.asgi.limit_fields import format_fields, policy_field
 from meterkit.asgi.merged_headers import join_names, merge_headers
-from meterkit.catalog.amount_texts import money
+from meterkit.catalog.amount_wording import money
 from meterkit.catalog.meters import CHARGED
 from meterkit.decisions.verdicts import UNKNOWN_WAIT_MS
 from meterkit.store.input_checks import ALLOWED_ID

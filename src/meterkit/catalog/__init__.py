@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meterkit.catalog.credits import Credit
+from meterkit.catalog.credit_values import Credit
 from meterkit.catalog.entitlements import override
 from meterkit.catalog.errors import Note, NoteKind
 from meterkit.catalog.load import enforced, json_schema, load, loads

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.catalog.amount_texts import MICRO_UNIT, micros_per_minor_unit
+from meterkit.catalog.amount_wording import MICRO_UNIT, micros_per_minor_unit
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, Entitlement, Meter, Overage, Rate
 from meterkit.catalog.value_parsers import UNLIMITED, Unlimited, cents, or_unlimited, percent
 from meterkit.catalog.value_shapes import Key, ListOf, Nullable, Table, WordChoice

@@ -24,7 +24,7 @@ from meterkit.catalog.billing import (
     build_dunning,
 )
 from meterkit.catalog.budgets import build_budgets
-from meterkit.catalog.credit_tables import (
+from meterkit.catalog.credits import (
     CreditTable,
     ModelPricesTable,
     build_charged_meters,
@@ -62,7 +62,7 @@ from meterkit.catalog.yaml_tree import SIZE_MAX, Fields, Node, Text, parse
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.catalog.credits import Credit
+    from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.models import Entitlement, Meter, Plan
 
 

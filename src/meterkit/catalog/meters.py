@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.catalog.amount_texts import MICRO_UNIT
+from meterkit.catalog.amount_wording import MICRO_UNIT
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.models import Meter, Report, StripeEvent
 from meterkit.catalog.value_parsers import NAME, text

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.catalog.credits import Credit
+    from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.errors import Note
     from meterkit.catalog.model_prices import PriceRows, ProviderPrices
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_texts import money
+from meterkit.catalog.amount_wording import money
 from meterkit.catalog.errors import listed
 from meterkit.catalog.match_lines import covers_line
 from meterkit.catalog.meters import is_sold, meters_billed_by_tiers
@@ -14,7 +14,7 @@ from meterkit.catalog.model_prices import covers_pattern
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.catalog.credit_tables import CreditTable, ModelPricesTable
+    from meterkit.catalog.credits import CreditTable, ModelPricesTable
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import FilePlace, Note, NoteKind, Problems
     from meterkit.catalog.meters import MeterTable

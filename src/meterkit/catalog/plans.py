@@ -36,7 +36,7 @@ from meterkit.catalog.value_shapes import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from meterkit.catalog.credits import Credit
+    from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.errors import Problems
     from meterkit.catalog.model_prices import ModelPrices
     from meterkit.catalog.models import Allotment, Entitlement, PaymentMethodTerm, WithoutCard

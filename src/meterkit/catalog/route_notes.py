@@ -18,8 +18,8 @@ from meterkit.catalog.value_shapes import drop_refused
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from meterkit.catalog.credit_tables import CreditTable, ModelPricesTable
-    from meterkit.catalog.credits import Credit
+    from meterkit.catalog.credit_values import Credit
+    from meterkit.catalog.credits import CreditTable, ModelPricesTable
     from meterkit.catalog.errors import FilePlace, Note, Problems
     from meterkit.catalog.model_prices import ModelPrices, ModelTerms, PriceRows
     from meterkit.catalog.models import Catalog, Entitlement, Meter, Plan, Route

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_texts import micros_per_minor_unit
+from meterkit.catalog.amount_wording import micros_per_minor_unit
 from meterkit.catalog.budgets import WINDOWS, BudgetTable
 from meterkit.catalog.entitlements import CounterLimits, build_counter_limits, build_node
 from meterkit.catalog.errors import FilePlace, Problems, unknown

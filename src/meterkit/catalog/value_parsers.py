@@ -157,7 +157,7 @@ def parse_price(text: str) -> Fraction:
     return price
 
 
-def parse_cost(text: str) -> int:
+def parse_credit_cost(text: str) -> int:
     """``4 per 1000``: micro-credits per unit, exactly.
 
     Raises:
@@ -327,7 +327,7 @@ PRICE: Final = Scalar(
     },
 )
 COST: Final = Scalar(
-    parse_cost,
+    parse_credit_cost,
     "credits per units, such as `4 per 1000`",
     {
         "anyOf": [

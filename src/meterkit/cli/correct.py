@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from meterkit.catalog.amount_texts import money
+from meterkit.catalog.amount_wording import money
 from meterkit.catalog.argument_checks import check_quantities
 from meterkit.cli.grants import parse_quantities
 from meterkit.cli.known_customers import check_known

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 import typer
 import yaml
 
-from meterkit.catalog.amount_texts import date_and_time
+from meterkit.catalog.amount_wording import date_and_time
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.known_customers import check_known, new_customer_note, note_missing_plan, note_unknown
 from meterkit.cli.link_files import read_links

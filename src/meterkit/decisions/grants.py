@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Plan
-    from meterkit.catalog.credits import Credit
+    from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.model_prices import ModelPrices
     from meterkit.decisions.allowance import Allowance, GrantLine
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan

@@ -10,7 +10,7 @@ from fractions import Fraction
 from math import gcd, isqrt
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.amount_texts import micros_per_minor_unit
+from meterkit.catalog.amount_wording import micros_per_minor_unit
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.grants import target_of

@@ -7,7 +7,7 @@ from fractions import Fraction
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from meterkit.catalog.amount_texts import money
+from meterkit.catalog.amount_wording import money
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import stamped_span_s, to_ms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.amount_texts import span
+from meterkit.catalog.amount_wording import span
 from meterkit.health.findings import Finding, join_names, one_finding
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.message_queue import CHANNELS, MessageQueue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_texts import span, units
+from meterkit.catalog.amount_wording import span, units
 from meterkit.customers.links import claim_owner
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.outbox.close_queue import CloseQueue

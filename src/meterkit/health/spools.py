@@ -7,7 +7,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_texts import span
+from meterkit.catalog.amount_wording import span
 from meterkit.errors import SettingsError
 from meterkit.health.findings import Finding, join_names, one_finding
 from meterkit.redis.local_files import check_directory

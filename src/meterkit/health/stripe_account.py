@@ -6,8 +6,8 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.amount_texts import money
-from meterkit.catalog.credits import find_top_ups
+from meterkit.catalog.amount_wording import money
+from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.customers.drift_records import DriftRecords

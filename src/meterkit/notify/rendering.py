@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.amount_texts import is_money, micro_money, money, size_text
+from meterkit.catalog.amount_wording import is_money, micro_money, money, size_text
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

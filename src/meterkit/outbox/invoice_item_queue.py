@@ -12,7 +12,7 @@ from hashlib import blake2b
 from math import floor
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.amount_texts import exact_money
+from meterkit.catalog.amount_wording import exact_money
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.errors import MeterkitError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.catalog.amount_texts import rounded_cents
+from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.insights.simulation.terms import period_share
 from meterkit.pages.figures import beyond_included
 

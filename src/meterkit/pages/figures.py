@@ -11,7 +11,7 @@ from threading import Semaphore
 from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
 from weakref import WeakKeyDictionary
 
-from meterkit.catalog.credits import find_top_ups
+from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, to_ms

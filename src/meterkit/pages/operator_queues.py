@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
-from meterkit.catalog.amount_texts import money
+from meterkit.catalog.amount_wording import money
 from meterkit.customers.history import add_entry
 from meterkit.customers.links import claim_owner
 from meterkit.decisions.periods import from_ms

@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from meterkit.answers import ProblemDocument, ProblemType
-from meterkit.catalog.amount_texts import is_money, micro_money, minor_units, money, size_text
+from meterkit.catalog.amount_wording import is_money, micro_money, minor_units, money, size_text
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from meterkit.answers import ProblemDocumentError
-from meterkit.catalog.amount_texts import MICRO_UNIT
+from meterkit.catalog.amount_wording import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.cards import level_of, meter_cards, next_plan, total_so_far

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, T
 from pydantic import BaseModel, ConfigDict, Field
 
 from meterkit.answers import PROBLEM_TYPES, ProblemDocumentError, ProblemType
-from meterkit.catalog.credits import find_top_ups
+from meterkit.catalog.credit_values import find_top_ups
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
 from meterkit.subscriptions.billing_problems import invalid

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.amount_texts import money
-from meterkit.catalog.credits import find_top_ups
+from meterkit.catalog.amount_wording import money
+from meterkit.catalog.credit_values import find_top_ups
 from meterkit.errors import StripeError
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.amount_texts import exact_money
+from meterkit.catalog.amount_wording import exact_money
 from meterkit.catalog.meters import billed_as, billed_meters, is_sold
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.subscriptions.change_rules import sells_seats

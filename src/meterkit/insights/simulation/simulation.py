@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.credits import find_top_ups
+from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.meters import CHARGED
 from meterkit.catalog.overage_prices import is_row
 from meterkit.decisions.periods import from_ms

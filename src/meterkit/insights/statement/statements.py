@@ -9,7 +9,7 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.amount_texts import micros_per_minor_unit, rounded_cents
+from meterkit.catalog.amount_wording import micros_per_minor_unit, rounded_cents
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import read_history
 from meterkit.customers.states import CustomerStates

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.credits import find_top_ups
+from meterkit.catalog.credit_values import find_top_ups
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
@@ -24,7 +24,7 @@ from meterkit.throttle import HOUR_S, Throttle
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.catalog.credits import AutoTopUp
+    from meterkit.catalog.credit_values import AutoTopUp
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
