@@ -559,15 +559,23 @@ class Delivery(Checks):
             notices=[[f"kind{nth}", f'{{"nth":{nth}}}'] for nth in range(self.random.randrange(3))],
             ended_ms=self.random.choice((begins - 1, begins, begins + 1, self.wall)),
             labels=self._labels() if self.random.random() < 0.6 else {},
+            period=self._period_of_state(period),
         )
         shared = ("customers", "dirty", "unlinked", "turns")
         keys = (*own_keys(name, "cs"), *shared, f"h:{name}", "notices", *own_keys(name, "vt"))
         changed = {"entries": asked.entries, "notices": asked.notices, "gauges": []}
-        changes = json.dumps({**changed, "ended": {"at": str(asked.ended_ms), "labels": asked.labels}})
+        ended = {"at": str(asked.ended_ms), "labels": asked.labels}
+        changes = json.dumps({**changed, "ended": ended, "period": asked.period})
         argv = (asked.read, asked.rev, asked.data, name, int(linked), seal_at_ms)
         more = (asked.read_force, asked.force, asked.turn_ms, changes)
         expected = self.shard.amend(name, asked, self.wall, linked=linked, seal_at_ms=seal_at_ms)
         self.judge("amend_state", keys, *argv, *more, expected=expected)
+
+    def _period_of_state(self, period: tuple[int, int] | None) -> tuple[int, int]:
+        """Bounds of now: mostly such as the counters' period just goes on in, or just not."""
+        begins, ends = period or (self.wall, self.wall)
+        start = begins + self.random.choice((-MINUTE_MS, 0, 2 * MINUTE_MS - 1, 2 * MINUTE_MS))
+        return start, self.random.choice((self.wall, self.wall + 1, ends, ends + MINUTE_MS))
 
     def _events(self) -> dict[str, str]:
         """Mostly all meters, each with the name of its event."""

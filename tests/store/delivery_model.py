@@ -117,6 +117,7 @@ class Amend:
     notices: list[list[str]]
     ended_ms: int
     labels: Mapping[str, str]
+    period: tuple[int, int]
 
 
 class Refuse(NamedTuple):
@@ -455,6 +456,10 @@ class Shard:
                 customer.lives = NEVER_MS
         elif not linked and self.dirty.pop(name, None) is not None and customer.period is not None:
             customer.lives = self.unlinked[name] = max(customer.period[1], seal_at_ms) + KEPT_MS
+        if customer.period is not None:
+            (begins, ends), (start, end), at = customer.period, asked.period, max(now, customer.seen)
+            if at < ends and at < end and start - begins < 2 * MINUTE_MS:
+                customer.period = begins, end
         return [0]
 
     def forget(self, name: str, read: str, now: int, *, is_audited: bool) -> list[Any]:

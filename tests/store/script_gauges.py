@@ -290,7 +290,8 @@ class GaugeWorld(OneCustomer):
 
     def _amending(self, customer: str, known: str, data: str, gauges: Mapping[str, int]) -> bytes:
         ended: dict[str, object] = {"at": "0", "labels": {}}
-        changes = json.dumps({"entries": [], "notices": [], "gauges": list(gauges.items()), "ended": ended})
+        told = {"entries": [], "notices": [], "gauges": list(gauges.items())}
+        changes = json.dumps({**told, "ended": ended, "period": [0, 0]})
         amend = self.scripts["amend_state"]
         return amended(self.keys, amend, customer, (known, self.rev), data, self.wall, changes)
 

@@ -19,7 +19,7 @@ from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
 from store.script_plans import START_MS
 from store.script_wires import NAMES, Wire
 
-NO_CHANGES: Final = '{"entries":[],"notices":[],"gauges":[],"ended":{"at":"0","labels":{}}}'
+NO_CHANGES: Final = '{"entries":[],"notices":[],"gauges":[],"ended":{"at":"0","labels":{}},"period":[0,0]}'
 
 
 class MismatchError(AssertionError):

@@ -230,3 +230,13 @@ async def test_a_confirmed_renewal_keeps_provisional_counts(kit: MeterKit, clock
     period, recorded = await period_of(kit)
     assert (period["start"], period["end"], recorded) == (february, march, 5)
     assert not period["provisional"]
+
+
+async def test_a_cancellation_taken_back_gives_included_units_once(kit: MeterKit, clock: Clock) -> None:
+    """The counters ended when it would have, and nothing came until then to tell them that they go on."""
+    await fetched(kit, subscription(cancel_at_ms=NOW + DAY))
+    await kit.record("acme", "requests", 7)
+    await fetched(kit, subscription())
+    clock.set(NOW + 2 * DAY)
+    await kit.record("acme", "requests", 5)
+    assert (await kit.usage("acme"))["meters"]["requests"]["used"] == 12

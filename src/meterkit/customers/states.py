@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.keys import Keys
+    from meterkit.decisions.periods import Bounds
     from meterkit.decisions.transitions import StateNotice, TransitionEntry
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
@@ -210,6 +211,7 @@ class CustomerStates:
                 notices,
                 _gauge_limits(changed, store.catalog, now_ms),
                 _ended_prices(before, force, (found.state, changed), store.catalog),
+                effective_plan(changed, store.catalog, now_ms).bounds,
             ),
         )
         if notices and reply[0] == 0:
@@ -260,6 +262,7 @@ def _serialize_changes(
     notices: Sequence[StateNotice],
     gauges: Sequence[tuple[str, int]],
     ended: Mapping[str, object],
+    period: Bounds,
 ) -> str:
     return json.dumps(
         {
@@ -267,6 +270,7 @@ def _serialize_changes(
             "entries": [[*map(str, astuple(entry))] for entry in entries],
             "gauges": gauges,
             "notices": [(notice.kind, json.dumps(dict(notice.data), sort_keys=True)) for notice in notices],
+            "period": (period.start_ms, period.end_ms),
         },
         separators=(",", ":"),
     )

@@ -13,7 +13,8 @@
 --       9 when the clock changes that (ms; 0: never)
 --       10 a JSON object: entries (see append_history); notices: {kind, what it says (JSON)} each; gauges: {name, included in
 --       its unit from now on (-1: unlimited)} each; ended: at (ms, as text), and labels of the prices that end then (see
---       end_price_segment); a cut that goes on has ended them already
+--       end_price_segment); a cut that goes on has ended them already; period: start and end (ms) of the state's period now;
+--       a period of the counters that goes on in it ends when it does: after its former end, its counts would begin anew
 --       last: the caller's clock (ms)
 -- Reply {OK}
 --       {CHANGED, rev, state}    another process was faster: nothing is done
@@ -66,6 +67,10 @@ elseif linked == '0' and call('ZREM', dirty_key, customer) == 1 and head then
   expires_ms = math.max(ends_ms, seal_at_ms) + THIRTY_FIVE_DAYS_MS
   call('ZADD', unlinked_key, expires_ms, customer)
   call('PEXPIREAT', counters_key, expires_ms)
+end
+local start_ms, finish_ms = unpack(changes.period)
+if head and math.max(now, seen_ms) < math.min(ends_ms, finish_ms) and start_ms < begins_ms + 2 * MINUTE_MS then
+  ends_ms = finish_ms
 end
 if head then
   call('HSET', counters_key, 'h', cmsgpack.pack(FORM, seen_ms, begins_ms, ends_ms, expires_ms, rev))
