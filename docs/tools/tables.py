@@ -31,6 +31,7 @@ MANY = {
     "a rate: `100/hour`": "rates",
     "a rate: `100/hour` or a map": "rates",
 }
+OF_ALL_COMMANDS = {"help", "plans", "redis", "json"}
 # What stands for a name that the file chooses, by the key above it.
 CHOSEN = {"meters": "METER", "plans": "PLAN", "credits": "CREDIT", "consume": "METER", "reserve": "METER"}
 
@@ -121,18 +122,27 @@ def _commands(group: Any, name: str) -> list[str]:
     for word, command in group.commands.items():
         called = f"{name} {word}"
         if hasattr(command, "commands"):
+            if command.invoke_without_command:
+                sections.append(_command(command, called))
             sections += _commands(command, called)
-            continue
-        arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-        options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
-        usage = " ".join([called, *(argument.metavar or argument.name.upper() for argument in arguments)])
-        rows = [
-            f"| {_spelt(option)} | {cell(option.help or '')} |" for option in options if option.name != "help"
-        ]
-        told = " ".join((command.help or "").split("\f")[0].split())
-        table = ["", "| option | |", "|---|---|", *rows] if rows else []
-        sections.append("\n".join([f"## {called}", "", f"`{usage}`", "", told, *table]))
+        else:
+            sections.append(_command(command, called))
     return sections
+
+
+def _command(command: Any, called: str) -> str:
+    """One command with the options that not all commands have."""
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    usage = " ".join([called, *(argument.metavar or argument.name.upper() for argument in arguments)])
+    rows = [
+        f"| {_spelt(option)} | {cell(option.help or '')} |"
+        for option in options
+        if option.name not in OF_ALL_COMMANDS
+    ]
+    told = " ".join((command.help or "").split("\f")[0].split())
+    table = ["", "| option | |", "|---|---|", *rows] if rows else []
+    return "\n".join([f"### {called}", "", f"`{usage}`", "", told, *table])
 
 
 def _spelt(option: Any) -> str:
