@@ -201,8 +201,8 @@ delivery.journaled_transport:_WAITING_MOST 10_000          audit.md       up to 
 notify.event_dispatcher:_PATIENCE_S      30              runbook.md     longer than 30 seconds
 store.message_queue:AGAIN_AFTER_MS       60_000          runbook.md     again a minute later, ten times in all
 store.message_queue:TIMES_MOST           10              runbook.md     again a minute later, ten times in all
-subscriptions.webhooks.sync_worker:ATTEMPTS_MAX 12            runbook.md     refused twelve times
-subscriptions.webhooks.sync_worker:ATTEMPTS_MAX 12            webhooks.md    refused twelve times
+subscriptions.webhooks.sync_retries:ATTEMPTS_MAX 12            runbook.md     refused twelve times
+subscriptions.webhooks.sync_retries:ATTEMPTS_MAX 12            webhooks.md    refused twelve times
 catalog.plans_file_watcher:_CHECK_EVERY_S 1.5 runbook.md within two seconds of its correction
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 recipes.md changed plans file within two seconds
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 plans-file.md changed plans file within two seconds

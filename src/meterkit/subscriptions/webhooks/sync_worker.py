@@ -5,66 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from http import HTTPStatus
+from dataclasses import replace
 from random import SystemRandom
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from meterkit.cancellation import start_task
-from meterkit.errors import CustomerError, MeterkitError, StoreError, StripeError, StripeUnavailableError
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.stripe.circuit_breaker import CircuitBreaker
 from meterkit.subscriptions.webhooks.customer_sync import LostError
 from meterkit.subscriptions.webhooks.sync_queue import SyncEntry
+from meterkit.subscriptions.webhooks.sync_retries import RetryDecision, decide_retry
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.subscriptions.webhooks.customer_sync import CustomerSyncer
     from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
-
-ATTEMPTS_MAX: Final = 12
-"""A sync is given up after so many attempts that Stripe refused, or whose response could not be read."""
-_FIRST_MS: Final = 5_000
-_MOST_MS: Final = 3_600_000
-_KEY_REFUSALS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryDecision:
-    """The next step of a failed sync.
-
-    Attributes:
-        step: retry it ``later``, or give it up (``dead``).
-        scope: of the failure: this ``entry`` only, or all requests: Stripe does not ``answer``, or refuses
-            the ``key``.
-        delay_ms: longest delay of the retry; the shortest is half of it.
-        counts: whether it counts as an attempt.
-    """
-
-    step: Literal["later", "dead"]
-    scope: Literal["entry", "answer", "key"]
-    delay_ms: int = 0
-    counts: bool = True
-
-
-def decide_retry(error: Exception, attempts: int) -> RetryDecision:
-    """Decide the next step after an error of a sync.
-
-    No sync is given up because Stripe is down or refuses the key: the entry is not at fault.
-
-    Args:
-        error: of the sync.
-        attempts: failed attempts before.
-    """
-    delay_ms = min(_MOST_MS, _FIRST_MS * 2 ** min(attempts, 20))
-    if isinstance(error, StripeUnavailableError | TimeoutError):
-        return RetryDecision(step="later", scope="answer", delay_ms=delay_ms)
-    if isinstance(error, StripeError) and error.status in _KEY_REFUSALS:
-        return RetryDecision(step="later", scope="key", delay_ms=_FIRST_MS, counts=False)
-    if isinstance(error, CustomerError) or attempts + 1 >= ATTEMPTS_MAX:
-        return RetryDecision(step="dead", scope="entry")
-    return RetryDecision(step="later", scope="entry", delay_ms=delay_ms)
-
 
 _logger = logging.getLogger("meterkit.subscriptions")
 _jitter = SystemRandom().uniform
