@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
     from meterkit.stripe.request import Parameter
 
+CREATE_PRORATIONS: Final = "create_prorations"
+"""``proration_behavior`` of a change whose difference goes on the next invoice."""
 
 _Kind = Literal["base", "seat", "metered"]
 _BASE: Final = 1

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.stripe.request import ENDED_HERE
 from meterkit.subscriptions.invoice_payments import explain_unpaid_period
-from meterkit.subscriptions.item_changes import items_of, prices_in
+from meterkit.subscriptions.item_changes import CREATE_PRORATIONS, items_of, prices_in
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.schedule_phases import (
-    PRORATED,
     has_custom_terms,
     present_phases,
     restored_schedule,
@@ -151,7 +150,7 @@ class LiveSubscription:
         end_behavior: str | None = None,
     ) -> None:
         """Replace the current and future phases of its schedule; the rest of the schedule stays."""
-        params: dict[str, Parameter] = {"phases": list(phases), "proration_behavior": PRORATED}
+        params: dict[str, Parameter] = {"phases": list(phases), "proration_behavior": CREATE_PRORATIONS}
         if end_behavior is not None:
             params["end_behavior"] = end_behavior
         key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)

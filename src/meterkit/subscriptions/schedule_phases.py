@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.errors import SubscriptionError
-from meterkit.subscriptions.item_changes import as_new, item_of
+from meterkit.subscriptions.item_changes import CREATE_PRORATIONS, as_new, item_of
 from meterkit.subscriptions.stripe_objects import MADE_MARK, id_in, part_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.item_changes import LiveItem
 
-PRORATED: Final = "create_prorations"
 NOT_SENT: Final[Mapping[tuple[str, ...], str]] = {
     ("automatic_tax", "disabled_reason"): "read-only; no parameter has it",
     ("items", "plan"): "the price under its old name; a changed item would name two prices",
@@ -39,7 +38,7 @@ NOT_CONTINUED: Final[Mapping[str, str]] = {
     "billing_cycle_anchor": "would move the anchor again",
     "discounts": "the subscription's present ones go on; a coupon would be redeemed again",
     "end_date": "its own",
-    "proration_behavior": f"`{PRORATED}`: with `none` Stripe drops the usage of metered prices",
+    "proration_behavior": f"`{CREATE_PRORATIONS}`: with `none` Stripe drops the usage of metered prices",
     "start_date": "its own",
     "trial": "the end of the trial says it",
     "trial_end": "unless it is later than the cut",
@@ -234,7 +233,7 @@ def _continue_phase(
     if discounts:
         params["discounts"] = discounts
     return PhaseDraft(
-        params={**params, "proration_behavior": PRORATED},
+        params={**params, "proration_behavior": CREATE_PRORATIONS},
         items=draft.items,
         settings=settings,
         is_later=True,
@@ -253,7 +252,7 @@ def _continued_settings(
 def _mark_later(draft: PhaseDraft, start_s: int, change_s: int) -> PhaseDraft:
     """A phase after the change; the one that begins with it prorates, so that no usage is dropped."""
     is_dropping = start_s == change_s and draft.params.get("proration_behavior") == "none"
-    changed = _set_params(draft, {"proration_behavior": PRORATED}) if is_dropping else draft
+    changed = _set_params(draft, {"proration_behavior": CREATE_PRORATIONS}) if is_dropping else draft
     return replace(changed, is_later=True)
 
 

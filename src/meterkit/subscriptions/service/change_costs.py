@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import CurrencyError, StripeError, StripeUnavailableError
+from meterkit.subscriptions.item_changes import CREATE_PRORATIONS
 from meterkit.subscriptions.live_subscription import FLEXIBLE
 from meterkit.subscriptions.proration_estimate import PlanTerms, PreviewedCharges, cost_of, ends_trial
 from meterkit.subscriptions.stripe_objects import part_of, text_in
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.live_subscription import LiveSubscription
     from meterkit.subscriptions.proration_estimate import Proration
-    from meterkit.subscriptions.service.plan_applier import PlanApplier
+    from meterkit.subscriptions.service.terms_writer import TermsWriter
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -63,7 +64,7 @@ class ChangePricer:
     store: Store
 
     async def price(
-        self, live: LiveSubscription, applier: PlanApplier, known: SubscriptionState, change: RequestedChange
+        self, live: LiveSubscription, writer: TermsWriter, known: SubscriptionState, change: RequestedChange
     ) -> Proration:
         """Cost of a change by Stripe's preview; an estimate if Stripe refuses to preview it.
 
@@ -72,10 +73,10 @@ class ChangePricer:
             StripeUnavailableError: Stripe does not answer.
         """
         later, is_now = change.next_terms(known), change.when == "now"
-        now = await applier.plan_item_changes(live, change.target) if is_now else []
+        now = await writer.plan_item_changes(live, change.target) if is_now else []
         then = now if later is change.target and is_now else None
         if later is not None and then is None:
-            then = await applier.plan_scheduled_changes(live, later)
+            then = await writer.plan_scheduled_changes(live, later)
         try:
             previewed = await InvoicePreviewer(live).preview(
                 now,
@@ -166,7 +167,7 @@ class InvoicePreviewer:
         self, changes: Sequence[Mapping[str, Parameter]], is_invoiced: bool, ends_trial: bool
     ) -> tuple[int, int]:
         """Credits and charges of changes that take effect at once, both at least 0."""
-        details: dict[str, Parameter] = {"items": list(changes), "proration_behavior": "create_prorations"}
+        details: dict[str, Parameter] = {"items": list(changes), "proration_behavior": CREATE_PRORATIONS}
         if is_invoiced:
             details["proration_behavior"] = "always_invoice"
         if ends_trial:

@@ -39,7 +39,7 @@ from meterkit.subscriptions.plan_prices import (
 )
 from meterkit.subscriptions.proration_estimate import PlanTerms
 from meterkit.subscriptions.service.pending_changes import due_prices, hold_change_lease
-from meterkit.subscriptions.service.plan_applier import PlanApplier
+from meterkit.subscriptions.service.terms_writer import TermsWriter
 from meterkit.subscriptions.stripe_objects import persistently
 from meterkit.subscriptions.wanted_prices import WantedPrice, metered_price, shape_of
 from meterkit.throttle import HOUR_S, Throttle
@@ -177,31 +177,31 @@ class OverrideRepricer:
             return replace(after, overrides=overrides)
 
         settled = settle(state)
-        applier = PlanApplier(self.store, self.changer.api, settled.overrides)
+        writer = TermsWriter(self.store, self.changer.api, settled.overrides)
         target = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
-        if await applier.changes_metered_items(live, target):
+        if await writer.changes_metered_items(live, target):
             # If this process dies between Stripe and the store, the next run makes both agree.
             await self._enqueue_customer(customer, _UNKNOWN_MS)
             async with self.changer.cut(customer, self._ended_labels(current, state, settled)):
-                await applier.apply_now(live, target)
+                await writer.apply_now(live, target)
                 await self._states.change(customer, settle)
                 await self.changer.fetch(customer)
         else:
             await self._states.change(customer, settle)
         if live.schedule is not None:
-            await self._reschedule_phases(customer, (known, current), applier, again)
+            await self._reschedule_phases(customer, (known, current), writer, again)
         next_ms = next_end_ms(settled.overrides, self.store.now_ms())
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
 
     async def _reschedule_phases(
-        self, customer: str, of: tuple[SubscriptionState, Plan], applier: PlanApplier, again: int
+        self, customer: str, of: tuple[SubscriptionState, Plan], writer: TermsWriter, again: int
     ) -> None:
         """Give scheduled phases the prices that the customer has at their beginning."""
         known, current = of
         live = await LiveSubscription.fetch(self.changer.api(), known.id, again)
         if live is not None and live.schedule is not None:
             terms_of = await self.changer.present_terms(customer, known, current)
-            await applier.update_phases(live, live.schedule, terms_of)
+            await writer.update_phases(live, live.schedule, terms_of)
 
     async def _read_unit_prices(
         self, live: LiveSubscription, meters: Collection[str]

@@ -30,8 +30,8 @@ from meterkit.subscriptions.payment_gate import PaymentGate, hold_back
 from meterkit.subscriptions.proration_estimate import PlanTerms, ends_trial
 from meterkit.subscriptions.service.change_costs import ChangePricer, RequestedChange
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
-from meterkit.subscriptions.service.plan_applier import PlanApplier
 from meterkit.subscriptions.service.results import Preview
+from meterkit.subscriptions.service.terms_writer import TermsWriter
 from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
 
 if TYPE_CHECKING:
@@ -94,31 +94,31 @@ class SubscriptionChanger:
 
         async def attempt(again: int) -> str | None:
             live, known, current = await self.fetch_payable(customer, again)
-            applier = await self._applier_for(customer)
+            writer = await self._terms_writer_for(customer)
             target = self._terms_after(known, current, wanted, None, in_use)
             had = await self._plans_of_period(customer, known, current)
             change = RequestedChange(current, target, self._time_of_change(known, current, wanted, had))
-            costs.append(await self._pricer.price(live, applier, known, change))
+            costs.append(await self._pricer.price(live, writer, known, change))
             await self._refuse_unpaid_credit(live, costs[-1])
             pending = known.pending_plan if live.schedule is not None else None
             course = self._course_of_change(known, current, wanted, pending, had)
             if wanted.key == current.key:
                 if course == "unschedule":
-                    await applier.cancel_scheduled(live, target)
+                    await writer.cancel_scheduled(live, target)
                 # Items that others changed at Stripe become those of the plan again.
                 started.set()
                 async with self._cut_if_metered(customer, live, target, current):
-                    await applier.apply_now(live, target)
+                    await writer.apply_now(live, target)
                 return None
             await self._refuse_without_method(live, known, current, wanted, course)
             if course == "period_end":
-                await applier.schedule(live, known, target)
+                await writer.schedule(live, known, target)
             elif course == "now":
                 await check_paid(customer, live, _OWING)
                 is_paid_now = ends_trial(known, current, wanted, self.store.now_ms())
                 started.set()
                 async with self._cut_if_metered(customer, live, target, current):
-                    return await applier.apply_if_paid(live, target, ends_trial=is_paid_now)
+                    return await writer.apply_if_paid(live, target, ends_trial=is_paid_now)
             return None
 
         secret = await persistently(attempt)
@@ -133,16 +133,16 @@ class SubscriptionChanger:
 
         async def attempt(again: int) -> None:
             live, known, current = await self.fetch_payable(customer, again)
-            applier = await self._applier_for(customer)
+            writer = await self._terms_writer_for(customer)
             await check_paid(customer, live, _OWING)
             target = self._terms_after(known, current, current, seats, in_use)
             later = None if live.schedule is None else self._pending_terms(known, target, in_use)
             change = RequestedChange(current, target, "now", later)
-            costs.append(await self._pricer.price(live, applier, known, change))
+            costs.append(await self._pricer.price(live, writer, known, change))
             await self._refuse_unpaid_credit(live, costs[-1])
             if live.schedule is None:
                 async with self._cut_if_metered(customer, live, target, current):
-                    await applier.apply_now(live, target)
+                    await writer.apply_now(live, target)
                 return
 
             def terms_of(plan: Plan) -> PlanTerms:
@@ -150,7 +150,7 @@ class SubscriptionChanger:
                 seats_there = self._seats_on(plan, target, in_use)
                 return target if is_current else PlanTerms(plan=plan, seats=seats_there)
 
-            await applier.update_phases(live, live.schedule, terms_of)
+            await writer.update_phases(live, live.schedule, terms_of)
 
         await persistently(attempt)
         return costs[0]
@@ -192,7 +192,7 @@ class SubscriptionChanger:
         had = await self._plans_of_period(customer, known, current)
         change = RequestedChange(current, target, self._time_of_change(known, current, wanted, had), later)
         return Preview(
-            proration=await self._pricer.price(live, await self._applier_for(customer), known, change),
+            proration=await self._pricer.price(live, await self._terms_writer_for(customer), known, change),
             over_limit=over_limit(self._catalog, wanted, target.seats, levels),
         )
 
@@ -236,10 +236,10 @@ class SubscriptionChanger:
             live = replace(live, found=hold_back(live.found))
         return live, known
 
-    async def _applier_for(self, customer: str) -> PlanApplier:
-        """Make the applier of a customer, by its stored overrides."""
+    async def _terms_writer_for(self, customer: str) -> TermsWriter:
+        """Make the terms writer of a customer, by its stored overrides."""
         _, state = await self._states.read(customer)
-        return PlanApplier(self.store, self.api, state.overrides)
+        return TermsWriter(self.store, self.api, state.overrides)
 
     @asynccontextmanager
     async def _cut_if_metered(
@@ -247,7 +247,7 @@ class SubscriptionChanger:
     ) -> AsyncGenerator[None]:
         """Cut the customer's usage before the block, if the block changes metered items."""
         _, state = await self._states.read(customer)
-        if not await PlanApplier(self.store, self.api, state.overrides).changes_metered_items(live, target):
+        if not await TermsWriter(self.store, self.api, state.overrides).changes_metered_items(live, target):
             yield
             return
         now_ms = self.store.now_ms()

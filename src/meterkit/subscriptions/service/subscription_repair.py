@@ -17,7 +17,13 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift_comparison import LIVE, compare_customer, paid_seats_in, plan_in
-from meterkit.subscriptions.item_changes import items_of, prices_in, trial_settings_change, updates
+from meterkit.subscriptions.item_changes import (
+    CREATE_PRORATIONS,
+    items_of,
+    prices_in,
+    trial_settings_change,
+    updates,
+)
 from meterkit.subscriptions.live_subscription import LiveSubscription, with_all_items
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
@@ -265,7 +271,7 @@ class SubscriptionRepairer:
             if twice:  # The remaining item bills the whole period.
                 await live.update({"items": twice, "proration_behavior": "none"})
             if rest:
-                await live.update({"items": rest, "proration_behavior": "create_prorations"})
+                await live.update({"items": rest, "proration_behavior": CREATE_PRORATIONS})
             if metered or ended:  # Usage held by the cut has the new prices.
                 await self.fetch(customer)
         if settings := trial_settings_change(live.found, plan):

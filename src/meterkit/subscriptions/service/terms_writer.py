@@ -1,4 +1,4 @@
-"""Apply a plan with its seats to a subscription at Stripe: now, if paid, or by its schedule."""
+"""Write the terms of a subscription at Stripe (plan, seats, proration): now, if paid, or by its schedule."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from meterkit.subscriptions.change_rules import (
 )
 from meterkit.subscriptions.drift_comparison import plan_in
 from meterkit.subscriptions.item_changes import (
+    CREATE_PRORATIONS,
     PlanPrices,
     changes_metered,
     next_items,
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.proration_estimate import PlanTerms
 
 
-class PlanApplier:
-    """Applies plans to the subscription of one customer.
+class TermsWriter:
+    """Writes plan and seats to the subscription of one customer at Stripe.
 
     Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
 
@@ -60,7 +61,7 @@ class PlanApplier:
         items = await self.plan_item_changes(live, target)
         params = trial_settings_change(live.found, target.plan)
         if items:
-            params |= {"items": items, "proration_behavior": "create_prorations"}
+            params |= {"items": items, "proration_behavior": CREATE_PRORATIONS}
         if params:
             await live.update(params)
 
