@@ -26,7 +26,7 @@ from meterkit.tokens.estimate import (
     unread_input,
 )
 from meterkit.tokens.requested_limits import LlmRequest, read_request
-from meterkit.tokens.requested_model import RequestHead, models_in_text, models_of_body, requested_models
+from meterkit.tokens.requested_model import RequestHead, models_of_body, requested_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -188,7 +188,7 @@ def reservation(
     charges: Mapping[str, ModelCharges] = _NO_CHARGES,
     at: datetime | None = None,
     head: RequestHead = _NO_HEAD,
-    check_models: Callable[[Sequence[str]], RequestProblem | None] = lambda _: None,
+    check_models: Callable[[Sequence[str], bytes], RequestProblem | None] = lambda _models, _unparsed: None,
 ) -> RequestReservation:
     """Work out the quantities that a request reserves by meter, and the models that it names.
 
@@ -208,7 +208,7 @@ def reservation(
         charges: what calls are charged, by the meter that counts it.
         at: when (aware), where calls are charged: prices have dates.
         head: the request's, which may name a model.
-        check_models: gives the problem of models, where the route refuses those without a price.
+        check_models: finds the problem of named models, and of those in a body that cannot be parsed.
     """
     is_whole = ended and size <= len(body)
     asked = None
@@ -216,9 +216,7 @@ def reservation(
         asked = read_request(body) if body else LlmRequest()
     of_body = models_of_body(head, body, asked, is_whole=is_whole)
     models = route.models(requested_models(head, of_body))
-    unpriced = None
-    if route.refuses_unpriced:
-        unpriced = check_models((*models, *(models_in_text(body) if of_body is None else ())))
+    unpriced = check_models(models, body if of_body is None else b"")
     free = _free_meters(route, models, charges, at)
     if not route.reserve:
         return RequestReservation({}, models, unpriced, free)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.asgi.body import head_of
 from meterkit.decisions.decision import RequestProblem
 from meterkit.decisions.periods import from_ms
-from meterkit.tokens.requested_model import requested_models
+from meterkit.tokens.requested_model import models_in_text, requested_models
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,14 +20,22 @@ if TYPE_CHECKING:
 _SHOWN_MAX: Final = 256
 
 
-def unpriced_problem(view: CustomerView, route: Route, models: Sequence[str]) -> RequestProblem | None:
-    """Find a named model without a price; None: all have one, or none is named.
+def unpriced_problem(
+    view: CustomerView, route: Route, models: Sequence[str], unparsed: bytes = b""
+) -> RequestProblem | None:
+    """Find a model without a price that a request names, on a route that refuses those.
+
+    None: the route refuses none, all models have a price, or none is named.
 
     Args:
         view: the customer, whose plan says which prices count.
         route: the route.
-        models: that the request names.
+        models: that the request's head and body name.
+        unparsed: a body that cannot be parsed; it is searched for names of models.
     """
+    if not route.refuses_unpriced:
+        return None
+    models = (*models, *models_in_text(unparsed)) if unparsed else models
     unpriced = (model for model in models if not _has_price(view, route, model))
     found = next(unpriced, None)
     return None if found is None else not_priced(found)
