@@ -25,7 +25,7 @@ from drivers.delivery import until
 from drivers.llm_apps import answering, listening, metered, openai_stream, read_all
 from drivers.sampled import few_examples
 from faults.refusals import evalsha_calls, settled, stopped
-from meterkit.asgi.body import BUFFERED_BYTES_MAX, DECODED_BYTES_MAX, BufferedBody
+from meterkit.asgi.body import DECODED_BYTES_MAX, READ_AHEAD_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import reservation
 from meterkit.catalog import loads
 from meterkit.tokens.json_values import rows
@@ -58,7 +58,7 @@ def part(body: bytes, *, more: bool) -> Message:
 
 
 GONE: Message = {"type": "http.disconnect"}
-MIB = b"x" * BUFFERED_BYTES_MAX
+MIB = b"x" * READ_AHEAD_BYTES_MAX
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_compressed_body_is_read_or_holds_the_ceiling(coding: str, sent: bytes
         {"messages": ["a"] * 4_000 + ["x" * 300]},
         {"Messages": "x" * 300, "messages": "a"},
         b'{"prompt": "' + b"x" * 300 + b'", "prompt": "a"}',
-        json.dumps({"prompt": "x " * BUFFERED_BYTES_MAX}).encode("utf-16-le"),
+        json.dumps({"prompt": "x " * READ_AHEAD_BYTES_MAX}).encode("utf-16-le"),
     ],
 )
 def test_input_cannot_be_hidden_from_its_estimate(hidden: bytes | dict[str, Any]) -> None:
@@ -307,7 +307,7 @@ def filled(head: bytes, unit: bytes, tail: bytes, size: int) -> bytes:
 
 def hostile() -> dict[str, tuple[bytes, str]]:
     found: dict[str, tuple[bytes, str]] = {}
-    for size in (64 << 10, BUFFERED_BYTES_MAX - 1):
+    for size in (64 << 10, READ_AHEAD_BYTES_MAX - 1):
         for unit in (b"1,", b'"a",', b'{"max_tokens":1},', b"[[[[]]]],"):
             marks = sum(map(unit.count, (b",", b"{", b"[")))
             for length in (size, min(size, 16_000 // marks * len(unit))):
@@ -320,7 +320,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
     # F-133: half of the least number that a double has, whose rounding takes all of its digits.
     with localcontext(prec=1_000):
         halfway = format(Decimal(2) ** -1075, "e").encode()
-    found["number"] = (filled(b'{"x":[', halfway[:700] + b"e-324,", b"0]}", BUFFERED_BYTES_MAX - 1), "")
+    found["number"] = (filled(b'{"x":[', halfway[:700] + b"e-324,", b"0]}", READ_AHEAD_BYTES_MAX - 1), "")
     found["zeros"] = (gzipped(bytes(64 << 20)), "gzip")
     found["members"] = (gzipped(b"") * 50_000, "gzip")
     return found

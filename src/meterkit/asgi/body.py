@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.requested_model import BodyModels
 
-BUFFERED_BYTES_MAX: Final = 1 << 20
+READ_AHEAD_BYTES_MAX: Final = 1 << 20
 DECODED_BYTES_MAX: Final = 256 << 10
 """Bytes that are read of a compressed body."""
 
@@ -57,7 +57,7 @@ class BufferedBody:
 
     __slots__ = ("_kept", "_most", "_receive", "ended", "gone", "head", "scope", "untouched")
 
-    def __init__(self, scope: Scope, receive: Receive, *, most: int = BUFFERED_BYTES_MAX) -> None:
+    def __init__(self, scope: Scope, receive: Receive, *, most: int = READ_AHEAD_BYTES_MAX) -> None:
         self.scope = scope
         self._most = most
         self._receive = receive
@@ -144,7 +144,7 @@ def _inflate(coded: bytes) -> bytes | None:
     return decoded if stream.eof and not stream.unused_data and len(decoded) <= DECODED_BYTES_MAX else None
 
 
-BODY_BYTES_MAX: Final = 1 << 20
+KEPT_BYTES_MAX: Final = 1 << 20
 """Bytes of a request's body that are kept."""
 
 _LATE_BYTES_MAX: Final = 64 << 10
@@ -191,7 +191,7 @@ class KeptRequest:
         kept = self._body
         if kept is None:
             return
-        room = BODY_BYTES_MAX - self._size
+        room = KEPT_BYTES_MAX - self._size
         self._size += len(body)
         if room > 0 and self._buffered is None:
             kept += body[:room]
