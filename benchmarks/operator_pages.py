@@ -31,7 +31,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.overview.overview import CustomerOverview
-from meterkit.insights.revenue.figures import CustomerPayment
+from meterkit.insights.revenue.revenue_formulas import CustomerPayment
 from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.pages import operator_pages
 

@@ -23,7 +23,7 @@ from meterkit.insights.audit.database import Database
 from meterkit.insights.overview.overview import CustomerOverview, revenue_figures
 from meterkit.insights.overview.rows import OverviewTotals, build_row
 from meterkit.insights.overview.tables import OverviewTables
-from meterkit.insights.revenue.figures import CustomerPayment
+from meterkit.insights.revenue.revenue_formulas import CustomerPayment
 from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.pages import operator_pages
 from meterkit.testing import Clock

@@ -19,7 +19,7 @@ from drivers.webhooks import hooked
 from meterkit import MeterKit, Revenue, metrics_app
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.insights.audit.database import Database
-from meterkit.insights.revenue.figures import (
+from meterkit.insights.revenue.revenue_formulas import (
     ChurnShares,
     CustomerPayment,
     DayFigures,
@@ -27,7 +27,7 @@ from meterkit.insights.revenue.figures import (
     OverageAmount,
     churn_of,
     days_of,
-    forecast_of,
+    forecast_revenue,
     lifetime_value,
     retention_of,
 )
@@ -310,14 +310,14 @@ def test_churn_is_a_share_of_the_revenue_at_the_start() -> None:
 def test_a_forecast_goes_on_as_the_last_three_months_did(
     mrr: list[int], expected: tuple[int, float | None] | None
 ) -> None:
-    found = forecast_of(mrr)
+    found = forecast_revenue(mrr)
     assert (None if found is None else found.mrr) == (None if expected is None else expected[0])
     if found is not None and expected is not None and len(mrr) < 5:
         assert found.error == expected[1]
 
 
 def test_forecast_error_is_the_average_of_the_last_six() -> None:
-    found = forecast_of([900, *[100] * 7, 200, 400, 800])
+    found = forecast_revenue([900, *[100] * 7, 200, 400, 800])
     assert found is not None
     # Expected was 100 four times (three changes of 0), then 233 and 500.
     assert found.error == (0 + 0 + 0 + 100 / 200 + 167 / 400 + 300 / 800) / 6

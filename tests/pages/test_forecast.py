@@ -14,8 +14,8 @@ from drivers.plans import plans_text
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.simulation.terms import build_terms
-from meterkit.pages.figures import days_of
-from meterkit.pages.forecast import forecast_of, on_other_plans
+from meterkit.pages.forecast import forecast_usage, on_other_plans
+from meterkit.pages.usage_figures import days_of
 
 CATALOG = loads(plans_text("forecast"))
 SMALL, CAPPED = ((plan, build_terms(CATALOG, plan, plan.entitlements, 0)) for plan in CATALOG.plans.values())
@@ -45,13 +45,13 @@ def counts(recorded: int, *, overage: int = 0, included: int | str = 100, grante
 def test_where_a_meter_is_heading(
     days: list[int], used: Any, rest: float, meter: tuple[int, int, int], cents: tuple[int, int, int]
 ) -> None:
-    found = forecast_of({"calls": days}, {"calls": used}, rest, SMALL[1])
+    found = forecast_usage({"calls": days}, {"calls": used}, rest, SMALL[1])
     assert (found["meters"]["calls"], found["cost_cents"]) == (meter, cents)
 
 
 def test_what_would_be_refused_is_not_expected() -> None:
     usage = {"tokens": counts(40, included=50, granted=5), "gone": counts(3, included=0)}
-    found = forecast_of({"tokens": [20, 20], "gone": [], "none": [1]}, usage, 10, SMALL[1])
+    found = forecast_usage({"tokens": [20, 20], "gone": [], "none": [1]}, usage, 10, SMALL[1])
     assert (found["meters"], found["cost_cents"]) == ({"tokens": (55, 55, 55)}, (1_000, 1_000, 1_000))
 
 
@@ -71,9 +71,9 @@ def test_usage_over_a_cap_is_expected_to_cost_what_the_cap_costs() -> None:
     (small,) = on_other_plans(CATALOG, [CAPPED], {"calls": 5_000})
     assert (small["cost_cents"], small["refused"]) == (1_248, ["calls"])
     usage = {"calls": counts(5_000, included=0, overage=50)}  # Of a plan before with a lower cap.
-    assert forecast_of({"calls": [300, 300]}, usage, 10, CAPPED[1])["cost_cents"] == (1_220, 1_220, 1_220)
+    assert forecast_usage({"calls": [300, 300]}, usage, 10, CAPPED[1])["cost_cents"] == (1_220, 1_220, 1_220)
     lower = counts(100, included=0, overage=50)
-    assert forecast_of({"calls": [50, 50]}, {"calls": lower}, 10, CAPPED[1])["cost_cents"] == (1_228,) * 3
+    assert forecast_usage({"calls": [50, 50]}, {"calls": lower}, 10, CAPPED[1])["cost_cents"] == (1_228,) * 3
 
 
 def test_days_of_a_period_are_read_from_the_audit_log(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from drivers.operator_pages import JSON, figures_on, make_snapshot, overview_of
 from meterkit import MeterKit
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue import tables as revenue_tables
-from meterkit.insights.revenue.figures import MOVES, CustomerPayment, OverageAmount
+from meterkit.insights.revenue.revenue_formulas import MOVES, CustomerPayment, OverageAmount
 from meterkit.insights.revenue.tables import PaymentMovePage, RevenueLists, RevenueTables
 
 pytestmark = pytest.mark.anyio

@@ -91,7 +91,7 @@ async def test_delivery_states_can_be_hidden_from_customers(kit: MeterKit) -> No
 
 
 async def test_pages_leave_connections_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.pages.figures._TIMEOUT_S", 0.3)
+    monkeypatch.setattr("meterkit.pages.usage_figures._TIMEOUT_S", 0.3)
     with socket() as database:
         database.bind(("127.0.0.1", 0))
         database.listen(100)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.insights.simulation.terms import period_share
-from meterkit.pages.figures import beyond_included
+from meterkit.pages.usage_figures import beyond_included
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.pages.figures import PeriodCost, UsageFigures
     from meterkit.pages.forecast import OtherPlan
+    from meterkit.pages.usage_figures import PeriodCost, UsageFigures
     from meterkit.store.customer_usage import MeterUsage
 
 Level = Literal["enough", "near", "reached"]

@@ -49,7 +49,7 @@ class OtherPlan(TypedDict):
     refused: list[str]
 
 
-def forecast_of(
+def forecast_usage(
     days: Mapping[str, Sequence[int]], usage: Mapping[str, MeterUsage], rest_days: float, terms: TrialTerms
 ) -> PeriodForecast:
     """Forecast the end of the period, by its last complete days, at most fourteen.

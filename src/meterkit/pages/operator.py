@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.pages.brand import Brand
-    from meterkit.pages.figures import PagesKit
     from meterkit.pages.operator_lists import OperatorList, Row
+    from meterkit.pages.usage_figures import PagesKit
 
 _BYTES_MAX: Final = 1 << 20
 _FIELDS_MAX: Final = 12_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.insights.overview.rows import DELIVERY
-from meterkit.insights.revenue.figures import MOVES
+from meterkit.insights.revenue.revenue_formulas import MOVES
 from meterkit.insights.store_readings import read_deliveries, read_webhooks
 from meterkit.notify.spikes import EVENT as SPIKE
 from meterkit.notify.spikes import SpikesToday

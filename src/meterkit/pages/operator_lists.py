@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.overview.rows import DELIVERY
-from meterkit.insights.revenue.figures import MOVES
+from meterkit.insights.revenue.revenue_formulas import MOVES
 from meterkit.notify.spikes import SpikesToday
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.redis.daemon_thread import in_thread
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.insights.overview.overview import CustomerOverview
     from meterkit.insights.overview.tables import OverviewSnapshot
     from meterkit.insights.revenue.tables import RevenueLists
-    from meterkit.pages.figures import PagesKit
+    from meterkit.pages.usage_figures import PagesKit
 
 Row = dict[str, object]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from meterkit.outbox.invoice_item_queue import QueuedItem
     from meterkit.outbox.operator_commands import Intents
-    from meterkit.pages.figures import PagesKit
+    from meterkit.pages.usage_figures import PagesKit
     from meterkit.store.message_queue import Channel, KeptMessage
     from meterkit.store.store import Store
 

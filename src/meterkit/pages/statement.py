@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from meterkit.insights.statement.lines import Statement, StatementEvent
     from meterkit.insights.statement.statements import Statements
-    from meterkit.pages.figures import PagesKit
     from meterkit.pages.rendering import PageRenderer
+    from meterkit.pages.usage_figures import PagesKit
 
 _MORE: Final = 1_000
 _NOT_AUDITED: Final = ProblemDocument(

@@ -16,9 +16,9 @@ from meterkit.catalog.amount_wording import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.cards import level_of, meter_cards, next_plan, total_so_far
-from meterkit.pages.figures import beyond_included, usage_figures
 from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, static_routes
 from meterkit.pages.statement import answer_csv, answer_statement
+from meterkit.pages.usage_figures import beyond_included, usage_figures
 from meterkit.sending_page import SendingPage, check_sender, origins_of
 from meterkit.starlette import check_customer_of
 from meterkit.store.customer_usage import hide_delivery_states
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.pages.brand import Brand
-    from meterkit.pages.figures import PagesKit, UsageFigures
+    from meterkit.pages.usage_figures import PagesKit, UsageFigures
     from meterkit.sending_page import Origin
 
 _DAY_MS: Final = 86_400_000

@@ -21,7 +21,9 @@ from meterkit.decisions.packed import CounterHead
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import open_database
-from meterkit.insights.revenue.figures import (
+from meterkit.insights.revenue.revenue_formulas import (
+    CHURN_MONTHS,
+    FORECAST_MONTHS,
     ChurnShares,
     CustomerPayment,
     DayFigures,
@@ -29,7 +31,7 @@ from meterkit.insights.revenue.figures import (
     OverageAmount,
     RetentionShares,
     churn_of,
-    forecast_of,
+    forecast_revenue,
     lifetime_value,
     months_before,
     retention_of,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.customers.history import HistoryEntry
-    from meterkit.insights.revenue.figures import RevenueForecast
+    from meterkit.insights.revenue.revenue_formulas import RevenueForecast
     from meterkit.insights.revenue.tables import RevenueTables
     from meterkit.redis.admin import Admin
     from meterkit.settings import Settings
@@ -155,8 +157,6 @@ _EVERY_S: Final = 600.0
 _LEASE_MS: Final = 60_000
 _DAY: Final = timedelta(days=1)
 _MICRO: Final = 1_000_000
-_CHURN_MONTHS: Final = 6
-_FORECAST_MONTHS: Final = 10
 _NOT_RETAINED: Final = RetentionShares(None, None)
 _NO_CHURN: Final = ChurnShares(None, None, None)
 _SETTLES: Final = timedelta(hours=2)
@@ -376,20 +376,20 @@ def _build_revenue_day(tables: RevenueTables, day: date, currency: str) -> Reven
 def _forecast_reader(tables: RevenueTables, day: date) -> Callable[[str], RevenueForecast | None]:
     """The revenue expected a month after a day, by currency, from the same days of the months before."""
     known: list[Mapping[str, DayFigures]] = []
-    for nth in range(_FORECAST_MONTHS):
+    for nth in range(FORECAST_MONTHS):
         at = months_before(day, nth)
         found = tables.days(at, at).get(at)
         if found is None:
             break
         known.insert(0, found)
-    return lambda currency: forecast_of([of.get(currency, DayFigures()).mrr for of in known])
+    return lambda currency: forecast_revenue([of.get(currency, DayFigures()).mrr for of in known])
 
 
 def _read_monthly_churn(tables: RevenueTables, day: date) -> Callable[[str], list[MonthlyChurn]]:
     """The customers of the six calendar months before that of a day, by currency."""
     spans: list[tuple[date, Mapping[date, Mapping[str, DayFigures]]]] = []
     first = day.replace(day=1)
-    for _ in range(_CHURN_MONTHS):
+    for _ in range(CHURN_MONTHS):
         last = first - _DAY
         first = last.replace(day=1)
         spans.append((first, tables.days(first - _DAY, last)))

@@ -23,7 +23,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from meterkit.insights.revenue.figures import (
+from meterkit.insights.revenue.revenue_formulas import (
     CustomerPayment,
     DayFigures,
     OverageAmount,
@@ -211,7 +211,7 @@ class PaymentMove(NamedTuple):
     """Change of a customer's payment on a day (micro-cents).
 
     Attributes:
-        move: one of :data:`~meterkit.insights.revenue.figures.MOVES`.
+        move: one of :data:`~meterkit.insights.revenue.revenue_formulas.MOVES`.
         change: its size, never below 0.
     """
 
@@ -297,7 +297,7 @@ class RevenueLists:
         Args:
             day: which.
             currency: of the payments.
-            move: one of :data:`~meterkit.insights.revenue.figures.MOVES`.
+            move: one of :data:`~meterkit.insights.revenue.revenue_formulas.MOVES`.
             after: the last customer of the page before; empty: the first page.
             most: at most so many.
         """
@@ -321,7 +321,7 @@ class RevenueLists:
         Args:
             day: the last one.
             currency: of the payments.
-            moves: which of :data:`~meterkit.insights.revenue.figures.MOVES`.
+            moves: which of :data:`~meterkit.insights.revenue.revenue_formulas.MOVES`.
             after: the place of the page before; empty: the first page.
             most: at most so many.
         """

@@ -1,4 +1,4 @@
-"""Figures of recurring revenue, folded from daily payments of customers. Pure.
+"""Formulas of recurring revenue: movements, retention, churn, lifetime value, forecast. Pure.
 
 Amounts are in millionths of the currency's smallest unit (micro-cents), each currency by itself. A share is
 None if its base is 0.
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
 """Change of the revenue that a customer brings."""
 
-_CHANGES: Final = 3
-_TRIED: Final = 6
+CHURN_MONTHS: Final = 6
+"""Calendar months whose churn counts for the lifetime value."""
+
+_CHANGE_MONTHS: Final = 3
+_ERROR_MONTHS: Final = 6
+FORECAST_MONTHS: Final = _ERROR_MONTHS + _CHANGE_MONTHS + 1
+"""Months whose revenue a forecast needs, with its error."""
 
 
 class CustomerPayment(NamedTuple):
@@ -206,7 +211,7 @@ class RevenueForecast(NamedTuple):
     error: float | None
 
 
-def forecast_of(mrr: Sequence[int]) -> RevenueForecast | None:
+def forecast_revenue(mrr: Sequence[int]) -> RevenueForecast | None:
     """Expect that revenue changes as it did in the last three months, on average; None: of one month alone.
 
     Args:
@@ -214,13 +219,13 @@ def forecast_of(mrr: Sequence[int]) -> RevenueForecast | None:
     """
     if len(mrr) <= 1:
         return None
-    tried = range(max(2, len(mrr) - _TRIED), len(mrr))
+    tried = range(max(2, len(mrr) - _ERROR_MONTHS), len(mrr))
     off = [abs(_expected(mrr[:nth]) - mrr[nth]) / mrr[nth] for nth in tried if mrr[nth]]
     return RevenueForecast(_expected(mrr), sum(off) / len(off) if off else None)
 
 
 def _expected(mrr: Sequence[int]) -> int:
-    known = mrr[-_CHANGES - 1 :]
+    known = mrr[-_CHANGE_MONTHS - 1 :]
     return max(0, round(mrr[-1] + Fraction(known[-1] - known[0], len(known) - 1)))
 
 

@@ -18,7 +18,7 @@ from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
 from meterkit.insights.simulation.terms import PlanOffers, plan_cost, read_tenures
-from meterkit.pages.forecast import forecast_of, on_other_plans
+from meterkit.pages.forecast import forecast_usage, on_other_plans
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
 
@@ -247,7 +247,7 @@ def _make_forecast(
     if True not in used:
         return None
     since = {name: of[used.index(True) :] for name, of in complete.items()}
-    return forecast_of(since, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms)
+    return forecast_usage(since, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms)
 
 
 def seats_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> SeatFigures | None:
