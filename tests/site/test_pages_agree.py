@@ -192,8 +192,8 @@ delivery.period_closer:_GIVEN_UP_MS      3_110_400_000   runbook.md     given up
 delivery.period_closer:_GIVEN_UP_MS      3_110_400_000   billing.md     hourly for 36 days
 insights.audit.rebuilding:_LONG_OVER_MS  3_110_400_000   audit.md       until 36 days after the period's end
 insights.audit.rebuilding:_LONGEST_MS    34_560_000_000  audit.md       one of the last 400 days
-insights.audit.draining:SHARD_ENTRIES_MAX 50_000 audit.md       more than 50,000 wait
-insights.audit.draining:SHARD_ENTRIES_MAX 50_000 runbook.md     more than 50,000 entries in a shard
+insights.audit.draining:FOLD_BEYOND_ENTRIES 50_000 audit.md       more than 50,000 wait
+insights.audit.draining:FOLD_BEYOND_ENTRIES 50_000 runbook.md     more than 50,000 entries in a shard
 insights.audit.draining:_PAGE            500             audit.md       in batches of 500, inserts
 insights.audit.draining:_LEAST_AGE_MS    2_000           audit.md       at least two seconds old
 delivery.journaled_transport:_PAGE       500             audit.md       in batches of up to 500, and

@@ -12,7 +12,7 @@ from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.insights.audit.draining import (
-    SHARD_ENTRIES_MAX,
+    FOLD_BEYOND_ENTRIES,
     open_drainer,
     read_shard_backlogs,
     sum_backlogs,
@@ -118,7 +118,7 @@ def find_undrained_entries(entries: int, oldest_ms: int, *, is_kept: bool) -> li
     return one_finding(
         check="audit",
         problem=f"{what} waited for up to {span(oldest_ms)} for the database: events are missing there, and"
-        f" beyond {SHARD_ENTRIES_MAX:,} in a shard they are merged",
+        f" beyond {FOLD_BEYOND_ENTRIES:,} in a shard they are merged",
         cure=cure if is_kept else f"METERKIT_AUDIT_URL is not set here; {cure}",
     )
 

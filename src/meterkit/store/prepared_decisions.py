@@ -19,7 +19,7 @@ from meterkit.decisions.compiled_decision import (
     model_terms_to_hold,
 )
 from meterkit.decisions.customer_state import keep_holds_only
-from meterkit.decisions.fallback_rates import NO_REMAINDERS, remaining_by_policy
+from meterkit.decisions.fallback_arithmetic import NO_REMAINDERS, remaining_by_policy
 from meterkit.decisions.packed import merge_json
 from meterkit.decisions.policies import CEILING, Demand
 from meterkit.decisions.subjects import renew_hold

@@ -142,8 +142,8 @@ T = TypeVar("T")
 _logger = logging.getLogger("meterkit.audit")
 _EVERY_S: Final = 2.0
 _PAGE: Final = 500
-_ROOT_S: Final = 10.0
-SHARD_ENTRIES_MAX: Final = 50_000
+_ROOT_WAIT_S: Final = 10.0
+FOLD_BEYOND_ENTRIES: Final = 50_000
 """Entries that wait in a shard one by one; far more than a page."""
 _LEASE_MS: Final = 30_000
 # The store may lose younger entries, which then come again under another name.
@@ -199,7 +199,7 @@ class AuditDrainer:
             await asyncio.sleep(_EVERY_S)
             waiting = await read_shard_backlogs(self._store)
             note_backlog(self._store, await sum_backlogs(self._store, waiting))
-            await self.fold(waiting, SHARD_ENTRIES_MAX)
+            await self.fold(waiting, FOLD_BEYOND_ENTRIES)
 
     async def drain_under_lease(self) -> None:
         """Drain entries of some age if no other process does; failures are logged."""
@@ -218,7 +218,7 @@ class AuditDrainer:
                 _logger.warning("the audit log is drained again")
                 self._has_failed = False
 
-    async def fold(self, waiting: Sequence[ShardBacklog], most: int = SHARD_ENTRIES_MAX) -> None:
+    async def fold(self, waiting: Sequence[ShardBacklog], most: int = FOLD_BEYOND_ENTRIES) -> None:
         """Merge the entries of a shard beyond ``most`` into sums: single events are lost.
 
         Raises:
@@ -313,13 +313,13 @@ class AuditDrainer:
         store, admin = self._store, await self._store.admin()
         shard, before = store.keys.customer(customer).shard, int(time() * 1000) - self._least_age_ms
         stream, sums = store.keys.audit(shard), store.keys.audit_sums(shard)
-        async with asyncio.timeout(_ROOT_S):
+        async with asyncio.timeout(_ROOT_WAIT_S):
             while True:
                 await self.drain_shard(shard, least_age_ms=self._least_age_ms)
                 waiting = await admin.ask(admin.client.xrange(stream, max=f"{before}", count=1))
                 if not waiting and not await admin.ask(admin.client.exists(sums)):
                     return await in_thread(self.database.root, customer)
-                await asyncio.sleep(_ROOT_S / 20)
+                await asyncio.sleep(_ROOT_WAIT_S / 20)
 
     def _parse_entry(
         self,

@@ -1,6 +1,6 @@
-"""Decisions by rates counted within this process: the arithmetic of ``decide.lua``. Pure.
+"""Arithmetic of the fallback: decide by rates counted in this process, as ``decide.lua`` does. Pure.
 
-For requests that the store cannot decide. The replies have the shape of the script's, so that the edge
+It serves requests that the store cannot decide. The replies have the shape of the script's, so that the edge
 formats refusals the same way, the wait included.
 """
 
