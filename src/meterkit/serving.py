@@ -52,9 +52,7 @@ def store_of(settings: Settings, catalog: Catalog, clock: Callable[[], float]) -
             " trusted; set METERKIT_REDIS_URL with ssl_ca_certs=FILE to verify it"
         )
     if settings.redis_url is None:
-        _logger.warning(
-            "the store is %s: %s; set METERKIT_REDIS_URL to choose one", choice.address, choice.why
-        )
+        _logger.warning("the store is %s: %s", choice.address, choice.why)
     if not catalog.routes:
         _logger.warning("%s has no routes: no request is decided", catalog.source)
     return Store.of(choice.address, catalog, settings, clock)

