@@ -8,6 +8,7 @@ from typing import Final
 import pytest
 
 from drivers.command_line import Shell
+from drivers.help_pages import WIDTH, examples_of, help_pages, parse_example
 from drivers.sampled import some
 
 COMMANDS: Final = {
@@ -62,7 +63,7 @@ def listed(text: str, heading: str) -> dict[str, str]:
 @pytest.mark.parametrize("command", some(EVERY, SHOWN), ids=" ".join)
 def test_help_names_no_python_types_and_explains_everything(shell: Shell, command: tuple[str, ...]) -> None:
     # F-69: `CUSTOMER <str>`, `{CUSTOMER}`, `<int range>`, `0<=x<=1000`, arguments without a word.
-    text = helped(shell, *command)
+    text, _, _ = helped(shell, *command).partition("\nExamples:\n")
     assert not re.search(r"[<>]|\{[A-Z]|\b(str|int|float)\b|list\[", text)
     assert max(map(len, text.splitlines())) <= 80
     for entry, told in (listed(text, "Arguments") | listed(text, "Options")).items():
@@ -71,6 +72,28 @@ def test_help_names_no_python_types_and_explains_everything(shell: Shell, comman
     commands = listed(text, "Commands")
     assert tuple(commands) == COMMANDS.get(" ".join(command), ())
     assert [text for text in commands.values() if not text.endswith(".") or text.endswith("..")] == []
+
+
+def test_each_help_ends_with_examples_of_its_command() -> None:
+    pages = dict(help_pages())
+    assert {f"meterkit {' '.join(command)}".strip() for command in EVERY} <= set(pages)
+    for path, page in pages.items():
+        assert max(map(len, page.splitlines())) <= WIDTH, path
+        examples = examples_of(page)
+        assert 1 <= len(examples) <= 3, path
+        for purpose, typed in examples:
+            assert len(purpose.split()) > 1, path
+            assert f"{parse_example(typed)} ".startswith(f"{path} "), typed
+
+
+def test_an_example_that_cannot_be_parsed_is_noticed() -> None:
+    for typed, words in (
+        ("usage ada --everything", "No such option"),
+        ("usage ada --period soon", "found 'soon'"),
+        ("usage ada bob", "unexpected extra argument"),
+    ):
+        with pytest.raises(Exception, match=words):
+            parse_example(f"meterkit {typed}")
 
 
 def test_it_is_told_for_a_short_option_too(shell: Shell) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 import meterkit
 from meterkit.cli import (
@@ -31,27 +30,13 @@ from meterkit.cli import (
     usage,
     webhooks,
 )
+from meterkit.cli.help_pages import TopLevel
 from meterkit.cli.output import echo
 from meterkit.cli.session import run_command
 
-
-class CommandGroup(TyperGroup):
-    """The top-level commands; for a bare subcommand such as `link`, suggests `customers link`."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find a command by the words of the command line."""
-        name = args[0] if args else ""
-        if name not in self.commands:
-            found = [group for group, part in self.commands.items() if name in getattr(part, "commands", ())]
-            if found:
-                names = " or ".join(f"'meterkit {group} {name}'" for group in found)
-                ctx.fail(f"No such command {name!r}. Did you mean {names}?")
-        return super().resolve_command(ctx, args)
-
-
 app = typer.Typer(
     name="meterkit",
-    cls=CommandGroup,
+    cls=TopLevel,
     help="Usage metering and limit enforcement for ASGI services, billed through Stripe.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["--help", "-h"]},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.insights.audit.chain_verifier import ChainVerdict
 
-commands = typer.Typer(
-    name="audit", help="Verify the audit log, and rebuild counters from it.", no_args_is_help=True
-)
+commands = command_group("audit", "Verify the audit log, and rebuild counters from it.")
 
 _ENDED_EARLY: Final = (
     "interrupted: the rows above are done. Run the command again for the rest; nothing is raised twice"
@@ -53,9 +52,9 @@ async def rebuild(
     """Raise lost counters of the store to the audit log's values.
 
     It lowers nothing and sends nothing to Stripe: usage that Stripe may have is parked until it is compared.
-    For ended periods it only prints what is missing. Waiting entries are drained into the database first. A
-    customer that cannot be rebuilt is printed with the reason; the others are rebuilt. Exits 1 if something
-    is left to do, or with --dry-run if something differs.
+    For ended periods it only prints what is missing. It first writes waiting entries to the database. If a
+    customer cannot be rebuilt, it prints the reason and goes on. Exits 1 if something is left to do, or with
+    --dry-run if something differs.
     """
     kit = session.make_kit()
     _check_audited(kit)
@@ -99,9 +98,9 @@ async def verify(
 ) -> None:
     """Check that no row of the audit log was tampered with.
 
-    Computes the hash chain of each customer again and prints the first difference. --stripe also compares
-    the roots in invoices, of one --period or all, and names invoices without a root. Exits 1 if a chain is
-    broken.
+    Computes each customer's hash chain again and prints the first difference. --stripe also compares the
+    roots in the invoices of all periods, or of --period, and names invoices without a root. Exits 1 if a
+    chain is broken.
     """
     if period is not None and not stripe:
         raise typer.BadParameter("--period selects the invoices to compare; add --stripe")

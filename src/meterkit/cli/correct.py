@@ -35,7 +35,8 @@ async def correct(
     quantities: Annotated[
         list[str],
         typer.Argument(
-            metavar="METER=QUANTITY", help="A meter of the plans file, and the units: tokens=1_200."
+            metavar="METER=QUANTITY",
+            help="A meter of the plans file, and the units to take back: tokens=1_200.",
         ),
     ],
     *,
@@ -44,7 +45,7 @@ async def correct(
         typer.Option(
             "--reason",
             metavar="TEXT",
-            help="Required: reason, for the customer's ledger.",
+            help="Required: the reason, for the customer's history.",
             show_default=False,
         ),
     ] = "",
@@ -53,7 +54,7 @@ async def correct(
         typer.Option(
             "--id",
             metavar="ID",
-            help="Required: your own id of this correction, such as a ticket number. Repeating an id corrects"
+            help="Required: your own id of this correction, such as a ticket number. A repeated id corrects"
             " once.",
             show_default=False,
         ),
@@ -69,14 +70,15 @@ async def correct(
         bool, typer.Option("--yes", help="Do not ask for confirmation of a large correction.")
     ] = False,
 ) -> None:
-    """Reduce recorded usage.
+    """Take back recorded usage.
 
-    Corrects units of this billing period and of bills of the last 35 days. On a terminal it asks for
-    confirmation if they exceed half of the recorded units. Exits 1 if some are left to credit by hand, or
-    were never recorded.
+    Corrects units of this billing period, and units on bills of the last 35 days. On a terminal it asks
+    before it takes back more than half of the recorded units. Exits 1 if you must credit units by hand.
     """
     if not dry_run and not (reason and correction_id):
-        raise typer.BadParameter("give --reason TEXT, for the ledger, and --id ID: an id corrects once")
+        raise typer.BadParameter(
+            "give --reason TEXT, for the customer's history, and --id ID: an id corrects once"
+        )
     given = parse_quantities(quantities)
     async with session.kit(customer) as kit:
         await check_known(kit, customer)

@@ -12,6 +12,7 @@ import yaml
 
 from meterkit.catalog.amount_wording import date_and_time
 from meterkit.catalog.errors import suggestion
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, new_customer_note, note_missing_plan, note_unknown
 from meterkit.cli.link_files import read_links
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
@@ -41,7 +42,7 @@ def _flow(value: object) -> str:
     return text.removesuffix("...\n").strip()
 
 
-commands = typer.Typer(name="customers", help="Show and change customers.", no_args_is_help=True)
+commands = command_group("customers", "Show and change customers.")
 NO_STATUS: Final = "none"
 STATUSES: Final[tuple[str, ...]] = (*get_args(Status), NO_STATUS)
 _RARE: Final = frozenset({"access since", "subscription", "seats", "trial ends", "ends", "scheduled"})
@@ -100,8 +101,8 @@ async def link(
         typer.Option(
             "--csv",
             metavar="FILE",
-            help="Link every line `customer,stripe_customer` of a file; a header line of these two names"
-            " is skipped. - reads stdin.",
+            help="Link the customers of a file: each line is `customer,stripe_customer`. A header line is"
+            " skipped. `-` reads stdin.",
         ),
     ] = None,
     force: Annotated[
@@ -110,9 +111,9 @@ async def link(
 ) -> None:
     """Link customers to Stripe customers.
 
-    From now on meterkit delivers their usage; it reads their subscriptions at once. Repeating the command
-    changes nothing. With a Stripe key, an unknown Stripe customer is refused; --force links it anyway, and
-    meterkit reads the subscription later.
+    meterkit then delivers their usage, and reads their subscriptions at once. Repeating the command changes
+    nothing. With a Stripe key, an unknown Stripe customer is refused; --force links it anyway, and the
+    subscription is read later.
     """
     if csv is not None and customer is None:
         links = read_links(csv)
@@ -138,7 +139,7 @@ async def link(
 async def unlink(session: Session, customer: CustomerArgument) -> None:
     """Remove a customer's link.
 
-    Usage that was never sent waits for the next link. Usage that was sent stays with the old one.
+    Usage that was never sent waits for the next link. Usage that was sent stays with the old Stripe customer.
     """
     async with session.kit() as kit:
         await check_known(kit, customer)
@@ -153,7 +154,7 @@ async def set_plan(
     *,
     clear: Annotated[bool, typer.Option("--clear", help="Remove the plan that was set by hand.")] = False,
 ) -> None:
-    """Set a customer's plan, at once."""
+    """Set a customer's plan by hand, at once."""
     if clear == (plan is not None):
         raise typer.BadParameter("give PLAN or --clear")
     await _change_and_show(session, customer, lambda customers: customers.set_plan(customer, plan))
@@ -190,7 +191,7 @@ async def override(
     ] = None,
     until: Annotated[
         str | None,
-        typer.Option("--until", metavar="WHEN", help=f"When this ends: {WHEN}. Default: never."),
+        typer.Option("--until", metavar="WHEN", help=f"End of the override: {WHEN}. Default: never."),
     ] = None,
     subject: Annotated[
         str | None,
@@ -202,7 +203,9 @@ async def override(
     ] = None,
     clear: Annotated[
         bool,
-        typer.Option("--clear", help="Remove the meter's override; without METER, those of features."),
+        typer.Option(
+            "--clear", help="Remove the override of METER; without METER, remove those of features."
+        ),
     ] = False,
 ) -> None:
     """Override limits or features of a customer's plan.
@@ -238,14 +241,14 @@ async def set_status(
         str,
         typer.Argument(
             metavar="STATUS",
-            help="A status of Stripe, or none.",
+            help="A subscription status of Stripe, or none.",
             autocompletion=_complete_status,
         ),
     ],
 ) -> None:
-    """Set the status of a customer's subscription.
+    """Set the status of a customer's subscription by hand.
 
-    STATUS is a word of Stripe, such as active, past_due or canceled; none removes the status.
+    STATUS is a status of Stripe, such as active, past_due or canceled. `none` removes it.
     """
     if status not in STATUSES:
         raise MeterkitError(
@@ -262,7 +265,7 @@ async def delete(
     *,
     cancel: Annotated[
         bool,
-        typer.Option("--cancel", help="First end the customer's subscription now; its usage is billed."),
+        typer.Option("--cancel", help="First end the customer's subscription, and bill its usage."),
     ] = False,
 ) -> None:
     """Delete a customer and print what was erased.
@@ -283,7 +286,7 @@ async def delete(
 async def history(session: Session, customer: CustomerArgument) -> None:
     """Show the changes of a customer and their causes.
 
-    Oldest first; about the last thousand changes.
+    Oldest first; shows about the last thousand changes.
     """
     async with session.kit(reads=True) as kit:
         await note_unknown(kit, customer)

@@ -50,7 +50,7 @@ _ContactOption: TypeAlias = Annotated[
     typer.Option(
         "--contact",
         metavar="MODULE:FUNCTION",
-        help="Function that returns a customer's contact, like `contact` of the kit: sends e-mails.",
+        help="Send e-mails to the address that this function returns, like `contact` of MeterKit.",
         show_default=False,
     ),
 ]
@@ -84,10 +84,10 @@ async def worker(
 ) -> None:
     """Deliver usage and process webhooks until stopped.
 
-    SIGTERM or SIGINT (Ctrl-C) stops it; it waits up to 10 seconds for running calls. SIGHUP reloads the
-    plans file; changes of the file are also detected. If the plans file has `storage`, it recalculates the
-    stored bytes every hour. Without a Stripe key it runs everything except delivery, provided that no meter
-    has a Stripe event or --storage-queue is given.
+    SIGTERM or SIGINT (Ctrl-C) stops it; it waits up to 10 seconds for running calls. It reloads the plans
+    file when the file changes, or at SIGHUP. If the plans file has `storage`, it recalculates the stored
+    bytes every hour. It needs a Stripe key, unless no meter has a Stripe event or --storage-queue is given:
+    then it does everything but deliver.
     """
     if log_format == "json":
         log_as_json()
@@ -185,9 +185,8 @@ async def flush(
         bool,
         typer.Option(
             "--all",
-            help="Also send spools of ended processes, seal open usage, retry waiting deliveries at"
-            " once, and wait"
-            " for deliveries that may not be sent yet.",
+            help="Also send spools of ended processes, seal open usage, retry failed deliveries at once, and"
+            " wait until all is sent.",
         ),
     ] = False,
     timeout_s: Annotated[
@@ -203,8 +202,8 @@ async def flush(
 ) -> None:
     """Deliver due usage to Stripe, once.
 
-    Also drains the audit log. Exits 1 if some usage of linked customers is undelivered, or a spool could not
-    be sent. Without a Stripe key, --all only sends the spools.
+    Also writes waiting entries to the audit log. Exits 1 if usage of a linked customer is undelivered, or a
+    spool could not be sent. Without a Stripe key, --all sends only the spools.
     """
     kit = session.make_kit()
     for room in ("delivery", "store"):

@@ -26,7 +26,7 @@ commands = typer.Typer()
 async def doctor(session: Session) -> None:
     """Check the deployment: the store, waiting work and Stripe.
 
-    Prints each finding with its cure. Exits 1 if there is any.
+    Prints each finding with its cure. Exits 1 if there is a finding.
     """
     kit = session.make_kit()
     # The store logs the same findings.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, new_customer_note, note_unknown
 from meterkit.cli.options import WHEN, CustomerArgument, date_or_instant, integer_between
 from meterkit.cli.output import print_note, print_records, print_table
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
     from meterkit.customers.grant_ledger import Grant, LedgerEntry
     from meterkit.kit import MeterKit
 
-commands = typer.Typer(
-    name="grants",
-    help="Grant customers quantities in addition to their plan.",
-    no_args_is_help=True,
-)
+commands = command_group("grants", "Give customers quantities beyond their plan.")
 
 _PriorityOption = Annotated[
     int,
@@ -33,7 +30,7 @@ _PriorityOption = Annotated[
         "--priority",
         parser=integer_between(0, 1000),
         metavar="N",
-        help="From 0 to 1000; lower priorities are used first.",
+        help="From 0 to 1000; the lowest is used first.",
     ),
 ]
 
@@ -46,7 +43,7 @@ async def add(
         list[str],
         typer.Argument(
             metavar="NAME=QUANTITY",
-            help="A meter or credit of the plans file and a quantity: ai=500 'pages=10_000'.",
+            help="A meter or credit of the plans file, and a quantity: ai=500 pages=10_000.",
         ),
     ],
     *,
@@ -55,20 +52,20 @@ async def add(
         typer.Option(
             "--id",
             metavar="ID",
-            help="Required: your own id of this grant, such as an invoice id. Repeating an id grants once.",
+            help="Required: your own id of this grant, such as an invoice id. A repeated id grants once.",
         ),
     ] = None,
     priority: _PriorityOption = 50,
     effective: Annotated[
         str | None,
-        typer.Option("--effective", metavar="WHEN", help=f"Start: {WHEN}. Default: now."),
+        typer.Option("--effective", metavar="WHEN", help=f"Start of the grant: {WHEN}. Default: now."),
     ] = None,
     expires: Annotated[
         str | None,
         typer.Option(
             "--expires",
             metavar="WHEN",
-            help="Expiry, in the same format. Default: never.",
+            help="End of the grant, in the same format. Default: never.",
         ),
     ] = None,
 ) -> None:
@@ -106,9 +103,9 @@ async def add(
 
 @command(commands, "list")
 async def list_all(session: Session, customer: CustomerArgument) -> None:
-    """List a customer's grants in the order of use.
+    """List a customer's grants in the order in which they are used.
 
-    Includes grants of the plan.
+    Includes the plan's own grants.
     """
     async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
@@ -121,7 +118,7 @@ async def void(
     customer: CustomerArgument,
     grant_id: Annotated[str, typer.Argument(metavar="ID", help="The id of the grant.")],
 ) -> None:
-    """Void the rest of a grant.
+    """Take back what is left of a grant.
 
     Usage that it paid for stays paid. Repeating the command changes nothing.
     """

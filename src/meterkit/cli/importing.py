@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.link_files import read_links
 from meterkit.cli.output import print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command
@@ -23,12 +24,7 @@ _DOING: Final[Mapping[str, str]] = {
     "subscriptions": "reading subscriptions",
     "links": "linking customers",
 }
-commands = typer.Typer(name="import", no_args_is_help=True)
-
-
-@commands.callback()
-def importing() -> None:
-    """Import existing customers and subscriptions."""
+commands = command_group("import", "Import existing customers and subscriptions.")
 
 
 @command(commands)
@@ -44,7 +40,7 @@ async def stripe(
         typer.Option(
             "--id-from",
             metavar="PLACE",
-            help="Where your own customer ids are at Stripe: `email`, or `metadata.KEY` of a customer or its"
+            help="Where Stripe has your own customer ids: `email`, or `metadata.KEY` of a customer or its"
             " subscription.",
         ),
     ] = "metadata.meterkit_customer",
@@ -53,15 +49,15 @@ async def stripe(
         typer.Option(
             "--csv",
             metavar="FILE",
-            help="Your own ids, one line `customer,stripe_customer` each; they override ids at Stripe."
-            " - reads stdin.",
+            help="A file with your own ids, which override ids at Stripe: each line is"
+            " `customer,stripe_customer`. `-` reads stdin.",
         ),
     ] = None,
 ) -> None:
     """Link the customers of a Stripe account.
 
-    Each gets the plan of its subscription at once. Lists customers that do not fit, with the reason, and
-    then exits 1. Run it again at any time: finished links are skipped.
+    Each gets the plan of its subscription at once. Lists customers that do not fit, with the reason, and then
+    exits 1. You may run it again: linked customers are skipped.
     """
     ids = _by_stripe_customer(csv)
     async with session.kit(reads=dry_run) as kit:

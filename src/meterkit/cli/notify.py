@@ -7,23 +7,20 @@ from typing import Annotated
 
 import typer
 
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
 from meterkit.notify.courier import read_event_and_customer
 
-commands = typer.Typer(
-    name="notify",
-    help="List, resend and preview webhooks and e-mails.",
-    no_args_is_help=True,
-)
+commands = command_group("notify", "List, resend and preview webhooks and e-mails.")
 
 
 @command(commands, "list")
 async def list_all(session: Session) -> None:
     """List waiting and dead messages.
 
-    Each with its last error. Exits 1 if messages are dead.
+    Shows the last error of each. Exits 1 if a message is dead.
     """
     async with session.kit(reads=True) as kit:
         found = await kit.notify.list()
@@ -61,10 +58,10 @@ async def redrive(
     session: Session,
     messages: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MESSAGE]...", help="Such as msg_1f2e…. Default: all dead messages."),
+        typer.Argument(metavar="MESSAGE", help="Such as msg_1f2e…. Default: all dead messages."),
     ] = None,
 ) -> None:
-    """Send dead messages again, for three days."""
+    """Retry dead messages, for three days."""
     async with session.kit() as kit:
         count = await kit.notify.redrive(*(messages or ()))
     session.show({"redriven": count}, lambda: echo(f"sent again: {count}"))
@@ -76,9 +73,11 @@ async def redrive(
 @command(commands)
 async def preview(
     session: Session,
-    event: Annotated[str, typer.Argument(metavar="EVENT", help="Such as usage.threshold.")],
+    event: Annotated[
+        str, typer.Argument(metavar="EVENT", help="The name of an event, such as usage.threshold.")
+    ],
     locale: Annotated[
-        str | None, typer.Option("--locale", metavar="LOCALE", help="The language, such as de.")
+        str | None, typer.Option("--locale", metavar="LOCALE", help="The language of the e-mail, such as de.")
     ] = None,
 ) -> None:
     """Show the webhook and the e-mail of an event, with sample figures."""

@@ -1,4 +1,4 @@
-"""Options and arguments that commands share: help layout, parsers, and ``MODULE:NAME`` imports."""
+"""Options and arguments that commands share, their parsers, and ``MODULE:NAME`` imports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import typer
-from typer.core import TyperCommand
 
 from meterkit.catalog import load
 from meterkit.decisions.periods import from_ms, period_ms
@@ -27,34 +26,6 @@ if TYPE_CHECKING:
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
-
-
-class Command(TyperCommand):
-    """A command whose help names arguments by what they are for, and no types of Python."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the sections of arguments and options."""
-        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None and parameter.param_type_name == "argument":
-                # Typer puts the type behind the name.
-                sections["Arguments"].append((_name(parameter), record[1]))
-            elif record is not None:
-                sections["Options"].append(record)
-        for heading, records in sections.items():
-            if records:
-                with formatter.section(heading):
-                    formatter.write_dl(records)
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The words of the line that begins with ``Usage:``."""
-        arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
-        return ["[OPTIONS]", *(_name(one) if one.required else f"[{_name(one)}]" for one in arguments)]
-
-
-def _name(parameter: Any) -> str:
-    return str(parameter.metavar) + ("..." if parameter.nargs != 1 else "")
 
 
 def integer_between(least: int, most: int) -> Callable[[str], int]:
@@ -120,11 +91,11 @@ def _day(value: str) -> datetime:
 
 
 _COMMON: Final[dict[str, dict[str, Any]]] = {
-    "plans": {"metavar": "FILE", "help": "The plans file. Default: METERKIT_PLANS, else plans.yaml."},
+    "plans": {"metavar": "FILE", "help": "The plans file. Default: METERKIT_PLANS or plans.yaml."},
     "redis": {
         "metavar": "URL",
-        "help": "The store. Default: METERKIT_REDIS_URL, else REDIS_URL. Put passwords into the variable:"
-        " other users of this machine can read command lines.",
+        "help": "The Redis server. Default: METERKIT_REDIS_URL or REDIS_URL. Keep passwords in the"
+        " variable: other users of this machine can read command lines.",
     },
     "json": {"help": "Print JSON, for programs."},
 }

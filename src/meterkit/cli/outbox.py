@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from meterkit.catalog.amount_wording import date_and_time, money, span
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import integer_between
 from meterkit.cli.output import cell_text, echo, print_note
 from meterkit.cli.session import Session, command
@@ -24,19 +25,17 @@ if TYPE_CHECKING:
 
     from meterkit import Intent, Intents, MeterKit
 
-commands = typer.Typer(
-    name="outbox",
-    help="Inspect and retry usage not yet delivered to Stripe.",
-    no_args_is_help=True,
-)
+commands = command_group("outbox", "Inspect and retry usage not yet delivered to Stripe.")
 
 _Identifiers = Annotated[
     list[str],
-    typer.Argument(metavar="INTENT", help="The identifiers of intents, as `outbox list` shows them."),
+    typer.Argument(metavar="INTENT", help="Identifiers that `outbox list` shows."),
 ]
 _Reason = Annotated[
     str,
-    typer.Option("--reason", metavar="TEXT", help="Reason, for the customer's ledger.", show_default=False),
+    typer.Option(
+        "--reason", metavar="TEXT", help="The reason, for the customer's history.", show_default=False
+    ),
 ]
 _Customer = Annotated[str | None, typer.Option("--customer", metavar="CUSTOMER", help="Only this customer.")]
 _MOST: Final = 100_000
@@ -66,7 +65,8 @@ async def list_all(
 ) -> None:
     """List undelivered usage, oldest first.
 
-    Intents, then invoice items for late usage. Exits 1 if an intent is parked or dead: it needs a decision.
+    Intents come first, then invoice items for late usage. Exits 1 if an intent is parked or dead: you must
+    decide about it.
     """
     async with session.kit(reads=True) as kit:
         intents = await kit.outbox.list(state=state, customer=customer, limit=limit)
@@ -84,7 +84,8 @@ async def list_all(
 
 @command(commands)
 async def show(
-    session: Session, intent: Annotated[str, typer.Argument(metavar="INTENT", help="Its identifier.")]
+    session: Session,
+    intent: Annotated[str, typer.Argument(metavar="INTENT", help="The identifier that `outbox list` shows.")],
 ) -> None:
     """Show one intent or invoice item in full."""
     async with session.kit(reads=True) as kit:
@@ -96,15 +97,14 @@ async def show(
 async def redrive(
     session: Session,
     intents: Annotated[
-        list[str] | None, typer.Argument(metavar="[INTENT]...", help="Their identifiers.")
+        list[str] | None, typer.Argument(metavar="INTENT", help="Identifiers that `outbox list` shows.")
     ] = None,
     *,
     everything: Annotated[
         bool,
         typer.Option(
             "--all",
-            help="All parked and dead ones, except those parked by hand or after a restore."
-            " With --customer, of that customer.",
+            help="Redrive all parked and dead intents, except those parked by hand or after a restore.",
         ),
     ] = False,
     customer: _Customer = None,
@@ -112,9 +112,9 @@ async def redrive(
 ) -> None:
     """Deliver parked or dead usage.
 
-    If Stripe certainly counts the identifier once, it is sent again under the same one. Otherwise it stays
-    parked, and 26 hours after its first attempt meterkit compares it with Stripe's summary before sending.
-    The next flush creates invoice items that you name.
+    meterkit sends an intent again at once if Stripe is sure to count it once. Otherwise the intent stays
+    parked: 26 hours after its first attempt meterkit compares it with Stripe's summary, and then sends it.
+    The next flush creates the invoice items that you name.
     """
     if bool(intents) == everything:
         raise typer.BadParameter("name intents or give --all")
@@ -156,18 +156,17 @@ async def drop(
     *,
     reason: Annotated[
         str | None,
-        typer.Option("--reason", metavar="TEXT", help="Required: reason, for the customer's ledger."),
+        typer.Option("--reason", metavar="TEXT", help="Required: the reason, for the customer's history."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Drop intents or invoice items for good.
 
-    Their usage is never sent to Stripe and counts as dead; that of an invoice item stays late and is not
-    billed. Asks for confirmation. The customer's ledger records who dropped it and why: see `meterkit
-    customers history`.
+    The usage of an intent is never sent to Stripe and counts as dead. The usage of an invoice item stays late
+    and is never billed. Asks for confirmation. `meterkit customers history` shows who dropped it, and why.
     """
     if not reason:
-        raise typer.BadParameter("give --reason TEXT: it is entered into the customer's ledger")
+        raise typer.BadParameter("give --reason TEXT, for the customer's history")
     async with session.kit() as kit:
         items = await _items_by_id(kit)
         if not yes:

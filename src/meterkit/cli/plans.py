@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from meterkit.catalog import json_schema, load
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import NewPlanArgument, OldPlanArgument, plans_path
 from meterkit.cli.output import echo, print_json, print_note
 from meterkit.cli.session import Session, command
@@ -75,15 +76,10 @@ def schema(_: Session) -> None:
     print_json(json_schema())
 
 
-migration_commands = typer.Typer(name="plans", no_args_is_help=True)
+migration_commands = command_group("plans", "Change the plans of many customers.")
 
 _FATAL_ERRORS: Final = (SettingsError, StoreError, UnknownPlanError)
 """Errors that would stop every migration."""
-
-
-@migration_commands.callback()
-def plans() -> None:
-    """Change the plans of many customers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +110,10 @@ async def migrate(
 ) -> None:
     """Move all customers of one plan to another.
 
-    A subscription changes at Stripe as if its customer had chosen the plan: an upgrade now, a downgrade when
-    the period ends, and also any change between plans that bill one meter with `report: usage`. A plan that
-    was set by hand changes at once. FROM may be missing from the plans file. Run it again at any time:
-    migrated customers are left alone.
+    A subscription changes at Stripe as if the customer had chosen the plan: an upgrade now, a downgrade when
+    the period ends. Between plans that bill one meter with `report: usage`, each change waits for the end of
+    the period. A plan that was set by hand changes at once. FROM may be missing from the plans file. You may
+    run it again: migrated customers are skipped.
     """
     async with session.kit() as kit:
         if new not in kit.catalog.plans:

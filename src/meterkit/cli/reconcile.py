@@ -14,7 +14,7 @@ from meterkit.catalog.amount_wording import date_and_time
 from meterkit.cli.audit import RARE as RARE_OF_AUDIT
 from meterkit.cli.audit import row_of as row_of_audit
 from meterkit.cli.known_customers import note_unknown
-from meterkit.cli.options import WHEN, CustomerOption, DryRunOption, PeriodOption, instant
+from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption, instant
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import JsonArray, print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command, started
@@ -51,12 +51,14 @@ async def reconcile(
     *,
     period: PeriodOption = None,
     show_all: Annotated[bool, typer.Option("--all", help="Also print rows that agree.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Resolve unambiguous differences.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Resolve differences that have only one explanation.")
+    ] = False,
 ) -> None:
     """Compare deliveries with Stripe's counts and invoices.
 
-    To the unit, for each customer and meter. For an ended period this is its close report. Prints
-    differences, or all rows of one CUSTOMER. Exits 1 if there is a difference or parked usage.
+    Compares to the unit, for each customer and meter. After a period's end this is its close report. Prints
+    the differences, or all rows of one CUSTOMER. Exits 1 if there is a difference or parked usage.
     """
     is_complete = show_all or customer is not None
     differing = compared = 0
@@ -166,8 +168,8 @@ async def recover(
             "--since",
             parser=instant,
             metavar="INSTANT",
-            help="First compare all waiting usage with Stripe: a backup of this instant was restored and"
-            f" meterkit could not detect it. {WHEN}.",
+            help="First compare all waiting usage with Stripe. Use it if you restored a backup of this"
+            " instant and meterkit did not notice. Such as 2027-01-01T00:00:00Z.",
         ),
     ] = None,
     dry_run: DryRunOption = False,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from meterkit.catalog.amount_wording import money
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.safe_text import csv_text
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from meterkit.insights.revenue.revenue import RevenueDay
 
-commands = typer.Typer(name="revenue", help="Show recurring revenue by day.")
+commands = command_group("revenue", "Show recurring revenue by day.", has_default=True)
 
 _MICRO: Final = 1_000_000
 _MONEY: Final = (
@@ -53,7 +54,7 @@ async def revenue(
     *,
     first: Annotated[
         date | None,
-        typer.Option("--from", parser=_day, metavar="DAY", help="The first day. Default: the last day."),
+        typer.Option("--from", parser=_day, metavar="DAY", help="The first day. Default: only the last day."),
     ] = None,
     last: Annotated[
         date | None,
@@ -62,7 +63,7 @@ async def revenue(
         ),
     ] = None,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV, a line for each day and currency.")
+        bool, typer.Option("--csv", help="Print CSV, one line for each day and currency.")
     ] = False,
 ) -> None:
     """Show recurring revenue by day.
@@ -91,13 +92,13 @@ async def spend(
     session: Session,
     spent: Annotated[
         list[str],
-        typer.Argument(metavar="DAY=CENTS", help="A day and its spending: 2026-10-01=150000."),
+        typer.Argument(metavar="DAY=CENTS", help="A day and what you spent on it: 2026-10-01=150000."),
     ],
 ) -> None:
-    """Record the spending of a day to win customers.
+    """Record what you spent on a day to win customers.
 
-    In cents of the plans file's currency. `revenue` computes the cost of a new customer from it. A later
-    value for a day replaces the earlier one.
+    In cents of the plans file's currency. `meterkit revenue` computes the cost of a new customer from it. A
+    new value for a day replaces the old one.
     """
     given = [_spent(text) for text in spent]
     async with session.kit() as kit:

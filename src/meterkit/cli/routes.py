@@ -39,20 +39,21 @@ def routes(
     app: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app, as for uvicorn: main:app.")],
     *,
     factory: Annotated[
-        bool, typer.Option("--factory", help="APP is a function without arguments that returns the app.")
+        bool, typer.Option("--factory", help="APP is a function that takes no arguments and returns the app.")
     ] = False,
     readings: Annotated[
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Show each reading of a path and its line: '/files/a/../b' or 'POST /v1/chat/'.",
+            help="Show each reading of a path with its plan route: '/files/a/../b' or 'POST /v1/chat/'.",
         ),
     ] = None,
 ) -> None:
-    """Show which line of the plans file meters each route.
+    """Show which plan route meters each route of the app.
 
-    Uses the plans file of the app's MeterMiddleware, or of --plans if it has none. Also prints meters that a
-    plan limits and no line asks for. Exits 1 if a route is unmetered or a line takes no route.
+    Plan routes are the `routes` of the plans file: that of the app's MeterMiddleware, or --plans if the app
+    has none. Also prints limits that no plan route checks. Exits 1 if a route is unmetered, or if a plan
+    route matches no route.
     """
     # The store of the app's kit does not matter here.
     logging.getLogger("meterkit").setLevel(logging.ERROR)

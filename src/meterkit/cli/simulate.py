@@ -48,8 +48,8 @@ async def simulate(
     """Replay the usage of a period under another plans file.
 
     Shows who would have been refused, and what each customer would have paid. Reads the audit log. --plans
-    names the file to try; METERKIT_PLANS names the current one. Default: the periods that were open a month
-    ago. Exits 1 if sums and scripts disagree about a customer.
+    names the file to try; METERKIT_PLANS names the current one. Without --period it takes the periods that
+    were open a month ago. Exits 1 if its two calculations, by sums and by scripts, disagree.
     """
     if session.plans is None:
         raise typer.BadParameter("name the plans file to try: --plans next.yaml")

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 
-commands = typer.Typer(name="storage", help="Recalculate bytes in object stores.", no_args_is_help=True)
+commands = command_group("storage", "Recalculate bytes in object stores.")
 
 
 @command(commands)
@@ -21,10 +22,10 @@ async def recalculate(
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the drift, and change nothing.")] = False,
 ) -> None:
-    """List the buckets and correct the stored bytes.
+    """Correct the stored bytes by listing the buckets.
 
-    Prints the drift of each customer, positive if the bucket has more. `meterkit worker` does this every
-    hour.
+    Prints the drift of each customer; it is positive if the bucket has more. `meterkit worker` does this
+    every hour.
     """
     async with session.kit(reads=dry_run) as kit:
         drift = await kit.storage.recalculate(customer, dry_run=dry_run)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from meterkit.catalog import load
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import instant, integer_between
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command, stop_signal
@@ -28,12 +29,7 @@ if TYPE_CHECKING:
 
 KEY: Final = "sk_test_emulator"
 
-commands = typer.Typer(name="stripe", no_args_is_help=True)
-
-
-@commands.callback()
-def stripe() -> None:
-    """Create meters and prices; run an emulator."""
+commands = command_group("stripe", "Create meters and prices; run an emulator.")
 
 
 @command(commands, unused=("redis",))
@@ -46,8 +42,8 @@ async def sync(
 ) -> None:
     """Create the meters and prices of the plans file at Stripe.
 
-    Finds its own prices by lookup keys, and products by metadata. Prints each object with its id, and each
-    price with its amount. Exits 1 and creates nothing if a price that the file names is missing or has
+    It finds its own prices by lookup keys, and its products by metadata. Prints each object with its id, and
+    each price with its amount. Exits 1 and creates nothing if a price that the file names is missing or has
     another currency or interval, or if something would be billed wrongly.
     """
     settings = Settings.load(plans=session.plans)
@@ -117,9 +113,8 @@ async def emulator(
             "--clock",
             parser=instant,
             metavar="INSTANT",
-            help="Stops the clock at this instant, such as 2026-04-01T00:00:00Z; POST"
-            " /_emulator/clock moves it."
-            " Default: this machine's clock.",
+            help="Stop the clock at this instant, such as 2026-04-01T00:00:00Z; POST /_emulator/clock moves"
+            " it. Default: this machine's clock.",
         ),
     ] = None,
     forward_to: Annotated[
@@ -134,7 +129,7 @@ async def emulator(
     """Run a Stripe emulator in memory until it is stopped.
 
     --plans adds the meters and prices of that file, --customer adds customers. POST /_emulator/clock moves
-    its time, POST /_emulator/customers/ID makes payments of a customer fail.
+    its clock. POST /_emulator/customers/ID makes a customer's payments fail.
     """
     # Imported here: the emulator is slow to import.
     testing = import_module("meterkit.testing")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from meterkit.catalog.amount_wording import money
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, note_unknown
 from meterkit.cli.options import CustomerArgument, PlanArgument, integer_between
 from meterkit.cli.output import cell_text, echo, print_note, print_records
@@ -22,11 +23,7 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.change_rules import OverLimit
     from meterkit.subscriptions.service.results import Invoice, Subscription, SubscriptionChange
 
-commands = typer.Typer(
-    name="subscriptions",
-    help="Show and change subscriptions at Stripe.",
-    no_args_is_help=True,
-)
+commands = command_group("subscriptions", "Show and change subscriptions at Stripe.")
 
 _RARE: Final = frozenset({"seats", "trial ends", "ends", "scheduled", "due", "paid"})
 """Columns that are shown where there is something in them."""
@@ -37,7 +34,7 @@ _Seats: Final = integer_between(1, SEATS_MAX)
 async def show(session: Session, customer: CustomerArgument) -> None:
     """Show a customer's subscription.
 
-    As last fetched from Stripe. Exits 1 if there is none.
+    Shows the state that was last fetched from Stripe. Exits 1 if there is none.
     """
     async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
@@ -54,12 +51,12 @@ async def preview(
     *,
     plan: Annotated[str | None, typer.Option("--plan", metavar="PLAN", help="New plan.")] = None,
     seats: Annotated[
-        int | None, typer.Option("--seats", parser=_Seats, metavar="N", help="New number of seats in all.")
+        int | None, typer.Option("--seats", parser=_Seats, metavar="N", help="New total number of seats.")
     ] = None,
 ) -> None:
     """Show what another plan or number of seats costs.
 
-    Before taxes and discounts. Also shows gauges that exceed the new limits. Changes nothing.
+    With discounts and taxes, without usage. Also shows gauges that exceed the new limits. Changes nothing.
     """
     if plan is None and seats is None:
         raise typer.BadParameter("give --plan PLAN, --seats N, or both")
@@ -91,7 +88,7 @@ async def change(session: Session, customer: CustomerArgument, plan: PlanArgumen
 async def seats(
     session: Session,
     customer: CustomerArgument,
-    number: Annotated[int, typer.Argument(metavar="N", parser=_Seats, help="Seats, in all.")],
+    number: Annotated[int, typer.Argument(metavar="N", parser=_Seats, help="The total number of seats.")],
 ) -> None:
     """Set the number of seats of a subscription, now."""
     async with session.kit(customer) as kit:
@@ -105,13 +102,16 @@ async def cancel(
     *,
     immediately: Annotated[
         bool,
-        typer.Option("--immediately", help="End it now, not with the period; its usage is billed first."),
+        typer.Option(
+            "--immediately", help="End it now instead of with the period; usage until now is billed."
+        ),
     ] = False,
     give_back: Annotated[
         bool,
         typer.Option(
             "--give-back",
-            help="With --immediately: credit the paid rest of the period to the customer's balance.",
+            help="With --immediately: credit the paid rest of the period to the customer's balance at"
+            " Stripe.",
         ),
     ] = False,
 ) -> None:
@@ -143,9 +143,9 @@ async def invoices(session: Session, customer: CustomerArgument) -> None:
 
 @command(commands)
 async def sync(session: Session, customer: CustomerArgument) -> None:
-    """Fetch a subscription from Stripe now.
+    """Fetch a customer's subscription from Stripe now.
 
-    Exits 1 if there is none with a plan of the plans file.
+    Exits 1 if the customer has none with a plan of the plans file.
     """
     async with session.kit(customer) as kit:
         await check_known(kit, customer)
@@ -184,7 +184,7 @@ async def repair(
 ) -> None:
     """Give a subscription exactly the items of its plan.
 
-    Usage is delivered before a metered item changes. Exits 1 if something is left for you to decide.
+    Delivers usage before it changes a metered item. Exits 1 if you must decide about something.
     """
     async with session.kit(customer) as kit:
         done = await kit.subscriptions.repair(customer, dry_run=dry_run)

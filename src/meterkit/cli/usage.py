@@ -84,16 +84,16 @@ async def usage(
         typer.Option(
             "--by",
             metavar="KIND",
-            help="Show cost and margin by model, or each user: --by user.",
+            help="Show cost, revenue and margin by model (--by model), or usage by user (--by user).",
         ),
     ] = None,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV, a line for each customer and meter.")
+        bool, typer.Option("--csv", help="Print CSV, one line for each customer and meter.")
     ] = False,
 ) -> None:
     """Show a customer's usage, what is left, and what Stripe has.
 
-    With --all: of every customer with usage.
+    Shows this billing period unless --period names another.
     """
     if every == (customer is not None):
         raise typer.BadParameter("give CUSTOMER or --all")
@@ -316,13 +316,13 @@ async def statement(
     *,
     period: PeriodOption = None,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV: a row for each line and each event.")
+        bool, typer.Option("--csv", help="Print CSV, one row for each line and each event.")
     ] = False,
 ) -> None:
-    """Show the bill of a period, and what each line rests on.
+    """Show the bill of a period, and the events behind it.
 
-    The lines are those of the period's invoices; before there is one, those of the plans file. With --csv all
-    events, with --json the first 100 of each line. Reads the audit log.
+    The lines come from the period's invoices, or from the plans file while there is no invoice. --csv prints
+    all events, --json the first 100 of each line. Reads the audit log.
     """
     if as_csv and session.json:
         raise typer.BadParameter("give --csv or --json")

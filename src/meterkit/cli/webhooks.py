@@ -7,22 +7,20 @@ from typing import Annotated
 
 import typer
 
+from meterkit.cli.help_pages import command_group
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
 
-commands = typer.Typer(
-    name="webhooks",
-    help="List and retry failed webhooks.",
-    no_args_is_help=True,
-)
+commands = command_group("webhooks", "List and retry failed webhooks.")
 
 
 @command(commands, "list")
 async def list_all(session: Session) -> None:
     """List Stripe customers whose sync is dead, with the reason.
 
-    Exits 1 if there are any. Notes show the number of waiting syncs, and alarms about unbilled usage.
+    A webhook makes meterkit fetch (sync) a customer. A sync is dead when meterkit has stopped trying. Also
+    prints the number of waiting syncs, and alarms about unbilled usage. Exits 1 if a sync is dead.
     """
     async with session.kit(reads=True) as kit:
         dead, backlog = await kit.webhooks.dead(), await kit.webhooks.backlog()
@@ -55,7 +53,7 @@ async def redrive(
     session: Session,
     stripe_customers: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[STRIPE_CUSTOMER]...", help="Such as cus_123. Default: all dead ones."),
+        typer.Argument(metavar="STRIPE_CUSTOMER", help="Such as cus_123. Default: all whose sync is dead."),
     ] = None,
 ) -> None:
     """Retry dead syncs."""

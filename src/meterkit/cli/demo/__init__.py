@@ -21,19 +21,19 @@ def demo(
     *,
     lose_one: Annotated[
         bool,
-        typer.Option("--break", help="Lose one event on purpose. The comparison must find that, and exit 1."),
+        typer.Option("--break", help="Lose one event on purpose: the comparison must find it, and exit 1."),
     ] = False,
     keep: Annotated[
         bool,
         typer.Option(
-            "--keep", help="Then serve the usage page of each customer and the operator pages until Ctrl-C."
+            "--keep", help="Then serve each customer's usage page and the operator pages until Ctrl-C."
         ),
     ] = False,
 ) -> None:
     """Try everything out: a service, its customers and the bill.
 
-    Starts a small service, three customers and a stand-in for Stripe, and compares the bill with what was
-    served, unit by unit.
+    Starts a small service, three customers and a Stripe emulator. Compares the bill with the served requests,
+    unit by unit.
     """
     if session.plans is not None or session.redis is not None:
         raise typer.BadParameter(
