@@ -102,11 +102,6 @@ def test_what_public_names_take_and_give_is_public(name: str) -> None:
         assert not inspect.isclass(found) or found in public or is_protocol(found), origin
 
 
-def test_each_public_name_has_its_place_in_the_documentation() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "python.md").read_text()
-    assert [name for name in NAMES if f"`{name}" not in page and f"## {name}" not in page] == []
-
-
 def test_settings_as_keywords_are_all_the_settings() -> None:
     keywords = vars(inspect.getmodule(Settings))["SettingsKeywords"].__annotations__
     # The plans file has a place of its own among the arguments of MeterKit.
