@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.asgi.exchange import Exchange
 from meterkit.catalog.models import BILLED_ON_SUCCESS
-from meterkit.tokens.framing.content import make_decoder
+from meterkit.tokens.framing.content_codings import make_decoder
 from meterkit.tokens.framing.incremental import drain, feed_large, run_steps
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import LargeJsonReader

@@ -18,7 +18,7 @@ from meterkit.tokens.estimate import (
     estimate_request,
 )
 from meterkit.tokens.fields import FieldsReader
-from meterkit.tokens.framing.content import PIECE_BYTES
+from meterkit.tokens.framing.content_codings import PIECE_BYTES
 from meterkit.tokens.response import ResponseReader
 
 if TYPE_CHECKING:

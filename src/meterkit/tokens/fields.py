@@ -8,17 +8,8 @@ from math import floor, isfinite
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.framing.content import (
-    IDENTITY,
-    PIECE_BYTES,
-    SSE,
-    content_of,
-    has_answer,
-    is_json,
-    is_lines,
-    make_decoder,
-    read_pieces,
-)
+from meterkit.tokens.framing.content_codings import IDENTITY, PIECE_BYTES, make_decoder, read_pieces
+from meterkit.tokens.framing.content_types import SSE, content_of, has_answer, is_json, is_lines
 from meterkit.tokens.framing.incremental import drain, feed_large
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import LargeJsonReader

@@ -5,19 +5,21 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.content import (
-    EVENT_STREAM,
+from meterkit.tokens.framing.content_codings import (
     IDENTITY,
     PIECE_BYTES,
+    ContentDecoder,
+    make_decoder,
+    read_pieces,
+)
+from meterkit.tokens.framing.content_types import (
+    EVENT_STREAM,
     PLAIN,
     SSE,
-    ContentDecoder,
     content_of,
     has_answer,
     is_json,
     is_lines,
-    make_decoder,
-    read_pieces,
 )
 from meterkit.tokens.framing.eventstream import EventStreamReader
 from meterkit.tokens.framing.incremental import IncrementalReader, drain, feed_large

@@ -1,11 +1,10 @@
-"""Content type of a response, and its body, decoded, in pieces of bounded size.
+"""Content codings (gzip, deflate, br, zstd): decode a response in pieces of bounded size.
 
-gzip and deflate come with Python; br and zstd are undone where a package for them is installed.
+gzip and deflate come with Python; br and zstd are decoded where a package for them is installed.
 """
 
 from __future__ import annotations
 
-import re
 import zlib
 from contextlib import suppress
 from functools import cache, partial
@@ -13,51 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from meterkit.tokens.framing.incremental import Work
 
 PIECE_BYTES: Final = 16 << 10
 """Bytes read without a pause, unless they are slow to read."""
 
-SSE: Final = b"text/event-stream"
-JSON: Final = b"application/json"
-EVENT_STREAM: Final = b"application/vnd.amazon.eventstream"
-PLAIN: Final = (b"", b"text/plain", b"application/octet-stream")
-"""Content types that say nothing of the content."""
 IDENTITY: Final = (b"", b"identity")
 """Content codings that change nothing."""
-
-_NDJSON: Final = re.compile(rb"application/(?:(?:x-)?ndjson|jsonl|(?:x-)?jsonlines|stream\+json)")
-_BODILESS: Final = (204, 205)
-_OK: Final = range(200, 300)
-
-
-def has_answer(status: int) -> bool:
-    """Whether a response of this status has a body that may report usage."""
-    return status in _OK and status not in _BODILESS
-
-
-def content_of(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
-    """The content type without parameters, and the content coding, both in lower case."""
-    kind = coding = b""
-    for name, value in headers:
-        lowered = name.lower()
-        if lowered == b"content-type":
-            kind = value.partition(b";")[0].strip().lower()
-        elif lowered == b"content-encoding":
-            coding = value.strip().lower()
-    return kind, coding
-
-
-def is_lines(kind: bytes) -> bool:
-    """Whether the content type is that of JSON lines."""
-    return _NDJSON.fullmatch(kind) is not None
-
-
-def is_json(kind: bytes) -> bool:
-    """Whether the content type is that of one JSON value."""
-    return kind == JSON or kind.endswith(b"+json")
 
 
 def read_pieces(chunk: bytes, decoding: ContentDecoder | None, take: Callable[[bytes], Work | None]) -> Work:
@@ -73,7 +36,7 @@ def read_pieces(chunk: bytes, decoding: ContentDecoder | None, take: Callable[[b
 DECODED_BYTES_MAX: Final = 64 << 20
 """Bytes of a compressed response that are read."""
 
-_PIECE_BYTES: Final = 64 << 10
+_DECODED_PIECE_BYTES: Final = 64 << 10
 # Of what is coded twice; decompressors copy what follows each of the members that they are given.
 _INNER_BYTES: Final = 4 << 10
 _CODINGS_MAX: Final = 3
@@ -116,12 +79,12 @@ def _inflate() -> _Decoder:
                 is_first = False
                 stream = zlib.decompressobj(_ZLIB_OR_GZIP if _has_header(data) else _RAW)
             member = stream
-            piece = member.decompress(data, _PIECE_BYTES)
+            piece = member.decompress(data, _DECODED_PIECE_BYTES)
             yield piece
             data = member.unconsumed_tail
-            while not data and len(piece) == _PIECE_BYTES and not member.eof:
+            while not data and len(piece) == _DECODED_PIECE_BYTES and not member.eof:
                 # The decompressor holds something back although it has no input left.
-                piece = member.decompress(b"", _PIECE_BYTES)
+                piece = member.decompress(b"", _DECODED_PIECE_BYTES)
                 yield piece
             if member.eof:
                 data, stream = member.unused_data, None
@@ -135,7 +98,7 @@ def _brotli(make: Callable[[], Any]) -> _Decoder:
 
     def feed(data: bytes) -> Iterator[bytes]:
         while not stream.is_finished():
-            piece: bytes = stream.process(data, output_buffer_limit=_PIECE_BYTES)
+            piece: bytes = stream.process(data, output_buffer_limit=_DECODED_PIECE_BYTES)
             yield piece
             # It says that it takes more also where it holds something back.
             if not piece and stream.can_accept_more_data():
@@ -152,7 +115,7 @@ def _zstd(make: Callable[[], Any]) -> _Decoder:
     def feed(data: bytes) -> Iterator[bytes]:
         nonlocal stream
         while data or not stream.needs_input:
-            yield stream.decompress(data, _PIECE_BYTES)
+            yield stream.decompress(data, _DECODED_PIECE_BYTES)
             data = b""
             if stream.eof:
                 data = stream.unused_data
