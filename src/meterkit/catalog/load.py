@@ -39,6 +39,7 @@ from meterkit.catalog.notes import (
     note_billing_lines,
     note_default_plan,
     note_repeated_tiers,
+    note_unfed_meters,
     note_unpriced_models,
     note_unreachable_prices,
 )
@@ -47,14 +48,13 @@ from meterkit.catalog.plan_inheritance import with_inheritance
 from meterkit.catalog.plans import DeclaredNames, PlanTable, build_plans, build_price_rows, find_price_tables
 from meterkit.catalog.route_notes import (
     asked_meters,
-    mark_model_readers,
     note_client_choices,
     note_unasked_limits,
-    note_unfed_meters,
     note_unheld_money,
     note_unpaid_meters,
 )
 from meterkit.catalog.routes import RouteTable, build_routes, reads_tokens, requested_quantities
+from meterkit.catalog.routes_by_model import mark_model_readers
 from meterkit.catalog.storage import StorageTable, build_storage
 from meterkit.catalog.value_parsers import NAME, scalar
 from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Table, WordChoice, drop_refused

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.errors import listed
+from meterkit.catalog.genai_prices_table import nearest_usage_meter
 from meterkit.catalog.match_lines import covers_line
 from meterkit.catalog.meters import is_sold, meters_billed_by_tiers
 from meterkit.catalog.model_prices import covers_pattern
@@ -246,6 +248,38 @@ def note_unreachable_prices(tables: Iterable[ModelPricesTable | CreditTable], pr
                     f"never reached: {found!r} in line {places[found].line} has all of it; move this one up"
                 )
                 problems.note(places[pattern], "never_reached", message)
+
+
+def note_unfed_meters(
+    named: frozenset[str | None],
+    meters: Mapping[str, Meter],
+    places: Mapping[str, FilePlace],
+    problems: Problems,
+) -> None:
+    """Name each meter that no route feeds and whose name is close to one that `usage:` feeds.
+
+    Args:
+        named: the meters that routes name; see :func:`~meterkit.catalog.route_notes.asked_meters`.
+        meters: those of the file.
+        places: where each meter stands.
+        problems: the list to add to.
+    """
+    unfed = (
+        name
+        for name in places
+        if name in meters
+        and name not in named
+        and meters[name].kind == "counter"
+        and meters[name].source is None
+    )
+    for name in islice(unfed, COMPARED_MAX):
+        meant = nearest_usage_meter(name)
+        if meant is not None and meant not in meters:
+            message = (
+                f"no route feeds {name}: `usage:` feeds the meters that bear the name of a unit; did you mean"
+                f" {meant!r}? Leave it as it is where the app counts it itself"
+            )
+            problems.note(places[name], "informs", message)
 
 
 def note_unpriced_models(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.argument_checks import counters_of
-from meterkit.catalog.route_notes import tables_without_default
+from meterkit.catalog.routes_by_model import tables_without_default
 from meterkit.decisions.compiled_decision import compile_program, demands_of
 from meterkit.decisions.customer_state import NO_STATE, entitlements_of
 from meterkit.decisions.grants import prepaid_by_plan

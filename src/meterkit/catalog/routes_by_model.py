@@ -1,0 +1,81 @@
+"""Routes by the model that a request names: limits, refusals and prices that depend on it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from meterkit.catalog.limited_meters import is_limited
+from meterkit.catalog.routes import additions_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from meterkit.catalog.credit_values import Credit
+    from meterkit.catalog.model_prices import ModelPrices, PriceRows
+    from meterkit.catalog.models import Catalog, Meter, Plan, Route
+
+_BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "WS"})
+
+
+def mark_model_readers(
+    routes: Iterable[Route],
+    meters: Mapping[str, Meter],
+    plans: Iterable[Plan],
+    credits_: Mapping[str, Credit],
+) -> tuple[Route, ...]:
+    """The routes, each with what depends on the model that a request names: limits, refusals and prices."""
+    by_model = {name for name, meter in meters.items() if "model" in meter.where and is_limited(name, plans)}
+    is_priced = any(credit.by_model for credit in credits_.values()) or any(
+        "model" in meter.where or meter.is_row or meter.charges is not None for meter in meters.values()
+    )
+    denied = frozenset(_refusing_unpriced(meters, plans, credits_))
+
+    def mark_route(route: Route) -> Route:
+        route = replace(route, keeps_request=is_priced and _may_report_calls(route))
+        if route.model is not None:
+            return route
+        added = additions_of(route, meters).keys() | {reserve.meter for reserve in route.reserve}
+        return replace(
+            route,
+            reads_model=not by_model.isdisjoint(additions_of(route, meters)),
+            refuses_unpriced=tuple(name for name in meters if name in denied and name in added),
+        )
+
+    return tuple(map(mark_route, routes))
+
+
+def _refusing_unpriced(
+    meters: Mapping[str, Meter], plans: Iterable[Plan], credits_: Mapping[str, Credit]
+) -> Iterator[str]:
+    """The meters that refuse requests for a model without a price."""
+    for name, meter in meters.items():
+        if meter.charges is not None and meter.charges.unknown_model == "deny":
+            yield name
+    for credit in credits_.values():
+        yield from (name for name, table in credit.by_model.items() if table.refuses_others)
+    for plan in plans:
+        for name, given in plan.entitlements.items():
+            if given.overage.rows is not None and given.overage.rows.refuses_others:
+                yield name
+
+
+def _may_report_calls(route: Route) -> bool:
+    """Whether the app may report a call of a model that the body of a request names."""
+    has_body = route.method not in _BODILESS and route.mcp is None and not route.storage
+    return has_body and route.usage == "none" and route.model is None and not route.exempt
+
+
+def tables_without_default(catalog: Catalog) -> dict[str, list[ModelPrices | PriceRows]]:
+    """Meters to the prices by model that leave some models without a price."""
+    found: dict[str, list[ModelPrices | PriceRows]] = {}
+    for credit in catalog.credits.values():
+        for meter, table in credit.by_model.items():
+            if not table.default:
+                found.setdefault(meter, []).append(table)
+    for plan in catalog.plans.values():
+        for meter, given in plan.entitlements.items():
+            rows = given.overage.rows
+            if rows is not None and not rows.has_default:
+                found.setdefault(meter, []).append(rows)
+    return found
