@@ -37,7 +37,7 @@ TEXT = re.compile(r'<div class="highlight">(<pre><span></span><code>[^<]*</code>
 LONG = re.compile(r"<code>([^\s<]{37,})</code>")
 PICTURE = re.compile(r"^!\[[^]]*\]\(assets/pictures/[^)]*\)$\n?", re.MULTILINE)
 STYLE = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
-REFERENCE = re.compile(r"api/|(?:benchmarks|changelog|plans-keys|promises|redis-keys|runbook)\.md$")
+REFERENCE = re.compile(r"api/|(?:benchmarks|changelog|promises|redis-keys|runbook)\.md$")
 # Scripts of the theme for what these pages do not use: diagrams, badges of repositories, old browsers.
 HOST = re.compile(r"https://(?:unpkg\.com|api\.github\.com|gitlab\.com)/[^\"`]*")
 

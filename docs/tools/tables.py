@@ -49,7 +49,7 @@ def _describe(schema: Schema, path: str, sections: list[str]) -> None:
         f"| `{name}` | {kind_of(inner)} | {'yes' if name in needed else ''} | {cell(inner.get('description', ''))} |"
         for name, inner in schema["properties"].items()
     ]
-    heading = f"## `{path}`" if path else "## The file"
+    heading = f"### `{path}`" if path else "### The file"
     sections.append("\n".join([heading, "", "| key | value | required | |", "|---|---|---|---|", *rows]))
     for name, inner in schema["properties"].items():
         below = f"{path}.{name}" if path else name
