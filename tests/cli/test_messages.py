@@ -220,3 +220,14 @@ async def test_no_line_of_a_table_is_wider_than_the_terminal(
         told = [line for line in lines if not line.startswith(f"customer {LONG}: plan")]
         assert max(map(len, told)) <= columns
         assert set(whole.split()) <= {word for line in told for word in line.split()}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("forced", [{}, {"FORCE_COLOR": "1"}])
+async def test_a_row_in_a_pipe_is_one_whole_line(busy: Shell, forced: dict[str, str]) -> None:
+    busy.environment |= forced
+    head, rule, acme, long = busy.run("customers", "list").out.splitlines()
+    assert (head.split()[0], set(rule)) == ("customer", {"─"})
+    overrides = "tokens: included=5000 overage={bill: {cap: 9}} rate=[100/hour, 1000/day]"
+    assert (acme.split()[0], long.split()[0]) == ("acme", LONG)
+    assert [row.endswith(f" {overrides}") for row in (acme, long)] == [True, True]

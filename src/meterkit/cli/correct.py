@@ -72,8 +72,8 @@ async def correct(
 ) -> None:
     """Take back recorded usage.
 
-    Corrects units of this billing period, and units on bills of the last 35 days. On a terminal it asks
-    before it takes back more than half of the recorded units. Exits 1 if you must credit units by hand.
+    Corrects units of this billing period and of bills of the last 35 days. On a terminal it asks before it
+    takes back over half of them. Exits 1 if you must credit units by hand, or some were never recorded.
     """
     if not dry_run and not (reason and correction_id):
         raise typer.BadParameter(

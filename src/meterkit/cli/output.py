@@ -128,14 +128,23 @@ def _format_as_list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> li
 
 _logger = logging.getLogger("meterkit.cli")
 _FILE_WIDTH: Final = 140
+"""Width of prose in a file or pipe, which has no window width."""
+_ROW_MAX: Final = 100_000
+"""Width of tables there: a row is one line, for grep, awk and cut."""
 
 
 def stdout_console() -> Console:
     """A console that prints texts as they are, whatever brackets they hold."""
     console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
-        console.width = _FILE_WIDTH  # A file has no window width.
+    if _is_width_free():
+        console.width = _FILE_WIDTH
     return console
+
+
+def _is_width_free() -> bool:
+    """Whether stdout is a file or pipe, and COLUMNS sets no width."""
+    # Rich takes FORCE_COLOR, which CI sets, for a terminal of 80 columns.
+    return not (sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal())
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
@@ -151,8 +160,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     if not filled:
         print_note(empty)
         return
-    for part in table(columns, filled, width=console.width):
-        console.print(part)
+    if sys.stdout.isatty():
+        for part in table(columns, filled, width=console.width):
+            console.print(part)
+        return
+    if _is_width_free():
+        console.width = _ROW_MAX
+    with console.capture() as printed:
+        for part in table(columns, filled, width=console.width):
+            console.print(part)
+    # Rich fills the last column with blanks.
+    typer.echo("\n".join(line.rstrip() for line in printed.get().split("\n")), nl=False)
 
 
 def cell_text(value: object) -> str:
