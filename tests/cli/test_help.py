@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
+from shutil import which
 from typing import Final
 
 import pytest
@@ -129,6 +134,31 @@ def test_a_shell_completes_commands_options_and_names(shell: Shell) -> None:
         shell.environment |= {"COMP_WORDS": words, "COMP_CWORD": at}
         done = shell.run()
         assert (0, offered, "") == (done.code, done.out.split(), done.err), words
+
+
+BASH: Final = which("bash") or ""
+INSTALL_AND_COMPLETE: Final = """\
+meterkit --install-completion && . ~/.bashrc
+COMP_WORDS=(meterkit customers set-plan ada p) COMP_CWORD=4
+$(complete -p meterkit | sed 's/.*-F \\([^ ]*\\).*/\\1/') meterkit
+echo "offered: ${COMPREPLY[*]}"
+"""
+
+
+@pytest.mark.skipif(not BASH, reason="there is no bash")
+@pytest.mark.dear("bash starts the command line twice")
+def test_bash_completes_after_the_installation(shell: Shell, tmp_path: Path) -> None:
+    home, programs = tmp_path / "home", f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    home.mkdir()
+    done = subprocess.run(
+        [BASH, "-c", INSTALL_AND_COMPLETE],
+        cwd=shell.directory,
+        env=shell.environment | {"HOME": str(home), "PATH": programs},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (0, "offered: pro") == (done.returncode, done.stdout.splitlines()[-1]), done.stderr
 
 
 def test_a_number_out_of_bounds_is_refused_with_what_is_allowed(shell: Shell) -> None:

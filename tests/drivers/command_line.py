@@ -24,6 +24,7 @@ from unittest import mock
 
 import pytest
 
+from drivers.documented_json import check_json
 from drivers.forked_command import RunningCommand, fork_command, run_forked
 from meterkit import MeterKit
 
@@ -119,6 +120,7 @@ class InProcessShell(Shell):
             thread = Thread(target=run)
             thread.start()
             thread.join()
+        check_json(arguments, found[0].out)
         return found[0]
 
 

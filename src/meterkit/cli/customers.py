@@ -246,7 +246,7 @@ async def set_status(
         ),
     ],
 ) -> None:
-    """Set the status of a customer's subscription by hand.
+    """Set a subscription's status by hand.
 
     STATUS is a status of Stripe, such as active, past_due or canceled. `none` removes it.
     """

@@ -87,7 +87,7 @@ async def revenue(
         session.show(rows, lambda: print_records(shown, rare=_RARE, empty="no subscription has revenue"))
 
 
-@command(commands)
+@command(commands, unused=("json",))
 async def spend(
     session: Session,
     spent: Annotated[
