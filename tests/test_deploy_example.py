@@ -63,6 +63,20 @@ def test_each_mounted_or_copied_file_exists() -> None:
         assert all((ROOT / source).exists() for source in sources.split())
 
 
+@pytest.mark.parametrize("example", ["deploy"])
+def test_the_package_can_be_built_of_what_an_image_copies(example: str, tmp_path: Path) -> None:
+    text = (ROOT / "examples" / example / "Dockerfile").read_text("utf-8")
+    copied = [
+        name for names in re.findall(r"^COPY (.+) /meterkit/", text, re.MULTILINE) for name in names.split()
+    ]
+    assert "src" in copied
+    for name in copied:
+        (tmp_path / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-m", "hatchling", "metadata", "version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_each_variable_is_a_setting_or_of_the_app() -> None:
     named = {name for service in SERVICES.values() for name in service.get("environment", {})}
     named |= set(re.findall(r"^ENV (\w+)=", DOCKERFILE, re.MULTILINE))
