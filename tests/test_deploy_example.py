@@ -63,7 +63,7 @@ def test_each_mounted_or_copied_file_exists() -> None:
         assert all((ROOT / source).exists() for source in sources.split())
 
 
-@pytest.mark.parametrize("example", ["deploy"])
+@pytest.mark.parametrize("example", ["deploy", "existing_app"])
 def test_the_package_can_be_built_of_what_an_image_copies(example: str, tmp_path: Path) -> None:
     text = (ROOT / "examples" / example / "Dockerfile").read_text("utf-8")
     copied = [
