@@ -58,9 +58,9 @@ class Tables(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         known = dict(attrs)
-        if tag in {"table", "dd"} or (tag == "span" and "id" in known):
+        if tag in {"table", "dd"} or (tag in {"span", "ul"} and "id" in known):
             self._row = known.get("id") or f"days {known['data-meter']}"
-        elif tag == "tr":
+        elif tag in {"tr", "li"}:
             named = [value for name, value in attrs if name.startswith("data-")]
             self._row = f"{self._row.partition(':')[0]}{f':{named[0]}' if named else ''}"
         elif tag == "data":
@@ -88,6 +88,11 @@ def numbers_of(figures: Any) -> dict[str, list[int]]:
         found |= {f"types:{name}": [size] for name, size in types.items()}
         beyond = figures["storage"]["beyond_included"]
         found |= {"to-free": [beyond]} if beyond else {}
+    for row in figures["subjects"]:
+        found[f"subject-list:{row['kind']}:{row['subject']}:{row['meter']}"] = [
+            row["used"],
+            *([] if row["limit"] is None else [row["limit"]]),
+        ]
     for budget in figures["budgets"]:
         found[budget["policy"]] = [budget["spent_micros"], budget["limit_micros"]]
     if figures["top_up"] is not None:

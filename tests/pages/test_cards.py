@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from datetime import timedelta
 from html import unescape
 from pathlib import Path
@@ -67,7 +68,13 @@ async def test_cards_say_what_is_left_and_those_at_a_limit_come_first(store_url:
         "films": "-: Films 0 used Not included in the plan.",
     }
     assert card_of(html, "cost").startswith("Cost so far USD 30.12 Plan, per month USD 29.00")
-    assert "Credits: coins 40" in card_of(html, "balance")
+    assert card_of(html, "balance") == "Balance 40 coins"
+
+
+async def test_json_computes_no_cards(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sys.modules["meterkit.pages.usage_page"], "meter_cards")
+    async with MeterKit(loads(PLANS), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        assert (await client.get("/", headers=JSON)).json()["plan_name"] == "pro"
 
 
 async def test_a_grant_does_not_pay_for_earlier_overage(store_url: str) -> None:
@@ -76,8 +83,9 @@ async def test_a_grant_does_not_pay_for_earlier_overage(store_url: str) -> None:
         await kit.grants.add("acme", {"tokens": 1_000}, grant_id="gift")
         html = (await client.get("/")).text
     assert cards_in(html)["tokens"] == (
-        "enough: Tokens 1,000 left 1,000 of 2,000 50 % used 1,000 of it from grants 500 beyond included"
-        " Beyond that: USD 0.20 per 100 tokens, USD 1.00 so far"
+        "enough: Tokens 1,000 left 1,000 of 2,000 50 % used 1,000 of it from grants"
+        " 500 more were used before this quantity was added: billed, USD 1.00."
+        " Beyond that: USD 0.20 per 100 tokens"
     )
 
 

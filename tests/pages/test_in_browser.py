@@ -35,8 +35,13 @@ PLANS: Final = plans_text("in_browser")
 DAYS: Final = 20
 OPEN_ALL: Final = "document.querySelectorAll('details').forEach((part) => { part.open = true; })"
 FOLD: Final = """[...document.querySelectorAll(".top .big, #forecast")].slice(0, 3).map(
-  (part) => part.getBoundingClientRect().bottom <= innerHeight)"""
-SCREENS: Final[tuple[tuple[Literal["light", "dark"], int], ...]] = (("light", 1024), ("dark", 360))
+  (part) => part.getBoundingClientRect().bottom <= 740)"""
+SCREENS: Final[tuple[tuple[Literal["light", "dark"], int], ...]] = (
+    ("light", 1280),
+    ("dark", 360),
+    ("light", 360),
+    ("dark", 1280),
+)
 ROWS_AT_ONCE: Final = 10_000
 
 
@@ -137,8 +142,8 @@ async def see_whole_rows(browser: Browser, url: str) -> None:
 
 MONEY: Final = plans_text("in_browser_money")
 
-LEVELS: Final = """[...document.querySelectorAll("p:has(+ progress) .level")].map((of) => [of.textContent,
-  getComputedStyle(of).color === getComputedStyle(of.closest("p").nextElementSibling).accentColor])"""
+LEVELS: Final = """[...document.querySelectorAll("progress + p .level")].map((of) => [of.textContent,
+  getComputedStyle(of).color === getComputedStyle(of.closest("p").previousElementSibling).accentColor])"""
 
 
 async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
@@ -146,17 +151,19 @@ async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
         await kit.customers.spend_limit("acme", 2_000, per="day")
         await kit.customers.spend_limit("acme", 0, per="hour")
         await kit.grants.add("acme", {"usd": 12}, grant_id="paid")
-        await kit.record("acme", "images", 30)
+        await kit.record("acme", "images", 30, subjects={"user": "ana", "team": "red"})
         async with serving_acme(kit) as url:
             for theme, width in SCREENS:
                 async with faultless(browser, url, theme, width, within=url) as shown:
                     filled = "[...document.querySelectorAll('progress')].map((bar) => bar.position)"
                     assert await found(shown, filled) == [600 / 5_000, 600 / 2_000, 1]
-                    (words,) = await found(shown, LEVELS)  # F-233: in words, and in the colour of the bar.
-                    assert words == ["100 %: used up", True]
+                    # F-233: in words, and near a limit in the colour of the bar.
+                    words = [["12 % used", False], ["30 % used", False], ["100 %: used up", True]]
+                    assert await found(shown, LEVELS) == words
+                    assert await found(shown, FOLD) == [True] * 3
                     told = shown.get_by_role("progressbar", name="USD 6.00 of USD 20.00")
                     assert await told.count() == 1
-                    link = shown.get_by_role("link", name="Add to the balance usd")
+                    link = shown.get_by_role("link", name="Top up the balance")
                     assert await link.get_attribute("href") == "https://app.example/top-up"
 
 
@@ -164,9 +171,9 @@ async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
 async def test_the_usage_page_in_chromium(store_url: str, tmp_path: Path, customers: int) -> None:
     async with address(store_url, tmp_path, customers) as url, chromium() as browser:
         if customers == 0:
-            await look(browser, url, 0, ("dark", 1024))
+            await look(browser, url, 0, ("dark", 1280))
         elif customers == 1:
-            await look(browser, url, 2, ("light", 1024), ("dark", 360))
+            await look(browser, url, 2, ("light", 1280), ("dark", 360))
             await see_whole_rows(browser, url)
             await use_the_keyboard(browser, url)
             await do_without_script(browser, url)
@@ -248,7 +255,7 @@ async def tab_to(page: Page, name: str) -> None:
 
 async def redrive_by_keyboard(browser: Browser, url: str) -> None:
     """From the overview to a dead message, which is redriven with a reason; no mouse."""
-    async with faultless(browser, url, "light", 1024, within=url) as page:
+    async with faultless(browser, url, "light", 1280, within=url) as page:
         await page.keyboard.press("Tab")
         assert await found(page, "document.activeElement.className") == "skip"
         await tab_to(page, "Messages to customers")
@@ -268,9 +275,9 @@ async def redrive_by_keyboard(browser: Browser, url: str) -> None:
 @pytest.mark.parametrize("customers", [1, *(whole(number) for number in (0, 101, 100_000))])
 async def test_the_operator_pages_in_chromium(store_url: str, tmp_path: Path, customers: int) -> None:
     async with served(store_url, tmp_path, customers) as (_, url), chromium() as browser:
-        await look_at_figures(browser, url, ("light", 1024), ("dark", 360))
+        await look_at_figures(browser, url, ("light", 1280), ("dark", 360))
         if customers == 1:
-            await look_at_figures(browser, url, ("light", 360), ("dark", 1024))
+            await look_at_figures(browser, url, ("light", 360), ("dark", 1280))
         await click_through(browser, url)
         if customers > ROWS_A_PAGE:
             await turn_pages(browser, url)

@@ -325,7 +325,7 @@ async def test_balances_are_money_and_model_prices_count_once(store_url: str) ->
         "amounts_cents": [1000, 5000],
     }
     assert [rate["policy"] for rate in figures["rates"]] == []
-    assert '<a href="https://app.example/top-up?a=1&amp;b=2">Add to the balance usd</a>' in html
+    assert '<a href="https://app.example/top-up?a=1&amp;b=2">Top up the balance</a>' in html
     assert '<progress aria-labelledby="spend-1d" max="3000000" value="2184025"></progress>' in html
     for text in ("USD 10.235975", "USD 50.00", "USD 3.00", "Output tokens: claude-*", "tokens: (default)"):
         assert text in html

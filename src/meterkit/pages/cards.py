@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.insights.simulation.terms import period_share
+from meterkit.pages.usage_bar import UsageBar
 from meterkit.pages.usage_figures import beyond_included
 
 if TYPE_CHECKING:
@@ -14,39 +15,11 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.pages.forecast import OtherPlan
+    from meterkit.pages.usage_bar import Level
     from meterkit.pages.usage_figures import PeriodCost, UsageFigures
     from meterkit.store.customer_usage import MeterUsage
 
-Level = Literal["enough", "near", "reached"]
-
-_NEAR_PERCENT: Final = 80
-_ALL_PERCENT: Final = 100
 _MOST_URGENT_FIRST: Final[Sequence[Level]] = ("reached", "near", "enough")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageBar:
-    """A bar of used quantity; positions are in percent of its length.
-
-    Attributes:
-        used_percent: used of available, rounded down; may exceed 100.
-        forecast_percent: where the forecast's mark stands, at most 100; None: there is no forecast.
-        included_percent: where the included quantity ends; 100 without grants and credits.
-    """
-
-    used_percent: int
-    forecast_percent: float | None = None
-    included_percent: float = 100.0
-
-    @property
-    def filled_percent(self) -> int:
-        """The filled part of the bar."""
-        return min(_ALL_PERCENT, max(0, self.used_percent))
-
-    @property
-    def level(self) -> Level:
-        """Level of the bar: near from 80 %, reached from 100 %."""
-        return level_of(self.used_percent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +37,7 @@ class MeterCard:
         beyond: overage of a counter, excess of a gauge.
         is_billed: usage beyond the available quantity is billed.
         expected: the forecast; None: there is none.
+        expected_used: the forecast less usage that the available quantity does not pay.
     """
 
     meter: str
@@ -76,17 +50,13 @@ class MeterCard:
     beyond: int = 0
     is_billed: bool
     expected: int | None
+    expected_used: int | None = None
 
     @property
     def is_forecast_beyond(self) -> bool:
         """Whether the forecast reaches the available quantity, and usage has not yet."""
-        available = self.available
-        return available is not None and self.expected is not None and self.used < available <= self.expected
-
-
-def level_of(percent: int) -> Level:
-    """Return the level of a share: near from 80 %, reached from 100 %."""
-    return "reached" if percent >= _ALL_PERCENT else "near" if percent >= _NEAR_PERCENT else "enough"
+        available, expected = self.available, self.expected_used
+        return available is not None and expected is not None and self.used < available <= expected
 
 
 def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
@@ -127,11 +97,15 @@ def _make_card(
         available = used + remaining
     left = max(0, available - (used - overage))  # A grant does not pay for earlier overage.
     paid = used - overage if left else used
+    # A period with earlier overage ends with it, too.
+    expected_used = None if expected is None else expected - (used - paid)
     bar = None
     if available:
         bar = UsageBar(
             used_percent=100 * paid // available,
-            forecast_percent=None if expected is None else min(100.0, round(100 * expected / available, 1)),
+            forecast_percent=(
+                None if expected_used is None else min(100.0, round(100 * expected_used / available, 1))
+            ),
             included_percent=round(100 * included / available, 1),
         )
     return MeterCard(
@@ -145,6 +119,7 @@ def _make_card(
         beyond=beyond_included(counts) if is_gauge else overage,
         is_billed=is_billed,
         expected=expected,
+        expected_used=expected_used,
     )
 
 

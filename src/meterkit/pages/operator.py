@@ -162,7 +162,7 @@ class _OperatorPages:
     async def overview(self, request: Request, name: str) -> Response:
         sections = await self._sections()
         shown = {"operator": name, "sections": sections}
-        return self._pages.answer(request, "operator/overview.html", shown, figures_json(sections))
+        return self._pages.answer(request, "operator/overview.html", lambda: shown, figures_json(sections))
 
     async def figures(self, request: Request, _: str) -> Response:
         sections = await self._sections()
@@ -185,7 +185,7 @@ class _OperatorPages:
             "note": found.note,
             "is_first": not page_request.after,
         }
-        return self._pages.answer(request, "operator/list.html", shown, plain)
+        return self._pages.answer(request, "operator/list.html", lambda: shown, plain)
 
     async def export(self, request: Request, _: str) -> Response:
         listing, of = self._listing(request)
@@ -216,7 +216,7 @@ class _OperatorPages:
             raise _invalid("reason", str(error)) from None
         done = await redrive(self._kit, queue, ids, operator=name, reason=reason)
         shown = {"operator": name, "queue": queue, **done._asdict()}
-        return self._pages.answer(request, "operator/redriven.html", shown, done._asdict())
+        return self._pages.answer(request, "operator/redriven.html", lambda: shown, done._asdict())
 
     async def _sections(self) -> Sequence[Section]:
         return [*await self._snapshot_sections(), *await live_sections(self._kit.store)]

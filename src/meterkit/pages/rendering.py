@@ -22,7 +22,7 @@ from meterkit.errors import MeterkitError
 from meterkit.pages.brand import brand_css
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from starlette.requests import Request
@@ -94,11 +94,16 @@ class PageRenderer:
             "title_in": _title_in,
         }
 
-    def answer(self, request: Request, template: str, shown: Mapping[str, object], plain: object) -> Response:
-        """Answer with the HTML of a page, or with its ``plain`` figures if the request accepts JSON."""
-        if _wants_json(request.headers.get("accept", "")):
+    def answer(
+        self, request: Request, template: str, shown: Callable[[], Mapping[str, object]], plain: object
+    ) -> Response:
+        """Answer with the HTML of a page, or with its ``plain`` figures if the request accepts JSON.
+
+        ``shown`` makes the values of the template, only if it is rendered.
+        """
+        if wants_json(request):
             return json_answer(plain)
-        rendered: str = self._environment.get_template(template).render(shown)
+        rendered: str = self._environment.get_template(template).render(shown())
         return Response(rendered, headers=self._headers, media_type="text/html")
 
 
@@ -130,8 +135,9 @@ def problem_answer(problem: ProblemDocument) -> Response:
     return Response(problem.body, problem.kind.status, headers={**HEADERS, **problem.headers})
 
 
-def _wants_json(accept: str) -> bool:
-    """Whether an ``Accept`` field lists JSON and not HTML, which browsers always list."""
+def wants_json(request: Request) -> bool:
+    """Whether the field ``Accept`` lists JSON and not HTML, which browsers always list."""
+    accept = request.headers.get("accept", "")
     kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
     return "application/json" in kinds and "text/html" not in kinds
 

@@ -49,7 +49,7 @@ async def answer_statement(request: Request, kit: PagesKit, pages: PageRenderer,
         "previous_period": f"{from_ms(to_ms(found.period_start) - 1):%Y-%m-%d}",
         "is_one": "line" in request.query_params,
     }
-    return pages.answer(request, "statement.html", shown, asdict(found))
+    return pages.answer(request, "statement.html", lambda: shown, asdict(found))
 
 
 async def _read_statement(request: Request, kit: PagesKit, customer: str) -> Statement:

@@ -19,6 +19,7 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
 from meterkit.insights.simulation.terms import PlanOffers, plan_cost, read_tenures
 from meterkit.pages.forecast import forecast_usage, on_other_plans
+from meterkit.pages.subject_figures import read_subjects
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
 
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
     from meterkit.customers.history import HistoryEntry
     from meterkit.delivery.reconciler import Reconciled
     from meterkit.insights.audit.database import DaySums
-    from meterkit.insights.simulation.terms import PlanCost, TrialTerms
+    from meterkit.insights.simulation.terms import PlanCost, PlanTenure, TrialTerms
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.forecast import OtherPlan, PeriodForecast
+    from meterkit.pages.subject_figures import SubjectFigures
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
@@ -149,6 +151,7 @@ class UsageFigures(TypedDict):
     other_plans: list[OtherPlan]
     seats: SeatFigures | None
     storage: StorageFigures | None
+    subjects: list[SubjectFigures]
     history: list[dict[str, object]]
     previous_period: str
     budgets: list[BudgetFigures]
@@ -192,6 +195,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         "other_plans": [],
         "seats": None,
         "storage": None,
+        "subjects": [],
         "history": _newest_changes(history),
         "previous_period": f"{from_ms(start_ms - 1):%Y-%m-%d}",
         "budgets": [],
@@ -203,23 +207,22 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     }
     if not start_ms <= now_ms < end_ms:
         return found
-    rates, grants = await asyncio.gather(kit.rates(customer), kit.grants.list(customer))
-    tenure, offers, now = had[customer], PlanOffers(kit.catalog), PlanOffers(kit.catalog, own_prices=True)
+    rates, grants, subjects = await asyncio.gather(
+        kit.rates(customer),
+        kit.grants.list(customer),
+        read_subjects(kit.store, kit.catalog, customer, plan),
+    )
+    tenure, now = had[customer], PlanOffers(kit.catalog, own_prices=True)
     priced = None if plan is None else plan_cost(kit.catalog, plan, tenure.seats, tenure.fixed)
-    used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
     seats = seats_of(kit.catalog, usage, priced)
-    # Another plan needs the seats in use, not all that are paid for.
-    needs = replace(tenure, seats=0 if seats is None else seats["used"])
-    others = [(other, offers.to(needs.on(other.key))) for other in kit.catalog.plans.values()]
     return {
         **found,
         "cost": cost_of(kit.catalog, usage, priced),
         "forecast": _make_forecast(days, usage, start_ms, end_ms, now_ms, now.to(tenure)),
-        "other_plans": on_other_plans(
-            kit.catalog, [offer for offer in others if offer[0].key != usage["plan"]], used
-        ),
+        "other_plans": _price_other_plans(kit.catalog, usage, tenure, seats),
         "seats": seats,
         "storage": stored_of(kit.catalog, usage),
+        "subjects": subjects,
         "budgets": budgets_in(kit.catalog, usage, rates, now_ms),
         "top_up": top_up_page(kit.catalog),
         "rates": [
@@ -229,6 +232,18 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         ],
         "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN_GRANTS],
     }
+
+
+def _price_other_plans(
+    catalog: Catalog, usage: CustomerUsage, tenure: PlanTenure, seats: SeatFigures | None
+) -> list[OtherPlan]:
+    # Another plan needs the seats in use, not all that are paid for.
+    needs, offers = replace(tenure, seats=0 if seats is None else seats["used"]), PlanOffers(catalog)
+    others = [
+        (plan, offers.to(needs.on(plan.key))) for plan in catalog.plans.values() if plan.key != usage["plan"]
+    ]
+    used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
+    return on_other_plans(catalog, others, used)
 
 
 def _newest_changes(history: Sequence[HistoryEntry]) -> list[dict[str, object]]:

@@ -15,9 +15,11 @@ from meterkit.answers import ProblemDocumentError
 from meterkit.catalog.amount_wording import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
-from meterkit.pages.cards import level_of, meter_cards, next_plan, total_so_far
+from meterkit.pages.cards import meter_cards, next_plan, total_so_far
+from meterkit.pages.money_cards import budget_cards, shown_invoices, stored_types
 from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, static_routes
 from meterkit.pages.statement import answer_csv, answer_statement
+from meterkit.pages.subject_figures import subject_bars
 from meterkit.pages.usage_figures import beyond_included, usage_figures
 from meterkit.sending_page import SendingPage, check_sender, origins_of
 from meterkit.starlette import check_customer_of
@@ -116,12 +118,13 @@ async def _answer_usage(
     figures = await usage_figures(kit, customer, period_in(request.query_params))
     usage = figures["usage"] if delivery_states else hide_delivery_states(figures["usage"])
     plain = {**figures, "usage": usage}
-    return pages.answer(request, "usage.html", {**_wording(kit, figures), **figures}, plain)
+    return pages.answer(request, "usage.html", lambda: {**_wording(kit, figures), **figures}, plain)
 
 
 def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
     """Return the values of the HTML besides the figures: display names and units."""
-    catalog, period = kit.catalog, figures["usage"]["period"]
+    catalog, usage = kit.catalog, figures["usage"]
+    period, storage = usage["period"], figures["storage"]
     now_ms, cost = kit.store.now_ms(), figures["cost"]
     is_now = to_ms(period["start"]) <= now_ms < to_ms(period["end"])
     gauges = {name for name, meter in catalog.meters.items() if meter.kind == "gauge"}
@@ -137,14 +140,17 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
         "gauges": gauges,
         "beyond": {
             name: beyond_included(counts) if name in gauges else counts["overage"]
-            for name, counts in figures["usage"]["meters"].items()
+            for name, counts in usage["meters"].items()
         },
         "portal_url": catalog.billing.portal_url,
         "audited": kit.settings.audit_url is not None,
         "is_now": is_now,
-        "level_of": level_of,
+        "budget_cards": budget_cards(figures["budgets"], catalog.currency),
+        "shown_invoices": shown_invoices(figures["invoices"]),
+        "stored": [] if storage is None else stored_types(usage["meters"][storage["meter"]].get("types", {})),
+        "subject_bars": subject_bars(figures["subjects"]),
         "cards": meter_cards(catalog, figures) if is_now else [],
-        "total_cents": total_so_far(cost, catalog.plans.get(figures["usage"]["plan"])),
+        "total_cents": total_so_far(cost, catalog.plans.get(usage["plan"])),
         "next_plan": next_plan(catalog, figures),
         "days_left": ceil((to_ms(period["end"]) - now_ms) / _DAY_MS),
         "period_days": (period["end"] - period["start"]) / timedelta(days=1),

@@ -56,13 +56,16 @@ class SubjectUsage:
     per: str | None
 
 
-async def usage_by(store: Store, customer: str, kind: str) -> Sequence[SubjectUsage]:
+async def usage_by(
+    store: Store, customer: str, kind: str, *, most: int | None = None
+) -> Sequence[SubjectUsage]:
     """Usage of the subjects of a kind with live counters, sorted by id.
 
     Args:
         store: has the counters.
         customer: a valid id.
         kind: of subjects that a plan declares.
+        most: reads only the first so many by id; None: all.
 
     Raises:
         StoreError: the store does not answer.
@@ -76,7 +79,9 @@ async def usage_by(store: Store, customer: str, kind: str) -> Sequence[SubjectUs
     data, head, members = await admin.ask(pipe.execute())
     state, prefix = CustomerState.parse(data or b""), f"{kind}:"
     period = CounterHead.read(head)
-    names = sorted(name.decode().removeprefix(prefix) for name in members if name.startswith(prefix.encode()))
+    names = sorted(
+        name.decode().removeprefix(prefix) for name in members if name.startswith(prefix.encode())
+    )[:most]
     effective = effective_plan(state, store.catalog, now_ms)
     entitlements = entitlements_of(effective, store.catalog)
     begins_ms = period.begins_ms if now_ms < period.ends_ms else now_ms

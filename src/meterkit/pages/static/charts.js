@@ -11,7 +11,7 @@
     const per = Number(place.dataset.per ?? 1);  // How much makes a unit of money.
     const units = [...table.querySelectorAll(".charted data")].map((data) => Number(data.value) / per);
     if (days[0] > days[days.length - 1]) [days, units].forEach((values) => values.reverse());
-    const share = Number(place.dataset.share);
+    const share = Number(place.dataset.share) / per;
     const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
     place.hidden = false;
     place.replaceChildren();

@@ -1,0 +1,64 @@
+"""Cards of the usage page about spend limits, invoices and stored types. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meterkit.catalog.amount_wording import micros_per_minor_unit
+from meterkit.pages.usage_bar import UsageBar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from meterkit.pages.usage_figures import BudgetFigures
+
+_INVOICES_MAX: Final = 3
+
+
+class BudgetCard(NamedTuple):
+    """A budget on the card of spend limits.
+
+    Attributes:
+        left_cents: rest of the limit in minor units, rounded down.
+    """
+
+    figures: BudgetFigures
+    left_cents: int
+    bar: UsageBar
+
+
+class StoredType(NamedTuple):
+    """Bytes of a type of stored objects, with their share of all bytes."""
+
+    name: str
+    size: int
+    bar: UsageBar
+
+
+def budget_cards(budgets: Iterable[BudgetFigures], currency: str) -> Sequence[BudgetCard]:
+    """Make the bars of budgets."""
+    return [
+        BudgetCard(
+            one,
+            max(0, one["limit_micros"] - one["spent_micros"]) // micros_per_minor_unit(currency),
+            UsageBar(
+                used_percent=100 * one["spent_micros"] // one["limit_micros"] if one["limit_micros"] else 100
+            ),
+        )
+        for one in budgets
+    ]
+
+
+def shown_invoices(invoices: Iterable[Mapping[str, object]] | None) -> Sequence[Mapping[str, object]]:
+    """Pick the invoices of the card: open ones first, otherwise the newest first."""
+    found = [one for one in invoices or () if one["status"] not in {"draft", "void"}]
+    return sorted(found, key=lambda one: one["status"] != "open")[:_INVOICES_MAX]
+
+
+def stored_types(types: Mapping[str, int]) -> Sequence[StoredType]:
+    """Make the bars of stored types, the largest first."""
+    whole = max(1, sum(types.values()))
+    return [
+        StoredType(name, size, UsageBar(used_percent=100 * size // whole, is_limited=False))
+        for name, size in sorted(types.items(), key=lambda item: (-item[1], item[0]))
+    ]
