@@ -7,6 +7,7 @@
 #   make soak            ten minutes in which all is killed at random, every mutant of the scripts, properties, crashes and lives at length
 #   make test-oldest     the tests of what depends on other packages, with the oldest versions that pyproject.toml allows
 #   make test-sdks       token counts off the objects of providers' SDKs and of frameworks around them, installed for it
+#   make release         wheel and source distribution in dist/, tried on each Python on PATH; what is left to do by hand (ARGS='--extra cli')
 #   make lint docs bench what their names say
 
 PYTHON ?= python3
@@ -40,7 +41,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test field coverage mutants soak test-oldest test-sdks lint docs bench clean
+.PHONY: help demo test field coverage mutants soak test-oldest test-sdks release lint docs bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -89,6 +90,10 @@ test-oldest: $(OLDEST)/.done
 test-sdks: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group sdks
 	$(BIN)/pytest tests/tokens/test_sdks.py $(ARGS)
+
+release: $(VENV)/.run
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group release
+	@$(BIN)/python release/prepare.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -107,3 +107,19 @@ def test_the_metadata_of_a_wheel_has_the_links(address: str, tmp_path: Path) -> 
     head, _, readme = (tmp_path / done.stdout.strip() / "METADATA").read_text("utf-8").partition("\n\n")
     assert "Description-Content-Type: text/markdown" in head
     assert (f"Project-URL: Source, {ADDRESS}" in head, not RELATIVE.findall(readme)) == (bool(address),) * 2
+
+
+def test_a_release_tries_every_extra_and_names_what_is_left() -> None:
+    release = runpy.run_path(str(ROOT / "release/prepare.py"))
+    found = project()
+    assert set(found["project"]["optional-dependencies"]) == set(release["MODULES"])
+    assert [name for names in release["MODULES"].values() for name in names if find_spec(name) is None] == []
+    left = "\n".join(release["left_to_do"]())
+    assert [step in left for step in ("git tag v0.1.0", "twine upload dist/*", "make docs")] == [True] * 3
+    has_address = bool(found["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"])
+    assert ("`repository`" in left) == (not has_address)
+
+
+def test_each_release_fits_one_screen_of_the_changelog() -> None:
+    _, *releases = (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")
+    assert [release.partition("\n")[0] for release in releases if release.count("\n") > 45] == []
