@@ -75,7 +75,7 @@ def test_what_cannot_be_read_is_refused(directory: Path, shell: Shell) -> None:
     for arguments, message in (
         (("--id-from", "phone"), "allowed are metadata.KEY and email"),
         (("--csv", "none.csv"), "none.csv cannot be read"),
-        (("--csv", "twice.csv"), "'cus_1' is given to 'ada' and 'bob'"),
+        (("--csv", "twice.csv"), "'cus_1' is linked to both 'ada' and 'bob'"),
     ):
         done = shell.run("import", "stripe", *arguments)
         assert (done.code, done.out) == (1, "")

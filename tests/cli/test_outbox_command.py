@@ -101,7 +101,7 @@ async def test_what_is_given_up_is_listed_and_tried_again(stored: Shell) -> None
     assert (as_json.json["waiting"], as_json.json["alarms"]) == (0, {})
     one = stored.run("webhooks", "redrive", "cus_a", "cus_else")
     assert (one.code, one.out) == (1, "retried: 1\n")
-    assert "not dead: 1 of those" in one.err
+    assert "not dead, so not retried: 1" in one.err
     rest = stored.run("webhooks", "redrive", "--json")
     assert (rest.code, rest.json) == (0, {"redriven": 1})
     assert stored.run("webhooks", "list", "--json").json["waiting"] == 2
@@ -143,7 +143,7 @@ async def test_dead_messages_are_listed_and_redriven(stored: Shell) -> None:
             assert part in listed.out
         one = stored.run("notify", "redrive", "msg_a", "msg_c")
         assert (one.code, one.out) == (1, "sent again: 1\n")
-        assert "not dead: 1 of those" in one.err
+        assert "not dead, so not retried: 1" in one.err
         as_json = stored.run("notify", "list", "--json").json
         assert [(entry["id"], entry["state"]) for entry in as_json] == [
             ("msg_a", "waiting"),

@@ -117,6 +117,6 @@ def test_drift_is_shown_and_corrected(valkey: Server, tmp_path: Path) -> None:
         assert (looked.code, looked.json) == (0, {"ada": 7, "bob": 5})
         assert shell.run("storage", "recalculate", "bob").out.split()[-2:] == ["bob", "5"]
         assert shell.run("storage", "recalculate", "--json").json == {"ada": 7}
-        assert "all levels are correct" in shell.run("storage", "recalculate").err
+        assert "all stored bytes are correct" in shell.run("storage", "recalculate").err
     finally:
         server.stop()

@@ -63,7 +63,7 @@ def test_unmatched_routes_and_lines_exit_with_1(api: Shell) -> None:
     why = "the app has no route for it"
     idle = [{"plans_file": "plans.yaml", "line": "DELETE /v1/files/{name}", "why": why}]
     assert done.json["idle_lines"] == idle
-    without = "shop.api:app has no MeterMiddleware; these are the lines of plans.yaml that its routes would"
+    without = "shop.api:app has no MeterMiddleware; these are the plan routes of plans.yaml that its"
     assert without in done.err
     assert "an app that prints" in done.err
 
@@ -95,7 +95,9 @@ def test_the_table_fits_a_terminal_and_names_what_does_not_fit(api: Shell) -> No
     table, _, rest = done.out.partition("plans.yaml: ")
     assert max(map(len, table.splitlines())) <= 80
     assert "GET     /v1/files/{name}" in table
-    assert rest.startswith("the line 'DELETE /v1/files/{name}' takes no route: the app has no route for it\n")
+    assert rest.startswith(
+        "the plan route 'DELETE /v1/files/{name}' matches no route: the app has no route for it\n"
+    )
     assert "unmetered: 1; " in rest
 
 
@@ -143,7 +145,7 @@ def test_each_reading_of_a_path_is_shown_with_its_line(api: Shell, directory: Pa
     assert shown.out.endswith("the strictest one decides: GET /files/{path:path}\n")
     shown = api.run("routes", "shop.files:wrapped", "--readings", "PUT /files/a%1b.pdf")
     assert "/files/a\\x1b.pdf" in shown.out
-    assert shown.out.endswith("no line takes it: it passes undecided\n")
+    assert shown.out.endswith("no plan route matches: the request passes undecided\n")
 
 
 def test_an_app_that_cannot_be_had_is_told_of_in_a_line(api: Shell, directory: Path) -> None:

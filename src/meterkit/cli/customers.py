@@ -291,7 +291,7 @@ async def history(session: Session, customer: CustomerArgument) -> None:
     async with session.kit(reads=True) as kit:
         await note_unknown(kit, customer)
         found = await kit.customers.history(customer)
-    session.show_rows(found, _history_row, empty=f"nothing has changed for {customer}")
+    session.show_rows(found, _history_row, empty=f"no changes of {customer} are recorded")
 
 
 def _history_row(entry: HistoryEntry) -> dict[str, object]:

@@ -83,7 +83,7 @@ def _by_stripe_customer(csv: str | None) -> dict[str, str]:
     for where, customer, linked in [] if csv is None else read_links(csv):
         if ids.setdefault(linked, customer) != customer:
             raise MeterkitError(
-                f"{where}: {linked!r:.80} is given to {ids[linked]!r:.80} and {customer!r:.80}"
+                f"{where}: {linked!r:.80} is linked to both {ids[linked]!r:.80} and {customer!r:.80}"
             )
     return ids
 

@@ -66,7 +66,7 @@ async def redrive(
         count = await kit.notify.redrive(*(messages or ()))
     session.show({"redriven": count}, lambda: echo(f"sent again: {count}"))
     if messages and count < len(set(messages)):
-        print_note(f"not dead: {len(set(messages)) - count} of those")
+        print_note(f"not dead, so not retried: {len(set(messages)) - count}")
         raise typer.Exit(1)
 
 

@@ -86,7 +86,7 @@ def _day(value: str) -> datetime:
         return from_ms(period_ms(text))
     except MeterkitError:
         raise typer.BadParameter(
-            f"found {text!r:.40}; allowed is a day such as 2026-10-01, or 2026-10 for its first"
+            f"found {text!r:.40}; allowed is a day such as 2026-10-01, or a month such as 2026-10"
         ) from None
 
 

@@ -64,7 +64,9 @@ def routes(
     if not deciders:
         path = plans_path(session.plans)
         otherwise = RequestDecider(load(path), root_path_of_app(imported), app=imported)
-        print_note(f"{app} has no MeterMiddleware; these are the lines of {path} that its routes would match")
+        print_note(
+            f"{app} has no MeterMiddleware; these are the plan routes of {path} that its routes would match"
+        )
     elif session.plans is not None:
         print_note("--plans is ignored: the app's MeterMiddleware has a plans file")
     if readings is not None:
@@ -110,9 +112,22 @@ def _show_readings(session: Session, decider: RequestDecider, request: str) -> N
 
 
 def _print_readings(rows: Sequence[Mapping[str, object]]) -> None:
-    print_records([{**row, "line": row["line"] or ""} for row in rows], empty="")
+    shown = [
+        {
+            "path": row["path"],
+            "steps": row["steps"],
+            "plan route": row["line"] or "",
+            "metered": row["metered"],
+        }
+        for row in rows
+    ]
+    print_records(shown, empty="")
     line = rows[0]["line"]
-    typer.echo(f"the strictest one decides: {line}" if line else "no line takes it: it passes undecided")
+    typer.echo(
+        f"the strictest one decides: {line}"
+        if line
+        else "no plan route matches: the request passes undecided"
+    )
 
 
 def _record(taken: RouteLines) -> dict[str, object]:
@@ -149,7 +164,7 @@ def _print_routes(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], unask
     rows = [row for one in taken for row in _rows(one)]
     print_records(rows, empty="the app has no routes")
     for one in idle:
-        echo(f"{one.catalog.source}: the line {one.line.match!r} takes no route: {_why(one)}")
+        echo(f"{one.catalog.source}: the plan route {one.line.match!r} matches no route: {_why(one)}")
     for note in unasked:
         echo(f"note: {note}")
     unmetered = sum(one.line is None for one in taken)
@@ -165,7 +180,7 @@ def _rows(taken: RouteLines) -> list[dict[str, object]]:
         {
             "method": methods if not nth else "",
             "path": path if not nth else "",
-            "line": "" if line is None else line.match,
+            "plan route": "" if line is None else line.match,
             "metered": metered,
         }
         for nth, (line, metered) in enumerate(rows)
@@ -181,5 +196,5 @@ def _methods(taken: RouteLines) -> str:
 
 def _why(idle: UnusedLine) -> str:
     if idle.is_covered:
-        return "earlier lines take all of its requests"
+        return "earlier plan routes match all of its requests"
     return "the app has no route for it"

@@ -78,7 +78,7 @@ async def simulate(
     session.show(_as_json(found), lambda: _print_simulation(found, catalog.currency))
     if found.disagreeing:
         print_note(
-            f"sums and scripts disagree about {', '.join(map(repr, found.disagreeing))}: please report this",
+            f"two calculations disagree about {', '.join(map(repr, found.disagreeing))}: please report this",
             level=logging.ERROR,
         )
         raise typer.Exit(1)

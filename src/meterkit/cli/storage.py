@@ -30,6 +30,6 @@ async def recalculate(
     async with session.kit(reads=dry_run) as kit:
         drift = await kit.storage.recalculate(customer, dry_run=dry_run)
     rows = [{"customer": name, "drift_bytes": by} for name, by in drift.items()]
-    session.show(dict(drift), lambda: print_records(rows, empty="all levels are correct"))
+    session.show(dict(drift), lambda: print_records(rows, empty="all stored bytes are correct"))
     if drift and dry_run:
         print_note("nothing was corrected: --dry-run")

@@ -98,11 +98,11 @@ async def usage(
     if every == (customer is not None):
         raise typer.BadParameter("give CUSTOMER or --all")
     if as_csv and session.json:
-        raise typer.BadParameter("give --csv or --json")
+        raise typer.BadParameter("give --csv or --json, not both")
     if by is not None and (every or as_csv):
-        raise typer.BadParameter("--by shows one customer: without --all and --csv")
+        raise typer.BadParameter("--by shows one customer; leave out --all and --csv")
     if by not in {None, "model"} and period is not None:
-        raise typer.BadParameter("--by KIND shows this period: without --period")
+        raise typer.BadParameter("--by KIND shows the current period; leave out --period")
     at_ms = None if period is None else to_ms(period)
     async with session.kit(customer, reads=True) as kit:
         if customer is not None and by == "model":
@@ -325,7 +325,7 @@ async def statement(
     all events, --json the first 100 of each line. Reads the audit log.
     """
     if as_csv and session.json:
-        raise typer.BadParameter("give --csv or --json")
+        raise typer.BadParameter("give --csv or --json, not both")
     async with session.kit(customer, reads=True) as kit:
         if as_csv:
             pages: Any = import_module("meterkit.pages.statement")  # Pages take a while to import.
@@ -372,4 +372,4 @@ def _print_statement(found: Statement) -> None:
         echo()
         print_records(balance, rare=frozenset({"at"}))
     if not found.is_final:
-        print_note("not final: an invoice is missing or a draft")
+        print_note("not final: an invoice is missing, or is a draft")

@@ -61,5 +61,5 @@ async def redrive(
         count = await kit.webhooks.redrive(*(stripe_customers or ()))
     session.show({"redriven": count}, lambda: echo(f"retried: {count}"))
     if stripe_customers and count < len(set(stripe_customers)):
-        print_note(f"not dead: {len(set(stripe_customers)) - count} of those")
+        print_note(f"not dead, so not retried: {len(set(stripe_customers)) - count}")
         raise typer.Exit(1)
