@@ -82,7 +82,7 @@ async def act(play: Play) -> None:
 
     urls = {"success_url": f"{ORIGIN}/welcome", "cancel_url": f"{ORIGIN}/prices"}
     page = (await play.ask("POST", "/billing/checkout", plan="team", seats=3, **urls)).json()["url"]
-    play.stripe.complete_checkout(page.rpartition("/")[2])
+    play.stripe.complete_checkout(page)
     await play.webhooks()
     found = await play.subscription()
     play.tell(
@@ -115,9 +115,8 @@ async def act(play: Play) -> None:
 
     page = (await play.ask("POST", "/billing/portal", return_url=f"{ORIGIN}/account")).json()["url"]
     play.stripe.mend_payments(owner)
-    session = page.rpartition("/")[2]
-    play.stripe.use_portal(session, "mend_payment")
-    play.stripe.use_portal(session, "pay")
+    play.stripe.use_portal(page, "mend_payment")
+    play.stripe.use_portal(page, "pay")
     await play.webhooks()
     found = await play.subscription()
     answers = [*await play.questions(1), (await play.ask("GET", "/reports")).status_code]

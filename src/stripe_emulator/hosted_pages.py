@@ -83,7 +83,7 @@ class PageControls(Behaviour):
         and leaves the session open for another attempt.
 
         Args:
-            session_id: ``cs_test_…``.
+            session_id: ``cs_test_…``, or the URL of the page.
             payment: what becomes of it: ``succeeds`` or ``fails``.
             email: what the person gives where the session does not know it.
             name: as ``email``.
@@ -104,7 +104,7 @@ class PageControls(Behaviour):
         """Perform an action as a customer does on the page of a portal session.
 
         Args:
-            session_id: ``bps_…``.
+            session_id: ``bps_…``, or the URL of the page.
             action: ``cancel`` (with the period's end), ``resume``, ``mend_payment`` (another card, that
                 works, for the customer and its subscriptions), ``pay`` (what is open).
             subscription: which one to cancel or resume; None: that of the session's flow, or the only one.
@@ -118,12 +118,12 @@ class PageControls(Behaviour):
 
     def _find_checkout(self, session_id: str) -> CheckoutSession:
         try:
-            return self._account.checkouts.find(session_id)
+            return self._account.checkouts.find(_id_of_page(session_id))
         except ApiError as error:
             raise ValueError(str(error)) from error
 
     def _find_portal(self, session_id: str) -> PortalSession:
-        session = self._account.portals.get(session_id)
+        session = self._account.portals.get(_id_of_page(session_id))
         if session is None:
             raise ValueError(f"there is no portal session {session_id}")
         return session
@@ -232,6 +232,11 @@ class PageControls(Behaviour):
                 f'<p><a href="{escape(session.return_url)}">Return</a></p>' if session.return_url else "",
             ),
         )
+
+
+def _id_of_page(page: str) -> str:
+    """Return the session of a page, given by its id or its URL."""
+    return page.rpartition("/")[2]
 
 
 async def read_form(request: Request) -> dict[str, str]:

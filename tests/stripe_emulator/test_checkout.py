@@ -220,7 +220,7 @@ async def test_something_is_bought_once_on_a_checkout_page(
         **more,
     )
     assert (session.mode, session.amount_total, session.invoice) == ("payment", 2000, None)
-    emulator.complete_checkout(session.id)
+    emulator.complete_checkout(session.url)
     done = await client.checkout.sessions.retrieve(session.id)
     assert (done.payment_status, done.subscription) == ("paid", None)
     invoice = await client.invoices.retrieve(done.invoice)

@@ -80,7 +80,7 @@ async def test_portal_cancels_resumes_and_mends(client: Any, emulator: StripeEmu
     customer, subscription = await subscribed(emulator, client)
     portal = await client.billing_portal.sessions.create(customer=customer)
     subscriptions = client.subscriptions
-    emulator.use_portal(portal.id, "cancel")
+    emulator.use_portal(portal.url, "cancel")
     ending = await subscriptions.retrieve(subscription)
     assert ending.cancel_at == ending["items"].data[0].current_period_end
     assert not ending.cancel_at_period_end
