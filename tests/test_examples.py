@@ -184,7 +184,7 @@ def test_forked_workers_count_up_to_what_is_included(store_url: str) -> None:
 @pytest.mark.parametrize(("name", "most"), [("starlette_minimal", 2), ("existing_service", 5)])
 def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int) -> None:
     # The plugin of looptime is for pytest-asyncio, and fails without it.
-    plain = ("-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider", "-p", "no:looptime_plugin")
+    plain = ("-p", "no:cacheprovider", "-p", "no:looptime_plugin")
     done = run(EXAMPLES / name, "-m", "pytest", "-q", *plain, PYTHONDONTWRITEBYTECODE="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{most} passed" in done.stdout

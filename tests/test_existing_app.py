@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import subprocess
@@ -85,7 +84,7 @@ def test_files_are_shown_as_they_are() -> None:
 @pytest.mark.dear("a run of pytest of its own, from sign-up to cancellation")
 def test_its_own_tests_pass_where_it_stands() -> None:
     # The plugin of looptime is for pytest-asyncio, and fails without it.
-    plain = ("-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider", "-p", "no:looptime_plugin")
+    plain = ("-p", "no:cacheprovider", "-p", "no:looptime_plugin")
     environment = Shell(EXAMPLE, PYTHONDONTWRITEBYTECODE="1").environment
     command = [sys.executable, "-m", "pytest", "-q", *plain]
     done = subprocess.run(
