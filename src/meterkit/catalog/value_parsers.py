@@ -48,7 +48,7 @@ _SIZES: Final[dict[str, int]] = {
 _DURATION_UNITS_MS: Final = (7 * DAY_MS, DAY_MS, 3600 * SECOND_MS, 60 * SECOND_MS, SECOND_MS)
 
 _INTEGER_ALLOWED: Final = "a whole number such as 1_000"
-_QUANTITY_ALLOWED: Final = "a whole number such as 1_000, or of bytes a size such as 5MB"
+_QUANTITY_ALLOWED: Final = "a whole number such as 1_000, or a size in bytes such as 5MB"
 _DURATION_ALLOWED: Final = "a duration such as 7d, 12h or 1h30m (units w, d, h, m, s, from long to short)"
 _NAME_ALLOWED: Final = "1 to 64 letters, digits, `_`, `.` or `-`, starting with a letter"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from meterkit.cli.help_pages import command_group
-from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption
+from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption, WrongUsageError
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, started
@@ -103,7 +103,7 @@ async def verify(
     chain is broken.
     """
     if period is not None and not stripe:
-        raise typer.BadParameter("--period selects the invoices to compare; add --stripe")
+        raise WrongUsageError("--period selects the invoices to compare; add --stripe")
     kit = session.make_kit()
     _check_audited(kit)
     verifier = import_module("meterkit.insights.audit.chain_verifier")  # SQLAlchemy is an extra.

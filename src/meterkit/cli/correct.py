@@ -14,7 +14,7 @@ from meterkit.catalog.amount_wording import money
 from meterkit.catalog.argument_checks import check_quantities
 from meterkit.cli.grants import parse_quantities
 from meterkit.cli.known_customers import check_known
-from meterkit.cli.options import CustomerArgument
+from meterkit.cli.options import CustomerArgument, WrongUsageError
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import echo, print_note
 from meterkit.cli.session import Session, command
@@ -76,7 +76,7 @@ async def correct(
     takes back over half of them. Exits 1 if you must credit units by hand, or some were never recorded.
     """
     if not dry_run and not (reason and correction_id):
-        raise typer.BadParameter(
+        raise WrongUsageError(
             "give --reason TEXT, for the customer's history, and --id ID: an id corrects once"
         )
     given = parse_quantities(quantities)

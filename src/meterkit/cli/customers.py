@@ -15,7 +15,14 @@ from meterkit.catalog.errors import suggestion
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, new_customer_note, note_missing_plan, note_unknown
 from meterkit.cli.link_files import read_links
-from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
+from meterkit.cli.options import (
+    WHEN,
+    CustomerArgument,
+    PlanArgument,
+    WrongUsageError,
+    completion,
+    date_or_instant,
+)
 from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.customers.sorted_customers import customers_by_id
@@ -129,7 +136,7 @@ async def link(
         )
         raise typer.Exit(int(bool(refused)))
     if csv is not None or customer is None or stripe_customer is None:
-        raise typer.BadParameter("give CUSTOMER and STRIPE_CUSTOMER, or --csv FILE")
+        raise WrongUsageError("give CUSTOMER and STRIPE_CUSTOMER, or --csv FILE")
     await _change_and_show(
         session, customer, lambda customers: link_one(customers, customer, stripe_customer, force=force)
     )
@@ -156,7 +163,7 @@ async def set_plan(
 ) -> None:
     """Set a customer's plan by hand, at once."""
     if clear == (plan is not None):
-        raise typer.BadParameter("give PLAN or --clear")
+        raise WrongUsageError("give PLAN or --clear")
     await _change_and_show(session, customer, lambda customers: customers.set_plan(customer, plan))
 
 
@@ -215,14 +222,14 @@ async def override(
     features = {**dict.fromkeys(feature or (), True), **dict.fromkeys(without or (), False)}
     if subject is not None:
         if features:
-            raise typer.BadParameter(
+            raise WrongUsageError(
                 "--subject cannot be combined with --feature or --without: users have no features"
             )
         change = subject_override(customer, subject, meter, entries or [], until, clear=clear)
         await _change_and_show(session, customer, change)
         return
     if clear == bool(entries or features) or (meter is not None) != bool(entries or (clear and meter)):
-        raise typer.BadParameter(
+        raise WrongUsageError(
             "give METER and KEY=VALUE, such as included=5_000, or --feature NAME, or --clear"
         )
     overrides = {} if meter is None else {meter: parse_entitlement(entries or [])}
@@ -439,7 +446,7 @@ def subject_override(
     """Make the change of a subject's overrides, ``KIND=ID``; ``clear`` removes all of them."""
     kind, _, name = subject.partition("=")
     if not name or clear == bool(entries) or (meter is None) != clear:
-        raise typer.BadParameter("--subject KIND=ID needs METER and KEY=VALUE, or --clear without METER")
+        raise WrongUsageError("--subject KIND=ID needs METER and KEY=VALUE, or --clear without METER")
     limits = {} if meter is None else {meter: parse_entitlement(entries)}
     ends = date_or_instant("--until", until)
     return lambda customers: customers.subject(customer, **{kind: name}).override(limits, ends)

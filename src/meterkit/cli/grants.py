@@ -10,7 +10,7 @@ import typer
 
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, new_customer_note, note_unknown
-from meterkit.cli.options import WHEN, CustomerArgument, date_or_instant, integer_between
+from meterkit.cli.options import WHEN, CustomerArgument, WrongUsageError, date_or_instant, integer_between
 from meterkit.cli.output import print_note, print_records, print_table
 from meterkit.cli.session import Session, command
 from meterkit.decisions.grants import MICRO
@@ -74,7 +74,7 @@ async def add(
     They pay for usage beyond the included quantities.
     """
     if grant_id is None:
-        raise typer.BadParameter(
+        raise WrongUsageError(
             "give --id ID, your own id of this grant, such as an invoice id, so that repeating the command"
             " does not grant twice"
         )
@@ -170,12 +170,12 @@ def parse_quantities(entries: Iterable[str]) -> dict[str, int]:
     for entry in entries:
         name, _, quantity = entry.partition("=")
         if not name or not re.fullmatch(r"[0-9][0-9_]{0,39}", quantity):
-            raise typer.BadParameter(
+            raise WrongUsageError(
                 f"found {entry!r:.80}; allowed is NAME=QUANTITY with a whole number, such as ai=500 or"
                 " pages=10_000"
             )
         if name in found:
-            raise typer.BadParameter(f"found {name!r:.80} twice; give it once")
+            raise WrongUsageError(f"found {name!r:.80} twice; give it once")
         found[name] = int(quantity.replace("_", ""))
     return found
 

@@ -28,6 +28,14 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
 
 
+class WrongUsageError(typer.BadParameter):
+    """Arguments and options that do not go together. Exits 2, with the usage of the command."""
+
+    def format_message(self) -> str:
+        """Write the message alone: the words "Invalid value" would not fit."""
+        return self.message
+
+
 def integer_between(least: int, most: int) -> Callable[[str], int]:
     """Return a parser of integers from ``least`` to ``most``."""
 
@@ -76,7 +84,7 @@ def date_or_instant(option: str, text: str | None) -> datetime | None:
             return moment
     except (ValueError, OverflowError):
         pass
-    raise typer.BadParameter(f"{option}: found {text!r:.80}; allowed is {WHEN}, since 1970")
+    raise WrongUsageError(f"{option}: found {text!r:.80}; allowed is {WHEN}, since 1970")
 
 
 def _day(value: str) -> datetime:
@@ -161,14 +169,12 @@ def import_app(name: str, *, is_factory: bool) -> Any:
         is_factory: it is a function without arguments that returns the app.
 
     Raises:
-        typer.BadParameter: there is no such module or attribute.
+        WrongUsageError: there is no such module or attribute.
         MeterkitError: the import fails; the message has the place.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
-        raise typer.BadParameter(
-            f"found {name!r:.80}; allowed is MODULE:NAME, such as main:app or shop.api:app"
-        )
+        raise WrongUsageError(f"found {name!r:.80}; allowed is MODULE:NAME, such as main:app or shop.api:app")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     # The app's output must not mix with the result.
@@ -177,7 +183,7 @@ def import_app(name: str, *, is_factory: bool) -> Any:
         if not is_factory:
             return app
         if not callable(app):
-            raise typer.BadParameter(f"--factory: {name} is not a function but of type {type(app).__name__}")
+            raise WrongUsageError(f"--factory: {name} is not a function but of type {type(app).__name__}")
         return _run(app, f"{name} cannot make the app")
 
 
@@ -185,7 +191,7 @@ def import_function(name: str) -> Callable[..., Any]:
     """Import the function ``module:attribute``; raises as :func:`import_app` does."""
     found = import_app(name, is_factory=False)
     if not callable(found):
-        raise typer.BadParameter(f"{name} is not a function but of type {type(found).__name__}")
+        raise WrongUsageError(f"{name} is not a function but of type {type(found).__name__}")
     return cast("Callable[..., Any]", found)
 
 
@@ -195,7 +201,7 @@ def _module(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise MeterkitError(f"{name} cannot be imported: {error}{_error_location(error)}") from error
-        raise typer.BadParameter(f"there is no module {error.name!r}; searched in {Path.cwd()}") from None
+        raise WrongUsageError(f"there is no module {error.name!r}; searched in {Path.cwd()}") from None
 
 
 def _attribute(module: Any, path: str) -> Any:
@@ -204,7 +210,7 @@ def _attribute(module: Any, path: str) -> Any:
         if not hasattr(found, name):
             near = get_close_matches(name, dir(found), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise typer.BadParameter(f"{module.__name__} has no {path!r:.80}{hint}")
+            raise WrongUsageError(f"{module.__name__} has no {path!r:.80}{hint}")
         found = getattr(found, name)
     return found
 

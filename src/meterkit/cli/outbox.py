@@ -12,7 +12,7 @@ import typer
 
 from meterkit.catalog.amount_wording import date_and_time, money, span
 from meterkit.cli.help_pages import command_group
-from meterkit.cli.options import integer_between
+from meterkit.cli.options import WrongUsageError, integer_between
 from meterkit.cli.output import cell_text, echo, print_note
 from meterkit.cli.session import Session, command
 from meterkit.delivery.invoice_items import format_days
@@ -117,7 +117,7 @@ async def redrive(
     The next flush creates the invoice items that you name.
     """
     if bool(intents) == everything:
-        raise typer.BadParameter("name intents or give --all")
+        raise WrongUsageError("name intents or give --all")
     async with session.kit() as kit:
         chosen, items = intents or await _undelivered(kit, customer), await _items_by_id(kit)
 
@@ -166,7 +166,7 @@ async def drop(
     and is never billed. Asks for confirmation. `meterkit customers history` shows who dropped it, and why.
     """
     if not reason:
-        raise typer.BadParameter("give --reason TEXT, for the customer's history")
+        raise WrongUsageError("give --reason TEXT, for the customer's history")
     async with session.kit() as kit:
         items = await _items_by_id(kit)
         if not yes:

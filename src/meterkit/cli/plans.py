@@ -10,7 +10,7 @@ import typer
 
 from meterkit.catalog import json_schema, load
 from meterkit.cli.help_pages import command_group
-from meterkit.cli.options import NewPlanArgument, OldPlanArgument, plans_path
+from meterkit.cli.options import NewPlanArgument, OldPlanArgument, WrongUsageError, plans_path
 from meterkit.cli.output import echo, print_json, print_note
 from meterkit.cli.session import Session, command
 from meterkit.decisions.subscription import ENDED
@@ -40,7 +40,7 @@ def check(
     Works offline.
     """
     if file is not None and session.plans is not None and file != session.plans:
-        raise typer.BadParameter(f"PLANS is {file!r} and --plans is {session.plans!r}; name one file")
+        raise WrongUsageError(f"PLANS is {file!r} and --plans is {session.plans!r}; name one file")
     path = plans_path(file or session.plans)
     try:
         catalog = load(path)

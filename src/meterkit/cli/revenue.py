@@ -11,6 +11,7 @@ import typer
 
 from meterkit.catalog.amount_wording import money
 from meterkit.cli.help_pages import command_group
+from meterkit.cli.options import WrongUsageError
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.safe_text import csv_text
@@ -74,7 +75,7 @@ async def revenue(
     if context.invoked_subcommand is not None:
         return
     if as_csv and session.json:
-        raise typer.BadParameter("give --csv or --json, not both")
+        raise WrongUsageError("give --csv or --json, not both")
     async with session.kit(reads=True) as kit:
         ends = await kit.revenue.at(last)
         days = [await kit.revenue.at(day) for day in await kit.revenue.days(first or ends.day, ends.day)]
@@ -112,7 +113,7 @@ async def spend(
 def _spent(text: str) -> tuple[date, int]:
     day, equals, cents = text.partition("=")
     if not equals or not re.fullmatch(r"[0-9][0-9_]{0,17}", cents):
-        raise typer.BadParameter(f"found {text!r:.60}; allowed is DAY=CENTS, such as 2026-10-01=150000")
+        raise WrongUsageError(f"found {text!r:.60}; allowed is DAY=CENTS, such as 2026-10-01=150000")
     return _day(day), int(cents)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from meterkit.catalog import load
 from meterkit.catalog.amount_wording import money
-from meterkit.cli.options import PeriodOption
+from meterkit.cli.options import PeriodOption, WrongUsageError
 from meterkit.cli.output import print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import period_ms
@@ -52,7 +52,7 @@ async def simulate(
     were open a month ago. Exits 1 if its two calculations, by sums and by scripts, disagree.
     """
     if session.plans is None:
-        raise typer.BadParameter("name the plans file to try: --plans next.yaml")
+        raise WrongUsageError("name the plans file to try: --plans next.yaml")
     catalog, costs = load(session.plans), dict(map(_cost, cost or ()))
     async with replace(session, plans=None).kit(reads=True) as kit:
         if kit.settings.audit_url is None:
@@ -61,7 +61,7 @@ async def simulate(
             )
         for meter in costs:
             if meter not in kit.catalog.meters:
-                raise typer.BadParameter(f"--cost: the plans file has no meter {meter!r:.60}")
+                raise WrongUsageError(f"--cost: the plans file has no meter {meter!r:.60}")
         database = database_at(kit.settings.audit_url.get_secret_value())
         simulation: Any = import_module("meterkit.insights.simulation.simulation")
         at_ms = kit.store.now_ms() - _MONTH_MS if period is None else period_ms(period)
@@ -87,9 +87,7 @@ async def simulate(
 def _cost(text: str) -> tuple[str, Fraction]:
     meter, equals, cents = text.partition("=")
     if not equals or not re.fullmatch(r"[0-9][0-9_]{0,11}(\.[0-9]{1,6})?", cents):
-        raise typer.BadParameter(
-            f"found {text!r:.60}; allowed is METER=CENTS, such as output_tokens=40 or 0.5"
-        )
+        raise WrongUsageError(f"found {text!r:.60}; allowed is METER=CENTS, such as output_tokens=40 or 0.5")
     return meter, Fraction(cents) / _PER
 
 

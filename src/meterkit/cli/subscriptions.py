@@ -10,7 +10,7 @@ import typer
 from meterkit.catalog.amount_wording import money
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, note_unknown
-from meterkit.cli.options import CustomerArgument, PlanArgument, integer_between
+from meterkit.cli.options import CustomerArgument, PlanArgument, WrongUsageError, integer_between
 from meterkit.cli.output import cell_text, echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.errors import NoSubscriptionError
@@ -59,7 +59,7 @@ async def preview(
     With discounts and taxes, without usage. Also shows gauges that exceed the new limits. Changes nothing.
     """
     if plan is None and seats is None:
-        raise typer.BadParameter("give --plan PLAN, --seats N, or both")
+        raise WrongUsageError("give --plan PLAN, --seats N, or both")
     async with session.kit(customer, reads=True) as kit:
         found = await kit.subscriptions.preview(customer, plan=plan, seats=seats)
 
@@ -79,7 +79,7 @@ async def change(session: Session, customer: CustomerArgument, plan: PlanArgumen
     current plan.
     """
     if plan is None:
-        raise typer.BadParameter("give PLAN, a plan of the plans file")
+        raise WrongUsageError("give PLAN, a plan of the plans file")
     async with session.kit(customer) as kit:
         _print_change(session, await kit.subscriptions.change_plan(customer, plan))
 
@@ -117,7 +117,7 @@ async def cancel(
 ) -> None:
     """Cancel a subscription at the end of its period, or now."""
     if give_back and not immediately:
-        raise typer.BadParameter(
+        raise WrongUsageError(
             "--give-back needs --immediately: otherwise the customer keeps the period until its end"
         )
     async with session.kit(customer) as kit:

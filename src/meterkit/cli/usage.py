@@ -15,7 +15,7 @@ from meterkit.catalog.genai_prices_table import UNIT_OF
 from meterkit.catalog.overage_prices import is_row
 from meterkit.catalog.value_parsers import UNLIMITED
 from meterkit.cli.known_customers import note_unknown
-from meterkit.cli.options import PeriodOption
+from meterkit.cli.options import PeriodOption, WrongUsageError
 from meterkit.cli.output import JsonArray, echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.customers.billed_usage import usage_of_all
@@ -96,13 +96,13 @@ async def usage(
     Shows this billing period unless --period names another.
     """
     if every == (customer is not None):
-        raise typer.BadParameter("give CUSTOMER or --all")
+        raise WrongUsageError("give CUSTOMER or --all")
     if as_csv and session.json:
-        raise typer.BadParameter("give --csv or --json, not both")
+        raise WrongUsageError("give --csv or --json, not both")
     if by is not None and (every or as_csv):
-        raise typer.BadParameter("--by shows one customer; leave out --all and --csv")
+        raise WrongUsageError("--by shows one customer; leave out --all and --csv")
     if by not in {None, "model"} and period is not None:
-        raise typer.BadParameter("--by KIND shows the current period; leave out --period")
+        raise WrongUsageError("--by KIND shows the current period; leave out --period")
     at_ms = None if period is None else to_ms(period)
     async with session.kit(customer, reads=True) as kit:
         if customer is not None and by == "model":
@@ -325,7 +325,7 @@ async def statement(
     all events, --json the first 100 of each line. Reads the audit log.
     """
     if as_csv and session.json:
-        raise typer.BadParameter("give --csv or --json, not both")
+        raise WrongUsageError("give --csv or --json, not both")
     async with session.kit(customer, reads=True) as kit:
         if as_csv:
             pages: Any = import_module("meterkit.pages.statement")  # Pages take a while to import.

@@ -55,7 +55,7 @@ class StripeApi:
 
     def __init__(self, settings: Settings, *, timeout_s: float = _TIMEOUT_S) -> None:
         if settings.stripe_api_key is None:
-            message = "stripe_api_key: asking Stripe needs a key; set METERKIT_STRIPE_API_KEY"
+            message = "stripe_api_key: no Stripe key is set; set METERKIT_STRIPE_API_KEY"
             raise SettingsError("stripe_api_key", message)
         for package in ("stripe", "aiohttp"):
             if find_spec(package) is None:

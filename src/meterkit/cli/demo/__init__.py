@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from meterkit.cli.options import WrongUsageError
 from meterkit.cli.session import Session, command
 
 __all__ = ["commands"]
@@ -36,7 +37,7 @@ def demo(
     unit by unit.
     """
     if session.plans is not None or session.redis is not None:
-        raise typer.BadParameter(
+        raise WrongUsageError(
             "the demonstration uses a plans file and a store of its own; leave --plans and --redis out"
         )
     # Other commands do without what it needs.
