@@ -106,6 +106,12 @@ def build() -> Path:
     if lacking:
         raise RuntimeError(f"the packages lack {', '.join(sorted(lacking))}")
     run(sys.executable, "-m", "twine", "check", "--strict", wheel, source)
+    with tempfile.TemporaryDirectory() as name:
+        pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+        run(*pip, "--wheel-dir", name, source)
+        with zipfile.ZipFile(wheel) as archive, zipfile.ZipFile(Path(name, wheel.name)) as other:
+            if sorted(archive.namelist()) != sorted(other.namelist()):
+                raise RuntimeError("the source distribution makes another wheel")
     return wheel
 
 
