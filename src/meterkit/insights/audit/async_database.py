@@ -38,7 +38,7 @@ def open_database(settings: Settings, what: str) -> Database:
     if settings.audit_url is None:
         raise SettingsError(
             "audit_url",
-            f"audit_url: {what} read from the audit log's database; set METERKIT_AUDIT_URL",
+            f"audit_url: {what} read from the audit log; set METERKIT_AUDIT_URL to a database",
         )
     return database_at(settings.audit_url.get_secret_value())
 
