@@ -93,10 +93,9 @@ class FakeProviders:
     @contextmanager
     def running(self) -> Generator[FakeProviders]:
         apps = (self._openai_app(), self._anthropic_app())
-        servers = [
-            uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="websockets-sansio"))
-            for app in apps
-        ]
+        # httpx drops idle connections after 5 s: a server that closes them then races with requests.
+        config: dict[str, Any] = {"log_config": None, "lifespan": "off", "timeout_keep_alive": 600}
+        servers = [uvicorn.Server(uvicorn.Config(app, ws="websockets-sansio", **config)) for app in apps]
         with ExitStack() as stack:
             sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in apps]
 
