@@ -29,11 +29,13 @@ def newest(*requirements: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "beside",
     [
+        "arq",
         "celery[redis]",
         "fastapi-users",
         "langchain-openai",
         "litellm[proxy]",
         "redisvl",
+        "saq[redis]",
         "slowapi",
         "taskiq-redis",
     ],

@@ -19,6 +19,7 @@ from redis.exceptions import (
     NoScriptError,
     ReadOnlyError,
     RedisError,
+    ResponseError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -43,6 +44,13 @@ _WITH_KEYS: Final = frozenset({"EVAL", "EVALSHA"})
 _NOT_CONNECTED: Final = " connecting to "
 # Errors by which another node has the slots now, or soon will.
 _AWAY: Final = (RedisConnectionError, RedisTimeoutError, ClusterDownError, ReadOnlyError, OSError)
+# redis-py 5 gives these their classes only in its own client of clusters.
+_CLUSTER_ERRORS: Final[dict[str, type[ResponseError]]] = {
+    "ASK": AskError,
+    "CLUSTERDOWN": ClusterDownError,
+    "MOVED": MovedError,
+    "TRYAGAIN": TryAgainError,
+}
 
 # Redis-py's own client of clusters takes no TLS context, does not wait for a free connection, may send ASKING
 # over one connection and the command over another, and wants the right to COMMAND.
@@ -413,6 +421,17 @@ class _PackedConnection:
         inherited: Any = super()
         is_reset = reader is not None and reader.exception() is not None
         return is_reset or await inherited.can_read()
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """Read a reply. Raises a cluster's errors by their classes in each version of redis-py."""
+        inherited: Any = super()
+        try:
+            return await inherited.read_response(*args, **options)
+        except ResponseError as error:
+            code, _, message = str(error).partition(" ")
+            if type(error) is ResponseError and code in _CLUSTER_ERRORS:
+                raise _CLUSTER_ERRORS[code](message) from None
+            raise
 
     def pack_command(self, *args: Any) -> list[bytes]:
         """Pack a request; the command may have two words."""
