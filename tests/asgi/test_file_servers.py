@@ -17,6 +17,7 @@ from starlette.routing import Host, Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.app import SentMessages, served, staying
+from drivers.installed import installed
 from faults.refusals import http_scope
 from field.frameworks import files_by_hand, static
 
@@ -89,7 +90,7 @@ APPS: dict[str, Callable[[Path], ASGIApp]] = {
         [Mount("/x", static(folder))], default=OtherRouter(folder)
     ),
     "handler": files_by_hand,
-    "frontend": front,
+    **({"frontend": front} if installed("fastapi") >= (0, 138) else {}),
     "unknown app": OtherRouter,
 }
 

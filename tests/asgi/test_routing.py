@@ -27,6 +27,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.app import PLANS, SentMessages, answering, hello, no_more, served
+from drivers.installed import installed
 from drivers.llm_apps import listening
 from drivers.plans import completed
 from drivers.sampled import few_examples, pairs
@@ -154,12 +155,18 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 # Agreement with Starlette: an app whose handlers carry the names of our lines gives the same answers.
 
 
-async def answer(request: Request) -> PlainTextResponse:
-    return PlainTextResponse(request.scope["route"].name)
+async def answer(_request: Request) -> PlainTextResponse:
+    return PlainTextResponse("answer")
 
 
 def items() -> list[BaseRoute]:
-    return [Route("/items/{name}", answer, name="items"), Route("/", answer, name="root")]
+    async def item(_request: Request) -> PlainTextResponse:
+        return PlainTextResponse("items")
+
+    async def root(_request: Request) -> PlainTextResponse:
+        return PlainTextResponse("root")
+
+    return [Route("/items/{name}", item), Route("/", root)]
 
 
 class Recorder:
@@ -709,7 +716,6 @@ def test_included_fastapi_routers_have_their_prefixes() -> None:
     outer, inner = APIRouter(prefix="/v1"), APIRouter(prefix="/deep")
     inner.add_api_route("/x", answer, methods=["GET"])
     inner.add_api_websocket_route("/live", talk)
-    inner.mount("/mounted", Starlette(routes=[route("/y")]))
     outer.include_router(inner)
     app.include_router(outer, prefix="/shop")
     app.add_api_route("/items/{id}", answer, methods=["PUT"])
@@ -717,11 +723,22 @@ def test_included_fastapi_routers_have_their_prefixes() -> None:
     assert shown == {
         "GET /shop/v1/deep/x": ["GET /shop/v1/{p:path}"],
         "WS /shop/v1/deep/live": ["WS /shop/v1/deep/live"],
-        # A router's own prefix is given to what is added to it, that of an inclusion to all.
-        "GET,HEAD /shop/v1/mounted/y": ["GET /shop/v1/{p:path}"],
         "PUT /items/{id}": [None],
     }
     assert idle == []
+
+
+@pytest.mark.skipif(
+    installed("fastapi") < (0, 138), reason="it leaves mounts out of a router that is included"
+)
+def test_a_mount_of_an_included_router_has_its_prefix() -> None:
+    app = FastAPI(openapi_url=None)
+    inner = APIRouter(prefix="/deep")
+    inner.mount("/mounted", Starlette(routes=[route("/y")]))
+    app.include_router(inner, prefix="/shop")
+    shown, idle = lines_of(app, plans(counted("GET /shop/{p:path}")))
+    # A router's own prefix is given to what is added to it, that of an inclusion to all.
+    assert (shown, idle) == ({"GET,HEAD /shop/mounted/y": ["GET /shop/{p:path}"]}, [])
 
 
 def test_the_plans_file_is_that_of_the_middleware() -> None:
