@@ -134,7 +134,7 @@ def _command(command: Any, called: str) -> str:
     """One command with the options that not all commands have."""
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
-    usage = " ".join([called, *(argument.metavar or argument.name.upper() for argument in arguments)])
+    usage = " ".join([called, *map(_placeholder, arguments)])
     rows = [
         f"| {_spelt(option)} | {cell(option.help or '')} |"
         for option in options
@@ -143,6 +143,12 @@ def _command(command: Any, called: str) -> str:
     told = " ".join((command.help or "").split("\f")[0].split())
     table = ["", "| option | |", "|---|---|", *rows] if rows else []
     return "\n".join([f"### {called}", "", f"`{usage}`", "", told, *table])
+
+
+def _placeholder(argument: Any) -> str:
+    """An argument as `--help` writes it: `[INTENT...]` may be left out or repeated."""
+    name = (argument.metavar or argument.name.upper()) + ("..." if argument.nargs != 1 else "")
+    return name if argument.required else f"[{name}]"
 
 
 def _spelt(option: Any) -> str:
