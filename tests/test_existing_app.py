@@ -83,10 +83,9 @@ def test_files_are_shown_as_they_are() -> None:
 
 @pytest.mark.dear("a run of pytest of its own, from sign-up to cancellation")
 def test_its_own_tests_pass_where_it_stands() -> None:
-    # The plugin of looptime is for pytest-asyncio, and fails without it.
-    plain = ("-p", "no:cacheprovider", "-p", "no:looptime_plugin")
-    environment = Shell(EXAMPLE, PYTHONDONTWRITEBYTECODE="1").environment
-    command = [sys.executable, "-m", "pytest", "-q", *plain]
+    plain = {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = Shell(EXAMPLE, **plain).environment
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
