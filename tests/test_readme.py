@@ -36,7 +36,12 @@ LINK = re.compile(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)")
 COMMAND = re.compile(r"(?:^\$ |`)meterkit ([a-z][^`\n]*)", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+NO_PROSE = re.compile(r"^ *```.*?^ *```$|^ *\|.*?$|<!--.*?-->|]\([^)]*\)", re.MULTILINE | re.DOTALL)
+WORD = re.compile(r"\w\S*")
 WORDS_MAX = 900
+GUIDES_WORDS_MAX = 40_000
+# Generated, or lists.
+NO_GUIDES = ("api/", "design/decisions/", "design/contract-coverage", "benchmarks", "changelog")
 # What a fragment of a plans file is completed with.
 REST = """\
 schema: 1
@@ -153,6 +158,17 @@ def test_every_public_setting_is_documented() -> None:
 def test_the_readme_is_read_in_four_minutes() -> None:
     prose = COMMENT.sub("", FENCED.sub("", (ROOT / "README.md").read_text("utf-8")))
     assert len(prose.split()) <= WORDS_MAX
+
+
+def test_the_guides_have_at_most_forty_thousand_words() -> None:
+    """Outside code and tables."""
+    docs = ROOT / "docs"
+    pages = [
+        page for page in docs.rglob("*.md") if not page.relative_to(docs).as_posix().startswith(NO_GUIDES)
+    ]
+    assert len(pages) > 30
+    prose = (NO_PROSE.sub("", page.read_text("utf-8")) for page in pages)
+    assert sum(len(WORD.findall(text)) for text in prose) <= GUIDES_WORDS_MAX
 
 
 def test_the_readme_has_the_minimum_versions_of_the_project() -> None:
