@@ -314,12 +314,17 @@ class MeterKit(KitLifecycle):
         """Read the current use of the customer's rates, also of routes; raises as :meth:`usage` does."""
         return await self.store.rates(check_customer(customer))
 
-    async def health(self) -> Health:
+    async def health(self, *, scan_keys: bool = True) -> Health:
         """Check the store, Stripe's meters and waiting work, as ``meterkit doctor`` does. Changes nothing.
 
         Each finding has its cure; a check that cannot run is named with the reason.
+
+        Args:
+            scan_keys: False leaves out the checks that scan all keys, ``keys`` and ``links``, as the operator
+                pages do.
         """
-        return cast("Health", await import_module("meterkit.health.examination").examine(self._parts))
+        examine = import_module("meterkit.health.examination").examine
+        return cast("Health", await examine(self._parts, scan_keys=scan_keys))
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
         """Deliver to Stripe what is due, once.

@@ -75,10 +75,13 @@ async def pages_of(kit: MeterKit, operator: str = "ada") -> AsyncGenerator[httpx
 
 
 @asynccontextmanager
-async def selling(store_url: str, directory: Path | None, **settings: Any) -> AsyncGenerator[MeterKit]:
+async def selling(
+    store_url: str, directory: Path | None, *, clock: Clock | None = None, **settings: Any
+) -> AsyncGenerator[MeterKit]:
     url = None if directory is None else sqlite_in(directory)
+    clock = clock or Clock(START)
     async with MeterKit(
-        loads(PLANS), redis_url=store_url, clock=Clock(START), audit_url=url, flush=False, **settings
+        loads(PLANS), redis_url=store_url, clock=clock, audit_url=url, flush=False, **settings
     ) as kit:
         yield kit
 

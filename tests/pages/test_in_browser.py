@@ -188,6 +188,8 @@ LINKS: Final = """[...document.querySelectorAll("[data-figure]:has(a)")].map((ce
 FOCUS: Final = (
     """((at) => [at.getAttribute("aria-label") ?? "", at.id, at.textContent])(document.activeElement)"""
 )
+ATTENTION: Final = """["#attention", ".items > li > p + p"].map(
+  (part) => document.querySelector(part).getBoundingClientRect().bottom <= 800)"""
 ROWS: Final = "document.querySelectorAll('#rows tbody tr').length"
 ROWS_A_PAGE: Final = 100
 WIDTH: Final = 360
@@ -212,6 +214,8 @@ async def look_at_figures(browser: Browser, url: str, *screens: tuple[Literal["l
             shown = await found(page, NUMBERS)
             numbers = {name: None if value is None else float(value) for name, value in shown.items()}
             assert numbers == figures
+            if width > WIDTH:
+                assert await found(page, ATTENTION) == [True] * 2
 
 
 async def click_through(browser: Browser, url: str) -> None:

@@ -49,7 +49,7 @@ from meterkit.health.stripe_account import check_meters, check_subscriptions
 from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from meterkit.assembly import Parts
     from meterkit.redis.admin import Admin
@@ -61,14 +61,19 @@ _MEMORY_STORE: Final = "memory:// lives in one process: this one cannot see the 
 _Subject = TypeVar("_Subject")
 
 
-async def examine(parts: Parts) -> Health:
-    """Run every check. Writes nothing but what each start of meterkit writes."""
+async def examine(parts: Parts, *, scan_keys: bool = True) -> Health:
+    """Run every check. Writes nothing but what each start of meterkit writes.
+
+    Args:
+        parts: of the kit.
+        scan_keys: False leaves out the checks that scan all keys.
+    """
     found = Health()
     if parts.store.address.kind == "memory":
         for check in (*_SERVER_CHECKS, *_STORE_CHECKS, "spool"):
             found.not_looked_at[check] = _MEMORY_STORE
     else:
-        await _examine_store(parts, found)
+        await _examine_store(parts, found, frozenset() if scan_keys else _SCANNING_CHECKS)
         await _run_check("spool", check_spool_directory, parts, found)
         if parts.store.catalog.storage is not None:
             await _run_check("storage", check_stored_objects, parts, found)
@@ -90,7 +95,7 @@ async def examine(parts: Parts) -> Health:
     return found
 
 
-async def _examine_store(parts: Parts, found: Health) -> None:
+async def _examine_store(parts: Parts, found: Health, left_out: Collection[str]) -> None:
     admin = await parts.store.admin()
     servers = await _list_answering_servers(admin, found)
     if not servers:
@@ -104,13 +109,16 @@ async def _examine_store(parts: Parts, found: Health) -> None:
         context = CheckContext(parts=parts, admin=server, outbox=store_context.outbox)
         one = Health()
         for check, run in _SERVER_CHECKS.items():
-            await _run_check(check, run, context, one)
+            if check not in left_out:
+                await _run_check(check, run, context, one)
         found.add(one, of=str(server.address) if len(servers) > 1 else "")
         if context.claims is not None:
             store_context.claims = [*(store_context.claims or ()), *context.claims]
     for check, run_on_all in TOPOLOGY_CHECKS.get(parts.store.address.kind, {}).items():
         await _run_check(check, run_on_all, parts, found)
     for check, run in _STORE_CHECKS.items():
+        if check in left_out:
+            continue
         if check in _CONTENT_CHECKS and any(one.check == "shards" for one in found.findings):
             found.not_looked_at[check] = "the store and these settings disagree about the shards"
         else:
@@ -182,6 +190,7 @@ _STORE_CHECKS: Final[_CheckTable] = {
 }
 
 
+_SCANNING_CHECKS: Final = frozenset({"keys", "links"})
 _ORDER: Final = tuple(dict.fromkeys((*tuple(_SERVER_CHECKS)[:7], "shards", *_SERVER_CHECKS)))
 _CONTENT_CHECKS: Final[Sequence[str]] = tuple(
     check for check in _STORE_CHECKS if check not in {"shards", "breaker"}

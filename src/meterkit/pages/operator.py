@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -17,9 +17,12 @@ from starlette.routing import Route
 from meterkit.answers import ProblemDocument, ProblemDocumentError, ProblemType, read_body
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.insights.overview.overview import CustomerOverview
+from meterkit.pages.attention import attention_items
+from meterkit.pages.health_reader import HealthReader
 from meterkit.pages.operator_figures import (
     FIGURE_COLUMNS,
     Section,
+    activity_sections,
     customer_sections,
     delivered_section,
     figure_rows,
@@ -27,7 +30,16 @@ from meterkit.pages.operator_figures import (
     live_sections,
     revenue_sections,
 )
-from meterkit.pages.operator_lists import PageRequest, as_of, book_lists, customer_lists, revenue_lists
+from meterkit.pages.operator_lists import (
+    DAY_MINUTES,
+    DEGRADED_DAYS,
+    MINUTE_MS,
+    PageRequest,
+    as_of,
+    book_lists,
+    customer_lists,
+    revenue_lists,
+)
 from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
 from meterkit.pages.rendering import (
     HEADERS,
@@ -37,7 +49,9 @@ from meterkit.pages.rendering import (
     json_answer,
     problem_answer,
     static_routes,
+    wants_json,
 )
+from meterkit.pages.trend_tiles import trend_tiles
 from meterkit.safe_text import csv_text
 from meterkit.sending_page import SendingPage
 from meterkit.store.input_checks import check_text, is_customer
@@ -49,8 +63,10 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
+    from meterkit.insights.overview.tables import OverviewSnapshot
     from meterkit.pages.brand import Brand
     from meterkit.pages.operator_lists import OperatorList, Row
+    from meterkit.pages.trend_tiles import TrendTile
     from meterkit.pages.usage_figures import PagesKit
 
 _BYTES_MAX: Final = 1 << 20
@@ -149,23 +165,43 @@ async def _answer_operator(
         return problem_answer(ProblemDocument.of("temporary-reduced-capacity", str(error), wait_s=_AGAIN_S))
 
 
+class _OverviewReading(NamedTuple):
+    """All figures of the overview; ``made`` is the last snapshot, if there is one."""
+
+    sections: Sequence[Section]
+    made: OverviewSnapshot | None
+    degraded: Mapping[int, int]
+
+
 class _OperatorPages:
     """The endpoints of the operator pages."""
 
     def __init__(self, kit: PagesKit, pages: PageRenderer) -> None:
         self._kit = kit
         self._pages = pages
+        self._health = HealthReader(kit)
         self._overview = overview = CustomerOverview(kit.store, kit.settings)
         lists = *customer_lists(kit, overview), *revenue_lists(overview), *book_lists(kit, overview)
         self._lists = {listing.name: listing for listing in (*lists, *queue_lists(kit))}
 
     async def overview(self, request: Request, name: str) -> Response:
-        sections = await self._sections()
-        shown = {"operator": name, "sections": sections}
-        return self._pages.answer(request, "operator/overview.html", lambda: shown, figures_json(sections))
+        read = await self._read()
+        dated = None if wants_json(request) else await self._health.read()
+
+        def show() -> Mapping[str, object]:
+            report = None if dated is None else dated.report
+            return {
+                "operator": name,
+                "sections": read.sections,
+                "attention": attention_items(read.sections, report),
+                "checked": dated,
+                "tiles": self._tiles(read),
+            }
+
+        return self._pages.answer(request, "operator/overview.html", show, figures_json(read.sections))
 
     async def figures(self, request: Request, _: str) -> Response:
-        sections = await self._sections()
+        sections = (await self._read()).sections
         if _export_format(request) == "json":
             return json_answer(figures_json(sections))
         body = csv_text([column.name for column in FIGURE_COLUMNS], figure_rows(sections), head=True)
@@ -218,22 +254,39 @@ class _OperatorPages:
         shown = {"operator": name, "queue": queue, **done._asdict()}
         return self._pages.answer(request, "operator/redriven.html", lambda: shown, done._asdict())
 
-    async def _sections(self) -> Sequence[Section]:
-        return [*await self._snapshot_sections(), *await live_sections(self._kit.store)]
-
-    async def _snapshot_sections(self) -> Sequence[Section]:
+    async def _read(self) -> _OverviewReading:
+        """Read the last snapshot, backlogs and failures."""
+        made, note = None, "The first figures are being computed. Reload this page in a minute."
         try:
             made = await self._overview.last()
         except SettingsError as error:
             note = f"Figures over all customers are missing: {error}."
-            return [Section("customers", "Customers", (), note)]
-        if made is None:
-            note = "The first figures are being computed. Reload this page in a minute."
-            return [Section("customers", "Customers", (), note)]
-        first, *others = customer_sections(made.figures["customers"], self._kit.catalog)
-        revenue = revenue_sections(made.figures["revenue"], self._kit.catalog)
-        delivered = delivered_section(made.figures["customers"])
-        return [first._replace(note=as_of(made)), *others, *revenue, delivered]
+        degraded = await self._kit.store.degraded.read(DEGRADED_DAYS)
+        sections = [Section("customers", "Customers", (), note)] if made is None else self._sections_of(made)
+        sections += await live_sections(self._kit.store, degraded)
+        return _OverviewReading(sections, made, degraded)
+
+    def _sections_of(self, made: OverviewSnapshot) -> list[Section]:
+        figures, catalog = made.figures, self._kit.catalog
+        first, *others = customer_sections(figures["customers"], catalog)
+        return [
+            first._replace(note=as_of(made)),
+            *others,
+            *revenue_sections(figures["revenue"], catalog),
+            *activity_sections(figures.get("activity"), catalog),
+            delivered_section(figures["customers"]),
+        ]
+
+    def _tiles(self, read: _OverviewReading) -> Sequence[TrendTile]:
+        (waiting,) = (
+            figure.value
+            for section in read.sections
+            for figure in section.figures
+            if (section.name, figure.name) == ("outbox", "queued")
+        )
+        figures = None if read.made is None else read.made.figures
+        today = self._kit.store.now_ms() // (DAY_MINUTES * MINUTE_MS)
+        return trend_tiles(figures, read.degraded, int(waiting or 0), self._kit.catalog, today)
 
     def _listing(self, request: Request) -> tuple[OperatorList, str]:
         listing = self._lists.get(request.path_params["name"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.insights.overview.rows import DELIVERY
@@ -10,13 +11,14 @@ from meterkit.insights.store_readings import read_deliveries, read_webhooks
 from meterkit.notify.spikes import EVENT as SPIKE
 from meterkit.notify.spikes import SpikesToday
 from meterkit.pages.operator_lists import DAY_MINUTES, DEGRADED_DAYS, MINUTE_MS, Column, Row
+from meterkit.pages.trend_tiles import shown_meters
 from meterkit.store.message_queue import CHANNELS, MessageQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
-    from meterkit.insights.overview.rows import CustomerTotals, RevenueFigures
+    from meterkit.insights.overview.rows import CustomerTotals, DailyActivity, RevenueFigures
     from meterkit.store.store import Store
 
 FIGURE_COLUMNS: Final = tuple(
@@ -45,6 +47,8 @@ _REVENUE: Final[tuple[tuple[str, str, Kind, str], ...]] = (
 """Name, label and kind; the list that a figure opens, and its argument after the currency."""
 _NONE: Final = {"mrr": 0, "customers": 0, "usage_revenue": 0}
 """Figures of a currency without paying customers; the others are unknown then."""
+_EPOCH: Final = date(1970, 1, 1)
+_DELIVERED: Final = "meter_events"
 _GROWTH: Final = ("mrr", *MOVES, "customers")
 
 
@@ -235,8 +239,40 @@ def figure_rows(sections: Iterable[Section]) -> list[Row]:
     ]
 
 
-async def live_sections(store: Store) -> Sequence[Section]:
+def activity_sections(activity: DailyActivity | None, catalog: Catalog) -> Sequence[Section]:
+    """Make the section of usage and deliveries by day, from a snapshot; none without any."""
+    if activity is None or not (activity["usage"] or activity["deliveries"]):
+        return []
+    by_day: dict[int, dict[str, int]] = {}
+    for day, name, units in activity["usage"]:
+        by_day.setdefault(day, {})[name] = units
+    for day, count in activity["deliveries"]:
+        by_day.setdefault(day, {})[_DELIVERED] = count
+    names = shown_meters(activity, catalog)
+    titles = {name: catalog.meters[name].title for name in names}
+    titles[_DELIVERED] = "Meter events delivered"
+    figures = [
+        Figure(name, titles[name], found.get(name, 0), row=f"{_EPOCH + timedelta(days=day)}")
+        for day, found in sorted(by_day.items())
+        for name in titles
+    ]
+    return [
+        Section(
+            name="activity",
+            title="Usage and deliveries by day",
+            figures=figures,
+            headings=("Day (UTC)", *titles.values()),
+            charted=next(iter(titles)),
+        )
+    ]
+
+
+async def live_sections(store: Store, degraded: Mapping[int, int]) -> Sequence[Section]:
     """Read backlogs and failures, in few round trips regardless of the number of customers.
+
+    Args:
+        store: of the customers.
+        degraded: requests decided without the store, by minute since 1970.
 
     Raises:
         StoreError: the store does not answer.
@@ -249,7 +285,7 @@ async def live_sections(store: Store) -> Sequence[Section]:
         for state, opened in (("queued", ""), ("parked", "parked"), ("dead", "dead"))
     ]
     items = Figure("invoice_items", "Waiting invoice items", waiting["invoice_items"].items, opens="outbox")
-    spikes, degraded = await SpikesToday(store).count(), await store.degraded.read(DEGRADED_DAYS)
+    spikes = await SpikesToday(store).count()
     since = store.now_ms() // MINUTE_MS - DAY_MINUTES
     today = sum(minute > since for minute in degraded)
     waits = sum(found["due"] + found["later"] for found in messages)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.forecast import OtherPlan, PeriodForecast
+    from meterkit.pages.health_report import HealthReport
     from meterkit.pages.subject_figures import SubjectFigures
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
@@ -83,6 +84,10 @@ class PagesKit(Protocol):
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
         """Read the rates of a customer."""
+        ...
+
+    async def health(self, *, scan_keys: bool = True) -> HealthReport:
+        """Run the checks of ``meterkit doctor``."""
         ...
 
     async def reconcile(self, customer: str, *, at: datetime) -> Sequence[Reconciled]:

@@ -127,6 +127,7 @@ DELIVERIES: Final = Table(
         for name in JournalRow._fields
     ),
     Index("meterkit_deliveries_of_customer", "customer", "delivered_at_ms"),
+    Index("meterkit_deliveries_delivered", "delivered_at_ms"),
 )
 """The journal of deliveries; see :class:`meterkit.outbox.journal.JournalRow`."""
 

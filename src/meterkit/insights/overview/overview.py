@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from meterkit.customers.sorted_customers import SortedCustomers
     from meterkit.insights.audit.database import Database
-    from meterkit.insights.overview.rows import OverviewFigures, RevenueFigures
+    from meterkit.insights.overview.rows import DailyActivity, OverviewFigures, RevenueFigures
     from meterkit.insights.overview.tables import OverviewSnapshot, OverviewTables
     from meterkit.insights.revenue.tables import RevenueLists, RevenueTables
     from meterkit.settings import Settings
@@ -146,9 +146,18 @@ class CustomerOverview:
         figures: OverviewFigures = {
             "customers": totals.figures(),
             "revenue": await revenue_figures(self._store, self._settings, self._database),
+            "activity": await self._read_activity(at_ms, known),
         }
         await in_thread(tables.finish, at_ms, figures)
         return figures
+
+    async def _read_activity(self, at_ms: int, known: OverviewSnapshot | None) -> DailyActivity:
+        read: Any = import_module("meterkit.insights.overview.daily_activity").read_daily_activity
+        before = None if known is None else known.figures.get("activity")
+        found: DailyActivity = await in_thread(
+            read, self._database, at_ms, before, 0 if known is None else known.at_ms
+        )
+        return found
 
     @asynccontextmanager
     async def _list_all(self) -> AsyncGenerator[SortedCustomers]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Final, NamedTuple, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -98,11 +98,25 @@ class RevenueFigures(TypedDict):
     growth: list[tuple[str, str, dict[str, int]]]
 
 
+class DailyActivity(TypedDict):
+    """Activity of all customers by day (days since 1970, UTC), the oldest first.
+
+    ``usage`` has day, meter and recorded units; ``deliveries`` day and meter events that Stripe accepted.
+    """
+
+    usage: list[tuple[int, str, int]]
+    deliveries: list[tuple[int, int]]
+
+
 class OverviewFigures(TypedDict):
-    """All figures of a snapshot, as JSON holds them; ``revenue`` is None where there is none yet."""
+    """All figures of a snapshot, as JSON holds them.
+
+    ``revenue`` is None where there is none yet; snapshots of earlier releases lack ``activity``.
+    """
 
     customers: CustomerTotals
     revenue: RevenueFigures | None
+    activity: NotRequired[DailyActivity]
 
 
 def build_row(usage: CustomerUsage, meters: Collection[str]) -> CustomerRow:

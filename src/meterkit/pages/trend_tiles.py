@@ -1,0 +1,149 @@
+"""Tiles of the operator page: a figure with its line of thirty days. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meterkit.catalog.amount_wording import is_money, money
+from meterkit.decisions.grants import MICRO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.catalog import Catalog
+    from meterkit.insights.overview.rows import DailyActivity, OverviewFigures, RevenueFigures
+
+DAYS: Final = 30
+_METERS_MAX: Final = 2
+_CURRENCIES_MAX: Final = 2
+_WIDTH, _HEIGHT = 120, 32
+_DAY_MINUTES: Final = 1_440
+
+
+class TrendTile(NamedTuple):
+    """A figure with its line.
+
+    Attributes:
+        title: its heading.
+        value: as text.
+        note: compares it with an earlier one, in words.
+        opens: anchor or list that has the details.
+        points: of the line, in a box of 120 by 32; empty: too few days.
+    """
+
+    title: str
+    value: str
+    note: str
+    opens: str
+    points: str
+
+
+def trend_tiles(
+    figures: OverviewFigures | None, degraded: Mapping[int, int], waiting: int, catalog: Catalog, today: int
+) -> Sequence[TrendTile]:
+    """Make the tiles: revenue, usage, deliveries, and minutes without the store.
+
+    Args:
+        figures: of the last snapshot; None: there is none.
+        degraded: minutes since 1970 that a process decided without the store.
+        waiting: meter events that wait for delivery.
+        catalog: names the meters.
+        today: days since 1970.
+    """
+    found: list[TrendTile] = []
+    if figures is not None:
+        found += [] if figures["revenue"] is None else _revenue_tiles(figures["revenue"], catalog)
+        if (activity := figures.get("activity")) is not None:
+            found += _usage_tiles(activity, catalog, today)
+            found.append(_delivery_tile(activity, waiting, today))
+    minutes = [0] * DAYS
+    for minute in degraded:
+        if 0 <= (back := today - minute // _DAY_MINUTES) < DAYS:
+            minutes[DAYS - 1 - back] += 1
+    found.append(
+        TrendTile(
+            "Minutes without the store",
+            f"{sum(minutes):,}",
+            f"in thirty days, {minutes[-1]:,} today",
+            "degraded",
+            line_points(minutes),
+        )
+    )
+    return found
+
+
+def shown_meters(activity: DailyActivity, catalog: Catalog) -> Sequence[str]:
+    """List the used meters, without those of money and rows of prices by model; billed ones first."""
+    used = {name for _, name, _ in activity["usage"]}
+    shown = [
+        meter
+        for name, meter in catalog.meters.items()
+        if name in used and not is_money(meter.unit) and not meter.is_row
+    ]
+    return [meter.name for meter in sorted(shown, key=lambda meter: meter.stripe is None)]
+
+
+def line_points(values: Sequence[float]) -> str:
+    """Place values on a line from left to right; 0 is at the bottom. Empty for fewer than two."""
+    if len(values) < 2:  # noqa: PLR2004 - a line has two ends.
+        return ""
+    most, step = max(*values, 1), _WIDTH / (len(values) - 1)
+    return " ".join(
+        f"{nth * step:.1f},{_HEIGHT - 1 - (_HEIGHT - 2) * max(0.0, value) / most:.1f}"
+        for nth, value in enumerate(values)
+    )
+
+
+def _by_day(units: Mapping[int, int], today: int) -> list[int]:
+    return [units.get(today - back, 0) for back in range(DAYS - 1, -1, -1)]
+
+
+def _revenue_tiles(revenue: RevenueFigures, catalog: Catalog) -> list[TrendTile]:
+    by_currency: dict[str, list[int]] = {}
+    for _, currency, moved in revenue["growth"]:
+        by_currency.setdefault(currency, []).append(moved["mrr"])
+    order = sorted(by_currency, key=lambda currency: (currency != catalog.currency, currency))
+    return [
+        TrendTile(
+            f"Recurring revenue in {currency.upper()}",
+            _micro_money(mrr[-1], currency),
+            f"{_micro_money(mrr[0], currency)} {len(mrr) - 1} days before" if len(mrr) > 1 else "",
+            f"#revenue_{currency}",
+            line_points(mrr),
+        )
+        for currency in order[:_CURRENCIES_MAX]
+        if (mrr := by_currency[currency])
+    ]
+
+
+def _micro_money(amount: int, currency: str) -> str:
+    return money(round(amount / MICRO), currency)
+
+
+def _usage_tiles(activity: DailyActivity, catalog: Catalog, today: int) -> list[TrendTile]:
+    """Make a tile for each of two meters, those that are billed first."""
+    by_meter: dict[str, dict[int, int]] = {}
+    for day, name, units in activity["usage"]:
+        by_meter.setdefault(name, {})[day] = units
+    return [
+        TrendTile(
+            f"{catalog.meters[name].title} used",
+            f"{sum(days):,}",
+            f"in thirty days, {days[-2]:,} yesterday",
+            "#activity",
+            line_points(days),
+        )
+        for name in shown_meters(activity, catalog)[:_METERS_MAX]
+        if (days := _by_day(by_meter[name], today))
+    ]
+
+
+def _delivery_tile(activity: DailyActivity, waiting: int, today: int) -> TrendTile:
+    days = _by_day(dict(activity["deliveries"]), today)
+    return TrendTile(
+        "Meter events delivered",
+        f"{sum(days):,}",
+        f"in thirty days, {waiting:,} {'waits' if waiting == 1 else 'wait'} now",
+        "outbox",
+        line_points(days),
+    )
