@@ -103,8 +103,9 @@ def test_starts_a_server_that_keeps_what_it_is_told(server: EmbeddedServer, dire
     assert ask(path, "INFO", "server")["tcp_port"] == 0  # No other user gets in.
     assert directory.stat().st_mode & 0o777 == 0o700
     assert {entry.stat().st_mode & 0o077 for entry in directory.rglob("*")} == {0}
-    with redis.Redis(unix_socket_path=path, decode_responses=True) as client:
-        kept: Any = client.config_get("append*")
+    client: Any = redis.Redis(unix_socket_path=path, decode_responses=True)
+    with client:
+        kept = client.config_get("append*")
     assert (kept["appendonly"], kept["appendfsync"]) == ("yes", "everysec")
     server.stop()
     assert not runs(directory)
