@@ -34,13 +34,14 @@ CHROMIUM = os.environ.get("METERKIT_CHROMIUM") or shutil.which("chromium")
 THEMES = ("light", "dark")
 PAGES = ("usage", "usage-summary", "operator")
 NAMES = tuple(f"{page}-{theme}" for page in PAGES for theme in THEMES)
-WIDTH, HEIGHTS = 880, {"usage": 1320, "usage-summary": 770, "operator": 1900}
+WIDTH, HEIGHTS = 880, {"usage": 1320, "usage-summary": 985, "operator": 1900}
 START = datetime(2031, 5, 1, tzinfo=UTC)
 DAYS = 81
 PLANS = """\
 schema: 1
 currency: usd
 default_plan: free
+billing: {portal_url: "https://app.example/billing"}
 meters:
   requests: {unit: request}
   tokens:   {unit: token, name: Tokens, stripe: {event_name: ai_tokens}}
@@ -57,6 +58,9 @@ plans:
     name: Team
     rank: 10
     price: {amount_cents: 2900, interval: month, stripe_price: price_team}
+    budget: {amount_cents: 5000}
+    subjects:
+      user: {tokens: {included: 120_000}}
     meters:
       requests: {rate: 100/minute, included: 5_000, overage: deny}
       tokens:   {included: 100_000, overage: {bill: {per: 1000, amount_cents: 20}}}
@@ -70,7 +74,8 @@ plans:
       tokens:   {included: 1_000_000}
       seats:    {included: 20}
 """
-CHANGED, LEFT = 40, 65  # days on which a customer changes the plan, and another one leaves
+CHANGED, GRANTED, LEFT = 40, 62, 65  # days on which a customer changes the plan, gets a grant, or leaves
+USERS = {"ana": 5, "ben": 3, "cleo": 2}  # how many tenths each user of acme has of its tokens
 CUSTOMERS = ("acme", "birch", "cedar", "delta", "ember", "fjord", "grove", "hazel", "inlet", "jetty")
 
 
@@ -82,14 +87,20 @@ async def lived(kit: MeterKit, clock: Clock, stripe: StripeEmulator) -> None:
             await subscribe(kit, stripe, CUSTOMERS[nth], ("team", "team", "company")[nth % 3])
         if day == CHANGED:
             await kit.subscriptions.change_plan("birch", "company")
+        if day == GRANTED:
+            await kit.grants.add("acme", {"tokens": 100_000}, grant_id="welcome")
         if day == LEFT:
             await kit.subscriptions.cancel("delta", immediately=True)
         weekend = clock.now().weekday() in {5, 6}
         for nth, name in enumerate(CUSTOMERS[: day // 7 + 1]):
             most = (6_000 if weekend else 14_000) // (nth + 1)
-            await kit.record(name, "tokens", chance.randrange(most // 2, most))
+            tokens = chance.randrange(most // 2, most)
+            for user, tenths in (USERS if name == "acme" else {"": 10}).items():
+                subjects = {"user": user} if user else None
+                await kit.record(name, "tokens", tokens * tenths // 10, subjects=subjects)
             await kit.record(name, "requests", chance.randrange(20, 120))
         await kit.flush(everything=True)
+        await open_drainer(kit.store, kit.settings).drain()
         clock.advance(timedelta(days=1))
         stripe.advance()
         for name in CUSTOMERS[: day // 7 + 1]:
@@ -98,7 +109,9 @@ async def lived(kit: MeterKit, clock: Clock, stripe: StripeEmulator) -> None:
                 await kit.subscriptions.sync(name)
         await Revenue(kit.store, kit.settings).snapshot()
     await kit.gauges.set("acme", "seats", 4)
-    await kit.grants.add("acme", {"tokens": 25_000}, grant_id="welcome")
+    await kit.customers.set_plan("kiosk", "team")
+    await kit.record("kiosk", "tokens", 130_000)
+    await kit.customers.set_status("late", "past_due")
     for _ in range(38):
         await kit.consume("acme", "requests")
     await kit.flush(everything=True)
