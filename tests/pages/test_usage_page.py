@@ -20,10 +20,11 @@ from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.plans import plans_text
 from drivers.shop import CATALOG, START, shop
-from drivers.usage_figures import JSON, Tables, numbers_of, page_of
+from drivers.usage_figures import JSON, ORIGINS, Tables, numbers_of, page_of
 from faults.refusals import eventually
-from meterkit import MeterKit
+from meterkit import MeterKit, MeterkitError
 from meterkit.catalog import loads
+from meterkit.pages import usage_page
 from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
@@ -232,7 +233,12 @@ async def test_only_the_own_page_is_there(kit: MeterKit, client: httpx.AsyncClie
         assert (await client.get(path)).status_code == 404
 
 
-async def test_requests_without_a_customer_or_cross_site_are_refused(client: httpx.AsyncClient) -> None:
+async def test_requests_without_a_customer_or_cross_site_are_refused(
+    kit: MeterKit, client: httpx.AsyncClient
+) -> None:
+    nobody: Any = None
+    with pytest.raises(MeterkitError, match="customer: found None"):
+        usage_page(kit, customer=nobody, origins=ORIGINS)
     evil: dict[str, str] = {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}
     cases: list[tuple[int, dict[str, str]]] = [
         (401, {"x-customer-id": ""}),
