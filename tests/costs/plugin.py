@@ -19,6 +19,16 @@ __all__ = ["BUDGET_S", "Costs", "pytest_addoption", "pytest_configure"]
 BUDGET_S: Final = 0.5
 # CPU seconds double on a shared core, and again on a slow machine: neither may refuse a test.
 _REFUSED_S: Final = 6.0
+# By these make mutants, soak and coverage have a test take longer.
+_LENGTHENING: Final = frozenset(
+    {
+        "COVERAGE_RUN",
+        "METERKIT_ALL_MUTANTS",
+        "METERKIT_DECISIONS",
+        "METERKIT_SOAK_S",
+        "METERKIT_SPIKE_CUSTOMERS",
+    }
+)
 _SHOWN: Final = 20
 _PROPERTY: Final = "cpu_s"
 _BEGAN: Final = pytest.StashKey[float]()
@@ -64,8 +74,8 @@ class Costs:
         yield
         cost = cpu_seconds() - self._shared_s - item.stash[_BEGAN]
         item.user_properties.append((_PROPERTY, round(cost, 3)))
-        is_measured = "COVERAGE_RUN" in os.environ  # To trace each line costs more than the test.
-        if cost > _REFUSED_S and item.get_closest_marker("dear") is None and not is_measured:
+        is_long = item.config.getoption("--whole") or not os.environ.keys().isdisjoint(_LENGTHENING)
+        if cost > _REFUSED_S and item.get_closest_marker("dear") is None and not is_long:
             pytest.fail(
                 f"the test took {cost:.1f} s of CPU; a test may take {BUDGET_S} s. Make it cheaper, or say"
                 ' why it needs more: @pytest.mark.dear("why").',
