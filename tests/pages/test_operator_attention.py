@@ -151,5 +151,5 @@ async def test_tiles_have_lines_of_usage_and_deliveries(tmp_path: Path) -> None:
         "Tokens used": ("12", "in thirty days, 0 yesterday"),
         "Requests used": ("2", "in thirty days, 0 yesterday"),
         "Meter events delivered": ("2", "in thirty days, 0 wait now"),
-        "Minutes without the store": ("0", "in thirty days, 0 today"),
+        "Without the store": ("0 minutes", "in thirty days, 0 today"),
     }

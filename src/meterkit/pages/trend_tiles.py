@@ -62,8 +62,8 @@ def trend_tiles(
             minutes[DAYS - 1 - back] += 1
     found.append(
         TrendTile(
-            "Minutes without the store",
-            f"{sum(minutes):,}",
+            "Without the store",
+            "1 minute" if sum(minutes) == 1 else f"{sum(minutes):,} minutes",
             f"in thirty days, {minutes[-1]:,} today",
             "degraded",
             line_points(minutes),
@@ -105,7 +105,7 @@ def _revenue_tiles(revenue: RevenueFigures, catalog: Catalog) -> list[TrendTile]
     order = sorted(by_currency, key=lambda currency: (currency != catalog.currency, currency))
     return [
         TrendTile(
-            f"Recurring revenue in {currency.upper()}",
+            "Recurring revenue",
             _micro_money(mrr[-1], currency),
             f"{_micro_money(mrr[0], currency)} {len(mrr) - 1} days before" if len(mrr) > 1 else "",
             f"#revenue_{currency}",
