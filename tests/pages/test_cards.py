@@ -112,6 +112,22 @@ async def test_a_mark_and_words_say_where_usage_is_heading(store_url: str, tmp_p
     assert html.count('<svg x="100.0%" overflow="visible">') == 2
 
 
+async def test_a_forecast_counts_earlier_overage_only_once(store_url: str, tmp_path: Path) -> None:
+    url, clock = sqlite_in(tmp_path), Clock(START)
+    async with (
+        MeterKit(loads(PLANS), redis_url=store_url, clock=clock, audit_url=url) as kit,
+        page_of(kit) as client,
+    ):
+        await kit.record("acme", "tokens", 1_500)
+        clock.advance(timedelta(days=1))
+        await drain_all(kit, url)
+        expected = (await client.get("/", headers=JSON)).json()["forecast"]["meters"]["tokens"][0]
+        # The grant pays for all but 300 of the units to come, and 500 are billed already.
+        await kit.grants.add("acme", {"tokens": expected - 1_200}, grant_id="gift")
+        words = cards_in((await client.get("/")).text)["tokens"]
+    assert f"Forecast: {expected:,} {expected - 1_200:,} of it from grants" in words
+
+
 async def test_the_plan_its_price_and_the_next_one(store_url: str) -> None:
     clock = Clock(START)
     async with MeterKit(loads(PLANS), redis_url=store_url, clock=clock) as kit, page_of(kit) as client:

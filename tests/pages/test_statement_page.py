@@ -173,6 +173,7 @@ async def test_an_event_has_its_price(store_url: str, tmp_path: Path) -> None:
     assert [tokens[0], images[0], table_of(html, "usage/requests")[0]] == [priced, priced, head]
     assert [row[3] for row in tokens[1:]] == ["", "USD 12.00 per 1,000"]
     assert [row[3] for row in images[1:]] == ["USD 30.00 each"]
+    assert '<data value="1">1</data> at USD 29.00 each</dd>' in html
 
 
 async def test_a_line_is_paged(client: httpx.AsyncClient) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import timedelta
+from decimal import Decimal
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from meterkit.answers import ProblemDocument, ProblemType
-from meterkit.catalog.amount_wording import is_money, micro_money, minor_units, money, size_text
+from meterkit.catalog.amount_wording import exact_money, is_money, micro_money, minor_units, money, size_text
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
@@ -89,6 +90,7 @@ class PageRenderer:
             "last_day": _last_day,
             "size": size_text,
             "exact_money": micro_money,
+            "unit_price": _unit_price,
             "is_money": is_money,
             "state": _history_value,
             "title_in": _title_in,
@@ -157,6 +159,11 @@ def _micro_money(amount: int, currency: str) -> str:
 
 def _micro_per_unit(currency: str) -> int:
     return MICRO * minor_units(currency)
+
+
+def _unit_price(amount: str, currency: str) -> str:
+    """Format the price of a unit, given in minor units as a decimal."""
+    return exact_money(Decimal(amount), currency)
 
 
 def _per_cent(share: float) -> str:
