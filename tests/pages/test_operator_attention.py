@@ -132,24 +132,24 @@ async def test_tiles_have_lines_of_usage_and_deliveries(tmp_path: Path) -> None:
             stripe.add_meters(kit.catalog)
             await kit.customers.link("acme", "cus_acme")
             days = list[str]()
-            for units in (5, 7):
+            for units in (5, 7, 9):
                 await kit.record("acme", "tokens", units)
                 await kit.record("acme", "requests", 1)
                 await kit.flush(everything=True)
                 await drain_all(kit, url)
                 await make_snapshot(kit)
                 days.append(f"{clock.now():%Y-%m-%d}")
-                clock.advance(timedelta(days=10))
+                clock.advance(timedelta(days=9))
             figures = (await client.get("/", headers=JSON)).json()
             page = (await client.get("/")).text
     assert figures["activity"] == {
         day: {"tokens": units, "requests": 1, "meter_events": 1}
-        for day, units in zip(days, (5, 7), strict=True)
+        for day, units in zip(days, (5, 7, 9), strict=True)
     }
     assert figures_on(page) == {name: value for name, value in flat(figures).items() if value is not None}
     assert tiles_on(page) == {
-        "Tokens used": ("12", "in thirty days, 0 yesterday"),
-        "Requests used": ("2", "in thirty days, 0 yesterday"),
-        "Meter events delivered": ("2", "in thirty days, 0 wait now"),
+        "Tokens used": ("21", "in thirty days, 0 yesterday"),
+        "Requests used": ("3", "in thirty days, 0 yesterday"),
+        "Meter events delivered": ("3", "in thirty days, 0 wait now"),
         "Without the store": ("0 minutes", "in thirty days, 0 today"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -11,7 +12,7 @@ import pytest
 
 from drivers.shop import START, shop
 from drivers.usage_figures import JSON, Tables, numbers_of, page_of
-from meterkit import MeterKit
+from meterkit import Invoice, MeterKit
 from meterkit.catalog import loads
 from meterkit.starlette import storage_events
 from meterkit.testing import Clock
@@ -102,7 +103,7 @@ async def test_storage_has_a_bar_for_each_type(store_url: str) -> None:
     assert Tables(html).numbers == numbers_of(figures)
 
 
-async def test_the_invoice_to_pay_is_first(store_url: str) -> None:
+async def test_the_invoice_to_pay_is_first(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with shop(store_url) as at, page_of(at.kit) as client:
         assert "last-invoices" not in (await client.get("/")).text
         await at.subscribed()
@@ -114,3 +115,13 @@ async def test_the_invoice_to_pay_is_first(store_url: str) -> None:
         await at.kit.subscriptions.sync("acme")
         to_pay = "USD 15.00, to pay 1 Jul 2031 Pay"
         assert rows_of((await client.get("/")).text, "lines") == [to_pay, paid]
+
+        newest, oldest = await at.kit.subscriptions.invoices("acme")
+        four = [replace(newest, status=status) for status in ("draft", "paid", "open", "paid")]
+
+        async def invoices(_: str) -> list[Invoice]:
+            return [*four, oldest]
+
+        monkeypatch.setattr(at.kit.subscriptions, "invoices", invoices)
+        renewed = "USD 15.00, paid 1 Jul 2031"
+        assert rows_of((await client.get("/")).text, "lines") == [to_pay, renewed, renewed]
