@@ -395,6 +395,9 @@ _METERS: Final = ("requests", "words", "pages", "images")
 _EDGES: Final = (("spare", "words", 40), ("bounded", "words", 140), ("bounded", "pages requests", 57))
 
 
+_GRANTS_MAX: Final = 8
+
+
 class PaidAllotWorld(AllotWorld):
     """Two customers with one history, who have prepaid something or may spend so much."""
 
@@ -408,7 +411,8 @@ class PaidAllotWorld(AllotWorld):
         chance = self.random.random()
         if chance < 0.05:
             self.grant()
-        elif chance < 0.06:
+        # Else in a long life nothing would be refused any more.
+        if chance < 0.01 or len(self.granted) > _GRANTS_MAX:
             self.void()
         super().step()
 
@@ -425,7 +429,8 @@ class PaidAllotWorld(AllotWorld):
 
     def void(self) -> None:
         if self.granted:
-            self._both("void_grants", (self.random.choice(self.granted), self.wall))
+            voided = self.granted.pop(self.random.randrange(len(self.granted)))
+            self._both("void_grants", (voided, self.wall))
 
     def amend(self) -> None:
         self._put(CustomerState(plan=self.random.choice(("spare", "bounded")), granted=True))
