@@ -1,4 +1,4 @@
-"""A small product that is sold by the month: accounts, members, questions. See README.md beside this file."""
+"""A small product with monthly subscriptions: accounts, members, questions. See README.md."""
 
 from __future__ import annotations
 

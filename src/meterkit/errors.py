@@ -47,10 +47,10 @@ class Problem:
 
     Attributes:
         file: the path as it was given.
-        line: 1-based; 0 where the file could not be read at all.
-        column: 1-based; 0 where the file could not be read at all.
+        line: 1-based; 0 if the file could not be read at all.
+        column: 1-based; 0 if the file could not be read at all.
         path: where in the document, dotted: ``plans.pro.meters.requests.rate``; empty for the document.
-        message: what was found, what is allowed, and the nearest right spelling where there is one.
+        message: what was found, what is allowed, and the nearest right spelling if there is one.
     """
 
     file: str
@@ -167,10 +167,10 @@ def _unknown_message(name: str, found: object, known: Iterable[str], *, allowed:
 
 
 class StoreError(MeterkitError):
-    """The store did not answer, or answered that it cannot serve.
+    """The store did not respond, or responded that it cannot serve.
 
     Attributes:
-        executed: False where the call certainly changed nothing, None where that is unknown.
+        executed: False if the call certainly changed nothing, None if that is unknown.
     """
 
     def __init__(self, message: str, *, executed: bool | None = None) -> None:
@@ -182,13 +182,12 @@ class StripeError(MeterkitError):
     """Stripe refused a request. The text holds no key.
 
     Attributes:
-        status: the HTTP status; None where no answer came.
+        status: the HTTP status; None without a response.
         type: Stripe's kind of error, such as ``card_error``; None where it named none.
         code: Stripe's code, such as ``resource_missing``; None where it named none.
         param: the parameter that it is about; None where it named none.
         request_id: Stripe's name of the request, for its support; None where it gave none.
-        is_replayed: whether Stripe has refused so earlier, under the same idempotency key, and did not look
-            at it again.
+        is_replayed: whether Stripe repeated its refusal of an earlier request with the same idempotency key.
     """
 
     def __init__(
@@ -212,14 +211,14 @@ class StripeError(MeterkitError):
 
 
 class StripeUnavailableError(StripeError):
-    """Stripe did not answer, or answered that it cannot serve now, also when asked again.
+    """Stripe did not respond, or responded that it cannot serve now, even after retries.
 
-    Stripe may have done it: ask again, under the same idempotency key.
+    Stripe may have carried out the request: repeat it, under the same idempotency key.
     """
 
 
 class CurrencyError(StripeError):
-    """Stripe bills this customer in another currency than the requested price has. Nothing has changed.
+    """Stripe bills this customer in a currency other than that of the requested price. Nothing has changed.
 
     A Stripe customer with a subscription, discount, quote or invoice item in a currency keeps that currency.
 
@@ -233,7 +232,7 @@ class CurrencyError(StripeError):
 
 
 class SubscriptionError(MeterkitError):
-    """A subscription is not in a state in which this can be done; the text says what is, and what to do."""
+    """The state of a subscription does not allow the call; the text names the state and the cure."""
 
 
 class NoSubscriptionError(SubscriptionError):
@@ -265,7 +264,7 @@ class SubscriptionExistsError(SubscriptionError):
 
 
 class PaymentMethodMissingError(SubscriptionError):
-    """A change has to be paid at once, and the customer has no payment method. Nothing has changed.
+    """A change must be paid at once, and the customer has no payment method. Nothing has changed.
 
     Attributes:
         url: of a page where the customer adds one; None: there is no such page.
@@ -289,7 +288,7 @@ class PaymentAuthenticationError(SubscriptionError):
 
 
 class InvoiceOpenError(SubscriptionError):
-    """An invoice of this subscription, or of an earlier one, has to be paid first. Nothing has changed.
+    """An invoice of this subscription, or of an earlier one, must be paid first. Nothing has changed.
 
     Attributes:
         invoice: its id at Stripe.
@@ -312,7 +311,7 @@ class SubscriptionBusyError(SubscriptionError):
     def __init__(self, customer: str, *, retry_after_s: int) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(
-            f"another call begins or changes the subscription of customer {customer!r}, or was killed in it;"
+            f"another call is changing the subscription of customer {customer!r}, or was killed meanwhile;"
             f" try again in {retry_after_s} s"
         )
 
@@ -323,7 +322,7 @@ class SeatsInUseError(SubscriptionError):
     Attributes:
         customer: whose.
         seats: the requested number.
-        used: that are in use.
+        used: the number in use.
     """
 
     def __init__(self, customer: str, *, seats: int, used: int) -> None:

@@ -94,7 +94,7 @@ def _parse_origin(written: object) -> Origin:
             return origin
     raise MeterkitError(
         f"origins: found {written!r:.80}; allowed are origins such as 'https://app.example' or"
-        " 'http://localhost:3000': a scheme, a host, a port where it is another than usual, nothing else"
+        " 'http://localhost:3000': a scheme, a host, a port if it is not the usual one, nothing else"
     )
 
 

@@ -164,7 +164,7 @@ async def test_i9_a_resolver_that_raises_is_503_and_not_counted(
         assert b"The customer of this request could not be determined" in body_of(client)
         assert b"sk_live" not in body_of(client)
     logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert ["the customer of a request under the line" in line.getMessage() for line in logged] == [
+    assert ["the customer of a request of the route" in line.getMessage() for line in logged] == [
         True,
         True,
     ]

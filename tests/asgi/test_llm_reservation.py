@@ -563,7 +563,7 @@ async def test_a_failing_body_leaves_it_undecided(store_url: str, caplog: pytest
         await at.app(http_scope("/chat", method="POST"), broken, answered)
     assert answered[0]["status"] == 200
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert record.getMessage() == "a request under the line '/chat' could not be decided"
+    assert record.getMessage() == "a request of the route '/chat' could not be decided"
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], LookupError)
 

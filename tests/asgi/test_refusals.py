@@ -294,7 +294,7 @@ async def test_a_401_of_a_browsers_own_request_names_its_cure(caplog: pytest.Log
     async with served(hello, plans=PLANS.replace('"/v1/{path:path}"', '"*"'), who=lambda _: None) as at:
         assert await at.statuses("/docs", "/v1/x") == [401, 401]
     first, second = messages(caplog)
-    hint = '; if everybody may ask for it, put {match: "GET /docs", exempt: true} above this line'
+    hint = '; if everyone may request it, put {match: "GET /docs", exempt: true} above this route'
     assert first.endswith(hint)
     assert "exempt" not in second
 
@@ -304,7 +304,7 @@ async def test_what_no_route_is_about_is_said_once(caplog: pytest.LogCaptureFixt
     async with served(hello) as at:
         assert await at.statuses("/else\u2028where", "/elsewhere", "/healthz") == [200] * 3
     (message,) = messages(caplog)
-    said = r"'GET /else\u2028where' matches no line under `routes` of plans.yaml: it passes"
+    said = r"'GET /else\u2028where' matches no route of plans.yaml: it passes"
     assert message.startswith(said)
 
 
@@ -322,7 +322,7 @@ async def test_an_error_tells_how_often_it_came(caplog: pytest.LogCaptureFixture
         now[0] += 10
         await at.client.get("/v1/x")
     first, again, _ = [record for record in caplog.records if record.levelno == logging.ERROR]
-    said = "identify raised: the customer of a request under the line '/v1/{path:path}' could not be"
+    said = "identify raised: the customer of a request of the route '/v1/{path:path}' could not be"
     assert (first.getMessage(), first.exc_info is None) == (f"{said} determined", False)
     assert again.getMessage() == "3 more requests failed in identify within 10 s"
     assert [(line["reason"], line["status"]) for line in lines(caplog)] == [("identify", 503)] * 5

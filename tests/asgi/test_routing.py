@@ -406,8 +406,8 @@ async def test_a_mounted_app_is_told_which_line_lacks_its_path(caplog: pytest.Lo
         for _ in range(2):
             await status_of(Starlette(routes=[Mount("/api", at.app)]), "/api/v1/chat", method="POST")
     (told,) = [message for message in caplog.messages if "is mounted at" in message]
-    assert "the line 'POST /v1/chat' does not match, as this app is mounted at '/api'" in told
-    assert "write 'POST /api/v1/chat'; until then such requests match no line" in told
+    assert "the route 'POST /v1/chat' does not match, because this app is mounted at '/api'" in told
+    assert "write 'POST /api/v1/chat'; until then such requests match no route" in told
 
 
 ASKS = [(b"origin", b"https://o"), (b"access-control-request-method", b"POST")]

@@ -207,7 +207,7 @@ def test_f_216_ways_of_processing_a_client_chooses_are_named() -> None:
     text = written(models, "auto").replace("unit: money", "unit: money\n    unknown_model: deny")
     (first,) = notes(text)
     assert first[:2] == (11, "credits.usd.models.gpt-4o")
-    assert "these prices count whichever service_tier or speed a client asks for" in first[2]
+    assert "these prices apply to every service_tier and speed of a request" in first[2]
     assert "`service_tier: {priority: 200%, flex: 50%}` and `speed: {fast: 200%}`" in first[2]
     ((_, _, message),) = notes(text.replace("gpt-4o", "claude-opus-4-8").replace("auto", "anthropic"))
     assert "`speed: {fast: 200%}` and `inference_geo: {us: 110%}`" in message
@@ -241,11 +241,11 @@ def test_storage_has_one_pattern_or_several() -> None:
         ('{gauge: seats, objects: {bucket: b, key: "{customer}"}}', "must be a gauge of bytes"),
         ("{gauge: storage}", "storage.objects: storage needs this key"),
         ("{gauge: storage, objects: []}", "at least one"),
-        ('{gauge: storage, objects: {bucket: b, key: "{tenant}/{path:path}"}}', "{tenant} is no field"),
-        ('{gauge: storage, objects: {bucket: b, key: "a/{path:path}"}}', "{customer} must stand in it once"),
-        ('{gauge: storage, objects: {bucket: b, key: "{customer}/{customer}"}}', "must stand in it once"),
+        ('{gauge: storage, objects: {bucket: b, key: "{tenant}/{path:path}"}}', "unknown field {tenant}"),
+        ('{gauge: storage, objects: {bucket: b, key: "a/{path:path}"}}', "a key has {customer} once"),
+        ('{gauge: storage, objects: {bucket: b, key: "{customer}/{customer}"}}', "a key has {customer} once"),
         ('{gauge: storage, objects: {bucket: b, key: "{path:path}/{customer}"}}', "at the end"),
-        ('{gauge: storage, objects: {bucket: b, key: "{customer}{type}"}}', "must part fields"),
+        ('{gauge: storage, objects: {bucket: b, key: "{customer}{type}"}}', "separate fields by"),
         ('{gauge: storage, objects: {bucket: b, key: "{customer}"}, types: [other]}', "leave it out"),
     ],
 )

@@ -34,7 +34,7 @@ def test_the_message_says_what_a_missing_meter_comes_to() -> None:
     assert "".join(map(str, found)) == (
         "plans.yaml:20:3 plans.bare: requests is left out: unlimited, and billed from the first unit as 'r';"
         " write `requests: {included: N}` to include a quantity and refuse more, or"
-        " `requests: {included: 0, overage: bill}` if it is meant so"
+        " `requests: {included: 0, overage: bill}` if you want that"
     )
 
 
@@ -52,7 +52,7 @@ def test_the_message_says_what_a_missing_meter_comes_to() -> None:
 )
 def test_a_line_that_is_never_reached_is_named(earlier: str, later: str) -> None:
     ((line, message),) = unreached(routed("GET /first", earlier, later))
-    assert (line, "the route in line 4 takes all of it" in message) == (5, True)
+    assert (line, "the route in line 4 matches all of it" in message) == (5, True)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ prices:
 
 def test_prices_behind_one_that_has_all_their_models_are_named() -> None:
     found = unreached(loads(free_plan("{tokens: {unit: token}}", top=PRICED)))
-    assert found == [(18, "never reached: 'gpt-5*' in line 16 has all of it; move this one up")]
+    assert found == [(18, "never reached: 'gpt-5*' in line 16 matches all of it; move this one up")]
 
 
 def unasked(*routes: str, meters: str = "words: {included: 1_000}", more: str = "") -> list[str]:
@@ -251,8 +251,8 @@ def test_a_meter_nothing_feeds_is_named_with_its_unit(name: str, meant: str) -> 
     (note,) = loads(NAMED.replace("NAME", name)).notes
     assert (note.line, note.path, note.kind) == (5, f"meters.{name}", "informs")
     assert note.message == (
-        f"no route feeds {name}: `usage:` feeds the meters that bear the name of a unit; did you mean"
-        f" {meant!r}? Leave it as it is where the app counts it itself"
+        f"no route feeds {name}: `usage:` feeds the meters named as a unit; did you mean"
+        f" {meant!r}? Leave it as it is if the app counts it itself"
     )
 
 

@@ -121,7 +121,7 @@ async def test_a_link_that_leads_elsewhere_is_a_change(tmp_path: Path) -> None:
 async def test_a_refusal_is_logged_once_until_a_change(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with watched(path) as reader:
         write(path, "schema: 2")
-        await eventually(lambda: "has changed and is refused; the one before holds" in caplog.text)
+        await eventually(lambda: "has changed and is refused; the previous one stays in use" in caplog.text)
         remove(path)
         swap(path, GOOD.format("right"))
         await eventually(lambda: reader.read == ["right"])
@@ -146,7 +146,7 @@ async def test_sighup_reads_the_file_at_once(
     for _ in range(2):  # Each SIGHUP has an answer.
         caplog.clear()
         os.kill(os.getpid(), signal.SIGHUP)
-        await eventually(lambda: "is refused; the one before holds" in caplog.text)
+        await eventually(lambda: "is refused; the previous one stays in use" in caplog.text)
     watching.cancel()
     await asyncio.wait([watching])
     assert signal.signal(signal.SIGHUP, before) is signal.SIG_DFL

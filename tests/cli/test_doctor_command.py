@@ -239,7 +239,7 @@ async def test_a_meter_that_does_not_add_up(directory: Path, sound: Server) -> N
     other.add_meter("ai_tokens", formula="last", time_window="day")
     with other.running() as url:
         finding = await the_finding(directory, sound.url, stripe_api_key="sk_test_1", stripe_api_base=url)
-    assert "at Stripe aggregates by last per day, and what is sent is to be added up" in finding.problem
+    assert "at Stripe aggregates by last per day, and meterkit's events must be summed" in finding.problem
     assert finding.cure.startswith("make a meter with formula sum")
 
 

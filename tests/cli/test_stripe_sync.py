@@ -177,7 +177,7 @@ BY_1000: Final = {"divide_by": 1000, "round": "up"}
         ),
         ("usage", {"unit_amount_decimal": "0.012"}, "would bill the included units"),
         ("overage", {"unit_amount": 7}, "it is not what the plans file says"),
-        ("overage", {"unit_amount": 12, "transform_quantity": BY_1000}, "begun packages, and the plans file"),
+        ("overage", {"unit_amount": 12, "transform_quantity": BY_1000}, "whole packages, and the plans file"),
     ],
 )
 async def test_a_price_that_would_bill_wrongly_stops_the_sync(

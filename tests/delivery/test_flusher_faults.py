@@ -155,7 +155,7 @@ async def test_a_meter_with_other_payload_keys_parks_its_usage(store_url: str, c
         made = (await http.post("/v1/billing/meters", data=form)).json()
         first, second, third = await meter_problems(at)
         assert first.startswith(f"meter requests: the meter {made['id']} at Stripe has customer_mapping")
-        assert "value_settings.event_payload_key amount; what is sent has value" in second
+        assert "value_settings.event_payload_key amount; the events have value" in second
         assert third == "meter pages: Stripe has no active meter with the event name pdf_pages"
         await at.use("acme", "zeta", "yara", requests=6)
         report = await at.kit.flush(everything=True, timeout_s=0)

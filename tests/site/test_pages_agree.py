@@ -177,18 +177,18 @@ def test_a_delivered_intent_takes_what_was_measured() -> None:
 FIGURES: Final = """
 store.settlement_spool:_UNWRITTEN_MAX               67_108_864      runbook.md     64 MiB wait in memory
 store.settlement_spool:_UNWRITTEN_MAX               67_108_864      reliability.md 64 MiB wait
-store.settlement_spool:SPOOL_BYTES_MAX    1_073_741_824   runbook.md     1 GiB in each spool
+store.settlement_spool:SPOOL_BYTES_MAX    1_073_741_824   runbook.md     each spool may grow to 1 GiB
 store.settlement_spool:SPOOL_BYTES_MAX    1_073_741_824   reliability.md grown to 1 GiB
 redis.reconnector:_PAUSE_MAX_S           0.5             runbook.md     twice a second
 redis.reconnector:_PAUSE_MAX_S           0.5             reliability.md every half second
 redis.server:_BEHIND_MAX_S               60              testing.md     more than a minute behind
-delivery.delivery_outcome:CLOCKS_APART_S 60              runbook.md     more than a minute from Stripe's
+delivery.delivery_outcome:CLOCKS_APART_S 60              runbook.md     Stripe's by more than a minute
 delivery.delivery_outcome:CLOCKS_APART_S 60              billing.md     by more than a minute
 delivery.store_restart_check:_LAG_MS     120_000         runbook.md     held back for two minutes
 delivery.store_restart_check:_LAG_MS     120_000         reliability.md After two minutes
 delivery.period_closer:_IN_TIME_MS       2_700_000       runbook.md     45 minutes later
 delivery.period_closer:_IN_TIME_MS       2_700_000       billing.md     confirmed 45 minutes after
-delivery.period_closer:_GIVEN_UP_MS      3_110_400_000   runbook.md     given up 36 days after
+delivery.period_closer:_GIVEN_UP_MS      3_110_400_000   runbook.md     gives up 36 days after
 delivery.period_closer:_GIVEN_UP_MS      3_110_400_000   billing.md     hourly for 36 days
 insights.audit.rebuilding:_LONG_OVER_MS  3_110_400_000   audit.md       until 36 days after the period's end
 insights.audit.rebuilding:_LONGEST_MS    34_560_000_000  audit.md       one of the last 400 days

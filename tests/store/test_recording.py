@@ -99,7 +99,7 @@ async def test_a_new_quantity_of_an_id_is_refused(kit: MeterKit, now: int, given
 @pytest.mark.parametrize(
     ("error", "said", "given"),
     [
-        (MeterkitError, "quantities: found none; name one meter at least", (dict[str, int](),)),
+        (MeterkitError, "quantities: found none; name at least one meter", (dict[str, int](),)),
         (MeterkitError, "quantity: found 3 beside a mapping of meters", ({"pages": 1}, 3)),
         (MeterkitError, "quantity: found a value of type NoneType", ("pages",)),
         (UnknownMeterError, "'word'", ({"pages": 1, "word": 1},)),

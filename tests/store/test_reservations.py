@@ -118,7 +118,7 @@ async def test_what_cannot_be_reserved_or_captured_is_refused(kit: MeterKit) -> 
     for error, said, given in (
         (QuantityError, "-1", {"output_tokens": -1}),
         (UnknownMeterError, "did you mean 'seconds'", {"second": 1}),
-        (MeterkitError, "found none; name one meter at least", {}),
+        (MeterkitError, "found none; name at least one meter", {}),
     ):
         with pytest.raises(error, match=said):
             reserve("acme", given)

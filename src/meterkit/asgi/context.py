@@ -97,7 +97,7 @@ def _thread_advice() -> str:
         get_running_loop()
     except RuntimeError:
         return (
-            ". If a thread of this request called it: loop.run_in_executor() and pools do not hand on the"
+            ". If a thread of this request called it: loop.run_in_executor() and pools do not pass on the"
             " request's context; asyncio.to_thread(f) does, and so does pool.submit(copy_context().run, f) of"
             " contextvars"
         )
@@ -107,13 +107,13 @@ def _thread_advice() -> str:
 T = TypeVar("T")
 
 _OBJECT_HINT: Final = (
-    "nothing is counted of it; give the response itself as the SDK returns it: of with_raw_response what its "
-    "parse() gives, of with_streaming_response too"
+    "nothing is counted; give the response as the SDK returns it. For with_raw_response and "
+    "with_streaming_response give the result of parse()"
 )
 _STREAM_HINT: Final = (
-    "nothing is counted of it; give tap() the SDK's own stream, whose chunks say what was used, not only its "
-    "text; or give record_usage() what the SDK has at the end: get_final_message() of Anthropic's, "
-    "get_final_completion() of OpenAI's, the result of a run of pydantic-ai"
+    "nothing is counted; give tap() the SDK's own stream, whose chunks have usage, not only its text; or "
+    "give record_usage() the SDK's final object: get_final_message() of Anthropic's, get_final_completion() "
+    "of OpenAI's, the result of a run of pydantic-ai"
 )
 
 

@@ -50,7 +50,7 @@ def decide_in_process(
                 return None, fallback
             return read_limits(decided, reply, degraded=True), fallback
         except Exception:
-            _logger.exception("a request under the line %a could not be decided in this process", route.match)
+            _logger.exception("a request of the route %a could not be decided in this process", route.match)
     allowed = is_shadow or route.on_store_failure == "allow"
     return Decision(
         customer=view.customer,

@@ -102,7 +102,7 @@ class TroubleLog:
                 message = "requests are decided without the store (on_store_failure: %s): %s"
                 _logger.error(message, route.on_store_failure, error or (lane and lane.outage_error()))
         elif self._others.admits():
-            _logger.error("a request under the line %a could not be decided", route.match, exc_info=error)
+            _logger.error("a request of the route %a could not be decided", route.match, exc_info=error)
 
     def _log_more_undecided(self, number: int) -> None:
         _logger.error(
@@ -115,7 +115,7 @@ class TroubleLog:
     def log_unidentified(self, error: Exception | None, route: Route) -> None:
         """Log that ``identify`` raised."""
         if self._identify.admits():
-            message = "identify raised: the customer of a request under the line %a could not be determined"
+            message = "identify raised: the customer of a request of the route %a could not be determined"
             _logger.error(message, route.match, exc_info=error)
 
     def log_wrong_type(self, found: object) -> None:
@@ -142,8 +142,8 @@ class TroubleLog:
     def log_unmatched(self, source: str, scope: Scope) -> None:
         """Log that no line of the plans file matches a request; the caller does so once."""
         _logger.warning(
-            "%a matches no line under `routes` of %s: it passes undecided and uncounted; others that"
-            ' do are not logged; a last line with match: "*" is about all that is left',
+            "%a matches no route of %s: it passes undecided and uncounted; further unmatched requests"
+            ' are not logged; to decide them, add a last route with match: "*"',
             f"{scope.get('method', 'WS')} {scope['path']}"[:_SHOWN_MAX],
             source,
         )
@@ -153,10 +153,10 @@ class TroubleLog:
         if not self._preflights.is_due(route.match):
             return
         _logger.warning(
-            "%s: meterkit has answered the CORS preflight OPTIONS %a itself, as no CORS layer within the"
-            " wrapped app is known to answer it before a handler runs; browsers will not send the request."
+            "%s: meterkit has answered the CORS preflight OPTIONS %a itself, because it knows no CORS layer"
+            " in the wrapped app that answers it before a handler runs; browsers will not send the request."
             " Put the CORS middleware outside of MeterMiddleware or right behind it, or name origins in"
-            ' `cors=`, or, where handlers answer preflights, add a line {match: "OPTIONS /…", exempt: true}',
+            ' `cors=`, or, if handlers answer preflights, add a route {match: "OPTIONS /…", exempt: true}',
             route.match,
             scope["path"][:_SHOWN_MAX],
         )
@@ -165,13 +165,13 @@ class TroubleLog:
         """Log that a line lacks the path of the mount; the caller does so once."""
         method = "" if line.method is None else f"{line.method} "
         _logger.warning(
-            "%s: the line %a does not match, as this app is mounted at %a and lines are written with that"
-            " path: write %a; until then %s; others that lack it are not logged",
+            "%s: the route %a does not match, because this app is mounted at %a and routes include that"
+            " path: write %a; until then %s; further routes without it are not logged",
             source,
             line.match,
             mount[:_SHOWN_MAX],
             f"{method}{mount[:_SHOWN_MAX]}{line.path}",
-            "such requests match no line" if found is None else f"such requests match {found.match!a}",
+            "such requests match no route" if found is None else f"such requests match {found.match!a}",
         )
 
 
@@ -245,7 +245,7 @@ def _exempt_hint(decision: Decision, scope: Scope) -> str:
     path = scope["path"]
     if decision.reason != "anonymous" or path not in _USUALLY_OPEN:
         return ""
-    return f'; if everybody may ask for it, put {{match: "GET {path}", exempt: true}} above this line'
+    return f'; if everyone may request it, put {{match: "GET {path}", exempt: true}} above this route'
 
 
 def _log_suppressed(number: int) -> None:

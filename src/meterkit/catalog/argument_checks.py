@@ -79,7 +79,7 @@ def collect_quantities(
             f"quantity: found {quantity!r:.40} beside a mapping of meters to quantities; leave it out"
         )
     elif not meter:
-        raise MeterkitError("quantities: found none; name one meter at least")
+        raise MeterkitError("quantities: found none; name at least one meter")
     else:
         given = dict(meter)
     check_quantities(given, meters)
@@ -98,7 +98,7 @@ def check_counter(name: str, meters: Mapping[str, Meter]) -> None:
         if meter is not None and meter.kind == "gauge":
             raise UnknownMeterError(
                 name,
-                f"meter: {name} is a gauge: it cannot be counted on; kit.gauges.set and kit.gauges.adjust"
+                f"meter: {name} is a gauge and cannot be counted; kit.gauges.set and kit.gauges.adjust"
                 " change its level",
             )
         raise UnknownMeterError.of(name, countable)

@@ -113,7 +113,7 @@ class ChangesTable(Table, what="changes"):
         "now (default) or period_end; between two plans that bill one meter with report: usage always"
         " period_end.",
     )
-    downgrade = Key(_WHEN, "period_end (default) or now; as upgrade.")
+    downgrade = Key(_WHEN, "period_end (default) or now; the exception of upgrade applies, too.")
     over_limit = Key(
         WordChoice(("block_growth", "allow")),
         "Gauges above their limit after a change of plan: block_growth (default) until they fit, or"
@@ -140,7 +140,7 @@ class BillingTable(Table, what="billing"):
         Nullable(HEADER_NAME),
         "Header that marks a repeat; default: null.",
     )
-    portal_url = Key(Nullable(URL), "Where customers pay; named in 402 answers; default: null.")
+    portal_url = Key(Nullable(URL), "Where customers pay; named in 402 responses; default: null.")
     checkout = Key(
         OptionsShape(),
         "Options that each page of Stripe's Checkout gets, such as allow_promotion_codes; default: none.",
@@ -154,7 +154,7 @@ class BillingTable(Table, what="billing"):
     )
     changes = Key(
         MappedShape(ChangesTable, lambda table: Changes(**table.given())),
-        "When plan changes bind.",
+        "When plan changes take effect.",
     )
     late_usage = Key(
         WordChoice(("next_period", "dead_letter")),
@@ -166,15 +166,15 @@ class DunningTable(Table, what="dunning"):
     """The keys of ``dunning:``."""
 
     grace_ms = Key(
-        duration(), "Full access for so long after the first failed payment; default: 7d.", name="grace"
+        duration(), "How long full access lasts after the first failed payment; default: 7d.", name="grace"
     )
     restrict_to = Key(NAME, "The active plan after grace; default: default_plan.")
     suspend_after_ms = Key(
-        duration(), "No access so long after the first failed payment; default: 14d.", name="suspend_after"
+        duration(), "How long after the first failed payment access ends; default: 14d.", name="suspend_after"
     )
     attempts = Key(
         Nullable(integer(least=1, most=100)),
-        "The failed attempt that ends grace before its time; null: days alone count; default: 3.",
+        "The failed attempt that ends grace early; null: only the days count; default: 3.",
     )
     remind_ms = Key(
         ListOf(duration(least=1), "durations"),
@@ -194,7 +194,7 @@ class AnonymousTable(Table, what="anonymous"):
     by = Key(WordChoice(("ip",)), "What counts as one customer.", required=True)
     trusted_proxies = Key(
         ListOf(_PROXY, "addresses and networks"),
-        "Addresses, networks and `unix` that X-Forwarded-For is believed from; default: none.",
+        "Addresses, networks and `unix` from which X-Forwarded-For is trusted; default: none.",
     )
 
 

@@ -71,7 +71,7 @@ def build_budgets(
     if SPEND in meters:
         place = next(values.node.place for values in budgets.values() if values is not None)
         message = (
-            f"what is spent is counted on a meter of its own, {SPEND}, which is declared; rename that meter"
+            f"spending is counted on the meter {SPEND}, which this file declares itself; rename that meter"
         )
         problems.refuse(place, message)
     micros = micros_per_minor_unit(currency)

@@ -132,7 +132,7 @@ def check_terms(pattern: str, terms: ModelTerms, place: FilePlace, problems: Pro
     known = is_listed(pattern)
     if known is None:
         message = (
-            f"{lacks} has no price here; it is the price table's, for which genai-prices must be installed:"
+            f"{lacks} has no price here; the price table may have one; install genai-prices:"
             " pip install 'meterkit[prices]'"
         )
         problems.note(place, "informs", message)
@@ -167,11 +167,15 @@ def _parse_times(written: str) -> int:
 class AutoTable(Table, what="an automatic top-up"):
     """``auto:`` of ``top_up:``."""
 
-    below_cents = Key(_CENTS, "Balance below which it is bought, in cents.", name="below", required=True)
-    amount_cents = Key(_CENTS, "What is bought, in cents; at least `below`.", name="amount", required=True)
+    below_cents = Key(
+        _CENTS, "Balance below which a top-up is bought, in cents.", name="below", required=True
+    )
+    amount_cents = Key(
+        _CENTS, "Amount of a top-up, in cents; at least `below`.", name="amount", required=True
+    )
     at_most: Key[int] = Key(
         Scalar(_parse_times, _TIMES_ALLOWED, {"type": "string", "pattern": "^[1-9][0-9]{0,2} per month$"}),
-        "How many in a month of UTC.",
+        "How many in a calendar month (UTC).",
         required=True,
     )
 
@@ -180,8 +184,8 @@ class TopUpTable(Table, what="top-ups"):
     """``top_up:`` of a credit."""
 
     packs = Key(ListOf(_CENTS, "amounts", 1), "Amounts that customers can buy, in cents.", required=True)
-    auto = Key(AutoTable, "What is bought by itself, with the saved card.")
-    url = Key(URL, "Page where customers buy them, named in 402 answers; default: `billing.portal_url`.")
+    auto = Key(AutoTable, "Automatic top-ups, charged to the saved card.")
+    url = Key(URL, "Page where customers buy them, named in 402 responses; default: `billing.portal_url`.")
 
 
 def build_top_ups(values: TopUpTable) -> TopUps | None:
@@ -214,8 +218,8 @@ class _PriceShape:
         """The cost of a unit; prices by unit and factors are refused."""
         if isinstance(node, Fields):
             message = (
-                "found a map; factors and prices by unit are for a credit with `unit: money`, because a price"
-                f" at Stripe, or of a credit, is one for all units of a meter; allowed: {COST.allowed}"
+                "found a map; factors and prices by unit need a credit with `unit: money`, because other"
+                f" prices are the same for all units of a meter; allowed: {COST.allowed}"
             )
             problems.refuse(node.place, message)
             return None
@@ -234,7 +238,7 @@ class ModelPricesTable(Table, what="prices by model"):
 
     default = Key(
         COST,
-        "What units cost of models that no pattern matches, and without a model; required without"
+        "Price for models that no pattern matches, and for usage without a model; required without"
         " `unknown_model`.",
     )
     unknown_model = Key(
@@ -355,7 +359,7 @@ def build_charged_meters(
             message = f"providers' prices are in US dollars, and this file's currency is {currency}"
             values.refuse("unit", f"{message}; allowed: currency usd")
         if name in meters:
-            message = f"what calls are charged is counted on a meter of its own, {name}, which is declared"
+            message = f"charges are counted on the meter {name}, which this file declares itself"
             values.refuse("unit", f"{message}; rename that meter or the credit")
             continue
         title = f"{credit[:1].upper()}{credit[1:].replace('_', ' ')} charged"
@@ -418,9 +422,7 @@ def build_credits(
         if values.unit == "money":
             charged = f"{name}{CHARGED}"
             if (other := paid.setdefault(_TOKENS, name)) != name:
-                values.refuse(
-                    "unit", f"tokens are paid with the credit {other} already; a file has one of money"
-                )
+                values.refuse("unit", f"the credit {other} pays for tokens already; a file has one of money")
             low, sold = values.low_balance_percent, values.top_up
             top_up = None if sold is None else build_top_ups(sold)
             if top_up is not None and top_up.auto is not None and low is not None:
@@ -444,9 +446,7 @@ def build_credits(
                 problems.refuse(place, message)
             other = paid.setdefault(meter_name, name)
             if other != name:
-                problems.refuse(
-                    place, f"{meter_name} is paid with the credit {other} already; a meter has one"
-                )
+                problems.refuse(place, f"the credit {other} pays for {meter_name} already; a meter has one")
         costs, by_model = _resolve_costs(values.costs, prices, values.places("costs"), problems)
         low = values.low_balance_percent
         built[name] = Credit(name=name, costs=costs, low_balance_percent=low, by_model=by_model)
@@ -456,8 +456,8 @@ def build_credits(
 def _refuse_keys_of_money(values: CreditTable) -> None:
     for key, cure in (
         ("top_up", "top-ups are sold in money; add `unit: money` to the credit"),
-        ("models", "prices in money need `unit: money`; else name `prices.NAME` under `costs`"),
-        ("unknown_model", "this needs `unit: money`; else write it in the `prices.NAME` that `costs` names"),
+        ("models", "prices in money need `unit: money`; otherwise name `prices.NAME` under `costs`"),
+        ("unknown_model", "this needs `unit: money`; otherwise write it in the `prices.NAME` of `costs`"),
     ):
         if values.has(key):
             values.refuse(key, cure)

@@ -52,7 +52,7 @@ class OverageTable(Table, what="overage", inheritable=True):
 
     bill = Key(BillTable, "Overage is admitted and billed.")
     percent = Key(_PERCENT, "How far above included a gauge may be.")
-    grace_ms = Key(duration(least=1), "For how long since it went above it.", name="grace")
+    grace_ms = Key(duration(least=1), "For how long it may be above.", name="grace")
 
 
 _OVERAGE_MAPS: Final = ", a map {bill: {cap, per, amount_cents}} or a map {percent, grace}"
@@ -238,7 +238,7 @@ def _build_bill(bill: BillTable | None) -> Overage:
         return DENY
     for given, needed in (("per", "amount_cents"), ("amount_cents", "per")):
         if bill.has(given) and not bill.has(needed):
-            bill.refuse(given, f"`{given}` needs `{needed}`: so much money per so many units")
+            bill.refuse(given, f"`{given}` needs `{needed}`: an amount of money per number of units")
     if bill.price is not None:
         for key in ("per", "amount_cents"):
             if bill.has(key):

@@ -117,7 +117,9 @@ def check_quantities_fit(
                 limit = _exceeded_limit(plan.entitlements[meter], quantity, is_payable=is_payable)
                 if limit is not None:
                     what = f"a default of {quantity}" if key == "reserve" else f"{quantity}"
-                    message = f"{what} never fits the plan {plan.key}, whose {limit}; lower it or raise that"
+                    message = (
+                        f"{what} never fits the plan {plan.key}, whose {limit}; lower it, or raise the plan's"
+                    )
                     problems.refuse(place, message)
 
 
@@ -166,9 +168,9 @@ class PlansFile(Table, what="a plans file"):
     )
     credits = Key(MapOf(NAME, CreditTable, "credits"), "Prepaid units that meters may be paid with.")
     routes = Key(ListOf(RouteTable, "routes"), "How requests are decided; the first match wins.")
-    plans = Key(MapOf(NAME, PlanTable, "plans", 1), "Named sets of entitlements.", required=True)
-    billing = Key(BillingTable, "What is billed, and when changes bind.")
-    dunning = Key(DunningTable, "What failed payments lead to.")
+    plans = Key(MapOf(NAME, PlanTable, "plans", 1), "What each plan costs and gives.", required=True)
+    billing = Key(BillingTable, "What is billed, and when changes take effect.")
+    dunning = Key(DunningTable, "What happens after failed payments.")
     storage = Key(StorageTable, "Stored objects that count for a gauge.")
     notify = Key(NotifyTable, "Events that are sent by webhook and by e-mail.")
     enforcement = Key(ENFORCEMENTS, "on (default) or shadow: decide, but never deny.")

@@ -52,7 +52,7 @@ def parse_match(match: str) -> tuple[str | None, str | None]:
     if method is not None and method not in METHODS:
         raise _unknown_method(method, path)
     if path == "*":
-        raise RefusedError("`*` stands alone", meant=f'"{method} /{{path:path}}"')
+        raise RefusedError("`*` takes no method", meant=f'"{method} /{{path:path}}"')
     if method is None and path.upper() in METHODS:
         raise RefusedError("the path is missing", meant=f'"{path.upper()} /{{path:path}}"')
     if not path.startswith("/"):
@@ -63,7 +63,7 @@ def parse_match(match: str) -> tuple[str | None, str | None]:
 
 def _unknown_method(method: str, path: str) -> RefusedError:
     if method.upper() in {"ANY", "ALL", "*"}:
-        return RefusedError("for any method leave the method away", meant=f'"{path}"')
+        return RefusedError("to match any method, leave the method out", meant=f'"{path}"')
     known = (*METHODS, MCP)
     near = method.upper() if method.upper() in known else nearest(method, known)
     reason = f"{quoted(method)} is not a method; allowed: {', '.join(METHODS)}"
@@ -77,7 +77,7 @@ def _check_template(path: str) -> None:
     seen: set[str] = set()
     for name, convertor in PARAMETER.findall(path):
         if name in seen:
-            raise RefusedError(f"the parameter {name!r} stands twice in the path; rename one")
+            raise RefusedError(f"the path has the parameter {name!r} twice; rename one")
         seen.add(name)
         if convertor and convertor not in CONVERTORS:
             near = nearest(convertor, CONVERTORS)
@@ -95,7 +95,7 @@ def _check_template(path: str) -> None:
 
 def _check_match(match: str) -> str:
     if not all(map(str.isprintable, match.split())):
-        raise RefusedError("a control character is no part of a path or name; remove it")
+        raise RefusedError("a path or name has no control characters; remove it")
     parse_match(match)
     return match
 

@@ -33,7 +33,7 @@ class StripeTable(Table, what="a Stripe event"):
     """``stripe:`` of a meter."""
 
     event_name = Key(text(EVENT_NAME_MAX), "The event name of the meter at Stripe.", required=True)
-    report = Key(_REPORTS, "Which part Stripe is sent: overage (default), usage or none.")
+    report = Key(_REPORTS, "Which part is sent to Stripe: overage (default), usage or none.")
 
 
 class MeterTable(Table, what="a meter"):

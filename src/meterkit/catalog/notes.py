@@ -74,7 +74,7 @@ def note_entitlement(
         "billed_from_first_unit",
         f"{subject}: unlimited, and billed from the first unit as {stripe.event_name!r}; write"
         f" `{meter.name}: {{included: N}}` to include a quantity and refuse more, or"
-        f" `{meter.name}: {{included: 0, overage: bill}}` if it is meant so",
+        f" `{meter.name}: {{included: 0, overage: bill}}` if you want that",
     )
 
 
@@ -100,8 +100,8 @@ def note_trial(
         problems.note(
             trial,
             "informs",
-            f"Stripe bills no usage of a trial, so {', '.join(endless)} can be used in it without end and"
-            " without payment; write a ceiling, `overage: {bill: {cap: N}}`, if that is too much",
+            f"Stripe bills no usage of a trial, so {', '.join(endless)} can be used in it without a limit"
+            " and for free; write a ceiling, `overage: {bill: {cap: N}}`, if that is too much",
         )
 
 
@@ -187,8 +187,8 @@ def note_repeated_tiers(
                 place,
                 "informs",
                 f"{listed(keys, SHOWN_MAX)} bill {meter} with `report: usage`: a change between them"
-                " takes effect when the period ends, also where `billing.changes` says `now`, as Stripe would"
-                " give the first tier of the new price again; write `report: overage` if it must be at once",
+                " takes effect when the period ends, even if `billing.changes` says `now`, because Stripe"
+                " would give the first tier again; for immediate changes write `report: overage`",
             )
 
 
@@ -203,7 +203,7 @@ def note_unreachable(matches: Sequence[tuple[str, FilePlace]], problems: Problem
     for match, place in matches[:COMPARED_MAX]:
         found = next((line for written, line in earlier if covers_line(written, match)), None)
         if found is not None:
-            message = f"never reached: the route in line {found.line} takes all of it; move this one up"
+            message = f"never reached: the route in line {found.line} matches all of it; move this one up"
             problems.note(place, "never_reached", message)
         earlier.append((match, place))
 
@@ -224,10 +224,10 @@ def note_billing_lines(
         problems.note(
             place,
             "informs",
-            "plans are sold, and no line is `always`: where billing routes are mounted, at /billing for"
+            "plans are sold, and no route is `always`: if you mount the billing routes, at /billing for"
             ' example, write before all others `{match: "POST /billing/webhooks/stripe", exempt: true}`, as'
-            ' Stripe is no customer, and `{match: "/billing/{path:path}", always: true}`, so that one who'
-            " owes can pay",
+            ' Stripe is no customer, and `{match: "/billing/{path:path}", always: true}`, so that customers'
+            " who owe can pay",
         )
 
 
@@ -245,7 +245,8 @@ def note_unreachable_prices(tables: Iterable[ModelPricesTable | CreditTable], pr
             found = next((first for first in earlier if covers_pattern(first, pattern)), None)
             if found is not None:
                 message = (
-                    f"never reached: {found!r} in line {places[found].line} has all of it; move this one up"
+                    f"never reached: {found!r} in line {places[found].line} matches all of it;"
+                    " move this one up"
                 )
                 problems.note(places[pattern], "never_reached", message)
 
@@ -276,8 +277,8 @@ def note_unfed_meters(
         meant = nearest_usage_meter(name)
         if meant is not None and meant not in meters:
             message = (
-                f"no route feeds {name}: `usage:` feeds the meters that bear the name of a unit; did you mean"
-                f" {meant!r}? Leave it as it is where the app counts it itself"
+                f"no route feeds {name}: `usage:` feeds the meters named as a unit; did you mean"
+                f" {meant!r}? Leave it as it is if the app counts it itself"
             )
             problems.note(places[name], "informs", message)
 
@@ -299,7 +300,7 @@ def note_unpriced_models(
         if pattern is not None and any(name == root and not found.covers(pattern) for name, found in prices):
             message = (
                 f"no pattern of the prices has the models {pattern!r}: they cost the `default`; add them to"
-                " `models` if that is not meant"
+                " `models` if you do not want that"
             )
             problems.note(table.places("where")["model"], "informs", message)
 

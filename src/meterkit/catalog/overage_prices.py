@@ -110,8 +110,8 @@ def build_rows(
         if row.stripe is not None and row.stripe.event_name in taken and row.source is not None:
             bill = bill_by_model(listed[row.source])
             message = (
-                f"what the prices bill needs the event name {row.stripe.event_name!r}, which the meter"
-                f" {taken[row.stripe.event_name]} has; give that another one"
+                f"these prices need the event name {row.stripe.event_name!r}, which the meter"
+                f" {taken[row.stripe.event_name]} has; give that meter another one"
             )
             if bill is not None:
                 bill.refuse("price", message)
@@ -202,7 +202,7 @@ def check_item_count(
     items = 1 + (plan.seat_price is not None) + len(priced)
     if items > ITEMS_MAX:
         message = (
-            f"the plan has {items} prices: its own, of seats and of overage, each model's by itself; a"
-            f" subscription at Stripe takes {ITEMS_MAX}; join patterns of models, or bill fewer meters"
+            f"the plan has {items} prices: its own, that of seats, and one for each row of overage; a"
+            f" Stripe subscription takes {ITEMS_MAX}; join patterns of models, or bill fewer meters"
         )
         problems.refuse(place, message)

@@ -56,7 +56,7 @@ class PriceTable(Table, what="a price", inheritable=True):
 
     amount_cents = Key(
         cents(),
-        "In minor units of the currency: `meterkit stripe sync` makes such a price, previews reckon with it.",
+        "In minor units of the currency: `meterkit stripe sync` makes such a price, and previews use it.",
         required=True,
     )
     interval = Key(WordChoice(("month", "year")), "How often it is paid: month or year.", required=True)
@@ -85,12 +85,15 @@ class GrantTable(Table, what="a grant"):
     """One of ``grants:`` of a plan."""
 
     credit = Key(NAME, "The credit that is granted.")
-    meter = Key(NAME, "The meter that a quantity is granted of.")
+    meter = Key(NAME, "The meter of the granted quantity.")
     quantity = Key(_QUANTITY, "How much.", required=True)
     every = Key(WordChoice(EVERY_WORDS), "When: with every billing period.", required=True)
-    priority = Key(integer(most=1000), "Lower is burned first; default: 50.")
+    priority = Key(integer(most=1000), "Lower is used first; default: 50.")
     expires_ms = Key(duration(least=1), "Life of the grant; default: its period.", name="expires")
-    id = Key(NAME, "What makes it the same grant in other plans and later; default: its priority and expiry.")
+    id = Key(
+        NAME,
+        "Id that makes it the same grant in other plans and after an edit; default: its priority and expiry.",
+    )
 
 
 _FEATURES_SHAPE: Final[ValueShape[str | tuple[str, ...]]] = AnyForm(
@@ -141,16 +144,16 @@ class PlanTable(Table, what="a plan", inheritable=True):
     )
     payment_method: Key[PaymentMethodTerm] = Key(
         _PAYMENT_METHOD,
-        "required: a subscription is active once a payment method is saved. Default: required where the"
-        " plan can cost anything, else optional.",
+        "required: a subscription is active once a payment method is saved. Default: required if the"
+        " plan can cost anything, otherwise optional.",
     )
     trial: Key[int | TrialTable] = Key(
         Nullable(_TRIAL),
         "Length of the trial of a customer's first subscription, in whole days; or a map.",
     )
     features = Key(_FEATURES_SHAPE, "The features that the plan has: a list, or all; default: none.")
-    meters = Key(MapOf(NAME, EntitlementTable, "meters and entitlements"), "What it gives per meter.")
-    grants = Key(ListOf(GrantTable, "grants"), "What it gives every period besides.")
+    meters = Key(MapOf(NAME, EntitlementTable, "meters and entitlements"), "What it gives of each meter.")
+    grants = Key(ListOf(GrantTable, "grants"), "Grants that it gives every period.")
     subjects = Key(
         MapOf(NAME, SubjectShape(), "kinds of subjects"),
         "What it gives each user, team or other subject that `identify` names, by kind.",

@@ -105,7 +105,9 @@ class WatchedPlans:
                     if isinstance(error, Exception) and (str(error) != logged or is_asked):
                         logged = str(error)
                         _logger.error(
-                            "%s has changed and is refused; the one before holds: %s", self._path, logged
+                            "%s has changed and is refused; the previous one stays in use: %s",
+                            self._path,
+                            logged,
                         )
                 before = now
 

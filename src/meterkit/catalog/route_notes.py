@@ -66,15 +66,13 @@ def note_unasked_limits(
     for name, meter in meters.items():
         limiting = [key for key, plan in plans.items() if name not in asked and is_limited(name, [plan])]
         if limiting and meter.charges is not None:
-            message = (
-                "no route reads the token usage that it pays; write `usage: auto` on those that call a model"
-            )
+            message = "no route reads the token usage that it pays for; write `usage: auto` on model routes"
             problems.note(credit_places[name.removesuffix(CHARGED)], "never_asked", message)
         elif limiting and not (meter.is_row or meter.is_spend):
             place = place_of(name, written[limiting[0]])
             message = (
                 f"no route asks for {name}, so no request is refused by this limit of"
-                f" {', '.join(limiting)}; write {_route_key_hint(meter, meters)}; leave it as it is where"
+                f" {', '.join(limiting)}; write {_route_key_hint(meter, meters)}; leave it as it is if"
                 " only calls such as kit.consume() count it"
             )
             problems.note(place, "never_asked", message)
@@ -123,7 +121,7 @@ def note_unheld_money(
         shown = listed([repr(match) for match in unheld], SHOWN_MAX)
         what = "balance" if has_balance else "budget"
         message = (
-            f"requests that race can spend more than the {what} where nothing is held: {shown}; write"
+            f"concurrent requests can spend more than the {what} on routes that hold nothing: {shown}; write"
             " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` to hold what a call"
             " can cost at most"
         )
@@ -221,7 +219,7 @@ def _note_unpriced_ways(
         if missing and one.prices and is_listed(pattern):
             write = " and ".join(f"`{_EXAMPLES[way]}`" for way in missing)
             message = (
-                f"these prices count whichever {' or '.join(missing)} a client asks for; write {write} with"
-                " them if your app hands that on"
+                f"these prices apply to every {' and '.join(missing)} of a request; write {write} with"
+                " them if your app passes it on"
             )
             problems.note(credit.places("models")[pattern], "informs", message)

@@ -54,13 +54,11 @@ class ReserveTable(Table, what="a reserve"):
             pattern=r"[A-Za-z0-9_.-]+",
             allowed="the name of a field of the JSON body, such as max_tokens",
         ),
-        "The field of the JSON request body that names the quantity.",
+        "The field of the JSON request body with the quantity.",
         name="from",
     )
     default = Key(quantity(least=1), "The quantity where the body does not name one.", required=True)
-    ceiling = Key(
-        quantity(least=1), "The most that one request may name and sets aside; required with `from`."
-    )
+    ceiling = Key(quantity(least=1), "The most that one request may name and hold; required with `from`.")
 
 
 _FIELD: Final = text(
@@ -82,12 +80,12 @@ _QUANTITIES: Final = MapOf(NAME, quantity(), "meters and quantities", 1)
 class RouteTable(Table, what="a route"):
     """One of ``routes:``."""
 
-    match = Key(MATCH_SHAPE, "Method and path template; * for all else.", required=True)
-    exempt = Key(FLAG, "Not identified, not decided, no headers.")
+    match = Key(MATCH_SHAPE, "Method and path template; * matches everything.", required=True)
+    exempt = Key(FLAG, "The customer is not identified, nothing is decided, no headers.")
     always = Key(FLAG, "Decided by its rates only.")
     rates = Key(
         RatesShape(),
-        "What each customer may ask of it whatever the plan, in requests: one rate or several.",
+        "Requests of each customer on this route, on any plan: one rate or several.",
         name="rate",
     )
     feature = Key(NAME, "The feature that the customer's plan must have.")
@@ -99,25 +97,27 @@ class RouteTable(Table, what="a route"):
     grow = Key(_QUANTITIES, "Gauge to quantity: asks whether it may grow by it.")
     storage = Key(
         WordChoice(("content-length",)),
-        "Where the size of what is stored stands: asks whether the gauge of bytes may grow by it.",
+        "Where the request states the size to store: asks whether the gauge of bytes may grow by it.",
     )
-    usage = Key(WordChoice(_USAGE), "Whose token figures are read off the response: none (default), auto, …")
+    usage = Key(WordChoice(_USAGE), "Whose token figures are read from the response: none (default), auto, …")
     usage_fields = Key(
         MapOf(NAME, _PATHS, "meters and fields", 1),
         "Meter to the path of its figure in the JSON of the response, or to a list of paths.",
     )
     records = Key(
         ListOf(NAME, "meters", 1),
-        "Meters that the app records in requests of this route; they are refused once nothing is left.",
+        "Meters that the app records in requests of this route; these are refused once nothing is left.",
     )
-    reserve = Key(MapOf(NAME, ReserveTable, "meters and reserves", 1), "What is set aside beforehand.")
+    reserve = Key(
+        MapOf(NAME, ReserveTable, "meters and reserves", 1), "What is held until the true quantity is known."
+    )
     model = Key(
         text(256),
         "The model that the app calls, whatever the request names; any: the app chooses one.",
     )
     provider = Key(
         PROVIDER_SHAPE,
-        "Whose models the app calls on this line, as the price table genai-prices names the provider.",
+        "Whose models the app calls on this route, as the price table genai-prices names the provider.",
     )
     charge_on = Key(CHARGE_ON_SHAPE, "Outcomes that are billed: success, attempt or a list.")
     enforcement = Key(ENFORCEMENTS, "on or shadow.")
@@ -164,16 +164,18 @@ def _build_route(values: RouteTable, declared: DeclaredNames, default: Route) ->
         declared.meters
     ):
         message = (
-            f"token figures go to the meters {', '.join(TOKEN_METERS)}, and to those that bear the name of a"
+            f"token figures go to the meters {', '.join(TOKEN_METERS)}, and to those named as a"
             " unit, such as web_searches; declare at least one of them, or a credit with `unit: money`"
         )
         values.refuse("usage", message)
     if values.rates and ROUTE in declared.meters:
-        message = f"policies of a line's rates and of the meter {ROUTE} would have one name; rename the meter"
+        message = (
+            f"policies of a route's rates and of the meter {ROUTE} would have the same name; rename the meter"
+        )
         values.refuse("rates", message)
     if values.has("model") and not values.has("reserve", "usage"):
         values.refuse(
-            "model", "`model` says whose price `reserve` and `usage` go by; add one of them, or remove it"
+            "model", "`model` says whose price `reserve` and `usage` use; add one of them, or remove it"
         )
     _check_provider(values)
     _check_meters(values, declared)
@@ -221,7 +223,7 @@ def _refuse_contradictions(values: RouteTable, method: str | None, path: str | N
         why = "a websocket has no request body and no response"
     elif is_mcp:
         without_effect = ["storage", "idempotency_header"]
-        why = "a line of MCP takes messages, which have no files and no keys of repeats"
+        why = "an MCP route matches messages, which have no files and no idempotency keys"
     else:
         without_effect, why = [], ""
     for name in without_effect:
@@ -238,7 +240,7 @@ def _check_provider(values: RouteTable) -> None:
         return
     reports = not USAGE_METERS.isdisjoint(values.records or ())
     if not (reports or values.has("reserve") or values.usage not in {None, "none"}):
-        message = "`provider` says whose prices token usage goes by; add `usage: auto`, or remove it"
+        message = "`provider` says whose prices apply to token usage; add `usage: auto`, or remove it"
         values.refuse("provider", message)
     elif (message := unknown_provider(name) or "") != "":
         values.refuse("provider", message)
@@ -291,9 +293,7 @@ def _build_reserve(name: str, values: ReserveTable) -> Reserve:
     default = values.default or 1
     ceiling = values.ceiling or default
     if values.has("field") and not values.has("ceiling"):
-        message = (
-            "`from` lets the client name the quantity; add `ceiling`, the most that one request sets aside"
-        )
+        message = "`from` lets the client name the quantity; add `ceiling`, the most that one request holds"
         values.refuse("field", message)
     if default > ceiling and not values.is_refused("default"):
         values.refuse(

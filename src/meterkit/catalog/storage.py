@@ -25,16 +25,16 @@ def _parse_key(text: str) -> str:
     found = _FIELD.findall(text)
     strange = [field for field in found if field not in _FIELDS]
     if strange:
-        raise RefusedError(f"{strange[0]} is no field of a key; allowed: {_KEY_ALLOWED}")
+        raise RefusedError(f"unknown field {strange[0]} in a key; allowed: {_KEY_ALLOWED}")
     if found.count("{customer}") != 1 or len(set(found)) != len(found):
         raise RefusedError(
-            f"{{customer}} must stand in it once, others at most once; allowed: {_KEY_ALLOWED}"
+            f"a key has {{customer}} once, and other fields at most once; allowed: {_KEY_ALLOWED}"
         )
     if "{path:path}" in found and not text.endswith("{path:path}"):
-        raise RefusedError(f"{{path:path}} must stand at the end; allowed: {_KEY_ALLOWED}")
+        raise RefusedError(f"{{path:path}} must be at the end; allowed: {_KEY_ALLOWED}")
     if "}{" in text or text.startswith("/"):
         raise RefusedError(
-            f"a slash or another text must part fields, and begin no key; allowed: {_KEY_ALLOWED}"
+            f"separate fields by / or another text, and do not begin with /; allowed: {_KEY_ALLOWED}"
         )
     return text
 
@@ -76,7 +76,7 @@ class StorageTable(Table, what="storage"):
         "Buckets and the keys of their objects; the first match wins.",
         required=True,
     )
-    types = Key(ListOf(NAME, "types"), "Types that usage shows apart; any other is `other`.")
+    types = Key(ListOf(NAME, "types"), "Types that usage shows separately; all others are `other`.")
 
 
 def build_storage(table: StorageTable | None, meters: Mapping[str, Meter | None]) -> Storage | None:
@@ -91,5 +91,5 @@ def build_storage(table: StorageTable | None, meters: Mapping[str, Meter | None]
         table.refuse("gauge", f"{table.gauge} must be a gauge of bytes: {{unit: byte, kind: gauge}}")
     types = table.types or ()
     if OTHER_TYPE in types:
-        table.refuse("types", f"`{OTHER_TYPE}` is there without being listed; leave it out")
+        table.refuse("types", f"`{OTHER_TYPE}` always exists; leave it out")
     return Storage(gauge=table.gauge, objects=table.objects or (), types=types)

@@ -102,7 +102,7 @@ def _build_subject(
         if SPEND in meters:
             problems.refuse(
                 values.budget.node.place,
-                f"what is spent is counted on the meter {SPEND}, which is declared; rename that one",
+                f"spending is counted on the meter {SPEND}, which this file declares itself; rename it",
             )
         budget = _build_budget(values.budget, currency)
     return SubjectPlan(kind=kind, limits=limits, budget=budget)

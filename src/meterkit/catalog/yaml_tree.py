@@ -129,7 +129,7 @@ def _parse_text(text: str, problems: Problems) -> Node:
         _refuse_syntax(error, text, problems)
     except _YAML_ERRORS:
         place = FilePlace(parser.line + 1, parser.column + 1, "")
-        problems.stop(place, f"not readable as YAML: an escape or a number that means nothing; {_QUOTE_HINT}")
+        problems.stop(place, f"not readable as YAML: an invalid escape or number; {_QUOTE_HINT}")
 
 
 def _refuse_syntax(error: yaml.MarkedYAMLError, text: str, problems: Problems) -> NoReturn:
@@ -148,7 +148,7 @@ def _refuse_syntax(error: yaml.MarkedYAMLError, text: str, problems: Problems) -
         mark = context or mark
         message = "the quote that opens here is never closed"
     elif "<block end>" in problem:
-        message = f"this does not fit what begins in line {begun}; mend the indentation, or quote the text"
+        message = f"this does not fit what begins in line {begun}; correct the indentation, or quote the text"
     elif problem.startswith("expected ',' or"):
         message = f"the {{ or [ opened in line {begun} is not closed before this; close it; {_QUOTE_HINT}"
     else:

@@ -156,7 +156,7 @@ def _audit_families(backlog: Backlog, now_ms: int) -> Iterable[Metric]:
     )
     yield GaugeMetricFamily(
         "meterkit_audit_full_shards",
-        "Shards in which so many wait that the newest are summed.",
+        "Shards with so many waiting entries that the newest are added up.",
         value=backlog.full_shards,
     )
 
@@ -176,7 +176,7 @@ def _waiting_families(
 def _durability_families(durability: StoreDurability) -> Iterable[Metric]:
     ways: Any = GaugeMetricFamily(
         "meterkit_store_durability",
-        "Servers by how it is made sure that they keep what is to be delivered; none: they do not.",
+        "Servers by proof that they keep what is delivered; none: no proof.",
         labels=("way",),
     )
     for way in DURABILITIES:

@@ -219,7 +219,7 @@ _PAUSE_MAX_S: Final = 1.0
 _WINDOW_FIRST: Final = 16
 _NO_RECORD: Final = (
     "the store has no record any more of what it had acknowledged: it was restarted without its data, or"
-    " evicts keys (its maxmemory-policy is to be noeviction)"
+    " evicts keys (its maxmemory-policy must be noeviction)"
 )
 
 

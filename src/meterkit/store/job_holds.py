@@ -103,8 +103,8 @@ class JobHold(HoldOwner):
         if holds.logged_ms is None or now_ms - holds.logged_ms >= _LOG_EVERY_MS:
             holds.logged_ms = now_ms
             _logger.warning(
-                "a provider's job has not ended within an hour, as far as was seen; what was held for it is "
-                "given back, and its usage is counted if its end is seen later"
+                "a provider's job has not ended within an hour, as far as meterkit has seen: its hold is "
+                "released, and its usage is counted if meterkit sees its end later"
             )
 
     def release_hold(self) -> None:

@@ -371,9 +371,9 @@ def check_sendable(header: SpoolHeader, expected: SpoolHeader, now_ms: int) -> t
     days = (now_ms - header.made_ms) // _DAY_MS
     if days >= DAYS_MAX:
         return "refused", (
-            f"it was begun {days} days ago, and the store has forgotten what it has applied of it: sent"
-            " again, it might be billed twice. Look whether its usage is recorded, record what is not by"
-            " hand, and remove the file"
+            f"it was begun {days} days ago, and the store no longer knows which of its usage was applied:"
+            " sent again, it might be billed twice. Check whether its usage is recorded, record by hand what"
+            " is missing, and remove the file"
         )
     return None
 

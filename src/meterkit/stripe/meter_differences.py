@@ -36,15 +36,15 @@ def meter_differences(catalog: Catalog, at_stripe: Iterable[Mapping[str, Any]]) 
         if formula != _FORMULA or window is not None:
             counts = formula if window is None else f"{formula} per {window}"
             found.append(
-                f"meter {meter.name}: the meter {there['id']} at Stripe aggregates by {counts}, and what"
-                f" is sent is to be added up: make a meter with formula {_FORMULA} and no event_time_window,"
-                " and deactivate this one"
+                f"meter {meter.name}: the meter {there['id']} at Stripe aggregates by {counts}, and"
+                f" meterkit's events must be summed: make a meter with formula {_FORMULA} and no"
+                " event_time_window, and deactivate this one"
             )
         for setting, sent in (("customer_mapping", CUSTOMER_KEY), ("value_settings", VALUE_KEY)):
             wanted = there[setting]["event_payload_key"]
             if wanted != sent:
                 found.append(
                     f"meter {meter.name}: the meter {there['id']} at Stripe has {setting}.event_payload_key"
-                    f" {wanted}; what is sent has {sent}: make a meter with {sent} and deactivate this one"
+                    f" {wanted}; the events have {sent}: make a meter with {sent} and deactivate this one"
                 )
     return found

@@ -103,8 +103,8 @@ def _of_stripe(error: StripeError) -> ProblemDocument:
     if isinstance(error, CurrencyError):
         currency = error.currency.upper()
         detail = (
-            f"This customer is billed in {currency}, and what was requested is sold in another currency."
-            f" End what is billed in {currency} first, or request something that is sold in {currency}."
+            f"This customer is billed in {currency}, and the requested price is in another currency."
+            f" End the billing in {currency} first, or request a price in {currency}."
         )
         return ProblemDocument.of("currency-fixed", detail, {"currency": error.currency})
     # A code is one of Stripe's own words: https://docs.stripe.com/error-codes

@@ -327,14 +327,14 @@ class _SyncRun:
 
 
 _FREE_TWICE: Final = (
-    "what is sent is overage alone (report: overage), and its free tier would give the included units a"
+    "meterkit sends only overage (report: overage), and the free tier would give the included units a"
     " second time"
 )
 _INCLUDED_BILLED: Final = (
-    "what is sent is all usage (report: usage), and it has no free tier, so that it would bill the"
+    "meterkit sends all usage (report: usage), and it has no free tier, so that it would bill the"
     " included units"
 )
-_PACKAGES: Final = "it bills begun packages, and the plans file sells units: it would bill more"
+_PACKAGES: Final = "it bills whole packages, and the plans file sells units: it would bill more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -179,7 +179,7 @@ class AcceptedChanges:
             why = ""
         if why:
             _logger.error(
-                "customer %r asked for plan %r and keeps the plan of before: %s", customer, plan, why
+                "customer %r asked for plan %r and keeps the previous plan: %s", customer, plan, why
             )
         await self.drop(customer)
 

@@ -192,8 +192,8 @@ class CustomerHooks:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise _same_error(
                     error,
-                    f"customer {customer!r} is not linked: Stripe cannot be asked whether it has"
-                    f" {stripe_customer}; try again, or link without asking (force=True, --force): {error}",
+                    f"customer {customer!r} is not linked: Stripe does not say whether it has"
+                    f" {stripe_customer}; try again, or link without checking (force=True, --force): {error}",
                 ) from error
             why = "Stripe has no such customer in the account and mode of the key"
         else:

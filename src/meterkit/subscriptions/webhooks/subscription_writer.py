@@ -178,7 +178,7 @@ class SubscriptionWriter:
                 raise
             _logger.warning(
                 "subscription %s ended before its period, and the key may not read whether the rest was paid"
-                " (%s): what is included counts as paid; allow the key to read invoices and invoice items",
+                " (%s): the period counts as paid; allow the key to read invoices and invoice items",
                 shown["id"],
                 error,
             )
