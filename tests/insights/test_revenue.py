@@ -224,6 +224,12 @@ async def test_days_without_a_snapshot_are_found(at: Books) -> None:
     ]
 
 
+async def test_no_day_before_the_first_snapshot_is_missed(at: Books) -> None:
+    at.at.clock.set(on(1, 5))
+    await at.revenue.snapshot()
+    assert await looked_at(at.kit, "revenue") == ("the last snapshot is of 2031-01-04", [])
+
+
 async def scraped(kit: MeterKit) -> dict[tuple[str, ...], float]:
     transport = httpx.ASGITransport(metrics_app(kit))
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:

@@ -294,7 +294,9 @@ class Revenue:
         """The last day with a snapshot, and days before yesterday without one. Nothing is made."""
         tables, yesterday = self._tables, self._yesterday()
         last = await in_thread(tables.last, yesterday) if await in_thread(tables.has_snapshots) else None
-        return last, [] if last is None else await in_thread(tables.missing, yesterday - _DAY)
+        if last is None:
+            return None, []
+        return last, [day for day in await in_thread(tables.missing, yesterday) if day < yesterday]
 
     async def days(self, first: date, last: date) -> Sequence[date]:
         """The days with a snapshot, from the first to the last."""
