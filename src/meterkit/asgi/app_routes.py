@@ -205,9 +205,15 @@ def match_lines(
         for catalog in catalogs.values()
         for line in catalog.routes
         # `*` is there for what has no route, too.
-        if id(line) not in used and line.path is not None
+        if id(line) not in used and line.path is not None and not _is_redirect(line, reached)
     ]
     return found, idle
+
+
+def _is_redirect(line: Route, reached: Sequence[_RoutePattern]) -> bool:
+    """Whether a line only lets the path pass that a router redirects to the same with a slash."""
+    path = example_path(f"{line.path}/")
+    return line.exempt and any(one.takes("GET", path) for one in reached)
 
 
 @dataclass(frozen=True, slots=True)
