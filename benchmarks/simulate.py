@@ -1,4 +1,4 @@
-"""Trying prices on a long log: python benchmarks/simulate.py [--quick] [--markdown PAGE]
+"""Price simulation on a long log: python benchmarks/simulate.py [--quick] [--markdown PAGE]
 
 A log of single events in SQLite, copied into DuckDB; its sums, who first goes beyond a ceiling, and the
 events that the embedded store serves again in a second.

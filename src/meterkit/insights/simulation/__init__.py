@@ -1,1 +1,1 @@
-"""Trying prices: the usage of a period under another plans file."""
+"""Price simulation: replay the usage of a period under another plans file."""
