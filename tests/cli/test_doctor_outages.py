@@ -74,10 +74,10 @@ async def test_unsendable_spools_are_named_with_reason_and_cure(store_url: str, 
     one, two, three = (finding.problem for finding in found)
     assert foreign.path.name in one
     assert "prefix other" in one
-    assert two.startswith(f"{old.path} is never sent: it was begun 9 days ago, and the store has forgotten")
+    assert two.startswith(f"{old.path} is never sent: it was begun 9 days ago, and the store no longer knows")
     assert three.startswith(str(damaged.path.with_suffix(".damaged")))
     assert "METERKIT_KEY_PREFIX" in found[0].cure
-    assert found[1].cure.startswith("Look whether its usage is recorded")
+    assert found[1].cure.startswith("Check whether its usage is recorded")
 
 
 async def test_a_process_with_an_old_spool_is_found(store_url: str, tmp_path: Path) -> None:

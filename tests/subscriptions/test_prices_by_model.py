@@ -193,6 +193,26 @@ def table_of(prefix: str) -> str:
     return f"{{default: 40 per 1000, models: {{{rows}}}}}"
 
 
+async def test_the_doctor_names_a_billed_meter_without_a_price(store_url: str) -> None:
+    """A plan begins to bill a meter that Stripe has: its usage was delivered and on no invoice."""
+    plans = PLANS.replace("TABLE", REORDERED, 1).replace(
+        "meters:\n", "meters:\n  images: {unit: image, stripe: {event_name: images}}\n", 1
+    )
+    output = "{price: prices.output}}}"
+    billed = "{included: 0, overage: {bill: {per: 1, amount_cents: 5}}}"
+    plans = plans.replace(f"{output}}}", f"{output}, images: {billed}}}", 1)
+    async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        assert await problems(at) == []
+        (price,) = (
+            one
+            for one in await at.stripe_list("/v1/prices")
+            if one["lookup_key"] == "meterkit:pro:meter:images"
+        )
+        await at.stripe_change(f"/v1/prices/{price['id']}", active="false")
+        assert await problems(at) == ["plan pro: Stripe has no price for images"]
+
+
 async def test_the_doctor_counts_prices_that_only_stripe_has(store_url: str) -> None:
     """With the table's 19 and the plan's own the price of images is the twenty-first of a subscription."""
     plans = PLANS.replace("TABLE", table_of("gpt-"), 1).replace(

@@ -92,33 +92,37 @@ async def _find_unpriced_top_ups(api: StripeApi, catalog: Catalog) -> list[Findi
 async def _find_unpriced_plans(
     api: StripeApi, catalog: Catalog, meters: Sequence[Mapping[str, Any]]
 ) -> list[Finding]:
-    """Report plans without a price for each model, and plans with too many prices.
+    """Report plans at Stripe that lack a price of a billed meter or of a model, or have too many prices.
 
-    None if the key may not list prices.
+    Usage without a price is delivered and never billed. None if the key may not list prices.
     """
     ids = {meter["event_name"]: meter["id"] for meter in meters if meter["status"] == "active"}
     found: list[Finding] = []
     for plan in catalog.plans.values():
         billed = billed_meters(catalog.meters, plan)
-        by_model = [meter for meter in billed if meter.is_row or plan.entitlements[meter.name].overage.rows]
-        if not by_model and all(
-            plan.entitlements[one.name].overage.amount_cents is not None for one in billed
-        ):
+        if not billed:
             continue
+        by_model = [one for one in billed if one.is_row or plan.entitlements[one.name].overage.rows]
+        # `stripe sync` makes no other price: the rest is sold by prices that were made at Stripe.
+        priced = [
+            one
+            for one in billed
+            if one in by_model or plan.entitlements[one.name].overage.amount_cents is not None
+        ]
         try:
             prices = await prices_of(api, catalog, plan)
         except UnknownPlanError:
-            missing = ["the plan itself"]
+            missing = ["the plan itself"] if by_model else []
         except StripeError as error:
             if error.status == HTTPStatus.FORBIDDEN:
                 return []
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
-            missing = [f"the plan itself ({plan.price.stripe_price})"]
+            missing = [f"the plan itself ({plan.price.stripe_price})"] if by_model else []
         else:
-            missing = _list_unpriced_meters(by_model, prices, ids)
+            missing = _list_unpriced_meters(priced, prices, ids)
             found += find_too_many_items(plan.key, 1 + (prices.seat is not None) + len(prices.metered))
-        if by_model and missing:
+        if missing:
             problem = f"plan {plan.key}: Stripe has no price for {join_names(missing)}"
             found.append(Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`"))
     return found
