@@ -55,10 +55,10 @@ plans:
 FILL = """
 WITH RECURSIVE nth(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM nth WHERE i + 1 < :rows)
 INSERT INTO meterkit_audit (event, meter, kind, customer, period_start_ms, recorded_at_ms, quantity, included,
- granted, credited, overage, reported, late)
+ granted, credited, overage, over_cap, reported, late)
 SELECT '0/p/' || i, CASE i % 2 WHEN 0 THEN 'calls' ELSE 'words' END, 'recorded',
  'customer-' || (i * 7919 % (:rows / 1000)), :start, :start + i * (:month / :rows), 1 + i % 50, 1 + i % 50,
- 0, 0, 0, 0, 0 FROM nth
+ 0, 0, 0, 0, 0, 0 FROM nth
 """
 
 

@@ -31,6 +31,7 @@ COMMANDS: Final = {
         "storage": "recalculate",
         "stripe": "sync emulator",
         "webhooks": "list redrive",
+        "notify": "list redrive preview",
         "import": "stripe",
     }.items()
 }

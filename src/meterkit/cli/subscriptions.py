@@ -49,7 +49,7 @@ async def preview(
     session: Session,
     customer: CustomerArgument,
     *,
-    plan: Annotated[str | None, typer.Option("--plan", metavar="PLAN", help="New plan.")] = None,
+    plan: Annotated[str | None, typer.Option("--plan", metavar="PLAN", help="The plan to change to.")] = None,
     seats: Annotated[
         int | None, typer.Option("--seats", parser=_Seats, metavar="N", help="New total number of seats.")
     ] = None,
