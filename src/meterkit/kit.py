@@ -269,7 +269,7 @@ class MeterKit(KitLifecycle):
             StoreError: when the block begins: the store cannot decide.
         """
         if not quantities:
-            raise MeterkitError("quantities: found none; name one meter at least")
+            raise MeterkitError("quantities: found none; name at least one meter")
         check = partial(check_quantities, meters=self.catalog.meters)
         check(quantities)
         view = self._find_view(customer, subjects)

@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from drivers.app import HEADERS, PLANS, hello, http_scope, no_more, served
+from drivers.app import HEADERS, PLANS, hello, http_scope, no_more, served, staying
 from drivers.llm_apps import listening
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
@@ -77,7 +77,7 @@ async def test_i8_each_chunk_is_sent_before_the_next_is_made() -> None:
             order.append(f"sent {message['body'].decode()}")
 
     async with served(StreamingResponse(chunks()), plans=GENEROUS) as at:
-        await at.app(http_scope(), no_more, send)
+        await at.app(http_scope(), staying(), send)
     assert order == [f"{what} {n}" for n in range(4) for what in ("made", "sent")]
 
 

@@ -455,7 +455,7 @@ def check_correction(store: Store, customer: str, given: CorrectionRequest) -> N
     """Raise MeterkitError if an argument cannot be used."""
     check_customer(customer)
     if not given.quantities:
-        raise MeterkitError("quantities: found none; name one meter at least")
+        raise MeterkitError("quantities: found none; name at least one meter")
     check_quantities(given.quantities, store.catalog.meters)
     check_text("reason", given.reason)
     check_text("by", given.by)
