@@ -8,18 +8,16 @@ import asyncio
 import re
 import runpy
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
+from drivers.help_pages import COMMAND_LINE
 from meterkit import Settings
 from meterkit.catalog import loads
-from meterkit.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -112,13 +110,8 @@ def test_every_command_that_is_shown_exists() -> None:
     assert [] == [(name, words) for name, words in shown if not command_exists(words.split())]
 
 
-@cache
-def command_line() -> Any:
-    return typer.main.get_command(app)
-
-
 def command_exists(words: list[str]) -> bool:
-    command = command_line()
+    command = COMMAND_LINE
     while hasattr(command, "commands"):
         if not words or words[0] not in command.commands:
             if command.invoke_without_command:

@@ -8,6 +8,7 @@ import typer.main
 
 from meterkit.catalog import json_schema
 from meterkit.cli.app import app
+from meterkit.cli.help_pages import usage_word
 
 Schema = dict[str, Any]
 # Patterns of the schema, by something that only they have.
@@ -134,7 +135,7 @@ def _command(command: Any, called: str) -> str:
     """One command with the options that not all commands have."""
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
-    usage = " ".join([called, *map(_placeholder, arguments)])
+    usage = " ".join([called, *map(usage_word, arguments)])
     rows = [
         f"| {_spelt(option)} | {cell(option.help or '')} |"
         for option in options
@@ -143,12 +144,6 @@ def _command(command: Any, called: str) -> str:
     told = " ".join((command.help or "").split("\f")[0].split())
     table = ["", "| option | |", "|---|---|", *rows] if rows else []
     return "\n".join([f"### {called}", "", f"`{usage}`", "", told, *table])
-
-
-def _placeholder(argument: Any) -> str:
-    """An argument as `--help` writes it: `[INTENT...]` may be left out or repeated."""
-    name = (argument.metavar or argument.name.upper()) + ("..." if argument.nargs != 1 else "")
-    return name if argument.required else f"[{name}]"
 
 
 def _spelt(option: Any) -> str:

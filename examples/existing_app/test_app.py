@@ -68,7 +68,7 @@ def test_a_customer_buys_upgrades_and_leaves(
     subscription = sync()
     assert (subscription.plan, subscription.status) == ("pro", "active")
 
-    for _ in range(12):  # 120 tokens, of which pro includes 100
+    for _ in range(12):  # 120 tokens; pro includes 100
         assert client.post("/ask", json=FIVE_WORDS).status_code == 200
     period = client.portal.call(meterkit_kit.usage, ADA)["period"]
     meterkit_clock.set(period["start"] + (period["end"] - period["start"]) / 2)

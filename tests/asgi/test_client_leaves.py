@@ -409,7 +409,7 @@ async def test_f20e_usage_by_then_is_billed_and_the_request_is_not(
         assert (2 if how == "record" else 0, 0) == await at.counted(meter="pages")
 
 
-@pytest.mark.skipif(installed("starlette") < (0, 42), reason="it reads a stream on that nobody takes")
+@pytest.mark.skipif(installed("starlette") < (0, 42), reason="it reads a stream to its end")
 async def test_f20e_text_that_could_not_be_sent_any_more_is_estimated(store_url: str) -> None:
     app = StreamingResponse(stream_of(openai_stream("Hello, world.")), media_type=SSE)
     async with metered(app, store_url, plans=LEFT) as at:

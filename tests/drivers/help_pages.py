@@ -1,4 +1,4 @@
-"""The pages of ``--help``, one for each command and group, and the parser that reads their examples."""
+"""The pages of ``--help``, one for each command and group, and the parser that reads command lines."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import typer
 from meterkit.cli.app import app
 
 _EXAMPLE: Final = re.compile(r"^  (\S.*):\n((?:    .*\n)+)", re.MULTILINE)
-_ROOT: Final[Any] = typer.main.get_command(app)
+COMMAND_LINE: Final[Any] = typer.main.get_command(app)
 WIDTH: Final = 80
 
 
 def help_pages() -> Iterator[tuple[str, str]]:
     """Each command and group, such as ``meterkit usage``, with its help."""
-    waiting = [_ROOT.make_context("meterkit", [], resilient_parsing=True)]
+    waiting = [COMMAND_LINE.make_context("meterkit", [], resilient_parsing=True)]
     for context in waiting:
         context.terminal_width = WIDTH
         yield context.command_path, context.command.get_help(context)
@@ -40,11 +40,21 @@ def parse_example(typed: str) -> str:
     Raises:
         Exception: an error of Typer, which says what it cannot read.
     """
-    words = shlex.split(typed.replace("\\\n", "").partition(" > ")[0])
-    command = _ROOT
-    path = [words.pop(0)]
+    program, *words = shlex.split(typed.replace("\\\n", "").partition(" > ")[0])
+    return " ".join((program, *read_command(words)))
+
+
+def read_command(words: list[str]) -> list[str]:
+    """Read a command line as Typer does, and run nothing; return the words of the command.
+
+    Raises:
+        Exception: an error of Typer, which says what it cannot read.
+    """
+    command = COMMAND_LINE
+    path: list[str] = []
     while words and words[0] in getattr(command, "commands", {}):
-        command = command.commands[words[0]]
-        path.append(words.pop(0))
-    command.make_context(path[-1], words)
-    return " ".join(path)
+        name, *words = words
+        command = command.commands[name]
+        path.append(name)
+    command.make_context(path[-1] if path else "", words)
+    return path

@@ -110,10 +110,8 @@ class TcpProxy:
         with contextlib.closing(writer):
             if self._mode == "reset":
                 _reset(writer)
-            if self._mode not in {
-                "reset",
-                "refuse",
-            }:  # It may have been on its way when the last were closed.
+            # It may have been on its way when the last were closed.
+            if self._mode not in {"reset", "refuse"}:
                 with contextlib.suppress(OSError):
                     await self._connect(reader, writer)
 

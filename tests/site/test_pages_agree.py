@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 import typer
 
+from drivers.help_pages import read_command
 from drivers.shown_blocks import keys_page, shown
 from meterkit import MeterKit, MeterMiddleware, Settings
 from meterkit.catalog import loads
@@ -21,7 +22,6 @@ from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.health.audit_log import OVERDUE_MS
 from meterkit.sync import SyncMeterKit
-from test_readme import command_line
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")} | {
@@ -77,16 +77,6 @@ def test_defaults_in_running_text_are_those_of_the_code() -> None:
         assert value == (float(default) if isinstance(default, int | float) else default), (page, variable)
         seen += 1
     assert seen > 2
-
-
-def read_command(words: list[str]) -> None:
-    """Read a command line as typer does; raises UsageError. Nothing is run."""
-    command = command_line()
-    name = ""
-    while words and words[0] in getattr(command, "commands", {}):
-        name, *words = words
-        command = command.commands[name]
-    command.make_context(name, words)
 
 
 def test_every_command_that_is_shown_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The words of the line that begins with ``Usage:``."""
         arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
-        return ["[OPTIONS]", *(_name(one) if one.required else f"[{_name(one)}]" for one in arguments)]
+        return ["[OPTIONS]", *map(usage_word, arguments)]
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the examples."""
@@ -67,6 +67,11 @@ def command_group(name: str, description: str, *, has_default: bool = False) -> 
     Without a subcommand it prints its help, or runs its default command if it ``has_default``.
     """
     return typer.Typer(name=name, cls=CommandGroup, help=description, no_args_is_help=not has_default)
+
+
+def usage_word(argument: Any) -> str:
+    """Write an argument of a usage line: ``[INTENT...]`` may be left out or repeated."""
+    return _name(argument) if argument.required else f"[{_name(argument)}]"
 
 
 def _name(parameter: Any) -> str:

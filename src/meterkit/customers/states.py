@@ -16,6 +16,7 @@ from meterkit.customers.period_carryover import with_unlimited_use
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,
+    EffectivePlan,
     effective_plan,
     entitlements_of,
     entitlements_on,
@@ -189,6 +190,7 @@ class CustomerStates:
                 *notices_of(customer, step),
                 *reminders_of(customer, step, changed.subscription, dunning),
             ]
+        effective = effective_plan(changed, store.catalog, now_ms)
         admin = await store.admin()
         shard = keys.shard
         reply = await admin.run(
@@ -209,9 +211,9 @@ class CustomerStates:
             _serialize_changes(
                 entries,
                 notices,
-                _gauge_limits(changed, store.catalog, now_ms),
+                _gauge_limits(effective, store.catalog),
                 _ended_prices(before, force, (found.state, changed), store.catalog),
-                effective_plan(changed, store.catalog, now_ms).bounds,
+                effective.bounds,
             ),
         )
         if notices and reply[0] == 0:
@@ -229,9 +231,9 @@ def drop_allotments(store: Store, customer: str) -> None:
         view.forget()
 
 
-def _gauge_limits(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[str, int]]:
+def _gauge_limits(effective: EffectivePlan, catalog: Catalog) -> list[tuple[str, int]]:
     """List the included level of each gauge now; -1: unlimited."""
-    given = entitlements_of(effective_plan(state, catalog, now_ms), catalog)
+    given = entitlements_of(effective, catalog)
     limits = {
         name: GaugeLimit.of(given[name]) for name, meter in catalog.meters.items() if meter.kind == "gauge"
     }

@@ -110,7 +110,7 @@ async def _find_unpriced_plans(
             if one in by_model or plan.entitlements[one.name].overage.amount_cents is not None
         ]
         try:
-            prices = await prices_of(api, catalog, plan)
+            prices = await prices_of(api, catalog, plan, meters)
         except UnknownPlanError:
             missing = ["the plan itself"] if by_model else []
         except StripeError as error:

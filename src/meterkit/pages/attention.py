@@ -12,8 +12,18 @@ if TYPE_CHECKING:
 
 _URGENT_CHECKS: Final = frozenset(
     {
-        *("server", "rights", "persistence", "durability", "eviction", "shards"),
-        *("stripe", "pending", "intents", "items", "throughput", "spool"),
+        "server",
+        "rights",
+        "persistence",
+        "durability",
+        "eviction",
+        "shards",
+        "stripe",
+        "pending",
+        "intents",
+        "items",
+        "throughput",
+        "spool",
     }
 )
 """Their findings lose usage, or keep it from being billed; those of ``_RULES`` say so themselves."""
@@ -156,7 +166,7 @@ def attention_items(sections: Iterable[Section], report: HealthReport | None) ->
         report: of the checks; None: it could not be made.
     """
     values = {(section.name, figure.name): figure.value for section in sections for figure in section.figures}
-    found = [item for rule in _RULES for item in _apply(rule, values.get(rule.figure), report)]
+    found = [item for rule in _RULES for item in _items_of_rule(rule, values.get(rule.figure), report)]
     if report is not None:
         known = {rule.check for rule in _RULES}
         found += [
@@ -172,7 +182,7 @@ def attention_items(sections: Iterable[Section], report: HealthReport | None) ->
     return sorted(found, key=lambda item: not item.is_urgent)
 
 
-def _apply(rule: _Rule, value: float | None, report: HealthReport | None) -> list[AttentionItem]:
+def _items_of_rule(rule: _Rule, value: float | None, report: HealthReport | None) -> list[AttentionItem]:
     """Apply a rule: findings of its check, or its own words if that check could not run."""
     if rule.is_live and not value:
         return []

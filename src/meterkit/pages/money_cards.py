@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.amount_wording import micros_per_minor_unit
-from meterkit.pages.usage_bar import UsageBar
+from meterkit.pages.usage_bar import limit_bar, share_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from meterkit.pages.usage_bar import UsageBar
     from meterkit.pages.usage_figures import BudgetFigures
 
 _INVOICES_MAX: Final = 3
@@ -41,9 +42,7 @@ def budget_cards(budgets: Iterable[BudgetFigures], currency: str) -> Sequence[Bu
         BudgetCard(
             one,
             max(0, one["limit_micros"] - one["spent_micros"]) // micros_per_minor_unit(currency),
-            UsageBar(
-                used_percent=100 * one["spent_micros"] // one["limit_micros"] if one["limit_micros"] else 100
-            ),
+            limit_bar(one["spent_micros"], one["limit_micros"]),
         )
         for one in budgets
     ]
@@ -59,6 +58,6 @@ def stored_types(types: Mapping[str, int]) -> Sequence[StoredType]:
     """Make the bars of stored types, the largest first."""
     whole = max(1, sum(types.values()))
     return [
-        StoredType(name, size, UsageBar(used_percent=100 * size // whole, is_limited=False))
+        StoredType(name, size, share_bar(size, whole))
         for name, size in sorted(types.items(), key=lambda item: (-item[1], item[0]))
     ]

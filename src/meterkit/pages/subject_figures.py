@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 from meterkit.catalog.amount_wording import micros_per_minor_unit
 from meterkit.catalog.models import SPEND
-from meterkit.pages.usage_bar import UsageBar
+from meterkit.pages.usage_bar import limit_bar, share_bar
 from meterkit.store.subject_usage import usage_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
+    from meterkit.pages.usage_bar import UsageBar
     from meterkit.store.store import Store
     from meterkit.store.subject_usage import SubjectUsage
 
@@ -114,6 +115,4 @@ def subject_bars(rows: Iterable[SubjectFigures]) -> Mapping[str, Sequence[Subjec
 
 def _make_bar(row: SubjectFigures, most: int) -> UsageBar:
     limit = row["limit"]
-    if limit is None:
-        return UsageBar(used_percent=100 * row["used"] // most, is_limited=False)
-    return UsageBar(used_percent=100 * row["used"] // limit if limit else 100)
+    return share_bar(row["used"], most) if limit is None else limit_bar(row["used"], limit)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.amount_wording import is_money, money
 from meterkit.decisions.grants import MICRO
+from meterkit.insights.overview.rows import ACTIVITY_DAYS
+from meterkit.pages.operator_lists import DAY_MINUTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,11 +16,9 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.insights.overview.rows import DailyActivity, OverviewFigures, RevenueFigures
 
-DAYS: Final = 30
 _METERS_MAX: Final = 2
 _CURRENCIES_MAX: Final = 2
 _WIDTH, _HEIGHT = 120, 32
-_DAY_MINUTES: Final = 1_440
 
 
 class TrendTile(NamedTuple):
@@ -56,10 +57,7 @@ def trend_tiles(
         if (activity := figures.get("activity")) is not None:
             found += _usage_tiles(activity, catalog, today)
             found.append(_delivery_tile(activity, waiting, today))
-    minutes = [0] * DAYS
-    for minute in degraded:
-        if 0 <= (back := today - minute // _DAY_MINUTES) < DAYS:
-            minutes[DAYS - 1 - back] += 1
+    minutes = _by_day(Counter(minute // DAY_MINUTES for minute in degraded), today)
     found.append(
         TrendTile(
             "Without the store",
@@ -95,7 +93,7 @@ def line_points(values: Sequence[float]) -> str:
 
 
 def _by_day(units: Mapping[int, int], today: int) -> list[int]:
-    return [units.get(today - back, 0) for back in range(DAYS - 1, -1, -1)]
+    return [units.get(today - back, 0) for back in range(ACTIVITY_DAYS - 1, -1, -1)]
 
 
 def _revenue_tiles(revenue: RevenueFigures, catalog: Catalog) -> list[TrendTile]:

@@ -41,3 +41,13 @@ class UsageBar:
 def level_of(percent: int) -> Level:
     """Return the level of a share: near from 80 %, reached from 100 %."""
     return "reached" if percent >= _ALL_PERCENT else "near" if percent >= _NEAR_PERCENT else "enough"
+
+
+def limit_bar(used: int, limit: int) -> UsageBar:
+    """Make the bar of what is used of a limit; a limit of 0 is reached."""
+    return UsageBar(used_percent=_ALL_PERCENT * used // limit if limit else _ALL_PERCENT)
+
+
+def share_bar(part: int, whole: int) -> UsageBar:
+    """Make the bar of a part of a whole above 0, without a level."""
+    return UsageBar(used_percent=_ALL_PERCENT * part // whole, is_limited=False)

@@ -56,11 +56,14 @@ LOOKUP_KEYS_MAX: Final = 10
 METERS: Final = "/v1/billing/meters"
 
 
-async def prices_of(api: StripeApi, catalog: Catalog, plan: Plan) -> PlanPrices:
+async def prices_of(
+    api: StripeApi, catalog: Catalog, plan: Plan, meters: Sequence[Mapping[str, Any]] | None = None
+) -> PlanPrices:
     """Fetch the prices of a sold plan.
 
     Base price and seat price are those that the plans file names, otherwise those with the plan's lookup
-    keys. A meter's price has its lookup key, otherwise the product of the base price.
+    keys. A meter's price has its lookup key, otherwise the product of the base price. ``meters`` are all
+    meters at Stripe, if they are listed already.
 
     Raises:
         UnknownPlanError: Stripe has no price with a lookup key that the plan needs.
@@ -82,7 +85,7 @@ async def prices_of(api: StripeApi, catalog: Catalog, plan: Plan) -> PlanPrices:
         base=base["id"],
         seat=seat,
         metered=metered,
-        meters=meters_of_file(await api.list(METERS), catalog),
+        meters=meters_of_file(await api.list(METERS) if meters is None else meters, catalog),
     )
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.database import COUNTED, DELIVERIES, TABLE
+from meterkit.insights.overview.rows import ACTIVITY_DAYS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from meterkit.insights.overview.rows import DailyActivity
 
 _DAY_MS: Final = 86_400_000
-_DAYS: Final = 30
 _AGAIN: Final = 3
 """Days before the previous snapshot that are read again: entries reach the audit log late."""
 
@@ -36,7 +36,7 @@ def read_daily_activity(
         MeterkitError: the database does not answer.
     """
     last = now_ms // _DAY_MS
-    first = since = last - _DAYS + 1
+    first = since = last - ACTIVITY_DAYS + 1
     kept: DailyActivity = {"usage": [], "deliveries": []}
     if known is not None:
         since = max(first, known_ms // _DAY_MS - _AGAIN)

@@ -98,6 +98,10 @@ class RevenueFigures(TypedDict):
     growth: list[tuple[str, str, dict[str, int]]]
 
 
+ACTIVITY_DAYS: Final = 30
+"""Days of a snapshot's activity, that of the snapshot included."""
+
+
 class DailyActivity(TypedDict):
     """Activity of all customers by day (days since 1970, UTC), the oldest first.
 
