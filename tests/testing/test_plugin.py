@@ -44,7 +44,9 @@ def test_a_kit_of_the_app_itself_begins_each_test_with_nothing(nth):
 @pytest.mark.dear("the files of the page are run by a pytest of their own")
 def test_the_page_on_testing_holds(tmp_path: Path) -> None:
     """F-64."""
-    tests = {f"test_{name}.py" for name in ("sync", "async", "subscriptions", "billing", "webhooks")}
+    tests = {
+        f"test_{name}.py" for name in ("sync", "async", "subscriptions", "top_ups", "billing", "webhooks")
+    }
     assert set(FILES) == {"conftest.py", "shop.py", *tests}
     files = {**FILES, "plans.yaml": PLANS, "test_leaks.py": LEAKS, "pytest.ini": "[pytest]\n"}
     for name, text in files.items():
@@ -58,7 +60,7 @@ def test_the_page_on_testing_holds(tmp_path: Path) -> None:
         check=False,
         timeout=300,
     )
-    assert "17 passed" in done.stdout, done.stdout + done.stderr
+    assert "18 passed" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
 
 

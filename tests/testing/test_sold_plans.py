@@ -1,4 +1,4 @@
-"""The emulator sells the plans of a plans file by the prices that ``meterkit stripe sync`` makes."""
+"""The emulator sells the plans and top-ups of a plans file, by the prices of ``meterkit stripe sync``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Final
 import pytest
 
 from drivers.emulated_account import account
+from drivers.near_stripe import served
+from drivers.top_ups import AUTO
+from drivers.webhooks import hooked_kit
 from meterkit.catalog import loads
-from meterkit.testing import StripeEmulator
+from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -83,3 +86,23 @@ async def test_what_a_plans_file_sells_is_sold() -> None:
     before = len(emulator.webhook_events)
     emulator.add_plans(CATALOG)
     assert len(emulator.webhook_events) == before, "what there is stays as it is"
+
+
+async def test_top_ups_of_a_plans_file_are_sold(store_url: str) -> None:
+    clock = Clock()
+    emulator = StripeEmulator(clock=clock)
+    emulator.add_plans(AUTO)
+    before = len(emulator.webhook_events)
+    async with served(emulator) as url, hooked_kit(store_url, url, clock, catalog=AUTO) as kit:
+        found = await kit.stripe.sync()
+        page = await kit.credits.buy("ada", 1000, success_url="https://a.test", cancel_url="https://a.test")
+    sold = [(line.what, line.name, line.action, line.id, line.price) for line in found.lines]
+    assert sold == [
+        ("product", "Top-up", "is there", "prod_top_up_usd", ""),
+        ("price", "usd, top-up", "is there", "price_top_up_usd_1000", "USD 10.00 once"),
+        ("price", "usd, top-up", "is there", "price_top_up_usd_2000", "USD 20.00 once"),
+    ]
+    assert page.status == "open"
+    emulator.add_plans(AUTO)
+    made = [event.type for event in emulator.webhook_events[before:]]
+    assert not {"price.created", "product.created"}.intersection(made), "what there is stays as it is"

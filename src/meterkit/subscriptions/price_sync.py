@@ -11,9 +11,10 @@ from meterkit.catalog.credit_values import find_top_ups
 from meterkit.errors import StripeError
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
-from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, packs_key, part_of
+from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, part_of
 from meterkit.subscriptions.wanted_prices import (
-    WantedProduct,
+    pack_params,
+    pack_product,
     params_of,
     product_params,
     shape_of,
@@ -25,15 +26,13 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.wanted_prices import PriceShape, WantedPlan, WantedPrice
+    from meterkit.subscriptions.wanted_prices import PriceShape, WantedPlan, WantedPrice, WantedProduct
 
 
 Action = Literal["is there", "made", "to make", "reactivated", "to reactivate"]
 _METERS: Final = "/v1/billing/meters"
 _PRODUCTS: Final = "/v1/products"
 _TIERS: Final = ("data.tiers",)
-_TOP_UP: Final = "Top-up"
-"""The name of the product, as customers see it on pages and invoices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,24 +216,18 @@ class _SyncRun:
         """Make the product of top-ups of a balance, and a price of each amount."""
         keys = {pack_key(credit, amount): amount for amount in amounts}
         there = await prices_by_key(self._api, [*keys])
-        key, currency = packs_key(credit), self._catalog.currency
-        product = WantedProduct(key=key, name=_TOP_UP, word=f"top_up_{credit}")
+        product, currency = pack_product(credit), self._catalog.currency
         missing = [key for key in keys if key not in there]
-        known = self._products.get(key) or next((str(price["product"]) for price in there.values()), None)
+        known = self._products.get(product.key) or next(
+            (str(price["product"]) for price in there.values()), None
+        )
         if known is None and not self._dry_run:
             known = str((await self._api.post(_PRODUCTS, product_params(product)))["id"])
         self._add_product_line(product, self._made if len(missing) == len(keys) else "is there", known or "")
         for key, amount in keys.items():
             price = there.get(key, {})
             if not price and not self._dry_run:
-                asked: dict[str, Any] = {
-                    "product": known,
-                    "currency": currency,
-                    "unit_amount": amount,
-                    "lookup_key": key,
-                    "transfer_lookup_key": True,
-                    "metadata": {LOOKUP_MARK: key},
-                }
+                asked = pack_params(credit, amount, product=known or "", currency=currency)
                 price = await self._api.post(PRICES, asked)
             line = StripeSyncLine(
                 what="price",

@@ -10,7 +10,14 @@ from meterkit.catalog.amount_wording import exact_money
 from meterkit.catalog.meters import billed_as, billed_meters, is_sold
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.subscriptions.change_rules import sells_seats
-from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, base_key, meter_key, seat_key
+from meterkit.subscriptions.stripe_objects import (
+    LOOKUP_MARK,
+    base_key,
+    meter_key,
+    pack_key,
+    packs_key,
+    seat_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -242,6 +249,28 @@ def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[s
         ]
         return params | {"billing_scheme": "tiered", "tiers_mode": "graduated", "tiers": tiers}
     return params | {"unit_amount_decimal": amount}
+
+
+_TOP_UP: Final = "Top-up"
+"""Name of the product of top-ups, as customers see it on pages and invoices."""
+
+
+def pack_product(credit: str) -> WantedProduct:
+    """Product whose prices are the top-ups of a credit."""
+    return WantedProduct(key=packs_key(credit), name=_TOP_UP, word=f"top_up_{credit}")
+
+
+def pack_params(credit: str, amount_cents: int, *, product: str, currency: str) -> dict[str, Parameter]:
+    """Parameters of a new price of a top-up, charged once."""
+    key = pack_key(credit, amount_cents)
+    return {
+        "product": product,
+        "currency": currency,
+        "unit_amount": amount_cents,
+        "lookup_key": key,
+        "transfer_lookup_key": True,
+        "metadata": {LOOKUP_MARK: key},
+    }
 
 
 def _wanted_plan(catalog: Catalog, plan: Plan) -> WantedPlan:

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import stripe_emulator
-from meterkit.subscriptions.wanted_prices import params_of, product_params, wanted_plans
+from meterkit.catalog.credit_values import find_top_ups
+from meterkit.subscriptions.stripe_objects import pack_key
+from meterkit.subscriptions.wanted_prices import (
+    pack_params,
+    pack_product,
+    params_of,
+    product_params,
+    wanted_plans,
+)
 from stripe_emulator import Delivery, Event, Exchange, Fault, MeterEvent, ThinEvent
 
 if TYPE_CHECKING:
@@ -14,7 +22,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.wanted_prices import WantedPrice
+    from meterkit.subscriptions.wanted_prices import WantedPrice, WantedProduct
 
 __all__ = ["Delivery", "Event", "Exchange", "Fault", "MeterEvent", "StripeEmulator", "ThinEvent"]
 
@@ -37,12 +45,13 @@ class StripeEmulator(stripe_emulator.StripeEmulator):
                 self.add_meter(meter.stripe.event_name)
 
     def add_plans(self, catalog: Catalog) -> None:
-        """Sell the plans of a plans file that cost something or name a ``stripe_price``.
+        """Sell the top-ups of a plans file, and its plans that cost something or name a ``stripe_price``.
 
         The meters, products and prices are those that ``meterkit stripe sync`` makes. Prices have the ids of
-        the plans file, else ``price_PLAN``, ``price_PLAN_seats`` and ``price_PLAN_METER``; products are
-        ``prod_PLAN``, ``prod_PLAN_seats`` and ``prod_meter_METER``. What is there already stays as it is, and
-        usage for which sync would refuse to make a price has none.
+        the plans file, else ``price_PLAN``, ``price_PLAN_seats``, ``price_PLAN_METER`` and
+        ``price_top_up_CREDIT_CENTS``; products are ``prod_PLAN``, ``prod_PLAN_seats``, ``prod_meter_METER``
+        and ``prod_top_up_CREDIT``. What is there already stays as it is, and usage for which sync would
+        refuse to make a price has none.
         """
         with self._account.lock:
             for meter in catalog.meters.values():
@@ -51,18 +60,38 @@ class StripeEmulator(stripe_emulator.StripeEmulator):
             for plan in wanted_plans(catalog):
                 for price in plan.prices:
                     self._add_plan_price(plan.plan, price)
+            if (sold := find_top_ups(catalog.credits)) is not None:
+                credit, top_ups = sold
+                for amount_cents in top_ups.amounts:
+                    self._add_pack(credit, amount_cents, catalog.currency)
 
     def _add_plan_price(self, plan: str, wanted: WantedPrice) -> None:
         """Add a price of a plan and its product, unless they are there."""
         word = {"price": "", "seat_price": "_seats"}.get(wanted.line, f"_{wanted.line}")
         price_id, product = wanted.stripe_price or f"price_{plan}{word}", f"prod_{wanted.product.word}"
-        if any(price.id == price_id or price.lookup_key == wanted.key for price in self._account.prices):
+        if self._has_price(price_id, wanted.key):
             return
-        if all(each.id != product for each in self._account.products):
-            self.add_product(**_keywords(product_params(wanted.product)), product_id=product)
+        self._add_product_once(wanted.product, product)
         meter = self._account.meters.active(wanted.shape.meter or "")
         params = params_of(wanted, product=product, meter=None if meter is None else meter.id)
         self.add_price(**_keywords(params), price_id=price_id)
+
+    def _add_pack(self, credit: str, amount_cents: int, currency: str) -> None:
+        """Add the price of a top-up and its product, unless they are there."""
+        wanted = pack_product(credit)
+        price_id, product = f"price_{wanted.word}_{amount_cents}", f"prod_{wanted.word}"
+        if self._has_price(price_id, pack_key(credit, amount_cents)):
+            return
+        self._add_product_once(wanted, product)
+        params = pack_params(credit, amount_cents, product=product, currency=currency)
+        self.add_price(**_keywords(params), interval=None, price_id=price_id)
+
+    def _has_price(self, price_id: str, lookup_key: str) -> bool:
+        return any(price.id == price_id or price.lookup_key == lookup_key for price in self._account.prices)
+
+    def _add_product_once(self, wanted: WantedProduct, product_id: str) -> None:
+        if all(each.id != product_id for each in self._account.products):
+            self.add_product(**_keywords(product_params(wanted)), product_id=product_id)
 
 
 def _keywords(params: Mapping[str, Parameter]) -> Mapping[str, Any]:

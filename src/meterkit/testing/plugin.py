@@ -15,12 +15,14 @@ import pytest
 
 from meterkit.catalog import Catalog, load
 from meterkit.kit import MeterKit
+from meterkit.starlette import stripe_webhook
 from meterkit.testing.emulator import StripeEmulator
 from stripe_emulator import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_ENDPOINT = "http://meterkit_kit/webhooks/stripe"
 _SETTINGS = ("METERKIT_", "REDIS_URL", "STRIPE_")
 
 
@@ -47,30 +49,43 @@ def stripe_emulator(
 
 
 @pytest.fixture
+def meterkit_webhook_secret() -> str:
+    """The signing secret of the kit's webhooks."""
+    return f"whsec_{token_hex(16)}"
+
+
+@pytest.fixture
 def meterkit_kit(
     meterkit_plans: str | os.PathLike[str] | Catalog,
     meterkit_clock: Clock,
+    meterkit_webhook_secret: str,
     stripe_emulator: StripeEmulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MeterKit]:
     """A kit with a store of its own, which delivers to the emulator when a test calls ``flush``.
 
-    It is not started: the app's lifespan does that, or ``async with meterkit_kit:``. No setting of the
+    The emulator has a webhook endpoint of the kit: ``await stripe_emulator.deliver()`` queues the events, and
+    ``await meterkit_kit.webhooks.work_off()`` processes them.
+
+    The kit is not started: the app's lifespan does that, or ``async with meterkit_kit:``. No setting of the
     environment reaches it.
     """
     for name in list(os.environ):
         if name.startswith(_SETTINGS):
             monkeypatch.delenv(name)
     with stripe_emulator.running() as url:
-        yield MeterKit(
+        kit = MeterKit(
             meterkit_plans,
             clock=meterkit_clock,
             redis_url="memory://",
             key_prefix=f"test{token_hex(8)}",
             stripe_api_key="sk_test_emulator",
             stripe_api_base=url,
+            stripe_webhook_secret=meterkit_webhook_secret,
             flush=False,
         )
+        stripe_emulator.add_endpoint(_ENDPOINT, secret=meterkit_webhook_secret, app=stripe_webhook(kit))
+        yield kit
 
 
 @pytest.fixture(autouse=True)
