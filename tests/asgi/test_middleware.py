@@ -58,7 +58,7 @@ async def test_answers_name_the_nearest_policy_until_it_is_used_up() -> None:
         "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
         "title": "Quota Exceeded",
         "status": 429,
-        "detail": 'Policy "requests-period" allows 5 requests per billing period. Retry in 21 days.',
+        "detail": 'Policy "requests-period" allows 5 requests in this billing period. Retry in 21 days.',
         "violated-policies": ["requests-period"],
     }
 

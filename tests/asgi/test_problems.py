@@ -103,12 +103,12 @@ concurrency:
    {ratelimit: '"requests-concurrency";r=0;t=1', retry-after: "1"}]
 included:
 - 429 quota-exceeded
-- Policy "requests-period" allows 1000 requests per billing period. Retry in 12 days.
+- Policy "requests-period" allows 1000 requests in this billing period. Retry in 12 days.
 - [{violated-policies: [requests-1h, requests-period]},
    {ratelimit: '"requests-period";r=0;t=957600', retry-after: "957600", x-should-retry: "false"}]
 a cap that waiting does not lift:
 - 429 quota-exceeded
-- 'Policy "requests-period" allows 1000 requests per billing period.
+- 'Policy "requests-period" allows 1000 requests in this billing period.
   Waiting does not help: ask for less at once, or choose a plan with more.'
 - [{violated-policies: [requests-period]},
    {ratelimit: '"requests-period";r=3;t=86400', x-should-retry: "false"}]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 
 from drivers.gains import CATALOG, DAY, HOUR, WHOLE, Gainer
-from drivers.shop import END, HALF, PLANS, Shop, shop
-from meterkit import PaymentMethodMissingError, SubscriptionError
+from drivers.gains import PLANS as GAINS
+from drivers.shop import END, HALF, PLANS, START, Shop, shop
+from meterkit import MeterMiddleware, PaymentMethodMissingError, SubscriptionError, identify
 from meterkit.catalog import Catalog, loads
 from subscriptions.looks import linked_of, synced
 
@@ -385,3 +389,74 @@ async def test_a_month_paid_otherwise_is_credited(at: Shop, pay: Callable[[Shop]
     await pay(at)
     await at.kit.subscriptions.sync("acme")
     assert await balance_at_end(at) == -2892  # 29.00 less two hours.
+
+
+ROUTED = loads(
+    GAINS
+    + """
+  light:
+    rank: 2
+    price: {amount_cents: 500, interval: month, stripe_price: price_light}
+    meters: {requests: {included: 20, overage: deny}, tokens: {included: 0, overage: deny}}
+routes: [{match: "*", consume: {requests: 1}}]
+"""
+)
+
+
+@asynccontextmanager
+async def asking(at: Shop) -> AsyncGenerator[Callable[[], Awaitable[httpx.Response]]]:
+    """Ask the customer's app; each response."""
+    app = MeterMiddleware(PlainTextResponse("served"), kit=at.kit, identify=identify.header("x-customer-id"))
+    transport = httpx.ASGITransport(app)
+    headers = {"x-customer-id": "acme"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://app", headers=headers) as client:
+        yield lambda: client.get("/")
+
+
+async def end_at_once(at: Shop, plan: str, used: int) -> None:
+    """Use up the free plan, subscribe in mid-month, use some, and cancel."""
+    assert (await at.kit.consume("acme", "requests", FREE)).allowed
+    await at.subscribed(plan=plan)
+    assert (await at.kit.consume("acme", "requests", used)).allowed
+    at.clock.advance(HOUR)
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+
+
+async def test_a_refusal_after_an_end_waits_for_the_default_plan(store_url: str) -> None:
+    async with shop(store_url, catalog=ROUTED, start=HALF) as at, asking(at) as ask:
+        await end_at_once(at, "light", 15)
+        refused = await ask()
+        assert refused.status_code == 429
+        assert refused.json()["detail"].endswith(
+            "allows 0 requests in this billing period. Retry in 15 days."
+        )
+        wait = timedelta(seconds=int(refused.headers["retry-after"]))
+        assert wait == END - HALF - HOUR
+        assert f";t={refused.headers['retry-after']}" in refused.headers["ratelimit"]
+        assert (await at.kit.check("acme", "requests", FREE + 1)).retry_after is None
+        at.clock.advance(wait - timedelta(seconds=1))
+        assert (await ask()).status_code == 429
+        at.clock.advance(timedelta(seconds=1))
+        assert (await ask()).status_code == 200
+
+
+async def test_a_credits_refusal_after_an_end_waits_likewise(gains: Shop) -> None:
+    gains.clock.set(HALF)
+    await end_at_once(gains, "pro", 1_210)
+    refused = await gains.kit.consume("acme", "requests")
+    assert (refused.reason, refused.retry_after) == ("credits", END - HALF - HOUR)
+
+
+async def test_a_refusal_before_a_scheduled_end_knows_the_next_plan(gains: Shop) -> None:
+    await gains.subscribed(plan="pro")
+    await gains.kit.subscriptions.cancel("acme")
+    assert (await gains.kit.consume("acme", "requests", 1_210)).allowed
+    waits = [(await gains.kit.check("acme", "requests", asked)).retry_after for asked in (FREE, FREE + 1)]
+    assert waits == [END - START, None]
+
+
+async def test_a_refusal_waits_for_recurring_credits(gains: Shop) -> None:
+    await gains.subscribed(plan="team")
+    assert (await gains.kit.consume("acme", "requests", 120)).allowed
+    waits = [(await gains.kit.check("acme", "requests", asked)).retry_after for asked in (120, 121)]
+    assert waits == [END - START, None]

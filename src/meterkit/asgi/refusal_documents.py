@@ -110,10 +110,12 @@ def _word_quota(refusal: RefusalFacts) -> _Wording:
     if policy.kind == "concurrency":
         allows = f"{_word_quantity(policy.quota, 'request')} at a time"
     else:
-        span = "billing period" if policy.window_s is None else _word_window(policy.window_s)
-        allows = (
-            f"{_word_quantity(policy.quota, policy.quota_unit or 'request')} per {span.removeprefix('1 ')}"
+        span = (
+            "in this billing period"
+            if policy.window_s is None
+            else f"per {_word_window(policy.window_s).removeprefix('1 ')}"
         )
+        allows = f"{_word_quantity(policy.quota, policy.quota_unit or 'request')} {span}"
     return f'Policy "{policy.name}" allows {allows}. {_word_wait(refusal.wait_s)}', members
 
 

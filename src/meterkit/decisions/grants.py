@@ -132,6 +132,25 @@ class Prepaid:
         mark = _digest((recurring, allowance.grants, allowance.earlier))
         return replace(self, recurring=recurring, mark=mark, allowance=allowance)
 
+    def recurring_units(self, meter: str) -> int:
+        """Units of a meter that the recurring grants of a period pay for, at the highest cost.
+
+        A balance in money is left out: it may be in debt, which its grants pay first.
+        """
+        credit, cost = self.paid_with.get(meter, ("", 1))
+        units = self._recurring_quantity(target_of("meter", meter))
+        if credit in {"", self.money}:
+            return units
+        if meter in self.by_model:
+            cost = self.by_model[meter].highest
+        return units + self._recurring_quantity(credit) // max(1, cost)
+
+    def _recurring_quantity(self, target: str) -> int:
+        """Units or micro-credits that the recurring grants of a period give."""
+        given = sum(line[2] for line in self.recurring if line[1] == target)
+        grants = None if self.allowance is None else self.allowance.grants
+        return given if grants is None else min(given, dict(grants.limits).get(target, given))
+
     def costs_of(self, model: str | None) -> dict[str, int]:
         """Cost of a unit, by meter whose cost depends on the model; ``model`` is None if it is not known."""
         return {meter: prices.of(model) for meter, prices in self.by_model.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -102,7 +103,13 @@ def reset_ms(
     return bucket_wait_ms(measure, limit - remaining - (before > 0), before, wanted)
 
 
-def refused_decision(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
+NextLimit = Callable[[str, int], int]
+"""Units of a meter that the period from an instant (ms) on admits: see ``CustomerView.next_limit``."""
+
+
+def refused_decision(
+    program: Program, reply: Sequence[int], period_end_ms: int, next_limit: NextLimit | None = None
+) -> Decision:
     """Decision of the reply ``{1, now, ends, x, y, z, ...}``: all violated policies, and the longest wait.
 
     Ceilings and gauges are not checked for a repeat (``{8, …}``). A ceiling that grants or credits backed in
@@ -112,6 +119,7 @@ def refused_decision(program: Program, reply: Sequence[int], period_end_ms: int)
         program: compiled demands of the request.
         reply: the script's.
         period_end_ms: the end of the period that would begin, where none has.
+        next_limit: limits of the next period; default, and for subjects: those of this period.
     """
     now_ms, ends_ms = reply[1], reply[2] or period_end_ms
     violated: list[tuple[PolicyMeasure, int, int | None]] = []
@@ -119,9 +127,11 @@ def refused_decision(program: Program, reply: Sequence[int], period_end_ms: int)
     reasons: list[Reason] = []
     full: list[tuple[Reason, GaugeLevel]] = []
     spend: SpendLevel | None = None
+    own_count = len(program.measures) - sum(len(one.measures) for one in program.subjects)
     for n, measure in enumerate(program.measures):
         x, y, z = reply[3 * n + 3 : 3 * n + 6]
-        left, wait = _remaining_and_wait(measure, x, y, z, now_ms, ends_ms)
+        following = next_limit if n < own_count else None
+        left, wait = _remaining_and_wait(measure, x, y, z, now_ms, ends_ms, following)
         is_backed = measure.kind == CEILING and bool(next(backed, 0))
         asks = reply[0] != _OF_A_REPEAT or measure.kind not in {CEILING, GAUGE}
         needed = z if measure.kind == SPENT else measure.needed
@@ -171,12 +181,18 @@ def _spend_level(measure: PolicyMeasure, left: int) -> SpendLevel:
 
 
 def _remaining_and_wait(
-    measure: PolicyMeasure, x: int, y: int, z: int, now_ms: int, period_end_ms: int
+    measure: PolicyMeasure,
+    x: int,
+    y: int,
+    z: int,
+    now_ms: int,
+    period_end_ms: int,
+    next_limit: NextLimit | None,
 ) -> tuple[int, int | None]:
     """The rest under a policy, and the wait until ``needed`` is available (ms); None: never."""
     limit, needed = measure.limit, measure.needed
     if measure.kind == CEILING:
-        return x - y - z, _ceiling_wait(measure, x, y, z, now_ms, period_end_ms)
+        return x - y - z, _ceiling_wait(measure, x, y, z, now_ms, period_end_ms, next_limit)
     if measure.kind == CONCURRENCY:
         return x - y - z, UNKNOWN_WAIT_MS
     if measure.kind == GAUGE:
@@ -195,13 +211,22 @@ def _remaining_and_wait(
 
 
 def _ceiling_wait(
-    measure: PolicyMeasure, left: int, held: int, held_before: int, now_ms: int, period_end_ms: int
+    measure: PolicyMeasure,
+    left: int,
+    held: int,
+    held_before: int,
+    now_ms: int,
+    period_end_ms: int,
+    next_limit: NextLimit | None,
 ) -> int | None:
     """Wait until holds have expired, or until the period has ended if that is needed (ms)."""
     turn_ms = now_ms - now_ms % HOLD_SLOT_MS + HOLD_SLOT_MS
     for at_ms in sorted((turn_ms, turn_ms + HOLD_SLOT_MS, period_end_ms)):
         alive = held + held_before if at_ms < turn_ms else held if at_ms < turn_ms + HOLD_SLOT_MS else 0
-        if measure.needed <= (left if at_ms < period_end_ms else measure.limit) - alive:
+        units = left
+        if at_ms >= period_end_ms:
+            units = measure.limit if next_limit is None else next_limit(measure.policy.meter, period_end_ms)
+        if measure.needed <= units - alive:
             return at_ms - now_ms
     return None
 

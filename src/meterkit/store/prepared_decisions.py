@@ -358,7 +358,9 @@ def read_limits(decided: PreparedDecision, reply: Any, *, degraded: bool = False
     else:
         is_in_flight = reply[0] == IN_FLIGHT
         found = (
-            verdicts.IN_FLIGHT if is_in_flight else verdicts.refused_decision(decided.exact(), reply, end_ms)
+            verdicts.IN_FLIGHT
+            if is_in_flight
+            else verdicts.refused_decision(decided.exact(), reply, end_ms, view.next_limit)
         )
         found = replace(found, customer=customer, plan=plan, degraded=degraded)
     if not decided.shadow:

@@ -10,10 +10,13 @@ from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
+from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.customer_state import NO_STATE, CustomerState, refusal_of
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
+from meterkit.decisions.plan_shares import effective_terms
+from meterkit.decisions.policies import ceiling_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.store.compiled_catalog import CompiledCatalog
@@ -287,6 +290,29 @@ class CustomerView:
     def terms(self, *numbers: int) -> bytes:
         """Numbers for a script; see :func:`meterkit.store.script_terms.pack_terms`."""
         return pack_terms(self.effective, self.rev, numbers)
+
+    def next_limit(self, meter: str, at_ms: int) -> int:
+        """Units of a meter that the period from an instant on admits, by the customer's terms then.
+
+        Ceiling and recurring grants. They differ from those of this period if this one is prorated, or if
+        another plan begins. A suspended customer gets 0.
+        """
+        return self.memoize(("next limit", meter, at_ms), lambda: self._limit_from(meter, at_ms))
+
+    def _limit_from(self, meter: str, at_ms: int) -> int:
+        effective, entitlements, prepaid = self.effective, self.entitlements, self.prepaid
+        if effective.allowance is not None or effective.valid_until_ms <= at_ms:
+            state = self.state
+            effective = effective_terms(state, self.cache.catalog, at_ms)
+            entitlements = self.cache.resolve_entitlements(effective)
+            by_plan = self.cache.prepaid
+            prepaid = prepaid_of(self.rev, state, effective, by_plan, anonymous=self.anonymous)
+        if effective.access == "suspended":
+            return 0
+        ceiling = ceiling_of(entitlements[meter])
+        if ceiling is None:
+            return QUANTITY_MAX
+        return ceiling + (0 if prepaid is None else prepaid.recurring_units(meter))
 
     def undecided(self) -> Decision:
         """Decision that allows, for enforcement ``off``."""
