@@ -22,6 +22,7 @@ from starlette.routing import Route
 import meterkit
 from drivers.app import Served
 from drivers.llm_apps import METERS, PLANS, PROMPT, metered, openai_stream, stream_of, tokens
+from drivers.plans import free_plan
 from faults.refusals import eventually
 from meterkit import MeterkitError
 from meterkit.llm import ask_for_usage
@@ -130,6 +131,52 @@ async def test_an_object_without_usage_warns_once(store_url: str, caplog: pytest
         assert (await post(at), await tokens(at.kit), await at.counted()) == (200, (0, 0), (1, 0))
     (said,) = caplog.messages
     assert "/none: record_usage() found no token usage in an object of type dict: " in said
+
+
+MISNAMED = free_plan(
+    "{requests: {unit: request}, tokens: {unit: token}, web_searches: {unit: search}}",
+    top="""routes:
+  - {match: "/auto", usage: auto}
+  - {match: "/fields", usage: auto, usage_fields: {tokens: usage.total_tokens}}
+  - {match: "*"}""",
+)
+
+
+@pytest.mark.parametrize(
+    "app", [calling(DONE, WHOLE), calling(DONE, tapped=[CHUNKS]), calling(JSONResponse(WHOLE))]
+)
+async def test_usage_that_no_meter_counts_is_logged_once(
+    app: Starlette, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with metered(app, store_url, plans=MISNAMED) as at:
+        assert [await post(at, "/auto") for _ in range(3)] == [200] * 3
+        assert (0, 0) == await tokens(at.kit, "tokens", "web_searches")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "no meter counts the usage of a model call: its figures are input_tokens, output_tokens,"
+        " total_tokens, and the meters of plans.yaml that can count are requests, tokens, web_searches; usage"
+        " counts only on a meter with the name of a figure: call one total_tokens, or input_tokens and"
+        " output_tokens; logged once for these figures"
+    )
+
+
+async def test_each_set_of_uncounted_figures_is_logged_also_off_requests(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with metered(calling(DONE, whole("c1"), whole("c2")), store_url, plans=MISNAMED) as at:
+        await post(at)
+        await at.kit.record_usage("acme", WHOLE)
+        await at.kit.record_usage("acme", {**WHOLE, "id": "c3"})
+    assert len(caplog.messages) == 2
+    assert "cache_read_tokens, cached_input_tokens" in caplog.messages[0]
+
+
+async def test_a_figure_of_usage_fields_is_counted(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with metered(calling(JSONResponse(WHOLE)), store_url, plans=MISNAMED) as at:
+        await post(at, "/fields")
+        assert (7,) == await tokens(at.kit, "tokens")
+    assert [] == caplog.messages
 
 
 async def test_outside_of_a_request_all_say_so() -> None:

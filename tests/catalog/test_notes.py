@@ -262,6 +262,55 @@ def test_a_meter_of_the_apps_own_is_not_taken_for_a_unit() -> None:
         assert [note.message for note in loads(text).notes if "did you mean" in note.message] == []
 
 
+TOKENS: Final = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  METERS
+routes:
+  - {match: "POST /ask", ROUTE}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("meters", "route", "meant"),
+    [
+        ("tokens: {unit: token}", "rate: 5/minute", "total_tokens"),
+        ("prompt_tokens: {unit: Tokens}", "rate: 5/minute", "input_tokens"),
+        ("tokens: {unit: token}", "records: [tokens]", "total_tokens"),
+        ("tokens: {unit: token}", "reserve: {tokens: {default: 5}}", "total_tokens"),
+        ("tokens: {unit: token}\n  input_tokens: {unit: token}", "usage: auto", "total_tokens"),
+    ],
+)
+def test_a_meter_of_tokens_that_usage_never_fills_is_named(meters: str, route: str, meant: str) -> None:
+    (note,) = loads(TOKENS.replace("METERS", meters).replace("ROUTE", route)).notes
+    name = meters.partition(":")[0]
+    assert (note.line, note.path, note.kind) == (5, f"meters.{name}", "informs")
+    assert note.message == (
+        "usage read from responses, or by record_usage() and tap(), fills only meters with certain names,"
+        f" such as total_tokens, input_tokens and output_tokens, and not {name}; call it {meant!r} to count"
+        " that usage; leave it as it is if the app counts it by record()"
+    )
+
+
+@pytest.mark.parametrize(
+    ("meters", "route"),
+    [
+        ("total_tokens: {unit: token}", "records: [total_tokens]"),
+        ("tokens: {unit: token}", "consume: {tokens: 5}"),
+        ("tokens: {unit: token}", "usage_fields: {tokens: usage.total_tokens}"),
+        ("tokens: {unit: token}\n  input_tokens: {unit: token}", "usage: auto, records: [tokens]"),
+        ("tokens: {unit: token}\n  total_tokens: {unit: token}", "usage: auto"),
+        ("vouchers: {unit: token, kind: gauge}", "grow: {vouchers: 1}"),
+    ],
+)
+def test_a_meter_of_tokens_that_a_route_fills_is_not_named(meters: str, route: str) -> None:
+    assert loads(TOKENS.replace("METERS", meters).replace("ROUTE", route)).notes == ()
+
+
 DENIED_TOKENS: Final = """\
 schema: 1
 currency: usd

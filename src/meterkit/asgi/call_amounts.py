@@ -86,8 +86,18 @@ def used_of(amounts: Amounts, compiled: CompiledCatalog) -> list[UsedQuantities]
     ]
 
 
-def amounts_of(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> Amounts:
-    """Add up calls on the meters that are declared as plain counters, with what they cost."""
+def amounts_of(
+    calls: Iterable[CallUsage], compiled: CompiledCatalog, *, has_figures: bool = False
+) -> Amounts:
+    """Add up calls on the meters that are declared as plain counters, with what they cost.
+
+    Usage that no meter counts is logged.
+
+    Args:
+        calls: the calls.
+        compiled: knows the meters and prices.
+        has_figures: whether ``usage_fields`` counts figures of the same response.
+    """
     plain, by_model, sources = compiled.counters, compiled.by_model, compiled.catalog.billing.sources
     # A call without a model costs the highest price: a client may have hidden the model.
     unknown = "" if compiled.has_model_prices else None
@@ -98,8 +108,12 @@ def amounts_of(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> Amounts
         key = (call.model or unknown, call.provider or None) if by_model else ALL_CALLS
         reports = (call, call.snapshot) if call.snapshot is not None else (call,)
         counted = next((report for report in reports if report.source in sources), None)
-        for billed, report in ((True, counted), (False, call)):
-            for meter, quantity in report.quantities().items() if report is not None else ():
+        used = call.quantities()
+        billed_used = used if counted is call else {} if counted is None else counted.quantities()
+        if plain.isdisjoint(used) and not (has_figures or compiled.charges):
+            compiled.alarms.log_unmetered_usage(name for name, quantity in used.items() if quantity)
+        for billed, quantities in ((True, billed_used), (False, used)):
+            for meter, quantity in quantities.items():
                 if quantity and meter in plain:
                     place = (key, billed, meter)
                     found[place] = min(found.get(place, 0) + quantity, QUANTITY_MAX)

@@ -121,7 +121,7 @@ class LlmCalls:
             name: gives each call its model and provider, as the route and the request have them.
         """
         calls = name([call for call in self._joined_calls() if call_event_id(call) is None])
-        more = amounts_of(calls, compiled)
+        more = amounts_of(calls, compiled, has_figures=bool(self._fields))
         figures = call_of_figures(self._fields, compiled) if compiled.charges else None
         if figures is not None:  # Its tokens are counted below, as they stand.
             for place, amount in amounts_of(name([figures]), compiled).items():

@@ -69,6 +69,12 @@ def counts_bytes(meter: Meter) -> bool:
     return meter.unit in _BYTES
 
 
+def counts_tokens(meter: Meter) -> bool:
+    """Whether a meter is a counter of its own, in tokens."""
+    unit = meter.unit.casefold().removesuffix("s")
+    return unit == "token" and meter.kind == "counter" and meter.source is None
+
+
 def _build_meter(name: str, values: MeterTable) -> Meter | None:
     unit = values.unit
     kind: Kind = values.kind or "counter"

@@ -10,7 +10,7 @@ from meterkit.catalog.amount_wording import money
 from meterkit.catalog.errors import listed
 from meterkit.catalog.genai_prices_table import nearest_usage_meter
 from meterkit.catalog.match_lines import covers_line
-from meterkit.catalog.meters import is_sold, meters_billed_by_tiers
+from meterkit.catalog.meters import counts_tokens, is_sold, meters_billed_by_tiers
 from meterkit.catalog.model_prices import covers_pattern
 
 if TYPE_CHECKING:
@@ -259,6 +259,8 @@ def note_unfed_meters(
 ) -> None:
     """Name each meter that no route feeds and whose name is close to one that `usage:` feeds.
 
+    Meters of tokens have :func:`~meterkit.catalog.route_notes.note_unfilled_token_meters`.
+
     Args:
         named: the meters that routes name; see :func:`~meterkit.catalog.route_notes.asked_meters`.
         meters: those of the file.
@@ -272,6 +274,7 @@ def note_unfed_meters(
         and name not in named
         and meters[name].kind == "counter"
         and meters[name].source is None
+        and not counts_tokens(meters[name])
     )
     for name in islice(unfed, COMPARED_MAX):
         meant = nearest_usage_meter(name)

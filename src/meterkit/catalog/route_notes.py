@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import listed
-from meterkit.catalog.genai_prices_table import USAGE_METERS, is_listed
+from meterkit.catalog.genai_prices_table import USAGE_METERS, is_listed, nearest_usage_meter
 from meterkit.catalog.limited_meters import is_limited
-from meterkit.catalog.meters import CHARGED, counts_bytes
-from meterkit.catalog.notes import SHOWN_MAX
+from meterkit.catalog.meters import CHARGED, counts_bytes, counts_tokens
+from meterkit.catalog.notes import COMPARED_MAX, SHOWN_MAX
 from meterkit.catalog.routes import additions_of, reads_tokens
 from meterkit.catalog.value_shapes import drop_refused
 
@@ -97,6 +98,42 @@ def _route_key_hint(meter: Meter, meters: Mapping[str, Meter]) -> str:
         return f"`usage: auto` on the routes that call a model, or `records: [{whole.name}]`"
     usage = "`usage: auto` on the routes that call a model, or " if name in USAGE_METERS else ""
     return f"{usage}`records: [{name}]` on the routes in which the app records it"
+
+
+def note_unfilled_token_meters(
+    routes: Sequence[Route],
+    meters: Mapping[str, Meter],
+    places: Mapping[str, FilePlace],
+    problems: Problems,
+) -> None:
+    """Name each meter of tokens whose name is none that usage fills, and that no route adds to.
+
+    A meter that routes only record or reserve is named if the file has no meter that usage fills: a file with
+    both has a purpose for each.
+
+    Args:
+        routes: the lines of the file.
+        meters: those of the file.
+        places: where each meter stands.
+        problems: the list to add to.
+    """
+    filled = set[str]()
+    for route in routes:
+        filled |= {*route.consume, *route.per_message, *route.usage_fields}
+        if not USAGE_METERS.isdisjoint(meters):
+            filled |= {*route.records, *(reserve.meter for reserve in route.reserve)}
+    for name in islice(places, COMPARED_MAX):
+        meter = meters.get(name)
+        if meter is None or name in filled or name in USAGE_METERS or not counts_tokens(meter):
+            continue
+        meant = nearest_usage_meter(name) or "total_tokens"
+        if meant not in meters:
+            message = (
+                "usage read from responses, or by record_usage() and tap(), fills only meters with certain"
+                f" names, such as total_tokens, input_tokens and output_tokens, and not {name}; call it"
+                f" {meant!r} to count that usage; leave it as it is if the app counts it by record()"
+            )
+            problems.note(places[name], "informs", message)
 
 
 def note_unheld_money(

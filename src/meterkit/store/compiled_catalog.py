@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.argument_checks import counters_of
+from meterkit.catalog.errors import listed
+from meterkit.catalog.notes import SHOWN_MAX
 from meterkit.catalog.routes_by_model import tables_without_default
 from meterkit.decisions.compiled_decision import compile_program, demands_of
 from meterkit.decisions.customer_state import NO_STATE, entitlements_of
@@ -23,7 +25,7 @@ from meterkit.tokens.call_prices import ModelCharges, UnpricedLog, make_call_cos
 from meterkit.tokens.charge_remainders import ChargeRemainders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
     from meterkit.catalog import Catalog, Entitlement, Route
@@ -115,6 +117,26 @@ class CatalogAlarms:
                 "nothing is charged for total_tokens alone: input and output have different prices; give"
                 " input_tokens and output_tokens; logged once"
             )
+
+    def log_unmetered_usage(self, names: Iterable[str]) -> None:
+        """Log usage of a model call that no meter of the plans file counts.
+
+        Args:
+            names: the meters that would count it.
+        """
+        found = sorted(names)
+        if not found or not self._is_new("unmetered", *found):
+            return
+        total = "total_tokens, or input_tokens and output_tokens"
+        _logger.warning(
+            "no meter counts the usage of a model call: its figures are %s, and the meters of %s that can"
+            " count are %s; usage counts only on a meter with the name of a figure: call one %s; logged once"
+            " for these figures",
+            listed(found, SHOWN_MAX),
+            self._catalog.source,
+            listed(sorted(counters_of(self._catalog.meters)), SHOWN_MAX),
+            total if "total_tokens" in found else found[0],
+        )
 
     def log_consumed_tokens(self, meter: str) -> None:
         """Log consumed tokens, which have no model and so no price."""
