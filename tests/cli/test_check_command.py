@@ -66,10 +66,10 @@ def test_notes_have_their_line_and_leave_the_file_valid(shell: Shell) -> None:
     assert (0, "") == (done.code, done.err)
     first, *notes = done.out.splitlines()
     assert first == "plans.yaml: valid (2 meters, 2 plans, 1 route)"
-    places = ["note: plans.yaml:3:1 default_plan:", "note: plans.yaml:16:3 plans.pro:"]
-    assert [" ".join(line.split()[:3]) for line in notes] == places
+    places = ["3:1 default_plan:", "6:3 meters.tokens:", "16:3 plans.pro:"]
+    assert [" ".join(line.split()[:3]) for line in notes] == [f"note: plans.yaml:{place}" for place in places]
     found = shell.run("check", "--json").json["notes"]
-    assert [3, 16] == [note["line"] for note in found]
+    assert [3, 6, 16] == [note["line"] for note in found]
     assert {"file", "line", "column", "path", "kind", "message"} == set(found[0])
 
 
