@@ -87,10 +87,59 @@ def test_missing_lines_of_billing_routes_are_named() -> None:
     assert (note.line, note.path, note.kind) == (5, "routes", "informs")
     for line in ("POST /billing/webhooks/stripe", "exempt: true", "/billing/{path:path}", "always: true"):
         assert line in note.message
-    lines = '{match: "/pay/{path:path}", always: true}\n  - {match: "*"'
+    webhook = '{match: "POST /pay/webhooks/stripe", exempt: true}'
+    lines = f'{webhook}\n  - {{match: "/pay/{{path:path}}", always: true}}\n  - {{match: "*"'
     assert loads(SOLD.replace('{match: "*"', lines)).notes == ()
     assert loads(SOLD.replace("stripe_price: price_pro", "stripe_price: null")).notes == ()
     assert loads(SOLD.replace('routes:\n  - {match: "*", consume: {requests: 1}}\n', "")).notes == ()
+
+
+def of_webhooks(*routes: str, price: str = "{amount_cents: 900, interval: month}") -> list[tuple[int, str]]:
+    lines = "".join(f"  - {{{route}}}\n" for route in routes)
+    text = free_plan("{requests: {unit: request}}", top=f"  pro: {{price: {price}}}\nroutes:\n{lines}")
+    return [(note.line, note.message) for note in loads(text).notes if "webhooks" in note.message]
+
+
+WEBHOOK: Final = 'match: "POST /pay/webhooks/stripe"'
+BILLING: Final = 'match: "/pay/{path:path}", always: true'
+
+
+@pytest.mark.parametrize(
+    ("routes", "where"),
+    [
+        ([f"{WEBHOOK}, consume: {{requests: 1}}"], ""),
+        ([BILLING], ", if the billing routes are mounted at /pay"),
+        (
+            ['match: "/pay/webhooks/{path:path}", rate: 5/minute', BILLING],
+            ", if the billing routes are mount",
+        ),
+    ],
+)
+def test_webhooks_of_stripe_that_are_not_exempt_are_named(routes: list[str], where: str) -> None:
+    ((line, message),) = of_webhooks(*routes)
+    assert line == 11 + len(routes)
+    assert message.startswith(f"this route takes Stripe's webhooks{where}")
+    assert message.endswith(
+        ", and Stripe is no customer, so they are refused like all requests without one; write before it"
+        ' `{match: "POST /pay/webhooks/stripe", exempt: true}`'
+    )
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        [f"{WEBHOOK}, exempt: true", BILLING],
+        ['match: "/pay/webhooks/{path:path}", exempt: true', BILLING],
+        ['match: "GET /pay/webhooks/stripe"', 'match: "GET /usage/{path:path}", always: true'],
+        ['match: "/pay/{path:path}"', 'match: "*"'],
+    ],
+)
+def test_webhooks_that_are_exempt_or_elsewhere_are_not(routes: list[str]) -> None:
+    assert of_webhooks(*routes) == []
+
+
+def test_always_routes_of_a_file_that_sells_nothing_are_no_billing_routes() -> None:
+    assert of_webhooks(BILLING, price="{amount_cents: 0, interval: month}") == []
 
 
 PRICED = """
@@ -227,6 +276,40 @@ def test_a_default_plan_that_costs_is_named_with_the_cure(plan: str, unpaid: str
 
 def test_a_default_plan_that_costs_nothing_is_not_named() -> None:
     assert [of_the_default(PAID + plan) for plan in ("free", "plain")] == [[], []]
+
+
+RANKED: Final = """\
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro: {price: {amount_cents: 900, interval: month}, rank: 10}
+  max: {extends: pro, price: {amount_cents: 4900, interval: month}}
+  team: {price: {amount_cents: 9900, interval: month}, rank: 20}
+"""
+
+
+def test_sold_plans_of_one_rank_are_named() -> None:
+    (note,) = loads(RANKED).notes
+    assert (note.line, note.path, note.kind) == (8, "plans.max", "informs")
+    assert note.message == (
+        "pro, max have rank 10: each change between them is an upgrade, also to the cheaper plan, and takes"
+        " effect as `billing.changes.upgrade: now` says; give the higher plan a higher `rank`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("of", "into"),
+    [
+        ("extends: pro,", "extends: pro, rank: 15,"),
+        ("4900", "0"),
+        ("plans:", "billing: {changes: {downgrade: now}}\nplans:"),
+    ],
+)
+def test_ranks_that_decide_nothing_or_differ_are_not(of: str, into: str) -> None:
+    assert loads(RANKED.replace(of, into)).notes == ()
 
 
 NAMED: Final = free_plan(

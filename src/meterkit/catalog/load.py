@@ -38,10 +38,12 @@ from meterkit.catalog.models import Billing, Catalog, Enforcement, Route
 from meterkit.catalog.notes import (
     note_billing_lines,
     note_default_plan,
+    note_equal_ranks,
     note_repeated_tiers,
     note_unfed_meters,
     note_unpriced_models,
     note_unreachable_prices,
+    note_webhook_lines,
 )
 from meterkit.catalog.notify import NotifyTable, build_notify
 from meterkit.catalog.plan_inheritance import with_inheritance
@@ -295,6 +297,7 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     place = values.place("default_plan")
     note_default_plan(default_plan, plans, meters, problems, currency=currency, place=place)
     note_repeated_tiers(plans.values(), meters, money.changes, values.place("plans"), problems)
+    note_equal_ranks(plans, money.changes, values.places("plans"), problems)
     catalog = Catalog(
         source=problems.source,
         content_hash="",
@@ -327,6 +330,8 @@ def _note_routes(
     """Say what routes leave out."""
     place, written = values.place("routes"), drop_refused(values.plans)
     note_billing_lines(routes, plans.values(), place, problems)
+    line_places = [line.place("match") for line in values.routes or ()]
+    note_webhook_lines(routes, line_places, plans.values(), problems)
     named = asked_meters(routes, meters)
     note_unasked_limits(
         named,

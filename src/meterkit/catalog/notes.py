@@ -38,6 +38,8 @@ COMPARED_MAX: Final = 300
 """So many lines are compared with each other, so that no file takes long."""
 SHOWN_MAX: Final = 10
 """So many names are shown in a note."""
+_WEBHOOK: Final = "/webhooks/stripe"
+"""Path of Stripe's webhooks among the billing routes."""
 _TITLES: Final[dict[NoteKind, str]] = {
     "billed_from_first_unit": "billed from the first unit, as nothing is included",
     "never_reached": "routes and prices that an earlier one stands before",
@@ -192,6 +194,33 @@ def note_repeated_tiers(
             )
 
 
+def note_equal_ranks(
+    plans: Mapping[str, Plan], changes: Changes, places: Mapping[str, FilePlace], problems: Problems
+) -> None:
+    """Name the sold plans of one rank, where upgrades and downgrades take effect at different times.
+
+    Args:
+        plans: of the file, by their keys.
+        changes: of the file.
+        places: where each plan stands.
+        problems: the list to add to.
+    """
+    if changes.upgrade == changes.downgrade:
+        return
+    by_rank: dict[int, list[str]] = {}
+    for plan in filter(is_sold, plans.values()):
+        by_rank.setdefault(plan.rank, []).append(plan.key)
+    for rank, keys in by_rank.items():
+        if len(keys) > 1:
+            problems.note(
+                places[keys[1]],
+                "informs",
+                f"{listed(keys, SHOWN_MAX)} have rank {rank}: each change between them is an upgrade, also to"
+                f" the cheaper plan, and takes effect as `billing.changes.upgrade: {changes.upgrade}` says;"
+                " give the higher plan a higher `rank`",
+            )
+
+
 def note_unreachable(matches: Sequence[tuple[str, FilePlace]], problems: Problems) -> None:
     """Say so where an earlier line takes every request of a later one.
 
@@ -229,6 +258,48 @@ def note_billing_lines(
             ' Stripe is no customer, and `{match: "/billing/{path:path}", always: true}`, so that customers'
             " who owe can pay",
         )
+
+
+def note_webhook_lines(
+    routes: Sequence[Route], places: Sequence[FilePlace], plans: Iterable[Plan], problems: Problems
+) -> None:
+    """Name each line that takes Stripe's webhooks and is not exempt: Stripe is no customer.
+
+    Args:
+        routes: the lines of the file.
+        places: where each line stands.
+        plans: those of the file.
+        problems: the list to add to.
+    """
+    sells = any(map(is_sold, plans))
+    for route, place in islice(zip(routes, places, strict=True), COMPARED_MAX):
+        path = _webhook_path(route, sells=sells)
+        if path is None:
+            continue
+        taker = next((one for one in routes if covers_line(one.match, f"POST {path}")), None)
+        if taker is None or taker.exempt:
+            continue
+        where = (
+            "" if route.path == path else f", if the billing routes are mounted at {path[: -len(_WEBHOOK)]}"
+        )
+        problems.note(
+            place,
+            "informs",
+            f"this route takes Stripe's webhooks{where}, and Stripe is no customer, so they are refused like"
+            f' all requests without one; write before it `{{match: "POST {path}", exempt: true}}`',
+        )
+
+
+def _webhook_path(route: Route, *, sells: bool) -> str | None:
+    """Path of Stripe's webhooks that a line may be for: its own, or below the billing routes."""
+    path = route.path or ""
+    if route.exempt or route.mcp is not None or route.method not in {None, "POST"}:
+        return None
+    if path.endswith(_WEBHOOK):
+        return path
+    mount, _, parameter = path.rpartition("/")
+    is_mount = route.always and sells and parameter.startswith("{") and parameter.endswith(":path}")
+    return mount + _WEBHOOK if is_mount else None
 
 
 def note_unreachable_prices(tables: Iterable[ModelPricesTable | CreditTable], problems: Problems) -> None:
