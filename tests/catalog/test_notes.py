@@ -129,6 +129,7 @@ def test_webhooks_of_stripe_that_are_not_exempt_are_named(routes: list[str], whe
     "routes",
     [
         [f"{WEBHOOK}, exempt: true", BILLING],
+        ['match: "/usage/{path:path}", always: true', f"{WEBHOOK}, exempt: true", BILLING],
         ['match: "/pay/webhooks/{path:path}", exempt: true', BILLING],
         ['match: "GET /pay/webhooks/stripe"', 'match: "GET /usage/{path:path}", always: true'],
         ['match: "/pay/{path:path}"', 'match: "*"'],

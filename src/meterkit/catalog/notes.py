@@ -271,9 +271,10 @@ def note_webhook_lines(
         plans: those of the file.
         problems: the list to add to.
     """
-    sells = any(map(is_sold, plans))
+    has_webhook = any(route.exempt and (route.path or "").endswith(_WEBHOOK) for route in routes)
+    can_mount = not has_webhook and any(map(is_sold, plans))
     for route, place in islice(zip(routes, places, strict=True), COMPARED_MAX):
-        path = _webhook_path(route, sells=sells)
+        path = _webhook_path(route, can_mount=can_mount)
         if path is None:
             continue
         taker = next((one for one in routes if covers_line(one.match, f"POST {path}")), None)
@@ -290,15 +291,15 @@ def note_webhook_lines(
         )
 
 
-def _webhook_path(route: Route, *, sells: bool) -> str | None:
-    """Path of Stripe's webhooks that a line may be for: its own, or below the billing routes."""
+def _webhook_path(route: Route, *, can_mount: bool) -> str | None:
+    """Path of Stripe's webhooks that a line may be for: its own, or one below the billing routes."""
     path = route.path or ""
     if route.exempt or route.mcp is not None or route.method not in {None, "POST"}:
         return None
     if path.endswith(_WEBHOOK):
         return path
     mount, _, parameter = path.rpartition("/")
-    is_mount = route.always and sells and parameter.startswith("{") and parameter.endswith(":path}")
+    is_mount = route.always and can_mount and parameter.startswith("{") and parameter.endswith(":path}")
     return mount + _WEBHOOK if is_mount else None
 
 
