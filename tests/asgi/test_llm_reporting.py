@@ -161,7 +161,7 @@ async def test_usage_that_no_meter_counts_is_logged_once(
     )
 
 
-async def test_each_set_of_uncounted_figures_is_logged_also_off_requests(
+async def test_each_set_of_uncounted_figures_is_logged(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with metered(calling(DONE, whole("c1"), whole("c2")), store_url, plans=MISNAMED) as at:

@@ -139,7 +139,7 @@ def test_webhooks_that_are_exempt_or_elsewhere_are_not(routes: list[str]) -> Non
     assert of_webhooks(*routes) == []
 
 
-def test_always_routes_of_a_file_that_sells_nothing_are_no_billing_routes() -> None:
+def test_always_routes_that_sell_nothing_take_no_webhooks() -> None:
     assert of_webhooks(BILLING, price="{amount_cents: 0, interval: month}") == []
 
 
