@@ -86,6 +86,50 @@ async def test_what_cannot_be_delivered_is_left_undone(delivering: Shell, emulat
     assert emulator.accepted("cus_1", "ai_tokens") == 25
 
 
+@pytest.mark.parametrize("refused", ["meter", "key"])
+async def test_a_flush_ends_where_only_an_operator_helps(
+    delivering: Shell, emulator: StripeEmulator, refused: str
+) -> None:
+    await record(delivering, 25)
+    if refused == "meter":
+        emulator.reset()
+        emulator.add_customer("cus_1")
+    else:
+        emulator.fail_next("error", status=401, times=None)
+    began_s = time.monotonic()
+    done = delivering.run("flush", "--all")
+    assert time.monotonic() - began_s < 60  # It may wait 300 s.
+    assert done.code == 1
+    assert "refused: 1 intent, queued until you act: HTTP 40" in done.out
+    assert "will be tried again" not in done.out
+    assert "`meterkit outbox list --state queued`" in done.err
+    emulator.clear_faults()
+    if refused == "meter":
+        emulator.add_meter("ai_tokens")
+    again = delivering.run("flush", "--all", "--json")
+    assert (again.code, again.json["delivered"], "blocked" in again.json) == (0, 1, False)
+
+
+async def test_a_flush_with_a_refusal_still_retries_the_others(
+    delivering: Shell, emulator: StripeEmulator, directory: Path
+) -> None:
+    plans = directory / "plans.yaml"
+    meter = "requests: {unit: request}"
+    billed = meter.replace("}", ", stripe: {event_name: api_requests, report: usage}}")
+    plans.write_text(plans.read_text().replace(meter, billed))
+    await record(delivering, 25)
+    async with delivering.kit(flush_interval=0.1) as kit:
+        await kit.record("acme", "requests", 3)
+    emulator.reset()
+    emulator.add_customer("cus_1")
+    emulator.add_meter("api_requests")
+    emulator.fail_next("error", status=500, event_name="api_requests", times=2)
+    done = delivering.run("flush", "--all", "--json")
+    assert (done.code, done.json["delivered"], done.json["left"]) == (1, 1, 1)
+    assert list(done.json["blocked"].values()) == [1]
+    assert emulator.accepted("cus_1", "api_requests") == 3
+
+
 async def test_flush_exits_1_as_long_as_something_is_dead(
     delivering: Shell, emulator: StripeEmulator
 ) -> None:

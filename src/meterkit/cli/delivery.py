@@ -175,6 +175,10 @@ def _figures(report: FlushReport) -> dict[str, int | str]:
 
 
 _PROGRESS_EVERY_S: Final = 0.2
+_CURE_OF_BLOCKED: Final = (
+    "Stripe refuses this usage until you act, so waiting does not help: `meterkit doctor` names the cause,"
+    " and `meterkit outbox list --state queued` the usage; after the cure run `meterkit flush --all` again"
+)
 
 
 @command(commands)
@@ -203,7 +207,8 @@ async def flush(
     """Deliver due usage to Stripe, once.
 
     Also writes waiting entries to the audit log. Exits 1 if usage of a linked customer is undelivered, or a
-    spool could not be sent. Without a Stripe key, --all sends only the spools.
+    spool could not be sent. --all stops waiting if Stripe refuses all that is left until you act, for example
+    because a meter is missing. Without a Stripe key, --all sends only the spools.
     """
     kit = session.make_kit()
     for room in ("delivery", "store"):
@@ -229,6 +234,8 @@ async def flush(
         _print_report(report)
 
     session.show(report.as_json(), print_result)
+    if report.blocked:
+        print_note(_CURE_OF_BLOCKED)
     raise typer.Exit(int(not report.is_complete))
 
 
@@ -272,8 +279,10 @@ def _print_report(report: FlushReport) -> None:
     for customer in report.unlinked:
         cure = f"meterkit customers link {quote(customer)} cus_…"
         echo(f"unlinked: {customer} has usage and no Stripe customer; run {cure}")
-    if report.why:
+    if report.why and report.why not in report.blocked:
         echo(f"will be tried again: {report.why}")
+    for why, count in report.blocked.items():
+        echo(f"refused: {_intents(count)}, queued until you act: {why}")
     for unsealed in report.unsealed:
         what = "usage" if unsealed.quantity is None else f"{unsealed.quantity} of {unsealed.meter}"
         echo(f"not sealed: {what} of customer {unsealed.customer}: {unsealed.why}")

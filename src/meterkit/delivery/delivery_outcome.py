@@ -121,6 +121,11 @@ class DeliveryOutcome:
         return self.kind in _OF_CONTENTS
 
     @property
+    def is_blocked(self) -> bool:
+        """Whether repeats are refused, too, until an operator acts: a wrong key, a missing meter."""
+        return self.step == "retry" and self.scope != "intent"
+
+    @property
     def alert(self) -> bool:
         """Whether an operator must be alerted."""
         return _MEANS[self.kind][2]

@@ -41,6 +41,7 @@ class FlushReport:
         dead: intents that Stripe will never accept.
         left: linked customers with pending usage, plus queued intents, at the end.
         why: outcome of the last try that will be repeated; empty: there was none.
+        blocked: Stripe's answer to the number of queued intents that it refuses until an operator acts.
         unlinked: customers whose usage waits for a link to Stripe.
         undelivered: all parked or dead intents, those of earlier flushes included.
         unsealed: usage that could not be sealed.
@@ -58,6 +59,7 @@ class FlushReport:
     dead: int = 0
     left: int = 0
     why: str = ""
+    blocked: dict[str, int] = field(default_factory=dict[str, int])
     unlinked: list[str] = field(default_factory=list[str])
     undelivered: list[Undelivered] = field(default_factory=list["Undelivered"])
     unsealed: list[Unsealed] = field(default_factory=list[Unsealed])
@@ -72,10 +74,11 @@ class FlushReport:
         return not (self.left or self.undelivered or self.unsealed or self.spools_left)
 
     def as_json(self) -> dict[str, Any]:
-        """Serialize it for the command line; ``items`` only if there are any."""
+        """Serialize it for the command line; ``items`` and ``blocked`` only if there are any."""
         found = asdict(self)
-        if not self.items:
-            del found["items"]
+        for name in ("items", "blocked"):
+            if not found[name]:
+                del found[name]
         found["spools"] = {"sent": found.pop("spooled"), "refused": found.pop("spools_left")}
         return found
 

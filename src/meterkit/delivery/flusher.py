@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,6 +66,7 @@ class FlushPass:
         withdrawn: number of intents whose usage is pending again.
         put_off: shards whose suspect lines are sent last; true: only repeats may be sent.
         are_suspects_next: whether suspect lines are being sent.
+        blocked: intents that Stripe refuses until an operator acts, to its answer.
     """
 
     outbox: Outbox
@@ -75,6 +77,7 @@ class FlushPass:
     withdrawn: int = 0
     put_off: dict[int, bool] = field(default_factory=dict[int, bool])
     are_suspects_next: bool = False
+    blocked: dict[str, str] = field(default_factory=dict[str, str])
     report: FlushReport = field(default_factory=FlushReport)
 
     @property
@@ -88,6 +91,9 @@ class FlushPass:
         sent, report = moves.copy(), self.report
         moves.clear()
         for move in await self.outbox.settle(shard, sent):
+            self.blocked.pop(move.intent.identifier, None)
+            if move.is_blocked:
+                self.blocked[move.intent.identifier] = move.why
             if move.state in {"delivered", "parked", "dead"}:
                 setattr(report, move.state, getattr(report, move.state) + 1)
             elif move.why:
@@ -227,6 +233,7 @@ class Flusher:
         self.report = flush.report
         with collect_late_usage(flush.report.late):
             await self._run_pass(flush, monotonic() + timeout_s, everything=everything, is_alone=is_alone)
+        flush.report.blocked = dict(Counter(flush.blocked.values()))
         if flush.report.retried and flush.report.why and not is_alone:  # Else the caller has the report.
             retried = flush.report.retried
             what = "1 intent is" if retried == 1 else f"{retried} intents are"
@@ -248,16 +255,31 @@ class Flusher:
             await self._unless_stopping(self._items.make_due(flush.report, everything=everything))
 
     async def _until_all_is_done(self, flush: FlushPass, deadline: float) -> None:
-        """Seal and send everything, waiting until the deadline for what may not be sent yet."""
+        """Seal and send everything, waiting until the deadline for what may not be sent yet.
+
+        It ends earlier if Stripe refuses all that is left until an operator acts.
+        """
         idle_s = _IDLE_FIRST_S
         while (done := await self._run_round(flush, due_ms=None)) != "over":
             if done == "something":
                 idle_s = _IDLE_FIRST_S
                 continue
-            if monotonic() >= deadline:
+            if monotonic() >= deadline or await self._is_blocked(flush):
                 return
             await self._idle(min(idle_s, max(0.0, deadline - monotonic())))
             idle_s = min(2 * idle_s, _IDLE_MAX_S)
+
+    async def _is_blocked(self, flush: FlushPass) -> bool:
+        """Whether Stripe refuses all that is left until an operator acts."""
+        if not flush.blocked:
+            return False
+        if self._sender.is_blocked:
+            return True
+        outbox, tried, closed = flush.outbox, flush.blocked, self._sender.closed_meters()
+        for item in await outbox.work(due_ms=None):
+            if item.dirty or await outbox.due(item.shard, due_ms=None, most=1, tried=tried, closed=closed):
+                return False
+        return True
 
     async def _run_round(
         self, flush: FlushPass, *, due_ms: int | None

@@ -163,6 +163,7 @@ class IntentSender:
         breaker: circuit breaker of the account.
         stopping: set when nothing more is to be sent.
         suspects: lines that may be why Stripe does not answer.
+        is_blocked: whether Stripe refuses the account's events until an operator acts.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class IntentSender:
         self.breaker = CircuitBreaker(is_tried=False)
         self.stopping = asyncio.Event()
         self.suspects = SuspectLines()
+        self.is_blocked = False
         self._store = store
         self._transport = transport
         self._pause_s = 1 / calls_per_s
@@ -277,6 +279,7 @@ class IntentSender:
         is_clock_right = apart_s <= CLOCKS_APART_S
         is_unanswered = outcome.kind == "unknown" or (outcome.kind == "not_done" and not outcome.answered)
         self.suspects.note(attempts, is_unanswered=is_unanswered)
+        self.is_blocked = not is_clock_right or (outcome.is_blocked and outcome.scope == "account")
         if outcome.scope == "account" or not is_clock_right:
             self.breaker.trip(now_ms, **systemic)
             if self.breaker.is_alert_due(now_ms):
@@ -331,6 +334,7 @@ class IntentSender:
             untried=untried,
             why=outcome.detail,
             batch="" if outcome.refused else outcome.batch,
+            is_blocked=outcome.is_blocked or not is_clock_right,
         )
 
     def _return_unsent(self, attempt: SendAttempt) -> IntentMove:
