@@ -11,9 +11,9 @@ from typing import Any, Final
 import pytest
 
 from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
-from drivers.period_ends import HOUR, JUNE, MAY, Ending, paying
+from drivers.period_ends import HOUR, JUNE, MAY, MINUTE, Ending, paying
 from drivers.plans import plans_text
-from drivers.usage_figures import statement_parts
+from drivers.usage_figures import JSON, page_of, statement_parts
 from meterkit import MeterkitError, Statement, StatementLine
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -38,6 +38,17 @@ def assert_sums(statement: Statement) -> None:
                 assert line.counted == line.quantity
             for event in line.events:
                 assert event.quantity == event.included + event.granted + event.credited + event.overage
+
+
+async def assert_agreement(at: Ending, overage_cents: int) -> None:
+    """Statement and usage page of the period that is open cost the same."""
+    await at.drain()
+    async with page_of(at.kit) as client:
+        cost = (await client.get("/", headers=JSON)).json()["cost"]
+    statement = await at.kit.statement("acme")
+    assert (cost["overage_cents"], cost["unpriced"]) == (overage_cents, [])
+    assert statement.total_cents == cost["plan_cents"] + overage_cents
+    assert_sums(statement)
 
 
 def usage_of(statement: Statement, meter: str) -> list[StatementLine]:
@@ -85,6 +96,27 @@ async def test_a_credit_note_of_a_metered_line_stands_beside_the_total(at: Endin
     assert (found.lines, found.total_cents) == (before.lines, before.total_cents)
     assert [one.credit_notes_cents for one in found.invoices if one.id == words.invoice] == [60]
     assert [replace(one, credit_notes_cents=0) for one in found.invoices] == list(before.invoices)
+
+
+async def test_late_usage_costs_the_same_on_page_statement_and_invoice(at: Ending) -> None:
+    """Events recorded again in the open period have no price: 51 cents were shown instead of 141."""
+    await at.kit.record("acme", "words", 130)
+    await assert_agreement(at, 90)  # The invoice of the first period has no usage.
+    await at.reach(MAY + 2 * DAY)
+    await at.flush()  # Its invoice is final: the next one bills the 30.
+    await at.kit.record("acme", "words", 110)
+    await assert_agreement(at, 120)
+    at.clock.advance(DAY)
+    await at.kit.record("acme", "words", 7, occurred_at=APRIL + DAY)
+    await assert_agreement(at, 141)
+    await at.reach(JUNE + 5 * MINUTE)
+    await at.close()
+    await at.drain()
+    found = await at.kit.statement("acme", MAY + DAY)
+    (words,) = usage_of(found, "words")
+    assert (words.quantity, words.amount_cents, words.note) == (47, 141, "")
+    assert found.is_final
+    assert_sums(found)
 
 
 async def test_pages_of_events(at: Ending) -> None:
@@ -197,6 +229,18 @@ async def test_a_statement_shows_what_was_over_the_cap_at_no_price(store_url: st
         shown = "".join([part async for part in statement_parts(at.kit, "acme")])
         head, *_, middle, _ = (row.split(",") for row in shown.splitlines())
         assert (middle[head.index("over_cap")], middle[head.index("billed")]) == ("250", "30")
+
+
+async def test_summed_events_cost_what_single_ones_do(store_url: str, tmp_path: Path) -> None:
+    """Units of summed rows have their price on a row beside them: none was shown."""
+    async with audited(store_url, sqlite_in(tmp_path), catalog=CAPPED_CATALOG) as at:
+        await at.kit.record("acme", "tokens", 120)
+        await at.kit.record("acme", "tokens", 5)
+        await at.fold(0)
+        await at.rows()
+        (line,) = usage_of(await at.kit.statement("acme"), "tokens")
+        assert {event.kind for event in line.events} == {"summed"}
+        assert (line.quantity, line.amount_cents, line.note) == (25, 50, "")
 
 
 async def test_a_rebuild_bills_nothing_beyond_the_cap(store_url: str, tmp_path: Path) -> None:

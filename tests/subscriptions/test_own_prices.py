@@ -333,14 +333,18 @@ BILLED: Final = "{overage: {bill: {per: 1000, amount_cents: 6}}}"
     ],
     ids=["own price", "price of the source", "grant", "change of plan"],
 )
-async def test_shown_costs_are_invoiced(large: str, then: str | None, granted: int, expected: int) -> None:
-    catalog = loads(DERIVED.replace("LARGE", large))
-    async with shop("memory://", catalog=catalog, selling=sell_nothing, key_prefix=f"{expected}") as at:
+async def test_shown_costs_are_invoiced(
+    tmp_path: Path, large: str, then: str | None, granted: int, expected: int
+) -> None:
+    catalog, url = loads(DERIVED.replace("LARGE", large)), sqlite_in(tmp_path)
+    more: Any = {"key_prefix": f"{expected}", "audit_url": url}
+    async with shop("memory://", catalog=catalog, selling=sell_nothing, **more) as at:
         await at.begun("pro")
         if granted:
             await at.kit.grants.add("acme", {"output_tokens": granted}, grant_id="sorry")
         for plan in filter(None, ("pro", then)):
             if plan == then:
+                at.clock.advance(timedelta(minutes=1))
                 await at.kit.subscriptions.change_plan("acme", plan)
             for model in ("our-small", "our-large"):
                 answer: dict[str, Any] = {"object": "chat.completion", "model": model, "choices": []}
@@ -348,6 +352,11 @@ async def test_shown_costs_are_invoiced(large: str, then: str | None, granted: i
                 await at.kit.record_usage("acme", answer)
         usage = await at.kit.usage("acme")
         assert sum(usage["meters"][name]["overage_cents"] or 0 for name in catalog.meters) == expected
+        await drain_all(at.kit, url)
+        statement = await at.kit.statement("acme")
+        lines = [line for line in statement.lines if line.kind == "usage"]
+        assert sum(line.amount_cents for line in lines) == expected
+        assert [line.note for line in lines if line.note] == []
         await renewed(at)
         assert await invoiced(at, "acme") == expected
         ended = await at.kit.usage("acme", period=usage["period"]["start"])

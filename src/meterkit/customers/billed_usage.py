@@ -96,12 +96,22 @@ async def sum_overage(store: Store, usage: CustomerUsage, state: CustomerState) 
     Raises:
         StoreError: the store does not answer.
     """
+    return sum(filter(None, (await price_ended_overage(store, usage, state)).values()))
+
+
+async def price_ended_overage(
+    store: Store, usage: CustomerUsage, state: CustomerState
+) -> Mapping[str, int | None]:
+    """Price the overage of each meter in a period that is over, as :func:`sum_overage` adds it up.
+
+    A meter without a known price has None. Prices by model are apart from their source.
+    """
+    used = [name for name, counts in usage["meters"].items() if counts["overage"] or count_reported(counts)]
     subscription = state.subscription
     if subscription is not None and subscription.is_usage_free_of(to_ms(usage["period"]["start"])):
-        return 0
-    used = [name for name, counts in usage["meters"].items() if counts["overage"] or count_reported(counts)]
+        return dict.fromkeys(used, 0)
     recorded = await _read_recorded_at(store, usage, state, used) if used else {}
-    total = 0
+    found: dict[str, int | None] = {}
     for name, at in recorded.items():
         counts = usage["meters"][name]
         if is_split(name, store.catalog.meters):
@@ -111,8 +121,22 @@ async def sum_overage(store: Store, usage: CustomerUsage, state: CustomerState) 
             overage = counts["overage"] - at.stranded
             segments = segments_of(at.marks, label=at.label, sealed=0, overage=overage)
         # A price that is not known matters only where something was recorded at it.
-        total += overage_cents([one for one in segments if one.overage]) or 0
-    return total
+        found[name] = overage_cents([one for one in segments if one.overage])
+    return found
+
+
+def price_open_overage(usage: CustomerUsage) -> Mapping[str, int | None]:
+    """Price the overage of each meter in a period that is open, as the usage page adds it up.
+
+    A meter without a known price has None. Prices by model are apart from their source.
+    """
+    cents = {name: counts["overage_cents"] for name, counts in usage["meters"].items()}
+    found = dict(cents)
+    for row, of_row in cents.items():
+        whole = found.get(source := row.partition(":")[0])
+        if source != row and whole is not None:
+            found[source] = whole - (of_row or 0)
+    return found
 
 
 class _RecordedAt(NamedTuple):

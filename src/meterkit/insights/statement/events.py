@@ -71,22 +71,6 @@ def sums_of(
     return found
 
 
-def prices_of(
-    database: Database, customer: str, start_ms: int, wanted: EventSelection
-) -> list[tuple[int | None, int | None, int]]:
-    """Overage by the price that it was recorded at: micro-units, of how many units, and the units.
-
-    Raises:
-        MeterkitError: the database does not answer.
-    """
-    of = _period_clauses(customer, start_ms, _deleted_ms(database, customer))
-    by = (_COLUMNS.price_micros, _COLUMNS.price_per)
-    asked = select(*by, func.sum(_COLUMNS.overage)).where(
-        *of, *_selection_clauses(wanted), _COLUMNS.overage != 0
-    )
-    return [(micros, per, int(units)) for micros, per, units in database.read(asked.group_by(*by))]
-
-
 def page_of(
     database: Database, customer: str, start_ms: int, wanted: EventSelection, after: str, most: int
 ) -> tuple[tuple[StatementEvent, ...], str]:

@@ -144,7 +144,7 @@ class Statement:
     Attributes:
         is_final: whether all lines are on invoices that do not change any more.
         invoices: of the period; empty: none is made yet, and the lines are those of the plans file.
-        total_cents: the sum of the lines; with invoices, of their totals.
+        total_cents: the sum of the invoices' totals, and of the lines that are on no invoice.
         balance: changes of balances in money.
     """
 

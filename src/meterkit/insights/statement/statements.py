@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import micros_per_minor_unit, rounded_cents
+from meterkit.customers.billed_usage import price_ended_overage, price_open_overage
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import read_history
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import period_ms, to_ms
+from meterkit.decisions.price_segments import is_split
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.insights.audit.async_database import open_database
 from meterkit.insights.simulation.terms import plan_cost, read_tenures
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from datetime import datetime
 
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.insights.audit.database import Database
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage
@@ -190,8 +191,9 @@ class Statements:
     ) -> Statement:
         """The bill of a period, each line with its events: what, when, at which price and why.
 
-        Lines are those of the period's invoices: of changes in it and of the renewal at its end. Before there
-        is an invoice they are worked out from the plans file.
+        Lines are those of the period's invoices: of changes in it and of the renewal at its end. Until the
+        renewal, usage that no invoice has is priced as on the usage page; without an invoice, so are plan
+        and seats.
 
         Args:
             customer: the customer's id.
@@ -239,10 +241,12 @@ class Statements:
         database = open_database(self._settings, "a statement is")
         at_ms = None if period is None else period_ms(period)
         (usage,) = await self._store.usage_of_many([customer], at_ms=at_ms, former=True)
-        made = _StatementBuilder(self._store, database, usage)
-        invoices = await self._read_invoices(customer, usage)
+        _, state = await CustomerStates(self._store).read(customer)
+        made = _StatementBuilder(self._store, database, usage, state)
+        invoices = await self._read_invoices(state, usage)
         lines, wanted = await made.lines(invoices, None if not invoices else PeriodInvoices(self._api()))
-        totals = [int(one["total"]) for one in invoices] or [one.amount_cents for one in lines]
+        totals = [int(one["total"]) for one in invoices]
+        totals += [line.amount_cents for line in lines if line.invoice is None]
         found = Statement(
             customer=customer,
             period_id=usage["period"]["id"],
@@ -257,8 +261,7 @@ class Statements:
         )
         return found, made, wanted
 
-    async def _read_invoices(self, customer: str, usage: CustomerUsage) -> list[dict[str, Any]]:
-        _, state = await CustomerStates(self._store).read(customer)
+    async def _read_invoices(self, state: CustomerState, usage: CustomerUsage) -> list[dict[str, Any]]:
         if state.stripe_customer is None or self._settings.stripe_api_key is None:
             return []
         start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
@@ -300,12 +303,14 @@ class _StatementBuilder:
         store: where usage is counted.
         database: of the audit log.
         usage: of the period.
+        state: the customer's.
     """
 
-    def __init__(self, store: Store, database: Database, usage: CustomerUsage) -> None:
+    def __init__(self, store: Store, database: Database, usage: CustomerUsage, state: CustomerState) -> None:
         self._store = store
         self._database = database
         self._usage = usage
+        self._state = state
         self._events: Any = import_module("meterkit.insights.statement.events")  # SQLAlchemy is an extra.
         self._start_ms = to_ms(usage["period"]["start"])
 
@@ -321,6 +326,8 @@ class _StatementBuilder:
         start = self._usage["period"]["start"]
         former = [line for line in read if line.kind == "usage" and line.end <= start]
         found = [line for line in read if line not in former]
+        is_renewed = _has_renewal(invoices, to_ms(self._usage["period"]["end"]))
+        found += [] if is_renewed else self._rest_lines(found)
         wanted = select_events(found, names, await self._plan_changes())
         used: list[str] = await self._query(self._events.meters_of)
         own = [line.meter for line in found if line.meter and line.late_since is None]
@@ -328,22 +335,39 @@ class _StatementBuilder:
         without |= {one.name for one in self._store.catalog.meters.values() if one.is_spend}
         for meter in used:
             if meter not in without:
-                line = self._plain_line(f"usage/{meter}", "usage", f"Usage of {meter}", meter=meter)
+                line = self._usage_line(meter)
                 found.append(line)
                 wanted[line.id] = EventSelection((meter,))
         sums = await self._query(self._events.sums_of, wanted)
         lines = explain_lines(found, wanted, sums, self._why(), self._usage["period"]["start"])
         found = [one for one in lines if not self._is_empty(one, has_invoice=reader is not None)]
+        if not is_renewed:
+            costs = await self._price_overage()
+            found = [self._price_line(one, costs, found) if one.id in wanted else one for one in found]
         if reader is None:
-            priced = [await self._price_line(one, wanted[one.id], found) for one in found]
-            found = [*await self._fixed_lines(), *priced]
+            found = [*await self._fixed_lines(), *found]
         return [*(replace(one, note=_FORMER if one.quantity else "") for one in former), *found], wanted
 
+    def _rest_lines(self, lines: Sequence[StatementLine]) -> list[StatementLine]:
+        """A line for each meter that the invoice of a change has, with its usage since then."""
+        ends = {
+            line.meter: line.end
+            for line in sorted(lines, key=lambda line: line.end)
+            if line.meter and line.kind == "usage" and line.late_since is None
+        }
+        return [
+            replace(self._usage_line(meter), start=end)
+            for meter, end in ends.items()
+            if end < self._usage["period"]["end"]
+        ]
+
     def _is_empty(self, line: StatementLine, *, has_invoice: bool) -> bool:
-        """Whether a line is of a meter that Stripe never sees, and no unit is on it alone."""
+        """Whether no event is on a line, or Stripe never sees its meter and no unit is on it alone."""
         meter = self._store.catalog.meters.get(line.meter or "")
-        if line.invoice is not None or meter is None or meter.stripe is not None:
+        if line.invoice is not None:
             return False
+        if not line.event_count or meter is None or meter.stripe is not None:
+            return not line.event_count
         # Units at the default price by model are on the invoice line of their source.
         is_twice = has_invoice and meter.is_row
         return is_twice or not (line.included or line.granted or line.credited or line.overage)
@@ -391,6 +415,9 @@ class _StatementBuilder:
             id=name, invoice=None, kind=kind, description=words, start=span["start"], end=span["end"], **more
         )
 
+    def _usage_line(self, meter: str) -> StatementLine:
+        return self._plain_line(f"usage/{meter}", "usage", f"Usage of {meter}", meter=meter)
+
     async def _fixed_lines(self) -> list[StatementLine]:
         """Prices of the plan and its seats, by the subscription's items, otherwise by the plans file."""
         customer, catalog = self._usage["customer"], self._store.catalog
@@ -413,28 +440,43 @@ class _StatementBuilder:
             found.append(self._plain_line("seats", "subscription", f"Seats of {plan.name}", **more))
         return found
 
-    async def _price_line(
-        self, line: StatementLine, wanted: EventSelection, lines: Sequence[StatementLine]
-    ) -> StatementLine:
-        """A usage line with what its overage costs by the prices that it was recorded at.
+    async def _price_overage(self) -> Mapping[str, int | None]:
+        """Cost of overage by meter, from the counters that the usage page and period summaries show."""
+        if to_ms(self._usage["period"]["end"]) > self._store.now_ms():
+            return price_open_overage(self._usage)
+        return await price_ended_overage(self._store, self._usage, self._state)
 
-        What a table prices by model has a line for each price among all ``lines``.
+    def _price_line(
+        self, line: StatementLine, costs: Mapping[str, int | None], lines: Sequence[StatementLine]
+    ) -> StatementLine:
+        """A usage line that no invoice has, with its cost; a line of an invoice stays as it is.
+
+        Among all ``lines``, prices by model have lines of their own, and invoices of changes may have lines
+        of the same meter.
         """
-        by_model = sum(one.overage for one in lines if (one.meter or "").startswith(f"{line.meter}:"))
-        prices: list[tuple[int | None, int | None, int]] = await self._query(self._events.prices_of, wanted)
-        cents = unknown = 0
-        for micros, per, units in prices:
-            if micros is None or not per:
-                unknown += units
-            else:
-                unit = per * micros_per_minor_unit(self._store.catalog.currency)
-                cents += rounded_cents(Fraction(units * micros, unit))
-        unknown = max(0, unknown - by_model)
-        note = f"{unknown} units have no price in the plans file" if unknown else ""
-        return replace(line, quantity=line.overage - by_model, amount_cents=cents, note=note)
+        if line.invoice is not None or line.meter is None:
+            return line
+        meters = self._store.catalog.meters
+        units = line.overage - sum(
+            one.overage for one in lines if (one.meter or "").startswith(f"{line.meter}:")
+        )
+        if line.meter in meters and is_split(line.meter, meters):
+            units = line.counted
+        cents = costs.get(line.meter)
+        invoiced = sum(
+            one.amount_cents
+            for one in lines
+            if (one.kind, one.meter, one.late_since) == ("usage", line.meter, None)
+        )
+        note = f"{units} units have no price in the plans file" if cents is None and units > 0 else ""
+        return replace(line, quantity=units, amount_cents=max(0, (cents or 0) - invoiced), note=note)
+
+
+def _has_renewal(invoices: Sequence[Mapping[str, Any]], end_ms: int) -> bool:
+    """Whether the invoice of the renewal at the period's end is there."""
+    return max((int(one["period_end"]) for one in invoices), default=0) >= end_ms // 1000
 
 
 def _is_final(invoices: Sequence[Mapping[str, Any]], end_ms: int) -> bool:
     """Whether the invoice of the renewal is there, and none is a draft."""
-    ends = [int(one["period_end"]) for one in invoices]
-    return max(ends, default=0) >= end_ms // 1000 and all(one["status"] != "draft" for one in invoices)
+    return _has_renewal(invoices, end_ms) and all(one["status"] != "draft" for one in invoices)
