@@ -44,6 +44,7 @@ SSE: Final = "text/event-stream"
 TEXTS: Final = ("Hello, ", "wörld. ", "All is well.")
 CHUNKS: Final = openai_stream(*TEXTS)
 USAGE: Final = sse(chat(None, usage=chat_usage(50, 60)))
+ASKED: Final = "What is in my file?"
 OUTCOMES: Final = ("success", "client_gone", "client_error", "server_error")
 LEFT: Final = PLANS.replace(
     "routes:\n",
@@ -407,6 +408,30 @@ async def test_f20e_usage_by_then_is_billed_and_the_request_is_not(
         assert recorded == await tokens(at.kit)
         assert (await at.counted(), await at.counted(meter="output_tokens")) == ((0, 0), (recorded[1], 0))
         assert (2 if how == "record" else 0, 0) == await at.counted(meter="pages")
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt"), [("/auto", text_tokens(ASKED)), ("/openai", text_tokens(ASKED)), ("/none", 0)]
+)
+async def test_a_tap_closed_after_its_request_counts_the_prompt(
+    path: str, prompt: int, store_url: str
+) -> None:
+    async def words() -> AsyncIterator[str]:
+        async for chunk in meterkit.tap(stream_of([chat({"content": text}) for text in TEXTS])):
+            yield chunk["choices"][0]["delta"]["content"]
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        return StreamingResponse(words(), media_type="text/plain")
+
+    async with metered(app_of(endpoint), store_url, plans=LEFT) as at:
+        await LeavingClient(after=1, raises=True, body=compact({"text": ASKED})).ask(at, path)
+        expected = (prompt, text_tokens(*TEXTS[:2]))
+
+        async def is_counted() -> bool:
+            return await tokens(at.kit) == expected
+
+        await eventually(is_counted)
 
 
 @pytest.mark.skipif(installed("starlette") < (0, 42), reason="it reads a stream to its end")

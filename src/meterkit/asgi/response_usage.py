@@ -232,6 +232,8 @@ class ResponseUsage:
             calls = fill_estimates(
                 calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=int(is_cut)
             )
+        if not complete:
+            self.input_tokens()  # Kept for taps: the generator around one may be closed after the request.
         self._request = None
         # It holds the request, which holds this: without the cycle neither is left to the garbage collector.
         self._complain = _ignore
