@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from difflib import ndiff
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,8 +21,12 @@ import yaml
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
+from drivers.app import http_scope, staying
 from drivers.command_line import TIMEOUT_S, Shell
+from faults.refusals import eventually
 from meterkit import MeterKit, MeterMiddleware, Settings, identify
 
 ROOT: Final = Path(__file__).parents[1]
@@ -93,9 +98,9 @@ def test_its_own_tests_pass_where_it_stands() -> None:
     assert "5 passed" in done.stdout
 
 
-@pytest.mark.anyio
-@pytest.mark.dear("the app is imported, with OpenAI's SDK")
-async def test_litellm_streams_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def litellm_app(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names of the app, which streams through LiteLLM as the guide shows it."""
     stub = runpy.run_path(str(EXAMPLE / "model.py"))
 
     async def acompletion(**asked: Any) -> AsyncIterator[ChatCompletionChunk]:
@@ -110,15 +115,49 @@ async def test_litellm_streams_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setitem(sys.modules, "litellm", module("litellm", acompletion=acompletion))
     names = runpy.run_path(str(EXAMPLE / "app.py"))
-    scope = names["ask"].__globals__
+    scope: dict[str, Any] = names["ask"].__globals__
     exec(blocks("py")[0], scope)  # noqa: S102 - It is our own documentation.
-    app, kit = scope["app"], scope["kit"]
-    headers = {"authorization": f"Bearer {scope['make_token'](7)['access_token']}"}
-    transport = httpx.ASGITransport(app)
+    return scope
+
+
+@pytest.mark.anyio
+@pytest.mark.dear("the app is imported, with OpenAI's SDK")
+async def test_litellm_streams_are_counted(litellm_app: dict[str, Any]) -> None:
+    kit = litellm_app["kit"]
+    headers = {"authorization": f"Bearer {litellm_app['make_token'](7)['access_token']}"}
+    transport = httpx.ASGITransport(litellm_app["app"])
     async with kit, httpx.AsyncClient(transport=transport, base_url="http://app", headers=headers) as client:
         answer = await client.post("/ask", json={"text": "one two three"})
         assert answer.text == "three two one "
         assert (await kit.usage("account-7"))["meters"]["total_tokens"]["recorded"] == 6
+
+
+@pytest.mark.anyio
+@pytest.mark.dear("the app is imported, with OpenAI's SDK")
+async def test_a_client_that_leaves_pays_prompt_and_output(litellm_app: dict[str, Any]) -> None:
+    app, kit = litellm_app["app"], litellm_app["kit"]
+    token = litellm_app["make_token"](8)["access_token"]
+    body, sent = json.dumps({"text": "one two three"}).encode(), list[bytes]()
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+        if b"two " in sent:
+            raise OSError("the client has left")
+
+    scope = http_scope("/ask", method="POST", asgi={"version": "3.0", "spec_version": "2.4"})
+    scope["headers"] = [
+        (b"authorization", f"Bearer {token}".encode()),
+        (b"content-type", b"application/json"),
+    ]
+
+    async def is_counted() -> bool:
+        found: int = (await kit.usage("account-8"))["meters"]["total_tokens"]["recorded"]
+        return found == len("one two three") // 4 + len("three two ") // 4
+
+    async with kit:
+        with suppress(ClientDisconnect):
+            await app(scope, staying(body), send)
+        await eventually(is_counted)
 
 
 def module(name: str, **content: Any) -> ModuleType:
