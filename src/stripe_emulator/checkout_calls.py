@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from stripe_emulator.billing_cycle import read_billing_mode
+from stripe_emulator.billing_mode import read_billing_mode
 from stripe_emulator.call import Call, Params
 from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.invoice_drafts import read_automatic_tax

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from stripe_emulator.billing_cycle import (
+from stripe_emulator.billing_mode import (
     BillingMode,
     read_billing_mode,
     refuse_classic_params,

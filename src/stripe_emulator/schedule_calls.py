@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from stripe_emulator.billing_cycle import period_boundary, read_billing_mode, refuse_mixed_intervals
+from stripe_emulator.billing_cycle import period_boundary
+from stripe_emulator.billing_mode import read_billing_mode, refuse_mixed_intervals
 from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.invoice_drafts import read_automatic_tax
 from stripe_emulator.price_calls import resolve_price

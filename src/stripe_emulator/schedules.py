@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from stripe_emulator.billing_cycle import BillingMode
+from stripe_emulator.billing_mode import BillingMode
 from stripe_emulator.invoice_totals import automatic_tax_to_json
 from stripe_emulator.protocol import JsonObject, shown_fields
 from stripe_emulator.terms import DEFAULT_SETTINGS, ITEM_TERMS, PHASE_TERMS, terms_to_json

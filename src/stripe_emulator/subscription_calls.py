@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from stripe_emulator.billing_cycle import (
-    period_at,
-    read_billing_mode,
-    refuse_classic_params,
-    refuse_mixed_intervals,
-)
+from stripe_emulator.billing_cycle import period_at
+from stripe_emulator.billing_mode import read_billing_mode, refuse_classic_params, refuse_mixed_intervals
 from stripe_emulator.call_table import ANY_PARAMS, PAGING, CallTable, list_newest
 from stripe_emulator.invoice_drafts import charge_change, create_invoice, read_added_lines
 from stripe_emulator.invoice_lifecycle import attempt_payment, can_pay, finalize_invoice, payment_method_of

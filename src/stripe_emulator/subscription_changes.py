@@ -7,7 +7,8 @@ from decimal import Decimal
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from stripe_emulator.billing_cycle import BillingMode, period_at, refuse_mixed_intervals
+from stripe_emulator.billing_cycle import period_at
+from stripe_emulator.billing_mode import BillingMode, refuse_mixed_intervals
 from stripe_emulator.coupons import begin_discount
 from stripe_emulator.invoice_drafts import create_invoice, total_of_lines
 from stripe_emulator.invoice_lifecycle import (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from stripe_emulator.billing_cycle import (
-    refuse_classic_params,
-)
+from stripe_emulator.billing_mode import refuse_classic_params
 from stripe_emulator.call_table import PAGING, CallTable
 from stripe_emulator.protocol import ApiError, JsonObject
 from stripe_emulator.redemption import redeem

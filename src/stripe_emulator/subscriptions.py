@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
 
-from stripe_emulator.billing_cycle import BillingMode, period_at
+from stripe_emulator.billing_cycle import period_at
+from stripe_emulator.billing_mode import BillingMode
 from stripe_emulator.invoice_totals import automatic_tax_to_json
 from stripe_emulator.protocol import JsonObject, list_to_json, not_found, null_fields, shown_fields
 from stripe_emulator.registry import ObjectRegistry
