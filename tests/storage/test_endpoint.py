@@ -33,12 +33,11 @@ from meterkit.starlette import storage_events
 from meterkit.storage import sns_signatures
 from meterkit.storage.object_events import (
     ObjectEvent,
-    ObjectOwner,
     UnreadableEventError,
-    find_owner,
     read_events,
     unwrap_queue_message,
 )
+from meterkit.storage.object_owners import ObjectOwner, find_owner
 from meterkit.storage.sns_signatures import BYTES_MAX, fetch
 from servers.stores import Server
 from storage.objects import Happened

@@ -1,103 +1,18 @@
-"""Events of object stores (S3, also by SQS; EventBridge; MinIO), and the customer and type of an object."""
+"""Events of object stores, read from their messages: S3 (also by SQS), EventBridge, MinIO."""
 
 from __future__ import annotations
 
 import json
 import re
-from base64 import urlsafe_b64encode
 from datetime import UTC, datetime
-from functools import cache
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from urllib.parse import unquote_plus
 
-from meterkit.catalog import OTHER_TYPE
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import to_ms
-from meterkit.errors import CustomerError
-from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from meterkit.catalog import Storage
-
-_FIELDS: Final = {
-    "{customer}": "(?P<customer>[^/]+)",
-    "{type}": "(?P<type>[^/]+)",
-    "{path:path}": "(?P<path>.+)",
-}
-_FIELD: Final = re.compile(r"(\{[a-z:]+\})")
-_KEY_BYTES_MAX: Final = 1024
-TAG_LENGTH: Final = 4
-_ENCODED_SLASH: Final = "%2f"
-
-
-class ObjectOwner(NamedTuple):
-    """Customer of an object, and its type in the usage."""
-
-    customer: str
-    type: str
-
-
-def find_owner(storage: Storage, bucket: str, key: str) -> ObjectOwner | None:
-    """Match a decoded key against the plans file; None: no customer owns it, and it does not count.
-
-    A key with the segment ``..`` or a literal ``%2F`` has no owner: another reader of the key could assign
-    it to another customer.
-    """
-    if ".." in key.split("/") or _ENCODED_SLASH in key.lower():
-        return None
-    for pattern in storage.objects:
-        found = _matcher(pattern.key).fullmatch(key) if pattern.bucket == bucket else None
-        if found is not None:
-            fields = found.groupdict()
-            try:
-                customer = check_customer(fields["customer"])
-            except CustomerError:
-                return None
-            kind = fields.get("type")
-            return ObjectOwner(customer, kind if kind in storage.types else OTHER_TYPE)
-    return None
-
-
-@cache
-def bucket_tag(bucket: str) -> str:
-    """Return the four characters with which the fields of a bucket begin."""
-    return urlsafe_b64encode(blake2b(bucket.encode(), digest_size=3).digest()).decode()
-
-
-def object_field(bucket: str, key: str, version: str) -> str:
-    """Return the field of an object's version: a digest, because keys may contain personal data."""
-    name = f"{bucket}\0{key}\0{version}".encode("utf-8", "surrogatepass")
-    return bucket_tag(bucket) + urlsafe_b64encode(blake2b(name, digest_size=18).digest()).decode()
-
-
-def upload_field(bucket: str, key: str) -> str:
-    """Return the field of a presigned upload, whose version is not known yet."""
-    return object_field(bucket, key, "")
-
-
-def find_bucket(storage: Storage, customer: str, key: str) -> str | None:
-    """Find the bucket in which a customer owns a key; None: there is none, or S3 refuses the key."""
-    try:
-        is_key = len(key.encode()) <= _KEY_BYTES_MAX
-    except (AttributeError, UnicodeEncodeError):
-        is_key = False
-    if not is_key:
-        return None
-    for pattern in storage.objects:
-        owner = find_owner(storage, pattern.bucket, key)
-        if owner is not None and owner.customer == customer:
-            return pattern.bucket
-    return None
-
-
-@cache
-def _matcher(template: str) -> re.Pattern[str]:
-    parts = (_FIELDS.get(part, re.escape(part)) for part in _FIELD.split(template))
-    return re.compile("".join(parts), re.DOTALL)
-
 
 NULL_VERSION: Final = "null"
 """The version of objects in unversioned buckets; only this one can be overwritten."""

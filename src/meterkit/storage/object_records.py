@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode
 from collections import defaultdict
+from functools import cache
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog import QUANTITY_MAX
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import StoreError
-from meterkit.storage.object_events import NULL_VERSION, bucket_tag, find_owner, object_field, upload_field
+from meterkit.storage.object_events import NULL_VERSION
+from meterkit.storage.object_owners import find_owner
 from meterkit.store import replies
 from meterkit.store.gauge_levels import run_on_gauge
 
@@ -17,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog import Storage
-    from meterkit.storage.object_events import ObjectEvent, ObjectOwner
+    from meterkit.storage.object_events import ObjectEvent
+    from meterkit.storage.object_owners import ObjectOwner
     from meterkit.store.store import Store
 
 REMOVED: Final = 0
@@ -25,8 +30,26 @@ STORED: Final = 1
 AT_ONCE: Final = 500
 """Changes that one call of the script takes."""
 
+TAG_LENGTH: Final = 4
 _WITHOUT_NOTICE: Final = 5
 _KNOWN: Final = (int, int, int, bytes, bytes)
+
+
+@cache
+def bucket_tag(bucket: str) -> str:
+    """Return the four characters with which the fields of a bucket begin."""
+    return urlsafe_b64encode(blake2b(bucket.encode(), digest_size=3).digest()).decode()
+
+
+def object_field(bucket: str, key: str, version: str) -> str:
+    """Return the field of an object's version: a digest, because keys may contain personal data."""
+    name = f"{bucket}\0{key}\0{version}".encode("utf-8", "surrogatepass")
+    return bucket_tag(bucket) + urlsafe_b64encode(blake2b(name, digest_size=18).digest()).decode()
+
+
+def upload_field(bucket: str, key: str) -> str:
+    """Return the field of a presigned upload, whose version is not known yet."""
+    return object_field(bucket, key, "")
 
 
 class ObjectChange(NamedTuple):

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from meterkit.catalog import OTHER_TYPE
 from meterkit.customers.sorted_customers import TemporaryTables
 from meterkit.errors import StoreError
-from meterkit.storage.object_events import TAG_LENGTH, bucket_tag, find_owner, object_field
+from meterkit.storage.object_owners import find_owner
 from meterkit.storage.object_records import (
     AT_ONCE,
     REMOVED,
     STORED,
+    TAG_LENGTH,
     ObjectChange,
     ObjectRecord,
     Window,
     apply_changes,
+    bucket_tag,
+    object_field,
 )
 from meterkit.store.input_checks import is_customer
 

@@ -15,14 +15,9 @@ from meterkit.decisions.periods import HOLD_SLOT_MS, HOUR_MS
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.storage.aws import Aws
-from meterkit.storage.object_events import (
-    UnreadableEventError,
-    find_bucket,
-    read_events,
-    unwrap_queue_message,
-    upload_field,
-)
-from meterkit.storage.object_records import apply_events
+from meterkit.storage.object_events import UnreadableEventError, read_events, unwrap_queue_message
+from meterkit.storage.object_owners import find_bucket
+from meterkit.storage.object_records import apply_events, upload_field
 from meterkit.storage.recalculation import recalculate
 from meterkit.storage.sns import open_message
 from meterkit.store import replies
