@@ -9,8 +9,6 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
-from meterkit.asgi.call_amounts import price_quantities
-from meterkit.asgi.llm_calls import read_captured, record_calls
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.argument_checks import check_quantities, check_quantity, collect_quantities
 from meterkit.catalog.genai_prices_table import USAGE_METERS
@@ -20,8 +18,10 @@ from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.policies import Demand
 from meterkit.errors import MeterkitError
 from meterkit.serving import KitLifecycle, LoopServer, store_of
+from meterkit.store.call_amounts import price_quantities
 from meterkit.store.holds import Reservation
 from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
+from meterkit.store.recorded_calls import read_captured, record_calls
 from meterkit.tokens.estimate import estimate_input, guard_estimator
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from meterkit.sync import SyncMeterKit
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
-
 
 __all__ = ["MeterKit"]
 

@@ -15,12 +15,12 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.asgi.admitted import AdmittedRequest
-from meterkit.asgi.call_amounts import join_used, price_tokens
 from meterkit.asgi.fallback_requests import count_in_process, undecided_usage
 from meterkit.asgi.job_settlement import call_on_loop, settle_jobs
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.store.call_amounts import join_used, price_tokens
 from meterkit.store.prepared_decisions import repeat_digest
 from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import RepeatMark, UsedQuantities, add_quantities, find_used_meters

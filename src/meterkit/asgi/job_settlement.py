@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 from urllib.parse import unquote
 
-from meterkit.asgi.call_amounts import used_by_model
 from meterkit.catalog.routes import additions_of, charging_meters
 from meterkit.decisions.event_marks import EventMark
 from meterkit.errors import StoreError
+from meterkit.store.call_amounts import used_by_model
 from meterkit.store.job_claims import JobClaim, claim_job, find_owners, remember_job
 from meterkit.store.job_holds import end_job, hold_job
 from meterkit.store.settlement import Settlement

@@ -1,50 +1,32 @@
-"""Calls of language models of one request, or reported off the request, each counted once."""
+"""Model calls of one request, each counted once: read from its response and taps, or reported by its app."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from meterkit.asgi.call_amounts import (
+from meterkit.decisions.periods import from_ms
+from meterkit.store.call_amounts import (
     ALL_CALLS,
     Amounts,
     amounts_beyond,
     amounts_of,
     call_of_figures,
-    check_captured,
-    price_quantities,
-    used_by_model,
     used_of,
 )
-from meterkit.catalog.genai_prices_table import TOKEN_METERS, USAGE_METERS
-from meterkit.decisions.periods import from_ms
-from meterkit.errors import MeterkitError
-from meterkit.store.input_checks import check_event_id
-from meterkit.store.job_claims import claim_job, remember_job
-from meterkit.store.job_holds import end_job
-from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities
-from meterkit.tokens.batch_lines import call_event_id, mark_batched, read_batch_line
-from meterkit.tokens.call_prices import price_call
+from meterkit.tokens.batch_lines import call_event_id
 from meterkit.tokens.call_usage import CallUsage, fill_estimates
 from meterkit.tokens.joined_reports import deduplicate_calls, join_reports
-from meterkit.tokens.objects import UsageReports, calls_of, pending_jobs, usage_of
-from meterkit.tokens.plain_values import kind_of
+from meterkit.tokens.objects import UsageReports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from fractions import Fraction
 
     from meterkit.asgi.response_usage import ResponseUsage
     from meterkit.store.compiled_catalog import CompiledCatalog
-    from meterkit.store.job_claims import Counting
-    from meterkit.store.store import Store
-    from meterkit.store.views import CustomerView
-    from meterkit.tokens.batch_lines import BatchLine
-
-_logger = logging.getLogger("meterkit.asgi")
+    from meterkit.store.settlement_parts import UsedQuantities
 
 NameCalls: TypeAlias = "Callable[[Sequence[CallUsage]], Sequence[CallUsage]]"
 """Gives calls the model and the provider that they lack; see :func:`meterkit.asgi.llm_calls.name_calls`."""
@@ -146,209 +128,6 @@ class LlmCalls:
         calls: Sequence[CallUsage] = join_reports(self.reports.usages(), self._taps)
         calls = join_reports(calls, self._body, renamed=True) if calls else self._body
         return deduplicate_calls(calls) if len(calls) > 1 else calls
-
-
-async def record_calls(
-    store: Store, view: CustomerView | None, obj: object, *, event_id: str | None, call_id: str | None
-) -> CallUsage | None:
-    """Count the usage of the calls in an object; see :meth:`meterkit.MeterKit.record_usage`."""
-    for name, value in (("event_id", event_id), ("call_id", call_id)):
-        if value is not None:
-            check_event_id(value, name)
-    line = read_batch_line(obj)
-    if line is not None and call_id is None:
-        raise MeterkitError(
-            f"record_usage: line {line.name!r} of a batch was given without call_id; give the id of the batch"
-        )
-    answer: object = obj if line is None else line.answer
-    calls, pending = calls_of(answer), pending_jobs(answer)
-    if view is not None and not store.is_off:
-        for job_id in pending:
-            await remember_job(store, job_id, view, "")
-    if _usage_of_calls(calls, store.cache) is None and line is None and not pending:
-        _logger.warning(
-            "record_usage() found no token usage in an object of type %s; nothing is counted of it",
-            kind_of(obj).__name__,
-        )
-        return None
-    if call_id is not None:
-        calls = _assign_ids(calls, call_id, line)
-    late = [call for call in calls if call_event_id(call) is not None and not store.is_off]
-    by: Counting = "whole" if line is None else "lines"
-    revenues: list[Fraction | None] = []
-    is_unknown = False
-    for call in late:
-        job_id = call_id or call.response_id or ""
-        of_parts = await _count_job(store, view, call, job_id, by=by, event_id=event_id)
-        is_unknown = is_unknown or of_parts is None
-        revenues += of_parts or ()
-    own = _usage_of_calls([call for call in calls if call_event_id(call) is None], store.cache) or ()
-    for at, part in enumerate(own):
-        if view is None:
-            raise MeterkitError(
-                "record_usage: found no customer; only a job of a provider is counted without"
-            )
-        # Each model's part is settled for itself, so that each is remembered for itself.
-        part_id = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
-        revenues.append(await store.record(view, part, event_id=part_id, asks_revenue=True))
-    return None if is_unknown else _add_money(usage_of(answer), calls, revenues, store.cache)
-
-
-def _add_money(
-    usage: CallUsage | None,
-    calls: Sequence[CallUsage],
-    revenues: Sequence[Fraction | None],
-    compiled: CompiledCatalog,
-) -> CallUsage | None:
-    """Add cost, charge and revenue to the usage of calls, as far as they are known."""
-    if usage is None:
-        return None
-    known = [one for one in revenues if one is not None]
-    if known and len(known) == len(revenues):
-        usage = replace(usage, revenue_micros=sum(known, Fraction(0)))
-    costs, at = compiled.call_costs(), from_ms(compiled.now_ms())
-    if costs is None:
-        return usage
-    cost = [amount for call in calls for amount in costs.of(call, at).values()]
-    charged = [amount for call in calls for amount in price_call(compiled.charges, call, at)[0].values()]
-    return replace(
-        usage,
-        cost_micros=sum(cost, Fraction(0)) if cost else None,
-        charged_micros=sum(charged, Fraction(0)) if compiled.charges else None,
-    )
-
-
-def _assign_ids(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> tuple[CallUsage, ...]:
-    """Name the calls of a job by the id that the app gives, and those of a batch line by its name."""
-    base = call_id if line is None else f"{call_id}\0{line.name}"
-    return tuple(
-        replace(
-            call if line is None else mark_batched(call),
-            response_id=base if at == 0 else f"{base}\0{at}",
-            outlives=True,
-        )
-        for at, call in enumerate(calls)
-    )
-
-
-async def _count_job(
-    store: Store,
-    view: CustomerView | None,
-    call: CallUsage,
-    job_id: str,
-    *,
-    by: Counting,
-    event_id: str | None,
-) -> list[Fraction | None] | None:
-    """Count a job, or a part of it, once for the customer who began it.
-
-    Returns:
-        The revenue of each part, as far as the store knows; None: the customer is not known.
-    """
-    parts = used_by_model([call], store.cache)
-    owner, counts, is_deleted = await claim_job(store, job_id, view, "", by=by if parts else None)
-    end_job(store, job_id)
-    if is_deleted:
-        return None
-    if owner is None:
-        _logger.warning(
-            "record_usage() was given a job without a customer, and no request that began it is known; "
-            "nothing is counted of it: give the customer"
-        )
-        return None
-    return [
-        await store.record(owner, part, event_id=event_id, job_id=call_event_id(call), asks_revenue=True)
-        for part in (parts if counts else ())
-    ]
-
-
-def read_captured(
-    compiled: CompiledCatalog,
-    used: Any,
-    model: str | None,
-    provider: str | None,
-    *,
-    reserved: Mapping[str, int],
-    requested: str | None,
-    check: Callable[[Mapping[str, int]], None],
-) -> Sequence[UsedQuantities]:
-    """Read the usage that a reservation is captured with.
-
-    Args:
-        compiled: knows the meters.
-        used: quantities by meter, or an object with usage.
-        model: of what was used.
-        provider: likewise.
-        reserved: meter to the quantity that was set aside.
-        requested: the model that it was set aside for; None: not said.
-        check: refuses quantities that cannot be recorded.
-
-    Raises:
-        MeterkitError: an object says nothing of usage; and what ``check`` raises.
-    """
-    given: Mapping[str, int] | None = used if issubclass(kind_of(used), Mapping) else None
-    if given is None or not all(type(quantity) is int for quantity in given.values()):
-        calls = calls_of(used)
-        if requested is not None:
-            calls = tuple(replace(call, model=call.model or requested) for call in calls)
-        found = _usage_of_calls(calls, compiled, beside=reserved, model=model, provider=provider)
-        if found is not None:
-            return found
-        if given is None:
-            raise MeterkitError(
-                f"capture() found no token usage in an object of type {kind_of(used).__name__}; nothing is "
-                "captured: give the quantities by meter, or the response that the SDK returned"
-            )
-    quantities = given or {}
-    check_captured(quantities, compiled, check)
-    return [price_quantities(quantities, compiled, model=model or requested, provider=provider)]
-
-
-def _usage_of_calls(
-    calls: Sequence[CallUsage],
-    compiled: CompiledCatalog,
-    *,
-    beside: Mapping[str, int] | None = None,
-    model: str | None = None,
-    provider: str | None = None,
-) -> Sequence[UsedQuantities] | None:
-    """Add up the usage of calls, one part for each model.
-
-    Args:
-        calls: of an object that :func:`meterkit.usage_of` reads.
-        compiled: knows the meters.
-        beside: quantities of other meters, counted with the tokens.
-        model: overrules what the object says; for meters that ask for it (``where:``).
-        provider: likewise.
-
-    Returns:
-        None where there are none.
-
-    Raises:
-        MeterkitError: no meter of tokens is declared that could count it.
-    """
-    if not calls:
-        return None
-    if compiled.counters.isdisjoint(USAGE_METERS) and not compiled.charges:
-        names = ", ".join(TOKEN_METERS)
-        raise MeterkitError(
-            f"{compiled.catalog.source}: found no meter that counts tokens; declare any of {names}"
-        )
-    calls = tuple(
-        replace(call, model=model or call.model, provider=provider or call.provider) for call in calls
-    )
-    found = used_by_model(calls, compiled)
-    # The amount of money that was reserved is replaced by the charge, also where that is 0.
-    others = {
-        meter: quantity
-        for meter, quantity in (beside or {}).items()
-        if meter not in USAGE_METERS and meter not in compiled.charges
-    }
-    first = found[0] if found else NOTHING_USED
-    return [
-        first._replace(recorded={**first.recorded, **others}, rated={**first.rated, **others}),
-        *found[1:],
-    ]
 
 
 def name_calls(

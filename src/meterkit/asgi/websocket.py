@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.body import head_of
-from meterkit.asgi.call_amounts import used_by_model
 from meterkit.asgi.exchange import Exchange, outcome_of
 from meterkit.asgi.fallback_requests import decide_in_process
 from meterkit.asgi.logs import ErrorGuard, warn_of_unread
@@ -21,6 +20,7 @@ from meterkit.decisions.customer_state import keep_holds_only
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import ASK_ONLY, Demand
 from meterkit.errors import StoreError
+from meterkit.store.call_amounts import used_by_model
 from meterkit.store.prepared_decisions import read_decision
 from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement, settle_decision
