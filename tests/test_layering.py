@@ -13,8 +13,8 @@ import meterkit
 import stripe_emulator
 
 LINE = (
-    ("errors", "throttle", "answers", "cancellation", "safe_text"),
-    ("settings", "sending_page"),
+    ("errors", "throttle", "problem_types", "cancellation", "safe_text"),
+    ("settings", "sending_page", "http_bodies"),
     ("catalog",),
     ("decisions", "tokens"),
     ("redis",),

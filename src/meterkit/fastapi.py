@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, get_args
 
-from meterkit.answers import PROBLEM_JSON, PROBLEM_TYPES
 from meterkit.asgi import admitted
 from meterkit.asgi.context import EXEMPT, current, require_exchange
-from meterkit.asgi.refusal_documents import REFUSAL_TYPES, problem_type_of
+from meterkit.asgi.refusal_responses import REFUSAL_TYPES, problem_type_of
 from meterkit.decisions.decision import ProblemCode
 from meterkit.errors import MeterkitError
+from meterkit.problem_types import PROBLEM_JSON, PROBLEM_TYPES
 from meterkit.starlette import check_customer_of, respond, webhook_route
 from meterkit.subscriptions.billing_answers import BillingResponder
 from meterkit.subscriptions.billing_routes import ENDPOINTS

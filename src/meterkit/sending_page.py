@@ -6,12 +6,11 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from meterkit.answers import ProblemDocument, ProblemDocumentError
 from meterkit.errors import MeterkitError
+from meterkit.problem_types import ProblemDocument, ProblemDocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
 
 _LENGTH_MAX: Final = 2048
 _PORTS: Final = {"https": 443, "http": 80}

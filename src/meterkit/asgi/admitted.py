@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from meterkit.asgi.body import KeptRequest, has_body
 from meterkit.asgi.llm_calls import LlmCalls, name_calls
 from meterkit.asgi.logs import warn, warn_of_lost, warn_of_unread
-from meterkit.asgi.refusal_documents import problem_type_of
+from meterkit.asgi.refusal_responses import problem_type_of
 from meterkit.asgi.refuser import LateRefusal
 from meterkit.asgi.response_usage import ResponseUsage
 from meterkit.catalog.argument_checks import check_feature, check_quantities

@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from meterkit.answers import send_json
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.logs import warn
-from meterkit.asgi.refusal_documents import compact_json, payment_required
+from meterkit.asgi.refusal_responses import compact_json, payment_required
 from meterkit.catalog.models import NAMED_METHODS
+from meterkit.http_bodies import send_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from starlette.types import Receive, Scope, Send
 
-    from meterkit.asgi.refusal_documents import Denial
+    from meterkit.asgi.refusal_responses import Denial
     from meterkit.asgi.route_matching import Router
     from meterkit.catalog import Route
     from meterkit.store.store import Store

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from meterkit.asgi.logs import LogSampler
 from meterkit.asgi.mcp import mcp_denial
-from meterkit.asgi.refusal_documents import (
+from meterkit.asgi.refusal_responses import (
     Denial,
     Offer,
     ProblemContext,

@@ -12,7 +12,7 @@ from meterkit.asgi.body import head_of
 from meterkit.asgi.exchange import Exchange, outcome_of
 from meterkit.asgi.fallback_requests import decide_in_process
 from meterkit.asgi.logs import ErrorGuard, warn_of_unread
-from meterkit.asgi.refusal_documents import POLICY_VIOLATION
+from meterkit.asgi.refusal_responses import POLICY_VIOLATION
 from meterkit.cancellation import start_task
 from meterkit.catalog.routes import additions_of
 from meterkit.decisions.compiled_decision import compile_program

@@ -14,8 +14,8 @@ from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from meterkit.answers import ProblemDocument, ProblemDocumentError, ProblemType, read_body
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
+from meterkit.http_bodies import read_body
 from meterkit.insights.overview.overview import CustomerOverview
 from meterkit.pages.attention import attention_items
 from meterkit.pages.health_reader import HealthReader
@@ -52,6 +52,7 @@ from meterkit.pages.rendering import (
     wants_json,
 )
 from meterkit.pages.trend_tiles import trend_tiles
+from meterkit.problem_types import ProblemDocument, ProblemDocumentError, ProblemType
 from meterkit.safe_text import csv_text
 from meterkit.sending_page import SendingPage
 from meterkit.store.input_checks import check_text, is_customer

@@ -15,12 +15,12 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from meterkit.answers import ProblemDocument, ProblemType
 from meterkit.catalog.amount_wording import exact_money, is_money, micro_money, minor_units, money, size_text
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.pages.brand import brand_css
+from meterkit.problem_types import ProblemDocument, ProblemType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from meterkit.answers import ProblemDocumentError
 from meterkit.catalog.amount_wording import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
@@ -21,6 +20,7 @@ from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, stat
 from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.pages.subject_figures import subject_bars
 from meterkit.pages.usage_figures import beyond_included, usage_figures
+from meterkit.problem_types import ProblemDocumentError
 from meterkit.sending_page import SendingPage, check_sender, origins_of
 from meterkit.starlette import check_customer_of
 from meterkit.store.customer_usage import hide_delivery_states

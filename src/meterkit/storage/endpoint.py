@@ -7,8 +7,8 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, Protocol
 
-from meterkit.answers import read_body, send_json, send_problem
 from meterkit.errors import MeterkitError
+from meterkit.http_bodies import read_body, send_json, send_problem
 from meterkit.storage.object_events import UnreadableEventError
 from meterkit.storage.sns import ForgedMessageError
 

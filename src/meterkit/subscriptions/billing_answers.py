@@ -16,9 +16,9 @@ from urllib.parse import parse_qsl
 
 from pydantic import TypeAdapter, ValidationError
 
-from meterkit.answers import ProblemDocument, ProblemDocumentError
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
+from meterkit.problem_types import ProblemDocument, ProblemDocumentError
 from meterkit.sending_page import Origin, SendingPage, check_sender, has_allowed_origin, origins_of
 from meterkit.store.customer_usage import hide_delivery_states
 from meterkit.store.input_checks import is_customer
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.subscriptions.billing_routes import BillingEndpoint, BillingKit
-
 
 BODY_BYTES_MAX: Final = 64 << 10
 _URLS: Final = ("success_url", "cancel_url", "return_url")

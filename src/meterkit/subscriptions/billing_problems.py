@@ -6,7 +6,6 @@ import logging
 import re
 from typing import TYPE_CHECKING, Final
 
-from meterkit.answers import ProblemDocument
 from meterkit.errors import (
     CurrencyError,
     CustomerError,
@@ -24,10 +23,10 @@ from meterkit.errors import (
     SubscriptionExistsError,
     UnknownPlanError,
 )
+from meterkit.problem_types import ProblemDocument
 
 if TYPE_CHECKING:
     from meterkit.errors import MeterkitError
-
 
 _logger = logging.getLogger("meterkit.subscriptions")
 _WORD: Final = re.compile(r"[a-z_]{1,64}")

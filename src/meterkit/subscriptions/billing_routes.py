@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, T
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from meterkit.answers import PROBLEM_TYPES, ProblemDocumentError, ProblemType
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
+from meterkit.problem_types import PROBLEM_TYPES, ProblemDocumentError, ProblemType
 from meterkit.subscriptions.billing_problems import invalid
 from meterkit.subscriptions.change_rules import SEATS_MAX
 from meterkit.subscriptions.service.results import (
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
     from meterkit.subscriptions.service.top_ups import Credits
     from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
-
 
 _SEATS_DIGITS_MAX: Final = 15
 _Handler = TypeVar("_Handler", bound="Callable[[BillingKit, BillingRequest], Awaitable[object]]")

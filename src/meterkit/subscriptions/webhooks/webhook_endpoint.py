@@ -8,9 +8,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from weakref import WeakKeyDictionary
 
-from meterkit.answers import read_body, send_json, send_problem
 from meterkit.customers.states import CustomerStates
 from meterkit.errors import StoreError
+from meterkit.http_bodies import read_body, send_json, send_problem
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.webhooks.customer_sync import CustomerSyncer
 from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.top_up_payments import TopUpPayments
     from meterkit.subscriptions.webhooks.subscription_writer import EndUsage
     from meterkit.subscriptions.webhooks.sync_queue import DeadWebhook, WebhookBacklog
-
 
 _logger = logging.getLogger("meterkit.subscriptions")
 Receipt = Literal["new", "duplicate", "ignored"]

@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457) of refused requests, with status, fields and offers of top-ups.
+"""Responses to refused requests: status, fields, problem document (RFC 9457) and offers of top-ups.
 
 Offers have the form of x402: https://github.com/coinbase/x402/blob/main/specs/x402-specification-v2.md
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.answers import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
 from meterkit.asgi.limit_fields import format_fields, policy_field
 from meterkit.asgi.merged_headers import join_names, merge_headers
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.meters import CHARGED
 from meterkit.decisions.verdicts import UNKNOWN_WAIT_MS
+from meterkit.problem_types import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
 from meterkit.store.input_checks import ALLOWED_ID
 
 if TYPE_CHECKING:
