@@ -130,7 +130,7 @@ async def test_i13_usage_recorded_during_a_change_has_the_new_price(at: Shop) ->
 async def slow(store_url: str, lag_s: int = 60) -> AsyncGenerator[Shop]:
     """A shop with a change of plan that Stripe, which counts what it accepts later, has not confirmed yet."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("meterkit.subscriptions.service.subscriptions_facade._ANSWER_S", 2.0)
+        patched.setattr("meterkit.subscriptions.service.accepted_changes.ANSWER_S", 2.0)
         async with shop(store_url, catalog=CATALOG, selling=sell) as at:
             await at.subscribed(plan="basic")
             at.clock.set(HALF)
@@ -170,7 +170,7 @@ async def test_a_change_refused_after_acceptance_leaves_the_plan(store_url: str)
 
 
 async def test_a_change_never_confirmed_is_given_up(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.subscriptions.service.pending_changes._TIMEOUT_S", 0.5)
+    monkeypatch.setattr("meterkit.subscriptions.service.accepted_changes._TIMEOUT_S", 0.5)
     async with slow(store_url, lag_s=86_400) as at:
         assert await retried(at, 3) == ("basic", "cheaper")
         assert await retried(at, 20) == ("basic", None)

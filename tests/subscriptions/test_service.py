@@ -338,7 +338,7 @@ async def test_what_cannot_be_asked_for_is_refused_in_words(at: Shop) -> None:
     assert "sk_test" not in repr(at.kit.subscriptions)
 
 
-WAIT: Final = "meterkit.subscriptions.service.pending_changes:WAIT_S"
+WAIT: Final = "meterkit.subscriptions.service.change_lease:WAIT_S"
 
 
 async def open_subscriptions(at: Shop) -> list[dict[str, Any]]:

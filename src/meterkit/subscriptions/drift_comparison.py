@@ -23,7 +23,7 @@ from meterkit.subscriptions.item_changes import (
 )
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader, inexact_prices
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, gives_price
-from meterkit.subscriptions.service.pending_changes import due_prices
+from meterkit.subscriptions.service.due_customers import due_prices
 from meterkit.subscriptions.stripe_objects import is_override_price, part_of, plan_of_price, seat_key, text_in
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from meterkit.subscriptions.item_changes import (
 from meterkit.subscriptions.live_subscription import LiveSubscription, with_all_items
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
-from meterkit.subscriptions.service.pending_changes import hold_change_lease
+from meterkit.subscriptions.service.change_lease import hold_change_lease
 from meterkit.subscriptions.stripe_objects import id_in, persistently
 from meterkit.subscriptions.subscription_choice import choose_subscription
 from meterkit.subscriptions.subscription_reading import read_subscription
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.item_changes import LiveItem, PlanPrices
     from meterkit.subscriptions.metered_prices import PriceFacts
-
 
 _PAGE: Final = 500
 _EXPAND: Final = ("data.latest_invoice",)

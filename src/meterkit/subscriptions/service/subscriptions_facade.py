@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.errors import NoSubscriptionError, StripeUnavailableError, SubscriptionError
+from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
+from meterkit.subscriptions.service.accepted_changes import AcceptedChanges
+from meterkit.subscriptions.service.change_lease import ANSWER_S, hold_change_lease
 from meterkit.subscriptions.service.checkout import SubscriptionStarter
 from meterkit.subscriptions.service.override_repricer import OverrideRepricer
 from meterkit.subscriptions.service.payment_pages import checkout_options, open_portal, refuse_deleted
-from meterkit.subscriptions.service.pending_changes import AcceptedChanges, hold_change_lease
 from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
@@ -38,9 +40,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.service.stripe_customers import ContactSource
     from meterkit.subscriptions.service.stripe_import import Imported, ImportProgress
     from meterkit.subscriptions.service.subscription_repair import Repair
-
-_ANSWER_S: Final = 9.0
-"""A client gets its answer within 10 s: the rest is for the state, and for the way back."""
 
 
 class Subscriptions:
@@ -211,17 +210,10 @@ class Subscriptions:
                 another one.
             SubscriptionError: the subscription is ending, or another request has changed it meanwhile.
         """
-        wanted, started = check_sold(plan, self._catalog), asyncio.Event()
-        try:
-            async with asyncio.timeout(_ANSWER_S), self._lease(check_customer(customer)):
-                cost, secret = await self._changer.change_plan(customer, wanted, started)
-                known = await self._fetch_known(customer)
-        except TimeoutError:
-            if not started.is_set():
-                raise StripeUnavailableError("Stripe does not answer; nothing has changed") from None
-            return await self._accept_change(customer, wanted)
-        await self._accepted_changes.drop(customer)
-        return SubscriptionChange(subscription=known, proration=cost, client_secret=secret)
+        wanted = check_sold(plan, self._catalog)
+        change = partial(self._change_now, check_customer(customer), wanted)
+        made = await self._accepted_changes.run_or_accept(customer, wanted.key, change)
+        return await self._describe_accepted(customer, wanted) if made is None else made
 
     async def retry_accepted(self) -> None:
         """Make accepted and due changes once; a background task does so every two seconds."""
@@ -360,9 +352,14 @@ class Subscriptions:
         check_seats_sold(wanted, self._seat_meter, check_seats(seats))
         return wanted, paid_seats(wanted, self._seat_meter, seats)
 
-    async def _accept_change(self, customer: str, wanted: Plan) -> SubscriptionChange:
-        """Queue an unconfirmed change for retries in the background."""
-        await self._accepted_changes.put(customer, wanted.key)
+    async def _change_now(self, customer: str, wanted: Plan, started: asyncio.Event) -> SubscriptionChange:
+        async with self._lease(customer):
+            cost, secret = await self._changer.change_plan(customer, wanted, started)
+            known = await self._fetch_known(customer)
+        return SubscriptionChange(subscription=known, proration=cost, client_secret=secret)
+
+    async def _describe_accepted(self, customer: str, wanted: Plan) -> SubscriptionChange:
+        """Describe a change that Stripe has not confirmed yet, with its estimated cost."""
         cost = await self._changer.estimate(customer, wanted)
         known = await self.get(customer)
         if known is None:
@@ -381,7 +378,7 @@ class Subscriptions:
 
     def _lease(self, customer: str) -> AbstractAsyncContextManager[None]:
         """Hold the lease of a customer, so that no other request of any process changes it."""
-        return hold_change_lease(self._store, customer, within_s=_ANSWER_S - 1)
+        return hold_change_lease(self._store, customer, within_s=ANSWER_S - 1)
 
     async def _read_link(self, customer: str) -> str | None:
         _, state = await self._states.read(check_customer(customer))

@@ -1,0 +1,56 @@
+"""Queues of customers with due changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterkit.catalog.value_parsers import DAY_MS
+
+if TYPE_CHECKING:
+    from meterkit.store.store import Store
+
+
+class DueCustomers:
+    """Queue of customers by due time.
+
+    Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+
+    Args:
+        store: of the kit.
+        name: of the queue.
+        kept_ms: how long it lasts after the last entry.
+    """
+
+    def __init__(self, store: Store, name: str, *, kept_ms: int) -> None:
+        self._store = store
+        self._key = store.keys.hooks(name)
+        self._kept_ms = kept_ms
+
+    async def put(self, customer: str, due_ms: int) -> None:
+        """Set when a customer is due; it replaces an earlier instant."""
+        admin = await self._store.admin()
+        pipe = admin.client.pipeline(transaction=False)
+        pipe.zadd(self._key, {customer: due_ms})
+        pipe.pexpire(self._key, self._kept_ms)
+        await admin.ask(pipe.execute())
+
+    async def remove(self, customer: str) -> None:
+        """Remove a customer."""
+        admin = await self._store.admin()
+        await admin.ask(admin.client.zrem(self._key, customer))
+
+    async def due(self) -> list[str]:
+        """List the due customers."""
+        admin = await self._store.admin()
+        found: list[bytes] = await admin.ask(
+            admin.client.zrangebyscore(self._key, "-inf", self._store.now_ms())
+        )
+        return [member.decode() for member in found]
+
+
+def due_prices(store: Store) -> DueCustomers:
+    """Queue of customers by when the price of an override starts or ends at Stripe.
+
+    The nightly sync finds a customer whose entry was lost.
+    """
+    return DueCustomers(store, "prices", kept_ms=400 * DAY_MS)
