@@ -1,0 +1,73 @@
+"""Prices at which a request holds quantities: of its model, or the highest if that is not known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+    from meterkit.catalog import Entitlement
+    from meterkit.decisions.grants import Prepaid
+    from meterkit.decisions.policies import Demand
+
+_NO_ROWS: Final[dict[str, str]] = {}
+
+
+class ModelPricing(NamedTuple):
+    """Costs and prices by the model of a request.
+
+    Attributes:
+        costs: cost of a unit, by meter whose cost depends on the model; None: the highest ones.
+        rows: meter with prices by model, to the meter that counts the model's price; empty if the model is
+            not known, or the plan has neither a budget nor subjects.
+    """
+
+    costs: Mapping[str, int] | None = None
+    rows: Mapping[str, str] = _NO_ROWS
+
+    @classmethod
+    def of(
+        cls,
+        costs: Mapping[str, int] | None,
+        meters: Iterable[str],
+        model: str | None,
+        entitlements: Mapping[str, Entitlement],
+        *,
+        holds_rows: bool,
+    ) -> ModelPricing:
+        """Pricing of some meters; without a known model, holds are at the highest price."""
+        if not model or not holds_rows:
+            return cls(costs)
+        found = {name: entitlements[name].overage.rows for name in meters}
+        return cls(costs, {name: rows.of(model) for name, rows in found.items() if rows is not None})
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """Cache key."""
+        return (*(self.costs or {}).items(), *self.rows.items())
+
+    def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
+        """Quantities to hold, with the same quantities of the meters that count their prices."""
+        return {**quantities, **{row: quantities[name] for name, row in self.rows.items()}}
+
+    def add_price_rows(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
+        """Demands, with the same demands on the meters that count their prices."""
+        return {**demands, **{row: demands[name] for name, row in self.rows.items()}}
+
+
+UNKNOWN_MODEL: Final = ModelPricing()
+
+
+def model_terms_to_hold(
+    models: Sequence[str | None],
+    prepaid: Prepaid | None,
+    meters: Iterable[str],
+    entitlements: Mapping[str, Entitlement],
+    *,
+    holds_rows: bool,
+) -> ModelPricing:
+    """Pricing at which quantities are held; without a model, or with several, the highest."""
+    model = models[0] if len(models) == 1 else None
+    costs = None if prepaid is None else prepaid.held_costs(model)
+    return ModelPricing.of(costs, meters, model, entitlements, holds_rows=holds_rows)
