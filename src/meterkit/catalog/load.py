@@ -42,7 +42,6 @@ from meterkit.catalog.notes import (
     note_repeated_tiers,
     note_unfed_meters,
     note_unpriced_models,
-    note_unreachable_prices,
     note_webhook_lines,
 )
 from meterkit.catalog.notify import NotifyTable, build_notify
@@ -59,6 +58,7 @@ from meterkit.catalog.route_notes import (
 from meterkit.catalog.routes import RouteTable, build_routes, reads_tokens, requested_quantities
 from meterkit.catalog.routes_by_model import mark_model_readers
 from meterkit.catalog.storage import StorageTable, build_storage
+from meterkit.catalog.unreachable_notes import note_unreachable_prices
 from meterkit.catalog.value_parsers import NAME, scalar
 from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Table, WordChoice, drop_refused
 from meterkit.catalog.yaml_tree import SIZE_MAX, parse
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.models import Entitlement, Meter, Plan
-
 
 # Where the file lies, how a route's match is spaced, what there is to note, and what follows from the rest
 # change nothing.

@@ -11,25 +11,15 @@ from meterkit.catalog.errors import listed
 from meterkit.catalog.genai_prices_table import nearest_usage_meter
 from meterkit.catalog.match_lines import covers_line
 from meterkit.catalog.meters import counts_tokens, is_sold, meters_billed_by_tiers
-from meterkit.catalog.model_prices import covers_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.catalog.credits import CreditTable, ModelPricesTable
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import FilePlace, Note, NoteKind, Problems
     from meterkit.catalog.meters import MeterTable
     from meterkit.catalog.model_prices import ModelPrices
-    from meterkit.catalog.models import (
-        Catalog,
-        Changes,
-        Enforcement,
-        Entitlement,
-        Meter,
-        Plan,
-        Route,
-    )
+    from meterkit.catalog.models import Catalog, Changes, Enforcement, Entitlement, Meter, Plan, Route
 
 _logger = logging.getLogger("meterkit")
 _plans_logger = logging.getLogger("meterkit.plans")
@@ -221,22 +211,6 @@ def note_equal_ranks(
             )
 
 
-def note_unreachable(matches: Sequence[tuple[str, FilePlace]], problems: Problems) -> None:
-    """Say so where an earlier line takes every request of a later one.
-
-    Args:
-        matches: the ``match`` lines of the file in its order, with their places.
-        problems: the list to add to.
-    """
-    earlier: list[tuple[str, FilePlace]] = []
-    for match, place in matches[:COMPARED_MAX]:
-        found = next((line for written, line in earlier if covers_line(written, match)), None)
-        if found is not None:
-            message = f"never reached: the route in line {found.line} matches all of it; move this one up"
-            problems.note(place, "never_reached", message)
-        earlier.append((match, place))
-
-
 def note_billing_lines(
     routes: Iterable[Route], plans: Iterable[Plan | None], place: FilePlace, problems: Problems
 ) -> None:
@@ -301,26 +275,6 @@ def _webhook_path(route: Route, *, can_mount: bool) -> str | None:
     mount, _, parameter = path.rpartition("/")
     is_mount = route.always and can_mount and parameter.startswith("{") and parameter.endswith(":path}")
     return mount + _WEBHOOK if is_mount else None
-
-
-def note_unreachable_prices(tables: Iterable[ModelPricesTable | CreditTable], problems: Problems) -> None:
-    """Say so where an earlier pattern of a table matches every model of a later one.
-
-    Args:
-        tables: those of ``prices:``, and the credits, which may have ``models`` of their own.
-        problems: the list to add to.
-    """
-    for table in tables:
-        places = table.places("models")
-        for nth, pattern in enumerate(places):
-            earlier = list(places)[: min(nth, COMPARED_MAX)]
-            found = next((first for first in earlier if covers_pattern(first, pattern)), None)
-            if found is not None:
-                message = (
-                    f"never reached: {found!r} in line {places[found].line} matches all of it;"
-                    " move this one up"
-                )
-                problems.note(places[pattern], "never_reached", message)
 
 
 def note_unfed_meters(

@@ -19,8 +19,8 @@ from meterkit.catalog.genai_prices_table import PROVIDER_SHAPE, TOKEN_METERS, US
 from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match, parse_mcp
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
-from meterkit.catalog.notes import note_unreachable
 from meterkit.catalog.rates import RatesShape
+from meterkit.catalog.unreachable_notes import note_unreachable
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 from meterkit.catalog.value_shapes import (
     AnyForm,
