@@ -30,7 +30,7 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.health import backlogs, deliveries, store_servers, store_topology
 from meterkit.health.spools import find_full_disk, find_growing_spools
 from meterkit.safe_text import csv_cell, escape_invisible
-from meterkit.store.spool_file import SpoolInfo
+from meterkit.store.spool_states import SpoolInfo
 from meterkit.testing import Clock, StripeEmulator
 
 TURNED: Final = "a\u202eda"

@@ -30,8 +30,9 @@ from meterkit.redis.url import parse_redis_url
 from meterkit.store.prepared_decisions import prepare_holding
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
-from meterkit.store.spool_file import DAMAGED, SpoolFile, SpoolHeader, SpoolInfo, frame, list_spools
+from meterkit.store.spool_file import DAMAGED, SpoolFile, SpoolHeader, frame
 from meterkit.store.spool_replay import SpoolReplay, read_record, write_record
+from meterkit.store.spool_states import SpoolInfo, list_spools
 from meterkit.store.store import Store
 from meterkit.store.views import CustomerCache
 from servers.stores import Server

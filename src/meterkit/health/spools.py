@@ -12,14 +12,14 @@ from meterkit.errors import SettingsError
 from meterkit.health.findings import Finding, join_names, one_finding
 from meterkit.redis.local_files import check_directory
 from meterkit.store.settlement_spool import SPOOL_BYTES_MAX
-from meterkit.store.spool_file import list_spools
+from meterkit.store.spool_states import list_spools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from meterkit.assembly import Parts
-    from meterkit.store.spool_file import SpoolInfo, SpoolState
+    from meterkit.store.spool_states import SpoolInfo, SpoolState
 
 HELD_MS: Final = 15 * 60_000
 """A running process sends its spool within a second of the store's return."""

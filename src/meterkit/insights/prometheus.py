@@ -18,7 +18,7 @@ from meterkit.insights.store_readings import read_deliveries, read_durability, r
 from meterkit.redis.server import DURABILITIES
 from meterkit.redis.tallies import BUCKETS_S
 from meterkit.store.message_queue import CHANNELS, MessageQueue
-from meterkit.store.spool_file import list_spools
+from meterkit.store.spool_states import list_spools
 from meterkit.store.storage_upkeep import StorageUpkeep
 
 if TYPE_CHECKING:

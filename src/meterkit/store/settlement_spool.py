@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settlement_queue import resolve
-from meterkit.store.spool_file import (
-    SpoolError,
-    SpoolFile,
-    SpoolHeader,
-    TornError,
-    check_sendable,
-    find_spools,
-    frame,
-)
+from meterkit.store.spool_file import SpoolError, SpoolFile, SpoolHeader, TornError, find_spools, frame
 from meterkit.store.spool_replay import RewindError, SpoolReplay, estimate_size, write_record
+from meterkit.store.spool_states import check_sendable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
