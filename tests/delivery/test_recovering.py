@@ -19,9 +19,9 @@ from drivers.audited_kit import sqlite_in
 from drivers.delivery import NOW, Caplog, Desk, desk, have_at_stripe, sealed, summaries_of
 from drivers.emulated_account import unpaced
 from drivers.restored_store import LAG, linked, parked_by_a_restore, states
-from meterkit.delivery.delivery_gaps import DeliveryGap, LostDeliveries
 from meterkit.delivery.delivery_outcome import DeliveryOutcome
 from meterkit.delivery.journaled_transport import JournaledTransport
+from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
 from meterkit.delivery.restore_recovery import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
@@ -342,7 +342,7 @@ async def known(at: Desk, identifier: str, value: int) -> None:
 
 
 async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.delivery.delivery_gaps._JOURNAL_PAUSE_S", 0)
+    monkeypatch.setattr("meterkit.delivery.lost_deliveries._JOURNAL_PAUSE_S", 0)
     journal = Pages(fails=2)
     names = ("acme", "api_requests", "cus_acme")
     async with desk(store_url, shards=1) as at:
@@ -351,7 +351,7 @@ async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch
         await summaries.refresh()
         found = LostDeliveries(at.kit.store, summaries, journal)
         assert await found.units_in_journal(*names, GAP) is None  # It cannot be read.
-        monkeypatch.setattr("meterkit.delivery.delivery_gaps._JOURNAL_PAUSE_S", 60)
+        monkeypatch.setattr("meterkit.delivery.lost_deliveries._JOURNAL_PAUSE_S", 60)
         assert await found.units_in_journal(*names, GAP) is None
         vars(found)["_journal_again_s"] = 0.0
         journal.fails = 0

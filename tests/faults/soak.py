@@ -28,7 +28,7 @@ from faults.crashes import MISHAPS
 from faults.proxy import TcpProxy
 from meterkit import MeterKit, MeterMiddleware, StoreError, identify
 from meterkit.catalog import loads
-from meterkit.delivery import store_restart_check
+from meterkit.delivery import restored_store_comparer
 from meterkit.store import store
 from meterkit.testing import StripeEmulator
 from servers.stores import Server, free_port, spawn_server
@@ -107,7 +107,7 @@ def serve(place: Place, port: int) -> None:
 
 def deliver(place: Place) -> None:
     logging.disable(logging.CRITICAL)
-    setattr(store_restart_check, "_LAG_MS", _LAG_MS)  # noqa: B010 - it is another one here, knowingly
+    setattr(restored_store_comparer, "_LAG_MS", _LAG_MS)  # noqa: B010 - it is another one here, knowingly
     asyncio.run(_deliver(place))
 
 

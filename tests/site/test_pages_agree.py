@@ -174,8 +174,8 @@ redis.reconnector:_PAUSE_MAX_S           0.5             reliability.md every ha
 redis.server:_BEHIND_MAX_S               60              testing.md     more than a minute behind
 delivery.delivery_outcome:CLOCKS_APART_S 60              runbook.md     Stripe's by more than a minute
 delivery.delivery_outcome:CLOCKS_APART_S 60              billing.md     by more than a minute
-delivery.store_restart_check:_LAG_MS     120_000         runbook.md     held back for two minutes
-delivery.store_restart_check:_LAG_MS     120_000         reliability.md After two minutes
+delivery.restored_store_comparer:_LAG_MS 120_000         runbook.md     held back for two minutes
+delivery.restored_store_comparer:_LAG_MS 120_000         reliability.md After two minutes
 delivery.period_closer:_IN_TIME_MS       2_700_000       runbook.md     45 minutes later
 delivery.period_closer:_IN_TIME_MS       2_700_000       billing.md     confirmed 45 minutes after
 delivery.period_closer:_GIVEN_UP_MS      3_110_400_000   runbook.md     gives up 36 days after

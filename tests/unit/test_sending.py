@@ -31,13 +31,13 @@ from meterkit.customers.links import DeliveryRecord
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
-from meterkit.delivery.delivery_gaps import DeliveryGap, LostDeliveries
 from meterkit.delivery.delivery_outcome import DeliveryOutcome
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.intent_comparer import READS_APART_MS, IntentComparer, SummaryReading, Verdict, judge
+from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
 from meterkit.delivery.restore_recovery import RestoreRecoverer
+from meterkit.delivery.restored_store_comparer import RestoredStoreComparer
 from meterkit.delivery.sender import IntentSender, ShardLease, group_calls
-from meterkit.delivery.store_restart_check import StoreRestartCheck
 from meterkit.delivery.usage_cutter import UsageCutter
 from meterkit.errors import CustomerError, StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.intents import IntentMove, SealedIntent, SendAttempt, StoredIntent
@@ -583,7 +583,7 @@ async def test_i6_of_one_minute_nothing_that_went_elsewhere_counts(kit: MeterKit
 class Shard:
     def __init__(self, kit: MeterKit, at_stripe: dict[int, int], outbox: Outbox) -> None:
         self.kit, self.outbox, self.report = kit, outbox, FlushReport()
-        self.restarts = StoreRestartCheck(kit.store, Counted(at_stripe))
+        self.restarts = RestoredStoreComparer(kit.store, Counted(at_stripe))
 
     async def life(self, **fields: Any) -> dict[str, str]:
         """What the shard says of its life; the fields that are given are set first."""

@@ -16,8 +16,8 @@ from meterkit.cancellation import start_task
 from meterkit.delivery.flush_report import FlushReport, Unsealed, count_undelivered
 from meterkit.delivery.intent_comparer import IntentComparer
 from meterkit.delivery.late_usage_withdrawal import LateIntents, report_late
+from meterkit.delivery.restored_store_comparer import RestoredStoreComparer
 from meterkit.delivery.sender import IntentSender, ShardLease, group_calls, stopwatch
-from meterkit.delivery.store_restart_check import StoreRestartCheck
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.outbox import Outbox
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from meterkit.outbox.journal import Journal
     from meterkit.outbox.sealer import SealResult
     from meterkit.store.store import Store
-
 
 _logger = logging.getLogger("meterkit.delivery")
 
@@ -169,7 +168,7 @@ class Flusher:
         self._store, self._items = store, items
         self._comparer = None if summaries is None else IntentComparer(store, summaries, journal)
         self._compared_ms = 0
-        self._restarts = None if summaries is None else StoreRestartCheck(store, summaries, journal)
+        self._restarts = None if summaries is None else RestoredStoreComparer(store, summaries, journal)
         self._late = LateIntents(store)
         self._sync = SyncBeforeDelivery(store, look)
         self._sender = IntentSender(

@@ -10,10 +10,10 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.late_usage_on_price_change import MISSED, mark_intent_late
-from meterkit.delivery.delivery_gaps import LostDeliveries
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
 from meterkit.delivery.intent_logs import log_kept_parked, log_not_comparable
 from meterkit.delivery.late_usage_withdrawal import LateIntents
+from meterkit.delivery.lost_deliveries import LostDeliveries
 from meterkit.delivery.restore_recovery import RestoreRecoverer
 from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.outbox.intents import RESTORED, StoredIntent, count_members, parse_intents

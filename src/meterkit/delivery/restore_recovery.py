@@ -9,7 +9,7 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.delivery.delivery_gaps import DeliveryGap, LostDeliveries, group_by_line
+from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.outbox.intents import RESTORED, count_members, read_intents_in
 from meterkit.outbox.operator_commands import change_state
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from meterkit.delivery.delivery_gaps import IntentLine
+    from meterkit.delivery.lost_deliveries import IntentLine
     from meterkit.delivery.summaries import StripeSummaries
     from meterkit.outbox.intents import StoredIntent
     from meterkit.outbox.journal import Journal

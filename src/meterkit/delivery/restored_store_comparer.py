@@ -1,4 +1,4 @@
-"""Check after a restart of the store: compare waiting intents with Stripe before they are sent."""
+"""Comparison with Stripe after the store was restarted, restored or replaced: before its intents are sent."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.delivery.delivery_gaps import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.delivery.intent_comparer import CAUSE
 from meterkit.delivery.intent_logs import log_not_comparable, log_parked
 from meterkit.delivery.late_usage_withdrawal import report_late
+from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.errors import StoreError, StripeError
 from meterkit.outbox.intents import RESTORED, read_intents_in
 from meterkit.outbox.operator_commands import change_state
@@ -23,8 +23,8 @@ from meterkit.throttle import HOUR_S, Throttle
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from meterkit.delivery.delivery_gaps import Deliveries, IntentLine
     from meterkit.delivery.flush_report import FlushReport
+    from meterkit.delivery.lost_deliveries import Deliveries, IntentLine
     from meterkit.delivery.summaries import StripeSummaries
     from meterkit.outbox.intents import StoredIntent
     from meterkit.outbox.journal import Journal
@@ -64,7 +64,7 @@ class _ShardComparison:
     report: FlushReport
 
 
-class StoreRestartCheck:
+class RestoredStoreComparer:
     """Compares a shard's waiting intents with Stripe after the store was restarted, restored or replaced.
 
     Such a server may lack its last writes: delivered usage is pending once more, under an identifier that
