@@ -182,7 +182,7 @@ async def test_where_the_disk_does_not_get_it_nothing_is_sent(monkeypatch: pytes
 
 async def test_two_seconds_pass_though_the_kits_clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     # F-127: nothing was ever delivered, and `flush(everything=True)` waited for 300 s.
-    monkeypatch.setattr("meterkit.outbox.outbox._SURELY_ON_DISK_MS", 20)
+    monkeypatch.setattr("meterkit.outbox.outbox.SURELY_ON_DISK_MS", 20)
     async with desk_on("--appendonly", "yes") as (server, at):
         server.command("ACL", "SETUSER", "default", "-waitaof")
         report = await at.flush(everything=True)
@@ -190,7 +190,7 @@ async def test_two_seconds_pass_though_the_kits_clock_stands_still(monkeypatch: 
 
 
 async def test_one_flush_waits_until_what_it_finds_is_surely_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.outbox.outbox._SURELY_ON_DISK_MS", 500)
+    monkeypatch.setattr("meterkit.outbox.outbox.SURELY_ON_DISK_MS", 500)
     monkeypatch.setattr("meterkit.delivery.flusher._YOUNG_S", 0.6)
     async with desk_on("--appendonly", "yes") as (server, at):
         server.command("ACL", "SETUSER", "default", "-waitaof")

@@ -22,8 +22,8 @@ from drivers.store_keys import meter_token
 from faults.refusals import FakeRedis, eventually, kit_at, lane_of, settled, used
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.redis.admin import Admin
-from meterkit.redis.durability import DurabilityCheck
-from meterkit.redis.server import commands_to_try, durability_of
+from meterkit.redis.durability import DurabilityCheck, durability_of
+from meterkit.redis.server import commands_to_try
 from meterkit.redis.url import parse_redis_url
 from meterkit.testing import Clock, StripeEmulator
 from servers.stores import DOCUMENTED, NEEDED, Server, free_port, redis_binary, spawn_server, url_of_user

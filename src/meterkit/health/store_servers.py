@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from meterkit.assembly import Parts
     from meterkit.outbox.outbox import Outbox
     from meterkit.redis.admin import Admin
-    from meterkit.redis.server import Durability
+    from meterkit.redis.durability import Durability
     from meterkit.redis.url import Address
-
 
 CLOCK_APART_MS: Final = 5_000
 """A larger difference between clocks is a finding."""

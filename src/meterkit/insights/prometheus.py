@@ -15,7 +15,7 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.draining import read_backlog
 from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
 from meterkit.insights.store_readings import read_deliveries, read_durability, read_webhooks
-from meterkit.redis.server import DURABILITIES
+from meterkit.redis.durability import DURABILITIES
 from meterkit.redis.tallies import BUCKETS_S
 from meterkit.store.message_queue import CHANNELS, MessageQueue
 from meterkit.store.spool_states import list_spools

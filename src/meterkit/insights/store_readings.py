@@ -9,8 +9,8 @@ from redis.exceptions import ResponseError
 
 from meterkit.errors import StoreError
 from meterkit.outbox.intents import count_members
-from meterkit.redis.durability import DurabilityCheck
-from meterkit.redis.server import Durability, count_replicas
+from meterkit.redis.durability import Durability, DurabilityCheck
+from meterkit.redis.server import count_replicas
 from meterkit.store.sync_queue_counts import count_syncs
 
 if TYPE_CHECKING:

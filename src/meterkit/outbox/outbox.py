@@ -25,7 +25,7 @@ from meterkit.outbox.intents import (
     read_intents_in,
 )
 from meterkit.outbox.sealer import PriceCut, SealResult, UsageSealer
-from meterkit.redis.durability import DurabilityCheck
+from meterkit.redis.durability import SURELY_ON_DISK_MS, DurabilityCheck
 from meterkit.store.event_names import read_meters, remember_meters
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 _logger = logging.getLogger("meterkit.store")
-_SURELY_ON_DISK_MS: Final = 2_000
 _PAGE: Final = 500
 _DEPTH: Final = 20_000
 _PER_CUSTOMER_AND_METER: Final = 8
@@ -242,7 +241,7 @@ class Outbox:
         """
         seen_s = self._seen_s.setdefault(sealed.identifier, monotonic())
         seen_ms = (monotonic() - seen_s) * 1000
-        is_old = max(seen_ms, self._store.now_ms() - sealed.sealed_ms) >= _SURELY_ON_DISK_MS
+        is_old = max(seen_ms, self._store.now_ms() - sealed.sealed_ms) >= SURELY_ON_DISK_MS
         if is_old:
             del self._seen_s[sealed.identifier]
         return is_old

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from meterkit.errors import StoreError
-from meterkit.redis.server import durability_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.redis.admin import Admin
-    from meterkit.redis.server import Durability
     from meterkit.redis.url import Address
+
+Durability = Literal["WAITAOF", "WAIT", "WAITAOF and WAIT", "age", "none"]
+"""Method by which a write is persisted: wait for the disk, for a replica, or for both; wait until the write
+is old enough; or none."""
+DURABILITIES: Final[tuple[Durability, ...]] = get_args(Durability)
+SURELY_ON_DISK_MS: Final = 2_000
+"""Age from which a write counts as persisted: servers sync their file every second."""
 
 _WAIT_MS: Final = 5_000
 _ANSWER_MS: Final = 1_000
+
+
+def durability_of(*, waits_for_disk: bool, has_file: bool | None, replicas: int | None) -> Durability:
+    """Choose the method by which a server persists a write.
+
+    Args:
+        waits_for_disk: whether it knows when its append-only file has something (``WAITAOF``).
+        has_file: whether it writes an append-only file; None: it does not say.
+        replicas: how many copies of it there are; None: it does not say.
+    """
+    if replicas:
+        return "WAITAOF and WAIT" if waits_for_disk else "WAIT"
+    if waits_for_disk:
+        return "WAITAOF"
+    return "none" if has_file is False else "age"
 
 
 @dataclass(frozen=True, slots=True)

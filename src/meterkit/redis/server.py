@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import import_module
 from time import time
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError
 
@@ -74,11 +74,6 @@ def refuse_past_clock(clock: Callable[[], float], store: str) -> Callable[[], fl
 
     return now
 
-
-Durability = Literal["WAITAOF", "WAIT", "WAITAOF and WAIT", "age", "none"]
-"""Method by which a write is persisted: wait for the disk, for a replica, or for both; wait until the write
-is old enough; or none."""
-DURABILITIES: Final[tuple[Durability, ...]] = get_args(Durability)
 
 # Complete requests: with fewer words than a command needs, some servers crash while they look for its keys
 # (https://github.com/redis/redis/issues/14843). KEY stands for a key of a shard.
@@ -243,18 +238,3 @@ def is_replica_current(replica: str) -> bool:
     parts = (part.partition("=") for part in replica.split(","))
     fields = {name: value for name, _, value in parts}
     return fields.get("state") == "online" and int(fields.get("lag") or 0) <= _REPLICA_LAG_S
-
-
-def durability_of(*, waits_for_disk: bool, has_file: bool | None, replicas: int | None) -> Durability:
-    """Choose the method by which a server persists a write.
-
-    Args:
-        waits_for_disk: whether it knows when its append-only file has something (``WAITAOF``).
-        has_file: whether it writes an append-only file; None: it does not say.
-        replicas: how many copies of it there are; None: it does not say.
-    """
-    if replicas:
-        return "WAITAOF and WAIT" if waits_for_disk else "WAIT"
-    if waits_for_disk:
-        return "WAITAOF"
-    return "none" if has_file is False else "age"
