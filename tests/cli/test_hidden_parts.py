@@ -24,12 +24,13 @@ from meterkit.cli import output
 from meterkit.cli.app import app
 from meterkit.cli.demo.run import CUSTOMERS, PLANS, Refusal, Tally, evidence
 from meterkit.cli.output import JsonLines, PlainLines, shown_steps
+from meterkit.csv_text import csv_cell
 from meterkit.customers.billed_usage import usage_of_all
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.keys import FORMAT
 from meterkit.health import backlogs, deliveries, store_servers, store_topology
 from meterkit.health.spools import find_full_disk, find_growing_spools
-from meterkit.safe_text import csv_cell, escape_invisible
+from meterkit.safe_text import escape_invisible
 from meterkit.store.spool_states import SpoolInfo
 from meterkit.testing import Clock, StripeEmulator
 

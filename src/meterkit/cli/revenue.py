@@ -14,7 +14,7 @@ from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import WrongUsageError
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
-from meterkit.safe_text import csv_text
+from meterkit.csv_text import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

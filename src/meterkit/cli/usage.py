@@ -18,9 +18,9 @@ from meterkit.cli.known_customers import note_unknown
 from meterkit.cli.options import PeriodOption, WrongUsageError
 from meterkit.cli.output import JsonArray, echo, print_note, print_records
 from meterkit.cli.session import Session, command
+from meterkit.csv_text import csv_text
 from meterkit.customers.billed_usage import usage_of_all
 from meterkit.decisions.periods import iso, to_ms
-from meterkit.safe_text import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence

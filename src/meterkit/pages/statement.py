@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import StreamingResponse
 
+from meterkit.csv_text import csv_text
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.insights.statement.lines import PlaceError
 from meterkit.pages.rendering import HEADERS
 from meterkit.problem_types import ProblemDocument, ProblemDocumentError, ProblemType
-from meterkit.safe_text import csv_text
 from meterkit.subscriptions.billing_problems import invalid
 from meterkit.subscriptions.billing_routes import period_in
 
