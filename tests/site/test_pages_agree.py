@@ -196,6 +196,9 @@ subscriptions.webhooks.sync_retries:ATTEMPTS_MAX 12            webhooks.md    re
 catalog.plans_file_watcher:_CHECK_EVERY_S 1.5 runbook.md within two seconds of its correction
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 recipes.md changed plans file within two seconds
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 plans-file.md changed plans file within two seconds
+tokens.framing.incremental:EVENT_BYTES_MAX 16_384      llm.md         JSON body above 16 KiB it keeps only
+tokens.framing.incremental:EVENT_BYTES_MAX 16_384      llm.md         more than 16 KiB or 20 responses
+tokens.json_values:_BRACKETS_MAX         256             llm.md         with more than 256 brackets, meterkit
 health.spools:ROOM_BYTES                 67_108_864      deployment.md  ◆ at least 64 MiB are free
 health.store_servers:_FULL               0.9             deployment.md  ◆ less than 90% of `maxmemory` is used
 """.strip()
