@@ -6,7 +6,6 @@ import re
 from colorsys import rgb_to_hls
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from meterkit.errors import MeterkitError
 
@@ -16,9 +15,9 @@ if TYPE_CHECKING:
 Rgb = tuple[int, int, int]
 
 _HEX: Final = re.compile(r"#(?:[0-9a-fA-F]{3}){1,2}")
-_LOGO: Final = re.compile(r"[!-~]+")
-_LOGO_BREAKS: Final = frozenset(";,'\"<>\\")
-"""Characters that end a source of a content security policy, or have no place in an address."""
+_PATH: Final = re.compile(r"/(?!/)[!-~]*")
+_PATH_BREAKS: Final = frozenset("'\"<>\\")
+_EMBEDDED: Final = re.compile(r"data:image/[a-z0-9.+-]+;base64,[A-Za-z0-9+/]+={0,2}")
 _NAME_MAX: Final = 100
 _BLACK: Final[Rgb] = (0, 0, 0)
 _WHITE: Final[Rgb] = (255, 255, 255)
@@ -39,8 +38,8 @@ class Brand:
 
     Attributes:
         name: shown at the top of each page.
-        logo_url: a path of the app, such as ``/logo.svg``, or an ``https`` address, which the content
-            security policy then allows; None: no logo.
+        logo_url: a path of the app, such as ``/logo.svg``, or the image itself, ``data:image/…;base64,…``:
+            pages load nothing from other hosts. None: no logo.
         accent: colour of links, buttons, charts and bars as ``#rgb`` or ``#rrggbb``; each theme darkens or
             lightens it until text is readable. Bars stay blue if it could be taken for amber or red. None:
             blue.
@@ -58,10 +57,11 @@ class Brand:
             raise MeterkitError(
                 f"brand: found name {self.name!r:.80}; a name has 1 to {_NAME_MAX} characters"
             )
-        if self.logo_url is not None and not _is_address(self.logo_url):
+        if self.logo_url is not None and not (_is_path(self.logo_url) or self.embeds_logo):
             raise MeterkitError(
-                f"brand: found logo_url {self.logo_url!r:.80}; it is a path such as /logo.svg, or an https"
-                " address"
+                f"brand: found logo_url {self.logo_url!r:.80}; pages load nothing from other hosts: serve the"
+                " logo by your app and give its path, such as /logo.svg, or give the image itself as"
+                " data:image/png;base64,…"
             )
         if self.accent is not None and _HEX.fullmatch(self.accent) is None:
             raise MeterkitError(
@@ -69,11 +69,9 @@ class Brand:
             )
 
     @property
-    def logo_source(self) -> str | None:
-        """The logo's address for the content security policy; None: it is the app's own, or there is none."""
-        if self.logo_url is None or self.logo_url.startswith("/"):
-            return None
-        return self.logo_url.partition("#")[0].partition("?")[0]
+    def embeds_logo(self) -> bool:
+        """Whether the logo is in its address, which the content security policy must allow."""
+        return self.logo_url is not None and _EMBEDDED.fullmatch(self.logo_url) is not None
 
 
 def brand_css(accent: str) -> str:
@@ -96,16 +94,8 @@ def _is_warm(accent: Rgb) -> bool:
     return saturation > _GREY_MAX and not _WARM_UNTIL < hue < _WARM_FROM
 
 
-def _is_address(url: str) -> bool:
-    if _LOGO.fullmatch(url) is None or not _LOGO_BREAKS.isdisjoint(url):
-        return False
-    if url.startswith("/"):
-        return not url.startswith("//")
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    return parts.scheme == "https" and bool(parts.hostname) and "@" not in parts.netloc
+def _is_path(url: str) -> bool:
+    return _PATH.fullmatch(url) is not None and _PATH_BREAKS.isdisjoint(url)
 
 
 def _parse(accent: str) -> Rgb:

@@ -73,9 +73,9 @@ class PageRenderer:
             lstrip_blocks=True,
         )
         self._headers = dict(HEADERS)
-        if brand is not None and brand.logo_source is not None:
+        if brand is not None and brand.embeds_logo:
             policy = self._headers["content-security-policy"]
-            allowed = policy.replace("img-src 'self'", f"img-src 'self' {brand.logo_source}")
+            allowed = policy.replace("img-src 'self'", "img-src 'self' data:")
             self._headers["content-security-policy"] = allowed
         self._environment.globals["brand"] = brand
         self._environment.filters |= {
