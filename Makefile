@@ -110,11 +110,8 @@ docs: $(VENV)/.dev
 	@$(BIN)/python tests/drivers/shown_blocks.py
 
 bench: .venv-bench/.done
-	.venv-bench/bin/python benchmarks/run.py --json bench.json --markdown docs/benchmarks.md
+	.venv-bench/bin/python benchmarks/run.py --json bench.json --markdown docs
 	.venv-bench/bin/python docs/tools/drawings.py
-	.venv-bench/bin/python benchmarks/nodes.py --markdown docs/scaling.md
-	.venv-bench/bin/python benchmarks/simulate.py --markdown docs/simulate.md
-	.venv-bench/bin/python benchmarks/operator_pages.py --markdown docs/operator.md
 
 clean:
 	rm -rf $(VENV) .venv-bench $(OLDEST) site dist build .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -16,7 +16,7 @@ from variants import BY_NAME
 # Behind all others: the test that watches these counts reads them by the same code.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
-from edge_instructions import PARTS, fewest, part_of
+from costs.edge_instructions import PARTS, fewest, part_of
 
 if TYPE_CHECKING:
     from tables import Table

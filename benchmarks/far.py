@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from machine import Cores
+    from quiet import Gauge
     from tables import Table
 
 AWAY_MS = (0, 1, 5, 20)
@@ -99,38 +100,43 @@ def proxy(store_port: int, away_ms: int, cores: Cores) -> Iterator[int]:
         process.wait()
 
 
-def measure(redis_url: str, cores: Cores, loop: str, size: Size) -> dict[str, dict]:
+def measure(redis_url: str, cores: Cores, loop: str, size: Size, gauge: Gauge) -> dict[str, dict]:
     """Milliseconds to variant to throughput and latency, the median of interleaved rounds."""
+    return {
+        str(away_ms): gauge.steady(
+            f"store {away_ms} ms away",
+            lambda away_ms=away_ms: _at(away_ms, redis_url, cores, loop, size),
+        )
+        for away_ms in AWAY_MS
+    }
+
+
+def _at(away_ms: int, redis_url: str, cores: Cores, loop: str, size: Size) -> dict[str, dict]:
     store_port = int(redis_url.rpartition(":")[2])
-    found: dict[str, dict] = {}
-    for away_ms in AWAY_MS:
-        # About as long at every distance: what is waited for is not worked on.
-        waiting = size.requests if away_ms == 0 else min(size.requests, 8_000 // away_ms)
-        amounts = {
-            name: replace(size, requests=size.requests if BY_NAME[name].customers else waiting)
-            for name in NAMES
+    # About as long at every distance: what is waited for is not worked on.
+    waiting = size.requests if away_ms == 0 else min(size.requests, 8_000 // away_ms)
+    amounts = {
+        name: replace(size, requests=size.requests if BY_NAME[name].customers else waiting) for name in NAMES
+    }
+    rounds: dict[str, list[dict]] = {name: [] for name in NAMES}
+    with proxy(store_port, away_ms, cores) as port, contextlib.ExitStack() as stack:
+        address = f"redis://127.0.0.1:{port}"
+        workers = {
+            name: stack.enter_context(
+                Worker(BY_NAME[name], database(address, FIRST_DB + number), cores, loop)
+            )
+            for number, name in enumerate(NAMES)
         }
-        rounds: dict[str, list[dict]] = {name: [] for name in NAMES}
-        with proxy(store_port, away_ms, cores) as port, contextlib.ExitStack() as stack:
-            address = f"redis://127.0.0.1:{port}"
-            workers = {
-                name: stack.enter_context(
-                    Worker(BY_NAME[name], database(address, FIRST_DB + number), cores, loop)
-                )
-                for number, name in enumerate(NAMES)
-            }
-            for number in range(-1, 1 if size.rounds < FULL.rounds else 3):
-                for name, worker in workers.items():
-                    figures = worker.burst(amounts[name], seed=number + 1)
-                    if number >= 0:
-                        rounds[name].append(figures)
-        found[str(away_ms)] = {
-            name: {
-                key: statistics.median(one[key] for one in seen) for key in ("per_second", "p50_us", "p99_us")
-            }
-            for name, seen in rounds.items()
-        }
-    return found
+        for number in range(-1, 1 if size.rounds < FULL.rounds else 3):
+            for name, worker in workers.items():
+                figures = worker.burst(amounts[name], seed=number + 1)
+                if number >= 0:
+                    rounds[name].append(figures)
+    keys = ("per_second", "p50_us", "p99_us")
+    return {
+        name: {key: statistics.median(one[key] for one in seen) for key in keys}
+        for name, seen in rounds.items()
+    }
 
 
 def table(result: dict) -> Table:

@@ -1,4 +1,4 @@
-"""What a customer costs, from 10^3 to 10^6 of them: python benchmarks/growth.py --help
+"""What a customer costs, from 10^3 to 10^6 of them: python benchmarks/growth.py [--quick]
 
 One server, and a cluster of six nodes, on the server's core. All customers are on a plan that was set by
 hand, and have used something. Of these, a fixed number is linked and has usage to deliver: what sealing and
@@ -7,10 +7,8 @@ delivering cost must not depend on the others.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
-import json
 import os
 import resource
 import subprocess
@@ -23,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from machine import Cores, await_port, describe, free_port
+from machine import Cores, await_port, free_port
 from nodes import servers
 from tables import show
 
@@ -55,7 +53,6 @@ RECORDED = 100_000
 """So many customers use something themselves; the counters of further ones are copies of those of one."""
 RECONCILED = 10_000
 """Where there are more customers than this, comparing all of them with Stripe takes too long here."""
-TITLE, END = "## Growth", "### What grows"
 HEADS = {
     "store_bytes": "store: bytes a customer",
     "process_bytes": "kit.consume: bytes a customer that a process knows",
@@ -226,15 +223,12 @@ def run(nodes: int, customers: int, cores: Cores) -> dict[str, float]:
             emulator.wait()
 
 
-def table(found: dict[int, dict[int, dict[str, float]]], nodes: int) -> Table:
+def table(found: dict[str, dict[str, float]], nodes: int) -> Table:
     """The figures of one store, a line for each, a column for each number of customers."""
-    sizes = list(found[nodes])
     store = "one server" if nodes == 1 else f"a cluster of {nodes} nodes"
-    head = (f"on {store}", *(f"{size:,}" for size in sizes))
-    rows = [
-        (title, *(shown(found[nodes][size].get(name)) for size in sizes)) for name, title in HEADS.items()
-    ]
-    return "customers", head, rows
+    head = (f"on {store}", *(f"{int(size):,}" for size in found))
+    rows = [(title, *(shown(seen.get(name)) for seen in found.values())) for name, title in HEADS.items()]
+    return "", head, rows
 
 
 def shown(value: float | None) -> str:
@@ -245,60 +239,24 @@ def shown(value: float | None) -> str:
     return f"{value:,.{places}f}"
 
 
-def lines(found: dict[int, dict[int, dict[str, float]]], machine: dict, load: float) -> list[str]:
-    """The part of the page that is written anew."""
-    out = [
-        TITLE,
-        "",
-        "`python benchmarks/growth.py --markdown docs/scaling.md` writes these tables in about an hour.",
-        f"Times are CPU times of the app's process. {LINKED} customers are linked and have usage to deliver.",
-        "",
-        f"- {machine['when']}, {machine['cpu']}, {machine['cores']}",
-        f"- load before {load:.1f} (above 1: others at work)",
-        "",
-    ]
-    for nodes in found:
-        _, head, rows = table(found, nodes)
-        out += [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-        out += [f"| {' | '.join(row)} |" for row in rows]
-        out.append("")
-    return out
+def steps(*, is_quick: bool = False) -> list[tuple[int, int]]:
+    """Nodes and customers of each store that is measured."""
+    if is_quick:
+        return [(1, 100)]
+    return [(nodes, size) for nodes, most in MOST.items() for size in SIZES if size <= most]
 
 
-def read(file: Path | None) -> dict[int, dict[int, dict[str, float]]]:
-    """The figures of earlier runs, by nodes and customers."""
-    if file is None or not file.exists():
-        return {}
-    found = json.loads(file.read_text())
-    return {int(nodes): {int(size): of for size, of in sizes.items()} for nodes, sizes in found.items()}
+def tables(result: dict) -> list[Table]:
+    """One table for each kind of store."""
+    return [table(sizes, int(nodes)) for nodes, sizes in result["growth"].items()]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--least", type=int, default=SIZES[0], help="customers, at least")
-    parser.add_argument("--most", type=int, default=SIZES[-1], help="customers, at most")
-    parser.add_argument(
-        "--nodes", type=int, nargs="*", default=list(MOST), help="of one store after the other"
-    )
-    parser.add_argument("--markdown", type=Path, help="the page whose part is written anew")
-    parser.add_argument("--json", type=Path, help="keeps the figures; those of earlier runs stay")
-    options = parser.parse_args()
-    cores, load = Cores(), os.getloadavg()[0]
-    with servers(1, cores) as (url, _):
-        machine = describe(url, cores)
-    found = read(options.json)
-    for nodes in options.nodes:
-        most = min(options.most, MOST.get(nodes, options.most))
-        for size in [size for size in SIZES if options.least <= size <= most] or [most]:
-            print(f"{nodes} nodes, {size:,} customers", flush=True)
-            found.setdefault(nodes, {})[size] = run(nodes, size, cores)
-            show(table(found, nodes))
-            if options.json:  # After each size: the rest takes long.
-                options.json.write_text(json.dumps(found, indent=1) + "\n")
-            if options.markdown:
-                before, _, rest = options.markdown.read_text().partition(TITLE)
-                part = "\n".join((*lines(found, machine, load), rest[rest.index(END) :]))
-                options.markdown.write_text(before + part)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for nodes, size in steps(is_quick="--quick" in sys.argv):
+        found.setdefault(str(nodes), {})[str(size)] = run(nodes, size, Cores())
+    for made in tables({"growth": found}):
+        show(made)
 
 
 if __name__ == "__main__":

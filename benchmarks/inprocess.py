@@ -1,25 +1,28 @@
-"""The parent's side of the in-process measurements: workers, interleaved rounds, the server's own time."""
+"""The parent's side of the in-process measurements: workers, rounds, the server's own time, the gauge."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import redis
+from quiet import Gauge
+from variants import BY_NAME
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from machine import Cores
     from variants import Variant
 
 WORKER = Path(__file__).with_name("worker.py")
 PROBE_DB = 63
-HOT_TIMES = 10
-"""So many times the requests of other variants: else most of them arrive while allotments are still small."""
 CONNECTING = {"auth", "client", "hello", "info", "ping", "script", "select"}
 
 
@@ -80,7 +83,7 @@ class Worker:
     def burst(self, size: Size, *, seed: int) -> dict:
         return self.order(
             do="burst",
-            requests=size.requests * (HOT_TIMES if self.variant.customers == 1 else 1),
+            requests=size.requests * self.variant.times,
             customers=self.variant.customers or size.customers,
             concurrency=size.concurrency,
             seed=seed,
@@ -163,16 +166,37 @@ def server_time(server: redis.Redis, commands: list[str], requests: int) -> dict
     }
 
 
+@contextlib.contextmanager
+def bare_gauge(redis_url: str, cores: Cores, size: Size) -> Iterator[Gauge]:
+    """A gauge that reads the bare app on each core, in processes of their own."""
+    amount = replace(size, requests=size.requests // 2)
+    with contextlib.ExitStack() as stack:
+        workers = {
+            core: stack.enter_context(Worker(BY_NAME["bare"], redis_url, pinned, "asyncio"))
+            for core, pinned in (("client's core", cores), ("server's core", cores.swapped()))
+        }
+
+        def read() -> dict[str, float]:
+            # By the clock, not of CPU: the bare app never waits, so others on its core show, too.
+            return {core: 1e6 / one.burst(amount, seed=0)["per_second"] for core, one in workers.items()}
+
+        read()  # Warms them.
+        gauge = Gauge(read=read, tries=5 if size.rounds > 1 else 1)
+        gauge.readings["start"] = [min((read() for _ in range(9)), key=lambda one: max(one.values()))]
+        yield gauge
+
+
 def rounds(
-    workers: dict[str, Worker], probes: dict[str, dict], redis_url: str, size: Size
+    workers: dict[str, Worker], probes: dict[str, dict], redis_url: str, size: Size, gauge: Gauge, part: str
 ) -> dict[str, list]:
-    """Every variant in every round, in an order that moves on by one each time."""
+    """Every variant in every round, in an order that moves on by one each time; disturbed ones again."""
     server = redis.Redis.from_url(redis_url)
     names = list(workers)
-    measured: dict[str, list] = {name: [] for name in names}
-    for name in names:
-        workers[name].burst(size, seed=0)
-    for number in range(size.rounds):
+    for worker in workers.values():
+        worker.burst(size, seed=0)
+
+    def one(number: int) -> dict[str, dict]:
+        measured = {}
         for name in names[number % len(names) :] + names[: number % len(names)]:
             server.config_resetstat()
             before = server.info("cpu")
@@ -186,8 +210,17 @@ def rounds(
                 / result["requests"]
                 * 1e6
             )
-            measured[name].append(result)
-    return measured
+            measured[name] = result
+        return measured
+
+    def own(measured: dict[str, dict]) -> dict[str, float]:
+        return {part: measured["bare"]["cpu_us"]}
+
+    found = [
+        gauge.steady(f"{part}, round {number + 1}", lambda number=number: one(number), own)
+        for number in range(size.rounds)
+    ]
+    return {name: [measured[name] for measured in found] for name in names}
 
 
 def condense(measured: dict[str, list], bares: dict[str, str]) -> dict[str, dict]:

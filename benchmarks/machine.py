@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import platform
 import shutil
@@ -13,7 +14,7 @@ import tempfile
 import time
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import redis
 
@@ -44,6 +45,12 @@ class Cores:
     def __init__(self) -> None:
         usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.client, self.server = (usable[0], usable[1]) if len(usable) > 1 else (None, None)
+
+    def swapped(self) -> Self:
+        """The client on the server's core, and the other way round."""
+        other = copy.copy(self)
+        other.client, other.server = self.server, self.client
+        return other
 
     @contextlib.contextmanager
     def on(self, core: int | None) -> Iterator[None]:

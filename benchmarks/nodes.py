@@ -1,4 +1,4 @@
-"""One server and a cluster of three on the same core: python benchmarks/nodes.py [--quick] [--markdown PAGE]
+"""One server and a cluster of three on the same core: python benchmarks/nodes.py [--quick]
 
 All servers share one core, so three are not faster than one: what a cluster costs is what they need more of
 it. From the cost of a request follows what nodes on cores of their own can serve.
@@ -6,20 +6,18 @@ it. From the cost of a request follows what nodes on cores of their own can serv
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import os
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import redis
 from inprocess import FULL, QUICK, Size, Worker
-from machine import Cores, await_port, describe, free_port, server_binaries, started
+from machine import Cores, await_port, free_port, server_binaries, started
+from tables import show
 from variants import BY_NAME
 
 from meterkit.redis.discovery import slot_of
@@ -34,7 +32,6 @@ NAMES = ("meterkit-decide", "meterkit-settle")
 MANY = 20
 SHARDS = (128, 1024)
 SLOTS = 16_384
-FIGURES = "## Figures"
 
 
 @contextlib.contextmanager
@@ -152,40 +149,11 @@ def most(seen: dict, nodes: int, shards: int) -> float:
     return nodes / busiest(nodes, shards) * 1e6 / seen["server_us"]
 
 
-def lines(result: dict) -> list[str]:
-    """The figures, as the end of a page of the documentation."""
-    machine, size = result["machine"], result["size"]
-    where = f"{machine['cpu']}, {machine['cpus']} CPUs ({machine['cores']}), {machine['system']}"
-    amount = f"{size['rounds']} interleaved rounds of {size['requests']:,} requests, medians"
-    found = [
-        f"{FIGURES}\n",
-        "`make bench` writes these tables (`python benchmarks/nodes.py --markdown docs/scaling.md`).\n",
-        f"- {machine['when']}, {where}",
-        f"- {machine['python']}, {machine['server']}",
-        f"- {amount}; {size['customers']:,} customers, {size['concurrency']} requests at a time",
-        f"- load at the end {result['load']:.1f}; above 2, compare CPU times only",
-    ]
-    for title, head, rows in (table(result), many(result)):
-        found += [f"\n### {title}\n", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-        found += [f"| {' | '.join(row)} |" for row in rows]
-    return found
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run: the figures mean little")
-    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write them at the end of a page")
-    options = parser.parse_args()
-    cores, size = Cores(), QUICK if options.quick else FULL
-    with servers(1, cores) as (url, _):
-        machine = describe(url, cores)
-    result = {"machine": machine, "size": asdict(size), "nodes": measure(cores, "asyncio", size)}
-    result["load"] = os.getloadavg()[0]
-    text = "\n".join(lines(result))
-    print(text)
-    if options.markdown:
-        before = options.markdown.read_text().partition(FIGURES)[0]
-        options.markdown.write_text(f"{before}{text}\n")
+    cores, size = Cores(), QUICK if "--quick" in sys.argv else FULL
+    result = {"nodes": measure(cores, "asyncio", size)}
+    for made in (table(result), many(result)):
+        show(made)
 
 
 if __name__ == "__main__":

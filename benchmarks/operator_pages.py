@@ -1,4 +1,4 @@
-"""First bytes of the operator pages: python benchmarks/operator_pages.py [--quick] [--markdown PAGE]
+"""First bytes of the operator pages: python benchmarks/operator_pages.py [--quick]
 
 So many customers in an embedded store, each with usage that waits for Stripe; a snapshot of them beside the
 audit log; and a uvicorn process that answers one request after the other.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
 import socket
 import subprocess
 import sys
@@ -18,7 +16,6 @@ import time
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from http.client import HTTPConnection
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -42,7 +39,6 @@ if TYPE_CHECKING:
 
 CUSTOMERS, QUICK_CUSTOMERS, REQUESTS, AT_ONCE = 100_000, 1_000, 50, 500
 PRICE = 2_900_000_000
-FIGURES = "## How fast it is"
 PATHS = {
     "overview": "",
     "all customers, first page": "all",
@@ -105,8 +101,17 @@ async def fill(directory: str, customers: int) -> float:
         return time.perf_counter() - begun
 
 
-def measure(customers: int, directory: str) -> tuple[float, dict[str, list[float]]]:
-    """The seconds of a snapshot, and of each first byte by page."""
+def measure(customers: int) -> dict:
+    """The seconds of a snapshot, and the milliseconds to the first byte by page."""
+    with tempfile.TemporaryDirectory(prefix="mk") as directory:
+        snapshot_s, pages = _measured(customers, directory)
+    figures = {
+        page: {"median_ms": median(times) * 1e3, "high_ms": max(times) * 1e3} for page, times in pages.items()
+    }
+    return {"customers": customers, "snapshot_s": snapshot_s, "pages": figures}
+
+
+def _measured(customers: int, directory: str) -> tuple[float, dict[str, list[float]]]:
     snapshot_s = asyncio.run(fill(directory, customers))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -153,49 +158,30 @@ def serve(directory: str, fd: int) -> None:
     uvicorn.run(app, fd=fd, log_level="warning")
 
 
-def table(customers: int, snapshot_s: float, found: dict[str, list[float]]) -> Table:
+def table(result: dict) -> Table:
+    """The rows of the report."""
+    found = result["operator_pages"]
     rows = [
-        (page, f"{median(times) * 1000:,.0f} ms", f"{max(times) * 1000:,.0f} ms")
-        for page, times in found.items()
+        (page, f"{seen['median_ms']:,.0f} ms", f"{seen['high_ms']:,.0f} ms")
+        for page, seen in found["pages"].items()
     ]
     title = (
-        f"{customers:,} customers, {REQUESTS} requests for each page; the snapshot takes {snapshot_s:,.0f} s"
+        f"{found['customers']:,} customers, {REQUESTS} requests for each page;"
+        f" the snapshot takes {found['snapshot_s']:,.0f} s"
     )
     return title, ("first byte of", "median", "slowest"), rows
-
-
-def lines(made: Table) -> list[str]:
-    """A section of a page."""
-    title, head, rows = made
-    return [
-        f"{FIGURES}\n",
-        "`make bench` measures these figures and writes this section.\n",
-        f"- {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        f"- load at the end {os.getloadavg()[0]:.1f}; above 2, others were at work",
-        f"- {title}\n",
-        f"| {' | '.join(head)} |",
-        "|---|---:|---:|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run: the figures mean little")
-    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write them at the end of a page")
     parser.add_argument("--serve", metavar="DIRECTORY", help=argparse.SUPPRESS)
     parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.fd)
-        return
-    customers = QUICK_CUSTOMERS if options.quick else CUSTOMERS
-    with tempfile.TemporaryDirectory(prefix="mk") as directory:
-        made = table(customers, *measure(customers, directory))
-    show(made)
-    if options.markdown:
-        before = options.markdown.read_text().partition(FIGURES)[0]
-        options.markdown.write_text(f"{before}{chr(10).join(lines(made))}\n")
+    else:
+        show(table({"operator_pages": measure(QUICK_CUSTOMERS if options.quick else CUSTOMERS)}))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from machine import Cores
+    from quiet import Gauge
     from variants import Variant
 
 HERE = Path(__file__).parent
@@ -85,12 +86,11 @@ def load(app: Served, seconds: int, size: Size, cores: Cores) -> dict[str, float
 
 
 def measure(
-    variants: list[Variant], redis_url: str, cores: Cores, size: Size, loop: str = "asyncio"
+    variants: list[Variant], redis_url: str, cores: Cores, size: Size, gauge: Gauge, loop: str = "asyncio"
 ) -> tuple[dict, dict]:
     """Requests per second of every variant, in interleaved rounds, and why some have none."""
     if shutil.which("wrk") is None:
         return {}, {"end to end": "wrk is not installed (apt-get install wrk)"}
-    measured: dict[str, list] = {}
     skipped = {}
     with contextlib.ExitStack() as stack:
         apps = {
@@ -99,19 +99,28 @@ def measure(
             )
             for number, variant in enumerate(variants)
         }
-        for number in range(-1, size.http_rounds):
+
+        def one(number: int, seconds: int) -> dict[str, dict]:
+            measured = {}
             names = [name for name in apps if name not in skipped]
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 try:
-                    figures = load(apps[name], size.http_seconds if number >= 0 else 1, size, cores)
+                    measured[name] = load(apps[name], seconds, size, cores)
                 except Skipped as error:
                     skipped[name] = str(error)
-                    continue
-                if number >= 0:
-                    measured.setdefault(name, []).append(figures)
+            return measured
+
+        one(0, 1)
+        rounds = [
+            gauge.steady(
+                f"uvicorn on {loop}, round {number + 1}",
+                lambda number=number: one(number, size.http_seconds),
+            )
+            for number in range(size.http_rounds)
+        ]
     if "bare" in skipped:
         return {}, skipped
-    kept = {variant.name: measured[variant.name] for variant in variants if variant.name not in skipped}
+    kept = {name: [measured[name] for measured in rounds] for name in apps if name not in skipped}
     return {name: condense(results, kept["bare"]) for name, results in kept.items()}, skipped
 
 

@@ -9,10 +9,11 @@ import edge_parts
 import far
 import grants
 import outage
+import quiet
 import shared_limit
 import streams_report
 import webhooks
-from tables import aligned
+from tables import aligned, marked
 from variants import BY_NAME
 
 import delivery
@@ -31,7 +32,7 @@ def _on_uvloop(part: Callable[[dict], Table]) -> Callable[[dict], Table]:
     """The same table of what ran on uvloop."""
 
     def table(result: dict) -> Table:
-        title, head, rows = part({"timed": {}, "http": {}} | result.get("uvloop", {}))
+        title, head, rows = part({"timed": {}, "http": {}} | result["uvloop"])
         return f"{title}, on uvloop", head, rows
 
     return table
@@ -112,7 +113,7 @@ def _http(result: dict) -> Table:
 def _imports(result: dict) -> Table:
     head = ("statement", "median, ms of CPU", "lowest, ms of CPU", "modules", "optional packages loaded")
     rows = []
-    for statement, seen in result["imports"].items():
+    for statement, seen in result.get("imports", {}).items():
         if "error" in seen:
             rows.append((f"`{statement}`", "failed", "", "", seen["error"]))
         else:
@@ -189,36 +190,29 @@ def _tables(result: dict) -> Iterable[Table]:
     return (table for part in PARTS if (table := part(result))[2])
 
 
-def _disturbance(result: dict) -> list[str]:
-    """How much of its core the bare app got: it never waits, so less than all of it went to others."""
-    if "bare" not in result["timed"]:
-        return []
-    bare = result["timed"]["bare"]
-    share = bare["cpu_us"]["median"] * bare["per_second"]["median"] / 1e4
-    if share >= 95:
-        return [f"undisturbed: the bare app had {min(share, 100):.0f} % of its core"]
+def machine_lines(result: dict) -> list[str]:
+    """The date, the machine and the verdict of a run, the same on all pages."""
+    machine = result["machine"]
     return [
-        f"DISTURBED: the bare app had {share:.0f} % of its core; throughput and latency are worse than true"
+        f"{machine['when']}, {machine['cpu']}, {machine['cpus']} CPUs ({machine['cores']})",
+        f"{machine['system']}, {machine['python']}, {machine['server']}",
+        quiet.verdict(result),
     ]
 
 
-def _machine_lines(result: dict) -> list[str]:
+def _run_lines(result: dict) -> list[str]:
     machine, size = result["machine"], result["size"]
-    where = f"{machine['cpu']}, {machine['cpus']} CPUs ({machine['cores']})"
     amount = f"{size['rounds']} rounds of {size['requests']:,} requests, {size['concurrency']} at a time"
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return [
-        f"{machine['when']}, {where}, {machine['system']}",
-        f"{machine['python']}, event loop {result['loop']}, {machine['server']}",
-        versions,
+        *machine_lines(result),
+        ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
         f"{amount}, {size['customers']:,} customers; median (lowest-highest round)",
-        f"`{machine['command']}`",
-        *_disturbance(result),
+        f"`{machine['command']}`, {sum(result['took_s'].values()) / 60:.0f} minutes",
     ]
 
 
 def as_text(result: dict) -> str:
-    lines = _machine_lines(result)
+    lines = _run_lines(result)
     for title, head, rows in _tables(result):
         lines += ["", f"== {title}", *aligned(head, rows)]
     if result["skipped"]:
@@ -236,6 +230,9 @@ PREFACE = """\
 - Each limiter stands before the same Starlette app with one route, in a process of its own. It is called
   through the ASGI interface, without an HTTP server. Rounds of all variants are interleaved. No request is
   denied.
+- Before and after each round and each other part, the bare app is measured on both cores. A part that begins
+  or ends with a request more than 15 % above the lowest of the run is repeated. If it stays disturbed, the
+  run is not published.
 - CPU is that of the whole process, with the work after the response, less that of the bare app in the same
   round. The garbage collector stays on.
 - A limiter without ASGI middleware gets a minimal one, which sends no headers. meterkit sends `RateLimit`
@@ -262,15 +259,10 @@ PREFACE = """\
 """
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
 def as_markdown(result: dict) -> str:
-    lines = [PREFACE, "## The run", "", *(f"- {line}" for line in _machine_lines(result))]
+    lines = [PREFACE, "## The run", "", *(f"- {line}" for line in _run_lines(result))]
     for title, head, rows in _tables(result):
-        lines += ["", f"## {title}", "", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-        lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+        lines += ["", f"## {title}", "", *marked(head, rows)]
     if result["skipped"]:
         lines += ["", "## Skipped", "", *(f"- {name}: {why}" for name, why in result["skipped"].items())]
     return "\n".join(lines) + "\n"

@@ -10,18 +10,25 @@ import importlib.util
 import json
 import pstats
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import audit
 import edge_parts
 import far
 import grants
+import growth
 import inprocess
+import nodes
+import operator_pages
 import outage
 import overhttp
+import publication
+import quiet
 import report
 import shared_limit
+import simulate
 import startup
 import streams
 import targets
@@ -33,6 +40,11 @@ from variants import BY_NAME, Variant, chosen
 from worker import spread
 
 import delivery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quiet import Gauge
 
 # What is measured on the other loop, too.
 ON_BOTH_LOOPS = (
@@ -52,7 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", choices=sorted(BY_NAME), metavar="NAME", help="cProfile of one variant")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"so many rounds, not {FULL.rounds}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page of the documentation")
+    parser.add_argument("--markdown", type=Path, metavar="DOCS", help="write all pages with figures")
     parser.add_argument(
         "--from", type=Path, metavar="FILE", dest="earlier", help="no run: the results of --json"
     )
@@ -78,82 +90,119 @@ def probed(variants: tuple[Variant, ...], redis_url: str, cores: Cores, loop: st
     return probes, skipped
 
 
-def timed(
-    variants: list[Variant], probes: dict, redis_url: str, cores: Cores, *, loop: str, size: Size
-) -> dict:
+def timed(run: Run, variants: list[Variant], part: str, loop: str = "asyncio") -> dict:
     with contextlib.ExitStack() as stack:
         workers = {
-            variant.name: stack.enter_context(Worker(variant, database(redis_url, number), cores, loop))
+            variant.name: stack.enter_context(
+                Worker(variant, database(run.redis_url, number), run.cores, loop)
+            )
             for number, variant in enumerate(variants)
         }
-        measured = inprocess.rounds(workers, probes, redis_url, size)
+        measured = inprocess.rounds(workers, run.probes, run.redis_url, run.size, run.gauge, part)
     return inprocess.condense(measured, {variant.name: variant.bare for variant in variants})
 
 
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What all parts of a run share."""
+
+    size: Size
+    cores: Cores
+    redis_url: str
+    gauge: Gauge
+    probes: dict
+    skipped: dict
+    is_quick: bool
+
+    def whole(self) -> dict:
+        """The parts that compare variants, and the others."""
+        return self.compared() | self.others() | self.pages()
+
+    def compared(self) -> dict:
+        here = [BY_NAME[name] for name in self.probes]
+        found: dict = {"timed": timed(self, [v for v in here if v.timed], "in process"), "uvloop": {}}
+        served = [v for v in here if v.over_http]
+        shared = (served, self.redis_url, self.cores, self.size, self.gauge)
+        found["http"], failed = overhttp.measure(*shared)
+        self.skipped |= failed
+        if importlib.util.find_spec("uvloop"):
+            both = [v for v in here if v.timed and v.name in ON_BOTH_LOOPS]
+            found["uvloop"]["timed"] = timed(self, both, "in process on uvloop", "uvloop")
+            found["uvloop"]["http"], _ = overhttp.measure(*shared, loop="uvloop")
+        else:
+            self.skipped["on uvloop"] = "uvloop is not installed (pip install uvloop)"
+        first = [v for v in here if v.name in FIRST_REQUEST_OF]
+        found["first"] = self.gauge.steady(
+            "first requests",
+            lambda: startup.first_requests(first, self.redis_url, self.cores, "asyncio", self.size),
+        )
+        return found
+
+    def others(self) -> dict:
+        url, cores, is_quick = self.redis_url, self.cores, self.is_quick
+        parts: dict[str, Callable[[], dict]] = {
+            "streams": lambda: streams.measure(
+                url, cores, "asyncio", streams.QUICK if is_quick else streams.FULL
+            ),
+            "grants": lambda: grants.measure(cores),
+            "webhooks": lambda: webhooks.measure(url, cores, 1_000 if is_quick else webhooks.EVENTS),
+            "delivery": lambda: delivery.measure(url, cores, 500 if is_quick else delivery.CUSTOMERS),
+            "audit": lambda: audit.measure(cores),
+            "outage": lambda: outage.measure(url, cores, "asyncio", self.size),
+            "shared_limit": lambda: shared_limit.measure(url, is_quick=is_quick),
+            "edge_parts": lambda: edge_parts.measure(url),
+            "imports": lambda: startup.import_times(cores, self.size),
+        }
+        found = {name: self.gauge.steady(name, measure) for name, measure in parts.items()}
+        return found | {"far": far.measure(url, cores, "asyncio", self.size, self.gauge)}
+
+    def pages(self) -> dict:
+        """What stands on other pages than that of the benchmarks."""
+        rows = simulate.QUICK_ROWS if self.is_quick else simulate.ROWS
+        customers = operator_pages.QUICK_CUSTOMERS if self.is_quick else operator_pages.CUSTOMERS
+        found = {
+            "nodes": self.gauge.steady("nodes", lambda: nodes.measure(self.cores, "asyncio", self.size)),
+            "simulate": self.gauge.steady("simulation", lambda: simulate.measure(rows)),
+            "operator_pages": self.gauge.steady("operator pages", lambda: operator_pages.measure(customers)),
+        }
+        grown: dict[str, dict] = {}
+        for step in growth.steps(is_quick=self.is_quick):
+            grown.setdefault(str(step[0]), {})[str(step[1])] = self.gauge.steady(
+                "growth, {} nodes, {:,} customers".format(*step),
+                lambda step=step: growth.run(*step, self.cores),
+            )
+        return found | {"growth": grown}
+
+
 def measure(options: argparse.Namespace) -> dict:
-    size, cores, loop = QUICK if options.quick else FULL, Cores(), "asyncio"
+    size, cores = QUICK if options.quick else FULL, Cores()
     if options.rounds:
         size = replace(size, rounds=options.rounds, http_rounds=min(options.rounds, size.http_rounds))
-    with redis_server(cores) as redis_url:
+    with redis_server(cores) as redis_url, inprocess.bare_gauge(redis_url, cores, size) as gauge:
         machine = describe(redis_url, cores)
-        note(f"{machine['server']}, {machine['cores']}")
-        probes, skipped = probed(chosen(options.only), redis_url, cores, loop)
-        running_here = [BY_NAME[name] for name in probes]
-        note("in process")
-        figures = timed([v for v in running_here if v.timed], probes, redis_url, cores, loop=loop, size=size)
-        note("end to end")
-        served = [v for v in running_here if v.over_http]
-        http, failed = overhttp.measure(served, redis_url, cores, size)
-        uvloop = {}
-        if importlib.util.find_spec("uvloop"):
-            note("on uvloop")
-            both = [v for v in running_here if v.timed and v.name in ON_BOTH_LOOPS]
-            uvloop["timed"] = timed(both, probes, redis_url, cores, loop="uvloop", size=size)
-            uvloop["http"], _ = overhttp.measure(served, redis_url, cores, size, loop="uvloop")
-        else:
-            failed["on uvloop"] = "uvloop is not installed (pip install uvloop)"
-        note("streams")
-        amount = streams.QUICK if options.quick else streams.FULL
-        streamed = streams.measure(redis_url, cores, loop, amount) if streams.RESERVE in probes else {}
-        note("grants")
-        granted = grants.measure(cores)
-        note("webhooks")
-        posted = webhooks.measure(redis_url, cores, 1_000 if options.quick else webhooks.EVENTS)
-        note("delivery")
-        delivered = delivery.measure(redis_url, cores, 500 if options.quick else delivery.CUSTOMERS)
-        note("the audit log")
-        audited = audit.measure(cores)
-        note("a store far away")
-        away = far.measure(redis_url, cores, loop, size) if not options.only else {}
-        note("a store that is away")
-        outages = outage.measure(redis_url, cores, loop, size) if not options.only else {}
-        note("one limit of three processes")
-        shared = {} if options.only else shared_limit.measure(redis_url, is_quick=options.quick)
-        note("instructions of a request")
-        parts = {} if options.only else edge_parts.measure(redis_url)
-        note("imports and first requests")
-        first = [v for v in running_here if v.name in FIRST_REQUEST_OF]
-        return {
-            "machine": machine,
-            "size": asdict(size),
-            "loop": loop,
-            "skipped": skipped | failed,
-            "probes": probes,
-            "timed": figures,
-            "http": http,
-            "uvloop": uvloop,
-            "far": away,
-            "streams": streamed,
-            "grants": granted,
-            "webhooks": posted,
-            "delivery": delivered,
-            "audit": audited,
-            "outage": outages,
-            "shared_limit": shared,
-            "edge_parts": parts,
-            "imports": startup.import_times(cores, size),
-            "first": startup.first_requests(first, redis_url, cores, loop, size),
-        }
+        note(f"{machine['server']}, {machine['cores']}; {'10 minutes' if options.quick else '1 to 2 hours'}")
+        probes, skipped = probed(chosen(options.only), redis_url, cores, "asyncio")
+        run = Run(
+            size=size,
+            cores=cores,
+            redis_url=redis_url,
+            gauge=gauge,
+            probes=probes,
+            skipped=skipped,
+            is_quick=options.quick,
+        )
+        found = run.compared() if options.only else run.whole()
+        for option in ("quick", "only"):
+            if getattr(options, option):
+                run.skipped[f"--{option}"] = "the figures mean little, or some are missing"
+    return found | {
+        "machine": machine,
+        "size": asdict(size),
+        "skipped": run.skipped,
+        "probes": probes,
+        "quiet": quiet.judged(gauge.readings),
+        "took_s": gauge.took_s,
+    }
 
 
 def profile(name: str) -> None:
@@ -186,7 +235,9 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.markdown:
-        options.markdown.write_text(report.as_markdown(result))
+        if reasons := quiet.refusals(result):
+            raise SystemExit("\n".join(["These figures are not published:", *reasons]))
+        publication.write(result, options.markdown)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Price simulation on a long log: python benchmarks/simulate.py [--quick] [--markdown PAGE]
+"""Price simulation on a long log: python benchmarks/simulate.py [--quick]
 
 A log of single events in SQLite, copied into DuckDB; its sums, who first goes beyond a ceiling, and the
 events that the embedded store serves again in a second.
@@ -6,11 +6,9 @@ events that the embedded store serves again in a second.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
-import platform
 import sqlite3
+import sys
 import tempfile
 import time
 from contextlib import closing, contextmanager
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from tables import Table
 
 ROWS, QUICK_ROWS, SERVED = 10_000_000, 100_000, 5_000
-FIGURES = "## How long it takes"
 START_MS = int(datetime(2026, 10, 1, tzinfo=UTC).timestamp() * 1000)
 MONTH_MS = 31 * 86_400_000
 PLANS = """
@@ -69,9 +66,14 @@ def timed(found: dict[str, float], step: str) -> Iterator[None]:
     found[step] = time.perf_counter() - begun
 
 
-def measure(rows: int, directory: Path) -> dict[str, float]:
-    """Seconds of each step."""
-    found: dict[str, float] = {}
+def measure(rows: int) -> dict[str, float]:
+    """The rows, the seconds of each step, and how many events are served again in a second."""
+    with tempfile.TemporaryDirectory() as directory:
+        return _measured(rows, Path(directory))
+
+
+def _measured(rows: int, directory: Path) -> dict[str, float]:
+    found: dict[str, float] = {"rows": rows}
     database, file = Database(f"sqlite:///{directory}/audit.db"), directory / "audit.db"
     database.customers()  # Makes the table.
     with sqlite3.connect(file) as connection:
@@ -118,43 +120,20 @@ async def serve(
         while served < SERVED:
             await replay.serve(f"customer {served}", terms, tenure, events)
             served += len(events)
-        found["events served again in a second"] = served / (time.perf_counter() - begun)
+        found["served"] = served / (time.perf_counter() - begun)
 
 
-def table(rows: int, found: dict[str, float]) -> Table:
-    rate = found.pop("events served again in a second")
+def table(result: dict) -> Table:
+    """The rows of the report."""
+    found = dict(result["simulate"])
+    rows, rate = found.pop("rows"), found.pop("served")
     lines = [(step, f"{seconds:,.1f} s") for step, seconds in found.items()]
     lines.append(("events served again in a second", f"{round(rate, -2):,.0f}"))
     return f"{rows:,} rows of {rows // 1000:,} customers", ("step", "takes"), lines
 
 
-def lines(made: Table) -> list[str]:
-    """A section of a page."""
-    title, head, rows = made
-    return [
-        f"{FIGURES}\n",
-        "`make bench` measures these figures and writes this section.\n",
-        f"- {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        f"- load at the end {os.getloadavg()[0]:.1f}; above 2, others were at work",
-        f"- {title}\n",
-        f"| {' | '.join(head)} |",
-        "|---|---:|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run: the figures mean little")
-    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write them at the end of a page")
-    options = parser.parse_args()
-    rows = QUICK_ROWS if options.quick else ROWS
-    with tempfile.TemporaryDirectory() as directory:
-        made = table(rows, measure(rows, Path(directory)))
-    show(made)
-    if options.markdown:
-        before = options.markdown.read_text().partition(FIGURES)[0]
-        options.markdown.write_text(f"{before}{chr(10).join(lines(made))}\n")
+    show(table({"simulate": measure(QUICK_ROWS if "--quick" in sys.argv else ROWS)}))
 
 
 if __name__ == "__main__":

@@ -241,7 +241,7 @@ def _outage(found: dict) -> list[Target]:
 
 def judged(result: dict, peers: list[str]) -> list[dict]:
     """Every target that the run can speak of, with what was reached."""
-    timed, uvloop = result["timed"], {"timed": {}, "http": {}} | result.get("uvloop", {})
+    timed, uvloop = result["timed"], {"timed": {}, "http": {}} | result["uvloop"]
     found = _in_process(timed, [peer for peer in peers if peer in timed])
     found += _hot(timed, [peer for peer in peers if peer in timed])
     found += _hot(uvloop["timed"], [peer for peer in peers if peer in uvloop["timed"]], " on uvloop")
@@ -256,7 +256,7 @@ def judged(result: dict, peers: list[str]) -> list[dict]:
         size = result["probes"][THREE]
         reached = size["bytes_of_one_customer"] or size["bytes_all_per_customer"]
         found.append(Target("memory of a customer with 3 meters and 3 rates", 1024, "bytes", "less", reached))
-    for statement, seen in result["imports"].items():
+    for statement, seen in result.get("imports", {}).items():
         if "meterkit" in statement and "median_ms" in seen:
             if statement in _IMPORT_MS:
                 found.append(Target(f"`{statement}`", _IMPORT_MS[statement], "ms", "less", seen["median_ms"]))

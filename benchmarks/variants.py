@@ -41,6 +41,11 @@ class Variant:
     reads: bool = False
     customers: int = 0
 
+    @property
+    def times(self) -> int:
+        """So many times the requests of others: one ends at once, and allotments take a moment to grow."""
+        return 10 if self.customers == 1 or self.name == "bare" else 1
+
     def build(self, redis_url: str) -> ASGIApp:
         module = importlib.import_module(f"peers.{self.module}")
         return getattr(module, self.function)(redis_url)

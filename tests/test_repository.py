@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -75,3 +76,22 @@ def test_trying_prices_on_a_long_log_can_be_measured() -> None:
     command = [sys.executable, str(ROOT / "benchmarks/simulate.py"), "--quick"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "events served again in a second" in done.stdout, done.stderr
+
+
+def test_disturbed_benchmarks_are_repeated_or_not_published() -> None:
+    quiet = runpy.run_path(str(ROOT / "benchmarks/quiet.py"))
+    readings = iter([10.0, 11.6, 10.0, 11.4, 10.0, 12.5])
+    gauge = quiet["Gauge"](read=lambda: {"core": next(readings)}, tries=2, pause_s=0)
+    measured = iter("abc")
+    assert gauge.steady("repeated", lambda: next(measured)) == "b"
+    result = {"quiet": quiet["judged"](gauge.readings), "skipped": {}}
+    assert quiet["refusals"](result) == []
+    assert quiet["verdict"](result).startswith("undisturbed: the bare app was at most 14 %")
+    gauge.tries = 1
+    assert gauge.steady("disturbed", lambda: next(measured)) == "c"
+    result = {"quiet": quiet["judged"](gauge.readings), "skipped": {"wrk": "is not installed"}}
+    assert quiet["verdict"](result).startswith("DISTURBED: the bare app was at most 25 %")
+    disturbed, incomplete, advice = quiet["refusals"](result)
+    assert disturbed == "disturbed: disturbed: the bare app was 25 % above its lowest, not 15 % at most"
+    assert incomplete == "incomplete: wrk: is not installed"
+    assert "make bench" in advice

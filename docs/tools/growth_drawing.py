@@ -24,9 +24,7 @@ def figures() -> tuple[list[int], dict[str, list[float]]]:
     text = PAGE.read_text("utf-8")
     head = re.search(r"^\| on one server \| (.*) \|$", text, re.MULTILINE)
     if head is None:
-        raise ValueError(
-            f"{PAGE}: found no table headed 'on one server'; python benchmarks/growth.py writes it"
-        )
+        raise ValueError(f"{PAGE}: found no table headed 'on one server'; make bench writes it")
     sizes = [int(size.replace(",", "")) for size in head[1].split(" | ")]
     table = text[head.start() :].partition("\n\n")[0]
     cells = dict(re.findall(r"^\| ([^|]+?) \| (.*) \|$", table, re.MULTILINE))
