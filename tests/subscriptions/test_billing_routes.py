@@ -20,9 +20,17 @@ from starlette.types import ASGIApp, Scope
 
 from drivers.llm_apps import listening
 from drivers.sampled import whole
-from drivers.shop import END, HALF, START, Shop, shop
+from drivers.shop import END, HALF, START, Shop, sell, shop
 from drivers.sync_queue import sign_payload
-from meterkit import CurrencyError, MeterKit, MeterkitError, MeterMiddleware, NoSubscriptionError, identify
+from meterkit import (
+    CurrencyError,
+    MeterKit,
+    MeterkitError,
+    MeterMiddleware,
+    NoSubscriptionError,
+    StripeError,
+    identify,
+)
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
 from subscriptions.looks import linked_of
@@ -458,6 +466,28 @@ async def test_the_portal_of_a_deleted_customer_is_a_404(client: httpx.AsyncClie
     with pytest.raises(NoSubscriptionError, match=f"Stripe has deleted {linked}"):
         await at.kit.subscriptions.portal("acme", return_url="https://app.example/")
     # The customer can begin anew.
+    assert (await client.post("/subscription", json={"plan": "team", "seats": 1})).status_code == 201
+
+
+async def test_a_customer_unknown_to_stripe_names_the_cure(client: httpx.AsyncClient, at: Shop) -> None:
+    await at.subscribed("acme", "team")
+    linked, of = await linked_of(at), at.kit.subscriptions
+    at.emulator.reset()  # As a restart does.
+    sell(at.emulator, at.kit.catalog)
+    cure = f"Stripe customer {linked}, which Stripe does not know: .*`meterkit customers unlink acme`"
+    back = "https://app.example/"
+    for call in (
+        of.sync("acme"),
+        of.checkout("acme", "pro", success_url=back, cancel_url=back),
+        of.change_plan("acme", "pro"),
+        of.portal("acme", return_url=back),
+        of.invoices("acme"),
+    ):
+        with pytest.raises(StripeError, match=cure):
+            await call
+    refused = await client.post("/portal", json={"return_url": back})
+    assert told(refused) == (502, "stripe-refused")
+    await at.kit.customers.unlink("acme")
     assert (await client.post("/subscription", json={"plan": "team", "seats": 1})).status_code == 201
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
@@ -27,9 +27,14 @@ from meterkit.subscriptions.stripe_objects import (
     persistently,
     text_in,
 )
+from meterkit.subscriptions.unknown_customers import (
+    is_missing_customer,
+    is_unknown_at_stripe,
+    unknown_customer_error,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator
+    from collections.abc import AsyncGenerator, Collection
 
     from meterkit.catalog.checkout_options import CheckoutOptions
     from meterkit.store.store import Store
@@ -132,18 +137,21 @@ async def open_portal(api: StripeApi, asked: Mapping[str, Parameter], *, now_ms:
     return await persistently(attempt)
 
 
-@contextmanager
-def refuse_deleted(customer: str, linked: str) -> Generator[None]:
-    """Refuse the portal of a Stripe customer that Stripe has deleted.
+@asynccontextmanager
+async def refuse_missing(api: StripeApi, customer: str, linked: str) -> AsyncGenerator[None]:
+    """Refuse the portal of a Stripe customer that Stripe has deleted, or does not know.
 
     Raises:
-        NoSubscriptionError: Stripe has no such customer.
+        NoSubscriptionError: Stripe has deleted it.
+        StripeError: Stripe does not know it, or refuses, or does not answer.
     """
     try:
         yield
     except StripeError as error:
-        if (error.code, error.param) != ("resource_missing", "customer"):
+        if not is_missing_customer(error):
             raise
+        if await is_unknown_at_stripe(api, linked):
+            raise unknown_customer_error(error, customer, linked) from error
         message = f"Stripe has deleted {linked}, the Stripe customer of {customer!r}: there is no portal"
         raise NoSubscriptionError(customer, f"{message}; a new subscription makes another one") from error
 

@@ -21,6 +21,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, MeterkitError, NoSubscriptionError, StripeError
 from meterkit.subscriptions.service.payment_pages import close_pages
 from meterkit.subscriptions.stripe_objects import CUSTOMER, key_of, persistently
+from meterkit.subscriptions.unknown_customers import same_error, unknown_customer_error
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -110,7 +111,13 @@ class StripeCustomers:
         """
         linked = (await self._customers.get(customer)).stripe_customer
         if linked is not None:
-            if not await self._is_deleted(linked):
+            try:
+                is_deleted = await self._is_deleted(linked)
+            except StripeError as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise
+                raise unknown_customer_error(error, customer, linked) from error
+            if not is_deleted:
                 return linked
             _, state = await CustomerStates(self._store).read(customer)
             await remember_trial(self._store, customer, state.subscription)
@@ -139,18 +146,6 @@ class StripeCustomers:
 
     async def _is_deleted(self, linked: str) -> bool:
         return (await self._api().get(f"{_PATH}/{linked}")).get("deleted") is True
-
-
-def _same_error(error: StripeError, message: str) -> StripeError:
-    """Copy an error with another message."""
-    return type(error)(
-        message,
-        status=error.status,
-        type=error.type,
-        code=error.code,
-        param=error.param,
-        request_id=error.request_id,
-    )
 
 
 _SUBSCRIPTIONS_MAX: Final = 8
@@ -190,7 +185,7 @@ class CustomerHooks:
             found = await self.api().get(f"{_PATH}/{stripe_customer}")
         except StripeError as error:
             if error.status != HTTPStatus.NOT_FOUND:
-                raise _same_error(
+                raise same_error(
                     error,
                     f"customer {customer!r} is not linked: Stripe does not say whether it has"
                     f" {stripe_customer}; try again, or link without checking (force=True, --force): {error}",
@@ -221,7 +216,7 @@ class CustomerHooks:
             )
             if not isinstance(error, StripeError):
                 raise StripeError(message) from error
-            raise _same_error(error, message) from error
+            raise same_error(error, message) from error
 
     async def prepare_deletion(self, customer: str, *, cancel: bool) -> None:
         """End, or refuse to leave, what Stripe would charge a customer that is being deleted."""

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.errors import NoSubscriptionError, SubscriptionError
+from meterkit.errors import NoSubscriptionError, StripeError, SubscriptionError
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
 from meterkit.subscriptions.service.accepted_changes import AcceptedChanges
 from meterkit.subscriptions.service.change_lease import ANSWER_S, hold_change_lease
 from meterkit.subscriptions.service.checkout import SubscriptionStarter
 from meterkit.subscriptions.service.override_repricer import OverrideRepricer
-from meterkit.subscriptions.service.payment_pages import checkout_options, open_portal, refuse_deleted
+from meterkit.subscriptions.service.payment_pages import checkout_options, open_portal, refuse_missing
 from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
@@ -25,6 +25,11 @@ from meterkit.subscriptions.service.results import (
     subscription_of,
 )
 from meterkit.subscriptions.service.subscription_changer import SubscriptionChanger
+from meterkit.subscriptions.unknown_customers import (
+    is_missing_customer,
+    is_unknown_at_stripe,
+    unknown_customer_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -170,12 +175,13 @@ class Subscriptions:
 
         Raises:
             NoSubscriptionError: the customer is not linked to a Stripe customer, or Stripe has deleted it.
+            StripeError: Stripe does not know the Stripe customer, refuses otherwise, or does not answer.
         """
         linked = await self._read_link(customer)
         if linked is None:
             raise NoSubscriptionError(customer, f"customer {customer!r} has no Stripe customer, so no portal")
         asked: dict[str, Parameter] = {"customer": linked, "return_url": return_url}
-        with refuse_deleted(customer, linked):
+        async with refuse_missing(self._api(), customer, linked):
             made = await open_portal(self._api(), asked, now_ms=self._store.now_ms())
         return Portal(id=made["id"], url=made["url"])
 
@@ -271,7 +277,12 @@ class Subscriptions:
         linked = await self._read_link(customer)
         if linked is None:
             return []
-        found = await self._api().get("/v1/invoices", {"customer": linked, "limit": 100})
+        try:
+            found = await self._api().get("/v1/invoices", {"customer": linked, "limit": 100})
+        except StripeError as error:
+            if is_missing_customer(error) and await is_unknown_at_stripe(self._api(), linked):
+                raise unknown_customer_error(error, customer, linked) from error
+            raise
         return [invoice_of(invoice) for invoice in found["data"]]
 
     async def check(self) -> dict[str, tuple[Drift, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.states import CustomerStates
@@ -19,6 +18,11 @@ from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.subscription_choice import choose_subscription
 from meterkit.subscriptions.subscription_reading import has_begun, read_subscription
+from meterkit.subscriptions.unknown_customers import (
+    is_missing_customer,
+    is_unknown_at_stripe,
+    unknown_customer_error,
+)
 from meterkit.subscriptions.webhooks.customer_linker import CustomerLinker
 from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
 
 
 _EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
-_GONE: Final = "resource_missing"
 _EVENT: Final = "evt_"
 _PAYMENT: Final = "pi_"
 NIGHTLY: Final = "reconcile"
@@ -98,7 +101,7 @@ class CustomerSyncer:
         customer = await self._linker.find_owner(linked)
         if customer is None and await self._linker.is_retired(linked):
             return  # Its customer was deleted here.
-        found = await self._list_subscriptions(linked, is_known=customer is not None)
+        found = await self._list_subscriptions(linked, customer)
         known = await self._read_known(customer)
         found, can_pay = await self._gate.apply(linked, found, catalog, known)
         found = await self._gate.end_abandoned(found, self.store.now_ms() / 1000)
@@ -151,7 +154,7 @@ class CustomerSyncer:
         await note_renewal(self.store, customer, subscription, known=known)
         return subscription, known
 
-    async def _list_subscriptions(self, linked: str, *, is_known: bool) -> list[dict[str, Any]]:
+    async def _list_subscriptions(self, linked: str, customer: str | None) -> list[dict[str, Any]]:
         """List all subscriptions of a Stripe customer, ended ones too; none of a deleted one.
 
         Raises:
@@ -162,21 +165,12 @@ class CustomerSyncer:
         try:
             found = await self.api().list("/v1/subscriptions", asked)
         except StripeError as error:
-            is_gone = error.code == _GONE and error.param == "customer"
-            if is_gone and not (is_known and await self._is_unknown_at_stripe(linked)):
-                return []
-            raise
+            if not is_missing_customer(error):
+                raise
+            if customer is not None and await is_unknown_at_stripe(self.api(), linked):
+                raise unknown_customer_error(error, customer, linked) from error
+            return []
         return [await expand_item_coupons(self.api(), await with_all_items(self.api(), one)) for one in found]
-
-    async def _is_unknown_at_stripe(self, linked: str) -> bool:
-        """Whether Stripe never had such a customer; it still shows a deleted one."""
-        try:
-            await self.api().get(f"/v1/customers/{linked}")
-        except StripeError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return True
-            raise
-        return False
 
     async def _read_known(self, customer: str | None) -> SubscriptionState | None:
         if customer is None:

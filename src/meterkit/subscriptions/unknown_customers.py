@@ -1,0 +1,54 @@
+"""Errors about linked Stripe customers that Stripe does not know: another key, or a restarted emulator."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from meterkit.errors import StripeError
+
+if TYPE_CHECKING:
+    from meterkit.stripe.api import StripeApi
+
+
+def is_missing_customer(error: StripeError) -> bool:
+    """Whether Stripe refuses a request because it does not have the customer, or has deleted it."""
+    return (error.code, error.param) == ("resource_missing", "customer")
+
+
+async def is_unknown_at_stripe(api: StripeApi, linked: str) -> bool:
+    """Whether Stripe never had such a customer; it still shows a deleted one.
+
+    Raises:
+        StripeError: Stripe refuses otherwise, or does not answer.
+    """
+    try:
+        await api.get(f"/v1/customers/{linked}")
+    except StripeError as error:
+        if error.status == HTTPStatus.NOT_FOUND:
+            return True
+        raise
+    return False
+
+
+def unknown_customer_error(error: StripeError, customer: str, linked: str) -> StripeError:
+    """Explain Stripe's refusal of a linked customer that it does not know, and name the cure."""
+    return same_error(
+        error,
+        f"customer {customer!r} is linked to Stripe customer {linked}, which Stripe does not know: the key is"
+        " of another account or mode, or the Stripe emulator was restarted and has forgotten its customers."
+        f" If the key is right, run `meterkit customers unlink {quote(customer)}`",
+    )
+
+
+def same_error(error: StripeError, message: str) -> StripeError:
+    """Copy an error with another message."""
+    return type(error)(
+        message,
+        status=error.status,
+        type=error.type,
+        code=error.code,
+        param=error.param,
+        request_id=error.request_id,
+    )
