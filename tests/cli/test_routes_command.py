@@ -187,3 +187,43 @@ def test_limits_that_no_line_asks_for_are_named(api: Shell, directory: Path) -> 
     assert "app.yaml:15:62 plans.free.meters.words: no route asks for words" in " ".join(done.out.split())
     shown = api.run("routes", "shop.api:make", "--factory", "--json").json["unasked_limits"]
     assert [note.partition(" ")[0] for note in shown] == ["app.yaml:15:62"]
+
+
+BILLED = """\
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit.fastapi import Current, billing_router
+from meterkit.starlette import stripe_webhook
+
+
+def payer(caller: Current) -> str:
+    return caller.customer
+
+
+app = FastAPI(openapi_url=None)
+kit = MeterKit("plans.yaml", redis_url="redis://127.0.0.1:1")
+app.include_router(billing_router(kit, customer=payer, origins=["https://app.example"]), prefix="/pay")
+app.router.routes.append(Route("/stripe", stripe_webhook(kit), methods=["POST"]))
+app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
+"""
+
+
+def test_webhooks_of_stripe_that_a_line_refuses_are_named(api: Shell, directory: Path) -> None:
+    (directory / "shop" / "billed.py").write_text(BILLED)
+    lines = 'routes:\n  - {match: "/pay/{path:path}", always: true}\n  - {match: "*"}\n'
+    plans = PLANS.partition("routes:\n")[0] + lines + "plans:" + PLANS.partition("\nplans:")[2]
+    (directory / "plans.yaml").write_text(plans)
+    shown = api.run("routes", "shop.billed:app", "--json").json["refused_webhooks"]
+    assert [note.partition(" takes ")[0] for note in shown] == [
+        "the plan route '/pay/{path:path}'",
+        "the plan route '*'",
+    ]
+    for path, note in zip(("/pay/webhooks/stripe", "/stripe"), shown, strict=True):
+        line = f'{{match: "POST {path}", exempt: true}}'
+        assert note.endswith(f"write before it `{line}`")
+        plans = plans.replace("routes:\n", f"routes:\n  - {line}\n")
+        assert "takes Stripe's webhooks" in " ".join(api.run("routes", "shop.billed:app").out.split())
+        (directory / "plans.yaml").write_text(plans)
+    assert api.run("routes", "shop.billed:app", "--json").json["refused_webhooks"] == []

@@ -65,12 +65,14 @@ class AppRoute:
         pieces: the path template, cut where mounts end.
         host: the template of the host it is for, or None.
         decider: decides its requests; None: no middleware does.
+        app: the innermost app; for a handler, Starlette's own function around it.
     """
 
     methods: tuple[str, ...]
     pieces: tuple[str, ...]
     host: str | None
     decider: RequestDecider | None
+    app: object = None
 
     @property
     def path(self) -> str:
@@ -120,7 +122,7 @@ def deciders_of(app: object) -> list[RequestDecider]:
 def _app_route(place: AppPlace, known: dict[int, RequestDecider]) -> AppRoute:
     methods = place.methods or (_READING if isinstance(place.app, StaticFiles) else ANY_METHOD)
     decider = _decider(place.way, known)
-    return AppRoute(methods=methods, pieces=place.pieces, host=place.way.host, decider=decider)
+    return AppRoute(methods=methods, pieces=place.pieces, host=place.way.host, decider=decider, app=place.app)
 
 
 def _decider(way: RequestWay, known: dict[int, RequestDecider]) -> RequestDecider | None:

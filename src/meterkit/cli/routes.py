@@ -23,6 +23,7 @@ from meterkit.catalog.routes import additions_of
 from meterkit.cli.options import import_app, plans_path
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
+from meterkit.subscriptions.webhooks.webhook_endpoint import WebhookEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,8 +53,8 @@ def routes(
     """Show which plan route meters each route of the app.
 
     Plan routes are the `routes` of the plans file: that of the app's MeterMiddleware, or --plans if the app
-    has none. Also prints limits that no plan route checks. Exits 1 if a route is unmetered, or if a plan
-    route matches no route.
+    has none. Also prints limits that no plan route checks, and Stripe webhooks that one refuses. Exits 1 if a
+    route is unmetered, or if a plan route matches no route.
     """
     # The store of the app's kit does not matter here.
     logging.getLogger("meterkit").setLevel(logging.ERROR)
@@ -76,12 +77,14 @@ def routes(
     used = deciders if otherwise is None else [otherwise]
     catalogs = {id(one.catalog): one.catalog for one in used}
     unasked = [str(note) for catalog in catalogs.values() for note in unasked_limits_of(catalog)]
+    refused = [_format_refused_webhook(one) for one in taken if _refuses_webhooks(one)]
     shown = {
         "routes": [_record(one) for one in taken],
         "idle_lines": [_idle_record(one) for one in idle],
         "unasked_limits": unasked,
+        "refused_webhooks": refused,
     }
-    session.show(shown, lambda: _print_routes(taken, idle, unasked))
+    session.show(shown, lambda: _print_routes(taken, idle, [*unasked, *refused]))
     raise typer.Exit(int(bool(idle) or any(one.line is None for one in taken)))
 
 
@@ -160,12 +163,26 @@ def _metered(taken: RouteLines) -> str:
     return "unmetered" if taken.is_decided else "unmetered: no MeterMiddleware before it"
 
 
-def _print_routes(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], unasked: Sequence[str]) -> None:
+def _refuses_webhooks(taken: RouteLines) -> bool:
+    """Whether Stripe's webhooks fall under a plan route that refuses them, as Stripe is no customer."""
+    return isinstance(taken.route.app, WebhookEndpoint) and taken.line is not None and not taken.line.exempt
+
+
+def _format_refused_webhook(taken: RouteLines) -> str:
+    match = "" if taken.line is None else taken.line.match
+    cure = f'{{match: "POST {taken.route.path}", exempt: true}}'
+    return (
+        f"the plan route {match!r} takes Stripe's webhooks, and Stripe is no customer, so they are refused"
+        f" like all requests without one; write before it `{cure}`"
+    )
+
+
+def _print_routes(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], notes: Sequence[str]) -> None:
     rows = [row for one in taken for row in _rows(one)]
     print_records(rows, empty="the app has no routes")
     for one in idle:
         echo(f"{one.catalog.source}: the plan route {one.line.match!r} matches no route: {_why(one)}")
-    for note in unasked:
+    for note in notes:
         echo(f"note: {note}")
     unmetered = sum(one.line is None for one in taken)
     if unmetered:
