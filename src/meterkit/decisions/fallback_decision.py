@@ -1,4 +1,4 @@
-"""Arithmetic of the fallback: decide by rates counted in this process, as ``decide.lua`` does. Pure.
+"""Decision of the fallback: by rates counted in this process, as ``decide.lua`` decides. Pure.
 
 It serves requests that the store cannot decide. The replies have the shape of the script's, so that the edge
 formats refusals the same way, the wait included.
