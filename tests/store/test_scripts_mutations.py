@@ -129,7 +129,7 @@ OF_ALLOTMENTS: Final = Mutated(
     sample=8,
     lives={
         "allot_requests.lua": BOTH_ALLOTTING,
-        **included("room_for", ALLOTTING),
+        **included("requests_with_room", ALLOTTING),
         **included("pack_taken", BOTH_ALLOTTING),
         **included("count_allowed extra_holds", PAID_ALLOTTING),
     },

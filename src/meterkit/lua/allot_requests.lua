@@ -30,7 +30,7 @@
 --include unpack_meter
 --include live_holds
 --include advance_rate
---include room_for
+--include requests_with_room
 --include pack_taken
 local counters_key, state_key, totals_key, grants_key = unpack(KEYS)
 local rev, terms, wanted, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
@@ -66,7 +66,7 @@ for place = 2, rate_count + 1 do
   kind, window, limit, refill, needed, quantity, at = read('<dddddd', terms, at)
   local slot, counted, previous = unpack_rate(fields[place], ARGV[name_offset + place])
   slot, counted, previous, used = advance_rate(kind, window, refill, now, slot, counted, previous)
-  requests = room_for(requests, share, limit - used, needed)
+  requests = requests_with_room(requests, share, limit - used, needed)
   lasts_ms = math.min(lasts_ms, (slot + 1) * window - now)
   policies[place - 1] = {quantity, limit - used, limit, previous, {slot, counted, previous}, 2, place}
 end
@@ -78,7 +78,7 @@ for place = rate_count + 2, rate_count + ceiling_count + 1 do
   held, held_before = live_holds(current_slot, slot, held, held_before)
   local left = math.max(0, included - counted) + math.max(0, overage_limit - overage) - held - held_before
   if not options then
-    requests = room_for(requests, share, left, needed)
+    requests = requests_with_room(requests, share, left, needed)
   end
   local total = overage_limit == UNCAPPED and 1 or math.max(included + math.max(0, overage_limit), 1)
   local numbers = {counted, overage, pending, current_slot, held, held_before, extras}
