@@ -51,7 +51,7 @@ def allows(feature: str) -> bool:
 
 
 def record(meter: str | None = None, quantity: int | None = None, /, **quantities: int) -> None:
-    """Count usage of the current request: ``record("tokens", 12)`` or ``record(tokens=12, pages=1)``.
+    """Count usage of the current request: ``record("pages", 3)`` or ``record(pages=3, images=1)``.
 
     It is never refused, adds up over the request, and is billed by the request's outcome. May be called from
     synchronous and asynchronous code, and from background tasks.
