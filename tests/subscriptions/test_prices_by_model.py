@@ -7,10 +7,11 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
+import anyio
 import pytest
 
 from drivers.customer_states import store_overrides
-from drivers.delivery import kit_for
+from drivers.delivery import kit_for, until
 from drivers.health_findings import findings
 from drivers.plans import plans_text
 from drivers.priced_shop import item_lines, renewed, usage_lines
@@ -211,6 +212,21 @@ async def test_the_doctor_names_a_billed_meter_without_a_price(store_url: str) -
         )
         await at.stripe_change(f"/v1/prices/{price['id']}", active="false")
         assert await problems(at) == ["plan pro: Stripe has no price for images"]
+
+
+async def test_the_doctor_asks_for_the_prices_of_eight_plans_at_once(store_url: str) -> None:
+    """The operator pages wait three seconds: the prices of one plan after another take longer."""
+    plans = PLANS.replace("TABLE", TABLE) + "".join(
+        f"  p{nth}: {{extends: pro, rank: {nth}}}\n" for nth in range(20, 40)
+    )
+    async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as at:
+        at.emulator.fail_next("hang", path="/v1/prices", times=8)
+        async with anyio.create_task_group() as group:
+            group.start_soon(at.kit.health)
+            await until(lambda: not at.emulator.faults, within_s=10)
+            await anyio.sleep(0.1)  # A ninth would be answered.
+            assert [one for one in at.emulator.requests if one.path == "/v1/prices"] == []
+            group.cancel_scope.cancel()
 
 
 async def test_the_doctor_counts_prices_that_only_stripe_has(store_url: str) -> None:

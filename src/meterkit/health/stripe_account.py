@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +13,7 @@ from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.customers.drift_records import DriftRecords
-from meterkit.errors import StripeError, UnknownPlanError
+from meterkit.errors import MeterkitError, StripeError, UnknownPlanError
 from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meter_differences import meter_differences
@@ -19,14 +21,17 @@ from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
 from meterkit.subscriptions.stripe_objects import pack_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from meterkit.assembly import Parts
-    from meterkit.catalog import Catalog, Meter
+    from meterkit.catalog import Catalog, Meter, Plan
     from meterkit.customers.customers import Customers
     from meterkit.customers.drift_records import Drift
     from meterkit.subscriptions.item_changes import PlanPrices
 
+
+_CHECKS_AT_ONCE: Final = 8
+"""The operator pages wait three seconds for all checks."""
 
 NO_ERROR_REPORTS: Final = Finding(
     check="stripe",
@@ -96,36 +101,59 @@ async def _find_unpriced_plans(
 
     Usage without a price is delivered and never billed. None if the key may not list prices.
     """
-    ids = {meter["event_name"]: meter["id"] for meter in meters if meter["status"] == "active"}
-    found: list[Finding] = []
-    for plan in catalog.plans.values():
-        billed = billed_meters(catalog.meters, plan)
-        if not billed:
-            continue
-        by_model = [one for one in billed if one.is_row or plan.entitlements[one.name].overage.rows]
-        # `stripe sync` makes no other price: the rest is sold by prices that were made at Stripe.
-        priced = [
-            one
-            for one in billed
-            if one in by_model or plan.entitlements[one.name].overage.amount_cents is not None
-        ]
-        try:
-            prices = await prices_of(api, catalog, plan, meters)
-        except UnknownPlanError:
-            missing = ["the plan itself"] if by_model else []
-        except StripeError as error:
-            if error.status == HTTPStatus.FORBIDDEN:
-                return []
-            if error.status != HTTPStatus.NOT_FOUND:
-                raise
-            missing = [f"the plan itself ({plan.price.stripe_price})"] if by_model else []
-        else:
-            missing = _list_unpriced_meters(priced, prices, ids)
-            found += find_too_many_items(plan.key, 1 + (prices.seat is not None) + len(prices.metered))
-        if missing:
-            problem = f"plan {plan.key}: Stripe has no price for {join_names(missing)}"
-            found.append(Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`"))
+    plans = [plan for plan in catalog.plans.values() if billed_meters(catalog.meters, plan)]
+    try:
+        return await _find_together([partial(_find_unpriced, api, catalog, plan, meters) for plan in plans])
+    except StripeError as error:
+        if error.status == HTTPStatus.FORBIDDEN:
+            return []
+        raise
+
+
+async def _find_unpriced(
+    api: StripeApi, catalog: Catalog, plan: Plan, meters: Sequence[Mapping[str, Any]]
+) -> list[Finding]:
+    """Report the missing prices of a plan, or that it has too many."""
+    billed, found = billed_meters(catalog.meters, plan), list[Finding]()
+    by_model = [one for one in billed if one.is_row or plan.entitlements[one.name].overage.rows]
+    # `stripe sync` makes no other price: the rest is sold by prices that were made at Stripe.
+    priced = [
+        one
+        for one in billed
+        if one in by_model or plan.entitlements[one.name].overage.amount_cents is not None
+    ]
+    try:
+        prices = await prices_of(api, catalog, plan, meters)
+    except UnknownPlanError:
+        missing = ["the plan itself"] if by_model else []
+    except StripeError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        missing = [f"the plan itself ({plan.price.stripe_price})"] if by_model else []
+    else:
+        ids = {meter["event_name"]: meter["id"] for meter in meters if meter["status"] == "active"}
+        missing = _list_unpriced_meters(priced, prices, ids)
+        found += find_too_many_items(plan.key, 1 + (prices.seat is not None) + len(prices.metered))
+    if missing:
+        problem = f"plan {plan.key}: Stripe has no price for {join_names(missing)}"
+        found.append(Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`"))
     return found
+
+
+async def _find_together(checks: Iterable[Callable[[], Awaitable[list[Finding]]]]) -> list[Finding]:
+    """Run checks of Stripe concurrently, a few at once; the findings are in the order of the checks."""
+    at_once = asyncio.Semaphore(_CHECKS_AT_ONCE)
+
+    async def find(check: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+        async with at_once:
+            return await check()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(find(check)) for check in checks]
+    except* MeterkitError as errors:
+        raise errors.exceptions[0] from None
+    return [finding for task in tasks for finding in task.result()]
 
 
 def _list_unpriced_meters(meters: Iterable[Meter], prices: PlanPrices, ids: Mapping[str, str]) -> list[str]:
@@ -163,9 +191,13 @@ async def check_meters(parts: Parts) -> tuple[str, list[Finding]]:
     api = StripeApi(parts.settings)
     try:
         meters = await api.list("/v1/billing/meters")
-        unsold = await _find_unpriced_top_ups(api, parts.store.catalog)
-        unsold += await _find_unpriced_plans(api, parts.store.catalog, meters)
-        unsold += await find_broken_links(api, parts.customers)
+        unsold = await _find_together(
+            [
+                partial(_find_unpriced_top_ups, api, parts.store.catalog),
+                partial(_find_unpriced_plans, api, parts.store.catalog, meters),
+                partial(find_broken_links, api, parts.customers),
+            ]
+        )
     except StripeError as error:
         refused = read_refusal(error)
         if isinstance(refused, str):
