@@ -26,7 +26,7 @@ from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import RepeatMark, UsedQuantities, add_quantities, find_used_meters
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from fractions import Fraction
 
     from starlette.types import Message, Scope, Send
@@ -156,10 +156,11 @@ class Exchange(AdmittedRequest):
         self._ending = self._trailers = False
         self._begun = self._complete = self._failed = self._gone = False
         if decided is not None:
-            self._decided_ms = reply[1]
-            self._slot = reply[1] // HOLD_SLOT_MS
-            self._nothing_to_settle = not (decided.program.settles or decided.digest)
-            if lane is not None and (decided.program.holds or decided.digest):
+            self._decided_ms = decided_ms = reply[1]
+            self._slot = decided_ms // HOLD_SLOT_MS
+            if not decided.settles:
+                self._nothing_to_settle = True
+            elif lane is not None and (decided.program.holds or decided.digest):
                 lane.live.add(self)
         if store.mark_span is not None:
             store.mark_span(view.effective.plan.key, None, False)
@@ -181,11 +182,10 @@ class Exchange(AdmittedRequest):
         kind = message["type"]
         if kind == "http.response.body":
             if not message.get("more_body", False) and not self._trailers:
-                if self._nothing_to_settle:
-                    self._complete = True
-                    return self._send(message)
-                return self._send_and_read(message, last=True)
-            if message.get("body"):
+                if not self._nothing_to_settle:
+                    return self._send_and_read(message, last=True)
+                self._complete = True
+            elif message.get("body"):
                 return self._send_and_read(message, last=False)
         elif kind == "http.response.start":
             self._status = message["status"]
@@ -195,7 +195,12 @@ class Exchange(AdmittedRequest):
                 self._reading.begin(message)
             if "trailers" in message:
                 self._trailers = bool(message["trailers"])
-            message = self._with_fields(message)
+            fields = self.limit_fields
+            if fields is not None:  # As _with_fields has it, without a call.
+                headers = fields.add(
+                    message.get("headers", ()), self._decided, self._reply, self._scope["headers"]
+                )
+                message = {**message, "headers": headers}
         elif self._is_last_message(kind, message):
             return self._send_and_read(message, last=True)
         return self._send(message)
@@ -258,43 +263,57 @@ class Exchange(AdmittedRequest):
             return
         outcome = self._outcome()
         billed = outcome in self._charge_on
-        recorded = recorded or _NOTHING
         # Usage recorded in a request with an idempotency key is settled with its mark, or not at all.
         is_whole = decided is None or decided.reserved or (recorded and decided.digest)
         if self._llm is not None or is_whole:
-            has_more = recorded or self._llm or self.is_counted or self._route.idempotency_header
-            if decided is None and not has_more:
-                self._settle_undecided(lane, billed=billed)
-                return
-            extra = UsedQuantities(recorded, recorded)
-            if decided is None:
-                extra = undecided_usage(
-                    self._view, self._route, recorded, is_counted=self.is_counted, billed=billed
-                )
-            extra = self._price_tokens(extra)
-            parts = self._usage_of_calls(outcome)
-            self._view.cache.routes.learn(self._route, find_used_meters((extra, *parts)))
-            late = {} if self._llm is None else self._llm.outliving(self._name_calls)
-            settle_jobs(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
-            self._settle_parts(lane, parts, extra, billed=billed, due=self._is_due(outcome))
+            self._settle_whole(lane, decided, recorded or _NOTHING, outcome, billed=billed)
             return
-        if decided is not None and (decided.program.settles or decided.digest):
+        if decided is not None and decided.settles:
             lane.live.discard(self)
             if self._renewed is None:
                 # As settle_decision has it, without a call: nearly every billed request ends here.
+                slot = self._slot
                 settlement = decided.settlements.get(billed)
-                if settlement is None or settlement.held.slot != self._slot:
-                    settlement = settle_decision(decided, self._slot, billed=billed)
+                if settlement is None or settlement.held.slot != slot:
+                    settlement = settle_decision(decided, slot, billed=billed)
             else:
                 used = UsedQuantities(recorded=decided.recorded if billed else _NOTHING)
                 mark = RepeatMark.of(decided, billed=billed)
                 settlement = Settlement(decided.view, held=self._current_hold(decided), used=used, mark=mark)
-            together = lane.allotments if decided.is_allotted else None
-            (together or lane).settle(settlement)
+            if decided.is_allotted and lane.allotments is not None:
+                lane.allotments.settle(settlement)
+            else:
+                lane.settle(settlement)
         if recorded:
             used = self._price_tokens(UsedQuantities(recorded, recorded), due=self._is_due(outcome))
             self._view.cache.routes.learn(self._route, find_used_meters((used,)))
             self._store.settle(lane, Settlement(self._view, used=used))
+
+    def _settle_whole(
+        self,
+        lane: Lane,
+        decided: PreparedDecision | None,
+        recorded: Mapping[str, int],
+        outcome: Outcome,
+        *,
+        billed: bool,
+    ) -> None:
+        """Settle the hold together with what the app and its models used, or what no decision counts."""
+        has_more = recorded or self._llm or self.is_counted or self._route.idempotency_header
+        if decided is None and not has_more:
+            self._settle_undecided(lane, billed=billed)
+            return
+        extra = UsedQuantities(recorded, recorded)
+        if decided is None:
+            extra = undecided_usage(
+                self._view, self._route, recorded, is_counted=self.is_counted, billed=billed
+            )
+        extra = self._price_tokens(extra)
+        parts = self._usage_of_calls(outcome)
+        self._view.cache.routes.learn(self._route, find_used_meters((extra, *parts)))
+        late = {} if self._llm is None else self._llm.outliving(self._name_calls)
+        settle_jobs(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
+        self._settle_parts(lane, parts, extra, billed=billed, due=self._is_due(outcome))
 
     def _usage_of_calls(self, outcome: Outcome) -> Sequence[UsedQuantities]:
         """End the reading of model calls; their usage, one part for each model."""
@@ -327,7 +346,7 @@ class Exchange(AdmittedRequest):
             due: whether the usage is.
         """
         held = self._decided
-        if held is not None and not (held.program.settles or held.digest):
+        if held is not None and not held.settles:
             held = None
         if held is not None:
             lane.live.discard(self)
@@ -355,7 +374,7 @@ class Exchange(AdmittedRequest):
 
     def settle_attempt(self, decided: PreparedDecision) -> None:
         """Settle at once what the store records with the decision, however the request ends."""
-        if not (self._lane is None or self.is_counted or decided.program.settles or decided.digest):
+        if not (self._lane is None or self.is_counted or decided.settles):
             self._settle_undecided(self._lane, billed=True)
             self.is_counted = self._nothing_to_settle = True
 

@@ -136,24 +136,27 @@ class MeterMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope: a request, a websocket or the lifespan; anything else passes as it is."""
-        mark = self._mark
-        if mark in scope or scope["type"] not in _DECIDED:
+        mark, kind = self._mark, scope["type"]
+        if mark in scope or kind not in _DECIDED:
             await self._serve_undecided(scope, receive, send)
             return
-        is_http = scope["type"] == "http"
         plans = self._plans
         if plans is None or plans.cache is not self._kit.store.cache:
             plans = self._plans = self._compile_plans(self._kit.store.cache)
-        route = plans.router.match_http(scope) if is_http else plans.router.match_websocket(scope)
-        if is_http and route is not None and route.is_plain and scope["method"] != "OPTIONS":
-            passed = await self._admit_request(plans, route, scope, receive, send, None, self._refuser)
-            if passed is None:
-                return
-            passed.server_receive, passed.refuser = receive, self._refuser
-        else:
+        route = plans.router.match_http(scope) if kind == "http" else plans.router.match_websocket(scope)
+        if route is None or not route.is_plain or kind != "http" or scope["method"] == "OPTIONS":
             passed = await self._admit_special(plans, route, scope, receive, send)
+        else:
+            found = self._find_caller(scope)
+            passed = self._use_unit(plans, route, found, scope, send) if plans.cache.allots else None
             if passed is None:
-                return
+                passed = await self._admit_request(
+                    plans, route, found, scope, receive, send, None, self._refuser
+                )
+            if passed is not None:
+                passed.server_receive, passed.refuser = receive, self._refuser
+        if passed is None:
+            return
         token = exchange.set(passed)
         # In the scope, which mounts hand on: the context also is that of requests the app makes of its own.
         scope[mark] = passed
@@ -199,7 +202,9 @@ class MeterMiddleware:
         passed = await (
             self._serve_uncounted(plans, route, scope, send)
             if route.enforcement == "off"
-            else self._admit_request(plans, route, scope, receive, send, body, refuser)
+            else self._admit_request(
+                plans, route, self._find_caller(scope), scope, receive, send, body, refuser
+            )
         )
         if passed is None:
             return None
@@ -223,10 +228,38 @@ class MeterMiddleware:
             return
         await self.app(scope, receive, send)
 
+    def _find_caller(self, scope: Scope) -> object:
+        """Identify the customer of a request; an error is raised again where the request is decided."""
+        try:
+            return self._identify(scope)
+        except Exception as error:  # noqa: BLE001 - see above
+            return error
+
+    def _use_unit(
+        self, plans: ActivePlans, route: Route, found: object, scope: Scope, send: Send
+    ) -> Exchange | None:
+        """Admit a plain request by a unit of an allotment; None: the store has to decide it."""
+        store = self._kit.store
+        lane = store.lanes.get(running_loop())
+        view = plans.cache.named.get(found) if type(found) is str else None
+        if view is None or lane is None or lane.allotments is None:
+            return None
+        used = lane.allotments.use_unit(view.decisions.get(id(route)))
+        if used is None:
+            return None
+        unit, reply = used
+        if view.left:
+            view.left = drop_replenished(view.left, unit.program)
+        passed = Exchange(store, lane, view, route, unit, reply, scope, send)
+        if route.headers != "none":
+            passed.limit_fields = plans.limit_fields.get(unit.program) or plans.fields_of(unit.program, route)
+        return passed
+
     async def _admit_request(
         self,
         plans: ActivePlans,
         route: Route,
+        found: object,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -240,7 +273,6 @@ class MeterMiddleware:
         prepare: Prepare | None = None
         lane = store.lanes.get(running_loop())
         try:
-            found = self._identify(scope)
             known = plans.cache.named.get(found) if type(found) is str else None
             view = known or await self._find_view(plans, found, scope)
             if lane is None or not lane.is_served:
@@ -297,7 +329,7 @@ class MeterMiddleware:
         """Serve a request while enforcement is off; its customer is identified for the app only."""
         await self._kit.begin()  # Usage counted before is delivered.
         try:
-            view = await self._find_view(plans, self._identify(scope), scope)
+            view = await self._find_view(plans, self._find_caller(scope), scope)
         except UnservedError:
             view = plans.unknown_customer()
         except Exception as error:  # noqa: BLE001 - it is logged, and the app is served
@@ -339,13 +371,22 @@ class MeterMiddleware:
             return passed
         if view is not None and await is_poll_of_known_job(self._kit.store, view, route, decision, scope):
             return await self._admit_request(
-                plans, plans.job_poll_route(route), scope, receive, send, None, refuser
+                plans,
+                plans.job_poll_route(route),
+                self._find_caller(scope),
+                scope,
+                receive,
+                send,
+                None,
+                refuser,
             )
         await refuser.refuse(decision, route, decided, view, scope, receive, send)
         return None
 
     async def _find_view(self, plans: ActivePlans, found: object, scope: Scope) -> CustomerView:
         """Find the view of a new customer, or of a request without one."""
+        if isinstance(found, Exception):
+            raise found
         if not isinstance(found, Caller) and isawaitable(found):
             found = await found
         if isinstance(found, Caller):

@@ -182,7 +182,6 @@ class Router:
             if route.path is not None and reading is not EXACT
         }
         self._is_raw = reading.is_raw
-        self._has_long_keys = bool(root_path) or self._is_raw
         self._root_path = root_path
         self._without_mount = without_mount
         self._found: dict[_Key, Route | None] = {}
@@ -190,11 +189,12 @@ class Router:
     def match_http(self, scope: Scope) -> Route | None:
         """Find the route of an HTTP request; None: no line matches."""
         method: str = scope["method"]
-        key = (
-            self._cache_key(method, scope)
-            if self._has_long_keys or scope.get("root_path")
-            else (method, scope["path"])
-        )
+        # Without a root path, and with no byte encoded, method and path say it all.
+        is_long = self._root_path or scope.get("root_path")
+        if is_long or (self._is_raw and b"%" in (scope.get("raw_path") or b"")):
+            key = self._cache_key(method, scope)
+        else:
+            key = (method, scope["path"])
         try:
             return self._found[key]
         except KeyError:

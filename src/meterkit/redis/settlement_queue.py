@@ -14,10 +14,11 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 from secrets import token_hex
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 from meterkit.errors import QuantityError, StoreError
-from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
+from meterkit.redis.connection import ReplyError, pack_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -142,6 +143,10 @@ class LocalAllotments(Protocol):
         """Admit a request by an allotted unit: the decision, and a reply; None: no unit is left."""
         ...
 
+    def use_unit(self, decision: Any) -> tuple[Any, list[int]] | None:
+        """Use an allotted unit: its decision, and a reply; None: none is left."""
+        ...
+
     def settle(self, settlement: Any) -> None:
         """Settle such a request, together with others."""
 
@@ -223,9 +228,12 @@ _NO_RECORD: Final = (
 )
 
 
+_TWO_NUMBERS: Final = Struct("<2d")
+
+
 def pack_sequence(slot: int, sequence: int) -> bytes:
     """Pack a settlement's slot and number: the end of the request before the clock."""
-    return b"$16\r\n%b\r\n" % pack_numbers((slot, sequence))
+    return b"$16\r\n%b\r\n" % _TWO_NUMBERS.pack(slot, sequence)
 
 
 @dataclass(slots=True, eq=False)

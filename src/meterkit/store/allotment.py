@@ -57,24 +57,18 @@ class Allotment:
         granted: number of granted units.
         unused: number of units that are left.
         at_ms: time of the grant by the store's clock.
+        nth, left, before: the limit nearest to exhaustion, as of the script's reply, once all are used.
+        taken: what each unit takes of it.
         until_s: end of use by the process's clock, counted from the call.
     """
 
-    __slots__ = ("_before", "_left", "_nth", "_taken", "asked_s", "at_ms", "granted", "until_s", "unused")
+    __slots__ = ("asked_s", "at_ms", "before", "granted", "left", "nth", "taken", "until_s", "unused")
 
     def __init__(self, reply: Sequence[int], asked_s: float) -> None:
-        _, self.at_ms, self._nth, self._left, self._before, self.granted, self._taken, lasts_ms = reply
+        _, self.at_ms, self.nth, self.left, self.before, self.granted, self.taken, lasts_ms = reply
         self.unused = self.granted
         self.asked_s = asked_s
         self.until_s = asked_s + (lasts_ms - _EARLY_MS) / 1000
-
-    def use_unit(self) -> list[int]:
-        """Use one unit; return the reply that the decision script would have given.
-
-        Its remaining quantity is the store's plus that of the unused units.
-        """
-        self.unused -= 1
-        return [ALLOWED, self.at_ms, self._nth, self._left + self.unused * self._taken, self._before]
 
     @property
     def is_used(self) -> bool:
@@ -236,7 +230,7 @@ class Allotments:
         self._lane = lane
         self._wall = clock
         self._clock = monotonic if clock is time else clock
-        self._lines: dict[PreparedDecision, AllotmentLine] = {}
+        self._lines: dict[PreparedDecision | None, AllotmentLine] = {}
         self._asked: dict[PreparedDecision, int] = {}
         self._asked_until_s = 0.0
         self._ended: list[Settlement] = []
@@ -253,7 +247,7 @@ class Allotments:
     # Decisions.
 
     def admit(self, decision: PreparedDecision, route: Route) -> tuple[PreparedDecision, list[int] | None]:
-        """Admit a request by an unused unit.
+        """Admit a request by an unused unit, or count it as one that the store decides.
 
         Args:
             decision: decision about the route, by the customer's newest view.
@@ -262,17 +256,26 @@ class Allotments:
         Returns:
             The unit's decision and the reply; or ``decision`` and None: ask the store.
         """
+        if decision not in self._lines:
+            self._count_request(decision, route)
+        return self.use_unit(decision) or (decision, None)
+
+    def use_unit(self, decision: PreparedDecision | None) -> tuple[PreparedDecision, list[int]] | None:
+        """Use an unused unit, if there is one; the unit's decision, and what the script would have replied.
+
+        The remaining quantity is the store's plus that of the unused units.
+        """
         line = self._lines.get(decision)
         if line is None:
-            self._count_request(decision, route)
-            return decision, None
+            return None
         allotment = line.allotment
         if allotment is None or not allotment.unused or self._clock() >= allotment.until_s:
-            return decision, None
-        reply = allotment.use_unit()
-        if 4 * allotment.unused <= allotment.granted and not line.is_asking:
+            return None
+        allotment.unused = unused = allotment.unused - 1
+        if 4 * unused <= allotment.granted and not line.is_asking:
             self._request_units(line)
-        return line.unit, reply
+        left = allotment.left + unused * allotment.taken
+        return line.unit, [ALLOWED, allotment.at_ms, allotment.nth, left, allotment.before]
 
     def _count_request(self, decision: PreparedDecision, route: Route) -> None:
         """Count decisions by the store; a hot customer gets an allotment."""

@@ -85,6 +85,7 @@ class MarkedDecision(PreparedDecision):
         for name in PreparedDecision.__slots__:
             setattr(self, name, getattr(decision, name))
         self.digest = digest
+        self.settles = decision.program.settles or bool(digest)
         self.settlements = {}
         self.packed = self._pack()
 

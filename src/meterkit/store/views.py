@@ -79,6 +79,7 @@ class PreparedDecision:
         settlements: settlements of such requests, by whether they are billed; each valid in one slot of
             holds. Replaced, never changed; see :func:`meterkit.store.settlement.settle_decision`.
         unheld: likewise, of requests decided without the store.
+        settles: whether the end of its request is settled with the store.
         subjects: holds of the customer's subjects if it is allowed, by kind.
         digest: of the request's idempotency key; empty: it has none.
         is_repeat: whether a request with that key was billed before.
@@ -99,6 +100,7 @@ class PreparedDecision:
         "refusal",
         "reserved",
         "settlements",
+        "settles",
         "shadow",
         "subjects",
         "unheld",
@@ -126,6 +128,7 @@ class PreparedDecision:
         self.unheld: dict[bool, Any] = _EMPTY
         self.reserved = reserved
         self.digest, self.is_repeat, self.is_allotted = "", False, False
+        self.settles = program.settles
         self._binder = binder
         self._holds = mode != "c" and (program.holds or bool(reserved))
         self.mode = mode = "v" if self.refusal else "s" if self.shadow and mode in "df" else mode
