@@ -176,9 +176,10 @@ DELIVERING: Final = Mutated(
         **included("end_price_segment store_price_labels", STRANDING),
         **included("lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))),
         **included(
-            "sealed_units take_class_units queue_negative_intents leave_to_credit_notes assign_lines",
+            "sealed_units take_class_units leave_to_credit_notes assign_lines",
             (*RESTORING, *DELIVERY),
         ),
+        **included("queue_negative_intents", (*RESTORING, (Repricing, 10), *DELIVERY)),
     },
 )
 ROOMS: Final[Mapping[str, Mutated]] = {
