@@ -51,11 +51,11 @@ from meterkit.errors import SubscriptionExistsError as SubscriptionExistsError
 from meterkit.errors import UnknownFeatureError as UnknownFeatureError
 from meterkit.errors import UnknownMeterError as UnknownMeterError
 from meterkit.errors import UnknownPlanError as UnknownPlanError
-from meterkit.health.findings import Finding as Finding
-from meterkit.health.findings import Health as Health
 from meterkit.insights.by_model import EarnedByMeter as EarnedByMeter
 from meterkit.insights.by_model import EarnedByModel as EarnedByModel
 from meterkit.insights.by_model import ModelUsage as ModelUsage
+from meterkit.insights.health_report import Finding as Finding
+from meterkit.insights.health_report import Health as Health
 from meterkit.insights.metrics_endpoint import metrics_app as metrics_app
 from meterkit.insights.revenue.revenue import Revenue as Revenue
 from meterkit.insights.revenue.revenue import RevenueDay as RevenueDay

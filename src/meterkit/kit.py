@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.flusher import Flusher
-    from meterkit.health.findings import Health
     from meterkit.insights.by_model import ModelUsage
+    from meterkit.insights.health_report import Health
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage

@@ -15,8 +15,8 @@ from meterkit.decisions.decision import Decision
 from meterkit.decisions.subscription import Status
 from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.reconciler import Reconciled
-from meterkit.health.findings import Health
 from meterkit.insights.by_model import ModelUsage
+from meterkit.insights.health_report import Health
 from meterkit.insights.revenue.revenue import RevenueDay
 from meterkit.insights.statement.lines import Statement
 from meterkit.kit import MeterKit

@@ -15,7 +15,7 @@ from meterkit.cli.session import Session, command
 from meterkit.health.plans_file import ALLOTMENTS
 
 if TYPE_CHECKING:
-    from meterkit.health.findings import Health
+    from meterkit.insights.health_report import Health
 
 __all__ = ["commands"]
 

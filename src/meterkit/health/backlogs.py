@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.amount_wording import span
-from meterkit.health.findings import Finding, join_names, one_finding
+from meterkit.health.findings import join_names, one_finding
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.message_queue import CHANNELS, MessageQueue
 from meterkit.store.storage_upkeep import StorageUpkeep
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.assembly import Parts
+    from meterkit.insights.health_report import Finding
     from meterkit.store.message_queue import Channel, KeptMessage
     from meterkit.store.storage_upkeep import UpkeepState
 

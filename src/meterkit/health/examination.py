@@ -21,7 +21,7 @@ from meterkit.health.deliveries import (
     check_undelivered,
     check_unlinked,
 )
-from meterkit.health.findings import CheckSkippedError, Health
+from meterkit.health.findings import CheckSkippedError
 from meterkit.health.plans_file import (
     ALLOTMENTS,
     MODELS,
@@ -46,6 +46,7 @@ from meterkit.health.store_servers import (
 )
 from meterkit.health.store_topology import TOPOLOGY_CHECKS, check_breaker, check_shards
 from meterkit.health.stripe_account import check_meters, check_subscriptions
+from meterkit.insights.health_report import Health
 from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:

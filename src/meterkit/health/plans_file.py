@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.decisions.compiled_decision import demands_of
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.policies import gauge_terms
-from meterkit.health.findings import Finding, join_names, one_finding
+from meterkit.health.findings import join_names, one_finding
 from meterkit.store.allotment import find_allotment_key, find_single_keys
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from meterkit.assembly import Parts
     from meterkit.catalog import Catalog, Plan, Route
+    from meterkit.insights.health_report import Finding
     from meterkit.redis.settlement_queue import LocalAllotments
 
 

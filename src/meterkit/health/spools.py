@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_wording import span
 from meterkit.errors import SettingsError
-from meterkit.health.findings import Finding, join_names, one_finding
+from meterkit.health.findings import join_names, one_finding
+from meterkit.insights.health_report import Finding
 from meterkit.redis.local_files import check_directory
 from meterkit.store.settlement_spool import SPOOL_BYTES_MAX
 from meterkit.store.spool_states import list_spools

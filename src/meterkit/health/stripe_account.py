@@ -14,7 +14,8 @@ from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.customers.drift_records import DriftRecords
 from meterkit.errors import MeterkitError, StripeError, UnknownPlanError
-from meterkit.health.findings import CheckSkippedError, Finding, join_names, one_finding
+from meterkit.health.findings import CheckSkippedError, join_names, one_finding
+from meterkit.insights.health_report import Finding
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from meterkit.pages.health_report import HealthReport
+    from meterkit.insights.health_report import Health
     from meterkit.pages.operator_figures import Section
 
 _URGENT_CHECKS: Final = frozenset(
@@ -158,7 +158,7 @@ _RULES: Final = (
 )
 
 
-def attention_items(sections: Iterable[Section], report: HealthReport | None) -> Sequence[AttentionItem]:
+def attention_items(sections: Iterable[Section], report: Health | None) -> Sequence[AttentionItem]:
     """List what needs attention, urgent work first.
 
     Args:
@@ -182,7 +182,7 @@ def attention_items(sections: Iterable[Section], report: HealthReport | None) ->
     return sorted(found, key=lambda item: not item.is_urgent)
 
 
-def _items_of_rule(rule: _Rule, value: float | None, report: HealthReport | None) -> list[AttentionItem]:
+def _items_of_rule(rule: _Rule, value: float | None, report: Health | None) -> list[AttentionItem]:
     """Apply a rule: findings of its check, or its own words if that check could not run."""
     if rule.is_live and not value:
         return []

@@ -10,7 +10,7 @@ from meterkit.decisions.periods import from_ms
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from meterkit.pages.health_report import HealthReport
+    from meterkit.insights.health_report import Health
     from meterkit.pages.usage_figures import PagesKit
 
 _FRESH_MS: Final = 60_000
@@ -21,7 +21,7 @@ class DatedReport(NamedTuple):
     """A report with its time; ``report`` is None if the checks took too long."""
 
     at: datetime
-    report: HealthReport | None
+    report: Health | None
 
 
 class HealthReader:
@@ -43,7 +43,7 @@ class HealthReader:
         """Return the report of the last minute, or make one."""
         now_ms = self._kit.store.now_ms()
         if self._last is None or not 0 <= now_ms - self._last_ms < _FRESH_MS:
-            report: HealthReport | None = None
+            report: Health | None = None
             try:
                 async with asyncio.timeout(_TIMEOUT_S):
                     report = await self._kit.health(scan_keys=False)

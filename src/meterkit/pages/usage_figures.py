@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from meterkit.customers.history import HistoryEntry
     from meterkit.delivery.reconciler import Reconciled
     from meterkit.insights.audit.database import DaySums
+    from meterkit.insights.health_report import Health
     from meterkit.insights.simulation.terms import PlanCost, PlanTenure, TrialTerms
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.forecast import OtherPlan, PeriodForecast
-    from meterkit.pages.health_report import HealthReport
     from meterkit.pages.subject_figures import SubjectFigures
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
@@ -86,7 +86,7 @@ class PagesKit(Protocol):
         """Read the rates of a customer."""
         ...
 
-    async def health(self, *, scan_keys: bool = True) -> HealthReport:
+    async def health(self, *, scan_keys: bool = True) -> Health:
         """Run the checks of ``meterkit doctor``."""
         ...
 

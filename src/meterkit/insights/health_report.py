@@ -1,0 +1,56 @@
+"""The report of a deployment's checks: findings with their cures, checks that ran, checks that could not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A problem of a deployment, with its cure.
+
+    Attributes:
+        check: the name of the check.
+        problem: the observation and its consequence.
+        cure: the remedy.
+    """
+
+    check: str
+    problem: str
+    cure: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Health:
+    """The result of an examination.
+
+    Attributes:
+        findings: the problems.
+        looked_at: check to a summary of its reading.
+        not_looked_at: check that could not run to the reason.
+    """
+
+    findings: list[Finding] = field(default_factory=list[Finding])
+    looked_at: dict[str, str] = field(default_factory=dict[str, str])
+    not_looked_at: dict[str, str] = field(default_factory=dict[str, str])
+
+    def add(self, one: Health, *, of: str) -> None:
+        """Add the result of one server; ``of`` is its address if there are several, otherwise empty."""
+        where = f"{of}: " if of else ""
+        self.findings += [replace(finding, problem=f"{where}{finding.problem}") for finding in one.findings]
+        for checks, more in ((self.looked_at, one.looked_at), (self.not_looked_at, one.not_looked_at)):
+            for check, text in more.items():
+                before = f"{checks[check]}; " if check in checks else ""
+                checks[check] = f"{before}{where}{text}"
+
+    def sort(self, first: Sequence[str]) -> None:
+        """Order the checks: those of ``first``, then the others as they came."""
+        for checks in (self.looked_at, self.not_looked_at):
+            positions = {check: position for position, check in enumerate(first)}
+            in_order = sorted(checks.items(), key=lambda item: positions.get(item[0], len(first)))
+            checks.clear()
+            checks.update(in_order)
