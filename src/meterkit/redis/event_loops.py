@@ -82,8 +82,6 @@ class EventLoops:
         if address.tls is not None:
             _ = address.tls.context  # Reads its files now, not while an event loop waits.
         self.lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
-        # Imported with the first kit: redis-py takes as long to import as all the rest.
-        self._new_admin: type[Admin] = import_module("meterkit.redis.admin").Admin
         self._admins: dict[asyncio.AbstractEventLoop, Admin] = {}
         self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
         self._starting: dict[asyncio.AbstractEventLoop, asyncio.Future[str]] = {}
@@ -158,9 +156,9 @@ class EventLoops:
         if admin is None:
             await self._guard_loop(loop)
             address = self._address if self._server is None else await self._find_server()
-            admin = self._admins[loop] = self._new_admin(
-                address, timeout_s=self._timeout_s, clock=self._clock
-            )
+            # Imported with the first client: redis-py takes long to import.
+            new_admin: type[Admin] = import_module("meterkit.redis.admin").Admin
+            admin = self._admins[loop] = new_admin(address, timeout_s=self._timeout_s, clock=self._clock)
         lane = self.lanes.get(loop)
         if lane is not None and lane.allotments is not None:
             lane.allotments.flush()
