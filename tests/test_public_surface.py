@@ -126,7 +126,7 @@ def test_importing_meterkit_takes_no_time() -> None:
 WITH_THE_FIRST_KIT = {
     *("httpx", "jinja2", "pydantic", "redis", "rich", "sqlalchemy", "stripe", "aiohttp", "typer"),
     *("fakeredis", "fastapi", "limits", "uvicorn"),
-    *(f"meterkit.{room}" for room in ("assembly", "customers", "delivery", "notify", "outbox", "pages")),
+    *(f"meterkit.{room}" for room in ("customers", "delivery", "outbox", "pages", "settings")),
     *(f"meterkit.{room}" for room in ("storage", "stripe", "subscriptions", "sync", "testing")),
 }
 

@@ -1,56 +1,48 @@
 """Composition root of a kit: makes its parts and connects them.
 
-Imported with the first kit, since it loads most of meterkit: ``from meterkit import MeterKit`` stays fast.
+Each part is made, and its module imported, when it is first used: a process that only meters loads neither
+delivery nor subscriptions. ``MeterKit`` imports this module with the first kit.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from meterkit.asgi.gauges import Gauges
 from meterkit.catalog.credit_values import find_top_ups
-from meterkit.customers.customers import Customers
-from meterkit.customers.grants import Grants
-from meterkit.customers.states import CustomerStates, make_scheduled_transitions
-from meterkit.delivery.correction_credits import CreditIssuer
-from meterkit.delivery.flush_report import replay_spools
-from meterkit.delivery.flusher_setup import delivery_tasks, flusher_for
-from meterkit.delivery.reconciler import Reconciler
-from meterkit.delivery.summaries import wait_until_counted
-from meterkit.delivery.usage_cutter import UsageCutter, count_undelivered_units, deliver_customer
 from meterkit.insights.audit.async_database import open_audit_database
-from meterkit.insights.background_tasks import audit_root_reader, insights_tasks
-from meterkit.insights.revenue.revenue import Revenue
-from meterkit.insights.statement.statements import Statements
-from meterkit.notify.event_dispatcher import EventDispatcher, Handlers
-from meterkit.notify.events import OF_SUBSCRIPTIONS
-from meterkit.notify.messages import Messages
-from meterkit.outbox.operator_commands import Intents
-from meterkit.storage.service import ObjectStorage
-from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.price_sync import StripeAccount
-from meterkit.subscriptions.service.stripe_customers import CustomerHooks, fetch_contact
-from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
-from meterkit.subscriptions.service.top_ups import AutoTopUps, Credits
-from meterkit.subscriptions.top_up_payments import TopUpPayments
-from meterkit.subscriptions.webhooks.subscription_writer import FLUSH
-from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
+from meterkit.notify.event_handlers import Handlers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
 
+    from meterkit.asgi.gauges import Gauges
+    from meterkit.customers.customers import Customers
+    from meterkit.customers.grants import Grants
+    from meterkit.delivery.correction_credits import CreditIssuer
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.flusher import Flusher
+    from meterkit.delivery.reconciler import Reconciler
+    from meterkit.insights.revenue.revenue import Revenue
+    from meterkit.insights.statement.statements import Statements
+    from meterkit.notify.event_dispatcher import EventDispatcher
     from meterkit.notify.events import CreditsLow
+    from meterkit.notify.messages import Messages
+    from meterkit.outbox.operator_commands import Intents
     from meterkit.settings import Settings
+    from meterkit.storage.service import ObjectStorage
     from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.subscriptions.price_sync import StripeAccount
     from meterkit.subscriptions.service.stripe_customers import ContactSource
+    from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
+    from meterkit.subscriptions.service.top_ups import AutoTopUps, Credits
+    from meterkit.subscriptions.top_up_payments import TopUpPayments
+    from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
 
-__all__ = ["Parts", "StripeAccess"]
+__all__ = ["KitParts", "Parts", "StripeAccess"]
 
 _logger = logging.getLogger("meterkit.subscriptions")
 
@@ -59,6 +51,22 @@ _DELIVERY_S: Final = 80.0
 """More than the minute after which usage can be sealed that was sealed often in this one."""
 _COUNTING_S: Final = 20.0
 _HANDLERS_S: Final = 5.0
+
+_Part = TypeVar("_Part")
+
+
+class LazyPart(Generic[_Part]):
+    """Attribute that is made at its first use. Threads that race for it get the same part."""
+
+    def __init__(self, make: Callable[[Any], _Part]) -> None:
+        self._make = make
+        self._name = make.__name__
+        self.__doc__ = make.__doc__
+
+    def __get__(self, parts: object, owner: type) -> _Part:
+        # An entry in the dictionary hides this descriptor from then on. Setting one is atomic.
+        part: _Part = vars(parts).setdefault(self._name, self._make(parts))
+        return part
 
 
 class StripeAccess:
@@ -79,6 +87,8 @@ class StripeAccess:
             SettingsError: no Stripe key is set.
         """
         if self._made is None:
+            from meterkit.stripe.api import StripeApi
+
             self._made = StripeApi(self._settings)
         return self._made
 
@@ -89,7 +99,7 @@ class StripeAccess:
 
 
 class Parts:
-    """Parts of one kit; each is an attribute of the kit under the same name.
+    """Parts of one kit; :class:`KitParts` has those that are public.
 
     Args:
         store: of the kit.
@@ -103,64 +113,170 @@ class Parts:
     def __init__(self, store: Store, settings: Settings, contact: ContactSource | None) -> None:
         self.store = store
         self.settings = settings
-        self._stripe = stripe = StripeAccess(settings)
-        self._journal = journal = open_audit_database(settings)
-        self.grants = Grants(store)
-        self.gauges = Gauges(store)
-        self.outbox = Intents(store)
-        self.revenue = Revenue(store, settings)
-        self.storage = ObjectStorage(store, settings.reveal(settings.storage_endpoint))
-        self.reconcile = Reconciler(store, stripe.api, journal).reconcile
-        self.statement = Statements(store, settings, stripe.api)
-        self.stripe_api = None if settings.stripe_api_key is None else stripe.api
-        self.correct = CreditIssuer(store, self.stripe_api).correct
-        self.stripe = StripeAccount(lambda: store.catalog, stripe.api)
-        top_ups = TopUpPayments(store, stripe.api)
-        self.credits = Credits(store, stripe.api, top_ups, contact)
-        self._auto_top_ups = AutoTopUps(store, self.credits)
-        self.webhooks = Webhooks(
-            store,
-            settings,
-            stripe.api,
+        self._contact = contact
+        self._stripe = StripeAccess(settings)
+        self._journal = open_audit_database(settings)
+        self.stripe_api = None if settings.stripe_api_key is None else self._stripe.api
+        self.handlers = Handlers()
+        # Not in the group of the app's handlers: an event goes to one process of a group.
+        self.handlers.add_internal("top-ups", "credits.low", self._top_up, is_wanted=self._tops_up)
+
+    @LazyPart
+    def grants(self) -> Grants:
+        """Grants of customers."""
+        from meterkit.customers.grants import Grants
+
+        return Grants(self.store)
+
+    @LazyPart
+    def gauges(self) -> Gauges:
+        """Levels of gauges."""
+        from meterkit.asgi.gauges import Gauges
+
+        return Gauges(self.store)
+
+    @LazyPart
+    def outbox(self) -> Intents:
+        """Operator commands for sealed usage."""
+        from meterkit.outbox.operator_commands import Intents
+
+        return Intents(self.store)
+
+    @LazyPart
+    def revenue(self) -> Revenue:
+        """Figures of revenue."""
+        from meterkit.insights.revenue.revenue import Revenue
+
+        return Revenue(self.store, self.settings)
+
+    @LazyPart
+    def storage(self) -> ObjectStorage:
+        """Stored objects."""
+        from meterkit.storage.service import ObjectStorage
+
+        return ObjectStorage(self.store, self.settings.reveal(self.settings.storage_endpoint))
+
+    @LazyPart
+    def reconcile(self) -> Reconciler:
+        """Comparison of meterkit's books with Stripe's."""
+        from meterkit.delivery.reconciler import Reconciler
+
+        return Reconciler(self.store, self._stripe.api, self._journal)
+
+    @LazyPart
+    def statement(self) -> Statements:
+        """Statements."""
+        from meterkit.insights.statement.statements import Statements
+
+        return Statements(self.store, self.settings, self._stripe.api)
+
+    @LazyPart
+    def correct(self) -> CreditIssuer:
+        """Corrections, with credit notes."""
+        from meterkit.delivery.correction_credits import CreditIssuer
+
+        return CreditIssuer(self.store, self.stripe_api)
+
+    @LazyPart
+    def stripe(self) -> StripeAccount:
+        """Products, prices and meters at Stripe."""
+        from meterkit.subscriptions.price_sync import StripeAccount
+
+        return StripeAccount(lambda: self.store.catalog, self._stripe.api)
+
+    @LazyPart
+    def credits(self) -> Credits:
+        """Balances in money, and their top-ups."""
+        from meterkit.subscriptions.service.top_ups import Credits
+
+        return Credits(self.store, self._stripe.api, self._top_ups, self._contact)
+
+    @LazyPart
+    def webhooks(self) -> Webhooks:
+        """Receiver of Stripe's events."""
+        from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
+
+        return Webhooks(
+            self.store,
+            self.settings,
+            self._stripe.api,
             take_refusals=self._take_refusals,
-            top_ups=top_ups,
+            top_ups=self._top_ups,
             top_up_if_low=self._auto_top_ups.buy_if_low,
             end_usage=self._end_usage,
         )
-        self.subscriptions = Subscriptions(
-            store,
-            stripe.api,
+
+    @LazyPart
+    def subscriptions(self) -> Subscriptions:
+        """Subscriptions of customers."""
+        from meterkit.delivery.usage_cutter import UsageCutter
+        from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
+
+        return Subscriptions(
+            self.store,
+            self._stripe.api,
             fetch=self.webhooks.fetch,
             deliver=self._deliver,
-            cut=UsageCutter(store, self.flusher, stripe.api).cut,
-            contact=contact,
+            cut=UsageCutter(self.store, self.flusher, self._stripe.api).cut,
+            contact=self._contact,
         )
+
+    @LazyPart
+    def customers(self) -> Customers:
+        """Customers, connected to their subscriptions at Stripe."""
+        from meterkit.customers.customers import Customers
+        from meterkit.subscriptions.service.stripe_customers import CustomerHooks
+
         hooks = CustomerHooks(
-            store,
+            self.store,
             self.stripe_api,
             fetch=self.webhooks.fetch,
             end=partial(self.subscriptions.cancel, immediately=True),
             sync_later=self.webhooks.sync_later,
             override=self.subscriptions.store_override,
         )
-        self.customers = Customers(store, hooks)
-        self.handlers = Handlers()
-        reach = None if contact is None else partial(fetch_contact, contact)
-        self.notify = Messages(store, settings, reach, journal, self.handlers.events)
-        self._dispatcher = EventDispatcher(store, self.handlers)
-        # Not in the group of the app's handlers: an event goes to one process of a group.
-        self.handlers.add_internal("top-ups", "credits.low", self._top_up, is_wanted=self._tops_up)
+        return Customers(self.store, hooks)
+
+    @LazyPart
+    def notify(self) -> Messages:
+        """Messages by webhook and e-mail."""
+        from meterkit.notify.messages import Messages
+        from meterkit.subscriptions.service.stripe_customers import fetch_contact
+
+        reach = None if self._contact is None else partial(fetch_contact, self._contact)
+        return Messages(self.store, self.settings, reach, self._journal, self.handlers.events)
+
+    @LazyPart
+    def _dispatcher(self) -> EventDispatcher:
+        from meterkit.notify.event_dispatcher import EventDispatcher
+
+        return EventDispatcher(self.store, self.handlers)
+
+    @LazyPart
+    def _top_ups(self) -> TopUpPayments:
+        from meterkit.subscriptions.top_up_payments import TopUpPayments
+
+        return TopUpPayments(self.store, self._stripe.api)
+
+    @LazyPart
+    def _auto_top_ups(self) -> AutoTopUps:
+        from meterkit.subscriptions.service.top_ups import AutoTopUps
+
+        return AutoTopUps(self.store, self.credits)
 
     def _tops_up(self) -> bool:
         """Whether this process handles webhooks, and the plans file has automatic top-ups."""
         sold = find_top_ups(self.store.catalog.credits)
-        return self.webhooks.is_worker and sold is not None and sold[1].auto is not None
+        return sold is not None and sold[1].auto is not None and self.webhooks.is_worker
 
     async def _top_up(self, event: CreditsLow) -> None:
         await self._auto_top_ups.on_low(event.customer, event.credit, event.id)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
         """Make a flusher with its own connections."""
+        from meterkit.delivery.flusher_setup import flusher_for
+        from meterkit.subscriptions.webhooks.subscription_writer import FLUSH
+
         look = partial(self.webhooks.fetch, cause=FLUSH)
         return flusher_for(self.store, self.settings, look, self._journal)
 
@@ -172,6 +288,8 @@ class Parts:
             StoreError: the store does not answer.
         """
         if everything and self.settings.stripe_api_key is None:
+            from meterkit.delivery.flush_report import replay_spools
+
             return await replay_spools(self.store)
         async with self.flusher() as flusher:
             return await flusher.flush(everything=everything, timeout_s=timeout_s)
@@ -183,15 +301,33 @@ class Parts:
             MeterkitError: a package of an extra is missing.
             SettingsError: the plans file needs a setting.
         """
+        from meterkit.customers.states import make_scheduled_transitions
+        from meterkit.insights.background_tasks import audit_root_reader, insights_tasks
+
         found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"events": self._dispatcher.run}
         found |= {**self.notify.tasks(), **insights_tasks(self.store, self.settings)}
         if self.settings.delivers:
+            from meterkit.delivery.flusher_setup import delivery_tasks
+
             root = audit_root_reader(self.store, self.settings)
             found |= delivery_tasks(self.store, self.settings, self.flusher, self._stripe.api, root)
             found |= {**self.webhooks.tasks, **self.subscriptions.tasks}
         wants = self._wants_transitions
         found["scheduled transitions"] = partial(make_scheduled_transitions, self.store, is_wanted=wants)
         return found
+
+    @property
+    def can_refuse_tasks(self) -> bool:
+        """Whether :meth:`tasks` depends on settings or extras, so that it may raise or log a warning."""
+        settings, notify = self.settings, self.store.catalog.notify
+        has_channel = notify.webhook is not None or notify.email is not None
+        return (
+            settings.delivers
+            or has_channel
+            or bool(settings.notify_secret)
+            or settings.smtp_url is not None
+            or settings.audit_url is not None
+        )
 
     async def finish(self) -> None:
         """Wait until running handlers have ended, within a bound."""
@@ -202,22 +338,30 @@ class Parts:
         await self._stripe.close()
 
     def _wants_transitions(self) -> bool:
+        from meterkit.notify.events import OF_SUBSCRIPTIONS
+
         wanted = {*self.handlers.events, *self.notify.events}
         return self.settings.delivers or not wanted.isdisjoint(OF_SUBSCRIPTIONS)
 
     async def _take_refusals(self, event_id: str) -> None:
-        module: Any = import_module("meterkit.delivery.error_reports")  # Stripe seldom refuses.
-        await module.park_refused(self.store, self._stripe.api(), event_id, self._journal)
+        from meterkit.delivery.error_reports import park_refused
+
+        await park_refused(self.store, self._stripe.api(), event_id, self._journal)
 
     async def _end_usage(self, customer: str, ended: Mapping[int, int]) -> None:
-        module: Any = import_module("meterkit.delivery.late_usage_withdrawal")  # Only workers pay for it.
-        await module.end_usage(self.store, customer, ended)
+        from meterkit.delivery.late_usage_withdrawal import end_usage
+
+        await end_usage(self.store, customer, ended)
 
     async def _deliver(self, customer: str) -> None:
         """Deliver a customer's usage, and wait until Stripe has counted it for the next invoice.
 
         Usage recorded meanwhile is delivered too, once; then the undelivered rest is logged.
         """
+        from meterkit.customers.states import CustomerStates
+        from meterkit.delivery.summaries import wait_until_counted
+        from meterkit.delivery.usage_cutter import count_undelivered_units, deliver_customer
+
         left = 0
         for _ in range(_ROUNDS):
             has_all = await deliver_customer(self.store, self.flusher(), customer, timeout_s=_DELIVERY_S)
@@ -242,3 +386,79 @@ class Parts:
             customer,
             left,
         )
+
+
+class KitParts:
+    """Attributes of a kit that are made at their first use."""
+
+    _parts: Parts
+
+    @property
+    def customers(self) -> Customers:
+        """Customers: state, links to Stripe, plans, overrides, history."""
+        return self._parts.customers
+
+    @property
+    def grants(self) -> Grants:
+        """Grants: units that a customer gets beside the plan."""
+        return self._parts.grants
+
+    @property
+    def credits(self) -> Credits:
+        """Balances in money, and their top-ups."""
+        return self._parts.credits
+
+    @property
+    def gauges(self) -> Gauges:
+        """Levels of ``gauge`` meters."""
+        return self._parts.gauges
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        """Subscriptions: start, change and end them."""
+        return self._parts.subscriptions
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Stripe's events: receive, process, list failed ones."""
+        return self._parts.webhooks
+
+    @property
+    def notify(self) -> Messages:
+        """Messages by webhook and e-mail: list, resend, preview."""
+        return self._parts.notify
+
+    @property
+    def storage(self) -> ObjectStorage:
+        """Stored objects: count them, presign uploads."""
+        return self._parts.storage
+
+    @property
+    def outbox(self) -> Intents:
+        """Usage sealed for Stripe: list, redrive, park, drop."""
+        return self._parts.outbox
+
+    @property
+    def stripe(self) -> StripeAccount:
+        """Products, prices and meters at Stripe: compare, create."""
+        return self._parts.stripe
+
+    @property
+    def revenue(self) -> Revenue:
+        """Figures of revenue."""
+        return self._parts.revenue
+
+    @property
+    def statement(self) -> Statements:
+        """Statements: ``await kit.statement("ada")``."""
+        return self._parts.statement
+
+    @property
+    def reconcile(self) -> Reconciler:
+        """Comparison of meterkit's books with Stripe's: ``await kit.reconcile()``."""
+        return self._parts.reconcile
+
+    @property
+    def correct(self) -> CreditIssuer:
+        """Corrections: ``await kit.correct("ada", {"images": 1}, …)``."""
+        return self._parts.correct

@@ -9,6 +9,7 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
+from meterkit.assembly import KitParts, Parts
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.argument_checks import check_quantities, check_quantity, collect_quantities
 from meterkit.catalog.genai_prices_table import USAGE_METERS
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
-    from meterkit.assembly import Parts
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.flusher import Flusher
     from meterkit.insights.by_model import ModelUsage
     from meterkit.insights.health_report import Health
+    from meterkit.serving import BackgroundTask
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
@@ -52,7 +53,7 @@ _logger = logging.getLogger("meterkit")
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
-class MeterKit(KitLifecycle):
+class MeterKit(KitLifecycle, KitParts):
     """Meters and limits the customers of a service, and delivers what they used to Stripe.
 
     The constructor reads the plans file, the settings and the files that ``redis_url`` names for TLS, and
@@ -89,28 +90,12 @@ class MeterKit(KitLifecycle):
             plans = self._plans.read(lambda read: read)
         catalog = enforced(plans, self.settings.enforcement)
         self.store = store_of(self.settings, catalog, clock)
-        # Pydantic, redis-py and most of meterkit are imported with the first kit: that takes a while.
-        parts: Parts = import_module("meterkit.assembly").Parts(self.store, self.settings, contact)
-        self.credits = parts.credits
-        self.grants = parts.grants
-        self.gauges = parts.gauges
-        self.outbox = parts.outbox
-        self.revenue = parts.revenue
-        self.storage = parts.storage
-        self.reconcile, self.statement = parts.reconcile, parts.statement
-        self.correct = parts.correct
-        self.stripe = parts.stripe
-        self.webhooks = parts.webhooks
-        self.subscriptions = parts.subscriptions
-        self.customers = parts.customers
-        self.notify = parts.notify
-        self._handlers = parts.handlers
-        self._flusher = parts.flusher
-        self._parts = parts
-        tasks = parts.tasks()
-        if self._plans is not None:
-            tasks["watch"] = partial(self._plans.watch, self.reload)
-        self._serving = LoopServer(self.store, self.settings, tasks, parts.finish, close=parts.close)
+        self._parts = parts = Parts(self.store, self.settings, contact)
+        self._serving = LoopServer(
+            self.store, self.settings, self._make_tasks, parts.finish, close=parts.close
+        )
+        if parts.can_refuse_tasks:
+            self._serving.make_tasks()
 
     @property
     def catalog(self) -> Catalog:
@@ -127,7 +112,7 @@ class MeterKit(KitLifecycle):
         Raises:
             MeterkitError: there is no such event.
         """
-        return partial(self._handlers.add, event)
+        return partial(self._parts.handlers.add, event)
 
     def sync(self) -> SyncMeterKit:
         """Return a blocking kit for code without an event loop: ``with MeterKit(…).sync() as kit: …``."""
@@ -346,7 +331,7 @@ class MeterKit(KitLifecycle):
         Raises:
             SettingsError: no Stripe key is set.
         """
-        return self._flusher()
+        return self._parts.flusher()
 
     async def reload(self) -> bool:
         """Read the plans file again, and decide by it from now on; done by itself after it has changed.
@@ -365,6 +350,12 @@ class MeterKit(KitLifecycle):
         log_notes(self.catalog, self.settings.enforcement)
         await self._serving.remember_meters()
         return True
+
+    def _make_tasks(self) -> Mapping[str, BackgroundTask]:
+        tasks = self._parts.tasks()
+        if self._plans is not None:
+            tasks["watch"] = partial(self._plans.watch, self.reload)
+        return tasks
 
     def _use(self, catalog: Catalog) -> bool:
         if catalog.content_hash == self.catalog.content_hash:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from random import SystemRandom
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 from meterkit.cancellation import complete, start_task
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.redis.lane import Lane
     from meterkit.settings import Settings
+
+    BackgroundTask: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 __all__ = ["BackgroundTasks", "KitLifecycle", "LoopServer", "store_of"]
 
@@ -64,7 +66,7 @@ class LoopServer:
     Args:
         store: of the kit.
         settings: of the kit.
-        tasks: name to the task of each event loop.
+        tasks: makes the background tasks of each event loop, by name.
         finish: ends the work in progress in the running event loop, before its tasks are cancelled.
         close: closes the other resources of the running event loop, after its tasks have ended.
     """
@@ -73,20 +75,33 @@ class LoopServer:
         self,
         store: Store,
         settings: Settings,
-        tasks: Mapping[str, Callable[[], Coroutine[Any, Any, None]]],
+        tasks: Callable[[], Mapping[str, BackgroundTask]],
         finish: Callable[[], Awaitable[None]],
         *,
         close: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._settings = settings
-        self._tasks = {**tasks, "degraded": store.degraded.run, "unpriced": store.unpriced.run}
+        self._task_source = tasks
+        self._tasks: Mapping[str, BackgroundTask] = {}
         self._finish = finish
         self._close = close
         self._background = BackgroundTasks(store.task_failures)
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
         self._has_started = self._has_begun = False
         store.loops.before_stop = self._end
+
+    def make_tasks(self) -> Mapping[str, BackgroundTask]:
+        """Make the background tasks, once; the first event loop does so at the latest.
+
+        Raises:
+            MeterkitError: a package of an extra is missing.
+            SettingsError: the plans file needs a setting.
+        """
+        if not self._tasks:
+            own = {"degraded": self._store.degraded.run, "unpriced": self._store.unpriced.run}
+            self._tasks = {**self._task_source(), **own}
+        return self._tasks
 
     async def start(self) -> None:
         """Serve the running event loop; see :meth:`KitLifecycle.start`."""
@@ -155,7 +170,7 @@ class LoopServer:
         if not self._store.is_off:  # It may be switched off because of the store.
             lane = await self._store.lane()
             lane.is_served = True
-        for name, work in self._tasks.items():
+        for name, work in self.make_tasks().items():
             self._background.ensure_running(loop, name, work)
         return lane
 

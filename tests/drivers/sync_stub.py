@@ -62,7 +62,7 @@ def _class(node: ast.ClassDef, twin: Any, imports: set[tuple[str, str]]) -> str:
     lines += [f"    {name}: {type(getattr(twin, name)).__name__}" for name in kind._parts]
     for name in kind._shared:
         if inspect.ismethod(getattr(part, name)):
-            lines += _signatures(getattr(part, name), imports)
+            lines += _signatures(getattr(part, name), imports, name)
         else:
             found = getattr(part, name).__class__
             imports.add((found.__module__, found.__name__))
@@ -74,11 +74,11 @@ def _class(node: ast.ClassDef, twin: Any, imports: set[tuple[str, str]]) -> str:
                 method.args.args[1].annotation = ast.Name("MeterKit")
             lines += _signature(method, "meterkit.sync", imports)
     for name in kind._methods:
-        lines += _signatures(getattr(part, name), imports)
+        lines += _signatures(getattr(part, name), imports, name)
     return "\n".join(lines)
 
 
-def _signatures(method: Any, imports: set[tuple[str, str]]) -> list[str]:
+def _signatures(method: Any, imports: set[tuple[str, str]], name: str) -> list[str]:
     """The signatures of a method: one, or its overloads."""
     function = inspect.unwrap(getattr(method, "__func__", method))
     if not inspect.isfunction(function):  # An object that is called.
@@ -88,7 +88,7 @@ def _signatures(method: Any, imports: set[tuple[str, str]]) -> list[str]:
         node = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
         assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if function.__name__ == "__call__":
-            node.name = "statement"
+            node.name = name
         found += _signature(node, function.__module__, imports)
     return found
 

@@ -188,7 +188,7 @@ async def test_an_unreadable_notice_is_given_up_alone(
 async def test_a_handler_that_takes_too_long_is_cancelled(
     any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("meterkit.notify.event_dispatcher._PATIENCE_S", 0.01)
+    monkeypatch.setattr("meterkit.notify.event_handlers._PATIENCE_S", 0.01)
     async with kit_of(any_store_url) as kit:
 
         @kit.on("usage.threshold")

@@ -188,7 +188,7 @@ insights.audit.draining:_PAGE            500             audit.md       in batch
 insights.audit.draining:_LEAST_AGE_MS    2_000           audit.md       at least two seconds old
 delivery.journaled_transport:_PAGE       500             audit.md       in batches of up to 500, and
 delivery.journaled_transport:_WAITING_MOST 10_000          audit.md       up to 10,000 rows wait
-notify.event_dispatcher:_PATIENCE_S      30              runbook.md     longer than 30 seconds
+notify.event_handlers:_PATIENCE_S        30              runbook.md     longer than 30 seconds
 store.message_queue:AGAIN_AFTER_MS       60_000          runbook.md     again a minute later, ten times in all
 store.message_queue:TIMES_MOST           10              runbook.md     again a minute later, ten times in all
 subscriptions.webhooks.sync_retries:ATTEMPTS_MAX 12            runbook.md     refused twelve times

@@ -223,7 +223,7 @@ async def test_what_is_parked_is_compared_where_a_repair_is_asked_for(kit: Meter
     await keep(kit, "one", 5, first=NOW_MS - 30 * HOUR_MS)
     reconciler = Reconciler(kit.store, lambda: ObjectsAtStripe({}))
     for repair in (False, True):
-        await reconciler.reconcile("acme", repair=repair)
+        await reconciler("acme", repair=repair)
         (intent,) = await kit.outbox.list()
         # Stripe has no such meter: the comparison will say so.
         assert (intent.state, "no meter with its event name" in intent.why) == ("parked", repair)

@@ -284,7 +284,7 @@ async def restore_units(
     given: CorrectionRequest,
     read_billed: Callable[[CustomerView], Awaitable[BilledUsage | None]],
 ) -> CorrectionOutcome:
-    """Take recorded units back, once an id; see ``CreditIssuer.correct``.
+    """Take recorded units back, once an id; see ``CreditIssuer``.
 
     Args:
         store: where they are counted.

@@ -321,7 +321,7 @@ class CreditIssuer:
         self._store = store
         self._api = api
 
-    async def correct(
+    async def __call__(
         self,
         customer: str,
         quantities: Mapping[str, int],

@@ -126,7 +126,7 @@ class Reconciler:
         """
         return InvoiceReader(self._api(), self._prices, self._store.catalog.currency)
 
-    async def reconcile(
+    async def __call__(
         self,
         customer: str | None = None,
         *,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from meterkit.customers.customers import Customers
     from meterkit.customers.grants import Grants
     from meterkit.customers.history import HistoryEntry
-    from meterkit.delivery.reconciler import Reconciled
+    from meterkit.delivery.reconciler import Reconciler
     from meterkit.insights.audit.database import DaySums
     from meterkit.insights.health_report import Health
     from meterkit.insights.simulation.terms import PlanCost, PlanTenure, TrialTerms
@@ -63,15 +63,43 @@ _HISTORY_MAX: Final = 20
 class PagesKit(Protocol):
     """The parts of :class:`meterkit.MeterKit` that the pages use."""
 
-    customers: Customers
-    grants: Grants
-    notify: Messages
-    outbox: Intents
     settings: Settings
     store: Store
-    statement: Statements
-    subscriptions: Subscriptions
-    webhooks: Webhooks
+
+    @property
+    def customers(self) -> Customers:
+        """Customers."""
+        ...
+
+    @property
+    def grants(self) -> Grants:
+        """Grants of customers."""
+        ...
+
+    @property
+    def notify(self) -> Messages:
+        """Messages by webhook and e-mail."""
+        ...
+
+    @property
+    def outbox(self) -> Intents:
+        """Usage sealed for Stripe."""
+        ...
+
+    @property
+    def statement(self) -> Statements:
+        """Statements."""
+        ...
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        """Subscriptions of customers."""
+        ...
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Receiver of Stripe's events."""
+        ...
 
     @property
     def catalog(self) -> Catalog:
@@ -90,8 +118,9 @@ class PagesKit(Protocol):
         """Run the checks of ``meterkit doctor``."""
         ...
 
-    async def reconcile(self, customer: str, *, at: datetime) -> Sequence[Reconciled]:
-        """Compare a customer's books with Stripe, in the period of an instant."""
+    @property
+    def reconcile(self) -> Reconciler:
+        """Comparison with Stripe."""
         ...
 
 

@@ -106,10 +106,22 @@ class UsageAnswer(BaseModel):
 class BillingKit(Protocol):
     """The part of :class:`meterkit.MeterKit` that the routes use."""
 
-    credits: Credits
-    subscriptions: Subscriptions
     store: Store
-    webhooks: Webhooks
+
+    @property
+    def credits(self) -> Credits:
+        """Balances in money."""
+        ...
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        """Subscriptions of customers."""
+        ...
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Receiver of Stripe's events."""
+        ...
 
 
 class BillingRequest(NamedTuple):
