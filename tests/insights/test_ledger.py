@@ -94,6 +94,13 @@ async def test_each_row_has_cost_price_and_version(at: Audited) -> None:
     assert 'meterkit_revenue_micros_total{model="small-1",provider="openai"} 2607.0\n' in shown
 
 
+async def test_usage_of_a_source_that_is_not_billed_has_no_row(store_url: str, audit_url: str) -> None:
+    catalog = loads(PLANS + "billing: {sources: [estimated]}\n")
+    async with audited(store_url, audit_url, catalog=catalog) as at:
+        await at.kit.record_usage("ada", answer("small-1", 1000, 400))
+        assert {row["meter"]: row["quantity"] for row in await at.rows()} == {}
+
+
 async def test_revenue_counts_a_repeated_row_once(at: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
     insert = Database.insert
 
