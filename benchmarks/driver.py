@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -128,6 +129,22 @@ class Client:
                 tasks.create_task(self._work(queue, latencies))
         took = time.perf_counter() - wall
         await asyncio.sleep(after_s)
+        return Burst(len(latencies), took, time.process_time() - cpu, latencies)
+
+    async def paced(self, targets: list[Target], per_second: float) -> Burst:
+        """Starts each request at its own random time, whether or not those before it have ended."""
+        latencies: list[int] = []
+        gaps = random.Random(len(targets))
+        gc.collect()
+        cpu, begun = time.process_time(), time.perf_counter()
+        due = begun
+        async with asyncio.TaskGroup() as tasks:
+            for target in targets:
+                due += gaps.expovariate(per_second)
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                tasks.create_task(self._work(iter([target]), latencies))
+        took = time.perf_counter() - begun
+        await asyncio.sleep(0.3)
         return Burst(len(latencies), took, time.process_time() - cpu, latencies)
 
     async def _work(self, queue: Iterator[Target], latencies: list[int]) -> None:

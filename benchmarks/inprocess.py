@@ -16,13 +16,14 @@ from quiet import Gauge
 from variants import BY_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from machine import Cores
     from variants import Variant
 
 WORKER = Path(__file__).with_name("worker.py")
 PROBE_DB = 63
+MIX_PER_SECOND = 1_000
 CONNECTING = {"auth", "client", "hello", "info", "ping", "script", "select"}
 
 
@@ -89,6 +90,16 @@ class Worker:
             seed=seed,
         )
 
+    def mix(self, size: Size, *, seed: int) -> dict:
+        """An open loop of requests of customers by Zipf's law."""
+        return self.order(
+            do="mix",
+            requests=size.requests,
+            customers=size.customers,
+            per_second=MIX_PER_SECOND,
+            seed=seed,
+        )
+
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
         answer = json.loads(line) if line else {"error": self._process.stderr.read().strip()[-400:]}
@@ -150,6 +161,8 @@ def probe(variant: Variant, redis_url: str, cores: Cores, loop: str) -> dict:
         result["keys_100_customers_10_paths"] = len(
             [key for key in server.scan_iter(count=1000) if b"cus_first" not in key]
         )
+        customers = variant.customers or 1000
+        result |= worker.order(do="count", requests=300 * variant.times, customers=customers, concurrency=50)
     server.flushdb()
     return result
 
@@ -180,14 +193,20 @@ def bare_gauge(redis_url: str, cores: Cores, size: Size) -> Iterator[Gauge]:
             # By the clock, not of CPU: the bare app never waits, so others on its core show, too.
             return {core: 1e6 / one.burst(amount, seed=0)["per_second"] for core, one in workers.items()}
 
-        read()  # Warms them.
         gauge = Gauge(read=read, tries=5 if size.rounds > 1 else 1)
-        gauge.readings["start"] = [min((read() for _ in range(9)), key=lambda one: max(one.values()))]
+        first = [read() for _ in range(10)]
+        gauge.readings["start"] = [{core: min(one[core] for one in first) for core in workers}]
         yield gauge
 
 
 def rounds(
-    workers: dict[str, Worker], probes: dict[str, dict], redis_url: str, size: Size, gauge: Gauge, part: str
+    workers: dict[str, Worker],
+    probes: dict[str, dict],
+    redis_url: str,
+    size: Size,
+    gauge: Gauge,
+    part: str,
+    send: Callable[..., dict] = Worker.burst,
 ) -> dict[str, list]:
     """Every variant in every round, in an order that moves on by one each time; disturbed ones again."""
     server = redis.Redis.from_url(redis_url)
@@ -200,7 +219,7 @@ def rounds(
         for name in names[number % len(names) :] + names[: number % len(names)]:
             server.config_resetstat()
             before = server.info("cpu")
-            result = workers[name].burst(size, seed=number + 1)
+            result = send(workers[name], size, seed=number + 1)
             after = server.info("cpu")
             if workers[name].variant.reads:
                 result |= workers[name].order(do="parse", requests=size.requests)
@@ -214,7 +233,7 @@ def rounds(
         return measured
 
     def own(measured: dict[str, dict]) -> dict[str, float]:
-        return {part: measured["bare"]["cpu_us"]}
+        return {part: measured["bare"]["cpu_us"]} if send is Worker.burst else {}
 
     found = [
         gauge.steady(f"{part}, round {number + 1}", lambda number=number: one(number), own)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import audit
-import edge_parts
 import far
 import grants
 import outage
@@ -13,8 +12,9 @@ import quiet
 import shared_limit
 import streams_report
 import webhooks
+from inprocess import MIX_PER_SECOND
 from tables import aligned, marked
-from variants import BY_NAME
+from variants import BY_NAME, LABELS
 
 import delivery
 
@@ -28,6 +28,31 @@ def _span(figure: dict, digits: int = 1) -> str:
     return f"{figure['median']:,.{digits}f} ({figure['low']:,.{digits}f}-{figure['high']:,.{digits}f})"
 
 
+def _against(
+    rows: dict[str, dict], name: str, figure: Callable[[dict], float], *, more_is_better: bool = False
+) -> str:
+    """How many times as good meterkit's similar row is; it says so if meterkit's is worse."""
+    ours = BY_NAME[name].beside
+    if ours not in rows:
+        return ""
+    pair = figure(rows[name]), figure(rows[ours])
+    better, worse = reversed(pair) if more_is_better else pair
+    ratio = max(0.0, better / worse) if worse else 0.0
+    if ratio >= 1:
+        return f"{ratio:.1f} x {LABELS[ours]}"
+    return f"{ratio:.2f} x {LABELS[ours]}, meterkit loses"
+
+
+def _instructions(result: dict) -> dict[str, dict]:
+    """The bytecode instructions of each variant over those of its bare app."""
+    probes = result.get("probes", {})
+    return {
+        name: {"over_bare": seen["instructions"] - probes[BY_NAME[name].bare]["instructions"]}
+        for name, seen in probes.items()
+        if BY_NAME[name].kind != "bare"
+    }
+
+
 def _on_uvloop(part: Callable[[dict], Table]) -> Callable[[dict], Table]:
     """The same table of what ran on uvloop."""
 
@@ -39,13 +64,18 @@ def _on_uvloop(part: Callable[[dict], Table]) -> Callable[[dict], Table]:
 
 
 def _timed(result: dict) -> Table:
-    head = ("variant", "CPU over bare, us", "requests/s", "p50, us", "p99, us")
+    head = (
+        *("variant", "CPU over bare, us", "beside meterkit"),
+        *("instructions over bare", "beside meterkit", "requests/s", "p50, us", "p99, us"),
+    )
+    counts = _instructions(result)
     rows = [
         (
             BY_NAME[name].title,
-            _span(seen["over_bare_us"])
-            if BY_NAME[name].kind != "bare"
-            else f"(own: {_span(seen['cpu_us'])})",
+            _over_bare(name, seen),
+            _against(result["timed"], name, _median_of("over_bare_us")),
+            f"{counts[name]['over_bare']:,.0f}" if name in counts else "",
+            _against(counts, name, lambda count: count["over_bare"]) if name in counts else "",
             _span(seen["per_second"], 0),
             f"{seen['p50_us']['median']:,.0f}",
             f"{seen['p99_us']['median']:,.0f}",
@@ -55,8 +85,39 @@ def _timed(result: dict) -> Table:
     return "In process, per request", head, rows
 
 
+def _over_bare(name: str, seen: dict) -> str:
+    if BY_NAME[name].kind == "bare":
+        return f"(own: {_span(seen['cpu_us'])})"
+    return _span(seen["over_bare_us"])
+
+
+def _median_of(key: str) -> Callable[[dict], float]:
+    return lambda seen: seen[key]["median"]
+
+
+def _mix(result: dict) -> Table:
+    head = (
+        *("variant", "CPU over bare, us", "beside meterkit"),
+        *("server CPU, us", "beside meterkit", "p50, us", "p99, us"),
+    )
+    found = result.get("mix", {})
+    rows = [
+        (
+            BY_NAME[name].title.replace(", one customer", ""),
+            _over_bare(name, seen),
+            _against(found, name, _median_of("over_bare_us")),
+            f"{seen['server_cpu_us']['median']:.1f}",
+            _against(found, name, _median_of("server_cpu_us")),
+            f"{seen['p50_us']['median']:,.0f}",
+            f"{seen['p99_us']['median']:,.0f}",
+        )
+        for name, seen in found.items()
+    ]
+    return f"A mix: Zipf's law, {MIX_PER_SECOND:,} requests a second, 1,000 customers", head, rows
+
+
 def _server(result: dict) -> Table:
-    head = ("variant", "commands", "calls", "time in commands, us", "whole server CPU, us")
+    head = ("variant", "commands", "calls", "time in commands, us", "whole server CPU, us", "beside meterkit")
     rows = [
         (
             BY_NAME[name].title,
@@ -64,9 +125,10 @@ def _server(result: dict) -> Table:
             f"{seen['calls']['median']:.2f}",
             _span(seen["server_us"], 2),
             _span(seen["server_cpu_us"]),
+            _against(result["timed"], name, _median_of("server_cpu_us")),
         )
         for name, seen in result["timed"].items()
-        if BY_NAME[name].kind != "bare"
+        if BY_NAME[name].kind not in ("bare", "memory")
     ]
     return "The store's side, per request", head, rows
 
@@ -78,6 +140,7 @@ def _memory(result: dict) -> Table:
         "keys, 100 customers x 10 paths",
         "bytes of one customer",
         "all bytes / customers",
+        "beside meterkit",
     )
     rows = [
         (
@@ -86,19 +149,24 @@ def _memory(result: dict) -> Table:
             f"{seen['keys_100_customers_10_paths']:,}",
             f"{seen['bytes_of_one_customer']:,}",
             f"{seen['bytes_all_per_customer']:,.0f}",
+            _against(result["probes"], name, lambda seen: seen["bytes_all_per_customer"]),
         )
         for name, seen in result["probes"].items()
-        if BY_NAME[name].kind != "bare"
+        if BY_NAME[name].kind not in ("bare", "memory")
     ]
     return "Keys and memory, after 10 requests per customer", head, rows
 
 
 def _http(result: dict) -> Table:
-    head = ("variant", "requests/s", "of bare, %", "p50, us", "p99, us", "CPU of the process, us", "busy, %")
+    head = (
+        *("variant", "requests/s", "beside meterkit", "of bare, %"),
+        *("p50, us", "p99, us", "CPU of the process, us", "busy, %"),
+    )
     rows = [
         (
             BY_NAME[name].title,
             _span(seen["per_second"], 0),
+            _against(result["http"], name, _median_of("per_second"), more_is_better=True),
             f"{seen['of_bare']['median'] * 100:.1f}",
             f"{seen['p50_us']['median']:,.0f}",
             f"{seen['p99_us']['median']:,.0f}",
@@ -162,7 +230,7 @@ def _targets(result: dict) -> Table:
 
 PARTS: tuple[Callable[[dict], Table], ...] = (
     _timed,
-    edge_parts.table,
+    _mix,
     _server,
     _memory,
     _http,
@@ -235,18 +303,26 @@ PREFACE = """\
   run is not published.
 - CPU is that of the whole process, with the work after the response, less that of the bare app in the same
   round. The garbage collector stays on.
+- *Beside meterkit* is how many times as good the similar row of meterkit is. Limiters with Redis stand beside
+  (a), the composite beside (b), and limiters in memory beside hot (a) or (b): the rows of one customer with
+  allotments.
+- *Instructions* are bytecode instructions of the app's process, counted with `sys.settrace` in a burst of
+  its own. A busy machine does not change them. Work in C is not counted.
 - A limiter without ASGI middleware gets a minimal one, which sends no headers. meterkit sends `RateLimit`
   and `RateLimit-Policy`.
+- Each peer gets its fastest client: `limits` valkey-py with libvalkey, the others redis-py with hiredis.
 - The single-limit peers check one rate, meterkit (a) checks two.
-- The *composite* does the job of meterkit (b) with separate parts, one after the other: a rate and a quota
-  by `limits`, and a counter in a hash.
-- *One customer, with allotments* sends ten times as many requests: in the first tenth of a second most of
-  them are decided one by one, until allotments are large. Each client lets others run after a request.
+- The *composite* does the job of meterkit (b) with separate parts in one pipeline, so in one round trip: the
+  script of limits' sliding window, and a counter that is both quota and usage.
+- *In memory of one process*: other processes do not know these counts, and a restart loses them. Allotments
+  hold across processes, and their usage reaches Redis.
+- Rows of *one customer* and the bare app send ten times as many requests: in the first tenth of a second
+  most hot requests are decided one by one, until allotments are large. Each client lets others run after a
+  request.
+- The *mix* is an open loop: each request starts at its own random time, whether or not those before it have
+  ended. The second customer sends half as many as the first, the third a third, and so on.
 - *Streams* are answers in 20 chunks, as OpenAI's Chat Completions sends them. Between two chunks the app
   lets others run. *Reading alone* feeds the same chunks to a reader.
-- *Bytecode instructions* are those of meterkit's functions, counted with `sys.settrace`: the cheapest of 30
-  requests until the store has settled it. A request that found its store down is not counted. A hot request
-  shares its calls of the store with others; they are not counted.
 - The time in `send` is the app's wait for each chunk, in process. In the races each stream reserves 200
   tokens and uses a random number.
 - For *a store some milliseconds away*, a proxy delays each response of the store.

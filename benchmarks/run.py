@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import cProfile
 import importlib.util
 import json
-import pstats
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import audit
-import edge_parts
 import far
 import grants
 import growth
@@ -26,6 +22,7 @@ import outage
 import overhttp
 import publication
 import quiet
+import redis
 import report
 import shared_limit
 import simulate
@@ -33,11 +30,9 @@ import startup
 import streams
 import targets
 import webhooks
-from driver import running
-from inprocess import FULL, PROBE_DB, QUICK, Size, Skipped, Worker, database
+from inprocess import FULL, QUICK, Size, Skipped, Worker, database
 from machine import Cores, describe, redis_server
 from variants import BY_NAME, Variant, chosen
-from worker import spread
 
 import delivery
 
@@ -49,8 +44,13 @@ if TYPE_CHECKING:
 # What is measured on the other loop, too.
 ON_BOTH_LOOPS = (
     *("bare", "limits-sliding", "throttled-fixed", "composite"),
+    *("limits-memory", "throttled-memory", "rust-memory", "composite-memory"),
     *("meterkit-decide", "meterkit-settle", "meterkit-hot-decide", "meterkit-hot-settle"),
     *("bare-stream", "meterkit-stream"),
+)
+IN_MIX = (
+    *("bare", "limits-fixed", "throttled-fixed", "composite", "limits-memory", "composite-memory"),
+    *("meterkit-decide", "meterkit-settle", "meterkit-hot-decide", "meterkit-hot-settle"),
 )
 FIRST_REQUEST_OF = ("bare", "limits-sliding", "composite", "meterkit-decide", "meterkit-settle")
 
@@ -61,7 +61,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="variants whose name contains NAME"
     )
-    parser.add_argument("--profile", choices=sorted(BY_NAME), metavar="NAME", help="cProfile of one variant")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"so many rounds, not {FULL.rounds}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--markdown", type=Path, metavar="DOCS", help="write all pages with figures")
@@ -90,7 +89,14 @@ def probed(variants: tuple[Variant, ...], redis_url: str, cores: Cores, loop: st
     return probes, skipped
 
 
-def timed(run: Run, variants: list[Variant], part: str, loop: str = "asyncio") -> dict:
+def timed(
+    run: Run,
+    variants: list[Variant],
+    part: str,
+    loop: str = "asyncio",
+    send: Callable[..., dict] = Worker.burst,
+) -> dict:
+    redis.Redis.from_url(run.redis_url).flushall()
     with contextlib.ExitStack() as stack:
         workers = {
             variant.name: stack.enter_context(
@@ -98,7 +104,7 @@ def timed(run: Run, variants: list[Variant], part: str, loop: str = "asyncio") -
             )
             for number, variant in enumerate(variants)
         }
-        measured = inprocess.rounds(workers, run.probes, run.redis_url, run.size, run.gauge, part)
+        measured = inprocess.rounds(workers, run.probes, run.redis_url, run.size, run.gauge, part, send)
     return inprocess.condense(measured, {variant.name: variant.bare for variant in variants})
 
 
@@ -131,6 +137,8 @@ class Run:
             found["uvloop"]["http"], _ = overhttp.measure(*shared, loop="uvloop")
         else:
             self.skipped["on uvloop"] = "uvloop is not installed (pip install uvloop)"
+        mixed = [v for v in here if v.name in IN_MIX]
+        found["mix"] = timed(self, mixed, "mix", send=Worker.mix)
         first = [v for v in here if v.name in FIRST_REQUEST_OF]
         found["first"] = self.gauge.steady(
             "first requests",
@@ -150,7 +158,6 @@ class Run:
             "audit": lambda: audit.measure(cores),
             "outage": lambda: outage.measure(url, cores, "asyncio", self.size),
             "shared_limit": lambda: shared_limit.measure(url, is_quick=is_quick),
-            "edge_parts": lambda: edge_parts.measure(url),
             "imports": lambda: startup.import_times(cores, self.size),
         }
         found = {name: self.gauge.steady(name, measure) for name, measure in parts.items()}
@@ -205,32 +212,10 @@ def measure(options: argparse.Namespace) -> dict:
     }
 
 
-def profile(name: str) -> None:
-    """Prints where one variant spends its time; the profiler itself weighs on short functions."""
-
-    like = BY_NAME[name].target
-
-    async def work(redis_url: str) -> cProfile.Profile:
-        profiler = cProfile.Profile()
-        async with running(BY_NAME[name].build(redis_url)) as client:
-            await client.burst(spread(1000, 1000, 0, like), 50)
-            profiler.enable()
-            await client.burst(spread(5000, 1000, 1, like), 50)
-            profiler.disable()
-        return profiler
-
-    with redis_server(Cores()) as redis_url:
-        profiler = asyncio.run(work(database(redis_url, PROBE_DB)))
-    pstats.Stats(profiler).sort_stats("tottime").print_stats(40)
-
-
 def main() -> None:
     options = arguments()
-    if options.profile:
-        profile(options.profile)
-        return
     result = json.loads(options.earlier.read_text()) if options.earlier else measure(options)
-    result["targets"] = targets.judged(result, [n for n, v in BY_NAME.items() if v.kind == "peer"])
+    result["targets"] = targets.judged(result)
     print(report.as_text(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What it costs to meter the streams of language models: python benchmarks/streams.py --help.
+"""What it costs to meter the streams of language models.
 
 The readers alone, what the middleware adds to each chunk of concurrent streams, and whether processes that
 race for one budget are given more than there is. What a whole request costs is measured beside the other
@@ -7,7 +7,6 @@ variants.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -19,12 +18,11 @@ from typing import TYPE_CHECKING
 
 import overshoot
 from inprocess import Worker, database
-from machine import Cores, redis_server
 from peers.streaming import question
 from variants import BY_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from machine import Cores
 
 READERS = Path(__file__).with_name("usage_readers.py")
 BARE, SETTLE, RESERVE = "bare-stream", "meterkit-stream-settle", "meterkit-stream"
@@ -47,9 +45,7 @@ QUICK = Amount(rounds=1, chunks=40)
 def readers(cores: Cores) -> dict:
     """The readers alone, in a process of their own."""
     with cores.on(cores.client):
-        done = subprocess.run(
-            [sys.executable, str(READERS), "--json"], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, str(READERS)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -100,35 +96,3 @@ def measure(redis_url: str, cores: Cores, loop: str, amount: Amount) -> dict:
         "chunks": chunks(redis_url, cores, loop, amount),
         "races": overshoot.measure(redis_url),
     }
-
-
-def lines(found: dict, indent: str = "") -> Iterator[str]:
-    for name, value in found.items():
-        if isinstance(value, dict):
-            yield f"{indent}{name}"
-            yield from lines(value, indent + "  ")
-        else:
-            yield f"{indent}{name:32} {value:,.2f}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run: the figures mean little")
-    parser.add_argument("--only", choices=("readers", "chunks", "races"), help="one of the parts")
-    options = parser.parse_args()
-    amount, cores = QUICK if options.quick else FULL, Cores()
-    with redis_server(cores) as redis_url:
-        match options.only:
-            case "readers":
-                found = readers(cores)
-            case "chunks":
-                found = chunks(redis_url, cores, "asyncio", amount)
-            case "races":
-                found = overshoot.measure(redis_url)
-            case _:
-                found = measure(redis_url, cores, "asyncio", amount)
-    print("\n".join(lines(found)))
-
-
-if __name__ == "__main__":
-    main()

@@ -35,7 +35,7 @@ def _median(timed: dict, name: str, key: str) -> float:
     return timed[name][key]["median"]
 
 
-def _in_process(timed: dict, peers: list[str]) -> list[Target]:
+def _in_process(timed: dict, probes: dict, peers: list[str]) -> list[Target]:
     found = []
     cheapest = min(peers, key=lambda name: _median(timed, name, "over_bare_us"), default=None)
     fastest = max(peers, key=lambda name: _median(timed, name, "per_second"), default=None)
@@ -45,7 +45,7 @@ def _in_process(timed: dict, peers: list[str]) -> list[Target]:
     ):
         if name not in timed:
             continue
-        found += _cheaper(timed, name, label, cpu_aim, rival)
+        found += _cheaper(timed, probes, name, label, cpu_aim, rival)
         if fastest:
             ratio = _median(timed, name, "per_second") / _median(timed, fastest, "per_second")
             found.append(
@@ -65,28 +65,38 @@ def _in_process(timed: dict, peers: list[str]) -> list[Target]:
     return found
 
 
-def _cheaper(timed: dict, name: str, label: str, aim: float, rival: str | None) -> list[Target]:
-    """How many times the CPU of a rival over the bare app is a variant's."""
+def _cheaper(timed: dict, probes: dict, name: str, label: str, aim: float, rival: str | None) -> list[Target]:
+    """How many times the CPU of a rival over the bare app is a variant's, and its instructions."""
     if rival not in timed:
         return []
     ratio = _median(timed, rival, "over_bare_us") / _median(timed, name, "over_bare_us")
-    return [Target(f"{label} CPU over the bare app, times cheaper", aim, "x", "more", ratio, rival)]
+    counts = [
+        probes[one]["instructions"] - probes[BY_NAME[one].bare]["instructions"] for one in (rival, name)
+    ]
+    return [
+        Target(f"{label} CPU over the bare app, times cheaper", aim, "x", "more", ratio, rival),
+        Target(f"{label} instructions, times fewer", aim, "x", "more", counts[0] / counts[1], rival),
+    ]
 
 
-def _hot(timed: dict, peers: list[str], on: str = "") -> list[Target]:
-    """Requests of one customer with allotments; ``on`` names the event loop."""
+def _hot(timed: dict, on: str = "") -> list[Target]:
+    """Requests of one customer with allotments, beside limiters in memory; ``on`` names the event loop.
+
+    Both are decided within the process; allotments also hold across processes, and their usage is billed.
+    """
     found = []
-    cheapest = min(peers, key=lambda name: _median(timed, name, "over_bare_us"), default=None)
-    for name, label, aim, rival in (
-        (HOT_DECIDE, f"hot (a){on}", 18, cheapest),
-        (HOT_SETTLE, f"hot (b){on}", 50, COMPOSITE),
-    ):
-        if name in timed:
-            over = _median(timed, name, "over_bare_us")
-            found.append(Target(f"{label} CPU over the bare app", 3, "us", "less", over, "bare"))
-            found += _cheaper(timed, name, label, aim, rival)
-            server = _median(timed, name, "server_cpu_us")
-            found.append(Target(f"{label} CPU of the whole server", 1, "us", "less", server))
+    for name, label in ((HOT_DECIDE, f"hot (a){on}"), (HOT_SETTLE, f"hot (b){on}")):
+        if name not in timed:
+            continue
+        over = _median(timed, name, "over_bare_us")
+        found.append(Target(f"{label} CPU over the bare app", 3, "us", "less", over, "bare"))
+        rivals = [other for other in timed if BY_NAME[other].beside == name]
+        if cheapest := min(rivals, key=lambda other: _median(timed, other, "over_bare_us"), default=None):
+            ratio = over / max(0.1, _median(timed, cheapest, "over_bare_us"))
+            what = f"{label} CPU over the bare app, times that of the cheapest in memory"
+            found.append(Target(what, 1, "x", "less", ratio, cheapest))
+        server = _median(timed, name, "server_cpu_us")
+        found.append(Target(f"{label} CPU of the whole server", 1, "us", "less", server))
     return found
 
 
@@ -239,12 +249,11 @@ def _outage(found: dict) -> list[Target]:
     ]
 
 
-def judged(result: dict, peers: list[str]) -> list[dict]:
+def judged(result: dict) -> list[dict]:
     """Every target that the run can speak of, with what was reached."""
     timed, uvloop = result["timed"], {"timed": {}, "http": {}} | result["uvloop"]
-    found = _in_process(timed, [peer for peer in peers if peer in timed])
-    found += _hot(timed, [peer for peer in peers if peer in timed])
-    found += _hot(uvloop["timed"], [peer for peer in peers if peer in uvloop["timed"]], " on uvloop")
+    found = _in_process(timed, result["probes"], [name for name in timed if BY_NAME[name].kind == "peer"])
+    found += _hot(timed) + _hot(uvloop["timed"], " on uvloop")
     found += _over_http(result["http"])
     found += _hot_over_http(uvloop["http"], result.get("far", {}))
     found += _shared_limit(result.get("shared_limit", {}))

@@ -1,12 +1,11 @@
 """What reading usage off a response costs: per event of a stream, per byte, and in memory.
 
-python benchmarks/usage_readers.py; with --json for a program.
+python benchmarks/usage_readers.py prints JSON.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 import tracemalloc
 from typing import TYPE_CHECKING
@@ -159,16 +158,5 @@ def measure() -> dict[str, dict]:
     return {"events_us": event_costs(), "others_us": other_costs(), "rates": rates(), "memory": memories()}
 
 
-def main() -> None:
-    found = measure()
-    if "--json" in sys.argv:
-        print(json.dumps(found))
-        return
-    for part, figures in found.items():
-        print(part)
-        for name, figure in figures.items():
-            print(f"  {name:40} {figure}" if isinstance(figure, dict) else f"  {name:40} {figure:8.2f}")
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure()))

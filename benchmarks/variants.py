@@ -13,7 +13,14 @@ from peers.streaming import question
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-Kind = Literal["bare", "peer", "composite", "meterkit"]
+Kind = Literal["bare", "peer", "memory", "composite", "meterkit"]
+LABELS = {
+    "meterkit-decide": "(a)",
+    "meterkit-settle": "(b)",
+    "meterkit-hot-decide": "hot (a)",
+    "meterkit-hot-settle": "hot (b)",
+}
+"""The rows of meterkit that peers are compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +34,7 @@ class Variant:
         target: a customer's request; its path and body are those of all.
         reads: whether it reads the usage off its responses.
         customers: how many send the requests; 0: as many as the run has.
+        beside: the variant of meterkit that does a similar job.
     """
 
     name: str
@@ -40,6 +48,7 @@ class Variant:
     target: Target = field(default=Target(""))
     reads: bool = False
     customers: int = 0
+    beside: str = ""
 
     @property
     def times(self) -> int:
@@ -52,7 +61,27 @@ class Variant:
 
 
 def _peer(name: str, title: str, module: str, function: str = "build", **more) -> Variant:
-    return Variant(name=name, title=title, kind="peer", module=module, function=function, **more)
+    return Variant(
+        name=name,
+        title=title,
+        kind="peer",
+        module=module,
+        function=function,
+        beside="meterkit-decide",
+        **more,
+    )
+
+
+def _memory(name: str, title: str, function: str, beside: str = "meterkit-hot-decide") -> Variant:
+    return Variant(
+        name=name,
+        title=f"{title}, in memory of one process, one customer",
+        kind="memory",
+        module="in_memory",
+        function=function,
+        customers=1,
+        beside=beside,
+    )
 
 
 def _meterkit(name: str, title: str, function: str, **more) -> Variant:
@@ -100,10 +129,20 @@ VARIANTS = (
     _peer("limits-three", "limits, three sliding windows", "limits_aio", "build_three", timed=False),
     Variant(
         name="composite",
-        title="composite: limits rate + limits quota + HINCRBY",
+        title="composite: sliding window, quota and usage in one pipeline",
         kind="composite",
         module="composite",
+        beside="meterkit-settle",
         over_http=True,
+    ),
+    _memory("limits-memory", "limits, fixed window", "build_limits"),
+    _memory("throttled-memory", "throttled-py, fixed window", "build_throttled"),
+    _memory("rust-memory", "rust-py-rate-limit, fixed window", "build_rust"),
+    _memory(
+        "composite-memory",
+        "composite: sliding window, quota and usage",
+        "build_composite",
+        "meterkit-hot-settle",
     ),
     _meterkit("meterkit-decide", "meterkit (a): two rates, decide alone", "build_decide", over_http=True),
     _meterkit(

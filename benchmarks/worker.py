@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from driver import Client, Target, running
 from peers.streaming import CHUNKS, HEADERS, PATH, Chat, answer
@@ -21,12 +22,24 @@ from variants import BY_NAME
 
 from meterkit.tokens.response import ResponseReader
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
 
 def spread(requests: int, customers: int, seed: int, like: Target) -> list[Target]:
     """``requests`` requests, every customer equally often, in a random order that the seed fixes."""
     targets = [replace(like, customer=f"cus_{i % customers:05d}") for i in range(requests)]
     random.Random(seed).shuffle(targets)
     return targets
+
+
+def zipf(requests: int, customers: int, seed: int, like: Target) -> list[Target]:
+    """``requests`` requests of customers by Zipf's law: the second sends half as many as the first."""
+    names = [f"cus_{i:05d}" for i in range(customers)]
+    weights = [1 / rank for rank in range(1, customers + 1)]
+    picked = random.Random(seed).choices(names, weights, k=requests)
+    return [replace(like, customer=customer) for customer in picked]
 
 
 def walk(requests: int, customers: int, paths: int, like: Target) -> list[Target]:
@@ -58,6 +71,28 @@ async def watched(order: dict, client: Client) -> dict:
     }
 
 
+async def count(order: dict, client: Client, like: Target) -> dict:
+    """Bytecode instructions of this process per request; C is not counted."""
+    total = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Callable:
+        nonlocal total
+        if event == "opcode":
+            total += 1
+        elif event == "call":
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return trace
+
+    targets = spread(order["requests"], order["customers"], 0, like)
+    await client.burst(targets, order["concurrency"])
+    sys.settrace(trace)
+    try:
+        await client.burst(targets, order["concurrency"])
+    finally:
+        sys.settrace(None)
+    return {"instructions": total / len(targets)}
+
+
 def parsed(requests: int, pieces: list[bytes]) -> dict:
     """CPU of reading usage off so many responses alone, as the middleware does it, in µs per response."""
     begun = time.process_time()
@@ -74,6 +109,11 @@ async def obey(order: dict, client: Client, like: Target) -> dict:
         case "burst":
             targets = spread(order["requests"], order["customers"], order["seed"], like)
             return (await client.burst(targets, order["concurrency"])).summary()
+        case "mix":
+            targets = zipf(order["requests"], order["customers"], order["seed"], like)
+            return (await client.paced(targets, order["per_second"])).summary()
+        case "count":
+            return await count(order, client, like)
         case "walk":
             targets = walk(order["requests"], order["customers"], order["paths"], like)
             return (await client.burst(targets, 1, after_s=0.1)).summary()

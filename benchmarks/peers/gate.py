@@ -24,6 +24,20 @@ async def refuse(send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+class LocalGate:
+    """Serves a request only if ``admit(customer)`` is true; it never waits for anything."""
+
+    def __init__(self, app: ASGIApp, admit: Callable[[str], bool]) -> None:
+        self.app = app
+        self.admit = admit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self.admit(customer_of(scope)):
+            await self.app(scope, receive, send)
+        else:
+            await refuse(send)
+
+
 class Gate:
     """Serves a request only where ``admit(customer)`` says so."""
 

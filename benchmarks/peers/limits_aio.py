@@ -1,4 +1,7 @@
-"""limits, asynchronous, over redis-py with hiredis: one rate per request, by each of its strategies."""
+"""limits, asynchronous: one rate per request, by each of its strategies.
+
+It can use three clients; valkey-py with libvalkey costs it least of them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def storage(redis_url: str) -> RedisStorage:
-    return RedisStorage(f"async+{redis_url}", implementation="redispy")
+    return RedisStorage(f"async+{redis_url}", implementation="valkey")
 
 
 def gated(limiter: RateLimiter) -> ASGIApp:

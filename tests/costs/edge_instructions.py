@@ -1,7 +1,4 @@
-"""Counts the bytecode instructions of meterkit in a request: the same on all machines, under any load.
-
-The benchmarks import this module too: it needs nothing but meterkit.
-"""
+"""Counts the bytecode instructions of meterkit in a request: the same on all machines, under any load."""
 
 from __future__ import annotations
 
@@ -22,23 +19,6 @@ from meterkit import MeterKit, MeterMiddleware
 SOURCE: Final = str(Path(meterkit.__file__).parent) + "/"
 REQUESTS: Final = 30
 _TRIES: Final = 5_000
-_MODULES: Final = {
-    "asgi/identify.py": "identify",
-    "asgi/route_matching.py": "match a line",
-    "asgi/path_readings.py": "match a line",
-    "asgi/middleware.py": "decide",
-    "asgi/limit_fields.py": "limit fields",
-    "asgi/merged_headers.py": "limit fields",
-    "asgi/exchange.py": "pass the answer on",
-    "store/allotment.py": "decide",
-    "store/settlement.py": "settle",
-    "redis/event_loops.py": "decide",
-    "redis/settlement_queue.py": "settle",
-    "redis/lane.py": "the store's client",
-    "redis/connection.py": "the store's client",
-}
-_SETTLING: Final = frozenset({"settle", "_outcome"})
-PARTS: Final = (*dict.fromkeys(_MODULES.values()), "others")
 
 
 @contextmanager
@@ -72,14 +52,6 @@ def counted() -> Generator[Counter[str]]:
         yield found
     finally:
         sys.settrace(None)
-
-
-def part_of(name: str) -> str:
-    """Which part of a request a function is of."""
-    module, _, function = name.partition(":")
-    if function.rpartition(".")[2] in _SETTLING:
-        return "settle"
-    return _MODULES.get(module, "others")
 
 
 def uncounted(do: Callable[[], Any]) -> Any:
