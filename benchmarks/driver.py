@@ -131,7 +131,7 @@ class Client:
         await asyncio.sleep(after_s)
         return Burst(len(latencies), took, time.process_time() - cpu, latencies)
 
-    async def paced(self, targets: list[Target], per_second: float) -> Burst:
+    async def send_paced(self, targets: list[Target], per_second: float) -> Burst:
         """Starts each request at its own random time, whether or not those before it have ended."""
         latencies: list[int] = []
         gaps = random.Random(len(targets))

@@ -103,7 +103,7 @@ def proxy(store_port: int, away_ms: int, cores: Cores) -> Iterator[int]:
 def measure(redis_url: str, cores: Cores, loop: str, size: Size, gauge: Gauge) -> dict[str, dict]:
     """Milliseconds to variant to throughput and latency, the median of interleaved rounds."""
     return {
-        str(away_ms): gauge.steady(
+        str(away_ms): gauge.measure_part(
             f"store {away_ms} ms away",
             lambda away_ms=away_ms: _at(away_ms, redis_url, cores, loop, size),
         )

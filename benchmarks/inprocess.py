@@ -84,13 +84,13 @@ class Worker:
     def burst(self, size: Size, *, seed: int) -> dict:
         return self.order(
             do="burst",
-            requests=size.requests * self.variant.times,
+            requests=size.requests * self.variant.request_factor,
             customers=self.variant.customers or size.customers,
             concurrency=size.concurrency,
             seed=seed,
         )
 
-    def mix(self, size: Size, *, seed: int) -> dict:
+    def send_mix(self, size: Size, *, seed: int) -> dict:
         """An open loop of requests of customers by Zipf's law."""
         return self.order(
             do="mix",
@@ -162,7 +162,9 @@ def probe(variant: Variant, redis_url: str, cores: Cores, loop: str) -> dict:
             [key for key in server.scan_iter(count=1000) if b"cus_first" not in key]
         )
         customers = variant.customers or 1000
-        result |= worker.order(do="count", requests=300 * variant.times, customers=customers, concurrency=50)
+        result |= worker.order(
+            do="count", requests=300 * variant.request_factor, customers=customers, concurrency=50
+        )
     server.flushdb()
     return result
 
@@ -180,7 +182,7 @@ def server_time(server: redis.Redis, commands: list[str], requests: int) -> dict
 
 
 @contextlib.contextmanager
-def bare_gauge(redis_url: str, cores: Cores, size: Size) -> Iterator[Gauge]:
+def open_gauge(redis_url: str, cores: Cores, size: Size) -> Iterator[Gauge]:
     """A gauge that reads the bare app on each core, in processes of their own."""
     amount = replace(size, requests=size.requests // 2)
     with contextlib.ExitStack() as stack:
@@ -236,7 +238,7 @@ def rounds(
         return {part: measured["bare"]["cpu_us"]} if send is Worker.burst else {}
 
     found = [
-        gauge.steady(f"{part}, round {number + 1}", lambda number=number: one(number), own)
+        gauge.measure_part(f"{part}, round {number + 1}", lambda number=number: one(number), own)
         for number in range(size.rounds)
     ]
     return {name: [measured[name] for measured in found] for name in names}

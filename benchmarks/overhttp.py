@@ -112,7 +112,7 @@ def measure(
 
         one(0, 1)
         rounds = [
-            gauge.steady(
+            gauge.measure_part(
                 f"uvicorn on {loop}, round {number + 1}",
                 lambda number=number: one(number, size.http_seconds),
             )

@@ -10,7 +10,7 @@ import nodes
 import operator_pages
 import report
 import simulate
-from tables import marked
+from tables import format_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,15 +28,15 @@ class Section:
     tables: Callable[[dict], list[Table]]
     end: str = ""
 
-    def written(self, text: str, result: dict) -> str:
+    def replace_in(self, text: str, result: dict) -> str:
         """The page's text with new figures."""
         before, found, rest = text.partition(f"{self.heading}\n")
         if not found or self.end not in rest:
             raise SystemExit(f"{self.page}: found no {self.heading!r} before {self.end or 'the end'!r}")
         lines = [self.heading, "", "`make bench` writes this section.", ""]
-        lines += [f"- {line}" for line in report.machine_lines(result)]
+        lines += [f"- {line}" for line in report.format_machine(result)]
         for title, head, rows in self.tables(result):
-            lines += ["", *([f"{title}:", ""] if title else []), *marked(head, rows)]
+            lines += ["", *([f"{title}:", ""] if title else []), *format_markdown(head, rows)]
         after = ["", rest[rest.index(self.end) :]] if self.end else [""]
         return before + "\n".join(lines + after)
 
@@ -49,9 +49,9 @@ SECTIONS = (
 )
 
 
-def write(result: dict, docs: Path) -> None:
+def write_pages(result: dict, docs: Path) -> None:
     """Write the page of the benchmarks, and the sections of the other pages."""
     (docs / "benchmarks.md").write_text(report.as_markdown(result))
     for section in SECTIONS:
         page = docs / section.page
-        page.write_text(section.written(page.read_text(), result))
+        page.write_text(section.replace_in(page.read_text(), result))

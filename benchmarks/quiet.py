@@ -30,25 +30,28 @@ class Gauge:
     readings: dict[str, list[Reading]] = field(default_factory=dict)
     took_s: dict[str, float] = field(default_factory=dict)
 
-    def steady(self, part: str, measure: Callable[[], T], own: Callable[[T], Reading] | None = None) -> T:
+    def measure_part(
+        self, part: str, measure: Callable[[], T], own: Callable[[T], Reading] | None = None
+    ) -> T:
         """Measure one part, again while it is disturbed; ``own`` reads the bare app off the part itself."""
         begun = time.monotonic()
         print(part, file=sys.stderr, flush=True)
         for tries_left in reversed(range(self.tries)):
             before, found, after = self.read(), measure(), self.read()
             self.readings[part] = [before, after, own(found) if own else {}]
-            percent = judged(self.readings)["percent"][part]
-            if percent <= MOST_PERCENT or not tries_left:
+            percent = judge_readings(self.readings)["percent"][part]
+            if percent <= MOST_PERCENT:
                 break
-            print(
-                f"{part}: disturbed by {percent:.0f} %, {tries_left} tries left", file=sys.stderr, flush=True
-            )
-            time.sleep(self.pause_s)
+            print(f"  disturbed by {percent:.0f} %; {tries_left} tries left", file=sys.stderr, flush=True)
+            if tries_left:
+                time.sleep(self.pause_s)
+        else:
+            self.tries = 1  # The run cannot be published, so no further part is repeated.
         self.took_s[part] = time.monotonic() - begun
         return found
 
 
-def judged(readings: dict[str, list[Reading]]) -> dict:
+def judge_readings(readings: dict[str, list[Reading]]) -> dict:
     """The lowest reading of each core, by how many percent each part was above it, and the verdict."""
     pairs = [pair for of in readings.values() for reading in of for pair in reading.items()]
     lowest = {core: min(us for other, us in pairs if other == core) for core in dict(pairs)}
@@ -60,7 +63,7 @@ def judged(readings: dict[str, list[Reading]]) -> dict:
     return {"lowest_us": lowest, "percent": percent, "is_quiet": is_quiet}
 
 
-def verdict(result: dict) -> str:
+def format_verdict(result: dict) -> str:
     """One line for a page and a terminal."""
     quiet = result["quiet"]
     worst = max(quiet["percent"], key=quiet["percent"].get, default="")
@@ -70,7 +73,7 @@ def verdict(result: dict) -> str:
     return f"{word}: the bare app was at most {above:.0f} % above its lowest, {lowest:.1f} us (in: {worst})"
 
 
-def refusals(result: dict) -> list[str]:
+def list_refusals(result: dict) -> list[str]:
     """The reasons why a run must not be published; none if it may be."""
     quiet = result["quiet"]
     found = [

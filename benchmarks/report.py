@@ -13,7 +13,7 @@ import shared_limit
 import streams_report
 import webhooks
 from inprocess import MIX_PER_SECOND
-from tables import aligned, marked
+from tables import aligned, format_markdown
 from variants import BY_NAME, LABELS
 
 import delivery
@@ -28,11 +28,11 @@ def _span(figure: dict, digits: int = 1) -> str:
     return f"{figure['median']:,.{digits}f} ({figure['low']:,.{digits}f}-{figure['high']:,.{digits}f})"
 
 
-def _against(
+def _compare(
     rows: dict[str, dict], name: str, figure: Callable[[dict], float], *, more_is_better: bool = False
 ) -> str:
     """How many times as good meterkit's similar row is; it says so if meterkit's is worse."""
-    ours = BY_NAME[name].beside
+    ours = BY_NAME[name].compared_with
     if ours not in rows:
         return ""
     pair = figure(rows[name]), figure(rows[ours])
@@ -43,7 +43,7 @@ def _against(
     return f"{ratio:.2f} x {LABELS[ours]}, meterkit loses"
 
 
-def _instructions(result: dict) -> dict[str, dict]:
+def _count_over_bare(result: dict) -> dict[str, dict]:
     """The bytecode instructions of each variant over those of its bare app."""
     probes = result.get("probes", {})
     return {
@@ -68,14 +68,14 @@ def _timed(result: dict) -> Table:
         *("variant", "CPU over bare, us", "beside meterkit"),
         *("instructions over bare", "beside meterkit", "requests/s", "p50, us", "p99, us"),
     )
-    counts = _instructions(result)
+    counts = _count_over_bare(result)
     rows = [
         (
             BY_NAME[name].title,
             _over_bare(name, seen),
-            _against(result["timed"], name, _median_of("over_bare_us")),
+            _compare(result["timed"], name, _median_of("over_bare_us")),
             f"{counts[name]['over_bare']:,.0f}" if name in counts else "",
-            _against(counts, name, lambda count: count["over_bare"]) if name in counts else "",
+            _compare(counts, name, lambda count: count["over_bare"]) if name in counts else "",
             _span(seen["per_second"], 0),
             f"{seen['p50_us']['median']:,.0f}",
             f"{seen['p99_us']['median']:,.0f}",
@@ -105,9 +105,9 @@ def _mix(result: dict) -> Table:
         (
             BY_NAME[name].title.replace(", one customer", ""),
             _over_bare(name, seen),
-            _against(found, name, _median_of("over_bare_us")),
+            _compare(found, name, _median_of("over_bare_us")),
             f"{seen['server_cpu_us']['median']:.1f}",
-            _against(found, name, _median_of("server_cpu_us")),
+            _compare(found, name, _median_of("server_cpu_us")),
             f"{seen['p50_us']['median']:,.0f}",
             f"{seen['p99_us']['median']:,.0f}",
         )
@@ -125,7 +125,7 @@ def _server(result: dict) -> Table:
             f"{seen['calls']['median']:.2f}",
             _span(seen["server_us"], 2),
             _span(seen["server_cpu_us"]),
-            _against(result["timed"], name, _median_of("server_cpu_us")),
+            _compare(result["timed"], name, _median_of("server_cpu_us")),
         )
         for name, seen in result["timed"].items()
         if BY_NAME[name].kind not in ("bare", "memory")
@@ -149,7 +149,7 @@ def _memory(result: dict) -> Table:
             f"{seen['keys_100_customers_10_paths']:,}",
             f"{seen['bytes_of_one_customer']:,}",
             f"{seen['bytes_all_per_customer']:,.0f}",
-            _against(result["probes"], name, lambda seen: seen["bytes_all_per_customer"]),
+            _compare(result["probes"], name, lambda seen: seen["bytes_all_per_customer"]),
         )
         for name, seen in result["probes"].items()
         if BY_NAME[name].kind not in ("bare", "memory")
@@ -166,7 +166,7 @@ def _http(result: dict) -> Table:
         (
             BY_NAME[name].title,
             _span(seen["per_second"], 0),
-            _against(result["http"], name, _median_of("per_second"), more_is_better=True),
+            _compare(result["http"], name, _median_of("per_second"), more_is_better=True),
             f"{seen['of_bare']['median'] * 100:.1f}",
             f"{seen['p50_us']['median']:,.0f}",
             f"{seen['p99_us']['median']:,.0f}",
@@ -258,13 +258,13 @@ def _tables(result: dict) -> Iterable[Table]:
     return (table for part in PARTS if (table := part(result))[2])
 
 
-def machine_lines(result: dict) -> list[str]:
+def format_machine(result: dict) -> list[str]:
     """The date, the machine and the verdict of a run, the same on all pages."""
     machine = result["machine"]
     return [
         f"{machine['when']}, {machine['cpu']}, {machine['cpus']} CPUs ({machine['cores']})",
         f"{machine['system']}, {machine['python']}, {machine['server']}",
-        quiet.verdict(result),
+        quiet.format_verdict(result),
     ]
 
 
@@ -272,7 +272,7 @@ def _run_lines(result: dict) -> list[str]:
     machine, size = result["machine"], result["size"]
     amount = f"{size['rounds']} rounds of {size['requests']:,} requests, {size['concurrency']} at a time"
     return [
-        *machine_lines(result),
+        *format_machine(result),
         ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
         f"{amount}, {size['customers']:,} customers; median (lowest-highest round)",
         f"`{machine['command']}`, {sum(result['took_s'].values()) / 60:.0f} minutes",
@@ -338,7 +338,7 @@ PREFACE = """\
 def as_markdown(result: dict) -> str:
     lines = [PREFACE, "## The run", "", *(f"- {line}" for line in _run_lines(result))]
     for title, head, rows in _tables(result):
-        lines += ["", f"## {title}", "", *marked(head, rows)]
+        lines += ["", f"## {title}", "", *format_markdown(head, rows)]
     if result["skipped"]:
         lines += ["", "## Skipped", "", *(f"- {name}: {why}" for name, why in result["skipped"].items())]
     return "\n".join(lines) + "\n"

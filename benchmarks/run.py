@@ -108,7 +108,7 @@ def timed(
     return inprocess.condense(measured, {variant.name: variant.bare for variant in variants})
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Run:
     """What all parts of a run share."""
 
@@ -120,11 +120,7 @@ class Run:
     skipped: dict
     is_quick: bool
 
-    def whole(self) -> dict:
-        """The parts that compare variants, and the others."""
-        return self.compared() | self.others() | self.pages()
-
-    def compared(self) -> dict:
+    def compare_variants(self) -> dict:
         here = [BY_NAME[name] for name in self.probes]
         found: dict = {"timed": timed(self, [v for v in here if v.timed], "in process"), "uvloop": {}}
         served = [v for v in here if v.over_http]
@@ -138,15 +134,15 @@ class Run:
         else:
             self.skipped["on uvloop"] = "uvloop is not installed (pip install uvloop)"
         mixed = [v for v in here if v.name in IN_MIX]
-        found["mix"] = timed(self, mixed, "mix", send=Worker.mix)
+        found["mix"] = timed(self, mixed, "mix", send=Worker.send_mix)
         first = [v for v in here if v.name in FIRST_REQUEST_OF]
-        found["first"] = self.gauge.steady(
+        found["first"] = self.gauge.measure_part(
             "first requests",
             lambda: startup.first_requests(first, self.redis_url, self.cores, "asyncio", self.size),
         )
         return found
 
-    def others(self) -> dict:
+    def measure_others(self) -> dict:
         url, cores, is_quick = self.redis_url, self.cores, self.is_quick
         parts: dict[str, Callable[[], dict]] = {
             "streams": lambda: streams.measure(
@@ -160,21 +156,25 @@ class Run:
             "shared_limit": lambda: shared_limit.measure(url, is_quick=is_quick),
             "imports": lambda: startup.import_times(cores, self.size),
         }
-        found = {name: self.gauge.steady(name, measure) for name, measure in parts.items()}
+        found = {name: self.gauge.measure_part(name, measure) for name, measure in parts.items()}
         return found | {"far": far.measure(url, cores, "asyncio", self.size, self.gauge)}
 
-    def pages(self) -> dict:
+    def measure_pages(self) -> dict:
         """What stands on other pages than that of the benchmarks."""
         rows = simulate.QUICK_ROWS if self.is_quick else simulate.ROWS
         customers = operator_pages.QUICK_CUSTOMERS if self.is_quick else operator_pages.CUSTOMERS
         found = {
-            "nodes": self.gauge.steady("nodes", lambda: nodes.measure(self.cores, "asyncio", self.size)),
-            "simulate": self.gauge.steady("simulation", lambda: simulate.measure(rows)),
-            "operator_pages": self.gauge.steady("operator pages", lambda: operator_pages.measure(customers)),
+            "nodes": self.gauge.measure_part(
+                "nodes", lambda: nodes.measure(self.cores, "asyncio", self.size)
+            ),
+            "simulate": self.gauge.measure_part("simulation", lambda: simulate.measure(rows)),
+            "operator_pages": self.gauge.measure_part(
+                "operator pages", lambda: operator_pages.measure(customers)
+            ),
         }
         grown: dict[str, dict] = {}
         for step in growth.steps(is_quick=self.is_quick):
-            grown.setdefault(str(step[0]), {})[str(step[1])] = self.gauge.steady(
+            grown.setdefault(str(step[0]), {})[str(step[1])] = self.gauge.measure_part(
                 "growth, {} nodes, {:,} customers".format(*step),
                 lambda step=step: growth.run(*step, self.cores),
             )
@@ -185,20 +185,16 @@ def measure(options: argparse.Namespace) -> dict:
     size, cores = QUICK if options.quick else FULL, Cores()
     if options.rounds:
         size = replace(size, rounds=options.rounds, http_rounds=min(options.rounds, size.http_rounds))
-    with redis_server(cores) as redis_url, inprocess.bare_gauge(redis_url, cores, size) as gauge:
+    with redis_server(cores) as redis_url, inprocess.open_gauge(redis_url, cores, size) as gauge:
         machine = describe(redis_url, cores)
         note(f"{machine['server']}, {machine['cores']}; {'10 minutes' if options.quick else '1 to 2 hours'}")
         probes, skipped = probed(chosen(options.only), redis_url, cores, "asyncio")
-        run = Run(
-            size=size,
-            cores=cores,
-            redis_url=redis_url,
-            gauge=gauge,
-            probes=probes,
-            skipped=skipped,
-            is_quick=options.quick,
+        run = Run(size, cores, redis_url, gauge, probes, skipped, options.quick)
+        found = (
+            run.compare_variants()
+            if options.only
+            else run.compare_variants() | run.measure_others() | run.measure_pages()
         )
-        found = run.compared() if options.only else run.whole()
         for option in ("quick", "only"):
             if getattr(options, option):
                 run.skipped[f"--{option}"] = "the figures mean little, or some are missing"
@@ -207,7 +203,7 @@ def measure(options: argparse.Namespace) -> dict:
         "size": asdict(size),
         "skipped": run.skipped,
         "probes": probes,
-        "quiet": quiet.judged(gauge.readings),
+        "quiet": quiet.judge_readings(gauge.readings),
         "took_s": gauge.took_s,
     }
 
@@ -220,9 +216,9 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.markdown:
-        if reasons := quiet.refusals(result):
+        if reasons := quiet.list_refusals(result):
             raise SystemExit("\n".join(["These figures are not published:", *reasons]))
-        publication.write(result, options.markdown)
+        publication.write_pages(result, options.markdown)
 
 
 if __name__ == "__main__":

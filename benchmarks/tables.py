@@ -18,7 +18,7 @@ def aligned(head: Row, rows: list[Row]) -> list[str]:
     return ["  ".join(line) for line in [top, *lines]]
 
 
-def marked(head: Row, rows: list[Row]) -> list[str]:
+def format_markdown(head: Row, rows: list[Row]) -> list[str]:
     """The lines of a table for a page."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
     top, *others = [f"| {' | '.join(row)} |" for row in cells]

@@ -90,7 +90,7 @@ def _hot(timed: dict, on: str = "") -> list[Target]:
             continue
         over = _median(timed, name, "over_bare_us")
         found.append(Target(f"{label} CPU over the bare app", 3, "us", "less", over, "bare"))
-        rivals = [other for other in timed if BY_NAME[other].beside == name]
+        rivals = [other for other in timed if BY_NAME[other].compared_with == name]
         if cheapest := min(rivals, key=lambda other: _median(timed, other, "over_bare_us"), default=None):
             ratio = over / max(0.1, _median(timed, cheapest, "over_bare_us"))
             what = f"{label} CPU over the bare app, times that of the cheapest in memory"

@@ -34,7 +34,7 @@ class Variant:
         target: a customer's request; its path and body are those of all.
         reads: whether it reads the usage off its responses.
         customers: how many send the requests; 0: as many as the run has.
-        beside: the variant of meterkit that does a similar job.
+        compared_with: the variant of meterkit that does a similar job.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Variant:
     target: Target = field(default=Target(""))
     reads: bool = False
     customers: int = 0
-    beside: str = ""
+    compared_with: str = ""
 
     @property
-    def times(self) -> int:
+    def request_factor(self) -> int:
         """So many times the requests of others: one ends at once, and allotments take a moment to grow."""
         return 10 if self.customers == 1 or self.name == "bare" else 1
 
@@ -67,12 +67,12 @@ def _peer(name: str, title: str, module: str, function: str = "build", **more) -
         kind="peer",
         module=module,
         function=function,
-        beside="meterkit-decide",
+        compared_with="meterkit-decide",
         **more,
     )
 
 
-def _memory(name: str, title: str, function: str, beside: str = "meterkit-hot-decide") -> Variant:
+def _memory(name: str, title: str, function: str, compared_with: str = "meterkit-hot-decide") -> Variant:
     return Variant(
         name=name,
         title=f"{title}, in memory of one process, one customer",
@@ -80,7 +80,7 @@ def _memory(name: str, title: str, function: str, beside: str = "meterkit-hot-de
         module="in_memory",
         function=function,
         customers=1,
-        beside=beside,
+        compared_with=compared_with,
     )
 
 
@@ -132,7 +132,7 @@ VARIANTS = (
         title="composite: sliding window, quota and usage in one pipeline",
         kind="composite",
         module="composite",
-        beside="meterkit-settle",
+        compared_with="meterkit-settle",
         over_http=True,
     ),
     _memory("limits-memory", "limits, fixed window", "build_limits"),

@@ -34,7 +34,7 @@ def spread(requests: int, customers: int, seed: int, like: Target) -> list[Targe
     return targets
 
 
-def zipf(requests: int, customers: int, seed: int, like: Target) -> list[Target]:
+def draw_zipf(requests: int, customers: int, seed: int, like: Target) -> list[Target]:
     """``requests`` requests of customers by Zipf's law: the second sends half as many as the first."""
     names = [f"cus_{i:05d}" for i in range(customers)]
     weights = [1 / rank for rank in range(1, customers + 1)]
@@ -71,7 +71,7 @@ async def watched(order: dict, client: Client) -> dict:
     }
 
 
-async def count(order: dict, client: Client, like: Target) -> dict:
+async def count_instructions(order: dict, client: Client, like: Target) -> dict:
     """Bytecode instructions of this process per request; C is not counted."""
     total = 0
 
@@ -110,10 +110,10 @@ async def obey(order: dict, client: Client, like: Target) -> dict:
             targets = spread(order["requests"], order["customers"], order["seed"], like)
             return (await client.burst(targets, order["concurrency"])).summary()
         case "mix":
-            targets = zipf(order["requests"], order["customers"], order["seed"], like)
-            return (await client.paced(targets, order["per_second"])).summary()
+            targets = draw_zipf(order["requests"], order["customers"], order["seed"], like)
+            return (await client.send_paced(targets, order["per_second"])).summary()
         case "count":
-            return await count(order, client, like)
+            return await count_instructions(order, client, like)
         case "walk":
             targets = walk(order["requests"], order["customers"], order["paths"], like)
             return (await client.burst(targets, 1, after_s=0.1)).summary()

@@ -83,15 +83,15 @@ def test_disturbed_benchmarks_are_repeated_or_not_published() -> None:
     readings = iter([10.0, 11.6, 10.0, 11.4, 10.0, 12.5])
     gauge = quiet["Gauge"](read=lambda: {"core": next(readings)}, tries=2, pause_s=0)
     measured = iter("abc")
-    assert gauge.steady("repeated", lambda: next(measured)) == "b"
-    result = {"quiet": quiet["judged"](gauge.readings), "skipped": {}}
-    assert quiet["refusals"](result) == []
-    assert quiet["verdict"](result).startswith("undisturbed: the bare app was at most 14 %")
+    assert gauge.measure_part("repeated", lambda: next(measured)) == "b"
+    result = {"quiet": quiet["judge_readings"](gauge.readings), "skipped": {}}
+    assert quiet["list_refusals"](result) == []
+    assert quiet["format_verdict"](result).startswith("undisturbed: the bare app was at most 14 %")
     gauge.tries = 1
-    assert gauge.steady("disturbed", lambda: next(measured)) == "c"
-    result = {"quiet": quiet["judged"](gauge.readings), "skipped": {"wrk": "is not installed"}}
-    assert quiet["verdict"](result).startswith("DISTURBED: the bare app was at most 25 %")
-    disturbed, incomplete, advice = quiet["refusals"](result)
+    assert gauge.measure_part("disturbed", lambda: next(measured)) == "c"
+    result = {"quiet": quiet["judge_readings"](gauge.readings), "skipped": {"wrk": "is not installed"}}
+    assert quiet["format_verdict"](result).startswith("DISTURBED: the bare app was at most 25 %")
+    disturbed, incomplete, advice = quiet["list_refusals"](result)
     assert disturbed == "disturbed: disturbed: the bare app was 25 % above its lowest, not 15 % at most"
     assert incomplete == "incomplete: wrk: is not installed"
     assert "make bench" in advice
