@@ -15,7 +15,7 @@ from meterkit.insights.audit.async_database import open_audit_database
 from meterkit.notify.event_handlers import Handlers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.asgi.gauges import Gauges
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.price_sync import StripeAccount
-    from meterkit.subscriptions.service.stripe_customers import ContactSource
+    from meterkit.subscriptions.service.stripe_customers import Contact, ContactSource
     from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
     from meterkit.subscriptions.service.top_ups import AutoTopUps, Credits
     from meterkit.subscriptions.top_up_payments import TopUpPayments
@@ -241,10 +241,15 @@ class Parts:
     def notify(self) -> Messages:
         """Messages by webhook and e-mail."""
         from meterkit.notify.messages import Messages
+
+        return Messages(self.store, self.settings, self.contact, self._journal, self.handlers.events)
+
+    @LazyPart
+    def contact(self) -> Callable[[str], Awaitable[Contact | None]] | None:
+        """The app's function for contacts, async; None: the kit was made without."""
         from meterkit.subscriptions.service.stripe_customers import fetch_contact
 
-        reach = None if self._contact is None else partial(fetch_contact, self._contact)
-        return Messages(self.store, self.settings, reach, self._journal, self.handlers.events)
+        return None if self._contact is None else partial(fetch_contact, self._contact)
 
     @LazyPart
     def _dispatcher(self) -> EventDispatcher:
@@ -427,6 +432,11 @@ class KitParts:
     def notify(self) -> Messages:
         """Messages by webhook and e-mail: list, resend, preview."""
         return self._parts.notify
+
+    @property
+    def contact(self) -> Callable[[str], Awaitable[Contact | None]] | None:
+        """The app's function for contacts, async; None: the kit was made without."""
+        return self._parts.contact
 
     @property
     def storage(self) -> ObjectStorage:

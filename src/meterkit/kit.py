@@ -65,7 +65,7 @@ class MeterKit(KitLifecycle, KitParts):
         estimate_input: ``(body, model) -> tokens``: estimates a request's input until its usage is known;
             fast. Default, also after an error: a token for 3 bytes of its texts, in a bill for 4.
         contact: ``(customer) -> Contact(email, name, locale) | None``, sync or async: used to create Stripe
-            customers and to send e-mails. Not stored.
+            customers, to send e-mails, and to name the customer on pages. Not stored.
         settings: each setting by its name; see the settings page of the documentation.
 
     Raises:

@@ -22,7 +22,7 @@ from drivers.plans import plans_text
 from drivers.shop import CATALOG, START, shop
 from drivers.usage_figures import JSON, ORIGINS, Tables, numbers_of, page_of
 from faults.refusals import eventually
-from meterkit import MeterKit, MeterkitError
+from meterkit import Contact, MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.pages import usage_page
 from meterkit.testing import Clock
@@ -50,6 +50,31 @@ async def kit(store_url: str) -> AsyncGenerator[MeterKit]:
 async def client(kit: MeterKit) -> AsyncGenerator[httpx.AsyncClient]:
     async with page_of(kit) as opened:
         yield opened
+
+
+async def test_pages_have_the_name_that_contact_gives(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = {"acme": "Acme & Sons", "plain": None}
+
+    async def contact(customer: str) -> Contact | None:
+        return Contact("ada@acme.example", names[customer]) if customer != "gone" else None
+
+    async with selling(store_url, audit_url=sqlite_in(tmp_path), contact=contact) as kit:
+        for customer, shown in (
+            ("acme", "Acme &amp; Sons"),
+            *((other, f"Customer {other}") for other in ("plain", "gone", "broken")),
+        ):
+            async with page_of(kit, customer) as client:
+                for path in ("/", "/statement"):
+                    html = (await client.get(path)).text
+                    assert f"<p>{shown}: " in html
+                    assert f" of {shown.removeprefix('Customer ')}</title>" in html
+                figures = (await client.get("/", headers=JSON)).json()
+                assert figures["customer_name"] == names.get(customer)
+    assert [one for one in caplog.messages if "KeyError" in one] == [
+        "pages show the customer's id, not its name: contact: KeyError('broken')"
+    ]
 
 
 async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Path) -> None:

@@ -26,7 +26,17 @@ plans: {free: {price: {amount_cents: 0, interval: month}}}
 PARTS = (Customers, Gauges, Grants, Messages, ObjectStorage, Revenue, Subscriptions)
 # Handlers are registered with the kit itself, and tasks that run for long have an event loop anyway.
 LEFT_OUT = {
-    "MeterKit": {"begin", "estimate_input", "flusher", "on", "store", "subscriptions", "sync", "webhooks"},
+    "MeterKit": {
+        "begin",
+        "contact",
+        "estimate_input",
+        "flusher",
+        "on",
+        "store",
+        "subscriptions",
+        "sync",
+        "webhooks",
+    },
     "notify": {"check", "events", "senders", "tasks", "wants"},
     "storage": {"count_signed", "fetch", "recalculate_due", "warn", "worker_tasks"},
     "revenue": {"look", "run"},

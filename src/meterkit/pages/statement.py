@@ -13,6 +13,7 @@ from meterkit.csv_text import csv_text
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.insights.statement.lines import PlaceError
 from meterkit.pages.rendering import HEADERS
+from meterkit.pages.usage_figures import read_name
 from meterkit.problem_types import ProblemDocument, ProblemDocumentError, ProblemType
 from meterkit.subscriptions.billing_problems import invalid
 from meterkit.subscriptions.billing_routes import period_in
@@ -46,6 +47,7 @@ async def answer_statement(request: Request, kit: PagesKit, pages: PageRenderer,
     found = await _read_statement(request, kit, customer)
     shown = {
         **asdict(found),
+        "customer_name": await read_name(kit, customer),
         "previous_period": f"{from_ms(to_ms(found.period_start) - 1):%Y-%m-%d}",
         "is_one": "line" in request.query_params,
     }

@@ -24,7 +24,7 @@ from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from datetime import datetime
 
     from meterkit.catalog import Catalog
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.store import Store
+    from meterkit.subscriptions.service.stripe_customers import Contact
     from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
     from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
 
@@ -65,6 +66,11 @@ class PagesKit(Protocol):
 
     settings: Settings
     store: Store
+
+    @property
+    def contact(self) -> Callable[[str], Awaitable[Contact | None]] | None:
+        """The app's function for contacts."""
+        ...
 
     @property
     def customers(self) -> Customers:
@@ -172,6 +178,7 @@ class StorageFigures(TypedDict):
 class UsageFigures(TypedDict):
     """All figures of the usage page.
 
+    ``customer_name`` is from the kit's ``contact``; None: it gave none.
     ``days`` is None if there is no audit log or its database fails; ``invoices`` if Stripe does not
     answer. ``forecast`` is None until a whole day with usage has passed, and without ``days``. Periods other
     than the current one have only ``usage``, ``days``, ``invoices`` and ``history``; the old plan is not
@@ -179,6 +186,7 @@ class UsageFigures(TypedDict):
     """
 
     usage: CustomerUsage
+    customer_name: str | None
     plan_name: str
     cost: PeriodCost | None
     forecast: PeriodForecast | None
@@ -209,12 +217,10 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         StoreError: the store does not answer.
     """
     usage = await kit.usage(customer, period=None if at_ms is None else from_ms(at_ms))
-    start_ms, end_ms, now_ms = (
-        to_ms(usage["period"]["start"]),
-        to_ms(usage["period"]["end"]),
-        kit.store.now_ms(),
-    )
-    days, invoices, history, had = await asyncio.gather(
+    start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
+    now_ms = kit.store.now_ms()
+    name, days, invoices, history, had = await asyncio.gather(
+        read_name(kit, customer),
         _days(kit, usage),
         _invoices(kit, customer),
         kit.customers.history(customer),
@@ -223,6 +229,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     plan = kit.catalog.plans.get(usage["plan"])
     found: UsageFigures = {
         "usage": usage,
+        "customer_name": name,
         "plan_name": usage["plan"] if plan is None else plan.name,
         "cost": None,
         "forecast": None,
@@ -394,6 +401,19 @@ def _read_daily_sums(url: str, customer: str, start_ms: int) -> DaySums:
         return database.days(customer, start_ms)
     finally:
         _DATABASE_SLOTS.release()
+
+
+async def read_name(kit: PagesKit, customer: str) -> str | None:
+    """Ask the app's ``contact`` for the name of a customer; None: it gives none, or takes too long."""
+    if kit.contact is None:
+        return None
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            contact = await kit.contact(customer)
+    except Exception as error:  # noqa: BLE001 - the app's function may raise anything
+        _warn_throttled(kit, "pages show the customer's id, not its name: contact: %s", repr(error))
+        return None
+    return None if contact is None else contact.name
 
 
 async def _invoices(kit: PagesKit, customer: str) -> list[dict[str, object]] | None:
