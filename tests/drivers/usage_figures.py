@@ -29,10 +29,10 @@ def _who(scope: Scope) -> str | None:
 
 @asynccontextmanager
 async def page_of(
-    kit: MeterKit, customer: str = "acme", *, delivery_states: bool = True
+    kit: MeterKit, customer: str = "acme", *, delivery_states: bool = True, subjects: bool = True
 ) -> AsyncGenerator[httpx.AsyncClient]:
     """A customer's client."""
-    page = usage_page(kit, customer=_who, origins=ORIGINS, delivery_states=delivery_states)
+    page = usage_page(kit, customer=_who, origins=ORIGINS, delivery_states=delivery_states, subjects=subjects)
     app = Starlette(routes=[Mount("/usage", app=page)])
     transport, headers = httpx.ASGITransport(app=app), {"x-customer-id": customer}
     async with httpx.AsyncClient(transport=transport, base_url="http://app/usage", headers=headers) as client:

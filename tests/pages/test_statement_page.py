@@ -142,6 +142,20 @@ async def test_an_event_names_its_users_and_its_event_id(store_url: str, tmp_pat
     assert (of_app, [row["event_id"] for row in rows]) == ([None, "job-7"], ["", "job-7"])
 
 
+async def test_a_page_without_subjects_names_no_user(store_url: str, tmp_path: Path) -> None:
+    url, user = sqlite_in(tmp_path), "u_secret"
+    async with kit_with(store_url, url, Clock(START), OF_USERS) as kit:
+        await kit.record("acme", "tokens", 4, subjects={"user": user})
+        await drain_all(kit, url)
+        for subjects in (True, False):
+            async with page_of(kit, subjects=subjects) as client:
+                for path in ("/", "/statement", "/statement.csv"):
+                    for headers in ({}, JSON):
+                        answer = await client.get(path, headers=headers)
+                        assert (answer.status_code, user in answer.text) == (200, subjects)
+                        assert "Used by" not in answer.text or subjects
+
+
 def table_of(html: str, line: str) -> list[list[str]]:
     """The head of a line's table, and its rows, as texts."""
     (section,) = re.findall(f'data-line="{line}">(.*?)</section>', html, re.DOTALL)

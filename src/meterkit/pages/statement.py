@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from meterkit.insights.statement.lines import Statement, StatementEvent
+    from meterkit.insights.statement.lines import Statement, StatementEvent, StatementLine
     from meterkit.insights.statement.statements import Statements
     from meterkit.pages.rendering import PageRenderer
     from meterkit.pages.usage_figures import PagesKit
@@ -37,14 +37,18 @@ _NOT_AUDITED: Final = ProblemDocument(
 )
 
 
-async def answer_statement(request: Request, kit: PagesKit, pages: PageRenderer, customer: str) -> Response:
-    """Answer with the statement of a period, or of one ``line`` of it.
+async def answer_statement(
+    request: Request, kit: PagesKit, pages: PageRenderer, customer: str, *, subjects: bool
+) -> Response:
+    """Answer with the statement of a period, or of one ``line`` of it; ``subjects``: with those of events.
 
     Raises:
         ProblemDocumentError: there is no audit log, or no such period or line.
         MeterkitError: a database or Stripe does not answer.
     """
     found = await _read_statement(request, kit, customer)
+    if not subjects:
+        found = replace(found, lines=tuple(map(_hide_subjects, found.lines)))
     shown = {
         **asdict(found),
         "customer_name": await read_name(kit, customer),
@@ -70,11 +74,12 @@ async def _read_statement(request: Request, kit: PagesKit, customer: str) -> Sta
         raise ProblemDocumentError(invalid([{"field": "after", "message": str(error)}])) from None
 
 
-async def answer_csv(request: Request, kit: PagesKit, customer: str) -> Response:
-    """Answer with the CSV of a period; raises as :func:`answer_statement` does."""
+async def answer_csv(request: Request, kit: PagesKit, customer: str, *, subjects: bool) -> Response:
+    """Answer with the CSV of a period; takes and raises what :func:`answer_statement` does."""
     _check_audited(kit)
     at_ms = period_in(request.query_params)
-    parts = csv_of(kit.statement, customer, None if at_ms is None else from_ms(at_ms))
+    period = None if at_ms is None else from_ms(at_ms)
+    parts = csv_of(kit.statement, customer, period, subjects=subjects)
     first = await anext(parts)  # An error of the first part can still be a problem document.
 
     async def stream() -> AsyncGenerator[str]:
@@ -125,16 +130,24 @@ _EMPTY: Final = dict.fromkeys(COLUMNS)
 
 
 async def csv_of(
-    statement: Statements, customer: str, period: datetime | str | None = None, *, line_end: str = "\r\n"
+    statement: Statements,
+    customer: str,
+    period: datetime | str | None = None,
+    *,
+    line_end: str = "\r\n",
+    subjects: bool = True,
 ) -> AsyncGenerator[str]:
     """Yield the CSV in parts; the first part follows the complete read of the statement.
+
+    ``subjects``: with those of events.
 
     Raises:
         MeterkitError: as ``kit.statement``.
     """
     shown: str | None = None
     async with aclosing(statement.pages(customer, period)) as pages:
-        async for line in pages:
+        async for page in pages:
+            line = page if subjects else _hide_subjects(page)
             rows: list[dict[str, object]] = []
             if line.id != shown:
                 fields = {name: getattr(line, name) for name in _OF_LINE}
@@ -145,6 +158,10 @@ async def csv_of(
             shown = line.id
     if shown is None:
         yield csv_text(COLUMNS, [], head=True, line_end=line_end)
+
+
+def _hide_subjects(line: StatementLine) -> StatementLine:
+    return replace(line, events=tuple(replace(event, subjects={}) for event in line.events))
 
 
 def _event_row(line: str, event: StatementEvent) -> dict[str, object]:

@@ -204,13 +204,16 @@ class UsageFigures(TypedDict):
     invoices: list[dict[str, object]] | None
 
 
-async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) -> UsageFigures:
+async def usage_figures(
+    kit: PagesKit, customer: str, at_ms: int | None = None, *, subjects: bool = True
+) -> UsageFigures:
     """Read the figures of a customer.
 
     Args:
         kit: the customer's kit.
         customer: the id.
         at_ms: an instant of the period; None: now.
+        subjects: False leaves out usage by subjects.
 
     Raises:
         CustomerError: the id is not allowed.
@@ -248,10 +251,10 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     }
     if not start_ms <= now_ms < end_ms:
         return found
-    rates, grants, subjects = await asyncio.gather(
+    rates, grants, of_subjects = await asyncio.gather(
         kit.rates(customer),
         kit.grants.list(customer),
-        read_subjects(kit.store, kit.catalog, customer, plan),
+        read_subjects(kit.store, kit.catalog, customer, plan if subjects else None),
     )
     tenure, now = had[customer], PlanOffers(kit.catalog, own_prices=True)
     priced = None if plan is None else plan_cost(kit.catalog, plan, tenure.seats, tenure.fixed)
@@ -263,16 +266,16 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         "other_plans": _price_other_plans(kit.catalog, usage, tenure, seats),
         "seats": seats,
         "storage": stored_of(kit.catalog, usage),
-        "subjects": subjects,
+        "subjects": of_subjects,
         "budgets": budgets_in(kit.catalog, usage, rates, now_ms),
         "top_up": top_up_page(kit.catalog),
-        "rates": [
-            {**rate, "reset_after": ceil(rate["reset_after"].total_seconds())}
-            for rate in rates
-            if rate["meter"] != SPEND
-        ],
+        "rates": [_rate_figures(rate) for rate in rates if rate["meter"] != SPEND],
         "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN_GRANTS],
     }
+
+
+def _rate_figures(rate: RateUsage) -> dict[str, object]:
+    return {**rate, "reset_after": ceil(rate["reset_after"].total_seconds())}
 
 
 def _price_other_plans(

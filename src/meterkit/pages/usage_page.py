@@ -48,6 +48,7 @@ def usage_page(
     customer: Callable[[Scope], str | Awaitable[str | None] | None],
     origins: Iterable[str],
     delivery_states: bool = True,
+    subjects: bool = True,
     brand: Brand | None = None,
 ) -> Starlette:
     """Make the page on which customers see their own usage, an ASGI app.
@@ -63,6 +64,7 @@ def usage_page(
         origins: of the app, such as ``https://app.example``. Scripts of other origins are refused.
         delivery_states: False leaves the states of delivery to Stripe (``pending`` to ``dead``) out of the
             JSON; the HTML never shows them.
+        subjects: False leaves out usage by user, team and other subjects, in the statement too.
         brand: name, logo and accent colour of the app.
 
     Raises:
@@ -71,9 +73,9 @@ def usage_page(
     check_customer_of(customer, "a callable that returns the customer's id for an ASGI scope")
     pages = PageRenderer(brand)
     respond = partial(_answer_customer, customer=customer, origins=origins_of(origins))
-    usage = partial(_answer_usage, kit=kit, pages=pages, delivery_states=delivery_states)
-    statement = partial(answer_statement, kit=kit, pages=pages)
-    statement_csv = partial(answer_csv, kit=kit)
+    usage = partial(_answer_usage, kit=kit, pages=pages, delivery_states=delivery_states, subjects=subjects)
+    statement = partial(answer_statement, kit=kit, pages=pages, subjects=subjects)
+    statement_csv = partial(answer_csv, kit=kit, subjects=subjects)
     return Starlette(
         routes=[
             Route("/", partial(respond, answer=usage), methods=["GET"], name="usage page"),
@@ -113,9 +115,15 @@ def _customer_of(request: Request, who: object, origins: frozenset[Origin]) -> s
 
 
 async def _answer_usage(
-    request: Request, *, kit: PagesKit, pages: PageRenderer, delivery_states: bool, customer: str
+    request: Request,
+    *,
+    kit: PagesKit,
+    pages: PageRenderer,
+    delivery_states: bool,
+    subjects: bool,
+    customer: str,
 ) -> Response:
-    figures = await usage_figures(kit, customer, period_in(request.query_params))
+    figures = await usage_figures(kit, customer, period_in(request.query_params), subjects=subjects)
     usage = figures["usage"] if delivery_states else hide_delivery_states(figures["usage"])
     plain = {**figures, "usage": usage}
     return pages.answer(request, "usage.html", lambda: {**_wording(kit, figures), **figures}, plain)
