@@ -23,9 +23,9 @@ pytestmark = pytest.mark.anyio
 
 PLANS: Final = Path(__file__).parents[2] / "benchmarks/plans"
 COST: Final = {
-    (3, 11): {"decide": 958, "settle": 1498, "hot decide": 977, "hot settle": 981},
-    (3, 12): {"decide": 908, "settle": 1410, "hot decide": 944, "hot settle": 947},
-    (3, 13): {"decide": 908, "settle": 1428, "hot decide": 960, "hot settle": 962},
+    (3, 11): {"decide": 934, "settle": 1459, "hot decide": 875, "hot settle": 879},
+    (3, 12): {"decide": 886, "settle": 1371, "hot decide": 838, "hot settle": 841},
+    (3, 13): {"decide": 883, "settle": 1386, "hot decide": 841, "hot settle": 843},
 }
 """By version of Python: two rates, decided only; and two rates with included usage, settled, too. Hot ones
 are admitted by an allotment."""
