@@ -88,6 +88,7 @@ def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
             "file matches this request, the route is exempt, or there is no request at all (there, use the "
             f"kit's own record()){_thread_advice()}"
         )
+    request.unfold()
     return request
 
 

@@ -95,7 +95,7 @@ Function = TypeVar("Function", bound="Callable[..., Awaitable[Any]]")
 
 _NOTHING: Final[dict[str, int]] = {}
 _NOTHING_CHARGED: Final[dict[str, Fraction]] = {}
-_recording: Final = RLock()
+recording: Final = RLock()
 """Guards the recorded usage of requests: endpoints may record from several threads at once, and a stream
 that is collected reports wherever the garbage collector runs, even within another report."""
 
@@ -137,33 +137,39 @@ class Exchange(AdmittedRequest):
     ) -> None:
         self._store = store
         self._lane = lane
-        self._view = view
         self._route = route
-        self._charge_on = route.charge_on
         self._decided = decided
         self._reply = reply
         self._scope = scope
         self._send = send
         self.limit_fields = None
+        self._status = 0
+        self._ending = self._complete = self._settled = False
+        self._begin(view)
+        if decided is not None and lane is not None and (decided.program.holds or decided.digest):
+            lane.live.add(self)
+        if store.mark_span is not None:
+            store.mark_span(view.effective.plan.key, None, False)
+
+    def _begin(self, view: CustomerView) -> None:
+        """Set what a plain request leaves unset; see :class:`~meterkit.asgi.plain_exchange.PlainExchange`."""
+        decided = self._decided
+        self._view = view
+        self._charge_on = self._route.charge_on
         self.decision: Decision | None = None
         self._fallback_decision: FallbackDecision | None = None
-        self.is_counted = self._nothing_to_settle = self._settled = False
+        self.is_counted = False
         self._recorded: dict[str, int] | None = None
         self._llm = None
         self._reading = None
         self._renewed: PreparedDecision | None = None
-        self._slot = self._status = 0
-        self._ending = self._trailers = False
-        self._begun = self._complete = self._failed = self._gone = False
-        if decided is not None:
-            self._decided_ms = decided_ms = reply[1]
-            self._slot = decided_ms // HOLD_SLOT_MS
-            if not decided.settles:
-                self._nothing_to_settle = True
-            elif lane is not None and (decided.program.holds or decided.digest):
-                lane.live.add(self)
-        if store.mark_span is not None:
-            store.mark_span(view.effective.plan.key, None, False)
+        self._trailers = self._begun = self._failed = self._gone = False
+        self._decided_ms = 0 if decided is None else self._reply[1]
+        self._slot = self._decided_ms // HOLD_SLOT_MS
+        self._nothing_to_settle = not (decided is None or decided.settles)
+
+    def unfold(self) -> None:
+        """Prepare for more than a plain request needs: nothing to do here."""
 
     async def receive(self) -> Message:
         """Receive the next message, and note when the client leaves."""
@@ -223,11 +229,7 @@ class Exchange(AdmittedRequest):
         try:
             await self._send(message)
         except BaseException as error:
-            if isinstance(error, OSError):
-                self._note_left()
-            if last and isinstance(error, OSError | CancelledError):
-                # The app has finished, though no client takes its answer.
-                self._complete, self._begun = True, self._begun or bool(message.get("body"))
+            self._note_unsent(error, message, last=last)
             # Chunks that no client took were generated too; a closed coroutine cannot wait any more.
             if reading is not None and reading.read(body) and not isinstance(error, GeneratorExit):
                 await reading.catch_up()
@@ -243,6 +245,14 @@ class Exchange(AdmittedRequest):
         if last:
             self.settle(None)
 
+    def _note_unsent(self, error: BaseException, message: Message, *, last: bool) -> None:
+        """Note that a piece of the body, or the last message, could not be sent."""
+        if isinstance(error, OSError):
+            self._note_left()
+        if last and isinstance(error, OSError | CancelledError):
+            # The app has finished, though no client takes its answer.
+            self._complete, self._begun = True, self._begun or bool(message.get("body"))
+
     def settle(self, error: BaseException | None) -> None:
         """Settle the request with the store. Idempotent."""
         if self._settled:
@@ -257,7 +267,7 @@ class Exchange(AdmittedRequest):
             return
         recorded, decided, lane = self._recorded, self._decided, self._lane
         if recorded is not None:
-            with _recording:
+            with recording:
                 recorded = self._recorded
         if lane is None:
             return
@@ -324,7 +334,7 @@ class Exchange(AdmittedRequest):
         calls = self._llm.end(complete=self._complete and not is_cut, gone=is_cut)
         if self._complete:
             self.warn_of_uncounted(calls, self._llm, self._recorded)
-        with _recording:
+        with recording:
             parts = self._llm.uncounted(self._view.cache, self._name_calls)
         if self._route.reads_model:
             for model in {part.dimensions["model"] for part in parts if "model" in part.dimensions}:
@@ -398,7 +408,7 @@ class Exchange(AdmittedRequest):
     def record(self, quantities: dict[str, int]) -> None:
         """Record usage of the request; usage after its end is settled at once."""
         lane = self._lane
-        with _recording:
+        with recording:
             if lane is None or not (self._settled or self._complete):
                 before, total = self._recorded, dict(self._recorded or _NOTHING)
                 # All of them or none: where one is refused, nothing of this call is recorded.
@@ -423,7 +433,7 @@ class Exchange(AdmittedRequest):
             change: gets the calls known so far; must not block.
         """
         lane = self._lane
-        with _recording:
+        with recording:
             llm = self._llm = self._llm or LlmCalls()
             result = change(llm)
             if not self._complete:

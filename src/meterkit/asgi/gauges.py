@@ -111,6 +111,8 @@ class Gauges:
         check_customer(customer)
         check_gauge(meter, self._store.catalog.meters)
         served = exchange.get(None)
+        if served is not None:
+            served.unfold()
         if served is None or not served.is_request_of(customer, self._store):
             return self._store.cache.get(customer), None
         return self._store.cache.get(customer, anonymous=served.is_anonymous), served

@@ -119,6 +119,7 @@ _NAMES: Final = frozenset({b"ratelimit", b"ratelimit-policy", EXPOSE})
 _LENGTHS: Final = frozenset(map(len, _NAMES))
 _EXPOSED: Final = (EXPOSE, b"ratelimit-policy, ratelimit")
 _NEVER: Final = -1
+_NO_QUICK_MEASURE: Final = (b"", 0, _NEVER, 1)
 _ORIGIN: Final = b"origin"
 
 
@@ -130,7 +131,7 @@ class LimitFields:
         mode: which family of fields the route sends.
     """
 
-    __slots__ = ("_measures", "_mode", "_policies", "_policy_pair", "_quick_measure")
+    __slots__ = ("_measures", "_mode", "_policies", "_policy_pair", "_quick_measures")
 
     def __init__(self, program: Program, mode: Headers) -> None:
         policies = [measure.policy for measure in program.measures]
@@ -138,7 +139,12 @@ class LimitFields:
         self._mode: Headers = mode
         self._policies = policy_field(policies)
         self._policy_pair = (b"ratelimit-policy", self._policies)
-        self._quick_measure = [_quick_measure(measure) for measure in program.measures]
+        of_all = [_quick_measure(measure) for measure in program.measures]
+        # By the number in a reply; 0 means that there is no policy.
+        self._quick_measures = [
+            _NO_QUICK_MEASURE,
+            *(of_all if mode == "ietf" else len(of_all) * [_NO_QUICK_MEASURE]),
+        ]
 
     def add(
         self,
@@ -156,32 +162,36 @@ class LimitFields:
             request_headers: what the client sent.
         """
         _, now_ms, nth, left, before = reply
-        exposed = False
-        for name, _ in request_headers:
-            if name == _ORIGIN:
-                exposed = True
-                break
-        if self._mode != "ietf" or not nth:
-            return merge_headers(headers, self._format_fields(decided, reply), expose=exposed)
+        start, needed, limit, window = self._quick_measures[nth]
+        if not needed <= left < limit:
+            return self._merge(headers, decided, reply, request_headers)
         items = list(headers)
         for name, _ in items:
             if len(name) in _LENGTHS and name.lower() in _NAMES:
-                return merge_headers(items, self._format_fields(decided, reply), expose=exposed)
-        start, needed, limit, window = self._quick_measure[nth - 1]
-        if needed <= left < limit:
-            # As reset_ms has it, but shorter: this is worked out for most answers.
-            reset = window - now_ms % window
-            if before:
-                reset -= (before * reset - 1) // window * window // before
-            else:
-                reset += -(-window // (limit - left))
-            text = b"%b%d;t=%d" % (start, left, (reset + 999) // 1000)
+                return self._merge(items, decided, reply, request_headers)
+        # As reset_ms has it, but shorter: this is worked out for most answers.
+        reset = window - now_ms % window
+        if before:
+            reset -= (before * reset - 1) // window * window // before
         else:
-            text = limit_field(self._measures[nth - 1].policy.name, left, self._reset_s(decided, reply))
-        if exposed:
-            items.append(_EXPOSED)
-        items += (self._policy_pair, (b"ratelimit", text))
+            reset += -(-window // (limit - left))
+        for name, _ in request_headers:
+            if name == _ORIGIN:
+                items.append(_EXPOSED)
+                break
+        items += (self._policy_pair, (b"ratelimit", b"%b%d;t=%d" % (start, left, (reset + 999) // 1000)))
         return items
+
+    def _merge(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        decided: PreparedDecision | None,
+        reply: list[int],
+        request_headers: Iterable[tuple[bytes, bytes]],
+    ) -> list[tuple[bytes, bytes]]:
+        """Add any fields to any headers."""
+        exposed = any(name == _ORIGIN for name, _ in request_headers)
+        return merge_headers(headers, self._format_fields(decided, reply), expose=exposed)
 
     def _reset_s(self, decided: PreparedDecision | None, reply: list[int]) -> int | None:
         """Seconds, rounded up, until more is left under the limit that the reply names."""

@@ -24,6 +24,7 @@ from meterkit.asgi.job_settlement import is_poll_of_known_job
 from meterkit.asgi.limit_fields import FixedFields
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.mcp_exchange import McpExchange
+from meterkit.asgi.plain_exchange import PlainExchange
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem
 from meterkit.asgi.unpriced_models import socket_problem
@@ -239,20 +240,43 @@ class MeterMiddleware:
         self, plans: ActivePlans, route: Route, found: object, scope: Scope, send: Send
     ) -> Exchange | None:
         """Admit a plain request by a unit of an allotment; None: the store has to decide it."""
-        store = self._kit.store
-        lane = store.lanes.get(running_loop())
+        lane = self._kit.store.lanes.get(running_loop())
         view = plans.cache.named.get(found) if type(found) is str else None
         if view is None or lane is None or lane.allotments is None:
             return None
         used = lane.allotments.use_unit(view.decisions.get(id(route)))
         if used is None:
             return None
+        # As _pass has it, without a call.
         unit, reply = used
         if view.left:
             view.left = drop_replenished(view.left, unit.program)
-        passed = Exchange(store, lane, view, route, unit, reply, scope, send)
+        passed = PlainExchange(self._kit.store, lane, route, unit, reply, scope, send)
         if route.headers != "none":
             passed.limit_fields = plans.limit_fields.get(unit.program) or plans.fields_of(unit.program, route)
+        return passed
+
+    def _pass(
+        self,
+        plans: ActivePlans,
+        lane: Lane,
+        route: Route,
+        decided: PreparedDecision,
+        reply: list[int],
+        scope: Scope,
+        send: Send,
+    ) -> Exchange:
+        """Pass on a request that the store allows."""
+        view, program = decided.view, decided.program
+        view.left = drop_replenished(view.left, program) if view.left else NO_REMAINDERS
+        if route.is_plain and scope["type"] == "http":
+            passed: Exchange = PlainExchange(self._kit.store, lane, route, decided, reply, scope, send)
+        else:
+            passed = exchange_class(scope, route)(
+                self._kit.store, lane, view, route, decided, reply, scope, send
+            )
+        if route.headers != "none":
+            passed.limit_fields = plans.limit_fields.get(program) or plans.fields_of(program, route)
         return passed
 
     async def _admit_request(
@@ -308,17 +332,7 @@ class MeterMiddleware:
             if reply is None:
                 passed, decided = self._use_fallback(None, plans, lane, view, route, prepare, scope, send)
             elif reply[0] == ALLOWED and decided.waived is None:
-                left = decided.view.left
-                decided.view.left = drop_replenished(left, decided.program) if left else NO_REMAINDERS
-                # As exchange_class has it, without a call: nearly every request passes here.
-                is_plain = route.is_plain and scope["type"] == "http"
-                passed = (Exchange if is_plain else exchange_class(scope, route))(
-                    store, lane, decided.view, route, decided, reply, scope, send
-                )
-                if route.headers != "none":
-                    program = decided.program
-                    passed.limit_fields = plans.limit_fields.get(program) or plans.fields_of(program, route)
-                return passed
+                return self._pass(plans, lane, route, decided, reply, scope, send)
             else:
                 passed = self._handle_refusal(decided, reply, lane, route, scope, send)
         if isinstance(passed, Exchange):
