@@ -62,10 +62,11 @@ class PlainExchange(Exchange):
 
     def unfold(self) -> None:
         """Set the other slots. Idempotent, in any thread."""
-        with recording:
-            if self._is_folded:
-                self._begin(self._decided.view)
-                self._is_folded = False
+        if self._is_folded:  # Looked at first: a thread may keep the lock while it records.
+            with recording:
+                if self._is_folded:
+                    self._begin(self._decided.view)
+                    self._is_folded = False
 
     async def receive(self) -> Message:
         """See :meth:`Exchange.receive`."""
