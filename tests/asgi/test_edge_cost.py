@@ -23,9 +23,9 @@ pytestmark = pytest.mark.anyio
 
 PLANS: Final = Path(__file__).parents[2] / "benchmarks/plans"
 COST: Final = {
-    (3, 11): {"decide": 934, "settle": 1459, "hot decide": 875, "hot settle": 879},
-    (3, 12): {"decide": 886, "settle": 1371, "hot decide": 838, "hot settle": 841},
-    (3, 13): {"decide": 883, "settle": 1386, "hot decide": 841, "hot settle": 843},
+    (3, 11): {"decide": 883, "settle": 1336, "hot decide": 740, "hot settle": 747},
+    (3, 12): {"decide": 835, "settle": 1245, "hot decide": 702, "hot settle": 708},
+    (3, 13): {"decide": 826, "settle": 1243, "hot decide": 693, "hot settle": 699},
 }
 """By version of Python: two rates, decided only; and two rates with included usage, settled, too. Hot ones
 are admitted by an allotment."""
