@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STATEMENTS = (
     "import meterkit",
     "from meterkit import MeterKit, MeterMiddleware, identify, record",
-    "from meterkit import MeterKit; MeterKit('plans/decide.yaml', redis_url='redis://localhost')",
+    "from meterkit import MeterKit, MeterMiddleware, identify, record; MeterKit('plans/decide.yaml')",
     "import limits.aio.strategies, limits.aio.storage",
     "import slowapi",
     "import starlette.applications",
@@ -28,7 +28,17 @@ STATEMENTS = (
 HERE = Path(__file__).parent
 # As where packages are installed: the source is compiled once, and not at each start.
 COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-UNWANTED = ("stripe", "typer", "fakeredis", "fastapi", "httpx")
+UNWANTED = (
+    "stripe",
+    "typer",
+    "fakeredis",
+    "fastapi",
+    "httpx",
+    "limits",
+    "opentelemetry",
+    "pydantic",
+    "redis",
+)
 PROGRAM = """
 import json, sys, time
 begun = time.process_time()

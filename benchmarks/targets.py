@@ -14,6 +14,7 @@ STREAM, SPEND, SUBJECTS = "meterkit-stream", "meterkit-spend", "meterkit-subject
 _IMPORT_MS = {
     "import meterkit": 40,
     "from meterkit import MeterKit, MeterMiddleware, identify, record": 180,
+    "from meterkit import MeterKit, MeterMiddleware, identify, record; MeterKit('plans/decide.yaml')": 300,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from importlib import import_module
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from weakref import WeakKeyDictionary
@@ -16,7 +17,6 @@ from weakref import WeakKeyDictionary
 from meterkit.cancellation import complete, start_task
 from meterkit.catalog.notes import log_notes
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.insights.otel import observe_store
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
@@ -106,7 +106,7 @@ class LoopServer:
     async def start(self) -> None:
         """Serve the running event loop; see :meth:`KitLifecycle.start`."""
         loop = running_loop()
-        observe_store(self._store)
+        self._observe()
         self._starts[loop] = self._starts.get(loop, 0) + 1
         try:
             await self._serve(loop)
@@ -132,10 +132,15 @@ class LoopServer:
                 " request of an event loop does, %s; it ends with the loop",
                 "and delivers to Stripe" if self._settings.delivers else "and delivers nothing",
             )
-        observe_store(self._store)
+        self._observe()
         lane = await self._serve(loop)
         if lane is not None:
             lane.spawn(self.remember_meters())  # The request does not wait for it.
+
+    def _observe(self) -> None:
+        """Connect the store to OpenTelemetry; imported with the first event loop."""
+        observe_store: Callable[[Store], None] = import_module("meterkit.insights.otel").observe_store
+        observe_store(self._store)
 
     async def stop(self) -> None:
         """Undo one start; see :meth:`KitLifecycle.stop`."""

@@ -145,7 +145,7 @@ def _seconds(least: float, most: float) -> _Parser[float]:
     return parse
 
 
-def _whole(least: int, most: int) -> _Parser[int]:
+def _integer(least: int, most: int) -> _Parser[int]:
     def parse(value: object) -> int:
         number = int(cast("str", value))
         if number != float(cast("str", value)) or not least <= number <= most:
@@ -310,9 +310,9 @@ class Settings:
         default=5.0, metadata=_shape(_seconds(0, 300), "seconds from 0 to 300, decimals allowed")
     )
     key_prefix: str = field(default="mk", metadata=_shape(_key_prefix, "1 to 32 of A-Z a-z 0-9 _ . -"))
-    shards: int = field(default=128, metadata=_shape(_whole(1, 1024), "a whole number from 1 to 1024"))
+    shards: int = field(default=128, metadata=_shape(_integer(1, 1024), "a whole number from 1 to 1024"))
     customers_kept: int = field(
-        default=10_000, metadata=_shape(_whole(100, 10_000_000), "a whole number from 100 to 10000000")
+        default=10_000, metadata=_shape(_integer(100, 10_000_000), "a whole number from 100 to 10000000")
     )
     spool_dir: Path = field(
         default_factory=_state_folder, metadata=_shape(_folder, "the path of a directory")

@@ -25,7 +25,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from anyio import CapacityLimiter, to_thread
+import anyio
+from anyio import to_thread
 from starlette.types import Scope
 
 from meterkit.catalog.billing import UNIX, parse_proxy_network
@@ -41,6 +42,8 @@ from meterkit.store.input_checks import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from anyio import CapacityLimiter
 
     from meterkit.store.request_subjects import GivenSubjects
 
@@ -445,7 +448,7 @@ class KeyOwners:
         loop = asyncio.get_running_loop()
         limiter = self._limiters.get(loop)
         if limiter is None:
-            limiter = self._limiters[loop] = CapacityLimiter(_THREADS_MAX)
+            limiter = self._limiters[loop] = anyio.CapacityLimiter(_THREADS_MAX)
         return limiter
 
     def _cache_owner(self, key_hash: str, owner: object) -> None:

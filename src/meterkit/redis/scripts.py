@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pkgutil import get_data
 from typing import Final, Literal
 
 NAMES: Final = (
@@ -120,4 +120,4 @@ def _with_includes(text: str, clock: Clock) -> str:
 @cache
 def _read(path: str) -> str:
     # Cached: many scripts include the same files.
-    return (resources.files("meterkit") / "lua" / path).read_text(encoding="utf-8")
+    return (get_data("meterkit", f"lua/{path}") or b"").decode()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.tokens.framing.incremental import drain
-from meterkit.tokens.framing.json import BALANCED, TEXT, JsonScanner, span
+from meterkit.tokens.framing.json import TEXT, JsonScanner, balanced_pattern, span
 from meterkit.tokens.json_values import rows
 from meterkit.tokens.layout import ROOT, handed_bytes, utf8_bytes
 
@@ -250,7 +250,7 @@ class LargeJsonReader(JsonScanner):
     def _measure_items(self, place: ValuePlace) -> bool:
         """Measure the text of items that are not kept; False where they are to be read by their tokens."""
         data, at = self._data, self._at
-        end = span(BALANCED, data, at, min(len(data), at + _RUN_BYTES))
+        end = span(balanced_pattern(), data, at, min(len(data), at + _RUN_BYTES))
         # A number at the end may go on; one before a comma has ended.
         ended = 1 + max(data.rfind(mark, at, end) for mark in (b"}", b"]", b'"'))
         end = max(ended, data.rfind(b",", at, end))
