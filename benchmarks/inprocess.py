@@ -253,8 +253,13 @@ def condense(measured: dict[str, list], bares: dict[str, str]) -> dict[str, dict
         columns["over_bare_us"] = [
             result["cpu_us"] - bare["cpu_us"] for result, bare in zip(results, base, strict=True)
         ]
-        condensed[name] = {
-            key: {"median": statistics.median(values), "low": min(values), "high": max(values)}
-            for key, values in columns.items()
-        }
+        condensed[name] = summarize(columns)
     return condensed
+
+
+def summarize(columns: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """The median, the lowest and the highest of each column."""
+    return {
+        key: {"median": statistics.median(values), "low": min(values), "high": max(values)}
+        for key, values in columns.items()
+    }

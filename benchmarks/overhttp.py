@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inprocess import Size, Skipped, database
+from inprocess import Size, Skipped, database, summarize
 from machine import await_port, free_port
 
 if TYPE_CHECKING:
@@ -129,7 +128,4 @@ def condense(results: list[dict], bare: list[dict]) -> dict[str, dict]:
     columns["of_bare"] = [
         result["per_second"] / base["per_second"] for result, base in zip(results, bare, strict=True)
     ]
-    return {
-        key: {"median": statistics.median(values), "low": min(values), "high": max(values)}
-        for key, values in columns.items()
-    }
+    return summarize(columns)

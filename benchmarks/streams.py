@@ -8,7 +8,6 @@ variants.
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import overshoot
-from inprocess import Worker, database
+from inprocess import Worker, database, summarize
 from peers.streaming import question
 from variants import BY_NAME
 
@@ -82,10 +81,7 @@ def _condensed(seen: list[dict], bare: list[dict]) -> dict[str, dict]:
     columns = {key: [result[key] for result in seen] for key in seen[0]}
     for key in ("p50_us", "p99_us", "last_p50_us", "last_p99_us"):
         columns[f"added_{key}"] = [result[key] - base[key] for result, base in zip(seen, bare, strict=True)]
-    return {
-        key: {"median": statistics.median(values), "low": min(values), "high": max(values)}
-        for key, values in columns.items()
-    }
+    return summarize(columns)
 
 
 def measure(redis_url: str, cores: Cores, loop: str, amount: Amount) -> dict:

@@ -19,6 +19,7 @@ LABELS = {
     "meterkit-settle": "(b)",
     "meterkit-hot-decide": "hot (a)",
     "meterkit-hot-settle": "hot (b)",
+    "meterkit-three": "three meters",
 }
 """The rows of meterkit that peers are compared with."""
 
@@ -61,15 +62,8 @@ class Variant:
 
 
 def _peer(name: str, title: str, module: str, function: str = "build", **more) -> Variant:
-    return Variant(
-        name=name,
-        title=title,
-        kind="peer",
-        module=module,
-        function=function,
-        compared_with="meterkit-decide",
-        **more,
-    )
+    more.setdefault("compared_with", "meterkit-decide")
+    return Variant(name=name, title=title, kind="peer", module=module, function=function, **more)
 
 
 def _memory(name: str, title: str, function: str, compared_with: str = "meterkit-hot-decide") -> Variant:
@@ -126,7 +120,14 @@ VARIANTS = (
         bare="bare-fastapi",
     ),
     _peer("fastapi-redis-sdk", "fastapi-redis-sdk", "fastapi_redis_sdk", bare="bare-fastapi"),
-    _peer("limits-three", "limits, three sliding windows", "limits_aio", "build_three", timed=False),
+    _peer(
+        "limits-three",
+        "limits, three sliding windows",
+        "limits_aio",
+        "build_three",
+        timed=False,
+        compared_with="meterkit-three",
+    ),
     Variant(
         name="composite",
         title="composite: sliding window, quota and usage in one pipeline",
