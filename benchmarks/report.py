@@ -298,19 +298,20 @@ PREFACE = """\
 - Each limiter stands before the same Starlette app with one route, in a process of its own. It is called
   through the ASGI interface, without an HTTP server. Rounds of all variants are interleaved. No request is
   denied.
-- Before and after each round and each other part, the bare app is measured on both cores. A part that begins
-  or ends with a request more than 15 % above the lowest of the run is repeated. If it stays disturbed, the
-  run is not published.
+- The bare app is measured on both cores before and after each round, and before and after each other part.
+  If a request of it takes more than 15 % longer than at its lowest, the round or part is repeated. If it
+  stays disturbed, the run is not published.
 - CPU is that of the whole process, with the work after the response, less that of the bare app in the same
   round. The garbage collector stays on.
-- *Beside meterkit* is how many times as good the similar row of meterkit is. Limiters with Redis stand beside
-  (a), the composite beside (b), and limiters in memory beside hot (a) or (b): the rows of one customer with
-  allotments.
+- *Beside meterkit* is how many times better the similar row of meterkit is. Below 1 meterkit loses. Limiters
+  with Redis stand beside (a), the composite beside (b), and limiters in memory beside hot (a) or (b): the
+  rows of one customer with allotments.
 - *Instructions* are bytecode instructions of the app's process, counted with `sys.settrace` in a burst of
-  its own. A busy machine does not change them. Work in C is not counted.
+  its own. A busy machine hardly changes them. Work in C is not counted.
 - A limiter without ASGI middleware gets a minimal one, which sends no headers. meterkit sends `RateLimit`
   and `RateLimit-Policy`.
-- Each peer gets its fastest client: `limits` valkey-py with libvalkey, the others redis-py with hiredis.
+- Each peer gets its fastest client: valkey-py with libvalkey for `limits`, redis-py with hiredis for the
+  others.
 - The single-limit peers check one rate, meterkit (a) checks two.
 - The *composite* does the job of meterkit (b) with separate parts in one pipeline, so in one round trip: the
   script of limits' sliding window, and a counter that is both quota and usage.
