@@ -109,7 +109,10 @@ docs: $(VENV)/.dev
 	@METERKIT_SITE=$(CURDIR)/site $(BIN)/pytest -q tests/site/test_built.py tests/site/test_search.py
 	@$(BIN)/python tests/drivers/shown_blocks.py
 
+# Needs wrk (apt-get install wrk), two idle cores, and one to two hours.
 bench: .venv-bench/.done
+	@# A short run first: a part that fails would otherwise fail after an hour.
+	.venv-bench/bin/python benchmarks/run.py --quick > /dev/null
 	.venv-bench/bin/python benchmarks/run.py --json bench.json --markdown docs
 	.venv-bench/bin/python docs/tools/drawings.py
 

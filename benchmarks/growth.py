@@ -161,7 +161,7 @@ async def usage_all(kit: MeterKit) -> None:
 async def night(kit: MeterKit) -> None:
     sweeper = EventSweeper(kit.store, lambda: None, kit.webhooks._queue)
     for shard in range(kit.store.keys.shards):
-        await sweeper._look_at_shard(shard, 1)
+        await sweeper._queue_shard(shard, 1)
 
 
 async def measure(url: str, clients: list[redis.Redis], stripe: str, customers: int) -> dict[str, float]:

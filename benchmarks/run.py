@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,6 +71,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if not chosen(options.only):
         parser.error(f"--only: no variant is named so; there are {', '.join(BY_NAME)}")
+    if options.markdown and not options.earlier and shutil.which("wrk") is None:
+        parser.error("--markdown: the pages need wrk; apt-get install wrk")
     return options
 
 
