@@ -247,9 +247,11 @@ class Parts:
     @LazyPart
     def contact(self) -> Callable[[str], Awaitable[Contact | None]] | None:
         """The app's function for contacts, async; None: the kit was made without."""
+        if self._contact is None:
+            return None
         from meterkit.subscriptions.service.stripe_customers import fetch_contact
 
-        return None if self._contact is None else partial(fetch_contact, self._contact)
+        return partial(fetch_contact, self._contact)
 
     @LazyPart
     def _dispatcher(self) -> EventDispatcher:
@@ -307,12 +309,16 @@ class Parts:
             SettingsError: the plans file needs a setting.
         """
         from meterkit.customers.states import make_scheduled_transitions
-        from meterkit.insights.background_tasks import audit_root_reader, insights_tasks
 
         found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"events": self._dispatcher.run}
-        found |= {**self.notify.tasks(), **insights_tasks(self.store, self.settings)}
+        found |= self.notify.tasks()
+        if self.settings.audit_url is not None:
+            from meterkit.insights.background_tasks import insights_tasks
+
+            found |= insights_tasks(self.store, self.settings)
         if self.settings.delivers:
             from meterkit.delivery.flusher_setup import delivery_tasks
+            from meterkit.insights.background_tasks import audit_root_reader
 
             root = audit_root_reader(self.store, self.settings)
             found |= delivery_tasks(self.store, self.settings, self.flusher, self._stripe.api, root)

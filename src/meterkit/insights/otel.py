@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from fractions import Fraction
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from meterkit.insights.audit.draining import noted_backlogs
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     _ByModel = Mapping[tuple[str, str], Fraction]
     Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
+_PROVIDER_VARIABLES: Final = ("OTEL_PYTHON_METER_PROVIDER", "OTEL_PYTHON_TRACER_PROVIDER")
 _observed: WeakSet[Store] = WeakSet()
 
 
@@ -36,7 +39,10 @@ def observe_store(store: Store) -> None:
     """Count a store's decisions and mark spans, through the global providers.
 
     Nothing is done where the API is not installed, or no provider has been set: FastAPI brings the API along.
+    An app that sets a provider has imported the API, or names the provider in a variable.
     """
+    if "opentelemetry" not in sys.modules and not any(map(os.environ.get, _PROVIDER_VARIABLES)):
+        return
     try:
         if find_spec("opentelemetry.metrics") is None:
             return
