@@ -28,7 +28,8 @@ from meterkit.catalog.value_parsers import (
     parse_integer,
     parse_quantity,
 )
-from meterkit.catalog.yaml_tree import Fields, Text, parse
+from meterkit.catalog.yaml_reader import parse
+from meterkit.catalog.yaml_tree import Fields, Text
 from meterkit.errors import PlansError
 
 

@@ -11,7 +11,8 @@ from typing import Final
 
 from meterkit.catalog import Catalog, loads
 from meterkit.catalog.errors import Problems
-from meterkit.catalog.yaml_tree import Fields, Items, Node, parse
+from meterkit.catalog.yaml_reader import parse
+from meterkit.catalog.yaml_tree import Fields, Items, Node
 
 _DEFAULTS: Final = {
     "schema": "1",

@@ -61,7 +61,7 @@ from meterkit.catalog.storage import StorageTable, build_storage
 from meterkit.catalog.unreachable_notes import note_unreachable_prices
 from meterkit.catalog.value_parsers import NAME, scalar
 from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Table, WordChoice, drop_refused
-from meterkit.catalog.yaml_tree import SIZE_MAX, parse
+from meterkit.catalog.yaml_tree import SIZE_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -237,6 +237,8 @@ def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:
     Raises:
         PlansError: something is wrong; with all that is wrong, in the order of the file.
     """
+    from meterkit.catalog.yaml_reader import parse  # noqa: PLC0415 - the first plans file imports PyYAML
+
     problems = Problems(source)
     root = with_inheritance(parse(text, problems=problems), problems)
     values = PlansFile.read(root, problems)
