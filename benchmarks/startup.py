@@ -34,9 +34,7 @@ UNWANTED = (
     "fakeredis",
     "fastapi",
     "httpx",
-    "limits",
     "opentelemetry",
-    "pydantic",
     "redis",
 )
 PROGRAM = """

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from drivers.command_line import Shell
-from drivers.setting_names import setting_names
+from meterkit import Settings
 from meterkit.testing import StripeEmulator
 from servers.stores import free_port, spawn_server
 from test_examples import wait_until_ready
@@ -80,7 +80,7 @@ def test_the_package_can_be_built_of_what_an_image_copies(example: str, tmp_path
 def test_each_variable_is_a_setting_or_of_the_app() -> None:
     named = {name for service in SERVICES.values() for name in service.get("environment", {})}
     named |= set(re.findall(r"^ENV (\w+)=", DOCKERFILE, re.MULTILINE))
-    assert {"CUSTOMERS"} == named - {f"METERKIT_{name.upper()}" for name in setting_names()}
+    assert {"CUSTOMERS"} == named - {f"METERKIT_{name.upper()}" for name in Settings.model_fields}
     assert set(re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose.yaml").read_text("utf-8"))) == set(ENV)
 
 

@@ -26,9 +26,8 @@ from starlette.types import Message
 
 from drivers.app import http_scope, staying
 from drivers.command_line import TIMEOUT_S, Shell
-from drivers.setting_names import setting_names
 from faults.refusals import eventually
-from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit import MeterKit, MeterMiddleware, Settings, identify
 
 ROOT: Final = Path(__file__).parents[1]
 EXAMPLE: Final = ROOT / "examples" / "existing_app"
@@ -253,7 +252,7 @@ def test_compose_runs_the_app_the_worker_and_a_store() -> None:
     assert services["worker"]["command"] == ["meterkit", "worker"]
     named = {name for service in services.values() for name in service.get("environment", {})}
     named |= set(re.findall(r"(\w+)=", re.findall(r"^ENV (.+)$", DOCKERFILE, re.MULTILINE)[0]))
-    own = named - {f"METERKIT_{name.upper()}" for name in setting_names()}
+    own = named - {f"METERKIT_{name.upper()}" for name in Settings.model_fields}
     assert own == {*re.findall(r'environ\.get\("(\w+)"', METERED), "OPENAI_API_KEY"} - {"ORIGIN"}
     asked = set(re.findall(r"\$\{(\w+):\?", COMPOSE))
     assert asked == set(re.findall(r"^(\w+)=", (EXAMPLE / "env.example").read_text("utf-8"), re.MULTILINE))

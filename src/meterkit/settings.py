@@ -1,26 +1,25 @@
-"""Settings: keywords of ``MeterKit`` and ``METERKIT_*`` variables, read into one frozen object.
-
-Each setting has its parser, its allowed values in words and its default in one place, :class:`Settings`.
-"""
+"""Settings: keywords of ``MeterKit`` and ``METERKIT_*`` variables, read into one frozen object."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from base64 import b64decode
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+
+# Pydantic reads the annotations of the class below when it is made, so their names are needed then.
 from pathlib import Path
-from re import fullmatch
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDict
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from meterkit.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["SecretStr", "SecretText", "Settings", "SettingsKeywords"]
+__all__ = ["Settings", "SettingsKeywords"]
 
 _PREFIX: Final = "METERKIT_"
 _USUAL: Final = {
@@ -40,172 +39,67 @@ _NOT_SHOWN: Final = frozenset(_USUAL) | {
 _BASE_ALLOWED: Final = "http://host or https://host, with neither a user nor a password"
 _SECRET_BYTES: Final = range(24, 65)
 _TEST_KEYS: Final = ("sk_test_", "rk_test_")
-_SWITCH_WORDS: Final = {
-    **dict.fromkeys(("on", "true", "yes", "t", "y", "1"), True),
-    **dict.fromkeys(("off", "false", "no", "f", "n", "0"), False),
-}
 
 
-class SecretText(Protocol):
-    """Text that neither ``repr`` nor ``str`` shows, such as pydantic's ``SecretStr``."""
-
-    def get_secret_value(self) -> str:
-        """Return the text."""
-        ...
-
-
-class SecretStr:
-    """Secret of a setting; masked wherever it is printed."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def get_secret_value(self) -> str:
-        """Return the text."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "SecretStr('**********')"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SecretStr) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-
-_Value = TypeVar("_Value")
-_Parser: TypeAlias = Callable[[object], _Value]
-"""Reads the value of a keyword or a variable; raises ValueError or TypeError if it is not allowed."""
-
-
-def _secret(is_allowed: Callable[[str], bool] = lambda _: True) -> _Parser[SecretStr]:
-    def parse(value: object) -> SecretStr:
-        reveal: Callable[[], str] | None = getattr(value, "get_secret_value", None)
-        text = value if reveal is None else reveal()
-        if not isinstance(text, str) or not is_allowed(text):
-            raise ValueError
-        return SecretStr(text)
-
-    return parse
-
-
-def _secrets(is_allowed: Callable[[str], bool]) -> _Parser[tuple[SecretStr, ...]]:
-    """Parser of secrets in one text with commas, or of several values."""
-    parse_one = _secret(is_allowed)
-
-    def parse(value: object) -> tuple[SecretStr, ...]:
-        several: Iterable[object] = (value,)
-        if isinstance(value, str):
-            several = [part.strip() for part in value.split(",") if part.strip()]
-        elif isinstance(value, Iterable):
-            several = cast("Iterable[object]", value)
-        return tuple(map(parse_one, several))
-
-    return parse
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _key_prefix(value: object) -> str:
-    if fullmatch(r"[A-Za-z0-9_.-]{1,32}", _text(value)) is None:
+def _one_word(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError
-    return _text(value)
+    return secret
 
 
-def _word(*allowed: str) -> _Parser[Any]:
-    def parse(value: object) -> str:
-        if value not in allowed:
-            raise ValueError
-        return _text(value)
-
-    return parse
-
-
-def _switch(value: object) -> bool:
-    found = value if isinstance(value, bool) else _SWITCH_WORDS.get(str(value).lower())
-    if found is None:
+def _secret_key(secret: SecretStr) -> SecretStr:
+    if secret.get_secret_value().startswith("pk_"):
         raise ValueError
-    return found
+    return _one_word(secret)
 
 
-def _seconds(least: float, most: float) -> _Parser[float]:
-    def parse(value: object) -> float:
-        seconds = float(cast("str", value))
-        if not least <= seconds <= most:
-            raise ValueError
-        return seconds
-
-    return parse
+def _database(secret: SecretStr) -> SecretStr:
+    kind, _, rest = secret.get_secret_value().partition("://")
+    is_file = kind.partition("+")[0] == "sqlite" and rest.removeprefix("/") not in {"", ":memory:"}
+    if not is_file and not (kind.partition("+")[0] == "postgresql" and rest):
+        raise ValueError
+    return secret
 
 
-def _integer(least: int, most: int) -> _Parser[int]:
-    def parse(value: object) -> int:
-        number = int(cast("str", value))
-        if number != float(cast("str", value)) or not least <= number <= most:
-            raise ValueError
-        return number
-
-    return parse
+def _signing_secret(secret: SecretStr) -> SecretStr:
+    prefix, _, encoded = secret.get_secret_value().partition("_")
+    if prefix != "whsec" or len(b64decode(encoded, validate=True)) not in _SECRET_BYTES:
+        raise ValueError
+    return secret
 
 
-def _path(value: object) -> str | os.PathLike[str]:
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError
-    return cast("str | os.PathLike[str]", value)
-
-
-def _folder(value: object) -> Path:
-    try:
-        return Path(_path(value)).expanduser()
-    except RuntimeError:
-        raise ValueError from None
-
-
-def _is_one_word(text: str) -> bool:
-    return bool(text) and text.isascii() and text.isprintable() and " " not in text
-
-
-def _is_secret_key(text: str) -> bool:
-    return not text.startswith("pk_") and _is_one_word(text)
-
-
-def _is_database(text: str) -> bool:
-    kind, _, rest = text.partition("://")
-    name = kind.partition("+")[0]
-    if name == "sqlite":
-        return rest.removeprefix("/") not in {"", ":memory:"}
-    return name == "postgresql" and bool(rest)
-
-
-def _is_signing_secret(text: str) -> bool:
-    prefix, _, encoded = text.partition("_")
-    return prefix == "whsec" and len(b64decode(encoded, validate=True)) in _SECRET_BYTES
-
-
-def _is_mail_server(text: str) -> bool:
-    url = urlsplit(text)
+def _mail_server(secret: SecretStr) -> SecretStr:
+    url = urlsplit(secret.get_secret_value())
     if url.scheme not in {"smtp", "smtps"} or not url.hostname or url.port == 0 or url.query or url.fragment:
-        return False
-    return not url.path.strip("/") and (url.username is None) == (url.password is None)
+        raise ValueError
+    if url.path.strip("/") or (url.username is None) != (url.password is None):
+        raise ValueError
+    return secret
 
 
-def _is_base_address(text: str) -> bool:
+def _by_comma(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, SecretStr) else value
+
+
+def _base_address(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
     url = urlsplit(text)
     if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
-        return False
+        raise ValueError
     # The Stripe key takes the header in which a user and a password would be sent.
-    return "@" not in url.netloc and url.port != 0
+    if "@" in url.netloc or url.port == 0:
+        raise ValueError
+    return SecretStr(text.rstrip("/"))
 
 
-def _base_address(value: object) -> SecretStr:
-    return SecretStr(_secret(_is_base_address)(value).get_secret_value().rstrip("/"))
+def _folder(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError from None
 
 
 def _state_folder() -> Path:
@@ -221,19 +115,17 @@ def _state_folder() -> Path:
         ) from None
 
 
-def _shape(parse: _Parser[object], allowed: str) -> Mapping[str, Any]:
-    """Metadata of a setting: its parser, and the allowed values in words."""
-    return {"parse": parse, "allowed": allowed}
+_Base = Annotated[SecretStr, AfterValidator(_base_address)]
 
 
 class SettingsKeywords(TypedDict, total=False):
     """Keywords of ``MeterKit`` for settings, for type checkers; see :class:`Settings`."""
 
-    redis_url: str | SecretText | None
-    stripe_api_key: str | SecretText | None
-    stripe_api_base: str | SecretText | None
-    stripe_events_base: str | SecretText | None
-    stripe_webhook_secret: str | SecretText | Sequence[str | SecretText] | None
+    redis_url: str | SecretStr | None
+    stripe_api_key: str | SecretStr | None
+    stripe_api_base: str | SecretStr | None
+    stripe_events_base: str | SecretStr | None
+    stripe_webhook_secret: str | SecretStr | Sequence[str | SecretStr] | None
     stripe_transport: Literal["v1", "v2-stream"] | None
     flush_interval: float | None
     store_timeout: float | None
@@ -244,20 +136,19 @@ class SettingsKeywords(TypedDict, total=False):
     spool_dir: str | os.PathLike[str] | None
     deliver_without_persistence: bool | None
     flush: bool | None
-    audit_url: str | SecretText | None
+    audit_url: str | SecretStr | None
     enforcement: Literal["on", "shadow", "off"] | None
-    storage_endpoint: str | SecretText | None
-    notify_secret: str | SecretText | Sequence[str | SecretText] | None
+    storage_endpoint: str | SecretStr | None
+    notify_secret: str | SecretStr | Sequence[str | SecretStr] | None
     notify_templates: str | os.PathLike[str] | None
-    smtp_url: str | SecretText | None
+    smtp_url: str | SecretStr | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(BaseSettings):
     """Settings besides the plans file. Made by :meth:`load`.
 
     Each attribute is a keyword of ``MeterKit`` and, with ``METERKIT_`` before it, a variable. Those that may
-    hold a password or a key show their text by ``get_secret_value()`` alone.
+    hold a password or a key are ``SecretStr``: neither ``repr`` nor ``model_dump`` shows them.
 
     Attributes:
         redis_url: where the store is; None: the embedded server if it is installed, else memory.
@@ -286,61 +177,71 @@ class Settings:
         smtp_url: the server that sends e-mails, with user and password; None: no e-mail is sent.
     """
 
-    redis_url: SecretText | None = field(default=None, metadata=_shape(_secret(), "the URL of a store"))
-    plans: str | os.PathLike[str] | None = field(default=None, metadata=_shape(_path, "the path of a file"))
-    stripe_api_key: SecretText | None = field(
-        default=None,
-        metadata=_shape(_secret(_is_secret_key), "a secret or restricted key (sk_…, rk_…), without spaces"),
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
     )
-    stripe_api_base: SecretText | None = field(default=None, metadata=_shape(_base_address, _BASE_ALLOWED))
-    stripe_events_base: SecretText | None = field(default=None, metadata=_shape(_base_address, _BASE_ALLOWED))
-    stripe_webhook_secret: tuple[SecretText, ...] = field(
-        default=(), metadata=_shape(_secrets(_is_one_word), "signing secrets (whsec_…), separated by commas")
+
+    redis_url: Annotated[SecretStr | None, Field(description="the URL of a store")] = None
+    plans: Annotated[str | os.PathLike[str] | None, Field(description="the path of a file")] = None
+    stripe_api_key: Annotated[
+        Annotated[SecretStr, AfterValidator(_secret_key)] | None,
+        Field(description="a secret or restricted key (sk_…, rk_…), without spaces"),
+    ] = None
+    stripe_api_base: Annotated[_Base | None, Field(description=_BASE_ALLOWED)] = None
+    stripe_events_base: Annotated[_Base | None, Field(description=_BASE_ALLOWED)] = None
+    stripe_webhook_secret: Annotated[
+        tuple[Annotated[SecretStr, AfterValidator(_one_word)], ...],
+        NoDecode,
+        BeforeValidator(_by_comma),
+        Field(description="signing secrets (whsec_…), separated by commas"),
+    ] = ()
+    stripe_transport: Annotated[Literal["v1", "v2-stream"], Field(description="v1 or v2-stream")] = "v1"
+    flush_interval: Annotated[
+        float, Field(ge=0.05, le=86_400, description="seconds from 0.05 to 86400, decimals allowed")
+    ] = 300.0
+    store_timeout: Annotated[
+        float, Field(ge=0.01, le=60, description="seconds from 0.01 to 60, decimals allowed")
+    ] = 0.25
+    start_timeout: Annotated[
+        float, Field(ge=0, le=300, description="seconds from 0 to 300, decimals allowed")
+    ] = 5.0
+    key_prefix: Annotated[
+        str, Field(pattern=r"\A[A-Za-z0-9_.-]{1,32}\z", description="1 to 32 of A-Z a-z 0-9 _ . -")
+    ] = "mk"
+    shards: Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")] = 128
+    customers_kept: Annotated[
+        int, Field(ge=100, le=10_000_000, description="a whole number from 100 to 10000000")
+    ] = 10_000
+    spool_dir: Annotated[Path, AfterValidator(_folder), Field(description="the path of a directory")] = Field(
+        default_factory=_state_folder
     )
-    stripe_transport: Literal["v1", "v2-stream"] = field(
-        default="v1", metadata=_shape(_word("v1", "v2-stream"), "v1 or v2-stream")
-    )
-    flush_interval: float = field(
-        default=300.0, metadata=_shape(_seconds(0.05, 86_400), "seconds from 0.05 to 86400, decimals allowed")
-    )
-    store_timeout: float = field(
-        default=0.25, metadata=_shape(_seconds(0.01, 60), "seconds from 0.01 to 60, decimals allowed")
-    )
-    start_timeout: float = field(
-        default=5.0, metadata=_shape(_seconds(0, 300), "seconds from 0 to 300, decimals allowed")
-    )
-    key_prefix: str = field(default="mk", metadata=_shape(_key_prefix, "1 to 32 of A-Z a-z 0-9 _ . -"))
-    shards: int = field(default=128, metadata=_shape(_integer(1, 1024), "a whole number from 1 to 1024"))
-    customers_kept: int = field(
-        default=10_000, metadata=_shape(_integer(100, 10_000_000), "a whole number from 100 to 10000000")
-    )
-    spool_dir: Path = field(
-        default_factory=_state_folder, metadata=_shape(_folder, "the path of a directory")
-    )
-    deliver_without_persistence: bool = field(default=False, metadata=_shape(_switch, "on or off"))
-    flush: bool | None = field(default=None, metadata=_shape(_switch, "on or off"))
-    audit_url: SecretText | None = field(
-        default=None,
-        metadata=_shape(
-            _secret(_is_database),
-            "the URL of a database by SQLAlchemy: postgresql+DRIVER://USER:PASSWORD@HOST/NAME, or sqlite:///FILE",
+    deliver_without_persistence: Annotated[bool, Field(description="on or off")] = False
+    flush: Annotated[bool | None, Field(description="on or off")] = None
+    audit_url: Annotated[
+        Annotated[SecretStr, AfterValidator(_database)] | None,
+        Field(
+            description="the URL of a database by SQLAlchemy: postgresql+DRIVER://USER:PASSWORD@HOST/NAME, or"
+            " sqlite:///FILE"
         ),
+    ] = None
+    enforcement: Annotated[Literal["on", "shadow", "off"] | None, Field(description="on, shadow or off")] = (
+        None
     )
-    enforcement: Literal["on", "shadow", "off"] | None = field(
-        default=None, metadata=_shape(_word("on", "shadow", "off"), "on, shadow or off")
-    )
-    storage_endpoint: SecretText | None = field(default=None, metadata=_shape(_base_address, _BASE_ALLOWED))
-    notify_secret: tuple[SecretText, ...] = field(
-        default=(),
-        metadata=_shape(
-            _secrets(_is_signing_secret),
-            "secrets of Standard Webhooks (whsec_ and base64 of 24 to 64 bytes), by commas",
-        ),
-    )
-    notify_templates: Path | None = field(default=None, metadata=_shape(_folder, "the path of a directory"))
-    smtp_url: SecretText | None = field(
-        default=None, metadata=_shape(_secret(_is_mail_server), "smtp://USER:PASSWORD@HOST:PORT, or smtps://")
-    )
+    storage_endpoint: Annotated[_Base | None, Field(description=_BASE_ALLOWED)] = None
+
+    notify_secret: Annotated[
+        tuple[Annotated[SecretStr, AfterValidator(_signing_secret)], ...],
+        NoDecode,
+        BeforeValidator(_by_comma),
+        Field(description="secrets of Standard Webhooks (whsec_ and base64 of 24 to 64 bytes), by commas"),
+    ] = ()
+    notify_templates: Annotated[
+        Annotated[Path, AfterValidator(_folder)] | None, Field(description="the path of a directory")
+    ] = None
+    smtp_url: Annotated[
+        Annotated[SecretStr, AfterValidator(_mail_server)] | None,
+        Field(description="smtp://USER:PASSWORD@HOST:PORT, or smtps://"),
+    ] = None
 
     @classmethod
     def load(cls, **keywords: Any) -> Self:
@@ -352,27 +253,25 @@ class Settings:
             SettingsError: a keyword is unknown, or values are not allowed; all are named, the first is
                 the error's ``name``.
         """
-        shapes = {setting.name: setting.metadata for setting in fields(cls)}
-        for name, value in keywords.items():
-            if value is not None and name not in shapes:
-                raise SettingsError(name, _unknown(name, list(shapes)))
-        values: dict[str, Any] = {}
-        refusals: dict[str, str] = {}
-        for name, shape in shapes.items():
-            origin, value = _find(name, keywords)
-            if value is None:
-                continue
-            try:
-                values[name] = shape["parse"](value)
-            except (ValueError, TypeError, OverflowError):
-                found = "a value that is not shown here" if name in _NOT_SHOWN else repr(value)
-                refusals[name] = f"{origin}: found {found}; allowed: {shape['allowed']}"
-        if refusals:
-            raise SettingsError(next(iter(refusals)), "\n".join(refusals.values()))
-        return cls(**values)
+        given = {name: value for name, value in keywords.items() if value is not None}
+        for name in given:
+            if name not in cls.model_fields:
+                raise SettingsError(name, _unknown(name, list(cls.model_fields)))
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            bad = list(dict.fromkeys(str(problem["loc"][0]) for problem in error.errors()))
+            raise SettingsError(bad[0], "\n".join(_refusal(name, given) for name in bad)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_variables(cls, found: dict[str, Any]) -> dict[str, Any]:
+        """Add what stands under the names by which other software finds the same values; the weakest."""
+        usual = {name: os.environ.get(variable) for name, variable in _USUAL.items()}
+        return {name: value for name, value in usual.items() if value} | found
 
     @staticmethod
-    def reveal(secret: SecretText | None) -> str | None:
+    def reveal(secret: SecretStr | None) -> str | None:
         """Return the text of a secret setting; None: it is not set."""
         return None if secret is None else secret.get_secret_value()
 
@@ -415,17 +314,21 @@ class Settings:
         )
 
 
-def _find(name: str, keywords: Mapping[str, object]) -> tuple[str, object]:
-    """Find where a setting is given, and its value; None: nowhere."""
-    if keywords.get(name) is not None:
-        return f"keyword {name}", keywords[name]
-    for variable in (f"{_PREFIX}{name.upper()}", _USUAL.get(name, "")):
-        if value := os.environ.get(variable):
-            return variable, value
-    return "", None
-
-
 def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     return f"there is no setting {name}; {hint}"
+
+
+def _refusal(name: str, given: dict[str, Any]) -> str:
+    """Word an error: the value, its place, the allowed values."""
+    variable = f"{_PREFIX}{name.upper()}"
+    if name in given:
+        origin, value = f"keyword {name}", given[name]
+    elif os.environ.get(variable):
+        origin, value = variable, os.environ[variable]
+    else:
+        origin = _USUAL[name]
+        value = os.environ[origin]
+    found = "a value that is not shown here" if name in _NOT_SHOWN else repr(value)
+    return f"{origin}: found {found}; allowed: {Settings.model_fields[name].description}"

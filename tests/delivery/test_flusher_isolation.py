@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pkgutil import resolve_name
 from time import monotonic
@@ -300,7 +299,7 @@ async def test_a_sandbox_has_a_rate_of_its_own(
 
     monkeypatch.setattr("meterkit.delivery.flusher.Flusher", note)
     async with kit_for(store_url, "http://127.0.0.1:1", clock=Clock(NOW), catalog=CATALOG) as kit:
-        live = replace(kit.settings, stripe_api_base=None, stripe_api_key=SecretStr(key))
+        live = kit.settings.model_copy(update={"stripe_api_base": None, "stripe_api_key": SecretStr(key)})
         monkeypatch.setattr(parts_of(kit), "settings", live)
         async with kit.flusher():
             assert given[0]["calls_per_s"] == rate

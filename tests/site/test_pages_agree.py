@@ -7,7 +7,6 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,6 @@ import pytest
 import typer
 
 from drivers.help_pages import read_command
-from drivers.setting_names import setting_names
 from drivers.shown_blocks import keys_page, shown
 from meterkit import MeterKit, MeterMiddleware, Settings
 from meterkit.catalog import loads
@@ -48,13 +46,12 @@ def found(pattern: str) -> Iterator[tuple[str, Any]]:
 
 
 def default_of(variable: str) -> object:
-    name = variable.removeprefix("METERKIT_").lower()
-    (setting,) = (setting for setting in fields(Settings) if setting.name == name)
-    return None if setting.default is MISSING else setting.default
+    field = Settings.model_fields[variable.removeprefix("METERKIT_").lower()]
+    return None if field.default_factory is not None else field.default
 
 
 def test_every_setting_that_a_page_names_is_one() -> None:
-    known = {f"METERKIT_{name.upper()}" for name in setting_names()}
+    known = {f"METERKIT_{name.upper()}" for name in Settings.model_fields}
     assert {name for _, name in found(r"METERKIT_[A-Z_]+[A-Z]")} <= known
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64encode
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
+from pydantic import SecretStr
 
 from drivers.plans import routed
 from meterkit import MeterKit
@@ -41,7 +41,7 @@ def reveal(value: Any) -> Any:
     """A setting with what it does not show."""
     if isinstance(value, tuple):
         return [reveal(secret) for secret in cast("tuple[object, ...]", value)]
-    return value.get_secret_value() if hasattr(value, "get_secret_value") else value
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def test_defaults() -> None:
@@ -49,7 +49,7 @@ def test_defaults() -> None:
         *("redis_url", "plans", "stripe_api_key", "stripe_api_base", "stripe_events_base", "flush"),
         *("audit_url", "storage_endpoint", "notify_templates", "smtp_url", "enforcement"),
     )
-    assert asdict(load()) == dict.fromkeys(unset) | {
+    assert load().model_dump() == dict.fromkeys(unset) | {
         "stripe_webhook_secret": (),
         "stripe_transport": "v1",
         "flush_interval": 300.0,
@@ -211,9 +211,10 @@ def test_no_form_of_the_settings_shows_a_password_or_a_key() -> None:
         smtp_url=f"smtp://user:{PASSWORD}@mail.example",
     )
     shown = [
-        *(repr(settings), repr(replace(settings)), repr(asdict(settings)), repr(settings.__dict__)),
-        *(str(settings), str(settings.redis_url), str(settings.stripe_webhook_secret)),
-        json.dumps(asdict(settings), default=str),
+        *(repr(settings), repr(settings.model_copy()), settings.model_dump_json()),
+        *map(str, (settings, settings.model_dump(), settings.model_dump(mode="json"), dict(settings))),
+        *map(str, (settings.__dict__, list(settings), settings.__pydantic_fields_set__)),
+        json.dumps(settings.model_dump(mode="json")),
     ]
     assert [text for text in shown if PASSWORD in text or signing in text] == []
     assert reveal(settings.redis_url) == f"redis://user:{PASSWORD}@db/1"

@@ -32,19 +32,21 @@ from meterkit.catalog.value_shapes import (
 from meterkit.catalog.yaml_tree import Items, Node, Text
 
 if TYPE_CHECKING:
+    from limits import RateLimitItem
+
     from meterkit.catalog.errors import Problems
 
 WINDOW_MAX_MS: Final = 366 * DAY_MS
 
 _UNITS: Final = {
-    "second": ("s", 1, SECOND_MS),
-    "minute": ("m", 1, 60 * SECOND_MS),
-    "hour": ("h", 1, 3600 * SECOND_MS),
-    "day": ("d", 1, DAY_MS),
-    "month": ("mo", 1, 30 * DAY_MS),
-    "year": ("mo", 12, 360 * DAY_MS),
+    "second": ("s", 1),
+    "minute": ("m", 1),
+    "hour": ("h", 1),
+    "day": ("d", 1),
+    "month": ("mo", 1),
+    "year": ("mo", 12),
 }
-"""Granularities of `limits`: unit of policy names, number of those, length."""
+"""Granularities of `limits`, each with the unit of policy names and the number of those."""
 _SHORT: Final = {
     "s": "second", "sec": "second", "secs": "second",
     "m": "minute", "min": "minute", "mins": "minute",
@@ -73,14 +75,10 @@ def parse_rate(text: str) -> Rate:
     found = _RATE.fullmatch(" ".join(text.split()))
     if found is None:
         raise RefusedError(f"allowed: {_ALLOWED}")
-    multiples = parse_integer(found["count"] or "1", least=1)
-    unit = found["unit"].lower()
-    name = unit if unit in _UNITS else unit.removesuffix("s")
-    if name not in _UNITS:
-        raise _unknown_unit(found["unit"])
-    short, factor, unit_ms = _UNITS[name]
+    item = _parse_window(found["count"], found["unit"])
     limit = parse_quantity(found["limit"], least=1)
-    window_ms = multiples * unit_ms
+    window_ms = item.get_expiry() * SECOND_MS
+    short, factor = _UNITS[item.GRANULARITY.name]
     if window_ms > WINDOW_MAX_MS:
         raise RefusedError(
             "allowed: a window of at most 366 days; a quantity per billing period is `included`"
@@ -90,7 +88,7 @@ def parse_rate(text: str) -> Rate:
         window_ms=window_ms,
         algorithm="sliding-window",
         burst=limit,
-        window=f"{multiples * factor}{short}",
+        window=f"{item.multiples * factor}{short}",
     )
 
 
@@ -113,6 +111,20 @@ def rate_text(value: object) -> str | None:
         return None
     count = "" if value.multiples == 1 else f"{value.multiples} "
     return f"{value.amount}/{count}{value.GRANULARITY.name}"
+
+
+def _parse_window(count: str | None, unit: str) -> RateLimitItem:
+    """Parse a window; `limits` would take a count of 0 for 1."""
+    from limits import parse  # noqa: PLC0415 - takes long to import
+
+    multiples = parse_integer(count or "1", least=1)
+    try:
+        item = parse(f"1/{multiples} {unit}")
+    except ValueError:
+        raise _unknown_unit(unit) from None
+    if item.GRANULARITY.name not in _UNITS:  # An app can add granularities to those of `limits`.
+        raise _unknown_unit(unit)
+    return item
 
 
 def _unknown_unit(text: str) -> RefusedError:

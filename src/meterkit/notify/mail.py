@@ -18,9 +18,10 @@ from meterkit.notify.courier import SendError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 
+    from pydantic import SecretStr
+
     from meterkit.notify.courier import Message
     from meterkit.notify.rendering import RenderedMessage, Renderer
-    from meterkit.settings import SecretText
     from meterkit.store.message_queue import Channel
     from meterkit.store.store import Store
 
@@ -105,7 +106,7 @@ class MailSender:
     """
 
     store: Store
-    url: SecretText
+    url: SecretStr
     renderer: Renderer
     contact: Callable[[str], Awaitable[Recipient | None]]
     unwanted: Callable[[str], Awaitable[Collection[str]]]

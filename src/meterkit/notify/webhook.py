@@ -19,8 +19,9 @@ from meterkit.notify.courier import SendError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
+    from pydantic import SecretStr
+
     from meterkit.notify.courier import Message
-    from meterkit.settings import SecretText
     from meterkit.store.message_queue import Channel
     from meterkit.store.store import Store
 
@@ -55,7 +56,7 @@ class WebhookSender:
         secrets: each signs every message.
     """
 
-    def __init__(self, store: Store, secrets: Sequence[SecretText]) -> None:
+    def __init__(self, store: Store, secrets: Sequence[SecretStr]) -> None:
         self._store = store
         self._secrets = secrets
 
