@@ -44,7 +44,7 @@ PATHS = {
     "all customers, first page": "all",
     "near a limit, first page": "near",
     "on one plan, last page": "plan?of=free&after={last}",
-    "usage that waits for a link": "delivered?of=unlinked%20requests",
+    "usage of unlinked customers": "delivered?of=unlinked%20requests",
     "who pays": "paying?of=usd",
     "who pays more since a day": "moves?of={day}%20usd%20expansion",
     "who left on a day": "moves?of={day}%20usd%20churn",

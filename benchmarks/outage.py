@@ -1,4 +1,4 @@
-"""What a request costs while the store is away: python benchmarks/outage.py
+"""Cost of a request while the store is down: python benchmarks/outage.py
 
 The same app with its store and without one: that was killed after each customer was served once, so that the
 circuit breaker is open and usage goes to the spool. Rounds of both and of the bare app are interleaved.
@@ -65,7 +65,7 @@ def table(result: dict) -> Table:
     rows = [
         (
             BY_NAME[name].title,
-            "there" if which == "with" else "away",
+            "up" if which == "with" else "down",
             f"{seen['over_bare_us']:.1f}",
             f"{seen['p50_us']:,.0f}",
             f"{seen['p99_us']:,.0f}",

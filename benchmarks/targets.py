@@ -236,7 +236,7 @@ def _audit(found: dict) -> list[Target]:
 def _outage(found: dict) -> list[Target]:
     return [
         Target(
-            f"{BY_NAME[name].title.split(':')[0]}, its store away: {what}",
+            f"{BY_NAME[name].title.split(':')[0]}, its store down: {what}",
             aim,
             unit,
             "less",
