@@ -371,7 +371,9 @@ class PaidBooks:
                     return
             except StoreError:
                 if begun.is_set():
-                    raise  # Else a busy machine was too slow for the decision.
+                    raise
+                # A busy machine was too slow for the decision. Without a pause nothing else would run again.
+                await asyncio.sleep(0.01)
 
     async def balance(self) -> None:
         """That everything is recorded once and paid once, and nothing is held."""
