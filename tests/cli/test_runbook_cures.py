@@ -147,6 +147,7 @@ def directory(
             "AUDIT_URL": sqlite_in(tmp_path),
             "SPOOL_DIR": str(tmp_path / "spool"),
             "STORAGE_ENDPOINT": objects,
+            "START_TIMEOUT": "60",
         }.items():
             monkeypatch.setenv(f"METERKIT_{name}", value)
         yield tmp_path
@@ -159,7 +160,9 @@ def run(line: str) -> tuple[int, str]:
 
 
 def run_json(line: str) -> Any:
-    return InProcessShell(Path.cwd(), **os.environ).run(*shlex.split(line), "--json").json
+    done = InProcessShell(Path.cwd(), **os.environ).run(*shlex.split(line), "--json")
+    assert done.code == 0, done.err
+    return done.json
 
 
 def leave_spool(directory: Path, plans: str) -> Path:

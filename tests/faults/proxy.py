@@ -152,7 +152,9 @@ class TcpProxy:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    sock: socket.socket | None = writer.get_extra_info("socket")
+    sock: socket.socket | None = None
+    with contextlib.suppress(AttributeError):  # So CPython 3.11 says that a TLS connection has ended already.
+        sock = writer.get_extra_info("socket")
     if sock is not None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)

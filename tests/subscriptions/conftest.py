@@ -12,7 +12,8 @@ from drivers.shop import Shop, shop
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask at once, and again at once."""
+    """Ask at once, and again at once; wait for the answer of a busy machine."""
+    monkeypatch.setattr("meterkit.subscriptions.service.accepted_changes.ANSWER_S", 600.0)
     monkeypatch.setattr("meterkit.subscriptions.webhooks.sync_worker._PAUSE_S", 0.0)
     unpaced(monkeypatch)
 
