@@ -94,9 +94,12 @@ def test_missing_lines_of_billing_routes_are_named() -> None:
     assert loads(SOLD.replace('routes:\n  - {match: "*", consume: {requests: 1}}\n', "")).notes == ()
 
 
-def of_webhooks(*routes: str, price: str = "{amount_cents: 900, interval: month}") -> list[tuple[int, str]]:
+def of_webhooks(
+    *routes: str, price: str = "{amount_cents: 900, interval: month}", anonymous: str = "deny"
+) -> list[tuple[int, str]]:
     lines = "".join(f"  - {{{route}}}\n" for route in routes)
-    text = free_plan("{requests: {unit: request}}", top=f"  pro: {{price: {price}}}\nroutes:\n{lines}")
+    top = f"  pro: {{price: {price}}}\nroutes:\n{lines}anonymous: {anonymous}\n"
+    text = free_plan("{requests: {unit: request}}", top=top)
     return [(note.line, note.message) for note in loads(text).notes if "webhooks" in note.message]
 
 
@@ -105,24 +108,42 @@ BILLING: Final = 'match: "/pay/{path:path}", always: true'
 
 
 @pytest.mark.parametrize(
-    ("routes", "where"),
+    ("routes", "nth", "mount"),
     [
-        ([f"{WEBHOOK}, consume: {{requests: 1}}"], ""),
-        ([BILLING], ", if the billing routes are mounted at /pay"),
-        (
-            ['match: "/pay/webhooks/{path:path}", rate: 5/minute', BILLING],
-            ", if the billing routes are mount",
-        ),
+        ([f"{WEBHOOK}, consume: {{requests: 1}}"], 0, ""),
+        ([f"{WEBHOOK}, consume: {{requests: 1}}", BILLING], 0, ""),
+        ([BILLING], 0, "/pay"),
+        (['match: "GET /pay/plans"', BILLING], 1, "/pay"),
+        (['match: "/pay/webhooks/{path:path}", rate: 5/minute', BILLING], 0, "/pay"),
+        (['match: "/{path:path}", always: true'], 0, "/"),
     ],
 )
-def test_webhooks_of_stripe_that_are_not_exempt_are_named(routes: list[str], where: str) -> None:
+def test_webhooks_of_stripe_that_are_refused_are_named(routes: list[str], nth: int, mount: str) -> None:
     ((line, message),) = of_webhooks(*routes)
-    assert line == 11 + len(routes)
-    assert message.startswith(f"this route takes Stripe's webhooks{where}")
-    assert message.endswith(
-        ", and Stripe is no customer, so they are refused like all requests without one; write before it"
-        ' `{match: "POST /pay/webhooks/stripe", exempt: true}`'
+    path = f"{'/pay' if mount != '/' else ''}/webhooks/stripe"
+    assert line == 12 + nth
+    assert message == (
+        "this route takes Stripe's webhooks"
+        + (mount and f", if the billing routes are mounted at {mount}")
+        + ", and Stripe is no customer, so they are refused like all requests without one; write before it"
+        f' `{{match: "POST {path}", exempt: true}}`'
     )
+
+
+@pytest.mark.parametrize(
+    "route", [f"{WEBHOOK}, consume: {{requests: 1}}", f"{BILLING}, rate: 5/minute", WEBHOOK]
+)
+def test_webhooks_that_an_anonymous_plan_limits_are_named(route: str) -> None:
+    ((line, message),) = of_webhooks(route, anonymous="{plan: free, by: ip}")
+    assert line == 12
+    assert message.endswith(
+        ", and Stripe is no customer, so they are limited by address, as anonymous requests on the plan"
+        " 'free'; write before it `{match: \"POST /pay/webhooks/stripe\", exempt: true}`"
+    )
+
+
+def test_always_routes_serve_anonymous_webhooks() -> None:
+    assert of_webhooks(BILLING, anonymous="{plan: free, by: ip}") == []
 
 
 @pytest.mark.parametrize(
@@ -292,12 +313,12 @@ plans:
 """
 
 
-def test_sold_plans_of_one_rank_are_named() -> None:
+def test_sold_plans_of_one_rank_and_interval_are_named() -> None:
     (note,) = loads(RANKED).notes
     assert (note.line, note.path, note.kind) == (8, "plans.max", "informs")
     assert note.message == (
-        "pro, max have rank 10: each change between them is an upgrade, also to the cheaper plan, and takes"
-        " effect as `billing.changes.upgrade: now` says; give the higher plan a higher `rank`"
+        "pro, max have rank 10: a change between them counts as an upgrade, also to the cheaper plan"
+        " (`billing.changes.upgrade: now`); give the higher plan a higher `rank`"
     )
 
 
@@ -306,11 +327,26 @@ def test_sold_plans_of_one_rank_are_named() -> None:
     [
         ("extends: pro,", "extends: pro, rank: 15,"),
         ("4900", "0"),
+        ("{amount_cents: 4900, interval: month}", "{amount_cents: 9000, interval: year}"),
+        (
+            "{amount_cents: 4900, interval: month}",
+            "{amount_cents: 9000, interval: year, included_per: interval}",
+        ),
         ("plans:", "billing: {changes: {downgrade: now}}\nplans:"),
     ],
 )
 def test_ranks_that_decide_nothing_or_differ_are_not(of: str, into: str) -> None:
+    assert of in RANKED
     assert loads(RANKED.replace(of, into)).notes == ()
+
+
+def test_equal_ranks_with_shared_tiers_have_one_note() -> None:
+    """A change between them waits for the period's end, so it is no immediate upgrade."""
+    tiered = RANKED.replace("{unit: request}", "{unit: request, stripe: {event_name: r, report: usage}}")
+    tiered = tiered.replace("rank: 10}", "rank: 10, meters: {requests: {overage: bill}}}")
+    messages = [note.message for note in loads(tiered).notes if "pro, max" in note.message]
+    assert len(messages) == 1
+    assert "`report: usage`" in messages[0]
 
 
 NAMED: Final = free_plan(

@@ -210,11 +210,17 @@ app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-custome
 """
 
 
-def test_webhooks_of_stripe_that_a_line_refuses_are_named(api: Shell, directory: Path) -> None:
+def billed(directory: Path, *, top: str = "") -> str:
+    """The plans file of an app with billing routes; no route is exempt."""
     (directory / "shop" / "billed.py").write_text(BILLED)
     lines = 'routes:\n  - {match: "/pay/{path:path}", always: true}\n  - {match: "*"}\n'
-    plans = PLANS.partition("routes:\n")[0] + lines + "plans:" + PLANS.partition("\nplans:")[2]
+    plans = top + PLANS.partition("routes:\n")[0] + lines + "plans:" + PLANS.partition("\nplans:")[2]
     (directory / "plans.yaml").write_text(plans)
+    return plans
+
+
+def test_webhooks_of_stripe_that_a_line_refuses_are_named(api: Shell, directory: Path) -> None:
+    plans = billed(directory)
     shown = api.run("routes", "shop.billed:app", "--json").json["refused_webhooks"]
     assert [note.partition(" takes ")[0] for note in shown] == [
         "the plan route '/pay/{path:path}'",
@@ -227,3 +233,13 @@ def test_webhooks_of_stripe_that_a_line_refuses_are_named(api: Shell, directory:
         assert "takes Stripe's webhooks" in " ".join(api.run("routes", "shop.billed:app").out.split())
         (directory / "plans.yaml").write_text(plans)
     assert api.run("routes", "shop.billed:app", "--json").json["refused_webhooks"] == []
+
+
+def test_webhooks_that_an_anonymous_plan_limits_are_named(api: Shell, directory: Path) -> None:
+    billed(directory, top="anonymous: {plan: free, by: ip}\n")
+    (note,) = api.run("routes", "shop.billed:app", "--json").json["refused_webhooks"]
+    assert note == (
+        "the plan route '*' takes Stripe's webhooks, and Stripe is no customer, so they are limited by"
+        " address, as anonymous requests on the plan 'free'; write before it"
+        ' `{match: "POST /stripe", exempt: true}`'
+    )

@@ -18,6 +18,7 @@ from meterkit.catalog.billing import (
     ENFORCEMENTS,
     HEADERS,
     STORE_FAILURES,
+    AnonymousTable,
     BillingTable,
     DunningTable,
     build_anonymous,
@@ -298,7 +299,7 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     place = values.place("default_plan")
     note_default_plan(default_plan, plans, meters, problems, currency=currency, place=place)
     note_repeated_tiers(plans.values(), meters, money.changes, values.place("plans"), problems)
-    note_equal_ranks(plans, money.changes, values.places("plans"), problems)
+    note_equal_ranks(plans, meters, money.changes, values.places("plans"), problems)
     catalog = Catalog(
         source=problems.source,
         content_hash="",
@@ -332,7 +333,9 @@ def _note_routes(
     place, written = values.place("routes"), drop_refused(values.plans)
     note_billing_lines(routes, plans.values(), place, problems)
     line_places = [line.place("match") for line in values.routes or ()]
-    note_webhook_lines(routes, line_places, plans.values(), problems)
+    anonymous = values.anonymous
+    anonymous_plan = anonymous.plan if isinstance(anonymous, AnonymousTable) else None
+    note_webhook_lines(routes, line_places, plans.values(), problems, anonymous_plan=anonymous_plan)
     named = asked_meters(routes, meters)
     note_unasked_limits(
         named,

@@ -185,28 +185,42 @@ def note_repeated_tiers(
 
 
 def note_equal_ranks(
-    plans: Mapping[str, Plan], changes: Changes, places: Mapping[str, FilePlace], problems: Problems
+    plans: Mapping[str, Plan],
+    meters: Mapping[str, Meter],
+    changes: Changes,
+    places: Mapping[str, FilePlace],
+    problems: Problems,
 ) -> None:
     """Name the sold plans of one rank, where upgrades and downgrades take effect at different times.
 
+    Only plans of one price interval are compared: the monthly and the yearly price of a product share its
+    rank. Plans with a meter of tiers in common have :func:`note_repeated_tiers`.
+
     Args:
         plans: of the file, by their keys.
+        meters: of the file.
         changes: of the file.
         places: where each plan stands.
         problems: the list to add to.
     """
     if changes.upgrade == changes.downgrade:
         return
-    by_rank: dict[int, list[str]] = {}
+    alike: dict[tuple[int, str, str], list[Plan]] = {}
     for plan in filter(is_sold, plans.values()):
-        by_rank.setdefault(plan.rank, []).append(plan.key)
-    for rank, keys in by_rank.items():
-        if len(keys) > 1:
+        alike.setdefault((plan.rank, plan.price.interval, plan.price.included_per), []).append(plan)
+    for (rank, *_), group in alike.items():
+        tiers = {plan.key: set(meters_billed_by_tiers(meters, plan)) for plan in group[:COMPARED_MAX]}
+        keys = [
+            key
+            for key, own in tiers.items()
+            if any(key != other and own.isdisjoint(others) for other, others in tiers.items())
+        ]
+        if keys:
             problems.note(
                 places[keys[1]],
                 "informs",
-                f"{listed(keys, SHOWN_MAX)} have rank {rank}: each change between them is an upgrade, also to"
-                f" the cheaper plan, and takes effect as `billing.changes.upgrade: {changes.upgrade}` says;"
+                f"{listed(keys, SHOWN_MAX)} have rank {rank}: a change between them counts as an upgrade,"
+                f" also to the cheaper plan (`billing.changes.upgrade: {changes.upgrade}`);"
                 " give the higher plan a higher `rank`",
             )
 
@@ -235,34 +249,58 @@ def note_billing_lines(
 
 
 def note_webhook_lines(
-    routes: Sequence[Route], places: Sequence[FilePlace], plans: Iterable[Plan], problems: Problems
+    routes: Sequence[Route],
+    places: Sequence[FilePlace],
+    plans: Iterable[Plan],
+    problems: Problems,
+    *,
+    anonymous_plan: str | None,
 ) -> None:
-    """Name each line that takes Stripe's webhooks and is not exempt: Stripe is no customer.
+    """Name each line that takes Stripe's webhooks and may refuse them: Stripe is no customer.
 
     Args:
         routes: the lines of the file.
         places: where each line stands.
         plans: those of the file.
         problems: the list to add to.
+        anonymous_plan: the plan of requests without a customer; None: they are refused.
     """
     has_webhook = any(route.exempt and (route.path or "").endswith(_WEBHOOK) for route in routes)
     can_mount = not has_webhook and any(map(is_sold, plans))
-    for route, place in islice(zip(routes, places, strict=True), COMPARED_MAX):
+    lines = list(zip(routes, places, strict=True))
+    named = set[str]()
+    for route in routes[:COMPARED_MAX]:
         path = _webhook_path(route, can_mount=can_mount)
-        if path is None:
+        if path is None or path in named:
             continue
-        taker = next((one for one in routes if covers_line(one.match, f"POST {path}")), None)
-        if taker is None or taker.exempt:
-            continue
-        where = (
-            "" if route.path == path else f", if the billing routes are mounted at {path[: -len(_WEBHOOK)]}"
-        )
-        problems.note(
-            place,
-            "informs",
-            f"this route takes Stripe's webhooks{where}, and Stripe is no customer, so they are refused like"
-            f' all requests without one; write before it `{{match: "POST {path}", exempt: true}}`',
-        )
+        named.add(path)
+        found = next((line for line in lines if covers_line(line[0].match, f"POST {path}")), None)
+        refusal = found and describe_webhook_refusal(found[0], path, anonymous_plan)
+        if found is not None and refusal is not None:
+            mount = path.removesuffix(_WEBHOOK) or "/"
+            where = "" if route.path == path else f", if the billing routes are mounted at {mount}"
+            problems.note(found[1], "informs", f"this route takes Stripe's webhooks{where}, and {refusal}")
+
+
+def describe_webhook_refusal(taker: Route, path: str, anonymous_plan: str | None) -> str | None:
+    """Word why a route may refuse Stripe's webhooks, and the cure; None if it serves them all.
+
+    Args:
+        taker: the route that takes them.
+        path: where Stripe sends them.
+        anonymous_plan: the plan of requests without a customer; None: they are refused.
+    """
+    if taker.exempt:
+        return None
+    cure = f'write before it `{{match: "POST {path}", exempt: true}}`'
+    if anonymous_plan is None:
+        return f"Stripe is no customer, so they are refused like all requests without one; {cure}"
+    if taker.always and not (taker.rates or taker.consume):
+        return None
+    return (
+        "Stripe is no customer, so they are limited by address, as anonymous requests on the plan"
+        f" {anonymous_plan!r}; {cure}"
+    )
 
 
 def _webhook_path(route: Route, *, can_mount: bool) -> str | None:

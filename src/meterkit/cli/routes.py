@@ -18,6 +18,7 @@ from meterkit.asgi.app_routes import (
 from meterkit.asgi.app_walk import ANY_METHOD
 from meterkit.asgi.route_matching import root_path_of_app
 from meterkit.catalog import load
+from meterkit.catalog.notes import describe_webhook_refusal
 from meterkit.catalog.route_notes import unasked_limits_of
 from meterkit.catalog.routes import additions_of
 from meterkit.cli.options import import_app, plans_path
@@ -53,8 +54,8 @@ def routes(
     """Show which plan route meters each route of the app.
 
     Plan routes are the `routes` of the plans file: that of the app's MeterMiddleware, or --plans if the app
-    has none. Also prints limits that no plan route checks, and Stripe webhooks that one refuses. Exits 1 if a
-    route is unmetered, or if a plan route matches no route.
+    has none. Also prints limits that no plan route checks, and Stripe webhooks that one may refuse. Exits 1
+    if a route is unmetered, or if a plan route matches no route.
     """
     # The store of the app's kit does not matter here.
     logging.getLogger("meterkit").setLevel(logging.ERROR)
@@ -77,7 +78,7 @@ def routes(
     used = deciders if otherwise is None else [otherwise]
     catalogs = {id(one.catalog): one.catalog for one in used}
     unasked = [str(note) for catalog in catalogs.values() for note in unasked_limits_of(catalog)]
-    refused = [_format_refused_webhook(one) for one in taken if _refuses_webhooks(one)]
+    refused = [note for one in taken if (note := _refused_webhook(one)) is not None]
     shown = {
         "routes": [_record(one) for one in taken],
         "idle_lines": [_idle_record(one) for one in idle],
@@ -163,18 +164,15 @@ def _metered(taken: RouteLines) -> str:
     return "unmetered" if taken.is_decided else "unmetered: no MeterMiddleware before it"
 
 
-def _refuses_webhooks(taken: RouteLines) -> bool:
-    """Whether Stripe's webhooks fall under a plan route that refuses them, as Stripe is no customer."""
-    return isinstance(taken.route.app, WebhookEndpoint) and taken.line is not None and not taken.line.exempt
-
-
-def _format_refused_webhook(taken: RouteLines) -> str:
-    match = "" if taken.line is None else taken.line.match
-    cure = f'{{match: "POST {taken.route.path}", exempt: true}}'
-    return (
-        f"the plan route {match!r} takes Stripe's webhooks, and Stripe is no customer, so they are refused"
-        f" like all requests without one; write before it `{cure}`"
-    )
+def _refused_webhook(taken: RouteLines) -> str | None:
+    """Name a plan route that may refuse Stripe's webhooks; None: it serves them, or takes none."""
+    line, decider = taken.line, taken.route.decider
+    if line is None or decider is None or not isinstance(taken.route.app, WebhookEndpoint):
+        return None
+    anonymous = decider.catalog.anonymous
+    path, plan = taken.route.path, None if anonymous is None else anonymous.plan
+    refusal = describe_webhook_refusal(line, path, plan)
+    return refusal and f"the plan route {line.match!r} takes Stripe's webhooks, and {refusal}"
 
 
 def _print_routes(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], notes: Sequence[str]) -> None:
