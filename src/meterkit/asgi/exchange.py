@@ -276,7 +276,7 @@ class Exchange(AdmittedRequest):
         # Usage recorded in a request with an idempotency key is settled with its mark, or not at all.
         is_whole = decided is None or decided.reserved or (recorded and decided.digest)
         if self._llm is not None or is_whole:
-            self._settle_whole(lane, decided, recorded or _NOTHING, outcome, billed=billed)
+            self._settle_with_usage(lane, decided, recorded or _NOTHING, outcome, billed=billed)
             return
         if decided is not None and decided.settles:
             lane.live.discard(self)
@@ -299,7 +299,7 @@ class Exchange(AdmittedRequest):
             self._view.cache.routes.learn(self._route, find_used_meters((used,)))
             self._store.settle(lane, Settlement(self._view, used=used))
 
-    def _settle_whole(
+    def _settle_with_usage(
         self,
         lane: Lane,
         decided: PreparedDecision | None,

@@ -164,11 +164,11 @@ class LimitFields:
         _, now_ms, nth, left, before = reply
         start, needed, limit, window = self._quick_measures[nth]
         if not needed <= left < limit:
-            return self._merge(headers, decided, reply, request_headers)
+            return self._merge_fields(headers, decided, reply, request_headers)
         items = list(headers)
         for name, _ in items:
             if len(name) in _LENGTHS and name.lower() in _NAMES:
-                return self._merge(items, decided, reply, request_headers)
+                return self._merge_fields(items, decided, reply, request_headers)
         # As reset_ms has it, but shorter: this is worked out for most answers.
         reset = window - now_ms % window
         if before:
@@ -182,7 +182,7 @@ class LimitFields:
         items += (self._policy_pair, (b"ratelimit", b"%b%d;t=%d" % (start, left, (reset + 999) // 1000)))
         return items
 
-    def _merge(
+    def _merge_fields(
         self,
         headers: Iterable[tuple[bytes, bytes]],
         decided: PreparedDecision | None,

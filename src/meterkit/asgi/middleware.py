@@ -247,7 +247,7 @@ class MeterMiddleware:
         used = lane.allotments.use_unit(view.decisions.get(id(route)))
         if used is None:
             return None
-        # As _pass has it, without a call.
+        # As _pass_request has it, without a call.
         unit, reply = used
         if view.left:
             view.left = drop_replenished(view.left, unit.program)
@@ -256,7 +256,7 @@ class MeterMiddleware:
             passed.limit_fields = plans.limit_fields.get(unit.program) or plans.fields_of(unit.program, route)
         return passed
 
-    def _pass(
+    def _pass_request(
         self,
         plans: ActivePlans,
         lane: Lane,
@@ -332,7 +332,7 @@ class MeterMiddleware:
             if reply is None:
                 passed, decided = self._use_fallback(None, plans, lane, view, route, prepare, scope, send)
             elif reply[0] == ALLOWED and decided.waived is None:
-                return self._pass(plans, lane, route, decided, reply, scope, send)
+                return self._pass_request(plans, lane, route, decided, reply, scope, send)
             else:
                 passed = self._handle_refusal(decided, reply, lane, route, scope, send)
         if isinstance(passed, Exchange):
