@@ -293,6 +293,8 @@ PREFACE = """\
 
 `make bench` measures all figures of this page in one run and writes it. Run it on your own machine.
 
+![CPU that a request costs beyond the bare app, in microseconds](assets/drawings/cost.svg)
+
 ## How it measures
 
 - Each limiter stands before the same Starlette app with one route, in a process of its own. It is called
