@@ -316,7 +316,8 @@ class MeterKit(KitLifecycle, KitParts):
         Args:
             everything: send the spools of processes that are gone, seal what is still open, try at once what
                 waits for a retry, and wait for what may not be sent yet; as ``meterkit flush --all`` does.
-                Without a Stripe key it only sends the spools.
+                It ends earlier if Stripe refuses all that is left until an operator acts, for example because
+                of a wrong key or a missing meter. Without a Stripe key it only sends the spools.
             timeout_s: with ``everything``, how long to wait without progress.
 
         Raises:

@@ -96,12 +96,12 @@ def refused(**fields: str) -> dict[str, Any]:
         (200, '{"identifier": "another"}', {}, "unreadable"),
         (200, '{"identifier": "4f1', {}, "unreadable"),
         # F-50: not Stripe's own.
-        (302, "", {}, "systemic"),
-        (400, HTML, {}, "systemic"),
+        (302, "", {}, "unreadable"),
+        (400, HTML, {}, "unreadable"),
         (403, "[]", {}, "systemic"),
-        (404, '{"error": "odd"}', {}, "systemic"),
-        (407, '{"error": null}', {}, "systemic"),
-        (413, '{"error": {"type": 3}}', {}, "systemic"),
+        (404, '{"error": "odd"}', {}, "unreadable"),
+        (407, '{"error": null}', {}, "unreadable"),
+        (413, '{"error": {"type": 3}}', {}, "unreadable"),
     ],
 )
 async def test_a_refusal_that_is_not_stripes_own_ends_no_intent(
@@ -277,7 +277,7 @@ async def test_the_wire_form_is_that_of_the_official_sdk_but_for_texts() -> None
         (200, "{}", "delivered"),
         (200, "", "unreadable"),
         (500, "{}", "unknown"),
-        (400, "<html>Bad Request</html>", "systemic"),
+        (400, "<html>Bad Request</html>", "unreadable"),
         (400, {"error": {"code": "invalid_fields", "message": "No."}}, "permanent"),
         (400, {"error": {"code": "no_meter", "message": "No."}}, "no_meter"),
         (400, {"error": {"code": "duplicate_meter_event", "message": "No."}}, "duplicate"),
@@ -364,9 +364,9 @@ TABLE: list[tuple[str, RequestResult, OutcomeKind, bool]] = [
     ("payment of the account", RequestResult(status=402, type="card_error"), "systemic", True),
     ("an error of the API's own as 400", RequestResult(status=400, type="api_error"), "systemic", True),
     # F-50: what does not come in Stripe's envelope says nothing of the event.
-    ("a page of a proxy's", RequestResult(status=400, message="<html>Bad Request"), "systemic", True),
-    ("a page that speaks of an identifier", RequestResult(status=400, message=DUPLICATE), "systemic", True),
-    ("a gateway's envelope", RequestResult(status=400, type="bad_request", message="No."), "systemic", True),
+    ("a page of a proxy's", RequestResult(status=400, message="<html>Bad Request"), "unreadable", True),
+    ("a page that speaks of an identifier", RequestResult(status=400, message=DUPLICATE), "unreadable", True),
+    ("a gateway's envelope", RequestResult(status=400, type="bad_request", message="No"), "unreadable", True),
     # F-51
     ("too old", refusal(OLD), "timestamp", True),
     ("too new", refusal(NEW), "timestamp", True),

@@ -208,7 +208,7 @@ async def flush(
 
     Also writes waiting entries to the audit log. Exits 1 if usage of a linked customer is undelivered, or a
     spool could not be sent. --all stops waiting if Stripe refuses all that is left until you act, for example
-    because a meter is missing. Without a Stripe key, --all sends only the spools.
+    because of a wrong key or a missing meter. Without a Stripe key, --all sends only the spools.
     """
     kit = session.make_kit()
     for room in ("delivery", "store"):

@@ -48,6 +48,7 @@ _MEANS: Final[Mapping[OutcomeKind, tuple[NextStep, OutcomeScope, bool]]] = {
 }
 
 _OF_CONTENTS: Final = frozenset({"duplicate", "no_meter", "timestamp", "mapping", "permanent"})
+_UNTIL_AN_OPERATOR_ACTS: Final = frozenset({"systemic", "no_meter"})
 _REFUSAL_TYPE: Final = "invalid_request_error"
 _IDEMPOTENCY_TYPE: Final = "idempotency_error"
 
@@ -76,12 +77,12 @@ class DeliveryOutcome:
 
     Attributes:
         kind: ``delivered``: accepted now. ``duplicate``: accepted earlier. ``unknown``: may or may not have
-            been accepted. ``unreadable``: as unknown, and the 2xx response is not Stripe's. ``not_done``:
-            certainly not accepted, a later try may be. ``bug``: the idempotency key was used for other
-            contents. ``systemic``: Stripe accepts no event before an operator acts. ``no_meter``: it accepts
-            no event of this name before an operator acts. ``timestamp``: the timestamp was refused.
-            ``mapping``: the meter at Stripe requires other payload keys. ``permanent``: the intent will
-            never be accepted.
+            been accepted. ``unreadable``: as unknown, and the response is not Stripe's, such as the page of a
+            proxy. ``not_done``: certainly not accepted, a later try may be. ``bug``: the idempotency key was
+            used for other contents. ``systemic``: Stripe accepts no event before an operator acts.
+            ``no_meter``: it accepts no event of this name before an operator acts. ``timestamp``: the
+            timestamp was refused. ``mapping``: the meter at Stripe requires other payload keys.
+            ``permanent``: the intent will never be accepted.
         detail: the response in words, for logs and alerts; holds no key.
         new_key: whether the next try needs a new idempotency key. The identifier always stays.
         server_time_s: Stripe's clock at its response, in Unix seconds; None: not known.
@@ -122,8 +123,11 @@ class DeliveryOutcome:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether repeats are refused, too, until an operator acts: a wrong key, a missing meter."""
-        return self.step == "retry" and self.scope != "intent"
+        """Whether repeats are refused, too, until an operator acts: a wrong key, a missing meter.
+
+        An unreadable response is not: the page of a proxy may be gone at the next try.
+        """
+        return self.kind in _UNTIL_AN_OPERATOR_ACTS
 
     @property
     def alert(self) -> bool:
@@ -163,7 +167,7 @@ def _kind(result: RequestResult) -> OutcomeKind:
         (status in _BUSY_STATUSES, "not_done"),
         (result.code in _DUPLICATE_CODES or (is_stripes and _DUPLICATE_TEXT in text), "duplicate"),
         (result.code in _NO_METER_CODES, "no_meter"),
-        (not is_stripes, "systemic"),
+        (not is_stripes, "unreadable"),
         (result.type == _IDEMPOTENCY_TYPE, "bug"),
         (result.should_retry is True, "not_done"),
         (any(part in text for part in _NO_METER_TEXTS), "no_meter"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealer import LateUsage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from meterkit.outbox.intents import Undelivered
     from meterkit.store.store import Store
 
@@ -41,7 +44,8 @@ class FlushReport:
         dead: intents that Stripe will never accept.
         left: linked customers with pending usage, plus queued intents, at the end.
         why: outcome of the last try that will be repeated; empty: there was none.
-        blocked: Stripe's answer to the number of queued intents that it refuses until an operator acts.
+        blocked: Stripe's response, to the number of queued intents that wait for an operator because of it;
+            most of them are not sent.
         unlinked: customers whose usage waits for a link to Stripe.
         undelivered: all parked or dead intents, those of earlier flushes included.
         unsealed: usage that could not be sealed.
@@ -81,6 +85,29 @@ class FlushReport:
                 del found[name]
         found["spools"] = {"sent": found.pop("spooled"), "refused": found.pop("spools_left")}
         return found
+
+
+async def count_refused(outbox: Outbox, refusals: Mapping[str, str]) -> dict[str, int]:
+    """Count the queued intents behind each refusal, also those that were not sent because of it.
+
+    Args:
+        outbox: has the intents.
+        refusals: Stripe's responses by event name; empty name: for the account, so for all intents.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    if not refusals:
+        return {}
+    found = Counter[str]()
+    for item in await outbox.work(due_ms=None):
+        if "" in refusals:
+            found[refusals[""]] += item.outbox
+        else:
+            for event_name, queued in (await outbox.count_queued(item.shard)).items():
+                if event_name in refusals:
+                    found[refusals[event_name]] += queued
+    return {why: count for why, count in found.items() if count}
 
 
 async def replay_spools(store: Store) -> FlushReport:

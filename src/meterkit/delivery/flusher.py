@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.cancellation import start_task
-from meterkit.delivery.flush_report import FlushReport, Unsealed, count_undelivered
+from meterkit.delivery.flush_report import FlushReport, Unsealed, count_refused, count_undelivered
 from meterkit.delivery.intent_comparer import IntentComparer
 from meterkit.delivery.late_usage_withdrawal import LateIntents, report_late
 from meterkit.delivery.restored_store_comparer import RestoredStoreComparer
@@ -65,7 +64,6 @@ class FlushPass:
         withdrawn: number of intents whose usage is pending again.
         put_off: shards whose suspect lines are sent last; true: only repeats may be sent.
         are_suspects_next: whether suspect lines are being sent.
-        blocked: intents that Stripe refuses until an operator acts, to its answer.
     """
 
     outbox: Outbox
@@ -76,7 +74,6 @@ class FlushPass:
     withdrawn: int = 0
     put_off: dict[int, bool] = field(default_factory=dict[int, bool])
     are_suspects_next: bool = False
-    blocked: dict[str, str] = field(default_factory=dict[str, str])
     report: FlushReport = field(default_factory=FlushReport)
 
     @property
@@ -90,9 +87,6 @@ class FlushPass:
         sent, report = moves.copy(), self.report
         moves.clear()
         for move in await self.outbox.settle(shard, sent):
-            self.blocked.pop(move.intent.identifier, None)
-            if move.is_blocked:
-                self.blocked[move.intent.identifier] = move.why
             if move.state in {"delivered", "parked", "dead"}:
                 setattr(report, move.state, getattr(report, move.state) + 1)
             elif move.why:
@@ -230,9 +224,10 @@ class Flusher:
     ) -> FlushReport:
         flush = FlushPass(outbox=Outbox(self._store, await self._store.admin()), retries=everything)
         self.report = flush.report
+        self._sender.refusals.clear()
         with collect_late_usage(flush.report.late):
             await self._run_pass(flush, monotonic() + timeout_s, everything=everything, is_alone=is_alone)
-        flush.report.blocked = dict(Counter(flush.blocked.values()))
+        flush.report.blocked = await count_refused(flush.outbox, self._sender.refusals)
         if flush.report.retried and flush.report.why and not is_alone:  # Else the caller has the report.
             retried = flush.report.retried
             what = "1 intent is" if retried == 1 else f"{retried} intents are"
@@ -263,20 +258,18 @@ class Flusher:
             if done == "something":
                 idle_s = _IDLE_FIRST_S
                 continue
-            if monotonic() >= deadline or await self._is_blocked(flush):
+            if monotonic() >= deadline or await self._is_blocked(flush.outbox):
                 return
             await self._idle(min(idle_s, max(0.0, deadline - monotonic())))
             idle_s = min(2 * idle_s, _IDLE_MAX_S)
 
-    async def _is_blocked(self, flush: FlushPass) -> bool:
+    async def _is_blocked(self, outbox: Outbox) -> bool:
         """Whether Stripe refuses all that is left until an operator acts."""
-        if not flush.blocked:
-            return False
-        if self._sender.is_blocked:
-            return True
-        outbox, tried, closed = flush.outbox, flush.blocked, self._sender.closed_meters()
+        refusals = self._sender.refusals
+        if not refusals or "" in refusals:
+            return bool(refusals)
         for item in await outbox.work(due_ms=None):
-            if item.dirty or await outbox.due(item.shard, due_ms=None, most=1, tried=tried, closed=closed):
+            if item.dirty or await outbox.due(item.shard, due_ms=None, most=1, closed=refusals):
                 return False
         return True
 

@@ -163,7 +163,8 @@ class IntentSender:
         breaker: circuit breaker of the account.
         stopping: set when nothing more is to be sent.
         suspects: lines that may be why Stripe does not answer.
-        is_blocked: whether Stripe refuses the account's events until an operator acts.
+        refusals: Stripe's last responses that only an operator can change, by event name; empty name: the
+            account. Another response for the name, or the start of a flush, removes one.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class IntentSender:
         self.breaker = CircuitBreaker(is_tried=False)
         self.stopping = asyncio.Event()
         self.suspects = SuspectLines()
-        self.is_blocked = False
+        self.refusals: dict[str, str] = {}
         self._store = store
         self._transport = transport
         self._pause_s = 1 / calls_per_s
@@ -279,7 +280,7 @@ class IntentSender:
         is_clock_right = apart_s <= CLOCKS_APART_S
         is_unanswered = outcome.kind == "unknown" or (outcome.kind == "not_done" and not outcome.answered)
         self.suspects.note(attempts, is_unanswered=is_unanswered)
-        self.is_blocked = not is_clock_right or (outcome.is_blocked and outcome.scope == "account")
+        self._record_refusal({one.intent.event_name for one in attempts}, outcome)
         if outcome.scope == "account" or not is_clock_right:
             self.breaker.trip(now_ms, **systemic)
             if self.breaker.is_alert_due(now_ms):
@@ -305,6 +306,14 @@ class IntentSender:
             if outcome.alert:
                 log_outcome(sealed.identifier, sealed.customer, f": {outcome.detail}")
         return is_clock_right
+
+    def _record_refusal(self, event_names: Collection[str], outcome: DeliveryOutcome) -> None:
+        """Replace the refusals of the account and of these event names by this outcome."""
+        for name in ("", *event_names):
+            self.refusals.pop(name, None)
+        if outcome.is_blocked:
+            names = [""] if outcome.scope == "account" else event_names
+            self.refusals.update(dict.fromkeys(names, outcome.detail))
 
     def _next_move(
         self, attempt: SendAttempt, outcome: DeliveryOutcome, *, is_clock_right: bool
@@ -334,7 +343,6 @@ class IntentSender:
             untried=untried,
             why=outcome.detail,
             batch="" if outcome.refused else outcome.batch,
-            is_blocked=outcome.is_blocked or not is_clock_right,
         )
 
     def _return_unsent(self, attempt: SendAttempt) -> IntentMove:

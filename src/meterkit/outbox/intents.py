@@ -96,7 +96,6 @@ class IntentMove:
         key: ``queued``: a new idempotency key; empty: the old one.
         untried: whether Stripe certainly does not have it, as if it had never been tried.
         batch: idempotency key of a call with several intents, which an error report may name; empty: none.
-        is_blocked: ``queued``: whether repeats are refused, too, until an operator acts.
     """
 
     intent: SealedIntent
@@ -106,7 +105,6 @@ class IntentMove:
     untried: bool = False
     why: str = ""
     batch: str = ""
-    is_blocked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from itertools import zip_longest
 from secrets import token_hex
 from time import monotonic
@@ -199,6 +200,13 @@ class Outbox:
             read += len(page)
             if read >= _DEPTH:
                 break
+        return found
+
+    async def count_queued(self, shard: int) -> Mapping[str, int]:
+        """Count a shard's intents in the outbox by event name."""
+        found = Counter[str]()
+        async for page in read_intents_in(self._store, self._admin, shard, "outbox"):
+            found.update(kept.fields["event"] for kept in page)
         return found
 
     async def attempt(self, shard: int, intents: Sequence[SealedIntent]) -> list[SendAttempt]:
