@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 PLANS: Final = Path(__file__).parents[2] / "benchmarks/plans"
 COST: Final = {
-    (3, 11): {"decide": 883, "settle": 1336, "hot decide": 740, "hot settle": 747},
+    (3, 11): {"decide": 888, "settle": 1344, "hot decide": 750, "hot settle": 757},
     (3, 12): {"decide": 835, "settle": 1245, "hot decide": 702, "hot settle": 708},
     (3, 13): {"decide": 826, "settle": 1243, "hot decide": 693, "hot settle": 699},
 }

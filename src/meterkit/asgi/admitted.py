@@ -171,6 +171,9 @@ class AdmittedRequest(HoldOwner):
         elif fallback is not None and self._store.mark_span is not None:
             self._store.mark_span(fallback.plan, None, True)
 
+    def unfold(self) -> None:
+        """Set the slots that a plain request leaves unset; others have set them."""
+
     @abstractmethod
     def _outcome(self) -> Outcome:
         """Outcome of the request, by which it is billed."""
@@ -319,6 +322,7 @@ class AdmittedRequest(HoldOwner):
             body: the request's, where it was read before.
             estimate: what measures the input where the client does not wait for the usage.
         """
+        self.unfold()
         if body is not None:
             self.server_receive = body.receive
             self._gone = self._early = self._within = body.gone

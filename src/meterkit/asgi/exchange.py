@@ -145,6 +145,9 @@ class Exchange(AdmittedRequest):
         self.limit_fields = None
         self._status = 0
         self._ending = self._complete = self._settled = False
+        self._recorded: dict[str, int] | None = None
+        self._llm = None
+        self._nothing_to_settle = not (decided is None or decided.settles)
         self._begin(view)
         if decided is not None and lane is not None and (decided.program.holds or decided.digest):
             lane.live.add(self)
@@ -159,17 +162,11 @@ class Exchange(AdmittedRequest):
         self.decision: Decision | None = None
         self._fallback_decision: FallbackDecision | None = None
         self.is_counted = False
-        self._recorded: dict[str, int] | None = None
-        self._llm = None
         self._reading = None
         self._renewed: PreparedDecision | None = None
         self._trailers = self._begun = self._failed = self._gone = False
         self._decided_ms = 0 if decided is None else self._reply[1]
         self._slot = self._decided_ms // HOLD_SLOT_MS
-        self._nothing_to_settle = not (decided is None or decided.settles)
-
-    def unfold(self) -> None:
-        """Prepare for more than a plain request needs: nothing to do here."""
 
     async def receive(self) -> Message:
         """Receive the next message, and note when the client leaves."""
@@ -238,12 +235,16 @@ class Exchange(AdmittedRequest):
             self._begun = self._begun or bool(message.get("body"))
         else:
             self._complete = True
-            if self._gone:
-                self._begun = self._begun or bool(message.get("body"))
+            self._note_sent_last(message)
         if reading is not None and (reading.read(body) or last):
             await reading.catch_up(complete=last)
         if last:
             self.settle(None)
+
+    def _note_sent_last(self, message: Message) -> None:
+        """Note that an answer had a body, though its client has left."""
+        if self._gone:
+            self._begun = self._begun or bool(message.get("body"))
 
     def _note_unsent(self, error: BaseException, message: Message, *, last: bool) -> None:
         """Note that a piece of the body, or the last message, could not be sent."""

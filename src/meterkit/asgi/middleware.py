@@ -7,12 +7,10 @@ well.
 
 from __future__ import annotations
 
-import re
 from asyncio import CancelledError
-from collections.abc import Iterable
 from dataclasses import replace
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.asgi.active_plans import ActivePlans
 from meterkit.asgi.body import BufferedBody
@@ -24,6 +22,7 @@ from meterkit.asgi.job_settlement import is_poll_of_known_job
 from meterkit.asgi.limit_fields import FixedFields
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.mcp_exchange import McpExchange
+from meterkit.asgi.middleware_arguments import check_arguments
 from meterkit.asgi.plain_exchange import PlainExchange
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem
@@ -148,12 +147,18 @@ class MeterMiddleware:
         if route is None or not route.is_plain or kind != "http" or scope["method"] == "OPTIONS":
             passed = await self._admit_special(plans, route, scope, receive, send)
         else:
-            found = self._find_caller(scope)
-            passed = self._use_unit(plans, route, found, scope, send) if plans.cache.allots else None
-            if passed is None:
-                passed = await self._admit_request(
-                    plans, route, found, scope, receive, send, None, self._refuser
+            try:
+                found = self._identify(scope)
+            except Exception as error:  # noqa: BLE001 - logged there
+                passed = await self._answer_unidentified(
+                    error, plans, route, scope, receive, send, self._refuser
                 )
+            else:
+                passed = self._use_unit(plans, route, found, scope, send) if plans.cache.allots else None
+                if passed is None:
+                    passed = await self._admit_request(
+                        plans, route, found, scope, receive, send, None, self._refuser
+                    )
             if passed is not None:
                 passed.server_receive, passed.refuser = receive, self._refuser
         if passed is None:
@@ -203,9 +208,7 @@ class MeterMiddleware:
         passed = await (
             self._serve_uncounted(plans, route, scope, send)
             if route.enforcement == "off"
-            else self._admit_request(
-                plans, route, self._find_caller(scope), scope, receive, send, body, refuser
-            )
+            else self._identify_and_admit(plans, route, scope, receive, send, body, refuser)
         )
         if passed is None:
             return None
@@ -229,12 +232,38 @@ class MeterMiddleware:
             return
         await self.app(scope, receive, send)
 
-    def _find_caller(self, scope: Scope) -> object:
-        """Identify the customer of a request; an error is raised again where the request is decided."""
+    async def _identify_and_admit(
+        self,
+        plans: ActivePlans,
+        route: Route,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        body: BufferedBody | None,
+        refuser: Refuser,
+    ) -> Exchange | None:
+        """Identify the customer of a request, then decide it; None: it was refused and answered."""
         try:
-            return self._identify(scope)
-        except Exception as error:  # noqa: BLE001 - see above
-            return error
+            found = self._identify(scope)
+        except Exception as error:  # noqa: BLE001 - logged there
+            return await self._answer_unidentified(error, plans, route, scope, receive, send, refuser)
+        return await self._admit_request(plans, route, found, scope, receive, send, body, refuser)
+
+    async def _answer_unidentified(
+        self,
+        error: Exception,
+        plans: ActivePlans,
+        route: Route,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        refuser: Refuser,
+    ) -> Exchange | None:
+        """Log that `identify` has failed, and answer; in shadow mode serve the request."""
+        self._troubles.log_unidentified(error, route)
+        return await self._answer_refusal(
+            _UNIDENTIFIED, plans, route, None, None, scope, receive, send, refuser
+        )
 
     def _use_unit(
         self, plans: ActivePlans, route: Route, found: object, scope: Scope, send: Send
@@ -244,7 +273,11 @@ class MeterMiddleware:
         view = plans.cache.named.get(found) if type(found) is str else None
         if view is None or lane is None or lane.allotments is None:
             return None
-        used = lane.allotments.use_unit(view.decisions.get(id(route)))
+        try:
+            used = lane.allotments.use_unit(view.decisions.get(id(route)))
+        except Exception as error:  # noqa: BLE001 - the store decides it as it does any other
+            self._troubles.log_undecided(error, route, lane)
+            used = None
         if used is None:
             return None
         # As _pass_request has it, without a call.
@@ -343,7 +376,7 @@ class MeterMiddleware:
         """Serve a request while enforcement is off; its customer is identified for the app only."""
         await self._kit.begin()  # Usage counted before is delivered.
         try:
-            view = await self._find_view(plans, self._find_caller(scope), scope)
+            view = await self._find_view(plans, self._identify(scope), scope)
         except UnservedError:
             view = plans.unknown_customer()
         except Exception as error:  # noqa: BLE001 - it is logged, and the app is served
@@ -384,23 +417,14 @@ class MeterMiddleware:
             passed.note_decision(replace(decision, allowed=True, shadow=True))
             return passed
         if view is not None and await is_poll_of_known_job(self._kit.store, view, route, decision, scope):
-            return await self._admit_request(
-                plans,
-                plans.job_poll_route(route),
-                self._find_caller(scope),
-                scope,
-                receive,
-                send,
-                None,
-                refuser,
+            return await self._identify_and_admit(
+                plans, plans.job_poll_route(route), scope, receive, send, None, refuser
             )
         await refuser.refuse(decision, route, decided, view, scope, receive, send)
         return None
 
     async def _find_view(self, plans: ActivePlans, found: object, scope: Scope) -> CustomerView:
         """Find the view of a new customer, or of a request without one."""
-        if isinstance(found, Exception):
-            raise found
         if not isinstance(found, Caller) and isawaitable(found):
             found = await found
         if isinstance(found, Caller):
@@ -535,53 +559,3 @@ async def _run_lifespan(
         scope.pop(mark, None)
         if started:
             await kit.stop()
-
-
-# As browsers write one: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
-_ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#*@A-Z]+")
-
-
-def check_arguments(kit: object, identify: object, on_denied: object, cors: object, paths: object) -> None:
-    """Check the arguments of a middleware.
-
-    Raises:
-        MeterkitError: with what was found and what is allowed.
-    """
-    if not hasattr(kit, "store") or isinstance(kit, type):
-        raise MeterkitError(
-            f"kit: found {_describe_type(kit)}; allowed is a MeterKit, as MeterKit('plans.yaml')"
-        )
-    if not callable(identify):
-        # Only its type is shown: it may be a table of keys.
-        raise MeterkitError(
-            f"identify: found {_describe_type(identify)}; allowed is a function from an ASGI scope to a"
-            " customer's id or None, such as identify.header('x-customer-id')"
-        )
-    if on_denied is not None and not callable(on_denied):
-        raise MeterkitError(
-            f"on_denied: found {_describe_type(on_denied)}; allowed is a function from a scope and a decision"
-            " to a response or None"
-        )
-    if paths not in (None, "exact", "loose"):
-        raise MeterkitError(f"paths: found {paths!r:.80}; allowed is 'exact', 'loose' or None")
-    if isinstance(cors, str | bytes) or not isinstance(cors, Iterable):
-        raise MeterkitError(
-            f"cors: found {cors!r:.80}; allowed is a list of origins, such as ['https://app.example'], or"
-            " ['*'] for all"
-        )
-    for origin in cast("Iterable[object]", cors):
-        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
-            raise MeterkitError(
-                f"cors: found {origin!r:.80}; allowed is an origin as browsers send it, in small letters and"
-                " without a path, such as 'https://app.example', or '*' alone for all"
-            )
-
-
-def _describe_type(value: object) -> str:
-    if value is None:
-        return "None"
-    return (
-        f"the class {value.__name__}"
-        if isinstance(value, type)
-        else f"a value of type {type(value).__name__}"
-    )

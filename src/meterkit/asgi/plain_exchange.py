@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from threading import RLock
+from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.exchange import BAD_REQUEST, Exchange, mark_coroutine_function, recording
+from meterkit.asgi.exchange import BAD_REQUEST, Exchange, mark_coroutine_function
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.settlement import settle_decision
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
     from meterkit.store.views import PreparedDecision
+
+
+_unfolding: Final = RLock()
+"""Held for some stores, never while an app's code runs: the event loop waits for it, too."""
 
 
 class PlainExchange(Exchange):
@@ -54,6 +59,9 @@ class PlainExchange(Exchange):
         self.limit_fields = None
         self._status = 0
         self._ending = self._complete = self._settled = False
+        # What other threads, and finalizers within `unfold`, may set at any time.
+        self._recorded = self._llm = None
+        self._nothing_to_settle = not decided.settles
         self._is_folded = True
         if decided.program.holds:
             lane.live.add(self)
@@ -62,8 +70,8 @@ class PlainExchange(Exchange):
 
     def unfold(self) -> None:
         """Set the other slots. Idempotent, in any thread."""
-        if self._is_folded:  # Looked at first: a thread may keep the lock while it records.
-            with recording:
+        if self._is_folded:
+            with _unfolding:
                 if self._is_folded:
                     self._begin(self._decided.view)
                     self._is_folded = False
@@ -93,7 +101,7 @@ class PlainExchange(Exchange):
                         message = {**message, "headers": headers}
                     return self._send(message)
             elif kind == "http.response.body" and not message.get("more_body", False):
-                if self._decided.settles:
+                if not self._nothing_to_settle:
                     return self._send_last(message)
                 self._complete = True
                 return self._send(message)
@@ -109,6 +117,8 @@ class PlainExchange(Exchange):
             self._note_unsent(error, message, last=True)
             raise
         self._complete = True
+        if not self._is_folded:
+            self._note_sent_last(message)
         self.settle(None)
 
     def settle(self, error: BaseException | None) -> None:
@@ -120,7 +130,7 @@ class PlainExchange(Exchange):
             self._settled = True
             if self._is_folded:
                 decided, lane = self._decided, self._lane
-                if not decided.settles:
+                if self._nothing_to_settle:
                     return
                 lane.live.discard(self)
                 slot, billed = self._reply[1] // HOLD_SLOT_MS, "success" in self._route.charge_on

@@ -1,0 +1,58 @@
+"""Checks the arguments of the middleware, before it serves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, cast
+
+from meterkit.errors import MeterkitError
+
+# As browsers write one: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
+_ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#*@A-Z]+")
+
+
+def check_arguments(kit: object, identify: object, on_denied: object, cors: object, paths: object) -> None:
+    """Check the arguments of a middleware.
+
+    Raises:
+        MeterkitError: with what was found and what is allowed.
+    """
+    if not hasattr(kit, "store") or isinstance(kit, type):
+        raise MeterkitError(
+            f"kit: found {_describe_type(kit)}; allowed is a MeterKit, as MeterKit('plans.yaml')"
+        )
+    if not callable(identify):
+        # Only its type is shown: it may be a table of keys.
+        raise MeterkitError(
+            f"identify: found {_describe_type(identify)}; allowed is a function from an ASGI scope to a"
+            " customer's id or None, such as identify.header('x-customer-id')"
+        )
+    if on_denied is not None and not callable(on_denied):
+        raise MeterkitError(
+            f"on_denied: found {_describe_type(on_denied)}; allowed is a function from a scope and a decision"
+            " to a response or None"
+        )
+    if paths not in (None, "exact", "loose"):
+        raise MeterkitError(f"paths: found {paths!r:.80}; allowed is 'exact', 'loose' or None")
+    if isinstance(cors, str | bytes) or not isinstance(cors, Iterable):
+        raise MeterkitError(
+            f"cors: found {cors!r:.80}; allowed is a list of origins, such as ['https://app.example'], or"
+            " ['*'] for all"
+        )
+    for origin in cast("Iterable[object]", cors):
+        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
+            raise MeterkitError(
+                f"cors: found {origin!r:.80}; allowed is an origin as browsers send it, in small letters and"
+                " without a path, such as 'https://app.example', or '*' alone for all"
+            )
+
+
+def _describe_type(value: object) -> str:
+    if value is None:
+        return "None"
+    return (
+        f"the class {value.__name__}"
+        if isinstance(value, type)
+        else f"a value of type {type(value).__name__}"
+    )
