@@ -1,5 +1,7 @@
 """Requests that are only decided and counted: whatever else happens to one, it counts as any other does."""
 
+# Internals: the lock that reports of usage hold, and a job as an earlier request has left it.
+
 from __future__ import annotations
 
 import asyncio
@@ -16,8 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 from drivers.app import http_scope, ignore, no_more, served, staying
 from faults.refusals import settled
 from meterkit import record
-from meterkit.asgi import exchange  # internals: the lock that reports of usage hold
-from meterkit.store.job_claims import remember_job  # internals: a job as an earlier request has left it
+from meterkit.asgi import exchange
+from meterkit.store.job_claims import remember_job
 
 pytestmark = pytest.mark.anyio
 
