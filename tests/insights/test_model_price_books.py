@@ -14,6 +14,7 @@ from drivers.audited_kit import sqlite_in
 from drivers.delivery import said_late
 from drivers.period_ends import HOUR, JULY, JUNE, MAY, MINUTE, Ending, paying
 from drivers.plans import plans_text
+from drivers.usage_figures import JSON, page_of
 from meterkit import Statement
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +90,26 @@ async def test_what_is_corrected_is_on_no_invoice_and_in_no_revenue(at: Ending) 
     await at.drain()
     cents = {"output_tokens:small-*": 41, "output_tokens:large-*": 84}
     await agree(at, MAY + DAY, cents, micros=1_250_000)
+
+
+@pytest.mark.parametrize("drains", [True, False])
+async def test_an_open_period_costs_what_the_usage_page_shows(at: Ending, *, drains: bool) -> None:
+    """With an invoice, usage at the default price was on the line of its meter, and its cost on none."""
+    for model, tokens in (("small-1", 40_000), ("large-1", 20_000), ("other", 10_000)):
+        await use(at, model, tokens)
+    if drains:
+        await at.drain()
+    async with page_of(at.kit) as client:
+        cost = (await client.get("/", headers=JSON)).json()["cost"]
+    found = await at.kit.statement("acme")
+    usage_lines = [line for line in found.lines if line.kind == "usage"]
+    assert {line.meter: (line.quantity, line.amount_cents) for line in usage_lines} == {
+        "output_tokens": (10_000, 30),
+        "output_tokens:small-*": (30_000, 30),
+        "output_tokens:large-*": (20_000, 80),
+    }
+    assert found.total_cents == cost["plan_cents"] + cost["overage_cents"] == 1_140
+    assert drains == (not any(line.note for line in found.lines))
 
 
 def said(found: Statement, *, events: bool = False) -> list[tuple[Any, ...]]:

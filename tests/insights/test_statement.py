@@ -14,7 +14,7 @@ from drivers.audited_kit import audited, lose_all, rebuild, sqlite_in
 from drivers.period_ends import HOUR, JUNE, MAY, MINUTE, Ending, paying
 from drivers.plans import plans_text
 from drivers.usage_figures import JSON, page_of, statement_parts
-from meterkit import MeterkitError, Statement, StatementLine
+from meterkit import MeterKit, MeterkitError, Statement, StatementLine
 from meterkit.catalog import loads
 from meterkit.testing import Clock
 
@@ -41,14 +41,20 @@ def assert_sums(statement: Statement) -> None:
 
 
 async def assert_agreement(at: Ending, overage_cents: int) -> None:
-    """Statement and usage page of the period that is open cost the same."""
-    await at.drain()
+    """Statement and usage page of the open period agree before its events are in the audit log, and after."""
     async with page_of(at.kit) as client:
         cost = (await client.get("/", headers=JSON)).json()["cost"]
-    statement = await at.kit.statement("acme")
     assert (cost["overage_cents"], cost["unpriced"]) == (overage_cents, [])
-    assert statement.total_cents == cost["plan_cents"] + overage_cents
+    before = await at.kit.statement("acme")
+    await at.drain()
+    statement = await at.kit.statement("acme")
+    assert before.total_cents == statement.total_cents == cost["plan_cents"] + overage_cents
+    assert figures_of(before) == figures_of(statement)
     assert_sums(statement)
+
+
+def figures_of(statement: Statement) -> list[tuple[str | None, int | None, int]]:
+    return [(line.meter, line.quantity, line.amount_cents) for line in statement.lines]
 
 
 def usage_of(statement: Statement, meter: str) -> list[StatementLine]:
@@ -119,6 +125,45 @@ async def test_late_usage_costs_the_same_on_page_statement_and_invoice(at: Endin
     assert_sums(found)
 
 
+async def test_usage_without_events_is_counted_and_named(at: Ending, store_url: str) -> None:
+    """A statement lacked meters without events: a total of 10.00 stood beside 10.90 on the usage page."""
+    more: Any = {"key_prefix": at.kit.settings.key_prefix, "shards": at.kit.settings.shards}
+    async with MeterKit(
+        at.kit.catalog, redis_url=store_url, clock=at.clock, flush=False, **more
+    ) as unaudited:
+        await unaudited.record("acme", "words", 130)
+        await unaudited.record("acme", "requests", 4)
+    await at.kit.record("acme", "words", 5)
+    await at.drain()
+    statement = await at.kit.statement("acme")
+    assert figures_of(statement)[-2:] == [("requests", 0, 0), ("words", 35, 105)]
+    assert [(line.overage, line.event_count, line.note) for line in statement.lines[-2:]] == [
+        (0, 0, "4 units of the period have no event in the audit log"),
+        (5, 1, "130 units of the period have no event in the audit log"),
+    ]
+    assert statement.total_cents == 1_000 + 105
+
+
+@pytest.mark.parametrize("drains", [True, False])
+async def test_usage_since_a_change_of_plans_is_what_its_invoice_lacks(at: Ending, *, drains: bool) -> None:
+    await at.kit.record("acme", "words", 150)
+    await at.flush()
+    await at.drain()
+    await at.reach(APRIL + 5 * DAY)
+    await at.kit.subscriptions.change_plan("acme", "max")
+    await at.found.settle()
+    at.clock.advance(MINUTE)
+    await at.kit.record("acme", "words", 20)
+    if drains:
+        await at.drain()
+    statement = await at.kit.statement("acme")
+    first, second = usage_of(statement, "words")
+    assert (first.invoice is None, first.quantity, first.amount_cents) == (False, 50, 150)
+    assert (second.invoice, second.quantity, second.amount_cents) == (None, 20, 40)
+    assert second.note == ("" if drains else "20 units of the period have no event in the audit log")
+    assert statement.total_cents == sum(line.amount_cents for line in statement.lines)
+
+
 async def test_pages_of_events(at: Ending) -> None:
     for nth in range(1, 8):
         await at.kit.record("acme", "words", nth)
@@ -170,6 +215,7 @@ async def test_a_change_in_a_periods_first_second_is_on_its_statement(at: Ending
     await at.found.settle()
     at.clock.advance(timedelta(minutes=1))
     await at.kit.record("acme", "words", 1)
+    await at.drain()
     found = await at.kit.statement("acme")
     assert_sums(found)
     # The upgrade comes to 20.00; the renewal before it ends the month of before.

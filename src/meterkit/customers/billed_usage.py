@@ -26,6 +26,7 @@ from meterkit.store.customer_usage import count_reported
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
+    from meterkit.catalog import Meter
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.store import Store
@@ -96,16 +97,70 @@ async def sum_overage(store: Store, usage: CustomerUsage, state: CustomerState) 
     Raises:
         StoreError: the store does not answer.
     """
-    return sum(filter(None, (await price_ended_overage(store, usage, state)).values()))
+    return sum(filter(None, (await _price_ended(store, usage, state)).values()))
 
 
-async def price_ended_overage(
-    store: Store, usage: CustomerUsage, state: CustomerState
-) -> Mapping[str, int | None]:
-    """Price the overage of each meter in a period that is over, as :func:`sum_overage` adds it up.
+class OverageCost(NamedTuple):
+    """Overage of a meter in a period, by the counters.
 
-    A meter without a known price has None. Prices by model are apart from their source.
+    Attributes:
+        units: without late units that were recorded twice; of a derived meter or its source, ``sent``.
+        cents: their cost in minor units; None: no price is known.
+        sent: units that Stripe gets under the meter's event, whether they are overage or not.
     """
+
+    units: int
+    cents: int | None
+    sent: int
+
+
+async def price_overage(
+    store: Store, usage: CustomerUsage, state: CustomerState
+) -> Mapping[str, OverageCost]:
+    """Price the overage of each meter in a period, open or over, as usage page and period summary add it up.
+
+    Prices by model are apart from their source.
+
+    Args:
+        store: where it is counted.
+        usage: of a customer in the period.
+        state: the customer's.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    is_open = to_ms(usage["period"]["end"]) > store.now_ms()
+    cents = _price_open(usage) if is_open else await _price_ended(store, usage, state)
+    stranded = await _read_totals(store, usage, "t")
+    units = _count_overage(usage, store.catalog.meters, stranded)
+    return {
+        name: OverageCost(units[name], cents.get(name), count_reported(counts) - stranded[name])
+        for name, counts in usage["meters"].items()
+    }
+
+
+def _count_overage(
+    usage: CustomerUsage, meters: Mapping[str, Meter], stranded: Mapping[str, int]
+) -> dict[str, int]:
+    """Units of overage by meter; ``stranded``: late ones, which the counters have twice."""
+    of_rows = Counter[str]()
+    for name, counts in usage["meters"].items():
+        if (source := name.partition(":")[0]) != name:
+            of_rows[source] += counts["overage"]
+    found: dict[str, int] = {}
+    for name, counts in usage["meters"].items():
+        meter = meters.get(name)
+        twice = 0 if name in of_rows else stranded[name]
+        if meter is not None and meter.is_row and meter.stripe is None:
+            twice = stranded.get(name.partition(":")[0], 0)  # Units under the source's event.
+        is_part = meter is not None and is_split(name, meters)
+        units = count_reported(counts) if is_part else counts["overage"] - of_rows[name]
+        found[name] = max(0, units - twice)
+    return found
+
+
+async def _price_ended(store: Store, usage: CustomerUsage, state: CustomerState) -> Mapping[str, int | None]:
+    """Price the overage of each meter in a period that is over; None: no price is known."""
     used = [name for name, counts in usage["meters"].items() if counts["overage"] or count_reported(counts)]
     subscription = state.subscription
     if subscription is not None and subscription.is_usage_free_of(to_ms(usage["period"]["start"])):
@@ -125,11 +180,8 @@ async def price_ended_overage(
     return found
 
 
-def price_open_overage(usage: CustomerUsage) -> Mapping[str, int | None]:
-    """Price the overage of each meter in a period that is open, as the usage page adds it up.
-
-    A meter without a known price has None. Prices by model are apart from their source.
-    """
+def _price_open(usage: CustomerUsage) -> Mapping[str, int | None]:
+    """Price the overage of each meter in a period that is open; None: no price is known."""
     cents = {name: counts["overage_cents"] for name, counts in usage["meters"].items()}
     found = dict(cents)
     for row, of_row in cents.items():
@@ -269,11 +321,16 @@ async def read_uninvoiced(store: Store, usage: CustomerUsage) -> Mapping[str, in
     Raises:
         StoreError: the store does not answer.
     """
+    return await _read_totals(store, usage, "b")
+
+
+async def _read_totals(store: Store, usage: CustomerUsage, kind: str) -> Mapping[str, int]:
+    """Read one kind of a customer's totals, by meter, in the period of a usage."""
     meters, start_ms = list(usage["meters"]), to_ms(usage["period"]["start"])
     if not meters:
         return {}
     admin, totals = await store.admin(), store.keys.customer(usage["customer"]).totals
-    fields = [f"{start_ms}|{meter_token(name)}b" for name in meters]
+    fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in meters]
     found = await admin.ask(admin.client.hmget(totals, fields))
     return {name: int(value or 0) for name, value in zip(meters, found, strict=True)}
 

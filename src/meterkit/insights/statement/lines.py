@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from meterkit.customers.billed_usage import OverageCost
+
 CLASSES: Final = ("included", "granted", "credited", "overage", "over_cap")
 _WORDS: Final = {"over_cap": "over the cap"}
 ENDLESS_MS: Final = 2**53
@@ -72,7 +74,7 @@ class StatementLine:
         kind: ``usage`` has events; ``difference``: the part of the invoice's total that the other lines
             do not explain.
         meter: of ``usage``, else None.
-        quantity: as on the invoice; None: it has none.
+        quantity: as on the invoice; of usage on none yet, its overage by the counters; None: it has none.
         unit_amount: the price of one, in minor units, as a decimal; empty: not known, or tiered.
         counted: the billed units of the line's events.
         included, granted, credited, overage: the units of these events by what paid for them.
@@ -81,7 +83,7 @@ class StatementLine:
         events: the first of them, oldest first.
         after: where the next page of events begins; empty: there are no more.
         late_since: of an invoice item for late usage, the first instant of its period; else None.
-        note: where ``quantity`` and ``counted`` differ, or a total: why.
+        note: where ``quantity`` and ``counted`` differ, or a total: why; which units have no event or price.
     """
 
     id: str
@@ -351,6 +353,44 @@ def explain_lines(
             )
         )
     return found
+
+
+def price_line(
+    line: StatementLine, costs: Sequence[OverageCost], recorded: int, own: Sequence[StatementLine]
+) -> StatementLine:
+    """A usage line that no invoice has, with quantity and amount from the counters.
+
+    The counters have usage before the audit log has its events; the note says how many units have none.
+
+    Args:
+        line: with the sums of its events.
+        costs: of its meters; empty: the counters have none of them any more.
+        recorded: units of its meters in the period, by the counters.
+        own: all lines of its meter; of invoices of changes, too.
+    """
+    if not costs:
+        note = f"{line.overage} units have no price in the plans file" if line.overage > 0 else ""
+        return replace(line, quantity=line.overage, note=note)
+    units = sum(one.units for one in costs)
+    invoiced = [one for one in own if one.invoice is not None]
+    if invoiced:
+        units = max(
+            0, min(units, sum(one.sent for one in costs) - sum(one.quantity or 0 for one in invoiced))
+        )
+    cents = sum(one.cents or 0 for one in costs) - sum(one.amount_cents for one in invoiced)
+    unpriced = min(units, sum(one.units for one in costs if one.cents is None))
+    logged = sum(getattr(one, name) for one in own for name in CLASSES)
+    notes = (
+        (unpriced, "units have no price in the plans file"),
+        (recorded - logged, "units of the period have no event in the audit log"),
+        (logged - recorded, "units of its events are not in the counters"),
+    )
+    return replace(
+        line,
+        quantity=units,
+        amount_cents=max(0, cents),
+        note="; ".join(f"{count} {words}" for count, words in notes if count > 0),
+    )
 
 
 def build_event(row: Mapping[str, Any], reason: str) -> StatementEvent:

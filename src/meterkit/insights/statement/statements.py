@@ -8,13 +8,12 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.customers.billed_usage import price_ended_overage, price_open_overage
+from meterkit.customers.billed_usage import price_overage
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import read_history
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import period_ms, to_ms
-from meterkit.decisions.price_segments import is_split
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.insights.audit.async_database import open_database
 from meterkit.insights.simulation.terms import plan_cost, read_tenures
@@ -27,6 +26,7 @@ from meterkit.insights.statement.lines import (
     explain_lines,
     invoice_lines,
     price_in,
+    price_line,
     select_events,
 )
 from meterkit.redis.daemon_thread import in_thread
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from datetime import datetime
 
+    from meterkit.customers.billed_usage import OverageCost
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.insights.audit.database import Database
     from meterkit.settings import Settings
@@ -192,8 +193,9 @@ class Statements:
         """The bill of a period, each line with its events: what, when, at which price and why.
 
         Lines are those of the period's invoices: of changes in it and of the renewal at its end. Until the
-        renewal, usage that no invoice has is priced as on the usage page; without an invoice, so are plan
-        and seats.
+        renewal's invoice, usage that no invoice has is a line for each meter with the overage and the cost
+        of the counters, as on the usage page; its note says how many units have no event in the audit log.
+        Without an invoice, plan and seats are priced as on the usage page, too.
 
         Args:
             customer: the customer's id.
@@ -321,6 +323,7 @@ class _StatementBuilder:
         by_event = await self._by_event()
         meters = {event: names[0] for event, names in by_event.items()}
         names = {names[0]: names for names in by_event.values()}
+        has_invoice = reader is not None
         read = [] if reader is None else await reader.lines_of(invoices, meters)
         # An invoice that begins this period has the usage of the one before: its events are not in this one.
         start = self._usage["period"]["start"]
@@ -329,7 +332,7 @@ class _StatementBuilder:
         is_renewed = _has_renewal(invoices, to_ms(self._usage["period"]["end"]))
         found += [] if is_renewed else self._rest_lines(found)
         wanted = select_events(found, names, await self._plan_changes())
-        used: list[str] = await self._query(self._events.meters_of)
+        used = await self._used_meters(counted=not is_renewed)
         own = [line.meter for line in found if line.meter and line.late_since is None]
         without = {name for meter in own for name in names.get(meter, ())}
         without |= {one.name for one in self._store.catalog.meters.values() if one.is_spend}
@@ -337,16 +340,32 @@ class _StatementBuilder:
             if meter not in without:
                 line = self._usage_line(meter)
                 found.append(line)
-                wanted[line.id] = EventSelection((meter,))
+                wanted[line.id] = EventSelection((meter, meter_token(meter)))
         sums = await self._query(self._events.sums_of, wanted)
         lines = explain_lines(found, wanted, sums, self._why(), self._usage["period"]["start"])
-        found = [one for one in lines if not self._is_empty(one, has_invoice=reader is not None)]
         if not is_renewed:
-            costs = await self._price_overage()
-            found = [self._price_line(one, costs, found) if one.id in wanted else one for one in found]
+            costs = await price_overage(self._store, self._usage, self._state)
+            lines = [
+                one
+                if one.id not in wanted
+                else self._price_line(one, wanted[one.id].meters, costs, lines, has_invoice=has_invoice)
+                for one in lines
+            ]
+        found = [one for one in lines if not self._is_empty(one, has_invoice=has_invoice)]
         if reader is None:
             found = [*await self._fixed_lines(), *found]
         return [*(replace(one, note=_FORMER if one.quantity else "") for one in former), *found], wanted
+
+    async def _used_meters(self, *, counted: bool) -> list[str]:
+        """Names of meters with events in the audit log; ``counted``: also those that only counters have."""
+        of_usage, meters = self._usage["meters"], self._store.catalog.meters
+        logged: list[str] = await self._query(self._events.meters_of)
+        names = {meter_token(name): name for name in of_usage}
+        found = {names.get(name, name) for name in logged}
+        if counted:
+            kept = (name for name in of_usage if name not in meters or meters[name].kind == "counter")
+            found |= {name for name in kept if of_usage[name]["recorded"]}
+        return sorted(found)
 
     def _rest_lines(self, lines: Sequence[StatementLine]) -> list[StatementLine]:
         """A line for each meter that the invoice of a change has, with its usage since then."""
@@ -362,15 +381,15 @@ class _StatementBuilder:
         ]
 
     def _is_empty(self, line: StatementLine, *, has_invoice: bool) -> bool:
-        """Whether no event is on a line, or Stripe never sees its meter and no unit is on it alone."""
+        """Whether nothing is on a line, or Stripe never sees its meter and no unit is on it alone."""
         meter = self._store.catalog.meters.get(line.meter or "")
         if line.invoice is not None:
             return False
-        if not line.event_count or meter is None or meter.stripe is not None:
-            return not line.event_count
+        if meter is None or meter.stripe is not None:
+            return not (line.event_count or line.quantity or line.amount_cents or line.note)
         # Units at the default price by model are on the invoice line of their source.
         is_twice = has_invoice and meter.is_row
-        return is_twice or not (line.included or line.granted or line.credited or line.overage)
+        return is_twice or not (line.included or line.granted or line.credited or line.overage or line.note)
 
     async def with_events(
         self, line: StatementLine, wanted: Mapping[str, EventSelection], after: str, most: int
@@ -440,36 +459,30 @@ class _StatementBuilder:
             found.append(self._plain_line("seats", "subscription", f"Seats of {plan.name}", **more))
         return found
 
-    async def _price_overage(self) -> Mapping[str, int | None]:
-        """Cost of overage by meter, from the counters that the usage page and period summaries show."""
-        if to_ms(self._usage["period"]["end"]) > self._store.now_ms():
-            return price_open_overage(self._usage)
-        return await price_ended_overage(self._store, self._usage, self._state)
-
     def _price_line(
-        self, line: StatementLine, costs: Mapping[str, int | None], lines: Sequence[StatementLine]
+        self,
+        line: StatementLine,
+        names: Sequence[str],
+        costs: Mapping[str, OverageCost],
+        lines: Sequence[StatementLine],
+        *,
+        has_invoice: bool,
     ) -> StatementLine:
-        """A usage line that no invoice has, with its cost; a line of an invoice stays as it is.
+        """A usage line that no invoice has, at its cost; a line of an invoice stays as it is.
 
-        Among all ``lines``, prices by model have lines of their own, and invoices of changes may have lines
-        of the same meter.
+        ``names``: the meters of its events. ``lines``: of the statement.
         """
         if line.invoice is not None or line.meter is None:
             return line
-        meters = self._store.catalog.meters
-        units = line.overage - sum(
-            one.overage for one in lines if (one.meter or "").startswith(f"{line.meter}:")
-        )
-        if line.meter in meters and is_split(line.meter, meters):
-            units = line.counted
-        cents = costs.get(line.meter)
-        invoiced = sum(
-            one.amount_cents
-            for one in lines
-            if (one.kind, one.meter, one.late_since) == ("usage", line.meter, None)
-        )
-        note = f"{units} units have no price in the plans file" if cents is None and units > 0 else ""
-        return replace(line, quantity=units, amount_cents=max(0, (cents or 0) - invoiced), note=note)
+        known = [name for name in names if name in costs]
+        recorded = sum(self._usage["meters"][name]["recorded"] for name in known)
+        if has_invoice:  # Units at the default price by model are on the line of their source.
+            meters = self._store.catalog.meters.values()
+            known += [
+                row.name for row in meters if row.is_row and row.stripe is None and row.source == line.meter
+            ]
+        own = [one for one in lines if (one.kind, one.meter, one.late_since) == ("usage", line.meter, None)]
+        return price_line(line, [costs[name] for name in known], recorded, own)
 
 
 def _has_renewal(invoices: Sequence[Mapping[str, Any]], end_ms: int) -> bool:
