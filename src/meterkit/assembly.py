@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from meterkit.catalog.credit_values import find_top_ups
@@ -56,16 +57,19 @@ _Part = TypeVar("_Part")
 
 
 class LazyPart(Generic[_Part]):
-    """Attribute that is made at its first use. Threads that race for it get the same part."""
+    """Attribute that is made at its first use, once: a thread waits while another one makes it."""
 
     def __init__(self, make: Callable[[Any], _Part]) -> None:
         self._make = make
         self._name = make.__name__
         self.__doc__ = make.__doc__
 
-    def __get__(self, parts: object, owner: type) -> _Part:
-        # An entry in the dictionary hides this descriptor from then on. Setting one is atomic.
-        part: _Part = vars(parts).setdefault(self._name, self._make(parts))
+    def __get__(self, parts: Parts, owner: type) -> _Part:
+        made = vars(parts)
+        with parts.making:
+            if self._name not in made:
+                made[self._name] = self._make(parts)  # Hides this descriptor from then on.
+        part: _Part = made[self._name]
         return part
 
 
@@ -79,6 +83,7 @@ class StripeAccess:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._made: StripeApi | None = None
+        self._making = Lock()
 
     def api(self) -> StripeApi:
         """Return the Stripe client.
@@ -86,11 +91,12 @@ class StripeAccess:
         Raises:
             SettingsError: no Stripe key is set.
         """
-        if self._made is None:
-            from meterkit.stripe.api import StripeApi
+        with self._making:
+            if self._made is None:
+                from meterkit.stripe.api import StripeApi
 
-            self._made = StripeApi(self._settings)
-        return self._made
+                self._made = StripeApi(self._settings)
+            return self._made
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
@@ -108,9 +114,11 @@ class Parts:
 
     Attributes:
         stripe_api: returns the Stripe client; None: no Stripe key is set.
+        making: held while a part is made; reentrant, because parts need parts.
     """
 
     def __init__(self, store: Store, settings: Settings, contact: ContactSource | None) -> None:
+        self.making = RLock()
         self.store = store
         self.settings = settings
         self._contact = contact
@@ -302,7 +310,7 @@ class Parts:
             return await flusher.flush(everything=everything, timeout_s=timeout_s)
 
     def tasks(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
-        """List the background tasks of each event loop, by name.
+        """List the background tasks of each event loop, by name; let the store wake the event dispatcher.
 
         Raises:
             MeterkitError: a package of an extra is missing.
@@ -310,6 +318,7 @@ class Parts:
         """
         from meterkit.customers.states import make_scheduled_transitions
 
+        self.store.on_notice = self._dispatcher.on_notice
         found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"events": self._dispatcher.run}
         found |= self.notify.tasks()
         if self.settings.audit_url is not None:
@@ -326,19 +335,6 @@ class Parts:
         wants = self._wants_transitions
         found["scheduled transitions"] = partial(make_scheduled_transitions, self.store, is_wanted=wants)
         return found
-
-    @property
-    def can_refuse_tasks(self) -> bool:
-        """Whether :meth:`tasks` depends on settings or extras, so that it may raise or log a warning."""
-        settings, notify = self.settings, self.store.catalog.notify
-        has_channel = notify.webhook is not None or notify.email is not None
-        return (
-            settings.delivers
-            or has_channel
-            or bool(settings.notify_secret)
-            or settings.smtp_url is not None
-            or settings.audit_url is not None
-        )
 
     async def finish(self) -> None:
         """Wait until running handlers have ended, within a bound."""

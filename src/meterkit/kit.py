@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from meterkit.delivery.flusher import Flusher
     from meterkit.insights.by_model import ModelUsage
     from meterkit.insights.health_report import Health
-    from meterkit.serving import BackgroundTask
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
@@ -91,11 +90,10 @@ class MeterKit(KitLifecycle, KitParts):
         catalog = enforced(plans, self.settings.enforcement)
         self.store = store_of(self.settings, catalog, clock)
         self._parts = parts = Parts(self.store, self.settings, contact)
-        self._serving = LoopServer(
-            self.store, self.settings, self._make_tasks, parts.finish, close=parts.close
-        )
-        if parts.can_refuse_tasks:
-            self._serving.make_tasks()
+        tasks = parts.tasks()
+        if self._plans is not None:
+            tasks["watch"] = partial(self._plans.watch, self.reload)
+        self._serving = LoopServer(self.store, self.settings, tasks, parts.finish, close=parts.close)
 
     @property
     def catalog(self) -> Catalog:
@@ -351,12 +349,6 @@ class MeterKit(KitLifecycle, KitParts):
         log_notes(self.catalog, self.settings.enforcement)
         await self._serving.remember_meters()
         return True
-
-    def _make_tasks(self) -> Mapping[str, BackgroundTask]:
-        tasks = self._parts.tasks()
-        if self._plans is not None:
-            tasks["watch"] = partial(self._plans.watch, self.reload)
-        return tasks
 
     def _use(self, catalog: Catalog) -> bool:
         if catalog.content_hash == self.catalog.content_hash:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from importlib import import_module
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from weakref import WeakKeyDictionary
@@ -17,6 +16,7 @@ from weakref import WeakKeyDictionary
 from meterkit.cancellation import complete, start_task
 from meterkit.catalog.notes import log_notes
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.insights.otel import observe_store
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
@@ -66,7 +66,7 @@ class LoopServer:
     Args:
         store: of the kit.
         settings: of the kit.
-        tasks: makes the background tasks of each event loop, by name.
+        tasks: background tasks of each event loop, by name.
         finish: ends the work in progress in the running event loop, before its tasks are cancelled.
         close: closes the other resources of the running event loop, after its tasks have ended.
     """
@@ -75,15 +75,14 @@ class LoopServer:
         self,
         store: Store,
         settings: Settings,
-        tasks: Callable[[], Mapping[str, BackgroundTask]],
+        tasks: Mapping[str, BackgroundTask],
         finish: Callable[[], Awaitable[None]],
         *,
         close: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._settings = settings
-        self._task_source = tasks
-        self._tasks: Mapping[str, BackgroundTask] = {}
+        self._tasks = {**tasks, "degraded": store.degraded.run, "unpriced": store.unpriced.run}
         self._finish = finish
         self._close = close
         self._background = BackgroundTasks(store.task_failures)
@@ -91,22 +90,10 @@ class LoopServer:
         self._has_started = self._has_begun = False
         store.loops.before_stop = self._end
 
-    def make_tasks(self) -> Mapping[str, BackgroundTask]:
-        """Make the background tasks, once; the first event loop does so at the latest.
-
-        Raises:
-            MeterkitError: a package of an extra is missing.
-            SettingsError: the plans file needs a setting.
-        """
-        if not self._tasks:
-            own = {"degraded": self._store.degraded.run, "unpriced": self._store.unpriced.run}
-            self._tasks = {**self._task_source(), **own}
-        return self._tasks
-
     async def start(self) -> None:
         """Serve the running event loop; see :meth:`KitLifecycle.start`."""
         loop = running_loop()
-        self._observe()
+        observe_store(self._store)
         self._starts[loop] = self._starts.get(loop, 0) + 1
         try:
             await self._serve(loop)
@@ -132,15 +119,10 @@ class LoopServer:
                 " request of an event loop does, %s; it ends with the loop",
                 "and delivers to Stripe" if self._settings.delivers else "and delivers nothing",
             )
-        self._observe()
+        observe_store(self._store)
         lane = await self._serve(loop)
         if lane is not None:
             lane.spawn(self.remember_meters())  # The request does not wait for it.
-
-    def _observe(self) -> None:
-        """Connect the store to OpenTelemetry; imported with the first event loop."""
-        observe_store: Callable[[Store], None] = import_module("meterkit.insights.otel").observe_store
-        observe_store(self._store)
 
     async def stop(self) -> None:
         """Undo one start; see :meth:`KitLifecycle.stop`."""
@@ -175,7 +157,7 @@ class LoopServer:
         if not self._store.is_off:  # It may be switched off because of the store.
             lane = await self._store.lane()
             lane.is_served = True
-        for name, work in self.make_tasks().items():
+        for name, work in self._tasks.items():
             self._background.ensure_running(loop, name, work)
         return lane
 

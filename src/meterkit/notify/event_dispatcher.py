@@ -41,7 +41,6 @@ class EventDispatcher:
         self._store = store
         self._handlers = handlers
         self._states: WeakKeyDictionary[asyncio.AbstractEventLoop, _DispatchState] = WeakKeyDictionary()
-        store.on_notice = self._on_notice
 
     async def run(self) -> None:
         """Dispatch notices until cancelled.
@@ -78,7 +77,8 @@ class EventDispatcher:
     def _loop_state(self) -> _DispatchState:
         return self._states.setdefault(asyncio.get_running_loop(), _DispatchState())
 
-    def _on_notice(self, shard: int) -> None:
+    def on_notice(self, shard: int) -> None:
+        """Dispatch the notices of a shard now: this process has just stored one."""
         state = self._loop_state()
         state.shards.add(shard)
         state.wake.set()
