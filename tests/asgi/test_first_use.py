@@ -1,10 +1,12 @@
-"""First uses of a kit: by several threads at once."""
+"""First uses of a kit in a fresh process: by a request without a lifespan, and by several threads at once."""
 
 # Internals: the constructors that threads race for.
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,54 @@ PLANS = free_plan(
     "{requests: {rate: 1000/hour, included: 10, overage: deny, warn_at: [80]}}",
     'routes: [{match: "*", consume: {requests: 1}}]',
 )
+FIRST_REQUEST = f"""
+import asyncio, sys, threading
+from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit.catalog import loads
+kit = MeterKit(loads({PLANS!r}), redis_url=sys.argv[1], flush=False)
+imported = []
+
+class ImportLog:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is threading.main_thread():
+            imported.append(name)
+
+async def app(scope, receive, send):
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body"}})
+
+async def receive():
+    return {{"type": "http.request"}}
+
+async def send(message):
+    pass
+
+async def serve():
+    metered = MeterMiddleware(app, kit=kit, identify=identify.header("x-customer-id"))
+    scope = {{"type": "http", "method": "GET", "path": "/", "headers": [(b"x-customer-id", b"acme")]}}
+    sys.meta_path.insert(0, ImportLog())
+    await metered(scope, receive, send)
+    await asyncio.gather(*(kit.store.admin() for _ in range(3)))
+    await asyncio.sleep(0.2)  # The background tasks run.
+    usage = await kit.usage("acme")
+    print("counted", usage["meters"]["requests"]["recorded"], "redis" in sys.modules, imported)
+    await kit.stop()
+
+asyncio.run(serve())
+"""
+
+
+def output_of(program: str, store_url: str) -> list[str]:
+    """Lines that a fresh interpreter prints."""
+    command = [sys.executable, "-c", program, store_url]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.usefixtures("valkey")
+@pytest.mark.dear("a fresh interpreter imports meterkit")
+def test_the_first_request_imports_nothing_in_its_event_loop(store_url: str) -> None:
+    """Imports took 150 ms, in which no other request was served; the store's timeout is 250 ms."""
+    assert output_of(FIRST_REQUEST, store_url) == ["counted 1 True []"]
 
 
 def test_handlers_are_called_at_once_where_loops_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

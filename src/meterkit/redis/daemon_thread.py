@@ -5,14 +5,18 @@ from __future__ import annotations
 from asyncio import wrap_future
 from concurrent.futures import Future
 from functools import partial
+from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+_imported: dict[str, ModuleType] = {}
 
 
 def in_daemon_thread(call: Callable[[], _T], *, name: str) -> Future[_T]:
@@ -35,3 +39,10 @@ def in_daemon_thread(call: Callable[[], _T], *, name: str) -> Future[_T]:
 async def in_thread(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Call a function that blocks, without blocking the event loop."""
     return await wrap_future(in_daemon_thread(partial(call, *args, **kwargs), name="meterkit-call"))
+
+
+async def import_in_thread(name: str) -> ModuleType:
+    """Import a module in a thread at its first use: redis-py takes 100 ms, in which requests would wait."""
+    if name not in _imported:
+        _imported[name] = await in_thread(import_module, name)
+    return _imported[name]

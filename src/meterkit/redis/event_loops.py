@@ -11,12 +11,12 @@ import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis import discovery
 from meterkit.redis.cluster_lane import ClusterConnection, ClusterLane
+from meterkit.redis.daemon_thread import import_in_thread
 from meterkit.redis.discovery import master_of
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.handshake import check_store_format, connect, inspect_server
@@ -156,9 +156,10 @@ class EventLoops:
         if admin is None:
             await self._guard_loop(loop)
             address = self._address if self._server is None else await self._find_server()
-            # Imported with the first client: redis-py takes long to import.
-            new_admin: type[Admin] = import_module("meterkit.redis.admin").Admin
-            admin = self._admins[loop] = new_admin(address, timeout_s=self._timeout_s, clock=self._clock)
+            new_admin: type[Admin] = (await import_in_thread("meterkit.redis.admin")).Admin
+            admin = self._admins.get(loop)  # Another task may have made it meanwhile.
+            if admin is None:
+                admin = self._admins[loop] = new_admin(address, timeout_s=self._timeout_s, clock=self._clock)
         lane = self.lanes.get(loop)
         if lane is not None and lane.allotments is not None:
             lane.allotments.flush()
@@ -171,9 +172,9 @@ class EventLoops:
         if self._address.kind == "cluster":
             return await self._connect_to_cluster()
         if self._address.kind == "memory":
-            # fakeredis is imported only by those who use it.
             loaded = tuple(self._scripts.values())
-            connection = await import_module("meterkit.redis.memory").connect(loaded, clock=self._clock)
+            memory = await import_in_thread("meterkit.redis.memory")  # An extra: fakeredis.
+            connection = await memory.connect(loaded, clock=self._clock)
         else:
             connection = await self._connect_to(await self._find_server(), on_end)
         try:
