@@ -150,3 +150,8 @@ class PlainExchange(Exchange):
         """See :meth:`HoldOwner.is_due`."""
         self.unfold()
         return super().is_due()
+
+    async def renew(self) -> None:
+        """See :meth:`HoldOwner.renew`."""
+        self.unfold()
+        await super().renew()
