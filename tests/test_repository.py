@@ -84,7 +84,7 @@ def test_disturbed_benchmarks_are_repeated_or_not_published() -> None:
     gauge = quiet["Gauge"](read=lambda: {"core": next(readings)}, tries=2, pause_s=0)
     measured = iter("abc")
     assert gauge.measure_part("repeated", lambda: next(measured)) == "b"
-    result = {"quiet": quiet["judge_readings"](gauge.readings), "skipped": {}}
+    result: dict[str, Any] = {"quiet": quiet["judge_readings"](gauge.readings), "skipped": {}}
     assert quiet["list_refusals"](result) == []
     assert quiet["format_verdict"](result).startswith("undisturbed: the bare app was at most 14 %")
     gauge.tries = 1

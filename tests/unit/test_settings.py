@@ -205,7 +205,7 @@ def test_no_form_of_the_settings_shows_a_password_or_a_key() -> None:
         stripe_api_base=f"https://proxy.example/{PASSWORD}",
         stripe_events_base=f"https://proxy.example/{PASSWORD}/",
         stripe_webhook_secret=f"whsec_{PASSWORD}",
-        audit_url=f"postgresql://user:{PASSWORD}@db/books",
+        audit_url=f"postgresql+psycopg://user:{PASSWORD}@db/books",
         storage_endpoint=f"https://minio.example/{PASSWORD}",
         notify_secret=signing,
         smtp_url=f"smtp://user:{PASSWORD}@mail.example",
