@@ -198,12 +198,7 @@ class Exchange(AdmittedRequest):
                 self._reading.begin(message)
             if "trailers" in message:
                 self._trailers = bool(message["trailers"])
-            fields = self.limit_fields
-            if fields is not None:  # As _with_fields has it, without a call.
-                headers = fields.add(
-                    message.get("headers", ()), self._decided, self._reply, self._scope["headers"]
-                )
-                message = {**message, "headers": headers}
+            message = self._with_fields(message)
         elif self._is_last_message(kind, message):
             return self._send_and_read(message, last=True)
         return self._send(message)
@@ -282,11 +277,7 @@ class Exchange(AdmittedRequest):
         if decided is not None and decided.settles:
             lane.live.discard(self)
             if self._renewed is None:
-                # As settle_decision has it, without a call: nearly every billed request ends here.
-                slot = self._slot
-                settlement = decided.settlements.get(billed)
-                if settlement is None or settlement.held.slot != slot:
-                    settlement = settle_decision(decided, slot, billed=billed)
+                settlement = settle_decision(decided, self._slot, billed=billed)
             else:
                 used = UsedQuantities(recorded=decided.recorded if billed else _NOTHING)
                 mark = RepeatMark.of(decided, billed=billed)
@@ -457,8 +448,6 @@ class Exchange(AdmittedRequest):
             call_on_loop(self._store, lane, self._store.settle, lane, Settlement(self._view, used=used))
 
     def _outcome(self) -> Outcome:
-        if self._complete and not self._gone and self._status < BAD_REQUEST:
-            return "success"  # As outcome_of has it, without a call.
         return outcome_of(
             self._status,
             is_complete=self._complete and not self._left_within,

@@ -190,8 +190,7 @@ class LimitFields:
         request_headers: Iterable[tuple[bytes, bytes]],
     ) -> list[tuple[bytes, bytes]]:
         """Add any fields to any headers."""
-        exposed = any(name == _ORIGIN for name, _ in request_headers)
-        return merge_headers(headers, self._format_fields(decided, reply), expose=exposed)
+        return _merge_ours(headers, self._format_fields(decided, reply), request_headers)
 
     def _reset_s(self, decided: PreparedDecision | None, reply: list[int]) -> int | None:
         """Seconds, rounded up, until more is left under the limit that the reply names."""
@@ -262,9 +261,13 @@ class FixedFields:
     ) -> list[tuple[bytes, bytes]]:
         """See :meth:`LimitFields.add`."""
         del decided, reply
-        exposed = False
-        for name, _ in request_headers:
-            if name == _ORIGIN:
-                exposed = True
-                break
-        return merge_headers(headers, self._ours, expose=exposed)
+        return _merge_ours(headers, self._ours, request_headers)
+
+
+def _merge_ours(
+    headers: Iterable[tuple[bytes, bytes]],
+    ours: Sequence[tuple[bytes, bytes]],
+    request_headers: Iterable[tuple[bytes, bytes]],
+) -> list[tuple[bytes, bytes]]:
+    """Merge our fields into an answer; scripts of other origins may read them if the client is one."""
+    return merge_headers(headers, ours, expose=any(name == _ORIGIN for name, _ in request_headers))

@@ -147,6 +147,7 @@ class MeterMiddleware:
         if route is None or not route.is_plain or kind != "http" or scope["method"] == "OPTIONS":
             passed = await self._admit_special(plans, route, scope, receive, send)
         else:
+            lane = self._kit.store.lanes.get(running_loop())
             try:
                 found = self._identify(scope)
             except Exception as error:  # noqa: BLE001 - logged there
@@ -154,10 +155,12 @@ class MeterMiddleware:
                     error, plans, route, scope, receive, send, self._refuser
                 )
             else:
-                passed = self._use_unit(plans, route, found, scope, send) if plans.cache.allots else None
+                passed = None
+                if plans.cache.allots:
+                    passed = self._use_unit(plans, lane, route, found, scope, send)
                 if passed is None:
                     passed = await self._admit_request(
-                        plans, route, found, scope, receive, send, None, self._refuser
+                        plans, lane, route, found, scope, receive, send, None, self._refuser
                     )
             if passed is not None:
                 passed.server_receive, passed.refuser = receive, self._refuser
@@ -247,7 +250,8 @@ class MeterMiddleware:
             found = self._identify(scope)
         except Exception as error:  # noqa: BLE001 - logged there
             return await self._answer_unidentified(error, plans, route, scope, receive, send, refuser)
-        return await self._admit_request(plans, route, found, scope, receive, send, body, refuser)
+        lane = self._kit.store.lanes.get(running_loop())
+        return await self._admit_request(plans, lane, route, found, scope, receive, send, body, refuser)
 
     async def _answer_unidentified(
         self,
@@ -266,10 +270,9 @@ class MeterMiddleware:
         )
 
     def _use_unit(
-        self, plans: ActivePlans, route: Route, found: object, scope: Scope, send: Send
+        self, plans: ActivePlans, lane: Lane | None, route: Route, found: object, scope: Scope, send: Send
     ) -> Exchange | None:
         """Admit a plain request by a unit of an allotment; None: the store has to decide it."""
-        lane = self._kit.store.lanes.get(running_loop())
         view = plans.cache.named.get(found) if type(found) is str else None
         if view is None or lane is None or lane.allotments is None:
             return None
@@ -315,6 +318,7 @@ class MeterMiddleware:
     async def _admit_request(
         self,
         plans: ActivePlans,
+        lane: Lane | None,
         route: Route,
         found: object,
         scope: Scope,
@@ -328,7 +332,6 @@ class MeterMiddleware:
         view: CustomerView | None = None
         decided: PreparedDecision | None = None
         prepare: Prepare | None = None
-        lane = store.lanes.get(running_loop())
         try:
             known = plans.cache.named.get(found) if type(found) is str else None
             view = known or await self._find_view(plans, found, scope)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from functools import partial
 from http import HTTPStatus
@@ -13,10 +12,11 @@ from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.customers.drift_records import DriftRecords
-from meterkit.errors import MeterkitError, StripeError, UnknownPlanError
+from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.health.findings import CheckSkippedError, join_names, one_finding
 from meterkit.insights.health_report import Finding
 from meterkit.stripe.api import StripeApi
+from meterkit.stripe.concurrent_calls import run_together
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
 from meterkit.subscriptions.stripe_objects import pack_key
@@ -142,19 +142,9 @@ async def _find_unpriced(
 
 
 async def _find_together(checks: Iterable[Callable[[], Awaitable[list[Finding]]]]) -> list[Finding]:
-    """Run checks of Stripe concurrently, a few at once; the findings are in the order of the checks."""
-    at_once = asyncio.Semaphore(_CHECKS_AT_ONCE)
-
-    async def find(check: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
-        async with at_once:
-            return await check()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(find(check)) for check in checks]
-    except* MeterkitError as errors:
-        raise errors.exceptions[0] from None
-    return [finding for task in tasks for finding in task.result()]
+    """Run checks of Stripe concurrently; the findings are in the order of the checks."""
+    found = await run_together(checks, at_once=_CHECKS_AT_ONCE)
+    return [finding for findings in found for finding in findings]
 
 
 def _list_unpriced_meters(meters: Iterable[Meter], prices: PlanPrices, ids: Mapping[str, str]) -> list[str]:

@@ -258,6 +258,7 @@ class Allotments:
         """
         if decision not in self._lines:
             self._count_request(decision, route)
+            return decision, None
         return self.use_unit(decision) or (decision, None)
 
     def use_unit(self, decision: PreparedDecision | None) -> tuple[PreparedDecision, list[int]] | None:

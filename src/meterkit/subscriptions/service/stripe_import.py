@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.customers.links import StripeLinker, claim_owner
 from meterkit.customers.states import CustomerStates, read_states
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
-from meterkit.errors import CustomerError, MeterkitError
+from meterkit.errors import CustomerError
+from meterkit.stripe.concurrent_calls import run_together
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
@@ -211,18 +212,11 @@ class StripeImporter:
 
     async def _import_batch(self, batch: Sequence[Newcomer], tally: _Tally, *, dry_run: bool) -> None:
         states = await self._read_states(newcomer.customer for newcomer in batch)
-        room = asyncio.Semaphore(_AT_ONCE)
-
-        async def import_one(newcomer: Newcomer) -> None:
-            async with room:
-                await self._import_one(newcomer, states[newcomer.customer], tally, dry_run=dry_run)
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for newcomer in batch:
-                    tasks.create_task(import_one(newcomer))
-        except* MeterkitError as errors:
-            raise errors.exceptions[0] from None
+        imports = [
+            partial(self._import_one, newcomer, states[newcomer.customer], tally, dry_run=dry_run)
+            for newcomer in batch
+        ]
+        await run_together(imports, at_once=_AT_ONCE)
 
     async def _import_one(
         self, newcomer: Newcomer, state: CustomerState, tally: _Tally, *, dry_run: bool
