@@ -155,7 +155,7 @@ async def test_users_that_the_log_lacks_are_reported_as_left_out(valkey: Server,
 
 
 def test_without_duckdb_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "meterkit.insights.simulation.usage_log")
+    monkeypatch.delitem(sys.modules, "meterkit.insights.simulation.usage_log", raising=False)
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'meterkit[simulate]'")):
         import_module("meterkit.insights.simulation.usage_log")
