@@ -14,7 +14,7 @@ import stripe_emulator
 
 LINE = (
     ("errors", "throttle", "problem_types", "cancellation", "safe_text", "csv_text"),
-    ("settings", "sending_page", "http_bodies"),
+    ("settings", "allowed_origins", "http_bodies"),
     ("catalog",),
     ("decisions", "tokens"),
     ("redis",),

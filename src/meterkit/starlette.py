@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.routing import Route
 
+from meterkit.allowed_origins import SendingPage
 from meterkit.errors import MeterkitError
-from meterkit.sending_page import SendingPage
 from meterkit.storage.endpoint import StorageEndpoint
 from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, BillingResponder
 from meterkit.subscriptions.billing_routes import ENDPOINTS

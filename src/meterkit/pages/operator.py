@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from meterkit.allowed_origins import SendingPage
 from meterkit.csv_text import csv_text
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.http_bodies import read_body
@@ -54,7 +55,6 @@ from meterkit.pages.rendering import (
 )
 from meterkit.pages.trend_tiles import trend_tiles
 from meterkit.problem_types import ProblemDocument, ProblemDocumentError, ProblemType
-from meterkit.sending_page import SendingPage
 from meterkit.store.input_checks import check_text, is_customer
 from meterkit.subscriptions.billing_problems import invalid
 

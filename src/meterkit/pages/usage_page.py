@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from meterkit.allowed_origins import SendingPage, check_sender, origins_of
 from meterkit.catalog.amount_wording import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
@@ -21,7 +22,6 @@ from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.pages.subject_figures import subject_bars
 from meterkit.pages.usage_figures import beyond_included, usage_figures
 from meterkit.problem_types import ProblemDocumentError
-from meterkit.sending_page import SendingPage, check_sender, origins_of
 from meterkit.starlette import check_customer_of
 from meterkit.store.customer_usage import hide_delivery_states
 from meterkit.subscriptions.billing_answers import customer_in
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Scope
 
+    from meterkit.allowed_origins import Origin
     from meterkit.pages.brand import Brand
     from meterkit.pages.usage_figures import PagesKit, UsageFigures
-    from meterkit.sending_page import Origin
 
 _DAY_MS: Final = 86_400_000
 

@@ -16,10 +16,10 @@ from urllib.parse import parse_qsl
 
 from pydantic import TypeAdapter, ValidationError
 
+from meterkit.allowed_origins import Origin, SendingPage, check_sender, has_allowed_origin, origins_of
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.problem_types import ProblemDocument, ProblemDocumentError
-from meterkit.sending_page import Origin, SendingPage, check_sender, has_allowed_origin, origins_of
 from meterkit.store.customer_usage import hide_delivery_states
 from meterkit.store.input_checks import is_customer
 from meterkit.subscriptions.billing_problems import invalid, problem_of

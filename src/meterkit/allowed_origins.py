@@ -1,4 +1,4 @@
-"""Origin of the page that sent a request: checked against those of the app (CSRF), as are redirects."""
+"""Allowed origins of an app: of the page that sent a request (CSRF), and of redirects."""
 
 from __future__ import annotations
 
