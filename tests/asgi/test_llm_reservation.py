@@ -25,7 +25,7 @@ from drivers.delivery import until
 from drivers.llm_apps import answering, listening, metered, openai_stream, read_all
 from drivers.sampled import few_examples
 from faults.refusals import evalsha_calls, settled, stopped
-from meterkit.asgi.body import DECODED_BYTES_MAX, READ_AHEAD_BYTES_MAX, BufferedBody
+from meterkit.asgi.buffered_body import DECODED_BYTES_MAX, READ_AHEAD_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import reservation
 from meterkit.catalog import loads
 from meterkit.tokens.json_values import rows

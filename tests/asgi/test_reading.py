@@ -19,7 +19,7 @@ import pytest
 
 from drivers.app import http_scope, no_more
 from drivers.sampled import pairs
-from meterkit.asgi.body import KeptRequest
+from meterkit.asgi.buffered_body import KeptRequest
 from meterkit.asgi.response_usage import ResponseUsage
 from meterkit.catalog import Route
 from meterkit.tokens.call_usage import CallUsage

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.requests import ClientDisconnect
 
-from meterkit.asgi.body import KeptRequest, has_body
+from meterkit.asgi.buffered_body import KeptRequest, has_body
 from meterkit.asgi.llm_calls import LlmCalls, name_calls
 from meterkit.asgi.logs import warn, warn_of_lost, warn_of_unread
 from meterkit.asgi.refusal_responses import problem_type_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from meterkit.asgi.body import BufferedBody
+    from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.asgi.limit_fields import FixedFields, LimitFields
     from meterkit.asgi.refuser import Refuser
     from meterkit.catalog import Outcome, Route

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from meterkit.asgi.body import BufferedBody
+from meterkit.asgi.buffered_body import BufferedBody
 from meterkit.asgi.logs import warn
 from meterkit.asgi.refusal_responses import compact_json, payment_required
 from meterkit.catalog.models import NAMED_METHODS

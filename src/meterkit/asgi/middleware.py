@@ -13,7 +13,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.asgi.active_plans import ActivePlans
-from meterkit.asgi.body import BufferedBody
+from meterkit.asgi.buffered_body import BufferedBody
 from meterkit.asgi.context import EXEMPT, exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.fallback_requests import decide_in_process

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.asgi.body import head_of
+from meterkit.asgi.buffered_body import head_of
 from meterkit.asgi.unpriced_models import unpriced_problem
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.genai_prices_table import UNITS
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
-    from meterkit.asgi.body import BufferedBody
+    from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.catalog import Reserve, Route
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store

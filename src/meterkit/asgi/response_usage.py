@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message
 
-    from meterkit.asgi.body import KeptRequest
+    from meterkit.asgi.buffered_body import KeptRequest
     from meterkit.catalog import Route
     from meterkit.tokens.estimate import InputEstimator
     from meterkit.tokens.framing.incremental import Work

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.body import head_of
+from meterkit.asgi.buffered_body import head_of
 from meterkit.decisions.decision import RequestProblem
 from meterkit.decisions.periods import from_ms
 from meterkit.tokens.requested_model import models_in_text, requested_models

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message
 
-    from meterkit.asgi.body import BufferedBody
+    from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.catalog import Outcome
     from meterkit.redis.tallies import Tallies
     from meterkit.store.views import CustomerView, PreparedDecision

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.body import head_of
+from meterkit.asgi.buffered_body import head_of
 from meterkit.asgi.exchange import Exchange, outcome_of
 from meterkit.asgi.fallback_requests import decide_in_process
 from meterkit.asgi.logs import ErrorGuard, warn_of_unread
