@@ -17,9 +17,9 @@ from meterkit.tokens.estimate import (
     estimate_input,
     estimate_request,
 )
-from meterkit.tokens.fields import FieldsReader
 from meterkit.tokens.framing.content_codings import PIECE_BYTES
 from meterkit.tokens.response import ResponseReader
+from meterkit.tokens.usage_fields import FieldsReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
