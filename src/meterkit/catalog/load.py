@@ -58,8 +58,8 @@ from meterkit.catalog.route_notes import (
 )
 from meterkit.catalog.routes import RouteTable, build_routes, reads_tokens, requested_quantities
 from meterkit.catalog.routes_by_model import mark_model_readers
+from meterkit.catalog.shadowed_notes import note_unreachable_prices
 from meterkit.catalog.storage import StorageTable, build_storage
-from meterkit.catalog.unreachable_notes import note_unreachable_prices
 from meterkit.catalog.value_parsers import NAME, scalar
 from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Table, WordChoice, drop_refused
 from meterkit.catalog.yaml_tree import SIZE_MAX

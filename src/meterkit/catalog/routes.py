@@ -20,7 +20,7 @@ from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match, pa
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.rates import RatesShape
-from meterkit.catalog.unreachable_notes import note_unreachable
+from meterkit.catalog.shadowed_notes import note_unreachable
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 from meterkit.catalog.value_shapes import (
     AnyForm,
