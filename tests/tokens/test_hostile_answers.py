@@ -20,8 +20,8 @@ from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.estimate import estimate_input
 from meterkit.tokens.framing.content_codings import DECODED_BYTES_MAX, ContentDecoder, make_decoder
 from meterkit.tokens.framing.incremental import drain
+from meterkit.tokens.llm_request import read_request
 from meterkit.tokens.objects import calls_of
-from meterkit.tokens.requested_limits import read_request
 from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.usage_fields import FieldsReader
 from tokens.packing import BR, HIDDEN, PACKERS, ZSTD, hide, look_again, pack

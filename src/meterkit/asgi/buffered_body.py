@@ -6,7 +6,7 @@ import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.requested_limits import read_request
+from meterkit.tokens.llm_request import read_request
 from meterkit.tokens.requested_model import (
     JsonModels,
     RequestHead,

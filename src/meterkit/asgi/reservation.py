@@ -25,7 +25,7 @@ from meterkit.tokens.estimate import (
     tokens_of_bytes,
     unread_input,
 )
-from meterkit.tokens.requested_limits import LlmRequest, read_request
+from meterkit.tokens.llm_request import LlmRequest, read_request
 from meterkit.tokens.requested_model import RequestHead, models_of_body, requested_models
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.call_prices import ModelCharges
     from meterkit.tokens.estimate import InputEstimator
-    from meterkit.tokens.requested_limits import NamedLimit
+    from meterkit.tokens.llm_request import NamedLimit
 
 _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""

@@ -26,7 +26,7 @@ from meterkit.tokens.list_prices import (
     unit_dimensions,
     varying_contexts,
 )
-from meterkit.tokens.requested_limits import WAYS
+from meterkit.tokens.llm_request import WAYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.json_values import load, table
-from meterkit.tokens.requested_limits import measure
+from meterkit.tokens.llm_request import measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, unquote_to_bytes
 
 from meterkit.tokens.json_values import dig, load, table, text
-from meterkit.tokens.requested_limits import MARKS_MAX, READ_BYTES_MAX, may_be_json, read_request, values_read
+from meterkit.tokens.llm_request import MARKS_MAX, READ_BYTES_MAX, may_be_json, read_request, values_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from meterkit.tokens.json_values import Table
-    from meterkit.tokens.requested_limits import LlmRequest
+    from meterkit.tokens.llm_request import LlmRequest
 
 T = TypeVar("T")
 
