@@ -58,7 +58,7 @@ from meterkit.catalog.route_notes import (
 )
 from meterkit.catalog.routes import RouteTable, build_routes, reads_tokens, requested_quantities
 from meterkit.catalog.routes_by_model import mark_model_readers
-from meterkit.catalog.shadowed_notes import note_unreachable_prices
+from meterkit.catalog.shadowed_notes import note_shadowed_prices
 from meterkit.catalog.storage import StorageTable, build_storage
 from meterkit.catalog.value_parsers import NAME, scalar
 from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Table, WordChoice, drop_refused
@@ -256,7 +256,7 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     prices = build_model_prices(values.prices or {})
     known |= build_charged_meters(values.credits or {}, known, values.currency)
     credits_ = build_credits(values.credits or {}, values.places("credits"), known, prices, problems)
-    note_unreachable_prices(
+    note_shadowed_prices(
         [*drop_refused(values.prices).values(), *drop_refused(values.credits).values()], problems
     )
     written_plans = values.plans or {}

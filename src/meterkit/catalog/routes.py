@@ -20,7 +20,7 @@ from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match, pa
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.rates import RatesShape
-from meterkit.catalog.shadowed_notes import note_unreachable
+from meterkit.catalog.shadowed_notes import note_shadowed_routes
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 from meterkit.catalog.value_shapes import (
     AnyForm,
@@ -136,7 +136,7 @@ def build_routes(
     """The routes in the file's order; ``default`` is one that says nothing of itself."""
     matches = [(match, values.place("match")) for values in read if (match := values.match) is not None]
     _refuse_unreachable(matches, problems)
-    note_unreachable(matches, problems)
+    note_shadowed_routes(matches, problems)
     return tuple(_build_route(values, declared, default) for values in read)
 
 

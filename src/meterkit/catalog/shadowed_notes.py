@@ -1,4 +1,4 @@
-"""Notes on entries of a plans file that are never reached: an earlier one matches all of them."""
+"""Notes on shadowed entries of a plans file: an earlier one matches all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.errors import FilePlace, Problems
 
 
-def note_unreachable(matches: Sequence[tuple[str, FilePlace]], problems: Problems) -> None:
+def note_shadowed_routes(matches: Sequence[tuple[str, FilePlace]], problems: Problems) -> None:
     """Say so where an earlier line takes every request of a later one.
 
     Args:
@@ -31,7 +31,7 @@ def note_unreachable(matches: Sequence[tuple[str, FilePlace]], problems: Problem
         earlier.append((match, place))
 
 
-def note_unreachable_prices(tables: Iterable[ModelPricesTable | CreditTable], problems: Problems) -> None:
+def note_shadowed_prices(tables: Iterable[ModelPricesTable | CreditTable], problems: Problems) -> None:
     """Say so where an earlier pattern of a table matches every model of a later one.
 
     Args:

@@ -1,4 +1,4 @@
-"""Fields of a request's JSON, read so that no parser could find more in it.
+"""Request to a language model: fields of its JSON, read so that no parser could find more in it.
 
 Parsers disagree about members that are named twice, about capitals in names, and about figures written as
 text: of all readings the dearest is taken. An app may ignore each of these, so they never lower a limit: only
