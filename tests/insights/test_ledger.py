@@ -20,7 +20,7 @@ from drivers.plans import plans_text
 from meterkit import MeterkitError, metrics_app
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
-from meterkit.redis.tallies import Tallies
+from meterkit.metric_tallies import Tallies
 
 pytestmark = pytest.mark.anyio
 

@@ -33,6 +33,7 @@ from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.decisions.stored_grants import StoredGrant
 from meterkit.errors import MeterkitError, SettingsError, StoreError
+from meterkit.metric_tallies import BUCKETS_S, Tallies
 from meterkit.outbox.close_queue import PeriodClose, ends_to_close
 from meterkit.outbox.intents import RESTORED, StoredIntent
 from meterkit.outbox.operator_commands import _shown_intent
@@ -45,7 +46,6 @@ from meterkit.redis.local_files import FileLock, check_peer, make_directory
 from meterkit.redis.reconnector import AnyConnection, Reconnector
 from meterkit.redis.server import eviction_warning, refuse_past_clock
 from meterkit.redis.settlement_queue import resolve
-from meterkit.redis.tallies import BUCKETS_S, Tallies
 from meterkit.redis.url import Address, HostPort, Tls
 from meterkit.store.allotment import next_size
 from meterkit.store.compiled_catalog import CatalogAlarms

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.limit_fields import FixedFields, LimitFields
     from meterkit.asgi.refuser import Refuser
     from meterkit.catalog import Outcome, Route
-    from meterkit.redis.tallies import Tallies
+    from meterkit.metric_tallies import Tallies
     from meterkit.store.fallback_decider import FallbackDecision
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView

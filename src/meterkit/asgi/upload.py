@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.catalog import Outcome
-    from meterkit.redis.tallies import Tallies
+    from meterkit.metric_tallies import Tallies
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _STEP_BYTES: Final = 256 << 10

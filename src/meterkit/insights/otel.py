@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from meterkit.insights.audit.draining import noted_backlogs
 from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
-from meterkit.redis.tallies import all_tallies
+from meterkit.metric_tallies import all_tallies
 from meterkit.store.spool_states import list_spools
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Observation
 
     from meterkit.insights.process_readings import SpoolsInState
+    from meterkit.metric_tallies import Tallies
     from meterkit.redis.lane import Lane
-    from meterkit.redis.tallies import Tallies
     from meterkit.store.spool_states import SpoolInfo, SpoolState
     from meterkit.store.store import Store
 

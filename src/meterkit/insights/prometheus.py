@@ -15,8 +15,8 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.draining import read_backlog
 from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
 from meterkit.insights.store_readings import read_deliveries, read_durability, read_webhooks
+from meterkit.metric_tallies import BUCKETS_S
 from meterkit.redis.durability import DURABILITIES
-from meterkit.redis.tallies import BUCKETS_S
 from meterkit.store.message_queue import CHANNELS, MessageQueue
 from meterkit.store.spool_states import list_spools
 from meterkit.store.storage_upkeep import StorageUpkeep
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.draining import Backlog
     from meterkit.insights.revenue.revenue import Revenue
     from meterkit.insights.store_readings import QueueReading, StoreDurability
-    from meterkit.redis.tallies import Tallies
+    from meterkit.metric_tallies import Tallies
     from meterkit.store.storage_upkeep import UpkeepState
     from meterkit.store.store import Store
 

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 
     from meterkit.decisions.keys import Keys
+    from meterkit.metric_tallies import Tallies
     from meterkit.redis.admin import Admin
     from meterkit.redis.connection import Connection, OnEnd
     from meterkit.redis.discovery import Slots
     from meterkit.redis.reconnector import AnyConnection
     from meterkit.redis.scripts import Script
     from meterkit.redis.settlement_queue import LocalAllotments, SpoolPort
-    from meterkit.redis.tallies import Tallies
     from meterkit.redis.url import HostPort
 
 _DRAIN_S: Final = 5.0

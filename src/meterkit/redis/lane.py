@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
     from meterkit.errors import MeterkitError
+    from meterkit.metric_tallies import Tallies
     from meterkit.redis.connection import StoreCall
     from meterkit.redis.reconnector import AnyConnection, Connector
     from meterkit.redis.scripts import Script
     from meterkit.redis.settlement_queue import LocalAllotments, NumberedSettlement, QueueLane, SpoolPort
-    from meterkit.redis.tallies import Tallies
 
 _SLOT_MS: Final = 300_000
 _TICK_MS: Final = 250

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
     from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.keys import Keys
+    from meterkit.metric_tallies import Tallies
     from meterkit.redis.scripts import Script
-    from meterkit.redis.tallies import Tallies
     from meterkit.store.daily_counts import UnpricedCalls
     from meterkit.store.request_subjects import Subjects
     from meterkit.tokens.call_prices import CallCosts

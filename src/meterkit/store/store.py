@@ -15,11 +15,11 @@ from meterkit.decisions.event_marks import EventMark
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
+from meterkit.metric_tallies import Tallies
 from meterkit.redis import scripts
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.server import refuse_past_clock
-from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.allotment import Allotments
 from meterkit.store.compiled_catalog import CUSTOMERS_KEPT
