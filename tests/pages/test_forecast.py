@@ -14,7 +14,8 @@ from drivers.plans import plans_text
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.simulation.terms import build_terms
-from meterkit.pages.forecast import forecast_usage, on_other_plans
+from meterkit.pages.forecast import forecast_usage
+from meterkit.pages.other_plans import price_on_plans
 from meterkit.pages.usage_figures import days_of
 
 CATALOG = loads(plans_text("forecast"))
@@ -60,15 +61,15 @@ def test_other_plans_with_what_they_grant() -> None:
     within, beyond = {"calls": 140, "tokens": 40}, {"calls": 141, "tokens": 41}
     assert [
         (one["plan"], one["cost_cents"], one["refused"])
-        for one in on_other_plans(CATALOG, [CAPPED, SMALL], within)
+        for one in price_on_plans(CATALOG, [CAPPED, SMALL], within)
     ] == [("small", 1_020, []), ("capped", 1_248, [])]
-    assert on_other_plans(CATALOG, [CAPPED], beyond) == [
+    assert price_on_plans(CATALOG, [CAPPED], beyond) == [
         {"plan": "capped", "name": "capped", "cost_cents": 1_248, "refused": ["calls", "tokens"]}
     ]
 
 
 def test_usage_over_a_cap_is_expected_to_cost_what_the_cap_costs() -> None:
-    (small,) = on_other_plans(CATALOG, [CAPPED], {"calls": 5_000})
+    (small,) = price_on_plans(CATALOG, [CAPPED], {"calls": 5_000})
     assert (small["cost_cents"], small["refused"]) == (1_248, ["calls"])
     usage = {"calls": counts(5_000, included=0, overage=50)}  # Of a plan before with a lower cap.
     assert forecast_usage({"calls": [300, 300]}, usage, 10, CAPPED[1])["cost_cents"] == (1_220, 1_220, 1_220)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.pages.forecast import OtherPlan
     from meterkit.pages.usage_bar import Level
     from meterkit.pages.usage_figures import PeriodCost, UsageFigures
     from meterkit.store.customer_usage import MeterUsage
@@ -134,13 +133,3 @@ def total_so_far(cost: PeriodCost | None, plan: Plan | None) -> int | None:
         return cost["overage_cents"]
     fixed = period_share(cost["plan_cents"] + cost["seats_cents"], cost["interval"], plan)
     return rounded_cents(fixed + cost["overage_cents"])
-
-
-def next_plan(catalog: Catalog, figures: UsageFigures) -> tuple[Plan, OtherPlan] | None:
-    """Find the plan of the next rank, with the cost of the usage on it; None: there is none."""
-    plan = catalog.plans.get(figures["usage"]["plan"])
-    for other in figures["other_plans"]:  # The lowest rank first.
-        offered = catalog.plans[other["plan"]]
-        if plan is not None and offered.rank > plan.rank:
-            return offered, other
-    return None

@@ -18,7 +18,8 @@ from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
 from meterkit.insights.simulation.terms import PlanOffers, plan_cost, read_tenures
-from meterkit.pages.forecast import forecast_usage, on_other_plans
+from meterkit.pages.forecast import forecast_usage
+from meterkit.pages.other_plans import price_on_plans
 from meterkit.pages.subject_figures import read_subjects
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
-    from meterkit.pages.forecast import OtherPlan, PeriodForecast
+    from meterkit.pages.forecast import PeriodForecast
+    from meterkit.pages.other_plans import OtherPlan
     from meterkit.pages.subject_figures import SubjectFigures
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
@@ -287,7 +289,7 @@ def _price_other_plans(
         (plan, offers.to(needs.on(plan.key))) for plan in catalog.plans.values() if plan.key != usage["plan"]
     ]
     used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
-    return on_other_plans(catalog, others, used)
+    return price_on_plans(catalog, others, used)
 
 
 def _newest_changes(history: Sequence[HistoryEntry]) -> list[dict[str, object]]:

@@ -15,8 +15,9 @@ from meterkit.allowed_origins import SendingPage, check_sender, origins_of
 from meterkit.catalog.amount_wording import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
-from meterkit.pages.cards import meter_cards, next_plan, total_so_far
+from meterkit.pages.cards import meter_cards, total_so_far
 from meterkit.pages.money_cards import budget_cards, shown_invoices, stored_types
+from meterkit.pages.other_plans import find_next_plan
 from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, static_routes
 from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.pages.subject_figures import subject_bars
@@ -159,7 +160,7 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
         "subject_bars": subject_bars(figures["subjects"]),
         "cards": meter_cards(catalog, figures) if is_now else [],
         "total_cents": total_so_far(cost, catalog.plans.get(usage["plan"])),
-        "next_plan": next_plan(catalog, figures),
+        "next_plan": find_next_plan(catalog, figures["usage"]["plan"], figures["other_plans"]),
         "days_left": ceil((to_ms(period["end"]) - now_ms) / _DAY_MS),
         "period_days": (period["end"] - period["start"]) / timedelta(days=1),
     }
