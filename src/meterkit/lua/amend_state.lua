@@ -64,7 +64,7 @@ if linked == '1' and call('ZREM', unlinked_key, customer) == 1 then
     call('PERSIST', counters_key)
   end
 elseif linked == '0' and call('ZREM', dirty_key, customer) == 1 and head then
-  expires_ms = math.max(ends_ms, seal_at_ms) + THIRTY_FIVE_DAYS_MS
+  expires_ms = math.max(ends_ms, seal_at_ms) + UNLINKED_KEPT_MS
   call('ZADD', unlinked_key, expires_ms, customer)
   call('PEXPIREAT', counters_key, expires_ms)
 end

@@ -81,7 +81,7 @@ local function park(token, event, value)
   made[#made + 1] = {
     v = '1', state = 'parked', customer = customer, stripe = wanted.stripe, period = period, meter = token,
     event = event, value = text('%.0f', value), time = text('%.0f', minute / 1000),
-    first = text('%.0f', now - DAY_MS), attempts = '1', key = wanted.id .. '-' .. #made + 1, at = text('%.0f', now),
+    first = text('%.0f', now - REBUILT_AGE_MS), attempts = '1', key = wanted.id .. '-' .. #made + 1, at = text('%.0f', now),
     why = 'rebuilt from the audit log: Stripe may have it', since = text('%.0f', first_ms / 1000),
   }
   return minute <= last
@@ -136,7 +136,7 @@ for _, intent in ipairs(made) do
   intent.till = text('%.0f', share.till_ms / 1000)
   call('HSET', intents_key, intent.key, cjson.encode(intent))
   call('ZADD', parked_key, now, intent.key)
-  call('ZADD', compare_key, now + 2 * HOUR_MS, intent.key)
+  call('ZADD', compare_key, now + REBUILT_COMPARE_MS, intent.key)
   call('HINCRBY', totals_key, period .. '|' .. intent.meter .. 'k', intent.value)
 end
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)

@@ -49,7 +49,7 @@ for i = 3, #ARGV - 1 do
   end
 end
 if taken > 0 then
-  local expires_ms = math.max(head and head.ends_ms or 0, now) + THIRTY_FIVE_DAYS_MS
+  local expires_ms = math.max(head and head.ends_ms or 0, now) + UNLINKED_KEPT_MS
   call('ZADD', unlinked_key, expires_ms, customer)
   if head then
     call('HSET', counters_key, 'h',

@@ -9,7 +9,9 @@ RESEND_MAX_MS: Final = 23 * 3_600_000
 24 hours" (https://docs.stripe.com/api/billing/meter-event/create), and a request takes its time."""
 
 COMPARABLE_AFTER_MS: Final = 26 * 3_600_000
-"""After this time Stripe's summaries show an accepted intent: its last attempt is three hours old."""
+"""After this time Stripe's summaries show an accepted intent: its last attempt is three hours old.
+
+`lua/rebuild_counters.lua` parks an intent as if first tried a day ago, and compares it two hours later."""
 
 
 def can_resend(first_ms: int, now_ms: int) -> bool:

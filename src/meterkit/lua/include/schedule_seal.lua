@@ -4,7 +4,7 @@
 -- Returns when they do.
 local function schedule_seal(waiting_key, customer, seal_delay_ms, ends_ms, expires_ms, now)
   local is_linked = seal_delay_ms >= 0
-  local due_ms = is_linked and math.min(now + seal_delay_ms, ends_ms) or ends_ms + THIRTY_FIVE_DAYS_MS
+  local due_ms = is_linked and math.min(now + seal_delay_ms, ends_ms) or ends_ms + UNLINKED_KEPT_MS
   redis.call('ZADD', waiting_key, 'NX', due_ms, customer)
   return is_linked and NEVER_MS or math.max(expires_ms, due_ms)
 end
