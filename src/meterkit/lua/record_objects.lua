@@ -24,7 +24,7 @@
 --       the error DAMAGED        a level or an object is invalid: nothing is done
 --include confirm_view
 --include unpack_level
---include overage_state
+--include level_state
 --include unpack_object
 --include event_supersedes
 --include listing_supersedes
@@ -101,8 +101,8 @@ for name, quantity in pairs(by_type) do
   write_level(name, quantity, 0, 0)
 end
 write_level(gauge .. ':', new_level, 0, 0)
-over_ms, fitted = overage_state(level, most, over_ms, fitted, now)
-write_level(gauge, new_level, overage_state(new_level, most, over_ms, fitted, now))
+over_ms, fitted = level_state(level, most, over_ms, fitted, now)
+write_level(gauge, new_level, level_state(new_level, most, over_ms, fitted, now))
 for field, reported in pairs(found) do
   if is_listing and reported[1] == OBJECT_REMOVED then
     call('HDEL', objects_key, field)

@@ -18,7 +18,7 @@
 --       the error DAMAGED        the level is invalid: nothing is done
 --include confirm_view
 --include unpack_level
---include overage_state
+--include level_state
 --include queue_notices
 local levels_key, state_key, notices_key, event_key = unpack(KEYS)
 local rev, until_text, start_text, end_text, next_end_text, gauge, included, change, quantity, customer, thresholds, token, caller = unpack(ARGV)
@@ -43,11 +43,11 @@ local new_level = change == 'set' and tonumber(quantity) or level + quantity
 if new_level < 0 or new_level > VALUE_MOST then
   return {OUT_OF_BOUNDS, now, level}
 end
-over_ms, fitted = overage_state(level, included_units, over_ms, fitted, now) -- Where that has changed since somebody looked.
+over_ms, fitted = level_state(level, included_units, over_ms, fitted, now) -- Where that has changed since somebody looked.
 if new_level == 0 then
   call('HDEL', levels_key, gauge)
 else
-  call('HSET', levels_key, gauge, cmsgpack.pack(FORM, new_level, overage_state(new_level, included_units, over_ms, fitted, now)))
+  call('HSET', levels_key, gauge, cmsgpack.pack(FORM, new_level, level_state(new_level, included_units, over_ms, fitted, now)))
 end
 if remember then
   remember()

@@ -10,7 +10,7 @@
 --include unpack_meter
 --include live_holds
 --include unpack_level
---include overage_state
+--include level_state
 --include unpack_presigned
 local function check_gauges(key, gauges, fields, now, is_counting, is_repeat, is_refused, terms, at, refusal,
   refusal_count, hset, hset_count)
@@ -20,7 +20,7 @@ local function check_gauges(key, gauges, fields, now, is_counting, is_repeat, is
     local needed, quantity
     needed, quantity, at = struct.unpack('<dd', terms, at)
     local level, known_over_ms, known_fitted = unpack_level(redis.call('HGET', key, name), name)
-    local over_ms, fitted = overage_state(level, included, known_over_ms, known_fitted, now)
+    local over_ms, fitted = level_state(level, included, known_over_ms, known_fitted, now)
     local limit = tolerated
     if over_ms > 0 and now - over_ms >= grace_ms then
       limit = included

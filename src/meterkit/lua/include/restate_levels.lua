@@ -1,7 +1,7 @@
 -- restate_levels: notes how levels stand to what is included from now on. An error where one is damaged, and nothing is done.
 --   key: hash of a gauge to its level, packed; gauges: {name, included (-1: unlimited)} each
 --include unpack_level
---include overage_state
+--include level_state
 local function restate_levels(key, gauges, now)
   local turned = {}
   for _, gauge in ipairs(gauges) do
@@ -10,7 +10,7 @@ local function restate_levels(key, gauges, now)
     if packed then
       local level, over_ms, fitted = unpack_level(packed, name)
       turned[#turned + 1] = name
-      turned[#turned + 1] = cmsgpack.pack(FORM, level, overage_state(level, included, over_ms, fitted, now))
+      turned[#turned + 1] = cmsgpack.pack(FORM, level, level_state(level, included, over_ms, fitted, now))
     end
   end
   if #turned > 0 then
