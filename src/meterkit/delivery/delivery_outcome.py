@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.stripe.request import ERROR_TYPES, describe_result
+from meterkit.stripe.request import ERROR_TYPES, KEY_REFUSALS, describe_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,6 @@ _DUPLICATE_CODES: Final = frozenset({"duplicate_meter_event"})
 _NO_METER_TEXTS: Final = ("no active meter", "no such meter")
 _NO_METER_CODES: Final = frozenset({"no_meter", "archived_meter"})
 _SYSTEMIC_TEXTS: Final = ("a similar object exists in", "stripe api version")
-_SYSTEMIC_STATUSES: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _BUSY_STATUSES: Final = frozenset({HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS})
 _NO_CUSTOMER_TEXT: Final = "no such customer"
 _TIMESTAMP_PARAM: Final = "timestamp"
@@ -163,7 +162,7 @@ def _kind(result: RequestResult) -> OutcomeKind:
         (result.failure == "unreadable", "unreadable"),
         (result.failure is not None or status >= HTTPStatus.INTERNAL_SERVER_ERROR, "unknown"),
         (status < HTTPStatus.MULTIPLE_CHOICES, "delivered"),
-        (status in _SYSTEMIC_STATUSES, "systemic"),
+        (status in KEY_REFUSALS, "systemic"),
         (status in _BUSY_STATUSES, "not_done"),
         (result.code in _DUPLICATE_CODES or (is_stripes and _DUPLICATE_TEXT in text), "duplicate"),
         (result.code in _NO_METER_CODES, "no_meter"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from decimal import Decimal
-from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -19,6 +18,7 @@ from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.outbox.intents import RESTORED, StoredIntent, count_members, parse_intents
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.resend_window import COMPARABLE_AFTER_MS
+from meterkit.stripe.request import KEY_REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -41,7 +41,6 @@ CAUSE: Final = "reconcile"
 """Cause of a change by a comparison, in the customer's ledger."""
 _PAGE: Final = 100
 _LATER_MS: Final = 600_000
-_KEY_ERRORS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _MINUTE_S: Final = 60
 
 
@@ -238,7 +237,7 @@ class IntentComparer:
         except StripeUnavailableError:
             raise
         except StripeError as error:
-            if error.status in _KEY_ERRORS:
+            if error.status in KEY_REFUSALS:
                 raise
             return Judgement(verdict="person", why=f"Stripe gives no summary of its minute: {error}")
         if counted is not None:

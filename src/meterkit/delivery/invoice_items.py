@@ -7,7 +7,6 @@ items of the same customer, meter and period, their units are not billed again.
 from __future__ import annotations
 
 import logging
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import from_ms
@@ -16,6 +15,7 @@ from meterkit.delivery.invoices import units_of
 from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.invoice_item_queue import LateItems, price_each, usage_key_of
+from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ _LATER_MS: Final = 60_000
 _FAILURES_MOST: Final = 3
 _STALE_S: Final = 3_600.0
 """Largest age of the list of Stripe's items when an item is made."""
-_KEY_ERRORS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _IDEMPOTENCY: Final = "idempotency_error"
 _OTHER_MODE: Final = "a similar object exists in"
 
@@ -217,6 +216,6 @@ def format_days(start: datetime, end: datetime) -> str:
 
 def _is_final(error: StripeError) -> bool:
     """Whether Stripe refuses this item for good."""
-    is_waiting = isinstance(error, StripeUnavailableError) or error.status in _KEY_ERRORS
+    is_waiting = isinstance(error, StripeUnavailableError) or error.status in KEY_REFUSALS
     is_of_the_key = is_waiting or _OTHER_MODE in str(error).lower()
     return not is_of_the_key and error.type != _IDEMPOTENCY

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, replace
-from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -18,6 +17,7 @@ from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
 from meterkit.store.server_restarts import ServerLives
 from meterkit.store.task_lease import TaskLease
+from meterkit.stripe.request import UNKNOWN_CUSTOMER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +34,6 @@ _logger = logging.getLogger("meterkit.delivery")
 
 _REST: Final = "rest"
 _HELD: Final = "another process recovers; try again in a minute"
-_NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 _LEASE_MS: Final = 60_000
 _LATER_MS: Final = 600_000
 _BY_HAND: Final = (
@@ -264,7 +263,7 @@ class RestoreRecoverer:
             billed = min(max(0, unknown), units)
             ordered = await self._order_by_proof(line) if 0 < billed < units else line.intents
         except StripeError as error:
-            if error.status not in _NOT_THERE:
+            if error.status not in UNKNOWN_CUSTOMER:
                 raise
             found = replace(found, advice=_BY_HAND.format(error=error))
             if only_proven:

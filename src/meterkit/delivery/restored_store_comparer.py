@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.intent_comparer import CAUSE
@@ -18,6 +17,7 @@ from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
 from meterkit.redis.server import is_key_error
 from meterkit.store.server_restarts import ServerLives
+from meterkit.stripe.request import UNKNOWN_CUSTOMER
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ _GAP_MS: Final = 3_600_000
 _SEALED_MS: Final = 300_000
 # Intents tried before are sent first; the others wait for so long at most.
 _PATIENCE_MS: Final = 3_600_000
-_OF_THE_CUSTOMER: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +210,7 @@ class RestoredStoreComparer:
             if unknown > 0:
                 await self._settle_by_minute(line, unknown, comparison)
         except StripeError as error:
-            if error.status not in _OF_THE_CUSTOMER:
+            if error.status not in UNKNOWN_CUSTOMER:
                 raise
             why = f"the store was restarted, and Stripe does not say whether it has this: {error}"
             for intent in await self._park_intents(line.intents, why, comparison):

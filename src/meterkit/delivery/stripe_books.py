@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from meterkit.catalog.amount_wording import money
@@ -20,6 +19,7 @@ from meterkit.errors import StripeError
 from meterkit.outbox.invoice_ends import read_stripe_edges
 from meterkit.outbox.invoice_item_queue import usage_key_of
 from meterkit.store.event_names import find_former_events
+from meterkit.stripe.request import UNKNOWN_CUSTOMER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
 
 _T = TypeVar("_T")
-_NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 _MINUTE_MS: Final = 60_000
 
 
@@ -162,7 +161,7 @@ async def none_if_gone(asked: Awaitable[_T]) -> _T | None:
     try:
         return await asked
     except StripeError as error:
-        if error.status not in _NOT_THERE:
+        if error.status not in UNKNOWN_CUSTOMER:
             raise
         return None
 

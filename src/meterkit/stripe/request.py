@@ -42,6 +42,11 @@ def redact_address(address: str) -> str:
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
 
 
+KEY_REFUSALS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+"""Statuses of responses to a key that is wrong, or may not make the request."""
+UNKNOWN_CUSTOMER: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
+"""Statuses of responses to a request for a customer's usage, if Stripe lacks the customer or the meter."""
+
 Failure = Literal["not_sent", "no_reply", "unreadable"]
 
 # What Stripe names its errors (https://docs.stripe.com/api/errors). What does not come in its envelope with

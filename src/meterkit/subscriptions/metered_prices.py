@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from decimal import Decimal, InvalidOperation
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.item_prices import ItemPrice, exact_label, unknown_label
 from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.stripe_objects import items_in, key_in, meter_in, part_of, text_in
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _PRICES: Final = "/v1/prices"
 _TIERED: Final = "tiered"
 _LOGGED_MAX: Final = 100
 _logger = logging.getLogger("meterkit.subscriptions")
-_KEY_REFUSALS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 class PriceFacts(NamedTuple):
@@ -77,7 +76,7 @@ class PriceFactsReader:
         except StripeUnavailableError:
             raise
         except StripeError as error:
-            if error.status not in _KEY_REFUSALS:
+            if error.status not in KEY_REFUSALS:
                 raise
             return NO_FACTS
         return PriceFacts(self._events, self._tiered)

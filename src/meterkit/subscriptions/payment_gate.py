@@ -9,10 +9,10 @@ one, and leaves a SetupIntent to be confirmed
 from __future__ import annotations
 
 import logging
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.live_subscription import end_unpaid
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
@@ -225,7 +225,7 @@ class PaymentGate:
         try:
             listed = await self._api().get(f"/v1/customers/{linked}/payment_methods", {"limit": 1})
         except StripeError as error:
-            if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            if error.status in KEY_REFUSALS:
                 return None  # A restricted key may not read them.
             raise
         saved: list[dict[str, Any]] = listed["data"]

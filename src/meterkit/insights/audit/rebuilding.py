@@ -23,6 +23,7 @@ from meterkit.redis.server import is_key_error
 from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
 from meterkit.store.event_names import ReportedMeter, read_former_meters, read_meters
 from meterkit.store.input_checks import check_customer
+from meterkit.stripe.request import UNKNOWN_CUSTOMER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -228,7 +229,6 @@ _LONG_OVER_MS: Final = 36 * _DAY_MS  # No process waits for the close of such a 
 _OF_COUNTERS: Final = (*RECORDED, "late")
 _PARKED, _LEFT = 7, 8  # Among the numbers of a meter; see rebuild_counters.lua.
 _WAITS, _OTHER_PERIOD, _NO_MINUTE = 1, 5, 6
-_NOT_THERE: Final = (400, 404)  # So Stripe answers of a customer that it does not have.
 _UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
 
 
@@ -569,7 +569,7 @@ def _explain_skip(error: Exception) -> str | None:
     if isinstance(error, CustomerDataError):
         return str(error)
     if isinstance(error, StripeError):
-        return f"Stripe does not say what it has: {error}" if error.status in _NOT_THERE else None
+        return f"Stripe does not say what it has: {error}" if error.status in UNKNOWN_CUSTOMER else None
     if isinstance(error, StoreError):
         is_kept = is_key_error(error.__cause__)
         return f"what the store keeps of it cannot be read: {error}" if is_kept else None

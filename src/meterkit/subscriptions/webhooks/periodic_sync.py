@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from http import HTTPStatus
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +12,7 @@ from meterkit.catalog.meters import is_sold
 from meterkit.customers.states import read_states
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.store.task_lease import TaskLease
+from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.stripe_objects import base_key
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
@@ -198,7 +198,7 @@ class EventSweeper:
             try:
                 self._has_prices = bool(await prices_by_key(self._api(), sold))
             except StripeError as error:
-                if error.status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                if error.status not in KEY_REFUSALS:
                     raise
                 self._has_prices = False
             self._checked_ms = now_ms

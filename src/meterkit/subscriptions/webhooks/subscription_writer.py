@@ -35,6 +35,7 @@ from meterkit.outbox.invoice_ends import (
     finalized_ms,
     store_invoice_end,
 )
+from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.invoice_payments import is_rest_paid
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
 from meterkit.subscriptions.subscription_reading import metered_of, plan_of
@@ -62,7 +63,6 @@ FLUSH: Final = "flush"
 _HELD_MS: Final = 60_000
 _UPDATED: Final = "customer.subscription.updated"
 _PAYING: Final = frozenset({"active", "past_due"})
-_KEY_REFUSALS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 class UnlinkedError(Exception):
@@ -174,7 +174,7 @@ class SubscriptionWriter:
         try:
             return await is_rest_paid(self._api(), shown, start_ms=since_ms, cut_ms=cut_ms, end_ms=end_ms)
         except StripeError as error:
-            if error.status not in _KEY_REFUSALS:
+            if error.status not in KEY_REFUSALS:
                 raise
             _logger.warning(
                 "subscription %s ended before its period, and the key may not read whether the rest was paid"
@@ -269,7 +269,7 @@ class SubscriptionWriter:
                         return changed_ms
                     changed_ms = min(changed_ms, int(event["created"]) * 1000)
         except StripeError as error:
-            if error.status not in _KEY_REFUSALS:
+            if error.status not in KEY_REFUSALS:
                 raise
         return changed_ms
 
@@ -297,7 +297,7 @@ def _subscription_change(
 
 _EVENT: Final = "evt_"
 _PAGES_MAX: Final = 3
-_NOT_SHOWN: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
+_NOT_SHOWN: Final = KEY_REFUSALS | {HTTPStatus.NOT_FOUND}
 
 
 async def plan_changed_ms(

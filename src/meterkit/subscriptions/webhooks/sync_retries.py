@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final, Literal
 
 from meterkit.errors import CustomerError, StripeError, StripeUnavailableError
+from meterkit.stripe.request import KEY_REFUSALS
 
 ATTEMPTS_MAX: Final = 12
 """A sync is given up after so many attempts that Stripe refused, or whose response could not be read."""
 
 _WAIT_FIRST_MS: Final = 5_000
 _WAIT_MAX_MS: Final = 3_600_000
-_KEY_REFUSALS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +45,7 @@ def decide_retry(error: Exception, attempts: int) -> RetryDecision:
     delay_ms = min(_WAIT_MAX_MS, _WAIT_FIRST_MS * 2 ** min(attempts, 20))
     if isinstance(error, StripeUnavailableError | TimeoutError):
         return RetryDecision(step="later", scope="answer", delay_ms=delay_ms)
-    if isinstance(error, StripeError) and error.status in _KEY_REFUSALS:
+    if isinstance(error, StripeError) and error.status in KEY_REFUSALS:
         return RetryDecision(step="later", scope="key", delay_ms=_WAIT_FIRST_MS, counts=False)
     if isinstance(error, CustomerError) or attempts + 1 >= ATTEMPTS_MAX:
         return RetryDecision(step="dead", scope="entry")
