@@ -11,10 +11,9 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from meterkit.errors import MeterkitError, StripeError
+from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import REFUSED, unpack_batch
 from meterkit.store import replies
 from meterkit.store.event_names import read_meters
@@ -361,12 +360,8 @@ async def _find_refused(
 
 
 async def _is_gone(api: StripeApi, stripe_customer: str) -> bool:
-    try:
-        return bool((await api.get(f"/v1/customers/{stripe_customer}")).get("deleted"))
-    except StripeError as error:
-        if error.status != HTTPStatus.NOT_FOUND:
-            raise
-        return True
+    found = await api.find(f"/v1/customers/{stripe_customer}")
+    return found is None or bool(found.get("deleted"))
 
 
 async def park_refused(store: Store, api: StripeApi, event_id: str, journal: Journal | None = None) -> None:

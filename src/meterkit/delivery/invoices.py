@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.customers.history import read_history, value_until
@@ -13,7 +12,6 @@ from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
-from meterkit.errors import StripeError
 from meterkit.outbox.invoice_ends import RENEWAL, read_invoice_end
 from meterkit.outbox.late_usage_terms import format_overage_price
 
@@ -333,13 +331,8 @@ async def read_period_billing(
     entries = await read_history(store, usage["customer"])
     formers = dict.fromkeys(entry.before for entry in reversed(entries) if entry.kind == "subscription")
     for former in filter(None, formers):
-        try:
-            found = await api.get(f"/v1/subscriptions/{former}")
-        except StripeError as error:
-            if error.status != HTTPStatus.NOT_FOUND:
-                raise
-            continue
-        if start_ms >= int(found.get("start_date") or 0) * 1000:
+        found = await api.find(f"/v1/subscriptions/{former}")
+        if found is not None and start_ms >= int(found.get("start_date") or 0) * 1000:
             invoicing = _of_former(found, start_ms, end_ms)
             if invoicing is None:
                 return None

@@ -253,13 +253,8 @@ async def _list_missing_customers(api: StripeApi, unseen: set[str]) -> list[str]
 
 
 async def _is_missing(api: StripeApi, stripe_customer: str) -> bool:
-    try:
-        found = await api.get(f"/v1/customers/{stripe_customer}")
-    except StripeError as error:
-        if error.status == HTTPStatus.NOT_FOUND:
-            return True
-        raise
-    return found.get("deleted") is True
+    found = await api.find(f"/v1/customers/{stripe_customer}")
+    return found is None or found.get("deleted") is True
 
 
 async def check_subscriptions(parts: Parts) -> tuple[str, list[Finding]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from functools import cache
+from http import HTTPStatus
 from importlib import import_module
 from importlib.util import find_spec
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
-from meterkit.errors import SettingsError
+from meterkit.errors import SettingsError, StripeError
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.stripe.request import API_BASE, redact_address
 
@@ -73,6 +74,15 @@ class StripeApi:
     async def get(self, path: str, params: Mapping[str, Parameter] | None = None) -> dict[str, Any]:
         """An object: ``await api.get("/v1/customers/cus_1")``."""
         return await self._send_request("GET", path, params or {}, None)
+
+    async def find(self, path: str, params: Mapping[str, Parameter] | None = None) -> dict[str, Any] | None:
+        """Read an object; None: Stripe does not have it."""
+        try:
+            return await self.get(path, params)
+        except StripeError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            return None
 
     async def post(
         self, path: str, params: Mapping[str, Parameter] | None = None, *, idempotency_key: str | None = None

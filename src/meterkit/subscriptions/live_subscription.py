@@ -69,12 +69,9 @@ class LiveSubscription:
     @classmethod
     async def fetch(cls, api: StripeApi, subscription: str, again: int = 0) -> LiveSubscription | None:
         """Fetch a subscription; None if Stripe does not have it."""
-        try:
-            found = await api.get(f"{_PATH}/{subscription}", {"expand": _EXPAND})
-        except StripeError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return None
-            raise
+        found = await api.find(f"{_PATH}/{subscription}", {"expand": _EXPAND})
+        if found is None:
+            return None
         return cls(api=api, found=await with_all_items(api, found), again=again)
 
     @property

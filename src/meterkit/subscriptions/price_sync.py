@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.credit_values import find_top_ups
-from meterkit.errors import StripeError
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, part_of
@@ -170,7 +168,7 @@ class _SyncRun:
         missing: list[WantedPrice] = []
         for price in wanted.prices:
             if price.stripe_price is not None:
-                named = await self._fetch_price(price.stripe_price)
+                named = await self._api.find(f"{PRICES}/{price.stripe_price}", {"expand": ["tiers"]})
                 if named is None:
                     missing.append(price)
                 else:
@@ -181,14 +179,6 @@ class _SyncRun:
         listed = await self._api.list(PRICES, asked) if product is not None else []
         listed = [price for price in listed if not is_override_price(price)]
         return PlanAtStripe(wanted=wanted, product=product, prices=prices, listed=listed, missing=missing)
-
-    async def _fetch_price(self, price_id: str) -> Mapping[str, Any] | None:
-        try:
-            return await self._api.get(f"{PRICES}/{price_id}", {"expand": ["tiers"]})
-        except StripeError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return None
-            raise
 
     async def _make_meters(self) -> None:
         for meter in self._catalog.meters.values():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from meterkit.errors import StripeError
-
 if TYPE_CHECKING:
+    from meterkit.errors import StripeError
     from meterkit.stripe.api import StripeApi
 
 
@@ -23,13 +21,7 @@ async def is_unknown_at_stripe(api: StripeApi, linked: str) -> bool:
     Raises:
         StripeError: Stripe refuses otherwise, or does not answer.
     """
-    try:
-        await api.get(f"/v1/customers/{linked}")
-    except StripeError as error:
-        if error.status == HTTPStatus.NOT_FOUND:
-            return True
-        raise
-    return False
+    return await api.find(f"/v1/customers/{linked}") is None
 
 
 def unknown_customer_error(error: StripeError, customer: str, linked: str) -> StripeError:

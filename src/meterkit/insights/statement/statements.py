@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,7 +13,7 @@ from meterkit.customers.history import read_history
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import period_ms, to_ms
-from meterkit.errors import MeterkitError, StripeError
+from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import open_database
 from meterkit.insights.simulation.terms import plan_cost, read_tenures
 from meterkit.insights.statement.lines import (
@@ -113,13 +112,8 @@ class PeriodInvoices:
 
     async def _event_name(self, meter: str) -> str:
         if meter not in self._events:
-            try:
-                found = await self._api.get(f"/v1/billing/meters/{meter}")
-            except StripeError as error:
-                if error.status != HTTPStatus.NOT_FOUND:
-                    raise
-                found = {"event_name": meter}
-            self._events[meter] = str(found["event_name"])
+            found = await self._api.find(f"/v1/billing/meters/{meter}")
+            self._events[meter] = meter if found is None else str(found["event_name"])
         return self._events[meter]
 
 

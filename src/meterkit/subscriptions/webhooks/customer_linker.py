@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.customers import Customers
 from meterkit.customers.links import StripeLinker, claim_owner
 from meterkit.customers.states import CustomerStates
-from meterkit.errors import CustomerError, StripeError
+from meterkit.errors import CustomerError
 from meterkit.subscriptions.drift_comparison import LIVE
 from meterkit.subscriptions.stripe_objects import CUSTOMER, id_in, part_of, text_in
 from meterkit.subscriptions.subscription_reading import plan_of
@@ -110,12 +109,7 @@ class CustomerLinker:
 
     async def _fetch(self, path: str) -> dict[str, Any]:
         """Fetch an object; empty if Stripe no longer has it."""
-        try:
-            return await self._api().get(path)
-        except StripeError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return {}
-            raise
+        return await self._api().find(path) or {}
 
 
 def _customer_named_in(found: Mapping[str, Any]) -> str:
