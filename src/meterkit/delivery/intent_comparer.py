@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from decimal import Decimal
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.customers.late_usage_on_price_change import MISSED, mark_intent_late
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
@@ -15,7 +15,7 @@ from meterkit.delivery.late_usage_withdrawal import LateIntents
 from meterkit.delivery.lost_deliveries import LostDeliveries
 from meterkit.delivery.restore_recovery import RestoreRecoverer
 from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
-from meterkit.outbox.intents import RESTORED, StoredIntent, count_members, parse_intents
+from meterkit.outbox.intents import RESTORED, count_members, read_intents
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.resend_window import COMPARABLE_AFTER_MS
 from meterkit.stripe.request import KEY_REFUSALS
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.summaries import StripeSummaries
+    from meterkit.outbox.intents import StoredIntent
     from meterkit.outbox.journal import Journal
     from meterkit.store.store import Store
 
@@ -267,12 +268,9 @@ class IntentComparer:
             )
             if not due:  # Another flusher has compared them since they were counted.
                 continue
-            texts: list[Any] = await admin.ask(admin.client.hmget(store.keys.shard(shard, "intents"), due))
-            names = [member.decode() for member in due]
-            found = parse_intents(admin, shard, names, texts)
-            for name, data, fields in zip(names, texts, found, strict=True):
-                if fields and fields["state"] == "parked":
-                    yield StoredIntent(identifier=name, shard=shard, text=data.decode(), fields=fields)
+            for intent in await read_intents(store, admin, shard, [member.decode() for member in due]):
+                if intent.fields["state"] == "parked":
+                    yield intent
 
     async def _postpone(self, intent: StoredIntent) -> None:
         admin = (await self._store.admin()).for_delivery()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.outbox.intents import StoredIntent, parse_sealed, read_intents_in
+from meterkit.outbox.intents import parse_sealed, read_intents, read_intents_in
 from meterkit.outbox.invoice_ends import StampedUsage, find_too_late
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.outbox import Outbox
@@ -16,7 +16,7 @@ from meterkit.outbox.sealer import LateUsage, add_late_usage
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.outbox.intents import SealedIntent
+    from meterkit.outbox.intents import SealedIntent, StoredIntent
     from meterkit.outbox.sealer import LateUnits
     from meterkit.store.event_names import ReportedMeter
     from meterkit.store.store import Store
@@ -99,15 +99,7 @@ class LateIntents:
             return list(due), 0, 0
         names = [name for name, stamped in asked.items() if stamped in late]
         admin = await (await self._store.admin()).for_delivery().at(self._store.keys.shard(shard, "intents"))
-        texts: list[Any] = await admin.ask(
-            admin.client.hmget(self._store.keys.shard(shard, "intents"), names)
-        )
-        found = (
-            StoredIntent.read(name, shard, data)
-            for name, data in zip(names, texts, strict=True)
-            if data is not None
-        )
-        withdrawn, parked = await self._take_out(found)
+        withdrawn, parked = await self._take_out(await read_intents(self._store, admin, shard, names))
         return [sealed for sealed in due if sealed.identifier not in set(names)], withdrawn, parked
 
     async def recall(self, customer: str, period_ms: int, *, until_ms: int) -> None:

@@ -280,6 +280,24 @@ async def find_intent(store: Store, identifier: str) -> StoredIntent | None:
     return None
 
 
+async def read_intents(
+    store: Store, admin: Admin, shard: int, identifiers: Sequence[str]
+) -> Sequence[StoredIntent]:
+    """Read intents of a shard by identifier; missing and unreadable ones are left out.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    key = store.keys.shard(shard, "intents")
+    texts: list[bytes | None] = await admin.ask(admin.client.hmget(key, identifiers))
+    parsed = parse_intents(admin, shard, identifiers, texts)
+    return [
+        StoredIntent(identifier=name, shard=shard, text=text.decode(), fields=fields)
+        for name, text, fields in zip(identifiers, texts, parsed, strict=True)
+        if text is not None and fields
+    ]
+
+
 async def read_intents_in(
     store: Store, admin: Admin, shard: int, place: str, *, most: int = _PAGE
 ) -> AsyncGenerator[Sequence[StoredIntent]]:
@@ -295,22 +313,10 @@ async def read_intents_in(
     Raises:
         StoreError: the store does not answer.
     """
-    client, keys = admin.client, store.keys
-    members: list[bytes] = await admin.ask(client.zrange(keys.shard(shard, place), 0, -1))
+    members: list[bytes] = await admin.ask(admin.client.zrange(store.keys.shard(shard, place), 0, -1))
     for start in range(0, len(members), most):
-        page = members[start : start + most]
-        texts: list[bytes | None] = await admin.ask(client.hmget(keys.shard(shard, "intents"), page))
-        named = [
-            (member.decode(), data)
-            for member, data in zip(page, texts, strict=True)
-            if data is not None  # Else it was delivered meanwhile.
-        ]
-        fields = parse_intents(admin, shard, [name for name, _ in named], [data for _, data in named])
-        yield [
-            StoredIntent(identifier=name, shard=shard, text=data.decode(), fields=found)
-            for (name, data), found in zip(named, fields, strict=True)
-            if found
-        ]
+        page = [member.decode() for member in members[start : start + most]]
+        yield await read_intents(store, admin, shard, page)  # Without those delivered meanwhile.
 
 
 def parse_intents(
