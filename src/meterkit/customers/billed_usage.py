@@ -131,7 +131,7 @@ async def price_overage(
     """
     is_open = to_ms(usage["period"]["end"]) > store.now_ms()
     cents = _price_open(usage) if is_open else await _price_ended(store, usage, state)
-    stranded = await _read_totals(store, usage, "t")
+    stranded = await _read_units(store, usage, "t")
     units = _count_overage(usage, store.catalog.meters, stranded)
     return {
         name: OverageCost(units[name], cents.get(name), count_reported(counts) - stranded[name])
@@ -221,21 +221,18 @@ async def _read_recorded_at(
     names = [name for name in meters if name in catalog.meters]
     if plan is None or not names:
         return {}
-    start_ms, last_ms = to_ms(period["start"]), to_ms(period["end"]) - 1
-    given = entitlements_on(plan, state, catalog, last_ms)
-    fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in names for kind in "stn"]
-    admin, totals = await store.admin(), store.keys.customer(usage["customer"]).totals
-    kept = iter(await admin.ask(admin.client.hmget(totals, fields)))
+    given = entitlements_on(plan, state, catalog, to_ms(period["end"]) - 1)
+    totals = await read_totals(store, usage, names, "stn")
     return {
         name: _RecordedAt(
-            marks=(next(kept) or b"").decode(),
+            marks=marks,
             label=shown_label(given[name], catalog.meters[name]),
             sent_label=sent_label(name, given, catalog.meters),
-            stranded=int(next(kept) or 0),
-            items=(next(kept) or b"").decode(),
+            stranded=int(stranded or 0),
+            items=items,
             is_flat=has_flat_price(given[name], catalog.meters[name]),
         )
-        for name in names
+        for name, (marks, stranded, items) in totals.items()
     }
 
 
@@ -286,14 +283,8 @@ async def read_negative_units(store: Store, usage: CustomerUsage) -> Mapping[str
     Raises:
         StoreError: the store does not answer.
     """
-    meters, start_ms = list(usage["meters"]), to_ms(usage["period"]["start"])
-    if not meters:
-        return {}
-    fields = [f"{start_ms}|{meter_token(name)}{state}" for name in meters for state in _STATES]
-    admin = await store.admin()
-    found = await admin.ask(admin.client.hmget(store.keys.customer(usage["customer"]).totals, fields))
-    units = iter([int(value or 0) for value in found])
-    return {name: NegativeUnits(*(next(units) for _ in _STATES)) for name in meters}
+    totals = await read_totals(store, usage, [*usage["meters"]], _STATES)
+    return {name: NegativeUnits(*(int(units or 0) for units in found)) for name, found in totals.items()}
 
 
 _KEPT_MS: Final = 400 * 86_400_000
@@ -321,18 +312,36 @@ async def read_uninvoiced(store: Store, usage: CustomerUsage) -> Mapping[str, in
     Raises:
         StoreError: the store does not answer.
     """
-    return await _read_totals(store, usage, "b")
+    return await _read_units(store, usage, "b")
 
 
-async def _read_totals(store: Store, usage: CustomerUsage, kind: str) -> Mapping[str, int]:
-    """Read one kind of a customer's totals, by meter, in the period of a usage."""
-    meters, start_ms = list(usage["meters"]), to_ms(usage["period"]["start"])
+async def _read_units(store: Store, usage: CustomerUsage, letter: str) -> Mapping[str, int]:
+    """Read one number of each meter of a usage in its period."""
+    totals = await read_totals(store, usage, [*usage["meters"]], letter)
+    return {name: int(units or 0) for name, (units,) in totals.items()}
+
+
+async def read_totals(
+    store: Store, usage: CustomerUsage, meters: Sequence[str], letters: str
+) -> Mapping[str, Sequence[str]]:
+    """Read totals of meters in the period of a usage, by meter; missing ones are empty.
+
+    Args:
+        store: has the totals.
+        usage: of a customer in the period.
+        meters: by name.
+        letters: of the totals; see count_field.lua.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
     if not meters:
         return {}
-    admin, totals = await store.admin(), store.keys.customer(usage["customer"]).totals
-    fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in meters]
-    found = await admin.ask(admin.client.hmget(totals, fields))
-    return {name: int(value or 0) for name, value in zip(meters, found, strict=True)}
+    admin, start_ms = await store.admin(), to_ms(usage["period"]["start"])
+    fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in meters for letter in letters]
+    found = await admin.ask(admin.client.hmget(store.keys.customer(usage["customer"]).totals, fields))
+    texts = iter([(text or b"").decode() for text in found])
+    return {name: [next(texts) for _ in letters] for name in meters}
 
 
 async def record_uninvoiced(store: Store, usage: CustomerUsage, late: Iterable[UninvoicedUnits]) -> None:

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amount_wording import money, rounded_cents
+from meterkit.customers.billed_usage import read_totals
 from meterkit.customers.corrections import (
     BilledLine,
     BilledUsage,
@@ -168,10 +169,14 @@ def _read_line(
     )
 
 
+def with_derived(meter: str, catalog: Catalog) -> list[str]:
+    """List the meters whose events carry a meter's units: itself first, then derived ones."""
+    return [meter, *(name for name, other in catalog.meters.items() if other.source == meter)]
+
+
 def tokens_of(meter: str, catalog: Catalog) -> list[str]:
-    """List the tokens of the meters whose events carry a meter's units: its own first, then derived ones."""
-    derived = (name for name, other in catalog.meters.items() if other.source == meter)
-    return [meter_token(name) for name in (meter, *derived)]
+    """List the tokens of the meters whose events carry a meter's units."""
+    return [*map(meter_token, with_derived(meter, catalog))]
 
 
 async def read_billed(
@@ -280,19 +285,18 @@ async def read_ended_segments(
     if view.state.subscription is None:
         return None
     usage, meters = await store.usage(view.customer), store.catalog.meters
-    start_ms, admin = to_ms(usage["period"]["start"]), await store.admin()
-    names = {token: name for name in meters for token in (meter_token(name),)}
+    start_ms = to_ms(usage["period"]["start"])
     units, lines = dict[str, list[tuple[int, int]]](), dict[str, list[BilledLine]]()
     items = dict[str, int]()
     for meter in quantities:
         lines[meter] = []
-        for token in tokens_of(meter, store.catalog):
-            fields = [f"{start_ms}|{token}{letter}" for letter in "sn"]
-            marks, late = await admin.ask(admin.client.hmget(view.keys.totals, fields))
-            by_item = [one._replace(sealed=one.overage) for one in item_segments((late or b"").decode())]
+        totals = await read_totals(store, usage, with_derived(meter, store.catalog), "sn")
+        for name, (marks, late) in totals.items():
+            token = meter_token(name)
+            by_item = [one._replace(sealed=one.overage) for one in item_segments(late)]
             items[token] = sum(one.sealed for one in by_item)
-            ended = segments_of((marks or b"").decode(), label="", sealed=_ENDLESS, overage=0)[:-1]
-            if ended and ended[-1].label == sent_label(names[token], view.entitlements, meters):
+            ended = segments_of(marks, label="", sealed=_ENDLESS, overage=0)[:-1]
+            if ended and ended[-1].label == sent_label(name, view.entitlements, meters):
                 ended.pop()  # A change that Stripe refused: its price goes on.
             units[token] = [(start_ms, one.sealed) for one in ended]
             lines[meter] += [

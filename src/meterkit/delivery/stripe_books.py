@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from meterkit.catalog.amount_wording import money
+from meterkit.customers.billed_usage import read_totals
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import stamped_span_s, to_ms
@@ -197,14 +198,8 @@ async def item_books(
     customer, start_ms = usage["customer"], to_ms(usage["period"]["start"])
     if not (late := [name for name in meters if usage["meters"][name]["late"]]):
         return {}
-    admin, totals = await store.admin(), store.keys.customer(customer).totals
-    fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in late for letter in "afn"]
-    kept = iter(await admin.ask(admin.client.hmget(totals, fields)))
-    counts: dict[str, tuple[int, int]] = {}
-    priced: dict[str, list[PriceSegment]] = {}
-    for name in late:
-        counts[name] = int(next(kept) or 0), int(next(kept) or 0)
-        priced[name] = item_segments((next(kept) or b"").decode())
+    totals = await read_totals(store, usage, late, "afn")
+    counts = {name: (int(waiting or 0), int(made or 0)) for name, (waiting, made, _) in totals.items()}
     ours = {name: ItemBook(sum(units), "") for name, units in counts.items() if any(units)}
     if stripe_customer is None or await is_relinked(store, customer, usage["period"]["start"]):
         return ours
@@ -216,7 +211,7 @@ async def item_books(
         there = found.get(usage_key_of(customer, meter_token(name), start_ms), ())
         if waiting or made or there:
             advice = _advice_on_items(waiting, made, int(sum(map(units_of, there))))
-            terms = ItemTerms(start_ms // 1000, store.catalog.currency, priced[name])
+            terms = ItemTerms(start_ms // 1000, store.catalog.currency, item_segments(totals[name][2]))
             books[name] = ItemBook(waiting + made, advice or _advice_on_terms(terms, there))
     return books
 
