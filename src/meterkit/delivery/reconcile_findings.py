@@ -13,7 +13,7 @@ from meterkit.delivery.invoices import MADE_WITHIN_MS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.delivery.invoices import InvoicedUnits, LineCharge, PeriodBilling
+    from meterkit.delivery.invoices import InvoicedUnits, LineCharge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +23,8 @@ class EventBooks:
     Attributes:
         confirmed: units that Stripe has counted; None: it has no such customer or meter.
         invoiced: units on invoice lines; None: they are not compared.
-        invoicing: how Stripe bills the period; None: it does not.
-        meter: one of the meters.
+        invoice_ms: when Stripe made the invoice of the period, or will; None: no invoice bills it.
+        price: of a unit, as a suffix for a quantity; empty: not known.
         parked: parked units, without ``parked_back``.
         parked_back: parked units of negative events.
         taken_back: delivered units of negative events.
@@ -34,8 +34,8 @@ class EventBooks:
 
     confirmed: int | None
     invoiced: InvoicedUnits | None
-    invoicing: PeriodBilling | None
-    meter: str
+    invoice_ms: int | None
+    price: str
     delivered: int
     parked: int
     parked_back: int
@@ -61,6 +61,38 @@ class EventBooks:
             return ""
         due = sum((units * price for price, units in self.recorded.items()), Fraction(0))
         return money(rounded_cents(self.invoiced.cents - due), currency) if self.invoiced.cents > due else ""
+
+
+def advice_on_event(side: EventBooks, currency: str, now_ms: int) -> str:
+    """Advise on all differences between the books of an event name; empty: they agree.
+
+    Args:
+        side: the books.
+        currency: of the plans file.
+        now_ms: now.
+    """
+    difference, parked, invoiced = side.difference, format_parked(side), side.invoiced
+    if side.confirmed is None or difference is None:
+        gone = "Stripe has no such meter or customer, or the customer is not linked any more"
+        return gone * bool(side.delivered or parked)
+    if difference or parked:
+        return advice_on_difference(side, difference, parked)
+    if invoiced is None or side.invoice_ms is None:
+        return ""
+    advice = advice_on_invoices(
+        invoiced,
+        side.confirmed,
+        late=side.uninvoiced,
+        price=side.price,
+        surplus=side.format_surplus(currency),
+        made_ms=side.invoice_ms,
+        now_ms=now_ms,
+    )
+    return (
+        advice
+        or advice_on_prices(side.mispriced, invoiced.invoices, currency)
+        or advice_on_amounts(invoiced.charges, invoiced.invoices, currency)
+    )
 
 
 def advice_on_difference(side: EventBooks, difference: int, parked: str) -> str:

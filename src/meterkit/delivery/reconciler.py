@@ -15,14 +15,7 @@ from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.intent_comparer import CAUSE, IntentComparer
 from meterkit.delivery.invoices import InvoiceReader, read_period_billing
-from meterkit.delivery.reconcile_findings import (
-    EventBooks,
-    advice_on_amounts,
-    advice_on_difference,
-    advice_on_invoices,
-    advice_on_prices,
-    format_parked,
-)
+from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.intents import is_refused
@@ -264,8 +257,8 @@ class Reconciler:
                 confirmed=confirmed,
                 invoiced=await books.invoiced(event, confirmed or 0),
                 recorded=_sum_priced([priced.get(name) for name in named]),
-                invoicing=invoicing,
-                meter=next(iter(named)),
+                invoice_ms=None if invoicing is None else invoicing.made_ms,
+                price="" if invoicing is None else invoicing.price_of(next(iter(named)), store.catalog),
                 delivered=sum(counts["delivered"] for counts in named.values()),
                 parked=sum(counts["parked"] + back[name].parked for name, counts in named.items()),
                 parked_back=sum(back[name].parked for name in named),
@@ -291,34 +284,11 @@ class Reconciler:
 
     async def _advise_on_event(self, usage: CustomerUsage, side: EventBooks) -> str:
         """Advise the operator; empty: the books agree."""
-        difference, parked = side.difference, format_parked(side)
-        if difference is None:
-            gone = "Stripe has no such meter or customer, or the customer is not linked any more"
-            return gone * bool(side.delivered or parked)
-        agree = not difference and not parked
-        advice = self._on_invoices(side) if agree else advice_on_difference(side, difference, parked)
-        if advice and await is_relinked(self._store, usage["customer"], usage["period"]["start"]):
+        store, customer, start = self._store, usage["customer"], usage["period"]["start"]
+        advice = advice_on_event(side, store.catalog.currency, store.now_ms())
+        if advice and side.difference is not None and await is_relinked(store, customer, start):
             return "the link has changed in this period: units of the other Stripe customer are not compared"
         return advice
-
-    def _on_invoices(self, side: EventBooks) -> str:
-        if side.invoiced is None or side.invoicing is None or side.confirmed is None:
-            return ""
-        advice = advice_on_invoices(
-            side.invoiced,
-            side.confirmed,
-            late=side.uninvoiced,
-            price=side.invoicing.price_of(side.meter, self._store.catalog),
-            surplus=side.format_surplus(self._store.catalog.currency),
-            made_ms=side.invoicing.made_ms,
-            now_ms=self._store.now_ms(),
-        )
-        currency, names = self._store.catalog.currency, side.invoiced.invoices
-        return (
-            advice
-            or advice_on_prices(side.mispriced, names, currency)
-            or advice_on_amounts(side.invoiced.charges, names, currency)
-        )
 
 
 def _sum_priced(priced: Sequence[UnitsByPrice | None]) -> UnitsByPrice | None:
