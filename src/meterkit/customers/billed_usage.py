@@ -7,7 +7,7 @@ from collections import Counter
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.customers.history import HISTORY_MOST, read_history, value_until
+from meterkit.customers.history import HISTORY_MOST, plan_until, read_history
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import entitlements_on
@@ -216,7 +216,7 @@ async def _read_recorded_at(
 ) -> dict[str, _RecordedAt]:
     """Segments and labels of each meter of the plans file; empty without the plan that was active."""
     catalog, period = store.catalog, usage["period"]
-    ended = value_until(await read_history(store, usage["customer"]), "plan", period["end"]) or usage["plan"]
+    ended = plan_until(await read_history(store, usage["customer"]), period["end"]) or usage["plan"]
     plan = catalog.plans.get(ended)
     names = [name for name in meters if name in catalog.meters]
     if plan is None or not names:

@@ -88,15 +88,14 @@ async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
     return any(entry.kind == "link" and entry.before and entry.at >= since for entry in entries)
 
 
-def value_until(entries: Iterable[HistoryEntry], kind: str, end: datetime) -> str | None:
-    """The plan, subscription or the like that was active until an instant; None: none, or no change since.
+def plan_until(entries: Iterable[HistoryEntry], end: datetime) -> str | None:
+    """Find the plan that was active until an instant; None: none, or no change since.
 
     Args:
         entries: of the ledger, the oldest first.
-        kind: what of the customer.
         end: the first instant that does not count any more.
     """
-    later = (entry.before for entry in entries if entry.kind == kind and entry.at >= end)
+    later = (entry.before for entry in entries if entry.kind == "plan" and entry.at >= end)
     return next(later, None)
 
 

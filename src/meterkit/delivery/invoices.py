@@ -7,7 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.customers.history import read_history, value_until
+from meterkit.customers.history import plan_until, read_history
 from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
@@ -336,7 +336,7 @@ async def read_period_billing(
             invoicing = _of_former(found, start_ms, end_ms)
             if invoicing is None:
                 return None
-            ended = value_until(entries, "plan", from_ms(invoicing.made_ms)) or usage["plan"]
+            ended = plan_until(entries, from_ms(invoicing.made_ms)) or usage["plan"]
             prices = subscription.prices_at(min(end_ms, invoicing.made_ms) - 1)
             return invoicing._replace(plan=ended, prices=prices)
     return None
