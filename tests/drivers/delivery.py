@@ -253,7 +253,6 @@ def sealed(identifier: str, value: int, timestamp: int, **more: Any) -> SealedIn
         "event_name": "api_requests",
         "key": identifier,
         "sealed_ms": 0,
-        "due_ms": 0,
     }
     return SealedIntent(identifier=identifier, value=value, timestamp=timestamp, **given | more)
 

@@ -65,7 +65,7 @@ def attempt(
     """One whose customer is the first letter of its name."""
     given: dict[str, Any] = {"customer": name[0], "stripe_customer": f"cus_{name[0]}", "period": "0"}
     given |= {"identifier": name, "key": name, "meter_token": "requ", "event_name": event, "value": value}
-    sealed = SealedIntent(**given, timestamp=0, sealed_ms=0, due_ms=0)
+    sealed = SealedIntent(**given, timestamp=0, sealed_ms=0)
     return SendAttempt(intent=sealed, now_ms=NOW_MS, first_ms=first_ms, attempts=attempts)
 
 

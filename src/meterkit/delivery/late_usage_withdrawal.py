@@ -142,7 +142,7 @@ class LateIntents:
         Raises:
             StoreError: the store does not answer.
         """
-        stamped = _stamped(parse_sealed(intent.identifier, 0, intent.fields))
+        stamped = _stamped(parse_sealed(intent.identifier, intent.fields))
         return bool(await find_too_late(self._store, intent.shard, [stamped]))
 
     async def _park(self, intent: StoredIntent) -> bool:

@@ -54,7 +54,6 @@ class SealedIntent:
         timestamp: Unix seconds, a whole minute.
         key: the idempotency key of the next try.
         sealed_ms: when it was sealed.
-        due_ms: when it is, or was, due.
     """
 
     identifier: str
@@ -67,7 +66,6 @@ class SealedIntent:
     timestamp: int
     key: str
     sealed_ms: int
-    due_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +177,7 @@ class Intent:
         return self.state == "parked" and self.why.startswith(BY_HAND)
 
 
-def parse_sealed(identifier: str, due_ms: int, fields: Mapping[str, str]) -> SealedIntent:
+def parse_sealed(identifier: str, fields: Mapping[str, str]) -> SealedIntent:
     """Parse the stored fields of an intent."""
     return SealedIntent(
         identifier=identifier,
@@ -192,7 +190,6 @@ def parse_sealed(identifier: str, due_ms: int, fields: Mapping[str, str]) -> Sea
         timestamp=int(fields["time"]),
         key=fields["key"],
         sealed_ms=int(fields["at"]),
-        due_ms=due_ms,
     )
 
 

@@ -164,17 +164,17 @@ class Outbox:
         outbox, intents = self._keys.shard(shard, "outbox"), self._keys.shard(shard, "intents")
         limit, found = "+inf" if due_ms is None else due_ms, dict[tuple[str, str], list[SealedIntent]]()
         for start in range(0, _DEPTH, _PAGE):
-            members: list[tuple[bytes, float]] = await self._admin.ask(
-                self._client.zrangebyscore(outbox, "-inf", limit, start=start, num=_PAGE, withscores=True)
+            members: list[bytes] = await self._admin.ask(
+                self._client.zrangebyscore(outbox, "-inf", limit, start=start, num=_PAGE)
             )
             if not members:
                 break
-            kept = await self._admin.ask(self._client.hmget(intents, [member for member, _ in members]))
-            identifiers = [member.decode() for member, _ in members]
+            kept = await self._admin.ask(self._client.hmget(intents, members))
+            identifiers = [member.decode() for member in members]
             page = parse_intents(self._admin, shard, identifiers, kept)
-            for identifier, (_, score), fields in zip(identifiers, members, page, strict=True):
+            for identifier, fields in zip(identifiers, page, strict=True):
                 if fields and identifier not in tried and not (only_repeats and fields["first"] == "0"):
-                    sealed = parse_sealed(identifier, int(score), fields)
+                    sealed = parse_sealed(identifier, fields)
                     name = sealed.customer, sealed.event_name
                     line = found.setdefault(name, [])
                     is_skipped = sealed.event_name in closed or name in put_off
