@@ -1,4 +1,7 @@
-"""Transport for Stripe's meter event stream, API v2: a hundred events per call, validated asynchronously."""
+"""Transport for Stripe's meter event stream, API v2: a hundred events per call, validated asynchronously.
+
+``sender.py`` bisects a refused batch.
+"""
 
 from __future__ import annotations
 
