@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -18,6 +19,8 @@ ROOT: Final = "meterkit_audit_root"
 """Key in an invoice's metadata: the hash of the customer's last audit row."""
 ROWS: Final = "meterkit_audit_rows"
 """Key in an invoice's metadata: the number of rows in the customer's chain."""
+_ROOT_WAIT_S: Final = 10.0
+"""Time that an invoice waits for its root; then it goes out without."""
 
 RootOf: TypeAlias = "Callable[[str], Awaitable[tuple[int, str] | None]]"
 """Reads the number of rows of a customer's chain, and its root; None: it has none."""
@@ -71,7 +74,8 @@ class RootWriter:
         if not lacking:
             return True
         try:
-            root = await self._root_of(customer)
+            async with asyncio.timeout(_ROOT_WAIT_S):
+                root = await self._root_of(customer)
             if root is not None:
                 for invoice in lacking:
                     await self._post_root(api, str(invoice["id"]), root)

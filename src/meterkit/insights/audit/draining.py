@@ -142,7 +142,7 @@ T = TypeVar("T")
 _logger = logging.getLogger("meterkit.audit")
 _EVERY_S: Final = 2.0
 _PAGE: Final = 500
-_ROOT_WAIT_S: Final = 10.0
+_ROOT_POLL_S: Final = 0.5
 FOLD_BEYOND_ENTRIES: Final = 50_000
 """Entries that wait in a shard one by one; far more than a page."""
 _LEASE_MS: Final = 30_000
@@ -305,21 +305,21 @@ class AuditDrainer:
     async def root_of(self, customer: str) -> tuple[int, str] | None:
         """Drain the customer's shard; length and root of its chain then. None: no chain.
 
+        It waits while older entries wait; ``delivery/audit_root.py`` limits that.
+
         Raises:
-            TimeoutError: older entries wait still, after ten seconds.
             StoreError: the store does not answer.
             MeterkitError: the database does not.
         """
         store, admin = self._store, await self._store.admin()
         shard, before = store.keys.customer(customer).shard, int(time() * 1000) - self._least_age_ms
         stream, sums = store.keys.audit(shard), store.keys.audit_sums(shard)
-        async with asyncio.timeout(_ROOT_WAIT_S):
-            while True:
-                await self.drain_shard(shard, least_age_ms=self._least_age_ms)
-                waiting = await admin.ask(admin.client.xrange(stream, max=f"{before}", count=1))
-                if not waiting and not await admin.ask(admin.client.exists(sums)):
-                    return await in_thread(self.database.root, customer)
-                await asyncio.sleep(_ROOT_WAIT_S / 20)
+        while True:
+            await self.drain_shard(shard, least_age_ms=self._least_age_ms)
+            waiting = await admin.ask(admin.client.xrange(stream, max=f"{before}", count=1))
+            if not waiting and not await admin.ask(admin.client.exists(sums)):
+                return await in_thread(self.database.root, customer)
+            await asyncio.sleep(_ROOT_POLL_S)
 
     def _parse_entry(
         self,
