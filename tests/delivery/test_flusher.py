@@ -79,6 +79,18 @@ async def test_usage_waits_for_a_link(at: Desk) -> None:
     assert minutes(at)[0] in {JULY - timedelta(minutes=1), JULY + timedelta(days=3)}
 
 
+async def test_a_late_link_leaves_no_expired_usage_pending(at: Desk) -> None:
+    await at.kit.record("acme", "requests", 4)
+    at.clock.set(JULY)
+    await at.kit.customers.set_plan("acme", "pro")  # A customer without a state is forgotten.
+    await at.kit.record("acme", "tokens", 1)
+    at.clock.set(JULY + timedelta(days=90))
+    await at.kit.record("eve", "requests", 4)  # In the same shard.
+    await at.link("acme")
+    report = await at.flush(everything=True)
+    assert (report.left, report.parked) == (0, 1)  # Stripe accepts usage of the last 35 days.
+
+
 async def test_the_flusher_runs_until_stopped_despite_failures(
     store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: Caplog
 ) -> None:

@@ -116,6 +116,18 @@ async def test_the_unlinked_are_named(at: Bench) -> None:
     assert await at.ours.unlinked() == ["nobody", "someone"]
 
 
+async def test_i7_the_unlinked_are_forgotten_with_their_usage(valkey: Server, at: Bench) -> None:
+    for days, customer in ((0, "in June"), (21, "in July")):
+        at.clock.advance(timedelta(days=days))
+        await at.kit.record("each month", "requests", 4)
+        await at.kit.record(customer, "requests", 4)
+    at.clock.advance(timedelta(days=35))
+    assert await at.ours.unlinked() == ["each month", "in July"]
+    await at.kit.record("new", "requests", 4)
+    assert await at.ours.unlinked() == ["each month", "in July", "new"]
+    assert valkey.command("ZCARD", "mk:{0}:unlinked") == 3
+
+
 async def test_hosts_whose_clocks_differ_do_not_seal(store_url: str, valkey: Server) -> None:
     async with MeterKit(CATALOG, redis_url=store_url, shards=1, store_timeout=10.0) as kit:
         await kit.customers.link("acme", "cus_acme", force=True)

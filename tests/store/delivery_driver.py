@@ -545,7 +545,8 @@ class Delivery(Checks):
 
     def amend(self, name: str) -> None:
         """Somebody changes a customer; now and then somebody else was faster."""
-        linked, seal_at_ms = self.random.random() < 0.6, self.wall + self.random.randrange(9)
+        chance, seal_at_ms = self.random.random(), self.wall + self.random.randrange(9)
+        linked = 0 if chance >= 0.6 else 1 if chance < 0.3 else 2
         force, period = self.shard.forces.get(name, ""), self.shard.customers[name].period
         begins = self.wall if period is None else period[0]
         asked = Amend(
@@ -566,7 +567,7 @@ class Delivery(Checks):
         changed = {"entries": asked.entries, "notices": asked.notices, "gauges": []}
         ended = {"at": str(asked.ended_ms), "labels": asked.labels}
         changes = json.dumps({**changed, "ended": ended, "period": asked.period})
-        argv = (asked.read, asked.rev, asked.data, name, int(linked), seal_at_ms)
+        argv = (asked.read, asked.rev, asked.data, name, linked, seal_at_ms)
         more = (asked.read_force, asked.force, asked.turn_ms, changes)
         expected = self.shard.amend(name, asked, self.wall, linked=linked, seal_at_ms=seal_at_ms)
         self.judge("amend_state", keys, *argv, *more, expected=expected)

@@ -406,9 +406,10 @@ class Shard:
             taken += 1
         if taken:
             ends = customer.period[1] if customer.period is not None else 0
-            self.unlinked[name] = max(ends, now) + KEPT_MS
+            expires_ms = max(ends, now) + KEPT_MS
+            self.wait_for_link(name, expires_ms, now)
             if customer.period is not None:
-                customer.lives = self.unlinked[name]
+                customer.lives = expires_ms
         return [0, taken]
 
     def count(self, places: Sequence[Mapping[str, int]], most: float) -> list[int]:
@@ -426,7 +427,7 @@ class Shard:
 
     # Administration.
 
-    def amend(self, name: str, asked: Amend, now: int, *, linked: bool, seal_at_ms: int) -> Answer:
+    def amend(self, name: str, asked: Amend, now: int, *, linked: int, seal_at_ms: int) -> Answer:
         customer, rev = self.customers[name], asked.rev
         if customer.rev != asked.read or self.forces.get(name, "") != asked.read_force:
             return [1, customer.rev.encode(), customer.data.encode()]
@@ -450,17 +451,25 @@ class Shard:
         self.members.add(name)
         if customer.period is not None:
             customer.cached = rev
-        if linked and self.unlinked.pop(name, None) is not None:
+        is_waiting = linked > 0 and self.unlinked.pop(name, None) is not None
+        if is_waiting or (linked == 2 and customer.closed):
             self.dirty[name] = seal_at_ms
             if customer.period is not None:
                 customer.lives = NEVER_MS
         elif not linked and self.dirty.pop(name, None) is not None and customer.period is not None:
-            customer.lives = self.unlinked[name] = max(customer.period[1], seal_at_ms) + KEPT_MS
+            customer.lives = max(customer.period[1], seal_at_ms) + KEPT_MS
+            self.wait_for_link(name, customer.lives, now)
         if customer.period is not None:
             (begins, ends), (start, end), at = customer.period, asked.period, max(now, customer.seen)
             if at < ends and at < end and start - begins < 2 * MINUTE_MS:
                 customer.period = begins, end
+                if name in self.unlinked:
+                    self.unlinked[name] = max(self.unlinked[name], end + KEPT_MS)
         return [0]
+
+    def wait_for_link(self, name: str, expires_ms: int, now: int) -> None:
+        waiting = {known: until for known, until in self.unlinked.items() if until > now}
+        self.unlinked = waiting | {name: max(waiting.get(name, 0), expires_ms)}
 
     def forget(self, name: str, read: str, now: int, *, is_audited: bool) -> list[Any]:
         customer = self.customers[name]

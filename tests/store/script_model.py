@@ -476,7 +476,8 @@ class Model:
             self.dirty.setdefault(name, min(now + view.seal_delay_ms, ends))
         elif begins_to_wait:
             lives = max(lives, ends + 35 * DAY_MS)
-            self.unlinked.setdefault(name, ends + 35 * DAY_MS)
+            waiting = {known: until for known, until in self.unlinked.items() if until > now}
+            self.unlinked = waiting | {name: max(waiting.get(name, 0), ends + 35 * DAY_MS)}
         customer.live_until(lives)
 
     def fence(self, writer: str) -> int:

@@ -179,6 +179,7 @@ DELIVERING: Final = Mutated(
             "sealed_units take_class_units leave_to_credit_notes assign_lines",
             (*RESTORING, *DELIVERY),
         ),
+        **included("wait_for_link", (*DELIVERY, (Recalling, 2))),
         **included("queue_negative_intents", (*RESTORING, (Repricing, 10), *DELIVERY)),
     },
 )

@@ -203,7 +203,7 @@ class CustomerStates:
             found.rev if changed == found.state and found.rev != NO_STATE else f"{FORMAT}:{token_hex(8)}",
             changed.dump(),
             customer,
-            int(changed.stripe_customer is not None),
+            0 if changed.stripe_customer is None else 2 if found.state.stripe_customer is None else 1,
             now_ms,
             found.force_text,
             force.dump(),

@@ -8,7 +8,7 @@
 -- KEYS[7] list  ledger of changes    KEYS[8] stream  notices    KEYS[9] hash  levels of gauges
 -- KEYS[10] hash  totals of closed periods and deliveries
 -- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON)
---       4 the customer            5 linked (0/1)  6 now: when to seal what was waiting for the link (ms)
+--       4 the customer   5 linked (0: no; 1: yes; 2: from now on)   6 now: when to seal what was waiting for the link (ms)
 --       7 the terms reported last, as they were read (JSON, empty: none)    8 the active terms now
 --       9 when the clock changes that (ms; 0: never)
 --       10 a JSON object: entries (see append_history); notices: {kind, what it says (JSON)} each; gauges: {name, included in
@@ -26,6 +26,7 @@
 --include queue_notice
 --include read_counters
 --include end_price_segment
+--include wait_for_link
 local counters_key, state_key, customers_key, dirty_key, unlinked_key, turns_key, history_key, notices_key, levels_key,
   totals_key = unpack(KEYS)
 local read_rev, rev, state, customer, linked, seal_at_ms, read_terms, terms, turn_ms, changes_text = unpack(ARGV)
@@ -57,7 +58,8 @@ append_history(history_key, changes.entries)
 for _, notice in ipairs(changes.notices) do
   queue_notice(notices_key, customer, unpack(notice))
 end
-if linked == '1' and call('ZREM', unlinked_key, customer) == 1 then
+local is_waiting = linked ~= '0' and call('ZREM', unlinked_key, customer) == 1
+if is_waiting or linked == '2' and call('EXISTS', totals_key) == 1 then -- Totals may have usage that was waiting before.
   call('ZADD', dirty_key, seal_at_ms, customer)
   if head then
     expires_ms = NEVER_MS
@@ -65,12 +67,13 @@ if linked == '1' and call('ZREM', unlinked_key, customer) == 1 then
   end
 elseif linked == '0' and call('ZREM', dirty_key, customer) == 1 and head then
   expires_ms = math.max(ends_ms, seal_at_ms) + UNLINKED_KEPT_MS
-  call('ZADD', unlinked_key, expires_ms, customer)
+  wait_for_link(unlinked_key, customer, expires_ms, now)
   call('PEXPIREAT', counters_key, expires_ms)
 end
 local start_ms, finish_ms = unpack(changes.period)
 if head and math.max(now, seen_ms) < math.min(ends_ms, finish_ms) and start_ms < begins_ms + 2 * MINUTE_MS then
   ends_ms = finish_ms
+  call('ZADD', unlinked_key, 'XX', 'GT', ends_ms + UNLINKED_KEPT_MS, customer)
 end
 if head then
   call('HSET', counters_key, 'h', cmsgpack.pack(FORM, seen_ms, begins_ms, ends_ms, expires_ms, rev))

@@ -12,6 +12,7 @@
 --include server_ms
 --include read_counters
 --include pack_meter
+--include wait_for_link
 local intents_key, outbox_key, totals_key, counters_key, state_key, unlinked_key = unpack(KEYS)
 local rev, customer, caller_ms = ARGV[1], ARGV[2], ARGV[#ARGV]
 local call = redis.call
@@ -50,7 +51,7 @@ for i = 3, #ARGV - 1 do
 end
 if taken > 0 then
   local expires_ms = math.max(head and head.ends_ms or 0, now) + UNLINKED_KEPT_MS
-  call('ZADD', unlinked_key, expires_ms, customer)
+  wait_for_link(unlinked_key, customer, expires_ms, now)
   if head then
     call('HSET', counters_key, 'h',
       cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, expires_ms, head.rev))

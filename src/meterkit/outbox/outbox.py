@@ -108,10 +108,11 @@ class Outbox:
         return sorted(found, key=lambda one: (one.customer, one.meter, one.state))
 
     async def unlinked(self) -> list[str]:
-        """List the customers whose usage waits for a link to Stripe."""
+        """List the customers whose usage waits for a link to Stripe, and has not expired."""
         lists: list[list[bytes]] = []
         for shard, name in await self._count_members(("unlinked",), limit="+inf"):
-            lists.append(await self._admin.ask(self._client.zrange(self._keys.shard(shard, name), 0, -1)))
+            key, since = self._keys.shard(shard, name), f"({self._store.now_ms()}"
+            lists.append(await self._admin.ask(self._client.zrangebyscore(key, since, "+inf")))
         return sorted(member.decode() for members in lists for member in members)
 
     async def lease(self, shard: int, *, ttl_ms: int) -> bool:
