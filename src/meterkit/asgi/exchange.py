@@ -1,8 +1,4 @@
-"""Admitted request between app and server: passes messages on, works out the outcome, settles the usage.
-
-The work decides the outcome, not its delivery: a response that the app finishes is a success, also if the
-client has left.
-"""
+"""Admitted request between app and server: passes messages on, notes how it ends, settles the usage."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import asyncio
 import inspect
 from asyncio import CancelledError
 from functools import partial
-from http import HTTPStatus
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -18,6 +13,7 @@ from meterkit.asgi.admitted import AdmittedRequest
 from meterkit.asgi.fallback_requests import count_in_process, undecided_usage
 from meterkit.asgi.job_settlement import call_on_loop, settle_jobs
 from meterkit.asgi.llm_calls import LlmCalls
+from meterkit.asgi.request_outcome import is_stopped, is_usage_due, outcome_of
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.call_amounts import join_used, price_tokens
@@ -37,58 +33,6 @@ if TYPE_CHECKING:
     from meterkit.store.fallback_decider import FallbackDecision
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
-
-# Numbers: looking up a member of an enumeration takes as long as the rest of a comparison.
-BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST.value
-_SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
-_REDIRECTIONS: Final = range(HTTPStatus.MULTIPLE_CHOICES.value, BAD_REQUEST)
-_BODILESS: Final = frozenset({*_REDIRECTIONS, HTTPStatus.NO_CONTENT.value, HTTPStatus.RESET_CONTENT.value})
-_CLIENT_CLOSED_REQUEST: Final = 499
-"""The status of nginx for a request whose client has left; no client reads it."""
-
-
-def outcome_of(
-    status: int,
-    *,
-    is_complete: bool,
-    has_begun: bool,
-    has_failed: bool,
-    has_left: bool = False,
-    has_left_early: bool = False,
-) -> Outcome:
-    """Work out the outcome of a request.
-
-    Args:
-        status: of the response; 0 where there was none.
-        is_complete: whether the app sent its response to the end.
-        has_begun: whether the app sent some of its body.
-        has_failed: whether the app ended by an error of its own.
-        has_left: whether the client hung up before the end.
-        has_left_early: whether it did so before the first byte of the body. An app that answers nevertheless
-            has finished its work. A stream that was cut may seem complete, but has no body.
-    """
-    if has_left_early:
-        is_finished = is_complete and (has_begun or status in _BODILESS)
-        has_begun = False
-    else:
-        is_finished = is_complete and not has_left
-    if status < BAD_REQUEST and (is_finished or (has_begun and not has_failed)):
-        return "success" if is_finished else "client_gone"
-    is_error = (is_finished or has_begun) and BAD_REQUEST <= status < _SERVER_ERROR
-    return "client_error" if is_error else "server_error"
-
-
-def is_stopped(status: int, outcome: Outcome) -> bool:
-    """Whether an app whose client left before the first byte has stopped.
-
-    Frameworks answer 500 for an app that stops by an error, as for an app that fails.
-
-    Args:
-        status: of the response; 0 where there was none.
-        outcome: of the request.
-    """
-    return outcome == "server_error" or status == _CLIENT_CLOSED_REQUEST
-
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound="Callable[..., Awaitable[Any]]")
@@ -458,6 +402,4 @@ class Exchange(AdmittedRequest):
         )
 
     def _is_due(self, outcome: Outcome) -> bool:
-        """Whether reported usage is billed, also of an app that stopped because its client left early."""
-        is_left = self._left_early and bool(self._charge_on) and is_stopped(self._status, outcome)
-        return outcome in self._charge_on or is_left
+        return is_usage_due(outcome, self._status, self._charge_on, has_left_early=self._left_early)

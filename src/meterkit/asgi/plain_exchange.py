@@ -5,7 +5,8 @@ from __future__ import annotations
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.exchange import BAD_REQUEST, Exchange, mark_coroutine_function
+from meterkit.asgi.exchange import Exchange, mark_coroutine_function
+from meterkit.asgi.request_outcome import BAD_REQUEST
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.settlement import settle_decision
 

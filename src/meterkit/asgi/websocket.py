@@ -9,10 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.buffered_body import head_of
-from meterkit.asgi.exchange import Exchange, outcome_of
+from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.fallback_requests import decide_in_process
 from meterkit.asgi.logs import ErrorGuard, warn_of_unread
 from meterkit.asgi.refusal_responses import POLICY_VIOLATION
+from meterkit.asgi.request_outcome import outcome_of
 from meterkit.cancellation import start_task
 from meterkit.catalog.routes import additions_of
 from meterkit.decisions.compiled_decision import compile_program
