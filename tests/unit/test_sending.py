@@ -44,6 +44,7 @@ from meterkit.outbox.intents import IntentMove, SealedIntent, SendAttempt, Store
 from meterkit.outbox.journal import JournalRow
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.resend_window import COMPARABLE_AFTER_MS, RESEND_MAX_MS, can_resend, compare_in_ms
+from meterkit.outbox.sealer import LateUnits, SealResult
 from meterkit.store.store import Store
 from meterkit.testing import Clock
 
@@ -628,6 +629,23 @@ async def test_i6_one_intent_that_was_tried_is_waited_for_an_hour(
     for minutes, is_over in ((10, False), (59.99, False), (60, True)):
         clock.set(NOW + timedelta(minutes=minutes))
         assert await shard.are_over() == is_over
+
+
+async def test_late_usage_that_the_comparison_seals_is_logged(
+    kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = LateUnits(customer="acme", period_ms=0, meter_token="api!", quantity=5, is_billed=False)
+
+    async def seal(shard: int, *, due_ms: int | None, most: int) -> SealResult:
+        assert (shard, due_ms, most) == (0, None, -1)
+        return SealResult(intents=1, late=[late])
+
+    shard = await begun_anew(kit)
+    monkeypatch.setattr(shard.outbox, "seal", seal)
+    clock.advance(timedelta(minutes=2))
+    assert await shard.are_over()
+    assert shard.report.sealed == 1
+    assert "late usage of customer 'acme'" in caplog.text
 
 
 # Negative units hide sent units in the sum, and none in the minutes.

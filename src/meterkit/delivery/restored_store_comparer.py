@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from meterkit.outbox.intents import StoredIntent
     from meterkit.outbox.journal import Journal
     from meterkit.outbox.outbox import Outbox
+    from meterkit.outbox.sealer import SealResult
     from meterkit.store.server_restarts import ServerLife
     from meterkit.store.store import Store
 
@@ -133,10 +134,7 @@ class RestoredStoreComparer:
     ) -> None:
         """Seal pending usage: usage recorded later gets other intents, which Stripe certainly lacks."""
         noticed_ms = self._store.now_ms()
-        seal_result = await outbox.seal(shard, due_ms=None, most=-1)
-        report.sealed += seal_result.intents
-        if seal_result.late:
-            report_late(seal_result.late, await outbox.meters())
+        seal_result = await _seal_all(outbox, shard, report)
         is_sealed = not seal_result.waiting_lines and not seal_result.unreadable
         await self._lives.record_noticed(shard, life, noticed_ms, is_sealed=is_sealed)
         if life.now not in self._logged_lives:  # A server may have a hundred shards.
@@ -149,8 +147,7 @@ class RestoredStoreComparer:
 
     async def _compare_shard(self, outbox: Outbox, shard: int, life: ServerLife, report: FlushReport) -> bool:
         """Compare the shard's waiting intents line by line; False: it is too early."""
-        seal_result = await outbox.seal(shard, due_ms=None, most=-1)
-        report.sealed += seal_result.intents
+        seal_result = await _seal_all(outbox, shard, report)
         waiting = await self._read_intents(shard, "outbox")
         passed_ms = self._store.now_ms() - life.noticed_ms
         is_tried = any(intent.first_ms for intent in waiting)
@@ -280,6 +277,15 @@ class RestoredStoreComparer:
         ]
         comparison.report.parked += len(parked)
         return parked
+
+
+async def _seal_all(outbox: Outbox, shard: int, report: FlushReport) -> SealResult:
+    """Seal all pending usage of a shard, and log what is late."""
+    seal_result = await outbox.seal(shard, due_ms=None, most=-1)
+    report.sealed += seal_result.intents
+    if seal_result.late:
+        report_late(seal_result.late, await outbox.meters())
+    return seal_result
 
 
 def _is_damage(error: Exception) -> bool:
