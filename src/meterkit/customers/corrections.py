@@ -292,7 +292,6 @@ async def restore_units(
         given: the correction.
         read_billed: reads what invoices have of the customer's usage; None: all of it is of the open price.
     """
-    check_correction(store, customer, given)
     correction_id, quantities = given.correction_id, given.quantities
     reply, is_repeated = await _run_restore(store, customer, given, read_billed)
     asked, done = json.loads(reply["asked"]), reply["done"]
