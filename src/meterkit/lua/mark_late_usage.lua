@@ -1,24 +1,30 @@
 #!lua
--- mark_late_usage: marks usage late that Stripe did not have when others changed the prices of a subscription there. It can no
--- longer reach the invoice line of its price. Where the price was another one, an invoice item bills it at that (see
--- queue_item). Else it is counted as t of its period; where the plan of now bills the meter, it is recorded once more, as
--- overage (or included) and as late, and is pending: it is billed at the new price, which is the same.
+-- mark_late_usage: marks usage late that Stripe did not have when others changed the prices of a subscription: it can no
+-- longer reach the invoice line of its price.
+-- - If the price is another one now, an invoice item bills the usage at the ended price (see queue_item).
+-- - Otherwise, it counts as t of its period. If the current plan bills the meter, the usage is recorded again, as overage
+--   (or included) and as late, and becomes pending: the new price is the same.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  totals    KEYS[3] list  ledger of changes    KEYS[4] zset  dirty
 -- KEYS[5] hash  intents     KEYS[6] zset  outbox    KEYS[7] zset  parked    KEYS[8] zset  compare
--- KEYS[9] zset  invoice items    KEYS[10] stream  where there is an audit log: of that
--- ARGV  1 the customer    2 32 hex digits that are new
---       3 a JSON object: meters: a token to the class that it is recorded in once more (empty: none), its name, the price
---       that ended in words; items: a token to what an invoice item needs, see queue_item; pending: tokens whose pending units are late; intents: the late ones, each with its
---       identifier and as it was read, Stripe has none of it; back: the same of corrections, or nil; since: a token to what was sealed after the change;
---       labels: of the prices that end (see end_price_segment); rev: of the state before the change; empty: what is late
---       was found out later; changed: what is pending then is stamped with no minute before this (ms, as text); cause: for
---       the ledger
+-- KEYS[9] zset  invoice items    KEYS[10] stream  optional: of the audit log
+-- ARGV  1 the customer    2 nonce: 32 new hex digits
+--       3 a JSON object:
+--         meters: token to the class in which usage is recorded again (empty: none), name, and ended price in words
+--         items: token to the terms of an invoice item, see queue_item
+--         pending: tokens of the meters whose pending units are late
+--         intents: late intents that Stripe does not have: {identifier, text as it was read} each
+--         back: the same of corrections; nil: none
+--         since: token to the units sealed after the change
+--         labels: of the ended prices, see end_price_segment
+--         rev: of the state before the change; empty: the usage was found to be late afterwards
+--         changed: first minute that usage pending after the change can have (ms, as text)
+--         cause: for the ledger
 --       last: the caller's clock (ms)
--- PERIOD|n: the rev of the change that this was done for last: it is done once.
--- Reply {OK, now, of what was late PERIOD|token, how much, and BILLED_IN_PERIOD, BILLED_BY_ITEM, CORRECTION_UNDONE or
---       NOT_BILLED...}
---       the error DAMAGED: a number is not what it must be, and nothing is done
+-- PERIOD|n: rev of the last change that this script has handled. Each change is handled once.
+-- Reply {OK, now, PERIOD|token, late units, outcome, ...}
+--                                outcome: BILLED_IN_PERIOD, BILLED_BY_ITEM, CORRECTION_UNDONE or NOT_BILLED
+--       the error DAMAGED        a stored number is invalid: nothing is done
 --include server_ms
 --include read_counters
 --include read_numbers
@@ -97,8 +103,8 @@ end
 for _, one in ipairs(asked.intents) do
   remove(one[1], one[2], add_late)
 end
--- A correction that Stripe does not have yet lowers no line of the price that ended: it lowers what is late, and the rest
--- of its units is recorded again.
+-- A correction that Stripe does not have yet cannot lower the line of the ended price. It lowers the late units, and the
+-- rest of its units is recorded again.
 for _, one in ipairs(asked.back or {}) do
   remove(one[1], one[2], restore)
 end
@@ -140,10 +146,10 @@ for _, name in ipairs(sorted_keys(late)) do
     outcomes[outcome], asked.cause}})
   reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = name, value, outcome
 end
-for token, meter in pairs(meters) do -- Also of one whose pending usage a correction has taken back in full.
+for token, meter in pairs(meters) do -- Also meters whose pending usage a correction has taken back in full.
   call('HSET', counters_key, token .. 'm', pack_meter(meter))
 end
-if is_due then -- Counters that have pending usage stay.
+if is_due then -- Counters with pending usage do not expire.
   call('HSET', counters_key, 'h', cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, NEVER_MS, head.rev))
   call('PERSIST', counters_key)
   call('ZADD', dirty_key, now, customer)

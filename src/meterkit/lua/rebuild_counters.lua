@@ -1,23 +1,34 @@
 #!lua
--- rebuild_counters: raises what the counters have of this period where the audit log has more: the store has lost it. What of it
--- goes to Stripe, and is nowhere on its way there, may be there: as far as Stripe has counted more of its event name than
--- is on its way or delivered it counts as delivered, in the order of the tokens; the rest is parked, to be compared with
--- Stripe's summary of all minutes before it: with that, all that is parked here of an event name.
+-- rebuild_counters: raises a customer's counters of this period to what the audit log has, after the store lost data.
+--
+-- Lost units that go to Stripe do not become pending again, because Stripe may have them. In the order of the tokens:
+-- - They count as delivered, as far as Stripe has counted more of the event name than the store knows.
+-- - The rest is parked, one intent for each meter. All that is parked here of an event name is compared together with
+--   Stripe's summary of all minutes up to then.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
--- KEYS[4] hash  intents     KEYS[5] zset  parked: since when (ms)    KEYS[6] zset  compare: by when that is done (ms)
+-- KEYS[4] hash  intents     KEYS[5] zset  parked: since when (ms)    KEYS[6] zset  compare: when they are compared (ms)
 -- KEYS[7] stream  of the audit log    KEYS[8] list  ledger of changes
--- ARGV  1 rev   2 terms   3 the customer   4 what is to be so (JSON): dry: 1: nothing is written; period: its first
---       instant (ms); stripe: the Stripe customer, empty: not linked; id: 32 hex digits that are new; by: for the ledger;
---       minutes: as of `seal`; meters: its token to name and units {included, granted, credited, overage, beyond the
---       cap, late, going to Stripe}; events: a token to its event name there, of all meters that are known;
---       counted: an event name to what Stripe has counted in the period
+-- ARGV  1 rev   2 terms, as those of `seal`   3 the customer
+--       4 a JSON object:
+--         dry: 1: nothing is written
+--         period: first instant of the period in the audit log (ms)
+--         stripe: the Stripe customer; empty: not linked
+--         id: 32 new hex digits; by: the operator, for the ledger
+--         minutes: as ARGV[6] of `seal`
+--         meters: token to name and units {included, granted, credited, overage, beyond the cap, late, going to Stripe}
+--         events: token to event name, of all known meters
+--         counted: event name to the units that Stripe has counted in the period
 --       last: the caller's clock (ms)
--- terms as of `seal`
--- Reply {OK, now, JSON: a token to its units that were missing {the first six, delivered, parked, left}: left: not raised
---       at all, as they go to Stripe and the customer is not linked}    {AUDIT_WAITS, now} entries of the audit log have not
---       been drained    {STALE, now, rev, state}    {CLOCK, now}    {BROKEN, now, field} not a whole number
---       {OTHER_PERIOD, now, first instant (ms)}    {NO_MINUTE, now} no minute of the period is left
+-- Reply {OK, now, JSON: token to missing units}: included, granted, credited, overage, beyond the cap, late, delivered,
+--                                parked, left: units that are not raised, because they go to Stripe and the customer is
+--                                not linked, or the meter has no event name
+--       {AUDIT_WAITS, now}       entries of the audit log are not drained yet
+--       {STALE, now, rev, state}
+--       {CLOCK, now}
+--       {BROKEN, now, field}     a field that must be a whole number is not one
+--       {OTHER_PERIOD, now, first instant (ms)}
+--       {NO_MINUTE, now}         the period has no minute left for an intent
 --include confirm_counters
 --include close_past_period
 --include append_history
@@ -56,7 +67,7 @@ local function total(token, letters)
   return sum
 end
 
--- What the meters of an event name share: what Stripe has of it that is not known of, and may have that is.
+-- Units shared by the meters of an event name. base: known to the store; there: what Stripe has counted beyond them.
 local function share_of(event)
   if not shares[event] then
     local share = {base = 0, parked = 0}
@@ -71,7 +82,7 @@ local function share_of(event)
   return shares[event]
 end
 
--- Its minute is behind all that usage which is lost may have been stamped with. Returns whether the period has one.
+-- Parks units at a minute later than any timestamp of lost usage. Returns whether the period has such a minute.
 local function park(token, event, value)
   local share, ahead_ms = shares[event], now + 4 * MINUTE_MS
   local minute, last = next_free_minute({begins_ms = begins_ms, ends_ms = period_end_ms}, meters, wanted.events, taken, token,

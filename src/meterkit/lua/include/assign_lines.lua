@@ -1,9 +1,9 @@
 -- assign_lines: assigns units that a correction leaves recorded to invoice lines. No unit of a line is assigned twice.
---   totals_key: hash; totals: as read; open_period: first instant of the open period, as text; is_this: whether lines of
---   this period are meant, or those of earlier ones; units_left: how many units; bound: how many of a period, at most
---   lines: the meter's, newest first: {token of its event, name, an instant within it (ms), units, what the correction keeps of it} each
+--   totals_key: hash; totals: as read; open_period: its first instant, as text; is_this: true: lines of the open period;
+--   false: of earlier ones; units_left: units to assign; bound(period): units of a period at most
+--   lines: of the meter, newest first: {token of its event, name, an instant within it (ms), units, entry for the result}
 -- PERIOD|METERH has an entry for each line, `NAME UNITS;`: the units that all corrections have assigned to it.
--- Returns the units assigned by period, and for each line {what the correction keeps, units assigned before, now}.
+-- Returns the units assigned by period, and for each line {entry, units assigned before, units assigned now}.
 local function assign_lines(totals_key, totals, open_period, is_this, lines, units_left, bound)
   local by_period, assigned = {}, {}
   local function period_of(instant_ms)

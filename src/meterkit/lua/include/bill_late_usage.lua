@@ -1,14 +1,16 @@
 -- bill_late_usage: bills pending usage of closed periods whose invoices are final, or will be before Stripe counts an intent
--- sealed now. It removes the usage from its period, which counts it as t.
--- If the open period bills the meter at the same price, the usage is recorded there again, as overage (or included) and as
--- late, and becomes pending there. At another price, an invoice item bills it at its own price (see queue_item).
---   keys: counters, totals, history, items; audit or nil; head, meters: as read_counters gives them; totals: as read;
---   events: token to event name: what has none waits for it; asked: since, before, latest (ms; see
---   decisions/subscription_periods.py), hour, margin (ms), meters: a token to the class that the open period records it in
---   (empty: none), its name, its price in words, that price's label, the token of the meter that has it, 1 where it is the
---   same for each unit; item: what an invoice item needs, where there may be one
+-- sealed now. The usage is removed from its period.
+-- - If the open period bills the meter at the same price, the usage is recorded there again, as overage (or included) and
+--   as late, and becomes pending there. Its own period counts it as t.
+-- - At another price, an invoice item bills the usage at its own price (see queue_item).
+-- - If neither is possible, no invoice bills it, and its own period counts it as t.
+--   keys: counters, totals, history, items, audit (nil: no audit log); head, meters: see read_counters; totals: as read
+--   events: token to event name; usage of a meter without one stays pending
+--   asked: since, before, latest (ms; see decisions/subscription_periods.py), hour, margin (ms); meters: token to the class
+--   in which the open period records the meter (empty: none), name, price in words, label of that price, token of the meter
+--   that has the price, 1 if it is the same for each unit; item: terms of an invoice item, nil: none may be made
 --   own: customer, nonce, rev, and start and end of the open period (ms)
--- Returns the head, and the list that the reply has.
+-- Returns the head, and a list for the reply: {period, token, units, outcome} each.
 --include append_history
 --include audit_usage
 --include price_late_usage
@@ -17,7 +19,7 @@ local function bill_late_usage(keys, head, meters, totals, events, asked, own, n
   local text, late = string.format, {}
   local outcomes = {[0] = 'not billed', 'billed in the period that is open', 'billed by an invoice item'}
   local function is_final(period)
-    -- By its beginning: where a subscription has ended, its last period may end some minutes later.
+    -- By its start: the last period of an ended subscription may end some minutes later.
     local begins_ms, ends_ms = tonumber(period), tonumber(totals[period .. '|e'])
     local made_ms = begins_ms >= asked.before and asked.latest or ends_ms
     local draft_ms = math.max(made_ms + asked.hour, tonumber(totals[period .. '|h'] or '0'))

@@ -1,16 +1,16 @@
--- count_allowed: counts for how many requests there is room where grants, credits or budgets count, too. It decides the
--- last request as `decide` would, with all requests before it in flight: if that one is allowed, all are. If not, it
+-- count_allowed: counts the requests of an allotment that have room, if grants, credits or budgets count, too. It decides
+-- the last request as `decide` does, with all requests before it in flight: if that one is allowed, all are. Otherwise it
 -- tries half as many.
---   grants_key: hash; options: see decide; fields: what was read of the counters; this changes them
+--   grants_key: hash; options: see decide; fields: of the counters, as read; changed here
 --   terms, at: the ceilings in the terms; policies, least, share: see allot_requests; rate_count, ceiling_count: of policies
---   requests: for how many at most; start_ms, end_ms: of the period of `now`
--- Returns for how many requests there is room, fewer than `least` for none; when balances change next (ms). Sets what is
--- left in the policies to what is left to the last request, and appends budgets and what else is held to them.
+--   requests: at most; start_ms, end_ms: of the current period
+-- Returns the number of requests (below `least`: none is allowed), and when balances change next (ms). It sets `left` of
+-- each policy to what is left for the last request, and appends budgets and other holds to the policies.
 --include pack_taken
 local function count_allowed(
   grants_key, options, fields, terms, at, policies, rate_count, ceiling_count, requests, least, share, now, start_ms, end_ms)
   local own_left, held, backing, check_spend = {}, {}, nil, nil
-  if options.asked then -- Others do not pay for making these functions.
+  if options.asked then -- Included here, so that other calls do not pay for creating the functions.
 --include extend_ceilings
 --include extra_holds
     backing = extend_ceilings(grants_key, fields, options, now, start_ms, end_ms)

@@ -1,5 +1,5 @@
--- dry_run: what a script that is to be tried calls in place of `redis`, and a function by which it writes nothing from then on.
--- What is not written is not read again either.
+-- dry_run: makes a stand-in for `redis`, and a function that stops its writes: from then on, the script only reads.
+-- The script must not read again what it would have written.
 local function dry_run()
   local writes = true
   local calls = setmetatable({call = function(command, ...)

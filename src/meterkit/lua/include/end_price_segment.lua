@@ -1,9 +1,9 @@
--- end_price_segment: ends a price segment: until now each meter of labels had the price that its label names.
---   totals_key: hash; period: its first instant, as text; meters: as read_counters gives them; since: of a meter, what
---   was sealed after the segment's end
---   labels: token to the label of its price, as text without blanks and semicolons
--- PERIOD|METERs has a line for each segment: label, units sealed and overage recorded since the period began, `;`.
--- PERIOD|METERy has the label of the first one, also where nothing was recorded in it; see price_late_usage.
+-- end_price_segment: ends a price segment of meters: stores the label of the ended price with the units counted so far.
+--   totals_key: hash; period: its first instant, as text; meters: see read_counters; meter.since: optional, units that were
+--   sealed after the segment's end
+--   labels: token to the label of the ended price, as text without blanks and semicolons
+-- PERIOD|METERs has an entry for each segment, `LABEL SEALED OVERAGE;`: units since the period began.
+-- PERIOD|METERy has the label of the first segment, even if nothing was recorded in it; see price_late_usage.
 --include store_price_labels
 local function end_price_segment(totals_key, period, meters, labels)
   store_price_labels(totals_key, period, labels)
@@ -21,7 +21,7 @@ local function end_price_segment(totals_key, period, meters, labels)
     sealed = math.max(0, sealed - since)
     local marks = counted[6] or ''
     if sealed + overage > 0 or marks ~= '' then
-      -- The same price again: one segment.
+      -- A segment at the price of the one before replaces it.
       local before, last = string.match(marks, '^(.-)([^ ;]+) %d+ %d+;$')
       marks = last == label and before or marks
       redis.call('HSET', totals_key, name .. 's', string.format('%s%s %.0f %.0f;', marks, label, sealed, overage))

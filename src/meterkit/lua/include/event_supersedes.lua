@@ -1,7 +1,7 @@
--- event_supersedes: whether an event of an object's version says something newer than what is known of that version.
---   known, event: {removed, stored or listed, size, time (ms), sequencer} each; is_single: a version that is written
+-- event_supersedes: decides whether an event is newer than the known state of an object's version.
+--   known, event: {removed, stored or listed; size; time (ms); sequencer} each; is_single: whether the version is written
 --   once and removed once
--- Returns that, and whether only a listing of the bucket can tell for sure.
+-- Returns the decision, and whether only a listing of the bucket can tell for sure.
 local function event_supersedes(known, event, is_single)
   local kind, size, at_ms, sequencer = unpack(event)
   if is_single then

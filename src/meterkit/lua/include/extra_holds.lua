@@ -1,7 +1,7 @@
--- extra_holds: lists what each request of an allotment holds besides ceilings: of meters without one that a credit pays for,
--- and of what holds cost. See hold_backed, which holds as much for one request.
---   fields: what was read of the counters; options: see extend_ceilings; policies, rate_count: see count_allowed
--- Returns them like policies, each with endless room.
+-- extra_holds: lists what each request of an allotment holds besides ceilings: units of meters without a ceiling that a
+-- credit pays for, and the cost of holds. hold_backed does this for one request.
+--   fields: of the counters, as read; options: see extend_ceilings; policies, rate_count: see count_allowed
+-- Returns them in the form of policies, with unlimited room.
 --include unpack_meter
 --include live_holds
 local function extra_holds(fields, options, policies, rate_count, current_slot)

@@ -1,7 +1,7 @@
--- free_past_minute: the minute that a cut stamps a meter with: one that is over at Stripe already, where one is free.
---   totals_key: hash; totals: as it was read; head: as read_counters gives it, with from_ms; token: of the meter
---   minute, before: as next_free_minute gives them
--- Returns both as they are then.
+-- free_past_minute: finds the timestamp of a cut for a meter: a minute that is over at Stripe, if one is free.
+--   totals_key: hash; totals: as read; head: see read_counters, with from_ms; token: of the meter; minute, before: see
+--   next_free_minute
+-- Returns minute and before, updated.
 local function free_past_minute(totals_key, totals, head, token, minute, before, now)
   if minute <= now - SKEW_MS then
     return minute, before

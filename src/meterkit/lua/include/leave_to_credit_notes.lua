@@ -1,10 +1,10 @@
--- leave_to_credit_notes: what becomes of overage of a meter that no negative event can take back: units on invoice lines of ended
--- price segments, and of earlier periods, are left to a credit note.
---   totals_key: hash; totals: as read; open_period: first instant of the open period, as text; token: the meter's
---   lines: see assign_lines; owed: sealed units of this period; open: how many of the open price segment Stripe has
---   or gets; left: units beyond those recorded in this period
--- Returns how many of the open segment there must be compensation for, and the units on lines of this period, and
--- of earlier ones; then the lines, see assign_lines.
+-- leave_to_credit_notes: leaves overage to credit notes that no negative event can take back: units on invoice lines of
+-- ended price segments and of earlier periods.
+--   totals_key: hash; totals: as read; open_period: its first instant, as text; token: of the meter; lines: see assign_lines
+--   owed: sealed units of this period to compensate; open: those of the open price segment, see sealed_units; left: units
+--   beyond those recorded in this period
+-- Returns the units of the open segment to compensate, the units on lines of this period, those on lines of earlier periods,
+-- and the lines, see assign_lines.
 --include assign_lines
 local function leave_to_credit_notes(totals_key, totals, open_period, token, lines, owed, open, left)
   local stuck = math.min(owed, math.max(0, open))

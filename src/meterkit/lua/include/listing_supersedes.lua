@@ -1,6 +1,6 @@
--- listing_supersedes: whether a listing replaces what is known of an object's version.
---   known, listed: as unpack_object gives them, or known nil; since_ms: from when on events may not be in the listing
--- Returns that, and whether an event of meanwhile contradicts the listing, so that only the next one can tell.
+-- listing_supersedes: decides whether a listing of a bucket replaces the known state of an object's version.
+--   known (may be nil), listed: see unpack_object; since_ms: the listing may lack events from this instant on
+-- Returns the decision, and whether a newer event contradicts the listing, so that only the next listing can tell.
 local function listing_supersedes(known, listed, since_ms)
   local is_there, was_there = listed[1] ~= OBJECT_REMOVED, known and known[1] ~= OBJECT_REMOVED or false
   local is_same = is_there == was_there and (not is_there or listed[2] == known[2] and listed[5] == known[5])

@@ -1,9 +1,8 @@
--- lower_model_rows: what prices by model count of a meter, before units of it are taken back.
---   meters: as read_counters gives them; rows: each of its prices: {token, token of the event that it goes under, the
---   label of its price} or nil; back: by token what is taken back at Stripe so far; totals: as read; period: first
---   instant of the period, as text
--- Returns lower(counters_key, spend, overage): takes off so many units of the open price segment: where their events lost
--- pending or delivered ones, and the rest in the order of the rows; and what they did cost, see lower_spend.
+-- lower_model_rows: lowers what a meter's prices by model have counted. Call it before units of the meter are taken back.
+--   meters: see read_counters; rows: nil, or for each price {token, token of its event, label of the price}; back: token to
+--   the units taken back at Stripe so far; totals: as read; period: its first instant, as text
+-- Returns lower(counters_key, spend, overage). That subtracts units of the open price segment, and their cost (see
+-- lower_spend). First come the rows whose events lost pending or delivered units, then all rows in order.
 --include lower_spend
 --include pack_meter
 local function lower_model_rows(meters, rows, back, totals, period)

@@ -1,6 +1,6 @@
--- meters_of_event: the meters of an event name, such as one and its name of before, share its minutes.
---   events: token to event name; meters: as read_counters gives them; token: one of them
--- Returns how many there are, how many stand before this one, and the last minute that one of them has (ms).
+-- meters_of_event: ranks a meter among those of its event name. They share minutes; a renamed meter is an example.
+--   events: token to event name; meters: see read_counters; token: of the meter
+-- Returns the number of these meters, the number of those before this one, and the last minute of any of them (ms).
 local function meters_of_event(events, meters, token)
   local count, before, stamped_ms = 0, 0, 0
   for other, event in pairs(events) do

@@ -1,7 +1,8 @@
--- next_free_minute: the first minute that an intent of a meter can have in the counters' period; behind the second it cannot.
---   head, meters: as read_counters gives them; head.from_ms: optional, no minute before it
---   events: token to event name; taken: minutes that it may not have (ms); token
--- Returns the minute, the last one of the period, and the minute before the first one where that is free, too; else nil.
+-- next_free_minute: finds the first minute that an intent of a meter can have in the counters' period.
+--   head, meters: see read_counters; head.from_ms: optional, the earliest minute; events: token to event name; taken: minutes
+--   that it may not have (ms); token: of the meter
+-- Returns that minute, the last minute allowed in the period, and the minute before the first if it is free, too; else nil.
+-- If the first minute is after the last, no minute is free.
 --include meters_of_event
 local function next_free_minute(head, meters, events, taken, token, now)
   local count, _, stamped_ms = meters_of_event(events, meters, token)

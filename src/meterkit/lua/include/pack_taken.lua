@@ -1,5 +1,5 @@
--- pack_taken: packs the field of a policy as it is when so many requests have taken from it what each takes.
---   policy: {what each takes, -, -, -, numbers of the field, which of them counts what is taken}
+-- pack_taken: packs the field of a policy as it is after a number of requests.
+--   policy: {quantity of each request, -, -, -, numbers of the field, index of the number that counts}; requests: number
 local function pack_taken(policy, requests)
   local quantity, _, _, _, numbers, counting = unpack(policy)
   local before = numbers[counting]

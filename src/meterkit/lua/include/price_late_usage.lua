@@ -1,7 +1,7 @@
 -- price_late_usage: finds the prices at which pending units of a closed period were recorded, newest units first.
---   totals: as read; period: its first instant, as text; token: of the meter; quantity: how much is pending of it
---   label: of the price that the meter has now; priced: the token of the meter whose price that is
--- Returns an array of {label, units}; the label ? where that is not known.
+--   totals: as read; period: its first instant, as text; token: of the meter; quantity: its pending units
+--   label: of the meter's current price; priced: token of the meter that has this price
+-- Returns a list of {label, units}; label `?`: the price is not known.
 local function price_late_usage(totals, period, token, quantity, label, priced)
   local marks, after_ms = {}, nil
   for name, value in pairs(totals) do

@@ -1,9 +1,10 @@
--- queue_negative_intents: takes back units that Stripe has, by intents with values below 0: one for an event, in a minute of its own.
---   keys: of intents, outbox, totals and counters; head, meters: as read_counters gives them; totals: as read, brought up
---   to date; sending: customer, stripe, nonce (32 hex digits), made: how many intents by now, events: token to event name,
---   taken: minutes that they may not have (ms), back: by token what is taken back so far, ended: by token the units that
---   are on invoice lines and stay there; tokens: whose events, in this order; most: how many units
--- What is delivered is taken back once, whatever becomes of the intent that takes it back. Returns how many units are.
+-- queue_negative_intents: takes back units that Stripe has: queues one intent with a negative value for each event, at a
+-- minute of its own.
+--   keys: of intents, outbox, totals and counters; head, meters: see read_counters; totals: as read, updated here
+--   sending: customer, stripe, nonce (32 hex digits); made: intents so far; events: token to event name; taken: minutes
+--   that the intents may not have (ms); back: token to units taken back so far; ended: token to units that stay, because
+--   they are on invoice lines; tokens: of the events, in order; most: units at most
+-- Delivered units are taken back once, even if the negative intent fails. Returns the units taken back.
 --include next_free_minute
 --include queue_intent
 --include pack_meter
@@ -16,7 +17,7 @@ local function queue_negative_intents(keys, head, meters, totals, sending, token
       there = there - (totals[field .. letter] or 0)
     end
     local part = math.min(most - done, there, VALUE_MOST)
-    -- Without a stamp the free minutes are unknown.
+    -- If the meter's last timestamp is unknown, so are its free minutes.
     if part > 0 and meter and meter.stamped_ms > 0 and sending.events[token] then
       local minute, last = next_free_minute(head, meters, sending.events, sending.taken, token, now)
       if minute <= last and minute <= now + 3 * MINUTE_MS then

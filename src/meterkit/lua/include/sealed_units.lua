@@ -1,11 +1,12 @@
 -- sealed_units: counts the sealed units of meters in a period, by price segment.
---   totals: as read; period: first instant of the period, as text; billed: nil: it has one segment; units: by token the invoice
---   lines of ended segments and of earlier periods: {an instant within the line (ms), units} each; items: by token the units
---   of this period that invoice items for late usage bill
--- Returns three functions, and by token the units on lines of this period. sealed_in(token, letters): units in some states,
--- without corrected ones. to_compensate(sealed, tokens, behind): of overage that was sealed, what Stripe has
--- or will get, by events or invoice items, behind included units and what there was compensation for. in_open(tokens, behind, repaid): the same of
--- all overage of the open segment.
+--   totals: as read; period: its first instant, as text
+--   billed: nil: the period has one segment; units: token to the invoice lines of ended segments and of earlier periods,
+--   {an instant within the line (ms), units} each; items: token to the units of this period that invoice items bill
+-- Returns three functions, and by token the units on lines of this period:
+--   sealed_in(token, letters): units in these states, without corrected ones
+--   to_compensate(sealed, tokens, behind): sealed overage that Stripe has or will get, by events or invoice items; behind:
+--   units that come first, because they are included or were compensated before
+--   in_open(tokens, behind, repaid): such overage of the open segment; repaid: units that were compensated before
 local function sealed_units(totals, period, billed)
   local ended = {}
   for token, lines in pairs(billed and billed.units or {}) do

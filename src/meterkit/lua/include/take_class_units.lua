@@ -1,7 +1,8 @@
--- take_class_units: takes units of a class off a meter: those that are pending, then those that never were; the others were sealed.
---   meters: as read_counters gives them; sealed_in: see sealed_units; meter: one of them; class: its field; left: how many
---   units; most: of the class; tokens: of the events they go under; behind: units of another class that these were sent first
--- Returns what is left to take, what was taken, what was sealed.
+-- take_class_units: takes units of a class off a meter: pending ones first, then unsent ones. The rest was sealed.
+--   meters: see read_counters; sealed_in: see sealed_units; meter: one of them; class: its field; left: units to take; most:
+--   units of the class to take at most; tokens: of the events that report them; behind: units of another class that were
+--   sent before these
+-- Returns the units that are left to take, the units taken, and the units sealed.
 local function take_class_units(meters, sealed_in, meter, class, left, most, tokens, behind)
   local part, pending, unsent = math.min(left, most), 0, meter[class] + behind
   for _, token in ipairs(tokens) do
