@@ -1,7 +1,6 @@
 #!lua
--- allot_requests: decides many requests of a customer at once, all for the same route: it counts and holds for each
--- what `decide` counts and holds for one. The caller's process admits them without asking again, and gives back what it
--- does not use.
+-- allot_requests: decides an allotment: many requests of a customer for one route at once. It counts and holds for each what
+-- `decide` counts and holds for one. The caller's process admits them without asking again, and returns unused ones.
 --
 -- KEYS[1] hash  counters of the customer
 -- KEYS[2] hash  state of the customer
@@ -10,17 +9,16 @@
 --
 -- ARGV[1] rev of the caller's view of the customer
 -- ARGV[2] terms as those of decide; no rate is a bucket, no meter is recorded, and each policy counts what it needs
--- ARGV[3] doubles: for how many requests at most, and at least; share: how many times what these requests need must be
---       left for other processes; for how long at most, and at least (ms)
+-- ARGV[3] doubles: requests at most, and at least; share: see requests_with_room; term at most, and at least (ms)
 -- ARGV[4] with KEYS[4] only: options (JSON) as those of decide: grants and credits, budgets
 -- then names of fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit; and those that the options refer to
 -- last: the caller's clock (ms)
 --
--- Reply {ALLOWED, now, n, remaining, before, requests, quantity, lasts}  so many requests are admitted for so long (ms):
---                                no window, period, state or grant ends within that; n, remaining, before: as the reply
---                                of decide to the last request, before of rates only; quantity: what each request
---                                takes of that policy, 0 of a budget
---       {REFUSED, now}           nothing is done: there is no room for so many requests, or not for so long
+-- Reply {ALLOWED, now, n, remaining, before, requests, quantity, lasts}
+--                                requests: their number; lasts: term (ms), in which no window, period, state or grant ends;
+--                                n, remaining, before: as decide replies to the last request, before of rates only;
+--                                quantity: of each request in policy n; 0 of a budget
+--       {REFUSED, now}           no room for so many requests, or for so long: nothing is done
 --       {STALE, now, rev, state}
 --       {CLOCK, now}
 --       the error DAMAGED        a field of the counters or of an ended period is invalid: nothing is done

@@ -1,7 +1,7 @@
 #!lua
 -- amend_state: replaces a customer's state, if it is still the one that was read. The next decision of every
 -- process sees the new rev. Pending usage moves with the link: it waits for the seal, or for another link.
--- What that changes for the customer is entered into the ledger, and kept for handlers.
+-- Changes that matter to the customer are entered into the ledger, and queued as notices for the app's handlers.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] set  customers with state
 -- KEYS[4] zset  dirty       KEYS[5] zset  unlinked    KEYS[6] zset  turns: customers by when the clock changes them
@@ -10,11 +10,15 @@
 -- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON)
 --       4 the customer   5 linked (0: no; 1: yes; 2: from now on)   6 now: when to seal what was waiting for the link (ms)
 --       7 the terms reported last, as they were read (JSON, empty: none)    8 the active terms now
---       9 when the clock changes that (ms; 0: never)
---       10 a JSON object: entries (see append_history); notices: {kind, what it says (JSON)} each; gauges: {name, included in
---       its unit from now on (-1: unlimited)} each; ended: at (ms, as text), and labels of the prices that end then (see
---       end_price_segment); a cut that goes on has ended them already; period: start and end (ms) of the state's period now;
---       a period of the counters that goes on in it ends when it does: after its former end, its counts would begin anew
+--       9 when the clock changes these terms (ms; 0: never)
+--       10 a JSON object:
+--         entries: see append_history
+--         notices: {kind, data (JSON)} each
+--         gauges: {name, included in its unit from now on (-1: unlimited)} each
+--         ended: at (ms, as text); labels of the prices that end then (see end_price_segment). A cut in progress has ended
+--         them already
+--         period: start and end (ms) of the state's current period. If the counters' period goes on in it, it gets this
+--         end: after its former end, its counts would begin anew
 --       last: the caller's clock (ms)
 -- Reply {OK}
 --       {CHANGED, rev, state}    another process was faster: nothing is done
@@ -35,7 +39,7 @@ local found = call('HMGET', state_key, 'rev', 'data', 'force')
 if (found[1] or NO_STATE) ~= read_rev or (found[3] or '') ~= read_terms then
   return {CHANGED, found[1] or NO_STATE, found[2] or ''}
 end
--- Before the first write: it fails where the counters are no hash.
+-- Before the first write: it fails if the counters are not a hash.
 local head = call('HGET', counters_key, 'h')
 local seen_ms, begins_ms, ends_ms, expires_ms = unpack_head(head)
 local now = server_ms(ARGV[#ARGV])

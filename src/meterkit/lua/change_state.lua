@@ -1,18 +1,18 @@
 #!lua
--- change_state: changes the state of an intent, or what is known of it at Stripe: an operator or a comparison with Stripe's
--- summaries decides it. The customer's ledger of changes has an entry of it. A flusher that is sending the intent can no
--- longer settle it.
+-- change_state: changes the state of an intent, or its comparison with Stripe, for an operator or for a comparison with
+-- Stripe's summaries. The change is entered into the customer's ledger of changes. A flusher that is sending the intent can
+-- no longer settle it.
 --
 -- KEYS[1] hash  intents     KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] zset  parked: since when (ms)
 -- KEYS[4] zset  dead: since when (ms)
--- KEYS[5] zset  compare: parked ones that Stripe may have, by when they are compared with its summaries (ms)
+-- KEYS[5] zset  compare: parked intents that Stripe may have, by when they are compared with its summaries (ms)
 -- KEYS[6] hash  its customer's totals    KEYS[7] list  its customer's ledger of changes
 -- KEYS[8] hash  delivered in these days: what Stripe has accepted, and what was dropped
 -- KEYS[9] stream  optional: of the audit log
--- ARGV  1 the intent    2 as it was read (JSON)    3 its identifier from now on
---       4 what it is to be (JSON), with its state: queued, parked, dead, delivered or dropped
---       5 how long until it is compared (ms); empty: it is not    6 entries (JSON, see append_history)
---       7 the audit entry of one that is dropped (JSON)
+-- ARGV  1 the intent    2 as it was read (JSON)    3 its new identifier
+--       4 the intent from now on (JSON), with its state: queued, parked, dead, delivered or dropped
+--       5 time until it is compared (ms); empty: it is not compared    6 entries (JSON, see append_history)
+--       7 audit entry of a dropped intent (JSON)
 --       last: the caller's clock (ms)
 -- Reply {OK, now}
 --       {CHANGED, now}           the intent has changed since it was read: nothing is done
@@ -42,7 +42,7 @@ call('ZREM', compare_key, id)
 call('HDEL', intents_key, id)
 if intent.state == 'delivered' or intent.state == 'dropped' then
   local short = {intent.customer, intent.stripe, intent.event, intent.time, intent.value}
-  -- What was dropped keeps its minute, under a name by which no error report of Stripe finds it.
+  -- A dropped intent keeps its minute, under a name that no error report of Stripe has.
   local name = intent.state == 'dropped' and 'dropped|' .. new_id or new_id
   call('HSET', delivered_key, name, cjson.encode(short))
   call('PEXPIRE', delivered_key, THIRTY_SIX_DAYS_MS)

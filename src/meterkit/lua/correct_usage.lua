@@ -1,35 +1,42 @@
 #!lua
 -- correct_usage: subtracts recorded units of this period, once per correction id. Order: units beyond the cap (not billed),
 -- overage, credits, grants, included.
--- Pending units are subtracted directly. Units that Stripe has, of the open price segment, are subtracted by an intent with
--- a negative value. Units on an invoice line are left to a credit note. Other sealed units stay recorded, and are reported.
+-- - Pending units are subtracted directly.
+-- - Units of the open price segment that Stripe has are subtracted by an intent with a negative value.
+-- - Units on an invoice line are left to a credit note.
+-- - Other sealed units stay recorded, and are reported.
 -- Overage that an earlier correction of this period has compensated counts as corrected, whatever its id.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] list  ledger of changes
--- KEYS[8] string  remembers this correction: what was asked, and what was done    KEYS[9] set  digests of the ids of
--- the customer's corrections; each ends the name of such a key    KEYS[10] hash  intents    KEYS[11] zset  outbox
+-- KEYS[8] string  the correction's request and result    KEYS[9] set  digests of the customer's correction ids; each ends
+-- the name of a key like KEYS[8]    KEYS[10] hash  intents    KEYS[11] zset  outbox
 -- KEYS[12] stream  optional: of the audit log
--- ARGV  1 rev   2 terms   3 the customer   4 the correction (JSON): id, by, reason, how: what is to be done with units that
---       Stripe was sent, for a repeated call; meters: {its name, token, quantity, events: its own token and those of
---       its derived meters, whether each is sent included units too (0/1), rows: see lower_model_rows} each    5 the digest of its id    6 how to send (JSON): stripe: the Stripe customer that has all
---       that was delivered in this period, or empty; nonce: 32 hex digits that are new; events: token to event name;
---       taken: minutes that the Stripe customer's intents of another customer have (ms); spend: see lower_spend
---       billed: what invoices have, or nil: units of all price segments go back by negative events; see sealed_units; lines:
---       by meter, see assign_lines; dry: whether nothing is to be written; changed: as PERIOD|y was (text) before the invoices were read
+-- ARGV  1 rev   2 terms, as those of `seal`   3 the customer
+--       4 the correction (JSON): id, by, reason; how: compensation for units that Stripe has, for a repeated call;
+--         meters: {name, token, quantity, events: {token, 1: included units are sent, too; 0: they are not} for the meter
+--         and its derived meters, rows: see lower_model_rows} each
+--       5 digest of the id
+--       6 how to send (JSON):
+--         stripe: the only Stripe customer of this period's deliveries; empty: none, or several
+--         nonce: 32 new hex digits; events: token to event name
+--         taken: minutes of intents that the Stripe customer had through another customer (ms)
+--         spend: see lower_spend; dry: whether nothing is written
+--         billed: what invoices have: see sealed_units; lines: by meter, see assign_lines; changed: PERIOD|y as text, before
+--         the invoices were read; nil: negative events take back the units of all price segments
 --       last: the caller's clock (ms)
--- terms as of `seal`
 -- A correction is remembered for 400 days.
--- Reply {OK, now, JSON: asked, ARGV[4]; ends, of the period (ms); done, by meter: units that were taken back as overage,
---       credited, granted and included, that were sealed before, of those the overage that Stripe has or will get
---       and that there must be compensation for, and that were never recorded; then what grants got back, in
---       units, and credits, in micro-credits; how many of those taken back Stripe was sent before; and those beyond
---       the cap; by_hand, by meter: units left to credit notes, see assign_lines}
---       {DONE_BEFORE, now, the same of the first time}: nothing is done
+-- Reply {OK, now, JSON}          asked: ARGV[4]; ends: end of the period (ms); by_hand: by meter, units left to credit notes,
+--                                see assign_lines; done: by meter, a text of these numbers: units taken back as overage,
+--                                credited, granted and included; units sealed before; their overage that Stripe has or will
+--                                get and that needs compensation; units never recorded; units returned to grants;
+--                                micro-credits returned to credits; units taken back that Stripe had; units beyond the cap
+--       {DONE_BEFORE, now, JSON} of the first call: nothing is done
 --       {STALE, now, rev, state}
 --       {CLOCK, now}
 --       {BROKEN, now, field}     a field that must be a whole number is not one: nothing is done
---       {CHANGING, now, 1}       prices are being changed; 0: they were since the invoices were read: nothing is done
+--       {CHANGING, now, 1}       prices are being changed: nothing is done
+--       {CHANGING, now, 0}       prices have changed since the invoices were read: nothing is done
 --include dry_run
 local redis, stop_writing = dry_run()
 --include confirm_counters
@@ -126,7 +133,7 @@ for i, request in ipairs(correction.meters) do
   local taken = over_cap + overage + credited + granted + included
   local sent = sealed + sealed_included - back - back_included + earlier
   left = left - earlier
-  -- As text: in JSON a number has 14 digits here.
+  -- As text: cjson writes only 14 digits of a number.
   done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, owed,
     left, units, micro, back + back_included, over_cap)
   entries[i] = {

@@ -1,9 +1,9 @@
 #!lua flags=no-writes
--- count_due: how many members of sorted sets have a score up to a limit; the empty ones are passed over.
+-- count_due: counts the members of sorted sets with a score up to a limit; sets without any are left out.
 --
 -- KEYS[...] zset
 -- ARGV  1 the limit, or +inf    last: the caller's clock (ms)
--- Reply {which key, how many, ...}
+-- Reply {number of the key, count, ...}
 local limit, reply = ARGV[1], {}
 for i, key in ipairs(KEYS) do
   local members = redis.call('ZCOUNT', key, '-inf', limit)

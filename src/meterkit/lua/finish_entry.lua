@@ -1,15 +1,15 @@
 #!lua
--- finish_entry: reports the outcome of an entry that was taken, unless another worker has it by now.
+-- finish_entry: records the outcome of a leased entry, unless another worker has leased it meanwhile.
 --
--- KEYS[1] hash  entries: a Stripe customer to what is to be done (JSON)
--- KEYS[2] zset  due: when (ms), or until when a worker has the entry    KEYS[3] hash  dead entries
+-- KEYS[1] hash  entries: a Stripe customer to its pending sync (JSON)
+-- KEYS[2] zset  due: when the entry is due, or when its lease ends (ms)    KEYS[3] hash  dead entries
 -- ARGV  1 the Stripe customer   2 the worker's token
---       3 what became of it: done, later, dead; or kept: the worker needs more time
---       4 done: how often it had been hinted at when it was taken
---       5 later, kept: for how long (ms)   6 later: 1 it counts as an attempt, else 0   7 later, dead: why
---       8... the names of its notes that are done    last: the caller's clock (ms)
--- What was hinted at while it was worked on is due at once.
--- Reply 1 done    0 the entry belongs to another worker, or is gone: nothing is done
+--       3 outcome: done, later, dead; or kept: the worker needs more time
+--       4 done: number of hints when the entry was leased
+--       5 later, kept: delay (ms)   6 later: 1: it counts as an attempt; else 0   7 later, dead: reason
+--       8... names of its notes that are done    last: the caller's clock (ms)
+-- If hints came while the worker had the entry, it is due at once.
+-- Reply 1 done    0 the entry is gone, or another worker has it: nothing is done
 --include server_ms
 local entries_key, due_key, dead_key = unpack(KEYS)
 local customer, token, outcome, hint_count, span_ms, added_attempts, why = unpack(ARGV)

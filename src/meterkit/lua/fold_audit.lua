@@ -1,10 +1,10 @@
 #!lua
--- fold_audit: sums the newest entries of a too long audit stream, by period, meter, class of units and customer. Totals
--- stay exact; only single events are merged. The drainer reads the stream at its other end.
+-- fold_audit: replaces the newest entries of a too long audit stream by sums for each period, meter, class and customer.
+-- Totals stay exact; only single events are merged. The drainer reads the stream at its other end.
 --
--- KEYS[1] stream  of the audit log    KEYS[2] hash  sums: PERIOD|METER CLASS|CUSTOMER to units; class 8: micro-units of
--- cost; class 9, MICROS/PER: units that are paid for at this price, see audit_usage
--- ARGV  1 how long it may be    last: the caller's clock (ms)
+-- KEYS[1] stream  of the audit log    KEYS[2] hash  sums: PERIOD|METER CLASS|CUSTOMER to units; class 8: cost in
+-- micro-units; class 9, MICROS/PER: units paid for at this price, see audit_usage
+-- ARGV  1 largest length of the stream    last: the caller's clock (ms)
 -- Reply the number of removed entries
 local stream, sums = KEYS[1], KEYS[2]
 local call, text, most, folded = redis.call, string.format, tonumber(ARGV[1]), {}

@@ -1,6 +1,6 @@
 #!lua
--- forget_customer: deletes a customer's state, counters, levels, totals and ledgers, unless usage of it is on its way to
--- Stripe, parked or dead.
+-- forget_customer: deletes a customer's state, counters, levels, totals and ledgers, unless usage is undelivered, parked or
+-- dead.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals    KEYS[4] set  customers with state
 -- KEYS[5] zset  dirty       KEYS[6] zset  unlinked    KEYS[7] hash  grants    KEYS[8] hash  their ledger
@@ -8,8 +8,8 @@
 -- KEYS[12] zset  turns              KEYS[13] set  digests of the ids of its corrections
 -- KEYS[14] hash  objects            KEYS[15] stream  optional: of the audit log
 -- ARGV  1 the rev that was read   2 the customer   last: the caller's clock (ms)
--- Reply {OK, and how much there was in: counters, state, totals, grants, their ledger, levels, idempotency keys, ledger
---       of changes; and those digests, for the keys that remember the corrections}
+-- Reply {OK, the number of entries in: counters, state, totals, grants, their ledger, levels, idempotency keys, ledger of
+--       changes; the digests: each ends the name of a key that remembers a correction}
 --       {CHANGED}                the state has changed since it was read: nothing is done
 --       {UNDELIVERED}            usage is not delivered yet: nothing is done
 --       {PARKED}                 usage is parked or dead: nothing is done

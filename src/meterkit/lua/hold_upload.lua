@@ -1,14 +1,14 @@
 #!lua
--- hold_upload: bytes are held for an upload that was presigned, until the event of its object arrives, an hour at most.
+-- hold_upload: holds the bytes of a presigned upload until the event of its object arrives, for an hour at most.
 --
 -- KEYS[1] hash  levels: `GAUGE+`: what presigned uploads hold, packed (see unpack_presigned)
--- KEYS[2] hash  presigned uploads of an hour: the digest of an object's key to size, when it was presigned (ms), the slot of
---               five minutes before which it ends, and the event that has settled it (empty: none), each, packed
--- ARGV  1 the gauge    2 the digest of the object's key    3 the size
+-- KEYS[2] hash  presigned uploads of an hour: digest of an object's key to its uploads, packed, for each: size, when it was
+--               presigned (ms), slot of five minutes in which it ends, event that has settled it (empty: none)
+-- ARGV  1 the gauge    2 digest of the object's key    3 size
 --       last: the caller's clock (ms)
 -- Reply {OK, now, until when it is held (ms)}
 --       {TOO_MANY_UPLOADS, now}  of this key: nothing is done
---       the error DAMAGED        what is held is not what it must be: nothing is done
+--       the error DAMAGED        the held bytes are invalid: nothing is done
 --include server_ms
 --include unpack_presigned
 --include hold_presigned

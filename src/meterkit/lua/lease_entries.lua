@@ -1,10 +1,10 @@
 #!lua
--- lease_entries: leases entries to one worker for a while.
+-- lease_entries: leases entries to one worker.
 --
--- KEYS[1] hash  entries: a Stripe customer to what is to be done (JSON)
--- KEYS[2] zset  due: when (ms), or until when a worker has the entry
--- ARGV  1 the worker's token   2 for how long (ms)   3 how many at most
---       4 the Stripe customer whose entry is given, whenever it is due; empty: whatever is due, the longest first
+-- KEYS[1] hash  entries: a Stripe customer to its pending sync (JSON)
+-- KEYS[2] zset  due: when the entry is due, or when its lease ends (ms)
+-- ARGV  1 the worker's token   2 duration of the lease (ms)   3 entries at most
+--       4 the Stripe customer whose entry is leased, due or not; empty: due entries, oldest first
 --       last: the caller's clock (ms)
 -- Reply {{Stripe customer, entry}, ...}    {Stripe customer} alone: another worker has its entry
 --include server_ms

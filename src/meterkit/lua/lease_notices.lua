@@ -2,9 +2,9 @@
 -- lease_notices: leases notices to handlers of some kinds: first unacknowledged ones whose lease is over, then new ones.
 --
 -- KEYS[1] stream  notices
--- ARGV  1 after how long (ms) one is given again   2 how many of a kind at most   3... kinds; last: the
---       caller's clock. `GROUP KIND` gives a kind to another group of readers, which shares nothing with its handlers.
--- Reply {{kind or `GROUP KIND`, id, how often it was given, {field, value, ...}}, ...}
+-- ARGV  1 duration of a lease (ms)   2 notices of a kind at most   3... kinds    last: the caller's clock (ms)
+--       `GROUP KIND` leases a kind to another consumer group, which is independent of the handlers.
+-- Reply {{kind or `GROUP KIND`, id, number of leases, {field, value, ...}}, ...}
 local key, again_ms, most, call = KEYS[1], ARGV[1], ARGV[2], redis.call
 local reply = {}
 if call('EXISTS', key) == 0 then

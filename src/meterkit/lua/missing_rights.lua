@@ -1,8 +1,8 @@
 #!lua flags=no-writes
--- missing_rights: which commands this user may not run. None of them is run.
+-- missing_rights: lists the commands that this user may not run. It runs none of them.
 --
--- ARGV  the commands, each: how many words it has, then these
--- Reply  the places of those that are refused, from 1; an error where the server does not tell
+-- ARGV  the commands: for each the number of its words, then these words
+-- Reply  the positions of refused commands, from 1; an error if the server cannot tell
 local refused, place, i = {}, 0, 1
 while i <= #ARGV do
   place = place + 1

@@ -2,8 +2,8 @@
 -- move_grants: ends the recurring grants of a period whose bounds have moved. They are not granted in it again.
 --
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
--- ARGV  1 a JSON array, a grant each: its name, when it expires now, when it leaves now (ms, as text), the name that it
---       would be given again by; empty: none    last: the caller's clock (ms)
+-- ARGV  1 a JSON array: {name, new expiry (ms), when it leaves the hash (ms, as text), name under which it would be granted
+--       again (empty: none)} for each grant    last: the caller's clock (ms)
 -- A name under which a grant would be granted again is stored as used up, without a ledger entry.
 -- Reply  the number of ended grants
 --include parse_grant

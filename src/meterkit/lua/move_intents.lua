@@ -4,18 +4,20 @@
 -- KEYS[1] hash  intents    KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] string  lease
 -- KEYS[4] hash  delivered in these days: what Stripe has accepted          KEYS[5] zset  parked: since when (ms)
 -- KEYS[6] zset  dead: since when (ms)
--- KEYS[7] zset  compare: parked ones that Stripe may have, by when they are compared with its summaries (ms)
--- KEYS[8] hash  batches of these days: idempotency key to the intents that it was sent with
--- KEYS[9...] hash  an intent: its customer's totals
--- ARGV  1 lease token    2 the states they may be in, each followed by a space    3 moves: a JSON array of an array
---       an intent: its identifier; its next state: leased, queued, delivered, parked or dead; how long until it
---       is due (ms, with queued), or compared (ms, with parked; 0: never); its next idempotency key or empty (with
---       queued); why or empty; 1 where it certainly was not accepted, so that no first attempt counts, else 0
---       4 batches that Stripe may have taken: a JSON array of an array a batch: its idempotency key, its intents in
---       short (outbox/intents.py)      last: the caller's clock (ms)
--- An intent whose customer's totals cannot be counted in is left as it is, and due again in ten minutes. What
--- was delivered is kept for 36 days, in short; what a batch was made up of for 8 days.
--- Reply {OK, now, of each intent {OK, its first attempt before this (ms; 0: none), attempts}, {OTHER_STATE} or {UNCOUNTABLE}}
+-- KEYS[7] zset  compare: parked intents that Stripe may have, by when they are compared with its summaries (ms)
+-- KEYS[8] hash  batches of these days: idempotency key to the intents sent with it
+-- KEYS[9...] hash  for each move, the totals of the intent's customer
+-- ARGV  1 lease token    2 the states that are moved from, each followed by a space
+--       3 moves (JSON): {identifier, next state, delay, key, why, untried} each
+--         next state: leased, queued, delivered, parked or dead
+--         delay: queued: time until it is due (ms); parked: time until it is compared (ms; 0: never)
+--         key: queued: next idempotency key; empty: the same
+--         untried: 1: Stripe certainly has not accepted it, so no first attempt counts; else 0
+--       4 batches that Stripe may have taken (JSON): {idempotency key, packed intents (see outbox/intents.py)} each
+--       last: the caller's clock (ms)
+-- An intent whose customer's totals are invalid is not moved, and is due again in ten minutes. A short form of delivered
+-- intents is kept for 36 days, the intents of a batch for 8 days.
+-- Reply {OK, now, for each move {OK, first attempt before this (ms; 0: none), attempts}, {OTHER_STATE} or {UNCOUNTABLE}}
 --       {LEASE_LOST}
 --include server_ms
 --include recount_intent
@@ -29,7 +31,7 @@ if call('GET', lease_key) ~= token then
 end
 local now, reply = server_ms(caller_ms), {OK}
 
--- Returns the first attempt before this, and attempts.
+-- Returns the time of the first attempt before this one, and the number of attempts.
 local function write_move(id, intent, delay, key, why, untried)
   local is_kept = true
   if untried == 1 then

@@ -1,14 +1,13 @@
 #!lua
--- recall_intents: takes back sealed usage that Stripe certainly knows nothing of: it is pending again, and waits for the
--- next link.
+-- recall_intents: makes sealed usage pending again that Stripe certainly does not have. It waits for the next link.
 --
 -- KEYS[1] hash  intents     KEYS[2] zset  outbox    KEYS[3] hash  totals    KEYS[4] hash  counters
 -- KEYS[5] hash  state       KEYS[6] zset  unlinked
 -- ARGV  1 the rev at which the customer was unlinked    2 the customer    3... intents
 --       last: the caller's clock (ms)
--- Reply {OK, how many were taken back}
+-- Reply {OK, number of recalled intents}
 --       {CHANGED}                the customer has changed since it was read: nothing is done
---       the error DAMAGED: the counters are not what they must be, and nothing is done
+--       the error DAMAGED        the counters are invalid: nothing is done
 --include server_ms
 --include read_counters
 --include pack_meter
@@ -29,7 +28,7 @@ for i = 3, #ARGV - 1 do
   local id = ARGV[i]
   local found = call('HGET', intents_key, id)
   local intent = found and cjson.decode(found)
-  -- What takes units back goes to the Stripe customer that has them.
+  -- A negative intent goes to the Stripe customer that has its units.
   local is_own = intent and intent.customer == customer and string.sub(intent.value, 1, 1) ~= '-'
   if is_own and intent.state == 'queued' and intent.first == '0' then
     local field = intent.period .. '|' .. intent.meter
@@ -41,7 +40,7 @@ for i = 3, #ARGV - 1 do
       call('HSET', counters_key, intent.meter .. 'm', pack_meter(meter))
     else
       call('HINCRBY', totals_key, field .. 'p', intent.value)
-      -- Where the counters were gone before they could close the period, its end is behind this minute.
+      -- If the counters were gone before they could close the period, its end is after this minute.
       call('HSETNX', totals_key, intent.period .. '|e', string.format('%.0f', (intent.time + 60) * 1000))
     end
     call('HDEL', intents_key, id)

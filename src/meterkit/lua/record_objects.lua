@@ -1,23 +1,23 @@
 #!lua
--- record_objects: events of a customer's stored objects, or a listing of them, move the level of a gauge, and its levels by
--- type, to the sum of what is stored. Repeated, late and reordered events change nothing that a newer one has said.
+-- record_objects: sets the level of a gauge, and its levels by type, to the sum of a customer's stored objects, by events of
+-- a bucket or a listing of it. Repeated, late and reordered events do not change what a newer event has reported.
 --
 -- KEYS[1] hash  levels: a gauge, `GAUGE:` (the sum of what is stored) and `GAUGE:TYPE`, packed (see unpack_level)
 -- KEYS[2] hash  state    KEYS[3] stream  notices
--- KEYS[4] hash  objects: an object's version to what is known of it, packed (see unpack_object); a bucket to its last
---               listing: the instant before which each event is in it, and the one from which none is (ms)
+-- KEYS[4] hash  objects: an object's version to its known state, packed (see unpack_object); a bucket to its last
+--               listing: the instants before which it has all events, and from which it has none (ms)
 -- KEYS[5] zset  customers whose bucket must be listed again, by when that was found (ms)
--- KEYS[6] list  ledger of changes: what a listing has corrected
+-- KEYS[6] list  ledger of changes: the corrections by listings
 -- KEYS[7] and KEYS[8] hash  presigned uploads of the last hour and of this one (see hold_upload.lua)
--- ARGV  1 rev    2 until when the caller's view of that holds    3 start and 4 end of the period, 5 end of the next (ms)
+-- ARGV  1 rev    2 when the caller's view expires    3 start and 4 end of the period, 5 end of the next (ms)
 --       6 the gauge    7 included in its unit (-1: unlimited)    8 the customer
---       9 thresholds: a level and the percentage that it is, each    10 the bucket
---       11 and 12 of a listing: the two instants that are kept of it; both empty: these are events
---       13 `relist` where events tell that only a listing helps; else empty
---       from 14 on, for each change: field, `removed` (0) or `stored` (1), size, time (ms), sequencer, type,
---       whether the version is written only once (0, 1), of what an event stores the digest of the key, else empty
+--       9 thresholds: for each the level and its percentage    10 the bucket
+--       11 and 12 the two instants of a listing, see KEYS[4]; both empty: these are events
+--       13 `relist`: events have shown that only a listing helps; else empty
+--       from 14 on, for each change: field, `removed` (0) or `stored` (1), size, time (ms), sequencer, type, whether the
+--       version is written only once (0, 1), digest of the key if an event stores the object, else empty
 --       last: the caller's clock (ms)
--- Reply {OK, now, level, by how much that sum has changed, whether to list again (0, 1), 'notice' where there is one}
+-- Reply {OK, now, level, change of the sum, whether to list again (0, 1), 'notice' if there is one}
 --       {STALE, now, rev, state}
 --       {CLOCK, now}
 --       {OUT_OF_BOUNDS, now, level}  the level would be above 10^15 - 1: nothing is done

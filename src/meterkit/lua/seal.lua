@@ -16,8 +16,8 @@
 -- ARGV[3] nonce: 32 hex digits that are new
 -- ARGV[4] the customer
 -- ARGV[5] the Stripe customer; empty: not linked, nothing is sealed
--- ARGV[6] a JSON array: minutes that intents of another customer with this Stripe customer have (ms)
--- ARGV[7] empty: no invoices are known; or (JSON) which usage is too late for its own invoice, see bill_late_usage
+-- ARGV[6] a JSON array: minutes of intents that the Stripe customer had through another customer (ms)
+-- ARGV[7] empty: no invoices are known; or (JSON) the terms of usage too late for its invoice, see bill_late_usage
 -- ARGV[8] empty; or `moved`: the counters' period has ended because another one has begun; or (JSON) a cut, before the
 --       customer's prices change: till: until when usage recorded from now on is held back (ms, as text); labels: see
 --       end_price_segment
@@ -33,12 +33,11 @@
 -- is not one, nothing is done.
 -- PERIOD|w: prices are being changed: until then (ms) the period's usage stays pending, unless another cut comes.
 -- PERIOD|y: when prices changed last. No intent has a minute before either of these.
--- PERIOD|METERv: a minute before the last stamp that no intent has. A cut stamps with minutes that are over at Stripe, if
--- one is free.
+-- PERIOD|METERv: a free minute before the meter's last timestamp. A cut uses it if it needs a minute that is over at Stripe.
 --
--- Reply {OK, now, intents made, meters still pending, late, token, pending...}
---           late: of usage that was too late its period, token and quantity, and 1 where this period bills it, 2 where an
---           invoice item does, else 0; each in turn
+-- Reply {OK, now, number of intents, number of meters that wait, late, token, pending...}
+--           late: usage that was too late for its invoice: {period, token, quantity, outcome} each; outcome: NOT_BILLED,
+--           BILLED_IN_PERIOD or BILLED_BY_ITEM
 --           token, pending: of each meter without an event name
 --       {STALE, now, rev, state}
 --       {CLOCK, now}

@@ -1,15 +1,15 @@
 #!lua
 -- set_level: sets the level of a gauge, or changes it by a quantity.
 --
--- KEYS[1] hash  levels: a gauge to its level and how that stands to what is included, packed (see unpack_level)
+-- KEYS[1] hash  levels: a gauge to its level and its state against the included quantity, packed (see unpack_level)
 -- KEYS[2] hash  state
 -- KEYS[3] stream  notices
--- KEYS[4] string  optional: remembers for 35 days what an event id of the app has counted, see compare_event
--- ARGV  1 rev    2 until when the caller's view of that holds    3 start and 4 end of the period, 5 end of the next (ms)
---       6 the gauge    7 included in its unit (-1: unlimited)    8 `set` or `adjust`    9 the level, or by how much
---       10 the customer    11 thresholds: a level and the percentage that it is, each
+-- KEYS[4] string  optional: the change counted under an event id of the app, for 35 days; see compare_event
+-- ARGV  1 rev    2 when the caller's view expires    3 start and 4 end of the period, 5 end of the next (ms)
+--       6 the gauge    7 included in its unit (-1: unlimited)    8 `set` or `adjust`    9 level, or change
+--       10 the customer    11 thresholds: for each the level and its percentage
 --       12 the gauge's token    last: the caller's clock (ms)
--- Reply {OK, now, level, 'notice' where there is one}
+-- Reply {OK, now, level, 'notice' if there is one}
 --       {COUNTED_BEFORE, now, level}  the event id has counted this: nothing is done
 --       {STALE, now, rev, state}
 --       {CLOCK, now}

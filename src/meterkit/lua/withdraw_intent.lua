@@ -1,8 +1,8 @@
 #!lua
--- withdraw_intent: removes an intent whose own invoice is final, and makes its usage pending again. Stripe does not have it.
+-- withdraw_intent: removes an intent whose own invoice is final, and makes its usage pending again. Stripe must not have it.
 --
 -- KEYS[1] hash  intents     KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] zset  parked: since when (ms)
--- KEYS[4] zset  compare: parked ones that Stripe may have, by when they are compared with its summaries (ms)
+-- KEYS[4] zset  compare: parked intents that Stripe may have, by when they are compared with its summaries (ms)
 -- KEYS[5] hash  its customer's totals    KEYS[6] zset  dirty    KEYS[7] list  its customer's ledger of changes
 -- ARGV  1 the intent    2 as it was read (JSON)    3 entries (JSON, see append_history)    last: the caller's clock (ms)
 -- Reply {OK, now}
@@ -21,7 +21,7 @@ local intent = cjson.decode(read)
 if not recount_intent(totals_key, intent, intent.state, 'pending') then
   return {UNCOUNTABLE, now}
 end
--- Where the counters have not closed the period yet, its end is behind this minute.
+-- If the counters have not closed the period yet, its end is after this minute.
 call('HSETNX', totals_key, intent.period .. '|e', string.format('%.0f', (intent.time + 60) * 1000))
 call('ZREM', outbox_key, id)
 call('ZREM', parked_key, id)

@@ -1,5 +1,5 @@
--- append_history: enters what has changed for a customer into the ledger of that, which keeps the last thousand.
---   key: list; entries: {what, from when on (ms, as text), before, after, cause} each
+-- append_history: appends entries to a customer's ledger of changes, which keeps the last thousand.
+--   key: list; entries: {kind, since when (ms, as text), before, after, cause} each
 local function append_history(key, entries)
   for _, entry in ipairs(entries) do
     redis.call('RPUSH', key, cjson.encode(entry))

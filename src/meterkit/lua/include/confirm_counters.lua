@@ -1,8 +1,8 @@
 -- confirm_counters: reads a customer's counters and totals, if the caller's view of the customer is current.
 --   counters_key, totals_key: hashes; state_key: hash; rev: of the caller's view; caller_ms: the caller's clock
 --   terms: doubles in ms: when the view expires, start and end of its period, end of the next period
--- Returns now (ms), and the reply that ends the script: of confirm_view, or {BROKEN, now, field} where a field that must be
--- a whole number is not one. Else nil, then head, meters and totals, and start and end of the period of now (ms).
+-- Returns now (ms), and the reply that ends the script: of confirm_view, or {BROKEN, now, field} if a field that must be a
+-- whole number is not one. Otherwise nil, then head, meters, totals, and start and end of the current period (ms).
 --include confirm_view
 --include read_counters
 --include read_numbers
@@ -15,7 +15,7 @@ local function confirm_counters(counters_key, state_key, totals_key, rev, terms,
     local now = server_ms(caller_ms)
     return now, {BROKEN, now, damaged}
   end
-  -- If the counters are gone, usage of past periods may have been taken back nevertheless.
+  -- Even without counters, recalled usage of past periods may be pending.
   local known = head or {seen_ms = 0, ends_ms = 0, rev = ''}
   local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
     next_end_ms, caller_ms, known.rev, known.seen_ms, known.ends_ms, false)

@@ -1,5 +1,5 @@
--- count_field: where in its customer's totals an intent in a state is counted, and how much, as text. What takes back units
--- that Stripe has, with a value below 0, is counted apart, in capital letters.
+-- count_field: names the field of the customer's totals that counts an intent in a state, and its units, as text. Negative
+-- intents are counted apart, in fields with capital letters.
 --   state: queued, leased, delivered, parked, dead, dropped or pending
 local function count_field(intent, state)
   local letters = {queued = 'q', leased = 'l', delivered = 'd', parked = 'k', dead = 'x', dropped = 'z', pending = 'p'}

@@ -1,4 +1,4 @@
--- count_item_units: counts units that invoice items bill by their prices, as n of their period: a label and units each, `;`.
+-- count_item_units: counts the units that invoice items bill, by price, in PERIOD|METERn: `LABEL UNITS;` for each price.
 --   totals_key: hash; name: PERIOD|METER; label: of the price; units: below 0: no item bills them any more
 local function count_item_units(totals_key, name, label, units)
   local entries, total = '', units

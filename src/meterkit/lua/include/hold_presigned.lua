@@ -1,5 +1,5 @@
--- hold_presigned: changes how much of a gauge presigned uploads hold until a slot; holds that are over are dropped.
---   key: hash of levels; change: below 0: it is given back
+-- hold_presigned: changes how much of a gauge presigned uploads hold until a slot, and drops holds that are over.
+--   key: hash of levels; change: below 0: it is released
 local function hold_presigned(key, gauge, slot, change, current_slot)
   local call, name, holds = redis.call, gauge .. '+', {FORM}
   local stored = {cmsgpack.unpack(call('HGET', key, name) or EMPTY_HOLDS)}

@@ -1,5 +1,6 @@
--- lower_price_segment: takes units that nothing bills any more off the ended price segments of a period: see end_price_segment.
---   totals_key: hash; name: PERIOD|METER; label: of the price that they were recorded at; units: how many
+-- lower_price_segment: takes units that nothing bills any more off the ended price segments of a period; see
+-- end_price_segment.
+--   totals_key: hash; name: PERIOD|METER; label: of the price at which they were recorded; units: their number
 local function lower_price_segment(totals_key, name, label, units)
   local entries, taken, overage_before = '', 0, 0
   for known, sealed, overage in string.gmatch(redis.call('HGET', totals_key, name .. 's') or '', '([^ ;]+) (%d+) (%d+);') do

@@ -1,7 +1,7 @@
--- lower_spend: subtracts the cost of corrected units from what is spent in a period.
---   counters_key: hash; meters: as read_counters gives them; spend: {token: of the meter that counts it, prices: by token,
---   as cost_of_units takes them}, or nil; token, meter: whose units, as they are now; overage, credited, granted: units of each class
---   that are taken back
+-- lower_spend: subtracts the cost of corrected units from the spend of a period.
+--   counters_key: hash; meters: see read_counters; spend: nil, or {token: of the meter that counts the spend; prices: by
+--   token, see cost_of_units}; token, meter: of the units, after the correction; overage, credited, granted: units of each
+--   class that are taken back
 --include cost_of_units
 --include pack_meter
 local function lower_spend(counters_key, meters, spend, token, meter, overage, credited, granted)

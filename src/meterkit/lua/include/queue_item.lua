@@ -1,5 +1,5 @@
 -- queue_item: queues an invoice item that bills late units at the price at which they were recorded. They count as a of
--- their period until Stripe has it, then as f; see settle_item and count_item_units.
+-- their period until Stripe has the item, then as f; see settle_item and count_item_units.
 --   items_key: zset, by when it is due (ms); totals_key: hash
 --   item: customer, stripe, subscription, currency, metered, period, meter, name, event, label, till (ms), and value as text
 --include count_item_units

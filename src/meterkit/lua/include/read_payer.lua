@@ -1,5 +1,5 @@
 -- read_payer: reads a grant that has paid for usage, with the amount it has paid; nil: it was voided, or has expired.
---   list, ledger: hashes, the customer's grants and their ledger; name: of the grant
+--   list, ledger: hashes of the customer's grants and their ledger; name: of the grant
 --include parse_grant
 local function read_payer(list, ledger, name, now)
   local call = redis.call

@@ -1,6 +1,6 @@
--- recount_intent: counts an intent in its customer's totals as in another state than before.
+-- recount_intent: counts an intent in its customer's totals in another state than before.
 --   totals_key: hash; from, to: states, see count_field
--- Returns whether that could be done; where not, nothing is done.
+-- Returns false if the totals are invalid: nothing is done.
 --include count_field
 local function recount_intent(totals_key, intent, from, to)
   local before, value = count_field(intent, from)

@@ -1,4 +1,5 @@
--- restate_levels: notes how levels stand to what is included from now on. An error where one is damaged, and nothing is done.
+-- restate_levels: updates the state of levels against the included quantities from now on. Raises an error if one is
+-- damaged: nothing is done.
 --   key: hash of a gauge to its level, packed; gauges: {name, included (-1: unlimited)} each
 --include unpack_level
 --include level_state

@@ -1,9 +1,9 @@
--- return_to_grants: returns what grants or credits have paid for a meter in a period to the grants that paid it, in reverse order of
--- payment. A used-up grant pays again; an expired or voided one gets nothing. First the debt of the period's usage is
--- reduced, then the grants that repaid a debt get theirs back.
---   list, ledger: hashes, the customer's grants and their ledger; kind: 'm' or 'c'; meter: its name; period_start: of the
---   period, as text; units: of the meter; paid_units: how many they have paid for
--- The cost of the units is their share of the cost of all, rounded up. Returns the returned amount.
+-- return_to_grants: returns what grants or credits have paid for units of a meter in a period, in reverse order of payment.
+-- A used-up grant can pay again; an expired or voided one gets nothing. First the debt of the period's usage is reduced,
+-- then the grants that repaid a debt get their payment back.
+--   list, ledger: hashes of the customer's grants and their ledger; kind: 'm' or 'c'; meter: its name; period_start: of the
+--   period, as text; units: of the meter; paid_units: all units that they have paid for
+-- The cost of the units is their share of the whole cost, rounded up. Returns the returned amount.
 --include read_payer
 --include pays_before
 --include repay_debts

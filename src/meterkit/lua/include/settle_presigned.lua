@@ -1,7 +1,7 @@
--- settle_presigned: gives back what one presigned upload of an object's key holds, once an event.
+-- settle_presigned: releases the hold of one presigned upload of an object's key, once per event.
 --   keys: hashes of presigned uploads (see hold_upload.lua), the older first; key: hash of levels; upload: digest of the
 --   object's key; size, at_ms, id: of the event
--- Of uploads that are still held and were presigned before the event, the first with its size; otherwise the first.
+-- Of uploads that are still held and were presigned before the event, it takes the first with its size, else the first.
 --include hold_presigned
 local function settle_presigned(keys, key, gauge, upload, size, at_ms, id, current_slot)
   local home, open, nth

@@ -1,4 +1,4 @@
--- sorted_keys: the keys of a table, sorted: what is done with them one after the other comes to the same each time.
+-- sorted_keys: lists the keys of a table, sorted, so that a script does the same each time.
 local function sorted_keys(found)
   local keys = {}
   for key in pairs(found) do

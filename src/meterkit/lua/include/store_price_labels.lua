@@ -1,4 +1,4 @@
--- store_price_labels: keeps the labels of the prices that a period began with, where they end.
+-- store_price_labels: stores the label of the price that a meter had when the period began, when that price ends.
 --   totals_key: hash; period: its first instant, as text; labels: token to label
 local function store_price_labels(totals_key, period, labels)
   for token, label in pairs(labels) do

@@ -1,5 +1,5 @@
--- unpack_object: what is known of an object's version: {removed, stored or listed, size, time (ms), sequencer, type}.
--- Nil where nothing is; an error where the field is damaged.
+-- unpack_object: unpacks the known state of an object's version: {removed, stored or listed; size; time (ms); sequencer;
+-- type}. Nil: nothing is known. Raises an error if the field is damaged.
 local function unpack_object(packed, field)
   if not packed then
     return nil
