@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.outbox.intents import parse_sealed, read_intents, read_intents_in
-from meterkit.outbox.invoice_ends import StampedUsage, find_too_late
+from meterkit.outbox.invoice_ends import find_too_late
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.resend_window import compare_in_ms
@@ -93,14 +93,13 @@ class LateIntents:
         Raises:
             StoreError: the store does not answer, or the totals of a customer cannot be counted in.
         """
-        asked = {sealed.identifier: _stamped(sealed) for sealed in due if sealed.value > 0}
-        late = await find_too_late(self._store, shard, asked.values())
+        late = await find_too_late(self._store, shard, (sealed for sealed in due if sealed.value > 0))
         if not late:
             return list(due), 0, 0
-        names = [name for name, stamped in asked.items() if stamped in late]
+        names = [sealed.identifier for sealed in due if sealed.identifier in late]
         admin = await (await self._store.admin()).for_delivery().at(self._store.keys.shard(shard, "intents"))
         withdrawn, parked = await self._take_out(await read_intents(self._store, admin, shard, names))
-        return [sealed for sealed in due if sealed.identifier not in set(names)], withdrawn, parked
+        return [sealed for sealed in due if sealed.identifier not in late], withdrawn, parked
 
     async def recall(self, customer: str, period_ms: int, *, until_ms: int) -> None:
         """Remove the queued intents of a period whose invoice has just become final.
@@ -142,23 +141,14 @@ class LateIntents:
         Raises:
             StoreError: the store does not answer.
         """
-        stamped = _stamped(parse_sealed(intent.identifier, intent.fields))
-        return bool(await find_too_late(self._store, intent.shard, [stamped]))
+        sealed = parse_sealed(intent.identifier, intent.fields)
+        return bool(await find_too_late(self._store, intent.shard, [sealed]))
 
     async def _park(self, intent: StoredIntent) -> bool:
         wait_ms = max(1, compare_in_ms(intent.first_ms, self._store.now_ms()))
         return await change_state(
             self._store, intent, "parked", cause=_CAUSE, compare_in_ms=wait_ms, fields={"why": _WHY}
         )
-
-
-def _stamped(sealed: SealedIntent) -> StampedUsage:
-    return StampedUsage(
-        customer=sealed.customer,
-        stripe_customer=sealed.stripe_customer,
-        period=sealed.period,
-        minute_ms=sealed.timestamp * 1000,
-    )
 
 
 async def end_usage(store: Store, customer: str, ended: Mapping[int, int]) -> None:

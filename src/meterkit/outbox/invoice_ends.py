@@ -12,6 +12,7 @@ from meterkit.errors import MeterkitError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from meterkit.outbox.intents import SealedIntent
     from meterkit.store.store import Store
 
 RENEWAL: Final = "subscription_cycle"
@@ -21,21 +22,6 @@ STAMPED_AHEAD_MS: Final = 6 * 60_000
 _ENDS_KEPT_MS: Final = 400 * 86_400_000
 _YOUNG_MS: Final = 120_000
 """Usage is mostly sent in the minute of its timestamp: usage younger than this is not checked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StampedUsage:
-    """Usage to be sent, with the timestamp of its event.
-
-    Attributes:
-        period: the first instant of its period (ms), as text.
-        minute_ms: its timestamp.
-    """
-
-    customer: str
-    stripe_customer: str
-    period: str
-    minute_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,33 +103,37 @@ def _cut_ms(final_ms: int, edge_ms: int) -> int:
     return final_ms if edge_ms - STAMPED_AHEAD_MS < final_ms < edge_ms else edge_ms
 
 
-async def find_too_late(store: Store, shard: int, asked: Iterable[StampedUsage]) -> set[StampedUsage]:
-    """Find the usage of a shard whose invoice is final.
+async def find_too_late(store: Store, shard: int, asked: Iterable[SealedIntent]) -> set[str]:
+    """Find the intents of a shard whose invoices are final; return their identifiers.
 
     Raises:
         StoreError: the store does not answer.
     """
     now_ms, keys = store.now_ms(), store.keys
-    old = [one for one in dict.fromkeys(asked) if now_ms - one.minute_ms > _YOUNG_MS]
+    old: dict[tuple[str, str, str, int], list[SealedIntent]] = {}
+    for one in asked:
+        if now_ms - one.timestamp * 1000 > _YOUNG_MS:
+            old.setdefault((one.customer, one.stripe_customer, one.period, one.timestamp), []).append(one)
     if not old:
         return set()
     admin = await (await store.admin()).for_delivery().at(keys.shard(shard, "intents"))
     pipe = admin.client.pipeline(transaction=False)
-    for one in old:
-        customer_keys = keys.customer(one.customer)
+    for customer, _, period, _ in old:
+        customer_keys = keys.customer(customer)
         pipe.hget(customer_keys.state, "data")
-        pipe.hmget(customer_keys.totals, [f"{one.period}|f", f"{one.period}|h", f"{one.period}|e"])
+        pipe.hmget(customer_keys.totals, [f"{period}|f", f"{period}|h", f"{period}|e"])
     found = iter(await admin.ask(pipe.execute()))
-    late: set[StampedUsage] = set()
-    for one, data, (final, held, ended) in zip(old, found, found, strict=False):
+    late = set[str]()
+    for same, data, (final, held, ended) in zip(old.values(), found, found, strict=False):
         end = InvoiceEnd(held_ms=_parse_int(held), final_ms=_parse_int(final))
-        if _is_too_late(one, data or b"", end, now_ms, is_closed=ended is not None):
-            late.add(one)
+        if _is_too_late(same[0], data or b"", end, now_ms, is_closed=ended is not None):
+            late.update(one.identifier for one in same)
     return late
 
 
-def _is_too_late(one: StampedUsage, data: bytes, end: InvoiceEnd, now_ms: int, *, is_closed: bool) -> bool:
-    """Whether the invoice of usage is final; false if no invoice is known, or the state is unreadable."""
+def _is_too_late(one: SealedIntent, data: bytes, end: InvoiceEnd, now_ms: int, *, is_closed: bool) -> bool:
+    """Whether the invoice of an intent is final; false if none is known, or the state is unreadable."""
+    minute_ms = one.timestamp * 1000
     try:
         state = CustomerState.parse(data)
         renewals = renewals_of(state.subscription, now_ms)
@@ -152,9 +142,9 @@ def _is_too_late(one: StampedUsage, data: bytes, end: InvoiceEnd, now_ms: int, *
     # A customer linked to another Stripe customer before has unknown invoices there.
     if state.stripe_customer != one.stripe_customer:
         return False
-    if renewals is not None and one.minute_ms >= renewals.latest_ms:
+    if renewals is not None and minute_ms >= renewals.latest_ms:
         return False  # The next invoice takes it, in whichever period it was recorded.
-    made_ms = None if renewals is None else renewals.invoiced_ms(one.minute_ms, one.minute_ms)
+    made_ms = None if renewals is None else renewals.invoiced_ms(minute_ms, minute_ms)
     if made_ms is None and not is_closed:
         return False  # The sync that ends the period has not closed it yet.
     return is_final(made_ms, final_ms=end.final_ms, held_ms=end.held_ms, now_ms=now_ms)
