@@ -57,7 +57,7 @@ if ends_ms > 0 and ends_ms ~= period_end_ms then -- Others do not pay for making
 end
 
 local current_slot = math.floor(now / HOLD_SLOT_MS)
-local policies = {} -- Each: quantity a request takes, left, the whole, before, numbers of its field, which counts, its place.
+local policies = {} -- Each: quantity of a request, left, total, before, numbers of its field, index of the counting one, place.
 lasts_ms = math.min(lasts_ms, until_ms - now, period_end_ms - now)
 for place = 2, rate_count + 1 do
   local kind, window, limit, refill, needed, quantity, used

@@ -73,7 +73,7 @@ for i = first_meter, #ARGV - 1, 2 do
   events[ARGV[i]] = ARGV[i + 1]
 end
 local made_count, waiting_count, due_ms = 0, 0, nil
-local unnamed = {} -- Token of each meter without an event name, and what is pending of it.
+local unnamed = {} -- Token and pending units of each meter without an event name, in turn.
 local ahead_ms = 3 * MINUTE_MS -- How far ahead an intent may be stamped.
 
 local function seal_units(period, token, quantity, minute) -- Returns the units beyond 15 digits, Stripe's limit.

@@ -23,7 +23,7 @@
 local levels_key, state_key, notices_key, event_key = unpack(KEYS)
 local rev, until_text, start_text, end_text, next_end_text, gauge, included, change, quantity, customer, thresholds, token, caller = unpack(ARGV)
 local call, included_units, caller_ms = redis.call, tonumber(included), tonumber(caller)
--- Of the counters nothing is known here.
+-- This script does not read the counters.
 local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, tonumber(until_text), tonumber(start_text), tonumber(end_text),
   tonumber(next_end_text), caller_ms, '', 0, 0, false)
 if verdict then
@@ -31,7 +31,7 @@ if verdict then
 end
 local level, over_ms, fitted = unpack_level(call('HGET', levels_key, gauge), gauge)
 local remember, counted_reply, _
-if event_key then -- Others do not pay for making this function.
+if event_key then -- Included here, so that other calls do not pay for creating the function.
 --include compare_event
   remember, _, counted_reply = compare_event(event_key, {token, change .. ' ' .. quantity}, now)
 end
@@ -43,7 +43,7 @@ local new_level = change == 'set' and tonumber(quantity) or level + quantity
 if new_level < 0 or new_level > VALUE_MOST then
   return {OUT_OF_BOUNDS, now, level}
 end
-over_ms, fitted = level_state(level, included_units, over_ms, fitted, now) -- Where that has changed since somebody looked.
+over_ms, fitted = level_state(level, included_units, over_ms, fitted, now) -- Updated first: the included quantity may have changed.
 if new_level == 0 then
   call('HDEL', levels_key, gauge)
 else
