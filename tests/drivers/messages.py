@@ -165,8 +165,8 @@ async def pass_over(kit: MeterKit, *channels: str) -> None:
         await at_work.deliver()
 
 
-async def look_at_storage(kit: MeterKit) -> None:
-    await StorageWatch(kit.store, any_event).check()
+def storage_watch(kit: MeterKit) -> StorageWatch:
+    return StorageWatch(kit.store, any_event)
 
 
 _TAKEN: Final[Mapping[str, tuple[Any, str]]] = {

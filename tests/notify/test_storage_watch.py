@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import pytest
 
-from drivers.messages import NOW, Mailbox, Receiver, kit_of, look_at_storage, pass_over, receiver
+from drivers.messages import NOW, Mailbox, Receiver, kit_of, pass_over, receiver, storage_watch
+from drivers.subscribed_customer import sweep
 from meterkit import MeterKit
 from meterkit.testing import Clock
 
@@ -52,21 +53,36 @@ def told(hook: Receiver) -> list[dict[str, Any]]:
     return [json.loads(body)["data"] for _, body in hook.posts]
 
 
-async def look(kit: MeterKit) -> None:
-    await look_at_storage(kit)
-    await pass_over(kit, "webhook")
+class Looks:
+    """Looks at the list only: all levels were restated while there was none."""
+
+    def __init__(self, kit: MeterKit) -> None:
+        self._kit, self._watch = kit, storage_watch(kit)
+
+    async def __call__(self) -> None:
+        await self._watch.check()
+        await pass_over(self._kit, "webhook")
 
 
-async def test_a_full_storage_is_told_once(hook: Receiver, box: Mailbox, kit: MeterKit, clock: Clock) -> None:
+@pytest.fixture
+async def look(kit: MeterKit) -> Looks:
+    look = Looks(kit)
+    await look()
+    return look
+
+
+async def test_a_full_storage_is_told_once(
+    hook: Receiver, box: Mailbox, kit: MeterKit, look: Looks, clock: Clock
+) -> None:
     await kit.storage.count(uploaded("acme", "documents", 300, clock))
     await kit.storage.count(uploaded("acme", "backups", 700, clock))
     await kit.gauges.set("bolt", "seats", 5)
-    await look(kit)
+    await look()
     assert [] == hook.posts
     await kit.storage.count(uploaded("acme", "documents", 1, clock))
     clock.advance(timedelta(minutes=2))
     for _ in range(3):
-        await look(kit)
+        await look()
     (data,) = told(hook)
     assert data == {
         "id": data["id"],
@@ -89,46 +105,85 @@ async def test_a_full_storage_is_told_once(hook: Receiver, box: Mailbox, kit: Me
     assert "- backups: 700 bytes\r\n- documents: 301 bytes" in plain.get_content()
 
 
-async def test_who_is_above_again_is_told_after_two_days(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
+async def test_who_is_above_again_is_told_after_two_days(
+    hook: Receiver, kit: MeterKit, look: Looks, clock: Clock
+) -> None:
     for days, level in ((0, 1_001), (0, 1_000), (1, 1_001), (1, 900), (3, 900), (0, 1_001), (0, 1_001)):
         clock.advance(timedelta(days=days))
         await kit.gauges.set("acme", "storage", level)
-        await look(kit)
+        await look()
     assert [1_001, 1_001] == [data["used"] for data in told(hook)]
     assert 2 == len({data["id"] for data in told(hook)})
     for _ in range(5):  # The level stays: no further event.
         clock.advance(timedelta(days=1))
-        await look(kit)
+        await look()
     assert 2 == len(hook.posts)
 
 
-async def test_only_a_smaller_plan_makes_storage_too_much(hook: Receiver, kit: MeterKit) -> None:
+async def test_only_a_smaller_plan_makes_storage_too_much(hook: Receiver, kit: MeterKit, look: Looks) -> None:
     for customer, first, then in (("acme", "team", "free"), ("bolt", "free", "team")):
         await kit.customers.set_plan(customer, first)
         await kit.gauges.set(customer, "storage", 1_500)
         await kit.customers.set_plan(customer, then)
-    await look(kit)
+    await look()
     assert ["acme"] == [data["customer"] for data in told(hook)]
 
 
 async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
-    hook: Receiver, kit: MeterKit, caplog: pytest.LogCaptureFixture
+    hook: Receiver, kit: MeterKit, look: Looks, caplog: pytest.LogCaptureFixture
 ) -> None:
     for customer in ("acme", "bolt", "core"):
         await kit.gauges.set(customer, "storage", 1_500)
     admin = await kit.store.admin()
     await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").levels, "storage", b"x"))
     for _ in range(2):
-        await look(kit)
+        await look()
     assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
     told_of = "no storage.over for customer 'bolt': the stored data cannot be read: ValueError"
     assert caplog.text.count(told_of) == 1
 
 
-async def test_a_plans_file_that_includes_as_much_makes_no_event(store_url: str) -> None:
-    clock, more = Clock(NOW), PLANS.replace("included: 1000", "included: 1500")
-    async with kit_of(store_url, clock, plans=PLANS) as kit:
-        await kit.gauges.set("acme", "storage", 1_500)
-    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=more) as kit:
-        await look(kit)
-        assert [] == hook.posts
+async def test_the_end_of_an_override_makes_storage_too_much(
+    hook: Receiver, kit: MeterKit, look: Looks, clock: Clock
+) -> None:
+    ends = clock.now() + timedelta(hours=1)
+    await kit.customers.override("acme", {"storage": {"included": 2_000}}, until=ends)
+    await kit.gauges.set("acme", "storage", 1_500)
+    await look()
+    assert hook.posts == []
+    clock.advance(timedelta(hours=1))
+    await sweep(kit)
+    await look()
+    assert ["acme"] == [data["customer"] for data in told(hook)]
+
+
+@pytest.mark.parametrize(("included", "customers"), [(1_500, []), (1_400, ["acme", "bolt"])])
+async def test_a_plans_file_that_includes_less_is_noticed(
+    store_url: str, included: int, customers: list[str]
+) -> None:
+    """No script runs for customers who do nothing, with or without a state."""
+    clock, plans = Clock(NOW), PLANS.replace("included: 1000", "included: 2000")
+    async with kit_of(store_url, clock, plans=plans) as kit:
+        await kit.customers.set_plan("bolt", "free")
+        for customer in ("acme", "bolt"):
+            await kit.gauges.set(customer, "storage", 1_500)
+    plans = PLANS.replace("included: 1000", f"included: {included}")
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=plans) as kit:
+        look = Looks(kit)
+        for _ in range(3):
+            await look()
+        assert customers == sorted(data["customer"] for data in told(hook))
+
+
+async def test_levels_are_restated_once_a_day(
+    hook: Receiver, kit: MeterKit, look: Looks, clock: Clock
+) -> None:
+    await kit.gauges.set("acme", "storage", 1_500)
+    admin = await kit.store.admin()
+    await admin.ask(admin.client.delete(kit.store.keys.customer("acme").over))
+    for hours in (23, 1):
+        assert hook.posts == []
+        clock.advance(timedelta(hours=hours))
+        await look()
+    await look()
+    assert ["acme"] == [data["customer"] for data in told(hook)]

@@ -563,7 +563,7 @@ class Delivery(Checks):
             period=self._period_of_state(period),
         )
         shared = ("customers", "dirty", "unlinked", "turns")
-        keys = (*own_keys(name, "cs"), *shared, f"h:{name}", "notices", *own_keys(name, "vt"))
+        keys = (*own_keys(name, "cs"), *shared, f"h:{name}", "notices", *own_keys(name, "vt"), "over")
         changed = {"entries": asked.entries, "notices": asked.notices, "gauges": []}
         ended = {"at": str(asked.ended_ms), "labels": asked.labels}
         changes = json.dumps({**changed, "ended": ended, "period": asked.period})
@@ -591,8 +591,13 @@ class Delivery(Checks):
     def forget(self, name: str) -> None:
         read = self._rev(name)
         keys = (*own_keys(name, "cst"), "customers", "dirty", "unlinked", *own_keys(name, "gjvih"))
-        more = ("turns", *own_keys(name, "kq"), *self._audit())
+        more = ("turns", *own_keys(name, "kq"), "over", *self._audit())
+        levels, over = self._key(f"v:{name}"), self._key("over")
+        self.wire(pack("HSET", levels, "seats", 1), pack("ZADD", over, self.wall, f"seats:{name}"))
         reply, found = self.ask("forget_customer", (*keys, *more), read, name, self.wall)
+        kept = [found.pop(key, None) is not None for key in (f"v:{name}", "over")]
+        self._compare("levels", [reply[0] != 0] * 2, kept)
+        self.wire(pack("DEL", levels), pack("DEL", over))
         reply[1:2] = [min(1, fields) for fields in reply[1:2]]
         if reply[0] == 0:
             reply[-1].sort()

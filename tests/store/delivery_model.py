@@ -483,7 +483,7 @@ class Shard:
         grants, ledger = self.grants.get(name, {}), self.ledgers.get(name, {})
         # Of the counters' fields it is only known whether there are any.
         counted = [int(bool(customer.fields())), int(bool(customer.data)), len(customer.closed)]
-        counted += [len(grants), len(ledger), 0, 0, len(self.histories[name])]
+        counted += [len(grants), len(ledger), 1, 0, len(self.histories[name])]
         digests = sorted(digest.encode() for digest in self.corrections.get(name, ()))
         mine = (self.customers, self.grants, self.ledgers, self.forces, self.turns, self.histories)
         for kept in (*mine, self.corrections):

@@ -106,6 +106,7 @@ class GaugeWorld(OneCustomer):
         self.plan, self.is_restricted, self.number_of_keys = "free", False, 0
         self.gauges = {name: Gauge() for name in GAUGES}
         self.events: dict[tuple[str, str], str] = {}
+        self.over: dict[str, int] = {}
 
     def step(self) -> None:
         if self.random.random() < 0.6:
@@ -114,6 +115,9 @@ class GaugeWorld(OneCustomer):
         self.random.choice((*deeds, self.presign))()
         for name, gauge in self.gauges.items():
             self.compare(name, gauge.stored(), self.wire(pack("HGET", self.own.levels, name)))
+        over = fields_of(self.wire(pack("ZRANGE", self.own.over, 0, -1, "WITHSCORES")))
+        listed = {f"{name}:ada": since_ms for name, since_ms in self.over.items()}
+        self.compare("over", listed, {name: int(float(since_ms)) for name, since_ms in over.items()})
 
     def _edges(self) -> list[int]:
         """What is left until something turns, and one more or less."""
@@ -216,7 +220,7 @@ class GaugeWorld(OneCustomer):
         if counted is not None and self.random.random() < 0.5:
             how, quantity = counted.split(" ")[0], int(counted.split(" ")[1])
         known = self.view
-        keys = [self.own.levels, self.own.state, self.own.notices]
+        keys = [self.own.levels, self.own.state, self.own.notices, self.own.over]
         keys += [] if event is None else [f"mk:{{0}}:e:{event}"]
         reply: Any = [2]
         while reply[0] == 2:
@@ -242,6 +246,7 @@ class GaugeWorld(OneCustomer):
             gauge.look(limit, self.wall)
             gauge.level = changed
             gauge.look(limit, self.wall)
+            self._list_over(name)
             if event:
                 self.events[event, name] = f"{how} {quantity}"
                 lives = self.wire(pack("PTTL", keys[-1]))
@@ -286,7 +291,14 @@ class GaugeWorld(OneCustomer):
         self.compare(f"amend {data}", [0], self.wire(self._amending("ada", known, data, gauges)))
         for name, gauge in self.gauges.items():
             gauge.look(limits[name], self.wall)
+            self._list_over(name, exists=gauge.level > 0)
         self.seen.add("amend")
+
+    def _list_over(self, name: str, *, exists: bool = True) -> None:
+        if exists:
+            self.over.pop(name, None)
+        if self.gauges[name].over_ms:
+            self.over[name] = self.gauges[name].over_ms
 
     def _amending(self, customer: str, known: str, data: str, gauges: Mapping[str, int]) -> bytes:
         ended: dict[str, object] = {"at": "0", "labels": {}}
@@ -298,7 +310,7 @@ class GaugeWorld(OneCustomer):
     def damage(self) -> None:
         """What cannot be a level is told, and stays as it is."""
         keys, known = self.keys.customer("ida"), self.processes[0].get("ida")
-        names = (keys.levels, keys.state, keys.notices)
+        names = (keys.levels, keys.state, keys.notices, keys.over)
         view = (known.rev, 9 * 10**15, 0, 9 * 10**15, 9 * 10**15)
         argv = (*view, "storage", 5, "set", 1, "ida", "", "t", self.wall)
         level = pack("EVALSHA", self.scripts["set_level"].sha, len(names), *names, *argv)

@@ -56,7 +56,7 @@ class ObjectsWorld(ScriptWorld):
     """One customer, whose gauge the app may set beside: what happens, and a look at all of it."""
 
     names = ("record_objects", "hold_upload")
-    own = ("levels", "state", "notices", "objects", "relist", "history", "older", "newer")
+    own = ("levels", "state", "notices", "objects", "relist", "history", "older", "newer", "over")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
@@ -65,6 +65,7 @@ class ObjectsWorld(ScriptWorld):
         self.window = (0, 0)
         self.level = StoredLevel()
         self.relisted: int | None = None
+        self.over_ms = 0
         self.ledger = 0
         self.hours_left = SEVEN_DAYS_H
         self.uploads: dict[str, dict[str, list[Upload]]] = {"older": {}, "newer": {}}
@@ -222,6 +223,7 @@ class ObjectsWorld(ScriptWorld):
         self.window = kept
         crossed = self._crossed(total)
         self.level = self._standing(total)
+        self.over_ms = self.level.over_ms
         moved = total - total_before
         if listing:  # What it has not is not kept.
             self.objects = {name: one for name, one in objects.items() if name not in dropped}
@@ -273,6 +275,8 @@ class ObjectsWorld(ScriptWorld):
         for key, uploads in self.uploads.items():
             flat = {name: tuple(value for one in found for value in one) for name, found in uploads.items()}
             self.compare(key, flat, self._stored(key))
+        over = self.wire(pack("ZSCORE", "over", "storage:acme"))
+        self.compare("over", self.over_ms, 0 if over is None else int(over))
         relist = self.wire(pack("ZSCORE", "relist", "acme"))
         self.compare("relist", self.relisted, None if relist is None else int(relist))
         self.compare("life of objects", True, self._lives(total))

@@ -135,7 +135,7 @@ def amended(
     names = keys.customer(customer)
     argv: tuple[str | int, ...] = (*revs, state, customer, linked, wall, "", "", 0, changes, wall)
     touched = [names.counters, names.state, keys.shard(0, "customers"), names.dirty, names.unlinked]
-    touched += [keys.turns(0), names.history, names.notices, names.levels, names.totals]
+    touched += [keys.turns(0), names.history, names.notices, names.levels, names.totals, names.over]
     return pack("EVALSHA", amend.sha, len(touched), *touched, *argv)
 
 

@@ -109,7 +109,7 @@ GAUGING: Final = Mutated(
     lives={
         "set_level.lua": GAUGES,
         **included(
-            "check_gauges unpack_presigned unpack_level level_state restate_levels find_repeat"
+            "check_gauges unpack_presigned unpack_level level_state restate_levels write_level find_repeat"
             " remember_until end_in_flight",
             GAUGES,
         ),

@@ -234,7 +234,7 @@ async def live(at: Hooked) -> None:
     await kit.grants.add(WHO, {"ai": 5}, grant_id="gift")
     for nth in range(3):
         await kit.record(WHO, {"words": 2}, event_id=f"job-{nth}")
-    await kit.gauges.set(WHO, "seats", 1, event_id="job-1")
+    await kit.gauges.set(WHO, "seats", 4, event_id="job-1")
     await kit.customers.override(WHO, {"words": {"included": 1}}, until=at.clock.now() + timedelta(days=9))
     await kit.correct(WHO, {"words": 1}, reason="broken", correction_id="ticket-1")
     await kit.record_usage(WHO, JOB)

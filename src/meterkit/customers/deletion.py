@@ -79,7 +79,7 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
         *(keys.counters, keys.state, keys.totals),
         *(store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked),
         *(keys.grants, keys.ledger, keys.levels, keys.marks, keys.history, store.keys.turns(keys.shard)),
-        *(keys.corrections, keys.objects),
+        *(keys.corrections, keys.objects, keys.over),
         *[store.keys.audit(keys.shard)] * store.is_audited,
     ]
     links = StripeLinker(store)

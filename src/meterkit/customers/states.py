@@ -198,6 +198,7 @@ class CustomerStates:
             [
                 *(keys.counters, keys.state, store.keys.shard(shard, "customers"), keys.dirty, keys.unlinked),
                 *(store.keys.turns(shard), keys.history, keys.notices, keys.levels, keys.totals),
+                keys.over,
             ],
             found.rev,
             found.rev if changed == found.state and found.rev != NO_STATE else f"{FORMAT}:{token_hex(8)}",

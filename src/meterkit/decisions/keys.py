@@ -42,6 +42,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:customers$",  # their names
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
+    r"^[\w.-]+:\{\d+\}:over$",  # gauges above what is included
     r"^[\w.-]+:\{\d+\}:audit(:sums)?$",  # entries that are not in the database of the audit log yet
     r"^[\w.-]+:\{\d+\}:(intents|outbox|items|parked|dead|compare|life)$",  # deliveries to Stripe
     r"^[\w.-]+:\{\d+\}:hints:(entries|due|dead)$",  # Stripe customers to fetch
@@ -216,6 +217,11 @@ class CustomerKeys:
     def unlinked(self) -> str:
         """Sorted set, of the shard: customers with pending usage and without a link."""
         return f"{self._stem}unlinked"
+
+    @property
+    def over(self) -> str:
+        """Sorted set, of the shard: gauges above what is included."""
+        return f"{self._stem}over"
 
     @property
     def notices(self) -> str:

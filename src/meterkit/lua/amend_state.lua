@@ -6,7 +6,7 @@
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] set  customers with state
 -- KEYS[4] zset  dirty       KEYS[5] zset  unlinked    KEYS[6] zset  turns: customers by when the clock changes them
 -- KEYS[7] list  ledger of changes    KEYS[8] stream  notices    KEYS[9] hash  levels of gauges
--- KEYS[10] hash  totals of closed periods and deliveries
+-- KEYS[10] hash  totals of closed periods and deliveries    KEYS[11] zset  gauges above what is included
 -- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON)
 --       4 the customer   5 linked (0: no; 1: yes; 2: from now on)   6 now: when to seal what was waiting for the link (ms)
 --       7 the terms reported last, as they were read (JSON, empty: none)    8 the active terms now
@@ -32,7 +32,7 @@
 --include end_price_segment
 --include wait_for_link
 local counters_key, state_key, customers_key, dirty_key, unlinked_key, turns_key, history_key, notices_key, levels_key,
-  totals_key = unpack(KEYS)
+  totals_key, over_key = unpack(KEYS)
 local read_rev, rev, state, customer, linked, seal_at_ms, read_terms, terms, turn_ms, changes_text = unpack(ARGV)
 local call, changes = redis.call, cjson.decode(changes_text)
 local found = call('HMGET', state_key, 'rev', 'data', 'force')
@@ -43,7 +43,7 @@ end
 local head = call('HGET', counters_key, 'h')
 local seen_ms, begins_ms, ends_ms, expires_ms = unpack_head(head)
 local now = server_ms(ARGV[#ARGV])
-restate_levels(levels_key, changes.gauges, now)
+restate_levels(levels_key, over_key, customer, changes.gauges, now)
 if head and next(changes.ended.labels) and begins_ms <= tonumber(changes.ended.at) then
   local period, _, meters = string.format('%.0f', begins_ms), read_counters(counters_key)
   if begins_ms == tonumber(changes.ended.at) then

@@ -6,7 +6,8 @@
 -- KEYS[5] zset  dirty       KEYS[6] zset  unlinked    KEYS[7] hash  grants    KEYS[8] hash  their ledger
 -- KEYS[9] hash  levels of gauges    KEYS[10] zset  idempotency keys    KEYS[11] list  ledger of changes
 -- KEYS[12] zset  turns              KEYS[13] set  digests of the ids of its corrections
--- KEYS[14] hash  objects            KEYS[15] stream  optional: of the audit log
+-- KEYS[14] hash  objects            KEYS[15] zset  gauges above what is included
+-- KEYS[16] stream  optional: of the audit log
 -- ARGV  1 the rev that was read   2 the customer   last: the caller's clock (ms)
 -- Reply {OK, the number of entries in: counters, state, totals, grants, their ledger, levels, idempotency keys, ledger of
 --       changes; the digests: each ends the name of a key that remembers a correction}
@@ -16,7 +17,7 @@
 --include server_ms
 local counters_key, state_key, totals_key, customers_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local dirty_key, unlinked_key, grants_key, ledger_key, levels_key, marks_key = unpack(KEYS, 5, 10)
-local history_key, turns_key, corrections_key, objects_key, audit_key = unpack(KEYS, 11)
+local history_key, turns_key, corrections_key, objects_key, over_key, audit_key = unpack(KEYS, 11)
 local rev, customer = ARGV[1], ARGV[2]
 local call = redis.call
 if (call('HGET', state_key, 'rev') or NO_STATE) ~= rev then
@@ -37,14 +38,18 @@ end
 if undelivered then
   return {PARKED}
 end
+local gauges = call('HKEYS', levels_key)
 local reply = {0, #call('HKEYS', counters_key), call('EXISTS', state_key), #totals / 2, #call('HKEYS', grants_key),
-  #call('HKEYS', ledger_key), #call('HKEYS', levels_key), call('ZCOUNT', marks_key, '-inf', '+inf'),
+  #call('HKEYS', ledger_key), #gauges, call('ZCOUNT', marks_key, '-inf', '+inf'),
   call('LLEN', history_key), call('SMEMBERS', corrections_key)}
 call('DEL', counters_key, state_key, totals_key, grants_key, ledger_key, levels_key, marks_key, history_key,
   corrections_key, objects_key)
 call('SREM', customers_key, customer)
 call('ZREM', unlinked_key, customer)
 call('ZREM', turns_key, customer)
+for _, gauge in ipairs(gauges) do
+  call('ZREM', over_key, gauge .. ':' .. customer)
+end
 if audit_key then
   call('XADD', audit_key, '*', 'k', 'deleted', 'd', customer, 'at', string.format('%.0f', server_ms(ARGV[#ARGV])))
 end

@@ -9,6 +9,7 @@
 -- KEYS[5] zset  customers whose bucket must be listed again, by when that was found (ms)
 -- KEYS[6] list  ledger of changes: the corrections by listings
 -- KEYS[7] and KEYS[8] hash  presigned uploads of the last hour and of this one (see hold_upload.lua)
+-- KEYS[9] zset  gauges above what is included, see write_level
 -- ARGV  1 rev    2 when the caller's view expires    3 start and 4 end of the period, 5 end of the next (ms)
 --       6 the gauge    7 included in its unit (-1: unlimited)    8 the customer
 --       9 thresholds: for each the level and its percentage    10 the bucket
@@ -25,6 +26,7 @@
 --include confirm_view
 --include unpack_level
 --include level_state
+--include write_level
 --include unpack_object
 --include event_supersedes
 --include listing_supersedes
@@ -32,7 +34,8 @@
 --include settle_presigned
 --include append_history
 --include queue_notices
-local levels_key, state_key, notices_key, objects_key, relist_key, history_key, last_hour_key, this_hour_key = unpack(KEYS)
+local levels_key, state_key, notices_key, objects_key, relist_key, history_key, last_hour_key, this_hour_key, over_key =
+  unpack(KEYS)
 local rev, until_text, start_text, end_text, next_end_text, gauge, included, customer, thresholds, bucket = unpack(ARGV, 1, 10)
 local listed_since, listed_until, relist = unpack(ARGV, 11, 13)
 local call, most, caller_ms = redis.call, tonumber(included), tonumber(ARGV[#ARGV])
@@ -90,19 +93,19 @@ unpack_presigned(call('HGET', levels_key, gauge .. '+'), gauge, current_slot)
 if new_level > VALUE_MOST then
   return {OUT_OF_BOUNDS, now, level}
 end
-local function write_level(name, quantity, since, fits)
+local function write_sum(name, quantity)
   if quantity > 0 then
-    call('HSET', levels_key, name, cmsgpack.pack(FORM, quantity, since, fits))
+    call('HSET', levels_key, name, cmsgpack.pack(FORM, quantity, 0, 0))
   else
     call('HDEL', levels_key, name)
   end
 end
 for name, quantity in pairs(by_type) do
-  write_level(name, quantity, 0, 0)
+  write_sum(name, quantity)
 end
-write_level(gauge .. ':', new_level, 0, 0)
+write_sum(gauge .. ':', new_level)
 over_ms, fitted = level_state(level, most, over_ms, fitted, now)
-write_level(gauge, new_level, level_state(new_level, most, over_ms, fitted, now))
+write_level(levels_key, over_key, gauge, customer, new_level, most, over_ms, fitted, now)
 for field, reported in pairs(found) do
   if is_listing and reported[1] == OBJECT_REMOVED then
     call('HDEL', objects_key, field)

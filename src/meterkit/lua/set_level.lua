@@ -4,10 +4,11 @@
 -- KEYS[1] hash  levels: a gauge to its level and its state against the included quantity, packed (see unpack_level)
 -- KEYS[2] hash  state
 -- KEYS[3] stream  notices
--- KEYS[4] string  optional: the change counted under an event id of the app, for 35 days; see compare_event
+-- KEYS[4] zset  gauges above what is included, see write_level
+-- KEYS[5] string  optional: the change counted under an event id of the app, for 35 days; see compare_event
 -- ARGV  1 rev    2 when the caller's view expires    3 start and 4 end of the period, 5 end of the next (ms)
 --       6 the gauge    7 included in its unit (-1: unlimited)    8 `set` or `adjust`    9 level, or change
---       10 the customer    11 thresholds: for each the level and its percentage
+--       10 the customer; empty: an anonymous one    11 thresholds: for each the level and its percentage
 --       12 the gauge's token    last: the caller's clock (ms)
 -- Reply {OK, now, level, 'notice' if there is one}
 --       {COUNTED_BEFORE, now, level}  the event id has counted this: nothing is done
@@ -19,8 +20,9 @@
 --include confirm_view
 --include unpack_level
 --include level_state
+--include write_level
 --include queue_notices
-local levels_key, state_key, notices_key, event_key = unpack(KEYS)
+local levels_key, state_key, notices_key, over_key, event_key = unpack(KEYS)
 local rev, until_text, start_text, end_text, next_end_text, gauge, included, change, quantity, customer, thresholds, token, caller = unpack(ARGV)
 local call, included_units, caller_ms = redis.call, tonumber(included), tonumber(caller)
 -- This script does not read the counters.
@@ -44,11 +46,7 @@ if new_level < 0 or new_level > VALUE_MOST then
   return {OUT_OF_BOUNDS, now, level}
 end
 over_ms, fitted = level_state(level, included_units, over_ms, fitted, now) -- Updated first: the included quantity may have changed.
-if new_level == 0 then
-  call('HDEL', levels_key, gauge)
-else
-  call('HSET', levels_key, gauge, cmsgpack.pack(FORM, new_level, level_state(new_level, included_units, over_ms, fitted, now)))
-end
+write_level(levels_key, over_key, gauge, customer, new_level, included_units, over_ms, fitted, now)
 if remember then
   remember()
 end

@@ -12,6 +12,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.sorted_customers import SortedCustomers, customers_with_counts
 from meterkit.customers.states import CustomerStates
@@ -19,12 +20,15 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS, to_ms
+from meterkit.outbox.intents import count_members
+from meterkit.store.gauge_levels import change_level
 from meterkit.store.message_queue import publish_notice
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from meterkit.catalog import Catalog
     from meterkit.store.store import Store
 
 UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
@@ -116,11 +120,15 @@ async def notify_once(
 
 STORAGE_EVENT: Final = "storage.over"
 _UNITS: Final = frozenset({"byte", "bytes"})
-_STORAGE_AT_ONCE: Final = 500
+_LEVELS_AT_ONCE: Final = 500
+_RESTATE_EVERY_MS: Final = 24 * HOUR_MS
 
 
 class StorageWatch:
     """Finds customers who store more than their plan includes.
+
+    Each shard lists the gauges above what is included. The scripts that change a level, a plan or an override
+    keep the list. A new plans file may include less: then, and once a day, all levels are restated.
 
     Args:
         store: has the levels and receives the events.
@@ -130,6 +138,7 @@ class StorageWatch:
     def __init__(self, store: Store, is_wanted: Callable[[str], bool]) -> None:
         self._store = store
         self._watch = LeasedWatch(store, STORAGE_EVENT, is_wanted)
+        self._restated: tuple[Catalog | None, int] = (None, 0)
 
     async def run(self) -> None:
         """Check every five minutes until cancelled.
@@ -140,42 +149,73 @@ class StorageWatch:
         await self._watch.run(self.check)
 
     async def check(self) -> None:
-        """Check all customers once.
+        """Check the gauges above what is included; once a day, restate all levels for the next check.
 
         Raises:
             StoreError: the store does not answer.
         """
-        meters = self._store.catalog.meters.values()
+        catalog, now_ms = self._store.catalog, self._store.now_ms()
+        meters = catalog.meters.values()
         gauges = [meter.name for meter in meters if meter.kind == "gauge" and meter.unit in _UNITS]
         if not gauges:
             return
-        async with customers_with_counts(self._store, "v") as customers:
-            async for names in customers.names(_STORAGE_AT_ONCE):
-                for customer, levels in await self._read_levels(names, gauges):
+        await self._check_listed(gauges)
+        restated, until_ms = self._restated
+        if restated is not catalog or now_ms >= until_ms:
+            await self._restate_levels(catalog, gauges)
+            self._restated = catalog, now_ms + _RESTATE_EVERY_MS
+
+    async def _check_listed(self, gauges: Sequence[str]) -> None:
+        keys, admin = self._store.keys, (await self._store.admin()).for_delivery()
+        for shard, name in await count_members(self._store, admin, ("over",), limit="+inf"):
+            members: list[bytes] = await admin.ask(admin.client.zrange(keys.shard(shard, name), 0, -1))
+            listed = [member.decode("utf-8", "surrogateescape").partition(":")[::2] for member in members]
+            found = [(gauge, customer) for gauge, customer in listed if gauge in gauges]
+            for start in range(0, len(found), _LEVELS_AT_ONCE):
+                places = found[start : start + _LEVELS_AT_ONCE]
+                for (gauge, customer), packed in await self._read_levels(places):
+                    await self._check_level(customer, gauge, packed)
+                await self._watch.lease.acquire()
+
+    async def _restate_levels(self, catalog: Catalog, gauges: Sequence[str]) -> None:
+        """Restate each level above what the smallest plan includes."""
+        store, least = self._store, dict[str, int]()
+        for gauge in gauges:
+            given = [plan.entitlements[gauge].included for plan in catalog.plans.values()]
+            least[gauge] = min((included for included in given if included is not None), default=QUANTITY_MAX)
+        async with customers_with_counts(store, "v") as customers:
+            async for names in customers.names(_LEVELS_AT_ONCE):
+                places = [(gauge, customer) for customer in names for gauge in gauges]
+                for (gauge, customer), packed in await self._read_levels(places):
                     try:
-                        await self._check_customer(customer, dict(zip(gauges, levels, strict=True)))
-                    except UNREADABLE as error:
-                        await log_unreadable(self._store, customer, STORAGE_EVENT, error)
+                        level = StoredLevel.read(packed).level
+                    except ValueError as error:
+                        await log_unreadable(store, customer, STORAGE_EVENT, error)
+                        continue
+                    if level > least[gauge]:
+                        view = store.cache.get(customer)
+                        await change_level(store, view, gauge, 0, how="adjust", event_id=None)
                 await self._watch.lease.acquire()
 
     async def _read_levels(
-        self, customers: Sequence[str], gauges: Sequence[str]
-    ) -> list[tuple[str, Sequence[bytes | None]]]:
-        """Read the packed levels of customers."""
+        self, places: Sequence[tuple[str, str]]
+    ) -> list[tuple[tuple[str, str], bytes | None]]:
+        """Read the packed levels of gauges, each with its customer."""
         admin = (await self._store.admin()).for_delivery()
         pipe = admin.client.pipeline(transaction=False)
-        for customer in customers:
-            pipe.hmget(self._store.keys.customer(customer).levels, list(gauges))
-        return list(zip(customers, await admin.ask(pipe.execute()), strict=True))
+        for gauge, customer in places:
+            pipe.hget(self._store.keys.customer(customer).levels, gauge)
+        return list(zip(places, await admin.ask(pipe.execute()), strict=True))
 
-    async def _check_customer(self, customer: str, levels: Mapping[str, bytes | None]) -> None:
-        for gauge, packed in levels.items():
-            since_ms = StoredLevel.read(packed).over_ms  # Set by a script.
+    async def _check_level(self, customer: str, gauge: str, packed: bytes | None) -> None:
+        try:
+            since_ms = StoredLevel.read(packed).over_ms
             if since_ms:
                 make = partial(self._make_storage_event, customer, gauge, since_ms)
-                await notify_once(
-                    self._store, customer, STORAGE_EVENT, digest_of(customer, STORAGE_EVENT, gauge), make
-                )
+                digest = digest_of(customer, STORAGE_EVENT, gauge)
+                await notify_once(self._store, customer, STORAGE_EVENT, digest, make)
+        except UNREADABLE as error:
+            await log_unreadable(self._store, customer, STORAGE_EVENT, error)
 
     async def _make_storage_event(self, customer: str, gauge: str, since_ms: int) -> Mapping[str, Any] | None:
         usage = await self._store.usage(customer)

@@ -199,8 +199,8 @@ def scan_refusal(refused: Sequence[int], *, user: str) -> str | None:
         return None
     return (
         f"the server's user {user!r} has no right to SCAN; without it, tasks over all customers fail:"
-        " storage.over, period.summary, operator pages, recalculation of stored objects, `meterkit reconcile`"
-        f" and `meterkit usage --all`. Add it: ACL SETUSER {user} +scan"
+        " storage.over after a new plans file, period.summary, operator pages, recalculation of stored"
+        f" objects, `meterkit reconcile` and `meterkit usage --all`. Add it: ACL SETUSER {user} +scan"
     )
 
 

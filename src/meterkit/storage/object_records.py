@@ -162,7 +162,7 @@ async def apply_changes(
     names = [
         *(view.keys.levels, view.keys.state, view.keys.notices, view.keys.objects),
         *(store.keys.relist(view.shard), view.keys.history),
-        *(store.keys.presigned(customer, hour - 1), store.keys.presigned(customer, hour)),
+        *(store.keys.presigned(customer, hour - 1), store.keys.presigned(customer, hour), view.keys.over),
     ]
     listed = ("", "") if window is None else window
     arguments = [int(value) if isinstance(value, bool) else value for change in changes for value in change]

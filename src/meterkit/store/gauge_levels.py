@@ -59,7 +59,7 @@ async def change_level(
         MeterkitError: the event id has changed this gauge otherwise; nothing is done.
         StoreError: the store does not answer; whether the level was changed is not known.
     """
-    names = [view.keys.levels, view.keys.state, view.keys.notices]
+    names = [view.keys.levels, view.keys.state, view.keys.notices, view.keys.over]
     if event_id is not None:
         # No customer id begins with NUL: this separates an IP address from a customer with the same id.
         owner = f"\0{view.customer}" if view.anonymous else view.customer
@@ -71,7 +71,7 @@ async def change_level(
         names,
         view,
         meter,
-        lambda thresholds: (how, quantity, view.customer, thresholds, token),
+        lambda thresholds: (how, quantity, "" if view.anonymous else view.customer, thresholds, token),
     )
     if reply[0] == _CHANGED_OTHERWISE:
         raise MeterkitError(
