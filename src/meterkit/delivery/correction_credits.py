@@ -125,13 +125,10 @@ async def usage_lines(
     token_of = {
         meter: token for event, token in named if token in order for meter in summaries.meter_ids(event)
     }
-    made = await invoices.of(stripe_customer, since_s)
-    items: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
-        (invoice, line) for invoice in made for line in invoice["lines"].get("data") or ()
-    ]
-    items += [(None, item) for item in await invoices.pending(stripe_customer)]
+    lines = await invoices.lines(stripe_customer, since_s)
+    lines += await invoices.pending_lines(stripe_customer)
     found, seen = list[UsageLine](), Counter[str]()
-    for invoice, line in items:
+    for invoice, line in lines:
         late = late_item_token(line, customer, order)
         meter, is_packed = (None, False) if late else await invoices.billed_meter(line)
         if not late and meter not in token_of:

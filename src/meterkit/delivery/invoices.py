@@ -87,6 +87,13 @@ class LineCharge(NamedTuple):
         return Fraction(self.lines, 2)
 
 
+class InvoiceLine(NamedTuple):
+    """A line as Stripe shows it, with its invoice; None: a pending invoice item."""
+
+    invoice: Mapping[str, Any] | None
+    line: Mapping[str, Any]
+
+
 class InvoiceReader:
     """Reads invoices, each customer's once, and each price once: its terms never change.
 
@@ -128,48 +135,49 @@ class InvoiceReader:
 
         Pending items are read if no draft has the usage and the lines have less than Stripe has ``counted``.
         """
-        found = await self._read_lines(await self.of(stripe_customer, start_s), meters, start_s, end_s)
+        lines = await self.lines(stripe_customer, start_s)
+        found = await self._sum_units(lines, meters, start_s, end_s)
         if found.state in {"draft", "unknown"} or found.quantity >= counted:
             return found
-        items = await self.pending(stripe_customer)
-        pending = [{"id": one["id"], "status": _PENDING, "lines": {"data": [one]}} for one in items]
-        made = await self.of(stripe_customer, start_s)
-        return await self._read_lines([*made, *pending], meters, start_s, end_s) if pending else found
+        pending = await self.pending_lines(stripe_customer)
+        return await self._sum_units([*lines, *pending], meters, start_s, end_s) if pending else found
 
-    async def _read_lines(
-        self, invoices: Iterable[Mapping[str, Any]], meters: Iterable[str], start_s: int, end_s: int
-    ) -> InvoicedUnits:
-        wanted, lines = set(meters), list[_MeteredLine]()
-        for invoice in invoices:
-            for line in invoice["lines"].get("data") or ():
-                price, place = await self._price_of(line), _place_in_period(line, start_s, end_s)
-                if price is None or price.meter not in wanted or place == "outside":
-                    continue
-                if place == "beyond":
-                    return InvoicedUnits(
-                        state="unknown", why="one invoice line is of several of these periods"
-                    )
-                if price.is_packed:
-                    return InvoicedUnits(state="unknown", why="its price is of packages of several units")
-                lines.append(_MeteredLine(str(invoice["id"]), str(invoice.get("status")), price, line))
-        return _sum_lines(lines, self._currency)
+    async def lines(self, stripe_customer: str, since_s: int) -> list[InvoiceLine]:
+        """Read the lines of all invoices made since an instant."""
+        made = await self.of(stripe_customer, since_s)
+        return [InvoiceLine(invoice, line) for invoice in made for line in invoice["lines"].get("data") or ()]
 
-    async def usage_meters(self, stripe_customer: str, start_s: int, end_s: int) -> set[str]:
-        """List the meters with units on invoice lines of a period (Unix seconds)."""
-        found: set[str] = set()
-        for invoice in await self.of(stripe_customer, start_s):
-            for line in invoice["lines"].get("data") or ():
-                if _place_in_period(line, start_s, end_s) == "inside" and units_of(line):
-                    price = await self._price_of(line)
-                    found |= {price.meter} if price is not None and price.meter is not None else set()
-        return found
-
-    async def pending(self, stripe_customer: str) -> list[dict[str, Any]]:
+    async def pending_lines(self, stripe_customer: str) -> list[InvoiceLine]:
         """Read a customer's invoice items that are on no invoice yet, such as usage at an ended price."""
         if stripe_customer not in self._pending:
             asked: dict[str, Parameter] = {"customer": stripe_customer, "pending": True}
             self._pending[stripe_customer] = await self._api.list("/v1/invoiceitems", asked)
-        return self._pending[stripe_customer]
+        return [InvoiceLine(None, item) for item in self._pending[stripe_customer]]
+
+    async def _sum_units(
+        self, lines: Iterable[InvoiceLine], meters: Iterable[str], start_s: int, end_s: int
+    ) -> InvoicedUnits:
+        wanted, found = set(meters), list[_MeteredLine]()
+        for invoice, line in lines:
+            price, place = await self._price_of(line), _place_in_period(line, start_s, end_s)
+            if price is None or price.meter not in wanted or place == "outside":
+                continue
+            if place == "beyond":
+                return InvoicedUnits(state="unknown", why="one invoice line is of several of these periods")
+            if price.is_packed:
+                return InvoicedUnits(state="unknown", why="its price is of packages of several units")
+            status = _PENDING if invoice is None else str(invoice.get("status"))
+            found.append(_MeteredLine(str((invoice or line)["id"]), status, price, line))
+        return _sum_lines(found, self._currency)
+
+    async def usage_meters(self, stripe_customer: str, start_s: int, end_s: int) -> set[str]:
+        """List the meters with units on invoice lines of a period (Unix seconds)."""
+        found: set[str] = set()
+        for _, line in await self.lines(stripe_customer, start_s):
+            if _place_in_period(line, start_s, end_s) == "inside" and units_of(line):
+                price = await self._price_of(line)
+                found |= {price.meter} if price is not None and price.meter is not None else set()
+        return found
 
     async def billed_meter(self, line: Mapping[str, Any]) -> tuple[str | None, bool]:
         """Read the id of the meter that a line or a pending item bills, and whether it bills packages."""
@@ -192,8 +200,8 @@ class _MeteredLine(NamedTuple):
     """An invoice line that bills usage.
 
     Attributes:
-        invoice: the id of its invoice.
-        status: of the invoice.
+        invoice: the id of its invoice; of a pending item, its own.
+        status: of the invoice; ``pending``: there is none.
         price: of the line.
         line: as Stripe shows it.
     """
