@@ -35,9 +35,9 @@ _CUSTOMERS_AT_ONCE: Final = 100
 
 
 async def usage_of_all(store: Store, *, at_ms: int | None = None) -> AsyncGenerator[Sequence[CustomerUsage]]:
-    """Pages of all customers with usage in this period, or in that of another instant.
+    """Read the usage of all customers in this period, or in that of another instant, in pages sorted by id.
 
-    Sorted by their ids; as of the moment when each page was read.
+    Customers without usage are left out. Each page shows the moment at which it was read.
 
     Raises:
         StoreError: the store does not answer.
@@ -54,22 +54,22 @@ def _has_usage(found: CustomerUsage) -> bool:
 
 
 UnitsByPrice = Counter[Fraction]
-"""Units by what one costs, in minor units of the currency."""
+"""Units by the price of one, in minor units of the currency."""
 
 
 async def price_usage(
     store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str], late: Mapping[str, int]
 ) -> Mapping[str, UnitsByPrice]:
-    """Units of each meter that Stripe has in an ended period, by the price of a unit.
+    """Sum the units of each meter that Stripe has in an ended period, by the price of a unit.
 
-    A meter whose prices are not known to the unit is left out.
+    A meter is left out if the price of a unit is not known.
 
     Args:
-        store: where it is counted.
+        store: counts the usage.
         usage: of a customer in the period. All of it is delivered.
         state: the customer's.
-        meters: their names.
-        late: by meter, how much Stripe has counted and no invoice has.
+        meters: by name.
+        late: by meter, units that Stripe has counted and no invoice has.
 
     Raises:
         StoreError: the store does not answer.
@@ -85,12 +85,12 @@ async def price_usage(
 
 
 async def sum_overage(store: Store, usage: CustomerUsage, state: CustomerState) -> int:
-    """Sum the cost of overage of a period that is over, in minor units, rounded as its invoice lines are.
+    """Sum the cost of overage in an ended period, in minor units, rounded as its invoice lines are.
 
     Meters without a price in the plans file are left out.
 
     Args:
-        store: where it is counted.
+        store: counts the usage.
         usage: of a customer in the period.
         state: the customer's.
 
@@ -104,9 +104,9 @@ class OverageCost(NamedTuple):
     """Overage of a meter in a period, by the counters.
 
     Attributes:
-        units: without late units that were recorded twice; of a derived meter or its source, ``sent``.
+        units: without late units that were recorded twice; for a derived meter or its source, ``sent``.
         cents: their cost in minor units; None: no price is known.
-        sent: units that Stripe gets under the meter's event, whether they are overage or not.
+        sent: units that Stripe gets under the meter's event, overage or not.
     """
 
     units: int
@@ -117,12 +117,12 @@ class OverageCost(NamedTuple):
 async def price_overage(
     store: Store, usage: CustomerUsage, state: CustomerState
 ) -> Mapping[str, OverageCost]:
-    """Price the overage of each meter in a period, open or over, as usage page and period summary add it up.
+    """Price the overage of each meter in an open or ended period, as the usage page and summary sum it up.
 
-    Prices by model are apart from their source.
+    Meters of prices by model are apart from their source.
 
     Args:
-        store: where it is counted.
+        store: counts the usage.
         usage: of a customer in the period.
         state: the customer's.
 
@@ -142,7 +142,7 @@ async def price_overage(
 def _count_overage(
     usage: CustomerUsage, meters: Mapping[str, Meter], stranded: Mapping[str, int]
 ) -> dict[str, int]:
-    """Units of overage by meter; ``stranded``: late ones, which the counters have twice."""
+    """Count units of overage by meter; ``stranded``: late units, which the counters have twice."""
     of_rows = Counter[str]()
     for name, counts in usage["meters"].items():
         if (source := name.partition(":")[0]) != name:
@@ -160,7 +160,7 @@ def _count_overage(
 
 
 async def _price_ended(store: Store, usage: CustomerUsage, state: CustomerState) -> Mapping[str, int | None]:
-    """Price the overage of each meter in a period that is over; None: no price is known."""
+    """Price the overage of each meter in an ended period; None: no price is known."""
     used = [name for name, counts in usage["meters"].items() if counts["overage"] or count_reported(counts)]
     subscription = state.subscription
     if subscription is not None and subscription.is_usage_free_of(to_ms(usage["period"]["start"])):
@@ -181,7 +181,7 @@ async def _price_ended(store: Store, usage: CustomerUsage, state: CustomerState)
 
 
 def _price_open(usage: CustomerUsage) -> Mapping[str, int | None]:
-    """Price the overage of each meter in a period that is open; None: no price is known."""
+    """Price the overage of each meter in an open period; None: no price is known."""
     cents = {name: counts["overage_cents"] for name, counts in usage["meters"].items()}
     found = dict(cents)
     for row, of_row in cents.items():
@@ -195,12 +195,12 @@ class _RecordedAt(NamedTuple):
     """Prices at which a meter was recorded in an ended period.
 
     Attributes:
-        marks: of the segments that ended before it did.
-        label: of the last one's price.
-        sent_label: the price of what was sent under the meter's event: its own, else that of its source.
-        stranded: units that others made late: they are recorded twice.
-        items: late units that invoice items bill, by their prices.
-        is_flat: whether Stripe gets overage alone, for a flat price.
+        marks: of the price segments that ended within the period.
+        label: of the last segment's price.
+        sent_label: price of units sent under the meter's event: its own price, or that of its source.
+        stranded: units made late by a price change of others: they are recorded twice.
+        items: late units that invoice items bill, by price.
+        is_flat: whether Stripe gets only overage, at a flat price.
     """
 
     marks: str
@@ -214,7 +214,7 @@ class _RecordedAt(NamedTuple):
 async def _read_recorded_at(
     store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str]
 ) -> dict[str, _RecordedAt]:
-    """Segments and labels of each meter of the plans file; empty without the plan that was active."""
+    """Read segments and labels of each meter; empty if the active plan is not in the plans file."""
     catalog, period = store.catalog, usage["period"]
     ended = plan_until(await read_history(store, usage["customer"]), period["end"]) or usage["plan"]
     plan = catalog.plans.get(ended)
@@ -237,7 +237,7 @@ async def _read_recorded_at(
 
 
 def _price_meter(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: bool) -> UnitsByPrice | None:
-    """Units of one meter by price; None: the prices are not known to the unit."""
+    """Sum the units of a meter by price; None: the price of a unit is not known."""
     delivered, priced = counts["delivered"] + late, UnitsByPrice()
     label = at.sent_label if has_parts else at.label
     segments = segments_of(at.marks, label=label, sealed=delivered, overage=counts["overage"])
@@ -256,14 +256,14 @@ def _price_meter(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: b
     return priced if priced.total() == delivered else None
 
 
-# What totals are named by; see count_field.lua.
+# Letters of the totals of negative events; see count_field.lua.
 _STATES = "DQLK"
 
 
 class NegativeUnits(NamedTuple):
-    """Units of a meter that take back others, by state.
+    """Units of negative events of a meter, by state.
 
-    In usage each is subtracted from those of the same state: what adds up to nothing there is on its way.
+    In the usage they are subtracted from the units of the same state, so a sum of 0 there may be on its way.
     """
 
     delivered: int
@@ -273,12 +273,12 @@ class NegativeUnits(NamedTuple):
 
     @property
     def left(self) -> int:
-        """Those that Stripe has not, as far as we know."""
+        """Units of negative events that Stripe does not have, by our books."""
         return self.queued + self.leased + self.parked
 
 
 async def read_negative_units(store: Store, usage: CustomerUsage) -> Mapping[str, NegativeUnits]:
-    """Read such units of each meter of a customer's usage, in its period.
+    """Read the units of negative events by meter, in the period of a usage.
 
     Raises:
         StoreError: the store does not answer.
@@ -291,13 +291,13 @@ _KEPT_MS: Final = 400 * 86_400_000
 
 
 class UninvoicedUnits(NamedTuple):
-    """Units of a meter.
+    """Units of a meter that Stripe has counted and no invoice has.
 
     Attributes:
         meter: its name.
-        quantity: how many are late now.
-        known: how many of the same period were late before.
-        price: what one costs, to stand behind a quantity; empty: not known.
+        quantity: units that are late now.
+        known: units of the same period that were late before.
+        price: of a unit, as a suffix for a quantity; empty: not known.
     """
 
     meter: str
@@ -307,7 +307,7 @@ class UninvoicedUnits(NamedTuple):
 
 
 async def read_uninvoiced(store: Store, usage: CustomerUsage) -> Mapping[str, int]:
-    """Read such units of each meter of a customer's usage, in its period.
+    """Read by meter the units that Stripe has counted and no invoice has, in the period of a usage.
 
     Raises:
         StoreError: the store does not answer.
@@ -345,7 +345,7 @@ async def read_totals(
 
 
 async def record_uninvoiced(store: Store, usage: CustomerUsage, late: Iterable[UninvoicedUnits]) -> None:
-    """Count units as late from now on, and enter them into the customer's ledger.
+    """Count units as late, and enter them into the customer's ledger.
 
     Raises:
         StoreError: the store does not answer.
