@@ -370,6 +370,8 @@ class Parts:
         from meterkit.delivery.usage_cutter import count_undelivered_units, deliver_customer
 
         left = 0
+        if self.store.catalog.billing.usage == "lines":
+            return  # Its lines are written once the period has ended.
         for _ in range(_ROUNDS):
             has_all = await deliver_customer(self.store, self.flusher(), customer, timeout_s=_DELIVERY_S)
             _, state = await CustomerStates(self.store).read(customer)

@@ -96,8 +96,11 @@ class TransitionQueue:
         return None
 
     def put_transitioned(self, each: Transitioning) -> None:
-        """Queue a subscription and its invoices again after a transition."""
-        subscription_id = each.id if isinstance(each, Subscription) else each.subscription or ""
+        """Queue a subscription and its invoices again after a transition; or an invoice of none."""
+        subscription_id = each.id if isinstance(each, Subscription) else each.subscription
+        if subscription_id is None:
+            self.put(each)
+            return
         self.put(self._account.subscriptions.find(subscription_id))
         for invoice in self._account.invoices.of(subscription_id):
             self.put(invoice)

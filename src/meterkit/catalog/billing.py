@@ -160,6 +160,11 @@ class BillingTable(Table, what="billing"):
         WordChoice(("next_period", "dead_letter")),
         "Usage for a closed period: next_period (default) or dead_letter.",
     )
+    usage = Key(
+        WordChoice(("meters", "lines")),
+        "How usage gets onto invoices: as events of Stripe's meters (default), or as lines that meterkit"
+        " writes.",
+    )
 
 
 class DunningTable(Table, what="dunning"):

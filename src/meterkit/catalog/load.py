@@ -34,7 +34,7 @@ from meterkit.catalog.credits import (
 )
 from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.errors import FilePlace, Problems, RefusedError, nearest, unknown
-from meterkit.catalog.meters import MeterTable, build_meters, check_features
+from meterkit.catalog.meters import MeterTable, build_meters, check_features, refuse_reported_usage
 from meterkit.catalog.models import Billing, Catalog, Enforcement, Route
 from meterkit.catalog.notes import (
     note_billing_lines,
@@ -275,7 +275,7 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     }
     if budgets:
         known, built_plans = build_budgets(budgets, known, built_plans, currency, problems)
-    money = Billing(**values.billing.given()) if values.billing else Billing()
+    money = _build_billing(values)
     written_routes = values.routes or ()
     common = values.given("enforcement", "on_store_failure", "headers")
     default = Route(
@@ -319,6 +319,13 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
         **values.given("allotment"),
     )
     return digest(replace(catalog, notes=problems.notes))
+
+
+def _build_billing(values: PlansFile) -> Billing:
+    found = Billing(**values.billing.given()) if values.billing else Billing()
+    if found.usage == "lines":
+        refuse_reported_usage(drop_refused(values.meters).values())
+    return found
 
 
 def _note_routes(

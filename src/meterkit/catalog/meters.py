@@ -114,6 +114,17 @@ def _refuse_event_names_used_twice(read: Mapping[str, MeterTable | None]) -> Non
             event.refuse("event_name", message)
 
 
+def refuse_reported_usage(read: Iterable[MeterTable]) -> None:
+    """Refuse ``report: usage``: a line has what a period owes, and no tiers of Stripe's."""
+    for values in read:
+        if values.stripe is not None and values.stripe.report == "usage":
+            message = (
+                "found 'usage', and `billing: {usage: lines}`: meterkit writes the lines, and included units"
+                " are on none of them; allowed: overage (default) or none"
+            )
+            values.stripe.refuse("report", message)
+
+
 def _check_source(name: str, values: MeterTable, read: Mapping[str, MeterTable | None]) -> None:
     source = values.source or ""
     if source not in read:

@@ -44,6 +44,7 @@ class Billing:
 
     Attributes:
         hold_invoice_ms: how long a renewal invoice stays a draft, at most, until its usage is counted.
+        usage: how usage gets onto invoices: by events of Stripe's meters, or by lines that meterkit writes.
     """
 
     charge_on: frozenset[Outcome] = BILLED_ON_SUCCESS
@@ -56,6 +57,7 @@ class Billing:
     hold_invoice_ms: int = 24 * 3_600_000
     changes: Changes = Changes()
     late_usage: Literal["next_period", "dead_letter"] = "next_period"
+    usage: Literal["meters", "lines"] = "meters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,6 +99,17 @@ def next_end_ms(stored: Stored, now_ms: int) -> int:
     return min((*found.ends.values(), *found.price_changes.values()), default=NEVER_MS)
 
 
+def without_ended(stored: Stored, now_ms: int) -> dict[str, dict[str, object]]:
+    """Stored mapping without ended overrides, and without overage that a later price has replaced."""
+    kept = with_overrides(stored, {}, None, until_ms=None, now_ms=now_ms)
+    return {
+        name: entry
+        if name in _OF_OTHERS or now_ms < _price_ms(entry)
+        else {key: value for key, value in entry.items() if key not in {_OVERAGE, _OVERAGE_UNTIL}}
+        for name, entry in kept.items()
+    }
+
+
 def with_overage_until(
     stored: Stored, meter: str, overage: object, *, until_ms: int
 ) -> dict[str, dict[str, object]]:

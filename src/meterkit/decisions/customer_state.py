@@ -177,7 +177,8 @@ def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, 
     given = plan.entitlements
     if effective.overrides:
         given = override(catalog, plan, effective.overrides)
-    given = with_item_prices(given, effective.prices, catalog)
+    prices = _without_overridden(effective.prices, effective.overrides, catalog)
+    given = with_item_prices(given, prices, catalog)
     return with_seats(given, catalog.meters, effective.seats)
 
 
@@ -197,7 +198,17 @@ def entitlements_on(
     given = override(catalog, plan, overrides) if overrides else plan.entitlements
     if not own_prices or state.subscription is None:
         return given
-    return with_item_prices(given, state.subscription.prices_at(at_ms), catalog)
+    prices = _without_overridden(state.subscription.prices_at(at_ms), overrides, catalog)
+    return with_item_prices(given, prices, catalog)
+
+
+def _without_overridden(
+    prices: ItemPrices, overrides: Mapping[str, Mapping[str, object]], catalog: Catalog
+) -> ItemPrices:
+    """Prices without those that overrides replace; where Stripe has them, its items say so themselves."""
+    if not overrides or catalog.billing.usage == "meters":
+        return prices
+    return tuple(one for one in prices if "overage" not in overrides.get(one.meter, ()))
 
 
 def keep_holds_only(
@@ -403,6 +414,7 @@ def with_learned_prices(before: CustomerState, after: CustomerState) -> Customer
         old is None
         or new is None
         or old.prices == new.prices
+        or not new.metered
         or (old.id, old.metered) != (new.id, new.metered)
     ):
         return before

@@ -52,6 +52,7 @@ class FlushReport:
         late: usage whose invoice was final, or whose price had ended at Stripe, as found by this flush, its
             syncs and its comparisons; ``billing.late_usage`` decides how it is billed.
         items: invoice items made for late usage, at its recorded price.
+        lines: invoice lines written for usage of ended periods, where there are no meters at Stripe.
         spooled: settlements replayed from spools of ended processes, by a flush of everything.
         spools_left: such spools that could not be replayed, and why.
     """
@@ -69,6 +70,7 @@ class FlushReport:
     unsealed: list[Unsealed] = field(default_factory=list[Unsealed])
     late: list[LateUsage] = field(default_factory=list[LateUsage])
     items: int = 0
+    lines: int = 0
     spooled: int = 0
     spools_left: list[str] = field(default_factory=list[str])
 
@@ -78,9 +80,9 @@ class FlushReport:
         return not (self.left or self.undelivered or self.unsealed or self.spools_left)
 
     def as_json(self) -> dict[str, Any]:
-        """Serialize it for the command line; ``items`` and ``blocked`` only if there are any."""
+        """Serialize it for the command line; ``items``, ``lines`` and ``blocked`` only if there are any."""
         found = asdict(self)
-        for name in ("items", "blocked"):
+        for name in ("items", "lines", "blocked"):
             if not found[name]:
                 del found[name]
         found["spools"] = {"sent": found.pop("spooled"), "refused": found.pop("spools_left")}
@@ -127,7 +129,7 @@ async def count_undelivered(store: Store, report: FlushReport) -> FlushReport:
         StoreError: the store does not answer.
     """
     outbox = Outbox(store, await store.admin())
-    report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=None))
+    report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=outbox.sealable_until_ms))
     report.left += await LateItems(store, await store.admin()).count()
     report.unlinked = await outbox.unlinked()
     report.undelivered = await outbox.undelivered()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import unit_amount_decimal
+from meterkit.delivery.invoice_lines import LineWriter
 from meterkit.delivery.invoices import units_of
 from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
@@ -97,9 +98,15 @@ class InvoiceItemMaker:
             StoreError: the store does not answer.
         """
         items, failures = LateItems(self._store, await self._store.admin()), 0
+        lines = LineWriter(self._store, self._api)
         async for item in items.due(due_ms=None if everything else self._store.now_ms()):
             try:
-                report.items += await self._make_item(items, item)
+                if not item.by_line:
+                    report.items += await self._make_item(items, item)
+                elif await lines.write(items, item):
+                    report.lines += 1
+                else:
+                    await items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
             except StripeError as error:
                 failures += isinstance(error, StripeUnavailableError)
                 report.why = f"invoice items for late usage: {error}"

@@ -15,10 +15,12 @@ from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.intent_comparer import CAUSE, IntentComparer
 from meterkit.delivery.invoices import InvoiceReader, read_period_billing
+from meterkit.delivery.line_books import line_books
 from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.intents import is_refused
+from meterkit.outbox.invoice_line_terms import is_billed_by_lines
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.resend_window import can_resend
 from meterkit.store.event_names import read_meters
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from datetime import datetime
 
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.outbox.journal import Journal
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.store import Store
@@ -227,6 +230,8 @@ class Reconciler:
         """
         store = self._store
         _, state = await CustomerStates(store).read(usage["customer"])
+        if is_billed_by_lines(state, store.catalog):
+            return await self._lines_of_customer(usage, state, invoices)
         admin = await store.admin()
         at_ms = min(to_ms(usage["period"]["end"]) - 1, store.now_ms())
         known = await read_meters(admin, store.keys, store.catalog, usage["customer"], at_ms=at_ms)
@@ -267,12 +272,11 @@ class Reconciler:
             )
         advices = {event: await self._advise_on_event(usage, side) for event, side in sides.items()}
         items = await item_books(store, self._api(), usage, state.stripe_customer, meters)
-        is_closed = to_ms(usage["period"]["end"]) <= store.now_ms()
         return [
             Reconciled(
                 stripe_customer=state.stripe_customer,
                 event_name=events[name],
-                is_closed=is_closed,
+                is_closed=to_ms(usage["period"]["end"]) <= store.now_ms(),
                 taking_back=back[name].left,
                 by_item=items[name].units if name in items else 0,
                 advice=advices[events[name]] or (items[name].advice if name in items else ""),
@@ -280,6 +284,31 @@ class Reconciler:
                 **_stripe_side(sides[events[name]]),
             )
             for name in meters
+        ]
+
+    async def _lines_of_customer(
+        self, usage: CustomerUsage, state: CustomerState, invoices: InvoiceReader
+    ) -> list[Reconciled]:
+        """Compare one customer's usage of a period with the invoice lines that meterkit writes."""
+        counts, catalog = usage["meters"], self._store.catalog
+        meters = [name for name in counts if _goes_to_stripe(counts[name])]
+        books = await line_books(self._store, usage, state.stripe_customer, meters, invoices)
+        return [
+            Reconciled(
+                stripe_customer=state.stripe_customer,
+                event_name="",
+                is_closed=to_ms(usage["period"]["end"]) <= self._store.now_ms(),
+                taking_back=0,
+                confirmed=book.there,
+                difference=None if book.there is None else book.there - book.written,
+                invoiced=book.there,
+                invoice=book.state,
+                invoiced_cents=book.cents,
+                mispriced=0,
+                advice=book.advise(catalog.currency),
+                **_recorded_side(usage, name),
+            )
+            for name, book in books.items()
         ]
 
     async def _advise_on_event(self, usage: CustomerUsage, side: EventBooks) -> str:

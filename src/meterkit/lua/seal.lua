@@ -17,7 +17,8 @@
 -- ARGV[4] the customer
 -- ARGV[5] the Stripe customer; empty: not linked, nothing is sealed
 -- ARGV[6] a JSON array: minutes of intents that the Stripe customer had through another customer (ms)
--- ARGV[7] empty: no invoices are known; or (JSON) the terms of usage too late for its invoice, see bill_late_usage
+-- ARGV[7] empty: no invoices are known; or (JSON) the terms of usage too late for its invoice, see bill_late_usage; or,
+--       with by_lines, of usage that invoice lines bill, see queue_lines: then no intent is made
 -- ARGV[8] empty; or `moved`: the counters' period has ended because another one has begun; or (JSON) a cut, before the
 --       customer's prices change: till: until when usage recorded from now on is held back (ms, as text); labels: see
 --       end_price_segment
@@ -35,7 +36,7 @@
 -- PERIOD|y: when prices changed last. No intent has a minute before either of these.
 -- PERIOD|METERv: a free minute before the meter's last timestamp. A cut uses it if it needs a minute that is over at Stripe.
 --
--- Reply {OK, now, number of intents, number of meters that wait, late, token, pending...}
+-- Reply {OK, now, number of intents or lines, number of meters that wait, late, token, pending...}
 --           late: usage that was too late for its invoice: {period, token, quantity, outcome} each; outcome: NOT_BILLED,
 --           BILLED_IN_PERIOD or BILLED_BY_ITEM
 --           token, pending: of each meter without an event name
@@ -49,12 +50,13 @@
 --include queue_intent
 --include sorted_keys
 --include free_past_minute
+--include seal_closed_periods
 --include end_price_segment
 local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key, history_key, items_key, audit_key = unpack(KEYS)
 local rev, terms, nonce, customer, stripe_customer, minutes, invoices, cut_text = unpack(ARGV, 1, 8)
 local first_meter, caller_ms = 9, ARGV[#ARGV] -- The first meter's token is ARGV[9].
 local _, _, _, _, outlive_ms, keep_ms = struct.unpack('<dddddd', terms)
-local call, floor = redis.call, math.floor
+local call = redis.call
 local taken_minutes = set_of(cjson.decode(minutes))
 
 local now, verdict, head, meters, totals, period_start_ms, period_end_ms =
@@ -97,12 +99,14 @@ local function wait_for_name(token, quantity)
   unnamed[#unnamed + 1] = string.format('%.0f', quantity)
 end
 
-local late = {}
-if invoices ~= '' then -- Included here, so that other calls do not pay for creating the functions.
+local late, invoicing = {}, invoices ~= '' and cjson.decode(invoices)
+if invoicing then -- Included here, so that other calls do not pay for creating the functions.
 --include bill_late_usage
+--include queue_lines
   local keys = {counters = counters_key, totals = totals_key, history = history_key, items = items_key, audit = audit_key}
   local own = {customer = customer, nonce = nonce, rev = rev, period_start_ms = period_start_ms, period_end_ms = period_end_ms}
-  head, late = bill_late_usage(keys, head, meters, totals, events, cjson.decode(invoices), own, now)
+  local bill = invoicing.by_lines and queue_lines or bill_late_usage
+  head, late, made_count = bill(keys, head, meters, totals, events, invoicing, own, now)
 end
 local cut = cut_text ~= '' and not is_moved and cjson.decode(cut_text)
 local open_period = string.format('%.0f', head and head.begins_ms or period_start_ms)
@@ -111,30 +115,13 @@ local changed_ms = tonumber(totals[open_period .. '|y'] or '0')
 if head then
   head.from_ms = math.max(held_ms, changed_ms)
 end
-for name, value in pairs(totals) do
-  local period, token = string.match(name, '^(%d+)|(....)p$')
-  local quantity = period and tonumber(value) or 0
-  if quantity > 0 and not events[token] then
-    wait_for_name(token, quantity)
-  elseif quantity > 0 then
-    local _, rank = meters_of_event(events, meters, token)
-    local minute = (floor(totals[period .. '|e'] / MINUTE_MS) - 1 - rank) * MINUTE_MS
-    while taken_minutes[minute] do
-      minute = minute - MINUTE_MS
-    end
-    if minute > now + ahead_ms then -- It follows a minute that was ahead already when the period was cut short.
-      wait_until(minute - ahead_ms)
-    else
-      while quantity > 0 do
-        quantity = seal_units(period, token, quantity, minute)
-      end
-      call('HDEL', totals_key, name)
-    end
-  end
-end
+seal_closed_periods(totals_key, totals, events, meters, taken_minutes, now + ahead_ms, ahead_ms, seal_units, wait_until,
+  wait_for_name)
 for _, token in ipairs(sorted_keys(meters)) do
   local meter = meters[token]
-  if meter.pending > 0 and not events[token] then
+  if meter.pending > 0 and invoicing and invoicing.by_lines then
+    wait_until(head.ends_ms)
+  elseif meter.pending > 0 and not events[token] then
     wait_for_name(token, meter.pending)
   elseif meter.pending > 0 and held_ms > now and not cut then
     wait_until(held_ms)

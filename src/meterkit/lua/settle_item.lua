@@ -1,8 +1,8 @@
 #!lua
--- settle_item: removes an invoice item of late usage from its queue: Stripe has it, or has refused it permanently. Idempotent.
+-- settle_item: removes an invoice item from its queue: Stripe has it, or has refused it permanently. Idempotent.
 --
 -- KEYS[1] zset  items: when they are due (ms)    KEYS[2] hash  totals of the customer    KEYS[3] list  ledger of changes
--- ARGV  1 the item as in KEYS[1]    2 f: Stripe has it, or t: nothing bills it    3 entry for the ledger of changes (JSON)
+-- ARGV  1 the item as in KEYS[1]    2 d: its own invoice has it; f: a later one; t: none    3 entry for the ledger of changes (JSON), or empty
 --       last: the caller's clock (ms)
 -- Reply ITEM_SETTLED    ITEM_SETTLED_BEFORE: nothing is done
 --include append_history
@@ -15,12 +15,16 @@ if call('ZREM', items_key, text) == 0 then
   return ITEM_SETTLED_BEFORE
 end
 local name = item.period .. '|' .. item.meter
-call('HINCRBY', totals_key, name .. 'a', '-' .. item.value)
+call('HINCRBY', totals_key, name .. (item.by_line and 'q' or 'a'), '-' .. item.value)
 call('HINCRBY', totals_key, name .. letter, item.value)
-if letter == 't' then
-  count_item_units(totals_key, name, item.label, -item.value)
+if item.by_line and letter == 'f' then
+  count_item_units(totals_key, name, item.label, tonumber(item.value))
+elseif letter == 't' then
+  count_item_units(totals_key, name, item.label, item.by_line and 0 or -item.value)
   lower_price_segment(totals_key, name, item.label, tonumber(item.value))
 end
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
-append_history(history_key, {cjson.decode(entry)})
+if entry ~= '' then
+  append_history(history_key, {cjson.decode(entry)})
+end
 return ITEM_SETTLED

@@ -46,6 +46,7 @@ class LateItem:
         metered: prices of the subscription then, as ``METER=PRICE``, separated by blanks.
         label: of the price at which they were recorded (see :mod:`meterkit.decisions.price_segments`).
         queued_ms: when they became late.
+        by_line: whether it is a line for usage of its own period, without meters at Stripe.
     """
 
     text: str
@@ -64,6 +65,7 @@ class LateItem:
     label: str
     units: int
     queued_ms: int
+    by_line: bool = False
 
     @classmethod
     def read(cls, shard: int, member: bytes) -> LateItem:
@@ -87,6 +89,7 @@ class LateItem:
             label=kept["label"],
             units=int(kept["value"]),
             queued_ms=int(kept["at"]),
+            by_line="by_line" in kept,
         )
 
     @property
@@ -157,25 +160,30 @@ class LateItems:
         """Count the units of the item's meter and period that invoice items bill, or are to bill."""
         name = f"{item.period_ms}|{item.meter_token}"
         totals = self._store.keys.customer(item.customer).totals
-        found: list[Any] = await self._admin.ask(self._admin.client.hmget(totals, [f"{name}a", f"{name}f"]))
+        letters = "qdf" if item.by_line else "af"
+        fields = [f"{name}{letter}" for letter in letters]
+        found: list[Any] = await self._admin.ask(self._admin.client.hmget(totals, fields))
         return sum(int(units or 0) for units in found)
 
     async def settle(
-        self, item: LateItem, letter: Literal["f", "t"], *, after: str, cause: str = "clock"
+        self, item: LateItem, letter: Literal["d", "f", "t"], *, after: str, cause: str = "clock"
     ) -> bool:
-        """Count an item as made (f) or as never billed (t); False: another process has settled it.
+        """Count an item as made (d: by its own invoice, f: by another) or as never billed (t).
+
+        Returns:
+            False: another process has settled it.
 
         Args:
             item: the queued item.
             letter: field of the totals that its units are added to.
-            after: the outcome, for the customer's ledger.
+            after: the outcome, for the customer's ledger; empty: it gets no entry.
             cause: for that ledger.
         """
         keys = self._store.keys.customer(item.customer)
         entry = ("late", str(self._store.now_ms()), f"{item.period_ms} {item.in_words()}", after, cause)
         names = [self._key(item.shard), keys.totals, keys.history]
         script = self._store.scripts["settle_item"]
-        reply = await self._admin.run(script, names, item.text, letter, json.dumps(entry))
+        reply = await self._admin.run(script, names, item.text, letter, json.dumps(entry) if after else "")
         return bool(reply == replies.ITEM_SETTLED)
 
     async def postpone(self, item: LateItem, *, until_ms: int) -> None:

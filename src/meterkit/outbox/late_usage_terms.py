@@ -93,7 +93,7 @@ def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_bil
     price for a unit.
     """
     catalog = view.cache.catalog
-    given, subscription = _subscribed_entitlements(view, plan, now_ms), view.state.subscription
+    given, subscription = subscribed_entitlements(view, plan, now_ms), view.state.subscription
     prices = NO_PRICES if subscription is None else subscription.prices_at(now_ms)
     found: dict[str, tuple[str, str, str, str, str, int]] = {}
     for name, meter in catalog.meters.items():
@@ -107,7 +107,7 @@ def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_bil
     return json.dumps(found, separators=(",", ":"))
 
 
-def _subscribed_entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
+def subscribed_entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
     """Entitlements of the subscription's own plan, which Stripe bills even if another plan is active."""
     catalog = view.cache.catalog
     subscribed = catalog.plans.get(plan or "")

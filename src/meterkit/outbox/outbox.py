@@ -78,6 +78,14 @@ class Outbox:
             self._meters = await read_meters(self._admin, self._keys, self._store.catalog)
         return self._meters
 
+    @property
+    def sealable_until_ms(self) -> int | None:
+        """Until when usage must be due for a flush of everything to deliver it; None: all can be.
+
+        Without meters at Stripe, usage waits for the end of its period.
+        """
+        return None if self._store.catalog.billing.usage == "meters" else self._store.now_ms()
+
     async def work(self, *, due_ms: int | None) -> list[ShardWork]:
         """List the shards with work that is due by an instant, or with any (None)."""
         names = ("dirty", "outbox")

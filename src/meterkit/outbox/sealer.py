@@ -20,6 +20,7 @@ from meterkit.decisions.policies import keep_ms_of
 from meterkit.errors import StoreError
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
+from meterkit.outbox.invoice_line_terms import is_billed_by_lines, line_terms
 from meterkit.outbox.late_usage_terms import invoice_terms
 from meterkit.redis.server import is_key_error, is_refusal
 from meterkit.store import replies
@@ -210,7 +211,9 @@ class UsageSealer:
         meters = {**self._meters, **read_subscribed_meters(state, view.cache.catalog, now_ms)}
         names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
         asked = [nonce, view.customer, state.stripe_customer or ""]
-        asked += [json.dumps(state.minutes_taken_ms), invoice_terms(view, now_ms), cut]
+        by_lines = is_billed_by_lines(state, view.cache.catalog)
+        invoicing = line_terms(view, now_ms) if by_lines else invoice_terms(view, now_ms)
+        asked += [json.dumps(state.minutes_taken_ms), invoicing, cut]
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 
     def _is_sealed(self, view: CustomerView, reply: Any, seal_result: SealResult) -> bool:

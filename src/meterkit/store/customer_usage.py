@@ -67,14 +67,14 @@ class OveragePrice(TypedDict):
 
 
 def overage_find_price(
-    entitlement: Entitlement, own: ItemPrice | None, currency: str, interval: str
+    entitlement: Entitlement, own: ItemPrice | None, catalog: Catalog, interval: str
 ) -> OveragePrice | None:
     """Price of a meter's overage; None: it is not billed, or only Stripe has its price.
 
     Args:
         entitlement: of the meter.
         own: price of the customer's subscription item; None: unknown.
-        currency: of the plans file.
+        catalog: has the currency, and says whether Stripe's items have prices of usage.
         interval: of the price.
     """
     per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
@@ -83,10 +83,11 @@ def overage_find_price(
     found: OveragePrice = {
         "per": per,
         "amount_cents": amount_cents,
-        "currency": currency,
+        "currency": catalog.currency,
         "interval": interval,
     }
-    return found if own is not None and own.is_exact else {**found, "estimated": True}
+    is_known = catalog.billing.usage == "lines" or (own is not None and own.is_exact)
+    return found if is_known else {**found, "estimated": True}
 
 
 def price_cents(overage: int, entitlement: Entitlement) -> int | None:
@@ -239,7 +240,7 @@ def read_usage_reply(
         meter = _read_counter(name, entitlements, view, catalog.meters, rows, linked=linked)
         if is_usage_free and meter["overage_cents"] is not None:
             meter["overage_cents"] = 0
-        price = overage_find_price(entitlements[name], own.get(name), catalog.currency, interval)
+        price = overage_find_price(entitlements[name], own.get(name), catalog, interval)
         return meter if price is None else {**meter, "price": price}
 
     priced = NO_PRICES if is_past or is_usage_free else effective.prices

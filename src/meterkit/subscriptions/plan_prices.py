@@ -76,6 +76,8 @@ async def prices_of(
     keyed = await prices_by_key(api, _lookup_keys(catalog, plan))
     base = await _fetch_base_price(api, plan, keyed)
     seat = _find_seat_price(catalog, plan, keyed)
+    if catalog.billing.usage == "lines":
+        return PlanPrices(plan=plan.key, base=base["id"], seat=seat, metered={}, meters={})
     of_product = await api.list(PRICES, {"product": id_in(base, "product"), "active": True})
     metered = metered_among(keyed.values(), base)
     of_base_product = metered_among((price for price in of_product if not is_override_price(price)), base)
@@ -113,7 +115,8 @@ async def prices_by_key(
 
 
 def _lookup_keys(catalog: Catalog, plan: Plan) -> list[str]:
-    keys = [meter_key(plan.key, meter.name) for meter in billed_meters(catalog.meters, plan)]
+    billed = [] if catalog.billing.usage == "lines" else billed_meters(catalog.meters, plan)
+    keys = [meter_key(plan.key, meter.name) for meter in billed]
     if plan.price.stripe_price is None:
         keys.append(base_key(plan.key))
     if plan.seat_price is not None and plan.seat_price.stripe_price is None:
@@ -291,6 +294,8 @@ def compared_prices(
         shown: the prices of the customer's items, as Stripe shows them.
     """
     own, listed = dict[str, str](), list(shown)
+    if catalog.billing.usage == "lines":
+        return prices
     for event, wanted in override_prices(catalog, catalog.plans[prices.plan], given).items():
         meter = _find_meter_id(prices, event)
         if meter is not None:
@@ -316,6 +321,8 @@ async def customer_prices(
         StripeError: Stripe refuses, or does not answer.
     """
     prices = await prices_of(api, catalog, plan)
+    if catalog.billing.usage == "lines":
+        return prices
     own, listed = dict[str, str](), list(shown)
     for event, wanted in override_prices(catalog, catalog.plans[prices.plan], given).items():
         meter = _find_meter_id(prices, event)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.credit_values import find_top_ups
+from meterkit.outbox.invoice_line_terms import line_product
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, part_of
@@ -133,8 +134,11 @@ class _SyncRun:
         self._products: dict[str, str] = {}
 
     async def run(self) -> StripeSync:
-        done, meters, missing = self._done, await self._api.list(_METERS), "Stripe has no active meter"
-        done.problems += [line for line in meter_differences(self._catalog, meters) if missing not in line]
+        done, by_lines = self._done, self._catalog.billing.usage == "lines"
+        meters, missing = [] if by_lines else await self._api.list(_METERS), "Stripe has no active meter"
+        if not by_lines:
+            differences = meter_differences(self._catalog, meters)
+            done.problems += [line for line in differences if missing not in line]
         for meter in meters:  # The newest first; an active one before any that is not.
             known = self._meters.get(meter["event_name"])
             if known is None or (known["status"] != "active" and meter["status"] == "active"):
@@ -152,7 +156,7 @@ class _SyncRun:
         for plan_found in found:
             done.problems += find_problems(plan_found, self._meters)
         if not done.problems:
-            await self._make_meters()
+            await (self._make_line_products() if by_lines else self._make_meters())
             for plan_found in found:
                 await self._make_prices(plan_found)
             if (sold := find_top_ups(self._catalog.credits)) is not None:
@@ -201,6 +205,20 @@ class _SyncRun:
             if there is not None:
                 self._meters[event_name] = there
             self._add_line("meter", event_name, action, "" if there is None else there["id"])
+
+    async def _make_line_products(self) -> None:
+        """Make the products that lines for usage name."""
+        for meter in self._catalog.meters.values():
+            if meter.stripe is None or meter.stripe.report == "none":
+                continue
+            product = line_product(meter.name, meter.title)
+            action: Action = "is there"
+            if await self._api.find(f"{_PRODUCTS}/{product['id']}") is None:
+                action = self._made
+                if not self._dry_run:
+                    await self._api.post(_PRODUCTS, {**product, "unit_label": meter.unit})
+            made = action == "to make"
+            self._add_line("product", meter.title, action, "" if made else product["id"])
 
     async def _make_packs(self, credit: str, amounts: Sequence[int]) -> None:
         """Make the product of top-ups of a balance, and a price of each amount."""

@@ -303,7 +303,7 @@ def _wanted_plan(catalog: Catalog, plan: Plan) -> WantedPlan:
         )
     unpriced = dict[str, str]()
     billed = billed_meters(catalog.meters, plan)
-    for meter in catalog.meters.values():
+    for meter in catalog.meters.values() if catalog.billing.usage == "meters" else ():
         begins, wrongly = f"plan {plan.key}, meter {meter.name}: ", why_split_wrong(catalog, plan, meter)
         entitlement = billed_as(plan, meter)
         if wrongly is not None:

@@ -1,11 +1,14 @@
--- queue_item: queues an invoice item that bills late units at the price at which they were recorded. They count as a of
--- their period until Stripe has the item, then as f; see settle_item and count_item_units.
+-- queue_item: queues an invoice item: a line for usage of its own period (by_line), or one for late units at the price at
+-- which they were recorded. Late units count as a of their period until Stripe has them, then as f; those of a line as q,
+-- then as d. See settle_item and count_item_units.
 --   items_key: zset, by when it is due (ms); totals_key: hash
 --   item: customer, stripe, subscription, currency, metered, period, meter, name, event, label, till (ms), and value as text
 --include count_item_units
 local function queue_item(items_key, totals_key, id, item, now)
   item.v, item.id, item.at = '1', id, string.format('%.0f', now)
   redis.call('ZADD', items_key, now, cjson.encode(item))
-  redis.call('HINCRBY', totals_key, item.period .. '|' .. item.meter .. 'a', item.value)
-  count_item_units(totals_key, item.period .. '|' .. item.meter, item.label, tonumber(item.value))
+  redis.call('HINCRBY', totals_key, item.period .. '|' .. item.meter .. (item.by_line and 'q' or 'a'), item.value)
+  if not item.by_line then
+    count_item_units(totals_key, item.period .. '|' .. item.meter, item.label, tonumber(item.value))
+  end
 end

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog import override
 from meterkit.catalog.amount_wording import date_and_time
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.customer_overrides import next_end_ms, overrides_at, with_overage_until
+from meterkit.decisions.customer_overrides import next_end_ms, overrides_at, with_overage_until, without_ended
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import ended_labels
@@ -167,7 +167,10 @@ class OverrideRepricer:
         live, known, current = await self.changer.fetch_payable(customer, again)
         _, state = await self._states.read(customer)
         self._refuse_unbilled(current, self._given(change(state)), meters)
-        rates = await self._read_unit_prices(live, meters) if meters else {}
+        if self._catalog.billing.usage == "lines":
+            rates = {name: self._unit_after(current, self._given(state), name) for name in meters}
+        else:
+            rates = await self._read_unit_prices(live, meters) if meters else {}
         later = self._later_overages(rates, known, current, (state, change(state)))
 
         def settle(state: CustomerState) -> CustomerState:
@@ -175,6 +178,10 @@ class OverrideRepricer:
             overrides = after.overrides
             for name, overage in later.items():
                 overrides = with_overage_until(overrides, name, overage, until_ms=known.end_ms)
+            if (
+                self._catalog.billing.usage == "lines"
+            ):  # The change of the state ends the prices of ended ones.
+                overrides = without_ended(overrides, self.store.now_ms())
             return replace(after, overrides=overrides)
 
         settled = settle(state)

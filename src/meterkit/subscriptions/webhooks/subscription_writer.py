@@ -35,6 +35,7 @@ from meterkit.outbox.invoice_ends import (
     finalized_ms,
     store_invoice_end,
 )
+from meterkit.outbox.invoice_line_terms import keep_line_prices
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.invoice_payments import is_rest_paid
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
@@ -108,6 +109,7 @@ class SubscriptionWriter:
         """
         rev, before = await self._states.read(customer)
         known = before.subscription
+        subscription = keep_line_prices(subscription, known, self._store.catalog)
         after = _subscription_change(linked, subscription, self._store.catalog)(before)
         overdraft, spent = await self._read_overdraft(customer, before, after, found), None
         if before.plan is None and _is_running(subscription) != _is_running(known):

@@ -1,0 +1,124 @@
+"""Books of usage without meters at Stripe: our units against those on invoice lines."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from meterkit.catalog.amount_wording import money
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import to_ms
+from meterkit.delivery.invoice_lines import USAGE_KEY
+from meterkit.delivery.invoices import units_of
+from meterkit.delivery.stripe_books import none_if_gone
+from meterkit.outbox.invoice_item_queue import usage_key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.delivery.invoices import InvoiceReader, InvoiceState
+    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.store import Store
+
+_LETTERS: Final = "qduf"
+_VOID: Final = frozenset({"void"})
+
+
+class LineBook(NamedTuple):
+    """Units of a meter and period: ours, and those on lines.
+
+    Attributes:
+        queued: units whose line waits to be written.
+        written: units whose lines were written.
+        there: units on lines at Stripe; None: there is no such customer.
+        cents: the amount of these lines.
+        state: of their invoices.
+        is_changed: whether the amount of a line is not that of its units.
+    """
+
+    queued: int
+    written: int
+    there: int | None
+    cents: int | None
+    state: InvoiceState
+    is_changed: bool
+
+    def advise(self, currency: str) -> str:
+        """Advise the operator; empty: the books agree."""
+        if self.there is None:
+            return "Stripe has no such customer, or the customer is not linked any more" * bool(self.written)
+        if self.there < self.written:
+            return (
+                f"invoice lines have {self.there} of {self.written} units: one was changed, deleted or voided"
+                " at Stripe; if that was a mistake, bill the rest by an invoice item"
+            )
+        if self.there > self.written + self.queued:
+            return f"invoice lines have {self.there} units, and {self.written} were billed: credit the rest"
+        if self.is_changed:
+            return (
+                f"invoice lines have {money(self.cents or 0, currency)}, and their units and prices come to"
+                " another amount: check who changed them"
+            )
+        return ""
+
+
+async def line_books(
+    store: Store,
+    usage: CustomerUsage,
+    stripe_customer: str | None,
+    meters: Sequence[str],
+    invoices: InvoiceReader,
+) -> Mapping[str, LineBook]:
+    """Compare the units of some meters in a period with the lines at Stripe.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+        StoreError: the store does not answer.
+    """
+    customer, start_ms = usage["customer"], to_ms(usage["period"]["start"])
+    admin, totals = await store.admin(), store.keys.customer(customer).totals
+    fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in meters for letter in _LETTERS]
+    kept = iter(int(value or 0) for value in await admin.ask(admin.client.hmget(totals, fields)))
+    lines = None
+    if stripe_customer is not None:
+        lines = await none_if_gone(_lines_by_key(invoices, stripe_customer, start_ms // 1000))
+    found: dict[str, LineBook] = {}
+    for name in meters:
+        queued, delivered, free, late = (next(kept) for _ in _LETTERS)
+        own = None if lines is None else lines.get(usage_key_of(customer, meter_token(name), start_ms), [])
+        found[name] = _book_of(queued, delivered - free + late, own)
+    return found
+
+
+async def _lines_by_key(
+    invoices: InvoiceReader, stripe_customer: str, since_s: int
+) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+    """Read the lines for usage since an instant, pending ones included, with the states of their invoices."""
+    shown = [
+        (str(invoice.get("status")), line)
+        for invoice in await invoices.of(stripe_customer, since_s)
+        for line in invoice["lines"].get("data") or ()
+    ]
+    shown += [("pending", item) for item in await invoices.pending(stripe_customer)]
+    found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for state, line in shown:
+        metadata: Mapping[str, str] = line.get("metadata") or {}
+        if USAGE_KEY in metadata and state not in _VOID:
+            found.setdefault(metadata[USAGE_KEY], []).append((state, line))
+    return found
+
+
+def _book_of(queued: int, written: int, lines: Sequence[tuple[str, Mapping[str, Any]]] | None) -> LineBook:
+    if lines is None:
+        return LineBook(queued, written, None, None, "none", False)
+    due, cents = Fraction(0), 0
+    for _, line in lines:
+        pricing: Mapping[str, Any] = line.get("pricing") or {}
+        due += Fraction(str(pricing.get("unit_amount_decimal") or 0)) * Fraction(units_of(line))
+        cents += int(line.get("amount") or 0)
+    states = {state for state, _ in lines}
+    state: InvoiceState = "none"
+    if states:
+        state = "pending" if "pending" in states else "draft" if "draft" in states else "final"
+    there = int(sum(units_of(line) for _, line in lines))
+    return LineBook(queued, written, there, cents, state, abs(due - cents) > Fraction(len(lines), 2))

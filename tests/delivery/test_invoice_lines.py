@@ -1,0 +1,143 @@
+"""Usage on invoices without meters at Stripe: meterkit writes the lines (`billing: {usage: lines}`)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import datetime, timedelta
+
+import pytest
+
+from drivers.period_ends import look_at_closes
+from drivers.plans import plans_text
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
+from meterkit import MeterUsage
+from meterkit.catalog import loads
+
+pytestmark = pytest.mark.anyio
+
+CATALOG = loads(plans_text("invoice_lines"))
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
+        await opened.kit.stripe.sync()
+        await opened.subscribed(plan="pro")
+        yield opened
+
+
+async def usage_lines(at: Shop) -> list[tuple[str, str, str, int]]:
+    """Description, units, unit amount and cents of each line that meterkit has written, oldest first."""
+    return [
+        (
+            line["description"],
+            line["quantity_decimal"],
+            line["pricing"]["unit_amount_decimal"],
+            line["amount"],
+        )
+        for invoice in await at.invoices()
+        for line in invoice["lines"]["data"]
+        if "meterkit_line" in line["metadata"]
+    ]
+
+
+async def words(at: Shop, when: datetime | None = None) -> MeterUsage:
+    return (await at.kit.usage("acme", period=when))["meters"]["words"]
+
+
+async def test_usage_of_a_period_is_one_line_of_its_renewal(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    report = await at.kit.flush(everything=True)
+    assert (report.left, report.lines, (await words(at))["pending"]) == (0, 0, 26)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    report = await at.kit.flush(everything=True)
+    assert (report.lines, report.left, report.why) == (1, 0, "")
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]
+    assert (await words(at, END - timedelta(days=1)))["delivered"] == 26
+
+
+async def test_each_price_of_a_period_has_a_line(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(HALF)
+    await at.kit.subscriptions.change_plan("acme", "team")
+    await at.kit.record("acme", "words", 10)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    assert (await at.kit.flush(everything=True)).why == ""
+    assert sorted(await usage_lines(at)) == [("Words", "10", "7", 70), ("Words", "26", "4", 104)]
+
+
+async def test_a_draft_waits_for_its_lines_and_is_finalized(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    at.clock.advance(timedelta(minutes=10))
+    assert (await look_at_closes(at.kit)).confirmed == 1
+    at.go(timedelta(hours=2))
+    renewal = (await at.invoices())[-1]
+    assert (renewal["status"], renewal["total"]) == ("paid", 2900 + 104)
+    assert [found.advice for found in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_usage_after_its_invoice_is_final_is_on_the_next_one(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.go(END + timedelta(minutes=3))
+    at.go(timedelta(hours=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == []
+    assert (await words(at, HALF))["late"] == 26
+    at.go(END + timedelta(days=31, minutes=3))
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+async def test_a_cancellation_now_bills_its_usage(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(HALF)
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    at.go(timedelta(minutes=15))
+    await at.kit.flush(everything=True)
+    at.go(timedelta(hours=2))
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]
+    assert (await at.invoices())[-1]["status"] == "paid"
+
+
+async def test_usage_without_a_subscription_gets_an_invoice_of_its_own(at: Shop) -> None:
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    await at.kit.record("bob", "words", 101)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "1", "4", 4)]
+
+
+async def test_a_subscriber_keeps_the_price_that_the_file_had(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    dearer = loads(plans_text("invoice_lines").replace("amount_cents: 4}", "amount_cents: 9}"))
+    at.kit.store.use(dearer)
+    await at.kit.subscriptions.sync("acme")
+    assert (await words(at))["price"]["amount_cents"] == 4
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+async def test_a_price_by_override_has_a_line_until_it_ends(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.clock.advance(timedelta(days=1))
+    cheaper = {"overage": {"bill": {"per": 1, "amount_cents": 1}}}
+    await at.kit.customers.override("acme", {"words": cheaper}, until=HALF)
+    await at.kit.record("acme", "words", 10)
+    at.clock.set(HALF + timedelta(seconds=1))
+    await at.kit.subscriptions.retry_accepted()
+    await at.kit.record("acme", "words", 5)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    assert sorted(await usage_lines(at)) == [("Words", "10", "1", 10), ("Words", "31", "4", 124)]
