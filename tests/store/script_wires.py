@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from drivers.lua_runtime import compile_once
 from meterkit.redis import scripts
-from meterkit.redis.connection import pack, unpack
+from meterkit.redis.connection import pack, read_numbers, unpack
 from servers.stores import Server
 
 NAMES: Final = (
@@ -57,9 +57,8 @@ def server_wire(server: Server) -> Generator[Wire]:
 
         def execute(*requests: bytes) -> Any:
             link.sendall(b"".join(requests))
-            if len(requests) == 1:
-                return next_reply()
-            return [next_reply() for _ in requests]
+            found = [read_reply(request, next_reply()) for request in requests]
+            return found[0] if len(requests) == 1 else found
 
         yield execute
 
@@ -79,11 +78,18 @@ def fake_wire() -> Wire:
         try:
             if parts[0] in {b"HGETALL", b"ZRANGE"}:  # redis-py would make dictionaries of these.
                 return client.eval("return redis.call(unpack(ARGV))", 0, *parts)
-            return client.execute_command(*parts)
+            return read_reply(request, client.execute_command(*parts))
         except ResponseError as error:
             return RuntimeError(str(error))
 
     return execute
+
+
+def read_reply(request: bytes, reply: Any) -> Any:
+    """The reply, as meterkit reads it: the numbers of a decision are a string."""
+    is_of_script = request.partition(b"\r\n$7\r\n")[2].startswith(b"EVALSHA")
+    is_packed = is_of_script and isinstance(reply, bytes) and len(reply) == 5 * 8
+    return list(read_numbers(reply)) if is_packed else reply
 
 
 def load_texts(dialect: scripts.Dialect = "server", names: Sequence[str] = NAMES) -> dict[str, str]:

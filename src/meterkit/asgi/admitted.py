@@ -122,7 +122,7 @@ class AdmittedRequest(HoldOwner):
     _view: CustomerView
     _route: Route
     _charge_on: frozenset[Outcome]
-    _reply: list[int]
+    _reply: Sequence[int]
     _scope: Scope
     _send: Send
     _fallback_decision: FallbackDecision | None

@@ -75,7 +75,7 @@ class Exchange(AdmittedRequest):
         view: CustomerView,
         route: Route,
         decided: PreparedDecision | None,
-        reply: list[int],
+        reply: Sequence[int],
         scope: Scope,
         send: Send,
     ) -> None:

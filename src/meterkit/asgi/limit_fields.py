@@ -150,7 +150,7 @@ class LimitFields:
         self,
         headers: Iterable[tuple[bytes, bytes]],
         decided: PreparedDecision | None,
-        reply: list[int],
+        reply: Sequence[int],
         request_headers: Iterable[tuple[bytes, bytes]],
     ) -> list[tuple[bytes, bytes]]:
         """Add the limit fields to the app's headers, in a new list.
@@ -186,13 +186,13 @@ class LimitFields:
         self,
         headers: Iterable[tuple[bytes, bytes]],
         decided: PreparedDecision | None,
-        reply: list[int],
+        reply: Sequence[int],
         request_headers: Iterable[tuple[bytes, bytes]],
     ) -> list[tuple[bytes, bytes]]:
         """Add any fields to any headers."""
         return _merge_ours(headers, self._format_fields(decided, reply), request_headers)
 
-    def _reset_s(self, decided: PreparedDecision | None, reply: list[int]) -> int | None:
+    def _reset_s(self, decided: PreparedDecision | None, reply: Sequence[int]) -> int | None:
         """Seconds, rounded up, until more is left under the limit that the reply names."""
         if decided is None:
             return None
@@ -200,7 +200,9 @@ class LimitFields:
         reset = reset_ms(self._measures[nth - 1], left, before, now_ms, decided.period_end_ms(now_ms))
         return None if reset is None else (reset + 999) // 1000
 
-    def _format_fields(self, decided: PreparedDecision | None, reply: list[int]) -> list[tuple[bytes, bytes]]:
+    def _format_fields(
+        self, decided: PreparedDecision | None, reply: Sequence[int]
+    ) -> list[tuple[bytes, bytes]]:
         _, now_ms, nth, left, _ = reply
         return format_fields(
             self._mode,

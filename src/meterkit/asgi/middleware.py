@@ -39,7 +39,7 @@ from meterkit.store.prepared_decisions import read_decision
 from meterkit.store.replies import ALLOWED, REFUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -298,7 +298,7 @@ class MeterMiddleware:
         lane: Lane,
         route: Route,
         decided: PreparedDecision,
-        reply: list[int],
+        reply: Sequence[int],
         scope: Scope,
         send: Send,
     ) -> Exchange:
@@ -448,7 +448,13 @@ class MeterMiddleware:
         return plans.cache.get(anonymous, anonymous=True)
 
     def _handle_refusal(
-        self, decided: PreparedDecision, reply: list[int], lane: Lane, route: Route, scope: Scope, send: Send
+        self,
+        decided: PreparedDecision,
+        reply: Sequence[int],
+        lane: Lane,
+        route: Route,
+        scope: Scope,
+        send: Send,
     ) -> Exchange | Decision:
         """Return the refusal; in shadow mode the admitted request, which is counted and held."""
         store = self._kit.store

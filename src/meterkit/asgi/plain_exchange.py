@@ -11,7 +11,7 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.settlement import settle_decision
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from starlette.types import Message, Scope, Send
 
@@ -46,7 +46,7 @@ class PlainExchange(Exchange):
         lane: Lane,
         route: Route,
         decided: PreparedDecision,
-        reply: list[int],
+        reply: Sequence[int],
         scope: Scope,
         send: Send,
     ) -> None:

@@ -41,9 +41,7 @@
 --       a gauge: quantity needed, quantity to hold
 --       a recorded meter: quantity
 --
--- Reply {ALLOWED, now, n, remaining, before}  n: the policy nearest to its limit, from 1; 0 where there is no policy;
---                                before: its second number below
---       {REFUSED, now, end of the period (ms; 0: none has begun), x, y, z of each policy...}, then, with grants, for each
+-- Reply {REFUSED, now, end of the period (ms; 0: none has begun), x, y, z of each policy...}, then, with grants, for each
 --                                ceiling that they extend 1 if a grant or credit existed in this period, otherwise 0
 --           a window:            counted, counted in the window before, 0
 --           a token bucket:      whole units owed, rest owed, 0
@@ -56,10 +54,14 @@
 --       {CLOCK, now}
 --       {CONFIRMED, now}         in mode v
 --       {COUNTED, now, ...}      as REFUSED, but counted and held: in mode s
---       {REPEAT, now, n, remaining, before}  a repeat is allowed: it is counted in rates and in flight; it holds nothing else
---       {IN_FLIGHT, now, n, remaining, before}  the first request with the key has not ended: nothing is done, except in mode s
+--       {IN_FLIGHT, now, 0, 0, 0}  the first request with the key has not ended: nothing is done
 --       {REPEAT_REFUSED, now, ...}  as REFUSED, for a repeat: only rates and concurrency limits refuse one
 --       the error DAMAGED        a field of the counters or of an ended period is invalid: nothing is done
+--       otherwise code, now, n, remaining, before, five integers of 8 bytes in a string, which costs less than a list
+--           n: the policy nearest to its limit, from 1; 0 where there is no policy; before: its y above. The code:
+--           ALLOWED
+--           REPEAT               a repeat is allowed: it is counted in rates and in flight; it holds nothing else
+--           IN_FLIGHT            as above, but counted and held: in mode s
 --include confirm_view
 --include unpack_head
 --include unpack_rate
@@ -158,7 +160,7 @@ if subject_keys then
     is_repeat, is_counting, report_policy)
 end
 
-local reply = {repeat_state, now, nearest, nearest_left, nearest_before}
+local reply = struct.pack('<lllll', repeat_state, now, nearest, nearest_left, nearest_before)
 if is_refused and mode ~= 'h' and (repeat_state == ALLOWED or mode ~= 's') then
   reply = refusal
   reply[1] = mode == 's' and COUNTED or reply[1]

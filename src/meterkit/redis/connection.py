@@ -39,6 +39,10 @@ def pack_numbers(numbers: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(numbers)}d", *numbers)
 
 
+read_numbers: Final = struct.Struct("<5q").unpack
+"""Reads the numbers of a decision's reply that is a string; see ``decide.lua``."""
+
+
 def unpack(request: bytes) -> list[bytes]:
     """The parts of a whole request: the inverse of :func:`pack`."""
     end = request.index(b"\r\n")
@@ -260,10 +264,13 @@ class Connection(asyncio.Protocol):
                 try:
                     if future is None:
                         taker.received(reply)
-                    elif not future.done():
-                        future.set_result(reply)
-                    elif taker is not None:
-                        taker.on_unclaimed_reply(reply)
+                    else:
+                        if taker is not None and reply.__class__ is bytes:
+                            reply = read_numbers(reply)
+                        if not future.done():
+                            future.set_result(reply)
+                        elif taker is not None:
+                            taker.on_unclaimed_reply(reply)
                 except Exception:  # noqa: BLE001 - logged with its traceback
                     # A connection serves all customers; the reply was one's.
                     _log.exception("a reply of the store could not be taken")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.redis.connection import ReplyError, pack, unpack
+from meterkit.redis.connection import ReplyError, pack, read_numbers, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,7 +125,10 @@ class MemoryConnection:
             reply = self._execute(request)
             if future is None:
                 taker.received(reply)
-            elif not future.done():
+                continue
+            if taker is not None and isinstance(reply, bytes):
+                reply = read_numbers(reply)
+            if not future.done():
                 future.set_result(reply)
             elif taker is not None:
                 taker.on_unclaimed_reply(reply)

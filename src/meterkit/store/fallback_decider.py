@@ -11,7 +11,7 @@ from meterkit.decisions.keys import rate_field
 from meterkit.decisions.policies import rate_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.catalog import Route
     from meterkit.decisions.fallback_decision import Window
@@ -30,7 +30,7 @@ class FallbackDecision(NamedTuple):
     """
 
     decided: PreparedDecision
-    reply: list[int]
+    reply: Sequence[int]
 
     @property
     def plan(self) -> str:

@@ -13,6 +13,15 @@ function struct.unpack(format, text, at) -- doubles only: '<' and a 'd' each
   values[#format] = place
   return unpack(values)
 end
+function struct.pack(_, ...) -- whole numbers: '<' and an 'l' each
+  local bytes = {}
+  for _, value in ipairs({...}) do
+    for _ = 1, 8 do
+      bytes[#bytes + 1], value = string.char(value % 256), math.floor(value / 256)
+    end
+  end
+  return table.concat(bytes)
+end
 function cmsgpack.pack(...) -- texts of up to 65,535 bytes, whole numbers from -32
   local parts = {}
   for i, value in ipairs({...}) do
