@@ -21,7 +21,7 @@ from drivers.emulated_account import unpaced
 from drivers.restored_store import LAG, linked, parked_by_a_restore, states
 from meterkit.delivery.delivery_outcome import DeliveryOutcome
 from meterkit.delivery.journaled_transport import JournaledTransport
-from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
+from meterkit.delivery.lost_deliveries import DeliveryGap, IntentLine, LostDeliveries
 from meterkit.delivery.restore_recovery import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
@@ -344,25 +344,25 @@ async def known(at: Desk, identifier: str, value: int) -> None:
 async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.delivery.lost_deliveries._JOURNAL_PAUSE_S", 0)
     journal = Pages(fails=2)
-    names = ("acme", "api_requests", "cus_acme")
+    line = IntentLine("acme", "api_requests", "cus_acme")
     async with desk(store_url, shards=1) as at:
         await at.link("acme")
         summaries = StripeSummaries(StripeApi(at.kit.settings))
         await summaries.refresh()
         found = LostDeliveries(at.kit.store, summaries, journal)
-        assert await found.units_in_journal(*names, GAP) is None  # It cannot be read.
+        assert await found.units_in_journal(line, GAP) is None  # It cannot be read.
         monkeypatch.setattr("meterkit.delivery.lost_deliveries._JOURNAL_PAUSE_S", 60)
-        assert await found.units_in_journal(*names, GAP) is None
+        assert await found.units_in_journal(line, GAP) is None
         vars(found)["_journal_again_s"] = 0.0
         journal.fails = 0
-        assert await found.units_in_journal(*names, GAP) is None
+        assert await found.units_in_journal(line, GAP) is None
         journal.pages = [[row(1, 30)]]
-        assert await found.units_in_journal(*names, GAP) is None
+        assert await found.units_in_journal(line, GAP) is None
         journal.pages.append([row(0, 5, delivered_at_ms=GAP.from_ms - 60_001)])
-        assert await found.units_in_journal(*names, GAP) == 30
+        assert await found.units_in_journal(line, GAP) == 30
         await known(at, "counted-1", 25)
-        assert await found.units_in_journal(*names, GAP) is None
-        assert await LostDeliveries(at.kit.store, summaries).units_in_journal(*names, GAP) is None
+        assert await found.units_in_journal(line, GAP) is None
+        assert await LostDeliveries(at.kit.store, summaries).units_in_journal(line, GAP) is None
         await summaries.close()
 
 

@@ -34,7 +34,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.delivery.delivery_outcome import DeliveryOutcome
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.intent_comparer import READS_APART_MS, IntentComparer, SummaryReading, Verdict, judge
-from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries
+from meterkit.delivery.lost_deliveries import DeliveryGap, IntentLine, LostDeliveries
 from meterkit.delivery.restore_recovery import RestoreRecoverer
 from meterkit.delivery.restored_store_comparer import RestoredStoreComparer
 from meterkit.delivery.sender import IntentSender, ShardLease, group_calls
@@ -684,7 +684,12 @@ FORGOTTEN_AT_S: Final = int(NOW.timestamp()) // MINUTE_S * MINUTE_S - 40 * HOUR_
 FAR_S: Final = FORGOTTEN_AT_S - 10 * HOUR_S
 """A minute outside of each gap."""
 SINCE_MS: Final = (FORGOTTEN_AT_S - 48 * HOUR_S) * 1000
-LINE: Final = ("acme", "cus_acme", "api_requests")
+LINE: Final = IntentLine(
+    "acme",
+    "api_requests",
+    "cus_acme",
+    [StoredIntent(identifier="one", shard=0, text="", fields={"period": f"{SINCE_MS}"})],
+)
 
 
 def gap(lasts_s: int = 10 * MINUTE_S) -> DeliveryGap:
@@ -692,7 +697,7 @@ def gap(lasts_s: int = 10 * MINUTE_S) -> DeliveryGap:
 
 
 def made(identifier: str, minute_s: int, value: int) -> DeliveryRecord:
-    return DeliveryRecord(identifier, *LINE, minute_s, value)
+    return DeliveryRecord(identifier, "acme", "cus_acme", "api_requests", minute_s, value)
 
 
 def row(
@@ -705,10 +710,8 @@ def row(
 async def unknown(
     kit: MeterKit, counted: Counted, *known: DeliveryRecord, journal: Rows | None = None, **asked: Any
 ) -> int:
-    given: dict[str, Any] = {"since_ms": SINCE_MS, "gap": gap(), "deliveries": {LINE: known}}
-    given |= {"names": {}, "taken_s": ()}
-    names = (LINE[0], LINE[2], LINE[1])
-    return await LostDeliveries(kit.store, counted, journal).count_unknown(*names, **given | asked)
+    given: dict[str, Any] = {"gap": gap(), "deliveries": {LINE.names: known}, "names": {}, "taken_s": ()}
+    return await LostDeliveries(kit.store, counted, journal).count_unknown(LINE, **given | asked)
 
 
 async def test_i6_minutes_tell_apart_what_hours_do_not(kit: MeterKit) -> None:

@@ -45,7 +45,7 @@ _BY_MINUTES_S: Final = 6 * _HOUR_S
 _EXACT_S: Final = 36 * _HOUR_S
 
 Deliveries: TypeAlias = "Mapping[tuple[str, str, str], Sequence[DeliveryRecord]]"
-"""Deliveries that a shard knows of, by customer, Stripe customer and event name."""
+"""Deliveries that a shard knows of, by customer, event name and Stripe customer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,16 +144,13 @@ class LostDeliveries:
         async for one in read_recent_deliveries(
             admin, self._store.keys, self._store.keys.customer(customer).shard
         ):
-            found.setdefault((one.customer, one.stripe_customer, one.event_name), []).append(one)
+            found.setdefault((one.customer, one.event_name, one.stripe_customer), []).append(one)
         return found
 
     async def count_unknown(
         self,
-        customer: str,
-        event_name: str,
-        stripe_customer: str,
+        line: IntentLine,
         *,
-        since_ms: int,
         gap: DeliveryGap,
         names: Mapping[str, str],
         is_exact: bool = False,
@@ -167,10 +164,7 @@ class LostDeliveries:
         number counts, so that nothing is billed twice.
 
         Args:
-            customer: the customer's id.
-            event_name: of the meter at Stripe.
-            stripe_customer: the customer at Stripe.
-            since_ms: the first instant of the earliest period that is compared.
+            line: its periods are compared, from the earliest on.
             gap: when deliveries may have been lost.
             names: the event names of the meters that the store knows, by token.
             is_exact: whether the number must be exact; otherwise, it need only show whether there are any.
@@ -182,38 +176,35 @@ class LostDeliveries:
             StoreError: the store does not answer.
         """
         if deliveries is None:
-            deliveries = await self.read_deliveries(customer)
-        known = deliveries.get((customer, stripe_customer, event_name), ())
-        units_in_journal, _ = await self._compare_journal(customer, event_name, stripe_customer, gap, known)
+            deliveries = await self.read_deliveries(line.customer)
+        known, since_ms = deliveries.get(line.names, ()), line.since_ms
+        units_in_journal, _ = await self._compare_journal(line, gap, known)
         if units_in_journal > 0 and not is_exact:
             return units_in_journal
         span_s = stamped_span_s(since_ms, self._store.now_ms())
-        counted = await self._summaries.counted(event_name, stripe_customer, *span_s)
+        counted = await self._summaries.counted(line.event_name, line.stripe_customer, *span_s)
         if counted is None:
             return units_in_journal
         made: dict[int, int] = {}
         for one in known:
             made[one.time_s] = made.get(one.time_s, 0) + one.value
-        if await is_relinked(
-            self._store, customer, from_ms(since_ms)
-        ):  # Totals are not kept by Stripe customer.
+        if await is_relinked(self._store, line.customer, from_ms(since_ms)):
+            # Totals are not kept by Stripe customer.
             total = sum(units for minute_s, units in made.items() if minute_s >= span_s[0])
         else:
-            total = await self._delivered_total(customer, event_name, since_ms, names)
+            total = await self._delivered_total(line, names)
         unknown = int(counted) - total
         if unknown > 0 and not is_exact:
             return unknown
-        minutes = _MinuteTotals(self._summaries, event_name, stripe_customer, made)
+        minutes = _MinuteTotals(self._summaries, line, made)
         extra = await minutes.count_extra(gap, unknown, taken_s, is_exact=is_exact)
         return max(unknown, units_in_journal, extra)
 
-    async def _delivered_total(
-        self, customer: str, event_name: str, since_ms: int, names: Mapping[str, str]
-    ) -> int:
-        """Sum the units delivered in the periods since an instant, less those taken back, by the totals."""
-        admin = (await self._store.admin()).for_delivery()
+    async def _delivered_total(self, line: IntentLine, names: Mapping[str, str]) -> int:
+        """Sum the units delivered since the line's first period, less those taken back, by the totals."""
+        admin, since_ms = (await self._store.admin()).for_delivery(), line.since_ms
         totals: dict[bytes, bytes] = await admin.ask(
-            admin.client.hgetall(self._store.keys.customer(customer).totals)
+            admin.client.hgetall(self._store.keys.customer(line.customer).totals)
         )
         return sum(
             # Negative events have totals of their own.
@@ -223,23 +214,18 @@ class LostDeliveries:
             and (match := _DELIVERED.fullmatch(name))
             and int(match[1]) >= since_ms
             # All meters of the event name count: one may have had another name in the plans file.
-            and names.get(match[2].decode()) == event_name
+            and names.get(match[2].decode()) == line.event_name
         )
 
     async def _compare_journal(
-        self,
-        customer: str,
-        event_name: str,
-        stripe_customer: str,
-        gap: DeliveryGap,
-        known: Sequence[DeliveryRecord],
+        self, line: IntentLine, gap: DeliveryGap, known: Sequence[DeliveryRecord]
     ) -> tuple[int, int]:
         """Sum the units under identifiers of the gap that only the journal has, and that only the store has.
 
         A comparison may have counted units as delivered under another identifier than the journal has: the
         store knows that identifier, and the journal lacks it.
         """
-        rows = await self._read_journal(customer, event_name, gap.from_ms - _NEAR_MS)
+        rows = await self._read_journal(line.customer, line.event_name, gap.from_ms - _NEAR_MS)
         written = {row.identifier for row in rows}
         known_identifiers = {one.identifier for one in known}
         since_ms = gap.from_ms - _BEFORE_S * 1000
@@ -247,7 +233,7 @@ class LostDeliveries:
             row.value
             for row in rows
             if row.value > 0
-            and row.stripe_customer == stripe_customer
+            and row.stripe_customer == line.stripe_customer
             and row.delivered_at_ms >= since_ms
             and row.identifier not in known_identifiers
         )
@@ -261,17 +247,12 @@ class LostDeliveries:
                 "the journal of deliveries lacks units that the store knows as delivered, for example %d of"
                 " customer %r; Stripe's sums decide",
                 sum(lacking),
-                customer,
+                line.customer,
             )
         return max(0, forgotten - sum(lacking)), sum(lacking)
 
     async def units_in_journal(
-        self,
-        customer: str,
-        event_name: str,
-        stripe_customer: str,
-        gap: DeliveryGap,
-        enough: int | None = None,
+        self, line: IntentLine, gap: DeliveryGap, enough: int | None = None
     ) -> int | None:
         """Sum the units of the gap that only the journal has.
 
@@ -280,8 +261,8 @@ class LostDeliveries:
         Raises:
             StoreError: the store does not answer.
         """
-        known = (await self.read_deliveries(customer)).get((customer, stripe_customer, event_name), ())
-        units, lacking = await self._compare_journal(customer, event_name, stripe_customer, gap, known)
+        known = (await self.read_deliveries(line.customer)).get(line.names, ())
+        units, lacking = await self._compare_journal(line, gap, known)
         if self._journal is None or self.is_journal_down:
             return None
         if enough is not None and units >= enough:
@@ -328,16 +309,13 @@ class _MinuteTotals:
 
     Args:
         summaries: what Stripe has counted.
-        event_name: of the meter at Stripe.
-        stripe_customer: the customer at Stripe.
+        line: has the event name and the Stripe customer.
         made: delivered units by minute (s).
     """
 
-    def __init__(
-        self, summaries: StripeSummaries, event_name: str, stripe_customer: str, made: Mapping[int, int]
-    ) -> None:
+    def __init__(self, summaries: StripeSummaries, line: IntentLine, made: Mapping[int, int]) -> None:
         self._summaries = summaries
-        self._of = event_name, stripe_customer
+        self._of = line.event_name, line.stripe_customer
         self._made = made
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 

@@ -254,8 +254,7 @@ class RestoreRecoverer:
         )
         try:
             unknown = await self._lost.count_unknown(
-                *line.names,
-                since_ms=line.since_ms,
+                line,
                 gap=gap,
                 names={token: one.event_name for token, one in meters.items()},
                 is_exact=True,
@@ -269,7 +268,7 @@ class RestoreRecoverer:
             if only_proven:
                 await self._leave_parked(line.intents, found.advice, by)
             return found
-        in_journal = await self._lost.units_in_journal(*line.names, gap, billed) if billed else 0
+        in_journal = await self._lost.units_in_journal(line, gap, billed) if billed else 0
         sent, lost = units - billed, max(0, unknown - billed)
         found = replace(found, unknown=unknown, billed=billed, sent=sent, lost=lost)
         if in_journal is not None and in_journal < billed:

@@ -197,8 +197,7 @@ class RestoredStoreComparer:
         """Leave a line to be sent if Stripe has none of it; otherwise find the intents that it may have."""
         try:
             unknown = await self._lost.count_unknown(
-                *line.names,
-                since_ms=line.since_ms,
+                line,
                 gap=comparison.gap,
                 names=comparison.names,
                 deliveries=comparison.deliveries,
