@@ -6,7 +6,7 @@ The reply names units that Stripe has already and that need a negative event or 
 from __future__ import annotations
 
 import json
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import blake2b
 from secrets import token_hex
@@ -258,12 +258,12 @@ class Corrected:
         return self.by_hand - sum(note.units for note in self.credits)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CorrectionRequest:
-    """A requested correction: meter to units; the reason, the id, and the operator."""
+    """A requested correction: the customer, meter to units, the reason, the id, and the operator."""
 
+    customer: str
     quantities: Mapping[str, int]
-    _: KW_ONLY
     reason: str
     correction_id: str
     by: str
@@ -280,20 +280,18 @@ class CorrectionOutcome:
 
 async def restore_units(
     store: Store,
-    customer: str,
     given: CorrectionRequest,
     read_billed: Callable[[CustomerView], Awaitable[BilledUsage | None]],
 ) -> CorrectionOutcome:
-    """Take recorded units back, once an id; see ``CreditIssuer``.
+    """Take recorded units back, once for each id; see ``CreditIssuer``.
 
     Args:
-        store: where they are counted.
-        customer: whose.
-        given: the correction.
+        store: counts the units.
+        given: the correction, checked.
         read_billed: reads what invoices have of the customer's usage; None: all of it is of the open price.
     """
-    correction_id, quantities = given.correction_id, given.quantities
-    reply, is_repeated = await _run_restore(store, customer, given, read_billed)
+    customer, correction_id, quantities = given.customer, given.correction_id, given.quantities
+    reply, is_repeated = await _run_restore(store, given, read_billed)
     asked, done = json.loads(reply["asked"]), reply["done"]
     if {name: quantity for name, _, quantity, *_ in asked["meters"]} != dict(quantities):
         before = ", ".join(f"{name}={quantity}" for name, _, quantity, *_ in asked["meters"])
@@ -339,15 +337,14 @@ async def restore_units(
 
 async def _run_restore(
     store: Store,
-    customer: str,
     given: CorrectionRequest,
     read_billed: Callable[[CustomerView], Awaitable[BilledUsage | None]],
 ) -> tuple[dict[str, Any], bool]:
     """Run the correction script; its result, and whether the id was used before."""
-    admin = await store.admin()
+    admin, customer = await store.admin(), given.customer
     known = await read_meters(admin, store.keys, store.catalog, customer)
     events = {token: counted.event_name for token, counted in known.items()}
-    digest, once = deduplication_key(store, customer, given.correction_id)
+    digest, once = deduplication_key(store, given)
     is_known = bool(await admin.ask(admin.client.exists(once)))
 
     async def call(view: CustomerView) -> ScriptCall:
@@ -374,10 +371,10 @@ async def _run_restore(
     return json.loads(reply[2]), reply[0] == _REPEATED
 
 
-def deduplication_key(store: Store, customer: str, correction_id: str) -> tuple[str, str]:
-    """The digest of a correction's id, and the key that remembers the correction."""
-    digest = blake2b(f"{customer}\0{correction_id}".encode(), digest_size=16).hexdigest()
-    return digest, store.keys.correction(store.keys.customer(customer).shard, digest)
+def deduplication_key(store: Store, given: CorrectionRequest) -> tuple[str, str]:
+    """Compute the digest of a correction's id, and the key that remembers the correction."""
+    digest = blake2b(f"{given.customer}\0{given.correction_id}".encode(), digest_size=16).hexdigest()
+    return digest, store.keys.correction(store.keys.customer(given.customer).shard, digest)
 
 
 def _spend_prices(view: CustomerView) -> dict[str, Any]:
@@ -450,9 +447,9 @@ def _choose_restoration(view: CustomerView, meter: str) -> _Restoration:
     return "grant" if goes_on and is_billed else "by_hand"
 
 
-def check_correction(store: Store, customer: str, given: CorrectionRequest) -> None:
+def check_correction(store: Store, given: CorrectionRequest) -> None:
     """Raise MeterkitError if an argument cannot be used."""
-    check_customer(customer)
+    check_customer(given.customer)
     if not given.quantities:
         raise MeterkitError("quantities: found none; name at least one meter")
     check_quantities(given.quantities, store.catalog.meters)

@@ -358,10 +358,16 @@ class CreditIssuer:
             StoreError: the store does not answer.
         """
         asked = CorrectionRequest(
-            quantities, reason=reason, correction_id=correction_id, by=by, is_dry=dry_run
+            customer=customer,
+            quantities=quantities,
+            reason=reason,
+            correction_id=correction_id,
+            by=by,
+            is_dry=dry_run,
         )
-        store, api = self._store, self._api
-        check_correction(store, customer, asked)
+        store = self._store
+        check_correction(store, asked)
+        api = None if self._api is None else self._api()
         if credit and api is None:
             message = (
                 "stripe_api_key: credit notes need a Stripe key, and none is set: nothing is taken back; set"
@@ -371,32 +377,26 @@ class CreditIssuer:
         if api is None:
             read = partial(read_ended_segments, store, quantities=quantities)
         else:
-            read = partial(read_billed, store, api(), quantities=quantities)
-        restored = await restore_units(store, customer, asked, read)
+            read = partial(read_billed, store, api, quantities=quantities)
+        restored = await restore_units(store, asked, read)
         if dry_run:
             return restored.found
+        issuing = api if credit else None
         return [
-            await self._add_credits(customer, asked, one, restored.lines[one.meter], is_asked=credit)
-            for one in restored.found
+            await self._add_credits(asked, one, restored.lines[one.meter], issuing) for one in restored.found
         ]
 
     async def _add_credits(
-        self,
-        customer: str,
-        asked: CorrectionRequest,
-        one: Corrected,
-        lines: Sequence[AssignedLine],
-        *,
-        is_asked: bool,
+        self, asked: CorrectionRequest, one: Corrected, lines: Sequence[AssignedLine], api: StripeApi | None
     ) -> Corrected:
-        """Add the credit notes to the result of a meter; issue missing ones if ``is_asked``."""
+        """Add the credit notes to the result of a meter; issue missing ones if there is an ``api``."""
         if not one.by_hand:
             return one
         whys = [] if one.by_hand == sum(line.units for line in lines) else [_NO_LINE]
-        notes = await self._read_credits(customer, asked, one.meter)
+        notes = await self._read_credits(asked, one.meter)
         missing = [line for line in lines if line.name not in notes]
-        if is_asked and missing:
-            issued, more = await self._issue_credits(customer, asked, one.meter, missing)
+        if api is not None and missing:
+            issued, more = await self._issue_credits(api, asked, one.meter, missing)
             notes, whys = {**notes, **issued}, [*whys, *more]
         return replace(
             one,
@@ -407,17 +407,17 @@ class CreditIssuer:
                 for line in lines
             ],
             credits=[notes[line.name] for line in lines if line.name in notes],
-            not_credited="; ".join(whys) if is_asked else "",
+            not_credited="" if api is None else "; ".join(whys),
         )
 
     async def _issue_credits(
-        self, customer: str, asked: CorrectionRequest, meter: str, lines: Sequence[AssignedLine]
+        self, api: StripeApi, asked: CorrectionRequest, meter: str, lines: Sequence[AssignedLine]
     ) -> tuple[dict[str, IssuedCredit], list[str]]:
         """Issue credit notes for lines; return them by line name, and why other lines get none."""
+        customer = asked.customer
         _, state = await CustomerStates(self._store).read(customer)
-        api = self._api() if self._api is not None else None
         dated = [line for line in lines if _DATED in line.name]
-        if api is None or state.stripe_customer is None or not dated:
+        if state.stripe_customer is None or not dated:
             return {}, [_NO_LINE]
         since_s = min(int(line.name.split(_DATED)[1]) for line in dated)
         tokens = tokens_of(meter, self._store.catalog)
@@ -437,7 +437,7 @@ class CreditIssuer:
                 continue
             try:
                 identifier = await self._find_or_issue(
-                    api, _idempotency_key(customer, asked, meter, line), line, billed
+                    api, _idempotency_key(asked, meter, line), line, billed
                 )
             except StripeUnavailableError:
                 raise
@@ -447,7 +447,7 @@ class CreditIssuer:
             notes[line.name] = IssuedCredit(
                 identifier, str(billed.invoice["id"]), str(billed.line["id"]), line.units, line.cents
             )
-            if await self._keep_credits(customer, asked, meter, notes, line.name):
+            if await self._keep_credits(asked, meter, notes, line.name):
                 given = money(line.cents, str(billed.invoice["currency"]))
                 await add_entry(
                     self._store,
@@ -491,43 +491,33 @@ class CreditIssuer:
         made = await api.post(_NOTES, params, idempotency_key=f"meterkit-correction-{key}")
         return str(made["id"])
 
-    async def _read_credits(
-        self, customer: str, asked: CorrectionRequest, meter: str
-    ) -> dict[str, IssuedCredit]:
+    async def _read_credits(self, asked: CorrectionRequest, meter: str) -> dict[str, IssuedCredit]:
         """Read the stored credit notes of a correction, by line name."""
-        kept = await self._read_correction(customer, asked)
+        kept = await self._read_correction(asked)
         return {name: IssuedCredit(*note) for name, note in kept.get("notes", {}).get(meter, {}).items()}
 
-    async def _read_correction(self, customer: str, asked: CorrectionRequest) -> dict[str, Any]:
-        admin, (_, once) = (
-            await self._store.admin(),
-            deduplication_key(self._store, customer, asked.correction_id),
-        )
+    async def _read_correction(self, asked: CorrectionRequest) -> dict[str, Any]:
+        admin, (_, once) = await self._store.admin(), deduplication_key(self._store, asked)
         kept: bytes | None = await admin.ask(admin.client.get(once))
         found: dict[str, Any] = json.loads(kept or b"{}")
         return found
 
     async def _keep_credits(
-        self,
-        customer: str,
-        asked: CorrectionRequest,
-        meter: str,
-        notes: Mapping[str, IssuedCredit],
-        latest: str,
+        self, asked: CorrectionRequest, meter: str, notes: Mapping[str, IssuedCredit], latest: str
     ) -> bool:
         """Store the credits of a meter with its correction; whether the latest one is new."""
-        store, kept = self._store, await self._read_correction(customer, asked)
+        store, kept = self._store, await self._read_correction(asked)
         known = kept.setdefault("notes", {}).setdefault(meter, {})
         is_new = latest not in known
         known |= notes
-        admin, (_, once) = await store.admin(), deduplication_key(store, customer, asked.correction_id)
+        admin, (_, once) = await store.admin(), deduplication_key(store, asked)
         is_kept = await admin.ask(admin.client.set(once, json.dumps(kept), xx=True, keepttl=True))
         return is_new and bool(is_kept)
 
 
-def _idempotency_key(customer: str, asked: CorrectionRequest, meter: str, line: AssignedLine) -> str:
+def _idempotency_key(asked: CorrectionRequest, meter: str, line: AssignedLine) -> str:
     """Compute the idempotency key of a credit note from the correction and the line."""
-    text = f"{customer}\0{asked.correction_id}\0{meter}\0{line.name}"
+    text = f"{asked.customer}\0{asked.correction_id}\0{meter}\0{line.name}"
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
