@@ -94,12 +94,8 @@ async def _lines_by_key(
     invoices: InvoiceReader, stripe_customer: str, since_s: int
 ) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
     """Read the lines for usage since an instant, pending ones included, with the states of their invoices."""
-    shown = [
-        (str(invoice.get("status")), line)
-        for invoice in await invoices.of(stripe_customer, since_s)
-        for line in invoice["lines"].get("data") or ()
-    ]
-    shown += [("pending", item) for item in await invoices.pending(stripe_customer)]
+    listed = [*await invoices.lines(stripe_customer, since_s), *await invoices.pending_lines(stripe_customer)]
+    shown = [("pending" if invoice is None else str(invoice.get("status")), line) for invoice, line in listed]
     found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for state, line in shown:
         metadata: Mapping[str, str] = line.get("metadata") or {}
