@@ -65,7 +65,12 @@ def uncounted(do: Callable[[], Any]) -> Any:
 
 
 async def fewest(
-    app: MeterMiddleware, kit: MeterKit, new_scope: Callable[[], Scope], *, is_hot: bool = False
+    app: MeterMiddleware,
+    kit: MeterKit,
+    new_scope: Callable[[], Scope],
+    *,
+    is_hot: bool = False,
+    body: bytes = b"",
 ) -> Counter[str]:
     """Count the cheapest of several requests until it is settled: replies to others may come together.
 
@@ -75,11 +80,12 @@ async def fewest(
         new_scope: makes the scope of each request.
         is_hot: whether to count only requests that an allotment admits. Their settlement is counted up to
             where it waits for others.
+        body: of each request.
     """
     lane = kit.store.lanes[asyncio.get_running_loop()]
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: Message) -> None:
         del message

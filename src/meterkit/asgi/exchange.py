@@ -130,10 +130,10 @@ class Exchange(AdmittedRequest):
         if kind == "http.response.body":
             if not message.get("more_body", False) and not self._trailers:
                 if not self._nothing_to_settle:
-                    return self._send_and_read(message, last=True)
+                    return self._send_last(message)
                 self._complete = True
             elif message.get("body"):
-                return self._send_and_read(message, last=False)
+                return self._send_piece(message)
         elif kind == "http.response.start":
             self._status = message["status"]
             if self._reading is not None:
@@ -144,7 +144,7 @@ class Exchange(AdmittedRequest):
                 self._trailers = bool(message["trailers"])
             message = self._with_fields(message)
         elif self._is_last_message(kind, message):
-            return self._send_and_read(message, last=True)
+            return self._send_last(message)
         return self._send(message)
 
     def _is_last_message(self, kind: str, message: Message) -> bool:
@@ -156,29 +156,47 @@ class Exchange(AdmittedRequest):
             return not message.get("more_body", False) and not self._trailers
         return False
 
-    async def _send_and_read(self, message: Message, *, last: bool) -> None:
-        """Send a piece of the body, or the last message of the response, then read its usage."""
+    async def _send_piece(self, message: Message) -> None:
+        """Send a piece of the body that is not the last, then read its usage."""
         # Taken first: a middleware that receives the message may replace its bytes, as compression does.
         reading = self._reading
-        body = b"" if reading is None else bytes(message.get("body", b""))
-        self._ending = last
+        body = b"" if reading is None else bytes(message["body"])
+        self._ending = False
         try:
             await self._send(message)
         except BaseException as error:
-            self._note_unsent(error, message, last=last)
-            # Chunks that no client took were generated too; a closed coroutine cannot wait any more.
-            if reading is not None and reading.read(body) and not isinstance(error, GeneratorExit):
-                await reading.catch_up()
+            self._note_unsent(error, message, last=False)
+            await self._read_unsent(error, body)
             raise
-        if not last:
-            self._begun = self._begun or bool(message.get("body"))
-        else:
-            self._complete = True
-            self._note_sent_last(message)
-        if reading is not None and (reading.read(body) or last):
-            await reading.catch_up(complete=last)
-        if last:
-            self.settle(None)
+        if not self._begun:
+            self._begun = bool(message.get("body"))
+        if reading is not None and reading.read(body):
+            await reading.catch_up()
+
+    async def _send_last(self, message: Message) -> None:
+        """Send the last message of the response, read its usage, and settle the request."""
+        reading = self._reading
+        body = b"" if reading is None else bytes(message.get("body", b""))
+        self._ending = True
+        try:
+            await self._send(message)
+        except BaseException as error:
+            self._note_unsent(error, message, last=True)
+            await self._read_unsent(error, body)
+            raise
+        self._complete = True
+        self._note_sent_last(message)
+        if reading is not None:
+            reading.read(body)
+            await reading.catch_up(complete=True)
+        self.settle(None)
+
+    async def _read_unsent(self, error: BaseException, body: bytes) -> None:
+        """Read the usage of a piece that no client took: it was generated, too."""
+        reading = self._reading
+        # A closed coroutine cannot wait any more.
+        if reading is not None and reading.read(body) and not isinstance(error, GeneratorExit):
+            await reading.catch_up()
 
     def _note_sent_last(self, message: Message) -> None:
         """Note that an answer had a body, though its client has left."""

@@ -110,6 +110,7 @@ class PlainExchange(Exchange):
         return super().send(message)
 
     async def _send_last(self, message: Message) -> None:
+        """See :meth:`Exchange._send_last`; nothing is read."""
         self._ending = True
         try:
             await self._send(message)

@@ -58,11 +58,13 @@ class ResponseUsage:
     __slots__ = (
         "_at",
         "_backlog",
+        "_begin_piece",
         "_broken",
         "_complain",
         "_estimate",
         "_fields",
         "_input_tokens",
+        "_is_behind",
         "_is_fetched",
         "_piece_bytes",
         "_reader",
@@ -92,7 +94,9 @@ class ResponseUsage:
         self._backlog: deque[bytes] = deque()
         self._at = self._piece_bytes = 0
         self._work: Work | None = None
-        self._broken = False
+        self._broken = self._is_behind = False
+        # Reads a piece and returns the work that takes time; None: nothing is read.
+        self._begin_piece: Callable[[bytes], Work | None] | None = None
         self._estimate = estimate
         self._request: KeptRequest | None = request
         self._input_tokens = 0
@@ -104,6 +108,10 @@ class ResponseUsage:
             if fields and not self._is_fetched:
                 self._fields = FieldsReader.open(fields, status=status, headers=headers)
             self._reader = ResponseReader.open(self._route.usage, status=status, headers=headers)
+            if self._fields is not None:
+                self._begin_piece = self._begin_both
+            elif self._reader is not None:
+                self._begin_piece = self._reader.read
 
     def read(self, body: bytes) -> bool:
         """Read a piece of the response's body.
@@ -111,23 +119,26 @@ class ResponseUsage:
         Returns:
             Whether some of it is left to :meth:`catch_up`: it is too much to be read at once.
         """
-        if not body or (self._reader is None and self._fields is None):
+        begin_piece = self._begin_piece
+        if not body or begin_piece is None:
             return False
-        if len(body) > PIECE_BYTES or self._work is not None or self._backlog:
+        if self._is_behind or len(body) > PIECE_BYTES:
             self._backlog.append(body)
+            self._is_behind = True
             return True
         try:
-            work = self._begin_piece(body)
+            work = begin_piece(body)
         except Exception as error:  # noqa: BLE001 - the app never sees an error of the reader
             self._stop_reading(describe_error(error))
             return False
         if work is None:
             return False
         self._work, self._piece_bytes = work, len(body)
+        self._is_behind = True
         return True
 
-    def _begin_piece(self, piece: bytes) -> Work | None:
-        """Read a piece of the body; return the work that takes time."""
+    def _begin_both(self, piece: bytes) -> Work | None:
+        """Read usage and fields of a piece of the body; return the work that takes time."""
         reader, fields = self._reader, self._fields
         work = None if reader is None else reader.read(piece)
         if fields is None:
@@ -172,6 +183,7 @@ class ResponseUsage:
                     () if self._reader is None else self._reader.finish(complete=True),
                     () if self._fields is None else self._fields.finish(),
                 )
+        self._is_behind = False
         return False
 
     def _begin_next(self) -> Work | None:
@@ -183,7 +195,7 @@ class ResponseUsage:
         if self._at == len(body):
             self._backlog.popleft()
             self._at = 0
-        return self._begin_piece(piece)
+        return None if self._begin_piece is None else self._begin_piece(piece)
 
     def _unread_bytes(self) -> int:
         begun = 0 if self._work is None else self._piece_bytes
@@ -217,7 +229,7 @@ class ResponseUsage:
         """
         unread_tokens = self._read_rest()
         is_cut = gone or self._unread_bytes() > 0
-        reader, self._reader = self._reader, None
+        reader, self._reader, self._begin_piece = self._reader, None, None
         self._close_fields(complete=complete and not is_cut)
         calls: tuple[CallUsage, ...] = ()
         output_tokens = 0
@@ -281,9 +293,9 @@ class ResponseUsage:
         return ErrorGuard(self._stop_reading)
 
     def _stop_reading(self, error: str) -> None:
-        self._reader = self._fields = None
+        self._reader = self._fields = self._begin_piece = None
         self._backlog.clear()
-        self._work, self._at = None, 0
+        self._work, self._at, self._is_behind = None, 0, False
         self._broken = True
         self._complain(f"reading token usage off a response failed, which counts nothing: {error}")
 

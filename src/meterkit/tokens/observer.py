@@ -60,7 +60,7 @@ class UsageObserver:
     Attributes:
         is_broken: whether the provider's stream broke off with an error.
         is_strange: whether something came that is no event of a language model.
-        text_bytes: UTF-8 bytes of the text deltas so far.
+        text_bytes: UTF-8 bytes of the text deltas so far; the reader adds those of repeated events.
     """
 
     def __init__(self, apis: Sequence[ProviderApi], *, declared: bool) -> None:
@@ -75,8 +75,9 @@ class UsageObserver:
         self._outlives: Literal["pending", "ended"] | None = None
         self._response_id: str | None = None
         self._response_model: str | None = None
-        self._unreported_bytes = 0
         self.text_bytes = 0
+        # Those before the last figures, which cover them.
+        self._reported_bytes = 0
 
     @property
     def is_decided(self) -> bool:
@@ -103,16 +104,11 @@ class UsageObserver:
         """Tokens of the text that no figures cover."""
         if not self.is_known:
             return 0
-        return self._unreported_bytes // BILLED_BYTES_PER_TOKEN
+        return (self.text_bytes - self._reported_bytes) // BILLED_BYTES_PER_TOKEN
 
     def can_recognise(self, event: Table) -> bool:
         """Whether an event is certainly a language model's, or whose response it is is known before."""
         return self.is_known or any(api.recognises(event) for api in self._apis)
-
-    def add_text(self, measured: int) -> None:
-        """Take an event that says nothing but so many bytes of text."""
-        self.text_bytes += measured
-        self._unreported_bytes += measured
 
     def observe(self, event: Table, measured: int | None = None, *, reports: bool = True) -> bool:
         """Take the next event, or the whole document; whether it said something of usage or of an error.
@@ -124,7 +120,7 @@ class UsageObserver:
         """
         if not self.is_decided:
             self._recognise(event)
-        spoken = self._unreported_bytes > 0
+        spoken = self.text_bytes > self._reported_bytes
         if not self.is_foreign:
             self._measure_event(event, measured)
         if not reports:
@@ -135,7 +131,7 @@ class UsageObserver:
                 self._api = self._api or api
                 self._reported.add(event_usage, spoken=spoken)
                 if event_usage.final or event_usage.counts:
-                    self._unreported_bytes = 0
+                    self._reported_bytes = self.text_bytes
                 return True
         if event.get("type") == "error" or isinstance(event.get("error"), dict | str):
             self.is_broken = True
@@ -174,8 +170,8 @@ class UsageObserver:
             measured = text_bytes(event, ROOT)
         if table(event.get("response")) is not None:
             # It says again what its deltas said.
-            measured = max(0, measured - self._unreported_bytes)
-        self.add_text(measured)
+            measured = max(0, measured - self.text_bytes + self._reported_bytes)
+        self.text_bytes += measured
 
     def end(self) -> None:
         """The provider's stream said that it is over."""

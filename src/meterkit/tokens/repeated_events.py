@@ -18,7 +18,7 @@ _MISSES_MAX: Final = 16
 _EVENT_BYTES_MAX: Final = 4_096
 _PLACES_MAX: Final = 2
 # Printable ASCII without quotation marks and backslashes: such a text is as long as its bytes.
-_PLAIN: Final = re.compile(rb"[ !#-\[\]-~]*")
+_is_plain: Final = re.compile(rb"[ !#-\[\]-~]*").fullmatch
 _END: Final = b"\n\n"
 _ENDS: Final = (_END, b"\r\n\r\n")
 _HEAD: Final = re.compile(rb"(?:(?:event: [^\n]*\n)?data: )?")
@@ -37,8 +37,7 @@ class RepeatedEvents:
         self._text_first = True
         # What the last event began and ended with, how long that is, and what stands between two such events.
         self._start = self._tail = self._between = b""
-        self._begin = 0
-        self._least = sys.maxsize
+        self._around = sys.maxsize
         self._misses = 0
 
     def measure(self, events: bytes) -> int | None:
@@ -47,24 +46,25 @@ class RepeatedEvents:
         Args:
             events: the data of one event, or one or more whole server-sent events.
         """
-        size = len(events)
-        is_alike = size >= self._least and events.startswith(self._start) and events.endswith(self._tail)
-        if not is_alike and not self._matches_known(events):
-            return None
-        texts = events[self._begin : size - self._least + self._begin]
-        if not self._middle and _PLAIN.fullmatch(texts) is not None:
-            self._misses = 0
-            return len(texts)
+        texts = events.removeprefix(self._start).removesuffix(self._tail)
+        measured = len(texts)
+        if len(events) - measured != self._around:
+            if not self._matches_known(events):
+                return None
+            texts = events[len(self._start) : -len(self._tail)]
+            measured = len(texts)
         if self._middle:
             first, middle, second = texts.partition(self._middle)
             if not middle:
                 return None
             measured = len(first if self._text_first else second)
             texts = first + b" " + second
-        else:
-            if b'"' in texts:
-                # The rest is texts, unless something unique stands between two events.
-                texts = texts.replace(self._between, b"")
+        if _is_plain(texts):
+            self._misses = 0
+            return measured
+        if not self._middle and b'"' in texts:
+            # The rest is texts, unless something unique stands between two events.
+            texts = texts.replace(self._between, b"")
             measured = len(texts)
         if b'"' in texts or b"\\" in texts:
             return None
@@ -85,8 +85,7 @@ class RepeatedEvents:
         start, tail = events[:at] + self._before, self._after + end
         if len(events) < len(start) + len(tail) or not events.endswith(tail):
             return False
-        self._start, self._tail, self._begin = start, tail, len(start)
-        self._least = len(start) + len(tail)
+        self._start, self._tail, self._around = start, tail, len(start) + len(tail)
         self._between = self._after + _END + start
         return True
 
@@ -108,4 +107,4 @@ class RepeatedEvents:
         self._text_first = first is texts[0]
         self._before, self._after = event[: first.start(2)], event[last.end(2) :]
         self._middle = event[first.end(2) : last.start(2)] if first is not last else b""
-        self._least = sys.maxsize
+        self._around = sys.maxsize

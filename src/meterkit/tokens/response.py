@@ -83,6 +83,7 @@ class ResponseReader:
         )
         self._fed = self._is_cut = self._unreadable = self._selects = False
         self._sse: SseReader | None = None
+        self._is_between = False
         self._large_json: LargeJsonReader | None = None
         self._large_figure: str | None = None
         self._head = b""
@@ -153,8 +154,13 @@ class ResponseReader:
     def read(self, chunk: bytes) -> Work | None:
         """As :meth:`feed`; what takes time is left to do, before anything else is read."""
         # Most servers write one event at a time, each like the one before it.
-        if self._sse is not None and self._sse.is_between and self._add_repeats(chunk):
-            return None
+        if self._is_between or (self._sse is not None and self._sse.is_between):
+            measured = self._repeats.measure(chunk)
+            if measured is not None:
+                self._is_between = True
+                self._observer.text_bytes += measured
+                return None
+            self._is_between = False
         if self._is_coded:
             self._fed = self._fed or bool(chunk)
             self._unread_bytes += len(chunk)
@@ -302,7 +308,7 @@ class ResponseReader:
         measured = self._repeats.measure(events)
         if measured is None:
             return False
-        self._observer.add_text(measured)
+        self._observer.text_bytes += measured
         return True
 
     def _read_frame(self, headers: Mapping[str, str], payload: bytes) -> Work | None:
