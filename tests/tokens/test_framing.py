@@ -9,6 +9,7 @@ import re
 import struct
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any, cast
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from drivers.sampled import few_examples, pairs
 from meterkit import tokens
+from meterkit.tokens import response
 from meterkit.tokens.framing.eventstream import EventStreamReader
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Work, drain
 from meterkit.tokens.framing.json import JsonReader
@@ -419,8 +421,8 @@ texts = st.text(max_size=12) | st.sampled_from(
 
 def openai(text: str, /, *, ascii_only: bool, **more: Any) -> bytes:
     choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
-    body = {"id": "c", "object": "chat.completion.chunk", "model": "m", "choices": [choice], "usage": None}
-    return dumped({**body, **more}, ascii_only=ascii_only)
+    head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return dumped({**head, "choices": [choice], "usage": None, **more}, ascii_only=ascii_only)
 
 
 def anthropic_named(text: str) -> bytes:
@@ -440,6 +442,7 @@ def repeats_read(events: list[bytes], *, plainly: bool) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
         if plainly:
             patch.setattr(RepeatedEvents, "measure", unmeasured)
+            patch.setattr(response, "key_of", unmeasured)
         reader = open_reader(kind=SSE_TYPE)
         seen: list[tuple[int, int]] = []
         for event in events:
@@ -449,6 +452,7 @@ def repeats_read(events: list[bytes], *, plainly: bool) -> tuple[Any, ...]:
 
 
 usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+ids = st.sampled_from(["a", "b", "", "é", 'c"', "x" * 300, None])
 delta = st.fixed_dictionaries({}, optional=dict.fromkeys(("content", "reasoning_content", "refusal"), texts))
 choices = st.lists(st.fixed_dictionaries({"index": st.integers(0, 1), "delta": delta}), max_size=2)
 plain = st.just(False)
@@ -458,6 +462,8 @@ openai_events = (
     | st.builds(openai, texts, ascii_only=plain, usage=st.sampled_from([None, usage, {}]))
     | st.builds(openai, texts, ascii_only=plain, error=texts)
     | st.builds(openai, texts, ascii_only=plain, choices=choices)
+    | st.builds(openai, texts, ascii_only=plain, id=ids, created=st.integers(0, 3), model=ids)
+    | st.builds(openai, texts, ascii_only=plain, id=ids, choices=choices, tool=st.just({"id": "t"}))
     | st.binary(max_size=9).map(lambda junk: openai("JUNK", ascii_only=False).replace(b"JUNK", junk))
 )
 
@@ -478,3 +484,17 @@ def test_several_events_in_one_chunk_are_measured_as_one_by_one(events: list[byt
 @given(st.lists(openai_events, max_size=14))
 def test_events_are_measured_as_if_they_were_parsed(events: list[bytes]) -> None:
     assert repeats_read(events, plainly=True) == repeats_read(events, plainly=False)
+
+
+def test_events_known_from_another_stream_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: dict[str, Any] = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+    def stream(call_id: str) -> list[bytes]:
+        begun = openai("Hi", ascii_only=False, id=call_id, model="known")
+        return [begun, openai("", ascii_only=False, id=call_id, model="known", **ended)]
+
+    read_stream = partial(read, usage="openai", kind=SSE_TYPE)
+    read_stream(*stream("call-1"))
+    monkeypatch.setattr(response, "load", unmeasured)  # Of an event that it parses nothing is known.
+    (call,) = read_stream(*stream("call-2"))
+    assert ("call-2", "known", ("not_asked",)) == (call.response_id, call.model, call.notes)

@@ -315,11 +315,10 @@ def warn_of_lost(store: Store, route: str, calls: Iterable[CallUsage]) -> None:
     for call in calls:
         if call.outlives or "ended_early" in call.notes:
             continue  # The caller that broke it off knows why.
-        cause = next((CAUSES[note] for note in CAUSES if note in call.notes), _NO_USAGE)
-        if call.source == "missing":
-            warn(store, route, f"token usage of a response is missing, and counts nothing: {cause}")
-        elif call.source == "estimated":
-            warn(store, route, f"token usage of a response is estimated: {cause}")
+        if call.source in ("missing", "estimated"):
+            cause = next((CAUSES[note] for note in CAUSES if note in call.notes), _NO_USAGE)
+            how = "estimated" if call.source == "estimated" else "missing, and counts nothing"
+            warn(store, route, f"token usage of a response is {how}: {cause}")
         else:
             for note in _IN_PART:
                 if note in call.notes:

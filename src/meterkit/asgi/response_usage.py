@@ -228,7 +228,7 @@ class ResponseUsage:
             gone: whether the client hung up before.
         """
         unread_tokens = self._read_rest()
-        is_cut = gone or self._unread_bytes() > 0
+        is_cut = gone or (self._is_behind and self._unread_bytes() > 0)
         reader, self._reader, self._begin_piece = self._reader, None, None
         self._close_fields(complete=complete and not is_cut)
         calls: tuple[CallUsage, ...] = ()
@@ -268,6 +268,8 @@ class ResponseUsage:
 
     def _read_rest(self) -> int:
         """Read a bounded part of the rest without a pause; the tokens of the unread rest, extrapolated."""
+        if not self._is_behind:
+            return 0
         reader, left = self._reader, self._unread_bytes()
         if not left:
             return 0

@@ -31,6 +31,7 @@ _UNPRICED: Final = "unpriced "
 """Marks how many calls of a model have no price, likewise."""
 _UNIT: Final = "unit "
 """Marks a counter of the price table, for the audit log, likewise."""
+_EPOCH: Final = from_ms(0)
 
 
 def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[UsedQuantities]:
@@ -59,7 +60,9 @@ def used_of(amounts: Amounts, compiled: CompiledCatalog) -> list[UsedQuantities]
         recorded, rated, charged, costs, units, unpriced = found.setdefault(
             key, _Parts({}, {}, {}, {}, {}, {})
         )
-        if meter.startswith(_COST_OF):
+        if meter in compiled.counters and meter not in compiled.charges:
+            (recorded if billed else rated)[meter] = int(quantity)
+        elif meter.startswith(_COST_OF):
             costs[meter.removeprefix(_COST_OF)] = Fraction(quantity)
         elif meter.startswith(_UNIT):
             units[meter.removeprefix(_UNIT)] = int(quantity)
@@ -101,13 +104,16 @@ def amounts_of(
     plain, by_model, sources = compiled.counters, compiled.by_model, compiled.catalog.billing.sources
     # A call without a model costs the highest price: a client may have hidden the model.
     unknown = "" if compiled.has_model_prices else None
-    costs, at = compiled.call_costs(), from_ms(compiled.now_ms())
+    costs = compiled.call_costs()
+    # Only prices need the time.
+    at = from_ms(compiled.now_ms()) if compiled.charges or costs is not None else _EPOCH
     is_audited = compiled.settle_audited is not None
     found: Amounts = {}
     for call in calls:
         key = (call.model or unknown, call.provider or None) if by_model else ALL_CALLS
-        reports = (call, call.snapshot) if call.snapshot is not None else (call,)
-        counted = next((report for report in reports if report.source in sources), None)
+        counted = call if call.source in sources else call.snapshot
+        if counted is not None and counted.source not in sources:
+            counted = None
         used = call.quantities()
         billed_used = used if counted is call else {} if counted is None else counted.quantities()
         if plain.isdisjoint(used) and not (has_figures or compiled.charges):

@@ -136,10 +136,10 @@ class HoldOwner(ABC):
 
         Rates count the sum of the parts at once, instead of their counts at the decision.
         """
-        rated: dict[str, int] = {}
-        for part in parts:
-            rated = add_quantities(rated, part.rated)
         first, *others = parts or (NOTHING_USED,)
+        rated = first.rated
+        for part in others:
+            rated = add_quantities(rated, part.rated)
         measured = first.rated if first.measured is None else first.measured
         correction = RateCorrection(decided.reserved, decided.program.rates, self._decided_ms)
         whole = Settlement(

@@ -129,8 +129,12 @@ class CallUsage:
 
     def quantities(self) -> dict[str, int]:
         """The figures that are known, under the names of the meters they feed."""
-        named = {name: getattr(self, name) for name in (*_FIGURES, "total_tokens")}
-        return {**self.units, **{name: value for name, value in named.items() if value is not None}}
+        found = self.units
+        for name in _FIGURES_AND_TOTAL:
+            count = getattr(self, name)
+            if count is not None:
+                found[name] = count
+        return found
 
 
 def billed_units(call: CallUsage) -> dict[str, int]:
@@ -159,15 +163,16 @@ RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 
 """Rank of a source, the best highest."""
 _PARTS: Final = ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
 _FIGURES: Final = ("input_tokens", "output_tokens", *_PARTS)
+_FIGURES_AND_TOTAL: Final = (*_FIGURES, "total_tokens")
 _UNIT_FIGURES: Final = tuple((name, UNIT_OF.get(name, name)) for name in _FIGURES)
 COUNTED: Final = (*_FIGURES, "billed_input_tokens", "billed_output_tokens")
 
 
 def figure(value: object) -> int | None:
     """An integer from 0 to 10^15 - 1, also where it is written as ``12.0``; None for anything else."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and 0 <= value <= QUANTITY_MAX else None
+    if type(value) is int:
+        return value if 0 <= value <= QUANTITY_MAX else None
+    return figure(int(value)) if type(value) is float and value.is_integer() else None
 
 
 def sum_calls(calls: Sequence[CallUsage]) -> CallUsage:

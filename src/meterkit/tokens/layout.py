@@ -46,6 +46,7 @@ class ValuePlace:
         text: whether the model wrote it, if the value is a text.
         handed: whether it is the input of a tool call, which may be any JSON.
         whole: whether all members are read, and stand in this place too.
+        spoken: the members of the names that may hold text.
         silent: whether no text is in it.
         entered: whether anything in it is read, if the value is an object or an array.
     """
@@ -55,11 +56,13 @@ class ValuePlace:
     text: bool = False
     handed: bool = False
     whole: bool = False
+    spoken: dict[str, ValuePlace] = field(init=False)
     silent: bool = field(init=False)
     entered: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.silent = not self.text and all(inner.silent for inner in self.names.values())
+        self.spoken = {name: inner for name, inner in self.names.items() if not inner.silent}
+        self.silent = not self.text and not self.spoken
         self.entered = bool(self.names) or self.whole or (self.text and not self.handed)
 
     def member(self, name: str) -> ValuePlace | None:
@@ -75,15 +78,23 @@ def may_answer(data: bytes) -> bool:
 
 def may_report(data: bytes) -> bool:
     """Whether an event, or one among several, may hold usage figures, an error or the end of a stream."""
-    if _USAGE in data and _USAGE_OBJECT.search(data) is not None:
-        return True
-    return any(needle in data for needle in (_COUNT, b'"error"', b"[DONE]", _BILLED, _PAGES))
+    return (
+        _COUNT in data
+        or b'"error"' in data
+        or b"[DONE]" in data
+        or _BILLED in data
+        or _PAGES in data
+        or (_USAGE in data and _USAGE_OBJECT.search(data) is not None)
+    )
 
 
 def first_text(event: object, alternatives: Sequence[Sequence[str]]) -> str | None:
     """The first name or id that stands at one of some paths."""
-    found = (text(dig(event, path)) for path in alternatives)
-    return next((value for value in found if value is not None), None)
+    for path in alternatives:
+        found = text(dig(event, path))
+        if found is not None:
+            return found
+    return None
 
 
 def utf8_bytes(value: str) -> int:
@@ -105,20 +116,21 @@ def text_bytes(value: object, place: ValuePlace) -> int:
     """
     if isinstance(value, str):
         return utf8_bytes(value) if place.text else 0
-    if not isinstance(value, dict | list):
+    is_object = isinstance(value, dict)
+    if not is_object and not isinstance(value, list):
         return 0
     if place.handed:
         return handed_bytes(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     found = 0
-    if isinstance(value, list):
+    if is_object:
+        members, spoken = cast("dict[str, Any]", value), place.spoken
+        # Most members are not looked at, or hold nothing.
+        for name in members.keys() & spoken.keys():
+            if members[name]:
+                found += text_bytes(members[name], spoken[name])
+    else:
         for item in cast("list[object]", value):
             found += text_bytes(item, place)
-        return found
-    names = place.names
-    for name, inner in cast("dict[str, Any]", value).items():
-        # Most members are not looked at, or hold nothing.
-        if inner and name in names and not (known := names[name]).silent:
-            found += text_bytes(inner, known)
     return found
 
 
@@ -146,6 +158,7 @@ _BLOCK: Final = ValuePlace(
     text=True,
 )
 _BLOCK.names.update(_members("parts thinking", _BLOCK))
+_BLOCK.spoken.update(_members("parts thinking", _BLOCK))
 _MESSAGE: Final = ValuePlace(
     {
         **_members("id model role stop_reason"),

@@ -129,10 +129,12 @@ class LlmRequest:
         root: the body's members.
     """
 
-    __slots__ = ("_named", "_root")
+    __slots__ = ("_named", "_root", "_values")
 
     def __init__(self, root: _Pairs = ()) -> None:
         self._root = root
+        # Under all spellings of a field.
+        self._values: dict[str, list[_Named]] = {}
         self._named = _group_by_name(root)
 
     @property
@@ -240,15 +242,17 @@ class LlmRequest:
         return [(name, value.lower()) for name, value in named if isinstance(value, str)]
 
     def _spellings(self, field: str) -> list[_Named]:
-        names = _OUTPUT_LIMITS if field in _OUTPUT_LIMITS else (field,)
-        return [named for name in names for named in self._find_values(name)]
+        known = self._values.get(field)
+        if known is None:
+            names = _OUTPUT_LIMITS if field in _OUTPUT_LIMITS else (field,)
+            known = self._values[field] = [named for name in names for named in self._find_values(name)]
+        return known
 
     def _find_values(self, field: str) -> list[_Named]:
         """All that a field may be to one parser or another."""
         whole, first, path = _path(field)
-        found = self._named.get(whole, _NONE)
-        level = self._named.get(first) if path else None
-        if level is not None:
+        found, level = self._named.get(whole, _NONE), self._named.get(first)
+        if path and level is not None:
             for name in path:
                 level = [inner for outer in level[:_ALIKE_MAX] for inner in _members(outer, name)]
                 if len(level) > _ALIKE_MAX:
@@ -272,7 +276,8 @@ def read_request(body: bytes) -> LlmRequest | None:
     if sum(map(body.count, (b",", b"{", b"["))) > MARKS_MAX:
         return None
     try:
-        root: object = _DECODER.decode(body.decode(json.detect_encoding(body)))
+        encoding = "utf-8" if body.startswith(b'{"') else json.detect_encoding(body)
+        root: object = _DECODER.decode(body.decode(encoding))
     except (ValueError, RecursionError):
         return None
     if not isinstance(root, tuple):
@@ -292,6 +297,8 @@ def _largest(value: object) -> int:
 
 def _figure(value: object) -> int | None:
     """A figure from 1 to 10^15 - 1, rounded up; larger ones as that; None where it is none."""
+    if type(value) is int:
+        return min(value, QUANTITY_MAX) if value >= 1 else None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -314,6 +321,7 @@ def _exact_readings(value: object, path: tuple[str, ...]) -> Iterator[object]:
             yield from _exact_readings(inner, path[1:])
 
 
+@lru_cache(maxsize=1_024)
 def _fold_name(name: str) -> str:
     """A name without what parsers overlook: capitals (Go), ``maxTokens`` for ``max_tokens`` (Protobuf)."""
     return name.casefold().replace("_", "")
@@ -334,6 +342,8 @@ def values_read(named: Sequence[tuple[str, T]]) -> list[T]:
     Args:
         named: each value after its name as it is spelled, in the order of the request.
     """
+    if len(named) <= 1:
+        return [value for _, value in named]
     usual = [[pair for pair in named if pair[0] == name] for name in _USUAL_NAMES]
     return [value for group in (named, *usual) for _, value in (*group[:1], *group[-1:])]
 

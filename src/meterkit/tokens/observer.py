@@ -9,6 +9,7 @@ from meterkit.tokens.batch_lines import outliving_state
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.json_values import dig, rows, table
+from meterkit.tokens.known_events import FirstEvent
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, figure_path, first_text, text_bytes
 from meterkit.tokens.providers import AUTO
 from meterkit.tokens.reported_calls import EventUsage, ReportedCalls
@@ -18,32 +19,29 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.call_usage import Note
     from meterkit.tokens.json_values import Table
+    from meterkit.tokens.known_events import EventKey, KnownEvents
     from meterkit.tokens.providers.reader_interface import ProviderApi
 
 _EVENTS_TO_RECOGNISE: Final = 8
 # Answers of the endpoints that count tokens: nothing was generated, nothing is billed.
-_COUNTS: Final = (
-    ("input_tokens", frozenset({"input_tokens", "context_management", "object"})),
-    ("inputTokens", frozenset({"inputTokens"})),
-    (
-        "totalTokens",
-        frozenset(
-            {
-                "totalTokens",
-                "totalBillableCharacters",
-                "cachedContentTokenCount",
-                "promptTokensDetails",
-                "cacheTokensDetails",
-            }
-        ),
+_COUNTS: Final = {
+    "input_tokens": frozenset({"input_tokens", "context_management", "object"}),
+    "inputTokens": frozenset({"inputTokens"}),
+    "totalTokens": frozenset(
+        {
+            "totalTokens",
+            "totalBillableCharacters",
+            "cachedContentTokenCount",
+            "promptTokensDetails",
+            "cacheTokensDetails",
+        }
     ),
-    (
-        "cached_content_token_count",
-        frozenset({"total_tokens", "cached_content_token_count", "sdk_http_response"}),
+    "cached_content_token_count": frozenset(
+        {"total_tokens", "cached_content_token_count", "sdk_http_response"}
     ),
-    ("tokensInfo", frozenset({"tokensInfo"})),
-    ("tokens", frozenset({"tokens", "count", "max_model_len", "token_strs", "token_strings", "meta"})),
-)
+    "tokensInfo": frozenset({"tokensInfo"}),
+    "tokens": frozenset({"tokens", "count", "max_model_len", "token_strs", "token_strings", "meta"}),
+}
 # The usage of a step is part of its run's.
 _STEP: Final = "thread.run.step"
 # Encoded sound stands where other events have text.
@@ -80,19 +78,14 @@ class UsageObserver:
         self._reported_bytes = 0
 
     @property
-    def is_decided(self) -> bool:
-        """Whether no further event is needed to say whose response this is."""
-        return self._looked >= _EVENTS_TO_RECOGNISE or (self._looked > 0 and self._api is not None)
-
-    @property
     def is_known(self) -> bool:
         """Whether it is known whose response this is."""
         return self._declared or self._api is not None
 
     @property
     def is_foreign(self) -> bool:
-        """Whether the response turned out to be no language model's."""
-        return self.is_decided and not self.is_known
+        """Whether enough events came, and none of them is a language model's."""
+        return not self.is_known and self._looked >= _EVENTS_TO_RECOGNISE
 
     @property
     def is_undetermined(self) -> bool:
@@ -110,6 +103,52 @@ class UsageObserver:
         """Whether an event is certainly a language model's, or whose response it is is known before."""
         return self.is_known or any(api.recognises(event) for api in self._apis)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no event has come yet."""
+        return not self._looked
+
+    def recall(self, known: KnownEvents, key: EventKey) -> int | None:
+        """Use what an event like this one had in another response.
+
+        Args:
+            known: the events.
+            key: of this one.
+
+        Returns:
+            UTF-8 bytes of its text; None: it is not known, and must be observed.
+        """
+        if self._looked:
+            return 0 if self._api is not None and key.rest in known.silent else None
+        first = known.first.get(key.rest)
+        if first is None:
+            return None
+        self._looked = 1
+        self._api, self._response_model, self._asks, measured = first
+        self._response_id = key.call_id
+        self.text_bytes += measured
+        return measured
+
+    def memorize(
+        self, known: KnownEvents, data: bytes, key: EventKey, measured: int, *, is_first: bool
+    ) -> None:
+        """Keep an event that was just observed, and reports nothing, for :meth:`recall` in other responses.
+
+        Args:
+            known: the events.
+            data: this one.
+            key: of it.
+            measured: UTF-8 bytes of its text.
+            is_first: whether no event came before it.
+        """
+        api = self._api
+        if api is None or self._outlives or self._only_counted:
+            return
+        if is_first and self._response_id == key.call_id:
+            known.add(data, key, FirstEvent(api, self._response_model, self._asks, measured))
+        elif not is_first and not measured:
+            known.add(data, key, None)
+
     def observe(self, event: Table, measured: int | None = None, *, reports: bool = True) -> bool:
         """Take the next event, or the whole document; whether it said something of usage or of an error.
 
@@ -118,7 +157,7 @@ class UsageObserver:
             measured: UTF-8 bytes of the model's text in it, where that is known.
             reports: whether there may be usage or an error in it.
         """
-        if not self.is_decided:
+        if self._looked < _EVENTS_TO_RECOGNISE and not (self._looked and self._api):
             self._recognise(event)
         spoken = self.text_bytes > self._reported_bytes
         if not self.is_foreign:
@@ -235,9 +274,10 @@ class UsageObserver:
         if self._api is not None:
             self._response_id = self._response_id or first_text(event, CALL_ID)
             self._response_model = self._response_model or first_text(event, CALL_MODEL)
-        if self._api is not None:
             self._outlives = outliving_state(event) or self._outlives
-        self._only_counted = any(name in event and event.keys() <= names for name, names in _COUNTS)
+        self._only_counted = not _COUNTS.keys().isdisjoint(event) and any(
+            name in event and event.keys() <= names for name, names in _COUNTS.items()
+        )
 
 
 def read_document(event: Table) -> tuple[CallUsage, ...]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CALLS_MAX: Final = 1_000
 _FIGURES: Final = frozenset(COUNTED)
+_KNOWN: Final = _FIGURES.union(UNITS)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,8 +94,11 @@ class _Call:
         if not self.counts:
             # The API that names figures first knows best what they mean.
             self.first = event_usage
-        for name, count in event_usage.counts.items():
-            self.counts[name] = count + (self.counts.get(name, 0) if event_usage.adds else 0)
+        if event_usage.adds:
+            for name, count in event_usage.counts.items():
+                self.counts[name] = count + self.counts.get(name, 0)
+        else:
+            self.counts.update(event_usage.counts)
         self.call_id = self.call_id or event_usage.call_id
         self.model = event_usage.model or self.model
         self.provider = self.provider or event_usage.provider
@@ -141,8 +145,10 @@ class _Call:
         if not self.counts and not self.refused:
             return None
         settled = self.first.settle(self.counts)
-        known = {name: count for name, count in settled.items() if name in _FIGURES or name in UNITS}
-        fitting = {name: count for name, count in known.items() if count <= QUANTITY_MAX}
+        known = {name: count for name, count in settled.items() if name in _KNOWN}
+        fitting = known
+        if max(known.values(), default=0) > QUANTITY_MAX:
+            fitting = {name: count for name, count in known.items() if count <= QUANTITY_MAX}
         bounded = cap_parts(fitting)
         notes: list[Note] = [] if bounded == fitting else ["beyond_whole"]
         if self.refused or len(fitting) < len(known):
@@ -155,7 +161,11 @@ class _Call:
         figures: dict[str, Any] = {name: count for name, count in bounded.items() if name in _FIGURES}
         return CallUsage(
             **figures,
-            details={name: count for name, count in bounded.items() if name not in figures},
+            details=(
+                {}
+                if len(figures) == len(bounded)
+                else {name: count for name, count in bounded.items() if name not in figures}
+            ),
             context=tuple(sorted(self.context.items())) if self.context else (),
             reported_cost_micros=self.cost_micros,
             notes=tuple(notes),

@@ -67,7 +67,6 @@ _IN_JSON: Final = re.compile(rb'"' + _MEMBER + rb'"\s*:\s*("(?:[^"\\]|\\.){1,102
 _JSON_EDGE_BYTES: Final = 1_100
 _BOUNDARY: Final = re.compile(rb"boundary\s*=\s*(?:\"([^\"]+)\"|([^;,\s\"]+))", re.IGNORECASE)
 _FIELD: Final = re.compile(rb"\bname\*?\s*=\s*(?:[\w-]*''|[\"'])?(model)(?![\w.-])", re.IGNORECASE)
-_FORMS: Final = (b"multipart/", b"x-www-form-urlencoded")
 
 
 def plain_name(written: str) -> str | None:
@@ -104,7 +103,7 @@ def models_of_path(path: str) -> tuple[str, ...]:
     at = above.lower().rfind("/model/")
     if at >= 0 and _BEDROCK_VERB.fullmatch(verb.lower()):
         found.append(above[at + len("/model/") :].strip("/"))
-    return names_of(map(_decode_name, _first_and_last(found)))
+    return names_of(map(_decode_name, _first_and_last(found))) if found else ()
 
 
 def _decode_name(name: str) -> str:
@@ -118,7 +117,7 @@ def _decode_name(name: str) -> str:
 
 def models_of_query(query: bytes) -> tuple[str, ...]:
     """The models that a query string names, or a form that is encoded like one."""
-    if query.count(b"&") > MARKS_MAX:
+    if not query or query.count(b"&") > MARKS_MAX:
         return ()
     found: list[tuple[bytes, bytes]] = _PAIR.findall(query)
     return names_of(
@@ -242,7 +241,7 @@ def models_in_text(body: bytes) -> tuple[str, ...]:
 def is_form(content_type: bytes) -> bool:
     """Whether apps read a body as a form."""
     kind = content_type.lower()
-    return any(form in kind for form in _FORMS)
+    return b"multipart/" in kind or b"x-www-form-urlencoded" in kind
 
 
 def form_readers(content_type: bytes, body: bytes) -> list[FormModels]:

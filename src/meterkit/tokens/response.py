@@ -27,6 +27,7 @@ from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import UNKNOWN, Base64JsonReader, LargeJsonReader
 from meterkit.tokens.framing.sse import EventCallbacks, NdjsonReader, SseReader
 from meterkit.tokens.json_values import dig, is_dense, load, table
+from meterkit.tokens.known_events import KnownEvents, key_of
 from meterkit.tokens.layout import ROOT, FigureWatch, may_have_figures, may_report
 from meterkit.tokens.observer import UsageObserver
 from meterkit.tokens.providers import BY_NAME
@@ -52,6 +53,8 @@ _CODED_TOKENS_MAX: Final = 4_096
 _AMAZON: Final = b"x-amzn-"
 _DONE: Final = b"[DONE]"
 _DONE_BYTES_MAX: Final = 16
+_WORDS_OF_BEDROCK: Final = frozenset(word for word, apis in BY_NAME.items() if BEDROCK in apis)
+_KNOWN: Final = {word: KnownEvents() for word in BY_NAME}
 
 
 class _Foreign(IncrementalReader):
@@ -70,7 +73,9 @@ class ResponseReader:
 
     def __init__(self, usage: str, kind: bytes, coding: bytes) -> None:
         # Amazon's event stream is Bedrock's, for any request.
-        apis = (BEDROCK,) if kind == EVENT_STREAM else BY_NAME[usage]
+        word = BEDROCK.name if kind == EVENT_STREAM else usage
+        apis = BY_NAME[word]
+        self._known = _KNOWN[word]
         self._declared = usage != "auto" or kind == EVENT_STREAM
         self._observer = UsageObserver(apis, declared=self._declared)
         self._repeats = RepeatedEvents()
@@ -112,7 +117,7 @@ class ResponseReader:
         if not _is_readable(kind):
             return None
         reader = cls(usage, kind, coding)
-        if BEDROCK in BY_NAME[usage]:
+        if usage in _WORDS_OF_BEDROCK:
             reader._read_headers(sent)
         return reader
 
@@ -222,13 +227,15 @@ class ResponseReader:
         return calls
 
     def _notes(self) -> list[Note]:
-        parts = [part for part in (self._decoding, self._framing) if part is not None]
-        found: dict[Note, bool] = {
-            "corrupt": any(part.corrupt for part in parts),
-            "too_large": self._decoding is not None and self._decoding.too_large,
-            "unreadable": self._unreadable,
-        }
-        return [note for note, applies in found.items() if applies]
+        found: list[Note] = []
+        decoding, framing = self._decoding, self._framing
+        if (decoding is not None and decoding.corrupt) or (framing is not None and framing.corrupt):
+            found.append("corrupt")
+        if decoding is not None and decoding.too_large:
+            found.append("too_large")
+        if self._unreadable:
+            found.append("unreadable")
+        return found
 
     def _feed_framing(self, data: bytes) -> Work | None:
         if self._framing is None:
@@ -338,6 +345,14 @@ class ResponseReader:
         if not name and self._add_repeats(data):
             return None
         observer = self._observer
+        reports = _may_report_tokens(data)
+        key = None if name or reports else key_of(data)
+        if key is not None:
+            measured = observer.recall(self._known, key)
+            if measured is not None:
+                if measured:
+                    self._repeats.learn(data, measured)
+                return None
         if is_dense(data):
             return feed_large(self._open_large(name or None), data)
         try:
@@ -348,11 +363,14 @@ class ResponseReader:
         if event is None:
             observer.is_strange = True
             return None
-        before = observer.text_bytes
-        reported = observer.observe({name: event} if name else event, reports=_may_report_tokens(data))
+        is_first, before = observer.is_new, observer.text_bytes
+        reported = observer.observe({name: event} if name else event, reports=reports)
         self._select_events()
-        if not (reported or name) and observer.is_known and observer.text_bytes > before:
-            self._repeats.learn(data, observer.text_bytes - before)
+        measured = observer.text_bytes - before
+        if not (reported or name) and observer.is_known and measured > 0:
+            self._repeats.learn(data, measured)
+        if key is not None and "response" not in event:
+            observer.memorize(self._known, data, key, measured, is_first=is_first)
         return None
 
     def _select_events(self) -> None:

@@ -57,14 +57,9 @@ class BlockReader(IncrementalReader):
         self._emit, self._wants, self._open_large, self._take_all = takers
         self._is_large = False
 
-    @property
-    def is_between(self) -> bool:
-        """Whether the last block has ended and the next has not begun."""
-        return not self._data and not self._is_large
-
     def feed(self, data: bytes) -> Work | None:
         """Take the next bytes of the stream; what is left to do with them."""
-        if self.is_between and len(data) <= EVENT_BYTES_MAX:
+        if not self._data and not self._is_large and len(data) <= EVENT_BYTES_MAX:
             # Most servers write one event at a time.
             end = data.find(self.delimiter)
             if end >= 0 and end + len(self.delimiter) == len(data):
@@ -150,7 +145,8 @@ class SseReader(BlockReader):
     delimiter = b"\n\n"
 
     def __init__(self, takers: EventCallbacks) -> None:
-        super().__init__(takers._replace(large=lambda: LargeEventReader(takers.large())))
+        emit, wants, large, take_all = takers
+        super().__init__(EventCallbacks(emit, wants, lambda: LargeEventReader(large()), take_all))
         self._after_cr = False
 
     @property

@@ -223,6 +223,8 @@ def count_tool_calls(response: Table) -> dict[str, int]:
     A search that opened a page or failed is not billed. Where the response says how many searches are, that
     counts: https://github.com/openai/openai-python `types/responses/response.py`
     """
+    if "output" not in response and "tool_usage" not in response:
+        return {}
     found = Counter[str]()
     for item in rows(response.get("output")):
         kind = dig(item, ("type",))
@@ -286,6 +288,8 @@ _LIVE: Final = ("session.usage.updated", "session.closed")
 _NESTED: Final = "response.event"
 """The Live API's event that has one of the Responses API in it."""
 _DECISIONS: Final = frozenset({"predicate", "choice", "score", "refusal"})
+_MAY_HAVE_OTHERS: Final = frozenset({"output", "svg_usage", "tool_usage"})
+"""Members of a response that may hold calls of other models."""
 _STANDARD_TIERS: Final = frozenset({"auto", "default", "standard"})
 
 
@@ -379,8 +383,8 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         counts = {**count_tool_calls(holder), **counts}
     cost, has_refused_cost = read_cost(usage)
     provider = _find_provider(holder, usage)
-    choices = holder.get("choices")
-    finished = any(dig(choice, ("finish_reason",)) is not None for choice in rows(choices))
+    choices = rows(holder.get("choices"))
+    finished = any(dig(choice, ("finish_reason",)) is not None for choice in choices)
     kind = event.get("type")
     is_transcribed = kind == _TRANSCRIBED
     session = table(event.get("session")) if kind in _LIVE else None
@@ -393,8 +397,8 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         call_id=text(named.get("item_id" if is_transcribed else "id")),
         model=text(named.get("model")),
         opens=is_transcribed,
-        final=(finished or not rows(choices)) and kind != _LIVE[0],
-        alone=not rows(choices),
+        final=(finished or not choices) and kind != _LIVE[0],
+        alone=not choices,
         outlives=state is not None,
         sums=holder.get("object") in _SUMS,
         context=_context(holder, usage),
@@ -405,6 +409,8 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
 
 def _calls_of_others(holder: Table, provider: str, cost: Fraction | None) -> tuple[EventUsage, ...]:
     """The calls of other models inside an answer; an amount that the provider reports is for all of them."""
+    if _MAY_HAVE_OTHERS.isdisjoint(holder):
+        return ()
     found = tuple(read_other_calls(holder, provider))
     return found if cost is None else tuple(replace(other, cost_micros=Fraction(0)) for other in found)
 

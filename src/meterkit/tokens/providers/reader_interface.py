@@ -111,15 +111,17 @@ def context_of(**words: object) -> dict[str, str]:
 _MICROS: Final = 10**6
 _MICROS_MAX: Final = 10**9 * _MICROS
 _TICKS_PER_MICRO: Final = 10**4  # xAI: 10^10 ticks are a dollar.
+_DOLLAR_MICROS: Final = Fraction(_MICROS)
+_TICK_MICROS: Final = Fraction(1, _TICKS_PER_MICRO)
 
 
 def read_cost(usage: Table) -> tuple[Fraction | None, bool]:
     """Amount that a usage object reports for its call, and whether one was refused."""
-    reported, unit = usage.get("cost"), Fraction(_MICROS)
+    reported, unit = usage.get("cost"), _DOLLAR_MICROS
     if table(reported) is not None:
         reported = dig(reported, ("total_cost",))
     elif reported is None:
-        reported, unit = usage.get("cost_in_usd_ticks"), Fraction(1, _TICKS_PER_MICRO)
+        reported, unit = usage.get("cost_in_usd_ticks"), _TICK_MICROS
     if reported is None:
         return None, False
     cost = _amount(reported, unit)
@@ -127,7 +129,7 @@ def read_cost(usage: Table) -> tuple[Fraction | None, bool]:
     if cost is None or usage.get("is_byok") is not True or upstream is None:
         return cost, cost is None
     # With the app's own key at the model's provider the gateway charges its fee alone.
-    paid = _amount(upstream, Fraction(_MICROS))
+    paid = _amount(upstream, _DOLLAR_MICROS)
     return cost + (paid or 0), paid is None
 
 
