@@ -170,7 +170,7 @@ class Exchange(AdmittedRequest):
             raise
         if not self._begun:
             self._begun = bool(message.get("body"))
-        if reading is not None and reading.read(body):
+        if reading is not None and not reading.skip_repeats(body) and reading.read(body):
             await reading.catch_up()
 
     async def _send_last(self, message: Message) -> None:

@@ -51,6 +51,7 @@ class ResponseUsage:
         is_fetched: whether the response is a stored one, whose figures were counted before.
 
     Attributes:
+        skip_repeats: tries to take a piece in place of :meth:`read`, if it repeats the one before.
         figures: the quantities found at the paths of ``usage_fields``, by meter, once it is closed.
         unread_figure: the path of a token figure that ``usage`` does not read, once it is closed.
     """
@@ -72,6 +73,7 @@ class ResponseUsage:
         "_route",
         "_work",
         "figures",
+        "skip_repeats",
         "unread_figure",
     )
 
@@ -95,6 +97,7 @@ class ResponseUsage:
         self._at = self._piece_bytes = 0
         self._work: Work | None = None
         self._broken = self._is_behind = False
+        self.skip_repeats: Callable[[bytes], bool] = _skip_nothing
         # Reads a piece and returns the work that takes time; None: nothing is read.
         self._begin_piece: Callable[[bytes], Work | None] | None = None
         self._estimate = estimate
@@ -119,7 +122,8 @@ class ResponseUsage:
         Returns:
             Whether some of it is left to :meth:`catch_up`: it is too much to be read at once.
         """
-        begin_piece = self._begin_piece
+        self.skip_repeats = _skip_nothing
+        begin_piece, reader = self._begin_piece, self._reader
         if not body or begin_piece is None:
             return False
         if self._is_behind or len(body) > PIECE_BYTES:
@@ -132,6 +136,8 @@ class ResponseUsage:
             self._stop_reading(describe_error(error))
             return False
         if work is None:
+            if self._fields is None and reader is not None and reader.is_repeating:
+                self.skip_repeats = reader.skip_repeats
             return False
         self._work, self._piece_bytes = work, len(body)
         self._is_behind = True
@@ -230,6 +236,7 @@ class ResponseUsage:
         unread_tokens = self._read_rest()
         is_cut = gone or (self._is_behind and self._unread_bytes() > 0)
         reader, self._reader, self._begin_piece = self._reader, None, None
+        self.skip_repeats = _skip_nothing
         self._close_fields(complete=complete and not is_cut)
         calls: tuple[CallUsage, ...] = ()
         output_tokens = 0
@@ -296,10 +303,16 @@ class ResponseUsage:
 
     def _stop_reading(self, error: str) -> None:
         self._reader = self._fields = self._begin_piece = None
+        self.skip_repeats = _skip_nothing
         self._backlog.clear()
         self._work, self._at, self._is_behind = None, 0, False
         self._broken = True
         self._complain(f"reading token usage off a response failed, which counts nothing: {error}")
+
+
+def _skip_nothing(_: bytes) -> bool:
+    """Leave a piece to be read."""
+    return False
 
 
 def _ignore(_: str) -> None:

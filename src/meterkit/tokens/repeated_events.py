@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from meterkit.tokens.observer import UsageObserver
 
 # Every name under which an event may hold what the model wrote, whatever the API; see estimate.py.
 _TEXTS: Final = (
@@ -13,9 +16,11 @@ _TEXTS: Final = (
 )
 # Padding that OpenAI adds, of another length each time; it says nothing.
 _VARYING: Final = re.compile(rb'"(?:(?P<text>' + _TEXTS + rb')|obfuscation)"\s*:\s*"([^"\\]*)"')
-# After so many consecutive events without a repetition no more are compared.
+# After so many consecutive events of different surroundings no more are compared.
 _MISSES_MAX: Final = 16
 _EVENT_BYTES_MAX: Final = 4_096
+# More is read with pauses.
+_TEXT_BYTES_MAX: Final = 16 << 10
 _PLACES_MAX: Final = 2
 # Printable ASCII without quotation marks and backslashes: such a text is as long as its bytes.
 _is_plain: Final = re.compile(rb"[ !#-\[\]-~]*").fullmatch
@@ -29,9 +34,13 @@ class RepeatedEvents:
 
     Another one with the same bytes around another text differs in that text only, so that it need not
     be parsed. What is not plain, such as an escape in the text, is never taken for a repeat.
+
+    Args:
+        observer: counts the text of repeats.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observer: UsageObserver) -> None:
+        self._observer = observer
         # The bytes before the text and after it; and between it and the padding beside it, if any.
         self._before = self._after = self._middle = b""
         self._text_first = True
@@ -40,8 +49,8 @@ class RepeatedEvents:
         self._around = sys.maxsize
         self._misses = 0
 
-    def measure(self, events: bytes) -> int | None:
-        """UTF-8 bytes of the text of events that repeat the known one; None where one of them does not.
+    def skip(self, events: bytes) -> bool:
+        """Count the text of events if each repeats the known one, so that none needs to be read.
 
         Args:
             events: the data of one event, or one or more whole server-sent events.
@@ -50,31 +59,40 @@ class RepeatedEvents:
         measured = len(texts)
         if len(events) - measured != self._around:
             if not self._matches_known(events):
-                return None
+                return False
             texts = events[len(self._start) : -len(self._tail)]
             measured = len(texts)
+        if measured > _TEXT_BYTES_MAX:
+            return False
+        if self._middle or not _is_plain(texts):
+            found = self._measure(texts)
+            if found is None:
+                return False
+            measured = found
+        self._observer.text_bytes += measured
+        return True
+
+    def _measure(self, texts: bytes) -> int | None:
+        """UTF-8 bytes of texts that stand alone, or beside padding; None: something else is among them."""
+        measured = len(texts)
         if self._middle:
             first, middle, second = texts.partition(self._middle)
             if not middle:
                 return None
             measured = len(first if self._text_first else second)
             texts = first + b" " + second
-        if _is_plain(texts):
-            self._misses = 0
-            return measured
-        if not self._middle and b'"' in texts:
+            if _is_plain(texts):
+                return measured
+        elif b'"' in texts:
             # The rest is texts, unless something unique stands between two events.
             texts = texts.replace(self._between, b"")
             measured = len(texts)
         if b'"' in texts or b"\\" in texts:
             return None
         try:
-            if not texts.decode().isprintable():
-                return None
+            return measured if texts.decode().isprintable() else None
         except UnicodeDecodeError:
             return None
-        self._misses = 0
-        return measured
 
     def _matches_known(self, events: bytes) -> bool:
         """Whether the known event begins and ends here, in what server-sent events have around their data."""
@@ -85,6 +103,7 @@ class RepeatedEvents:
         start, tail = events[:at] + self._before, self._after + end
         if len(events) < len(start) + len(tail) or not events.endswith(tail):
             return False
+        self._misses = 0
         self._start, self._tail, self._around = start, tail, len(start) + len(tail)
         self._between = self._after + _END + start
         return True

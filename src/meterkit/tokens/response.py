@@ -69,6 +69,10 @@ class ResponseReader:
 
     It keeps no more than some 64 KiB, however long the response or a single event of it is. What it cannot
     read it says so of: a call is then ``missing``, with a note, and never 0.
+
+    Attributes:
+        is_repeating: whether the last chunk was whole events that repeat an earlier one.
+        skip_repeats: then tries to take the next chunk in place of :meth:`read`.
     """
 
     def __init__(self, usage: str, kind: bytes, coding: bytes) -> None:
@@ -78,7 +82,8 @@ class ResponseReader:
         self._known = _KNOWN[word]
         self._declared = usage != "auto" or kind == EVENT_STREAM
         self._observer = UsageObserver(apis, declared=self._declared)
-        self._repeats = RepeatedEvents()
+        self._repeats = RepeatedEvents(self._observer)
+        self.skip_repeats = self._repeats.skip
         self._decoding: ContentDecoder | None = None if coding in IDENTITY else make_decoder(coding)
         # Whether it is in a content coding that cannot be undone.
         self._is_coded = coding not in IDENTITY and self._decoding is None
@@ -88,7 +93,7 @@ class ResponseReader:
         )
         self._fed = self._is_cut = self._unreadable = self._selects = False
         self._sse: SseReader | None = None
-        self._is_between = False
+        self.is_repeating = False
         self._large_json: LargeJsonReader | None = None
         self._large_figure: str | None = None
         self._head = b""
@@ -159,13 +164,10 @@ class ResponseReader:
     def read(self, chunk: bytes) -> Work | None:
         """As :meth:`feed`; what takes time is left to do, before anything else is read."""
         # Most servers write one event at a time, each like the one before it.
-        if self._is_between or (self._sse is not None and self._sse.is_between):
-            measured = self._repeats.measure(chunk)
-            if measured is not None:
-                self._is_between = True
-                self._observer.text_bytes += measured
-                return None
-            self._is_between = False
+        is_between = self.is_repeating or (self._sse is not None and self._sse.is_between)
+        self.is_repeating = is_between and self.skip_repeats(chunk)
+        if self.is_repeating:
+            return None
         if self._is_coded:
             self._fed = self._fed or bool(chunk)
             self._unread_bytes += len(chunk)
@@ -270,7 +272,7 @@ class ResponseReader:
         return JsonReader(self._callbacks(), unseen=self._declared)
 
     def _callbacks(self) -> EventCallbacks:
-        return EventCallbacks(self._handle_event, self._wants, self._open_large, self._add_repeats)
+        return EventCallbacks(self._handle_event, self._wants, self._open_large, self.skip_repeats)
 
     def _wants(self, data: bytes) -> bool:
         """Whether an event, or something among several events, is read."""
@@ -310,14 +312,6 @@ class ResponseReader:
             return None
         return self._read_event(data)
 
-    def _add_repeats(self, events: bytes) -> bool:
-        """Several events at once, if they say nothing but their text."""
-        measured = self._repeats.measure(events)
-        if measured is None:
-            return False
-        self._observer.text_bytes += measured
-        return True
-
     def _read_frame(self, headers: Mapping[str, str], payload: bytes) -> Work | None:
         """One frame of an Amazon event stream."""
         if headers.get(":message-type") in ("exception", "error"):
@@ -342,7 +336,7 @@ class ResponseReader:
 
     def _read_event(self, data: bytes, name: str = "") -> Work | None:
         """Read the JSON of an event, and its name if that stands outside."""
-        if not name and self._add_repeats(data):
+        if not name and self.skip_repeats(data):
             return None
         observer = self._observer
         reports = _may_report_tokens(data)
