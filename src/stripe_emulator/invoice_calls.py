@@ -334,4 +334,4 @@ def _change_line(account: Account, invoice: Invoice, line: InvoiceLine, params: 
     if "tax_rates" in params:
         line.rate_ids = params.listed("tax_rates") if params.is_hash("tax_rates") else ()
     subscription = subscription_of_invoice(account, invoice)
-    return line if subscription is None else apply_tax_rates(account, subscription, [line])[0]
+    return apply_tax_rates(account, subscription, [line])[0]

@@ -6,7 +6,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stripe_emulator.call_table import PAGING, CallTable
-from stripe_emulator.invoice_drafts import one_time_line
+from stripe_emulator.invoice_drafts import apply_tax_rates, one_time_line, subscription_of_invoice
+from stripe_emulator.invoices import INVOICE_ITEMS_MAX
 from stripe_emulator.price_calls import resolve_price
 from stripe_emulator.prices import Price, PriceScheme, Product, decimal_text
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id, not_found
@@ -23,7 +24,7 @@ CALLS: Final = CallTable()
 QUANTITY_PARAMS: Final = ("quantity", "quantity_decimal")
 AMOUNT_PARAMS: Final = "price_data pricing unit_amount_decimal"
 # Accepted and without effect.
-ITEM_IGNORED: Final = "discountable tax_behavior tax_code"
+ITEM_IGNORED: Final = "discountable tax_code"
 
 
 class _Placement(NamedTuple):
@@ -75,13 +76,18 @@ class InvoiceItem(NamedTuple):
 
 @CALLS(
     "POST /v1/invoiceitems",
-    "currency customer description invoice metadata period subscription",
+    "currency customer description invoice metadata period subscription tax_behavior tax_rates",
     *QUANTITY_PARAMS,
     AMOUNT_PARAMS,
     ITEM_IGNORED,
 )
 def _create_item(account: Account, call: Call) -> JsonObject:
-    """https://docs.stripe.com/api/invoiceitems/create: at a price that is charged once."""
+    """Create an item at a price that is charged once.
+
+    "Creates an item to be added to a draft invoice (up to 250 items per invoice)"; its tax rates are used
+    "when automatic tax is not enabled" (https://docs.stripe.com/api/invoiceitems/create). An item without
+    rates of its own has the default ones of the invoice (https://docs.stripe.com/billing/taxes/tax-rates).
+    """
     params = call.params
     customer = account.customers.require(params.required("customer"))
     place = _read_placement(account, params, customer)
@@ -91,8 +97,10 @@ def _create_item(account: Account, call: Call) -> JsonObject:
     line.description = params.nonempty_text("description") or line.description
     line.customer, line.metadata, line.created = customer, params.metadata(), account.now
     line.start, line.end = params.period() or (line.start, line.end)
+    line.rate_ids = params.listed("tax_rates") if "tax_rates" in params else ()
     if place.invoice is not None:
-        place.invoice.lines.append(line)
+        subscription = subscription_of_invoice(account, place.invoice)
+        place.invoice.lines += apply_tax_rates(account, subscription, [line])
     else:
         account.invoices.pending.setdefault(place.subscription or customer, []).append(line)
     return InvoiceItem(line, customer, place.invoice).to_json()
@@ -104,6 +112,9 @@ def _read_placement(account: Account, params: Params, customer: str) -> _Placeme
         invoice = account.invoices.find(params.required("invoice"), param="invoice")
         if invoice.customer != customer or invoice.status != "draft":
             message = "You can only add invoice items to a draft invoice of the same customer."
+            raise ApiError(message, param="invoice")
+        if len(invoice.all_lines) >= INVOICE_ITEMS_MAX:
+            message = f"An invoice can have at most {INVOICE_ITEMS_MAX} items."
             raise ApiError(message, param="invoice")
         return _Placement(invoice, None, invoice.currency)
     if "subscription" not in params:
@@ -124,11 +135,18 @@ def _read_quantity(params: Params) -> Decimal:
 
 
 def _read_price(account: Account, params: Params, currency: str | None) -> Price:
-    """Return the price that a call names, or an inline one of its amount."""
+    """Return the price that a call names, or an inline one of its amount.
+
+    https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-tax_behavior says whether tax is within
+    the amount of an inline price; https://docs.stripe.com/tax/products-prices-tax-codes-tax-behavior.
+    """
+    behavior = params.choice("tax_behavior", ("exclusive", "inclusive", "unspecified"))
     named = params.hash("pricing") or params
     if "price" in named or "price_data" in named:
         params.refuse_both("unit_amount_decimal", "price_data", param="unit_amount_decimal")
-        return resolve_price(account, named, currency=currency, recurs=False)
+        price = resolve_price(account, named, currency=currency, recurs=False)
+        price.tax_behavior = behavior if price.inline and behavior else price.tax_behavior
+        return price
     unit_amount = params.decimal("unit_amount_decimal")
     if unit_amount is None:
         raise missing_parameter("pricing[price]")
@@ -146,6 +164,7 @@ def _read_price(account: Account, params: Params, currency: str | None) -> Price
         created=account.now,
         active=False,
         inline=True,
+        tax_behavior=behavior or "unspecified",
         pricing=PriceScheme(unit_amount=unit_amount),
     )
     account.products.add(product)

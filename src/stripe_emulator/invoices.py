@@ -53,7 +53,7 @@ InvoiceStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
 # An object that holds a list shows its beginning (https://docs.stripe.com/api/invoices/object#invoice_object-lines).
 LINES_SHOWN: Final = 10
 # https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-invoice.
-PENDING_LINES_MAX: Final = 250
+INVOICE_ITEMS_MAX: Final = 250
 PREVIEWS_MAX: Final = 100
 # Fields of an invoice that Stripe shows in another shape, or not at all.
 INVOICE_HIDDEN: Final = (
@@ -365,7 +365,7 @@ class Invoices(ObjectRegistry[Invoice]):
         """Return the pending lines for the next invoice of a subscription."""
         free = self.pending.get(subscription.customer, [])
         fitting = [line for line in free if line.price.currency == subscription.currency]
-        return [*self.pending.get(subscription.id, []), *fitting][:PENDING_LINES_MAX]
+        return [*self.pending.get(subscription.id, []), *fitting][:INVOICE_ITEMS_MAX]
 
     def take_pending_lines(self, subscription: Subscription) -> list[InvoiceLine]:
         """Remove and return the pending lines for an invoice."""

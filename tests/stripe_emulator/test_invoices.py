@@ -183,3 +183,67 @@ async def test_a_subscription_that_has_ended_takes_no_items(client: Any) -> None
     await client.subscriptions.cancel(made.id)
     await refused(add_item(client, made), "that has not ended")
     await refused(client.invoice_items.retrieve("ii_none"), "No such invoiceitem")
+
+
+async def renewal_draft(client: Any, clock: Clock, **how: Any) -> Any:
+    """Subscribe, and go to the first renewal; its invoice."""
+    await subscribe(client, **how)
+    clock.set(RENEWED)
+    return await newest_invoice(client)
+
+
+def priced(**more: Any) -> dict[str, Any]:
+    """Parameters of an item of 100 units at one cent each."""
+    price = {"currency": "usd", "product": "prod_pro", "unit_amount_decimal": Decimal(1), **more}
+    return {"price_data": price, "quantity_decimal": Decimal(100), "customer": "cus_1"}
+
+
+async def test_an_invoice_takes_250_items_while_it_is_a_draft(client: Any, clock: Clock) -> None:
+    """https://docs.stripe.com/api/invoiceitems/create: "up to 250 items per invoice", on a draft.
+
+    https://docs.stripe.com/api/invoices/list finds the draft by subscription and status.
+    """
+    draft = await renewal_draft(client, clock)
+    create = client.invoice_items.create
+    for _ in range(249):
+        await create(invoice=draft.id, **priced())
+    await refused(create(invoice=draft.id, **priced()), "at most 250 items")
+    owner = draft.parent.subscription_details.subscription
+    (found,) = (await client.invoices.list(subscription=owner, status="draft")).data
+    assert (found.id, found.total) == (draft.id, 1000 + 249 * 100)
+    await client.invoices.finalize_invoice(draft.id)
+    await refused(create(invoice=draft.id, **priced()), "draft invoice")
+
+
+async def test_an_item_has_the_currency_of_its_invoice(client: Any, clock: Clock) -> None:
+    """https://docs.stripe.com/invoicing/multi-currency-customers: one currency for each invoice."""
+    draft = await renewal_draft(client, clock)
+    euros = client.invoice_items.create(invoice=draft.id, **priced(currency="eur"))
+    await refused(euros, "doesn't match the expected currency: `usd`")
+
+
+@pytest.mark.parametrize("opened", [{"tax_percent": Decimal(10)}], indirect=True)
+@pytest.mark.parametrize(
+    ("behaviour", "total"), [("unspecified", 1210), ("exclusive", 1210), ("inclusive", 1200)]
+)
+async def test_items_of_a_draft_are_taxed(client: Any, clock: Clock, behaviour: str, total: int) -> None:
+    """https://docs.stripe.com/tax/products-prices-tax-codes-tax-behavior: on top, or within the amount."""
+    await client.customers.update("cus_1", address={"country": "US", "postal_code": "94103"})
+    draft = await renewal_draft(client, clock, automatic_tax={"enabled": True})
+    for own in (priced(tax_behavior=behaviour), {**priced(), "tax_behavior": behaviour}):
+        item = await client.invoice_items.create(invoice=draft.id, **own)
+        assert (await client.invoices.retrieve(draft.id)).total == total
+        await client.invoice_items.delete(item.id)
+
+
+async def test_items_of_a_draft_have_default_tax_rates_or_their_own(client: Any, clock: Clock) -> None:
+    """https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-tax_rates: they win."""
+    rates = [
+        (await client.tax_rates.create(display_name="VAT", percentage=percent, inclusive=False)).id
+        for percent in (10, 20)
+    ]
+    draft = await renewal_draft(client, clock, default_tax_rates=rates[:1])
+    for own, total in (({}, 1210), ({"tax_rates": rates[1:]}, 1220)):
+        item = await client.invoice_items.create(invoice=draft.id, **priced(), **own)
+        assert (await client.invoices.retrieve(draft.id)).total == total
+        await client.invoice_items.delete(item.id)
