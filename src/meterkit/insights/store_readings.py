@@ -11,7 +11,7 @@ from meterkit.errors import StoreError
 from meterkit.outbox.intents import count_members
 from meterkit.redis.durability import Durability, DurabilityCheck
 from meterkit.redis.server import count_replicas
-from meterkit.store.sync_queue_counts import count_syncs
+from meterkit.store.sync_queue_counts import sync_keys
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -79,7 +79,7 @@ async def read_webhooks(store: Store) -> Mapping[str, QueueReading]:
     Raises:
         StoreError: the store does not answer.
     """
-    found, now_ms = await count_syncs(store), store.now_ms()
+    found, now_ms = await sync_keys(store).count(), store.now_ms()
     return {
         "due": QueueReading(found.due, _age_s(now_ms, [] if found.oldest_ms is None else [found.oldest_ms])),
         "later": QueueReading(found.later, 0.0),

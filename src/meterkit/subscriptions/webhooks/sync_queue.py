@@ -11,16 +11,15 @@ import asyncio
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from random import SystemRandom
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
 from meterkit.decisions.keys import shard_of
-from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store import replies
-from meterkit.store.sync_queue_counts import count_syncs, due_keys, read_alarms, read_dead_syncs
+from meterkit.store.sharded_queue import DueShards
+from meterkit.store.sync_queue_counts import read_alarms, sync_keys
 from meterkit.subscriptions.webhooks.stripe_events import EventNote
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 
 LEASE_MS: Final = 60_000
 """Lease of an entry. A sync ends sooner, or renews it."""
-_SHARDS_AT_ONCE: Final = 32
-"""Of a cluster, whose shards are asked one by one."""
-_shuffle = SystemRandom().shuffle
 _Outcome = Literal["done", "later", "dead", "kept"]
 
 
@@ -101,8 +97,8 @@ class SyncQueue:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._wakes: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Event] = WeakKeyDictionary()
-        self._near = set[int]()  # Shards that may have something due, as far as this process knows.
-        self._next_shard = 0
+        self._all_keys = sync_keys(store)
+        self._due_shards = DueShards(self._all_keys)
 
     async def add(self, hint: SyncHint, *, alarm: str = "") -> Literal["new", "duplicate", "full"]:
         """Queue an event, in one round trip; ``full``: it is queued without its note.
@@ -124,7 +120,7 @@ class SyncQueue:
         if reply == replies.SYNC_REPEATED:
             return "duplicate"
         if hint.stripe_customer is not None:
-            self._near.add(shard)
+            self._due_shards.add(shard)
             self.wake()
         return "full" if reply == replies.SYNC_NO_ROOM else "new"
 
@@ -133,26 +129,15 @@ class SyncQueue:
         shard = self._shard_of(stripe_customer)
         await self._queue_sync(shard, stripe_customer, cause, delay_ms=delay_ms)
         if not delay_ms:
-            self._near.add(shard)
+            self._due_shards.add(shard)
 
     async def lease_due(self, most: int) -> list[SyncEntry]:
-        """Lease due entries: of each shard the longest due first, the shards in random order.
+        """Lease due entries."""
 
-        On a cluster each call asks some of the shards, and those that this process was hinted at.
-        """
-        leased: list[SyncEntry] = []
-        failed: StoreError | None = None
-        for shard in await self._due_shards():
-            free = most - len(leased)
-            if not free:
-                break
-            try:
-                leased += filter(None, await self._lease_entries(shard, most=free))
-            except StoreError as error:  # Of one node of a cluster: the shards of the others go on.
-                failed = error
-        if failed is not None and not leased:
-            raise failed
-        return leased
+        async def lease_in(shard: int, free: int) -> list[SyncEntry]:
+            return [entry for entry in await self._lease_entries(shard, most=free) if entry is not None]
+
+        return await self._due_shards.lease(most, lease_in)
 
     async def lease_one(self, stripe_customer: str) -> SyncEntry | Literal["taken", "gone"]:
         """Lease one entry, whenever it is due; ``taken``: another worker has it; ``gone``: it is done."""
@@ -160,8 +145,8 @@ class SyncQueue:
         return (found[0] or "taken") if found else "gone"
 
     def check_all_shards(self) -> None:
-        """Make the next calls of :meth:`lease_due` ask all shards, also on a cluster."""
-        self._near.update(range(self._store.keys.shards))
+        """Make the next call of :meth:`lease_due` ask all shards, also on a cluster."""
+        self._due_shards.add()
 
     async def renew(self, entry: SyncEntry) -> bool:
         """Renew the lease of an entry for :data:`LEASE_MS`; False if another worker has it."""
@@ -188,7 +173,7 @@ class SyncQueue:
 
     async def list_dead(self) -> list[DeadWebhook]:
         """List the Stripe customers that are given up, the longest first."""
-        found = [_dead_webhook(name, kept) for name, kept in (await read_dead_syncs(self._store)).items()]
+        found = [_dead_webhook(name, kept) for name, kept in (await self._all_keys.read_dead()).items()]
         return sorted(found, key=lambda entry: (entry.at_ms, entry.stripe_customer))
 
     async def redrive(self, stripe_customers: Iterable[str]) -> None:
@@ -199,7 +184,7 @@ class SyncQueue:
 
     async def read_backlog(self) -> WebhookBacklog:
         """Count waiting and dead entries, and alarms."""
-        found = await count_syncs(self._store)
+        found = await self._all_keys.count()
         alarms = await read_alarms(self._store)
         return WebhookBacklog(entries=found.due + found.later, dead=len(found.dead), alarms=alarms)
 
@@ -221,26 +206,6 @@ class SyncQueue:
     def _shard_of(self, name: str) -> int:
         """The shard of a Stripe customer, or of an event without one."""
         return shard_of(name, self._store.keys.shards)
-
-    async def _due_shards(self) -> list[int]:
-        """Shards that have something due, in random order: workers do not all begin at the same one."""
-        store, admin = self._store, await self._store.admin()
-        shards, keys = self._next_shards(), due_keys(store.keys)
-        self._near.difference_update(shards)  # Before they are asked: what comes meanwhile is kept.
-        counted = await store.count_members(admin, [keys[shard] for shard in shards], limit=store.now_ms())
-        due = [shards[nth] for nth in counted]
-        self._near.update(due)
-        _shuffle(due)
-        return due
-
-    def _next_shards(self) -> list[int]:
-        """The shards to ask: all, or on a cluster some of them and those that may have something due."""
-        shards = self._store.keys.shards
-        if self._store.address.kind != "cluster" or shards <= _SHARDS_AT_ONCE:
-            return list(range(shards))
-        first, self._next_shard = self._next_shard, (self._next_shard + _SHARDS_AT_ONCE) % shards
-        chosen = {(first + nth) % shards for nth in range(_SHARDS_AT_ONCE)}
-        return list(chosen | self._near)
 
     async def _queue_sync(
         self,
@@ -291,7 +256,7 @@ class SyncQueue:
         done = (note.name for note in notes)
         is_ours = bool(await admin.run(self._store.scripts["finish_entry"], keys, *arguments, *done))
         if outcome != "kept" and not span_ms:
-            self._near.add(shard)
+            self._due_shards.add(shard)
         return is_ours
 
     def _keys(self, shard: int, *parts: str) -> list[str]:
