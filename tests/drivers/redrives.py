@@ -21,7 +21,7 @@ async def kill_message(
     queue = MessageQueue(kit.store, "webhook")
     at = "2031-06-01T00:00:00Z"
     message = Message(id=name, event=event, customer=customer, at=at, data={})
-    await queue.add(name, message.dump())
+    await queue.add(customer, name, message.dump())
     (taken,) = await queue.lease(1)
     assert await queue.give_up(taken, why)
 

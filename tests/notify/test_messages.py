@@ -139,6 +139,32 @@ async def test_after_three_days_a_message_is_dead_until_it_is_redriven(
     assert (hook.ids, (await kit.notify.list())["webhook"]) == ([dead.id], [])
 
 
+@pytest.mark.each_store
+async def test_messages_wait_in_the_shards_of_their_customers(store_url: str, clock: Clock) -> None:
+    customers = ["acme", "bolt", "core", "dusk", "echo", "fern"]
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, shards=64) as kit:
+        hook.status = 500
+        for customer in customers:
+            await kit.record(customer, "requests", 5)
+        await pass_over(kit, "webhook")
+        kept = (await kit.notify.list())["webhook"]
+        assert [one.state for one in kept] == ["waiting"] * len(customers)
+        admin, keys = await kit.store.admin(), kit.store.keys
+        for customer in customers:
+            key = keys.shard(keys.customer(customer).shard, "messages:webhook:due")
+            assert await admin.ask(admin.client.zcard(key)) == 1
+        await kit.customers.delete("fern")
+        clock.advance(timedelta(days=4))
+        await pass_over(kit, "webhook")
+        dead = [one.id for one in (await kit.notify.list())["webhook"] if one.state == "dead"]
+        assert len(dead) == len(customers) - 1
+        hook.posts.clear()
+        hook.status = 200
+        assert (await kit.notify.redrive(dead[0]), await kit.notify.redrive()) == (1, len(dead) - 1)
+        await pass_over(kit, "webhook")
+        assert (sorted(hook.ids), (await kit.notify.list())["webhook"]) == (sorted(dead), [])
+
+
 async def test_a_retry_after_of_days_is_taken_for_one(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
     hook.status, hook.headers = 503, {"retry-after": f"{2 * 86_400}"}
     await kit.record("acme", "requests", 5)

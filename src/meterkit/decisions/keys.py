@@ -25,7 +25,7 @@ FORMAT: Final = 3
 """Version of everything that is stored; the first part of each ``rev``."""
 
 HOOKS_SHARD: Final = 0
-"""Shard of data that belongs to no customer: messages, leases of tasks."""
+"""Shard of data that belongs to no customer, such as leases of tasks."""
 
 HEAD_FIELD: Final = "h"
 """Counter field with the customer's own numbers and the rev."""
@@ -46,7 +46,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:audit(:sums)?$",  # entries that are not in the database of the audit log yet
     r"^[\w.-]+:\{\d+\}:(intents|outbox|items|parked|dead|compare|life)$",  # deliveries to Stripe
     r"^[\w.-]+:\{\d+\}:hints:(entries|due|dead)$",  # Stripe customers to fetch
-    r"^[\w.-]+:\{0\}:messages:\w+:(entries|due|dead)$",  # messages to be sent
+    r"^[\w.-]+:\{\d+\}:messages:\w+:(entries|due|dead)$",  # messages to be sent
     r"^[\w.-]+:\{\d+\}:n:",  # kinds of e-mails that a customer does not want
     r"^[\w.-]+:\{\d+\}:c:",  # counters, only while a linked customer's usage is pending
 )
@@ -335,9 +335,9 @@ class Keys:
         """Queue of Stripe customers to fetch: ``entries``, ``due``, and so on; see queue_sync.lua."""
         return self.shard(shard, f"hints:{name}")
 
-    def messages(self, name: str) -> str:
-        """Messages to be sent, all in one shard: ``entries``, ``due``, and so on; see queue_sync.lua."""
-        return self.shard(HOOKS_SHARD, f"messages:{name}")
+    def messages(self, channel: str, shard: int, name: str) -> str:
+        """Messages to be sent: ``entries``, ``due``, and so on; see queue_sync.lua."""
+        return self.shard(shard, f"messages:{channel}:{name}")
 
     def unwanted(self, customer: str) -> str:
         """Set: the kinds of e-mails that a customer does not want."""

@@ -120,10 +120,11 @@ async def check_messages(parts: Parts) -> tuple[str, list[Finding]]:
     dead: list[KeptMessage] = []
     for channel in CHANNELS:
         queue = MessageQueue(parts.store, channel)
-        counted, late_ms = await queue.count_messages(), await queue.overdue_ms()
-        waiting += counted["due"] + counted["later"]
-        found += find_overdue_messages(channel, counted["due"], late_ms)
-        if counted["dead"]:
+        counted, now_ms = await queue.count(), parts.store.now_ms()
+        waiting += counted.due + counted.later
+        oldest_ms = now_ms if counted.oldest_ms is None else counted.oldest_ms
+        found += find_overdue_messages(channel, counted.due, now_ms - oldest_ms)
+        if counted.dead:
             dead += [one for one in await queue.list_messages() if one.state == "dead"]
     return f"{waiting:,} wait, {len(dead):,} dead", [*found, *find_dead_messages(dead)]
 

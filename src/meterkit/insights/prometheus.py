@@ -105,7 +105,8 @@ async def _message_families(store: Store) -> list[Metric]:
         labels=("channel", "state"),
     )
     for channel in CHANNELS:
-        for state, count in (await MessageQueue(store, channel).count_messages()).items():
+        found = await MessageQueue(store, channel).count()
+        for state, count in (("due", found.due), ("later", found.later), ("dead", len(found.dead))):
             items.add_metric((channel, state), count)
     return [items]
 

@@ -224,6 +224,7 @@ class MessageCourier:
         Raises:
             StoreError: the store does not answer.
         """
+        self._queue.check_all_shards()
         async with self._sender.opened() as send:
             while await self._deliver_batch(send):
                 pass
@@ -262,7 +263,7 @@ class MessageCourier:
             )
             return
         message = make_message(self._sender.channel, notice.kind, event)
-        await self._queue.add(message.id, message.dump())
+        await self._queue.add(message.customer, message.id, message.dump())
 
     async def _deliver_batch(self, send: Callable[[Message], Awaitable[None]]) -> bool:
         """Send a batch of due messages; return whether there may be more."""

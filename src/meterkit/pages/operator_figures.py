@@ -278,7 +278,7 @@ async def live_sections(store: Store, degraded: Mapping[int, int]) -> Sequence[S
         StoreError: the store does not answer.
     """
     waiting, webhooks = await read_deliveries(store), await read_webhooks(store)
-    messages = [await MessageQueue(store, channel).count_messages() for channel in CHANNELS]
+    messages = [await MessageQueue(store, channel).count() for channel in CHANNELS]
     outbox = [
         Figure(state, f"Deliveries {state}", waiting[state].items, opens="outbox", of=opened)
         # `queued` includes intents that are being sent.
@@ -288,8 +288,8 @@ async def live_sections(store: Store, degraded: Mapping[int, int]) -> Sequence[S
     spikes = await SpikesToday(store).count()
     since = store.now_ms() // MINUTE_MS - DAY_MINUTES
     today = sum(minute > since for minute in degraded)
-    waits = sum(found["due"] + found["later"] for found in messages)
-    dead = sum(found["dead"] for found in messages)
+    waits = sum(found.due + found.later for found in messages)
+    dead = sum(len(found.dead) for found in messages)
     unconfirmed = Figure(
         "unconfirmed",
         "Periods without a confirmed invoice",

@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.decisions.keys import shard_of
 from meterkit.store import replies
+from meterkit.store.sharded_queue import DueShards, QueueKeys
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
+    from meterkit.store.sharded_queue import QueueCounts
     from meterkit.store.store import Store
 
 Channel = Literal["webhook", "email"]
@@ -32,6 +36,7 @@ class LeasedMessage:
 
     Attributes:
         id: of the message.
+        shard: of its customer.
         token: of the lease.
         hinted: number of times it was queued; part of the queue's protocol.
         attempts: number of failed attempts before.
@@ -40,6 +45,7 @@ class LeasedMessage:
     """
 
     id: str
+    shard: int
     token: str
     hinted: int
     attempts: int
@@ -78,18 +84,29 @@ class MessageQueue:
 
     def __init__(self, store: Store, channel: Channel) -> None:
         self._store = store
-        self._channel = channel
+        self._all_keys = QueueKeys(store, partial(store.keys.messages, channel))
+        self._due_shards = DueShards(self._all_keys)
 
-    async def add(self, message_id: str, text: str) -> bool:
+    async def add(self, customer: str, message_id: str, text: str) -> bool:
         """Queue a message, unless one with this id was queued within 35 days; whether it is new."""
-        return await self._queue_message(message_id, "event", text, is_event=True) != replies.SYNC_REPEATED
+        shard = shard_of(customer, self._store.keys.shards)
+        reply = await self._queue_message(shard, message_id, "event", text, is_event=True)
+        return reply != replies.SYNC_REPEATED
 
     async def lease(self, most: int) -> list[LeasedMessage]:
-        """Lease due messages for :data:`LEASE_MS`, the longest overdue first."""
+        """Lease due messages for :data:`LEASE_MS`."""
         admin = await self._store.admin()
-        keys = [self._key(part) for part in ("entries", "due")]
-        reply = await admin.run(self._store.scripts["lease_entries"], keys, token_hex(8), LEASE_MS, most, "")
-        return [_parse_leased(*found) for found in reply]
+
+        async def lease_in(shard: int, free: int) -> list[LeasedMessage]:
+            keys, script = self._keys(shard, "entries", "due"), self._store.scripts["lease_entries"]
+            reply = await admin.run(script, keys, token_hex(8), LEASE_MS, free, "")
+            return [_parse_leased(shard, *found) for found in reply]
+
+        return await self._due_shards.lease(most, lease_in)
+
+    def check_all_shards(self) -> None:
+        """Make the next call of :meth:`lease` ask all shards, also on a cluster."""
+        self._due_shards.add()
 
     async def done(self, message: LeasedMessage) -> bool:
         """Remove a sent message; whether this process still had its lease."""
@@ -105,67 +122,64 @@ class MessageQueue:
 
     async def list_messages(self) -> list[KeptMessage]:
         """Waiting messages, then dead ones; the oldest first."""
-        admin = await self._store.admin()
-        pipe = admin.client.pipeline(transaction=False)
-        pipe.hgetall(self._key("entries"))
-        pipe.hgetall(self._key("dead"))
-        waiting, dead = await admin.ask(pipe.execute())
-        found = [_parse_kept(name, kept, "waiting") for name, kept in waiting.items()]
-        found += [_parse_kept(name, kept, "dead") for name, kept in dead.items()]
+        found: list[KeptMessage] = []
+        states: tuple[tuple[str, Literal["waiting", "dead"]], ...] = (
+            ("entries", "waiting"),
+            ("dead", "dead"),
+        )
+        for part, state in states:
+            for each in await self._all_keys.read_hashes(part):
+                found += [_parse_kept(name, kept, state) for name, kept in each.items()]
         return sorted(found, key=lambda one: (one.state == "dead", one.since_ms, one.id))
 
-    async def redrive(self, message_ids: Iterable[str]) -> None:
+    async def redrive(self, message_ids: Collection[str]) -> None:
         """Send dead messages again, from the first attempt on."""
-        for message_id in message_ids:
-            await self._queue_message(message_id, "operator")
+        for shard, dead in enumerate(await self._all_keys.read_hashes("dead")):
+            for message_id in map(bytes.decode, dead):
+                if message_id in message_ids:
+                    await self._queue_message(shard, message_id, "operator")
 
-    async def count_messages(self) -> Mapping[str, int]:
-        """Number of messages that are ``due``, wait for a retry (``later``), and are ``dead``."""
-        admin, now_ms = await self._store.admin(), self._store.now_ms()
+    async def count(self) -> QueueCounts:
+        """Count due, later and dead messages."""
+        return await self._all_keys.count()
+
+    async def forget(self, customer: str) -> None:
+        """Drop the messages about a customer, whatever their state."""
+        admin, shard = await self._store.admin(), shard_of(customer, self._store.keys.shards)
+        entries, due, dead = self._keys(shard, "entries", "due", "dead")
         pipe = admin.client.pipeline(transaction=False)
-        pipe.zcount(self._key("due"), "-inf", now_ms)
-        pipe.zcount(self._key("due"), f"({now_ms}", "+inf")
-        pipe.hkeys(self._key("dead"))
-        due, later, dead = await admin.ask(pipe.execute())
-        return {"due": due, "later": later, "dead": len(dead)}
+        pipe.hgetall(entries)
+        pipe.hgetall(dead)
+        waiting, given_up = await admin.ask(pipe.execute())
+        own = [name for name, kept in {**waiting, **given_up}.items() if _customer_of(kept) == customer]
+        if own:
+            pipe = admin.client.pipeline(transaction=False)
+            pipe.hdel(entries, *own)
+            pipe.hdel(dead, *own)
+            pipe.zrem(due, *own)
+            await admin.ask(pipe.execute())
 
-    async def overdue_ms(self) -> int:
-        """Time since the first message became due; 0: none is due."""
-        admin, now_ms = await self._store.admin(), self._store.now_ms()
-        first = await admin.ask(admin.client.zrange(self._key("due"), 0, 0, withscores=True))
-        return max(0, now_ms - int(first[0][1])) if first else 0
-
-    async def forget(self, message_ids: Collection[str]) -> None:
-        """Drop messages, whatever their state."""
-        if not message_ids:
-            return
-        admin = await self._store.admin()
-        pipe = admin.client.pipeline(transaction=False)
-        pipe.hdel(self._key("entries"), *message_ids)
-        pipe.hdel(self._key("dead"), *message_ids)
-        pipe.zrem(self._key("due"), *message_ids)
-        await admin.ask(pipe.execute())
-
-    def _key(self, name: str) -> str:
-        return self._store.keys.messages(f"{self._channel}:{name}")
+    def _keys(self, shard: int, *parts: str) -> list[str]:
+        return [self._all_keys.name_key(shard, part) for part in parts]
 
     async def _queue_message(
-        self, message_id: str, cause: str, text: str = "", *, is_event: bool = False
+        self, shard: int, message_id: str, cause: str, text: str = "", *, is_event: bool = False
     ) -> int:
         admin = await self._store.admin()
-        keys = [self._key(part) for part in ("entries", "due", "dead", "alarms")]
-        keys += [self._key(f"event:{message_id}"), self._key(f"text:{message_id}")]
+        parts = ("entries", "due", "dead", "alarms", f"event:{message_id}", f"text:{message_id}")
+        keys = self._keys(shard, *parts)
         note = _NOTE if text else ""
         reply = await admin.run(
             self._store.scripts["queue_sync"], keys, message_id, cause, int(is_event), "", note, text, 0
         )
+        self._due_shards.add(shard)
         return int(reply)
 
     async def _end_lease(
         self, message: LeasedMessage, outcome: _Outcome, *, span_ms: int, why: str, counts: bool = False
     ) -> bool:
         admin = await self._store.admin()
-        keys = [self._key(part) for part in ("entries", "due", "dead")]
+        keys = self._keys(message.shard, "entries", "due", "dead")
         arguments = (message.id, message.token, outcome, message.hinted, span_ms, int(counts), why)
         done = (_NOTE,) if outcome == "done" else ()
         return bool(await admin.run(self._store.scripts["finish_entry"], keys, *arguments, *done))
@@ -178,21 +192,21 @@ async def forget_messages(store: Store, customer: str) -> None:
         StoreError: the store does not answer.
     """
     for channel in CHANNELS:
-        queue = MessageQueue(store, channel)
-        await queue.forget([one.id for one in await queue.list_messages() if _customer_of(one) == customer])
+        await MessageQueue(store, channel).forget(customer)
 
 
-def _customer_of(kept: KeptMessage) -> str | None:
+def _customer_of(kept: bytes) -> str | None:
     try:
-        return str(json.loads(kept.text)["customer"])
+        return str(json.loads(json.loads(kept)["notes"][_NOTE])["customer"])
     except (ValueError, LookupError, TypeError):
         return None
 
 
-def _parse_leased(name: bytes, kept: bytes) -> LeasedMessage:
+def _parse_leased(shard: int, name: bytes, kept: bytes) -> LeasedMessage:
     found: dict[str, Any] = json.loads(kept)
     return LeasedMessage(
         id=name.decode(),
+        shard=shard,
         token=found["token"],
         hinted=int(found["n"]),
         attempts=int(found["attempts"]),
