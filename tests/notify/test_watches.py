@@ -28,6 +28,7 @@ from meterkit.notify.period_watches import LeasedWatch, SummaryWatch, notify_onc
 from meterkit.notify.spikes import (
     FLOOR,
     HOUR_MS,
+    CustomerSpike,
     FourWeekPace,
     Spike,
     SpikesToday,
@@ -438,3 +439,19 @@ def test_the_pace_of_a_spike_is_that_of_four_weeks_like_it() -> None:
     spike = Spike(span="hour", used=301, usual=100)
     assert project_spike(spike, hours, hour * HOUR_MS + 5) == FourWeekPace(28 * 24 * 301, behind)
     assert project_spike(replace(spike, span="day"), hours, hour * HOUR_MS) == FourWeekPace(28 * 301, behind)
+
+
+@pytest.mark.each_store
+async def test_spikes_of_all_shards_are_listed(store_url: str, clock: Clock) -> None:
+    customers = ("acme", "bolt", "core", "dusk")
+    async with kit_of(store_url, clock, shards=8) as kit:
+        spikes = SpikesToday(kit.store)
+        for customer in customers:
+            await spikes.add(CustomerSpike(customer, "requests", kit.store.now_ms(), "day", 900, 9))
+            clock.advance(timedelta(minutes=1))
+        assert len({kit.store.keys.customer(customer).shard for customer in customers}) > 1
+        assert [one.customer for one in await spikes.all()] == [*reversed(customers)]
+        await kit.customers.delete("core")
+        assert await spikes.count() == 3
+        clock.advance(timedelta(days=1))
+        assert (await spikes.count(), await spikes.all()) == (0, [])

@@ -142,9 +142,10 @@ async def _forget_in_lists(store: Store, customer: str) -> None:
     """Erase the customer from lists that name many customers; `test_deletion_traces.py` has them all."""
     admin, keys, now_ms = await store.admin(), store.keys, store.now_ms()
     await DriftRecords(store).forget(customer)
-    for key in (keys.hooks("changes"), keys.hooks("prices"), keys.relist(keys.customer(customer).shard)):
+    shard = keys.customer(customer).shard
+    for key in (keys.hooks("changes"), keys.hooks("prices"), keys.relist(shard)):
         await admin.ask(admin.client.zrem(key, customer))
-    for key in (keys.spikes(now_ms), keys.spikes(now_ms - _DAY_MS)):
+    for key in (keys.spikes(shard, now_ms), keys.spikes(shard, now_ms - _DAY_MS)):
         names: list[bytes] = await admin.ask(admin.client.hkeys(key))
         own = [name for name in names if name.decode().partition(" ")[2] == customer]
         if own:

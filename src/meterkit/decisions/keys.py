@@ -343,9 +343,9 @@ class Keys:
         """Set: the kinds of e-mails that a customer does not want."""
         return self.shard(shard_of(customer, self.shards), f"n:{customer}")
 
-    def spikes(self, at_ms: int) -> str:
+    def spikes(self, shard: int, at_ms: int) -> str:
         """Hash: meter and customer of each spike of the day of an instant, for 2 days."""
-        return self.shard(HOOKS_SHARD, f"spikes:{at_ms // 86_400_000}")
+        return self.shard(shard, f"spikes:{at_ms // 86_400_000}")
 
     def watched(self, customer: str, digest: str) -> str:
         """String: a watch's finding about a customer: the event, then the time of its notice; 2 days."""

@@ -164,7 +164,7 @@ class CustomerSpike(NamedTuple):
 
 
 class SpikesToday:
-    """Spikes of today, in one hash per day. Each method raises StoreError if the store does not answer.
+    """Spikes of today, in a hash per shard and day. Each method raises StoreError if the store is down.
 
     Args:
         store: has the hashes.
@@ -175,7 +175,8 @@ class SpikesToday:
 
     async def add(self, spike: CustomerSpike) -> None:
         """Add a spike; it replaces one of the same customer, meter and day."""
-        key = self._key(spike.at_ms)
+        keys = self._store.keys
+        key = keys.spikes(keys.customer(spike.customer).shard, spike.at_ms)
         admin = await self._store.admin()
         pipe = admin.client.pipeline(transaction=False)
         pipe.hset(key, f"{spike.meter} {spike.customer}", json.dumps(spike[2:]))
@@ -184,22 +185,25 @@ class SpikesToday:
 
     async def count(self) -> int:
         """Count the spikes of today (UTC)."""
-        admin = await self._store.admin()
-        return int(await admin.ask(admin.client.hlen(self._key(self._store.now_ms()))))
+        return sum(await self._ask_shards("HLEN"))
 
     async def all(self) -> Sequence[CustomerSpike]:
         """List the spikes of today (UTC), newest first."""
-        admin = await self._store.admin()
-        kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(self._key(self._store.now_ms())))
+        kept: list[dict[bytes, bytes]] = await self._ask_shards("HGETALL")
         found: list[CustomerSpike] = []
-        for name, data in kept.items():
+        for name, data in (entry for each in kept for entry in each.items()):
             meter, _, customer = name.decode().partition(" ")
             values: Any = json.loads(data)
             found.append(CustomerSpike(customer, meter, *values))
         return sorted(found, key=lambda spike: (-spike.at_ms, spike.customer, spike.meter))
 
-    def _key(self, at_ms: int) -> str:
-        return self._store.keys.spikes(at_ms)
+    async def _ask_shards(self, command: str) -> list[Any]:
+        admin, keys, now_ms = await self._store.admin(), self._store.keys, self._store.now_ms()
+        pipe = admin.client.pipeline(transaction=False)
+        for shard in range(keys.shards):
+            pipe.execute_command(command, keys.spikes(shard, now_ms))
+        found: list[Any] = await admin.ask(pipe.execute())
+        return found
 
 
 EVENT: Final = "usage.spike"
