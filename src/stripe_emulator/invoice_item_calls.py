@@ -1,4 +1,4 @@
-"""API calls about invoice items: create on a draft or for the next invoice, retrieve, list, delete."""
+"""API calls about invoice items: create on a draft or for the next one, retrieve, list, update, delete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stripe_emulator.call_table import PAGING, CallTable
 from stripe_emulator.invoice_drafts import apply_tax_rates, one_time_line, subscription_of_invoice
 from stripe_emulator.invoices import INVOICE_ITEMS_MAX
 from stripe_emulator.price_calls import resolve_price
-from stripe_emulator.prices import Price, PriceScheme, Product, decimal_text
+from stripe_emulator.prices import Price, PriceScheme, Product, decimal_text, price_quantity, to_cents
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id, not_found
 from stripe_emulator.subscriptions import ENDED
 
@@ -153,18 +153,24 @@ def _read_price(account: Account, params: Params, currency: str | None) -> Price
     own = params.required("currency").lower()
     if currency not in {None, own}:
         raise ApiError(f"The invoice item is in `{own}`, and the invoice in `{currency}`.", param="currency")
-    name = params.nonempty_text("description") or "Invoice item"
+    price = _add_inline_price(
+        account, own, params.nonempty_text("description") or "Invoice item", unit_amount
+    )
+    price.tax_behavior = behavior or price.tax_behavior
+    return price
+
+
+def _add_inline_price(account: Account, currency: str, name: str, unit_amount: Decimal) -> Price:
     product = Product(
         id=new_id("prod_", length=14), name=name, created=account.now, updated=account.now, active=False
     )
     price = Price(
         id=new_id("price_1", length=23),
         product=product.id,
-        currency=own,
+        currency=currency,
         created=account.now,
         active=False,
         inline=True,
-        tax_behavior=behavior or "unspecified",
         pricing=PriceScheme(unit_amount=unit_amount),
     )
     account.products.add(product)
@@ -208,18 +214,57 @@ def _find_item(account: Account, call: Call) -> InvoiceItem:
     raise not_found("invoiceitem", call.object_id)
 
 
+def _refuse_final(item: InvoiceItem) -> None:
+    if item.invoice is not None and item.invoice.status != "draft":
+        raise ApiError("The invoice item is on an invoice that is no longer editable.")
+
+
 @CALLS("GET /v1/invoiceitems/{id}")
 def _retrieve_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoiceitems/retrieve."""
     return _find_item(account, call).to_json()
 
 
+@CALLS(
+    "POST /v1/invoiceitems/{id}",
+    "description metadata period unit_amount_decimal",
+    *QUANTITY_PARAMS,
+    ITEM_IGNORED,
+)
+def _update_item(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoiceitems/update: only before its invoice is final.
+
+    An item that a change of a subscription made keeps its quantity and its amount
+    (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
+    """
+    item, params = _find_item(account, call), call.params
+    _refuse_final(item)
+    line = item.line
+    if line.customer is None and any(name in params for name in (*QUANTITY_PARAMS, "unit_amount_decimal")):
+        raise ApiError("You cannot change the amount of an invoice item of a subscription change.")
+    if any(name in params for name in QUANTITY_PARAMS):
+        line.quantity = _read_quantity(params)
+    unit_amount = params.decimal("unit_amount_decimal")
+    if unit_amount is not None:
+        behavior = line.price.tax_behavior
+        line.price = _add_inline_price(account, line.price.currency, line.description, unit_amount)
+        line.price.tax_behavior = behavior
+        line.unit_amount = unit_amount
+    if line.customer is not None:
+        line.amount = to_cents(price_quantity(line.price.pricing, line.quantity))
+    line.description = params.nonempty_text("description") or line.description
+    line.start, line.end = params.period() or (line.start, line.end)
+    if "metadata" in params:
+        line.metadata = line.metadata or {}
+        params.update_metadata("metadata", line.metadata)
+    return item.to_json()
+
+
 @CALLS("DELETE /v1/invoiceitems/{id}", expandable=())
 def _delete_item(account: Account, call: Call) -> JsonObject:
     """Delete an item that is on no finalized invoice (https://docs.stripe.com/api/invoiceitems/delete)."""
     item = _find_item(account, call)
-    if item.invoice is not None and item.invoice.status != "draft":
-        raise ApiError("The invoice item is on an invoice that is no longer editable.")
+    _refuse_final(item)
     pending = account.invoices.pending.values()
     for lines in (item.invoice.lines,) if item.invoice is not None else pending:
         lines[:] = [line for line in lines if line.invoice_item != call.object_id]

@@ -164,6 +164,31 @@ async def test_items_are_listed_until_deleted(client: Any, emulator: StripeEmula
     await refused(client.invoice_items.delete(second.id), "no longer editable")
 
 
+async def test_an_item_is_changed_until_its_invoice_is_final(
+    client: Any, emulator: StripeEmulator, clock: Clock
+) -> None:
+    """https://docs.stripe.com/api/invoiceitems/update: what a call does not name stays."""
+    made = await subscribe(client)
+    item = await add_item(client, made, metadata={"a": "b", "c": "d"})
+    changed = await client.invoice_items.update(
+        item.id, quantity_decimal=Decimal(80), metadata={"a": "", "e": "f"}
+    )
+    assert (changed.amount, changed.quantity_decimal, changed.metadata.to_dict()) == (
+        30,
+        Decimal(80),
+        {"c": "d", "e": "f"},
+    )
+    cheaper = await client.invoice_items.update(
+        item.id, unit_amount_decimal=Decimal("0.25"), description="Words"
+    )
+    assert (cheaper.amount, cheaper.description, cheaper.period) == (20, "Words", item.period)
+    await refused(client.invoice_items.update(item.id, quantity_decimal=Decimal(-1)), "non-negative")
+    clock.advance(timedelta(days=31))
+    emulator.advance()
+    assert 20 in [line.amount for line in (await newest_invoice(client)).lines.data]
+    await refused(client.invoice_items.update(item.id, quantity_decimal=Decimal(1)), "no longer editable")
+
+
 @pytest.mark.parametrize(
     ("more", "why"),
     [

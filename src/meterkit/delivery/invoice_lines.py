@@ -15,6 +15,7 @@ from meterkit.decisions.periods import from_ms, iso
 from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.decisions.subscription import ENDED
 from meterkit.delivery.invoices import MADE_WITHIN_MS, is_renewal_of, units_of
+from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
 from meterkit.outbox.invoice_line_terms import line_product
@@ -22,6 +23,7 @@ from meterkit.outbox.invoice_line_terms import line_product
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.delivery.sender import Elapsed
     from meterkit.outbox.invoice_item_queue import LateItem, LateItems
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
@@ -32,9 +34,17 @@ LINE_KEY: Final = "meterkit_line"
 """Key in the metadata of a line for its identifier in the queue."""
 USAGE_KEY: Final = "meterkit_usage"
 """Key in the metadata of a line, and of an invoice of our own, for the hash of customer, meter and period."""
+_ADDED_KEY: Final = "meterkit_line_added"
+_ADDED_MOST: Final = 12  # So that they fit into one value of metadata.
+_LATE_KEY: Final = "meterkit_line_late"
+_PRICE_KEY: Final = "meterkit_price"
 _ITEMS: Final = "/v1/invoiceitems"
 _INVOICES: Final = "/v1/invoices"
 _MISSING: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
+_ATTEMPTS: Final = 3
+_IDEMPOTENCY: Final = "idempotency_error"
+_STALE_S: Final = 3_600.0
+"""Largest age of the list of Stripe's items when a line is written."""
 _AFTER_THE_END_MS: Final = 10 * 60_000
 """Time that Stripe has to make the last invoice of a subscription that has ended."""
 
@@ -44,17 +54,25 @@ class _Place(NamedTuple):
 
     Attributes:
         invoice: the draft; None: the next renewal of the subscription.
-        lines: lines and pending items that Stripe has already.
+        items: invoice items of the customer since the period began, wherever they are.
         is_late: whether the line is not on the invoice of its own period.
+        refusal: why no invoice can have the line; empty: one can.
+        age_s: measures the seconds since Stripe was asked.
     """
 
     invoice: str | None
-    lines: list[Mapping[str, Any]]
+    items: list[Mapping[str, Any]]
+    age_s: Elapsed
     is_late: bool = False
+    refusal: str = ""
 
 
 class LineWriter:
     """Writes the lines of one pass over the queue: it reads each customer's draft once.
+
+    A line is written once: Stripe's items are listed before, and each has its own idempotency key. If usage
+    comes after the line of its price was written, it is added to that line while the invoice is a draft. If
+    the store has lost lines, their units are not billed again.
 
     Args:
         store: has the queue.
@@ -64,30 +82,56 @@ class LineWriter:
     def __init__(self, store: Store, api: StripeApi) -> None:
         self._store = store
         self._api = api
-        self._places: dict[tuple[str, str, int], _Place | None] = {}
+        self._places: dict[tuple[str, str, int, int], _Place | None] = {}
 
     async def write(self, items: LateItems, item: LateItem) -> bool:
         """Write a line unless Stripe has it; False: it must wait, or another process has settled it.
+
+        If Stripe refuses, or repeats a stored failure, the draft is read again: a person may have finalized
+        or deleted it.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
-        name = item.stripe_customer, item.subscription, item.till_ms
-        if name not in self._places:
-            self._places[name] = await self._find_place(item)
-        place = self._places[name]
+        for attempt in range(_ATTEMPTS - 1):
+            try:
+                return await self._write_once(items, item, attempt)
+            except StripeError as error:
+                if not (error.is_replayed or error.status in _MISSING) or error.type == _IDEMPOTENCY:
+                    raise
+                self._places.clear()
+        return await self._write_once(items, item, _ATTEMPTS - 1)
+
+    async def _write_once(self, items: LateItems, item: LateItem, attempt: int) -> bool:
+        place = await self._place_of(item, attempt)
         if place is None:
             return False
-        there = [line for line in place.lines if _metadata(line).get(USAGE_KEY) == item.usage_key]
-        if not any(_metadata(line).get(LINE_KEY) == item.id for line in there):
-            left = await items.known_units(item) - int(sum(map(units_of, there)))
-            if left > 0:
-                place.lines.append(await self._post_line(item, place, min(item.units, left)))
-        return await self._settle_line(items, item, place)
+        if place.refusal:
+            return await self._refuse_line(items, item, place.refusal)
+        price = price_each(item.label, item.currency)
+        lines = [
+            one
+            for one in place.items
+            if (_metadata(one).get(USAGE_KEY), _metadata(one).get(_PRICE_KEY)) == (item.usage_key, price)
+        ]
+        line = next((one for one in lines if item.id in _ids_of(one)), None)
+        if line is None:
+            left = await items.known_units(item) - int(sum(map(units_of, lines)))
+            units = min(item.units, left) if lines else item.units
+            if units <= 0:
+                return await self._settle_line(items, item, is_late=all(map(_is_late, lines)))
+            same = next((one for one in lines if one.get("invoice") == place.invoice), None)
+            if same is None:
+                line = await self._post_line(item, place, units, attempt)
+                place.items.append(line)
+            else:
+                line = await self._raise_line(item, same, units, attempt)
+                place.items[place.items.index(same)] = line
+        return await self._settle_line(items, item, is_late=_is_late(line))
 
-    async def _settle_line(self, items: LateItems, item: LateItem, place: _Place) -> bool:
-        if not place.is_late:
+    async def _settle_line(self, items: LateItems, item: LateItem, *, is_late: bool) -> bool:
+        if not is_late:
             return await items.settle(item, "d", after="")
         after = "billed by the next invoice: that of its period was final"
         if is_settled := await items.settle(item, "f", after=after):
@@ -96,12 +140,38 @@ class LineWriter:
             _logger.warning(text, item.customer, item.in_words(), period)
         return is_settled
 
-    async def _find_place(self, item: LateItem) -> _Place | None:
+    async def _refuse_line(self, items: LateItems, item: LateItem, why: str) -> bool:
+        if is_settled := await items.settle(item, "t", after=f"not billed: {why}"):
+            text = "usage of customer %r: no invoice bills %s: %s"
+            _logger.error(text, item.customer, item.in_words(), why)
+        return is_settled
+
+    async def _place_of(self, item: LateItem, attempt: int) -> _Place | None:
+        """Find the place of a line, once for all lines of a period; None: Stripe may yet make its invoice."""
+        name = item.stripe_customer, item.subscription, item.till_ms, item.period_ms
+        found = self._places.get(name)
+        if name not in self._places or (found is not None and found.age_s() > _STALE_S):
+            age_s = stopwatch(self._store.clock)
+            found = await self._find_place(item, age_s, attempt)
+            if found is not None and not found.refusal:
+                found = found._replace(items=await self._items_of(item))
+            self._places[name] = found
+        return found
+
+    async def _find_place(self, item: LateItem, age_s: Elapsed, attempt: int) -> _Place | None:
         """Find the invoice of a line; None: Stripe may yet make it."""
+        if attempt:
+            customer = await self._api.find(f"/v1/customers/{item.stripe_customer}")
+            if customer is None or customer.get("deleted"):
+                return _Place(None, [], age_s, refusal="Stripe has no such customer")
         if not item.subscription:
-            return await self._invoice_without_subscription(item)
+            return await self._find_own_invoice(item, age_s, attempt)
         asked: dict[str, Parameter] = {"expand": ["latest_invoice"]}
         subscription = await self._api.get(f"/v1/subscriptions/{item.subscription}", asked)
+        currency = str(subscription.get("currency") or item.currency)
+        if currency != item.currency:
+            why = f"its price is in {item.currency}, and the customer's invoices are in {currency}"
+            return _Place(None, [], age_s, refusal=why)
         end_s, now_ms = item.till_ms // 1000, self._store.now_ms()
         has_ended = subscription.get("status") in ENDED
         end_s = min(end_s, int(subscription.get("ended_at") or end_s))
@@ -116,33 +186,33 @@ class LineWriter:
             ]
         draft = next((one for one in found if one.get("status") == "draft"), None)
         if draft is not None:
-            return _Place(str(draft["id"]), await self._lines_of(draft))
+            return _Place(str(draft["id"]), [], age_s)
         wait_ms = _AFTER_THE_END_MS if has_ended else MADE_WITHIN_MS
         if not found and now_ms < 1000 * end_s + wait_ms:
             return None
         if has_ended:
-            return await self._invoice_without_subscription(item, subscription.get("default_payment_method"))
-        return _Place(None, await self._pending_of(item), is_late=True)
+            method = subscription.get("default_payment_method")
+            own = await self._find_own_invoice(item, age_s, attempt, method)
+            return own._replace(is_late=own.is_late or bool(found))
+        return _Place(None, [], age_s, is_late=True)
 
-    async def _lines_of(self, invoice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        lines: Mapping[str, Any] = invoice.get("lines") or {}
-        if lines.get("has_more"):
-            return [*await self._api.list(f"{_INVOICES}/{invoice['id']}/lines")]
-        return [*lines.get("data", ())]
-
-    async def _pending_of(self, item: LateItem) -> list[Mapping[str, Any]]:
-        """Invoice items of the customer that may have late lines of the period, wherever they are."""
+    async def _items_of(self, item: LateItem) -> list[Mapping[str, Any]]:
+        """Invoice items of the customer that may be lines of the period."""
         asked: dict[str, Parameter] = {
             "customer": item.stripe_customer,
             "created": {"gte": item.period_ms // 1000},
         }
         return [*await self._api.list(_ITEMS, asked)]
 
-    async def _invoice_without_subscription(self, item: LateItem, method: object = None) -> _Place:
+    async def _find_own_invoice(
+        self, item: LateItem, age_s: Elapsed, attempt: int, method: object = None
+    ) -> _Place:
         """Find or make the invoice of a period that no subscription bills; Stripe finalizes it in an hour.
 
         Args:
             item: its first line.
+            age_s: measures the age of the place.
+            attempt: number of refusals before; Stripe may have stored them under their idempotency keys.
             method: the payment method of a subscription that has ended; else the customer's default one pays.
         """
         mark = f"{item.till_ms}:{item.customer}"[:500]  # The longest value of metadata.
@@ -153,10 +223,9 @@ class LineWriter:
         made_before = [
             one for one in await self._api.list(_INVOICES, asked) if _metadata(one).get(USAGE_KEY) == mark
         ]
-        lines = [line for one in made_before for line in await self._lines_of(one)]
-        for one in made_before:
-            if one.get("status") == "draft":
-                return _Place(str(one["id"]), lines)
+        draft = next((one for one in made_before if one.get("status") == "draft"), None)
+        if draft is not None:
+            return _Place(str(draft["id"]), [], age_s, is_late=len(made_before) > 1)
         params: dict[str, Parameter] = {
             "customer": item.stripe_customer,
             "currency": item.currency,
@@ -166,18 +235,37 @@ class LineWriter:
         if isinstance(method, str):
             params["default_payment_method"] = method
         digest = blake2b(mark.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        key = f"meterkit-invoice-{digest}-{len(made_before)}"
+        key = f"meterkit-invoice-{digest}-{len(made_before)}{_suffix(attempt)}"
         made = await self._api.post(_INVOICES, params, idempotency_key=key)
-        return _Place(str(made["id"]), lines)
+        return _Place(str(made["id"]), [], age_s, is_late=bool(made_before))
 
-    async def _post_line(self, item: LateItem, place: _Place, units: int) -> Mapping[str, Any]:
+    async def _raise_line(
+        self, item: LateItem, line: Mapping[str, Any], units: int, attempt: int
+    ) -> Mapping[str, Any]:
+        """Add units to a line that is written.
+
+        The idempotency key names the line as it was read. If two processes add different units to the same
+        state, Stripe refuses the second one, which reads the line again later.
+        """
+        ids = _ids_of(line)
+        metadata = {_ADDED_KEY: " ".join([*ids[1:], item.id][-_ADDED_MOST:])}
+        params: dict[str, Parameter] = {
+            "quantity_decimal": f"{int(units_of(line)) + units}",
+            "metadata": metadata,
+        }
+        key = f"{line['id']}-{units_of(line):f}-{ids[-1]}{_suffix(attempt)}"
+        return await self._api.post(f"{_ITEMS}/{line['id']}", params, idempotency_key=key)
+
+    async def _post_line(self, item: LateItem, place: _Place, units: int, attempt: int) -> Mapping[str, Any]:
         """Post a line; make the product of its meter first if Stripe does not have it."""
         meter = self._store.catalog.meters.get(item.meter)
         product = line_product(item.meter, item.meter if meter is None else meter.title)
-        key, product_id = f"{item.id}-{units}", product["id"]
+        product_id = product["id"]
         target: dict[str, Parameter] = {"subscription": item.subscription}
         if place.invoice is not None:
             target = {"invoice": place.invoice}
+        # Stripe may have stored the refusal of another invoice under the key that does not name it.
+        key = f"{item.id}-{units}-{place.invoice or item.subscription}{_suffix(attempt)}"
         params: dict[str, Parameter] = {
             "customer": item.stripe_customer,
             **target,
@@ -192,7 +280,8 @@ class LineWriter:
                 USAGE_KEY: item.usage_key,
                 LINE_KEY: item.id,
                 "meterkit_meter": item.meter,
-                "meterkit_price": price_each(item.label, item.currency),
+                _PRICE_KEY: price_each(item.label, item.currency),
+                **({_LATE_KEY: "yes"} if place.is_late else {}),
             },
         }
         try:
@@ -202,6 +291,20 @@ class LineWriter:
                 raise
         await self._api.post("/v1/products", {**product}, idempotency_key=f"make-{product_id}")
         return await self._api.post(_ITEMS, params, idempotency_key=f"{key}-again")
+
+
+def _suffix(attempt: int) -> str:
+    return f"-{attempt}" if attempt else ""
+
+
+def _is_late(line: Mapping[str, Any]) -> bool:
+    return _LATE_KEY in _metadata(line)
+
+
+def _ids_of(line: Mapping[str, Any]) -> list[str]:
+    """Identifiers of the queued lines that a line has: the first one, then the latest."""
+    found = _metadata(line)
+    return [found.get(LINE_KEY, ""), *found.get(_ADDED_KEY, "").split()]
 
 
 def _metadata(shown: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,9 +18,9 @@ local name = item.period .. '|' .. item.meter
 call('HINCRBY', totals_key, name .. (item.by_line and 'q' or 'a'), '-' .. item.value)
 call('HINCRBY', totals_key, name .. letter, item.value)
 if item.by_line and letter == 'f' then
-  count_item_units(totals_key, name, item.label, tonumber(item.value))
+  count_item_units(totals_key, name .. 'n', item.label, tonumber(item.value))
 elseif letter == 't' then
-  count_item_units(totals_key, name, item.label, item.by_line and 0 or -item.value)
+  count_item_units(totals_key, name .. (item.by_line and 'h' or 'n'), item.label, -item.value)
   lower_price_segment(totals_key, name, item.label, tonumber(item.value))
 end
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import exact_money
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.price_segments import unit_amount_decimal
+from meterkit.decisions.price_segments import item_segments, unit_amount_decimal
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import count_members
 from meterkit.store import replies
@@ -157,11 +157,18 @@ class LateItems:
         return sum((await count_members(self._store, self._admin, (_QUEUE,), limit="+inf")).values())
 
     async def known_units(self, item: LateItem) -> int:
-        """Count the units of the item's meter and period that invoice items bill, or are to bill."""
+        """Count the units of the item's meter and period that invoice items bill, or are to bill.
+
+        For a line, only units of its price count.
+        """
         name = f"{item.period_ms}|{item.meter_token}"
         totals = self._store.keys.customer(item.customer).totals
-        letters = "qdf" if item.by_line else "af"
-        fields = [f"{name}{letter}" for letter in letters]
+        if item.by_line:
+            queued: Any = await self._admin.ask(self._admin.client.hget(totals, f"{name}h"))
+            parts = item_segments((queued or b"").decode())
+            price = unit_amount_decimal(item.label)
+            return sum(one.overage for one in parts if unit_amount_decimal(one.label) == price)
+        fields = [f"{name}{letter}" for letter in "af"]
         found: list[Any] = await self._admin.ask(self._admin.client.hmget(totals, fields))
         return sum(int(units or 0) for units in found)
 

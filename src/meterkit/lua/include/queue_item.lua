@@ -7,8 +7,7 @@
 local function queue_item(items_key, totals_key, id, item, now)
   item.v, item.id, item.at = '1', id, string.format('%.0f', now)
   redis.call('ZADD', items_key, now, cjson.encode(item))
-  redis.call('HINCRBY', totals_key, item.period .. '|' .. item.meter .. (item.by_line and 'q' or 'a'), item.value)
-  if not item.by_line then
-    count_item_units(totals_key, item.period .. '|' .. item.meter, item.label, tonumber(item.value))
-  end
+  local name = item.period .. '|' .. item.meter
+  redis.call('HINCRBY', totals_key, name .. (item.by_line and 'q' or 'a'), item.value)
+  count_item_units(totals_key, name .. (item.by_line and 'h' or 'n'), item.label, tonumber(item.value))
 end
