@@ -115,8 +115,8 @@ async def settled(
     ended = {"cancellation_details": {"comment": ENDED_HERE}}
     stripe = ObjectsAtStripe({"/v1/invoices/in_1/finalize": final, "/v1/subscriptions/sub_1": ended})
     hold = DraftHold(stripe, hold_invoice_ms=hold_s * 1000, now_ms=now_s * 1000 + 999)
-    given = {"is_counted": False, "is_last": False} | how
-    end = await hold.settle([invoice], "sub_1", END_S * 1000, **given)
+    billing = PeriodBilling("sub_1", None, END_S * 1000, is_last=how.get("is_last", False))
+    end = await hold.settle([invoice], billing, is_counted=how.get("is_counted", False))
     assert end is not None
     return end, [(asked.path.removeprefix("/v1/invoices/"), dict(asked.params)) for asked in stripe.written]
 

@@ -6,13 +6,13 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from meterkit.delivery.invoices import is_renewal_of
 from meterkit.errors import MeterkitError
 from meterkit.outbox.invoice_ends import RENEWAL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+    from meterkit.delivery.invoices import PeriodBilling
     from meterkit.stripe.api import StripeApi
 
 ROOT: Final = "meterkit_audit_root"
@@ -65,11 +65,10 @@ class RootWriter:
         api: StripeApi,
         customer: str,
         invoices: Iterable[Mapping[str, Any]],
-        subscription: str,
-        end_ms: int,
+        billing: PeriodBilling,
     ) -> bool:
         """Write the root into the invoice of a renewal, unless it has one; False: that failed."""
-        found = [one for one in invoices if is_renewal_of(one, subscription, end_ms // 1000)]
+        found = billing.renewals_in(invoices)
         lacking = [one for one in found if one.get("status") != "void" and read_root(one) is None]
         if not lacking:
             return True

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.delivery.invoices import MADE_WITHIN_MS, is_renewal_of
+from meterkit.delivery.invoices import MADE_WITHIN_MS
 from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
 from meterkit.stripe.request import ENDED_HERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from meterkit.delivery.invoices import PeriodBilling
     from meterkit.stripe.api import StripeApi
 
 HELD: Final = "meterkit_own_finalization"
@@ -44,20 +45,16 @@ class DraftHold:
     async def settle(
         self,
         invoices: Iterable[Mapping[str, Any]],
-        subscription: str,
-        end_ms: int,
+        billing: PeriodBilling,
         *,
         is_counted: bool,
-        is_last: bool,
     ) -> InvoiceEnd | None:
         """Hold, release or finalize the invoice of a renewal.
 
         Args:
             invoices: of the customer, as Stripe shows them.
-            subscription: its id.
-            end_ms: the renewal: the end of the period.
+            billing: of the period.
             is_counted: whether Stripe has counted all usage of the period.
-            is_last: whether the subscription ended then.
 
         Returns:
             Until when the invoice takes usage, as Stripe says; None: there is no such invoice yet.
@@ -65,19 +62,20 @@ class DraftHold:
         Raises:
             StripeError: Stripe refuses, or does not answer.
         """
-        end_s = end_ms // 1000
-        found = [one for one in invoices if is_renewal_of(one, subscription, end_s)]
+        end_s, found = billing.made_ms // 1000, billing.renewals_in(invoices)
         drafts = [one for one in found if one.get("status") == "draft"]
         if not drafts:
-            if is_last and not found and self._now_s >= end_s + MADE_WITHIN_MS // 1000:
-                return InvoiceEnd(final_ms=end_ms)  # Stripe ended the subscription without a last invoice.
+            if billing.is_last and not found and self._now_s >= end_s + MADE_WITHIN_MS // 1000:
+                return InvoiceEnd(
+                    final_ms=billing.made_ms
+                )  # Stripe ended the subscription without a last invoice.
             finals = [at_ms for one in found if (at_ms := finalized_ms(one))]
             return InvoiceEnd(final_ms=max(finals)) if finals else None
         found_end: InvoiceEnd | None = None
         for draft in drafts:
             if draft.get("auto_advance") is not True or draft.get(_AT) is None:
                 # Stripe does not finalize such a draft, for example of an unpaid subscription.
-                if not (is_last and await self._is_ended_here(subscription)):
+                if not (billing.is_last and await self._is_ended_here(billing.subscription)):
                     return None
                 end = await self._finalize_last(draft, end_s, is_counted=is_counted)
             else:

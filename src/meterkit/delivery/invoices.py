@@ -302,6 +302,11 @@ class PeriodBilling(NamedTuple):
     is_last: bool
     prices: ItemPrices = NO_PRICES
 
+    def renewals_in(self, invoices: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """List the invoices of the renewal that bills the period."""
+        end_s = self.made_ms // 1000
+        return [one for one in invoices if is_renewal_of(one, self.subscription, end_s)]
+
     def price_of(self, meter: str, catalog: Catalog) -> str:
         """Format the price of a unit as a suffix for a quantity; empty: not known."""
         plan = catalog.plans.get(self.plan or "")

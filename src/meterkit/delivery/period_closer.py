@@ -140,13 +140,7 @@ class CloseChecker:
         invoices = await self._invoices.of(state.stripe_customer, start_ms // 1000)
         if is_counted:
             await self._write_root(usage["customer"], invoices, invoicing)
-        end = await hold.settle(
-            invoices,
-            invoicing.subscription,
-            invoicing.made_ms,
-            is_counted=is_counted,
-            is_last=invoicing.is_last,
-        )
+        end = await hold.settle(invoices, invoicing, is_counted=is_counted)
         if end is None:
             known = await read_invoice_end(self._store, usage["customer"], start_ms)
             is_known = known.final_ms and not invoicing.is_last  # Stripe may yet make a last invoice.
@@ -174,10 +168,8 @@ class CloseChecker:
         self, customer: str, invoices: Sequence[dict[str, Any]], invoicing: PeriodBilling
     ) -> None:
         """Write the root of the audit log into invoices; after a failure, the others go without, too."""
-        if self._roots is not None:
-            of = (invoices, invoicing.subscription, invoicing.made_ms)
-            if not await self._roots.mark(self._api, customer, *of):
-                self._roots = None
+        if self._roots is not None and not await self._roots.mark(self._api, customer, invoices, invoicing):
+            self._roots = None
 
 
 def _is_counted(one: Reconciled) -> bool:
