@@ -26,13 +26,15 @@ from meterkit.delivery.invoices import (
     MADE_WITHIN_MS,
     InvoicedUnits,
     InvoiceReader,
+    LineCharge,
     PeriodBilling,
     is_renewal_of,
     read_period_billing,
+    read_price_terms,
 )
 from meterkit.delivery.late_usage_withdrawal import format_late_usage
 from meterkit.delivery.period_closer import PeriodCloser, _describe_hold
-from meterkit.delivery.reconcile_findings import advice_on_invoices
+from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
 from meterkit.errors import StripeError, StripeUnavailableError
@@ -378,8 +380,10 @@ FINAL: Final = InvoicedUnits(quantity=Decimal(100), state="final", invoices=["in
 
 
 def advice(invoiced: InvoicedUnits, counted: int, *, after_ms: int = MADE_WITHIN_MS, **more: Any) -> str:
-    given: dict[str, Any] = {"late": 0, "price": "", "made_ms": MADE_MS, "now_ms": MADE_MS + after_ms}
-    return advice_on_invoices(invoiced, counted, **given | more)
+    ours: dict[str, Any] = dict.fromkeys(("parked", "parked_back", "taken_back", "uninvoiced"), 0)
+    ours |= {"delivered": counted - more.get("uninvoiced", 0), "recorded": None, "price": ""}
+    side = EventBooks(confirmed=counted, invoiced=invoiced, invoice_ms=MADE_MS, **ours | more)
+    return advice_on_event(side, "usd", MADE_MS + after_ms)
 
 
 def test_where_lines_have_what_was_counted_nothing_is_to_be_done() -> None:
@@ -391,7 +395,7 @@ def test_where_lines_have_what_was_counted_nothing_is_to_be_done() -> None:
         (replace(FINAL, state="unknown"), 70, 0),
         (InvoicedUnits(state="none"), 0, 0),
     ):
-        assert advice(invoiced, counted, late=late) == "", (invoiced, counted)
+        assert advice(invoiced, counted, uninvoiced=late) == "", (invoiced, counted)
 
 
 def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
@@ -400,7 +404,7 @@ def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
         " check whether the subscription has the meter's price; if it was removed by mistake, bill them by an"
         " invoice item"
     )
-    assert advice(FINAL, 127, late=20).startswith("7 of 107 units")
+    assert advice(FINAL, 127, uninvoiced=20).startswith("7 of 107 units")
     assert advice(FINAL, 101).startswith("1 of 101 units")
     assert advice(InvoicedUnits(voided={"in_2": Decimal(7)}), 7, after_ms=0) == (
         "7 of 7 units that Stripe has counted are on no invoice (no invoice line has them; in_2 had 7 and is"
@@ -421,7 +425,8 @@ def test_an_invoice_that_is_not_made_yet_is_waited_for() -> None:
 def test_what_is_too_much_is_credited() -> None:
     assert advice(FINAL, 93) == "in_1 has 100, and Stripe has counted 93: credit 7 units"
     assert advice(FINAL, -3).endswith("counted 0: credit 100 units")
-    own_amount = advice(FINAL, 90, after_ms=0, price=" at USD 0.05 each", surplus="USD 0.40")
+    charged = replace(FINAL, charges=[LineCharge(read_price_terms({"id": "price_1"}), Decimal(100), 40, 1)])
+    own_amount = advice(charged, 90, after_ms=0, price=" at USD 0.05 each", recorded={})
     assert own_amount == "in_1 has 100, and Stripe has counted 90: credit 10 units, USD 0.40"
     twice = replace(FINAL, subscriptions=["sub_1", "sub_2"], invoices=["in_1", "in_2"])
     assert advice(twice, 50) == (

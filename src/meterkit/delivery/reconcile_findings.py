@@ -79,17 +79,9 @@ def advice_on_event(side: EventBooks, currency: str, now_ms: int) -> str:
         return advice_on_difference(side, difference, parked)
     if invoiced is None or side.invoice_ms is None:
         return ""
-    advice = advice_on_invoices(
-        invoiced,
-        side.confirmed,
-        late=side.uninvoiced,
-        price=side.price,
-        surplus=side.format_surplus(currency),
-        made_ms=side.invoice_ms,
-        now_ms=now_ms,
-    )
+    is_awaited = now_ms < side.invoice_ms + MADE_WITHIN_MS
     return (
-        advice
+        advice_on_invoices(side, invoiced, side.confirmed, currency, is_awaited=is_awaited)
         or advice_on_prices(side.mispriced, invoiced.invoices, currency)
         or advice_on_amounts(invoiced.charges, invoiced.invoices, currency)
     )
@@ -238,28 +230,19 @@ def _each(price: Fraction, currency: str) -> str:
 
 
 def advice_on_invoices(
-    invoiced: InvoicedUnits,
-    counted: int,
-    *,
-    late: int,
-    price: str,
-    surplus: str = "",
-    made_ms: int,
-    now_ms: int,
+    side: EventBooks, invoiced: InvoicedUnits, counted: int, currency: str, *, is_awaited: bool
 ) -> str:
     """Advise on invoice lines; empty: they have the counted units, or cannot be compared.
 
     Args:
-        invoiced: units on invoice lines.
-        counted: units that Stripe has counted in the period.
-        late: late units among them: no invoice needs to have them.
-        price: of a unit, as a suffix for a quantity; empty: not known.
-        surplus: the amount that lines charge beyond recorded usage; empty: not known.
-        made_ms: when Stripe made the invoice, or will.
-        now_ms: now.
+        side: the books; no invoice needs to have its late units.
+        invoiced: its units on invoice lines.
+        counted: its units that Stripe has counted.
+        currency: of the plans file.
+        is_awaited: whether Stripe may yet make the invoice.
     """
     # An invoice has no less than 0 units.
-    expected = max(0, counted - late, min(counted, int(invoiced.quantity)))
+    expected = max(0, counted - side.uninvoiced, min(counted, int(invoiced.quantity)))
     missing = expected - invoiced.quantity
     if invoiced.state == "unknown" or not missing:
         return ""
@@ -269,13 +252,15 @@ def advice_on_invoices(
             f"the draft {names} has {invoiced.quantity} of {expected}: Stripe brings it up to date when it"
             " becomes final"
         )
-    if invoiced.state == "none" and not invoiced.voided and now_ms < made_ms + MADE_WITHIN_MS:
+    if invoiced.state == "none" and not invoiced.voided and is_awaited:
         return f"{expected} are on no invoice yet: Stripe makes it within an hour or two"
     if missing > 0:
         where = f"invoice {names} has {invoiced.quantity}" if names else "no invoice line has them"
         if invoiced.state == "pending":
             where = f"with pending invoice items {names} have {invoiced.quantity}"
-        begins = f"{missing} of {expected} units that Stripe has counted{price} are on no invoice ({where}"
+        begins = (
+            f"{missing} of {expected} units that Stripe has counted{side.price} are on no invoice ({where}"
+        )
         if invoiced.voided:
             units = sum(invoiced.voided.values(), Decimal(0))
             names = ", ".join(invoiced.voided)
@@ -284,7 +269,8 @@ def advice_on_invoices(
             f"{begins}): check whether the subscription has the meter's price; if it was removed by mistake,"
             " bill them by an invoice item"
         )
-    credit = f"credit {-missing} units{f', {surplus}' if surplus else price}"
+    surplus = side.format_surplus(currency)
+    credit = f"credit {-missing} units{f', {surplus}' if surplus else side.price}"
     if len(invoiced.subscriptions) > 1:
         return (
             f"billed twice: {names} have {invoiced.quantity}, and Stripe has counted {expected}: the"
