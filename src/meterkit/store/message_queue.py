@@ -85,7 +85,8 @@ class MessageQueue:
     def __init__(self, store: Store, channel: Channel) -> None:
         self._store = store
         self._all_keys = QueueKeys(store, partial(store.keys.messages, channel))
-        self._due_shards = DueShards(self._all_keys)
+        # The process that queues a message asks its shard at once; retries have time.
+        self._due_shards = DueShards(self._all_keys, asks_some=True)
 
     async def add(self, customer: str, message_id: str, text: str) -> bool:
         """Queue a message, unless one with this id was queued within 35 days; whether it is new."""
@@ -105,7 +106,7 @@ class MessageQueue:
         return await self._due_shards.lease(most, lease_in)
 
     def check_all_shards(self) -> None:
-        """Make the next call of :meth:`lease` ask all shards, also on a cluster."""
+        """Make the next call of :meth:`lease` ask all shards."""
         self._due_shards.add()
 
     async def done(self, message: LeasedMessage) -> bool:

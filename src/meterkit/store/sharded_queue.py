@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _SHARDS_AT_ONCE: Final = 32
-"""Of a cluster, whose shards are asked one by one."""
+"""If a call asks some of them."""
 _shuffle = SystemRandom().shuffle
 
 
@@ -95,10 +95,12 @@ class DueShards:
 
     Args:
         keys: of the queue.
+        asks_some: ask only some of the shards on one server, too.
     """
 
-    def __init__(self, keys: QueueKeys) -> None:
+    def __init__(self, keys: QueueKeys, *, asks_some: bool = False) -> None:
         self._store = keys.store
+        self._asks_some = asks_some
         self._due_keys = keys.all("due")
         self._near = set[int]()  # Shards that may have something due, as far as this process knows.
         self._next_shard = 0
@@ -142,9 +144,10 @@ class DueShards:
         return due
 
     def _next_shards(self) -> list[int]:
-        """The shards to ask: all, or on a cluster some of them and those that may have something due."""
+        """The shards to ask: all, or some of them and those that may have something due."""
         shards = len(self._due_keys)
-        if self._store.address.kind != "cluster" or shards <= _SHARDS_AT_ONCE:
+        asks_some = self._asks_some or self._store.address.kind == "cluster"
+        if not asks_some or shards <= _SHARDS_AT_ONCE:
             return list(range(shards))
         first, self._next_shard = self._next_shard, (self._next_shard + _SHARDS_AT_ONCE) % shards
         chosen = {(first + nth) % shards for nth in range(_SHARDS_AT_ONCE)}
