@@ -47,7 +47,8 @@
 --       a threshold: see crossed_thresholds; needs the keys of grants
 --       then the prices, see count_spend
 --
--- Reply {OK, now, words...}      applied, or it was before; words:
+-- Reply now                      applied, or it was before: a number costs less than a list
+--       {OK, now, words...}      the same, and words:
 --           paid METERm CREDITED OVERAGE  for each meter, where the option `tells` asks for it
 --           late PERIOD          where the usage belongs to a closed period
 --           notice               where handlers are notified
@@ -191,4 +192,4 @@ if subject_keys then
   words[#words + 1] = settle_subjects(subject_keys, subject_words, subject_terms, begins_ms, ends_ms, hold_slot,
     not (is_repeat or backdated_period and drops_backdated), now)
 end
-return refused_field and {TOO_MUCH, refused_field} or {OK, now, unpack(words)}
+return refused_field and {TOO_MUCH, refused_field} or words[1] and {OK, now, unpack(words)} or now

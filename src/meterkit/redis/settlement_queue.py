@@ -215,7 +215,7 @@ def resolve(settlement: NumberedSettlement, error: Exception | None) -> None:
 _log = logging.getLogger("meterkit.store")
 
 _ERROR: Final = -1
-_OK_LENGTH: Final = 2
+_WORDS_AT: Final = 2
 _NUMBERED: Final = frozenset({OK, DUPLICATE, REFUSED, DAMAGED, CONFLICT})
 
 _WAITING_MAX: Final = 10_000
@@ -271,13 +271,14 @@ class Producer:
         if not self.inflight:
             return  # An abandoned connection still answers; fencing decides.
         settlement = self.inflight.popleft()
-        answer: list[Any] = reply if isinstance(reply, list) and reply else [_ERROR]
-        code = answer[0]
-        if code == OK and len(answer) == _OK_LENGTH and settlement.waiter is None and not self.unapplied:
+        is_applied = isinstance(reply, int)
+        if is_applied and settlement.waiter is None and not self.unapplied:
             # Shortcut: nearly all replies are like this.
             self.acknowledged += 1
             self.queue.pause_s = 0.0
             return
+        answer: list[Any] = [OK] if is_applied else reply if isinstance(reply, list) and reply else [_ERROR]
+        code = answer[0]
         if self.unapplied or code not in _NUMBERED:
             if isinstance(reply, ReplyError) and reply.of_script:
                 self.failed[len(self.unapplied)] = str(reply)
@@ -301,8 +302,8 @@ class Producer:
         elif code == CONFLICT:
             resolve(settlement, settlement.on_conflict(answer[2]))
         resolve(settlement, None)
-        if code == OK and len(answer) > _OK_LENGTH:
-            settlement.on_notices(answer[_OK_LENGTH:])
+        if code == OK and len(answer) > _WORDS_AT:
+            settlement.on_notices(answer[_WORDS_AT:])
 
 
 @dataclass(slots=True, eq=False)

@@ -168,8 +168,8 @@ class _Transfer:
     reply: Any = None
 
     def received(self, reply: Any) -> None:
-        """Store the reply."""
-        self.reply = reply
+        """Store the reply; a plain number is the time at which the settlement was applied."""
+        self.reply = [replies.OK, reply] if isinstance(reply, int) else reply
 
     def make_empty(self, number: int | None = None) -> _Transfer:
         """Empty settlement with this number, or an earlier one."""
