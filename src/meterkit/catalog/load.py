@@ -269,13 +269,13 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     declared = DeclaredNames(
         meters=known, features=features, credits=credits_, prices=prices, currency=currency
     )
-    built_plans = build_plans(written_plans, declared, problems)
+    money = _build_billing(values)
+    built_plans = build_plans(written_plans, declared, problems, by_lines=money.usage == "lines")
     budgets = {
         key: plan.budget for key, plan in drop_refused(written_plans).items() if plan.budget is not None
     }
     if budgets:
         known, built_plans = build_budgets(budgets, known, built_plans, currency, problems)
-    money = _build_billing(values)
     written_routes = values.routes or ()
     common = values.given("enforcement", "on_store_failure", "headers")
     default = Route(

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 ITEMS_MAX: Final = 20
 """So many items a subscription has at Stripe (https://docs.stripe.com/api/subscriptions/create#create_subscription-items)."""
+LINES_MAX: Final = 100
+"""Billed meters of a plan without meters at Stripe: the lines of two plans in a period fit on an invoice.
+
+Stripe takes 250 items on an invoice (https://docs.stripe.com/api/invoiceitems/create).
+"""
 _MICRO: Final = 10**6
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._*?/@+-]{1,48}")
 _OTHER: Final = re.compile(r"[^A-Za-z0-9._*?/@+-]+")
@@ -187,9 +192,9 @@ def _with_price(overage: Overage, price: int) -> Overage:
 
 
 def check_item_count(
-    plan: Plan, meters: Mapping[str, Meter | None], place: FilePlace, problems: Problems
+    plan: Plan, meters: Mapping[str, Meter | None], place: FilePlace, problems: Problems, *, by_lines: bool
 ) -> None:
-    """Refuse a plan with more prices than a subscription takes at Stripe."""
+    """Refuse a plan with more prices than Stripe takes in a subscription, or as lines of an invoice."""
     priced = [
         name
         for name, given in plan.entitlements.items()
@@ -200,9 +205,16 @@ def check_item_count(
         and given.overage.amount_cents is not None
     ]
     items = 1 + (plan.seat_price is not None) + len(priced)
-    if items > ITEMS_MAX:
+    cure = "join patterns of models, or bill fewer meters"
+    if by_lines and len(priced) > LINES_MAX:
+        message = (
+            f"the plan has {len(priced)} prices of usage, one for each row of overage; an invoice has room"
+            f" for {LINES_MAX}; {cure}"
+        )
+        problems.refuse(place, message)
+    elif not by_lines and items > ITEMS_MAX:
         message = (
             f"the plan has {items} prices: its own, that of seats, and one for each row of overage; a"
-            f" Stripe subscription takes {ITEMS_MAX}; join patterns of models, or bill fewer meters"
+            f" Stripe subscription takes {ITEMS_MAX}; {cure}"
         )
         problems.refuse(place, message)

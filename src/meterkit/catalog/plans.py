@@ -195,15 +195,22 @@ def find_price_tables(
 
 
 def build_plans(
-    read: Mapping[str, PlanTable | None], declared: DeclaredNames, problems: Problems
+    read: Mapping[str, PlanTable | None], declared: DeclaredNames, problems: Problems, *, by_lines: bool
 ) -> dict[str, Plan | None]:
-    """The plans by key; None where a plan was refused altogether."""
+    """The plans by key; None where a plan was refused altogether.
+
+    Args:
+        read: the plans as written.
+        declared: names that they may use.
+        problems: gets what is wrong.
+        by_lines: whether invoice lines bill usage, without meters at Stripe.
+    """
     plans = {
         key: None if values is None else _build_plan(key, values, declared) for key, values in read.items()
     }
     for key, plan in drop_refused(plans).items():
         if (values := read[key]) is not None:
-            check_item_count(plan, declared.meters, values.node.place, problems)
+            check_item_count(plan, declared.meters, values.node.place, problems, by_lines=by_lines)
     if (values := read.get(DEFAULT_PLAN_WORD)) is not None:
         problems.refuse(values.node.place, "'default_plan' stands for the default plan; choose another key")
     _refuse_prices_used_twice(read)

@@ -17,11 +17,14 @@ end
 local name = item.period .. '|' .. item.meter
 call('HINCRBY', totals_key, name .. (item.by_line and 'q' or 'a'), '-' .. item.value)
 call('HINCRBY', totals_key, name .. letter, item.value)
-if item.by_line and letter == 'f' then
-  count_item_units(totals_key, name .. 'n', item.label, tonumber(item.value))
-elseif letter == 't' then
-  count_item_units(totals_key, name .. (item.by_line and 'h' or 'n'), item.label, -item.value)
-  lower_price_segment(totals_key, name, item.label, tonumber(item.value))
+for _, part in ipairs(item.parts or {{item.label, item.value}}) do
+  local label, units = part[1], tonumber(part[2])
+  if item.by_line and letter == 'f' then
+    count_item_units(totals_key, name .. 'n', label, units)
+  elseif letter == 't' then
+    count_item_units(totals_key, name .. (item.by_line and 'h' or 'n'), label, -units)
+    lower_price_segment(totals_key, name, label, units)
+  end
 end
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 if entry ~= '' then

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from hashlib import blake2b
 from math import floor
@@ -47,6 +48,7 @@ class LateItem:
         label: of the price at which they were recorded (see :mod:`meterkit.decisions.price_segments`).
         queued_ms: when they became late.
         by_line: whether it is a line for usage of its own period, without meters at Stripe.
+        prices: how many prices it sums; see :func:`summed_label`.
     """
 
     text: str
@@ -66,12 +68,14 @@ class LateItem:
     units: int
     queued_ms: int
     by_line: bool = False
+    prices: int = 1
 
     @classmethod
     def read(cls, shard: int, member: bytes) -> LateItem:
         """Parse a member of the queue."""
         text = member.decode()
         kept = json.loads(text)
+        parts = [(str(label), int(units)) for label, units in kept.get("parts", ())]
         return cls(
             text=text,
             shard=shard,
@@ -86,10 +90,11 @@ class LateItem:
             meter_token=kept["meter"],
             meter=kept["name"],
             event_name=kept["event"],
-            label=kept["label"],
+            label=summed_label(parts) if parts else kept["label"],
             units=int(kept["value"]),
             queued_ms=int(kept["at"]),
             by_line="by_line" in kept,
+            prices=max(1, len(parts)),
         )
 
     @property
@@ -99,7 +104,19 @@ class LateItem:
 
     def in_words(self) -> str:
         """Quantity, meter and price."""
+        if self.prices > 1:
+            amount = exact_money(Decimal(item_cents(self.label, self.units)), self.currency)
+            return f"{self.units} of {self.meter} at {self.prices} prices, {amount} in all"
         return f"{self.units} of {self.meter} at {price_each(self.label, self.currency)}"
+
+
+def summed_label(parts: Sequence[tuple[str, int]]) -> str:
+    """Label of the mean price of units at several prices: of all units, their whole amount in minor units.
+
+    So the one line costs what the lines of its prices cost together, rounded once.
+    """
+    cents = sum((Fraction(unit_amount_decimal(label)) * units for label, units in parts), Fraction(0))
+    return f"{sum(units for _, units in parts)}/{floor(cents + Fraction(1, 2))}"
 
 
 def usage_key_of(customer: str, meter_token: str, period_ms: int) -> str:

@@ -14,12 +14,20 @@ from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.outbox.late_usage_terms import subscribed_entitlements
 
 if TYPE_CHECKING:
-    from meterkit.catalog import Catalog
+    from collections.abc import Mapping
+
+    from meterkit.catalog import Catalog, Entitlement
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.views import CustomerView
 
 _ALL: Final = 2**53
+LINES_MOST: Final = 200
+"""Largest number of lines of a period; beyond it, the prices of each meter are summed: see group_lines.lua.
+
+Stripe takes 250 items on an invoice (https://docs.stripe.com/api/invoiceitems/create). The rest is for items
+of the subscription, prorations and items that other programs add.
+"""
 
 
 def is_billed_by_lines(state: CustomerState, catalog: Catalog) -> bool:
@@ -58,9 +66,9 @@ def line_terms(view: CustomerView, now_ms: int) -> str:
     """Argument of ``queue_lines.lua``, as JSON."""
     catalog, state = view.cache.catalog, view.state
     subscription = state.subscription
-    given = (
-        {} if subscription is None else subscribed_entitlements(view, subscription.plan_at(now_ms), now_ms)
-    )
+    given: Mapping[str, Entitlement] | None = None
+    if subscription is not None:
+        given = subscribed_entitlements(view, subscription.plan_at(now_ms), now_ms)
     given = given or view.entitlements
     meters = {
         meter_token(name): (name, label, meter_token(priced))
@@ -76,4 +84,4 @@ def line_terms(view: CustomerView, now_ms: int) -> str:
         "currency": catalog.currency,
         "metered": "",
     }
-    return json.dumps({"by_lines": 1, "since": since_ms, "meters": meters, "item": item})
+    return json.dumps({"by_lines": 1, "since": since_ms, "meters": meters, "item": item, "most": LINES_MOST})

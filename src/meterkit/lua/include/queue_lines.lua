@@ -3,21 +3,17 @@
 -- a price counts as never billed (t).
 --   keys: totals, history, items; head: as read_counters gives it; totals: as read; own: customer, nonce
 --   asked: since: usage of periods that began before (ms) costs nothing; meters: a token to the meter's name, the label of
---   its price now, the token of the meter that has that price; item: what each line needs
+--   its price now, the token of the meter that has that price; item: what each line needs; most: see group_lines
 -- Returns the head, the list of unpriced usage as the reply has it, and the number of lines.
 --include append_history
 --include price_late_usage
 --include queue_item
+--include group_lines
 local function queue_lines(keys, head, _, totals, _, asked, own, now)
-  local text, line_count, unpriced = string.format, 0, {}
-  local function queue_line(period, token, name, label, value)
-    line_count = line_count + 1
-    local item = {by_line = '1', customer = own.customer, period = period, meter = token, name = name, label = label,
+  local text, lines, unpriced = string.format, {}, {}
+  local function add_line(period, token, name, label, value)
+    lines[#lines + 1] = {by_line = '1', customer = own.customer, period = period, meter = token, name = name, label = label,
       event = name, value = value, till = totals[period .. '|e']}
-    for field, known in pairs(asked.item) do
-      item[field] = known
-    end
-    queue_item(keys.items, keys.totals, own.nonce .. '-' .. line_count, item, now)
   end
   for _, field in ipairs(sorted_keys(totals)) do
     local period, token = string.match(field, '^(%d+)|(....)p$')
@@ -34,7 +30,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
           redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'd', units)
           redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'u', units)
         elseif string.find(price, '^%d+/%d+$') then
-          queue_line(period, token, name, price, units)
+          add_line(period, token, name, price, units)
         else
           redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 't', units)
           append_history(keys.history, {{'late', text('%.0f', now), period .. ' ' .. units .. ' of ' .. name,
@@ -46,5 +42,12 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
       totals[field] = nil
     end
   end
-  return head, unpriced, line_count
+  lines = group_lines(lines, asked.most)
+  for i, item in ipairs(lines) do
+    for known, value in pairs(asked.item) do
+      item[known] = value
+    end
+    queue_item(keys.items, keys.totals, own.nonce .. '-' .. i, item, now)
+  end
+  return head, unpriced, #lines
 end
