@@ -34,7 +34,10 @@ async def record(at: Shop, meter_count: int, units: int) -> None:
 
 
 @pytest.mark.dear("200 lines")
-async def test_more_than_200_lines_are_summed_by_meter(store_url: str) -> None:
+async def test_more_than_200_lines_are_summed_by_meter(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="meterkit.delivery")
     async with shop(store_url, catalog=catalog_of(100), selling=sell_nothing) as at:
         await at.kit.stripe.sync()
         await at.subscribed(plan="pro")
@@ -51,6 +54,9 @@ async def test_more_than_200_lines_are_summed_by_meter(store_url: str) -> None:
         renewal = (await at.invoices())[-1]
         assert renewal["total"] == 3 * 2900 + 100 * (5 * 4 + 7) + 2 * 9
         assert renewal["lines"]["total_count"] == 1 + 100
+        shown = [line["description"] for line in renewal["lines"]["data"]]
+        assert [text for text in shown if "(2 prices)" in text]
+        assert sum("each meter has one line" in line for line in caplog.messages) == 1
         rows = await at.kit.reconcile("acme", at=HALF)
         assert (len(rows), {row.advice for row in rows}) == (100, {""})
 

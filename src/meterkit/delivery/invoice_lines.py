@@ -18,7 +18,7 @@ from meterkit.delivery.invoices import MADE_WITHIN_MS, is_renewal_of, units_of
 from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
-from meterkit.outbox.invoice_line_terms import line_product
+from meterkit.outbox.invoice_line_terms import LINES_MOST, line_product
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +83,7 @@ class LineWriter:
         self._store = store
         self._api = api
         self._places: dict[tuple[str, str, int, int], _Place | None] = {}
+        self._summed = set[tuple[str, int]]()
 
     async def write(self, items: LateItems, item: LateItem) -> bool:
         """Write a line unless Stripe has it; False: it must wait, or another process has settled it.
@@ -284,6 +285,9 @@ class LineWriter:
                 **({_LATE_KEY: "yes"} if place.is_late else {}),
             },
         }
+        if item.prices > 1:
+            params["description"] = f"{product['name']} ({item.prices} prices)"
+            self._log_sums(item)
         try:
             return await self._api.post(_ITEMS, params, idempotency_key=key)
         except StripeError as error:
@@ -291,6 +295,17 @@ class LineWriter:
                 raise
         await self._api.post("/v1/products", {**product}, idempotency_key=f"make-{product_id}")
         return await self._api.post(_ITEMS, params, idempotency_key=f"{key}-again")
+
+    def _log_sums(self, item: LateItem) -> None:
+        """Log once for a customer and period that lines sum the prices of a meter; see group_lines.lua."""
+        name = item.customer, item.period_ms
+        if name not in self._summed:
+            self._summed.add(name)
+            text = (
+                "usage of customer %r in the period from %s has more than %d prices: an invoice has no room"
+                " for so many lines, so each meter has one line, at its mean price"
+            )
+            _logger.info(text, item.customer, iso(from_ms(item.period_ms)), LINES_MOST)
 
 
 def _suffix(attempt: int) -> str:

@@ -10,5 +10,7 @@ local function queue_item(items_key, totals_key, id, item, now)
   redis.call('ZADD', items_key, now, cjson.encode(item))
   local name = item.period .. '|' .. item.meter
   redis.call('HINCRBY', totals_key, name .. (item.by_line and 'q' or 'a'), item.value)
-  count_item_units(totals_key, name .. (item.by_line and 'h' or 'n'), item.label, tonumber(item.value))
+  for _, part in ipairs(item.parts or {{item.label, item.value}}) do
+    count_item_units(totals_key, name .. (item.by_line and 'h' or 'n'), part[1], tonumber(part[2]))
+  end
 end
