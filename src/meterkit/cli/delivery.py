@@ -157,7 +157,12 @@ async def _report_error(running: asyncio.Task[Any]) -> None:
 def _log_report(report: FlushReport, *, json: bool) -> None:
     if json:
         echo(dumps(report.as_json()))
-    elif not any((report.sealed, report.delivered, report.retried, report.parked, report.dead, report.late)):
+    elif not any(
+        (
+            *(report.sealed, report.delivered, report.lines, report.retried),
+            *(report.parked, report.dead, report.late),
+        )
+    ):
         return
     elif is_log_json():
         _logger.info("%s", summarize(report), extra=_figures(report))
@@ -321,7 +326,8 @@ def _intents(count: int) -> str:
 
 def summarize(report: FlushReport) -> str:
     """Summarize a pass in one line."""
+    lines = f" invoice lines {report.lines}," * bool(report.lines)
     return (
-        f"sealed {report.sealed}, delivered {report.delivered}, retried {report.retried},"
+        f"sealed {report.sealed}, delivered {report.delivered},{lines} retried {report.retried},"
         f" parked {report.parked}, dead {report.dead}, left {report.left}, unlinked {len(report.unlinked)}"
     )

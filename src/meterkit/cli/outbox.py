@@ -1,4 +1,4 @@
-"""``meterkit outbox``: usage that is sealed for Stripe and not delivered."""
+"""``meterkit outbox``: usage that is sealed for Stripe and not delivered, or queued for an invoice."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ async def list_all(
 ) -> None:
     """List undelivered usage, oldest first.
 
-    Intents come first, then invoice items for late usage. Exits 1 if an intent is parked or dead: you must
-    decide about it.
+    Intents come first, then invoice lines, and invoice items for late usage. Exits 1 if an intent is parked
+    or dead: you must decide about it.
     """
     async with session.kit(reads=True) as kit:
         intents = await kit.outbox.list(state=state, customer=customer, limit=limit)
@@ -87,7 +87,7 @@ async def show(
     session: Session,
     intent: Annotated[str, typer.Argument(metavar="INTENT", help="The identifier that `outbox list` shows.")],
 ) -> None:
-    """Show one intent or invoice item in full."""
+    """Show one intent, invoice item or invoice line in full."""
     async with session.kit(reads=True) as kit:
         found = (await _items_by_id(kit)).get(intent) or await kit.outbox.show(intent)
     session.show(asdict(found), lambda: _print_one(found))
@@ -162,8 +162,9 @@ async def drop(
 ) -> None:
     """Drop intents or invoice items for good.
 
-    The usage of an intent is never sent to Stripe and counts as dead. The usage of an invoice item stays late
-    and is never billed. Asks for confirmation. `meterkit customers history` shows who dropped it, and why.
+    The usage of an intent is never sent to Stripe and counts as dead. The usage of an invoice item or line
+    counts as late and is never billed. Asks for confirmation. `meterkit customers history` shows who dropped
+    it, and why.
     """
     if not reason:
         raise WrongUsageError("give --reason TEXT, for the customer's history")
@@ -244,6 +245,9 @@ def _print_done(seen: Sequence[Intent | QueuedItem], done: str) -> None:
 def _describe_item(item: QueuedItem) -> str:
     """Describe an invoice item: amount, usage, and the invoice that it is for."""
     used = format_days(item.period_start, item.recorded_until - timedelta(milliseconds=1))
+    if item.is_line:
+        invoice = f"the invoice of {item.subscription}" if item.subscription else "an invoice of its own"
+        return f"invoice line of {money(item.cents, item.currency)} for usage of {used}, on {invoice}"
     return (
         f"invoice item of {money(item.cents, item.currency)} for late usage of {used}, on the next renewal of"
         f" {item.subscription}"

@@ -37,7 +37,7 @@ class FlushReport:
     """Results of a flush, and the usage that it left undelivered.
 
     Attributes:
-        sealed: intents made from pending usage.
+        sealed: intents, and queued invoice lines, made from pending usage.
         delivered: intents that Stripe has accepted, now or earlier.
         retried: tries that will be repeated.
         parked: intents that were parked for an operator or a comparison.

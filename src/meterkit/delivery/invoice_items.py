@@ -109,9 +109,10 @@ class InvoiceItemMaker:
                     await items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
             except StripeError as error:
                 failures += isinstance(error, StripeUnavailableError)
-                report.why = f"invoice items for late usage: {error}"
+                items_named = "invoice lines" if item.by_line else "invoice items for late usage"
+                report.why = f"{items_named}: {error}"
                 if self._failures.is_due(type(error)):
-                    _logger.warning("invoice items for late usage are made later: %s", error)
+                    _logger.warning("%s are made later: %s", items_named, error)
                 await items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
             except StoreError as error:  # The records of one customer may be damaged.
                 _logger.warning("an invoice item of customer %r is made later: %s", item.customer, error)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
 
-_LETTERS: Final = "qduf"
+_LETTERS: Final = "qdgf"
 _VOID: Final = frozenset({"void"})
 
 
@@ -75,6 +75,8 @@ async def line_books(
         StripeError: Stripe refuses, or does not answer.
         StoreError: the store does not answer.
     """
+    if not meters:
+        return {}
     customer, start_ms = usage["customer"], to_ms(usage["period"]["start"])
     admin, totals = await store.admin(), store.keys.customer(customer).totals
     fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in meters for letter in _LETTERS]

@@ -112,9 +112,7 @@ class CloseChecker:
             return None
         try:
             if self._summaries is None:
-                summaries = StripeSummaries(self._api)
-                await summaries.refresh()
-                self._summaries = summaries
+                self._summaries = StripeSummaries(self._api)
             return await self._reconciler.of_customer(usage, self._summaries, self._invoices, is_closing=True)
         except StripeError as error:
             self._stripe_failure = f"Stripe does not say what it has counted: {error}"
@@ -343,7 +341,8 @@ async def count_uninvoiced(
     """
     missing: dict[str, int] = {}
     for one in found:
-        if one.difference == 0 and one.invoiced is not None and one.invoice != "draft":
+        is_compared = one.event_name and one.difference == 0
+        if is_compared and one.invoiced is not None and one.invoice != "draft":
             missing.setdefault(one.event_name, -one.invoiced)
             missing[one.event_name] += one.delivered
     known, late = await read_uninvoiced(store, usage), list[UninvoicedUnits]()

@@ -164,7 +164,8 @@ class Reconciler:
         if at is not None:
             check_aware("at", at)
         summaries = StripeSummaries(self._api())
-        await summaries.refresh()
+        if repair:
+            await summaries.refresh()
         compare = partial(
             self._compare_page,
             at_ms=None if at is None else to_ms(at),
@@ -225,13 +226,13 @@ class Reconciler:
     ) -> list[Reconciled]:
         """Compare one customer's usage of a period, of all present and former meters, with Stripe's books.
 
-        Meters without own usage are compared if Stripe has units of them. At a close, only invoice lines show
-        that, as they need no further call.
+        Meters without own usage are compared if Stripe has units of them; at a close, only if invoices do.
         """
         store = self._store
         _, state = await CustomerStates(store).read(usage["customer"])
         if is_billed_by_lines(state, store.catalog):
             return await self._lines_of_customer(usage, state, invoices)
+        await summaries.refresh_once()
         admin = await store.admin()
         at_ms = min(to_ms(usage["period"]["end"]) - 1, store.now_ms())
         known = await read_meters(admin, store.keys, store.catalog, usage["customer"], at_ms=at_ms)

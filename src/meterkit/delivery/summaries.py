@@ -57,6 +57,7 @@ class StripeSummaries:
     def __init__(self, api: StripeApi) -> None:
         self._api = api
         self._meters: Mapping[str, Sequence[str]] = {}
+        self._has_meters = False
 
     @property
     def server_time_s(self) -> int | None:
@@ -69,6 +70,12 @@ class StripeSummaries:
         for meter in await self._api.list("/v1/billing/meters"):
             found.setdefault(meter["event_name"], []).append(meter["id"])
         self._meters = found
+        self._has_meters = True
+
+    async def refresh_once(self) -> None:
+        """List the meters, unless they are listed already."""
+        if not self._has_meters:
+            await self.refresh()
 
     def meter_ids(self, event_name: str) -> Sequence[str]:
         """The ids of the meters of an event name, by the last refresh."""

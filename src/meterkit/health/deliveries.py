@@ -94,7 +94,7 @@ def find_old_intent(customer: str, age_ms: int) -> list[Finding]:
 
 
 async def check_invoice_items(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
-    """Count the waiting invoice items for late usage, and report those that wait too long.
+    """Count the waiting invoice lines and items, and report those that wait too long.
 
     Raises:
         StoreError: the store does not answer.
@@ -108,9 +108,12 @@ def find_missing_items(items: Sequence[LateItem]) -> list[Finding]:
     """Report invoice items that Stripe should have by now. Pure."""
     if not items:
         return []
-    count = "1 invoice item for late usage waits"
+    kind = "invoice item for late usage"
+    if any(item.by_line for item in items):
+        kind = "invoice line" if all(item.by_line for item in items) else "invoice line or item"
+    count = f"1 {kind} waits"
     if len(items) > 1:
-        count = f"{len(items):,} invoice items for late usage wait"
+        count = f"{len(items):,} {kind.replace(' item', ' items').replace(' line', ' lines')} wait"
     whose = join_names([f"{item.in_words()} of customer {item.customer}" for item in items])
     return one_finding(
         check="items",
@@ -167,7 +170,9 @@ async def check_throughput(context: CheckContext) -> CheckResult:
     settings, now_ms = context.parts.settings, context.parts.store.now_ms()
     interval_s = settings.flush_interval
     soon = await context.outbox.work(due_ms=now_ms + int(interval_s * 1000))
-    customers, intents = sum(work.dirty for work in soon), sum(work.outbox for work in soon)
+    has_events = context.parts.store.catalog.billing.usage == "meters"
+    customers = sum(work.dirty for work in soon) if has_events else 0  # Invoice lines are no meter events.
+    intents = sum(work.outbox for work in soon)
     limit = settings.meter_events_per_s
     return f"{customers / interval_s:,.1f} of {limit:,.0f} a second", find_throughput_limits(
         customers=customers, intents=intents, interval_s=interval_s, limit_per_s=limit

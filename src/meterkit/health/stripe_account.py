@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import aclosing
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.credit_values import find_top_ups
@@ -15,6 +15,7 @@ from meterkit.customers.drift_records import DriftRecords
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.health.findings import CheckSkippedError, join_names, one_finding
 from meterkit.insights.health_report import Finding
+from meterkit.outbox.invoice_line_terms import line_product
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.concurrent_calls import run_together
 from meterkit.stripe.meter_differences import meter_differences
@@ -57,11 +58,11 @@ def find_meter_differences(differences: Iterable[str]) -> list[Finding]:
     return found
 
 
-def read_refusal(error: StripeError) -> Finding | str:
-    """Turn a refusal to list meters into a finding, or into the reason to skip the check."""
+def read_refusal(error: StripeError, objects: Literal["meters", "products"] = "meters") -> Finding | str:
+    """Turn a refusal to list objects into a finding, or into the reason to skip the check."""
     message = str(error).partition(": ")[2]
     if error.status == HTTPStatus.FORBIDDEN:
-        return f"the Stripe key may not list meters: {message}"
+        return f"the Stripe key may not list {objects}: {message}"
     if error.status == HTTPStatus.UNAUTHORIZED:
         return Finding(
             check="stripe",
@@ -70,7 +71,7 @@ def read_refusal(error: StripeError) -> Finding | str:
         )
     return Finding(
         check="stripe",
-        problem=f"the meters at Stripe cannot be read: {message}",
+        problem=f"the {objects} at Stripe cannot be read: {message}",
         cure="check that this host reaches METERKIT_STRIPE_API_BASE, by default https://api.stripe.com",
     )
 
@@ -174,23 +175,28 @@ def find_too_many_items(plan: str, items: int) -> list[Finding]:
 async def check_meters(parts: Parts) -> tuple[str, list[Finding]]:
     """Compare the meters and prices at Stripe with the plans file.
 
+    Where meterkit writes invoice lines, it compares the products that these lines name.
+
     Raises:
         CheckSkippedError: no key is set, or it may not list meters.
     """
     if parts.settings.stripe_api_key is None:
         raise CheckSkippedError("no Stripe key is set (METERKIT_STRIPE_API_KEY)")
-    api = StripeApi(parts.settings)
+    api, catalog = StripeApi(parts.settings), parts.store.catalog
+    by_lines = catalog.billing.usage == "lines"
+    checks = [
+        partial(_find_unpriced_top_ups, api, catalog),
+        partial(find_broken_links, api, parts.customers),
+    ]
     try:
+        if by_lines:
+            products = await _count_line_products(api, catalog)
+            return f"{products:,} products of invoice lines", await _find_together(checks)
         meters = await api.list("/v1/billing/meters")
-        unsold = await _find_together(
-            [
-                partial(_find_unpriced_top_ups, api, parts.store.catalog),
-                partial(_find_unpriced_plans, api, parts.store.catalog, meters),
-                partial(find_broken_links, api, parts.customers),
-            ]
-        )
+        checks.insert(1, partial(_find_unpriced_plans, api, catalog, meters))
+        unsold = await _find_together(checks)
     except StripeError as error:
-        refused = read_refusal(error)
+        refused = read_refusal(error, "products" if by_lines else "meters")
         if isinstance(refused, str):
             raise CheckSkippedError(refused) from None
         return "", [refused]
@@ -199,6 +205,16 @@ async def check_meters(parts: Parts) -> tuple[str, list[Finding]]:
     found = find_meter_differences(meter_differences(parts.store.catalog, meters)) + unsold
     is_reported = parts.settings.stripe_transport == "v1" or bool(parts.settings.stripe_webhook_secret)
     return f"{len(meters):,} meters", found if is_reported else [*found, NO_ERROR_REPORTS]
+
+
+async def _count_line_products(api: StripeApi, catalog: Catalog) -> int:
+    """Count the products of invoice lines; a missing one is made with its first line."""
+    names = [
+        line_product(meter.name, meter.title)["id"]
+        for meter in catalog.meters.values()
+        if meter.stripe is not None and meter.stripe.report != "none"
+    ]
+    return sum([await api.find(f"/v1/products/{name}") is not None for name in names])
 
 
 _LINKS_MAX: Final = 1_000

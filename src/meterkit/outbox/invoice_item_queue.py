@@ -225,7 +225,7 @@ class QueuedItem:
     Attributes:
         identifier: its own; Stripe's item has it in its metadata, as ``meterkit_late_item``.
         stripe_customer: the billed customer at Stripe.
-        subscription: the subscription whose next renewal bills it.
+        subscription: the subscription whose next renewal bills it; empty: a line on an invoice of its own.
         meter: its name in the plans file when the usage became late.
         quantity: in the meter's unit.
         cents: its amount in minor units of ``currency``, rounded as Stripe rounds a line.
@@ -234,6 +234,7 @@ class QueuedItem:
         queued_at: when the usage became late.
         age_s: seconds since then.
         due_at: when it is made, or tried again.
+        is_line: whether it is the line of its own period (``billing: {usage: lines}``), not of late usage.
         state: ``queued``, always.
     """
 
@@ -251,11 +252,12 @@ class QueuedItem:
     queued_at: datetime
     age_s: int
     due_at: datetime
+    is_line: bool = False
     state: Literal["queued"] = "queued"
 
 
 class QueuedItems:
-    """Lists, redrives and drops invoice items for late usage that Stripe does not have yet.
+    """Lists, redrives and drops queued invoice lines, and queued invoice items for late usage.
 
     Each method raises :class:`~meterkit.errors.StoreError` if the store does not answer.
     """
@@ -291,7 +293,7 @@ class QueuedItems:
         return self._as_shown(item, now_ms)
 
     async def drop(self, identifier: str, *, reason: str, by: str = "api") -> QueuedItem:
-        """Drop an item: its units stay late, and no invoice bills them.
+        """Drop an item: its units count as late, and no invoice bills them.
 
         If a flush makes the item meanwhile, Stripe has it, and ``reconcile`` names it.
 
@@ -335,4 +337,5 @@ class QueuedItems:
             queued_at=from_ms(item.queued_ms),
             age_s=max(0, (self._store.now_ms() - item.queued_ms) // 1000),
             due_at=from_ms(due_ms),
+            is_line=item.by_line,
         )

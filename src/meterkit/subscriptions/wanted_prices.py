@@ -54,6 +54,10 @@ _NO_AMOUNT: Final = (
     "billed, and the file names no amount: write overage: {bill: {per: …, amount_cents: …}}, or make its"
     " price at Stripe by hand, on the plan's product"
 )
+_NO_AMOUNT_OF_LINE: Final = (
+    "billed, and the file names no amount: with `billing: {usage: lines}` no invoice line has these units;"
+    " write overage: {bill: {per: …, amount_cents: …}}"
+)
 _NO_AMOUNT_OF_PART: Final = (
     "billed under an event of its own, and the file names no amount for either: without a price on it these"
     " units are on no invoice; write overage: {bill: {per: …, amount_cents: …}} for one of them, or make its"
@@ -303,6 +307,14 @@ def _wanted_plan(catalog: Catalog, plan: Plan) -> WantedPlan:
         )
     unpriced = dict[str, str]()
     billed = billed_meters(catalog.meters, plan)
+    if catalog.billing.usage == "lines":
+        problems += [
+            f"plan {plan.key}, meter {meter.name}: {_NO_AMOUNT_OF_LINE}"
+            for meter in billed
+            if (given := billed_as(plan, meter)) is not None
+            and given.included is not None
+            and given.overage.amount_cents is None
+        ]
     for meter in catalog.meters.values() if catalog.billing.usage == "meters" else ():
         begins, wrongly = f"plan {plan.key}, meter {meter.name}: ", why_split_wrong(catalog, plan, meter)
         entitlement = billed_as(plan, meter)

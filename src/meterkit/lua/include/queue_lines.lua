@@ -1,5 +1,5 @@
 -- queue_lines: queues invoice lines for pending usage of closed periods: one for each meter, period and price at which it
--- was recorded. Usage that costs nothing, as in a trial, has no line: it counts as delivered (d), and as u. Usage without
+-- was recorded. Usage that costs nothing, as in a trial, has no line: it counts as delivered (d), and as g. Usage without
 -- a price counts as never billed (t).
 --   keys: totals, history, items; head: as read_counters gives it; totals: as read; own: customer, nonce
 --   asked: since: usage of periods that began before (ms) costs nothing; meters: a token to the meter's name, the label of
@@ -28,7 +28,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
         local units = text('%.0f', units_at[price])
         if tonumber(period) < asked.since then
           redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'd', units)
-          redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'u', units)
+          redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'g', units)
         elseif string.find(price, '^%d+/%d+$') then
           add_line(period, token, name, price, units)
         else

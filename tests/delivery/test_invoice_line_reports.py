@@ -1,0 +1,95 @@
+"""Reports about usage without meters at Stripe (`billing: {usage: lines}`) say true things."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from drivers.command_line import InProcessShell
+from drivers.health_findings import looked_at
+from drivers.period_ends import look_at_closes
+from drivers.plans import plans_text
+from drivers.shop import END, HALF, START, Shop, sell_nothing, shop
+from meterkit.catalog import loads
+
+pytestmark = pytest.mark.anyio
+
+PLANS = plans_text("invoice_lines")
+CATALOG = loads(PLANS)
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
+        await opened.kit.stripe.sync()
+        await opened.subscribed(plan="pro")
+        yield opened
+
+
+async def billed(at: Shop, words: int) -> None:
+    """Record words, end the period, and have their line written."""
+    await at.kit.record("acme", "words", words)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    assert (await at.kit.flush(everything=True)).why == ""
+
+
+async def test_doctor_and_reconcile_ask_stripe_for_no_meters(at: Shop) -> None:
+    await billed(at, 126)
+    before = len(at.emulator.requests)
+    assert await looked_at(at.kit, "stripe") == ("2 products of invoice lines", [])
+    assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+    assert not [one for one in at.emulator.requests[before:] if "/billing/meter" in one.path]
+
+
+async def test_the_close_of_a_period_without_billed_usage_is_confirmed(at: Shop) -> None:
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.record("acme", "words", 1)
+    at.clock.set(END + timedelta(days=31, minutes=15))
+    await at.kit.subscriptions.sync("acme")
+    closes = await look_at_closes(at.kit)
+    assert (closes.open, closes.late) == (0, [])
+
+
+async def test_usage_in_a_trial_is_not_late(at: Shop) -> None:
+    found = PLANS.replace("  pro:\n", "  pro:\n    trial: 7d\n")
+    at.kit.store.use(loads(found))
+    await at.subscribed("bob", "pro")
+    await at.kit.record("bob", "words", 126)
+    at.go(timedelta(days=7, minutes=3))
+    await at.kit.subscriptions.sync("bob")
+    await at.kit.flush(everything=True)
+    at.clock.advance(timedelta(minutes=10))
+    await look_at_closes(at.kit)
+    at.go(timedelta(hours=2))
+    await look_at_closes(at.kit)
+    words = (await at.kit.usage("bob", period=START + timedelta(days=1)))["meters"]["words"]
+    assert (words["delivered"], words["late"]) == (26, 0)
+
+
+async def test_sync_refuses_a_billed_meter_without_a_price(at: Shop) -> None:
+    unpriced = PLANS.replace("{bill: {per: 1, amount_cents: 4}}", "bill")
+    at.kit.store.use(loads(unpriced))
+    (problem,) = (await at.kit.stripe.sync(dry_run=True)).problems
+    assert problem.startswith("plan pro, meter words: billed, and the file names no amount")
+
+
+@pytest.mark.parametrize("store_url", ["valkey"], indirect=True)
+async def test_a_queued_line_is_listed_and_dropped(at: Shop, store_url: str, tmp_path: Path) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(END + timedelta(seconds=1))
+    at.emulator.fail_next("error", status=403, path="*")
+    assert (await at.kit.flush()).why.startswith("invoice lines: ")
+    (tmp_path / "plans.yaml").write_text(PLANS)
+    shell = InProcessShell(tmp_path, METERKIT_REDIS_URL=store_url, METERKIT_SHARDS="4")
+    listed = shell.run("outbox", "list")
+    assert "invoice line of USD 1.04 for usage of 1\N{EN DASH}30 Jun 2031" in listed.out
+    (line,) = shell.run("outbox", "list", "--json").json
+    assert (line["is_line"], line["quantity"], line["cents"]) == (True, 26, 104)
+    await at.kit.outbox.items.drop(line["identifier"], reason="a gift")
+    words = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
+    assert (words["queued"], words["late"]) == (0, 26)
