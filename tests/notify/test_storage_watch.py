@@ -11,8 +11,9 @@ import pytest
 
 from drivers.messages import NOW, Mailbox, Receiver, kit_of, pass_over, receiver, storage_watch
 from drivers.subscribed_customer import sweep
-from meterkit import MeterKit
+from meterkit import MeterKit, StoreError
 from meterkit.testing import Clock
+from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -157,6 +158,7 @@ async def test_the_end_of_an_override_makes_storage_too_much(
     assert ["acme"] == [data["customer"] for data in told(hook)]
 
 
+@pytest.mark.each_store
 @pytest.mark.parametrize(("included", "customers"), [(1_500, []), (1_400, ["acme", "bolt"])])
 async def test_a_plans_file_that_includes_less_is_noticed(
     store_url: str, included: int, customers: list[str]
@@ -187,3 +189,17 @@ async def test_levels_are_restated_once_a_day(
         await look()
     await look()
     assert ["acme"] == [data["customer"] for data in told(hook)]
+
+
+async def test_without_scan_storage_that_is_too_much_is_told(
+    valkey: Server, store_url: str, clock: Clock
+) -> None:
+    valkey.command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "&*", "+@all", "-scan")
+    url = store_url.replace("redis://", "redis://reader:secret@")
+    async with receiver() as hook, kit_of(url, clock, url=hook.url, plans=PLANS) as kit:
+        await kit.gauges.set("acme", "storage", 1_500)
+        with pytest.raises(StoreError, match="scan"):
+            await storage_watch(kit).check()
+        await pass_over(kit, "webhook")
+        assert ["acme"] == [data["customer"] for data in told(hook)]
+    valkey.command("ACL", "DELUSER", "reader")
