@@ -125,8 +125,10 @@ class LlmCalls:
         return {name: call for name, call in named.items() if name is not None}
 
     def _joined_calls(self) -> Sequence[CallUsage]:
-        calls: Sequence[CallUsage] = join_reports(self.reports.usages(), self._taps)
-        calls = join_reports(calls, self._body, renamed=True) if calls else self._body
+        calls: Sequence[CallUsage] = self._body
+        reported = self.reports.usages()
+        if reported or self._taps:
+            calls = join_reports(join_reports(reported, self._taps), calls, renamed=True)
         return deduplicate_calls(calls) if len(calls) > 1 else calls
 
 

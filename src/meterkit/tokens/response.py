@@ -339,8 +339,7 @@ class ResponseReader:
         if not name and self.skip_repeats(data):
             return None
         observer = self._observer
-        reports = _may_report_tokens(data)
-        key = None if name or reports else key_of(data)
+        key = None if name else key_of(data)
         if key is not None:
             measured = observer.recall(self._known, key)
             if measured is not None:
@@ -357,13 +356,13 @@ class ResponseReader:
         if event is None:
             observer.is_strange = True
             return None
-        is_first, before = observer.is_new, observer.text_bytes
+        is_first, before, reports = observer.is_new, observer.text_bytes, _may_report_tokens(data)
         reported = observer.observe({name: event} if name else event, reports=reports)
         self._select_events()
         measured = observer.text_bytes - before
         if not (reported or name) and observer.is_known and measured > 0:
             self._repeats.learn(data, measured)
-        if key is not None and "response" not in event:
+        if key is not None and not reports and "response" not in event:
             observer.memorize(self._known, data, key, measured, is_first=is_first)
         return None
 

@@ -285,6 +285,7 @@ _TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
 """The Realtime API's event of another model's call, which transcribes what the user has said."""
 _LIVE: Final = ("session.usage.updated", "session.closed")
 """Events of the Live API that say how long a session is so far."""
+_OTHER_EVENTS: Final = (*_MEDIA_EVENTS, *_LIVE, _CONVERSED, _TRANSCRIBED)
 _NESTED: Final = "response.event"
 """The Live API's event that has one of the Responses API in it."""
 _DECISIONS: Final = frozenset({"predicate", "choice", "score", "refusal"})
@@ -312,7 +313,7 @@ def _find_response(event: Table) -> Table | None:
     if (
         isinstance(event.get("choices"), list)
         or event.get("object") in _WHOLE
-        or kind in (*_MEDIA_EVENTS, *_LIVE, _CONVERSED, _TRANSCRIBED)
+        or kind in _OTHER_EVENTS
         or _is_embeddings(event)
         or _is_ranking(event)
         or _is_transcription(event)
@@ -459,7 +460,7 @@ def _recognises(event: Table) -> bool:
         return known or _is_embeddings(event) or _is_ranking(event)
     choices = rows(event.get("choices"))
     first = table(choices[0]) if choices else None
-    if kind in (*_MEDIA_EVENTS, *_LIVE, _CONVERSED, _TRANSCRIBED) or _is_ranking(event):
+    if kind in _OTHER_EVENTS or _is_ranking(event):
         return True
     return first is not None and _is_choice(first)
 
