@@ -16,7 +16,7 @@ _TEXTS: Final = (
 )
 # Padding that OpenAI adds, of another length each time; it says nothing.
 _VARYING: Final = re.compile(rb'"(?:(?P<text>' + _TEXTS + rb')|obfuscation)"\s*:\s*"([^"\\]*)"')
-# After so many consecutive events of different surroundings no more are compared.
+# After so many consecutive events without a repetition no more are compared.
 _MISSES_MAX: Final = 16
 _EVENT_BYTES_MAX: Final = 4_096
 # More is read with pauses.
@@ -69,6 +69,7 @@ class RepeatedEvents:
             if found is None:
                 return False
             measured = found
+        self._misses = 0
         self._observer.text_bytes += measured
         return True
 
@@ -103,7 +104,6 @@ class RepeatedEvents:
         start, tail = events[:at] + self._before, self._after + end
         if len(events) < len(start) + len(tail) or not events.endswith(tail):
             return False
-        self._misses = 0
         self._start, self._tail, self._around = start, tail, len(start) + len(tail)
         self._between = self._after + _END + start
         return True
