@@ -10,6 +10,7 @@ import pytest
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
+from drivers.usage_lines import usage_lines
 from meterkit import MeterUsage
 from meterkit.catalog import loads
 
@@ -24,21 +25,6 @@ async def at(store_url: str) -> AsyncGenerator[Shop]:
         await opened.kit.stripe.sync()
         await opened.subscribed(plan="pro")
         yield opened
-
-
-async def usage_lines(at: Shop) -> list[tuple[str, str, str, int]]:
-    """Description, units, unit amount and cents of each line that meterkit has written, oldest first."""
-    return [
-        (
-            line["description"],
-            line["quantity_decimal"],
-            line["pricing"]["unit_amount_decimal"],
-            line["amount"],
-        )
-        for invoice in await at.invoices()
-        for line in invoice["lines"]["data"]
-        if "meterkit_line" in line["metadata"]
-    ]
 
 
 async def words(at: Shop, when: datetime | None = None) -> MeterUsage:

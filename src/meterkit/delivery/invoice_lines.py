@@ -21,7 +21,7 @@ from meterkit.outbox.invoice_item_queue import price_each
 from meterkit.outbox.invoice_line_terms import LINES_MOST, line_product
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from meterkit.delivery.sender import Elapsed
     from meterkit.outbox.invoice_item_queue import LateItem, LateItems
@@ -37,7 +37,8 @@ USAGE_KEY: Final = "meterkit_usage"
 _ADDED_KEY: Final = "meterkit_line_added"
 _ADDED_MOST: Final = 12  # So that they fit into one value of metadata.
 _LATE_KEY: Final = "meterkit_line_late"
-_PRICE_KEY: Final = "meterkit_price"
+PRICE_KEY: Final = "meterkit_price"
+"""Key in the metadata of a line for its price; see ``price_each``."""
 _ITEMS: Final = "/v1/invoiceitems"
 _INVOICES: Final = "/v1/invoices"
 _MISSING: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
@@ -114,7 +115,7 @@ class LineWriter:
         lines = [
             one
             for one in place.items
-            if (_metadata(one).get(USAGE_KEY), _metadata(one).get(_PRICE_KEY)) == (item.usage_key, price)
+            if (_metadata(one).get(USAGE_KEY), _metadata(one).get(PRICE_KEY)) == (item.usage_key, price)
         ]
         line = next((one for one in lines if item.id in _ids_of(one)), None)
         if line is None:
@@ -169,33 +170,34 @@ class LineWriter:
             return await self._find_own_invoice(item, age_s, attempt)
         asked: dict[str, Parameter] = {"expand": ["latest_invoice"]}
         subscription = await self._api.get(f"/v1/subscriptions/{item.subscription}", asked)
-        currency = str(subscription.get("currency") or item.currency)
-        if currency != item.currency:
-            why = f"its price is in {item.currency}, and the customer's invoices are in {currency}"
-            return _Place(None, [], age_s, refusal=why)
-        end_s, now_ms = item.till_ms // 1000, self._store.now_ms()
-        has_ended = subscription.get("status") in ENDED
-        end_s = min(end_s, int(subscription.get("ended_at") or end_s))
-        latest = subscription.get("latest_invoice")
-        found: list[Mapping[str, Any]] = [latest] if isinstance(latest, dict) else [{}]
-        if not is_renewal_of(found[0], item.subscription, end_s):
-            asked = {"customer": item.stripe_customer, "created": {"gte": end_s}}
-            found = [
-                one
-                for one in await self._api.list(_INVOICES, asked)
-                if is_renewal_of(one, item.subscription, end_s)
-            ]
+        end_s = min(item.till_ms // 1000, int(subscription.get("ended_at") or item.till_ms // 1000))
+        found = await self._find_renewals(item, subscription, end_s)
+        if refusal := _explain_unbilled(item, subscription, found):
+            return _Place(None, [], age_s, refusal=refusal)
         draft = next((one for one in found if one.get("status") == "draft"), None)
         if draft is not None:
             return _Place(str(draft["id"]), [], age_s)
+        has_ended = subscription.get("status") in ENDED
         wait_ms = _AFTER_THE_END_MS if has_ended else MADE_WITHIN_MS
-        if not found and now_ms < 1000 * end_s + wait_ms:
+        if not found and self._store.now_ms() < 1000 * end_s + wait_ms:
             return None
-        if has_ended:
-            method = subscription.get("default_payment_method")
-            own = await self._find_own_invoice(item, age_s, attempt, method)
-            return own._replace(is_late=own.is_late or bool(found))
-        return _Place(None, [], age_s, is_late=True)
+        if not has_ended:
+            return _Place(None, [], age_s, is_late=True)
+        method = subscription.get("default_payment_method")
+        own = await self._find_own_invoice(item, age_s, attempt, method)
+        return own._replace(is_late=own.is_late or bool(found))
+
+    async def _find_renewals(
+        self, item: LateItem, subscription: Mapping[str, Any], end_s: int
+    ) -> list[Mapping[str, Any]]:
+        """Find the invoice of a renewal, or the last one of a subscription that ended."""
+        latest = subscription.get("latest_invoice")
+        shown: Mapping[str, Any] = latest if isinstance(latest, dict) else {}
+        if is_renewal_of(shown, item.subscription, end_s):
+            return [shown]
+        asked: dict[str, Parameter] = {"customer": item.stripe_customer, "created": {"gte": end_s}}
+        made = await self._api.list(_INVOICES, asked)
+        return [one for one in made if is_renewal_of(one, item.subscription, end_s)]
 
     async def _items_of(self, item: LateItem) -> list[Mapping[str, Any]]:
         """Invoice items of the customer that may be lines of the period."""
@@ -281,7 +283,7 @@ class LineWriter:
                 USAGE_KEY: item.usage_key,
                 LINE_KEY: item.id,
                 "meterkit_meter": item.meter,
-                _PRICE_KEY: price_each(item.label, item.currency),
+                PRICE_KEY: price_each(item.label, item.currency),
                 **({_LATE_KEY: "yes"} if place.is_late else {}),
             },
         }
@@ -310,6 +312,25 @@ class LineWriter:
 
 def _suffix(attempt: int) -> str:
     return f"-{attempt}" if attempt else ""
+
+
+def _explain_unbilled(
+    item: LateItem, subscription: Mapping[str, Any], invoices: Sequence[Mapping[str, Any]]
+) -> str:
+    """Explain why a line is on no invoice of a subscription; empty: one can have it.
+
+    Args:
+        item: the line.
+        subscription: as Stripe shows it.
+        invoices: of the line's period.
+    """
+    currency = str(subscription.get("currency") or item.currency)
+    if currency != item.currency:
+        return f"its price is in {item.currency}, and the customer's invoices are in {currency}"
+    statuses = {one.get("status") for one in invoices}
+    if "void" in statuses or ("uncollectible" in statuses and subscription.get("pause_collection")):
+        return "the invoice of its period is void or not to be collected"
+    return ""
 
 
 def _is_late(line: Mapping[str, Any]) -> bool:

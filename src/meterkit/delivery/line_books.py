@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import money
+from meterkit.catalog.amount_wording import exact_money, money
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
-from meterkit.delivery.invoice_lines import USAGE_KEY
+from meterkit.delivery.invoice_lines import PRICE_KEY, USAGE_KEY
 from meterkit.delivery.invoices import units_of
 from meterkit.delivery.stripe_books import none_if_gone
 from meterkit.outbox.invoice_item_queue import usage_key_of
@@ -33,7 +34,7 @@ class LineBook(NamedTuple):
         there: units on lines at Stripe; None: there is no such customer.
         cents: the amount of these lines.
         state: of their invoices.
-        is_changed: whether the amount of a line is not that of its units.
+        is_changed: whether the price of a line is not its own, or its amount not that of its units.
     """
 
     queued: int
@@ -109,14 +110,19 @@ async def _lines_by_key(
 def _book_of(queued: int, written: int, lines: Sequence[tuple[str, Mapping[str, Any]]] | None) -> LineBook:
     if lines is None:
         return LineBook(queued, written, None, None, "none", False)
-    due, cents = Fraction(0), 0
+    due, cents, is_repriced = Fraction(0), 0, False
     for _, line in lines:
         pricing: Mapping[str, Any] = line.get("pricing") or {}
-        due += Fraction(str(pricing.get("unit_amount_decimal") or 0)) * Fraction(units_of(line))
+        unit = Decimal(str(pricing.get("unit_amount_decimal") or 0))
+        price = f"{exact_money(unit, str(line.get('currency')))} each"
+        is_repriced = is_repriced or price != line["metadata"].get(PRICE_KEY)
+        due += Fraction(unit) * Fraction(units_of(line))
         cents += int(line.get("amount") or 0)
     states = {state for state, _ in lines}
     state: InvoiceState = "none"
     if states:
         state = "pending" if "pending" in states else "draft" if "draft" in states else "final"
     there = int(sum(units_of(line) for _, line in lines))
-    return LineBook(queued, written, there, cents, state, abs(due - cents) > Fraction(len(lines), 2))
+    return LineBook(
+        queued, written, there, cents, state, is_repriced or abs(due - cents) > Fraction(len(lines), 2)
+    )
