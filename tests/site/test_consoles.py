@@ -233,6 +233,15 @@ def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(typist: Typist) ->
     assert (6, 1) == (questions["used"], questions["delivered"])
 
 
+@pytest.mark.dear("the tutorial's month is run")
+def test_the_invoice_of_the_tutorial_is_the_same_without_meters(typist: Typist) -> None:
+    write_the_tutorials_files(typist)
+    with (typist.directory / "plans.yaml").open("a") as plans:
+        plans.write("billing: {usage: lines}\n")
+    (month,) = [block for block in TYPED if block.page == TUTORIAL and "month.py" in block.text]
+    type_forked(typist, [month])
+
+
 class PatientTypist(Typist):
     """Types a command again that only looks, until it shows what the page has: usage comes a moment later."""
 
