@@ -63,7 +63,9 @@ DECIDING: Final = Mutated(
     counts=True,
     lives={
         **dict.fromkeys(("decide.lua", "settle.lua"), EVERYTHING),
-        **included("check_ceilings read_options classify_units report_units", EVERYTHING),
+        **included(
+            "check_rates check_ceilings report_refusal read_options classify_units report_units", EVERYTHING
+        ),
         **included(
             "unpack_head unpack_rate unpack_meter unpack_extras live_holds release_hold correct_rate"
             " take_number find_backdated_period count_backdated_units crossed_thresholds queue_notices"

@@ -64,13 +64,11 @@
 --           IN_FLIGHT            as above, but counted and held: in mode s
 --include confirm_view
 --include unpack_head
---include unpack_rate
 --include unpack_meter
 --include live_holds
---include advance_rate
 --include write_counters
 local rev, terms, mode, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
-local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
+local call, read = redis.call, struct.unpack
 local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, keep_ms,
   rate_count, ceiling_count, recorded_count, subject_count, rates_at = read('<dddddddddd', terms)
 local subject_keys, subject_words, subject_terms, write_subjects
@@ -113,28 +111,23 @@ end
 local is_counting, is_repeat, is_refused = mode ~= 'c', repeat_state == REPEAT, false
 local current_slot = math.floor(now / HOLD_SLOT_MS)
 local nearest, nearest_left, nearest_share, nearest_before = 0, 0, math.huge, 0
-local refusal, refusal_count = {is_repeat and REPEAT_REFUSED or REFUSED, now, ends_ms, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
 local hset, hset_count = {counters_key, 'h', nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3 -- With room: growing a table copies it.
-local function report_policy(left, total, x, y, z)
-  refusal[refusal_count + 1], refusal[refusal_count + 2], refusal[refusal_count + 3] = x, y, z
-  refusal_count = refusal_count + 3
-  local share = left / total
-  if share < nearest_share then
-    nearest, nearest_left, nearest_share, nearest_before = refusal_count / 3 - 1, left, share, y
-  end
+if rate_count > 0 then
+--include check_rates
+  is_refused, hset_count, nearest, nearest_left, nearest_share, nearest_before = check_rates(fields, terms, rates_at, ARGV,
+    name_offset, rate_count, now, is_counting, hset, hset_count)
 end
-for place = 2, rate_count + 1 do
-  local kind, window, limit, refill, needed, quantity = read('<dddddd', terms, rates_at + RATE_BYTES * (place - 2))
-  local name = ARGV[name_offset + place]
-  local slot, counted, previous, used = unpack_rate(fields[place], name)
-  slot, counted, previous, used = advance_rate(kind, window, refill, now, slot, counted, previous)
-  is_refused = is_refused or used + needed > limit
-  if is_counting then
-    used = used + quantity
-    hset[hset_count + 1], hset[hset_count + 2] = name, pack(FORM, slot, math.min(counted + quantity, MOST), previous)
-    hset_count = hset_count + 2
+local refusal, refusal_count, report_policy = nil, 3 + 3 * rate_count, nil
+if ceiling_count > 0 or options or subject_keys then -- Rates pay for neither: report_refusal reads them again.
+  refusal = {nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil}
+  function report_policy(left, total, x, y, z)
+    refusal[refusal_count + 1], refusal[refusal_count + 2], refusal[refusal_count + 3] = x, y, z
+    refusal_count = refusal_count + 3
+    local share = left / total
+    if share < nearest_share then
+      nearest, nearest_left, nearest_share, nearest_before = refusal_count / 3 - 1, left, share, y
+    end
   end
-  report_policy(limit - used, limit, counted, previous, 0)
 end
 local ceilings_at = rates_at + RATE_BYTES * rate_count
 local rest_at = ceilings_at
@@ -153,7 +146,7 @@ if options and options.levels then
   is_refused, refusal_count, hset_count, rest_at = check_gauges(levels_key, options.levels, fields, now, is_counting,
     is_repeat, is_refused, terms, rest_at, refusal, refusal_count, hset, hset_count)
 end
-begins_ms, ends_ms = ends_ms > 0 and begins_ms or period_start_ms, period_end_ms
+begins_ms = ends_ms > 0 and begins_ms or period_start_ms
 if subject_keys then
 --include check_subjects
   is_refused, write_subjects = check_subjects(subject_keys, subject_words, subject_terms, begins_ms, now, is_refused,
@@ -162,11 +155,10 @@ end
 
 local reply = struct.pack('<lllll', repeat_state, now, nearest, nearest_left, nearest_before)
 if is_refused and mode ~= 'h' and (repeat_state == ALLOWED or mode ~= 's') then
+--include report_refusal
+  local code = mode == 's' and COUNTED or is_repeat and REPEAT_REFUSED or REFUSED
+  refusal = report_refusal(refusal or {}, refusal_count, code, now, ends_ms, fields, terms, rates_at, rate_count, backing)
   reply = refusal
-  reply[1] = mode == 's' and COUNTED or reply[1]
-  if backing then
-    backing.append_to(refusal, refusal_count)
-  end
 end
 if not is_counting or reply == refusal and mode ~= 's' then
   return reply
@@ -181,8 +173,8 @@ if backing and not is_repeat then
   hset_count = hold_backed(fields, options, current_slot, ARGV, name_offset, hset, hset_count)
 end
 local new_rev = (mode == 'd' or mode == 's') and rev or known_rev
-local lives_ms = math.max(now + keep_ms, recorded_count > 0 and ends_ms + outlive_ms or 0)
-write_counters(hset, hset_count, now, begins_ms, ends_ms, new_rev, expires_ms, lives_ms, math.floor(keep_ms / 8))
+local lives_ms = math.max(now + keep_ms, recorded_count > 0 and period_end_ms + outlive_ms or 0)
+write_counters(hset, hset_count, now, begins_ms, period_end_ms, new_rev, expires_ms, lives_ms, math.floor(keep_ms / 8))
 if write_subjects then
   write_subjects()
 end
