@@ -228,8 +228,8 @@ INVOICE_IGNORED: Final = "footer payment_settings statement_descriptor"
 
 @CALLS(
     "POST /v1/invoices",
-    "auto_advance automatic_tax collection_method currency customer description"
-    " default_payment_method discounts metadata pending_invoice_items_behavior",
+    "auto_advance automatic_tax collection_method currency customer days_until_due description"
+    " default_payment_method default_tax_rates discounts metadata pending_invoice_items_behavior",
     INVOICE_IGNORED,
 )
 def _create_invoice(account: Account, call: Call) -> JsonObject:
@@ -250,10 +250,25 @@ def _create_invoice(account: Account, call: Call) -> JsonObject:
     made.default_payment_method = account.payment_methods.read_param(
         params, "default_payment_method", customer=customer
     )
+    made.rate_ids = params.listed("default_tax_rates") if "default_tax_rates" in params else ()
+    _read_collection(made, params)
     made.description, made.metadata = params.text("description"), params.metadata()
     made.auto_advance = bool(params.boolean("auto_advance"))
     made.schedule(account.now + HOUR_S)
     return account.add(account.invoices, made, "invoice.created")
+
+
+def _read_collection(made: Invoice, params: Params) -> None:
+    """Read how an invoice is collected: ``days_until_due`` is "valid only" for ``send_invoice``.
+
+    https://docs.stripe.com/api/invoices/create#create_invoice-days_until_due
+    """
+    method = params.choice("collection_method", ("charge_automatically", "send_invoice"))
+    made.collection_method = method or made.collection_method
+    made.days_until_due = params.integer("days_until_due")
+    if (made.collection_method == "send_invoice") != (made.days_until_due is not None):
+        message = "`days_until_due` must be set where `collection_method` is `send_invoice`, and only there."
+        raise ApiError(message, param="days_until_due")
 
 
 @CALLS("DELETE /v1/invoices/{id}", expandable=())
@@ -333,5 +348,4 @@ def _change_line(account: Account, invoice: Invoice, line: InvoiceLine, params: 
     line.start, line.end = params.period() or (line.start, line.end)
     if "tax_rates" in params:
         line.rate_ids = params.listed("tax_rates") if params.is_hash("tax_rates") else ()
-    subscription = subscription_of_invoice(account, invoice)
-    return apply_tax_rates(account, subscription, [line])[0]
+    return apply_tax_rates(account, invoice, [line])[0]

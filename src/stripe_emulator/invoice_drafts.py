@@ -227,16 +227,18 @@ def total_of_lines(account: Account, subscription: Subscription, lines: Sequence
 
 
 def apply_tax_rates(
-    account: Account, subscription: Subscription | None, lines: Iterable[InvoiceLine]
+    account: Account, owner: Subscription | Invoice, lines: Iterable[InvoiceLine]
 ) -> list[InvoiceLine]:
-    """Return lines with their tax rates; a rate that the account lacks taxes nothing."""
-    default_ids = () if subscription is None else subscription.rate_ids
+    """Return lines with their own tax rates, or the default ones of their owner.
+
+    A rate that the account lacks taxes nothing.
+    """
     return [
         replace(
             line,
             tax_rates=[
                 rate.rate
-                for each in line.rate_ids or default_ids
+                for each in line.rate_ids or owner.rate_ids
                 if (rate := account.tax_rates.get(each)) is not None
             ],
         )

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stripe_emulator.call_table import PAGING, CallTable
-from stripe_emulator.invoice_drafts import apply_tax_rates, one_time_line, subscription_of_invoice
+from stripe_emulator.invoice_drafts import apply_tax_rates, one_time_line
 from stripe_emulator.invoices import INVOICE_ITEMS_MAX
 from stripe_emulator.price_calls import resolve_price
 from stripe_emulator.prices import Price, PriceScheme, Product, decimal_text, price_quantity, to_cents
@@ -99,8 +99,7 @@ def _create_item(account: Account, call: Call) -> JsonObject:
     line.start, line.end = params.period() or (line.start, line.end)
     line.rate_ids = params.listed("tax_rates") if "tax_rates" in params else ()
     if place.invoice is not None:
-        subscription = subscription_of_invoice(account, place.invoice)
-        place.invoice.lines += apply_tax_rates(account, subscription, [line])
+        place.invoice.lines += apply_tax_rates(account, place.invoice, [line])
     else:
         account.invoices.pending.setdefault(place.subscription or customer, []).append(line)
     return InvoiceItem(line, customer, place.invoice).to_json()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from hashlib import blake2b
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.periods import from_ms, iso
@@ -183,16 +184,15 @@ class LineWriter:
             return None
         if not has_ended:
             return _Place(None, [], age_s, is_late=True)
-        method = subscription.get("default_payment_method")
-        own = await self._find_own_invoice(item, age_s, attempt, method)
+        own = await self._find_own_invoice(item, age_s, attempt, _last_invoice_terms(subscription))
         return own._replace(is_late=own.is_late or bool(found))
 
     async def _find_renewals(
         self, item: LateItem, subscription: Mapping[str, Any], end_s: int
     ) -> list[Mapping[str, Any]]:
         """Find the invoice of a renewal, or the last one of a subscription that ended."""
-        latest = subscription.get("latest_invoice")
-        shown: Mapping[str, Any] = latest if isinstance(latest, dict) else {}
+        latest: Mapping[str, Any] | str | None = subscription.get("latest_invoice")
+        shown: Mapping[str, Any] = {} if latest is None or isinstance(latest, str) else latest
         if is_renewal_of(shown, item.subscription, end_s):
             return [shown]
         asked: dict[str, Parameter] = {"customer": item.stripe_customer, "created": {"gte": end_s}}
@@ -208,7 +208,11 @@ class LineWriter:
         return [*await self._api.list(_ITEMS, asked)]
 
     async def _find_own_invoice(
-        self, item: LateItem, age_s: Elapsed, attempt: int, method: object = None
+        self,
+        item: LateItem,
+        age_s: Elapsed,
+        attempt: int,
+        terms: Mapping[str, Parameter] = MappingProxyType({}),
     ) -> _Place:
         """Find or make the invoice of a period that no subscription bills; Stripe finalizes it in an hour.
 
@@ -216,7 +220,7 @@ class LineWriter:
             item: its first line.
             age_s: measures the age of the place.
             attempt: number of refusals before; Stripe may have stored them under their idempotency keys.
-            method: the payment method of a subscription that has ended; else the customer's default one pays.
+            terms: those of a subscription that has ended; see :func:`_last_invoice_terms`.
         """
         mark = f"{item.till_ms}:{item.customer}"[:500]  # The longest value of metadata.
         asked: dict[str, Parameter] = {
@@ -234,9 +238,8 @@ class LineWriter:
             "currency": item.currency,
             "auto_advance": True,
             "metadata": {USAGE_KEY: mark},
+            **terms,
         }
-        if isinstance(method, str):
-            params["default_payment_method"] = method
         digest = blake2b(mark.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         key = f"meterkit-invoice-{digest}-{len(made_before)}{_suffix(attempt)}"
         made = await self._api.post(_INVOICES, params, idempotency_key=key)
@@ -308,6 +311,22 @@ class LineWriter:
                 " for so many lines, so each meter has one line, at its mean price"
             )
             _logger.info(text, item.customer, iso(from_ms(item.period_ms)), LINES_MOST)
+
+
+def _last_invoice_terms(subscription: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Payment method, taxes and way of collection of a subscription, for an invoice after its end."""
+    found: dict[str, Parameter] = {}
+    if isinstance(method := subscription.get("default_payment_method"), str):
+        found["default_payment_method"] = method
+    automatic_tax: Mapping[str, Any] = subscription.get("automatic_tax") or {}
+    if automatic_tax.get("enabled"):
+        found["automatic_tax"] = {"enabled": True}
+    if rates := subscription.get("default_tax_rates"):
+        found["default_tax_rates"] = [str(rate["id"]) for rate in rates]
+    if subscription.get("collection_method") == "send_invoice":
+        found["collection_method"] = "send_invoice"
+        found["days_until_due"] = int(subscription.get("days_until_due") or 30)
+    return found
 
 
 def _suffix(attempt: int) -> str:
