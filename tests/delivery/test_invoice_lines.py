@@ -92,7 +92,7 @@ async def test_a_cancellation_now_bills_its_usage(at: Shop) -> None:
     assert (await at.invoices())[-1]["status"] == "paid"
 
 
-async def test_an_invoice_after_the_end_has_the_terms_of_the_subscription(at: Shop) -> None:
+async def test_an_invoice_after_the_end_has_the_former_terms(at: Shop) -> None:
     rate = await at.post("/v1/tax_rates", {"display_name": "VAT", "percentage": 25, "inclusive": False})
     subscription = await at.kit.subscriptions.get("acme")
     assert subscription is not None
