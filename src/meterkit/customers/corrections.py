@@ -24,6 +24,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import label_of
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.outbox.invoice_line_terms import is_billed_by_lines
 from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.store import replies
 from meterkit.store.customer_usage import price_cents
@@ -109,8 +110,9 @@ class IssuedCredit(NamedTuple):
 
     Attributes:
         id: of the credit note, ``cn_…``; or of the entry of the customer's balance, ``cbtxn_…``, where a
-            credit or the balance itself had paid a part of the invoice.
-        invoice, line: what it credits.
+            credit or the balance itself had paid a part of the invoice; or of the invoice item, ``ii_…``,
+            that was lowered, where meterkit writes lines and the invoice is a draft.
+        invoice, line: of the units; ``invoice`` is empty if no invoice has them yet.
         units: how many.
         cents: the amount they were billed at, without discounts and taxes.
     """
@@ -349,6 +351,7 @@ async def _run_restore(
 
     async def call(view: CustomerView) -> ScriptCall:
         keys, billed = view.keys, None if is_known else await read_billed(view)
+        by_lines = is_billed_by_lines(view.state, store.catalog)
         names = [
             *(keys.counters, keys.state, keys.totals, keys.unlinked, keys.grants, keys.ledger, keys.history),
             *(once, keys.corrections),
@@ -358,7 +361,8 @@ async def _run_restore(
         sending = {
             "stripe": await _sole_stripe_customer(store, view),
             "nonce": token_hex(16),
-            "events": events,
+            "events": {} if by_lines else events,
+            "by_lines": by_lines,
             "taken": list(view.state.minutes_taken_ms),
             "dry": given.is_dry,
             **({} if billed is None else {"billed": billed.dump()}),

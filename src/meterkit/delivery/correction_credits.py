@@ -28,7 +28,8 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import item_segments, segments_of, sent_label, unit_amount_decimal
 from meterkit.delivery.invoice_items import ITEM_KEY, late_item_token
-from meterkit.delivery.invoices import InvoiceReader, units_of
+from meterkit.delivery.invoices import InvoiceReader, written_units
+from meterkit.delivery.line_corrections import lower_line, written_item, written_line_token
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError, SettingsError, StripeError, StripeUnavailableError
 from meterkit.outbox.invoice_item_queue import LateItems
@@ -78,6 +79,8 @@ class UsageLine(NamedTuple):
         start_s, end_s: the span that it bills.
         invoice: as Stripe shows it; None: it is pending.
         line: as Stripe shows it.
+        item: the invoice item of a line that meterkit has written; a correction lowers it on a draft.
+        added_names: names of queued lines that were added to this one.
     """
 
     name: str
@@ -89,6 +92,13 @@ class UsageLine(NamedTuple):
     end_s: int
     invoice: Mapping[str, Any] | None
     line: Mapping[str, Any]
+    item: str | None = None
+    added_names: tuple[str, ...] = ()
+
+    @property
+    def is_lowerable(self) -> bool:
+        """Whether a correction can lower the line."""
+        return self.item is not None and self.status in {"pending", "draft"}
 
     @property
     def instant_ms(self) -> int:
@@ -113,7 +123,8 @@ async def usage_lines(
         StoreError: the store does not answer.
     """
     summaries, invoices = StripeSummaries(api), InvoiceReader(api, {}, store.catalog.currency)
-    await summaries.refresh()
+    if store.catalog.billing.usage == "meters":
+        await summaries.refresh()
     order, admin = list(dict.fromkeys(tokens)), await store.admin()
     customer_meters = await read_meters(admin, store.keys, store.catalog, customer)
     # An earlier price of the customer may have had the event name of the plans file.
@@ -129,7 +140,7 @@ async def usage_lines(
     lines += await invoices.pending_lines(stripe_customer)
     found, seen = list[UsageLine](), Counter[str]()
     for invoice, line in lines:
-        late = late_item_token(line, customer, order)
+        late = late_item_token(line, customer, order) or written_line_token(line, customer, order)
         meter, is_packed = (None, False) if late else await invoices.billed_meter(line)
         if not late and meter not in token_of:
             continue
@@ -147,14 +158,18 @@ def _read_line(
     invoice: Mapping[str, Any] | None, line: Mapping[str, Any], token: str, *, is_packed: bool
 ) -> UsageLine:
     pricing, span = line["pricing"], line["period"]
-    units = int(units_of(line))
+    units, written = int(written_units(line)), written_item(line)
     unit = pricing.get("unit_amount_decimal")
     price = Fraction(int(line["amount"]), units or 1) if unit is None else Fraction(str(unit))
     metadata: Mapping[str, str] = line.get("metadata") or {}
     item = metadata.get(ITEM_KEY)
-    name = f"{pricing['price_details']['price']}@{span['start']}@{unit}" if item is None else ""
+    name = f"{pricing['price_details']['price']}@{span['start']}@{unit}"
+    if item is not None:
+        name = f"late@{span['start']}@{item}"
+    elif written is not None:
+        name = f"line@{span['start']}@{written[1][0]}"
     return UsageLine(
-        name=name or f"late@{span['start']}@{item}",
+        name=name,
         token=token,
         is_item=item is not None,
         price=None if is_packed else price,
@@ -163,6 +178,10 @@ def _read_line(
         end_s=int(span["end"]),
         invoice=invoice,
         line=line,
+        item=None if written is None else written[0],
+        added_names=()
+        if written is None
+        else tuple(f"line@{span['start']}@{identifier}@1" for identifier in written[1][1:]),
     )
 
 
@@ -181,8 +200,8 @@ async def read_billed(
 ) -> BilledUsage | None:
     """Read the billed usage of a customer's meters, in this period and up to 35 days ago.
 
-    None: no invoice has any of it, because there is no subscription, or none of the units to correct is
-    sealed.
+    None: no invoice has any of it. There is no subscription, and meterkit writes no lines; or none of the
+    units to correct is sealed.
 
     Raises:
         MeterkitError: a line of this period bills packages of units.
@@ -190,7 +209,8 @@ async def read_billed(
         StoreError: the store does not answer.
     """
     stripe_customer, usage = view.state.stripe_customer, await store.usage(view.customer)
-    if view.state.subscription is None or stripe_customer is None or not _is_sealed(usage, quantities, store):
+    can_have_lines = view.state.subscription is not None or store.catalog.billing.usage == "lines"
+    if not can_have_lines or stripe_customer is None or not _is_sealed(usage, quantities, store):
         return None
     start_ms, now_s = to_ms(usage["period"]["start"]), store.now_ms() // 1000
     changed = await _read_changed_at(store, view, start_ms)
@@ -225,7 +245,7 @@ async def queued_lines(store: Store, customer: str) -> list[BilledLine]:
     return [
         BilledLine(
             token=item.meter_token,
-            name=f"late@{item.period_ms // 1000}@{item.id}@1",
+            name=f"{'line' if item.by_line else 'late'}@{item.period_ms // 1000}@{item.id}@1",
             instant_ms=(item.period_ms + item.till_ms) // 2,
             units=item.units,
             price=Fraction(unit_amount_decimal(item.label)),
@@ -381,39 +401,56 @@ class CreditIssuer:
         restored = await restore_units(store, asked, read)
         if dry_run:
             return restored.found
-        issuing = api if credit else None
+        issuing = api if credit or store.catalog.billing.usage == "lines" else None
         return [
-            await self._add_credits(asked, one, restored.lines[one.meter], issuing) for one in restored.found
+            await self._add_credits(asked, one, restored.lines[one.meter], issuing, is_asked=credit)
+            for one in restored.found
         ]
 
     async def _add_credits(
-        self, asked: CorrectionRequest, one: Corrected, lines: Sequence[AssignedLine], api: StripeApi | None
+        self,
+        asked: CorrectionRequest,
+        one: Corrected,
+        lines: Sequence[AssignedLine],
+        api: StripeApi | None,
+        *,
+        is_asked: bool,
     ) -> Corrected:
-        """Add the credit notes to the result of a meter; issue missing ones if there is an ``api``."""
+        """Add the credits to the result of a meter; give missing ones if there is an ``api``."""
         if not one.by_hand:
             return one
         whys = [] if one.by_hand == sum(line.units for line in lines) else [_NO_LINE]
         notes = await self._read_credits(asked, one.meter)
         missing = [line for line in lines if line.name not in notes]
         if api is not None and missing:
-            issued, more = await self._issue_credits(api, asked, one.meter, missing)
+            issued, more = await self._issue_credits(api, asked, one.meter, missing, is_asked=is_asked)
             notes, whys = {**notes, **issued}, [*whys, *more]
         return replace(
             one,
             by_hand_lines=[
-                ByHandLine(note.invoice, note.line, line.units, line.cents)
+                ByHandLine(note.invoice or None, note.line, line.units, line.cents)
                 if (note := notes.get(line.name))
                 else ByHandLine(*line[1:])
                 for line in lines
             ],
             credits=[notes[line.name] for line in lines if line.name in notes],
-            not_credited="" if api is None else "; ".join(whys),
+            not_credited="; ".join(whys) if is_asked else "",
         )
 
     async def _issue_credits(
-        self, api: StripeApi, asked: CorrectionRequest, meter: str, lines: Sequence[AssignedLine]
+        self,
+        api: StripeApi,
+        asked: CorrectionRequest,
+        meter: str,
+        lines: Sequence[AssignedLine],
+        *,
+        is_asked: bool,
     ) -> tuple[dict[str, IssuedCredit], list[str]]:
-        """Issue credit notes for lines; return them by line name, and why other lines get none."""
+        """Lower written lines of drafts, and if ``is_asked`` issue credit notes for final ones.
+
+        Returns:
+            The credits by line name, and why other lines get none.
+        """
         customer = asked.customer
         _, state = await CustomerStates(self._store).read(customer)
         dated = [line for line in lines if _DATED in line.name]
@@ -422,19 +459,17 @@ class CreditIssuer:
         since_s = min(int(line.name.split(_DATED)[1]) for line in dated)
         tokens = tokens_of(meter, self._store.catalog)
         found = await usage_lines(api, self._store, customer, state.stripe_customer, tokens, since_s)
-        known = {one.name: one for one in found}
+        known = {name: one for one in found for name in (one.name, *one.added_names)}
         queued = {one.name for one in await queued_lines(self._store, customer)}
         notes, whys = dict[str, IssuedCredit](), list[str]()
         for line in lines:
             billed = known.get(line.name)
-            why = (
-                _WAITING["pending"]
-                if line.name in queued and billed is None
-                else _explain_refusal(line, billed)
-            )
-            if billed is None or billed.invoice is None or why:
-                whys.append(f"{line.units:,} units: {why}")
-                continue
+            if billed is None or not billed.is_lowerable:
+                is_queued = line.name in queued and billed is None
+                why = _WAITING["pending"] if is_queued else _explain_refusal(line, billed)
+                if billed is None or billed.invoice is None or why or not is_asked:
+                    whys.append(f"{line.units:,} units: {why}")
+                    continue
             try:
                 identifier = await self._find_or_issue(
                     api, _idempotency_key(asked, meter, line), line, billed
@@ -442,29 +477,35 @@ class CreditIssuer:
             except StripeUnavailableError:
                 raise
             except StripeError as error:
-                whys.append(f"{line.units:,} units: Stripe refuses the credit note: {error}")
+                whys.append(f"{line.units:,} units: Stripe refuses: {error}")
                 continue
+            invoice = "" if billed.invoice is None else str(billed.invoice["id"])
             notes[line.name] = IssuedCredit(
-                identifier, str(billed.invoice["id"]), str(billed.line["id"]), line.units, line.cents
+                identifier, invoice, str(billed.line["id"]), line.units, line.cents
             )
             if await self._keep_credits(asked, meter, notes, line.name):
-                given = money(line.cents, str(billed.invoice["currency"]))
+                given = money(line.cents, str(billed.line["currency"]))
                 await add_entry(
                     self._store,
                     customer,
                     kind="correction",
-                    before=f"{line.units} of {meter} on invoice {billed.invoice['id']}",
+                    before=f"{line.units} of {meter} on invoice {invoice or 'of the next period'}",
                     after=f"{given} given back by {identifier}: {asked.reason}",
                     cause=asked.by,
                 )
         return notes, whys
 
     async def _find_or_issue(self, api: StripeApi, key: str, line: AssignedLine, billed: UsageLine) -> str:
-        """Find the credit for units of a line, or issue it; return its id.
+        """Find the credit for units of a line, or issue it; lower a written line of a draft. Return its id.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
         """
+        is_lowerable = billed.is_lowerable
+        if billed.item is not None and await lower_line(
+            api, billed.item, line.units, correction=key, is_final=not is_lowerable
+        ):
+            return billed.item
         invoice: Mapping[str, Any] = billed.invoice or {}
         entries = f"/v1/customers/{invoice['customer']}/balance_transactions"
         known = [*await api.list(_NOTES, {"invoice": str(invoice["id"])}), *await api.list(entries)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.decisions.subscription import ENDED
-from meterkit.delivery.invoices import MADE_WITHIN_MS, is_renewal_of, units_of
+from meterkit.delivery.invoices import MADE_WITHIN_MS, is_renewal_of, units_of, written_units
 from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
@@ -118,9 +118,9 @@ class LineWriter:
             for one in place.items
             if (_metadata(one).get(USAGE_KEY), _metadata(one).get(PRICE_KEY)) == (item.usage_key, price)
         ]
-        line = next((one for one in lines if item.id in _ids_of(one)), None)
+        line = next((one for one in lines if item.id in queued_ids_of(one)), None)
         if line is None:
-            left = await items.known_units(item) - int(sum(map(units_of, lines)))
+            left = await items.known_units(item) - int(sum(map(written_units, lines)))
             units = min(item.units, left) if lines else item.units
             if units <= 0:
                 return await self._settle_line(items, item, is_late=all(map(_is_late, lines)))
@@ -253,13 +253,13 @@ class LineWriter:
         The idempotency key names the line as it was read. If two processes add different units to the same
         state, Stripe refuses the second one, which reads the line again later.
         """
-        ids = _ids_of(line)
+        ids = queued_ids_of(line)
         metadata = {_ADDED_KEY: " ".join([*ids[1:], item.id][-_ADDED_MOST:])}
         params: dict[str, Parameter] = {
             "quantity_decimal": f"{int(units_of(line)) + units}",
             "metadata": metadata,
         }
-        key = f"{line['id']}-{units_of(line):f}-{ids[-1]}{_suffix(attempt)}"
+        key = f"{name_line_state(line)}{_suffix(attempt)}"
         return await self._api.post(f"{_ITEMS}/{line['id']}", params, idempotency_key=key)
 
     async def _post_line(self, item: LateItem, place: _Place, units: int, attempt: int) -> Mapping[str, Any]:
@@ -329,6 +329,11 @@ def _last_invoice_terms(subscription: Mapping[str, Any]) -> dict[str, Parameter]
     return found
 
 
+def name_line_state(line: Mapping[str, Any]) -> str:
+    """Name a line with its units: the idempotency key of a change, so that two changes do not overlap."""
+    return f"{line['id']}-{units_of(line):f}-{queued_ids_of(line)[-1]}"
+
+
 def _suffix(attempt: int) -> str:
     return f"-{attempt}" if attempt else ""
 
@@ -356,7 +361,7 @@ def _is_late(line: Mapping[str, Any]) -> bool:
     return _LATE_KEY in _metadata(line)
 
 
-def _ids_of(line: Mapping[str, Any]) -> list[str]:
+def queued_ids_of(line: Mapping[str, Any]) -> list[str]:
     """Identifiers of the queued lines that a line has: the first one, then the latest."""
     found = _metadata(line)
     return [found.get(LINE_KEY, ""), *found.get(_ADDED_KEY, "").split()]

@@ -270,6 +270,17 @@ def units_of(line: Mapping[str, Any]) -> Decimal:
     return Decimal(str(line.get("quantity_decimal") or line.get("quantity") or 0))
 
 
+LOWERED_KEY: Final = "meterkit_less_"
+"""Begins the keys in a line's metadata for units that corrections have taken off the line."""
+
+
+def written_units(line: Mapping[str, Any]) -> Decimal:
+    """Read the units of a line without the corrections that have lowered it."""
+    metadata: Mapping[str, str] = line.get("metadata") or {}
+    lowered = [units for key, units in metadata.items() if key.startswith(LOWERED_KEY) and units.isdecimal()]
+    return units_of(line) + sum(map(int, lowered))
+
+
 def _unit_price(line: Mapping[str, Any], currency: str) -> Fraction | None:
     """Read the unit price of a line, in minor units; None: it does not show it in the currency."""
     pricing: Mapping[str, Any] = line.get("pricing") or {}

@@ -10,7 +10,7 @@ from meterkit.catalog.amount_wording import exact_money, money
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.delivery.invoice_lines import PRICE_KEY, USAGE_KEY
-from meterkit.delivery.invoices import units_of
+from meterkit.delivery.invoices import units_of, written_units
 from meterkit.delivery.stripe_books import none_if_gone
 from meterkit.outbox.invoice_item_queue import usage_key_of
 
@@ -31,7 +31,8 @@ class LineBook(NamedTuple):
     Attributes:
         queued: units whose line waits to be written.
         written: units whose lines were written.
-        there: units on lines at Stripe; None: there is no such customer.
+        there: units on lines at Stripe, with those that corrections have taken off; None: there is no such
+            customer.
         cents: the amount of these lines.
         state: of their invoices.
         is_changed: whether the price of a line is not its own, or its amount not that of its units.
@@ -122,7 +123,7 @@ def _book_of(queued: int, written: int, lines: Sequence[tuple[str, Mapping[str, 
     state: InvoiceState = "none"
     if states:
         state = "pending" if "pending" in states else "draft" if "draft" in states else "final"
-    there = int(sum(units_of(line) for _, line in lines))
+    there = int(sum(written_units(line) for _, line in lines))
     return LineBook(
         queued, written, there, cents, state, is_repriced or abs(due - cents) > Fraction(len(lines), 2)
     )

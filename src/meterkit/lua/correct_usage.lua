@@ -21,7 +21,8 @@
 --         stripe: the only Stripe customer of this period's deliveries; empty: none, or several
 --         nonce: 32 new hex digits; events: token to event name
 --         taken: minutes of intents that the Stripe customer had through another customer (ms)
---         spend: see lower_spend; dry: whether nothing is written
+--         spend: see lower_spend; dry: whether nothing is written; by_lines: whether invoice lines bill the usage: then no
+--         negative event is queued (events is empty), and ended price segments lose the units that are taken back
 --         billed: what invoices have: see sealed_units; lines: by meter, see assign_lines; changed: PERIOD|y as text, before
 --         the invoices were read; nil: negative events take back the units of all price segments
 --       last: the caller's clock (ms)
@@ -51,6 +52,7 @@ local redis, stop_writing = dry_run()
 --include sealed_units
 --include take_class_units
 --include leave_to_credit_notes
+--include clamp_price_segments
 local counters_key, state_key, totals_key, unlinked_key, grants_key, ledger_key = unpack(KEYS, 1, 6)
 local history_key, once_key, corrections_key, intents_key, outbox_key, audit_key = unpack(KEYS, 7)
 local rev, terms, customer, asked, digest, how_to_send = unpack(ARGV, 1, 6)
@@ -124,6 +126,7 @@ for i, request in ipairs(correction.meters) do
       call('HSET', counters_key, changed .. 'm', pack_meter(meters[changed]))
     end
   end
+  clamp_price_segments(sending.by_lines, totals_key, totals, period .. '|' .. token, meter.overage)
   if owed + ended > 0 then
     local field = period .. '|' .. token .. 'r'
     totals[field] = text('%.0f', repaid + owed + ended)

@@ -1,0 +1,124 @@
+"""Corrections of usage without meters at Stripe (`billing: {usage: lines}`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from datetime import timedelta
+
+import pytest
+
+from drivers.plans import plans_text
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
+from meterkit import Corrected
+from meterkit.catalog import loads
+
+pytestmark = pytest.mark.anyio
+
+PLANS = plans_text("invoice_lines")
+CATALOG = loads(PLANS)
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
+        await opened.kit.stripe.sync()
+        await opened.subscribed(plan="pro")
+        yield opened
+
+
+async def written(at: Shop) -> None:
+    """Have the renewal's draft have a line of 26 words."""
+    await at.kit.record("acme", "words", 126)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    assert (await at.kit.flush(everything=True)).lines == 1
+
+
+async def corrected(at: Shop, units: int, correction: str, *, credit: bool = False) -> Corrected:
+    found: Sequence[Corrected] = await at.kit.correct(
+        "acme", {"words": units}, reason="a bug", correction_id=correction, credit=credit
+    )
+    return found[0]
+
+
+async def lines(at: Shop) -> list[tuple[str, int]]:
+    """Units and cents of each line that meterkit has written."""
+    return [
+        (line["quantity_decimal"], line["amount"])
+        for invoice in await at.invoices()
+        for line in invoice["lines"]["data"]
+        if "meterkit_line" in line["metadata"]
+    ]
+
+
+async def test_a_line_on_a_draft_is_lowered_once(at: Shop) -> None:
+    await written(at)
+    for _ in range(2):
+        found = await corrected(at, 6, "c1")
+        assert (found.by_hand, found.left_by_hand, found.beyond) == (6, 0, 0)
+        assert await lines(at) == [("20", 80)]
+    await corrected(at, 25, "c2")
+    assert await lines(at) == [("0", 0)]
+    at.go(timedelta(hours=2))
+    assert (await at.invoices())[-1]["total"] == 2900
+    assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_later_usage_is_added_to_a_lowered_line(at: Shop) -> None:
+    await written(at)
+    await corrected(at, 6, "c1")
+    await at.kit.record("acme", "words", 5, occurred_at=HALF)
+    await at.kit.flush(everything=True)
+    assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_a_final_line_has_a_credit_note(at: Shop) -> None:
+    await written(at)
+    at.go(timedelta(hours=2))
+    assert (await corrected(at, 6, "c1")).left_by_hand == 6
+    found = await corrected(at, 6, "c1", credit=True)
+    assert (found.left_by_hand, found.credits[0].id[:3], found.credits[0].cents) == (0, "cn_", 24)
+    assert await lines(at) == [("26", 104)]
+    assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_a_line_lowered_before_a_kill_has_no_credit_note(at: Shop) -> None:
+    await written(at)
+    (item,) = [one["id"] for one in await at.stripe_list("/v1/invoiceitems")]
+    at.emulator.fail_next("hang", when="after", path=f"/v1/invoiceitems/{item}", skip=1)
+    correcting = asyncio.create_task(corrected(at, 6, "c1"))
+    while await lines(at) != [("20", 80)]:  # noqa: ASYNC110 - the emulator has no event
+        await asyncio.sleep(0.01)
+    correcting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await correcting
+    at.go(timedelta(hours=2))
+    found = await corrected(at, 6, "c1", credit=True)
+    assert (found.left_by_hand, found.credits[0].id) == (0, item)
+    assert (await at.invoices())[-1]["total"] == 2900 + 80
+
+
+async def test_corrected_units_leave_the_prices_of_other_units_alone(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(HALF)
+    await at.kit.subscriptions.change_plan("acme", "team")
+    await corrected(at, 10, "c1")
+    await at.kit.record("acme", "words", 10)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    assert sorted(await lines(at)) == [("10", 70), ("16", 64)]
+
+
+async def test_no_negative_event_takes_back_what_an_invoice_line_bills(at: Shop) -> None:
+    at.kit.store.use(loads(PLANS.replace("usage: lines", "usage: meters")))
+    await at.kit.stripe.sync()
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    await at.kit.record("bob", "words", 126)
+    assert (await at.kit.flush(everything=True)).delivered == 1
+    at.kit.store.use(CATALOG)
+    await at.kit.correct("bob", {"words": 6}, reason="a bug", correction_id="c1")
+    assert await at.kit.outbox.list() == []
