@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from drivers.emulated_account import account
+from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator, check_bill
@@ -125,3 +127,21 @@ async def test_a_bill_is_right_after_a_change_in_the_period(
     clock.advance(timedelta(minutes=5))
     await deliver(kit)
     assert await tokens_of(kit, stripe, 8_347) == (307, 300, False)
+
+
+@pytest.mark.anyio
+async def test_a_bill_without_meters_has_what_lines_will_have(store_url: str, clock: Clock) -> None:
+    catalog, emulator = loads(plans_text("invoice_lines")), StripeEmulator(clock=clock)
+    emulator.add_plans(catalog)
+    emulator.add_customer("cus_ada")
+    async with account(emulator) as client:
+        assert (await client.billing.meters.list()).data == []
+    with emulator.running() as url:
+        settings: Any = {"redis_url": store_url, "stripe_api_key": "sk_test_bill", "stripe_api_base": url}
+        async with MeterKit(catalog, clock=clock, flush=False, **settings) as kit:
+            await kit.customers.link("ada", "cus_ada")
+            await kit.customers.set_plan("ada", "pro")
+            await kit.record("ada", "words", 126)
+            assert (await kit.flush(everything=True)).is_complete
+            words, pages = await check_bill(kit, emulator, {"ada": {"words": 126}})
+    assert (words.due, words.billed, words.is_right, pages.is_right) == (26, 26, True, True)

@@ -30,7 +30,8 @@ class BillLine:
         included: the part of ``served`` that the plan's price covers.
         prepaid: the part of it that grants and credits have paid for.
         due: what Stripe is to have of it, by the plan.
-        billed: what Stripe has.
+        billed: what Stripe has; with ``billing: {usage: lines}``, what lines have, or will have once the
+            period has ended.
     """
 
     customer: str
@@ -71,7 +72,7 @@ async def check_bill(
         stripe: where the kit delivers to.
         served: customer to meter to the quantity that was served in the present period.
     """
-    meters = kit.catalog.meters.values()
+    meters, by_events = kit.catalog.meters.values(), kit.catalog.billing.usage == "meters"
     derived = {name for meter in meters if meter.source for name in (meter.name, meter.source)}
     by_model = {name for credit in kit.catalog.credits.values() for name in credit.by_model}
     lines: list[BillLine] = []
@@ -102,10 +103,11 @@ async def check_bill(
                 prepaid[meter.name] = (
                     row["recorded"] - row["overage"] - row["over_cap"] - _included(quantity, entitlement)
                 )
-            has = billed[meter.stripe.event_name]
+            stored = sum(row[place] for place in _PLACES)
+            has = billed[meter.stripe.event_name] if by_events else stored
             due = due_of(quantity, entitlement, meter.stripe.report, prepaid=prepaid[meter.name])
             if has_changed and due != has:
-                due = sum(row[place] for place in _PLACES)
+                due = stored
             lines.append(
                 BillLine(
                     customer=customer_id,

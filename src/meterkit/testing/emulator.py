@@ -51,10 +51,11 @@ class StripeEmulator(stripe_emulator.StripeEmulator):
         the plans file, else ``price_PLAN``, ``price_PLAN_seats``, ``price_PLAN_METER`` and
         ``price_top_up_CREDIT_CENTS``; products are ``prod_PLAN``, ``prod_PLAN_seats``, ``prod_meter_METER``
         and ``prod_top_up_CREDIT``. What is there already stays as it is, and usage for which sync would
-        refuse to make a price has none.
+        refuse to make a price has none. With ``billing: {usage: lines}`` there are no meters and no metered
+        prices; the products of lines are made with the first lines.
         """
         with self._account.lock:
-            for meter in catalog.meters.values():
+            for meter in catalog.meters.values() if catalog.billing.usage == "meters" else ():
                 if meter.stripe is not None and self._account.meters.active(meter.stripe.event_name) is None:
                     self.add_meter(meter.stripe.event_name)
             for plan in wanted_plans(catalog):
