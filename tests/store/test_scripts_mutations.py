@@ -171,7 +171,7 @@ DELIVERING: Final = Mutated(
         "mark_late_usage.lua": ((Stranding, 6),),
         **dict.fromkeys(("withdraw_intent.lua", "settle_item.lua"), OVERTAKING),
         **included("return_to_grants read_payer", RESTORING[:1]),
-        **included("close_past_period next_free_minute free_past_minute", DELIVERY),
+        **included("close_past_period seal_closed_periods next_free_minute free_past_minute", DELIVERY),
         **included(
             "bill_late_usage price_late_usage queue_item count_item_units lower_price_segment", OVERTAKING
         ),

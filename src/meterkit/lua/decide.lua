@@ -153,7 +153,7 @@ if subject_keys then
     is_repeat, is_counting, report_policy)
 end
 
-local reply = struct.pack('<lllll', repeat_state, now, nearest, nearest_left, nearest_before)
+local reply = struct.pack('<i8i8i8i8i8', repeat_state, now, nearest, nearest_left, nearest_before)
 if is_refused and mode ~= 'h' and (repeat_state == ALLOWED or mode ~= 's') then
 --include report_refusal
   local code = mode == 's' and COUNTED or is_repeat and REPEAT_REFUSED or REFUSED

@@ -13,7 +13,7 @@ function struct.unpack(format, text, at) -- doubles only: '<' and a 'd' each
   values[#format] = place
   return unpack(values)
 end
-function struct.pack(_, ...) -- whole numbers: '<' and an 'l' each
+function struct.pack(_, ...) -- whole numbers: '<' and an 'i8' each
   local bytes = {}
   for _, value in ipairs({...}) do
     for _ = 1, 8 do
