@@ -368,9 +368,11 @@ class Parts:
         from meterkit.customers.states import CustomerStates
         from meterkit.delivery.summaries import wait_until_counted
         from meterkit.delivery.usage_cutter import count_undelivered_units, deliver_customer
+        from meterkit.outbox.usage_ways import is_billed_by_lines
 
         left = 0
-        if self.store.catalog.billing.usage == "lines":
+        _, state = await CustomerStates(self.store).read(customer)
+        if is_billed_by_lines(state, self.store.catalog, self.store.now_ms()):
             return  # Its lines are written once the period has ended.
         for _ in range(_ROUNDS):
             has_all = await deliver_customer(self.store, self.flusher(), customer, timeout_s=_DELIVERY_S)

@@ -31,6 +31,7 @@ DriftKind = Literal[
     "collection_paused",
     "draft_invoice",
     "ledger",
+    "usage",
 ]
 _FOR_PEOPLE: Final[frozenset[DriftKind]] = frozenset(
     {

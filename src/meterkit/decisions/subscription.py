@@ -82,6 +82,8 @@ class SubscriptionState:
         prices: prices of its metered items; empty: not known, or none.
         pending_prices: those after a scheduled change.
         former_prices: ended ones, each with the instant of its end, oldest first.
+        line_switches: instants from which invoice lines, and then metered prices again, in turn bill usage,
+            of earlier subscriptions too; empty: metered prices always did. A scheduled one counts.
         base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not
             known, or there is none.
         mark: of the last change that meterkit made of it; empty: there was none.
@@ -117,6 +119,7 @@ class SubscriptionState:
     prices: ItemPrices = NO_PRICES
     pending_prices: ItemPrices = NO_PRICES
     former_prices: tuple[tuple[int, ItemPrices], ...] = ()
+    line_switches: tuple[int, ...] = ()
     base_price: str = ""
     seat_price: str = ""
     mark: str = ""
@@ -145,11 +148,17 @@ class SubscriptionState:
             found["status"] = intern(status)  # A process keeps it for each customer that it knows.
         for name in found.keys() & _PRICES:
             found[name] = parse_item_prices(found[name])
+        if "line_switches" in found:
+            found["line_switches"] = tuple(found["line_switches"])
         if "former_prices" in found:
             found["former_prices"] = tuple(
                 (at_ms, parse_item_prices(of)) for at_ms, of in found["former_prices"]
             )
         return cls(**found)
+
+    def is_by_lines_at(self, at_ms: int) -> bool:
+        """Whether invoice lines, not metered prices, bill usage of an instant."""
+        return sum(switch_ms <= at_ms for switch_ms in self.line_switches) % 2 == 1
 
     @property
     def usage_period(self) -> tuple[int, int]:
@@ -315,7 +324,8 @@ def meters_switched_by_others(
     if known is None or found is None or not known.metered or known.id != found.id:
         return frozenset()
     is_expected = known.mark != found.mark or known.plan_at(now_ms) != known.plan or found.status in ENDED
-    if is_expected or known.metered == found.metered:
+    is_moved = known.is_by_lines_at(known.start_ms) != known.is_by_lines_at(found.start_ms)
+    if is_expected or is_moved or known.metered == found.metered:
         return frozenset()
     changed = set(known.metered.split()) ^ set(found.metered.split())
     return frozenset(pair.partition("=")[0] for pair in changed)

@@ -129,7 +129,7 @@ async def count_undelivered(store: Store, report: FlushReport) -> FlushReport:
         StoreError: the store does not answer.
     """
     outbox = Outbox(store, await store.admin())
-    report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=outbox.sealable_until_ms))
+    report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=None, is_flush=True))
     report.left += await LateItems(store, await store.admin()).count()
     report.unlinked = await outbox.unlinked()
     report.undelivered = await outbox.undelivered()

@@ -283,7 +283,7 @@ class Flusher:
             nothing more is to be sent.
         """
         before = flush.progress
-        work = await flush.outbox.work(due_ms=flush.outbox.sealable_until_ms if due_ms is None else due_ms)
+        work = await flush.outbox.work(due_ms=due_ms, is_flush=True)
         if self._restarts is not None:  # By now there is a connection to the server as it is.
             await self._restarts.begin(flush.outbox, flush.report)
         flush.report.unsealed.clear()

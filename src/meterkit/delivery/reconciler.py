@@ -20,9 +20,9 @@ from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.intents import is_refused
-from meterkit.outbox.invoice_line_terms import is_billed_by_lines
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.resend_window import can_resend
+from meterkit.outbox.usage_ways import is_billed_by_lines
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
 
@@ -230,7 +230,7 @@ class Reconciler:
         """
         store = self._store
         _, state = await CustomerStates(store).read(usage["customer"])
-        if is_billed_by_lines(state, store.catalog):
+        if is_billed_by_lines(state, store.catalog, to_ms(usage["period"]["start"])):
             return await self._lines_of_customer(usage, state, invoices)
         await summaries.refresh_once()
         admin = await store.admin()

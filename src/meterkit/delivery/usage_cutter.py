@@ -24,6 +24,7 @@ from meterkit.outbox.invoice_item_queue import LateItems
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealer import PriceCut
+from meterkit.outbox.usage_ways import is_billed_by_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -134,7 +135,8 @@ class UsageCutter:
             StoreError: the store does not answer.
         """
         _, state = await CustomerStates(self.store).read(customer)
-        if state.stripe_customer is None:
+        by_lines = is_billed_by_lines(state, self.store.catalog, self.store.now_ms())
+        if state.stripe_customer is None or by_lines:  # The change of the state ends the prices of lines.
             yield
             return
         is_changing = False

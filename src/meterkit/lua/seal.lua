@@ -18,7 +18,8 @@
 -- ARGV[5] the Stripe customer; empty: not linked, nothing is sealed
 -- ARGV[6] a JSON array: minutes of intents that the Stripe customer had through another customer (ms)
 -- ARGV[7] empty: no invoices are known; or (JSON) the terms of usage too late for its invoice, see bill_late_usage; or,
---       with by_lines, of usage that invoice lines bill, see queue_lines: then no intent is made
+--       with by_lines, of usage that invoice lines bill, see queue_lines: periods that they bill get no intents. Then `late`
+--       has the terms of late usage of the other periods
 -- ARGV[8] empty; or `moved`: the counters' period has ended because another one has begun; or (JSON) a cut, before the
 --       customer's prices change: till: until when usage recorded from now on is held back (ms, as text); labels: see
 --       end_price_segment
@@ -52,6 +53,7 @@
 --include free_past_minute
 --include seal_closed_periods
 --include end_price_segment
+--include is_by_lines
 local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key, history_key, items_key, audit_key = unpack(KEYS)
 local rev, terms, nonce, customer, stripe_customer, minutes, invoices, cut_text = unpack(ARGV, 1, 8)
 local first_meter, caller_ms = 9, ARGV[#ARGV] -- The first meter's token is ARGV[9].
@@ -99,17 +101,27 @@ local function wait_for_name(token, quantity)
   unnamed[#unnamed + 1] = string.format('%.0f', quantity)
 end
 
-local late, invoicing = {}, invoices ~= '' and cjson.decode(invoices)
+local late, invoicing, line_switches = {}, invoices ~= '' and cjson.decode(invoices), nil
 if invoicing then -- Included here, so that other calls do not pay for creating the functions.
 --include bill_late_usage
 --include queue_lines
   local keys = {counters = counters_key, totals = totals_key, history = history_key, items = items_key, audit = audit_key}
   local own = {customer = customer, nonce = nonce, rev = rev, period_start_ms = period_start_ms, period_end_ms = period_end_ms}
-  local bill = invoicing.by_lines and queue_lines or bill_late_usage
-  head, late, made_count = bill(keys, head, meters, totals, events, invoicing, own, now)
+  if invoicing.by_lines then
+    head, late, made_count = queue_lines(keys, head, meters, totals, events, invoicing, own, now)
+    own.nonce, line_switches, invoicing = nonce .. 'L', invoicing.switches, invoicing.late -- No item has the id of a line.
+  end
+  if invoicing then
+    local missed
+    head, missed = bill_late_usage(keys, head, meters, totals, events, invoicing, own, now)
+    for _, usage in ipairs(missed) do
+      late[#late + 1] = usage
+    end
+  end
 end
 local cut = cut_text ~= '' and not is_moved and cjson.decode(cut_text)
 local open_period = string.format('%.0f', head and head.begins_ms or period_start_ms)
+local by_lines = line_switches and is_by_lines(line_switches, open_period)
 local held_ms = tonumber(totals[open_period .. '|w'] or '0')
 local changed_ms = tonumber(totals[open_period .. '|y'] or '0')
 if head then
@@ -119,7 +131,7 @@ seal_closed_periods(totals_key, totals, events, meters, taken_minutes, now + ahe
   wait_for_name)
 for _, token in ipairs(sorted_keys(meters)) do
   local meter = meters[token]
-  if meter.pending > 0 and invoicing and invoicing.by_lines then
+  if meter.pending > 0 and by_lines then
     wait_until(head.ends_ms)
   elseif meter.pending > 0 and not events[token] then
     wait_for_name(token, meter.pending)

@@ -40,6 +40,9 @@ _logger = logging.getLogger("meterkit.store")
 _PAGE: Final = 500
 _DEPTH: Final = 20_000
 _PER_CUSTOMER_AND_METER: Final = 8
+_SOON_MS: Final = 300_000
+_DAY_MS: Final = 86_400_000
+"""With `usage: meters`, lines bill only customers that are still to be moved."""
 
 
 class Outbox:
@@ -78,18 +81,20 @@ class Outbox:
             self._meters = await read_meters(self._admin, self._keys, self._store.catalog)
         return self._meters
 
-    @property
-    def sealable_until_ms(self) -> int | None:
-        """Until when usage must be due for a flush of everything to deliver it; None: all can be.
+    async def work(self, *, due_ms: int | None, is_flush: bool = False) -> list[ShardWork]:
+        """List the shards with work that is due by an instant, or with any (None).
 
-        Without meters at Stripe, usage waits for the end of its period.
+        Args:
+            due_ms: the instant.
+            is_flush: leave out usage that waits for the end of its period, which invoice lines bill.
         """
-        return None if self._store.catalog.billing.usage == "meters" else self._store.now_ms()
-
-    async def work(self, *, due_ms: int | None) -> list[ShardWork]:
-        """List the shards with work that is due by an instant, or with any (None)."""
-        names = ("dirty", "outbox")
-        counts = await self._count_members(names, limit="+inf" if due_ms is None else due_ms)
+        names, limit = ("dirty", "outbox"), "+inf" if due_ms is None else due_ms
+        counts = await self._count_members(names, limit=limit)
+        if is_flush and due_ms is None:
+            by_file = self._store.catalog.billing.usage
+            until_ms = self._store.now_ms() + (_SOON_MS if by_file == "lines" else _DAY_MS)
+            sealable = await self._count_members(("dirty",), limit=until_ms)
+            counts = {name: count for name, count in counts.items() if name[1] != "dirty"} | sealable
         found: dict[int, dict[str, int]] = {}
         for (shard, name), members in counts.items():
             found.setdefault(shard, dict.fromkeys(names, 0))[name] = members

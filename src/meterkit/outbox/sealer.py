@@ -20,8 +20,9 @@ from meterkit.decisions.policies import keep_ms_of
 from meterkit.errors import StoreError
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
-from meterkit.outbox.invoice_line_terms import is_billed_by_lines, line_terms
+from meterkit.outbox.invoice_line_terms import line_terms
 from meterkit.outbox.late_usage_terms import invoice_terms
+from meterkit.outbox.usage_ways import line_switches
 from meterkit.redis.server import is_key_error, is_refusal
 from meterkit.store import replies
 from meterkit.store.event_names import read_subscribed_meters
@@ -211,7 +212,7 @@ class UsageSealer:
         meters = {**self._meters, **read_subscribed_meters(state, view.cache.catalog, now_ms)}
         names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
         asked = [nonce, view.customer, state.stripe_customer or ""]
-        by_lines = is_billed_by_lines(state, view.cache.catalog)
+        by_lines = line_switches(state, view.cache.catalog)
         invoicing = line_terms(view, now_ms) if by_lines else invoice_terms(view, now_ms)
         asked += [json.dumps(state.minutes_taken_ms), invoicing, cut]
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]

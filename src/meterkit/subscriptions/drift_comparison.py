@@ -13,6 +13,7 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError
+from meterkit.outbox.usage_ways import by_way, is_billed_by_lines, must_move
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import (
     items_of,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.customers.drift_records import DriftKind
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.item_changes import LiveItem, PlanPrices
@@ -110,6 +112,30 @@ def compare_customer(
         )
         drifts.append(Drift(subscription=chosen["id"], kind="draft_invoice", message=message))
     return tuple(drifts)
+
+
+def compare_usage(
+    found: Mapping[str, Any] | None, state: CustomerState, catalog: Catalog
+) -> tuple[Drift, ...]:
+    """Compare how a customer's usage gets onto invoices with the plans file.
+
+    Args:
+        found: its live subscription; None: there is none.
+        state: the customer's.
+        catalog: the plans file.
+    """
+    known = state.subscription
+    if found is None or known is None or known.id != found["id"] or not must_move(state, catalog):
+        return ()
+    ways = {"lines": "metered prices", "meters": "invoice lines"}
+    usage = catalog.billing.usage
+    message = f"its usage is billed by {ways[usage]}, and the plans file has `usage: {usage}`"
+    return (Drift(subscription=known.id, kind="usage", message=message),)
+
+
+def own_catalog(state: CustomerState, catalog: Catalog, now_ms: int) -> Catalog:
+    """Plans file with the way in which a customer's usage is billed now, for a comparison of items."""
+    return by_way(catalog, by_lines=is_billed_by_lines(state, catalog, now_ms))
 
 
 def _describe_inexact(one: InexactPrice) -> str:
@@ -262,8 +288,10 @@ class DriftLog:
         """
         _, state = await self._states.read(customer)
         given = overrides_at(state.overrides, self._store.now_ms()).meters
+        catalog = own_catalog(state, self._store.catalog, self._store.now_ms())
         try:
-            drifts = await self._find_drifts(found, chosen, given)
+            drifts = await self._find_drifts(found, chosen, given, catalog)
+            drifts = (*drifts, *compare_usage(chosen, state, self._store.catalog))
         except StripeError:
             return
         if any(drift.kind in _PRICE_KINDS for drift in drifts) and _has_override_price(chosen, given):
@@ -277,15 +305,15 @@ class DriftLog:
         found: Sequence[Mapping[str, Any]],
         chosen: Mapping[str, Any] | None,
         given: Mapping[str, Mapping[str, object]],
+        catalog: Catalog,
     ) -> tuple[Drift, ...]:
-        catalog = self._store.catalog
         plan = None if chosen is None else plan_in(items_of(chosen), catalog)
         if chosen is None or plan is None:
             return compare_customer(found, chosen, catalog, None)
         facts = await self._facts.fetch(chosen)
         drifts: tuple[Drift, ...] = ()
         for within_ms in (_PRICES_AGE_MS, _FRESH_AGE_MS):  # A price may be newer than the cached ones.
-            prices = await self._book.of(plan, within_ms=within_ms)
+            prices = await self._book.of(plan, within_ms=within_ms, catalog=catalog)
             if prices is not None:
                 prices = compared_prices(prices, catalog, given, prices_in(chosen))
             drifts = compare_customer(found, chosen, catalog, prices, facts)

@@ -169,23 +169,27 @@ class PriceBook:
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
         self._store = store
         self._api = api
-        self._known: dict[str, tuple[Plan, int, PlanPrices | None]] = {}
+        self._known: dict[tuple[str, str], tuple[Plan, int, PlanPrices | None]] = {}
 
-    async def of(self, plan: Plan, *, within_ms: int = _CACHED_MS) -> PlanPrices | None:
+    async def of(
+        self, plan: Plan, *, within_ms: int = _CACHED_MS, catalog: Catalog | None = None
+    ) -> PlanPrices | None:
         """The prices of a plan; None if Stripe does not have its base price.
 
         Args:
             plan: a sold plan.
             within_ms: longest age of cached prices.
+            catalog: the plans file as it bills the customer's usage (``by_way``); None: as it is.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
         """
-        now_ms = self._store.now_ms()
-        known, at_ms, prices = self._known.get(plan.key, (None, 0, None))
+        now_ms, catalog = self._store.now_ms(), catalog or self._store.catalog
+        name = plan.key, catalog.billing.usage
+        known, at_ms, prices = self._known.get(name, (None, 0, None))
         if known is not plan or not at_ms <= now_ms < at_ms + within_ms:
-            prices = await self._fetch(plan)
-            self._known[plan.key] = plan, now_ms, prices
+            prices = await self._fetch(plan, catalog)
+            self._known[name] = plan, now_ms, prices
         return prices
 
     async def all(self) -> dict[str, PlanPrices | None]:
@@ -193,9 +197,9 @@ class PriceBook:
         sold = filter(is_sold, self._store.catalog.plans.values())
         return {plan.key: await self.of(plan, within_ms=0) for plan in sold}
 
-    async def _fetch(self, plan: Plan) -> PlanPrices | None:
+    async def _fetch(self, plan: Plan, catalog: Catalog) -> PlanPrices | None:
         try:
-            return await prices_of(self._api(), self._store.catalog, plan)
+            return await prices_of(self._api(), catalog, plan)
         except UnknownPlanError:
             return None
         except StripeError as error:

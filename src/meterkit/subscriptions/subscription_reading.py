@@ -194,7 +194,10 @@ def voided_span(found: Mapping[str, Any], start_ms: int, end_ms: int) -> dict[st
 
 def metered_of(found: Mapping[str, Any]) -> str:
     """The metered prices of a subscription as Stripe shows it, each with its meter."""
-    items = items_in(found)
+    return _metered_in(items_in(found))
+
+
+def _metered_in(items: Iterable[Mapping[str, Any]]) -> str:
     recurring = ((id_in(item, "price"), part_of(part_of(item, "price"), "recurring")) for item in items)
     return " ".join(sorted(f"{text_in(of, 'meter')}={price}" for price, of in recurring if of.get("meter")))
 
@@ -277,20 +280,17 @@ def _read_pending(
     schedule = part_of(found, "schedule")
     if text_in(schedule, "status") not in _SCHEDULED:
         return {}
-    current_end_s = part_of(schedule, "current_phase").get("end_date") or 0
-    phases = cast("list[Mapping[str, Any]]", schedule.get("phases") or [])
-    later = [phase for phase in phases if (phase.get("start_date") or 0) >= current_end_s]
     plan, items = now
-    for phase in sorted(later, key=lambda phase: phase.get("start_date") or 0):
+    for phase in _later_phases(schedule):
         next_plan = _plan_of(items_in(phase), catalog)
         if next_plan is None:
             continue
         seats = _count_seats(items_in(phase), next_plan, catalog)
         known = 0 if plan is None else _count_seats(items, plan, catalog)
-        if next_plan is not plan or seats != known:
+        priced = item_prices(items_in(phase), facts, catalog, currency=text_in(found, "currency"))
+        is_priced_anew = bool(priced) and not metered_of(found)
+        if next_plan is not plan or seats != known or is_priced_anew:
             at_ms = _ms(phase.get("start_date"))
-            currency = text_in(found, "currency")
-            priced = item_prices(items_in(phase), facts, catalog, currency=currency)
             return {
                 "pending_plan": next_plan.key,
                 "pending_at_ms": at_ms,
@@ -298,6 +298,23 @@ def _read_pending(
                 "pending_prices": priced,
             }
     return {}
+
+
+def read_planned_switch_ms(found: Mapping[str, Any]) -> int | None:
+    """Start of the phase whose schedule adds metered items where there are none, or removes all (ms)."""
+    schedule, has_items = part_of(found, "schedule"), bool(metered_of(found))
+    if text_in(schedule, "status") not in _SCHEDULED or found.get("status") in ENDED:
+        return None
+    later = (one for one in _later_phases(schedule) if bool(_metered_in(items_in(one))) != has_items)
+    return next((_ms(phase.get("start_date")) for phase in later), None)
+
+
+def _later_phases(schedule: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The phases of a schedule after the current one, in their order."""
+    current_end_s = part_of(schedule, "current_phase").get("end_date") or 0
+    phases = cast("list[Mapping[str, Any]]", schedule.get("phases") or [])
+    later = [phase for phase in phases if (phase.get("start_date") or 0) >= current_end_s]
+    return sorted(later, key=lambda phase: phase.get("start_date") or 0)
 
 
 def _ms(seconds: object) -> int | None:

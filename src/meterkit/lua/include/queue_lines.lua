@@ -1,11 +1,13 @@
--- queue_lines: queues invoice lines for pending usage of closed periods: one for each meter, period and price at which it
--- was recorded. Usage that costs nothing, as in a trial, has no line: it counts as delivered (d), and as g. Usage without
+-- queue_lines: queues invoice lines for pending usage of closed periods that lines bill: one for each meter, period and
+-- price at which it was recorded. Usage that costs nothing, as in a trial, has no line: it counts as delivered (d), and as g. Usage without
 -- a price counts as never billed (t).
 --   keys: totals, history, items; head: as read_counters gives it; totals: as read; own: customer, nonce
---   asked: since: usage of periods that began before (ms) costs nothing; meters: a token to the meter's name, the label of
---   its price now, the token of the meter that has that price; item: what each line needs; most: see group_lines
+--   asked: switches: see is_by_lines; since: usage of periods that began before (ms) costs nothing; meters: a token to the
+--   meter's name, the label of its price now, the token of the meter that has that price; item: what each line needs; most:
+--   see group_lines
 -- Returns the head, the list of unpriced usage as the reply has it, and the number of lines.
 --include append_history
+--include is_by_lines
 --include price_late_usage
 --include queue_item
 --include group_lines
@@ -18,7 +20,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
   for _, field in ipairs(sorted_keys(totals)) do
     local period, token = string.match(field, '^(%d+)|(....)p$')
     local terms, quantity = asked.meters[token], period and tonumber(totals[field]) or 0
-    if quantity > 0 and terms then
+    if quantity > 0 and terms and is_by_lines(asked.switches, period) then
       local name, label, priced = unpack(terms)
       local units_at = {}
       for _, part in ipairs(price_late_usage(totals, period, token, quantity, label, priced)) do

@@ -27,7 +27,9 @@ from meterkit.errors import (
     StoreError,
     StripeUnavailableError,
     SubscriptionBusyError,
+    SubscriptionError,
 )
+from meterkit.outbox.usage_ways import is_billed_by_lines
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.plan_prices import (
     METERS,
@@ -167,7 +169,9 @@ class OverrideRepricer:
         live, known, current = await self.changer.fetch_payable(customer, again)
         _, state = await self._states.read(customer)
         self._refuse_unbilled(current, self._given(change(state)), meters)
-        if self._catalog.billing.usage == "lines":
+        self._refuse_before_move(customer, state, meters)
+        by_lines = is_billed_by_lines(state, self._catalog, self.store.now_ms())
+        if by_lines:
             rates = {name: self._unit_after(current, self._given(state), name) for name in meters}
         else:
             rates = await self._read_unit_prices(live, meters) if meters else {}
@@ -178,14 +182,12 @@ class OverrideRepricer:
             overrides = after.overrides
             for name, overage in later.items():
                 overrides = with_overage_until(overrides, name, overage, until_ms=known.end_ms)
-            if (
-                self._catalog.billing.usage == "lines"
-            ):  # The change of the state ends the prices of ended ones.
+            if by_lines:  # The change of the state ends the prices of ended ones.
                 overrides = without_ended(overrides, self.store.now_ms())
             return replace(after, overrides=overrides)
 
         settled = settle(state)
-        writer = TermsWriter(self.store, self.changer.api, settled.overrides)
+        writer = TermsWriter(self.store, self.changer.api, settled)
         target = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
         if await writer.changes_metered_items(live, target):
             # If this process dies between Stripe and the store, the next run makes both agree.
@@ -200,6 +202,15 @@ class OverrideRepricer:
             await self._reschedule_phases(customer, (known, current), writer, again)
         next_ms = next_end_ms(settled.overrides, self.store.now_ms())
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
+
+    def _refuse_before_move(self, customer: str, state: CustomerState, meters: Collection[str]) -> None:
+        """Refuse a price where usage is not billed as the plans file has it: items and state would differ."""
+        usage, now_ms = self._catalog.billing.usage, self.store.now_ms()
+        if meters and is_billed_by_lines(state, self._catalog, now_ms) != (usage == "lines"):
+            raise SubscriptionError(
+                f"the usage of customer {customer!r} is not billed by {usage} yet, so no override can change"
+                f" its price: `meterkit plans migrate --usage {usage}` moves it at the end of its period"
+            )
 
     async def _reschedule_phases(
         self, customer: str, of: tuple[SubscriptionState, Plan], writer: TermsWriter, again: int

@@ -239,7 +239,7 @@ class SubscriptionChanger:
     async def _terms_writer_for(self, customer: str) -> TermsWriter:
         """Make the terms writer of a customer, by its stored overrides."""
         _, state = await self._states.read(customer)
-        return TermsWriter(self.store, self.api, state.overrides)
+        return TermsWriter(self.store, self.api, state)
 
     @asynccontextmanager
     async def _cut_if_metered(
@@ -247,7 +247,7 @@ class SubscriptionChanger:
     ) -> AsyncGenerator[None]:
         """Cut the customer's usage before the block, if the block changes metered items."""
         _, state = await self._states.read(customer)
-        if not await TermsWriter(self.store, self.api, state.overrides).changes_metered_items(live, target):
+        if not await TermsWriter(self.store, self.api, state).changes_metered_items(live, target):
             yield
             return
         now_ms = self.store.now_ms()

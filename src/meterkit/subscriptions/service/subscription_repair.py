@@ -16,7 +16,14 @@ from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
-from meterkit.subscriptions.drift_comparison import LIVE, compare_customer, paid_seats_in, plan_in
+from meterkit.subscriptions.drift_comparison import (
+    LIVE,
+    compare_customer,
+    compare_usage,
+    own_catalog,
+    paid_seats_in,
+    plan_in,
+)
 from meterkit.subscriptions.item_changes import (
     CREATE_PRORATIONS,
     items_of,
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.item_changes import LiveItem, PlanPrices
     from meterkit.subscriptions.metered_prices import PriceFacts
+    from meterkit.subscriptions.service.usage_mover import UsageMover
 
 _PAGE: Final = 500
 _EXPAND: Final = ("data.latest_invoice",)
@@ -94,7 +102,8 @@ class DriftChecker:
             if self._is_outdated(known, chosen):
                 await self._fetch(customer)
             facts = NO_FACTS if chosen is None else await self._facts.fetch(chosen)
-            drift = self._compare_one(found[linked], chosen, prices, state, facts)
+            _, now = await CustomerStates(self._store).read(customer)
+            drift = await self._compare_one(found[linked], chosen, prices, now, facts)
             if drift := (*drift, *faults.get(customer, ())):
                 drifts[customer] = drift
         await DriftRecords(self._store).replace(drifts)
@@ -151,7 +160,7 @@ class DriftChecker:
         now = (read.id, read.status, read.plan, read.seats, read.metered)
         return (known.id, known.status, known.plan, known.seats, known.metered) != now
 
-    def _compare_one(
+    async def _compare_one(
         self,
         found: Sequence[Mapping[str, Any]],
         chosen: Mapping[str, Any] | None,
@@ -159,14 +168,18 @@ class DriftChecker:
         state: CustomerState,
         facts: PriceFacts,
     ) -> tuple[Drift, ...]:
-        catalog = self._store.catalog
+        by_file, now_ms = self._store.catalog, self._store.now_ms()
+        catalog = own_catalog(state, by_file, now_ms)
         shown = chosen or next((one for one in found if one.get("status") in LIVE), None)
         plan = None if shown is None else plan_in(items_of(shown), catalog)
         of_plan = prices.get(plan.key) if plan else None
+        if plan is not None and catalog is not by_file:
+            of_plan = await self._book.of(plan, catalog=catalog)
         if shown is not None and of_plan is not None:
-            given = overrides_at(state.overrides, self._store.now_ms()).meters
+            given = overrides_at(state.overrides, now_ms).meters
             of_plan = compared_prices(of_plan, catalog, given, prices_in(shown))
-        return compare_customer(found, chosen, catalog, of_plan, facts)
+        drifts = compare_customer(found, chosen, catalog, of_plan, facts)
+        return (*drifts, *compare_usage(chosen, state, by_file))
 
 
 def _has_ended(found: Sequence[Mapping[str, Any]]) -> bool:
@@ -174,6 +187,7 @@ def _has_ended(found: Sequence[Mapping[str, Any]]) -> bool:
 
 
 _PAID: Final = frozenset({"active", "trialing"})
+_USAGE: Final = "usage"
 _UNDECIDED: Final[frozenset[DriftKind]] = frozenset(
     {"two_subscriptions", "unknown_price", "currency", "interval"}
 )
@@ -218,12 +232,14 @@ class SubscriptionRepairer:
         fetch: fetches a customer's subscription from Stripe into the store.
         cut: delivers a customer's usage before prices change, and holds usage while the block runs; see
             :class:`meterkit.delivery.usage_cutter.UsageCutter`.
+        mover: moves usage between metered prices and invoice lines.
     """
 
     store: Store
     api: Callable[[], StripeApi]
     fetch: Callable[[str], Awaitable[object]]
     cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]]
+    mover: UsageMover
 
     async def run(self, customer: str, *, dry_run: bool) -> Repair:
         """Repair a subscription; :meth:`meterkit.Subscriptions.repair` lists the errors."""
@@ -235,9 +251,11 @@ class SubscriptionRepairer:
             await self.fetch(customer)
             before = await self._compare_customer(customer)
             _refuse_undecided(customer, before)
-            if any(drift.can_repair for drift in before.drifts):
+            if any(drift.can_repair and drift.kind != _USAGE for drift in before.drifts):
                 await persistently(lambda again: self._change_items(customer, before, again))
                 await self.fetch(customer)
+            if any(drift.kind == _USAGE for drift in before.drifts):
+                await self.mover.move_leased(customer)
         after = await self._compare_customer(customer)
         await DriftRecords(self.store).put(customer, after.drifts)
         return _repair_result(customer, before, after.drifts, dry_run=False)
@@ -254,7 +272,8 @@ class SubscriptionRepairer:
                 f" {before.prices.plan}`"
             )
         await live.make_flexible()
-        catalog, items = self.store.catalog, {item.id: item for item in live.items}
+        catalog = own_catalog(state, self.store.catalog, self.store.now_ms())
+        items = {item.id: item for item in live.items}
         plan, given = (
             catalog.plans[before.prices.plan],
             overrides_at(state.overrides, self.store.now_ms()).meters,
@@ -291,7 +310,7 @@ class SubscriptionRepairer:
         asked = {"customer": state.stripe_customer, "status": "all", "expand": _EXPAND}
         listed = await self.api().list("/v1/subscriptions", asked)
         found = [await with_all_items(self.api(), one) for one in listed]
-        catalog = self.store.catalog
+        catalog = own_catalog(state, self.store.catalog, self.store.now_ms())
         chosen = choose_subscription(
             found, catalog, None if state.subscription is None else state.subscription.id
         )
@@ -303,13 +322,13 @@ class SubscriptionRepairer:
         prices = None if plan is None else await prices_of(self.api(), catalog, plan)
         if prices is not None:
             prices = compared_prices(prices, catalog, given, prices_in(shown))
+        facts = await PriceFactsReader(self.api).fetch(shown)
+        drifts = compare_customer(found, chosen, catalog, prices, facts)
         return _Comparison(
             subscription=str(shown["id"]),
             status=str(shown["status"]),
             prices=prices,
-            drifts=compare_customer(
-                found, chosen, catalog, prices, await PriceFactsReader(self.api).fetch(shown)
-            ),
+            drifts=(*drifts, *compare_usage(chosen, state, self.store.catalog)),
         )
 
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.service.stripe_customers import ContactSource
     from meterkit.subscriptions.service.stripe_import import Imported, ImportProgress
     from meterkit.subscriptions.service.subscription_repair import Repair
+    from meterkit.subscriptions.service.usage_mover import UsageMove
 
 
 class Subscriptions:
@@ -302,7 +303,8 @@ class Subscriptions:
         """Give the customer's subscription exactly the items of its plan.
 
         Before a metered item is switched or removed, the customer's usage is delivered. The next invoice
-        credits what was paid for a removed item or quantity.
+        credits what was paid for a removed item or quantity. Usage that is not billed as ``billing.usage`` of
+        the plans file has it is moved at the end of the period, as by :meth:`move_usage`.
 
         Args:
             customer: the customer's id.
@@ -315,9 +317,35 @@ class Subscriptions:
                 has a scheduled change.
         """
         module: Any = import_module("meterkit.subscriptions.service.subscription_repair")
-        repairer = module.SubscriptionRepairer(self._store, self._api, fetch=self._fetch, cut=self._cut)
+        repairer = module.SubscriptionRepairer(
+            self._store, self._api, fetch=self._fetch, cut=self._cut, mover=self._make_mover()
+        )
         repaired: Repair = await repairer.run(check_customer(customer), dry_run=dry_run)
         return repaired
+
+    async def move_usage(self, customer: str, *, dry_run: bool = False) -> UsageMove:
+        """Bill the customer's usage as the plans file's ``billing.usage`` has it, from the next period on.
+
+        A schedule at Stripe removes the metered items when the period ends (``lines``), or adds them
+        (``meters``). Usage until then is billed as before. Repeat an interrupted call: nothing is done twice.
+
+        Args:
+            customer: the customer's id.
+            dry_run: change nothing, and return what would be done.
+
+        Raises:
+            NoSubscriptionError: no subscription is active.
+            InvoiceOpenError: an invoice has to be paid first.
+            SubscriptionError: the subscription is ending, has a metered item that the plans file does not
+                have, or Stripe lacks a metered price.
+        """
+        moved: UsageMove = await self._make_mover().move(check_customer(customer), dry_run=dry_run)
+        return moved
+
+    def _make_mover(self) -> Any:
+        # Few apps need this: it is imported on first use.
+        module: Any = import_module("meterkit.subscriptions.service.usage_mover")
+        return module.UsageMover(self._store, self._changer)
 
     async def import_from_stripe(
         self,

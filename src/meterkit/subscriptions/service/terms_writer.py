@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from meterkit.catalog.meters import billed_meters
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError, SubscriptionError
-from meterkit.subscriptions.change_rules import (
-    paid_seats,
-)
+from meterkit.outbox.usage_ways import by_way, is_billed_by_lines
+from meterkit.subscriptions.change_rules import paid_seats
 from meterkit.subscriptions.drift_comparison import plan_in
 from meterkit.subscriptions.item_changes import (
     CREATE_PRORATIONS,
@@ -22,7 +22,13 @@ from meterkit.subscriptions.item_changes import (
     updates,
 )
 from meterkit.subscriptions.live_subscription import LiveSubscription
-from meterkit.subscriptions.plan_prices import customer_prices, is_of_another_plan, with_metered
+from meterkit.subscriptions.plan_prices import (
+    METERS,
+    customer_prices,
+    is_of_another_plan,
+    meters_of_file,
+    with_metered,
+)
 from meterkit.subscriptions.schedule_phases import cut_phases, has_custom_terms, present_phases
 from meterkit.subscriptions.service.payment_pages import find_remedy
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK
@@ -30,8 +36,8 @@ from meterkit.subscriptions.stripe_objects import LOOKUP_MARK
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from meterkit.catalog import Plan
-    from meterkit.decisions.customer_overrides import Stored
+    from meterkit.catalog import Catalog, Plan
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
@@ -48,13 +54,14 @@ class TermsWriter:
     Args:
         store: of the kit.
         api: makes the Stripe client on first use.
-        overrides: the stored overrides of the customer; their prices replace the plan's.
+        state: the customer's: the prices of its overrides replace the plan's. It says whether metered
+            prices or invoice lines bill usage.
     """
 
-    def __init__(self, store: Store, api: Callable[[], StripeApi], overrides: Stored) -> None:
+    def __init__(self, store: Store, api: Callable[[], StripeApi], state: CustomerState) -> None:
         self._store = store
         self._api = api
-        self._overrides = overrides
+        self._state = state
 
     async def apply_now(self, live: LiveSubscription, target: PlanTerms) -> None:
         """Change the items now; the difference is on the next invoice."""
@@ -164,6 +171,40 @@ class TermsWriter:
         ]
         await live.send_phases(schedule, phases)
 
+    async def move_usage(
+        self,
+        live: LiveSubscription,
+        known: SubscriptionState,
+        terms_of: Callable[[Plan], PlanTerms],
+        *,
+        by_lines: bool,
+    ) -> None:
+        """Schedule the end of metered items for the end of the period, or their beginning.
+
+        Plans and seats of all phases stay.
+
+        Raises:
+            SubscriptionError: the subscription is ending, or Stripe lacks a metered price.
+        """
+        catalog, current = self._store.catalog, plan_in(live.items, self._store.catalog)
+        if current is None or live.is_ending:
+            raise SubscriptionError(f"the subscription {live.id} is ending, or has no plan")
+        if by_lines:
+            await self._refuse_foreign_meters(live)
+        change_s = known.end_ms // 1000
+        schedule = await live.open_schedule(change_s)
+        phases: list[dict[str, Parameter]] = []
+        interval = current.price.interval
+        for draft in cut_phases(schedule, live.found, change_s=change_s, interval=interval):
+            plan, lines = plan_in(draft.items, catalog), draft.lines()
+            if draft.is_later and plan is not None:
+                prices, paid = await self._read_prices(live, terms_of(plan), known.end_ms, by_lines=by_lines)
+                if not by_lines:
+                    refuse_unpriced(prices, catalog)
+                lines = next_items(draft.items, catalog, prices, paid, draft.settings)
+            phases.append(draft.to_params(lines))
+        await live.send_phases(schedule, phases)
+
     async def update_phases(
         self,
         live: LiveSubscription,
@@ -206,14 +247,56 @@ class TermsWriter:
             and not await is_of_another_plan(self._api(), self._store.catalog, item, prices.plan)
         }
 
+    async def _refuse_foreign_meters(self, live: LiveSubscription) -> None:
+        """Refuse to move usage beside metered items that the plans file does not have: they would stay."""
+        own = meters_of_file(await self._api().list(METERS), self._store.catalog)
+        foreign = [item.price for item in live.items if item.meter is not None and item.meter not in own]
+        if foreign:
+            raise SubscriptionError(
+                f"the subscription {live.id} has metered items that are not of the plans file"
+                f" ({', '.join(foreign)}): remove them at Stripe first"
+            )
+
     async def _read_prices(
-        self, live: LiveSubscription, target: PlanTerms, at_ms: int = 0
+        self, live: LiveSubscription, target: PlanTerms, at_ms: int = 0, *, by_lines: bool | None = None
     ) -> tuple[PlanPrices, int]:
-        """Read the customer's prices on a plan at an instant, or now, and count the paid seats."""
-        catalog = self._store.catalog
+        """Read the customer's prices on a plan at an instant, or now, and count the paid seats.
+
+        Args:
+            live: the subscription.
+            target: the plan and its seats.
+            at_ms: the instant.
+            by_lines: whether invoice lines bill usage then; None: as it is known.
+        """
+        catalog, at_ms = self._store.catalog, max(at_ms, self._store.now_ms())
+        if by_lines is None:
+            by_lines = is_billed_by_lines(self._state, catalog, at_ms)
         paid = paid_seats(target.plan, seat_meter(catalog.meters), target.seats)
-        given = overrides_at(self._overrides, max(at_ms, self._store.now_ms())).meters
-        return await customer_prices(self._api(), catalog, target.plan, given, live.prices), paid
+        given = overrides_at(self._state.overrides, at_ms).meters
+        own = by_way(catalog, by_lines=by_lines)
+        prices = await customer_prices(self._api(), own, target.plan, given, live.prices)
+        current = plan_in(live.items, catalog)
+        if by_lines and any(item.meter for item in live.items):
+            meters = await self._api().list(METERS)
+            prices = replace(prices, meters=meters_of_file(meters, catalog))  # Items of these are removed.
+        elif own is not catalog and (current is None or current.key != target.plan.key):
+            refuse_unpriced(prices, catalog)
+        return prices, paid
+
+
+def refuse_unpriced(prices: PlanPrices, catalog: Catalog) -> None:
+    """Raise SubscriptionError if Stripe lacks a metered price of a plan: its usage would be on no invoice."""
+    events = {prices.meters.get(meter or "") for meter in prices.metered.values()}
+    for meter in billed_meters(catalog.meters, catalog.plans[prices.plan]):
+        if meter.stripe is not None and meter.stripe.event_name not in events:
+            cure = (
+                "`meterkit stripe sync` makes it"
+                if catalog.billing.usage == "meters"
+                else "bill the customer's usage by lines first: `meterkit plans migrate --usage lines`"
+            )
+            raise SubscriptionError(
+                f"plan {prices.plan} has no metered price for {meter.name} at Stripe: {cure}"
+            )
 
 
 def _keep_metered_prices(items: Sequence[LiveItem], prices: PlanPrices) -> PlanPrices:

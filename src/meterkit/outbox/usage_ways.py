@@ -1,0 +1,149 @@
+"""Ways of a customer's usage onto invoices, by period: metered prices at Stripe, or lines. Pure.
+
+The plans file decides for new subscriptions. Present ones keep their way until they are moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from meterkit.catalog.meters import billed_as, billed_meters
+from meterkit.decisions.item_prices import ItemPrice
+from meterkit.decisions.subscription import ENDED, NEVER_MS
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.subscription import SubscriptionState
+
+
+def line_switches(state: CustomerState, catalog: Catalog) -> tuple[int, ...]:
+    """Instants from which invoice lines, and metered prices again, in turn bill a customer's usage (ms).
+
+    Without a subscription, and after the end of one, the plans file decides.
+    """
+    subscription, by_file = state.subscription, catalog.billing.usage == "lines"
+    if subscription is None:
+        return (0,) * by_file
+    found = subscription.line_switches
+    if not found and not subscription.metered:
+        return (0,) * by_file
+    ends_ms = subscription.ends_ms()
+    kept = tuple(at_ms for at_ms in found if at_ms < ends_ms)
+    return kept if ends_ms == NEVER_MS or len(kept) % 2 == by_file else (*kept, ends_ms)
+
+
+def is_billed_by_lines(state: CustomerState, catalog: Catalog, period_ms: int) -> bool:
+    """Whether invoice lines, not metered prices, bill a customer's usage of a period.
+
+    Args:
+        state: the customer's.
+        catalog: the plans file.
+        period_ms: the period's first instant, or a later one of it.
+    """
+    return sum(at_ms <= period_ms for at_ms in line_switches(state, catalog)) % 2 == 1
+
+
+def must_move(state: CustomerState, catalog: Catalog) -> bool:
+    """Whether a subscription's usage is not billed as the plans file has it, and no move is scheduled."""
+    subscription = state.subscription
+    if subscription is None or subscription.status in ENDED:
+        return False
+    return is_billed_by_lines(state, catalog, NEVER_MS) != (catalog.billing.usage == "lines")
+
+
+def by_way(catalog: Catalog, *, by_lines: bool) -> Catalog:
+    """Plans file for a customer whose usage is not billed as the file has it, until it is moved."""
+    usage: Literal["lines", "meters"] = "lines" if by_lines else "meters"
+    if catalog.billing.usage == usage:
+        return catalog
+    return replace(catalog, billing=replace(catalog.billing, usage=usage))
+
+
+def keep_line_terms(
+    subscription: SubscriptionState | None,
+    known: SubscriptionState | None,
+    catalog: Catalog,
+    planned_ms: int | None = None,
+) -> SubscriptionState | None:
+    """Give a fetched subscription the terms of usage without metered prices, which Stripe does not have.
+
+    Args:
+        subscription: as Stripe shows it; None: there is none.
+        known: the stored one.
+        catalog: the plans file.
+        planned_ms: when its schedule adds or removes all metered items; None: never.
+    """
+    if subscription is None:
+        return None
+    switches = _next_switches(subscription, known, catalog, planned_ms)
+    changed = replace(subscription, line_switches=switches)
+    is_now_by_lines = changed.is_by_lines_at(subscription.start_ms)
+    return _keep_line_prices(changed, known, catalog) if is_now_by_lines else changed
+
+
+def _next_switches(
+    subscription: SubscriptionState,
+    known: SubscriptionState | None,
+    catalog: Catalog,
+    planned_ms: int | None,
+) -> tuple[int, ...]:
+    """Compare the known switches with the items that Stripe shows.
+
+    A period has one way. Once all metered items are gone, lines bill the open period. New metered items bill
+    from the next period on.
+    """
+    start_ms, has_items = subscription.start_ms, _has_own_items(subscription)
+    by_file = catalog.billing.usage == "lines"
+    if known is None:
+        found = (0,) * (by_file and not has_items)
+    else:
+        found = tuple(at_ms for at_ms in known.line_switches if at_ms <= start_ms)
+        is_same = known.id == subscription.id
+        by_lines = len(found) % 2 == 1
+        was_canceled = is_same and bool(known.metered) == has_items and found[-1:] == (start_ms,)
+        if by_lines == has_items and was_canceled:
+            found = found[:-1]
+        elif by_lines and has_items and is_same:
+            return found if planned_ms is not None else (*found, subscription.end_ms)
+        elif by_lines == has_items and (has_items or by_file):
+            found = (*found, start_ms)
+    if planned_ms is None or planned_ms <= start_ms or (len(found) % 2 == 1) == has_items:
+        return found
+    # Where the file says `meters`, a plan without metered prices bills no usage.
+    was_planned = known is not None and planned_ms in known.line_switches
+    return (*found, planned_ms) if by_file or not has_items or was_planned else found
+
+
+def _has_own_items(subscription: SubscriptionState) -> bool:
+    """Whether a fetched subscription has metered items of the plans file; also if that is not known."""
+    prices = subscription.prices
+    return bool(subscription.metered) and (not prices or any(one.meter for one in prices))
+
+
+def _keep_line_prices(
+    subscription: SubscriptionState, known: SubscriptionState | None, catalog: Catalog
+) -> SubscriptionState:
+    """Give a subscription the prices of its usage: those that it had on its plan, else the plans file's.
+
+    So a price that is edited in the file is one for new subscribers, as it is where Stripe has the prices.
+    """
+    plan = catalog.plans.get(subscription.plan or "")
+    if plan is None:
+        return subscription
+    kept: dict[str, str] = {}
+    if known is not None and (known.id, known.plan) == (subscription.id, subscription.plan):
+        kept = {one.meter: one.label for one in known.prices if one.is_exact}
+    found: list[ItemPrice] = []
+    for meter in billed_meters(catalog.meters, plan):
+        given = billed_as(plan, meter)
+        if given is not None and meter.stripe is not None and given.overage.amount_cents is not None:
+            label = kept.get(meter.name) or f"{given.overage.per or 1}/{given.overage.amount_cents}"
+            found.append(ItemPrice(meter.name, meter.stripe.event_name, label))
+    return replace(subscription, prices=tuple(found))
+
+
+def has_metered_periods(state: CustomerState, catalog: Catalog) -> bool:
+    """Whether metered prices bill, or have billed, usage of a customer."""
+    return line_switches(state, catalog) != (0,)
