@@ -95,7 +95,7 @@ async def test_usage_moves_back_to_metered_prices(at: Shop) -> None:
     assert await drift(at) == ["usage"]
     assert (await at.kit.subscriptions.repair("acme")).left == ()
     await at.kit.record("acme", "words", 10)
-    assert (await at.kit.flush(everything=True)).intents == 0
+    assert (await at.kit.flush(everything=True)).left == 0
     await pass_end(at, NEXT_END)
     assert await billed(at) == [(True, 36, 144)]
     await at.kit.record("acme", "words", 120)

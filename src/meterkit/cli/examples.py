@@ -154,6 +154,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, str]]] = {
     "plans migrate": {
         "See who would move": "meterkit plans migrate basic pro --dry-run",
         "Move them": "meterkit plans migrate basic pro",
+        "Bill usage by invoice lines from the next period on": "meterkit plans migrate --usage lines",
     },
     "subscriptions": {
         "Show a customer's subscription": "meterkit subscriptions show ada",

@@ -149,9 +149,9 @@ PlanArgument = Annotated[
     str | None,
     typer.Argument(metavar="PLAN", help="A plan of the plans file.", autocompletion=completion("plans")),
 ]
-OldPlanArgument = Annotated[str, typer.Argument(metavar="FROM", help="The plan that customers leave.")]
+OldPlanArgument = Annotated[str | None, typer.Argument(metavar="FROM", help="The plan that customers leave.")]
 NewPlanArgument = Annotated[
-    str,
+    str | None,
     typer.Argument(metavar="TO", help="The plan that customers get.", autocompletion=completion("plans")),
 ]
 CustomerOption = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -17,6 +18,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, UnknownPlanError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from meterkit.customers.customers import Customer
@@ -78,6 +80,14 @@ def schema(_: Session) -> None:
 
 migration_commands = command_group("plans", "Change the plans of many customers.")
 
+
+class UsageWay(StrEnum):
+    """Ways of usage onto invoices, as ``billing.usage`` has them."""
+
+    LINES = "lines"
+    METERS = "meters"
+
+
 _FATAL_ERRORS: Final = (SettingsError, StoreError, UnknownPlanError)
 """Errors that would stop every migration."""
 
@@ -88,8 +98,8 @@ class MigrationResult:
 
     Attributes:
         subscription: its id at Stripe; None: the plan was set by hand.
-        at: when the new plan takes effect; None: now, or not known.
-        error: why the customer stays on the old plan; None: migrated.
+        at: when the new plan, or way of usage, takes effect; None: now, or not known.
+        error: why nothing changes for the customer; None: migrated.
     """
 
     customer: str
@@ -101,20 +111,33 @@ class MigrationResult:
 @command(migration_commands)
 async def migrate(
     session: Session,
-    old: OldPlanArgument,
-    new: NewPlanArgument,
+    old: OldPlanArgument = None,
+    new: NewPlanArgument = None,
     *,
+    usage: Annotated[
+        UsageWay | None,
+        typer.Option(
+            "--usage",
+            help="Instead of FROM and TO: bill usage by lines or meters, as `billing.usage` of the plans file"
+            " has it, from each subscription's next period on.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the customers to migrate, and change nothing.")
     ] = False,
 ) -> None:
-    """Move all customers of one plan to another.
+    """Move all customers of one plan to another, or usage between meters and lines.
 
     A subscription changes at Stripe as if the customer had chosen the plan: an upgrade now, a downgrade when
     the period ends. Between plans that bill one meter with `report: usage`, each change waits for the end of
     the period. A plan that was set by hand changes at once. FROM may be missing from the plans file. You may
     run it again: migrated customers are skipped.
     """
+    if usage is not None and old is None:
+        await _migrate_usage(session, usage, dry_run=dry_run)
+        return
+    if usage is not None or old is None or new is None:
+        raise WrongUsageError("give FROM and TO, or --usage lines, or --usage meters")
     async with session.kit() as kit:
         if new not in kit.catalog.plans:
             raise UnknownPlanError.of(new, kit.catalog.plans, name="TO")
@@ -123,12 +146,57 @@ async def migrate(
         every = [one async for one in kit.customers.list() if old in (one.plan, one.missing_plan)]
         leaving = sorted((one for one in every if one.pending_plan != new), key=lambda one: one.customer)
         done = [await _migrate_customer(kit, one, new, dry_run=dry_run) for one in leaving]
-    failed = sum(one.error is not None for one in done)
     row, empty = partial(_migration_row, old=old, new=new, dry_run=dry_run), f"no customer is on {old}"
     session.show_rows(done, row, rare={"subscription"}, empty=empty)
-    if failed:
-        print_note(f"{failed} of {len(done)} customers stay on {old}; remove the cause, then run it again")
+    _exit_if_failed(done, f"stay on {old}")
+
+
+def _exit_if_failed(done: Sequence[MigrationResult], what: str) -> None:
+    if failed := sum(one.error is not None for one in done):
+        print_note(f"{failed} of {len(done)} customers {what}; remove the cause, then run it again")
         raise typer.Exit(1)
+
+
+async def _migrate_usage(session: Session, usage: UsageWay, *, dry_run: bool) -> None:
+    """Move the usage of all subscriptions; those that are moved already are skipped."""
+    async with session.kit() as kit:
+        if kit.catalog.billing.usage != usage.value:
+            raise MeterkitError(
+                f"the plans file has `usage: {kit.catalog.billing.usage}`: write `billing: {{usage:"
+                f" {usage.value}}}` first, and deploy it"
+            )
+        every = [one async for one in kit.customers.list() if one.subscription and one.status not in ENDED]
+        asked = [
+            await _move_usage(kit, one, dry_run=dry_run)
+            for one in sorted(every, key=lambda one: one.customer)
+        ]
+    done = [one for one in asked if one is not None]
+    row, empty = partial(_usage_row, usage=usage, dry_run=dry_run), f"all subscriptions have {usage.value}"
+    session.show_rows(done, row, rare=set(), empty=empty)
+    _exit_if_failed(done, "are not moved")
+
+
+async def _move_usage(kit: MeterKit, customer: Customer, *, dry_run: bool) -> MigrationResult | None:
+    at, why = None, None
+    try:
+        moved = await kit.subscriptions.move_usage(customer.customer, dry_run=dry_run)
+        if not moved.is_new:
+            return None
+        at = moved.at
+    except _FATAL_ERRORS:
+        raise
+    except MeterkitError as error:
+        why = str(error)
+    return MigrationResult(customer=customer.customer, subscription=customer.subscription, at=at, error=why)
+
+
+def _usage_row(one: MigrationResult, usage: UsageWay, *, dry_run: bool) -> dict[str, object]:
+    return {
+        "customer": one.customer,
+        "subscription": one.subscription,
+        "usage": usage.value,
+        "from": _when(one, dry_run=False) if one.error or not dry_run else one.at,
+    }
 
 
 async def _migrate_customer(kit: MeterKit, customer: Customer, new: str, *, dry_run: bool) -> MigrationResult:
