@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from anyio import to_thread
 
 from drivers.command_line import Done, InProcessShell, Shell
 from drivers.delivery import STRIPE_KEY
+from drivers.plans import plans_text
 from meterkit import MeterKit
+from meterkit.catalog import load
 from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -34,23 +38,31 @@ async def run(shell: Shell, *arguments: str) -> Done:
     return await to_thread.run_sync(lambda: shell.run(*arguments))
 
 
+@asynccontextmanager
+async def on_pro(
+    plans: Path, store_url: str, url: str, emulator: StripeEmulator
+) -> AsyncGenerator[tuple[MeterKit, Shell]]:
+    """Ada and Bob, who pay for the plan pro, and the commands of that kit."""
+    settings: Any = {"redis_url": store_url, "stripe_api_key": STRIPE_KEY, "stripe_api_base": url}
+    async with MeterKit(plans, flush=False, **settings) as kit:
+        emulator.add_plans(kit.catalog)
+        for customer in ("ada", "bob"):
+            made = await kit.subscriptions.create(customer, "pro")
+            assert made.client_secret is not None
+            emulator.confirm_payment(made.client_secret)
+            await kit.subscriptions.sync(customer)
+        variables = {f"METERKIT_{name.upper()}": value for name, value in settings.items()}
+        yield kit, InProcessShell(plans.parent, **variables)
+
+
 @pytest.fixture
 async def two_on_pro(
     directory: Path, store_url: str, emulator: StripeEmulator
 ) -> AsyncGenerator[tuple[MeterKit, Shell]]:
-    """Ada and Bob, who pay for the plan pro, and the commands of that kit."""
-    (directory / "plans.yaml").write_text(PLANS)
-    async with emulator.serve() as url:
-        settings: Any = {"redis_url": store_url, "stripe_api_key": STRIPE_KEY, "stripe_api_base": url}
-        async with MeterKit(directory / "plans.yaml", flush=False, **settings) as kit:
-            emulator.add_plans(kit.catalog)
-            for customer in ("ada", "bob"):
-                made = await kit.subscriptions.create(customer, "pro")
-                assert made.client_secret is not None
-                emulator.confirm_payment(made.client_secret)
-                await kit.subscriptions.sync(customer)
-            variables = {f"METERKIT_{name.upper()}": value for name, value in settings.items()}
-            yield kit, InProcessShell(directory, **variables)
+    plans = directory / "plans.yaml"
+    plans.write_text(PLANS)
+    async with emulator.serve() as url, on_pro(plans, store_url, url, emulator) as opened:
+        yield opened
 
 
 async def test_customers_of_a_plan_are_had_on_another(two_on_pro: tuple[MeterKit, Shell]) -> None:
@@ -99,3 +111,26 @@ def test_what_cannot_be_is_refused(tmp_path: Path, store_url: str) -> None:
     ):
         done = InProcessShell(tmp_path, METERKIT_REDIS_URL=store_url).run("plans", "migrate", "pro", new)
         assert (done.code, said in done.err) == (1, True), done.err
+
+
+async def test_the_usage_of_all_subscriptions_moves_with_the_plans_file(
+    directory: Path, store_url: str, emulator: StripeEmulator
+) -> None:
+    plans = directory / "plans.yaml"
+    plans.write_text(plans_text("invoice_lines").replace("{usage: lines}", "{usage: meters}"))
+    async with emulator.serve() as url, on_pro(plans, store_url, url, emulator) as (kit, shell):
+        refused = await run(shell, "plans", "migrate", "--usage", "lines")
+        assert (refused.code, "the plans file has `usage: meters`" in refused.err) == (1, True)
+        both = await run(shell, "plans", "migrate", "pro", "--usage", "lines")
+        assert (both.code, "give FROM and TO, or --usage lines" in both.err) == (2, True)
+        plans.write_text(plans_text("invoice_lines"))
+        kit.store.use(load(plans))
+        await kit.subscriptions.cancel("bob")
+        for arguments in (["--dry-run"], []):
+            done = await run(shell, "plans", "migrate", "--usage", "lines", "--json", *arguments)
+            (moved,) = done.json
+            assert (done.code, moved["customer"], moved["error"]) == (0, "ada", None)
+        known = await kit.subscriptions.get("ada")
+        assert known is not None
+        assert datetime.fromisoformat(moved["at"]) == known.current_period_end
+        assert (await run(shell, "plans", "migrate", "--usage", "lines", "--json")).json == []

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import sent_price
 from meterkit.decisions.subscription_periods import renewals_of
+from meterkit.outbox.billed_usage_terms import has_metered_periods, line_switches
 from meterkit.outbox.late_usage_terms import invoice_terms, subscribed_entitlements
-from meterkit.outbox.usage_ways import has_metered_periods, line_switches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError
-from meterkit.outbox.usage_ways import by_way, is_billed_by_lines, must_move
+from meterkit.outbox.billed_usage_terms import is_billed_by_lines, must_move, with_usage_billed
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import (
     items_of,
@@ -133,9 +133,9 @@ def compare_usage(
     return (Drift(subscription=known.id, kind="usage", message=message),)
 
 
-def own_catalog(state: CustomerState, catalog: Catalog, now_ms: int) -> Catalog:
+def catalog_of_customer(state: CustomerState, catalog: Catalog, now_ms: int) -> Catalog:
     """Plans file with the way in which a customer's usage is billed now, for a comparison of items."""
-    return by_way(catalog, by_lines=is_billed_by_lines(state, catalog, now_ms))
+    return with_usage_billed(catalog, by_lines=is_billed_by_lines(state, catalog, now_ms))
 
 
 def _describe_inexact(one: InexactPrice) -> str:
@@ -288,7 +288,7 @@ class DriftLog:
         """
         _, state = await self._states.read(customer)
         given = overrides_at(state.overrides, self._store.now_ms()).meters
-        catalog = own_catalog(state, self._store.catalog, self._store.now_ms())
+        catalog = catalog_of_customer(state, self._store.catalog, self._store.now_ms())
         try:
             drifts = await self._find_drifts(found, chosen, given, catalog)
             drifts = (*drifts, *compare_usage(chosen, state, self._store.catalog))

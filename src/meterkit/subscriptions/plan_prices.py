@@ -179,7 +179,7 @@ class PriceBook:
         Args:
             plan: a sold plan.
             within_ms: longest age of cached prices.
-            catalog: the plans file as it bills the customer's usage (``by_way``); None: as it is.
+            catalog: the plans file as it bills the customer's usage (``with_usage_billed``); None: as it is.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
@@ -188,7 +188,7 @@ class PriceBook:
         name = plan.key, catalog.billing.usage
         known, at_ms, prices = self._known.get(name, (None, 0, None))
         if known is not plan or not at_ms <= now_ms < at_ms + within_ms:
-            prices = await self._fetch(plan, catalog)
+            prices = await self._fetch_prices(plan, catalog)
             self._known[name] = plan, now_ms, prices
         return prices
 
@@ -197,7 +197,7 @@ class PriceBook:
         sold = filter(is_sold, self._store.catalog.plans.values())
         return {plan.key: await self.of(plan, within_ms=0) for plan in sold}
 
-    async def _fetch(self, plan: Plan, catalog: Catalog) -> PlanPrices | None:
+    async def _fetch_prices(self, plan: Plan, catalog: Catalog) -> PlanPrices | None:
         try:
             return await prices_of(self._api(), catalog, plan)
         except UnknownPlanError:

@@ -18,9 +18,9 @@ from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift_comparison import (
     LIVE,
+    catalog_of_customer,
     compare_customer,
     compare_usage,
-    own_catalog,
     paid_seats_in,
     plan_in,
 )
@@ -169,7 +169,7 @@ class DriftChecker:
         facts: PriceFacts,
     ) -> tuple[Drift, ...]:
         by_file, now_ms = self._store.catalog, self._store.now_ms()
-        catalog = own_catalog(state, by_file, now_ms)
+        catalog = catalog_of_customer(state, by_file, now_ms)
         shown = chosen or next((one for one in found if one.get("status") in LIVE), None)
         plan = None if shown is None else plan_in(items_of(shown), catalog)
         of_plan = prices.get(plan.key) if plan else None
@@ -272,7 +272,7 @@ class SubscriptionRepairer:
                 f" {before.prices.plan}`"
             )
         await live.make_flexible()
-        catalog = own_catalog(state, self.store.catalog, self.store.now_ms())
+        catalog = catalog_of_customer(state, self.store.catalog, self.store.now_ms())
         items = {item.id: item for item in live.items}
         plan, given = (
             catalog.plans[before.prices.plan],
@@ -310,7 +310,7 @@ class SubscriptionRepairer:
         asked = {"customer": state.stripe_customer, "status": "all", "expand": _EXPAND}
         listed = await self.api().list("/v1/subscriptions", asked)
         found = [await with_all_items(self.api(), one) for one in listed]
-        catalog = own_catalog(state, self.store.catalog, self.store.now_ms())
+        catalog = catalog_of_customer(state, self.store.catalog, self.store.now_ms())
         chosen = choose_subscription(
             found, catalog, None if state.subscription is None else state.subscription.id
         )

@@ -10,7 +10,7 @@ from meterkit.catalog.meters import billed_meters
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError, SubscriptionError
-from meterkit.outbox.usage_ways import by_way, is_billed_by_lines
+from meterkit.outbox.billed_usage_terms import is_billed_by_lines, with_usage_billed
 from meterkit.subscriptions.change_rules import paid_seats
 from meterkit.subscriptions.drift_comparison import plan_in
 from meterkit.subscriptions.item_changes import (
@@ -273,7 +273,7 @@ class TermsWriter:
             by_lines = is_billed_by_lines(self._state, catalog, at_ms)
         paid = paid_seats(target.plan, seat_meter(catalog.meters), target.seats)
         given = overrides_at(self._state.overrides, at_ms).meters
-        own = by_way(catalog, by_lines=by_lines)
+        own = with_usage_billed(catalog, by_lines=by_lines)
         prices = await customer_prices(self._api(), own, target.plan, given, live.prices)
         current = plan_in(live.items, catalog)
         if by_lines and any(item.meter for item in live.items):

@@ -9,7 +9,7 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError
-from meterkit.outbox.usage_ways import must_move
+from meterkit.outbox.billed_usage_terms import must_move
 from meterkit.subscriptions.service.change_lease import hold_change_lease
 from meterkit.subscriptions.service.terms_writer import TermsWriter
 from meterkit.subscriptions.stripe_objects import persistently
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageMove:
-    """How the usage of one customer gets onto invoices, and since when.
+    """The way of a customer's usage onto invoices from an instant on.
 
     Attributes:
         customer: the customer's id.
@@ -58,17 +58,17 @@ class UsageMover:
     async def move(self, customer: str, *, dry_run: bool) -> UsageMove:
         """Move a customer's usage at the end of its period. Idempotent."""
         if dry_run:
-            return self._result(customer, await self._read(customer), is_new=True)
+            return self._describe_move(customer, await self._read(customer), is_new=True)
         async with hold_change_lease(self.store, customer):
             return await self.move_leased(customer)
 
     async def move_leased(self, customer: str) -> UsageMove:
         """Move a customer's usage while the caller holds the lease of its changes."""
-        is_new = await persistently(lambda again: self._schedule(customer, again))
+        is_new = await persistently(lambda again: self._schedule_move(customer, again))
         await self.changer.fetch(customer)
-        return self._result(customer, await self._read(customer), is_new=is_new)
+        return self._describe_move(customer, await self._read(customer), is_new=is_new)
 
-    async def _schedule(self, customer: str, again: int) -> bool:
+    async def _schedule_move(self, customer: str, again: int) -> bool:
         live, known, current = await self.changer.fetch_payable(customer, again)
         state = await self._read(customer)
         if not must_move(state, self.store.catalog):
@@ -85,7 +85,7 @@ class UsageMover:
             raise NoSubscriptionError(customer)
         return state
 
-    def _result(self, customer: str, state: CustomerState, *, is_new: bool) -> UsageMove:
+    def _describe_move(self, customer: str, state: CustomerState, *, is_new: bool) -> UsageMove:
         known, catalog = state.subscription, self.store.catalog
         if known is None:
             raise NoSubscriptionError(customer)

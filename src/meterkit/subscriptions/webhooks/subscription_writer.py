@@ -27,6 +27,7 @@ from meterkit.decisions.stored_grants import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
+from meterkit.outbox.billed_usage_terms import keep_line_terms
 from meterkit.outbox.close_queue import note_ends
 from meterkit.outbox.invoice_ends import (
     RENEWAL,
@@ -35,7 +36,6 @@ from meterkit.outbox.invoice_ends import (
     finalized_ms,
     store_invoice_end,
 )
-from meterkit.outbox.usage_ways import keep_line_terms
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.invoice_payments import is_rest_paid
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in

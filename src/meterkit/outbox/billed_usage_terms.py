@@ -53,7 +53,7 @@ def must_move(state: CustomerState, catalog: Catalog) -> bool:
     return is_billed_by_lines(state, catalog, NEVER_MS) != (catalog.billing.usage == "lines")
 
 
-def by_way(catalog: Catalog, *, by_lines: bool) -> Catalog:
+def with_usage_billed(catalog: Catalog, *, by_lines: bool) -> Catalog:
     """Plans file for a customer whose usage is not billed as the file has it, until it is moved."""
     usage: Literal["lines", "meters"] = "lines" if by_lines else "meters"
     if catalog.billing.usage == usage:
@@ -94,7 +94,7 @@ def _next_switches(
     A period has one way. Once all metered items are gone, lines bill the open period. New metered items bill
     from the next period on.
     """
-    start_ms, has_items = subscription.start_ms, _has_own_items(subscription)
+    start_ms, has_items = subscription.start_ms, _has_metered_items(subscription)
     by_file = catalog.billing.usage == "lines"
     if known is None:
         found = (0,) * (by_file and not has_items)
@@ -116,7 +116,7 @@ def _next_switches(
     return (*found, planned_ms) if by_file or not has_items or was_planned else found
 
 
-def _has_own_items(subscription: SubscriptionState) -> bool:
+def _has_metered_items(subscription: SubscriptionState) -> bool:
     """Whether a fetched subscription has metered items of the plans file; also if that is not known."""
     prices = subscription.prices
     return bool(subscription.metered) and (not prices or any(one.meter for one in prices))
