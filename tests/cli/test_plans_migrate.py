@@ -113,7 +113,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, store_url: str) -> None:
         assert (done.code, said in done.err) == (1, True), done.err
 
 
-async def test_the_usage_of_all_subscriptions_moves_with_the_plans_file(
+async def test_all_usage_moves_as_the_plans_file_has_it(
     directory: Path, store_url: str, emulator: StripeEmulator
 ) -> None:
     plans = directory / "plans.yaml"

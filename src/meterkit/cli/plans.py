@@ -179,10 +179,9 @@ async def _migrate_usage(session: Session, usage: UsageWay, *, dry_run: bool) ->
 async def _move_usage(kit: MeterKit, customer: Customer, *, dry_run: bool) -> MigrationResult | None:
     at, why = None, None
     try:
-        moved = await kit.subscriptions.move_usage(customer.customer, dry_run=dry_run)
-        if not moved.is_new:
+        at = await kit.subscriptions.move_usage(customer.customer, dry_run=dry_run)
+        if at is None:
             return None
-        at = moved.at
     except _FATAL_ERRORS:
         raise
     except MeterkitError as error:

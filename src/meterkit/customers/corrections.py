@@ -24,7 +24,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import label_of
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.invoice_line_terms import is_billed_by_lines
+from meterkit.outbox.billed_usage_terms import is_billed_by_lines
 from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.store import replies
 from meterkit.store.customer_usage import price_cents
@@ -351,7 +351,7 @@ async def _run_restore(
 
     async def call(view: CustomerView) -> ScriptCall:
         keys, billed = view.keys, None if is_known else await read_billed(view)
-        by_lines = is_billed_by_lines(view.state, store.catalog)
+        by_lines = is_billed_by_lines(view.state, store.catalog, store.now_ms())
         names = [
             *(keys.counters, keys.state, keys.totals, keys.unlinked, keys.grants, keys.ledger, keys.history),
             *(once, keys.corrections),

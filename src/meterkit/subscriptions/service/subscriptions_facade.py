@@ -34,6 +34,7 @@ from meterkit.subscriptions.unknown_customers import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.catalog.checkout_options import CheckoutOptions
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.service.stripe_customers import ContactSource
     from meterkit.subscriptions.service.stripe_import import Imported, ImportProgress
     from meterkit.subscriptions.service.subscription_repair import Repair
-    from meterkit.subscriptions.service.usage_mover import UsageMove
 
 
 class Subscriptions:
@@ -323,7 +323,7 @@ class Subscriptions:
         repaired: Repair = await repairer.run(check_customer(customer), dry_run=dry_run)
         return repaired
 
-    async def move_usage(self, customer: str, *, dry_run: bool = False) -> UsageMove:
+    async def move_usage(self, customer: str, *, dry_run: bool = False) -> datetime | None:
         """Bill the customer's usage as the plans file's ``billing.usage`` has it, from the next period on.
 
         A schedule at Stripe removes the metered items when the period ends (``lines``), or adds them
@@ -333,14 +333,17 @@ class Subscriptions:
             customer: the customer's id.
             dry_run: change nothing, and return what would be done.
 
+        Returns:
+            When the move takes effect; None: the usage is moved already, or the move was scheduled before.
+
         Raises:
             NoSubscriptionError: no subscription is active.
             InvoiceOpenError: an invoice has to be paid first.
             SubscriptionError: the subscription is ending, has a metered item that the plans file does not
                 have, or Stripe lacks a metered price.
         """
-        moved: UsageMove = await self._make_mover().move(check_customer(customer), dry_run=dry_run)
-        return moved
+        moved_at: datetime | None = await self._make_mover().move(check_customer(customer), dry_run=dry_run)
+        return moved_at
 
     def _make_mover(self) -> Any:
         # Few apps need this: it is imported on first use.
