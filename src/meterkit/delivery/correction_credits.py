@@ -32,6 +32,7 @@ from meterkit.delivery.invoices import InvoiceReader, written_units
 from meterkit.delivery.line_corrections import lower_line, written_item, written_line_token
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError, SettingsError, StripeError, StripeUnavailableError
+from meterkit.outbox.billed_usage_terms import has_metered_periods
 from meterkit.outbox.invoice_item_queue import LateItems
 from meterkit.store.event_names import list_reported_meters, read_meters
 
@@ -123,7 +124,8 @@ async def usage_lines(
         StoreError: the store does not answer.
     """
     summaries, invoices = StripeSummaries(api), InvoiceReader(api, {}, store.catalog.currency)
-    if store.catalog.billing.usage == "meters":
+    _, state = await CustomerStates(store).read(customer)
+    if has_metered_periods(state, store.catalog):
         await summaries.refresh()
     order, admin = list(dict.fromkeys(tokens)), await store.admin()
     customer_meters = await read_meters(admin, store.keys, store.catalog, customer)
