@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from drivers.audited_kit import sqlite_in
 from drivers.command_line import InProcessShell
 from drivers.health_findings import looked_at
-from drivers.period_ends import look_at_closes
+from drivers.period_ends import look_at_closes, root_reader
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, START, Shop, sell_nothing, shop
 from meterkit.catalog import loads
+from meterkit.errors import CustomerError
 
 pytestmark = pytest.mark.anyio
 
@@ -93,3 +95,32 @@ async def test_a_queued_line_is_listed_and_dropped(at: Shop, store_url: str, tmp
     await at.kit.outbox.items.drop(line["identifier"], reason="a gift")
     words = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
     assert (words["queued"], words["late"]) == (0, 26)
+
+
+async def test_statement_and_root_are_those_of_the_invoices(store_url: str, tmp_path: Path) -> None:
+    audit_url = sqlite_in(tmp_path)
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing, audit_url=audit_url) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.emulator.add_customer("cus_bob")
+        await at.kit.customers.link("bob", "cus_bob")
+        await at.kit.customers.set_plan("bob", "pro")
+        await at.kit.record("bob", "words", 101)
+        await billed(at, 126)
+        at.clock.advance(timedelta(minutes=10))
+        await look_at_closes(at.kit, root_reader(at.kit, audit_url))
+        found = await at.invoices()
+        with_roots = [one["id"] for one in found if "meterkit_audit_root" in one["metadata"]]
+        for customer, cents in (("acme", 104), ("bob", 4)):
+            statement = await at.kit.statement(customer, HALF)
+            (line,) = [one for one in statement.lines if one.meter == "words" and one.invoice]
+            assert (line.amount_cents, line.invoice in with_roots) == (cents, True)
+
+
+async def test_a_customer_with_usage_of_the_open_period_is_not_deleted(at: Shop) -> None:
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    await at.kit.record("bob", "words", 126)
+    with pytest.raises(CustomerError, match="lines are written at the end of the billing period"):
+        await at.kit.customers.delete("bob")

@@ -113,6 +113,11 @@ class Ending:
         ]
 
 
+def root_reader(kit: MeterKit, audit_url: str) -> Any:
+    """Reader of the roots of an audit log that has all entries at once."""
+    return AuditDrainer(kit.store, Database(audit_url), least_age_ms=0).root_of
+
+
 async def look_at_closes(kit: MeterKit, root_of: Any = None) -> CloseResults:
     async with api_of(kit) as api:
         return await PeriodCloser(kit.store, lambda: api, root_of).confirm_due()

@@ -90,7 +90,9 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
             await links.retire(customer, state.stripe_customer)
         reply: list[Any] = await admin.run(store.scripts["forget_customer"], names, rev, customer)
         if reply[0] == _UNDELIVERED:
-            raise CustomerError(f"customer {customer!r} has usage that is not delivered yet; flush first")
+            raise CustomerError(
+                f"customer {customer!r} has usage that is not delivered yet; {_cure_of(store)}"
+            )
         if reply[0] == _PARKED_OR_DEAD:
             raise CustomerError(
                 f"customer {customer!r} has usage that is parked or dead, which Stripe does not have;"
@@ -126,6 +128,15 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
                 jobs=await forget_jobs(store, customer),
             )
     raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was deleted; try again")
+
+
+def _cure_of(store: Store) -> str:
+    """Describe how undelivered usage gets delivered."""
+    if store.catalog.billing.usage == "meters":
+        return "flush first"
+    return (
+        "its invoice lines are written at the end of the billing period: end the subscription, or wait; flush"
+    )
 
 
 async def _forget_former_links(store: Store, customer: str) -> None:

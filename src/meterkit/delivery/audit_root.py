@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from meterkit.errors import MeterkitError
 from meterkit.outbox.invoice_ends import RENEWAL
+from meterkit.outbox.line_metadata import USAGE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from meterkit.delivery.invoices import PeriodBilling
     from meterkit.stripe.api import StripeApi
 
 ROOT: Final = "meterkit_audit_root"
@@ -44,9 +44,10 @@ def read_root(invoice: Mapping[str, Any]) -> InvoiceRoot | None:
 
 
 def is_final_renewal(invoice: Mapping[str, Any]) -> bool:
-    """Whether an invoice is a final one of a renewal: only such an invoice may have a root."""
+    """Whether an invoice is a final one of a renewal, or of our own: only such an invoice may have a root."""
     status, reason = invoice.get("status"), invoice.get("billing_reason")
-    return reason == RENEWAL and status not in ("draft", "void")
+    metadata: Mapping[str, str] = invoice.get("metadata") or {}
+    return (reason == RENEWAL or USAGE_KEY in metadata) and status not in ("draft", "void")
 
 
 class RootWriter:
@@ -65,11 +66,9 @@ class RootWriter:
         api: StripeApi,
         customer: str,
         invoices: Iterable[Mapping[str, Any]],
-        billing: PeriodBilling,
     ) -> bool:
-        """Write the root into the invoice of a renewal, unless it has one; False: that failed."""
-        found = billing.renewals_in(invoices)
-        lacking = [one for one in found if one.get("status") != "void" and read_root(one) is None]
+        """Write the root into the invoices of a period, unless they have one; False: that failed."""
+        lacking = [one for one in invoices if one.get("status") != "void" and read_root(one) is None]
         if not lacking:
             return True
         try:

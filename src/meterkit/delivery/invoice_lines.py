@@ -20,6 +20,7 @@ from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
 from meterkit.outbox.invoice_line_terms import LINES_MOST, line_product
+from meterkit.outbox.line_metadata import LINE_KEY, METER_KEY, USAGE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
 
 _logger = logging.getLogger("meterkit.delivery")
-LINE_KEY: Final = "meterkit_line"
-"""Key in the metadata of a line for its identifier in the queue."""
-USAGE_KEY: Final = "meterkit_usage"
-"""Key in the metadata of a line, and of an invoice of our own, for the hash of customer, meter and period."""
 _ADDED_KEY: Final = "meterkit_line_added"
 _ADDED_MOST: Final = 12  # So that they fit into one value of metadata.
 _LATE_KEY: Final = "meterkit_line_late"
@@ -285,7 +282,7 @@ class LineWriter:
             "metadata": {
                 USAGE_KEY: item.usage_key,
                 LINE_KEY: item.id,
-                "meterkit_meter": item.meter,
+                METER_KEY: item.meter,
                 PRICE_KEY: price_each(item.label, item.currency),
                 **({_LATE_KEY: "yes"} if place.is_late else {}),
             },

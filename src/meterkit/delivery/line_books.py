@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.catalog.amount_wording import exact_money, money
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
-from meterkit.delivery.invoice_lines import PRICE_KEY, USAGE_KEY
+from meterkit.delivery.invoice_lines import PRICE_KEY
 from meterkit.delivery.invoices import units_of, written_units
 from meterkit.delivery.stripe_books import none_if_gone
 from meterkit.outbox.invoice_item_queue import usage_key_of
+from meterkit.outbox.line_metadata import USAGE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.delivery.invoice_lines import LINE_KEY, USAGE_KEY, name_line_state, queued_ids_of
+from meterkit.delivery.invoice_lines import name_line_state, queued_ids_of
 from meterkit.delivery.invoices import LOWERED_KEY, units_of
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import usage_key_of
+from meterkit.outbox.line_metadata import LINE_KEY, USAGE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

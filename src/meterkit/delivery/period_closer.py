@@ -19,6 +19,7 @@ from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.close_queue import CLOSE_AFTER_MS, CloseQueue, PeriodClose
 from meterkit.outbox.invoice_ends import InvoiceEnd, read_invoice_end, store_invoice_end
+from meterkit.outbox.line_metadata import is_usage_invoice
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ class CloseChecker:
         """
         _, state = await CustomerStates(self._store).read(usage["customer"])
         invoicing = await read_period_billing(self._store, self._api, usage, state)
+        if state.stripe_customer is not None and is_counted:
+            await self._write_usage_root(usage, state.stripe_customer)
         if state.stripe_customer is None or invoicing is None:
             return None, None
         if self._hold_failure:
@@ -166,7 +169,18 @@ class CloseChecker:
         self, customer: str, invoices: Sequence[dict[str, Any]], invoicing: PeriodBilling
     ) -> None:
         """Write the root of the audit log into invoices; after a failure, the others go without, too."""
-        if self._roots is not None and not await self._roots.mark(self._api, customer, invoices, invoicing):
+        found = invoicing.renewals_in(invoices)
+        if self._roots is not None and not await self._roots.mark(self._api, customer, found):
+            self._roots = None
+
+    async def _write_usage_root(self, usage: CustomerUsage, stripe_customer: str) -> None:
+        """Write the root into the invoice that meterkit has made for a period without a subscription."""
+        if self._roots is None or self._store.catalog.billing.usage == "meters":
+            return
+        start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
+        invoices = await self._invoices.of(stripe_customer, start_ms // 1000)
+        own = [one for one in invoices if is_usage_invoice(one, end_ms)]
+        if not await self._roots.mark(self._api, usage["customer"], own):
             self._roots = None
 
 

@@ -28,6 +28,7 @@ from meterkit.insights.statement.lines import (
     price_line,
     select_events,
 )
+from meterkit.outbox.line_metadata import METER_KEY, is_usage_invoice, is_usage_line
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
@@ -98,6 +99,8 @@ class PeriodInvoices:
             for name, one in known.items()
             if one.event_name
         }
+        written = [line for invoice in invoices for line in invoice["lines"]["data"] if is_usage_line(line)]
+        of |= {price_in(line): line["metadata"].get(METER_KEY, "") for line in written}
         recurring = [name for name, one in known.items() if one.recurs and not one.event_name]
         return [line for one in invoices for line in invoice_lines(one, of, recurring)]
 
@@ -119,6 +122,8 @@ class PeriodInvoices:
 
 def _is_of_period(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
     parent: Mapping[str, Any] = invoice.get("parent") or {}
+    if invoice.get("status") != "void" and is_usage_invoice(invoice, end_s * 1000):
+        return True
     if parent.get("type") != "subscription_details" or invoice.get("status") == "void":
         return False
     if invoice.get("billing_reason") == "subscription_create":
