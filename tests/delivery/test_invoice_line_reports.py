@@ -124,3 +124,16 @@ async def test_a_customer_with_usage_of_the_open_period_is_not_deleted(at: Shop)
     await at.kit.record("bob", "words", 126)
     with pytest.raises(CustomerError, match="lines are written at the end of the billing period"):
         await at.kit.customers.delete("bob")
+
+
+async def test_lines_of_a_former_link_are_compared(at: Shop) -> None:
+    for name in ("cus_bob", "cus_new"):
+        at.emulator.add_customer(name)
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    await at.kit.record("bob", "words", 126)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.flush(everything=True)
+    await at.kit.customers.unlink("bob")
+    await at.kit.customers.link("bob", "cus_new")
+    assert [one.advice for one in await at.kit.reconcile("bob", at=HALF)] == [""]

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amount_wording import exact_money, money
+from meterkit.customers.history import read_history
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.delivery.invoice_lines import PRICE_KEY
@@ -84,15 +85,26 @@ async def line_books(
     admin, totals = await store.admin(), store.keys.customer(customer).totals
     fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in meters for letter in _LETTERS]
     kept = iter(int(value or 0) for value in await admin.ask(admin.client.hmget(totals, fields)))
-    lines = None
-    if stripe_customer is not None:
-        lines = await none_if_gone(_lines_by_key(invoices, stripe_customer, start_ms // 1000))
+    lines: dict[str, list[tuple[str, Mapping[str, Any]]]] | None = None
+    for linked in await _linked_since(store, customer, stripe_customer):
+        shown = await none_if_gone(_lines_by_key(invoices, linked, start_ms // 1000))
+        for key, more in (shown or {}).items():
+            lines = lines or {}
+            lines[key] = [*lines.get(key, ()), *more]
+        lines = lines if shown is None else lines or {}
     found: dict[str, LineBook] = {}
     for name in meters:
         queued, delivered, free, late = (next(kept) for _ in _LETTERS)
         own = None if lines is None else lines.get(usage_key_of(customer, meter_token(name), start_ms), [])
         found[name] = _book_of(queued, delivered - free + late, own)
     return found
+
+
+async def _linked_since(store: Store, customer: str, stripe_customer: str | None) -> list[str]:
+    """List the Stripe customers of a customer, former ones too: queued lines stay with them."""
+    entries = await read_history(store, customer)
+    names = {name for one in entries if one.kind == "link" for name in (one.before, one.after)}
+    return sorted(name for name in {*names, stripe_customer} if name)
 
 
 async def _lines_by_key(
