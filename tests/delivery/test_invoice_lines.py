@@ -145,3 +145,34 @@ async def test_a_price_by_override_has_a_line_until_it_ends(at: Shop) -> None:
     await at.kit.subscriptions.sync("acme")
     await at.kit.flush(everything=True)
     assert sorted(await usage_lines(at)) == [("Words", "10", "1", 10), ("Words", "31", "4", 124)]
+
+
+async def test_a_scheduled_plan_bills_each_period_at_its_price(at: Shop) -> None:
+    await at.kit.subscriptions.change_plan("acme", "team")
+    await at.kit.record("acme", "words", 102)
+    await at.kit.subscriptions.change_plan("acme", "pro")
+    at.go(END + timedelta(minutes=3))
+    await at.kit.record("acme", "words", 103)
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    at.go(END + timedelta(days=31, minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "2", "7", 14), ("Words", "3", "4", 12)]
+
+
+async def test_a_plan_changed_at_stripe_bills_each_price(at: Shop) -> None:
+    await at.kit.record("acme", "words", 102)
+    at.clock.set(HALF)
+    found = await at.kit.subscriptions.get("acme")
+    assert found is not None
+    item = (await at.stripe_subscription(found.id))["items"]["data"][0]["id"]
+    prices = await at.stripe_list("/v1/prices")
+    team = next(price["id"] for price in prices if price["lookup_key"] == "meterkit:team:base")
+    await at.post(f"/v1/subscriptions/{found.id}", {"items": [{"id": item, "price": team}]})
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.record("acme", "words", 10)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    assert sorted(await usage_lines(at)) == [("Words", "10", "7", 70), ("Words", "2", "4", 8)]
