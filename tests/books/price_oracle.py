@@ -303,7 +303,15 @@ class Ledger:
     async def _terms_of(self, subscription: Mapping[str, Any]) -> _AtStripe:
         return _AtStripe(await self._prices_of(subscription), subscription["status"] in _FREE)
 
+    @property
+    def _has_lines(self) -> bool:
+        return self.catalog.billing.usage == "lines"
+
     async def _prices_of(self, subscription: Mapping[str, Any]) -> dict[str, Decimal]:
+        if self._has_lines:
+            plan = self.catalog.plans.get(_plan(subscription, self.catalog) or "")
+            priced = {} if plan is None else {name: self._price(plan, name) for name in self.catalog.meters}
+            return {name: price for name, price in priced.items() if price is not None}
         names = await self._meters()
         return {
             names[price["recurring"]["meter"]]: Decimal(price["unit_amount_decimal"])
@@ -332,6 +340,8 @@ class Ledger:
 
         They are the plan's own, not those of another plan with the same amount.
         """
+        if self._has_lines:
+            return []
         events = {meter["event_name"]: meter["id"] for meter in await self.world.list("/v1/billing/meters")}
         prices = await self.world.list("/v1/prices", active="true")
         found: list[str] = []
@@ -384,14 +394,14 @@ class Ledger:
             of = f"/v1/invoices/{invoice['id']}/lines"
             lines = self.world.list(of) if invoice is not pending else self._pending_items()
             for line in await lines:
-                price = await self._metered(line)
-                if price is None or not int(line["quantity"]):
+                meter = await self._metered(line, names)
+                if meter is None or not int(line["quantity"]):
                     continue
                 quantity = int(Decimal(line["quantity_decimal"]))
                 found.append(
                     Line(
                         customer=str(invoice["customer"] or line["customer"]).removeprefix("cus_"),
-                        meter=names[price["recurring"]["meter"]],
+                        meter=meter,
                         price=Decimal(line["pricing"]["unit_amount_decimal"]),
                         quantity=quantity,
                         amount=line["amount"],
@@ -406,15 +416,18 @@ class Ledger:
     async def _pending_items(self) -> list[dict[str, Any]]:
         return await self.world.list("/v1/invoiceitems", pending="true")
 
-    async def _metered(self, line: dict[str, Any]) -> dict[str, Any] | None:
-        """The price of a line that charges usage; None: it charges something else."""
+    async def _metered(self, line: dict[str, Any], names: Mapping[str, str]) -> str | None:
+        """The meter of a line that charges usage; None: it charges something else."""
+        if self._has_lines:
+            is_ours = "meterkit_line" in line["metadata"]
+            return str(line["metadata"]["meterkit_meter"]) if is_ours else None
         pricing: dict[str, Any] = line.get("pricing") or {}
         details: dict[str, Any] = pricing.get("price_details") or {}
         if details.get("price") is None:
             return None
         price = await self.world.ask("GET", f"/v1/prices/{details['price']}")
         recurring: dict[str, Any] = price.get("recurring") or {}
-        return price if recurring.get("usage_type") == "metered" else None
+        return names[recurring["meter"]] if recurring.get("usage_type") == "metered" else None
 
     async def audit(self) -> list[str]:
         """All that is wrong with the invoices and with the books, in words; nothing, where all is right."""

@@ -40,7 +40,7 @@ meters:
   tokens: {unit: token, stripe: {event_name: ai_tokens}}
   pages:  {unit: page, stripe: {event_name: pdf_pages}}
 routes: [{match: "*", exempt: true}]
-billing: {changes: {upgrade: UPGRADE}}
+billing: {usage: WAY, changes: {upgrade: UPGRADE}}
 plans:
   free:
     price: {amount_cents: 0, interval: month}
@@ -208,10 +208,11 @@ class Cell:
 
 
 def lived(
-    patched: pytest.MonkeyPatch, new: str, how: str, usage: str, *, dies_at: int = 0
+    patched: pytest.MonkeyPatch, new: str, how: str, usage: str, *, dies_at: int = 0, way: str = "meters"
 ) -> tuple[int, list[str]]:
     """Live a cell; how many steps there were to die at, and what is wrong."""
-    catalog = loads(PLANS.replace("UPGRADE", "period_end" if how == "at period end" else "now"))
+    upgrade = "period_end" if how == "at period end" else "now"
+    catalog = loads(PLANS.replace("UPGRADE", upgrade).replace("WAY", way))
 
     async def story(world: World) -> tuple[int, list[str]]:
         ledger = Ledger(world=world, catalog=catalog)
@@ -244,3 +245,12 @@ def test_i13_usage_and_a_price_that_changes(
     if usage == "killed":
         for dies_at in range(1, steps + 1, max(1, steps // KILLS)):
             assert (dies_at, lived(monkeypatch, new, how, usage, dies_at=dies_at)[1]) == (dies_at, [])
+
+
+@pytest.mark.parametrize(("new", "how", "usage"), [*_cells()])
+def test_i13_lines_and_a_price_that_changes(
+    monkeypatch: pytest.MonkeyPatch, new: str, how: str, usage: str
+) -> None:
+    dies_at = 1 + crc32(f"{how}-{new}".encode()) % STEPS_LEAST if usage == "killed" else 0
+    _, wrong = lived(monkeypatch, new, how, usage, dies_at=dies_at, way="lines")
+    assert wrong == []
