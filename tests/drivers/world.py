@@ -398,6 +398,8 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
     patched.setattr("meterkit.stripe.http.HttpClient", _InProcess)
     unpaced(patched)
     import_module("meterkit.stripe.api")._sdk()  # Threads know no virtual time.
+    imported = import_module("meterkit.redis.daemon_thread")._imported
+    imported |= {name: import_module(name) for name in ("meterkit.redis.admin", "meterkit.redis.memory")}
     # Nothing is held in these stories: what renews holds need not look every five seconds of a year.
     patched.setattr("meterkit.redis.lane._IDLE_MS", 86_400_000)
 

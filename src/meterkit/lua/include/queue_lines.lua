@@ -15,7 +15,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
   local text, lines, unpriced = string.format, {}, {}
   local function add_line(period, token, name, label, value)
     lines[#lines + 1] = {by_line = '1', customer = own.customer, period = period, meter = token, name = name, label = label,
-      event = name, value = value, till = totals[period .. '|e']}
+      event = name, value = value, till = totals[period .. '|e'] or period}
   end
   for _, field in ipairs(sorted_keys(totals)) do
     local period, token = string.match(field, '^(%d+)|(....)p$')
