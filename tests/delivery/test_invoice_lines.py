@@ -176,3 +176,81 @@ async def test_a_plan_changed_at_stripe_bills_each_price(at: Shop) -> None:
     await at.kit.subscriptions.sync("acme")
     await at.kit.flush(everything=True)
     assert sorted(await usage_lines(at)) == [("Words", "10", "7", 70), ("Words", "2", "4", 8)]
+
+
+YEARLY = plans_text("invoice_lines").replace(
+    "{amount_cents: 2900, interval: month}", "{amount_cents: 29000, interval: year, included_per: month}"
+)
+
+
+async def test_each_month_of_a_yearly_plan_is_billed(store_url: str) -> None:
+    async with shop(store_url, catalog=loads(YEARLY), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "words", 126)
+        at.go(END + timedelta(minutes=3))
+        await at.kit.flush(everything=True)
+        counts = await words(at, HALF)
+        assert (counts["queued"], counts["delivered"]) in {(26, 0), (0, 26)}
+
+
+async def test_usage_before_a_subscription_has_an_invoice_of_its_own(at: Shop) -> None:
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    await at.kit.record("bob", "words", 126)
+    at.clock.set(HALF)
+    await at.kit.customers.set_plan("bob", None)
+    await at.kit.subscriptions.create("bob", "team")
+    await at.kit.subscriptions.sync("bob")
+    at.go(END + timedelta(minutes=3))
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+async def test_usage_of_a_renamed_meter_is_billed_by_a_line(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    renamed = (
+        plans_text("invoice_lines")
+        .replace("words: {unit", "texts: {unit")
+        .replace("words: {included", "texts: {included")
+    )
+    at.kit.store.use(loads(renamed))
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    report = await at.kit.flush(everything=True)
+    assert (report.sealed, report.left) == (1, 0)
+    assert [line[1:] for line in await usage_lines(at)] == [("26", "4", 104)]
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_scheduled_plan_leaves_the_ended_period_its_price(at: Shop, later: bool) -> None:
+    await at.kit.subscriptions.change_plan("acme", "team")
+    await at.kit.record("acme", "words", 126)
+    await at.kit.subscriptions.change_plan("acme", "pro")
+    at.go(END + timedelta(seconds=5))
+    if later:
+        await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "26", "7", 182)]
+
+
+async def test_a_plan_that_has_left_the_file_keeps_its_prices(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    text = plans_text("invoice_lines")
+    at.kit.store.use(loads(text.replace("  pro:\n", "  basic:\n")))
+    await at.kit.subscriptions.sync("acme")
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+async def test_overage_that_the_file_denies_now_is_billed_as_recorded(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    denied = plans_text("invoice_lines").replace("{bill: {per: 1, amount_cents: 4}}", "deny")
+    at.kit.store.use(loads(denied))
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]

@@ -325,7 +325,8 @@ def test_a_server_that_may_throw_keys_away_is_warned_of() -> None:
 
 
 def test_a_script_has_each_function_once() -> None:
-    for name in ("decide", "seal", "mark_late_usage"):
+    # In decide, branches that few requests take include the same functions, so that others need not pay.
+    for name in ("seal", "mark_late_usage"):
         functions = re.findall(r"^local function (\w+)", scripts.load(name).text, re.MULTILINE)
         assert 0 < len(functions) == len(set(functions))
 

@@ -441,7 +441,9 @@ def add_former_prices(known: SubscriptionState, new: SubscriptionState, now_ms: 
     before, until_ms, is_same = known.prices, now_ms, known.id == new.id
     if known.pending_at_ms is not None and known.pending_at_ms < now_ms:
         until_ms = known.pending_at_ms
-    has_ended = before != new.prices and known.metered != new.metered if is_same else True
+    # Where both are empty, lines bill the usage, and its prices are our own.
+    is_other = known.metered != new.metered or not new.metered
+    has_ended = before != new.prices and is_other if is_same else True
     if before and has_ended:
         # Usage of the time before the subscription has other prices.
         begun = (known.created_ms, NO_PRICES)

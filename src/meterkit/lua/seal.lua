@@ -106,7 +106,8 @@ if invoicing then -- Included here, so that other calls do not pay for creating 
 --include bill_late_usage
 --include queue_lines
   local keys = {counters = counters_key, totals = totals_key, history = history_key, items = items_key, audit = audit_key}
-  local own = {customer = customer, nonce = nonce, rev = rev, period_start_ms = period_start_ms, period_end_ms = period_end_ms}
+  local own = {customer = customer, nonce = nonce, rev = rev, period_start_ms = period_start_ms, period_end_ms = period_end_ms,
+    wait_until = wait_until, wait_for_name = wait_for_name}
   if invoicing.by_lines then
     head, late, made_count = queue_lines(keys, head, meters, totals, events, invoicing, own, now)
     own.nonce, line_switches, invoicing = nonce .. 'L', invoicing.switches, invoicing.late -- No item has the id of a line.

@@ -130,16 +130,19 @@ def _keep_line_prices(
     So a price that is edited in the file is one for new subscribers, as it is where Stripe has the prices.
     """
     plan = catalog.plans.get(subscription.plan or "")
-    if plan is None:
-        return subscription
+    if plan is None:  # It may have left the file, or this process has an older one.
+        is_known = known is not None and known.id == subscription.id
+        return replace(subscription, prices=known.prices) if known is not None and is_known else subscription
     kept: dict[str, str] = {}
     if known is not None and (known.id, known.plan) == (subscription.id, subscription.plan):
-        kept = {one.meter: one.label for one in known.prices if one.is_exact}
+        kept = {one.event_name: one.label for one in known.prices if one.is_exact}
     found: list[ItemPrice] = []
     for meter in billed_meters(catalog.meters, plan):
         given = billed_as(plan, meter)
         if given is not None and meter.stripe is not None and given.overage.amount_cents is not None:
-            label = kept.get(meter.name) or f"{given.overage.per or 1}/{given.overage.amount_cents}"
+            label = (
+                kept.get(meter.stripe.event_name) or f"{given.overage.per or 1}/{given.overage.amount_cents}"
+            )
             found.append(ItemPrice(meter.name, meter.stripe.event_name, label))
     return replace(subscription, prices=tuple(found))
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.decisions.customer_state import bounds_of, effective_plan, entitlements_of, entitlements_on
+from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.price_segments import sent_price
-from meterkit.decisions.subscription_periods import renewals_of
+from meterkit.decisions.price_segments import sent_price, unit_cents
+from meterkit.decisions.subscription_periods import stops_billing_ms
 from meterkit.outbox.billed_usage_terms import has_metered_periods, line_switches
-from meterkit.outbox.late_usage_terms import invoice_terms, subscribed_entitlements
+from meterkit.outbox.late_usage_terms import UNKNOWN, invoice_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from meterkit.catalog import Entitlement
+    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.store.event_names import ReportedMeter
     from meterkit.store.views import CustomerView
 
-_ALL: Final = 2**53
 LINES_MOST: Final = 200
 """Largest number of lines of a period; beyond it, the prices of each meter are summed: see group_lines.lua.
 
@@ -32,43 +35,95 @@ def line_product(meter: str, title: str) -> dict[str, str]:
     return {"id": f"meterkit_meter_{meter}", "name": title}
 
 
-def _free_before_ms(subscription: SubscriptionState | None, now_ms: int) -> int:
-    """Instant before which periods are free: they are of a trial, or older than the subscription."""
-    if subscription is None:
-        return 0
-    if subscription.status_at(now_ms) == "paused":  # The invoice after the pause bills earlier usage.
-        return max(subscription.created_ms or subscription.start_ms, subscription.trial_end_ms or 0)
-    renewals = renewals_of(subscription, now_ms)
-    return _ALL if renewals is None else renewals.since_ms
+class EndedPeriod(NamedTuple):
+    """A period with pending usage: its first instant, and the first one after it."""
+
+    begins_ms: int
+    ends_ms: int
 
 
-def line_terms(view: CustomerView, now_ms: int) -> str:
-    """Argument of ``queue_lines.lua``, as JSON; with the terms of late usage that metered prices bill."""
+def line_terms(
+    view: CustomerView, periods: Iterable[EndedPeriod], reported: Mapping[str, ReportedMeter], now_ms: int
+) -> str:
+    """Argument of ``queue_lines.lua``, as JSON; with the terms of late usage that metered prices bill.
+
+    Args:
+        view: of the customer.
+        periods: those that lines may bill now.
+        reported: by token, all meters that are or were delivered.
+        now_ms: now.
+    """
     catalog, state = view.cache.catalog, view.state
-    subscription = state.subscription
-    given: Mapping[str, Entitlement] | None = None
-    if subscription is not None:
-        given = subscribed_entitlements(view, subscription.plan_at(now_ms), now_ms)
-    given = given or view.entitlements
-    meters = {
-        meter_token(name): (name, label, meter_token(priced))
-        for name, meter in catalog.meters.items()
-        if meter.stripe is not None and meter.kind == "counter"
-        for label, priced in (sent_price(name, given, catalog.meters),)
-    }
-    item = {
-        "stripe": state.stripe_customer or "",
-        "subscription": "" if subscription is None else subscription.id,
-        "currency": catalog.currency,
-        "metered": "",
-    }
+    open_ms = bounds_of(state, view.effective.counting, now_ms).start_ms
     terms: dict[str, object] = {
         "by_lines": 1,
         "switches": line_switches(state, catalog),
-        "since": _free_before_ms(subscription, now_ms),
-        "meters": meters,
-        "item": item,
+        "periods": {
+            str(period.begins_ms): _period_terms(view, period, reported, min(now_ms, open_ms))
+            for period in periods
+        },
+        "item": {"stripe": state.stripe_customer or "", "currency": catalog.currency, "metered": ""},
         "most": LINES_MOST,
     }
     late = invoice_terms(view, now_ms) if has_metered_periods(state, catalog) else ""
     return json.dumps({**terms, "late": json.loads(late)} if late else terms)
+
+
+def _period_terms(
+    view: CustomerView, period: EndedPeriod, reported: Mapping[str, ReportedMeter], open_ms: int
+) -> dict[str, object]:
+    """Terms of a period by its last instant: a later change is none of it.
+
+    A subscription bills the periods that began in it; others have an invoice of their own.
+    """
+    catalog, state = view.cache.catalog, view.state
+    is_cut = period.begins_ms < open_ms < period.ends_ms  # The next period began early.
+    at_ms = max(period.begins_ms, (open_ms if is_cut else period.ends_ms) - 1)
+    subscription = state.subscription
+    prices = NO_PRICES if subscription is None else subscription.prices_at(at_ms)
+    if subscription is not None and _is_of(subscription, period.begins_ms):
+        plan = catalog.plans.get(subscription.plan_at(at_ms) or "")
+        given = {} if plan is None else entitlements_on(plan, state, catalog, at_ms)
+        return {
+            "subscription": subscription.id,
+            "free": _is_free(subscription, period.begins_ms),
+            "meters": _labels(given, prices, reported, catalog),
+        }
+    given = entitlements_of(effective_plan(state, catalog, at_ms), catalog)
+    return {"subscription": "", "free": False, "meters": _labels(given, prices, reported, catalog)}
+
+
+def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:
+    made_ms = subscription.created_ms or subscription.start_ms
+    return subscription.has_begun and made_ms <= begins_ms < subscription.ends_ms()
+
+
+def _is_free(subscription: SubscriptionState, begins_ms: int) -> bool:
+    """Whether usage of a period costs nothing: it began in a trial or a pause."""
+    is_paused = subscription.status == "paused" and begins_ms >= stops_billing_ms(subscription)
+    return is_paused or subscription.is_usage_free_of(begins_ms)
+
+
+def _labels(
+    given: Mapping[str, Entitlement],
+    prices: ItemPrices,
+    reported: Mapping[str, ReportedMeter],
+    catalog: Catalog,
+) -> dict[str, tuple[str, str, str]]:
+    """Name, label of the price, and token of the meter with that price, by token.
+
+    Where a plan, or its overage, has left the plans file, the subscription's own prices still hold.
+    """
+    own, found = prices_by_meter(prices, catalog), dict[str, tuple[str, str, str]]()
+    for name, meter in catalog.meters.items():
+        if meter.stripe is None or meter.kind != "counter":
+            continue
+        label, priced = sent_price(name, given, catalog.meters) if given else ("", name)
+        if unit_cents(label) is None and name in own and own[name].is_exact:
+            label, priced = own[name].label, name
+        found[meter_token(name)] = name, label or UNKNOWN, meter_token(priced)
+    by_event = {one.event_name: one.label for one in prices if one.is_exact}
+    for token, known in reported.items():
+        if token not in found and known.event_name in by_event:
+            found[token] = known.meter, by_event[known.event_name], token
+    return found

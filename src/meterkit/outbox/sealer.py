@@ -10,18 +10,20 @@ tells whether that intent arrived.
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.decisions.keys import HEAD_FIELD
+from meterkit.decisions.packed import CounterHead
 from meterkit.decisions.policies import keep_ms_of
 from meterkit.errors import StoreError
 from meterkit.outbox.billed_usage_terms import line_switches
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
-from meterkit.outbox.invoice_line_terms import line_terms
+from meterkit.outbox.invoice_line_terms import EndedPeriod, line_terms
 from meterkit.outbox.late_usage_terms import invoice_terms
 from meterkit.redis.server import is_key_error, is_refusal
 from meterkit.store import replies
@@ -180,11 +182,13 @@ class UsageSealer:
         for _ in range(_TRIES):
             views = [self._store.cache.get(customer) for customer in left]
             await closes.note_sealed(self._shard, views)
+            ended = await self._read_ended_periods(views)
             pipe = self._client.pipeline(transaction=False)
             pipe.script_load(script.text)
             for view in views:
                 keys = self._keys_of(view)
-                pipe.evalsha(script.sha, len(keys), *keys, *self._script_arguments(view, next(nonces), cut))
+                asked = self._script_arguments(view, next(nonces), cut, ended.get(view.customer))
+                pipe.evalsha(script.sha, len(keys), *keys, *asked)
             loaded, *answers = await self._admin.ask(pipe.execute(raise_on_error=False))
             if isinstance(loaded, Exception):
                 raise StoreError(f"the store failed: {loaded}") from loaded
@@ -205,15 +209,33 @@ class UsageSealer:
         script_keys += [keys.history, self._keys.shard(self._shard, "items")]
         return [*script_keys, *[self._keys.audit(self._shard)] * self._store.is_audited]
 
-    def _script_arguments(self, view: CustomerView, nonce: str, cut: str) -> list[str | int | bytes]:
+    async def _read_ended_periods(self, views: Iterable[CustomerView]) -> Mapping[str, Sequence[EndedPeriod]]:
+        """Read the periods with pending usage of customers that lines bill, by customer."""
+        asked = [view for view in views if line_switches(view.state, view.cache.catalog)]
+        if not asked:
+            return {}
+        pipe = self._client.pipeline(transaction=False)
+        for view in asked:
+            pipe.hget(view.keys.counters, HEAD_FIELD)
+            pipe.hgetall(view.keys.totals)
+        found = iter(await self._admin.ask(pipe.execute(raise_on_error=False)))
+        return {
+            view.customer: list(_ended_periods(head, totals))
+            for view, head, totals in zip(asked, found, found, strict=False)
+        }
+
+    def _script_arguments(
+        self, view: CustomerView, nonce: str, cut: str, ended: Sequence[EndedPeriod] | None
+    ) -> list[str | int | bytes]:
         state = view.state
         terms = view.terms(counter_ttl_ms(view))
         now_ms = self._store.now_ms()
         meters = {**self._meters, **read_subscribed_meters(state, view.cache.catalog, now_ms)}
         names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
         asked = [nonce, view.customer, state.stripe_customer or ""]
-        by_lines = line_switches(state, view.cache.catalog)
-        invoicing = line_terms(view, now_ms) if by_lines else invoice_terms(view, now_ms)
+        invoicing = (
+            invoice_terms(view, now_ms) if ended is None else line_terms(view, ended, self._meters, now_ms)
+        )
         asked += [json.dumps(state.minutes_taken_ms), invoicing, cut]
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 
@@ -257,6 +279,19 @@ class UsageSealer:
                 for token, quantity in zip(nameless[::2], nameless[1::2], strict=True)
             ]
         return True
+
+
+def _ended_periods(head: Any, totals: Any) -> Iterator[EndedPeriod]:
+    """Periods with pending usage; the script reports what is damaged."""
+    if is_refusal(head) or is_refusal(totals):
+        return
+    with suppress(ValueError):
+        known = CounterHead.read(head)
+        yield EndedPeriod(known.begins_ms, known.ends_ms)
+    for name, pending in totals.items():
+        if name.endswith(b"p") and pending.strip(b"0") and (begins := name[:-6]).isdigit():
+            ends = totals.get(begins + b"|e", b"")
+            yield EndedPeriod(int(begins), int(ends) if ends.isdigit() else int(begins) + 1)
 
 
 def _late_units(customer: str, found: Sequence[Any]) -> Iterator[LateUnits]:

@@ -1,10 +1,12 @@
 -- queue_lines: queues invoice lines for pending usage of closed periods that lines bill: one for each meter, period and
 -- price at which it was recorded. Usage that costs nothing, as in a trial, has no line: it counts as delivered (d), and
 -- as w. Usage without a price counts as never billed (t).
---   keys: totals, history, items; head: as read_counters gives it; totals: as read; own: customer, nonce
---   asked: switches: see is_by_lines; since: usage of periods that began before (ms) costs nothing; meters: a token to the
---   meter's name, the label of its price now, the token of the meter that has that price; item: what each line needs; most:
---   see group_lines
+--   keys: totals, history, items; head: as read_counters gives it; totals: as read; own: customer, nonce; and wait_until
+--   and wait_for_name, see seal
+--   asked: switches: see is_by_lines; item: what each line needs; most: see group_lines
+--          periods: by its first instant: the subscription that bills it (empty: none), free: whether it costs nothing,
+--          meters: a token to the meter's name, the label of its price at the end of the period, the token of the meter
+--          that has that price
 -- Returns the head, the list of unpriced usage as the reply has it, and the number of lines.
 --include append_history
 --include is_by_lines
@@ -15,12 +17,20 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
   local text, lines, unpriced = string.format, {}, {}
   local function add_line(period, token, name, label, value)
     lines[#lines + 1] = {by_line = '1', customer = own.customer, period = period, meter = token, name = name, label = label,
-      event = name, value = value, till = totals[period .. '|e'] or period}
+      event = name, value = value, till = totals[period .. '|e'] or period, subscription = asked.periods[period].subscription}
   end
   for _, field in ipairs(sorted_keys(totals)) do
     local period, token = string.match(field, '^(%d+)|(....)p$')
-    local terms, quantity = asked.meters[token], period and tonumber(totals[field]) or 0
-    if quantity > 0 and terms and is_by_lines(asked.switches, period) then
+    local quantity = period and is_by_lines(asked.switches, period) and tonumber(totals[field]) or 0
+    local known = asked.periods[period]
+    local terms = known and known.meters[token]
+    if quantity > 0 and not known then
+      own.wait_until(now + MINUTE_MS) -- It was closed just now.
+      totals[field] = nil
+    elseif quantity > 0 and not terms then
+      own.wait_for_name(token, quantity)
+      totals[field] = nil
+    elseif quantity > 0 then
       local name, label, priced = unpack(terms)
       local units_at = {}
       for _, part in ipairs(price_late_usage(totals, period, token, quantity, label, priced)) do
@@ -28,7 +38,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
       end
       for _, price in ipairs(sorted_keys(units_at)) do
         local units = text('%.0f', units_at[price])
-        if tonumber(period) < asked.since then
+        if known.free then
           redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'd', units)
           redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'w', units)
         elseif string.find(price, '^%d+/%d+$') then
