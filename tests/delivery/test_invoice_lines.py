@@ -254,3 +254,58 @@ async def test_overage_that_the_file_denies_now_is_billed_as_recorded(at: Shop) 
     await at.kit.subscriptions.sync("acme")
     await at.kit.flush(everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+async def month_by_month(at: Shop, months: int = 2) -> None:
+    for _ in range(16 * months):
+        at.go(timedelta(days=2))
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.flush(everything=True, timeout_s=0)
+
+
+async def subscribe_at_stripe(at: Shop, **terms: int) -> None:
+    """Have a person end a subscription in the Dashboard, and make another one."""
+    found = await at.kit.subscriptions.get("acme")
+    assert found is not None
+    await at.stripe_delete(f"/v1/subscriptions/{found.id}")
+    linked = (await at.kit.customers.get("acme")).stripe_customer
+    assert linked is not None
+    at.emulator.add_payment_method(linked)
+    prices = {price["lookup_key"]: price["id"] for price in await at.stripe_list("/v1/prices")}
+    items = [{"price": prices["meterkit:team:base"]}]
+    await at.post("/v1/subscriptions", {"customer": linked, "items": items, **terms})
+
+
+@pytest.mark.parametrize("terms", [{}, {"trial_period_days": 20}])
+async def test_usage_before_a_recreated_subscription_is_billed(at: Shop, terms: dict[str, int]) -> None:
+    """The kit sees both at once, and has not sealed the usage of the first one."""
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(HALF)
+    await subscribe_at_stripe(at, **terms)
+    await month_by_month(at)
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+async def test_usage_of_a_trial_stays_free_under_another_subscription(store_url: str) -> None:
+    plans = plans_text("invoice_lines").replace("  pro:\n", "  pro:\n    trial: 14d\n")
+    async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "words", 126)
+        at.go(timedelta(days=5))
+        await subscribe_at_stripe(at)
+        await month_by_month(at)
+        assert await usage_lines(at) == []
+
+
+async def test_usage_before_a_trial_in_mid_period_is_billed(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(HALF)
+    found = await at.kit.subscriptions.get("acme")
+    assert found is not None
+    trial = {"trial_end": int(END.timestamp()), "proration_behavior": "none"}
+    await at.post(f"/v1/subscriptions/{found.id}", trial)
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.record("acme", "words", 300)
+    await month_by_month(at)
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]

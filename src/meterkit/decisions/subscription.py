@@ -84,6 +84,8 @@ class SubscriptionState:
         former_prices: ended ones, each with the instant of its end, oldest first.
         line_switches: instants from which invoice lines, and then metered prices again, in turn bill usage,
             of earlier subscriptions too; empty: metered prices always did. A scheduled one counts.
+        free_spans: its trial and those of earlier subscriptions: first instant, and the first one after it;
+            only where invoice lines bill usage.
         base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not
             known, or there is none.
         mark: of the last change that meterkit made of it; empty: there was none.
@@ -120,6 +122,7 @@ class SubscriptionState:
     pending_prices: ItemPrices = NO_PRICES
     former_prices: tuple[tuple[int, ItemPrices], ...] = ()
     line_switches: tuple[int, ...] = ()
+    free_spans: tuple[tuple[int, int], ...] = ()
     base_price: str = ""
     seat_price: str = ""
     mark: str = ""
@@ -150,6 +153,8 @@ class SubscriptionState:
             found[name] = parse_item_prices(found[name])
         if "line_switches" in found:
             found["line_switches"] = tuple(found["line_switches"])
+        if "free_spans" in found:
+            found["free_spans"] = tuple((from_ms, till_ms) for from_ms, till_ms in found["free_spans"])
         if "former_prices" in found:
             found["former_prices"] = tuple(
                 (at_ms, parse_item_prices(of)) for at_ms, of in found["former_prices"]
@@ -279,8 +284,14 @@ class SubscriptionState:
 
         https://docs.stripe.com/billing/subscriptions/trials/free-trials
         """
-        is_trial = self.trial_end_ms is not None and self.created_ms <= start_ms < self.trial_end_ms
+        is_trial = any(from_ms <= start_ms < till_ms for from_ms, till_ms in self.trials())
         return is_trial or self.is_unpaid_at(start_ms)
+
+    def trials(self) -> tuple[tuple[int, int], ...]:
+        """Its trials, and known ones of earlier subscriptions: first instant, and the first one after it."""
+        if self.free_spans or self.trial_end_ms is None:
+            return self.free_spans
+        return ((self.created_ms, self.trial_end_ms),)
 
     def failed_since_ms(self) -> int:
         """Instant of the first failed collection; if not known, the start of the period."""

@@ -6,7 +6,7 @@ The plans file decides for new subscriptions. Present ones keep their way until 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.meters import billed_as, billed_meters
 from meterkit.decisions.item_prices import ItemPrice
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
+
+
+_TRIALS_MOST: Final = 4
 
 
 def line_switches(state: CustomerState, catalog: Catalog) -> tuple[int, ...]:
@@ -66,6 +69,7 @@ def keep_line_terms(
     known: SubscriptionState | None,
     catalog: Catalog,
     planned_ms: int | None = None,
+    trial_ms: tuple[int, int] | None = None,
 ) -> SubscriptionState | None:
     """Give a fetched subscription the terms of usage without metered prices, which Stripe does not have.
 
@@ -74,13 +78,25 @@ def keep_line_terms(
         known: the stored one.
         catalog: the plans file.
         planned_ms: when its schedule adds or removes all metered items; None: never.
+        trial_ms: its trial: first instant, and the first one after it; None: it has none.
     """
     if subscription is None:
         return None
     switches = _next_switches(subscription, known, catalog, planned_ms)
-    changed = replace(subscription, line_switches=switches)
+    free_spans = _next_free_spans(known, trial_ms) if switches else ()
+    changed = replace(subscription, line_switches=switches, free_spans=free_spans)
     is_now_by_lines = changed.is_by_lines_at(subscription.start_ms)
     return _keep_line_prices(changed, known, catalog) if is_now_by_lines else changed
+
+
+def _next_free_spans(
+    known: SubscriptionState | None, trial_ms: tuple[int, int] | None
+) -> tuple[tuple[int, int], ...]:
+    """Keep known trials: usage of one may be billed after another subscription has begun."""
+    spans = dict(() if known is None else known.trials())
+    if trial_ms is not None:  # Its end may have moved.
+        spans[trial_ms[0]] = trial_ms[1]
+    return tuple(sorted(spans.items())[-_TRIALS_MOST:])
 
 
 def _next_switches(

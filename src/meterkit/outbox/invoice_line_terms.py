@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from meterkit.store.event_names import ReportedMeter
     from meterkit.store.views import CustomerView
 
+_MARGIN_MS: Final = 120_000
+"""Longest time by which a period may begin before the trial that it counts; see close_period.lua."""
 LINES_MOST: Final = 200
 """Largest number of lines of a period; beyond it, the prices of each meter are summed: see group_lines.lua.
 
@@ -90,7 +92,8 @@ def _period_terms(
             "meters": _labels(given, prices, reported, catalog),
         }
     given = entitlements_of(effective_plan(state, catalog, at_ms), catalog)
-    return {"subscription": "", "free": False, "meters": _labels(given, prices, reported, catalog)}
+    is_free = subscription is not None and _is_of_trial(subscription, period.begins_ms)
+    return {"subscription": "", "free": is_free, "meters": _labels(given, prices, reported, catalog)}
 
 
 def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:
@@ -101,7 +104,13 @@ def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:
 def _is_free(subscription: SubscriptionState, begins_ms: int) -> bool:
     """Whether usage of a period costs nothing: it began in a trial or a pause."""
     is_paused = subscription.status == "paused" and begins_ms >= stops_billing_ms(subscription)
-    return is_paused or subscription.is_usage_free_of(begins_ms)
+    is_trial = _is_of_trial(subscription, begins_ms)
+    return is_paused or is_trial or subscription.is_usage_free_of(begins_ms)
+
+
+def _is_of_trial(subscription: SubscriptionState, begins_ms: int) -> bool:
+    """Whether a period began in a trial, of an earlier subscription too."""
+    return any(from_ms - _MARGIN_MS <= begins_ms < till_ms for from_ms, till_ms in subscription.trials())
 
 
 def _labels(

@@ -154,6 +154,12 @@ def read_subscription(
     )
 
 
+def read_trial_ms(found: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Read the trial of a subscription: its first instant, and the first one after it; None: it has none."""
+    start_ms, end_ms = _ms(found.get("trial_start")), _ms(found.get("trial_end"))
+    return None if start_ms is None or end_ms is None else (start_ms, end_ms)
+
+
 def usage_period(items: Iterable[Mapping[str, Any]], end_ms: int) -> dict[str, Any]:
     """Read the current period of the metered items, the shortest of theirs.
 

@@ -39,7 +39,12 @@ from meterkit.outbox.invoice_ends import (
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.invoice_payments import is_rest_paid
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
-from meterkit.subscriptions.subscription_reading import metered_of, plan_of, read_planned_switch_ms
+from meterkit.subscriptions.subscription_reading import (
+    metered_of,
+    plan_of,
+    read_planned_switch_ms,
+    read_trial_ms,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -112,7 +117,8 @@ class SubscriptionWriter:
         if subscription is not None:
             shown = next((one for one in found if one["id"] == subscription.id), {})
             planned_ms = read_planned_switch_ms(shown)
-            subscription = keep_line_terms(subscription, known, self._store.catalog, planned_ms)
+            trial_ms = read_trial_ms(shown)
+            subscription = keep_line_terms(subscription, known, self._store.catalog, planned_ms, trial_ms)
         after = _subscription_change(linked, subscription, self._store.catalog)(before)
         overdraft, spent = await self._read_overdraft(customer, before, after, found), None
         if before.plan is None and _is_running(subscription) != _is_running(known):
