@@ -224,6 +224,7 @@ def _find_invoice(account: Account, call: Call) -> Invoice:
 
 # Accepted and without effect.
 INVOICE_IGNORED: Final = "footer payment_settings statement_descriptor"
+CREATED_IGNORED: Final = "account_tax_ids default_source on_behalf_of transfer_data"
 
 
 @CALLS(
@@ -231,6 +232,7 @@ INVOICE_IGNORED: Final = "footer payment_settings statement_descriptor"
     "auto_advance automatic_tax collection_method currency customer days_until_due description"
     " default_payment_method default_tax_rates discounts metadata pending_invoice_items_behavior",
     INVOICE_IGNORED,
+    CREATED_IGNORED,
 )
 def _create_invoice(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/create: of no subscription, and without what waits for one."""
@@ -238,9 +240,6 @@ def _create_invoice(account: Account, call: Call) -> JsonObject:
     if params.choice("pending_invoice_items_behavior", ("exclude", "include")) == "include":
         message = "The emulator makes invoices that exclude pending invoice items only."
         raise ApiError(message, param="pending_invoice_items_behavior")
-    if params.text("discounts"):
-        message = "The emulator makes invoices without discounts; give them with an update."
-        raise ApiError(message, param="discounts")
     customer = account.customers.require(params.required("customer"))
     made = new_one_time_draft(
         account, customer, currency=params.nonempty_text("currency") or "usd", livemode=call.livemode
@@ -252,6 +251,8 @@ def _create_invoice(account: Account, call: Call) -> JsonObject:
     )
     made.rate_ids = params.listed("default_tax_rates") if "default_tax_rates" in params else ()
     _read_collection(made, params)
+    made.discounts = _read_discounts(account, made, params)
+    redeem(account, made.discounts)
     made.description, made.metadata = params.text("description"), params.metadata()
     made.auto_advance = bool(params.boolean("auto_advance"))
     made.schedule(account.now + HOUR_S)

@@ -212,6 +212,9 @@ def _read_inline_price(account: Account, data: Params, *, recurs: bool) -> Price
     """
     data.only(PRICE_DATA, *(("recurring",) if recurs else ()))
     product = account.products.find(data.required("product"), param=data.path("product"))
+    if not product.active:
+        message = f"The product `{product.id}` is marked as inactive, and no new price can be made for it."
+        raise ApiError(message, param=data.path("product"))
     recurring = data.hash("recurring")
     if recurring is not None:
         recurring.only("interval interval_count")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import unit_amount_decimal
-from meterkit.delivery.invoice_lines import LineWriter
+from meterkit.delivery.invoice_lines import LineWriter, is_refusal
 from meterkit.delivery.invoices import units_of
 from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
@@ -37,6 +37,7 @@ ITEM_KEY: Final = "meterkit_late_item"
 _SINCE_KEY: Final = "meterkit_late_since"
 _PATH: Final = "/v1/invoiceitems"
 _LATER_MS: Final = 60_000
+_LATEST_MS: Final = 3_600_000
 _FAILURES_MOST: Final = 3
 _STALE_S: Final = 3_600.0
 """Largest age of the list of Stripe's items when an item is made."""
@@ -87,6 +88,7 @@ class InvoiceItemMaker:
         self._store = store
         self._api = api
         self._products: dict[str, str | None] = {}
+        self._refusals: dict[str, int] = {}
         self._failures = Throttle(HOUR_S)
 
     async def make_due(self, report: FlushReport, *, everything: bool) -> None:
@@ -98,7 +100,7 @@ class InvoiceItemMaker:
             StoreError: the store does not answer.
         """
         items, failures = LateItems(self._store, await self._store.admin()), 0
-        lines = LineWriter(self._store, self._api)
+        lines = LineWriter(self._store, self._api, self._refusals)
         async for item in items.due(due_ms=None if everything else self._store.now_ms()):
             try:
                 if not item.by_line:
@@ -111,14 +113,27 @@ class InvoiceItemMaker:
                 failures += isinstance(error, StripeUnavailableError)
                 items_named = "invoice lines" if item.by_line else "invoice items for late usage"
                 report.why = f"{items_named}: {error}"
-                if self._failures.is_due(type(error)):
-                    _logger.warning("%s are made later: %s", items_named, error)
-                await items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
+                self._log_failure(item, items_named, error)
+                wait_ms = self._backoff_ms(item) if is_refusal(error) else _LATER_MS
+                await items.postpone(item, until_ms=self._store.now_ms() + wait_ms)
             except StoreError as error:  # The records of one customer may be damaged.
                 _logger.warning("an invoice item of customer %r is made later: %s", item.customer, error)
                 await items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
             if failures >= _FAILURES_MOST:
                 return
+
+    def _backoff_ms(self, item: LateItem) -> int:
+        """Time until the next try: as long as the item has been queued, from a minute to an hour."""
+        return min(max(self._store.now_ms() - item.queued_ms, _LATER_MS), _LATEST_MS)
+
+    def _log_failure(self, item: LateItem, items_named: str, error: StripeError) -> None:
+        """Log once an hour that Stripe refuses an item of a customer, or that it does not answer."""
+        if is_refusal(error):
+            if self._failures.is_due(item.customer):
+                text = "Stripe refuses %s of customer %r, and they are tried again: %s"
+                _logger.error(text, items_named, item.customer, error)
+        elif self._failures.is_due(type(error)):
+            _logger.warning("%s are made later: %s", items_named, error)
 
     async def _make_item(self, items: LateItems, item: LateItem) -> bool:
         """Make an item unless Stripe has it; whether it was settled as made.

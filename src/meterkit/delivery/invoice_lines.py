@@ -6,6 +6,7 @@ subscription, the line gets an invoice of its own.
 
 from __future__ import annotations
 
+import json
 import logging
 from hashlib import blake2b
 from http import HTTPStatus
@@ -15,8 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.decisions.subscription import ENDED
-from meterkit.delivery.invoices import MADE_WITHIN_MS, is_renewal_of, units_of, written_units
+from meterkit.delivery.invoices import (
+    MADE_WITHIN_MS,
+    is_renewal_of,
+    subscription_of,
+    units_of,
+    written_units,
+)
 from meterkit.delivery.sender import stopwatch
+from meterkit.delivery.usage_invoice_terms import explain_uncopied_terms, read_usage_invoice_terms
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
 from meterkit.outbox.invoice_line_terms import LINES_MOST, line_product
@@ -35,17 +43,30 @@ _logger = logging.getLogger("meterkit.delivery")
 _ADDED_KEY: Final = "meterkit_line_added"
 _ADDED_MOST: Final = 12  # So that they fit into one value of metadata.
 _LATE_KEY: Final = "meterkit_line_late"
+_FINAL: Final = "yes"
+_NO_RENEWAL: Final = "no_renewal"
+_LATE_REASONS: Final = MappingProxyType(
+    {
+        _FINAL: "that of its period was final",
+        _NO_RENEWAL: "its period ended without one",
+    }
+)
 PRICE_KEY: Final = "meterkit_price"
 """Key in the metadata of a line for its price; see ``price_each``."""
+LABEL_KEY: Final = "meterkit_price_label"
+"""Key in the metadata of a line for the label of its price."""
 _ITEMS: Final = "/v1/invoiceitems"
 _INVOICES: Final = "/v1/invoices"
 _MISSING: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
 _ATTEMPTS: Final = 3
+_REFUSALS_MOST: Final = 10_000
 _IDEMPOTENCY: Final = "idempotency_error"
 _STALE_S: Final = 3_600.0
 """Largest age of the list of Stripe's items when a line is written."""
 _AFTER_THE_END_MS: Final = 10 * 60_000
 """Time that Stripe has to make the last invoice of a subscription that has ended."""
+_RENEWS_SOON_MS: Final = 35 * 86_400_000
+"""Usage whose invoice is final, or that has none, does not wait longer for a renewal."""
 
 
 class _Place(NamedTuple):
@@ -54,7 +75,7 @@ class _Place(NamedTuple):
     Attributes:
         invoice: the draft; None: the next renewal of the subscription.
         items: invoice items of the customer since the period began, wherever they are.
-        is_late: whether the line is not on the invoice of its own period.
+        late: why the line is not on the invoice of its own period, as a word; empty: it is.
         refusal: why no invoice can have the line; empty: one can.
         age_s: measures the seconds since Stripe was asked.
     """
@@ -62,7 +83,7 @@ class _Place(NamedTuple):
     invoice: str | None
     items: list[Mapping[str, Any]]
     age_s: Elapsed
-    is_late: bool = False
+    late: str = ""
     refusal: str = ""
 
 
@@ -76,32 +97,52 @@ class LineWriter:
     Args:
         store: has the queue.
         api: the way to Stripe.
+        refusals: how often Stripe has refused a line, by its identifier; updated here.
     """
 
-    def __init__(self, store: Store, api: StripeApi) -> None:
+    def __init__(self, store: Store, api: StripeApi, refusals: dict[str, int]) -> None:
         self._store = store
         self._api = api
+        self._refusals = refusals
         self._places: dict[tuple[str, str, int, int], _Place | None] = {}
         self._summed = set[tuple[str, int]]()
 
     async def write(self, items: LateItems, item: LateItem) -> bool:
         """Write a line unless Stripe has it; False: it must wait, or another process has settled it.
 
-        If Stripe refuses, or repeats a stored failure, the draft is read again: a person may have finalized
-        or deleted it.
+        If Stripe refuses the invoice, or repeats a stored failure, the draft is read again: a person may have
+        finalized or deleted it.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
-        for attempt in range(_ATTEMPTS - 1):
+        first = self._refusals.get(item.id, 0)
+        for attempt in range(first, first + _ATTEMPTS - 1):
             try:
-                return await self._write_once(items, item, attempt)
+                return await self._try_write(items, item, attempt)
             except StripeError as error:
-                if not (error.is_replayed or error.status in _MISSING) or error.type == _IDEMPOTENCY:
+                if not (error.is_replayed or (is_refusal(error) and _refuses_place(error, item))):
                     raise
-                self._places.clear()
-        return await self._write_once(items, item, _ATTEMPTS - 1)
+        return await self._try_write(items, item, first + _ATTEMPTS - 1)
+
+    async def _try_write(self, items: LateItems, item: LateItem, attempt: int) -> bool:
+        """Write a line once; after a failure, its place is looked for again.
+
+        A refusal changes the idempotency key of the next try, as Stripe may have stored it. Another failure
+        does not: Stripe may have written the line.
+        """
+        try:
+            is_settled = await self._write_once(items, item, attempt)
+        except StripeError as error:
+            self._places.pop(_place_name(item), None)
+            if error.is_replayed or is_refusal(error):
+                if len(self._refusals) >= _REFUSALS_MOST:
+                    self._refusals.clear()
+                self._refusals[item.id] = attempt + 1
+            raise
+        self._refusals.pop(item.id, None)
+        return is_settled
 
     async def _write_once(self, items: LateItems, item: LateItem, attempt: int) -> bool:
         place = await self._place_of(item, attempt)
@@ -109,18 +150,14 @@ class LineWriter:
             return False
         if place.refusal:
             return await self._refuse_line(items, item, place.refusal)
-        price = price_each(item.label, item.currency)
-        lines = [
-            one
-            for one in place.items
-            if (_metadata(one).get(USAGE_KEY), _metadata(one).get(PRICE_KEY)) == (item.usage_key, price)
-        ]
+        lines = [one for one in place.items if _bills(one, item)]
         line = next((one for one in lines if item.id in queued_ids_of(one)), None)
         if line is None:
             left = await items.known_units(item) - int(sum(map(written_units, lines)))
             units = min(item.units, left) if lines else item.units
             if units <= 0:
-                return await self._settle_line(items, item, is_late=all(map(_is_late, lines)))
+                why = "" if not all(map(_is_late, lines)) else _late_reason(lines[0])
+                return await self._settle_line(items, item, why)
             same = next((one for one in lines if one.get("invoice") == place.invoice), None)
             if same is None:
                 line = await self._post_line(item, place, units, attempt)
@@ -128,16 +165,16 @@ class LineWriter:
             else:
                 line = await self._raise_line(item, same, units, attempt)
                 place.items[place.items.index(same)] = line
-        return await self._settle_line(items, item, is_late=_is_late(line))
+        return await self._settle_line(items, item, _late_reason(line))
 
-    async def _settle_line(self, items: LateItems, item: LateItem, *, is_late: bool) -> bool:
-        if not is_late:
+    async def _settle_line(self, items: LateItems, item: LateItem, why: str) -> bool:
+        """Settle a line that Stripe has; ``why`` it is on another invoice than that of its period."""
+        if not why:
             return await items.settle(item, "d", after="")
-        after = "billed by the next invoice: that of its period was final"
-        if is_settled := await items.settle(item, "f", after=after):
+        if is_settled := await items.settle(item, "f", after=f"billed by the next invoice: {why}"):
             period = iso(from_ms(item.period_ms))
-            text = "late usage of customer %r: the next invoice bills %s of the period from %s"
-            _logger.warning(text, item.customer, item.in_words(), period)
+            text = "late usage of customer %r: the next invoice bills %s of the period from %s: %s"
+            _logger.warning(text, item.customer, item.in_words(), period, why)
         return is_settled
 
     async def _refuse_line(self, items: LateItems, item: LateItem, why: str) -> bool:
@@ -148,13 +185,16 @@ class LineWriter:
 
     async def _place_of(self, item: LateItem, attempt: int) -> _Place | None:
         """Find the place of a line, once for all lines of a period; None: Stripe may yet make its invoice."""
-        name = item.stripe_customer, item.subscription, item.till_ms, item.period_ms
+        name = _place_name(item)
         found = self._places.get(name)
         if name not in self._places or (found is not None and found.age_s() > _STALE_S):
             age_s = stopwatch(self._store.clock)
             found = await self._find_place(item, age_s, attempt)
             if found is not None and not found.refusal:
-                found = found._replace(items=await self._items_of(item))
+                listed = await self._items_of(item)
+                known = {str(one["id"]) for one in listed}
+                more = [one for one in found.items if str(one["id"]) not in known]
+                found = found._replace(items=[*listed, *more])
             self._places[name] = found
         return found
 
@@ -169,32 +209,55 @@ class LineWriter:
         asked: dict[str, Parameter] = {"expand": ["latest_invoice"]}
         subscription = await self._api.get(f"/v1/subscriptions/{item.subscription}", asked)
         end_s = min(item.till_ms // 1000, int(subscription.get("ended_at") or item.till_ms // 1000))
-        found = await self._find_renewals(item, subscription, end_s)
+        found = await self._find_invoices(item, subscription, end_s)
         if refusal := _explain_unbilled(item, subscription, found):
             return _Place(None, [], age_s, refusal=refusal)
         draft = next((one for one in found if one.get("status") == "draft"), None)
         if draft is not None:
             return _Place(str(draft["id"]), [], age_s)
+        if not found and self._may_come(subscription, end_s):
+            return None
+        lines = [line for one in found for line in await self._lines_of(str(one["id"]))]
+        _, renews_s = _current_period_s(subscription)
+        has_renewal = subscription.get("status") not in ENDED
+        if has_renewal and 1000 * renews_s < self._store.now_ms() + _RENEWS_SOON_MS:
+            return _Place(None, lines, age_s, late=_FINAL if found else _NO_RENEWAL)
+        own = await self._find_own_invoice(item, age_s, attempt, subscription)
+        return own._replace(items=lines, late=own.late or _FINAL * bool(found))
+
+    def _may_come(self, subscription: Mapping[str, Any], end_s: int) -> bool:
+        """Whether Stripe may yet make the invoice of a period that ended."""
+        start_s, renews_s = _current_period_s(subscription)
         has_ended = subscription.get("status") in ENDED
         wait_ms = _AFTER_THE_END_MS if has_ended else MADE_WITHIN_MS
-        if not found and self._store.now_ms() < 1000 * end_s + wait_ms:
-            return None
-        if not has_ended:
-            return _Place(None, [], age_s, is_late=True)
-        own = await self._find_own_invoice(item, age_s, attempt, _last_invoice_terms(subscription))
-        return own._replace(is_late=own.is_late or bool(found))
+        is_renewal = has_ended or not start_s < end_s < renews_s
+        return is_renewal and self._store.now_ms() < 1000 * end_s + wait_ms
 
-    async def _find_renewals(
+    async def _find_invoices(
         self, item: LateItem, subscription: Mapping[str, Any], end_s: int
     ) -> list[Mapping[str, Any]]:
-        """Find the invoice of a renewal, or the last one of a subscription that ended."""
+        """Find the invoice of a renewal, or those that Stripe has made since a subscription ended."""
         latest: Mapping[str, Any] | str | None = subscription.get("latest_invoice")
         shown: Mapping[str, Any] = {} if latest is None or isinstance(latest, str) else latest
         if is_renewal_of(shown, item.subscription, end_s):
             return [shown]
         asked: dict[str, Parameter] = {"customer": item.stripe_customer, "created": {"gte": end_s}}
-        made = await self._api.list(_INVOICES, asked)
-        return [one for one in made if is_renewal_of(one, item.subscription, end_s)]
+        made: Sequence[Mapping[str, Any]] = await self._api.list(_INVOICES, asked)
+        found = [one for one in made if is_renewal_of(one, item.subscription, end_s)]
+        if not found and subscription.get("status") in ENDED:
+            # No person needs to finalize a draft that Stripe advances.
+            found = [
+                one
+                for one in made
+                if subscription_of(one) == item.subscription
+                and (one.get("status") != "draft" or one.get("auto_advance"))
+            ]
+        return found
+
+    async def _lines_of(self, invoice: str) -> list[Mapping[str, Any]]:
+        """Lines for usage on an invoice, as invoice items: a list of items may lack the latest ones."""
+        lines = await self._api.list(f"{_INVOICES}/{invoice}/lines")
+        return [as_item(line, invoice) for line in lines if USAGE_KEY in _metadata(line)]
 
     async def _items_of(self, item: LateItem) -> list[Mapping[str, Any]]:
         """Invoice items of the customer that may be lines of the period."""
@@ -209,7 +272,7 @@ class LineWriter:
         item: LateItem,
         age_s: Elapsed,
         attempt: int,
-        terms: Mapping[str, Parameter] = MappingProxyType({}),
+        subscription: Mapping[str, Any] | None = None,
     ) -> _Place:
         """Find or make the invoice of a period that no subscription bills; Stripe finalizes it in an hour.
 
@@ -217,8 +280,10 @@ class LineWriter:
             item: its first line.
             age_s: measures the age of the place.
             attempt: number of refusals before; Stripe may have stored them under their idempotency keys.
-            terms: those of a subscription that has ended; see :func:`_last_invoice_terms`.
+            subscription: whose usage it bills; None: there is none.
         """
+        if refusal := "" if subscription is None else explain_uncopied_terms(subscription):
+            return _Place(None, [], age_s, refusal=refusal)
         mark = f"{item.till_ms}:{item.customer}"[:500]  # The longest value of metadata.
         asked: dict[str, Parameter] = {
             "customer": item.stripe_customer,
@@ -229,18 +294,19 @@ class LineWriter:
         ]
         draft = next((one for one in made_before if one.get("status") == "draft"), None)
         if draft is not None:
-            return _Place(str(draft["id"]), [], age_s, is_late=len(made_before) > 1)
+            return _Place(str(draft["id"]), [], age_s, late=_FINAL * (len(made_before) > 1))
         params: dict[str, Parameter] = {
             "customer": item.stripe_customer,
             "currency": item.currency,
             "auto_advance": True,
             "metadata": {USAGE_KEY: mark},
-            **terms,
+            **await read_usage_invoice_terms(self._api, item.stripe_customer, subscription),
         }
-        digest = blake2b(mark.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        # Stripe refuses a key with other parameters, and the terms may change between two tries.
+        digest = blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=16).hexdigest()
         key = f"meterkit-invoice-{digest}-{len(made_before)}{_suffix(attempt)}"
         made = await self._api.post(_INVOICES, params, idempotency_key=key)
-        return _Place(str(made["id"]), [], age_s, is_late=bool(made_before))
+        return _Place(str(made["id"]), [], age_s, late=_FINAL * bool(made_before))
 
     async def _raise_line(
         self, item: LateItem, line: Mapping[str, Any], units: int, attempt: int
@@ -284,7 +350,8 @@ class LineWriter:
                 LINE_KEY: item.id,
                 METER_KEY: item.meter,
                 PRICE_KEY: price_each(item.label, item.currency),
-                **({_LATE_KEY: "yes"} if place.is_late else {}),
+                LABEL_KEY: item.label,
+                **({_LATE_KEY: place.late} if place.late else {}),
             },
         }
         if item.prices > 1:
@@ -293,10 +360,21 @@ class LineWriter:
         try:
             return await self._api.post(_ITEMS, params, idempotency_key=key)
         except StripeError as error:
-            if product_id not in str(error) or error.status not in _MISSING:
+            is_named = product_id in str(error) or (error.param or "").startswith("price_data")
+            if not (is_named and error.status in _MISSING and await self._mend_product(product)):
                 raise
-        await self._api.post("/v1/products", {**product}, idempotency_key=f"make-{product_id}")
         return await self._api.post(_ITEMS, params, idempotency_key=f"{key}-again")
+
+    async def _mend_product(self, product: Mapping[str, str]) -> bool:
+        """Make the product of a line, or activate it; False: nothing is wrong with it."""
+        path = f"/v1/products/{product['id']}"
+        found = await self._api.find(path)
+        if found is None:
+            await self._api.post("/v1/products", {**product})
+        elif found.get("active") is False:
+            await self._api.post(path, {"active": True})
+            _logger.warning("product %s was archived at Stripe; usage needs it: active again", product["id"])
+        return found is None or found.get("active") is False
 
     def _log_sums(self, item: LateItem) -> None:
         """Log once for a customer and period that lines sum the prices of a meter; see group_lines.lua."""
@@ -310,20 +388,19 @@ class LineWriter:
             _logger.info(text, item.customer, iso(from_ms(item.period_ms)), LINES_MOST)
 
 
-def _last_invoice_terms(subscription: Mapping[str, Any]) -> dict[str, Parameter]:
-    """Payment method, taxes and way of collection of a subscription, for an invoice after its end."""
-    found: dict[str, Parameter] = {}
-    if isinstance(method := subscription.get("default_payment_method"), str):
-        found["default_payment_method"] = method
-    automatic_tax: Mapping[str, Any] = subscription.get("automatic_tax") or {}
-    if automatic_tax.get("enabled"):
-        found["automatic_tax"] = {"enabled": True}
-    if rates := subscription.get("default_tax_rates"):
-        found["default_tax_rates"] = [str(rate["id"]) for rate in rates]
-    if subscription.get("collection_method") == "send_invoice":
-        found["collection_method"] = "send_invoice"
-        found["days_until_due"] = int(subscription.get("days_until_due") or 30)
-    return found
+def as_item(line: Mapping[str, Any], invoice: str) -> Mapping[str, Any]:
+    """Show a line of an invoice as its invoice item."""
+    parent: Mapping[str, Any] = line.get("parent") or {}
+    details: Mapping[str, Any] = parent.get("invoice_item_details") or {}
+    return {**line, "id": str(details.get("invoice_item") or line["id"]), "invoice": invoice}
+
+
+def _current_period_s(subscription: Mapping[str, Any]) -> tuple[int, int]:
+    """Read the current period of the item that renews first (Unix seconds)."""
+    items: Mapping[str, Any] = subscription.get("items") or {}
+    spans = [(int(one["current_period_end"]), int(one["current_period_start"])) for one in items["data"]]
+    end_s, start_s = min(spans, default=(0, 0))
+    return start_s, end_s
 
 
 def name_line_state(line: Mapping[str, Any]) -> str:
@@ -356,6 +433,35 @@ def _explain_unbilled(
 
 def _is_late(line: Mapping[str, Any]) -> bool:
     return _LATE_KEY in _metadata(line)
+
+
+def _late_reason(line: Mapping[str, Any]) -> str:
+    """Explain why a line is not on the invoice of its period; empty: it is."""
+    word = _metadata(line).get(_LATE_KEY)
+    return "" if word is None else _LATE_REASONS.get(word, _LATE_REASONS[_FINAL])
+
+
+def _bills(line: Mapping[str, Any], item: LateItem) -> bool:
+    """Whether a line at Stripe bills the usage of a queued line, at its price."""
+    found, price = _metadata(line), price_each(item.label, item.currency)
+    is_at_price = found.get(LABEL_KEY) == item.label or found.get(PRICE_KEY) == price
+    return found.get(USAGE_KEY) == item.usage_key and is_at_price
+
+
+def _place_name(item: LateItem) -> tuple[str, str, int, int]:
+    return item.stripe_customer, item.subscription, item.till_ms, item.period_ms
+
+
+def is_refusal(error: StripeError) -> bool:
+    """Whether Stripe has refused a request, and will refuse the same one again."""
+    return error.status in _MISSING and error.type != _IDEMPOTENCY
+
+
+def _refuses_place(error: StripeError, item: LateItem) -> bool:
+    """Whether Stripe refuses the invoice, subscription or customer of a line, which may have changed."""
+    named = (error.param or "").partition("[")[0] in {"invoice", "subscription", "customer"}
+    text = str(error)
+    return named or "invoice" in text.lower() or item.stripe_customer in text
 
 
 def queued_ids_of(line: Mapping[str, Any]) -> list[str]:

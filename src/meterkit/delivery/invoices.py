@@ -236,7 +236,7 @@ def _sum_lines(lines: Sequence[_MeteredLine], currency: str) -> InvoicedUnits:
         quantity=sum(priced.values(), Decimal(0)),
         state=unsettled[0] if unsettled else "final" if valid else "none",
         invoices=list(dict.fromkeys(one.invoice for one in valid)),
-        subscriptions=list(dict.fromkeys(filter(None, (_subscription_of(one.line) for one in valid)))),
+        subscriptions=list(dict.fromkeys(filter(None, (subscription_of(one.line) for one in valid)))),
         prices={unit: units for unit, units in priced.items() if unit is not None and units}
         if not priced.get(None)
         else None,
@@ -250,7 +250,7 @@ def is_renewal_of(invoice: Mapping[str, Any], subscription: str, end_s: int) -> 
     return (
         invoice.get("billing_reason") == RENEWAL
         and invoice.get("period_end") == end_s
-        and _subscription_of(invoice) == subscription
+        and subscription_of(invoice) == subscription
     )
 
 
@@ -288,7 +288,7 @@ def _unit_price(line: Mapping[str, Any], currency: str) -> Fraction | None:
     return Fraction(str(unit)) if unit is not None and line.get("currency") == currency else None
 
 
-def _subscription_of(found: Mapping[str, Any]) -> str:
+def subscription_of(found: Mapping[str, Any]) -> str:
     """Read the subscription of an invoice or a line; empty: it has none."""
     parent: Mapping[str, Any] = found.get("parent") or {}
     details: Mapping[str, Any] = parent.get(str(parent.get("type"))) or {}

@@ -1,0 +1,85 @@
+"""Terms of an invoice that meterkit makes for usage alone: those of the subscription, or of its customer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+
+_DAYS_UNTIL_DUE: Final = 30
+
+
+def explain_uncopied_terms(subscription: Mapping[str, Any]) -> str:
+    """Explain why no invoice of its own can have the terms of a subscription; empty: it can.
+
+    An invoice takes an amount where these fields of a subscription are percentages
+    (https://docs.stripe.com/api/invoices/create).
+    """
+    transfer: Mapping[str, Any] = subscription.get("transfer_data") or {}
+    if subscription.get("application_fee_percent"):
+        return "its subscription has an application fee in percent, which an invoice of its own cannot have"
+    if transfer.get("amount_percent"):
+        return "its subscription transfers a percentage, which an invoice of its own cannot do"
+    return ""
+
+
+def copy_terms(subscription: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Copy payment method, taxes, connected accounts and way of collection of a subscription."""
+    found: dict[str, Parameter] = {}
+    for name in ("default_payment_method", "default_source"):
+        if isinstance(method := subscription.get(name), str):
+            found[name] = method
+    automatic_tax: Mapping[str, Any] = subscription.get("automatic_tax") or {}
+    if automatic_tax.get("enabled"):
+        found["automatic_tax"] = {"enabled": True}
+    if rates := subscription.get("default_tax_rates"):
+        found["default_tax_rates"] = [str(rate["id"]) for rate in rates]
+    settings: Mapping[str, Any] = subscription.get("invoice_settings") or {}
+    if tax_ids := settings.get("account_tax_ids"):
+        found["account_tax_ids"] = [one if isinstance(one, str) else str(one["id"]) for one in tax_ids]
+    if isinstance(account := subscription.get("on_behalf_of"), str):
+        found["on_behalf_of"] = account
+    transfer: Mapping[str, Any] = subscription.get("transfer_data") or {}
+    if isinstance(account := transfer.get("destination"), str):
+        found["transfer_data"] = {"destination": account}
+    if subscription.get("collection_method") == "send_invoice":
+        found["collection_method"] = "send_invoice"
+        found["days_until_due"] = int(subscription.get("days_until_due") or _DAYS_UNTIL_DUE)
+    return found
+
+
+async def read_usage_invoice_terms(
+    api: StripeApi, stripe_customer: str, subscription: Mapping[str, Any] | None
+) -> dict[str, Parameter]:
+    """Read the terms of an invoice of its own. Stripe sends it by e-mail if there is nothing to charge.
+
+    Args:
+        api: the way to Stripe.
+        stripe_customer: the customer at Stripe.
+        subscription: whose usage it bills; None: there is none.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+    """
+    terms = {} if subscription is None else copy_terms(subscription)
+    if subscription is not None and subscription.get("discounts"):
+        asked: dict[str, Parameter] = {"expand": ["discounts"]}
+        expanded = await api.get(f"/v1/subscriptions/{subscription['id']}", asked)
+        if coupons := [coupon for one in expanded["discounts"] if (coupon := _coupon_of(one))]:
+            terms["discounts"] = [{"coupon": coupon} for coupon in coupons]
+    if not terms.keys() & {"default_payment_method", "default_source", "collection_method"}:
+        customer = await api.get(f"/v1/customers/{stripe_customer}")
+        settings: Mapping[str, Any] = customer.get("invoice_settings") or {}
+        if not (settings.get("default_payment_method") or customer.get("default_source")):
+            terms |= {"collection_method": "send_invoice", "days_until_due": _DAYS_UNTIL_DUE}
+    return terms
+
+
+def _coupon_of(discount: Mapping[str, Any]) -> str:
+    source: Mapping[str, Any] = discount.get("source") or discount
+    coupon: Any = source.get("coupon") or ""
+    return coupon if isinstance(coupon, str) else str(coupon["id"])

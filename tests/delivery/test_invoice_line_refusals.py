@@ -1,0 +1,143 @@
+"""Lines that Stripe refuses, and invoices of their own: their terms, and when there is one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from typing import Any, Final
+
+import pytest
+
+from drivers.delivery import Caplog
+from drivers.plans import plans_text
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
+from drivers.usage_lines import ITEMS, ended, flushed, usage_lines
+from meterkit.catalog import loads
+
+# Internals: the emulator has no connected accounts, whose terms an invoice takes over.
+from meterkit.delivery.usage_invoice_terms import copy_terms, explain_uncopied_terms
+
+pytestmark = pytest.mark.anyio
+
+CATALOG: Final = loads(plans_text("invoice_lines"))
+ONE_LINE: Final = [("Words", "26", "4", 104)]
+PRODUCT: Final = "/v1/products/meterkit_meter_words"
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
+        await opened.kit.stripe.sync()
+        await opened.subscribed(plan="pro")
+        yield opened
+
+
+def asked(at: Shop, since: int) -> list[str]:
+    """Requests for invoices and their items, from one on."""
+    found = [f"{one.method} {one.path.partition('?')[0]}" for one in at.emulator.requests[since:]]
+    return [one for one in found if "invoice" in one]
+
+
+async def test_a_refused_line_is_tried_ever_less_often(at: Shop, caplog: Caplog) -> None:
+    await ended(at)
+    at.emulator.fail_next("error", status=400, times=None, path=ITEMS, message="No tax code.")
+    tries = 0
+    async with at.kit.flusher() as flusher:
+        for _ in range(90):
+            at.clock.advance(timedelta(minutes=1))
+            since = len(at.emulator.requests)
+            await flusher.flush()
+            calls = asked(at, since)
+            tries += bool(calls)
+            assert len(calls) <= 3
+    assert 5 <= tries <= 9
+    said = "Stripe refuses invoice lines of customer 'acme', and they are tried again: "
+    assert (caplog.text.count(said), "No tax code." in caplog.text) == (1, True)
+    at.emulator.clear_faults()
+    assert (await flushed(at)).left == 0
+
+
+async def test_an_archived_product_is_active_again(at: Shop, caplog: Caplog) -> None:
+    await at.stripe_change(PRODUCT, active="false")
+    await ended(at)
+    assert (await flushed(at)).left == 0
+    assert await usage_lines(at) == ONE_LINE
+    assert caplog.text.count("product meterkit_meter_words was archived at Stripe") == 1
+
+
+async def test_an_invoice_of_its_own_without_a_payment_method_is_sent(at: Shop) -> None:
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    await at.kit.record("bob", "words", 126)
+    at.go(END + timedelta(minutes=3))
+    await flushed(at)
+    (own,) = [one for one in await at.invoices() if one["customer"] == "cus_bob"]
+    assert (own["collection_method"], await usage_lines(at)) == ("send_invoice", ONE_LINE)
+
+
+async def test_an_invoice_after_the_end_has_the_discounts(at: Shop) -> None:
+    await at.stripe_change("/v1/coupons", id="half", percent_off="50", duration="forever")
+    subscription = await at.kit.subscriptions.get("acme")
+    assert subscription is not None
+    await at.post(f"/v1/subscriptions/{subscription.id}", {"discounts": [{"coupon": "half"}]})
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(HALF)
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    await at.kit.subscriptions.sync("acme")
+    at.go(timedelta(minutes=15))
+    await flushed(at)
+    at.go(timedelta(hours=2))
+    last = (await at.invoices())[-1]
+    assert (await usage_lines(at), last["total"]) == (ONE_LINE, 52)
+
+
+def test_terms_of_a_subscription_are_copied() -> None:
+    terms: dict[str, Any] = {
+        "default_source": "card_1",
+        "invoice_settings": {"account_tax_ids": ["txi_1"]},
+        "on_behalf_of": "acct_1",
+        "transfer_data": {"destination": "acct_1", "amount_percent": None},
+    }
+    assert copy_terms(terms) == {
+        "default_source": "card_1",
+        "account_tax_ids": ["txi_1"],
+        "on_behalf_of": "acct_1",
+        "transfer_data": {"destination": "acct_1"},
+    }
+    assert explain_uncopied_terms(terms) == ""
+    assert "percent" in explain_uncopied_terms({"application_fee_percent": 10})
+    assert "percentage" in explain_uncopied_terms(
+        {"transfer_data": {"destination": "acct_1", "amount_percent": 5}}
+    )
+
+
+async def test_a_draft_made_since_the_end_has_the_last_line(at: Shop) -> None:
+    """A person bills something after the cancellation, by an invoice of the subscription."""
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(HALF)
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    await at.kit.subscriptions.sync("acme")
+    await flushed(at)
+    drafts = [one for one in await at.invoices() if one["status"] == "draft"]
+    at.go(timedelta(minutes=15))
+    await flushed(at)
+    assert await usage_lines(at) == ONE_LINE
+    assert len(drafts) <= 1
+
+
+async def test_months_of_a_yearly_plan_have_invoices_of_their_own(store_url: str, caplog: Caplog) -> None:
+    yearly = plans_text("invoice_lines").replace(
+        "  pro:\n    price: {amount_cents: 2900, interval: month}",
+        "  pro:\n    price: {amount_cents: 2900, interval: year, included_per: month}",
+    )
+    async with shop(store_url, catalog=loads(yearly), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await ended(at)
+        await flushed(at)
+        at.go(timedelta(hours=2))
+        await flushed(at)
+        words = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
+        assert (await usage_lines(at), words["delivered"], words["late"]) == (ONE_LINE, 26, 0)
+        assert "final" not in caplog.text
