@@ -132,6 +132,21 @@ async def test_a_subscriber_keeps_the_price_that_the_file_had(at: Shop) -> None:
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
 
 
+@pytest.mark.parametrize("edited", [2, 20])
+async def test_an_override_leaves_the_period_its_kept_price(at: Shop, edited: int) -> None:
+    """A dearer price begins with the next period, whatever the plans file has by now."""
+    file = plans_text("invoice_lines").replace("amount_cents: 4}", f"amount_cents: {edited}}}")
+    at.kit.store.use(loads(file))
+    await at.kit.record("acme", "words", 126)
+    await at.kit.customers.override("acme", {"words": {"overage": {"bill": {"per": 1, "amount_cents": 11}}}})
+    await at.kit.record("acme", "words", 5)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    assert (await words(at)).get("price", {}).get("amount_cents") == 11
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "31", "4", 124)]
+
+
 async def test_a_price_by_override_has_a_line_until_it_ends(at: Shop) -> None:
     await at.kit.record("acme", "words", 126)
     at.clock.advance(timedelta(days=1))

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from decimal import Decimal
 
-    from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
@@ -172,7 +172,7 @@ class OverrideRepricer:
         self._refuse_before_move(customer, state, meters)
         by_lines = is_billed_by_lines(state, self._catalog, self.store.now_ms())
         if by_lines:
-            rates = {name: self._unit_after(current, self._given(state), name) for name in meters}
+            rates = {name: self._unit_in_force(current, state, name) for name in meters}
         else:
             rates = await self._read_unit_prices(live, meters) if meters else {}
         later = self._later_overages(rates, known, current, (state, change(state)))
@@ -243,22 +243,26 @@ class OverrideRepricer:
 
         A falling price is an upgrade, a rising one a downgrade; a price without a counterpart changes now.
         """
-        before, after = (self._given(state) for state in states)
+        after, now_ms = self._given(states[1]), self.store.now_ms()
+        by_lines = is_billed_by_lines(states[0], self._catalog, now_ms)
         changes, found = self._catalog.billing.changes, dict[str, object]()
         for name, old in units.items():
-            new = self._unit_after(plan, after, name)
+            if by_lines:
+                new = self._unit_in_force(plan, states[1], name)
+            else:
+                new = self._unit_after(plan, after, name)
             if old is None or new is None or old == new:
                 continue
             if (changes.upgrade if new < old else changes.downgrade) == "now":
                 continue
-            own_end = overrides_at(states[1].overrides, self.store.now_ms()).ends.get(name, NEVER_MS)
+            own_end = overrides_at(states[1].overrides, now_ms).ends.get(name, NEVER_MS)
             if own_end <= known.end_ms:
                 raise MeterkitError(
                     f"override of {name}: its price would take effect when the period ends, at"
                     f" {date_and_time(from_ms(known.end_ms))} (`billing.changes`), and the override ends by"
                     " then: give a later `until`, or none"
                 )
-            found[name] = self._overage_until(plan, before, after, name)
+            found[name] = self._overage_until(plan, states[0], after, name)
         return found
 
     def _unit_after(self, plan: Plan, given: Given, name: str) -> Decimal | None:
@@ -268,15 +272,32 @@ class OverrideRepricer:
             entitlement = override(self._catalog, plan, given)[name]
             if entitlement.overage.mode != "bill":
                 return None
-            wanted = metered_price(self._catalog, plan, self._catalog.meters[name], plan.entitlements[name])
+            return self._unit_of(plan, plan.entitlements[name], name)
         return wanted.shape.unit if isinstance(wanted, WantedPrice) else None
 
-    def _overage_until(self, plan: Plan, before: Given, after: Given, name: str) -> object:
+    def _unit_of(self, plan: Plan, entitlement: Entitlement, name: str) -> Decimal | None:
+        """Unit price of an entitlement; None: nothing, or only Stripe has it."""
+        if entitlement.overage.mode != "bill":
+            return None
+        wanted = metered_price(self._catalog, plan, self._catalog.meters[name], entitlement)
+        return wanted.shape.unit if isinstance(wanted, WantedPrice) else None
+
+    def _unit_in_force(self, plan: Plan, state: CustomerState, name: str) -> Decimal | None:
+        """Unit price of invoice lines: of an override, else the one that the subscription has kept."""
+        given = entitlements_on(plan, state, self._catalog, self.store.now_ms())
+        return self._unit_of(plan, given[name], name)
+
+    def _overage_until(self, plan: Plan, state: CustomerState, after: Given, name: str) -> object:
         """The overage of a meter until its price changes: the price of before, and the cap of now."""
         cap = override(self._catalog, plan, after)[name].overage.cap
-        was = override(self._catalog, plan, before)[name].overage
         bill: dict[str, object] = {} if cap is None else {"cap": cap}
-        if gives_price(before, name):
+        before, now_ms = self._given(state), self.store.now_ms()
+        by_lines = is_billed_by_lines(state, self._catalog, now_ms)
+        given: Mapping[str, Entitlement] = override(self._catalog, plan, before)
+        if by_lines:
+            given = entitlements_on(plan, state, self._catalog, now_ms)
+        was = given[name].overage
+        if by_lines or gives_price(before, name):
             bill |= {"per": was.per, "amount_cents": was.amount_cents}
         return {"bill": bill} if bill else "bill"
 
