@@ -100,7 +100,10 @@ REBUILDING: Final = Mutated(
     sample=12,
     counts=True,
     lives={
-        **dict.fromkeys(("rebuild_counters.lua", "include/forget_periods.lua"), ((Rebuilding, 1),)),
+        **dict.fromkeys(
+            ("rebuild_counters.lua", "include/store_rebuilt_intents.lua", "include/forget_periods.lua"),
+            ((Rebuilding, 1),),
+        ),
         **dict.fromkeys(("fold_audit.lua", "unfold_audit.lua"), ((Folding, 1),)),
     },
 )

@@ -156,10 +156,11 @@ class RestoreRecoverer:
         async with lease.held() as is_held:
             if not is_held:
                 raise MeterkitError(_HELD)
-            await self._summaries.refresh()
+            lines = await self._read_lines(customer)
+            if lines or self._store.catalog.billing.usage == "meters":
+                await self._summaries.refresh()
             admin = (await self._store.admin()).for_delivery()
             found: list[RecoveredMeter] = []
-            lines = await self._read_lines(customer)
             for line in lines:
                 meters = await read_meters(admin, self._store.keys, self._store.catalog, line.customer)
                 found.append(await self._recover_line(line, meters, lease, dry_run=dry_run, by=by))

@@ -5,10 +5,12 @@
 -- - They count as delivered, as far as Stripe has counted more of the event name than the store knows.
 -- - The rest is parked, one intent for each meter. All that is parked here of an event name is compared together with
 --   Stripe's summary of all minutes up to then.
+-- If invoice lines bill the period, Stripe has none of its units before it ends, and they become pending again.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] hash  intents     KEYS[5] zset  parked: since when (ms)    KEYS[6] zset  compare: when they are compared (ms)
 -- KEYS[7] stream  of the audit log    KEYS[8] list  ledger of changes
+-- KEYS[9] zset  `dirty`: customers by when their pending usage is due to be sealed (ms)
 -- ARGV  1 rev   2 terms, as those of `seal`   3 the customer
 --       4 a JSON object:
 --         dry: 1: nothing is written
@@ -19,6 +21,7 @@
 --         meters: token to name and units {included, granted, credited, overage, beyond the cap, late, going to Stripe}
 --         events: token to event name, of all known meters
 --         counted: event name to the units that Stripe has counted in the period
+--         by_lines: whether invoice lines bill the period
 --       last: the caller's clock (ms)
 -- Reply {OK, now, JSON: token to missing units}: included, granted, credited, overage, beyond the cap, late, delivered,
 --                                parked, left: units that are not raised, because they go to Stripe and the customer is
@@ -34,7 +37,9 @@
 --include append_history
 --include next_free_minute
 --include sorted_keys
+--include store_rebuilt_intents
 local counters_key, state_key, totals_key, intents_key, parked_key, compare_key, audit_key, history_key = unpack(KEYS)
+local dirty_key = KEYS[9]
 local rev, terms, customer, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
 local wanted = cjson.decode(ARGV[#ARGV - 1])
 local _, _, _, _, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
@@ -57,7 +62,7 @@ for _, minute in ipairs(wanted.minutes) do
 end
 local period, first_ms = text('%.0f', begins_ms), math.ceil(begins_ms / MINUTE_MS) * MINUTE_MS
 local classes = {'included', 'granted', 'credited', 'overage', 'over_cap', 'late'}
-local done, changed, made, entries, shares = {}, {}, {}, {}, {}
+local done, changed, made, entries, shares, is_pending = {}, {}, {}, {}, {}, false
 
 local function total(token, letters)
   local sum = 0
@@ -108,7 +113,8 @@ for _, token in ipairs(sorted_keys(wanted.meters)) do
     raised = raised + lacks[place]
   end
   local is_left = sent > 0 and (wanted.stripe == '' or not event)
-  if sent > 0 and not is_left then
+  local to_pending = wanted.by_lines and not is_left and sent or 0
+  if sent > to_pending and not is_left then
     local share = share_of(event)
     delivered = math.min(sent, share.there)
     parked = math.min(sent - delivered, VALUE_MOST)
@@ -122,12 +128,15 @@ for _, token in ipairs(sorted_keys(wanted.meters)) do
     for place, class in ipairs(classes) do
       meter[class] = meter[class] + lacks[place]
     end
+    meter.pending = meter.pending + to_pending
     meters[token], changed[token] = meter, meter
     if parked > 0 and not park(token, event, parked) then
       return {NO_MINUTE, now}
     end
-    entries[#entries + 1] = {'rebuilt', text('%.0f', now), '', text('%.0f of %s: %.0f delivered, %.0f parked',
-      raised - lacks[6], asked.name, delivered, parked), wanted.by}
+    local fate = to_pending > 0 and text('%.0f pending', to_pending) or text('%.0f delivered, %.0f parked', delivered, parked)
+    entries[#entries + 1] = {'rebuilt', text('%.0f', now), '', text('%.0f of %s: %s', raised - lacks[6], asked.name, fate),
+      wanted.by}
+    is_pending = is_pending or to_pending > 0
   end
 end
 local reply = {OK, now, cjson.encode(done)}
@@ -141,19 +150,14 @@ for token, meter in pairs(changed) do
     call('HINCRBY', totals_key, period .. '|' .. token .. 'd', delivered)
   end
 end
-for _, intent in ipairs(made) do
-  local share = shares[intent.event]
-  intent.base, intent.together = text('%.0f', share.base), text('%.0f', share.parked)
-  intent.till = text('%.0f', share.till_ms / 1000)
-  call('HSET', intents_key, intent.key, cjson.encode(intent))
-  call('ZADD', parked_key, now, intent.key)
-  call('ZADD', compare_key, now + REBUILT_COMPARE_MS, intent.key)
-  call('HINCRBY', totals_key, period .. '|' .. intent.meter .. 'k', intent.value)
-end
+store_rebuilt_intents(intents_key, parked_key, compare_key, totals_key, made, shares, now)
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 append_history(history_key, entries)
 local longer_ms = math.max(expires_ms, period_end_ms + outlive_ms, now + least_life_ms)
 call('HSET', counters_key, 'h', cmsgpack.pack(FORM, now, begins_ms, period_end_ms, longer_ms, rev))
+if is_pending then
+  call('ZADD', dirty_key, now, customer) -- The next seal finds when they are due.
+end
 if longer_ms > expires_ms then
   call('PEXPIREAT', counters_key, longer_ms)
 end

@@ -17,6 +17,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import check_aware, from_ms, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import RECORDED
+from meterkit.outbox.billed_usage_terms import is_billed_by_lines
 from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_key_error
@@ -275,11 +276,13 @@ class _CustomerBooks:
     Attributes:
         usage_at: the usage of the period of any instant (``at_ms``; None: now).
         stripe_customer: the one that is linked.
+        is_by_lines: whether invoice lines bill the period of an instant (ms).
     """
 
     customer: str
     usage_at: Callable[..., CustomerUsage]
     stripe_customer: str | None
+    is_by_lines: Callable[[int], bool]
 
     def ends_ms(self, start_ms: int) -> int:
         """End of a period by its start (ms), at the earliest if that is no longer known."""
@@ -292,7 +295,7 @@ class CounterRebuilder:
 
     None is ever lowered. What the log has more of that goes to Stripe is never pending again: as far as
     Stripe's summaries show more than was delivered by the counters it counts as delivered, and the rest is
-    parked.
+    parked. Where invoice lines bill the period, it is pending: they are written after its end.
 
     Args:
         store: where usage is counted.
@@ -403,10 +406,12 @@ class CounterRebuilder:
         reply = await admin.run(store.scripts["read_usage"], names)
         tokens = find_gone_tokens(store.catalog, reply)
         (gone,) = await read_former_meters([tokens], admin, store.keys, store.catalog, former=True)
+        state = CustomerState.parse(reply[2])
         return _CustomerBooks(
             customer=customer,
             usage_at=partial(read_usage_reply, customer, store.catalog, reply, gone),
-            stripe_customer=CustomerState.parse(reply[2]).stripe_customer,
+            stripe_customer=state.stripe_customer,
+            is_by_lines=partial(is_billed_by_lines, state, store.catalog),
         )
 
     async def _compare_periods(
@@ -490,12 +495,13 @@ class CounterRebuilder:
                 "meters": meters,
                 "events": {token: counted.event_name for token, counted in known.items()},
                 "counted": counted,
+                "by_lines": is_billed_by_lines(state, store.catalog, to_ms(usage["period"]["start"])),
             }
             names = [keys.counters, keys.state, keys.totals]
             names += [
                 store.keys.shard(keys.shard, name) for name in ("intents", "parked", "compare", "audit")
             ]
-            names.append(keys.history)
+            names += [keys.history, keys.dirty]
             return names, (view.rev, view.terms(counter_ttl_ms(view)), customer, json.dumps(wanted))
 
         reply = await run_on_newest_view(
@@ -534,6 +540,8 @@ class CounterRebuilder:
     ) -> int | None:
         """Stripe's count of an event name between two instants; None: Stripe cannot be asked."""
         start_ms, end_ms = span_ms
+        if books.is_by_lines(start_ms):  # Stripe has no events of it.
+            return None
         start_s, end_s = stamped_span_s(start_ms, self._store.now_ms(), end_ms=end_ms)
         if self._summaries is None or books.stripe_customer is None or not event or start_s >= end_s:
             return None
