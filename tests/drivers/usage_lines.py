@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, Final
 
-from drivers.shop import END, Shop
+from drivers.shop import END, START, Shop
 from meterkit import FlushReport, MeterKit
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
@@ -58,7 +58,7 @@ async def arrive_late(at: Shop, units: int, customer: str = "acme") -> None:
 async def add_pending(kit: MeterKit, units: int, customer: str = "acme") -> None:
     """Add units to what is pending of the words of June."""
     keys = kit.store.keys.customer(customer)
-    start_ms = to_ms((await kit.usage(customer, period=END - timedelta(days=1)))["period"]["start"])
+    start_ms = to_ms((await kit.usage(customer, period=START))["period"]["start"])
     name = f"{start_ms}|{meter_token('words')}"
     admin = await kit.store.admin()
     for letter in "op":

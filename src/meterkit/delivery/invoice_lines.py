@@ -29,6 +29,7 @@ from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
 from meterkit.outbox.invoice_line_terms import LINES_MOST, line_product
 from meterkit.outbox.line_metadata import LINE_KEY, METER_KEY, USAGE_KEY
+from meterkit.outbox.sealer import LateUsage, add_late_usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,6 +50,12 @@ _LATE_REASONS: Final = MappingProxyType(
     {
         _FINAL: "that of its period was final",
         _NO_RENEWAL: "its period ended without one",
+    }
+)
+_DROPPED_AS: Final = MappingProxyType(
+    {
+        _FINAL: "the invoice of its period is final (billing.late_usage: dead_letter)",
+        _NO_RENEWAL: "its period ended without an invoice (billing.late_usage: dead_letter)",
     }
 )
 PRICE_KEY: Final = "meterkit_price"
@@ -108,7 +115,7 @@ class LineWriter:
         self._summed = set[tuple[str, int]]()
 
     async def write(self, items: LateItems, item: LateItem) -> bool:
-        """Write a line unless Stripe has it; False: it must wait, or another process has settled it.
+        """Write a line unless Stripe has it; False: it must wait, no invoice bills it, or it is settled.
 
         If Stripe refuses the invoice, or repeats a stored failure, the draft is read again: a person may have
         finalized or deleted it.
@@ -144,6 +151,11 @@ class LineWriter:
         self._refusals.pop(item.id, None)
         return is_settled
 
+    @property
+    def _drops_late(self) -> bool:
+        """Whether usage that misses the invoice of its period is never billed."""
+        return self._store.catalog.billing.late_usage == "dead_letter"
+
     async def _write_once(self, items: LateItems, item: LateItem, attempt: int) -> bool:
         place = await self._place_of(item, attempt)
         if place is None:
@@ -158,6 +170,8 @@ class LineWriter:
             if units <= 0:
                 why = "" if not all(map(_is_late, lines)) else _late_reason(lines[0])
                 return await self._settle_line(items, item, why)
+            if place.late and self._drops_late:
+                return await self._refuse_line(items, item, _DROPPED_AS[place.late])
             same = next((one for one in lines if one.get("invoice") == place.invoice), None)
             if same is None:
                 line = await self._post_line(item, place, units, attempt)
@@ -174,14 +188,16 @@ class LineWriter:
         if is_settled := await items.settle(item, "f", after=f"billed by the next invoice: {why}"):
             period = iso(from_ms(item.period_ms))
             text = "late usage of customer %r: the next invoice bills %s of the period from %s: %s"
-            _logger.warning(text, item.customer, item.in_words(), period, why)
+            mark = _report_late(item, is_billed=True)
+            _logger.warning(text, item.customer, item.in_words(), period, why, extra=mark)
         return is_settled
 
     async def _refuse_line(self, items: LateItems, item: LateItem, why: str) -> bool:
-        if is_settled := await items.settle(item, "t", after=f"not billed: {why}"):
+        if await items.settle(item, "t", after=f"not billed: {why}"):
             text = "usage of customer %r: no invoice bills %s: %s"
-            _logger.error(text, item.customer, item.in_words(), why)
-        return is_settled
+            mark = _report_late(item, is_billed=False)
+            _logger.error(text, item.customer, item.in_words(), why, extra=mark)
+        return False
 
     async def _place_of(self, item: LateItem, attempt: int) -> _Place | None:
         """Find the place of a line, once for all lines of a period; None: Stripe may yet make its invoice."""
@@ -220,7 +236,8 @@ class LineWriter:
         lines = [line for one in found for line in await self._lines_of(str(one["id"]))]
         _, renews_s = _current_period_s(subscription)
         has_renewal = subscription.get("status") not in ENDED
-        if has_renewal and 1000 * renews_s < self._store.now_ms() + _RENEWS_SOON_MS:
+        is_soon = has_renewal and 1000 * renews_s < self._store.now_ms() + _RENEWS_SOON_MS
+        if is_soon or (found and self._drops_late):
             return _Place(None, lines, age_s, late=_FINAL if found else _NO_RENEWAL)
         own = await self._find_own_invoice(item, age_s, attempt, subscription)
         return own._replace(items=lines, late=own.late or _FINAL * bool(found))
@@ -295,12 +312,16 @@ class LineWriter:
         draft = next((one for one in made_before if one.get("status") == "draft"), None)
         if draft is not None:
             return _Place(str(draft["id"]), [], age_s, late=_FINAL * (len(made_before) > 1))
+        if made_before and self._drops_late:
+            return _Place(None, [], age_s, late=_FINAL)
         params: dict[str, Parameter] = {
             "customer": item.stripe_customer,
             "currency": item.currency,
             "auto_advance": True,
             "metadata": {USAGE_KEY: mark},
-            **await read_usage_invoice_terms(self._api, item.stripe_customer, subscription),
+            **await read_usage_invoice_terms(
+                self._api, item.stripe_customer, subscription, self._store.catalog.billing.checkout
+            ),
         }
         # Stripe refuses a key with other parameters, and the terms may change between two tries.
         digest = blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -429,6 +450,15 @@ def _explain_unbilled(
     if "void" in statuses or ("uncollectible" in statuses and subscription.get("pause_collection")):
         return "the invoice of its period is void or not to be collected"
     return ""
+
+
+def _report_late(item: LateItem, *, is_billed: bool) -> dict[str, bool] | None:
+    """Add a late line to the report of the running flush; return the mark for its log line."""
+    period = iso(from_ms(item.period_ms))
+    usage = LateUsage(
+        customer=item.customer, meter=item.meter, quantity=item.units, period=period, is_billed=is_billed
+    )
+    return add_late_usage([usage])
 
 
 def _is_late(line: Mapping[str, Any]) -> bool:

@@ -53,7 +53,10 @@ def copy_terms(subscription: Mapping[str, Any]) -> dict[str, Parameter]:
 
 
 async def read_usage_invoice_terms(
-    api: StripeApi, stripe_customer: str, subscription: Mapping[str, Any] | None
+    api: StripeApi,
+    stripe_customer: str,
+    subscription: Mapping[str, Any] | None,
+    checkout: Mapping[str, Any],
 ) -> dict[str, Parameter]:
     """Read the terms of an invoice of its own. Stripe sends it by e-mail if there is nothing to charge.
 
@@ -61,11 +64,16 @@ async def read_usage_invoice_terms(
         api: the way to Stripe.
         stripe_customer: the customer at Stripe.
         subscription: whose usage it bills; None: there is none.
+        checkout: options of all Checkout pages: without a subscription, their ``automatic_tax`` is taken.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
     """
-    terms = {} if subscription is None else copy_terms(subscription)
+    terms: dict[str, Parameter]
+    if subscription is None:
+        terms = {name: checkout[name] for name in ("automatic_tax",) if name in checkout}
+    else:
+        terms = copy_terms(subscription)
     if subscription is not None and subscription.get("discounts"):
         asked: dict[str, Parameter] = {"expand": ["discounts"]}
         expanded = await api.get(f"/v1/subscriptions/{subscription['id']}", asked)

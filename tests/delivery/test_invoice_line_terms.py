@@ -1,0 +1,185 @@
+"""Usage lines (`billing: {usage: lines}`): dropped as late, taxed, of former links, after a restore."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from drivers.audited_kit import sqlite_in
+from drivers.plans import plans_text
+from drivers.restorable_kit import drained, recover
+from drivers.shop import END, HALF, START, Shop, sell_nothing, shop
+from drivers.usage_lines import arrive_late, end_period, ended, usage_lines
+from meterkit.catalog import loads
+
+pytestmark = pytest.mark.anyio
+
+PLANS = plans_text("invoice_lines")
+CATALOG = loads(PLANS)
+DEAD_LETTER = loads(PLANS.replace("usage: lines", "usage: lines, late_usage: dead_letter"))
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
+        await opened.kit.stripe.sync()
+        await opened.subscribed(plan="pro")
+        yield opened
+
+
+async def without_subscription(at: Shop) -> None:
+    """Have bob be billed without a subscription, for 26 words of the period that has ended."""
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    await at.kit.record("bob", "words", 126)
+    at.go(END + timedelta(seconds=3))
+
+
+async def fates(at: Shop, customer: str = "acme") -> tuple[int, int, int]:
+    """Words of the first period that are queued, on an invoice, and late."""
+    words = (await at.kit.usage(customer, period=START))["meters"]["words"]
+    return words["queued"], words["delivered"], words["late"]
+
+
+async def test_a_dead_letter_is_on_no_invoice(at: Shop) -> None:
+    at.kit.store.use(DEAD_LETTER)
+    await at.kit.record("acme", "words", 126)
+    at.go(END + timedelta(minutes=3))
+    at.go(timedelta(hours=3))
+    await at.kit.subscriptions.sync("acme")
+    report = await at.kit.flush(everything=True)
+    (late,) = report.late
+    assert (late.quantity, late.is_billed, report.lines) == (26, False, 0)
+    assert (await at.kit.flush(everything=True)).late == []
+    at.go(END + timedelta(days=31, minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    assert (await usage_lines(at), await fates(at)) == ([], (0, 0, 26))
+    entries = [entry for entry in await at.kit.customers.history("acme") if entry.kind == "late"]
+    assert [str(entry.after)[:40] for entry in entries] == ["not billed: the invoice of its period is"]
+    assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_a_line_that_a_dead_letter_follows_stays(at: Shop) -> None:
+    at.kit.store.use(DEAD_LETTER)
+    await ended(at)
+    assert (await at.kit.flush(everything=True)).lines == 1
+    at.go(timedelta(hours=3))
+    await arrive_late(at, 5)
+    await at.kit.flush(everything=True)
+    assert (await usage_lines(at), await fates(at)) == ([("Words", "26", "4", 104)], (0, 26, 5))
+
+
+async def test_a_dead_letter_gets_no_invoice_of_its_own(at: Shop) -> None:
+    at.kit.store.use(DEAD_LETTER)
+    await without_subscription(at)
+    await at.kit.flush(everything=True)
+    before = [one["id"] for one in await at.invoices()]
+    at.go(timedelta(hours=3))
+    await arrive_late(at, 5, "bob")
+    await at.kit.flush(everything=True)
+    assert [one["id"] for one in await at.invoices()] == before
+    assert await fates(at, "bob") == (0, 26, 5)
+
+
+async def test_a_dead_letter_after_the_last_invoice_gets_none(at: Shop) -> None:
+    at.kit.store.use(DEAD_LETTER)
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(HALF)
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    at.go(timedelta(minutes=15))
+    await at.kit.flush(everything=True)
+    at.go(timedelta(hours=2))
+    before = [one["id"] for one in await at.invoices()]
+    await arrive_late(at, 5)
+    await at.kit.flush(everything=True)
+    assert [one["id"] for one in await at.invoices()] == before
+    assert await fates(at) == (0, 26, 5)
+
+
+async def test_late_lines_are_in_the_report_once(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.go(END + timedelta(minutes=3))
+    at.go(timedelta(hours=3))
+    await at.kit.subscriptions.sync("acme")
+    report = await at.kit.flush(everything=True)
+    assert [(one.quantity, one.is_billed) for one in report.late] == [(26, True)]
+    assert (await at.kit.flush(everything=True)).late == []
+
+
+async def test_an_invoice_without_a_subscription_is_taxed_as_checkout(at: Shop) -> None:
+    taxed = PLANS.replace("usage: lines", "usage: lines, checkout: {automatic_tax: {enabled: true}}")
+    at.kit.store.use(loads(taxed))
+    at.emulator.tax_percent = Decimal(20)
+    await without_subscription(at)
+    await at.stripe_change("/v1/customers/cus_bob", **{"address[country]": "DE"})
+    await at.kit.flush(everything=True)
+    assert (await at.invoices())[-1]["total"] == 125
+
+
+@pytest.mark.parametrize("is_queued", [True, False])
+async def test_usage_of_a_former_link_is_billed_once(at: Shop, is_queued: bool) -> None:
+    await without_subscription(at)
+    if is_queued:
+        at.emulator.fail_next("error", status=403, path="*")
+        assert (await at.kit.flush()).left == 1
+    await at.kit.customers.unlink("bob")
+    await at.kit.flush(everything=True)
+    at.emulator.add_customer("cus_new")
+    await at.kit.customers.link("bob", "cus_new")
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]
+    assert (await at.invoices())[-1]["customer"] == ("cus_bob" if is_queued else "cus_new")
+    assert await fates(at, "bob") == (0, 26, 0)
+    assert [one.advice for one in await at.kit.reconcile("bob", at=HALF)] == [""]
+
+
+async def test_pending_usage_keeps_its_price_through_a_new_link(at: Shop) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(END + timedelta(seconds=3))
+    await at.kit.customers.unlink("acme")
+    at.emulator.add_customer("cus_new")
+    await at.kit.customers.link("acme", "cus_new")
+    await end_period(at)
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+async def test_i11_lost_usage_of_the_open_period_is_pending_again(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing, audit_url=url) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "words", 126)
+        await drained(at.kit)
+        admin, keys = await at.kit.store.admin(), at.kit.store.keys.customer("acme")
+        await admin.ask(admin.client.delete(keys.counters, keys.dirty))
+        before = len(at.emulator.requests)
+        (rebuilt,) = (await recover(at.kit)).rebuilt
+        assert (rebuilt.raised, rebuilt.parked, rebuilt.advice) == (126, 0, "")
+        assert not [one for one in at.emulator.requests[before:] if "/billing/meter" in one.path]
+        assert (await recover(at.kit)).rebuilt == []
+        await end_period(at)
+        await at.kit.flush(everything=True)
+        assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+async def test_lost_books_of_a_period_with_lines_are_said(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing, audit_url=url) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await ended(at)
+        await at.kit.flush(everything=True)
+        await drained(at.kit)
+        admin, keys = await at.kit.store.admin(), at.kit.store.keys.customer("acme")
+        await admin.ask(admin.client.delete(keys.totals))
+        (lost,) = (await recover(at.kit)).rebuilt
+        assert lost.advice.endswith("compare the 26 units that were to be billed with its invoice")
