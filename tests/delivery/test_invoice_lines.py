@@ -309,8 +309,12 @@ async def test_usage_of_a_trial_stays_free_under_another_subscription(store_url:
         await at.kit.record("acme", "words", 126)
         at.go(timedelta(days=5))
         await subscribe_at_stripe(at)
-        await month_by_month(at)
-        assert await usage_lines(at) == []
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.record("acme", "words", 110)
+        at.go(timedelta(days=5))  # The trial would last until now.
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        await month_by_month(at, 1)
+        assert await usage_lines(at) == [("Words", "10", "7", 70)]
 
 
 async def test_usage_before_a_trial_in_mid_period_is_billed(at: Shop) -> None:

@@ -83,19 +83,25 @@ def keep_line_terms(
     if subscription is None:
         return None
     switches = _next_switches(subscription, known, catalog, planned_ms)
-    free_spans = _next_free_spans(known, trial_ms) if switches else ()
+    free_spans = _next_free_spans(subscription, known, trial_ms) if switches else ()
     changed = replace(subscription, line_switches=switches, free_spans=free_spans)
     is_now_by_lines = changed.is_by_lines_at(subscription.start_ms)
     return _keep_line_prices(changed, known, catalog) if is_now_by_lines else changed
 
 
 def _next_free_spans(
-    known: SubscriptionState | None, trial_ms: tuple[int, int] | None
+    subscription: SubscriptionState, known: SubscriptionState | None, trial_ms: tuple[int, int] | None
 ) -> tuple[tuple[int, int], ...]:
-    """Keep known trials: usage of one may be billed after another subscription has begun."""
+    """Keep known trials: usage of one may be billed after another subscription has begun.
+
+    A trial is over when its subscription ends, and no later than when another one begins.
+    """
     spans = dict(() if known is None else known.trials())
+    if known is not None and known.id != subscription.id:
+        until_ms = min(known.ends_ms(), subscription.created_ms or subscription.start_ms)
+        spans = {from_ms: min(till_ms, until_ms) for from_ms, till_ms in spans.items()}
     if trial_ms is not None:  # Its end may have moved.
-        spans[trial_ms[0]] = trial_ms[1]
+        spans[trial_ms[0]] = min(trial_ms[1], subscription.ends_ms())
     return tuple(sorted(spans.items())[-_TRIALS_MOST:])
 
 
