@@ -69,6 +69,7 @@ class Restore:
     taken: Sequence[int]  # Minutes that no intent may have (ms).
     prices: Prices
     billed: Billed | None  # None: no price ended.
+    by_lines: bool = False
 
 
 def restore(
@@ -186,6 +187,8 @@ class _Work:
         self.lower_rows(taken["overage"], {event: left + self.sent(event) for event, left in lost.items()})
         recorded = sum(getattr(customer, kind)[meter] for kind in CLASSES)
         customer.marked[meter] = min(customer.marked[meter], recorded)
+        if asked.by_lines:
+            self.lower_marks(f"{self.start}|{meter_token(meter)}s", customer.overage[meter])
         if owed + ended:
             customer.closed[f"{self.start}|{meter_token(meter)}r"] = repaid + owed + ended
             self.shard.keep(f"t:{self.name}", TOTALS_MS)
@@ -199,6 +202,13 @@ class _Work:
         over_cap = taken.pop("over_cap")
         numbers = (*taken.values(), sent, owed, left, units, micro, back + back_included, over_cap)
         return " ".join(map(str, numbers))
+
+    def lower_marks(self, field: str, overage: int) -> None:
+        """Have no ended price more units than are left."""
+        lines = lines_of(self.customer.closed, field)
+        if lines:
+            texts = [f"{label} {sealed} {min(int(before), overage)};" for label, sealed, before in lines]
+            self.customer.closed[field] = "".join(texts)
 
     def on_lines(self, token: str) -> int:
         """How many units of this period are on lines of prices that ended."""

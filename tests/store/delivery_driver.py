@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from random import Random
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from drivers.counters import flat_of, packed_of
 from meterkit.decisions.keys import FORMAT, meter_token
@@ -17,7 +17,7 @@ from meterkit.decisions.periods import bounds_at
 from meterkit.redis.connection import pack
 from store.delivery_checks import SKEWS, Checks, own_keys, pairs, terms_of, texts_of
 from store.delivery_corrections import ONCE, Billed, Prices, Restore, restore
-from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Invoices, Move, Refuse, Seal, Steer
+from store.delivery_model import LETTERS, METERS, STEERED, Amend, Billing, Intent, Move, Refuse, Seal, Steer
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Customer, Times, View
 from store.script_plans import START_MS
@@ -41,11 +41,20 @@ LIFE: Final = 80
 
 def text_of(asked: Any) -> str:
     """What a script is asked with as JSON, without what is None."""
-    return json.dumps({name: told for name, told in asdict(asked).items() if told is not None})
+
+    def told(fields: Any) -> dict[str, Any]:
+        return {name: value for name, value in fields if value is not None}
+
+    return json.dumps(asdict(asked, dict_factory=told))
 
 
 class Delivery(Checks):
     """A shard in a store, the model of it, three customers and a clock."""
+
+    cuts: ClassVar[tuple[str, ...]] = ("", "", "", "cut", "cut", "moved")
+    taken_back: ClassVar[tuple[int, ...]] = (0, 1, 700, 10**15 - 1)
+    by_lines: ClassVar[bool] = False
+    """Whether invoice lines bill usage."""
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random, *, slack_ms: int = 0) -> None:
         super().__init__(wire, texts, slack_ms=slack_ms)
@@ -219,7 +228,8 @@ class Delivery(Checks):
 
     # Deeds.
 
-    def seal(self, name: str) -> None:
+    def seal(self, name: str) -> bool:
+        """Have what is pending sealed; whether that was done."""
         customer = self.shard.customers[name]
         now = max(self.wall, customer.seen)
         view = self._view(name, now if self.random.random() < 0.9 else now - 20 * DAY_MS)
@@ -228,7 +238,7 @@ class Delivery(Checks):
         ends = [end for field, end in customer.closed.items() if field[-1] == "e"]
         beside = [at // MINUTE_MS * MINUTE_MS + MINUTE_MS * n for at in (this, *ends) for n in range(-3, 4)]
         taken = self.random.sample(beside, self.random.choice((0, 0, 0, 1, 3, 6)))
-        cutting = self.random.choice(("", "", "", "cut", "cut", "moved"))
+        cutting = self.random.choice(self.cuts)
         if cutting == "moved":  # By a little, or too little to be another period.
             start, end = view.period
             more = self.random.choice((0, 2 * MINUTE_MS - 1, 2 * MINUTE_MS, 5 * MINUTE_MS))
@@ -257,13 +267,15 @@ class Delivery(Checks):
             reply = [*reply[:5], *sorted(zip(reply[5::2], reply[6::2], strict=False))]
             self.seen["late"] += len(reply[4])
         expected, made = self.shard.seal(name, view, asked, times)
-        self._adopt(made, nonce, found.get("intents", {}), now)
+        lines = expected[2] - len(made) if made else 0
+        self._adopt(made, nonce, found.get("intents", {}), now, lines)
         self.check(f"seal {name} {view} {asked} {times}", expected, reply, found)
+        return expected[0] == 0 and bool(asked.stripe)
 
     def _seal_keys(self, name: str) -> tuple[str, ...]:
         return (*own_keys(name, "cst"), "dirty", "intents", "outbox", f"h:{name}", "items")
 
-    def invoices(self, now: int, ends: Sequence[int]) -> Invoices | None:
+    def invoices(self, now: int, ends: Sequence[int]) -> Billing | None:
         """The invoices that a seal goes by, of periods with these ends: none, but see Overtaking."""
         del now, ends
         return None
@@ -442,10 +454,10 @@ class Delivery(Checks):
         customer = self.shard.customers[name]
         view = self._view(name, max(self.wall, customer.seen))
         tokens = self.to_restore()
-        quantities = {meter: self.random.choice((0, 1, 700, 10**15 - 1)) for meter in tokens}
+        quantities = {meter: self.random.choice(self.taken_back) for meter in tokens}
         prices, every = self.prices(), [token for of in tokens.values() for token in of]
         included_too = [token for token in dict.fromkeys(every) if self.random.random() < 0.4]
-        if prices.rows:  # Included units have no price.
+        if prices.rows or self.by_lines:  # Included units have no price.
             included_too = []
         meters: list[list[Any]] = []
         for meter, quantity in quantities.items():
@@ -466,14 +478,17 @@ class Delivery(Checks):
             text=text,
             stripe=self.random.choice(("", *[f"cus_{name}"] * 4)),
             nonce=f"{self.random.getrandbits(128):032x}",
-            events=self._events(),
+            events={} if self.by_lines else self._events(),
             taken=[self.wall // MINUTE_MS * MINUTE_MS] * self.random.choice((0, 0, 1)),
             digest=f"{self.random.randrange(9)}",
             entries=("a loop", "ada"),
             prices=prices,
             billed=self.billed(tokens),
+            by_lines=self.by_lines,
         )
-        sending = {told: getattr(restored, told) for told in ("stripe", "nonce", "events", "taken")}
+        sending = {
+            told: getattr(restored, told) for told in ("stripe", "nonce", "events", "taken", "by_lines")
+        }
         if prices.spend:
             sending["spend"] = {"token": meter_token(prices.spend), "prices": prices.of}
         if restored.billed is not None:
@@ -558,7 +573,7 @@ class Delivery(Checks):
             turn_ms=self.random.choice((0, self.wall + self.random.randrange(9))),
             entries=[[f"{what}{nth}" for what in "katfc"] for nth in range(self.random.randrange(3))],
             notices=[[f"kind{nth}", f'{{"nth":{nth}}}'] for nth in range(self.random.randrange(3))],
-            ended_ms=self.random.choice((begins - 1, begins, begins + 1, self.wall)),
+            ended_ms=self._ended_ms(begins),
             labels=self._labels() if self.random.random() < 0.6 else {},
             period=self._period_of_state(period),
         )
@@ -571,6 +586,10 @@ class Delivery(Checks):
         more = (asked.read_force, asked.force, asked.turn_ms, changes)
         expected = self.shard.amend(name, asked, self.wall, linked=linked, seal_at_ms=seal_at_ms)
         self.judge("amend_state", keys, *argv, *more, expected=expected)
+
+    def _ended_ms(self, begins: int) -> int:
+        """When prices ended: mostly about where the period began."""
+        return self.random.choice((begins - 1, begins, begins + 1, self.wall))
 
     def _period_of_state(self, period: tuple[int, int] | None) -> tuple[int, int]:
         """Bounds of now: mostly such as the counters' period just goes on in, or just not."""
@@ -648,9 +667,11 @@ class Delivery(Checks):
         period = bounds.start_ms, bounds.end_ms
         return View(rev=rev, valid_until_ms=until, period=period, next_end_ms=bounds.next_end_ms)
 
-    def _adopt(self, made: list[Intent], nonce: str, found: Mapping[str, Any], now: int) -> None:
-        """Give what was made the identifiers that it was given: meters come in no order."""
-        for nth in range(1, len(made) + 1):
+    def _adopt(
+        self, made: list[Intent], nonce: str, found: Mapping[str, Any], now: int, lines: Any = 0
+    ) -> None:
+        """Give what was made the identifiers that it was given, after lines: meters come in no order."""
+        for nth in range(lines + 1, lines + len(made) + 1):
             identifier = f"{nonce}-{nth}"
             for intent in made:
                 intent.key = identifier

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from meterkit.decisions.keys import meter_token
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
@@ -74,9 +74,12 @@ class Seal:
     events: Mapping[str, str]
     outlive_ms: int
     live_ms: int
-    invoices: Invoices | None = None
+    invoices: Billing | None = None
     cut: tuple[int, Mapping[str, str]] | None = None
     is_moved: bool = False
+
+    def has_lines(self, period: int) -> bool:
+        return self.invoices is not None and self.invoices.has_lines(period)
 
 
 class Move(NamedTuple):
@@ -131,6 +134,34 @@ class Refuse(NamedTuple):
     customer: str
 
 
+class Queued:
+    """What a seal has made of usage of closed periods, but events.
+
+    Attributes:
+        lines: how many it has queued.
+        late: the part of the reply on late usage.
+        waits: until when usage waits.
+        nameless: the part of the reply on usage without terms.
+        left: usage that waits: fields with their units.
+    """
+
+    def __init__(self, late: list[list[bytes | int]] | None = None) -> None:
+        self.lines, self.late = 0, late or []
+        self.waits, self.nameless, self.left = list[int](), list[tuple[bytes, bytes]](), dict[str, int]()
+
+
+class Billing(Protocol):
+    """How a seal has usage of closed periods billed, but by events."""
+
+    def bill(self, shard: Shard, name: str, view: View, events: Mapping[str, str], now: int) -> Queued:
+        """Bill what is pending of closed periods; what waits is taken out of the totals."""
+        ...
+
+    def has_lines(self, period: int) -> bool:
+        """Whether invoice lines bill a period: then it has no events."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invoices:
     """The invoices that a seal goes by (ms), and each meter by token.
@@ -156,6 +187,13 @@ class Invoices:
             return True
         made = self.latest if begins >= self.before else ends
         return now < max(made + self.hour, int(closed[f"{period}|h"])) - self.margin
+
+    def bill(self, shard: Shard, name: str, view: View, events: Mapping[str, str], now: int) -> Queued:
+        return Queued(late=overtake(shard, name, view, events, self, now))
+
+    def has_lines(self, period: int) -> bool:
+        del period
+        return False
 
 
 class Shard:
@@ -190,31 +228,31 @@ class Shard:
 
     # Delivery.
 
-    def queue_item(self, item: Mapping[str, str], now: int) -> None:
+    def queue_item(self, item: Mapping[str, Any], now: int) -> None:
         """Queue an invoice item, and count its units by state and by price."""
         customer, name = self.customers[item["customer"]], f"{item['period']}|{item['meter']}"
         self.items[item_text({**item, "v": "1", "at": str(now)})] = now
-        units = int(item["value"])
-        customer.closed[f"{name}a"] += units
-        known = {label: int(counted) for label, counted in lines_of(customer.closed, f"{name}n")}
-        known[item["label"]] = known.pop(item["label"], 0) + units
-        customer.closed[f"{name}n"] = "".join(f"{label} {counted};" for label, counted in known.items())
+        customer.closed[f"{name}{'q' if 'by_line' in item else 'a'}"] += int(item["value"])
+        for label, units in parts_of_item(item):
+            count_units(customer, f"{name}{'h' if 'by_line' in item else 'n'}", label, units)
 
-    def settle_item(self, item: Mapping[str, str], letter: str, entry: list[str]) -> None:
-        """Take an invoice item out of the queue, which has no other."""
-        self.items.clear()
+    def settle_item(self, item: Mapping[str, Any], letter: str, entry: list[str]) -> int:
+        """Take an invoice item out of the queue, if it is there."""
+        if self.items.pop(item_text(item), None) is None:
+            return 0
         customer, name = self.customers[item["customer"]], f"{item['period']}|{item['meter']}"
-        units = int(item["value"])
-        customer.closed[f"{name}a"] -= units
+        units, is_line = int(item["value"]), "by_line" in item
+        customer.closed[f"{name}{'q' if is_line else 'a'}"] -= units
         customer.closed[f"{name}{letter}"] += units
-        if letter == "t":
-            known = {label: int(counted) for label, counted in lines_of(customer.closed, f"{name}n")}
-            left = known.pop(item["label"]) - units
-            known |= {item["label"]: left} if left else {}
-            customer.closed[f"{name}n"] = "".join(f"{label} {counted};" for label, counted in known.items())
-            self._lower_mark(customer, name, item["label"], units)
-        self.histories[item["customer"]].append(entry)
+        for label, part in parts_of_item(item):
+            if letter == "t":
+                count_units(customer, f"{name}{'h' if is_line else 'n'}", label, -part)
+                self._lower_mark(customer, name, label, part)
+            elif is_line and letter == "f":
+                count_units(customer, f"{name}n", label, part)
+        self.histories[item["customer"]] += [entry] if entry else []
         self.keep(f"t:{item['customer']}", TOTALS_MS)
+        return 1
 
     @staticmethod
     def _lower_mark(customer: Customer, name: str, label: str, units: int) -> None:
@@ -238,11 +276,15 @@ class Shard:
             return [0, now, 0, 0, []], []
         closed = dict(customer.closed)
         customer.roll(now, view, is_moved=asked.is_moved)
-        late = [] if asked.invoices is None else overtake(self, name, view, asked.events, asked.invoices, now)
+        has_closed = closed != customer.closed
+        queued = Queued()
+        if asked.invoices is not None:
+            queued = asked.invoices.bill(self, name, view, asked.events, now)
         made, waits, nameless = _seal_closed(name, customer, asked, now)
+        customer.closed.update(queued.left)
         period = view.period_at(now)[0] if customer.period is None else customer.period[0]
         more, longer, others = _seal_open(name, customer, asked, now)
-        made, waits = made + more, waits + longer
+        made, waits, nameless = made + more, queued.waits + waits + longer, queued.nameless + nameless
         for intent in made:
             intent.at = now
             _count(customer, intent, intent.value)
@@ -250,7 +292,7 @@ class Shard:
             customer.closed[f"{period}|w"], labels = asked.cut
             mark_prices(customer, period, labels)
             self.keep(f"t:{name}", TOTALS_MS)
-        if made or closed != customer.closed:
+        if made or queued.late or has_closed:
             self.keep(f"t:{name}", TOTALS_MS)
         if waits:
             self.dirty[name] = min(waits)
@@ -258,7 +300,8 @@ class Shard:
             self.dirty.pop(name, None)
             if customer.period is not None:
                 customer.lives = max(customer.period[1] + asked.outlive_ms, now + asked.live_ms)
-        return [0, now, len(made), len(waits), late, *sorted(nameless + others)], made
+        counts = len(made) + queued.lines, len(waits)
+        return [0, now, *counts, queued.late, *sorted(nameless + others)], made
 
     def move(
         self, token: str, states: Sequence[str], moves: Sequence[Move], batches: Mapping[str, str], now: int
@@ -628,9 +671,12 @@ def _seal_open(
     if customer.period is None:  # Nothing is kept of an open one.
         return made, waits, nameless
     begins, ends = customer.period
+    has_lines = asked.has_lines(begins)
     for meter in sorted(customer.pending, key=meter_token):
         token, pending = meter_token(meter), customer.pending[meter]
-        if pending and token not in asked.events:
+        if pending and has_lines:
+            waits.append(ends)
+        elif pending and token not in asked.events:
             waits.append(now + MINUTE_MS)
             nameless.append((token.encode(), b"%d" % pending))
         elif pending:
@@ -732,3 +778,17 @@ def parts_of(
 def item_text(item: Mapping[str, str]) -> str:
     """An invoice item as the model has it, without the name that the script gives it."""
     return json.dumps({name: text for name, text in item.items() if name != "id"}, sort_keys=True)
+
+
+def parts_of_item(item: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """The prices that an invoice item sums, each with its units."""
+    parts = item.get("parts", [[item["label"], item["value"]]])
+    return [(label, int(units)) for label, units in parts]
+
+
+def count_units(customer: Customer, field: str, label: str, units: int) -> None:
+    """Count units at a price; a price that has none is not kept."""
+    known = {other: int(counted) for other, counted in lines_of(customer.closed, field)}
+    total = known.pop(label, 0) + units
+    known |= {label: total} if total > 0 else {}
+    customer.closed[field] = "".join(f"{other} {counted};" for other, counted in known.items())

@@ -23,6 +23,7 @@ from store.delivery_model import (
     TOKENS,
     TOTALS_MS,
     VALUE_MAX,
+    Billing,
     Intent,
     Invoices,
     Refuse,
@@ -59,7 +60,10 @@ class Overtaking(Anew):
         else:
             self.seal(NAME)
 
-    def invoices(self, now: int, ends: Sequence[int]) -> Invoices | None:
+    def invoices(self, now: int, ends: Sequence[int]) -> Billing | None:
+        return self.late_invoices(now, ends)
+
+    def late_invoices(self, now: int, ends: Sequence[int]) -> Invoices | None:
         """Invoices that were made about where a period has ended."""
         if self.random.random() < 0.1:
             return None
@@ -136,9 +140,8 @@ class Overtaking(Anew):
         self.store(f"t:{NAME}", "items")
         entry, keys = ["late", "1", "a", "b", "clock"], ("items", f"t:{NAME}", f"h:{NAME}")
         reply, found = self.ask("settle_item", keys, item_text(item), letter, json.dumps(entry), self.wall)
-        if is_there:
-            self.shard.settle_item(item, letter, entry)
-        self.check(f"settle_item {letter}", [int(is_there)], [reply], found)
+        expected = self.shard.settle_item(item, letter, entry)
+        self.check(f"settle_item {letter}", [expected], [reply], found)
 
     def _withdraw(self) -> None:
         random, customer = self.random, self.shard.customers[NAME]

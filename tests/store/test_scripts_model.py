@@ -21,6 +21,7 @@ from meterkit.redis.connection import pack
 from servers.stores import Server
 from store.audit_driver import Folding, Rebuilding
 from store.delivery_driver import Delivery
+from store.delivery_lines import Lining
 from store.delivery_worlds import Overtaking, Recalling, Refusing, Repricing, Restoring, Stranding
 from store.moving import Moving
 from store.script_allotting import AllotWorld, PaidAllotWorld
@@ -84,6 +85,10 @@ STRANDED: Final = said(
 OVERTAKEN: Final = said(
     "seal 0, settle_item 0, settle_item 1, withdraw_intent 0, withdraw_intent 1, withdraw_intent 2, late"
 )
+LINED: Final = said(
+    "seal 0, seal 2, seal 3, late, amend_state 0, amend_state 1, correct_usage 0, settle_item 0"
+    ", settled d, settled f, settled t"
+)
 RESTORED: Final = said(
     "correct_usage 0, correct_usage 1, correct_usage 9, units given back, credits given back, "
     "units left to credit notes"
@@ -116,6 +121,7 @@ LIVES: Final[tuple[tuple[Kind, int, int, AbstractSet[str]], ...]] = (
     (Delivery, 101, 600, DELIVERED),
     (Stranding, 9, 200, STRANDED),
     (Overtaking, 9, 200, OVERTAKEN),
+    (Lining, 9, 500, LINED),
     (Recalling, 9, 200, said("recall_intents 0, recall_intents 1")),
     (Refusing, 9, 200, said("refuse_intent 0, refuse_intent 1, refuse_intent 2, refuse_intent 3")),
     (Restoring, 9, 200, RESTORED),

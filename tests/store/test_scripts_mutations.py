@@ -16,6 +16,7 @@ from servers.stores import Server
 from store import delivery_checks
 from store.audit_driver import Folding, Rebuilding
 from store.delivery_driver import Delivery
+from store.delivery_lines import Lining
 from store.delivery_worlds import Overtaking, Recalling, Refusing, Repricing, Restoring, Stranding
 from store.moving import Moving
 from store.script_allotting import AllotWorld, PaidAllotWorld
@@ -45,6 +46,7 @@ OBJECTS: Final[Lives] = tuple((ObjectsWorld, seed) for seed in range(3))
 DELIVERY: Final[Lives] = ((Delivery, 0), (Delivery, 1))
 OVERTAKING: Final[Lives] = ((Overtaking, 5),)
 STRANDING: Final[Lives] = (*DELIVERY, (Stranding, 6))
+LINING: Final[Lives] = ((Lining, 0), (Lining, 1))
 RESTORING: Final[Lives] = ((Restoring, 4), (Repricing, 7))
 EVERYTHING: Final[Lives] = (
     *(PAID[0], *FURTHER[:2], SPENDING[0], *PLAIN, *PAID[1:]),
@@ -169,15 +171,16 @@ DELIVERING: Final = Mutated(
         "move_grants.lua": ((Moving, 0),),
         "recall_intents.lua": ((Recalling, 2),),
         "refuse_intent.lua": ((Refusing, 3),),
-        "seal.lua": (*DELIVERY, *OVERTAKING),
-        "correct_usage.lua": (*DELIVERY, *RESTORING),
+        "seal.lua": (*DELIVERY, *OVERTAKING, *LINING[:1]),
+        "correct_usage.lua": (*DELIVERY, *RESTORING, *LINING[:1]),
         "mark_late_usage.lua": ((Stranding, 6),),
-        **dict.fromkeys(("withdraw_intent.lua", "settle_item.lua"), OVERTAKING),
+        "withdraw_intent.lua": OVERTAKING,
+        "settle_item.lua": (*LINING, *OVERTAKING),
         **included("return_to_grants read_payer", RESTORING[:1]),
         **included("close_past_period seal_closed_periods next_free_minute free_past_minute", DELIVERY),
-        **included(
-            "bill_late_usage price_late_usage queue_item count_item_units lower_price_segment", OVERTAKING
-        ),
+        **included("bill_late_usage price_late_usage", OVERTAKING),
+        **included("queue_item count_item_units lower_price_segment", (*OVERTAKING, *LINING)),
+        **included("queue_lines group_lines is_by_lines clamp_price_segments", LINING),
         **included("end_price_segment store_price_labels", STRANDING),
         **included("lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))),
         **included(
