@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from datetime import timedelta
+from time import monotonic
 from typing import Any, Final
 
 import pytest
@@ -141,3 +142,30 @@ async def test_months_of_a_yearly_plan_have_invoices_of_their_own(store_url: str
         words = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
         assert (await usage_lines(at), words["delivered"], words["late"]) == (ONE_LINE, 26, 0)
         assert "final" not in caplog.text
+
+
+async def test_a_line_never_tried_costs_two_requests(at: Shop) -> None:
+    await ended(at)
+    since = len(at.emulator.requests)
+    assert (await flushed(at)).lines == 1
+    found = [f"{one.method} {one.path.partition('?')[0]}" for one in at.emulator.requests[since:]]
+    assert sorted(one.replace("/sub_1_", " ").split()[:2] for one in found) == [
+        ["GET", "/v1/subscriptions"],
+        ["POST", ITEMS],
+    ]
+
+
+async def test_customers_have_their_lines_written_together(at: Shop) -> None:
+    """One customer's line waits for Stripe; meanwhile, the lines of the others are written."""
+    for name in ("bob", "eve", "kim"):
+        await at.subscribed(name, plan="pro")
+        await at.kit.record(name, "words", 126)
+    await ended(at)
+    for name in ("bob", "eve", "kim"):
+        await at.kit.subscriptions.sync(name)
+    at.emulator.fail_next("delay", delay_s=1.0, times=None, path=ITEMS)
+    at.clock.advance(timedelta(minutes=2))
+    begun = monotonic()
+    assert (await at.kit.flush(everything=True, timeout_s=0)).lines == 4
+    assert monotonic() - begun < 3.5
+    assert await usage_lines(at) == 4 * ONE_LINE

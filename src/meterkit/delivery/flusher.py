@@ -50,6 +50,8 @@ _IDLE_FIRST_S: Final = 0.2
 _IDLE_MAX_S: Final = 5.0
 _YOUNG_S: Final = 2.1
 _COMPARE_EVERY_MS: Final = 60_000
+_ITEMS_S: Final = 10.0
+"""Time for invoice items in a background flush, so that meter events need not wait longer."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -246,7 +248,13 @@ class Flusher:
                 await asyncio.sleep(_YOUNG_S)
                 await self._run_round(flush, due_ms=self._store.now_ms())
         if self._items is not None:
-            await self._unless_stopping(self._items.make_due(flush.report, everything=everything))
+            until = max(deadline, monotonic() + _ITEMS_S)
+            lease_shard = partial(self._shard_lease, flush.outbox, at_once=asyncio.Semaphore(_SHARDS_AT_ONCE))
+            await self._unless_stopping(
+                self._items.make_due(
+                    flush.report, everything=everything, lease_shard=lease_shard, deadline=until
+                )
+            )
 
     async def _until_all_is_done(self, flush: FlushPass, deadline: float) -> None:
         """Seal and send everything, waiting until the deadline for what may not be sent yet.

@@ -6,8 +6,13 @@ items of the same customer, meter and period, their units are not billed again.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from functools import partial
+from random import SystemRandom
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import unit_amount_decimal
@@ -16,14 +21,17 @@ from meterkit.delivery.invoices import units_of
 from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.invoice_item_queue import LateItems, price_each, usage_key_of
+from meterkit.stripe.concurrent_calls import run_together
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     from meterkit.delivery.flush_report import FlushReport
+    from meterkit.delivery.sender import ShardLease
     from meterkit.outbox.invoice_item_queue import LateItem
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
@@ -38,6 +46,13 @@ _SINCE_KEY: Final = "meterkit_late_since"
 _PATH: Final = "/v1/invoiceitems"
 _LATER_MS: Final = 60_000
 _LATEST_MS: Final = 3_600_000
+_AWAITED_MS: Final = 10 * 60_000
+_SHARDS_AT_ONCE: Final = 8
+_CUSTOMERS_AT_ONCE: Final = 4
+_WRITTEN_WITHIN_S: Final = 20.0
+"""Time that the calls for a line may take."""
+_LEASED_S: Final = 0.2
+_shuffle: Final = SystemRandom().shuffle
 _FAILURES_MOST: Final = 3
 _STALE_S: Final = 3_600.0
 """Largest age of the list of Stripe's items when an item is made."""
@@ -76,6 +91,33 @@ def late_item_token(line: Mapping[str, Any], customer: str, tokens: Iterable[str
     return next((token for token in tokens if usage_key_of(customer, token, int(since)) == key), None)
 
 
+ShardLeaser: TypeAlias = "Callable[[int], AbstractAsyncContextManager[ShardLease | None]]"
+"""Leases a shard during a block; gives None if another process has it."""
+
+
+@dataclass(slots=True)
+class _MakingRun:
+    """State of one run over the queue.
+
+    Attributes:
+        items: the queue.
+        report: of the flush.
+        lease_shard: leases a shard.
+        deadline: when to stop, on the monotonic clock.
+        failures: how often Stripe did not answer.
+    """
+
+    items: LateItems
+    report: FlushReport
+    lease_shard: ShardLeaser
+    deadline: float
+    failures: int = 0
+
+    def is_over(self) -> bool:
+        """Whether nothing more is to be made."""
+        return self.failures >= _FAILURES_MOST or monotonic() >= self.deadline
+
+
 class InvoiceItemMaker:
     """Makes due items. Any number of processes may do so at once.
 
@@ -91,40 +133,81 @@ class InvoiceItemMaker:
         self._refusals: dict[str, int] = {}
         self._failures = Throttle(HOUR_S)
 
-    async def make_due(self, report: FlushReport, *, everything: bool) -> None:
-        """Make the due items, or all.
+    async def make_due(
+        self, report: FlushReport, *, everything: bool, lease_shard: ShardLeaser, deadline: float
+    ) -> None:
+        """Make the due items, or all; those of each shard under its lease, and of each customer in order.
 
         If Stripe does not answer, an item is tried again later; after three failures, the others wait, too.
+
+        Args:
+            report: of the flush.
+            everything: whether to make all items, and to wait for shards that another process has leased.
+            lease_shard: leases a shard during a block; None: another process has it.
+            deadline: when to stop, on the monotonic clock.
 
         Raises:
             StoreError: the store does not answer.
         """
-        items, failures = LateItems(self._store, await self._store.admin()), 0
+        items = LateItems(self._store, await self._store.admin())
+        due_ms = None if everything else self._store.now_ms()
+        run = _MakingRun(items, report, lease_shard, deadline)
+        left = [*await items.due_shards(due_ms=due_ms)]
+        while left:
+            _shuffle(left)
+            calls = [partial(self._make_of_shard, run, shard, due_ms) for shard in left]
+            is_done = await run_together(calls, at_once=_SHARDS_AT_ONCE)
+            left = [shard for shard, done in zip(left, is_done, strict=True) if not done]
+            if not everything or run.is_over():
+                return
+            await asyncio.sleep(_LEASED_S * bool(left))
+
+    async def _make_of_shard(self, run: _MakingRun, shard: int, due_ms: int | None) -> bool:
+        """Make due items of a shard; False: another process has leased it."""
+        if run.is_over():
+            return True
+        async with run.lease_shard(shard) as lease:
+            if lease is None:
+                return False
+            by_customer: dict[str, list[LateItem]] = {}
+            for item in await run.items.due_of(shard, due_ms=due_ms):
+                by_customer.setdefault(item.customer, []).append(item)
+            calls = [partial(self._make_of_customer, run, lease, due) for due in by_customer.values()]
+            await run_together(calls, at_once=_CUSTOMERS_AT_ONCE)
+        return True
+
+    async def _make_of_customer(self, run: _MakingRun, lease: ShardLease, due: Sequence[LateItem]) -> None:
+        """Make due items of a customer, one by one."""
         lines = LineWriter(self._store, self._api, self._refusals)
-        async for item in items.due(due_ms=None if everything else self._store.now_ms()):
+        await run.items.mark_tried(lease.shard, [item for item in due if item.by_line])
+        for item in due:
+            if run.is_over() or not await lease.outlives(_WRITTEN_WITHIN_S):
+                return
             try:
-                if not item.by_line:
-                    report.items += await self._make_item(items, item)
-                elif await lines.write(items, item):
-                    report.lines += 1
-                else:
-                    await items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
+                await self._make(run, lines, item)
             except StripeError as error:
-                failures += isinstance(error, StripeUnavailableError)
+                run.failures += isinstance(error, StripeUnavailableError)
                 items_named = "invoice lines" if item.by_line else "invoice items for late usage"
-                report.why = f"{items_named}: {error}"
+                run.report.why = f"{items_named}: {error}"
                 self._log_failure(item, items_named, error)
-                wait_ms = self._backoff_ms(item) if is_refusal(error) else _LATER_MS
-                await items.postpone(item, until_ms=self._store.now_ms() + wait_ms)
+                wait_ms = self._backoff_ms(item, _LATEST_MS) if is_refusal(error) else _LATER_MS
+                await run.items.postpone(item, until_ms=self._store.now_ms() + wait_ms)
             except StoreError as error:  # The records of one customer may be damaged.
                 _logger.warning("an invoice item of customer %r is made later: %s", item.customer, error)
-                await items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
-            if failures >= _FAILURES_MOST:
-                return
+                await run.items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
 
-    def _backoff_ms(self, item: LateItem) -> int:
-        """Time until the next try: as long as the item has been queued, from a minute to an hour."""
-        return min(max(self._store.now_ms() - item.queued_ms, _LATER_MS), _LATEST_MS)
+    async def _make(self, run: _MakingRun, lines: LineWriter, item: LateItem) -> None:
+        if not item.by_line:
+            run.report.items += await self._make_item(run.items, item)
+        elif await lines.write(run.items, item):
+            run.report.lines += 1
+        else:  # Stripe has yet to make the invoice.
+            until_ms = self._store.now_ms() + self._backoff_ms(item, _AWAITED_MS)
+            await run.items.postpone(item, until_ms=until_ms, is_tried=item.is_tried)
+
+    def _backoff_ms(self, item: LateItem, most_ms: int) -> int:
+        """Time until the next try: as long as the item has been queued, within a minute and a maximum."""
+        return min(max(self._store.now_ms() - item.queued_ms, _LATER_MS), most_ms)
 
     def _log_failure(self, item: LateItem, items_named: str, error: StripeError) -> None:
         """Log once an hour that Stripe refuses an item of a customer, or that it does not answer."""

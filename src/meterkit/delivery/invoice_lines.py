@@ -81,9 +81,12 @@ class _Place(NamedTuple):
 
     Attributes:
         invoice: the draft; None: the next renewal of the subscription.
-        items: invoice items of the customer since the period began, wherever they are.
+        items: invoice items of the customer since the period began, wherever they are; until they are listed,
+            those of this pass alone.
         late: why the line is not on the invoice of its own period, as a word; empty: it is.
         refusal: why no invoice can have the line; empty: one can.
+        shown: the usage keys of lines on the draft; None: not known.
+        is_listed: whether Stripe's items were listed.
         age_s: measures the seconds since Stripe was asked.
     """
 
@@ -92,12 +95,15 @@ class _Place(NamedTuple):
     age_s: Elapsed
     late: str = ""
     refusal: str = ""
+    shown: frozenset[str] | None = None
+    is_listed: bool = False
 
 
 class LineWriter:
     """Writes the lines of one pass over the queue: it reads each customer's draft once.
 
-    A line is written once: Stripe's items are listed before, and each has its own idempotency key. If usage
+    A line is written once: each has its own idempotency key, and Stripe's items are listed before, unless the
+    line was never tried and the draft shows no line of its usage. If usage
     comes after the line of its price was written, it is added to that line while the invoice is a draft. If
     the store has lost lines, their units are not billed again.
 
@@ -206,12 +212,14 @@ class LineWriter:
         if name not in self._places or (found is not None and found.age_s() > _STALE_S):
             age_s = stopwatch(self._store.clock)
             found = await self._find_place(item, age_s, attempt)
-            if found is not None and not found.refusal:
-                listed = await self._items_of(item)
-                known = {str(one["id"]) for one in listed}
-                more = [one for one in found.items if str(one["id"]) not in known]
-                found = found._replace(items=[*listed, *more])
             self._places[name] = found
+        if found is None or found.refusal or found.is_listed:
+            return found
+        if item.is_tried or found.shown is None or item.usage_key in found.shown:
+            listed = await self._items_of(item)
+            known = {str(one["id"]) for one in listed}
+            more = [one for one in found.items if str(one["id"]) not in known]
+            found = self._places[name] = found._replace(items=[*listed, *more], is_listed=True)
         return found
 
     async def _find_place(self, item: LateItem, age_s: Elapsed, attempt: int) -> _Place | None:
@@ -230,7 +238,7 @@ class LineWriter:
             return _Place(None, [], age_s, refusal=refusal)
         draft = next((one for one in found if one.get("status") == "draft"), None)
         if draft is not None:
-            return _Place(str(draft["id"]), [], age_s)
+            return _Place(str(draft["id"]), [], age_s, shown=_shown_usage(draft))
         if not found and self._may_come(subscription, end_s):
             return None
         lines = [line for one in found for line in await self._lines_of(str(one["id"]))]
@@ -327,7 +335,8 @@ class LineWriter:
         digest = blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=16).hexdigest()
         key = f"meterkit-invoice-{digest}-{len(made_before)}{_suffix(attempt)}"
         made = await self._api.post(_INVOICES, params, idempotency_key=key)
-        return _Place(str(made["id"]), [], age_s, late=_FINAL * bool(made_before))
+        shown = None if made_before else frozenset[str]()
+        return _Place(str(made["id"]), [], age_s, late=_FINAL * bool(made_before), shown=shown)
 
     async def _raise_line(
         self, item: LateItem, line: Mapping[str, Any], units: int, attempt: int
@@ -414,6 +423,17 @@ def as_item(line: Mapping[str, Any], invoice: str) -> Mapping[str, Any]:
     parent: Mapping[str, Any] = line.get("parent") or {}
     details: Mapping[str, Any] = parent.get("invoice_item_details") or {}
     return {**line, "id": str(details.get("invoice_item") or line["id"]), "invoice": invoice}
+
+
+def _shown_usage(draft: Mapping[str, Any]) -> frozenset[str] | None:
+    """Read the usage keys of all lines of a draft; None: it does not show all of them.
+
+    An expanded draft may lack the latest lines. So this counts only for a line that was never tried.
+    """
+    lines: Mapping[str, Any] = draft.get("lines") or {"has_more": True}
+    if lines.get("has_more"):
+        return None
+    return frozenset(str(_metadata(line).get(USAGE_KEY)) for line in lines.get("data") or ())
 
 
 def _current_period_s(subscription: Mapping[str, Any]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from hashlib import blake2b
-from math import floor
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import exact_money
@@ -22,7 +22,7 @@ from meterkit.store import replies
 from meterkit.store.input_checks import check_customer, check_text, shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from meterkit.redis.admin import Admin
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _QUEUE: Final = "items"
 _PAGE: Final = 100
+_TRIED: Final = 0.5
+"""Taken off the score (ms) of an item that Stripe may have."""
 _GONE: Final = (
     "no queued invoice item has this identifier; it was made or dropped: `meterkit outbox list` lists them"
 )
@@ -48,7 +50,8 @@ class LateItem:
         label: of the price at which they were recorded (see :mod:`meterkit.decisions.price_segments`).
         queued_ms: when they became late.
         by_line: whether it is a line for usage of its own period, without meters at Stripe.
-        prices: how many prices it sums; see :func:`summed_label`.
+        parts: labels and units of the prices that it sums, if there are several; see :func:`summed_label`.
+        is_tried: whether Stripe may have it. The queue shows it by half a millisecond in the score.
     """
 
     text: str
@@ -68,14 +71,20 @@ class LateItem:
     units: int
     queued_ms: int
     by_line: bool = False
-    prices: int = 1
+    parts: tuple[tuple[str, int], ...] = ()
+    is_tried: bool = True
+
+    @property
+    def prices(self) -> int:
+        """Number of prices that it sums."""
+        return max(1, len(self.parts))
 
     @classmethod
-    def read(cls, shard: int, member: bytes) -> LateItem:
+    def read(cls, shard: int, member: bytes, score: float = _TRIED) -> LateItem:
         """Parse a member of the queue."""
         text = member.decode()
         kept = json.loads(text)
-        parts = [(str(label), int(units)) for label, units in kept.get("parts", ())]
+        parts = tuple((str(label), int(units)) for label, units in kept.get("parts", ()))
         return cls(
             text=text,
             shard=shard,
@@ -94,7 +103,8 @@ class LateItem:
             units=int(kept["value"]),
             queued_ms=int(kept["at"]),
             by_line="by_line" in kept,
-            prices=max(1, len(parts)),
+            parts=parts,
+            is_tried=score % 1 == _TRIED,
         )
 
     @property
@@ -145,15 +155,31 @@ class LateItems:
         self._store = store
         self._admin = admin.for_delivery()
 
-    async def due(self, *, due_ms: int | None) -> AsyncGenerator[LateItem]:
-        """Yield the items that are due by an instant, or all (None)."""
+    async def due_shards(self, *, due_ms: int | None) -> Sequence[int]:
+        """List the shards with items that are due by an instant, or with any (None)."""
         limit = "+inf" if due_ms is None else due_ms
-        for shard, _ in await count_members(self._store, self._admin, (_QUEUE,), limit=limit):
-            found: list[bytes] = await self._admin.ask(
-                self._admin.client.zrangebyscore(self._key(shard), "-inf", limit, start=0, num=_PAGE)
+        return [shard for shard, _ in await count_members(self._store, self._admin, (_QUEUE,), limit=limit)]
+
+    async def due_of(self, shard: int, *, due_ms: int | None) -> Sequence[LateItem]:
+        """Read a page of a shard's items that are due by an instant, or of all (None)."""
+        limit = "+inf" if due_ms is None else due_ms
+        found: list[tuple[bytes, float]] = await self._admin.ask(
+            self._admin.client.zrangebyscore(
+                self._key(shard), "-inf", limit, start=0, num=_PAGE, withscores=True
             )
-            for member in found:
-                yield LateItem.read(shard, member)
+        )
+        return [LateItem.read(shard, member, score) for member, score in found]
+
+    async def mark_tried(self, shard: int, items: Iterable[LateItem] | None = None) -> None:
+        """Record that Stripe may have some items of a shard, or any of them (None)."""
+        if items is None:
+            limits: Any = self._admin.client.zrange(self._key(shard), 0, -1, withscores=True)
+            scores = {member: ceil(score) - _TRIED for member, score in await self._admin.ask(limits)}
+        else:
+            due = self._store.now_ms() - _TRIED
+            scores = {one.text: due for one in items if not one.is_tried}
+        if scores:
+            await self._admin.ask(self._admin.client.zadd(self._key(shard), scores, xx=True))
 
     async def listed(self, customer: str | None = None) -> Sequence[tuple[LateItem, int]]:
         """List the queued items of a customer, or all, each with the instant at which it is due (ms)."""
@@ -165,7 +191,7 @@ class LateItems:
         for shard in shards:
             range_ = self._admin.client.zrange(self._key(shard), 0, -1, withscores=True)
             members: list[tuple[bytes, float]] = await self._admin.ask(range_)
-            read = [(LateItem.read(shard, member), int(due_ms)) for member, due_ms in members]
+            read = [(LateItem.read(shard, member, due_ms), ceil(due_ms)) for member, due_ms in members]
             found += [one for one in read if customer in {None, one[0].customer}]
         return found
 
@@ -176,15 +202,16 @@ class LateItems:
     async def known_units(self, item: LateItem) -> int:
         """Count the units of the item's meter and period that invoice items bill, or are to bill.
 
-        For a line, only units of its price count.
+        For a line, only units of its price count, or of the prices that it sums.
         """
         name = f"{item.period_ms}|{item.meter_token}"
         totals = self._store.keys.customer(item.customer).totals
         if item.by_line:
             queued: Any = await self._admin.ask(self._admin.client.hget(totals, f"{name}h"))
-            parts = item_segments((queued or b"").decode())
-            price = unit_amount_decimal(item.label)
-            return sum(one.overage for one in parts if unit_amount_decimal(one.label) == price)
+            known = item_segments((queued or b"").decode())
+            labels = [label for label, _ in item.parts] or [item.label]
+            prices = {unit_amount_decimal(label) for label in labels}
+            return sum(one.overage for one in known if unit_amount_decimal(one.label) in prices)
         fields = [f"{name}{letter}" for letter in "af"]
         found: list[Any] = await self._admin.ask(self._admin.client.hmget(totals, fields))
         return sum(int(units or 0) for units in found)
@@ -210,9 +237,10 @@ class LateItems:
         reply = await self._admin.run(script, names, item.text, letter, json.dumps(entry) if after else "")
         return bool(reply == replies.ITEM_SETTLED)
 
-    async def postpone(self, item: LateItem, *, until_ms: int) -> None:
-        """Postpone an item."""
-        await self._admin.ask(self._admin.client.zadd(self._key(item.shard), {item.text: until_ms}, xx=True))
+    async def postpone(self, item: LateItem, *, until_ms: int, is_tried: bool = True) -> None:
+        """Postpone an item; ``is_tried``: whether Stripe may have it."""
+        score = until_ms - (_TRIED if is_tried else 0)
+        await self._admin.ask(self._admin.client.zadd(self._key(item.shard), {item.text: score}, xx=True))
 
     def _key(self, shard: int) -> str:
         return self._store.keys.shard(shard, _QUEUE)
