@@ -65,6 +65,27 @@ async def test_a_line_on_a_draft_is_lowered_once(at: Shop) -> None:
     assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
 
 
+@pytest.mark.parametrize("when", ["pending", "queued", "not settled"])
+async def test_usage_whose_line_is_not_written_is_corrected_once(at: Shop, when: str) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.go(END + timedelta(seconds=3))
+    if when == "queued":
+        at.emulator.fail_next("error", status=403, path="/v1/invoiceitems")
+        assert (await at.kit.flush(timeout_s=0)).left == 1
+    elif when == "not settled":
+        at.emulator.fail_next("drop", when="after", path="/v1/invoiceitems", skip=1)
+        await at.kit.flush(timeout_s=0)
+    found = await corrected(at, 6, "c1")
+    assert (found.by_hand, found.by_hand_cents, found.beyond) == (6, 24, 0)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.flush(everything=True)
+    for _ in range(2):
+        assert (await corrected(at, 6, "c1")).left_by_hand == 0
+        assert await lines(at) == [("20", 80)]
+    assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
 async def test_later_usage_is_added_to_a_lowered_line(at: Shop) -> None:
     await written(at)
     await corrected(at, 6, "c1")

@@ -29,7 +29,12 @@ from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import item_segments, segments_of, sent_label, unit_amount_decimal
 from meterkit.delivery.invoice_items import ITEM_KEY, late_item_token
 from meterkit.delivery.invoices import InvoiceReader, written_units
-from meterkit.delivery.line_corrections import lower_line, written_item, written_line_token
+from meterkit.delivery.line_corrections import (
+    lower_line,
+    queue_ended_usage,
+    written_item,
+    written_line_token,
+)
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError, SettingsError, StripeError, StripeUnavailableError
 from meterkit.outbox.billed_usage_terms import has_metered_periods
@@ -400,6 +405,7 @@ class CreditIssuer:
             read = partial(read_ended_segments, store, quantities=quantities)
         else:
             read = partial(read_billed, store, api, quantities=quantities)
+        await queue_ended_usage(store, customer)
         restored = await restore_units(store, asked, read)
         if dry_run:
             return restored.found

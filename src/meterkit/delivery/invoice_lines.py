@@ -282,7 +282,10 @@ class LineWriter:
     async def _lines_of(self, invoice: str) -> list[Mapping[str, Any]]:
         """Lines for usage on an invoice, as invoice items: a list of items may lack the latest ones."""
         lines = await self._api.list(f"{_INVOICES}/{invoice}/lines")
-        return [as_item(line, invoice) for line in lines if USAGE_KEY in _metadata(line)]
+        found: list[Mapping[str, Any]] = [
+            as_item(line, invoice) for line in lines if USAGE_KEY in _metadata(line)
+        ]
+        return found
 
     async def _items_of(self, item: LateItem) -> list[Mapping[str, Any]]:
         """Invoice items of the customer that may be lines of the period."""

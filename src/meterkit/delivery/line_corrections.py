@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.states import CustomerStates
 from meterkit.delivery.invoice_lines import name_line_state, queued_ids_of
 from meterkit.delivery.invoices import LOWERED_KEY, units_of
+from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.errors import StripeError
+from meterkit.outbox.billed_usage_terms import line_switches
 from meterkit.outbox.invoice_item_queue import usage_key_of
 from meterkit.outbox.line_metadata import LINE_KEY, USAGE_KEY
+from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
 
@@ -41,6 +46,18 @@ def written_item(line: Mapping[str, Any]) -> tuple[str, list[str]] | None:
     parent: Mapping[str, Any] = line.get("parent") or {}
     details: Mapping[str, Any] = parent.get("invoice_item_details") or {}
     return str(details.get("invoice_item") or line["id"]), queued_ids_of(line)
+
+
+async def queue_ended_usage(store: Store, customer: str) -> None:
+    """Queue lines for pending usage of ended periods, so that a correction finds them.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    _, state = await CustomerStates(store).read(customer)
+    if state.stripe_customer is not None and line_switches(state, store.catalog):
+        outbox = Outbox(store, await store.admin())
+        report_late((await outbox.seal_customer(customer)).late, await outbox.meters())
 
 
 async def lower_line(api: StripeApi, item: str, units: int, *, correction: str, is_final: bool) -> bool:

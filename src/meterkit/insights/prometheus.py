@@ -77,7 +77,7 @@ async def _stored_families(store: Store) -> list[Metric]:
             "delivery",
             waiting,
             items="What waits to be delivered to Stripe: customers (pending, unlinked), intents, invoice"
-            " items for late usage; closes of periods.",
+            " items for late usage and invoice lines; closes of periods.",
             age="How long the oldest is overdue (pending, queued, invoice_items), in its state (parked,"
             " dead), or over (unconfirmed).",
         ),

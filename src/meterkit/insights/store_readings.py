@@ -37,8 +37,8 @@ class QueueReading(NamedTuple):
     """The entries in one state.
 
     Attributes:
-        items: customers (pending, unlinked), intents, invoice items for late usage, or periods whose close is
-            not confirmed in time.
+        items: customers (pending, unlinked), intents, invoice items for late usage and invoice lines, or
+            periods whose close is not confirmed in time.
         age_s: how long the oldest is overdue (pending, queued, invoice_items), in this state (parked, dead),
             or over (unconfirmed); of unlinked 0, whose time of expiry is kept instead.
     """

@@ -149,6 +149,10 @@ class Outbox:
         sealer = await self._sealer(self._keys.customer(customer).shard)
         return await sealer.cut(customer, cut)
 
+    async def seal_customer(self, customer: str) -> SealResult:
+        """Seal one customer's pending usage."""
+        return await (await self._sealer(self._keys.customer(customer).shard)).seal_customer(customer)
+
     async def _sealer(self, shard: int) -> UsageSealer:
         server = await self._admin.at(self._keys.shard(shard, "dirty"))
         return UsageSealer(self._store, server, shard, await self.meters())

@@ -175,6 +175,12 @@ class UsageSealer:
         await self._seal_page([customer], seal_result, _MOVED if cut is None else cut.dump())
         return seal_result
 
+    async def seal_customer(self, customer: str) -> SealResult:
+        """Seal the pending usage of one customer, whenever it is due."""
+        seal_result = SealResult()
+        await self._seal_page([customer], seal_result)
+        return seal_result
+
     async def _seal_page(self, customers: Sequence[str], seal_result: SealResult, cut: str = "") -> None:
         script, left = self._store.scripts["seal"], list(customers)
         closes = CloseQueue(self._store, self._admin)

@@ -284,7 +284,9 @@ async def live_sections(store: Store, degraded: Mapping[int, int]) -> Sequence[S
         # `queued` includes intents that are being sent.
         for state, opened in (("queued", ""), ("parked", "parked"), ("dead", "dead"))
     ]
-    items = Figure("invoice_items", "Waiting invoice items", waiting["invoice_items"].items, opens="outbox")
+    items = Figure(
+        "invoice_items", "Waiting invoice items and lines", waiting["invoice_items"].items, opens="outbox"
+    )
     spikes = await SpikesToday(store).count()
     since = store.now_ms() // MINUTE_MS - DAY_MINUTES
     today = sum(minute > since for minute in degraded)

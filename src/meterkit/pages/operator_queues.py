@@ -198,7 +198,8 @@ async def _owners(store: Store, stripe_customers: Sequence[str]) -> Mapping[str,
 
 def _item_row(item: QueuedItem) -> Row:
     names = ("customer", "state", "meter", "quantity")
-    why = f"invoice item of {money(item.cents, item.currency)} for late usage"
+    amount = money(item.cents, item.currency)
+    why = f"invoice line of {amount}" if item.is_line else f"invoice item of {amount} for late usage"
     return {"intent": item.identifier, **{name: getattr(item, name) for name in names}, "why": why}
 
 
