@@ -183,3 +183,17 @@ async def test_lost_books_of_a_period_with_lines_are_said(store_url: str, tmp_pa
         await admin.ask(admin.client.delete(keys.totals))
         (lost,) = (await recover(at.kit)).rebuilt
         assert lost.advice.endswith("compare the 26 units that were to be billed with its invoice")
+
+
+async def test_an_imported_subscriber_keeps_the_price_of_that_day(at: Shop) -> None:
+    linked = (await at.kit.customers.get("acme")).stripe_customer
+    await at.kit.customers.unlink("acme")
+    at.go(timedelta(hours=1))
+    found = await at.kit.subscriptions.import_from_stripe(ids={f"{linked}": "zed"})
+    assert [(one.customer, one.plan) for one in found.customers] == [("zed", "pro")]
+    at.kit.store.use(loads(PLANS.replace("amount_cents: 4}", "amount_cents: 9}")))
+    await at.kit.record("zed", "words", 126)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("zed")
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]

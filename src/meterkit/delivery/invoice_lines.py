@@ -268,7 +268,7 @@ class LineWriter:
             return [shown]
         asked: dict[str, Parameter] = {"customer": item.stripe_customer, "created": {"gte": end_s}}
         made: Sequence[Mapping[str, Any]] = await self._api.list(_INVOICES, asked)
-        found = [one for one in made if is_renewal_of(one, item.subscription, end_s)]
+        found: list[Mapping[str, Any]] = [one for one in made if is_renewal_of(one, item.subscription, end_s)]
         if not found and subscription.get("status") in ENDED:
             # No person needs to finalize a draft that Stripe advances.
             found = [
@@ -282,10 +282,7 @@ class LineWriter:
     async def _lines_of(self, invoice: str) -> list[Mapping[str, Any]]:
         """Lines for usage on an invoice, as invoice items: a list of items may lack the latest ones."""
         lines = await self._api.list(f"{_INVOICES}/{invoice}/lines")
-        found: list[Mapping[str, Any]] = [
-            as_item(line, invoice) for line in lines if USAGE_KEY in _metadata(line)
-        ]
-        return found
+        return [as_item(line, invoice) for line in lines if USAGE_KEY in _metadata(line)]
 
     async def _items_of(self, item: LateItem) -> list[Mapping[str, Any]]:
         """Invoice items of the customer that may be lines of the period."""
