@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from drivers.delivery import Caplog
+from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_lines import ITEMS, ended, flushed, usage_lines
@@ -152,6 +153,17 @@ async def test_a_line_never_tried_costs_two_requests(at: Shop) -> None:
     assert sorted(one.replace("/sub_1_", " ").split()[:2] for one in found) == [
         ["GET", "/v1/subscriptions"],
         ["POST", ITEMS],
+    ]
+
+
+async def test_a_close_of_written_lines_costs_one_request(at: Shop) -> None:
+    await ended(at)
+    await flushed(at)
+    at.clock.advance(timedelta(minutes=10))
+    since = len(at.emulator.requests)
+    assert (await look_at_closes(at.kit)).confirmed == 1
+    assert [f"{one.method} {one.path.partition('?')[0]}" for one in at.emulator.requests[since:]] == [
+        "GET /v1/invoices"
     ]
 
 

@@ -21,6 +21,7 @@ from drivers.emulated_account import StripeSession, unpaced
 from meterkit import MeterkitError, Settings, SettingsError, StripeError, StripeUnavailableError
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import API_VERSION
+from meterkit.stripe.sdk import endpoint_of
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import Asked, answer, answering
 
@@ -202,6 +203,25 @@ async def test_calls_stay_below_the_limits_of_a_sandbox(monkeypatch: pytest.Monk
         await api.close()
     # Five at once, then twenty a second.
     assert 0.45 < monotonic() - begun
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "endpoint"),
+    [
+        ("get", "/v1/invoiceitems?customer=cus_1", "GET /v1/invoiceitems"),
+        ("post", "/v1/invoiceitems", "POST /v1/invoiceitems"),
+        ("get", "/v1/subscriptions/sub_1?expand[]=latest_invoice", "GET /v1/subscriptions/{id}"),
+        ("post", "/v1/invoices/in_1/finalize", "POST /v1/invoices/{id}/finalize"),
+        (
+            "get",
+            "/v1/billing/meters/mtr_1/event_summaries?limit=1",
+            "GET /v1/billing/meters/{id}/event_summaries",
+        ),
+    ],
+)
+def test_an_endpoint_is_a_method_and_a_path_without_ids(method: str, target: str, endpoint: str) -> None:
+    """As Stripe's page of limits says: so lines are written beside the reads that precede them."""
+    assert endpoint_of(method, target) == endpoint
 
 
 async def test_each_event_loop_has_connections_of_its_own() -> None:

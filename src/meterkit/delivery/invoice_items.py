@@ -184,7 +184,7 @@ class InvoiceItemMaker:
             if run.is_over() or not await lease.outlives(_WRITTEN_WITHIN_S):
                 return
             try:
-                await self._make(run, lines, item)
+                await self._make_due_item(run, lines, item)
             except StripeError as error:
                 run.failures += isinstance(error, StripeUnavailableError)
                 items_named = "invoice lines" if item.by_line else "invoice items for late usage"
@@ -196,7 +196,7 @@ class InvoiceItemMaker:
                 _logger.warning("an invoice item of customer %r is made later: %s", item.customer, error)
                 await run.items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
 
-    async def _make(self, run: _MakingRun, lines: LineWriter, item: LateItem) -> None:
+    async def _make_due_item(self, run: _MakingRun, lines: LineWriter, item: LateItem) -> None:
         if not item.by_line:
             run.report.items += await self._make_item(run.items, item)
         elif await lines.write(run.items, item):

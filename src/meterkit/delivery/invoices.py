@@ -109,16 +109,24 @@ class InvoiceReader:
         self._api = api
         self._currency = currency
         self._prices: dict[str, PriceTerms] = prices
+        self._made: dict[tuple[str, int], list[dict[str, Any]]] = {}
         self._found: dict[tuple[str, int], list[dict[str, Any]]] = {}
         self._pending: dict[str, list[dict[str, Any]]] = {}
+
+    async def made(self, stripe_customer: str, since_s: int) -> list[dict[str, Any]]:
+        """Read a customer's invoices made since an instant, with the first of their lines."""
+        name = stripe_customer, since_s
+        if name not in self._made:
+            asked: dict[str, Parameter] = {"customer": stripe_customer, "created": {"gte": since_s}}
+            self._made[name] = await self._api.list("/v1/invoices", asked)
+        return self._made[name]
 
     async def of(self, stripe_customer: str, since_s: int) -> list[dict[str, Any]]:
         """Read a customer's invoices made since an instant, with all their lines."""
         known = self._found.get((stripe_customer, since_s))
         if known is not None:
             return known
-        asked: dict[str, Parameter] = {"customer": stripe_customer, "created": {"gte": since_s}}
-        found = await self._api.list("/v1/invoices", asked)
+        found = await self.made(stripe_customer, since_s)
         for invoice in found:
             lines: dict[str, Any] = invoice.get("lines") or {}
             # The list may show the first lines of a draft, and not its present ones.
@@ -146,6 +154,12 @@ class InvoiceReader:
         """Read the lines of all invoices made since an instant."""
         made = await self.of(stripe_customer, since_s)
         return [InvoiceLine(invoice, line) for invoice in made for line in invoice["lines"].get("data") or ()]
+
+    async def shown_lines(self, stripe_customer: str, since_s: int) -> list[InvoiceLine]:
+        """Read the lines that the list of invoices shows: it may lack further lines, and the latest ones."""
+        made = await self.made(stripe_customer, since_s)
+        shown = [(invoice, invoice.get("lines") or {}) for invoice in made]
+        return [InvoiceLine(invoice, line) for invoice, lines in shown for line in lines.get("data") or ()]
 
     async def pending_lines(self, stripe_customer: str) -> list[InvoiceLine]:
         """Read a customer's invoice items that are on no invoice yet, such as usage at an ended price."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
 
-_LETTERS: Final = "qdwf"
+_LETTERS: Final = "qdwfp"
 _VOID: Final = frozenset({"void"})
 
 
@@ -31,7 +31,7 @@ class LineBook(NamedTuple):
     """Units of a meter and period: ours, and those on lines.
 
     Attributes:
-        queued: units whose line waits to be written.
+        queued: units whose line is to be written; after a restore, Stripe may have it.
         written: units whose lines were written.
         there: units on lines at Stripe, with those that corrections have taken off; None: there is no such
             customer.
@@ -72,8 +72,19 @@ async def line_books(
     stripe_customer: str | None,
     meters: Sequence[str],
     invoices: InvoiceReader,
+    *,
+    all_lines: bool = True,
 ) -> Mapping[str, LineBook]:
     """Compare the units of some meters in a period with the lines at Stripe.
+
+    Args:
+        store: has our units.
+        usage: of the customer in the period.
+        stripe_customer: at Stripe; None: there is none.
+        meters: by name.
+        invoices: reads invoices.
+        all_lines: whether to read all lines of drafts, and pending items; otherwise, those that the list of
+            invoices shows.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -87,16 +98,16 @@ async def line_books(
     kept = iter(int(value or 0) for value in await admin.ask(admin.client.hmget(totals, fields)))
     lines: dict[str, list[tuple[str, Mapping[str, Any]]]] | None = None
     for linked in await _linked_since(store, customer, stripe_customer):
-        shown = await none_if_gone(_lines_by_key(invoices, linked, start_ms // 1000))
+        shown = await none_if_gone(_lines_by_key(invoices, linked, start_ms // 1000, all_lines=all_lines))
         for key, more in (shown or {}).items():
             lines = lines or {}
             lines[key] = [*lines.get(key, ()), *more]
         lines = lines if shown is None else lines or {}
     found: dict[str, LineBook] = {}
     for name in meters:
-        queued, delivered, free, late = (next(kept) for _ in _LETTERS)
+        queued, delivered, free, late, pending = (next(kept) for _ in _LETTERS)
         own = None if lines is None else lines.get(usage_key_of(customer, meter_token(name), start_ms), [])
-        found[name] = _book_of(queued, delivered - free + late, own)
+        found[name] = _book_of(queued + pending, delivered - free + late, own)
     return found
 
 
@@ -108,10 +119,14 @@ async def _linked_since(store: Store, customer: str, stripe_customer: str | None
 
 
 async def _lines_by_key(
-    invoices: InvoiceReader, stripe_customer: str, since_s: int
+    invoices: InvoiceReader, stripe_customer: str, since_s: int, *, all_lines: bool
 ) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
     """Read the lines for usage since an instant, pending ones included, with the states of their invoices."""
-    listed = [*await invoices.lines(stripe_customer, since_s), *await invoices.pending_lines(stripe_customer)]
+    if all_lines:
+        pending = await invoices.pending_lines(stripe_customer)
+        listed = [*await invoices.lines(stripe_customer, since_s), *pending]
+    else:
+        listed = await invoices.shown_lines(stripe_customer, since_s)
     shown = [("pending" if invoice is None else str(invoice.get("status")), line) for invoice, line in listed]
     found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for state, line in shown:

@@ -138,7 +138,7 @@ class CloseChecker:
         hold_ms = self._store.catalog.billing.hold_invoice_ms
         hold = DraftHold(self._api, hold_invoice_ms=hold_ms, now_ms=self._store.now_ms())
         start_ms = to_ms(usage["period"]["start"])
-        invoices = await self._invoices.of(state.stripe_customer, start_ms // 1000)
+        invoices = await self._invoices.made(state.stripe_customer, start_ms // 1000)
         if is_counted:
             await self._write_root(usage["customer"], invoices, invoicing)
         end = await hold.settle(invoices, invoicing, is_counted=is_counted)
@@ -158,7 +158,7 @@ class CloseChecker:
             invoicing = await read_period_billing(self._store, self._api, usage, state)
             if state.stripe_customer is not None and invoicing is not None:
                 start_s = to_ms(usage["period"]["start"]) // 1000
-                invoices = await self._invoices.of(state.stripe_customer, start_s)
+                invoices = await self._invoices.made(state.stripe_customer, start_s)
                 await self._write_root(usage["customer"], invoices, invoicing)
         except StripeError as error:
             _logger.warning(
@@ -178,7 +178,7 @@ class CloseChecker:
         if self._roots is None or self._store.catalog.billing.usage == "meters":
             return
         start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
-        invoices = await self._invoices.of(stripe_customer, start_ms // 1000)
+        invoices = await self._invoices.made(stripe_customer, start_ms // 1000)
         own = [one for one in invoices if is_usage_invoice(one, end_ms)]
         if not await self._roots.mark(self._api, usage["customer"], own):
             self._roots = None

@@ -231,7 +231,7 @@ class Reconciler:
         store = self._store
         _, state = await CustomerStates(store).read(usage["customer"])
         if is_billed_by_lines(state, store.catalog, to_ms(usage["period"]["start"])):
-            return await self._lines_of_customer(usage, state, invoices)
+            return await self._lines_of_customer(usage, state, invoices, is_closing=is_closing)
         await summaries.refresh_once()
         admin = await store.admin()
         at_ms = min(to_ms(usage["period"]["end"]) - 1, store.now_ms())
@@ -288,12 +288,15 @@ class Reconciler:
         ]
 
     async def _lines_of_customer(
-        self, usage: CustomerUsage, state: CustomerState, invoices: InvoiceReader
+        self, usage: CustomerUsage, state: CustomerState, invoices: InvoiceReader, *, is_closing: bool
     ) -> list[Reconciled]:
         """Compare one customer's usage of a period with the invoice lines that meterkit writes."""
         counts, catalog = usage["meters"], self._store.catalog
         meters = [name for name in counts if _goes_to_stripe(counts[name])]
-        books = await line_books(self._store, usage, state.stripe_customer, meters, invoices)
+        read_books = partial(line_books, self._store, usage, state.stripe_customer, meters, invoices)
+        books = await read_books(all_lines=not is_closing)
+        if is_closing and any(book.there != book.written for book in books.values()):
+            books = await read_books()
         return [
             Reconciled(
                 stripe_customer=state.stripe_customer,

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import HttpResponse
 
 _RETRIES: Final = 2
-_PATH_PARTS: Final = 3  # /v1/subscriptions
 _BURST: Final = 5
-# https://docs.stripe.com/rate-limits: in a sandbox 25 requests a second, live 100, and 25 of one endpoint.
+# https://docs.stripe.com/rate-limits: in a sandbox 25 requests a second, live 100, and 25 of one endpoint. A
+# method with a path is an endpoint; paths that differ in the id of an object alone are one.
 _PER_ENDPOINT_S: Final = 20.0
 _LIVE_PER_S: Final = 80.0
 
@@ -117,7 +117,7 @@ class _Connections(stripe.HTTPClient):
     ) -> tuple[bytes, int, Mapping[str, str]]:
         """Send one try."""
         target = url.removeprefix(self._base)
-        await self._pace("/".join(target.partition("?")[0].split("/")[:_PATH_PARTS]))
+        await self._pace(endpoint_of(method, target))
         attempt = _tries.get()
         _tries.set(attempt + 1)
         body = None if post_data is None else post_data.encode()
@@ -153,6 +153,29 @@ class _Connections(stripe.HTTPClient):
         at = max(now, self._next.get(name, now)) + 1 / calls_per_s
         self._next[name] = at
         return max(0.0, at - now - _BURST / calls_per_s)
+
+
+_NAMESPACES: Final = frozenset(
+    {
+        "billing",
+        "billing_portal",
+        "checkout",
+        "entitlements",
+        "tax",
+        "test_helpers",
+    }
+)
+"""First parts of paths whose second part is the kind of an object: ``/v1/billing/meters``."""
+
+
+def endpoint_of(method: str, target: str) -> str:
+    """Name the endpoint of a request, for Stripe's limits: ``POST /v1/invoices/{id}/finalize``."""
+    parts = target.partition("?")[0].strip("/").split("/")
+    kind = 3 if len(parts) > 1 and parts[1] in _NAMESPACES else 2
+    action = parts[kind + 1 : kind + 2]
+    return (
+        f"{method.upper()} /{'/'.join([*parts[:kind], *('{id}' for _ in parts[kind : kind + 1]), *action])}"
+    )
 
 
 def _read_response(answer: HttpResponse) -> RequestResult:
