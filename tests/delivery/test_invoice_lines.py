@@ -132,6 +132,26 @@ async def test_a_subscriber_keeps_the_price_that_the_file_had(at: Shop) -> None:
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
 
 
+async def test_units_after_an_override_that_bills_are_not_billed(store_url: str) -> None:
+    """The plan denies overage: what is recorded after the override is not pending, and has no price."""
+    billed = "{included: 100, overage: {bill: {per: 1, amount_cents: 7}}}"
+    text = plans_text("invoice_lines").replace(billed, "{included: 100, overage: deny}")
+    async with shop(store_url, catalog=loads(text), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="team")
+        at.clock.advance(timedelta(days=1))
+        own = {"overage": {"bill": {"per": 1, "amount_cents": 2}}}
+        await at.kit.customers.override("acme", {"words": own}, until=HALF)
+        await at.kit.record("acme", "words", 126)
+        at.clock.set(HALF + timedelta(seconds=1))
+        await at.kit.subscriptions.retry_accepted()
+        await at.kit.record("acme", "words", 20)
+        at.go(END + timedelta(minutes=3))
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.flush(everything=True)
+        assert await usage_lines(at) == [("Words", "26", "2", 52)]
+
+
 @pytest.mark.parametrize("edited", [2, 20])
 async def test_an_override_leaves_the_period_its_kept_price(at: Shop, edited: int) -> None:
     """A dearer price begins with the next period, whatever the plans file has by now."""

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Meter
 
 _NO_PRICE: Final = "-"
-_NOT_BILLED: Final = "0"
+NOT_BILLED: Final = "0"
+"""Label where overage is not billed: no unit of it goes to Stripe."""
 _BY_MODEL: Final = "*"
 
 
@@ -77,7 +78,7 @@ def shown_label(entitlement: Entitlement, meter: Meter) -> str:
     """
     is_all_sent = meter.stripe is not None and meter.stripe.report == "usage"
     is_billed = entitlement.overage.mode == "bill" and entitlement.included is not None
-    return label_of(entitlement) if is_billed or is_all_sent else _NOT_BILLED
+    return label_of(entitlement) if is_billed or is_all_sent else NOT_BILLED
 
 
 def is_split(meter: str, meters: Mapping[str, Meter]) -> bool:
@@ -212,7 +213,7 @@ def overage_cents(segments: Sequence[PriceSegment]) -> int | None:
 
     None if the price of a segment with overage is not known, or no segment has a price.
     """
-    billed = [one for one in segments if not one.is_by_model and one.label != _NOT_BILLED]
+    billed = [one for one in segments if not one.is_by_model and one.label != NOT_BILLED]
     used = [one for one in billed if one.overage]
     if not used and segments and segments[-1].unit_cents is None:
         return None

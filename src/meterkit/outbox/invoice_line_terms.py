@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meterkit.decisions.customer_state import bounds_of, effective_plan, entitlements_of, entitlements_on
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.price_segments import sent_price, unit_cents
+from meterkit.decisions.price_segments import NOT_BILLED, sent_price, unit_cents
 from meterkit.decisions.subscription_periods import stops_billing_ms
 from meterkit.outbox.billed_usage_terms import has_metered_periods, line_switches
 from meterkit.outbox.late_usage_terms import UNKNOWN, invoice_terms
@@ -130,6 +130,8 @@ def _labels(
         label, priced = sent_price(name, given, catalog.meters) if given else ("", name)
         if unit_cents(label) is None and name in own and own[name].is_exact:
             label, priced = own[name].label, name
+        elif given and priced == name and given[name].overage.mode != "bill":
+            label = NOT_BILLED
         found[meter_token(name)] = name, label or UNKNOWN, meter_token(priced)
     by_event = {one.event_name: one.label for one in prices if one.is_exact}
     for token, known in reported.items():

@@ -1,8 +1,9 @@
 -- price_late_usage: finds the prices at which pending units of a closed period were recorded, newest units first.
 --   totals: as read; period: its first instant, as text; token: of the meter; quantity: its pending units
 --   label: of the meter's current price; priced: token of the meter that has this price
+--   unbilled: optional, label of segments whose units are not pending
 -- Returns a list of {label, units}; label `?`: the price is not known.
-local function price_late_usage(totals, period, token, quantity, label, priced)
+local function price_late_usage(totals, period, token, quantity, label, priced, unbilled)
   local marks, after_ms = {}, nil
   for name, value in pairs(totals) do
     local at, of = string.match(name, '^(%d+)|(....)y$')
@@ -20,7 +21,7 @@ local function price_late_usage(totals, period, token, quantity, label, priced)
   local parts, left, recorded = {}, quantity, tonumber(totals[period .. '|' .. token .. 'o'] or '0')
   while #marks > 0 do
     local ended, overage = unpack(table.remove(marks))
-    local units = math.min(left, math.max(0, recorded - overage))
+    local units = label == unbilled and 0 or math.min(left, math.max(0, recorded - overage))
     if units > 0 then
       parts[#parts + 1] = {label, units}
     end

@@ -33,7 +33,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
     elseif quantity > 0 then
       local name, label, priced = unpack(terms)
       local units_at = {}
-      for _, part in ipairs(price_late_usage(totals, period, token, quantity, label, priced)) do
+      for _, part in ipairs(price_late_usage(totals, period, token, quantity, label, priced, '0')) do
         units_at[part[1]] = (units_at[part[1]] or 0) + part[2]
       end
       for _, price in ipairs(sorted_keys(units_at)) do
