@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 _LETTERS: Final = "qdwfp"
-_VOID: Final = frozenset({"void"})
+_VOID: Final = "void"
 
 
 class LineBook(NamedTuple):
@@ -38,6 +38,7 @@ class LineBook(NamedTuple):
         cents: the amount of these lines.
         state: of their invoices.
         is_changed: whether the price of a line is not its own, or its amount not that of its units.
+        voided: units on void invoices, by invoice; no other figure includes them.
     """
 
     queued: int
@@ -46,15 +47,22 @@ class LineBook(NamedTuple):
     cents: int | None
     state: InvoiceState
     is_changed: bool
+    voided: Mapping[str, int]
 
     def advise(self, currency: str) -> str:
         """Advise the operator; empty: the books agree."""
         if self.there is None:
             return "Stripe has no such customer, or the customer is not linked any more" * bool(self.written)
         if self.there < self.written:
+            if self.voided:
+                names, units = ", ".join(self.voided), sum(self.voided.values())
+                return (
+                    f"invoice lines have {self.there} of {self.written} units; {names} had {units} and is"
+                    " void: check who voided it, and why"
+                )
             return (
-                f"invoice lines have {self.there} of {self.written} units: one was changed, deleted or voided"
-                " at Stripe; if that was a mistake, bill the rest by an invoice item"
+                f"invoice lines have {self.there} of {self.written} units: one was changed or deleted at"
+                " Stripe; if that was a mistake, bill the rest by an invoice item"
             )
         if self.there > self.written + self.queued:
             return f"invoice lines have {self.there} units, and {self.written} were billed: credit the rest"
@@ -96,7 +104,7 @@ async def line_books(
     admin, totals = await store.admin(), store.keys.customer(customer).totals
     fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in meters for letter in _LETTERS]
     kept = iter(int(value or 0) for value in await admin.ask(admin.client.hmget(totals, fields)))
-    lines: dict[str, list[tuple[str, Mapping[str, Any]]]] | None = None
+    lines: dict[str, list[_ShownLine]] | None = None
     for linked in await _linked_since(store, customer, stripe_customer):
         shown = await none_if_gone(_lines_by_key(invoices, linked, start_ms // 1000, all_lines=all_lines))
         for key, more in (shown or {}).items():
@@ -120,38 +128,50 @@ async def _linked_since(store: Store, customer: str, stripe_customer: str | None
 
 async def _lines_by_key(
     invoices: InvoiceReader, stripe_customer: str, since_s: int, *, all_lines: bool
-) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
-    """Read the lines for usage since an instant, pending ones included, with the states of their invoices."""
+) -> dict[str, list[_ShownLine]]:
+    """Read the lines for usage since an instant, pending ones included."""
     if all_lines:
         pending = await invoices.pending_lines(stripe_customer)
         listed = [*await invoices.lines(stripe_customer, since_s), *pending]
     else:
         listed = await invoices.shown_lines(stripe_customer, since_s)
-    shown = [("pending" if invoice is None else str(invoice.get("status")), line) for invoice, line in listed]
-    found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    for state, line in shown:
+    found: dict[str, list[_ShownLine]] = {}
+    for invoice, line in listed:
         metadata: Mapping[str, str] = line.get("metadata") or {}
-        if USAGE_KEY in metadata and state not in _VOID:
-            found.setdefault(metadata[USAGE_KEY], []).append((state, line))
+        if USAGE_KEY in metadata:
+            state = "pending" if invoice is None else str(invoice.get("status"))
+            shown = _ShownLine(state, "" if invoice is None else str(invoice["id"]), line)
+            found.setdefault(metadata[USAGE_KEY], []).append(shown)
     return found
 
 
-def _book_of(queued: int, written: int, lines: Sequence[tuple[str, Mapping[str, Any]]] | None) -> LineBook:
-    if lines is None:
-        return LineBook(queued, written, None, None, "none", False)
-    due, cents, is_repriced = Fraction(0), 0, False
-    for _, line in lines:
+class _ShownLine(NamedTuple):
+    """A line as Stripe shows it, and its invoice; empty: it is pending."""
+
+    state: str
+    invoice: str
+    line: Mapping[str, Any]
+
+
+def _book_of(queued: int, written: int, shown: Sequence[_ShownLine] | None) -> LineBook:
+    if shown is None:
+        return LineBook(queued, written, None, None, "none", False, {})
+    due, cents, is_repriced, voided = Fraction(0), 0, False, dict[str, int]()
+    for one in shown:
+        if one.state == _VOID:
+            voided[one.invoice] = voided.get(one.invoice, 0) + int(written_units(one.line))
+    lines = [one for one in shown if one.state != _VOID]
+    for _, _, line in lines:
         pricing: Mapping[str, Any] = line.get("pricing") or {}
         unit = Decimal(str(pricing.get("unit_amount_decimal") or 0))
         price = f"{exact_money(unit, str(line.get('currency')))} each"
         is_repriced = is_repriced or price != line["metadata"].get(PRICE_KEY)
         due += Fraction(unit) * Fraction(units_of(line))
         cents += int(line.get("amount") or 0)
-    states = {state for state, _ in lines}
+    states = {one.state for one in lines}
     state: InvoiceState = "none"
     if states:
         state = "pending" if "pending" in states else "draft" if "draft" in states else "final"
-    there = int(sum(written_units(line) for _, line in lines))
-    return LineBook(
-        queued, written, there, cents, state, is_repriced or abs(due - cents) > Fraction(len(lines), 2)
-    )
+    there = int(sum(written_units(one.line) for one in lines))
+    is_changed = is_repriced or abs(due - cents) > Fraction(len(lines), 2)
+    return LineBook(queued, written, there, cents, state, is_changed, voided)
