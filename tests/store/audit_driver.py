@@ -30,7 +30,7 @@ BACK: Final = "QLKDXZ"
 ANCHORS: Final = (None, START_MS - 20 * DAY_MS + 30_000)
 EVENTS: Final = ("one", "two", "three")
 BIG: Final = (1, 40, 700, VALUE_MAX, 2 * 10**15)
-KEYS: Final = ("c:ada", "s:ada", "t:ada", "intents", "parked", "compare", "audit", "h:ada")
+KEYS: Final = ("c:ada", "s:ada", "t:ada", "intents", "parked", "compare", "audit", "h:ada", "dirty")
 
 
 @dataclass(slots=True)
@@ -62,12 +62,13 @@ class Wanted:
     units: Mapping[str, list[int]]
     events: Mapping[str, str]
     counted: Mapping[str, int]
+    by_lines: bool
 
     def text(self) -> str:
         meters = {meter_token(meter): {"name": meter, "units": units} for meter, units in self.units.items()}
         told = {"dry": int(self.dry), "period": self.period, "stripe": self.stripe, "by": "ada"}
         told |= {"events": {meter_token(meter): event for meter, event in self.events.items()}}
-        told |= {"counted": dict(self.counted)}
+        told |= {"counted": dict(self.counted), "by_lines": self.by_lines}
         return json.dumps({**told, "id": self.identifier, "minutes": self.minutes, "meters": meters})
 
 
@@ -81,6 +82,7 @@ class Rebuilt:
         self.start, self.finish = view.period_at(now)
         self.begins = self.customer.period[0] if self.customer.period else self.start
         self.raised: dict[str, tuple[list[int], int]] = {}
+        self.pending: dict[str, int] = {}
         self._delivered: list[tuple[str, int]] = []
         known = {event: sum(map(self._sealed, self._sharing(event))) for event in wanted.events.values()}
         # By event name: what Stripe has that was not sealed by the books, and all else that it may have.
@@ -117,6 +119,8 @@ class Rebuilt:
         sent = max(0, units[6] - known)
         event = wanted.events.get(meter, "")
         is_left = sent > 0 and not (wanted.stripe and event)
+        if wanted.by_lines and sent and not is_left:
+            return self._make_pending(meter, lacks, sent)
         delivered = 0 if is_left else min(sent, self._there.get(event, 0))
         self._there[event] = self._there.get(event, 0) - delivered
         parked = 0 if is_left else min(sent - delivered, VALUE_MAX)
@@ -135,6 +139,13 @@ class Rebuilt:
         if delivered:
             self._delivered.append((f"{self.begins}|{meter_token(meter)}d", delivered))
         return not parked or minute <= last
+
+    def _make_pending(self, meter: str, lacks: list[int], sent: int) -> bool:
+        self.done[meter_token(meter)] = " ".join(map(str, (*lacks, 0, 0, 0)))
+        self.raised[meter], self.pending[meter] = (lacks, 0), sent
+        words = f"{sum(lacks[: len(RECORDED)])} of {meter}: {sent} pending"
+        self.entries.append(["rebuilt", str(self.now), "", words, "ada"])
+        return True
 
     def _minute(self, event: str) -> tuple[int, int]:
         """The minute that what is parked next has, and the last one that the period has for it."""
@@ -168,6 +179,9 @@ class Rebuilt:
                 getattr(customer, kind)[meter] += more
             if minute:
                 customer.stamps[meter] = minute
+        for meter, more in self.pending.items():
+            customer.pending[meter] += more
+            shard.dirty[NAME] = now
         for field, more in self._delivered:
             customer.closed[field] += more
         for intent in self.made:
@@ -266,6 +280,7 @@ class Rebuilding(Checks):
             units=units,
             events={meter: random.choice(EVENTS) for meter in METERS if random.random() < 0.9},
             counted={event: random.choice((0, 3, 41, 900, *BIG)) for event in random.sample(EVENTS, 2)},
+            by_lines=random.random() < 0.2,
         )
 
     def _rebuild(self, view: View, wanted: Wanted, lives: tuple[int, int], now: int) -> None:
@@ -294,6 +309,7 @@ class Rebuilding(Checks):
             self._compare("what was missing", work.done, json.loads(reply.pop() or "{}") or {})
         self.check(f"rebuild_counters {wanted} {texts_of(closed)}", expected, reply, found)
         self.seen["parked"] += bool(work.made)
+        self.seen["pending"] += bool(work.pending)
         self.seen["parked together"] += any(intent.till < intent.minute // 1000 for intent in work.made)
         self.seen["left"] += any(not text.endswith(" 0") for text in work.done.values())
 
