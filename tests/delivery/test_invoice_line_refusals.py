@@ -114,18 +114,19 @@ def test_terms_of_a_subscription_are_copied() -> None:
     )
 
 
-async def test_a_draft_made_since_the_end_has_the_last_line(at: Shop) -> None:
-    """A person bills something after the cancellation, by an invoice of the subscription."""
-    await at.kit.record("acme", "words", 126)
-    at.clock.set(HALF)
-    await at.kit.subscriptions.cancel("acme", immediately=True)
-    await at.kit.subscriptions.sync("acme")
+@pytest.mark.parametrize("has_ended", [True, False])
+async def test_pending_lines_of_an_ended_subscription_are_named(at: Shop, has_ended: bool) -> None:
+    await ended(at)
+    at.go(timedelta(hours=3))
     await flushed(at)
-    drafts = [one for one in await at.invoices() if one["status"] == "draft"]
-    at.go(timedelta(minutes=15))
-    await flushed(at)
-    assert await usage_lines(at) == ONE_LINE
-    assert len(drafts) <= 1
+    (found,) = await at.stripe_list("/v1/subscriptions")
+    if has_ended:
+        await at.stripe_delete(f"/v1/subscriptions/{found['id']}")
+        await at.kit.subscriptions.sync("acme")
+    at.clock.advance(timedelta(hours=2))
+    results = await look_at_closes(at.kit)
+    named = ["26 of words; their subscription has ended" in late for late in results.late]
+    assert (results.open, named) == ((0, [True]) if has_ended else (1, []))
 
 
 async def test_months_of_a_yearly_plan_have_invoices_of_their_own(store_url: str, caplog: Caplog) -> None:

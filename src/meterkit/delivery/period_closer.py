@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.customers.billed_usage import UninvoicedUnits, read_uninvoiced, record_uninvoiced
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import from_ms, iso, to_ms
+from meterkit.decisions.subscription import ENDED
 from meterkit.delivery.audit_root import RootWriter
 from meterkit.delivery.draft_hold import DraftHold
 from meterkit.delivery.invoices import read_period_billing
@@ -43,6 +44,10 @@ _LATER_MS: Final = 3_600_000
 _GIVEN_UP_MS: Final = 36 * 86_400_000
 _LEASE_MS: Final = 60_000
 _NAMED_MAX: Final = 5
+_NO_INVOICE: Final = (
+    "; their subscription has ended, so Stripe makes no invoice of them: make one of the customer's pending"
+    " items in the Dashboard"
+)
 
 
 class CloseChecker:
@@ -101,7 +106,8 @@ class CloseChecker:
         whys = [why for one in found if (why := _explain_meter(one))]
         may_wait = is_counted and all(one.agrees or one.invoice in {"draft", "none"} for one in found)
         if not whys and (waiting := _describe_pending(found)):
-            return waiting, True
+            has_ended = invoicing is not None and await self._has_ended(found, invoicing.subscription)
+            return f"{waiting}{_NO_INVOICE * has_ended}", not has_ended
         if end is not None and end.is_ours and not whys:
             return "its invoice is to be finalized", True
         whys += [unsettled] * bool(unsettled)
@@ -148,6 +154,16 @@ class CloseChecker:
             return (known if is_known else None), invoicing
         await store_invoice_end(self._store, usage["customer"], start_ms, end)
         return end, invoicing
+
+    async def _has_ended(self, found: Sequence[Reconciled], subscription: str) -> bool:
+        """Whether the subscription has ended that pending lines of ours wait for."""
+        if any(one.event_name for one in found):
+            return False
+        try:
+            shown = await self._api.find(f"/v1/subscriptions/{subscription}")
+        except StripeError:
+            return False
+        return shown is None or shown.get("status") in ENDED
 
     async def _write_root_unreported(self, usage: CustomerUsage) -> None:
         """Write the root into the invoice of a period whose usage does not go to Stripe."""

@@ -206,6 +206,9 @@ class LiveSubscription:
     async def end(self, *, give_back: bool = False) -> None:
         """End it now and bill its usage; with ``give_back`` credit the paid rest of the period.
 
+        Usage that meterkit bills by invoice lines is not on this last invoice, which Stripe may finalize at
+        once. It is queued by the flush after the end, and gets an invoice of its own if there is no draft.
+
         Stripe would also credit what was never paid
         (https://docs.stripe.com/billing/subscriptions/prorations).
         """
