@@ -187,8 +187,7 @@ class _Work:
         self.lower_rows(taken["overage"], {event: left + self.sent(event) for event, left in lost.items()})
         recorded = sum(getattr(customer, kind)[meter] for kind in CLASSES)
         customer.marked[meter] = min(customer.marked[meter], recorded)
-        if asked.by_lines:
-            self.lower_marks(f"{self.start}|{meter_token(meter)}s", customer.overage[meter])
+        self.lower_marks(tokens)
         if owed + ended:
             customer.closed[f"{self.start}|{meter_token(meter)}r"] = repaid + owed + ended
             self.shard.keep(f"t:{self.name}", TOTALS_MS)
@@ -203,12 +202,18 @@ class _Work:
         numbers = (*taken.values(), sent, owed, left, units, micro, back + back_included, over_cap)
         return " ".join(map(str, numbers))
 
-    def lower_marks(self, field: str, overage: int) -> None:
-        """Have no ended price more units than are left."""
-        lines = lines_of(self.customer.closed, field)
-        if lines:
-            texts = [f"{label} {sealed} {min(int(before), overage)};" for label, sealed, before in lines]
-            self.customer.closed[field] = "".join(texts)
+    def lower_marks(self, tokens: Sequence[str]) -> None:
+        """Have no ended price of a line more units than are left."""
+        for token in tokens if self.asked.by_lines else ():
+            sent = self.customer.pending[TOKENS[token]] + self.net([token], "qlkdx")
+            left, field = self.customer.overage[TOKENS[token]], f"{self.start}|{token}s"
+            lines = lines_of(self.customer.closed, field)
+            if lines:
+                texts = [
+                    f"{label} {min(int(sealed), sent)} {min(int(over), left)};"
+                    for label, sealed, over in lines
+                ]
+                self.customer.closed[field] = "".join(texts)
 
     def on_lines(self, token: str) -> int:
         """How many units of this period are on lines of prices that ended."""

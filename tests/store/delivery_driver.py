@@ -55,6 +55,7 @@ class Delivery(Checks):
     taken_back: ClassVar[tuple[int, ...]] = (0, 1, 700, 10**15 - 1)
     by_lines: ClassVar[bool] = False
     """Whether invoice lines bill usage."""
+    switches: tuple[int, ...] = ()
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random, *, slack_ms: int = 0) -> None:
         super().__init__(wire, texts, slack_ms=slack_ms)
@@ -575,12 +576,13 @@ class Delivery(Checks):
             notices=[[f"kind{nth}", f'{{"nth":{nth}}}'] for nth in range(self.random.randrange(3))],
             ended_ms=self._ended_ms(begins),
             labels=self._labels() if self.random.random() < 0.6 else {},
+            switches=self.switches,
             period=self._period_of_state(period),
         )
         shared = ("customers", "dirty", "unlinked", "turns")
         keys = (*own_keys(name, "cs"), *shared, f"h:{name}", "notices", *own_keys(name, "vt"), "over")
         changed = {"entries": asked.entries, "notices": asked.notices, "gauges": []}
-        ended = {"at": str(asked.ended_ms), "labels": asked.labels}
+        ended = {"at": str(asked.ended_ms), "labels": asked.labels, "switches": asked.switches}
         changes = json.dumps({**changed, "ended": ended, "period": asked.period})
         argv = (asked.read, asked.rev, asked.data, name, linked, seal_at_ms)
         more = (asked.read_force, asked.force, asked.turn_ms, changes)

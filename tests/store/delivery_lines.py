@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import bounds_at
 from meterkit.redis.connection import pack
 from store.delivery_driver import NAME
 from store.delivery_model import (
@@ -23,6 +24,7 @@ from store.delivery_model import (
     Invoices,
     Queued,
     Shard,
+    is_by_lines,
     lines_of,
     mark_prices,
     overtake,
@@ -32,7 +34,6 @@ from store.delivery_model import (
 from store.delivery_worlds import Overtaking
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
 from store.script_model import NEVER_MS, View
-from store.script_plans import START_MS
 from store.script_world import weighed
 
 PRICES: Final = ("1/5", "1/7", "1000/12", "1/9*", "-")
@@ -42,11 +43,11 @@ LIFE: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Terms of a period; of each meter its name, the label of its last price, and its token."""
+    """Terms of a period; of each meter its name, and the label of its last price."""
 
     subscription: str
     free: bool
-    meters: Mapping[str, tuple[str, str, str]]
+    meters: Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class Lines:
     late: Invoices | None
 
     def has_lines(self, period: int) -> bool:
-        return sum(at_ms <= period for at_ms in self.switches) % 2 == 1
+        return is_by_lines(self.switches, period)
 
     def bill(self, shard: Shard, name: str, view: View, events: Mapping[str, str], now: int) -> Queued:
         queued = self._queue(shard, name, now)
@@ -109,8 +110,8 @@ class Lines:
     ) -> dict[tuple[str, str], list[tuple[str, int]]]:
         """The prices of usage that is on lines; what costs nothing, or has no price, is counted."""
         (period, token, quantity), closed = of, shard.customers[name].closed
-        (meter, label, priced), units_at = terms.meters[token], Counter[str]()
-        for price, units in parts_of(closed, period, token, quantity, label, priced):
+        (meter, label), units_at = terms.meters[token], Counter[str]()
+        for price, units in parts_of(closed, period, token, quantity, label, token, by_lines=True):
             units_at[price] += units
         found = list[tuple[str, int]]()
         for price, units in sorted(units_at.items()):
@@ -174,7 +175,10 @@ class Lining(Overtaking):
         self.ended = list[tuple[int, dict[str, str]]]()
         # Periods and tokens that are billed otherwise.
         self.elsewhere = set[tuple[int, str]]()
-        self.switches = random.choice(((0,), (0,), (0,), (0, START_MS + 40 * DAY_MS), (START_MS + DAY_MS,)))
+        bounds = bounds_at(self.wall, anchor_ms=None)
+        start, end = bounds.start_ms, bounds.end_ms
+        switches = ((start,), (start + 1,), (0, end), (0, end + 1), (0, start, end))
+        self.switches = random.choice((*[(0,)] * 6, *switches))
         self.store(f"s:{NAME}")
 
     # Recording.
@@ -261,13 +265,15 @@ class Lining(Overtaking):
         if customer.period is None or self.wall >= customer.period[1]:
             return
         begins = customer.period[0]
+        if not is_by_lines(self.switches, begins):
+            return
         for nth in range(70):
             for token, meter in TOKENS.items():
                 if customer.overage[meter] < MOST // 2:
                     customer.overage[meter] += 2
                     customer.pending[meter] += 2
                     self._add(begins, token, 2)
-            mark_prices(customer, begins, self.price)
+            mark_prices(customer, begins, self.price, by_lines=True)
             self.ended.append((self.wall, self.price))
             self.price = dict.fromkeys(TOKENS, f"1/{20 + nth}")
         self.shard.ttls.setdefault(f"t:{name}", DAY_MS)
@@ -307,21 +313,14 @@ class Lining(Overtaking):
         periods: dict[str, Terms] = {}
         for begins, end in ended:
             if random.random() < 0.9:
-                meters = {
-                    token: (meter, self._price_at(token, end - 1), token) for token, meter in TOKENS.items()
-                }
+                meters = {token: (meter, self._price_at(token, end - 1)) for token, meter in TOKENS.items()}
                 if random.random() < 0.2:
                     del meters[random.choice(list(meters))]
                 subscription, is_free = random.choice(("sub_1", "sub_1", "")), random.random() < 0.2
                 periods[str(begins)] = Terms(subscription, is_free, meters)
-        switches: tuple[int, ...] = self.switches
-        if ended and random.random() < 0.15:
-            begin = random.choice((*[begins for begins, _ in ended], self.shard.customers[NAME].begun[0]))
-            begin += random.choice((0, 1))
-            switches = random.choice(((), (begin,), (0, begin)))
         self.asked = Lines(
             by_lines=1,
-            switches=switches,
+            switches=self.switches,
             periods=periods,
             item={"stripe": "cus_ada", "currency": "usd", "metered": ""},
             most=random.choice((1, 2, 3, 200, 200)),

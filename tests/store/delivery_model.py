@@ -120,6 +120,7 @@ class Amend:
     notices: list[list[str]]
     ended_ms: int
     labels: Mapping[str, str]
+    switches: Sequence[int]
     period: tuple[int, int]
 
 
@@ -290,7 +291,7 @@ class Shard:
             _count(customer, intent, intent.value)
         if asked.cut is not None:
             customer.closed[f"{period}|w"], labels = asked.cut
-            mark_prices(customer, period, labels)
+            mark_prices(customer, period, labels, by_lines=asked.has_lines(period))
             self.keep(f"t:{name}", TOTALS_MS)
         if made or queued.late or has_closed:
             self.keep(f"t:{name}", TOTALS_MS)
@@ -480,7 +481,7 @@ class Shard:
             self.keep(f"t:{name}", TOTALS_MS)
         is_of_it = period is not None and period < asked.ended_ms
         if period is not None and is_of_it and customer.closed.get(f"{period}|w", 0) <= now:
-            mark_prices(customer, period, asked.labels)
+            mark_prices(customer, period, asked.labels, by_lines=is_by_lines(asked.switches, period))
             if asked.labels:
                 self.keep(f"t:{name}", TOTALS_MS)
         customer.rev, customer.data, self.forces[name] = rev, asked.data, asked.force
@@ -596,10 +597,13 @@ def mark_prices(
     labels: Mapping[str, str],
     overages: Mapping[str, int] | None = None,
     since: Mapping[str, int] | None = None,
+    *,
+    by_lines: bool = False,
 ) -> None:
     """End a price segment of each of these meters, which had recorded ``overages`` by then (default: all).
 
-    ``labels`` are of the prices that end, by token; ``since`` has by meter what was sealed after that.
+    ``labels`` are of the prices that end, by token; ``since`` has by meter what was sealed after that. What
+    waits for lines counts as sealed.
     """
     begin_prices(customer, period, labels)
     for meter in METERS:
@@ -608,7 +612,7 @@ def mark_prices(
             continue
         field = f"{period}|{token}"
         sealed = sum(customer.closed[f"{field}{state}"] for state in "qlkdx")
-        sealed = max(0, sealed - (since or {}).get(meter, 0))
+        sealed = max(0, sealed + by_lines * customer.pending[meter] - (since or {}).get(meter, 0))
         overage = (customer.overage if overages is None else overages)[meter]
         lines = lines_of(customer.closed, f"{field}s")
         if not sealed + overage and not lines:
@@ -617,6 +621,11 @@ def mark_prices(
             del lines[-1]
         lines.append([labels[token], str(sealed), str(overage)])
         customer.closed[f"{field}s"] = "".join(f"{' '.join(line)};" for line in lines)
+
+
+def is_by_lines(switches: Sequence[int], period: int) -> bool:
+    """Whether lines bill a period, which they and metered prices do in turn from some instants on."""
+    return sum(at_ms <= period for at_ms in switches) % 2 == 1
 
 
 def begin_prices(customer: Customer, period: int, labels: Mapping[str, str]) -> None:
@@ -758,9 +767,12 @@ def _bill(
 
 
 def parts_of(
-    closed: Totals, period: str, token: str, quantity: int, label: str, priced: str
+    closed: Totals, period: str, token: str, quantity: int, label: str, priced: str, *, by_lines: bool = False
 ) -> list[tuple[str, int]]:
-    """The prices of pending units of a closed period, the youngest units first."""
+    """The prices of pending units of a closed period, the youngest units first.
+
+    With lines the units are those that go to Stripe, not overage: a meter's parts have events of their own.
+    """
     begun = {int(name[:-6]): text for name, text in closed.items() if name.endswith(f"|{priced}y")}
     later = [begins for begins in begun if begins > int(period)]
     label = begun[min(later)] if later else label
@@ -768,10 +780,13 @@ def parts_of(
     if marks and priced != token:
         return [("?", quantity)]
     parts, recorded = list[tuple[str, int]](), closed[f"{period}|{token}o"]
-    for ended, _, overage in reversed(marks):
-        units = min(quantity, max(0, recorded - int(overage)))
+    if by_lines:
+        recorded = quantity + sum(closed[f"{period}|{token}{letter}"] for letter in "qlkdxft")
+    for ended, sealed, overage in reversed(marks):
+        before = int(sealed if by_lines else overage)
+        units = min(quantity, max(0, recorded - before))
         parts += [(label.removesuffix("*"), units)] * bool(units)
-        quantity, recorded, label = quantity - units, min(recorded, int(overage)), ended
+        quantity, recorded, label = quantity - units, min(recorded, before), ended
     return parts + [(label.removesuffix("*"), quantity)] * bool(quantity)
 
 

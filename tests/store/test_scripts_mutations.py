@@ -178,10 +178,11 @@ DELIVERING: Final = Mutated(
         "settle_item.lua": (*LINING, *OVERTAKING),
         **included("return_to_grants read_payer", RESTORING[:1]),
         **included("close_past_period seal_closed_periods next_free_minute free_past_minute", DELIVERY),
-        **included("bill_late_usage price_late_usage", OVERTAKING),
+        **included("bill_late_usage", OVERTAKING),
+        **included("price_late_usage", (*OVERTAKING, *LINING)),
         **included("queue_item count_item_units lower_price_segment", (*OVERTAKING, *LINING)),
         **included("queue_lines group_lines is_by_lines clamp_price_segments", LINING),
-        **included("end_price_segment store_price_labels", STRANDING),
+        **included("end_price_segment store_price_labels", (*STRANDING, *LINING)),
         **included("lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))),
         **included(
             "sealed_units take_class_units leave_to_credit_notes assign_lines",

@@ -38,6 +38,7 @@ from meterkit.decisions.transitions import (
     transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.outbox.billed_usage_terms import line_switches
 from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def _ended_prices(
         given = entitlements_on(plan, with_learned_prices(old, new), catalog, before.at_ms)
         then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
         labels = ended_labels(given, then, catalog)
-    return {"at": str(at_ms), "labels": labels}
+    return {"at": str(at_ms), "labels": labels, "switches": line_switches(old, catalog)}
 
 
 def _serialize_changes(

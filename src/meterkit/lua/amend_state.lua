@@ -15,8 +15,8 @@
 --         entries: see append_history
 --         notices: {kind, data (JSON)} each
 --         gauges: {name, included in its unit from now on (-1: unlimited)} each
---         ended: at (ms, as text); labels of the prices that end then (see end_price_segment). A cut in progress has ended
---         them already
+--         ended: at (ms, as text); labels of the prices that end then (see end_price_segment); switches: see is_by_lines.
+--         A cut in progress has ended them already
 --         period: start and end (ms) of the state's current period. If the counters' period goes on in it, it gets this
 --         end: after its former end, its counts would begin anew
 --       last: the caller's clock (ms)
@@ -30,6 +30,7 @@
 --include queue_notice
 --include read_counters
 --include end_price_segment
+--include is_by_lines
 --include wait_for_link
 local counters_key, state_key, customers_key, dirty_key, unlinked_key, turns_key, history_key, notices_key, levels_key,
   totals_key, over_key = unpack(KEYS)
@@ -49,7 +50,7 @@ if head and next(changes.ended.labels) and begins_ms <= tonumber(changes.ended.a
   if begins_ms == tonumber(changes.ended.at) then
     store_price_labels(totals_key, period, changes.ended.labels)
   elseif meters and tonumber(call('HGET', totals_key, period .. '|w') or '0') <= now then
-    end_price_segment(totals_key, period, meters, changes.ended.labels)
+    end_price_segment(totals_key, period, meters, changes.ended.labels, is_by_lines(changes.ended.switches, period))
   end
 end
 call('HSET', state_key, 'rev', rev, 'data', state, 'force', terms)

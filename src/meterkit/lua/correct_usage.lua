@@ -124,9 +124,9 @@ for i, request in ipairs(correction.meters) do
   for _, changed in ipairs(tokens) do
     if meters[changed] then
       call('HSET', counters_key, changed .. 'm', pack_meter(meters[changed]))
+      clamp_price_segments(sending.by_lines, totals_key, totals, period, changed, meters[changed], sealed_in)
     end
   end
-  clamp_price_segments(sending.by_lines, totals_key, totals, period .. '|' .. token, meter.overage)
   if owed + ended > 0 then
     local field = period .. '|' .. token .. 'r'
     totals[field] = text('%.0f', repaid + owed + ended)

@@ -158,7 +158,7 @@ for _, token in ipairs(sorted_keys(meters)) do
 end
 if cut then
   call('HSET', totals_key, open_period .. '|w', cut.till)
-  end_price_segment(totals_key, open_period, meters, cut.labels)
+  end_price_segment(totals_key, open_period, meters, cut.labels, by_lines)
 end
 if made_count + #late > 0 or cut then
   call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)

@@ -118,23 +118,23 @@ def _labels(
     prices: ItemPrices,
     reported: Mapping[str, ReportedMeter],
     catalog: Catalog,
-) -> dict[str, tuple[str, str, str]]:
-    """Name, label of the price, and token of the meter with that price, by token.
+) -> dict[str, tuple[str, str]]:
+    """Name and label of the price by token.
 
     Where a plan, or its overage, has left the plans file, the subscription's own prices still hold.
     """
-    own, found = prices_by_meter(prices, catalog), dict[str, tuple[str, str, str]]()
+    own, found = prices_by_meter(prices, catalog), dict[str, tuple[str, str]]()
     for name, meter in catalog.meters.items():
         if meter.stripe is None or meter.kind != "counter":
             continue
         label, priced = sent_price(name, given, catalog.meters) if given else ("", name)
         if unit_cents(label) is None and name in own and own[name].is_exact:
-            label, priced = own[name].label, name
+            label = own[name].label
         elif given and priced == name and given[name].overage.mode != "bill":
             label = NOT_BILLED
-        found[meter_token(name)] = name, label or UNKNOWN, meter_token(priced)
+        found[meter_token(name)] = name, label or UNKNOWN
     by_event = {one.event_name: one.label for one in prices if one.is_exact}
     for token, known in reported.items():
         if token not in found and known.event_name in by_event:
-            found[token] = known.meter, by_event[known.event_name], token
+            found[token] = known.meter, by_event[known.event_name]
     return found

@@ -1,11 +1,12 @@
 -- end_price_segment: ends a price segment of meters: stores the label of the ended price with the units counted so far.
+--   by_lines: whether invoice lines bill the period: then pending units count as sealed, because no event takes them
 --   totals_key: hash; period: its first instant, as text; meters: see read_counters; meter.since: optional, units that were
 --   sealed after the segment's end
 --   labels: token to the label of the ended price, as text without blanks and semicolons
 -- PERIOD|METERs has an entry for each segment, `LABEL SEALED OVERAGE;`: units since the period began.
 -- PERIOD|METERy has the label of the first segment, even if nothing was recorded in it; see price_late_usage.
 --include store_price_labels
-local function end_price_segment(totals_key, period, meters, labels)
+local function end_price_segment(totals_key, period, meters, labels, by_lines)
   store_price_labels(totals_key, period, labels)
   for token, label in pairs(labels) do
     local name, sealed = period .. '|' .. token, 0
@@ -17,6 +18,7 @@ local function end_price_segment(totals_key, period, meters, labels)
     local overage, since = 0, 0
     if meters[token] then
       overage, since = meters[token].overage, meters[token].since or 0
+      sealed = sealed + (by_lines and meters[token].pending or 0)
     end
     sealed = math.max(0, sealed - since)
     local marks = counted[6] or ''

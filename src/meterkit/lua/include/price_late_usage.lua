@@ -1,9 +1,9 @@
 -- price_late_usage: finds the prices at which pending units of a closed period were recorded, newest units first.
 --   totals: as read; period: its first instant, as text; token: of the meter; quantity: its pending units
 --   label: of the meter's current price; priced: token of the meter that has this price
---   unbilled: optional, label of segments whose units are not pending
+--   by_lines: whether invoice lines bill the period: then segments count units that go to Stripe, not overage
 -- Returns a list of {label, units}; label `?`: the price is not known.
-local function price_late_usage(totals, period, token, quantity, label, priced, unbilled)
+local function price_late_usage(totals, period, token, quantity, label, priced, by_lines)
   local marks, after_ms = {}, nil
   for name, value in pairs(totals) do
     local at, of = string.match(name, '^(%d+)|(....)y$')
@@ -12,16 +12,22 @@ local function price_late_usage(totals, period, token, quantity, label, priced, 
       label, after_ms = value, at_ms -- The first price that ended in a later period was active at the end of this one.
     end
   end
-  for ended, overage in string.gmatch(totals[period .. '|' .. priced .. 's'] or '', '([^ ;]+) %d+ (%d+);') do
-    marks[#marks + 1] = {ended, tonumber(overage)}
+  for ended, sealed, overage in string.gmatch(totals[period .. '|' .. priced .. 's'] or '', '([^ ;]+) (%d+) (%d+);') do
+    marks[#marks + 1] = {ended, tonumber(by_lines and sealed or overage)}
   end
   if #marks > 0 and priced ~= token then
     return {{'?', quantity}}
   end
   local parts, left, recorded = {}, quantity, tonumber(totals[period .. '|' .. token .. 'o'] or '0')
+  if by_lines then
+    recorded = quantity
+    for letter in string.gmatch('qlkdxft', '.') do
+      recorded = recorded + (totals[period .. '|' .. token .. letter] or 0)
+    end
+  end
   while #marks > 0 do
     local ended, overage = unpack(table.remove(marks))
-    local units = label == unbilled and 0 or math.min(left, math.max(0, recorded - overage))
+    local units = math.min(left, math.max(0, recorded - overage))
     if units > 0 then
       parts[#parts + 1] = {label, units}
     end

@@ -5,8 +5,7 @@
 --   and wait_for_name, see seal
 --   asked: switches: see is_by_lines; item: what each line needs; most: see group_lines
 --          periods: by its first instant: the subscription that bills it (empty: none), free: whether it costs nothing,
---          meters: a token to the meter's name, the label of its price at the end of the period, the token of the meter
---          that has that price
+--          meters: a token to the meter's name and the label of its price at the end of the period
 -- Returns the head, the list of unpriced usage as the reply has it, and the number of lines.
 --include append_history
 --include is_by_lines
@@ -31,9 +30,9 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
       own.wait_for_name(token, quantity)
       totals[field] = nil
     elseif quantity > 0 then
-      local name, label, priced = unpack(terms)
+      local name, label = unpack(terms)
       local units_at = {}
-      for _, part in ipairs(price_late_usage(totals, period, token, quantity, label, priced, '0')) do
+      for _, part in ipairs(price_late_usage(totals, period, token, quantity, label, token, true)) do
         units_at[part[1]] = (units_at[part[1]] or 0) + part[2]
       end
       for _, price in ipairs(sorted_keys(units_at)) do
