@@ -182,3 +182,14 @@ async def test_customers_have_their_lines_written_together(at: Shop) -> None:
     assert (await at.kit.flush(everything=True, timeout_s=0)).lines == 4
     assert monotonic() - begun < 3.5
     assert await usage_lines(at) == 4 * ONE_LINE
+
+
+async def test_a_line_that_stripe_may_have_is_looked_for(at: Shop) -> None:
+    """The draft shows no line, and may lack the latest ones."""
+    await ended(at)
+    at.emulator.fail_next("drop", when="before", times=3, path=ITEMS)
+    await flushed(at)
+    at.emulator.clear_faults()
+    since = len(at.emulator.requests)
+    assert (await flushed(at)).lines == 1
+    assert asked(at, since) == [f"GET {ITEMS}", f"POST {ITEMS}"]
