@@ -25,7 +25,7 @@ Step = Literal[
 ]
 _PLACES: Final[dict[Step, str]] = {
     "a flush lists its work": "meterkit.outbox.outbox.Outbox.work",
-    "a late item is noted": "meterkit.outbox.invoice_item_queue.LateItems.settle",
+    "a late item is noted": "meterkit.outbox.invoice_item_queue.InvoiceItemQueue.settle",
     "a restart is confirmed": "meterkit.store.server_restarts.ServerLives.confirm",
     "a state is stored": "meterkit.customers.states.CustomerStates.change",
     "a webhook entry is kept": "meterkit.subscriptions.webhooks.sync_queue.SyncQueue.renew",

@@ -38,7 +38,7 @@ from meterkit.delivery.line_corrections import (
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError, SettingsError, StripeError, StripeUnavailableError
 from meterkit.outbox.billed_usage_terms import has_metered_periods
-from meterkit.outbox.invoice_item_queue import LateItems
+from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 from meterkit.store.event_names import list_reported_meters, read_meters
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ async def read_billed(
 
 async def queued_lines(store: Store, customer: str) -> list[BilledLine]:
     """List the queued invoice items for late usage, named as their lines will be."""
-    found = await LateItems(store, await store.admin()).listed(customer)
+    found = await InvoiceItemQueue(store, await store.admin()).listed(customer)
     return [
         BilledLine(
             token=item.meter_token,

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from meterkit.outbox.invoice_item_queue import LateItems
+from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealer import LateUsage
 
@@ -130,7 +130,7 @@ async def count_undelivered(store: Store, report: FlushReport) -> FlushReport:
     """
     outbox = Outbox(store, await store.admin())
     report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=None, is_flush=True))
-    report.left += await LateItems(store, await store.admin()).count()
+    report.left += await InvoiceItemQueue(store, await store.admin()).count()
     report.unlinked = await outbox.unlinked()
     report.undelivered = await outbox.undelivered()
     return report

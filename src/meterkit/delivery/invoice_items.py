@@ -20,7 +20,7 @@ from meterkit.delivery.invoice_lines import LineWriter, is_refusal
 from meterkit.delivery.invoices import units_of
 from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.outbox.invoice_item_queue import LateItems, price_each, usage_key_of
+from meterkit.outbox.invoice_item_queue import InvoiceItemQueue, price_each, usage_key_of
 from meterkit.stripe.concurrent_calls import run_together
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.throttle import HOUR_S, Throttle
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.sender import ShardLease
-    from meterkit.outbox.invoice_item_queue import LateItem
+    from meterkit.outbox.invoice_item_queue import InvoiceItemEntry
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
@@ -107,7 +107,7 @@ class _MakingRun:
         failures: how often Stripe did not answer.
     """
 
-    items: LateItems
+    items: InvoiceItemQueue
     report: FlushReport
     lease_shard: ShardLeaser
     deadline: float
@@ -149,7 +149,7 @@ class InvoiceItemMaker:
         Raises:
             StoreError: the store does not answer.
         """
-        items = LateItems(self._store, await self._store.admin())
+        items = InvoiceItemQueue(self._store, await self._store.admin())
         due_ms = None if everything else self._store.now_ms()
         run = _MakingRun(items, report, lease_shard, deadline)
         left = [*await items.due_shards(due_ms=due_ms)]
@@ -169,14 +169,16 @@ class InvoiceItemMaker:
         async with run.lease_shard(shard) as lease:
             if lease is None:
                 return False
-            by_customer: dict[str, list[LateItem]] = {}
+            by_customer: dict[str, list[InvoiceItemEntry]] = {}
             for item in await run.items.due_of(shard, due_ms=due_ms):
                 by_customer.setdefault(item.customer, []).append(item)
             calls = [partial(self._make_of_customer, run, lease, due) for due in by_customer.values()]
             await run_together(calls, at_once=_CUSTOMERS_AT_ONCE)
         return True
 
-    async def _make_of_customer(self, run: _MakingRun, lease: ShardLease, due: Sequence[LateItem]) -> None:
+    async def _make_of_customer(
+        self, run: _MakingRun, lease: ShardLease, due: Sequence[InvoiceItemEntry]
+    ) -> None:
         """Make due items of a customer, one by one."""
         lines = LineWriter(self._store, self._api, self._refusals)
         await run.items.mark_tried(lease.shard, [item for item in due if item.by_line])
@@ -196,7 +198,7 @@ class InvoiceItemMaker:
                 _logger.warning("an invoice item of customer %r is made later: %s", item.customer, error)
                 await run.items.postpone(item, until_ms=self._store.now_ms() + _LATER_MS)
 
-    async def _make_due_item(self, run: _MakingRun, lines: LineWriter, item: LateItem) -> None:
+    async def _make_due_item(self, run: _MakingRun, lines: LineWriter, item: InvoiceItemEntry) -> None:
         if not item.by_line:
             run.report.items += await self._make_item(run.items, item)
         elif await lines.write(run.items, item):
@@ -205,11 +207,11 @@ class InvoiceItemMaker:
             until_ms = self._store.now_ms() + self._backoff_ms(item, _AWAITED_MS)
             await run.items.postpone(item, until_ms=until_ms, is_tried=item.is_tried)
 
-    def _backoff_ms(self, item: LateItem, most_ms: int) -> int:
+    def _backoff_ms(self, item: InvoiceItemEntry, most_ms: int) -> int:
         """Time until the next try: as long as the item has been queued, within a minute and a maximum."""
         return min(max(self._store.now_ms() - item.queued_ms, _LATER_MS), most_ms)
 
-    def _log_failure(self, item: LateItem, items_named: str, error: StripeError) -> None:
+    def _log_failure(self, item: InvoiceItemEntry, items_named: str, error: StripeError) -> None:
         """Log once an hour that Stripe refuses an item of a customer, or that it does not answer."""
         if is_refusal(error):
             if self._failures.is_due(item.customer):
@@ -218,7 +220,7 @@ class InvoiceItemMaker:
         elif self._failures.is_due(type(error)):
             _logger.warning("%s are made later: %s", items_named, error)
 
-    async def _make_item(self, items: LateItems, item: LateItem) -> bool:
+    async def _make_item(self, items: InvoiceItemQueue, item: InvoiceItemEntry) -> bool:
         """Make an item unless Stripe has it; whether it was settled as made.
 
         Raises:
@@ -253,7 +255,9 @@ class InvoiceItemMaker:
             return False
         return await items.settle(item, "f", after=f"billed by the invoice item {made['id']}")
 
-    async def _post_item(self, item: LateItem, units: int, params: Mapping[str, Parameter]) -> dict[str, Any]:
+    async def _post_item(
+        self, item: InvoiceItemEntry, units: int, params: Mapping[str, Parameter]
+    ) -> dict[str, Any]:
         """Post an item for the meter's product; without a product if Stripe refuses that."""
         key, product = f"{item.id}-{units}", await self._find_product(item)
         amount = f"{unit_amount_decimal(item.label):f}"
@@ -267,7 +271,7 @@ class InvoiceItemMaker:
         plain = {**params, "currency": item.currency, "unit_amount_decimal": amount}
         return await self._api.post(_PATH, plain, idempotency_key=f"{key}-plain")
 
-    async def _item_parameters(self, item: LateItem, units: int) -> dict[str, Parameter]:
+    async def _item_parameters(self, item: InvoiceItemEntry, units: int) -> dict[str, Parameter]:
         meter = self._store.catalog.meters.get(item.meter)
         title = item.meter if meter is None else meter.title
         start, end = from_ms(item.period_ms), from_ms(item.till_ms - 1)
@@ -286,7 +290,7 @@ class InvoiceItemMaker:
             },
         }
 
-    async def _find_product(self, item: LateItem) -> str | None:
+    async def _find_product(self, item: InvoiceItemEntry) -> str | None:
         """Find the product of the meter's price in the subscription; None: not known."""
         prices = {meter: price for meter, _, price in (pair.partition("=") for pair in item.metered.split())}
         try:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meterkit.delivery.sender import Elapsed
-    from meterkit.outbox.invoice_item_queue import LateItem, LateItems
+    from meterkit.outbox.invoice_item_queue import InvoiceItemEntry, InvoiceItemQueue
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
@@ -120,7 +120,7 @@ class LineWriter:
         self._places: dict[tuple[str, str, int, int], _Place | None] = {}
         self._summed = set[tuple[str, int]]()
 
-    async def write(self, items: LateItems, item: LateItem) -> bool:
+    async def write(self, items: InvoiceItemQueue, item: InvoiceItemEntry) -> bool:
         """Write a line unless Stripe has it; False: it must wait, no invoice bills it, or it is settled.
 
         If Stripe refuses the invoice, or repeats a stored failure, the draft is read again: a person may have
@@ -139,7 +139,7 @@ class LineWriter:
                     raise
         return await self._try_write(items, item, first + _ATTEMPTS - 1)
 
-    async def _try_write(self, items: LateItems, item: LateItem, attempt: int) -> bool:
+    async def _try_write(self, items: InvoiceItemQueue, item: InvoiceItemEntry, attempt: int) -> bool:
         """Write a line once; after a failure, its place is looked for again.
 
         A refusal changes the idempotency key of the next try, as Stripe may have stored it. Another failure
@@ -162,7 +162,7 @@ class LineWriter:
         """Whether usage that misses the invoice of its period is never billed."""
         return self._store.catalog.billing.late_usage == "dead_letter"
 
-    async def _write_once(self, items: LateItems, item: LateItem, attempt: int) -> bool:
+    async def _write_once(self, items: InvoiceItemQueue, item: InvoiceItemEntry, attempt: int) -> bool:
         place = await self._place_of(item, attempt)
         if place is None:
             return False
@@ -187,7 +187,7 @@ class LineWriter:
                 place.items[place.items.index(same)] = line
         return await self._settle_line(items, item, _late_reason(line))
 
-    async def _settle_line(self, items: LateItems, item: LateItem, why: str) -> bool:
+    async def _settle_line(self, items: InvoiceItemQueue, item: InvoiceItemEntry, why: str) -> bool:
         """Settle a line that Stripe has; ``why`` it is on another invoice than that of its period."""
         if not why:
             return await items.settle(item, "d", after="")
@@ -198,14 +198,14 @@ class LineWriter:
             _logger.warning(text, item.customer, item.in_words(), period, why, extra=mark)
         return is_settled
 
-    async def _refuse_line(self, items: LateItems, item: LateItem, why: str) -> bool:
+    async def _refuse_line(self, items: InvoiceItemQueue, item: InvoiceItemEntry, why: str) -> bool:
         if await items.settle(item, "t", after=f"not billed: {why}"):
             text = "usage of customer %r: no invoice bills %s: %s"
             mark = _report_late(item, is_billed=False)
             _logger.error(text, item.customer, item.in_words(), why, extra=mark)
         return False
 
-    async def _place_of(self, item: LateItem, attempt: int) -> _Place | None:
+    async def _place_of(self, item: InvoiceItemEntry, attempt: int) -> _Place | None:
         """Find the place of a line, once for all lines of a period; None: Stripe may yet make its invoice."""
         name = _place_name(item)
         found = self._places.get(name)
@@ -222,7 +222,7 @@ class LineWriter:
             found = self._places[name] = found._replace(items=[*listed, *more], is_listed=True)
         return found
 
-    async def _find_place(self, item: LateItem, age_s: Elapsed, attempt: int) -> _Place | None:
+    async def _find_place(self, item: InvoiceItemEntry, age_s: Elapsed, attempt: int) -> _Place | None:
         """Find the invoice of a line; None: Stripe may yet make it."""
         if attempt:
             customer = await self._api.find(f"/v1/customers/{item.stripe_customer}")
@@ -259,7 +259,7 @@ class LineWriter:
         return is_renewal and self._store.now_ms() < 1000 * end_s + wait_ms
 
     async def _find_invoices(
-        self, item: LateItem, subscription: Mapping[str, Any], end_s: int
+        self, item: InvoiceItemEntry, subscription: Mapping[str, Any], end_s: int
     ) -> list[Mapping[str, Any]]:
         """Find the invoice of a renewal, or those that Stripe has made since a subscription ended."""
         latest: Mapping[str, Any] | str | None = subscription.get("latest_invoice")
@@ -284,7 +284,7 @@ class LineWriter:
         lines = await self._api.list(f"{_INVOICES}/{invoice}/lines")
         return [as_item(line, invoice) for line in lines if USAGE_KEY in _metadata(line)]
 
-    async def _items_of(self, item: LateItem) -> list[Mapping[str, Any]]:
+    async def _items_of(self, item: InvoiceItemEntry) -> list[Mapping[str, Any]]:
         """Invoice items of the customer that may be lines of the period."""
         asked: dict[str, Parameter] = {
             "customer": item.stripe_customer,
@@ -294,7 +294,7 @@ class LineWriter:
 
     async def _find_own_invoice(
         self,
-        item: LateItem,
+        item: InvoiceItemEntry,
         age_s: Elapsed,
         attempt: int,
         subscription: Mapping[str, Any] | None = None,
@@ -339,7 +339,7 @@ class LineWriter:
         return _Place(str(made["id"]), [], age_s, late=_FINAL * bool(made_before), shown=shown)
 
     async def _raise_line(
-        self, item: LateItem, line: Mapping[str, Any], units: int, attempt: int
+        self, item: InvoiceItemEntry, line: Mapping[str, Any], units: int, attempt: int
     ) -> Mapping[str, Any]:
         """Add units to a line that is written.
 
@@ -355,7 +355,9 @@ class LineWriter:
         key = f"{name_line_state(line)}{_suffix(attempt)}"
         return await self._api.post(f"{_ITEMS}/{line['id']}", params, idempotency_key=key)
 
-    async def _post_line(self, item: LateItem, place: _Place, units: int, attempt: int) -> Mapping[str, Any]:
+    async def _post_line(
+        self, item: InvoiceItemEntry, place: _Place, units: int, attempt: int
+    ) -> Mapping[str, Any]:
         """Post a line; make the product of its meter first if Stripe does not have it."""
         meter = self._store.catalog.meters.get(item.meter)
         product = line_product(item.meter, item.meter if meter is None else meter.title)
@@ -406,7 +408,7 @@ class LineWriter:
             _logger.warning("product %s was archived at Stripe; usage needs it: active again", product["id"])
         return found is None or found.get("active") is False
 
-    def _log_sums(self, item: LateItem) -> None:
+    def _log_sums(self, item: InvoiceItemEntry) -> None:
         """Log once for a customer and period that lines sum the prices of a meter; see group_lines.lua."""
         name = item.customer, item.period_ms
         if name not in self._summed:
@@ -454,7 +456,7 @@ def _suffix(attempt: int) -> str:
 
 
 def _explain_unbilled(
-    item: LateItem, subscription: Mapping[str, Any], invoices: Sequence[Mapping[str, Any]]
+    item: InvoiceItemEntry, subscription: Mapping[str, Any], invoices: Sequence[Mapping[str, Any]]
 ) -> str:
     """Explain why a line is on no invoice of a subscription; empty: one can have it.
 
@@ -472,7 +474,7 @@ def _explain_unbilled(
     return ""
 
 
-def _report_late(item: LateItem, *, is_billed: bool) -> dict[str, bool] | None:
+def _report_late(item: InvoiceItemEntry, *, is_billed: bool) -> dict[str, bool] | None:
     """Add a late line to the report of the running flush; return the mark for its log line."""
     period = iso(from_ms(item.period_ms))
     usage = LateUsage(
@@ -491,14 +493,14 @@ def _late_reason(line: Mapping[str, Any]) -> str:
     return "" if word is None else _LATE_REASONS.get(word, _LATE_REASONS[_FINAL])
 
 
-def _bills(line: Mapping[str, Any], item: LateItem) -> bool:
+def _bills(line: Mapping[str, Any], item: InvoiceItemEntry) -> bool:
     """Whether a line at Stripe bills the usage of a queued line, at its price."""
     found, price = _metadata(line), price_each(item.label, item.currency)
     is_at_price = found.get(LABEL_KEY) == item.label or found.get(PRICE_KEY) == price
     return found.get(USAGE_KEY) == item.usage_key and is_at_price
 
 
-def _place_name(item: LateItem) -> tuple[str, str, int, int]:
+def _place_name(item: InvoiceItemEntry) -> tuple[str, str, int, int]:
     return item.stripe_customer, item.subscription, item.till_ms, item.period_ms
 
 
@@ -507,7 +509,7 @@ def is_refusal(error: StripeError) -> bool:
     return error.status in _MISSING and error.type != _IDEMPOTENCY
 
 
-def _refuses_place(error: StripeError, item: LateItem) -> bool:
+def _refuses_place(error: StripeError, item: InvoiceItemEntry) -> bool:
     """Whether Stripe refuses the invoice, subscription or customer of a line, which may have changed."""
     named = (error.param or "").partition("[")[0] in {"invoice", "subscription", "customer"}
     text = str(error)

@@ -13,7 +13,7 @@ from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.errors import StoreError, StripeError
 from meterkit.outbox.intents import RESTORED, read_intents_in
-from meterkit.outbox.invoice_item_queue import LateItems
+from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
 from meterkit.redis.server import is_key_error
@@ -136,7 +136,7 @@ class RestoredStoreComparer:
         """Seal pending usage: usage recorded later gets other intents, which Stripe certainly lacks."""
         noticed_ms = self._store.now_ms()
         seal_result = await _seal_all(outbox, shard, report)
-        await LateItems(self._store, outbox.admin).mark_tried(shard)
+        await InvoiceItemQueue(self._store, outbox.admin).mark_tried(shard)
         is_sealed = not seal_result.waiting_lines and not seal_result.unreadable
         await self._lives.record_noticed(shard, life, noticed_ms, is_sealed=is_sealed)
         if life.now not in self._logged_lives:  # A server may have a hundred shards.

@@ -21,7 +21,7 @@ from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.summaries import wait_until_counted
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.billed_usage_terms import is_billed_by_lines
-from meterkit.outbox.invoice_item_queue import LateItems
+from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealer import PriceCut
@@ -95,7 +95,7 @@ async def count_undelivered_units(store: Store, customer: str) -> int:
     back = sum(
         2 * (units.queued + units.leased) for units in (await read_negative_units(store, usage)).values()
     )
-    items = await LateItems(store, await store.admin()).listed(customer)
+    items = await InvoiceItemQueue(store, await store.admin()).listed(customer)
     return (
         back
         + sum(item.units for item, _ in items)

@@ -10,7 +10,7 @@ from meterkit.customers.links import claim_owner
 from meterkit.health.findings import CheckSkippedError, join_names, one_finding
 from meterkit.insights.health_report import Finding
 from meterkit.outbox.close_queue import CloseQueue
-from meterkit.outbox.invoice_item_queue import LateItems
+from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meterkit.health.store_servers import CheckContext, CheckResult
     from meterkit.outbox.close_queue import PeriodClose
     from meterkit.outbox.intents import Undelivered
-    from meterkit.outbox.invoice_item_queue import LateItem
+    from meterkit.outbox.invoice_item_queue import InvoiceItemEntry
     from meterkit.redis.admin import Admin
 
 
@@ -99,12 +99,12 @@ async def check_invoice_items(parts: Parts, admin: Admin) -> tuple[str, list[Fin
     Raises:
         StoreError: the store does not answer.
     """
-    found = [item for item, _ in await LateItems(parts.store, admin).listed()]
+    found = [item for item, _ in await InvoiceItemQueue(parts.store, admin).listed()]
     since_ms = parts.store.now_ms() - _ITEM_OVERDUE_MS
     return f"{len(found):,} wait", find_missing_items([item for item in found if item.queued_ms < since_ms])
 
 
-def find_missing_items(items: Sequence[LateItem]) -> list[Finding]:
+def find_missing_items(items: Sequence[InvoiceItemEntry]) -> list[Finding]:
     """Report invoice items that Stripe should have by now. Pure."""
     if not items:
         return []

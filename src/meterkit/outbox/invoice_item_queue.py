@@ -38,7 +38,7 @@ _GONE: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LateItem:
+class InvoiceItemEntry:
     """A queued invoice item. Money in minor units of the currency.
 
     Attributes:
@@ -80,7 +80,7 @@ class LateItem:
         return max(1, len(self.parts))
 
     @classmethod
-    def read(cls, shard: int, member: bytes, score: float = _TRIED) -> LateItem:
+    def read(cls, shard: int, member: bytes, score: float = _TRIED) -> InvoiceItemEntry:
         """Parse a member of the queue."""
         text = member.decode()
         kept = json.loads(text)
@@ -145,7 +145,7 @@ def item_cents(label: str, units: int) -> int:
     return floor(Fraction(unit_amount_decimal(label)) * units + Fraction(1, 2))
 
 
-class LateItems:
+class InvoiceItemQueue:
     """Queue of invoice items, in a sorted set of each shard.
 
     Each method raises :class:`~meterkit.errors.StoreError` if the store does not answer.
@@ -160,7 +160,7 @@ class LateItems:
         limit = "+inf" if due_ms is None else due_ms
         return [shard for shard, _ in await count_members(self._store, self._admin, (_QUEUE,), limit=limit)]
 
-    async def due_of(self, shard: int, *, due_ms: int | None) -> Sequence[LateItem]:
+    async def due_of(self, shard: int, *, due_ms: int | None) -> Sequence[InvoiceItemEntry]:
         """Read a page of a shard's items that are due by an instant, or of all (None)."""
         limit = "+inf" if due_ms is None else due_ms
         found: list[tuple[bytes, float]] = await self._admin.ask(
@@ -168,9 +168,9 @@ class LateItems:
                 self._key(shard), "-inf", limit, start=0, num=_PAGE, withscores=True
             )
         )
-        return [LateItem.read(shard, member, score) for member, score in found]
+        return [InvoiceItemEntry.read(shard, member, score) for member, score in found]
 
-    async def mark_tried(self, shard: int, items: Iterable[LateItem] | None = None) -> None:
+    async def mark_tried(self, shard: int, items: Iterable[InvoiceItemEntry] | None = None) -> None:
         """Record that Stripe may have some items of a shard, or any of them (None)."""
         if items is None:
             limits: Any = self._admin.client.zrange(self._key(shard), 0, -1, withscores=True)
@@ -181,17 +181,19 @@ class LateItems:
         if scores:
             await self._admin.ask(self._admin.client.zadd(self._key(shard), scores, xx=True))
 
-    async def listed(self, customer: str | None = None) -> Sequence[tuple[LateItem, int]]:
+    async def listed(self, customer: str | None = None) -> Sequence[tuple[InvoiceItemEntry, int]]:
         """List the queued items of a customer, or all, each with the instant at which it is due (ms)."""
         if customer is None:
             shards = [at for at, _ in await count_members(self._store, self._admin, (_QUEUE,), limit="+inf")]
         else:
             shards = [self._store.keys.customer(customer).shard]
-        found: list[tuple[LateItem, int]] = []
+        found: list[tuple[InvoiceItemEntry, int]] = []
         for shard in shards:
             range_ = self._admin.client.zrange(self._key(shard), 0, -1, withscores=True)
             members: list[tuple[bytes, float]] = await self._admin.ask(range_)
-            read = [(LateItem.read(shard, member, due_ms), ceil(due_ms)) for member, due_ms in members]
+            read = [
+                (InvoiceItemEntry.read(shard, member, due_ms), ceil(due_ms)) for member, due_ms in members
+            ]
             found += [one for one in read if customer in {None, one[0].customer}]
         return found
 
@@ -199,7 +201,7 @@ class LateItems:
         """Count the queued items."""
         return sum((await count_members(self._store, self._admin, (_QUEUE,), limit="+inf")).values())
 
-    async def known_units(self, item: LateItem) -> int:
+    async def known_units(self, item: InvoiceItemEntry) -> int:
         """Count the units of the item's meter and period that invoice items bill, or are to bill.
 
         For a line, only units of its price count, or of the prices that it sums.
@@ -217,7 +219,7 @@ class LateItems:
         return sum(int(units or 0) for units in found)
 
     async def settle(
-        self, item: LateItem, letter: Literal["d", "f", "t"], *, after: str, cause: str = "clock"
+        self, item: InvoiceItemEntry, letter: Literal["d", "f", "t"], *, after: str, cause: str = "clock"
     ) -> bool:
         """Count an item as made (d: by its own invoice, f: by another) or as never billed (t).
 
@@ -237,7 +239,7 @@ class LateItems:
         reply = await self._admin.run(script, names, item.text, letter, json.dumps(entry) if after else "")
         return bool(reply == replies.ITEM_SETTLED)
 
-    async def postpone(self, item: LateItem, *, until_ms: int, is_tried: bool = True) -> None:
+    async def postpone(self, item: InvoiceItemEntry, *, until_ms: int, is_tried: bool = True) -> None:
         """Postpone an item; ``is_tried``: whether Stripe may have it."""
         score = until_ms - (_TRIED if is_tried else 0)
         await self._admin.ask(self._admin.client.zadd(self._key(item.shard), {item.text: score}, xx=True))
@@ -305,7 +307,7 @@ class QueuedItems:
         """
         if customer is not None:
             check_customer(customer)
-        found = await LateItems(self._store, await self._store.admin()).listed(customer)
+        found = await InvoiceItemQueue(self._store, await self._store.admin()).listed(customer)
         shown_items = [self._as_shown(item, due_ms) for item, due_ms in found]
         return sorted(shown_items, key=lambda one: (one.queued_at, one.identifier))[:limit]
 
@@ -342,14 +344,14 @@ class QueuedItems:
             raise MeterkitError(f"item: found {shown(identifier)}; {_GONE}")
         return self._as_shown(item, self._store.now_ms())
 
-    async def _find(self, identifier: str) -> tuple[LateItems, LateItem]:
-        items = LateItems(self._store, await self._store.admin())
+    async def _find(self, identifier: str) -> tuple[InvoiceItemQueue, InvoiceItemEntry]:
+        items = InvoiceItemQueue(self._store, await self._store.admin())
         for item, _ in await items.listed():
             if item.id == identifier:
                 return items, item
         raise MeterkitError(f"item: found {shown(identifier)}; {_GONE}")
 
-    def _as_shown(self, item: LateItem, due_ms: int) -> QueuedItem:
+    def _as_shown(self, item: InvoiceItemEntry, due_ms: int) -> QueuedItem:
         return QueuedItem(
             identifier=item.id,
             customer=item.customer,
