@@ -158,8 +158,11 @@ class InvoiceReader:
     async def shown_lines(self, stripe_customer: str, since_s: int) -> list[InvoiceLine]:
         """Read the lines that the list of invoices shows: it may lack further lines, and the latest ones."""
         made = await self.made(stripe_customer, since_s)
-        shown = [(invoice, invoice.get("lines") or {}) for invoice in made]
-        return [InvoiceLine(invoice, line) for invoice, lines in shown for line in lines.get("data") or ()]
+        found: list[InvoiceLine] = []
+        for invoice in made:
+            lines: dict[str, Any] = invoice.get("lines") or {}
+            found += [InvoiceLine(invoice, line) for line in lines.get("data") or ()]
+        return found
 
     async def pending_lines(self, stripe_customer: str) -> list[InvoiceLine]:
         """Read a customer's invoice items that are on no invoice yet, such as usage at an ended price."""

@@ -83,9 +83,11 @@ def _period_terms(
     at_ms = max(period.begins_ms, (open_ms if is_cut else period.ends_ms) - 1)
     subscription = state.subscription
     prices = NO_PRICES if subscription is None else subscription.prices_at(at_ms)
+    given: Mapping[str, Entitlement] = {}
     if subscription is not None and _is_of(subscription, period.begins_ms):
         plan = catalog.plans.get(subscription.plan_at(at_ms) or "")
-        given = {} if plan is None else entitlements_on(plan, state, catalog, at_ms)
+        if plan is not None:
+            given = entitlements_on(plan, state, catalog, at_ms)
         return {
             "subscription": subscription.id,
             "free": _is_free(subscription, period.begins_ms),
