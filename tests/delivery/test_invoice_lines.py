@@ -348,3 +348,22 @@ async def test_usage_before_a_trial_in_mid_period_is_billed(at: Shop) -> None:
     await at.kit.record("acme", "words", 300)
     await month_by_month(at)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+async def test_usage_of_a_period_cut_short_is_billed_at_once(at: Shop) -> None:
+    found = await at.kit.subscriptions.get("acme")
+    assert found is not None
+    linked = (await at.kit.customers.get("acme")).stripe_customer
+    fee = {"customer": linked, "subscription": found.id, "currency": "usd", "unit_amount_decimal": "500"}
+    await at.post("/v1/invoiceitems", {**fee, "description": "Setup"})
+    await at.kit.record("acme", "words", 126)
+    await at.kit.flush(everything=True)
+    at.clock.set(HALF)
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    await at.kit.subscriptions.sync("acme")
+    last = (await at.invoices())[-1]
+    if last["status"] == "draft":
+        await at.stripe_change(f"/v1/invoices/{last['id']}", auto_advance="true")
+    at.go(timedelta(minutes=15))
+    await at.kit.flush(everything=True)
+    assert await usage_lines(at) == [("Words", "26", "4", 104)]

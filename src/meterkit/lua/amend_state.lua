@@ -63,6 +63,9 @@ append_history(history_key, changes.entries)
 for _, notice in ipairs(changes.notices) do
   queue_notice(notices_key, customer, unpack(notice))
 end
+if next(changes.ended.switches) then -- Usage that waits for the end of a period, which may be another one now.
+  call('ZADD', dirty_key, 'XX', 'LT', seal_at_ms, customer)
+end
 local is_waiting = linked ~= '0' and call('ZREM', unlinked_key, customer) == 1
 if is_waiting or linked == '2' and call('EXISTS', totals_key) == 1 then -- Totals may have usage that was waiting before.
   call('ZADD', dirty_key, seal_at_ms, customer)

@@ -70,8 +70,9 @@ if stripe_customer == '' then
   call('ZREM', dirty_key, customer)
   return {OK, now, 0, 0, {}}
 end
-local is_moved = cut_text == 'moved'
-head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, period_start_ms, period_end_ms, is_moved)
+local is_moved, invoicing = cut_text == 'moved', invoices ~= '' and cjson.decode(invoices)
+head, meters, totals = close_past_period(counters_key, totals_key, head, meters, totals, now, period_start_ms, period_end_ms,
+  is_moved or invoicing and invoicing.by_lines)
 local events = {} -- Token to event name.
 for i = first_meter, #ARGV - 1, 2 do
   events[ARGV[i]] = ARGV[i + 1]
@@ -101,7 +102,7 @@ local function wait_for_name(token, quantity)
   unnamed[#unnamed + 1] = string.format('%.0f', quantity)
 end
 
-local late, invoicing, line_switches = {}, invoices ~= '' and cjson.decode(invoices), nil
+local late, line_switches = {}, nil
 if invoicing then -- Included here, so that other calls do not pay for creating the functions.
 --include bill_late_usage
 --include queue_lines
