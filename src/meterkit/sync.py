@@ -305,6 +305,7 @@ class SyncSubscriptions(SyncPart):
         "invoices",
         "check",
         "repair",
+        "move_usage",
         "import_from_stripe",
         "retry_accepted",
     )

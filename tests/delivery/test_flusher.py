@@ -97,10 +97,10 @@ async def test_the_flusher_runs_until_stopped_despite_failures(
     failures = [StoreError("the store is away"), RuntimeError("nobody thought of this")]
 
     def fails_twice(work: Any) -> Any:
-        async def listed(outbox: Any, *, due_ms: int | None) -> Any:
+        async def listed(outbox: Any, **asked: Any) -> Any:
             if failures:
                 raise failures.pop()
-            return await work(outbox, due_ms=due_ms)
+            return await work(outbox, **asked)
 
         return listed
 

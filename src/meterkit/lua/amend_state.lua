@@ -63,7 +63,7 @@ append_history(history_key, changes.entries)
 for _, notice in ipairs(changes.notices) do
   queue_notice(notices_key, customer, unpack(notice))
 end
-if next(changes.ended.switches) then -- Usage that waits for the end of a period, which may be another one now.
+if next(changes.ended.switches or {}) then -- Usage that waits for the end of a period, which may be another one now.
   call('ZADD', dirty_key, 'XX', 'LT', seal_at_ms, customer)
 end
 local is_waiting = linked ~= '0' and call('ZREM', unlinked_key, customer) == 1
