@@ -276,7 +276,8 @@ class Shard:
             self.dirty.pop(name, None)
             return [0, now, 0, 0, []], []
         closed = dict(customer.closed)
-        customer.roll(now, view, is_moved=asked.is_moved)
+        by_lines = bool(getattr(asked.invoices, "by_lines", False))
+        customer.roll(now, view, is_moved=asked.is_moved or by_lines)
         has_closed = closed != customer.closed
         queued = Queued()
         if asked.invoices is not None:
@@ -471,6 +472,10 @@ class Shard:
 
     # Administration.
 
+    def _seal_sooner(self, name: str, switches: Sequence[int], at_ms: int) -> None:
+        if switches and name in self.dirty:
+            self.dirty[name] = min(self.dirty[name], at_ms)
+
     def amend(self, name: str, asked: Amend, now: int, *, linked: int, seal_at_ms: int) -> Answer:
         customer, rev = self.customers[name], asked.rev
         if customer.rev != asked.read or self.forces.get(name, "") != asked.read_force:
@@ -495,6 +500,7 @@ class Shard:
         self.members.add(name)
         if customer.period is not None:
             customer.cached = rev
+        self._seal_sooner(name, asked.switches, seal_at_ms)
         is_waiting = linked > 0 and self.unlinked.pop(name, None) is not None
         if is_waiting or (linked == 2 and customer.closed):
             self.dirty[name] = seal_at_ms
