@@ -267,13 +267,13 @@ class OverrideRepricer:
 
     def _unit_after(self, plan: Plan, given: Given, name: str) -> Decimal | None:
         """Unit price on a plan with overrides; None: nothing, or only Stripe has it."""
-        wanted: object = override_prices(self._catalog, plan, given).get(_event(self._catalog, name))
-        if wanted is None:
-            entitlement = override(self._catalog, plan, given)[name]
-            if entitlement.overage.mode != "bill":
-                return None
-            return self._unit_of(plan, plan.entitlements[name], name)
-        return wanted.shape.unit if isinstance(wanted, WantedPrice) else None
+        wanted = override_prices(self._catalog, plan, given).get(_event(self._catalog, name))
+        if wanted is not None:
+            return wanted.shape.unit
+        entitlement = override(self._catalog, plan, given)[name]
+        if entitlement.overage.mode != "bill":
+            return None
+        return self._unit_of(plan, plan.entitlements[name], name)
 
     def _unit_of(self, plan: Plan, entitlement: Entitlement, name: str) -> Decimal | None:
         """Unit price of an entitlement; None: nothing, or only Stripe has it."""

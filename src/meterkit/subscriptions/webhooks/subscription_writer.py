@@ -115,7 +115,8 @@ class SubscriptionWriter:
         rev, before = await self._states.read(customer)
         known = before.subscription
         if subscription is not None:
-            shown = next((one for one in found if one["id"] == subscription.id), {})
+            nothing: Mapping[str, Any] = {}
+            shown = next((one for one in found if one["id"] == subscription.id), nothing)
             planned_ms = read_planned_switch_ms(shown)
             trial_ms = read_trial_ms(shown)
             subscription = keep_line_terms(subscription, known, self._store.catalog, planned_ms, trial_ms)
