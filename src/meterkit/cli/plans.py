@@ -118,6 +118,7 @@ async def migrate(
         UsageWay | None,
         typer.Option(
             "--usage",
+            metavar="lines|meters",
             help="Instead of FROM and TO: bill usage by lines or meters, as `billing.usage` of the plans file"
             " has it, from each subscription's next period on.",
         ),
