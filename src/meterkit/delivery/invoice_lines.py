@@ -28,7 +28,7 @@ from meterkit.delivery.usage_invoice_terms import explain_uncopied_terms, read_u
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
 from meterkit.outbox.invoice_line_terms import LINES_MOST, line_product
-from meterkit.outbox.line_metadata import LINE_KEY, METER_KEY, USAGE_KEY
+from meterkit.outbox.line_metadata import LINE_KEY, METER_KEY, USAGE_KEY, item_of, metadata_of
 from meterkit.outbox.sealer import LateUsage, add_late_usage
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class LineWriter:
             if customer is None or customer.get("deleted"):
                 return _Place(None, [], age_s, refusal="Stripe has no such customer")
         if not item.subscription:
-            return await self._find_own_invoice(item, age_s, attempt)
+            return await self._find_separate_invoice(item, age_s, attempt)
         asked: dict[str, Parameter] = {"expand": ["latest_invoice"]}
         subscription = await self._api.get(f"/v1/subscriptions/{item.subscription}", asked)
         end_s = min(item.till_ms // 1000, int(subscription.get("ended_at") or item.till_ms // 1000))
@@ -247,7 +247,7 @@ class LineWriter:
         is_soon = has_renewal and 1000 * renews_s < self._store.now_ms() + _RENEWS_SOON_MS
         if is_soon or (found and self._drops_late):
             return _Place(None, lines, age_s, late=_FINAL if found else _NO_RENEWAL)
-        own = await self._find_own_invoice(item, age_s, attempt, subscription)
+        own = await self._find_separate_invoice(item, age_s, attempt, subscription)
         return own._replace(items=lines, late=own.late or _FINAL * bool(found))
 
     def _may_come(self, subscription: Mapping[str, Any], end_s: int) -> bool:
@@ -282,7 +282,7 @@ class LineWriter:
     async def _lines_of(self, invoice: str) -> list[Mapping[str, Any]]:
         """Lines for usage on an invoice, as invoice items: a list of items may lack the latest ones."""
         lines = await self._api.list(f"{_INVOICES}/{invoice}/lines")
-        return [as_item(line, invoice) for line in lines if USAGE_KEY in _metadata(line)]
+        return [as_item(line, invoice) for line in lines if USAGE_KEY in metadata_of(line)]
 
     async def _items_of(self, item: InvoiceItemEntry) -> list[Mapping[str, Any]]:
         """Invoice items of the customer that may be lines of the period."""
@@ -292,7 +292,7 @@ class LineWriter:
         }
         return [*await self._api.list(_ITEMS, asked)]
 
-    async def _find_own_invoice(
+    async def _find_separate_invoice(
         self,
         item: InvoiceItemEntry,
         age_s: Elapsed,
@@ -315,7 +315,7 @@ class LineWriter:
             "created": {"gte": item.till_ms // 1000},
         }
         made_before = [
-            one for one in await self._api.list(_INVOICES, asked) if _metadata(one).get(USAGE_KEY) == mark
+            one for one in await self._api.list(_INVOICES, asked) if metadata_of(one).get(USAGE_KEY) == mark
         ]
         draft = next((one for one in made_before if one.get("status") == "draft"), None)
         if draft is not None:
@@ -422,9 +422,7 @@ class LineWriter:
 
 def as_item(line: Mapping[str, Any], invoice: str) -> Mapping[str, Any]:
     """Show a line of an invoice as its invoice item."""
-    parent: Mapping[str, Any] = line.get("parent") or {}
-    details: Mapping[str, Any] = parent.get("invoice_item_details") or {}
-    return {**line, "id": str(details.get("invoice_item") or line["id"]), "invoice": invoice}
+    return {**line, "id": item_of(line), "invoice": invoice}
 
 
 def _shown_usage(draft: Mapping[str, Any]) -> frozenset[str] | None:
@@ -435,7 +433,7 @@ def _shown_usage(draft: Mapping[str, Any]) -> frozenset[str] | None:
     lines: Mapping[str, Any] = draft.get("lines") or {"has_more": True}
     if lines.get("has_more"):
         return None
-    return frozenset(str(_metadata(line).get(USAGE_KEY)) for line in lines.get("data") or ())
+    return frozenset(str(metadata_of(line).get(USAGE_KEY)) for line in lines.get("data") or ())
 
 
 def _current_period_s(subscription: Mapping[str, Any]) -> tuple[int, int]:
@@ -484,18 +482,18 @@ def _report_late(item: InvoiceItemEntry, *, is_billed: bool) -> dict[str, bool] 
 
 
 def _is_late(line: Mapping[str, Any]) -> bool:
-    return _LATE_KEY in _metadata(line)
+    return _LATE_KEY in metadata_of(line)
 
 
 def _late_reason(line: Mapping[str, Any]) -> str:
     """Explain why a line is not on the invoice of its period; empty: it is."""
-    word = _metadata(line).get(_LATE_KEY)
+    word = metadata_of(line).get(_LATE_KEY)
     return "" if word is None else _LATE_REASONS.get(word, _LATE_REASONS[_FINAL])
 
 
 def _bills(line: Mapping[str, Any], item: InvoiceItemEntry) -> bool:
     """Whether a line at Stripe bills the usage of a queued line, at its price."""
-    found, price = _metadata(line), price_each(item.label, item.currency)
+    found, price = metadata_of(line), price_each(item.label, item.currency)
     is_at_price = found.get(LABEL_KEY) == item.label or found.get(PRICE_KEY) == price
     return found.get(USAGE_KEY) == item.usage_key and is_at_price
 
@@ -518,10 +516,5 @@ def _refuses_place(error: StripeError, item: InvoiceItemEntry) -> bool:
 
 def queued_ids_of(line: Mapping[str, Any]) -> list[str]:
     """Identifiers of the queued lines that a line has: the first one, then the latest."""
-    found = _metadata(line)
+    found = metadata_of(line)
     return [found.get(LINE_KEY, ""), *found.get(_ADDED_KEY, "").split()]
-
-
-def _metadata(shown: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = shown.get("metadata") or {}
-    return found

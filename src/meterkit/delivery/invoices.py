@@ -14,6 +14,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.outbox.invoice_ends import RENEWAL, read_invoice_end
 from meterkit.outbox.late_usage_terms import format_overage_price
+from meterkit.outbox.line_metadata import metadata_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -87,11 +88,19 @@ class LineCharge(NamedTuple):
         return Fraction(self.lines, 2)
 
 
-class InvoiceLine(NamedTuple):
+class ListedLine(NamedTuple):
     """A line as Stripe shows it, with its invoice; None: a pending invoice item."""
 
     invoice: Mapping[str, Any] | None
     line: Mapping[str, Any]
+
+
+def _list_lines(invoices: Iterable[Mapping[str, Any]]) -> list[ListedLine]:
+    found: list[ListedLine] = []
+    for invoice in invoices:
+        lines: Mapping[str, Any] = invoice.get("lines") or {}
+        found += [ListedLine(invoice, line) for line in lines.get("data") or ()]
+    return found
 
 
 class InvoiceReader:
@@ -150,29 +159,23 @@ class InvoiceReader:
         pending = await self.pending_lines(stripe_customer)
         return await self._sum_units([*lines, *pending], meters, start_s, end_s) if pending else found
 
-    async def lines(self, stripe_customer: str, since_s: int) -> list[InvoiceLine]:
+    async def lines(self, stripe_customer: str, since_s: int) -> list[ListedLine]:
         """Read the lines of all invoices made since an instant."""
-        made = await self.of(stripe_customer, since_s)
-        return [InvoiceLine(invoice, line) for invoice in made for line in invoice["lines"].get("data") or ()]
+        return _list_lines(await self.of(stripe_customer, since_s))
 
-    async def shown_lines(self, stripe_customer: str, since_s: int) -> list[InvoiceLine]:
+    async def shown_lines(self, stripe_customer: str, since_s: int) -> list[ListedLine]:
         """Read the lines that the list of invoices shows: it may lack further lines, and the latest ones."""
-        made = await self.made(stripe_customer, since_s)
-        found: list[InvoiceLine] = []
-        for invoice in made:
-            lines: dict[str, Any] = invoice.get("lines") or {}
-            found += [InvoiceLine(invoice, line) for line in lines.get("data") or ()]
-        return found
+        return _list_lines(await self.made(stripe_customer, since_s))
 
-    async def pending_lines(self, stripe_customer: str) -> list[InvoiceLine]:
+    async def pending_lines(self, stripe_customer: str) -> list[ListedLine]:
         """Read a customer's invoice items that are on no invoice yet, such as usage at an ended price."""
         if stripe_customer not in self._pending:
             asked: dict[str, Parameter] = {"customer": stripe_customer, "pending": True}
             self._pending[stripe_customer] = await self._api.list("/v1/invoiceitems", asked)
-        return [InvoiceLine(None, item) for item in self._pending[stripe_customer]]
+        return [ListedLine(None, item) for item in self._pending[stripe_customer]]
 
     async def _sum_units(
-        self, lines: Iterable[InvoiceLine], meters: Iterable[str], start_s: int, end_s: int
+        self, lines: Iterable[ListedLine], meters: Iterable[str], start_s: int, end_s: int
     ) -> InvoicedUnits:
         wanted, found = set(meters), list[_MeteredLine]()
         for invoice, line in lines:
@@ -293,8 +296,8 @@ LOWERED_KEY: Final = "meterkit_less_"
 
 def written_units(line: Mapping[str, Any]) -> Decimal:
     """Read the units of a line without the corrections that have lowered it."""
-    metadata: Mapping[str, str] = line.get("metadata") or {}
-    lowered = [units for key, units in metadata.items() if key.startswith(LOWERED_KEY) and units.isdecimal()]
+    known = metadata_of(line).items()
+    lowered = [units for key, units in known if key.startswith(LOWERED_KEY) and units.isdecimal()]
     return units_of(line) + sum(map(int, lowered))
 
 

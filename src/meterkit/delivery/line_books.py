@@ -6,15 +6,15 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import exact_money, money
+from meterkit.catalog.amount_wording import money
 from meterkit.customers.history import read_history
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.delivery.invoice_lines import PRICE_KEY
 from meterkit.delivery.invoices import units_of, written_units
 from meterkit.delivery.stripe_books import none_if_gone
-from meterkit.outbox.invoice_item_queue import usage_key_of
-from meterkit.outbox.line_metadata import USAGE_KEY
+from meterkit.outbox.invoice_item_queue import amount_each, usage_key_of
+from meterkit.outbox.line_metadata import USAGE_KEY, metadata_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -137,7 +137,7 @@ async def _lines_by_key(
         listed = await invoices.shown_lines(stripe_customer, since_s)
     found: dict[str, list[_ShownLine]] = {}
     for invoice, line in listed:
-        metadata: Mapping[str, str] = line.get("metadata") or {}
+        metadata = metadata_of(line)
         if USAGE_KEY in metadata:
             state = "pending" if invoice is None else str(invoice.get("status"))
             shown = _ShownLine(state, "" if invoice is None else str(invoice["id"]), line)
@@ -164,7 +164,7 @@ def _book_of(queued: int, written: int, shown: Sequence[_ShownLine] | None) -> L
     for _, _, line in lines:
         pricing: Mapping[str, Any] = line.get("pricing") or {}
         unit = Decimal(str(pricing.get("unit_amount_decimal") or 0))
-        price = f"{exact_money(unit, str(line.get('currency')))} each"
+        price = amount_each(unit, str(line.get("currency")))
         is_repriced = is_repriced or price != line["metadata"].get(PRICE_KEY)
         due += Fraction(unit) * Fraction(units_of(line))
         cents += int(line.get("amount") or 0)

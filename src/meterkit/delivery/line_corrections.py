@@ -15,7 +15,7 @@ from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.errors import StripeError
 from meterkit.outbox.billed_usage_terms import line_switches
 from meterkit.outbox.invoice_item_queue import usage_key_of
-from meterkit.outbox.line_metadata import LINE_KEY, USAGE_KEY
+from meterkit.outbox.line_metadata import USAGE_KEY, is_usage_line, item_of, metadata_of
 from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -31,21 +31,15 @@ _DIGITS: Final = 24  # A key of metadata has at most 40 characters.
 
 def written_line_token(line: Mapping[str, Any], customer: str, tokens: Iterable[str]) -> str | None:
     """Find the meter, among some, whose usage of a period a written line bills; None: none."""
-    metadata: Mapping[str, str] = line.get("metadata") or {}
-    key, start_ms = metadata.get(USAGE_KEY), 1000 * int(line["period"]["start"])
-    if key is None or LINE_KEY not in metadata:
+    key, start_ms = metadata_of(line).get(USAGE_KEY), 1000 * int(line["period"]["start"])
+    if key is None or not is_usage_line(line):
         return None
     return next((token for token in tokens if usage_key_of(customer, token, start_ms) == key), None)
 
 
 def written_item(line: Mapping[str, Any]) -> tuple[str, list[str]] | None:
     """Find the invoice item of a written line, and its queued lines; None: it is another line."""
-    metadata: Mapping[str, str] = line.get("metadata") or {}
-    if USAGE_KEY not in metadata or LINE_KEY not in metadata:
-        return None
-    parent: Mapping[str, Any] = line.get("parent") or {}
-    details: Mapping[str, Any] = parent.get("invoice_item_details") or {}
-    return str(details.get("invoice_item") or line["id"]), queued_ids_of(line)
+    return (item_of(line), queued_ids_of(line)) if is_usage_line(line) else None
 
 
 async def queue_ended_usage(store: Store, customer: str) -> None:
@@ -74,7 +68,7 @@ async def lower_line(api: StripeApi, item: str, units: int, *, correction: str, 
         StripeError: Stripe refuses, or does not answer.
     """
     shown = await api.get(f"{_ITEMS}/{item}")
-    metadata: Mapping[str, str] = shown.get("metadata") or {}
+    metadata = metadata_of(shown)
     entry, left = f"{LOWERED_KEY}{correction[:_DIGITS]}", int(units_of(shown)) - units
     if entry in metadata or is_final:
         return entry in metadata

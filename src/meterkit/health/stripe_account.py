@@ -15,7 +15,7 @@ from meterkit.customers.drift_records import DriftRecords
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.health.findings import CheckSkippedError, join_names, one_finding
 from meterkit.insights.health_report import Finding
-from meterkit.outbox.invoice_line_terms import line_product
+from meterkit.outbox.invoice_line_terms import line_products
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.concurrent_calls import run_together
 from meterkit.stripe.meter_differences import meter_differences
@@ -209,12 +209,8 @@ async def check_meters(parts: Parts) -> tuple[str, list[Finding]]:
 
 async def _count_line_products(api: StripeApi, catalog: Catalog) -> int:
     """Count the products of invoice lines; a missing one is made with its first line."""
-    names = [
-        line_product(meter.name, meter.title)["id"]
-        for meter in catalog.meters.values()
-        if meter.stripe is not None and meter.stripe.report != "none"
-    ]
-    return sum([await api.find(f"/v1/products/{name}") is not None for name in names])
+    paths = [f"/v1/products/{product['id']}" for _, product in line_products(catalog)]
+    return sum([await api.find(path) is not None for path in paths])
 
 
 _LINKS_MAX: Final = 1_000

@@ -65,23 +65,21 @@ def with_usage_billed(catalog: Catalog, *, by_lines: bool) -> Catalog:
 
 
 def keep_line_terms(
-    subscription: SubscriptionState | None,
+    subscription: SubscriptionState,
     known: SubscriptionState | None,
     catalog: Catalog,
-    planned_ms: int | None = None,
-    trial_ms: tuple[int, int] | None = None,
-) -> SubscriptionState | None:
+    planned_ms: int | None,
+    trial_ms: tuple[int, int] | None,
+) -> SubscriptionState:
     """Give a fetched subscription the terms of usage without metered prices, which Stripe does not have.
 
     Args:
-        subscription: as Stripe shows it; None: there is none.
+        subscription: as Stripe shows it.
         known: the stored one.
         catalog: the plans file.
         planned_ms: when its schedule adds or removes all metered items; None: never.
         trial_ms: its trial: first instant, and the first one after it; None: it has none.
     """
-    if subscription is None:
-        return None
     switches = _next_switches(subscription, known, catalog, planned_ms)
     free_spans = _next_free_spans(subscription, known, trial_ms) if switches else ()
     changed = replace(subscription, line_switches=switches, free_spans=free_spans)

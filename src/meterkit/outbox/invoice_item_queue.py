@@ -136,8 +136,13 @@ def usage_key_of(customer: str, meter_token: str, period_ms: int) -> str:
 
 
 def price_each(label: str, currency: str) -> str:
-    """Format the price of one unit: ``USD 0.04 each``."""
-    return f"{exact_money(unit_amount_decimal(label), currency)} each"
+    """Format the price of one unit by its label: ``USD 0.04 each``."""
+    return amount_each(unit_amount_decimal(label), currency)
+
+
+def amount_each(unit_amount: Decimal, currency: str) -> str:
+    """Format the price of one unit, given in minor units."""
+    return f"{exact_money(unit_amount, currency)} each"
 
 
 def item_cents(label: str, units: int) -> int:

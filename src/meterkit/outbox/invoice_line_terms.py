@@ -14,9 +14,9 @@ from meterkit.outbox.billed_usage_terms import has_metered_periods, line_switche
 from meterkit.outbox.late_usage_terms import UNKNOWN, invoice_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.catalog import Catalog, Entitlement, Meter
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.event_names import ReportedMeter
@@ -35,6 +35,13 @@ of the subscription, prorations and items that other programs add.
 def line_product(meter: str, title: str) -> dict[str, str]:
     """Product at Stripe that a meter's lines name; its id is made of the meter's name."""
     return {"id": f"meterkit_meter_{meter}", "name": title}
+
+
+def line_products(catalog: Catalog) -> Iterator[tuple[Meter, dict[str, str]]]:
+    """Yield each meter that lines may bill, with its product."""
+    for meter in catalog.meters.values():
+        if meter.stripe is not None and meter.stripe.report != "none":
+            yield meter, line_product(meter.name, meter.title)
 
 
 class EndedPeriod(NamedTuple):
@@ -91,11 +98,11 @@ def _period_terms(
         return {
             "subscription": subscription.id,
             "free": _is_free(subscription, period.begins_ms),
-            "meters": _labels(given, prices, reported, catalog),
+            "meters": _price_labels(given, prices, reported, catalog),
         }
     given = entitlements_of(effective_plan(state, catalog, at_ms), catalog)
     is_free = subscription is not None and _is_of_trial(subscription, period.begins_ms)
-    return {"subscription": "", "free": is_free, "meters": _labels(given, prices, reported, catalog)}
+    return {"subscription": "", "free": is_free, "meters": _price_labels(given, prices, reported, catalog)}
 
 
 def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:
@@ -115,7 +122,7 @@ def _is_of_trial(subscription: SubscriptionState, begins_ms: int) -> bool:
     return any(from_ms - _MARGIN_MS <= begins_ms < till_ms for from_ms, till_ms in subscription.trials())
 
 
-def _labels(
+def _price_labels(
     given: Mapping[str, Entitlement],
     prices: ItemPrices,
     reported: Mapping[str, ReportedMeter],

@@ -21,6 +21,13 @@ def metadata_of(shown: Mapping[str, Any]) -> Mapping[str, str]:
     return found
 
 
+def item_of(line: Mapping[str, Any]) -> str:
+    """Read the id of the invoice item of a line; a pending item is shown as itself."""
+    parent: Mapping[str, Any] = line.get("parent") or {}
+    details: Mapping[str, Any] = parent.get("invoice_item_details") or {}
+    return str(details.get("invoice_item") or line["id"])
+
+
 def is_usage_line(line: Mapping[str, Any]) -> bool:
     """Whether meterkit has written a line for usage of a period."""
     return LINE_KEY in metadata_of(line)

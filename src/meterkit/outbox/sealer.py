@@ -226,7 +226,7 @@ class UsageSealer:
             pipe.hgetall(view.keys.totals)
         found = iter(await self._admin.ask(pipe.execute(raise_on_error=False)))
         return {
-            view.customer: list(_ended_periods(head, totals))
+            view.customer: [*dict.fromkeys(_ended_periods(head, totals))]
             for view, head, totals in zip(asked, found, found, strict=False)
         }
 

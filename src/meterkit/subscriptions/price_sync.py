@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.credit_values import find_top_ups
-from meterkit.outbox.invoice_line_terms import line_product
+from meterkit.outbox.invoice_line_terms import line_products
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, part_of
@@ -208,10 +208,7 @@ class _SyncRun:
 
     async def _make_line_products(self) -> None:
         """Make the products that lines for usage name."""
-        for meter in self._catalog.meters.values():
-            if meter.stripe is None or meter.stripe.report == "none":
-                continue
-            product = line_product(meter.name, meter.title)
+        for meter, product in line_products(self._catalog):
             action: Action = "is there"
             if await self._api.find(f"{_PRODUCTS}/{product['id']}") is None:
                 action = self._made

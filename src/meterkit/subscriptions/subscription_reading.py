@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import ENDED, Status, SubscriptionState, TrialEndAction
+from meterkit.outbox.billed_usage_terms import keep_line_terms
 from meterkit.subscriptions.change_rules import included_seats
 from meterkit.subscriptions.metered_prices import NO_FACTS, item_prices
 from meterkit.subscriptions.monthly_amount import monthly_amount_of
@@ -154,7 +155,26 @@ def read_subscription(
     )
 
 
-def read_trial_ms(found: Mapping[str, Any]) -> tuple[int, int] | None:
+def keep_shown_line_terms(
+    subscription: SubscriptionState,
+    known: SubscriptionState | None,
+    shown: Mapping[str, Any],
+    catalog: Catalog,
+) -> SubscriptionState:
+    """Give a subscription as read the terms of invoice lines; see :func:`keep_line_terms`.
+
+    Args:
+        subscription: as read.
+        known: the stored one.
+        shown: as Stripe shows it, with its schedule expanded.
+        catalog: the plans file.
+    """
+    return keep_line_terms(
+        subscription, known, catalog, _read_planned_switch_ms(shown), _read_trial_ms(shown)
+    )
+
+
+def _read_trial_ms(found: Mapping[str, Any]) -> tuple[int, int] | None:
     """Read the trial of a subscription: its first instant, and the first one after it; None: it has none."""
     start_ms, end_ms = _ms(found.get("trial_start")), _ms(found.get("trial_end"))
     return None if start_ms is None or end_ms is None else (start_ms, end_ms)
@@ -306,7 +326,7 @@ def _read_pending(
     return {}
 
 
-def read_planned_switch_ms(found: Mapping[str, Any]) -> int | None:
+def _read_planned_switch_ms(found: Mapping[str, Any]) -> int | None:
     """Start of the phase whose schedule adds metered items where there are none, or removes all (ms)."""
     schedule, has_items = part_of(found, "schedule"), bool(metered_of(found))
     if text_in(schedule, "status") not in _SCHEDULED or found.get("status") in ENDED:

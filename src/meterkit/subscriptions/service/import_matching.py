@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.drift_records import DriftKind
 from meterkit.errors import CustomerError, MeterkitError
-from meterkit.outbox.billed_usage_terms import keep_line_terms
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.drift_comparison import LIVE, compare_subscription, plan_in
 from meterkit.subscriptions.item_changes import items_of
@@ -17,9 +16,8 @@ from meterkit.subscriptions.stripe_objects import CUSTOMER, has_payment_method, 
 from meterkit.subscriptions.subscription_choice import choose_subscription
 from meterkit.subscriptions.subscription_reading import (
     is_sold_here,
-    read_planned_switch_ms,
+    keep_shown_line_terms,
     read_subscription,
-    read_trial_ms,
 )
 
 if TYPE_CHECKING:
@@ -191,7 +189,7 @@ class ListedCustomer:
         except ValueError as error:
             self.subscriptions.append(_ListedSubscription(slim=slim, named=named, fault=str(error)))
             return
-        kept = keep_line_terms(state, None, catalog, read_planned_switch_ms(found), read_trial_ms(found))
+        kept = keep_shown_line_terms(state, None, found, catalog)
         self.subscriptions.append(_ListedSubscription(slim=slim, named=named, state=kept, drift=drift))
 
     @property

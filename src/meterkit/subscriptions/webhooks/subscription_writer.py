@@ -27,7 +27,6 @@ from meterkit.decisions.stored_grants import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
-from meterkit.outbox.billed_usage_terms import keep_line_terms
 from meterkit.outbox.close_queue import note_ends
 from meterkit.outbox.invoice_ends import (
     RENEWAL,
@@ -39,12 +38,7 @@ from meterkit.outbox.invoice_ends import (
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.invoice_payments import is_rest_paid
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
-from meterkit.subscriptions.subscription_reading import (
-    metered_of,
-    plan_of,
-    read_planned_switch_ms,
-    read_trial_ms,
-)
+from meterkit.subscriptions.subscription_reading import keep_shown_line_terms, metered_of, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -117,9 +111,7 @@ class SubscriptionWriter:
         if subscription is not None:
             nothing: Mapping[str, Any] = {}
             shown = next((one for one in found if one["id"] == subscription.id), nothing)
-            planned_ms = read_planned_switch_ms(shown)
-            trial_ms = read_trial_ms(shown)
-            subscription = keep_line_terms(subscription, known, self._store.catalog, planned_ms, trial_ms)
+            subscription = keep_shown_line_terms(subscription, known, shown, self._store.catalog)
         after = _subscription_change(linked, subscription, self._store.catalog)(before)
         overdraft, spent = await self._read_overdraft(customer, before, after, found), None
         if before.plan is None and _is_running(subscription) != _is_running(known):
