@@ -9,29 +9,26 @@ from datetime import timedelta
 import pytest
 
 from drivers.plans import plans_text
-from drivers.shop import END, HALF, Shop, sell_nothing, shop
+from drivers.shop import END, HALF, Shop
+from drivers.usage_lines import CATALOG, end_period, shop_of_lines
 from meterkit import Corrected
 from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
 
 PLANS = plans_text("invoice_lines")
-CATALOG = loads(PLANS)
 
 
 @pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Shop]:
-    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
-        await opened.kit.stripe.sync()
-        await opened.subscribed(plan="pro")
+    async with shop_of_lines(store_url) as opened:
         yield opened
 
 
 async def written(at: Shop) -> None:
     """Have the renewal's draft have a line of 26 words."""
     await at.kit.record("acme", "words", 126)
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     assert (await at.kit.flush(everything=True)).lines == 1
 
 
@@ -77,8 +74,7 @@ async def test_usage_whose_line_is_not_written_is_corrected_once(at: Shop, when:
         await at.kit.flush(timeout_s=0)
     found = await corrected(at, 6, "c1")
     assert (found.by_hand, found.by_hand_cents, found.beyond) == (6, 24, 0)
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     await at.kit.flush(everything=True)
     for _ in range(2):
         assert (await corrected(at, 6, "c1")).left_by_hand == 0
@@ -126,8 +122,7 @@ async def test_corrected_units_leave_the_prices_of_other_units_alone(at: Shop) -
     await at.kit.subscriptions.change_plan("acme", "team")
     await corrected(at, 10, "c1")
     await at.kit.record("acme", "words", 10)
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     await at.kit.flush(everything=True)
     assert sorted(await lines(at)) == [("10", 70), ("16", 64)]
 

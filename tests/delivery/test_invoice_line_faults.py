@@ -13,12 +13,14 @@ from drivers.delivery import Caplog, kit_for
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_lines import (
+    CATALOG,
     ITEMS,
     arrive_late,
     end_period,
     ended,
     flushed,
     renewal,
+    shop_of_lines,
     usage_lines,
 )
 from faults.inner_steps import failing
@@ -27,15 +29,12 @@ from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
 
-CATALOG: Final = loads(plans_text("invoice_lines"))
 ONE_LINE: Final = [("Words", "26", "4", 104)]
 
 
 @pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Shop]:
-    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
-        await opened.kit.stripe.sync()
-        await opened.subscribed(plan="pro")
+    async with shop_of_lines(store_url) as opened:
         yield opened
 
 

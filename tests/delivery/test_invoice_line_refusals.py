@@ -13,7 +13,7 @@ from drivers.delivery import Caplog
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
-from drivers.usage_lines import ITEMS, ended, flushed, usage_lines
+from drivers.usage_lines import ITEMS, ended, flushed, shop_of_lines, usage_lines
 from meterkit.catalog import loads
 
 # Internals: the emulator has no connected accounts, whose terms an invoice takes over.
@@ -21,16 +21,13 @@ from meterkit.delivery.usage_invoice_terms import copy_terms, explain_uncopied_t
 
 pytestmark = pytest.mark.anyio
 
-CATALOG: Final = loads(plans_text("invoice_lines"))
 ONE_LINE: Final = [("Words", "26", "4", 104)]
 PRODUCT: Final = "/v1/products/meterkit_meter_words"
 
 
 @pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Shop]:
-    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
-        await opened.kit.stripe.sync()
-        await opened.subscribed(plan="pro")
+    async with shop_of_lines(store_url) as opened:
         yield opened
 
 

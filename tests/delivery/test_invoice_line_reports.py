@@ -14,28 +14,25 @@ from drivers.health_findings import looked_at
 from drivers.period_ends import look_at_closes, root_reader
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, START, Shop, sell_nothing, shop
+from drivers.usage_lines import CATALOG, end_period, shop_of_lines
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError
 
 pytestmark = pytest.mark.anyio
 
 PLANS = plans_text("invoice_lines")
-CATALOG = loads(PLANS)
 
 
 @pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Shop]:
-    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
-        await opened.kit.stripe.sync()
-        await opened.subscribed(plan="pro")
+    async with shop_of_lines(store_url) as opened:
         yield opened
 
 
 async def billed(at: Shop, words: int) -> None:
     """Record words, end the period, and have their line written."""
     await at.kit.record("acme", "words", words)
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     assert (await at.kit.flush(everything=True)).why == ""
 
 
@@ -48,8 +45,7 @@ async def test_doctor_and_reconcile_ask_stripe_for_no_meters(at: Shop) -> None:
 
 
 async def test_the_close_of_a_period_without_billed_usage_is_confirmed(at: Shop) -> None:
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     await at.kit.record("acme", "words", 1)
     at.clock.set(END + timedelta(days=31, minutes=15))
     await at.kit.subscriptions.sync("acme")

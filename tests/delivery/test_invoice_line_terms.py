@@ -13,21 +13,18 @@ from drivers.audited_kit import sqlite_in
 from drivers.plans import plans_text
 from drivers.restorable_kit import drained, recover
 from drivers.shop import END, HALF, START, Shop, sell_nothing, shop
-from drivers.usage_lines import arrive_late, end_period, ended, usage_lines
+from drivers.usage_lines import CATALOG, arrive_late, end_period, ended, shop_of_lines, usage_lines
 from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
 
 PLANS = plans_text("invoice_lines")
-CATALOG = loads(PLANS)
 DEAD_LETTER = loads(PLANS.replace("usage: lines", "usage: lines, late_usage: dead_letter"))
 
 
 @pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Shop]:
-    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
-        await opened.kit.stripe.sync()
-        await opened.subscribed(plan="pro")
+    async with shop_of_lines(store_url) as opened:
         yield opened
 
 

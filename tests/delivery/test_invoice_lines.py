@@ -10,20 +10,16 @@ import pytest
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
-from drivers.usage_lines import usage_lines
+from drivers.usage_lines import end_period, shop_of_lines, usage_lines
 from meterkit import MeterUsage
 from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
 
-CATALOG = loads(plans_text("invoice_lines"))
-
 
 @pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Shop]:
-    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
-        await opened.kit.stripe.sync()
-        await opened.subscribed(plan="pro")
+    async with shop_of_lines(store_url) as opened:
         yield opened
 
 
@@ -35,8 +31,7 @@ async def test_usage_of_a_period_is_one_line_of_its_renewal(at: Shop) -> None:
     await at.kit.record("acme", "words", 126)
     report = await at.kit.flush(everything=True)
     assert (report.left, report.lines, (await words(at))["pending"]) == (0, 0, 26)
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     report = await at.kit.flush(everything=True)
     assert (report.lines, report.left, report.why) == (1, 0, "")
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
@@ -48,16 +43,14 @@ async def test_each_price_of_a_period_has_a_line(at: Shop) -> None:
     at.clock.set(HALF)
     await at.kit.subscriptions.change_plan("acme", "team")
     await at.kit.record("acme", "words", 10)
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     assert (await at.kit.flush(everything=True)).why == ""
     assert sorted(await usage_lines(at)) == [("Words", "10", "7", 70), ("Words", "26", "4", 104)]
 
 
 async def test_a_draft_waits_for_its_lines_and_is_finalized(at: Shop) -> None:
     await at.kit.record("acme", "words", 126)
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     await at.kit.flush(everything=True)
     at.clock.advance(timedelta(minutes=10))
     assert (await look_at_closes(at.kit)).confirmed == 1
@@ -126,8 +119,7 @@ async def test_a_subscriber_keeps_the_price_that_the_file_had(at: Shop) -> None:
     at.kit.store.use(dearer)
     await at.kit.subscriptions.sync("acme")
     assert (await words(at)).get("price", {}).get("amount_cents") == 4
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     await at.kit.flush(everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
 
@@ -160,8 +152,7 @@ async def test_an_override_leaves_the_period_its_kept_price(at: Shop, edited: in
     await at.kit.record("acme", "words", 126)
     await at.kit.customers.override("acme", {"words": {"overage": {"bill": {"per": 1, "amount_cents": 11}}}})
     await at.kit.record("acme", "words", 5)
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     assert (await words(at)).get("price", {}).get("amount_cents") == 11
     await at.kit.flush(everything=True)
     assert await usage_lines(at) == [("Words", "31", "4", 124)]
@@ -176,8 +167,7 @@ async def test_a_price_by_override_has_a_line_until_it_ends(at: Shop) -> None:
     at.clock.set(HALF + timedelta(seconds=1))
     await at.kit.subscriptions.retry_accepted()
     await at.kit.record("acme", "words", 5)
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     await at.kit.flush(everything=True)
     assert sorted(await usage_lines(at)) == [("Words", "10", "1", 10), ("Words", "31", "4", 124)]
 
@@ -207,8 +197,7 @@ async def test_a_plan_changed_at_stripe_bills_each_price(at: Shop) -> None:
     await at.post(f"/v1/subscriptions/{found.id}", {"items": [{"id": item, "price": team}]})
     await at.kit.subscriptions.sync("acme")
     await at.kit.record("acme", "words", 10)
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     await at.kit.flush(everything=True)
     assert sorted(await usage_lines(at)) == [("Words", "10", "7", 70), ("Words", "2", "4", 8)]
 
@@ -251,8 +240,7 @@ async def test_usage_of_a_renamed_meter_is_billed_by_a_line(at: Shop) -> None:
         .replace("words: {included", "texts: {included")
     )
     at.kit.store.use(loads(renamed))
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     report = await at.kit.flush(everything=True)
     assert (report.sealed, report.left) == (1, 0)
     assert [line[1:] for line in await usage_lines(at)] == [("26", "4", 104)]
@@ -275,8 +263,7 @@ async def test_a_plan_that_has_left_the_file_keeps_its_prices(at: Shop) -> None:
     text = plans_text("invoice_lines")
     at.kit.store.use(loads(text.replace("  pro:\n", "  basic:\n")))
     await at.kit.subscriptions.sync("acme")
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     await at.kit.flush(everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
 
@@ -285,8 +272,7 @@ async def test_overage_that_the_file_denies_now_is_billed_as_recorded(at: Shop) 
     await at.kit.record("acme", "words", 126)
     denied = plans_text("invoice_lines").replace("{bill: {per: 1, amount_cents: 4}}", "deny")
     at.kit.store.use(loads(denied))
-    at.go(END + timedelta(minutes=3))
-    await at.kit.subscriptions.sync("acme")
+    await end_period(at)
     await at.kit.flush(everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
 

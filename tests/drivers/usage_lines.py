@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
 
-from drivers.shop import END, START, Shop
+from drivers.plans import plans_text
+from drivers.shop import END, START, Shop, sell_nothing, shop
 from meterkit import FlushReport, MeterKit
+from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 
 ITEMS: Final = "/v1/invoiceitems"
+CATALOG: Final = loads(plans_text("invoice_lines"))
+
+
+@asynccontextmanager
+async def shop_of_lines(store_url: str) -> AsyncGenerator[Shop]:
+    """A shop whose usage lines bill, with a subscriber of plan ``pro``."""
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as opened:
+        await opened.kit.stripe.sync()
+        await opened.subscribed(plan="pro")
+        yield opened
 
 
 async def usage_lines(at: Shop) -> list[tuple[str, str, str, int]]:
