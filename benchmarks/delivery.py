@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tables import Table
 
 CUSTOMERS, METERS, AT_ONCE = 10_000, 3, 12
-IDLE_PASSES = 500
+IDLE_PASSES = 50
 TRANSPORTS = ("v1", "v2-stream")
 PLANS = """
 schema: 1

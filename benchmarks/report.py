@@ -302,7 +302,7 @@ PREFACE = """\
   denied.
 - The bare app is measured on both cores before and after each round, and before and after each other part.
   If a request of it takes more than 15 % longer than at its lowest, the round or part is repeated. If it
-  stays disturbed, the run is not published.
+  stays disturbed, the run is not published. Each of these readings is the median of five bursts.
 - CPU is that of the whole process, with the work after the response, less that of the bare app in the same
   round. The garbage collector stays on.
 - *Beside meterkit* is how many times better the similar row of meterkit is. Below 1 meterkit loses. Limiters

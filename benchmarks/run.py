@@ -8,7 +8,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,12 @@ def arguments() -> argparse.Namespace:
         "--only", action="append", default=[], metavar="NAME", help="variants whose name contains NAME"
     )
     parser.add_argument("--rounds", type=int, metavar="N", help=f"so many rounds, not {FULL.rounds}")
+    parser.add_argument(
+        "--parts",
+        type=Path,
+        metavar="FILE",
+        help="keep the results of each part in FILE, and go on from those that it has: a run in sittings",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--markdown", type=Path, metavar="DOCS", help="write all pages with figures")
     parser.add_argument(
@@ -122,28 +128,40 @@ class Run:
     probes: dict
     skipped: dict
     is_quick: bool
+    kept: KeptParts
 
     def compare_variants(self) -> dict:
         here = [BY_NAME[name] for name in self.probes]
-        found: dict = {"timed": timed(self, [v for v in here if v.timed], "in process"), "uvloop": {}}
-        served = [v for v in here if v.over_http]
-        shared = (served, self.redis_url, self.cores, self.size, self.gauge)
-        found["http"], failed = overhttp.measure(*shared)
-        self.skipped |= failed
+        both = [v for v in here if v.timed and v.name in ON_BOTH_LOOPS]
+        mixed = [v for v in here if v.name in IN_MIX]
+        first = [v for v in here if v.name in FIRST_REQUEST_OF]
+        keep = self.kept.measure_once
+        found: dict = {
+            "timed": keep("timed", lambda: timed(self, [v for v in here if v.timed], "in process")),
+            "http": keep("http", lambda: self._over_http(here, "asyncio")),
+            "uvloop": {},
+        }
         if importlib.util.find_spec("uvloop"):
-            both = [v for v in here if v.timed and v.name in ON_BOTH_LOOPS]
-            found["uvloop"]["timed"] = timed(self, both, "in process on uvloop", "uvloop")
-            found["uvloop"]["http"], _ = overhttp.measure(*shared, loop="uvloop")
+            found["uvloop"] = {
+                "timed": keep("uvloop timed", lambda: timed(self, both, "in process on uvloop", "uvloop")),
+                "http": keep("uvloop http", lambda: self._over_http(here, "uvloop")),
+            }
         else:
             self.skipped["on uvloop"] = "uvloop is not installed (pip install uvloop)"
-        mixed = [v for v in here if v.name in IN_MIX]
-        found["mix"] = timed(self, mixed, "mix", send=Worker.send_mix)
-        first = [v for v in here if v.name in FIRST_REQUEST_OF]
-        found["first"] = self.gauge.measure_part(
-            "first requests",
-            lambda: startup.first_requests(first, self.redis_url, self.cores, "asyncio", self.size),
+        found["mix"] = keep("mix", lambda: timed(self, mixed, "mix", send=Worker.send_mix))
+        found["first"] = self._measure_part(
+            "first", lambda: startup.first_requests(first, self.redis_url, self.cores, "asyncio", self.size)
         )
         return found
+
+    def _over_http(self, here: list[Variant], loop: str) -> dict:
+        served = [v for v in here if v.over_http]
+        found, failed = overhttp.measure(served, self.redis_url, self.cores, self.size, self.gauge, loop=loop)
+        self.skipped |= failed
+        return found
+
+    def _measure_part(self, name: str, measure: Callable[[], dict]) -> dict:
+        return self.kept.measure_once(name, lambda: self.gauge.measure_part(name, measure))
 
     def measure_others(self) -> dict:
         url, cores, is_quick = self.redis_url, self.cores, self.is_quick
@@ -159,29 +177,77 @@ class Run:
             "shared_limit": lambda: shared_limit.measure(url, is_quick=is_quick),
             "imports": lambda: startup.import_times(cores, self.size),
         }
-        found = {name: self.gauge.measure_part(name, measure) for name, measure in parts.items()}
-        return found | {"far": far.measure(url, cores, "asyncio", self.size, self.gauge)}
+        found = {name: self._measure_part(name, measure) for name, measure in parts.items()}
+        return found | {
+            "far": self.kept.measure_once(
+                "far", lambda: far.measure(url, cores, "asyncio", self.size, self.gauge)
+            )
+        }
 
     def measure_pages(self) -> dict:
         """What stands on other pages than that of the benchmarks."""
         rows = simulate.QUICK_ROWS if self.is_quick else simulate.ROWS
         customers = operator_pages.QUICK_CUSTOMERS if self.is_quick else operator_pages.CUSTOMERS
         found = {
-            "nodes": self.gauge.measure_part(
-                "nodes", lambda: nodes.measure(self.cores, "asyncio", self.size)
-            ),
-            "simulate": self.gauge.measure_part("simulation", lambda: simulate.measure(rows)),
-            "operator_pages": self.gauge.measure_part(
-                "operator pages", lambda: operator_pages.measure(customers)
-            ),
+            "nodes": self._measure_part("nodes", lambda: nodes.measure(self.cores, "asyncio", self.size)),
+            "simulate": self._measure_part("simulate", lambda: simulate.measure(rows)),
+            "operator_pages": self._measure_part("operator_pages", lambda: operator_pages.measure(customers)),
         }
         grown: dict[str, dict] = {}
         for step in growth.steps(is_quick=self.is_quick):
-            grown.setdefault(str(step[0]), {})[str(step[1])] = self.gauge.measure_part(
+            grown.setdefault(str(step[0]), {})[str(step[1])] = self._measure_part(
                 "growth, {} nodes, {:,} customers".format(*step),
                 lambda step=step: growth.run(*step, self.cores),
             )
         return found | {"growth": grown}
+
+
+@dataclass(slots=True)
+class KeptParts:
+    """The parts of a run that are measured, in a file too where one is named."""
+
+    path: Path | None
+    gauge: Gauge
+    machine: dict
+    found: dict[str, dict] = field(default_factory=dict)
+
+    def load(self) -> None:
+        """Go on from the file: only on the same machine with the same packages."""
+        if self.path is None or not self.path.exists():
+            return
+        kept = json.loads(self.path.read_text())
+        changed = [
+            key
+            for key in self.machine
+            if key not in {"when", "command"} and self.machine[key] != kept["machine"][key]
+        ]
+        if changed:
+            raise SystemExit(f"--parts: {self.path} is of another machine ({', '.join(changed)}); remove it")
+        self.machine = kept["machine"]
+        self.found = kept["found"]
+        self.gauge.readings = {
+            **kept["readings"],
+            "start": [*kept["readings"]["start"], *self.gauge.readings["start"]],
+        }
+        self.gauge.took_s = kept["took_s"]
+
+    def measure_once(self, name: str, measure: Callable[[], dict]) -> dict:
+        """What a part came to; measured if the file does not have it."""
+        if name not in self.found:
+            self.found[name] = measure()
+            self._save()
+        return self.found[name]
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        kept = {
+            "machine": self.machine,
+            "found": self.found,
+            "readings": self.gauge.readings,
+            "took_s": self.gauge.took_s,
+        }
+        self.path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -189,10 +255,12 @@ def measure(options: argparse.Namespace) -> dict:
     if options.rounds:
         size = replace(size, rounds=options.rounds, http_rounds=min(options.rounds, size.http_rounds))
     with redis_server(cores) as redis_url, inprocess.open_gauge(redis_url, cores, size) as gauge:
-        machine = describe(redis_url, cores)
+        kept = KeptParts(options.parts, gauge, describe(redis_url, cores))
+        kept.load()
+        machine = kept.machine
         note(f"{machine['server']}, {machine['cores']}; {'10 minutes' if options.quick else '1 to 2 hours'}")
         probes, skipped = probed(chosen(options.only), redis_url, cores, "asyncio")
-        run = Run(size, cores, redis_url, gauge, probes, skipped, options.quick)
+        run = Run(size, cores, redis_url, gauge, probes, skipped, options.quick, kept)
         found = (
             run.compare_variants()
             if options.only
