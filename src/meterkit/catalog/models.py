@@ -330,14 +330,32 @@ class SeatPrice:
     stripe_price: str | None = None
 
 
+GrantedEvery = Literal["period", "once"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollover:
+    """How what is left of a period's grant lives on.
+
+    Attributes:
+        at_most: cap of the grant's whole balance, the new period's share included.
+        periods: number of further periods.
+    """
+
+    at_most: int
+    periods: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanGrant:
-    """A grant that recurs every period.
+    """A grant that recurs every period, or is given once.
 
     Attributes:
         kind: whether ``name`` is a meter or a credit.
         expires_ms: life of the grant; None: it expires with its period.
         id: the plans file's own name for it, or None; see :attr:`key`.
+        every: ``once``: given once in a customer's life, at the first period on a plan that has it.
+        rollover: how what is left of it lives on; None: it does not.
     """
 
     kind: Literal["meter", "credit"]
@@ -346,6 +364,8 @@ class PlanGrant:
     priority: int = 50
     expires_ms: int | None = None
     id: str | None = None
+    every: GrantedEvery = "period"
+    rollover: Rollover | None = None
 
     @property
     def key(self) -> str:
@@ -372,6 +392,33 @@ class SubjectPlan:
     budget: SubjectBudget | None
 
 
+Bought = tuple[tuple[str, int], ...]
+"""Add-ons of a customer: key and quantity of each, sorted by key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addon:
+    """What a customer may buy beside a plan, several times.
+
+    Attributes:
+        key: the name in the plans file.
+        name: what customers see on invoices.
+        price: of one, per interval of the plan's price.
+        included: by meter, what one adds to the plan's included quantity.
+        features: that it adds.
+        grants: that one adds.
+        max_quantity: how many a customer may have; None: any number.
+    """
+
+    key: str
+    name: str
+    price: Price
+    included: Mapping[str, int]
+    features: frozenset[str]
+    grants: tuple[PlanGrant, ...]
+    max_quantity: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A named set of entitlements.
@@ -383,6 +430,8 @@ class Plan:
         allotment: how long requests may be admitted in advance; None: as the file says.
         features: names of features, sorted; ``all`` is already spelled out.
         entitlements: one for every meter of the file, in the file's order.
+        addons: keys of the add-ons that may be bought beside it.
+        bought: add-ons whose entitlements are part of this one's; none in the plans file.
     """
 
     key: str
@@ -398,6 +447,8 @@ class Plan:
     grants: tuple[PlanGrant, ...]
     allotment: Allotment | None = None
     subjects: Mapping[str, SubjectPlan] = field(default_factory=dict[str, "SubjectPlan"])
+    addons: tuple[str, ...] = ()
+    bought: Bought = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -519,6 +570,8 @@ class Catalog:
         content_hash: 16 hex digits of a BLAKE2 digest of the catalog's meaning (not of its spelling).
         source: the file's path as it was given, for messages.
         notes: what is allowed in the file and may surprise, in its order; no part of its meaning.
+        addons: what may be bought beside plans, by key.
+        other_currencies: the same file by currency beyond the first, where only amounts differ.
     """
 
     source: str
@@ -540,6 +593,17 @@ class Catalog:
     notes: tuple[Note, ...] = ()
     storage: Storage | None = None
     notify: Notify = field(default_factory=Notify)
+    addons: Mapping[str, Addon] = field(default_factory=dict[str, Addon])
+    other_currencies: Mapping[str, Catalog] = field(default_factory=dict[str, "Catalog"])
+
+    @property
+    def currencies(self) -> tuple[str, ...]:
+        """All currencies of the file, the first one first."""
+        return (self.currency, *self.other_currencies)
+
+    def in_currency(self, currency: str) -> Catalog:
+        """The same file with the amounts in a currency; one that it lacks: in the first one."""
+        return self.other_currencies.get(currency, self)
 
     @property
     def counts_spend(self) -> bool:
