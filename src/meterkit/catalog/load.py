@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from meterkit.catalog.addons import AddonTable, build_addons
 from meterkit.catalog.billing import (
     ALLOTMENTS,
     ANONYMOUS_SHAPE,
@@ -35,7 +36,7 @@ from meterkit.catalog.credits import (
 from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.errors import FilePlace, Problems, RefusedError, nearest, unknown
 from meterkit.catalog.meters import MeterTable, build_meters, check_features, refuse_reported_usage
-from meterkit.catalog.models import Billing, Catalog, Enforcement, Route
+from meterkit.catalog.models import Billing, Catalog, Enforcement, Plan, PlanGrant, Route
 from meterkit.catalog.notes import (
     note_billing_lines,
     note_default_plan,
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog.credit_values import Credit
-    from meterkit.catalog.models import Entitlement, Meter, Plan
+    from meterkit.catalog.models import Entitlement, Meter
 
 # Where the file lies, how a route's match is spaced, what there is to note, and what follows from the rest
 # change nothing.
@@ -84,6 +85,12 @@ _SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
         "refuses_unpriced",
     ),
 }
+# What files without these keys say is the meaning that they had before there were such keys.
+_NEWER: Final[Mapping[type, Mapping[str, object]]] = {
+    Catalog: {"addons": {}, "other_currencies": {}},
+    Plan: {"addons": (), "bought": ()},
+    PlanGrant: {"every": "period", "rollover": None},
+}
 
 
 def digest(catalog: Catalog) -> Catalog:
@@ -98,8 +105,9 @@ def _json_value(value: Any) -> object:
         return sorted(cast("frozenset[str]", value))
     if isinstance(value, Fraction):
         return str(value)
-    spelling = next((names for kind, names in _SPELLING.items() if isinstance(value, kind)), ())
-    return {one.name: getattr(value, one.name) for one in fields(value) if one.name not in spelling}
+    spelling, newer = _SPELLING.get(type(value), ()), _NEWER.get(type(value), {})
+    found = {one.name: getattr(value, one.name) for one in fields(value) if one.name not in spelling}
+    return {name: given for name, given in found.items() if name not in newer or given != newer[name]}
 
 
 def check_quantities_fit(
@@ -172,6 +180,7 @@ class PlansFile(Table, what="a plans file"):
     credits = Key(MapOf(NAME, CreditTable, "credits"), "Prepaid units that meters may be paid with.")
     routes = Key(ListOf(RouteTable, "routes"), "How requests are decided; the first match wins.")
     plans = Key(MapOf(NAME, PlanTable, "plans", 1), "What each plan costs and gives.", required=True)
+    addons = Key(MapOf(NAME, AddonTable, "add-ons"), "What customers may buy beside a plan.")
     billing = Key(BillingTable, "What is billed, and when changes take effect.")
     dunning = Key(DunningTable, "What happens after failed payments.")
     storage = Key(StorageTable, "Stored objects that count for a gauge.")
@@ -269,6 +278,8 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     declared = DeclaredNames(
         meters=known, features=features, credits=credits_, prices=prices, currency=currency
     )
+    addons = build_addons(values.addons or {}, declared)
+    declared = replace(declared, addons=addons)
     money = _build_billing(values)
     built_plans = build_plans(written_plans, declared, problems, by_lines=money.usage == "lines")
     budgets = {
@@ -313,6 +324,7 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
         plans=plans,
         billing=money,
         dunning=build_dunning(values.dunning, default_plan=default_plan, plans=written_plans),
+        addons=drop_refused(addons),
         storage=build_storage(values.storage, known),
         notify=build_notify(values.notify),
         **common,

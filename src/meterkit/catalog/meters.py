@@ -181,7 +181,8 @@ def is_sold(plan: Plan) -> bool:
     """Whether customers can subscribe to a plan: it names a price at Stripe, or costs something."""
     price = plan.price
     charges = any(given.overage.amount_cents is not None for given in plan.entitlements.values())
-    return price.stripe_price is not None or price.amount_cents > 0 or plan.seat_price is not None or charges
+    has_extras = plan.seat_price is not None or bool(plan.addons)
+    return price.stripe_price is not None or price.amount_cents > 0 or has_extras or charges
 
 
 def billed_as(plan: Plan, meter: Meter) -> Entitlement | None:
@@ -193,7 +194,7 @@ def billed_as(plan: Plan, meter: Meter) -> Entitlement | None:
     own = plan.entitlements[meter.name]
     if meter.is_row and own.overage.mode != "bill":
         return None  # Another plan's price.
-    whole = None if meter.source is None else plan.entitlements[meter.source]
+    whole = plan.entitlements.get(meter.source or "")
     if whole is None or whole.overage.mode != "bill":
         return own if own.overage.mode == "bill" else None
     if whole.included is None:

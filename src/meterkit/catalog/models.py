@@ -369,9 +369,12 @@ class PlanGrant:
 
     @property
     def key(self) -> str:
-        """Identity of the grant across plans and periods: its id, otherwise priority and expiry."""
+        """Identity of the grant across plans and periods: its id, otherwise priority and expiry.
+
+        One that is given once is never the same as one of every period.
+        """
         life = "period" if self.expires_ms is None else f"{self.expires_ms}ms"
-        return self.id or f"{self.priority}-{life}"
+        return self.id or f"{self.priority}-{life}{'-once' if self.every == 'once' else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -204,7 +204,7 @@ def check_item_count(
         and given.overage.mode == "bill"
         and given.overage.amount_cents is not None
     ]
-    items = 1 + (plan.seat_price is not None) + len(priced)
+    items = 1 + (plan.seat_price is not None) + len(plan.addons) + len(priced) * (not by_lines)
     cure = "join patterns of models, or bill fewer meters"
     if by_lines and len(priced) > LINES_MAX:
         message = (
@@ -212,9 +212,9 @@ def check_item_count(
             f" for {LINES_MAX}; {cure}"
         )
         problems.refuse(place, message)
-    elif not by_lines and items > ITEMS_MAX:
+    elif items > ITEMS_MAX:
         message = (
-            f"the plan has {items} prices: its own, that of seats, and one for each row of overage; a"
-            f" Stripe subscription takes {ITEMS_MAX}; {cure}"
+            f"the plan has {items} prices: its own, that of seats, one for each add-on, and one for each row"
+            f" of overage; a Stripe subscription takes {ITEMS_MAX}; {cure}, or list fewer add-ons"
         )
         problems.refuse(place, message)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.billing import ALLOTMENTS
 from meterkit.catalog.budgets import BudgetTable
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, default_entitlement
-from meterkit.catalog.errors import unknown
-from meterkit.catalog.meters import ALL, Meters, check_meter
-from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPrice
+from meterkit.catalog.errors import RefusedError, unknown
+from meterkit.catalog.meters import ALL, Meters, check_meter, meters_billed_by_tiers
+from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, Rollover, SeatPrice
 from meterkit.catalog.notes import note_entitlement, note_trial
 from meterkit.catalog.overage_prices import (
     bill_by_model,
@@ -20,7 +21,7 @@ from meterkit.catalog.overage_prices import (
     price_by_model,
 )
 from meterkit.catalog.subjects import SubjectShape, build_subjects
-from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, text
+from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, scalar, text
 from meterkit.catalog.value_shapes import (
     AnyForm,
     Key,
@@ -39,7 +40,14 @@ if TYPE_CHECKING:
     from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.errors import Problems
     from meterkit.catalog.model_prices import ModelPrices
-    from meterkit.catalog.models import Allotment, Entitlement, PaymentMethodTerm, WithoutCard
+    from meterkit.catalog.models import (
+        Addon,
+        Allotment,
+        Entitlement,
+        GrantedEvery,
+        PaymentMethodTerm,
+        WithoutCard,
+    )
 
 DEFAULT_PLAN_WORD: Final = "default_plan"
 
@@ -76,9 +84,34 @@ class SeatPriceTable(Table, what="a seat price", inheritable=True):
     stripe_price = PriceTable.stripe_price
 
 
-EVERY_WORDS: Final = ("period",)
 _QUANTITY: Final = quantity(least=1)
 _NO_QUANTITY: Final[dict[str, Any]] = {"quantity": 1}  # Where it was refused.
+_EVERY: Final[WordChoice[GrantedEvery]] = WordChoice(("period", "once"))
+_PERIODS: Final = re.compile(r"([1-9][0-9]{0,2}) periods?")
+_PERIODS_MAX: Final = 120
+_PERIODS_ALLOWED: Final = f"a number of billing periods such as 2 periods, at most {_PERIODS_MAX}"
+
+
+def _parse_periods(written: str) -> int:
+    found = _PERIODS.fullmatch(written)
+    if found is None or int(found[1]) > _PERIODS_MAX:
+        meant = f"{written} periods" if written.isdecimal() else None
+        raise RefusedError(f"allowed: {_PERIODS_ALLOWED}", meant=meant)
+    return int(found[1])
+
+
+class RolloverTable(Table, what="a rollover"):
+    """``rollover:`` of a grant."""
+
+    at_most = Key(
+        _QUANTITY, "Cap of the grant's whole balance, the new period's share included.", required=True
+    )
+    periods = Key(
+        scalar(_parse_periods, _PERIODS_ALLOWED, pattern="^[1-9][0-9]{0,2} periods?$"),
+        "For how many further periods what is left lives on, such as 2 periods.",
+        name="for",
+        required=True,
+    )
 
 
 class GrantTable(Table, what="a grant"):
@@ -87,16 +120,22 @@ class GrantTable(Table, what="a grant"):
     credit = Key(NAME, "The credit that is granted.")
     meter = Key(NAME, "The meter of the granted quantity.")
     quantity = Key(_QUANTITY, "How much.", required=True)
-    every = Key(WordChoice(EVERY_WORDS), "When: with every billing period.", required=True)
+    every: Key[GrantedEvery] = Key(
+        _EVERY,
+        "When: with every billing period, or once in a customer's life, at the first period on a plan that"
+        " has it.",
+        required=True,
+    )
     priority = Key(integer(most=1000), "Lower is used first; default: 50.")
     expires_ms = Key(duration(least=1), "Life of the grant; default: its period.", name="expires")
+    rollover = Key(RolloverTable, "How what is left at a period's end lives on; default: it does not.")
     id = Key(
         NAME,
         "Id that makes it the same grant in other plans and after an edit; default: its priority and expiry.",
     )
 
 
-_FEATURES_SHAPE: Final[ValueShape[str | tuple[str, ...]]] = AnyForm(
+FEATURES_SHAPE: Final[ValueShape[str | tuple[str, ...]]] = AnyForm(
     "a list of features, or all",
     scalar=WordChoice((ALL,), others=", or a list of features"),
     items=ListOf(NAME, "features"),
@@ -151,9 +190,10 @@ class PlanTable(Table, what="a plan", inheritable=True):
         Nullable(_TRIAL),
         "Length of the trial of a customer's first subscription, in whole days; or a map.",
     )
-    features = Key(_FEATURES_SHAPE, "The features that the plan has: a list, or all; default: none.")
+    features = Key(FEATURES_SHAPE, "The features that the plan has: a list, or all; default: none.")
     meters = Key(MapOf(NAME, EntitlementTable, "meters and entitlements"), "What it gives of each meter.")
-    grants = Key(ListOf(GrantTable, "grants"), "Grants that it gives every period.")
+    grants = Key(ListOf(GrantTable, "grants"), "Grants that it gives every period, or once.")
+    addons = Key(ListOf(NAME, "add-ons"), "The add-ons that customers may buy beside it; default: none.")
     subjects = Key(
         MapOf(NAME, SubjectShape(), "kinds of subjects"),
         "What it gives each user, team or other subject that `identify` names, by kind.",
@@ -171,6 +211,7 @@ class DeclaredNames:
     credits: Mapping[str, Credit]
     prices: Mapping[str, ModelPrices | None]
     currency: str = ""
+    addons: Mapping[str, Addon | None] = field(default_factory=dict[str, "Addon | None"])
 
 
 def build_price_rows(
@@ -228,18 +269,20 @@ def _build_plan(key: str, values: PlanTable, declared: DeclaredNames) -> Plan:
         seat_price=SeatPrice(**_NO_SEAT_PRICE | seat_price.given()) if seat_price else None,
         trial_ms=trial_ms,
         trial_without_card=without_card,
-        features=_build_features(values, declared),
+        features=build_features(values.features, values, declared),
         entitlements=_build_entitlements(values, declared),
-        grants=_build_grants(values, declared),
+        grants=build_grants(values.grants or (), declared),
         allotment=values.allotment,
         subjects=build_subjects(values.subjects or {}, declared.meters, declared.currency, values.problems),
+        addons=values.addons or (),
     )
+    _check_addons(plan, values, declared)
     default: PaymentMethodTerm = "required" if can_cost(plan, declared) else "optional"
     return replace(plan, payment_method=values.payment_method or default)
 
 
 def can_cost(plan: Plan, declared: DeclaredNames) -> bool:
-    """Whether a customer of a plan may owe money: its price, seats, billed usage, automatic top-ups.
+    """Whether a customer of a plan may owe money: its price, seats, add-ons, billed usage, automatic top-ups.
 
     Args:
         plan: the plan, with the defaults of its entitlements applied.
@@ -248,7 +291,7 @@ def can_cost(plan: Plan, declared: DeclaredNames) -> bool:
     buys_by_itself = any(
         credit.top_up is not None and credit.top_up.auto is not None for credit in declared.credits.values()
     )
-    if plan.price.amount_cents > 0 or plan.seat_price is not None or buys_by_itself:
+    if plan.price.amount_cents > 0 or plan.seat_price is not None or buys_by_itself or plan.addons:
         return True
     for meter in drop_refused(declared.meters).values():
         if meter.stripe is None or meter.stripe.report == "none":
@@ -268,8 +311,11 @@ def _build_trial(written: int | TrialTable | None) -> tuple[int | None, WithoutC
     return written.for_ms, written.without_card or "cancel"
 
 
-def _build_features(values: PlanTable, declared: DeclaredNames) -> frozenset[str]:
-    names = values.features or ()
+def build_features(
+    written: str | tuple[str, ...] | None, values: Table, declared: DeclaredNames
+) -> frozenset[str]:
+    """The features that a plan or an add-on lists under ``features``."""
+    names = written or ()
     if isinstance(names, str):
         return frozenset(declared.features)
     for item in values.texts("features"):
@@ -302,17 +348,23 @@ def _build_entitlements(values: PlanTable, declared: DeclaredNames) -> dict[str,
     return built
 
 
-def _build_grants(values: PlanTable, declared: DeclaredNames) -> tuple[PlanGrant, ...]:
-    built: list[PlanGrant] = []
-    for written in values.grants or ():
+def build_grants(read: tuple[GrantTable, ...], declared: DeclaredNames) -> tuple[PlanGrant, ...]:
+    """The grants that a plan or an add-on lists."""
+    built: dict[tuple[str, str], PlanGrant] = {}
+    grants: list[PlanGrant] = []
+    for written in read:
         grant = _build_grant(written, declared)
         if grant is None:
             continue
-        if grant.id is not None and (grant.name, grant.id) in {(other.name, other.id) for other in built}:
-            message = f"{grant.id!r} is the id of another grant of {grant.name} in this plan; choose another"
+        other = built.setdefault((grant.name, grant.key), grant)
+        if other is not grant and grant.id is not None and grant.id == other.id:
+            message = f"{grant.id!r} is the id of another grant of {grant.name} in this list; choose another"
             written.refuse("id", message)
-        built.append(grant)
-    return tuple(built)
+        elif other is not grant and (grant.rollover or other.rollover):
+            message = f"another grant of {grant.name} has the same priority and expiry; give this one an `id`"
+            written.problems.refuse(written.node.place, message)
+        grants.append(grant)
+    return tuple(grants)
 
 
 def _build_grant(values: GrantTable, declared: DeclaredNames) -> PlanGrant | None:
@@ -335,8 +387,64 @@ def _build_grant(values: GrantTable, declared: DeclaredNames) -> PlanGrant | Non
     return PlanGrant(
         kind="credit" if credit is not None else "meter",
         name=credit or meter_name or "",
-        **_NO_QUANTITY | values.given("quantity", "priority", "expires_ms", "id"),
+        rollover=None if values.rollover is None else _build_rollover(values.rollover, values),
+        **_NO_QUANTITY | values.given("quantity", "priority", "expires_ms", "id", "every"),
     )
+
+
+def _build_rollover(values: RolloverTable, grant: GrantTable) -> Rollover | None:
+    at_most, periods = values.at_most, values.periods
+    if grant.has("expires_ms"):
+        grant.refuse("rollover", "found `rollover` beside `expires`; keep one: each says how long it lives")
+    if grant.every == "once":
+        message = "a grant that is given once has no next period; say how long it lives by `expires`"
+        grant.refuse("rollover", message)
+    if at_most is None or periods is None:
+        return None
+    if at_most < (grant.quantity or 0):
+        message = f"found {at_most}, below the grant's quantity of {grant.quantity}; allowed: at least that"
+        values.refuse("at_most", message)
+    if grant.credit is not None and at_most > CREDITS_MAX:
+        values.refuse("at_most", f"found {at_most}; allowed: at most {CREDITS_MAX} credits")
+    return Rollover(at_most=at_most, periods=periods)
+
+
+def _check_addons(plan: Plan, values: PlanTable, declared: DeclaredNames) -> None:
+    """Refuse add-ons that are not there, listed twice, or do not go with the plan."""
+    has_tiers = set(meters_billed_by_tiers(drop_refused(declared.meters), plan) if plan.addons else ())
+    owners = {(grant.name, grant.key): f"the plan {plan.key}" for grant in plan.grants}
+    seen: set[str] = set()
+    for item in values.texts("addons"):
+        addon, problems = declared.addons.get(item.text), values.problems
+        if item.text not in declared.addons:
+            problems.refuse(item.place, unknown("add-on", item.text, declared.addons))
+        elif item.text in seen:
+            problems.refuse(item.place, f"{item.text!r} is listed twice; keep one")
+        elif addon is not None:
+            for reason in _misfits(addon, plan, has_tiers, owners):
+                problems.refuse(item.place, reason)
+        seen.add(item.text)
+
+
+def _misfits(
+    addon: Addon, plan: Plan, has_tiers: set[str], owners: dict[tuple[str, str], str]
+) -> Iterator[str]:
+    """Why an add-on does not go with a plan; ``owners`` are what gives grants, and get the add-on's."""
+    own, other = plan.price.interval, addon.price.interval
+    if own != other:
+        yield f"{addon.key} is paid every {other}, the plan {plan.key} every {own}; allowed: add-ons per {own}"
+    for meter in sorted(has_tiers & addon.included.keys()):
+        yield (
+            f"{addon.key} adds to {meter}, which the plan {plan.key} bills with `report: usage`: Stripe's price"
+            " has what is included; write `report: overage`"
+        )
+    for grant in addon.grants:
+        owner = owners.setdefault((grant.name, grant.key), addon.key)
+        if owner != addon.key:
+            yield (
+                f"{owner} has a grant of {grant.name} with the id {grant.key!r}, too; give that of {addon.key}"
+                " another"
+            )
 
 
 def _refuse_prices_used_twice(read: Mapping[str, PlanTable | None]) -> None:
