@@ -26,6 +26,7 @@ SPELLINGS = {
 }
 MANY = {
     "a map": "maps",
+    "three small letters: `usd`": "currencies",
     "a name": "names",
     "a text": "texts",
     "a whole number": "whole numbers",
@@ -34,7 +35,9 @@ MANY = {
 }
 OF_ALL_COMMANDS = {"help", "plans", "redis", "json"}
 # What stands for a name that the file chooses, by the key above it.
-CHOSEN = {"meters": "METER", "plans": "PLAN", "credits": "CREDIT", "consume": "METER", "reserve": "METER"}
+CHOSEN = {"meters": "METER", "plans": "PLAN", "addons": "ADDON", "credits": "CREDIT"} | dict.fromkeys(
+    ("consume", "reserve"), "METER"
+)
 
 
 def plans_keys() -> str:
@@ -87,6 +90,8 @@ def kind_of(schema: Schema) -> str:
     kind = schema.get("type")
     if kind == "object":
         inner = schema.get("additionalProperties")
+        if schema.get("propertyNames") == {"pattern": "^[a-z]{3}$"}:
+            return "one for each currency"
         return (
             f"a map of names to {MANY.get(kind_of(inner), kind_of(inner))}"
             if isinstance(inner, dict)

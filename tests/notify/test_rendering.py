@@ -11,7 +11,7 @@ import pytest
 
 from drivers.messages import PLANS
 from meterkit.catalog import loads
-from meterkit.catalog.models import MESSAGE_EVENTS
+from meterkit.catalog.notify_values import MESSAGE_EVENTS
 from meterkit.notify.courier import make_message
 from meterkit.notify.mail import parse_smtp_url
 from meterkit.notify.rendering import Renderer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from meterkit.catalog.addons import with_addons
 from meterkit.catalog.credit_values import Credit
 from meterkit.catalog.entitlements import override
 from meterkit.catalog.errors import Note, NoteKind
@@ -12,18 +13,18 @@ from meterkit.catalog.models import (
     OTHER_TYPE,
     OUTCOMES,
     QUANTITY_MAX,
+    Addon,
     Algorithm,
     Anonymous,
     Billing,
+    Bought,
     Catalog,
     Changes,
     Dunning,
-    EmailChannel,
     Enforcement,
     Entitlement,
     Headers,
     Meter,
-    Notify,
     ObjectPattern,
     Outcome,
     Overage,
@@ -33,13 +34,14 @@ from meterkit.catalog.models import (
     Rate,
     Report,
     Reserve,
+    Rollover,
     Route,
     SeatPrice,
     Storage,
     StoreFailure,
     StripeEvent,
-    WebhookChannel,
 )
+from meterkit.catalog.notify_values import EmailChannel, Notify, WebhookChannel
 
 __all__ = [
     "BILLED_ON_ATTEMPT",
@@ -47,9 +49,11 @@ __all__ = [
     "OTHER_TYPE",
     "OUTCOMES",
     "QUANTITY_MAX",
+    "Addon",
     "Algorithm",
     "Anonymous",
     "Billing",
+    "Bought",
     "Catalog",
     "Changes",
     "Credit",
@@ -71,6 +75,7 @@ __all__ = [
     "Rate",
     "Report",
     "Reserve",
+    "Rollover",
     "Route",
     "SeatPrice",
     "Storage",
@@ -82,4 +87,5 @@ __all__ = [
     "load",
     "loads",
     "override",
+    "with_addons",
 ]

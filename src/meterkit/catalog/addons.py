@@ -27,7 +27,7 @@ class AddonPriceTable(Table, what="a price of an add-on"):
     interval = PriceTable.interval
 
 
-class AddonMeterTable(Table, what="what an add-on gives of a meter"):
+class AddonMeterTable(Table, what="a meter of an add-on"):
     """One of ``meters:`` of an add-on."""
 
     included = Key(
@@ -54,7 +54,9 @@ class AddonTable(Table, what="an add-on"):
 
 def build_addons(read: Mapping[str, AddonTable | None], declared: DeclaredNames) -> dict[str, Addon | None]:
     """The add-ons by key; None where one was refused altogether."""
-    return {key: None if values is None else _build_addon(key, values, declared) for key, values in read.items()}
+    return {
+        key: None if values is None else _build_addon(key, values, declared) for key, values in read.items()
+    }
 
 
 def _build_addon(key: str, values: AddonTable, declared: DeclaredNames) -> Addon | None:
@@ -77,7 +79,7 @@ def _build_addon(key: str, values: AddonTable, declared: DeclaredNames) -> Addon
     return Addon(
         key=key,
         name=values.name or key,
-        price=Price(amount_cents=price.amount_cents, interval=price.interval),
+        price=Price(**price.given()),
         included=included,
         features=features,
         # Without an id of its own, a plan's grant of the same priority and expiry would be the same one.

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.amount_wording import MICRO_UNIT, micros_per_minor_unit
+from meterkit.catalog.currencies import PerCurrency
+from meterkit.catalog.errors import listed
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, Entitlement, Meter, Overage, Rate
 from meterkit.catalog.value_parsers import UNLIMITED, Unlimited, cents, or_unlimited, percent
 from meterkit.catalog.value_shapes import Key, ListOf, Nullable, Table, WordChoice
@@ -27,7 +29,7 @@ class BudgetTable(Table, what="a budget", inheritable=True):
     """``budget:`` of a plan."""
 
     amount_cents: Key[int | Unlimited] = Key(
-        or_unlimited(cents()),
+        PerCurrency(or_unlimited(cents()), common=UNLIMITED),
         "What may be spent on overage and from balances in money, in minor units of the currency.",
         required=True,
     )
@@ -82,6 +84,7 @@ def build_budgets(
         built[key] = plan and replace(plan, entitlements={**plan.entitlements, SPEND: given})
         if values is not None and plan is not None:
             _note_unpriced(plan, values.node.place, problems)
+            note_balances_in_dollars(meters, values.node.place, problems)
     meter = Meter(
         name=SPEND,
         title="Spend",
@@ -93,6 +96,22 @@ def build_budgets(
         is_spend=True,
     )
     return {**meters, SPEND: meter}, built
+
+
+def note_balances_in_dollars(
+    meters: Mapping[str, Meter | None], place: FilePlace, problems: Problems
+) -> None:
+    """Say in which currencies a budget leaves out what is paid from a balance in money.
+
+    Args:
+        meters: of the file.
+        place: where the budget stands.
+        problems: the list to add to.
+    """
+    others = [code for code in problems.currencies if code not in {"usd", ""}]
+    if others and any(meter is not None and meter.charges is not None for meter in meters.values()):
+        message = f"a balance in money is in US dollars: in {listed(others)} this budget counts overage only"
+        problems.note(place, "informs", message)
 
 
 def _build_budget(values: BudgetTable, micros: int) -> Entitlement:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.billing import URL
 from meterkit.catalog.credit_values import AutoTopUp, Credit, TopUps
+from meterkit.catalog.currencies import PerCurrency, by_currency
 from meterkit.catalog.errors import RefusedError, listed, quoted, suggestion, unknown
 from meterkit.catalog.genai_prices_table import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF, is_listed
 from meterkit.catalog.meters import CHARGED, MICRO_USD, check_meter
@@ -30,7 +31,7 @@ from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Scalar, Table, Wor
 from meterkit.catalog.yaml_tree import Fields, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
     from fractions import Fraction
 
     from meterkit.catalog.errors import FilePlace, Problems
@@ -211,23 +212,27 @@ def build_top_ups(values: TopUpTable) -> TopUps | None:
     )
 
 
+_COST_OR_AMOUNTS: Final = PerCurrency(COST, common=".*")
+"""A cost; of overage in a file of several currencies a map of amounts."""
+
+
 class _PriceShape:
     """Price of a unit for the models of a pattern."""
 
     def read(self, node: Node, problems: Problems) -> int | None:
         """The cost of a unit; prices by unit and factors are refused."""
-        if isinstance(node, Fields):
+        if isinstance(node, Fields) and len(problems.currencies) == 1:
             message = (
                 "found a map; factors and prices by unit need a credit with `unit: money`, because other"
                 f" prices are the same for all units of a meter; allowed: {COST.allowed}"
             )
             problems.refuse(node.place, message)
             return None
-        return COST.read(node, problems)
+        return _COST_OR_AMOUNTS.read(node, problems)
 
     def schema(self) -> Json:
         """A cost."""
-        return COST.schema()
+        return _COST_OR_AMOUNTS.schema()
 
 
 _UNKNOWN_MODEL: Final[WordChoice[UnknownModel]] = WordChoice(("free", "deny"))
@@ -237,7 +242,7 @@ class ModelPricesTable(Table, what="prices by model"):
     """One of ``prices:``."""
 
     default = Key(
-        COST,
+        _COST_OR_AMOUNTS,
         "Price for models that no pattern matches, and for usage without a model; required without"
         " `unknown_model`.",
     )
@@ -301,7 +306,7 @@ _COSTS: Final[MapOf[_Cost]] = MapOf(NAME, _COST_OR_PRICES, "meters and costs", 1
 class CreditTable(Table, what="a credit"):
     """One of ``credits:``."""
 
-    unit = Key(WordChoice(("money",)), "money: a balance in the file's currency, which must be usd.")
+    unit = Key(WordChoice(("money",)), "money: a balance in US dollars; usd must be a currency of the file.")
     costs = Key(
         _COSTS,
         "Meter to credits per units, or to the name of prices by model.",
@@ -327,6 +332,36 @@ def build_model_prices(read: Mapping[str, ModelPricesTable | None]) -> dict[str,
     return {name: None if values is None else _build_prices(values) for name, values in read.items()}
 
 
+def check_prices_by_currency(
+    read: Mapping[str, ModelPricesTable | None],
+    credits_: Mapping[str, CreditTable | None],
+    of_overage: Container[str],
+    problems: Problems,
+) -> None:
+    """In a file of several currencies prices of overage have one for each, and costs in credits have none.
+
+    Args:
+        read: the tables as written.
+        credits_: the credits as written, which may name tables.
+        of_overage: names of the tables that price overage.
+        problems: the list to add to.
+    """
+    if len(problems.currencies) == 1:
+        return
+    costs = (cost for one in drop_refused(credits_).values() for cost in (one.costs or {}).values())
+    of_credits = {cost for cost in costs if isinstance(cost, str)}
+    for name, values in drop_refused(read).items():
+        default, models = (values.node.values.get(key) for key in ("default", "models"))
+        by_model = models.values.values() if isinstance(models, Fields) else ()
+        for node in (*by_model, *(() if default is None else (default,))):
+            if name in of_overage and not isinstance(node, Fields):
+                allowed = by_currency(problems.currencies)
+                problems.refuse(node.place, f"found {kind_of(node)}, a price of overage; allowed: {allowed}")
+            elif name in of_credits and isinstance(node, Fields):
+                message = "a credit has no currency; write a table of its own for overage"
+                problems.refuse(node.place, f"found a map, and {message}; allowed: {COST.allowed}")
+
+
 def _build_prices(values: ModelPricesTable) -> ModelPrices | None:
     if not values.has("default", "unknown_model"):
         values.problems.refuse(
@@ -347,7 +382,7 @@ def _build_prices(values: ModelPricesTable) -> ModelPrices | None:
 
 
 def build_charged_meters(
-    read: Mapping[str, CreditTable | None], meters: Meters, currency: str | None
+    read: Mapping[str, CreditTable | None], meters: Meters, currencies: tuple[str, ...] | None
 ) -> Meters:
     """For each credit of money the meter that counts what calls are charged, in micro-units."""
     built: Meters = {}
@@ -355,8 +390,8 @@ def build_charged_meters(
         if values is None or values.unit != "money":
             continue
         name = f"{credit}{CHARGED}"
-        if currency not in {"usd", None}:
-            message = f"providers' prices are in US dollars, and this file's currency is {currency}"
+        if currencies and "usd" not in currencies:
+            message = f"providers' prices are in US dollars, and this file's currency is {listed(currencies)}"
             values.refuse("unit", f"{message}; allowed: currency usd")
         if name in meters:
             message = f"charges are counted on the meter {name}, which this file declares itself"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.catalog.budgets import LimitsTable, apply_spend_limits
+from meterkit.catalog.currencies import AMOUNT
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
 from meterkit.catalog.models import Entitlement, Overage
@@ -15,7 +16,6 @@ from meterkit.catalog.value_parsers import (
     TABLE_OF_PRICES,
     UNLIMITED,
     Unlimited,
-    cents,
     duration,
     integer,
     is_size,
@@ -37,7 +37,7 @@ class BillTable(Table, what="a price of overage", inheritable=True):
         quantity(), "The quantity beyond included that is admitted and billed at most; default: no ceiling."
     )
     per = Key(quantity(least=1), "The quantity that amount_cents buys.")
-    amount_cents = Key(cents(), "The price of `per` units in minor units.")
+    amount_cents = Key(AMOUNT, "The price of `per` units in minor units.")
     price = Key(
         Nullable(TABLE_OF_PRICES),
         "In place of both: `prices.NAME`, prices by model in minor units; default: null.",

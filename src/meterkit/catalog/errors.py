@@ -84,10 +84,14 @@ class Problems:
 
     Args:
         source: the file's path as it was given.
+        currencies: of the file, by which its amounts are read; none: what the file says of them is refused.
+        currency: whose amounts are read.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, currencies: tuple[str, ...] = ("",), currency: str = "") -> None:
         self.source = source
+        self.currencies = currencies
+        self.currency = currency
         self._found: dict[Problem, None] = {}
         self._settled: set[FilePlace] = set()
         self._notes: dict[Note, None] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from dataclasses import fields, replace
 from fractions import Fraction
 from itertools import islice
@@ -32,9 +31,17 @@ from meterkit.catalog.credits import (
     build_charged_meters,
     build_credits,
     build_model_prices,
+    check_prices_by_currency,
+)
+from meterkit.catalog.currencies import (
+    CURRENCIES,
+    CURRENCIES_SHAPE,
+    CURRENCY,
+    refuse_repeated_currencies,
+    written_currencies,
 )
 from meterkit.catalog.entitlements import ceiling
-from meterkit.catalog.errors import FilePlace, Problems, RefusedError, nearest, unknown
+from meterkit.catalog.errors import FilePlace, Problems, nearest, unknown
 from meterkit.catalog.meters import MeterTable, build_meters, check_features, refuse_reported_usage
 from meterkit.catalog.models import Billing, Catalog, Enforcement, Plan, PlanGrant, Route
 from meterkit.catalog.notes import (
@@ -43,12 +50,20 @@ from meterkit.catalog.notes import (
     note_equal_ranks,
     note_repeated_tiers,
     note_unfed_meters,
+    note_unlisted_addons,
     note_unpriced_models,
     note_webhook_lines,
 )
 from meterkit.catalog.notify import NotifyTable, build_notify
 from meterkit.catalog.plan_inheritance import with_inheritance
-from meterkit.catalog.plans import DeclaredNames, PlanTable, build_plans, build_price_rows, find_price_tables
+from meterkit.catalog.plans import (
+    DeclaredNames,
+    PlanTable,
+    build_plans,
+    build_price_rows,
+    find_overage_tables,
+    find_price_tables,
+)
 from meterkit.catalog.route_notes import (
     asked_meters,
     note_client_choices,
@@ -61,7 +76,7 @@ from meterkit.catalog.routes import RouteTable, build_routes, reads_tokens, requ
 from meterkit.catalog.routes_by_model import mark_model_readers
 from meterkit.catalog.shadowed_notes import note_shadowed_prices
 from meterkit.catalog.storage import StorageTable, build_storage
-from meterkit.catalog.value_parsers import NAME, scalar
+from meterkit.catalog.value_parsers import NAME
 from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Table, WordChoice, drop_refused
 from meterkit.catalog.yaml_tree import SIZE_MAX
 
@@ -69,7 +84,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog.credit_values import Credit
-    from meterkit.catalog.models import Entitlement, Meter
+    from meterkit.catalog.errors import Note
+    from meterkit.catalog.models import Addon, Entitlement, Meter
+    from meterkit.catalog.yaml_tree import Fields
 
 # Where the file lies, how a route's match is spaced, what there is to note, and what follows from the rest
 # change nothing.
@@ -105,7 +122,8 @@ def _json_value(value: Any) -> object:
         return sorted(cast("frozenset[str]", value))
     if isinstance(value, Fraction):
         return str(value)
-    spelling, newer = _SPELLING.get(type(value), ()), _NEWER.get(type(value), {})
+    kind = cast("type[object]", type(value))
+    spelling, newer = _SPELLING.get(kind, ()), _NEWER.get(kind, {})
     found = {one.name: getattr(value, one.name) for one in fields(value) if one.name not in spelling}
     return {name: given for name, given in found.items() if name not in newer or given != newer[name]}
 
@@ -115,6 +133,7 @@ def check_quantities_fit(
     plans: Mapping[str, Plan | None],
     *,
     credits_: Mapping[str, Credit],
+    addons: Mapping[str, Addon],
     problems: Problems,
 ) -> None:
     """Note every quantity of a route that never fits a plan that limits its meter."""
@@ -124,7 +143,7 @@ def check_quantities_fit(
             for plan in plans.values():
                 if plan is None or meter not in plan.entitlements:
                     continue
-                is_payable = meter in payable or any(grant.name == meter for grant in plan.grants)
+                is_payable = meter in payable or meter in _extendable_meters(plan, addons)
                 limit = _exceeded_limit(plan.entitlements[meter], quantity, is_payable=is_payable)
                 if limit is not None:
                     what = f"a default of {quantity}" if key == "reserve" else f"{quantity}"
@@ -132,6 +151,13 @@ def check_quantities_fit(
                         f"{what} never fits the plan {plan.key}, whose {limit}; lower it, or raise the plan's"
                     )
                     problems.refuse(place, message)
+
+
+def _extendable_meters(plan: Plan, addons: Mapping[str, Addon]) -> set[str]:
+    """Meters for which grants or add-ons can give more than a plan includes."""
+    sold = [addons[key] for key in plan.addons if key in addons]
+    grants = (*plan.grants, *(grant for addon in sold for grant in addon.grants))
+    return {grant.name for grant in grants} | {meter for addon in sold for meter in addon.included}
 
 
 def _exceeded_limit(entitlement: Entitlement, quantity: int, *, is_payable: bool) -> str | None:
@@ -149,25 +175,15 @@ def _exceeded_limit(entitlement: Entitlement, quantity: int, *, is_payable: bool
     return f"ceiling of {meter} is {most}" if most and quantity > most else None
 
 
-_CURRENCY: Final = re.compile(r"[a-z]{3}")
-_CURRENCY_ALLOWED: Final = "the three small letters of a currency, such as usd"
-
-
-def _parse_currency(text: str) -> str:
-    if not _CURRENCY.fullmatch(text):
-        lower = text.lower()
-        meant = lower if _CURRENCY.fullmatch(lower) else None
-        raise RefusedError(f"allowed: {_CURRENCY_ALLOWED}", meant=meant)
-    return text
-
-
 class PlansFile(Table, what="a plans file"):
     """The keys of the top level."""
 
     version = Key(WordChoice(("1",)), "Version of the file's format: 1.", name="schema", required=True)
-    currency = Key(
-        scalar(_parse_currency, _CURRENCY_ALLOWED, pattern="^[a-z]{3}$"),
-        "Currency of all prices.",
+    currencies = Key(
+        CURRENCIES_SHAPE,
+        "Currency of all prices; or a list of currencies, the first one the default: each amount is then a"
+        " map with all of them.",
+        name=CURRENCY,
         required=True,
     )
     default_plan = Key(NAME, "The plan of customers never seen before.", required=True)
@@ -251,42 +267,54 @@ def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:
 
     problems = Problems(source)
     root = with_inheritance(parse(text, problems=problems), problems)
-    values = PlansFile.read(root, problems)
-    catalog = _build_catalog(values, problems) if values else None
+    codes = problems.currencies = written_currencies(root)
+    problems.currency = codes[0] if codes else ""
+    catalog = _read_amounts(root, problems)
+    others: dict[str, Catalog | None] = {}
+    for code in codes[1:]:
+        if code in CURRENCIES:
+            found = Problems(source, codes, code)
+            others[code] = _read_amounts(root, found)
+            problems.extend(found)
     if problems or catalog is None:
         raise problems.error()
-    return catalog
+    return _join_currencies(catalog, drop_refused(others), problems.notes)
+
+
+def _read_amounts(root: Fields, problems: Problems) -> Catalog | None:
+    """The file with its amounts in the currency of ``problems``."""
+    values = PlansFile.read(root, problems)
+    return _build_catalog(values, problems) if values else None
+
+
+def _join_currencies(catalog: Catalog, others: Mapping[str, Catalog], notes: tuple[Note, ...]) -> Catalog:
+    """The catalog with those of its other currencies, which share all that is not an amount."""
+    whole = digest(replace(catalog, other_currencies=others, notes=notes))
+    shared = {
+        code: replace(
+            whole,
+            currency=code,
+            meters=other.meters,
+            plans=other.plans,
+            addons=other.addons,
+            other_currencies={},
+        )
+        for code, other in others.items()
+    }
+    return replace(whole, other_currencies=shared)
 
 
 def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
-    check_features(values.texts("features"), problems)
-    known = build_meters(values.meters or {})
-    features, currency = values.features or (), values.currency or ""
-    prices = build_model_prices(values.prices or {})
-    known |= build_charged_meters(values.credits or {}, known, values.currency)
-    credits_ = build_credits(values.credits or {}, values.places("credits"), known, prices, problems)
-    note_shadowed_prices(
-        [*drop_refused(values.prices).values(), *drop_refused(values.credits).values()], problems
-    )
+    declared = _declare_names(values, problems)
+    known, credits_, addons = declared.meters, declared.credits, drop_refused(declared.addons)
     written_plans = values.plans or {}
-    tables = [
-        *find_price_tables(written_plans, prices),
-        *(pair for one in credits_.values() for pair in one.by_model.items()),
-    ]
-    note_unpriced_models(drop_refused(values.meters), tables, problems)
-    known |= build_price_rows(written_plans, known, prices)
-    declared = DeclaredNames(
-        meters=known, features=features, credits=credits_, prices=prices, currency=currency
-    )
-    addons = build_addons(values.addons or {}, declared)
-    declared = replace(declared, addons=addons)
     money = _build_billing(values)
     built_plans = build_plans(written_plans, declared, problems, by_lines=money.usage == "lines")
     budgets = {
         key: plan.budget for key, plan in drop_refused(written_plans).items() if plan.budget is not None
     }
     if budgets:
-        known, built_plans = build_budgets(budgets, known, built_plans, currency, problems)
+        known, built_plans = build_budgets(budgets, known, built_plans, declared.currency, problems)
     written_routes = values.routes or ()
     common = values.given("enforcement", "on_store_failure", "headers")
     default = Route(
@@ -301,36 +329,67 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     built_routes = build_routes(written_routes, declared, default, problems)
     built_routes = mark_model_readers(built_routes, meters, plans.values(), credits_)
     pairs = zip(built_routes, written_routes, strict=True)
-    check_quantities_fit(pairs, built_plans, credits_=credits_, problems=problems)
+    check_quantities_fit(pairs, built_plans, credits_=credits_, addons=addons, problems=problems)
     if values.routes is not None:
         _note_routes(values, built_routes, meters, plans, credits_, problems)
     default_plan = values.default_plan or ""
     if default_plan and values.plans is not None and default_plan not in written_plans:
         values.refuse("default_plan", unknown("plan", default_plan, written_plans))
     place = values.place("default_plan")
-    note_default_plan(default_plan, plans, meters, problems, currency=currency, place=place)
+    note_default_plan(default_plan, plans, meters, problems, currency=declared.currency, place=place)
     note_repeated_tiers(plans.values(), meters, money.changes, values.place("plans"), problems)
     note_equal_ranks(plans, meters, money.changes, values.places("plans"), problems)
-    catalog = Catalog(
+    note_unlisted_addons(plans.values(), values.places("addons"), problems)
+    return Catalog(
         source=problems.source,
         content_hash="",
-        currency=currency,
+        currency=declared.currency,
         default_plan=default_plan,
         anonymous=build_anonymous(values.anonymous, plans=written_plans),
         meters=meters,
-        features=frozenset(features),
+        features=frozenset(declared.features),
         credits=credits_,
         routes=built_routes,
         plans=plans,
         billing=money,
         dunning=build_dunning(values.dunning, default_plan=default_plan, plans=written_plans),
-        addons=drop_refused(addons),
+        addons=addons,
         storage=build_storage(values.storage, known),
         notify=build_notify(values.notify),
         **common,
         **values.given("allotment"),
     )
-    return digest(replace(catalog, notes=problems.notes))
+
+
+def _declare_names(values: PlansFile, problems: Problems) -> DeclaredNames:
+    """The meters, features, credits, prices and add-ons of the file."""
+    check_features(values.texts("features"), problems)
+    refuse_repeated_currencies(values.texts("currencies"), problems)
+    written_credits, written_prices = values.credits or {}, values.prices or {}
+    written_plans = values.plans or {}
+    known = build_meters(values.meters or {})
+    prices = build_model_prices(written_prices)
+    known |= build_charged_meters(written_credits, known, values.currencies)
+    credits_ = build_credits(written_credits, values.places("credits"), known, prices, problems)
+    note_shadowed_prices(
+        [*drop_refused(values.prices).values(), *drop_refused(values.credits).values()], problems
+    )
+    tables = [
+        *find_price_tables(written_plans, prices),
+        *(pair for one in credits_.values() for pair in one.by_model.items()),
+    ]
+    note_unpriced_models(drop_refused(values.meters), tables, problems)
+    known |= build_price_rows(written_plans, known, prices)
+    of_overage = find_overage_tables(written_plans)
+    check_prices_by_currency(written_prices, written_credits, of_overage, problems)
+    declared = DeclaredNames(
+        meters=known,
+        features=values.features or (),
+        credits=credits_,
+        prices=prices,
+        currency=problems.currency,
+    )
+    return replace(declared, addons=build_addons(values.addons or {}, declared))
 
 
 def _build_billing(values: PlansFile) -> Billing:
@@ -388,4 +447,8 @@ def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:
     nothing = {"usage": "none", "reserve": (), "headers": "none", **unread}
     off: dict[str, Any] = nothing if enforcement == "off" else {}
     routes = tuple(replace(route, enforcement=enforcement, **off) for route in catalog.routes)
-    return replace(catalog, routes=routes, enforcement=enforcement)
+    others = {
+        code: replace(one, routes=routes, enforcement=enforcement)
+        for code, one in catalog.other_currencies.items()
+    }
+    return replace(catalog, routes=routes, enforcement=enforcement, other_currencies=others)

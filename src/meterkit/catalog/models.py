@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.catalog.notify_values import Notify
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -76,64 +78,6 @@ class Dunning:
     suspend_after_ms: int
     remind_ms: tuple[int, ...] = (1 * _DAY_MS, 6 * _DAY_MS, 13 * _DAY_MS)
     debt: Debt = "deny"
-
-
-MESSAGE_EVENTS: Final = (
-    "usage.threshold",
-    "usage.spike",
-    "storage.over",
-    "period.summary",
-    "credits.low",
-    "subscription.changed",
-    "access.changed",
-    "dunning.reminder",
-    "trial.ending",
-    "payment.failed",
-    "payment.succeeded",
-    "top_up.failed",
-    "top_up.refunded",
-)
-"""The events that a message can be sent for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookChannel:
-    """Events that are posted to an address of the operator's.
-
-    Attributes:
-        url: where they are posted.
-        events: which.
-    """
-
-    url: str
-    events: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmailChannel:
-    """Events that customers are sent by e-mail.
-
-    Attributes:
-        sender: the address that the e-mails are from.
-        events: which.
-    """
-
-    sender: str
-    events: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notify:
-    """The channels of messages; None: there is no such channel."""
-
-    webhook: WebhookChannel | None = None
-    email: EmailChannel | None = None
-
-    @property
-    def events(self) -> frozenset[str]:
-        """The events of all channels."""
-        channels = (self.webhook, self.email)
-        return frozenset(event for channel in channels if channel is not None for event in channel.events)
 
 
 OTHER_TYPE: Final = "other"
@@ -335,7 +279,7 @@ GrantedEvery = Literal["period", "once"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollover:
-    """How what is left of a period's grant lives on.
+    """Terms by which the rest of a period's grant lives on.
 
     Attributes:
         at_most: cap of the grant's whole balance, the new period's share included.
@@ -401,7 +345,7 @@ Bought = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addon:
-    """What a customer may buy beside a plan, several times.
+    """Extra that a customer may buy beside a plan, several times.
 
     Attributes:
         key: the name in the plans file.
@@ -605,7 +549,7 @@ class Catalog:
         return (self.currency, *self.other_currencies)
 
     def in_currency(self, currency: str) -> Catalog:
-        """The same file with the amounts in a currency; one that it lacks: in the first one."""
+        """Catalog with the amounts in a currency; in the first one if the file lacks it."""
         return self.other_currencies.get(currency, self)
 
     @property

@@ -225,6 +225,21 @@ def note_equal_ranks(
             )
 
 
+def note_unlisted_addons(plans: Iterable[Plan], places: Mapping[str, FilePlace], problems: Problems) -> None:
+    """Name the add-ons that no plan lists, so that no customer can buy them.
+
+    Args:
+        plans: of the file.
+        places: where each add-on stands.
+        problems: the list to add to.
+    """
+    sold = {key for plan in plans for key in plan.addons}
+    for key, place in places.items():
+        if key not in sold:
+            cure = f"write `addons: [{key}]` in a plan"
+            problems.note(place, "informs", f"no plan lists this add-on, so no customer can buy it; {cure}")
+
+
 def note_billing_lines(
     routes: Iterable[Route], plans: Iterable[Plan | None], place: FilePlace, problems: Problems
 ) -> None:

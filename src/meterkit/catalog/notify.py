@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from meterkit.catalog.errors import RefusedError
-from meterkit.catalog.models import MESSAGE_EVENTS, EmailChannel, Notify, WebhookChannel
+from meterkit.catalog.notify_values import MESSAGE_EVENTS, EmailChannel, Notify, WebhookChannel
 from meterkit.catalog.public_addresses import names_private_host
 from meterkit.catalog.value_parsers import scalar
 from meterkit.catalog.value_shapes import Key, ListOf, Table, WordChoice

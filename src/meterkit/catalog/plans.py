@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.billing import ALLOTMENTS
 from meterkit.catalog.budgets import BudgetTable
+from meterkit.catalog.currencies import AMOUNT, PerCurrency
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, default_entitlement
 from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.meters import ALL, Meters, check_meter, meters_billed_by_tiers
@@ -21,7 +22,7 @@ from meterkit.catalog.overage_prices import (
     price_by_model,
 )
 from meterkit.catalog.subjects import SubjectShape, build_subjects
-from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, scalar, text
+from meterkit.catalog.value_parsers import NAME, duration, integer, quantity, scalar, text
 from meterkit.catalog.value_shapes import (
     AnyForm,
     Key,
@@ -33,6 +34,7 @@ from meterkit.catalog.value_shapes import (
     WordChoice,
     drop_refused,
 )
+from meterkit.catalog.yaml_tree import Fields, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,7 +65,7 @@ class PriceTable(Table, what="a price", inheritable=True):
     """``price:`` of a plan."""
 
     amount_cents = Key(
-        cents(),
+        AMOUNT,
         "In minor units of the currency: `meterkit stripe sync` makes such a price, and previews use it.",
         required=True,
     )
@@ -72,8 +74,9 @@ class PriceTable(Table, what="a price", inheritable=True):
         WordChoice(("month", "interval")), "Span of included quantities: month (default) or interval."
     )
     stripe_price = Key(
-        Nullable(_PRICE_ID),
-        "The id of the price at Stripe; default: the price that `meterkit stripe sync` made.",
+        Nullable(PerCurrency(_PRICE_ID, common=".+")),
+        "The id of the price at Stripe, which may have several currencies; default: the price that `meterkit"
+        " stripe sync` made.",
     )
 
 
@@ -222,6 +225,13 @@ def build_price_rows(
     for values in drop_refused(read).values():
         found |= build_rows(values.meters or {}, meters, prices)
     return found
+
+
+def find_overage_tables(read: Mapping[str, PlanTable | None]) -> set[str]:
+    """Names of the tables by which plans price overage."""
+    listed = (one for values in drop_refused(read).values() for one in (values.meters or {}).values())
+    bills = (bill_by_model(one) for one in listed)
+    return {bill.price for bill in bills if bill is not None and bill.price is not None}
 
 
 def find_price_tables(
@@ -411,7 +421,8 @@ def _build_rollover(values: RolloverTable, grant: GrantTable) -> Rollover | None
 
 def _check_addons(plan: Plan, values: PlanTable, declared: DeclaredNames) -> None:
     """Refuse add-ons that are not there, listed twice, or do not go with the plan."""
-    has_tiers = set(meters_billed_by_tiers(drop_refused(declared.meters), plan) if plan.addons else ())
+    meters = drop_refused(declared.meters)
+    has_tiers = set(meters_billed_by_tiers(meters, plan)) if plan.addons else set[str]()
     owners = {(grant.name, grant.key): f"the plan {plan.key}" for grant in plan.grants}
     seen: set[str] = set()
     for item in values.texts("addons"):
@@ -421,30 +432,38 @@ def _check_addons(plan: Plan, values: PlanTable, declared: DeclaredNames) -> Non
         elif item.text in seen:
             problems.refuse(item.place, f"{item.text!r} is listed twice; keep one")
         elif addon is not None:
-            for reason in _misfits(addon, plan, has_tiers, owners):
+            for reason in _list_misfits(addon, plan, has_tiers, owners):
                 problems.refuse(item.place, reason)
         seen.add(item.text)
 
 
-def _misfits(
+def _list_misfits(
     addon: Addon, plan: Plan, has_tiers: set[str], owners: dict[tuple[str, str], str]
 ) -> Iterator[str]:
-    """Why an add-on does not go with a plan; ``owners`` are what gives grants, and get the add-on's."""
+    """Reasons against an add-on in a plan; ``owners`` names the plan or add-on of each grant."""
     own, other = plan.price.interval, addon.price.interval
     if own != other:
-        yield f"{addon.key} is paid every {other}, the plan {plan.key} every {own}; allowed: add-ons per {own}"
+        yield f"{addon.key} is paid per {other}, the plan {plan.key} per {own}; allowed: an add-on per {own}"
     for meter in sorted(has_tiers & addon.included.keys()):
         yield (
-            f"{addon.key} adds to {meter}, which the plan {plan.key} bills with `report: usage`: Stripe's price"
+            f"{addon.key} adds to {meter}; with `report: usage` the price of the plan {plan.key} at Stripe"
             " has what is included; write `report: overage`"
         )
     for grant in addon.grants:
         owner = owners.setdefault((grant.name, grant.key), addon.key)
         if owner != addon.key:
             yield (
-                f"{owner} has a grant of {grant.name} with the id {grant.key!r}, too; give that of {addon.key}"
-                " another"
+                f"{owner} has a grant of {grant.name} with the id {grant.key!r}, too; write another"
+                f" `id` in {addon.key}"
             )
+
+
+def _price_ids(price: PriceTable) -> set[str]:
+    """The ids of a plan's prices at Stripe, in all currencies."""
+    node = price.node.values.get("stripe_price")
+    if isinstance(node, Fields):
+        return {item.text for item in node.values.values() if isinstance(item, Text)}
+    return set() if price.stripe_price is None else {price.stripe_price}
 
 
 def _refuse_prices_used_twice(read: Mapping[str, PlanTable | None]) -> None:
@@ -452,10 +471,11 @@ def _refuse_prices_used_twice(read: Mapping[str, PlanTable | None]) -> None:
     first: dict[str, tuple[int, int]] = {}
     for values in drop_refused(read).values():
         price = values.price
-        price_id = price and price.stripe_price
-        if not price or not price_id:
+        if not price:
             continue
         place = price.place("stripe_price")
-        if first.setdefault(price_id, (place.line, place.column)) != (place.line, place.column):
-            message = f"{price_id!r} is already used in line {first[price_id][0]}; a price names one plan"
-            price.refuse("stripe_price", message)
+        for price_id in _price_ids(price):
+            line, column = first.setdefault(price_id, (place.line, place.column))
+            if (line, column) != (place.line, place.column):
+                message = f"{price_id!r} is already used in line {line}; a price names one plan"
+                price.refuse("stripe_price", message)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_wording import micros_per_minor_unit
-from meterkit.catalog.budgets import WINDOWS, BudgetTable
+from meterkit.catalog.budgets import WINDOWS, BudgetTable, note_balances_in_dollars
 from meterkit.catalog.entitlements import CounterLimits, build_counter_limits, build_node
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import check_meter
@@ -104,6 +104,7 @@ def _build_subject(
                 values.budget.node.place,
                 f"spending is counted on the meter {SPEND}, which this file declares itself; rename it",
             )
+        note_balances_in_dollars(meters, values.budget.node.place, problems)
         budget = _build_budget(values.budget, currency)
     return SubjectPlan(kind=kind, limits=limits, budget=budget)
 

@@ -52,18 +52,23 @@ def check(
         shown = [asdict(problem) for problem in error.problems[:SHOWN_MAX]]
         print_json({"ok": False, "problems": shown, "more": len(error.problems) - len(shown)})
         raise typer.Exit(1) from None
-    found = {
+    found: dict[str, list[str]] = {
         "meters": list(catalog.meters),
         "plans": list(catalog.plans),
         "routes": [route.match for route in catalog.routes],
     }
+    if catalog.addons:
+        found["addons"] = list(catalog.addons)
+    if catalog.other_currencies:
+        found["currencies"] = list(catalog.currencies)
     if session.json:
         notes = [asdict(note) for note in catalog.notes]
         hashed = catalog.content_hash
         print_json({"ok": True, "plans_file": path, "content_hash": hashed, **found, "notes": notes})
         return
     counts = ", ".join(
-        f"{len(names)} {what.removesuffix('s') if len(names) == 1 else what}" for what, names in found.items()
+        f"{len(names)} {what.removesuffix('s') if len(names) == 1 else what}".replace("addon", "add-on")
+        for what, names in found.items()
     )
     echo(f"{path}: valid ({counts})")
     for note in catalog.notes[:SHOWN_MAX]:

@@ -6,7 +6,7 @@ import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.models import MESSAGE_EVENTS
+from meterkit.catalog.notify_values import MESSAGE_EVENTS
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.notify.courier import MessageCourier, make_message
 from meterkit.notify.mail import MailSender
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 
     from meterkit.catalog import Catalog
-    from meterkit.catalog.models import Notify
+    from meterkit.catalog.notify_values import Notify
     from meterkit.notify.courier import MessageSender
     from meterkit.notify.mail import Recipient
     from meterkit.notify.rendering import RenderedMessage

@@ -61,7 +61,9 @@ def with_usage_billed(catalog: Catalog, *, by_lines: bool) -> Catalog:
     usage: Literal["lines", "meters"] = "lines" if by_lines else "meters"
     if catalog.billing.usage == usage:
         return catalog
-    return replace(catalog, billing=replace(catalog.billing, usage=usage))
+    billing = replace(catalog.billing, usage=usage)
+    others = {code: replace(one, billing=billing) for code, one in catalog.other_currencies.items()}
+    return replace(catalog, billing=billing, other_currencies=others)
 
 
 def keep_line_terms(

@@ -13,6 +13,7 @@ from meterkit.errors import MeterkitError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from meterkit.catalog import Catalog
     from meterkit.kit import MeterKit
 
 
@@ -34,9 +35,17 @@ def override(kit: MeterKit, *, plan: str) -> Generator[None]:
     before = kit.catalog
     if plan not in before.plans:
         raise MeterkitError(unknown("plan", plan, before.plans))
-    everybodys = dict.fromkeys(before.plans, before.plans[plan])
-    kit.store.use(digest(replace(before, plans=everybodys, default_plan=plan)))
+    kit.store.use(digest(_with_one_plan(before, plan)))
     try:
         yield
     finally:
         kit.store.use(before)
+
+
+def _with_one_plan(catalog: Catalog, plan: str) -> Catalog:
+    return replace(
+        catalog,
+        plans=dict.fromkeys(catalog.plans, catalog.plans[plan]),
+        default_plan=plan,
+        other_currencies={code: _with_one_plan(one, plan) for code, one in catalog.other_currencies.items()},
+    )
