@@ -21,6 +21,7 @@ SPELLINGS = {
     "https?": "a URL",
     "unix|": "an address, a network, `unix`",
     "*[0-9_]+)?$": "`3`, `1 per 100`",
+    " periods?$": "billing periods: `2 periods`",
     " *%?$": "a share: `20%`",
     "[*]|": "`METHOD /path`, `/path`, `*`",
 }

@@ -82,3 +82,27 @@ def test_a_report_of_many_problems_is_cut_and_counted(shell: Shell, directory: P
     assert (1, 51, "and 10 more problems") == (done.code, len(lines), lines[-1])
     found = shell.run("check", "--json").json
     assert (50, 10) == (len(found["problems"]), found["more"])
+
+
+def test_add_ons_and_currencies_are_counted(shell: Shell, directory: Path) -> None:
+    text = """schema: 1
+currency: [usd, eur]
+default_plan: pro
+meters: {pages: {unit: page}}
+addons: {more: {price: {amount_cents: {usd: 1, eur: 1}, interval: month}}}
+plans: {pro: {price: {amount_cents: {usd: 0, eur: 0}, interval: month}, addons: [more]}}
+"""
+    (directory / "plans.yaml").write_text(text)
+    assert shell.run("check").out == (
+        "plans.yaml: valid (1 meter, 1 plan, 0 routes, 1 add-on, 2 currencies)\n"
+    )
+    found = shell.run("check", "--json").json
+    assert (found["addons"], found["currencies"]) == (["more"], ["usd", "eur"])
+    (directory / "plans.yaml").write_text(text.replace("eur: 1", "gbp: 1"))
+    missing, extra = shell.run("check").err.splitlines()
+    assert missing.startswith(
+        "plans.yaml:5:25 addons.more.price.amount_cents.eur: eur is missing; allowed: one"
+    )
+    assert extra.startswith(
+        "plans.yaml:5:48 addons.more.price.amount_cents.gbp: 'gbp' is no currency of this"
+    )
