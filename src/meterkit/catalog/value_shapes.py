@@ -265,7 +265,8 @@ class Table:
     def is_refused(self, attribute: str) -> bool:
         """Whether the file says something under the key, and it was refused."""
         node = self._node(attribute)
-        is_null = isinstance(node, Text) and node.is_null
+        may_be_null = isinstance(self._keys[attribute].shape, Nullable)
+        is_null = may_be_null and isinstance(node, Text) and node.is_null
         return node is not None and not is_null and getattr(self, attribute) is None
 
     def place(self, attribute: str) -> FilePlace:
