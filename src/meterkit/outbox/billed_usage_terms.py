@@ -6,13 +6,15 @@ The plans file decides for new subscriptions. Present ones keep their way until 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.catalog.meters import billed_as, billed_meters
 from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
@@ -66,27 +68,39 @@ def with_usage_billed(catalog: Catalog, *, by_lines: bool) -> Catalog:
     return replace(catalog, billing=billing, other_currencies=others)
 
 
+class ShownLineTerms(NamedTuple):
+    """Terms of invoice lines that a subscription at Stripe shows.
+
+    Attributes:
+        planned_ms: when its schedule adds or removes all metered items; None: never.
+        trial_ms: its trial: first instant, and the first one after it; None: it has none.
+        prices: those at which its plan was sold: event name to label; empty: it does not show them.
+    """
+
+    planned_ms: int | None
+    trial_ms: tuple[int, int] | None
+    prices: Mapping[str, str]
+
+
 def keep_line_terms(
     subscription: SubscriptionState,
     known: SubscriptionState | None,
     catalog: Catalog,
-    planned_ms: int | None,
-    trial_ms: tuple[int, int] | None,
+    shown: ShownLineTerms,
 ) -> SubscriptionState:
-    """Give a fetched subscription the terms of usage without metered prices, which Stripe does not have.
+    """Give a fetched subscription the terms of usage without metered prices.
 
     Args:
-        subscription: as Stripe shows it.
+        subscription: as fetched.
         known: the stored one.
         catalog: the plans file.
-        planned_ms: when its schedule adds or removes all metered items; None: never.
-        trial_ms: its trial: first instant, and the first one after it; None: it has none.
+        shown: what Stripe shows of these terms.
     """
-    switches = _next_switches(subscription, known, catalog, planned_ms)
-    free_spans = _next_free_spans(subscription, known, trial_ms) if switches else ()
+    switches = _next_switches(subscription, known, catalog, shown.planned_ms)
+    free_spans = _next_free_spans(subscription, known, shown.trial_ms) if switches else ()
     changed = replace(subscription, line_switches=switches, free_spans=free_spans)
     is_now_by_lines = changed.is_by_lines_at(subscription.start_ms)
-    return _keep_line_prices(changed, known, catalog) if is_now_by_lines else changed
+    return _keep_line_prices(changed, known, catalog, shown.prices) if is_now_by_lines else changed
 
 
 def _next_free_spans(
@@ -145,19 +159,23 @@ def _has_metered_items(subscription: SubscriptionState) -> bool:
 
 
 def _keep_line_prices(
-    subscription: SubscriptionState, known: SubscriptionState | None, catalog: Catalog
+    subscription: SubscriptionState,
+    known: SubscriptionState | None,
+    catalog: Catalog,
+    shown: Mapping[str, str],
 ) -> SubscriptionState:
     """Give a subscription the prices of its usage: those that it had on its plan, else the plans file's.
 
     So a price that is edited in the file is one for new subscribers, as it is where Stripe has the prices.
+    A store that does not know the subscription takes the prices that Stripe shows.
     """
     plan = catalog.plans.get(subscription.plan or "")
+    former = known if known is not None and known.id == subscription.id else None
     if plan is None:  # It may have left the file, or this process has an older one.
-        is_known = known is not None and known.id == subscription.id
-        return replace(subscription, prices=known.prices) if known is not None and is_known else subscription
-    kept: dict[str, str] = {}
-    if known is not None and (known.id, known.plan) == (subscription.id, subscription.plan):
-        kept = {one.event_name: one.label for one in known.prices if one.is_exact}
+        return subscription if former is None else replace(subscription, prices=former.prices)
+    kept = dict(shown) if former is None else dict[str, str]()
+    if former is not None and former.plan == subscription.plan:
+        kept = {one.event_name: one.label for one in former.prices if one.is_exact}
     found: list[ItemPrice] = []
     for meter in billed_meters(catalog.meters, plan):
         given = billed_as(plan, meter)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import ENDED, Status, SubscriptionState, TrialEndAction
-from meterkit.outbox.billed_usage_terms import keep_line_terms
+from meterkit.outbox.billed_usage_terms import ShownLineTerms, keep_line_terms
 from meterkit.subscriptions.change_rules import included_seats
+from meterkit.subscriptions.line_prices import read_line_prices
 from meterkit.subscriptions.metered_prices import NO_FACTS, item_prices
 from meterkit.subscriptions.monthly_amount import monthly_amount_of
 from meterkit.subscriptions.stripe_objects import (
@@ -169,9 +170,9 @@ def keep_shown_line_terms(
         shown: as Stripe shows it, with its schedule expanded.
         catalog: the plans file.
     """
-    return keep_line_terms(
-        subscription, known, catalog, _read_planned_switch_ms(shown), _read_trial_ms(shown)
-    )
+    prices = read_line_prices(shown, subscription.plan)
+    terms = ShownLineTerms(_read_planned_switch_ms(shown), _read_trial_ms(shown), prices)
+    return keep_line_terms(subscription, known, catalog, terms)
 
 
 def _read_trial_ms(found: Mapping[str, Any]) -> tuple[int, int] | None:

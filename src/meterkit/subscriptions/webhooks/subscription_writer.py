@@ -37,8 +37,10 @@ from meterkit.outbox.invoice_ends import (
 )
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.invoice_payments import is_rest_paid
+from meterkit.subscriptions.line_prices import line_price_changes
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
 from meterkit.subscriptions.subscription_reading import keep_shown_line_terms, metered_of, plan_of
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -82,6 +84,7 @@ class SubscriptionWriter:
         self._store = store
         self._api = api
         self._end_usage = end_usage
+        self._failures = Throttle(HOUR_S)
         self._states = CustomerStates(store)
 
     async def write(
@@ -143,7 +146,27 @@ class SubscriptionWriter:
         if moved or is_free_over or (final and cause != FLUSH):
             await self._end_usage(customer, final | moved)
             await note_ends(self._store, customer, final | moved)
+        if subscription is not None:
+            await self._write_line_prices(subscription, found)
         return known
+
+    async def _write_line_prices(
+        self, subscription: SubscriptionState, found: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Write the prices at which lines bill usage into the subscription's metadata, unless it has them.
+
+        If Stripe refuses, or does not answer, the next sync writes them.
+        """
+        shown = next((one for one in found if one["id"] == subscription.id), None)
+        changes = {} if shown is None else line_price_changes(shown, subscription)
+        if not changes:
+            return
+        try:
+            await self._api().post(f"/v1/subscriptions/{subscription.id}", {"metadata": changes})
+        except StripeError as error:
+            if self._failures.is_due(type(error)):
+                text = "the prices of usage of subscription %s are not in its metadata at Stripe yet: %s"
+                _logger.warning(text, subscription.id, error)
 
     async def _read_overdraft(
         self,

@@ -1,0 +1,146 @@
+"""Prices of usage lines in the metadata of a subscription: a new store takes the prices that were sold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+
+import pytest
+
+from drivers.plans import plans_text
+from drivers.shop import END, Shop, sell_nothing, shop
+from drivers.usage_lines import shop_of_lines, usage_lines
+from meterkit.catalog import Catalog, loads
+
+pytestmark = pytest.mark.anyio
+
+PLANS = plans_text("invoice_lines")
+DEARER = loads(PLANS.replace("amount_cents: 4}", "amount_cents: 9}"))
+PLAN, PRICES = "meterkit_line_plan", "meterkit_line_prices_1"
+SOLD = '{"words":"1/4","pages":"1000/15"}'
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with shop_of_lines(store_url) as opened:
+        yield opened
+
+
+async def sold(at: Shop) -> dict[str, str]:
+    """What the metadata of the only subscription say of its prices."""
+    (found,) = await at.stripe_list("/v1/subscriptions")
+    return {name: text for name, text in found["metadata"].items() if name.startswith("meterkit_line")}
+
+
+async def put(at: Shop, **metadata: str) -> None:
+    """Have a person change the metadata of the only subscription."""
+    (found,) = await at.stripe_list("/v1/subscriptions")
+    changed = {f"metadata[{name}]": text for name, text in metadata.items()}
+    await at.stripe_change(f"/v1/subscriptions/{found['id']}", **changed)
+
+
+async def forget(at: Shop, catalog: Catalog) -> str:
+    """Have a customer be unknown here, and another one have its subscription, by another plans file."""
+    linked = (await at.kit.customers.get("acme")).stripe_customer
+    await at.kit.customers.unlink("acme")
+    at.kit.store.use(catalog)
+    await at.kit.subscriptions.import_from_stripe(ids={f"{linked}": "zed"})
+    return "zed"
+
+
+async def charged(at: Shop, customer: str) -> list[tuple[str, str, str, int]]:
+    """Use 26 words more than are included, and have the period end; the lines of that."""
+    await at.kit.record(customer, "words", 126)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync(customer)
+    await at.kit.flush(everything=True)
+    return await usage_lines(at)
+
+
+async def test_a_subscription_says_what_it_was_sold_at(at: Shop) -> None:
+    assert await sold(at) == {PLAN: "pro", PRICES: SOLD}
+    at.kit.store.use(DEARER)
+    await at.kit.subscriptions.sync("acme")
+    assert await sold(at) == {PLAN: "pro", PRICES: SOLD}
+    await at.kit.subscriptions.change_plan("acme", "team")
+    assert await sold(at) == {PLAN: "team", PRICES: '{"words":"1/7","pages":"1000/10"}'}
+
+
+async def test_it_is_written_once(at: Shop) -> None:
+    before = len(at.changes())
+    await at.kit.subscriptions.sync("acme")
+    assert len(at.changes()) == before
+
+
+async def test_a_new_store_charges_what_was_sold(at: Shop) -> None:
+    assert await charged(at, await forget(at, DEARER)) == [("Words", "26", "4", 104)]
+
+
+async def test_what_this_store_knows_comes_first(at: Shop) -> None:
+    await put(at, **{PRICES: '{"words":"1/1"}'})
+    assert await charged(at, "acme") == [("Words", "26", "4", 104)]
+    assert await sold(at) == {PLAN: "pro", PRICES: SOLD}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {PLAN: "team"},
+        {PLAN: ""},
+        {PRICES: ""},
+        {PRICES: "4 cents"},
+        {PRICES: "[4]"},
+        {PRICES: '{"words":"0/4"}'},
+        {PRICES: '{"words":4}'},
+    ],
+    ids=["of another plan", "no plan", "none", "no JSON", "a list", "no price", "a number"],
+)
+async def test_what_cannot_be_read_is_as_in_the_plans_file(at: Shop, metadata: dict[str, str]) -> None:
+    await put(at, **metadata)
+    assert await charged(at, await forget(at, DEARER)) == [("Words", "26", "9", 234)]
+
+
+async def test_a_key_that_may_not_write_it_stops_no_sync(at: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    await put(at, **{PRICES: ""})
+    (shown,) = await at.stripe_list("/v1/subscriptions")
+    at.emulator.fail_next("error", status=403, path=f"/v1/subscriptions/{shown['id']}")
+    found = await at.kit.subscriptions.sync("acme")
+    assert found is not None
+    assert "the prices of usage of subscription" in caplog.text
+    await at.kit.subscriptions.sync("acme")
+    assert await sold(at) == {PLAN: "pro", PRICES: SOLD}
+
+
+async def test_many_prices_need_several_values(store_url: str) -> None:
+    names = [f"meter_with_a_long_name_{nth}" for nth in range(40)]
+    text = PLANS
+    for name in names:
+        text = text.replace("plans:\n", f"  {name}: {{unit: page, stripe: {{event_name: {name}}}}}\nplans:\n")
+        text = text.replace(
+            "      pages: {included: 10,",
+            f"      {name}: {{included: 0, overage: deny}}\n      pages: {{included: 10,",
+        )
+    priced = text.replace(
+        "included: 0, overage: deny", "included: 0, overage: {bill: {per: 1, amount_cents: 3}}"
+    )
+    async with shop(store_url, catalog=loads(priced), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        values = [text for name, text in (await sold(at)).items() if name != PLAN]
+        prices = {event: label for value in values for event, label in json.loads(value).items()}
+        assert len(values) > 2
+        assert prices == {"words": "1/4", "pages": "1000/15", **dict.fromkeys(names, "1/3")}
+        edited = loads(priced.replace("amount_cents: 3}", "amount_cents: 8}"))
+        zed = await forget(at, edited)
+        await at.kit.record(zed, names[-1], 5)
+        at.go(END + timedelta(minutes=3))
+        await at.kit.subscriptions.sync(zed)
+        await at.kit.flush(everything=True)
+        assert [(units, price) for _, units, price, _ in await usage_lines(at)] == [("5", "3")]
+
+
+async def test_with_meters_it_says_nothing(store_url: str) -> None:
+    async with shop(store_url) as at:
+        await at.subscribed()
+        assert await sold(at) == {}
