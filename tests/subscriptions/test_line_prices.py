@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from drivers.plans import plans_text
-from drivers.shop import END, Shop, sell_nothing, shop
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_lines import shop_of_lines, usage_lines
 from meterkit.catalog import Catalog, loads
 
@@ -144,3 +144,30 @@ async def test_with_meters_it_says_nothing(store_url: str) -> None:
     async with shop(store_url) as at:
         await at.subscribed()
         assert await sold(at) == {}
+
+
+async def test_a_plan_set_by_hand_keeps_the_price_of_that_day(at: Shop) -> None:
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    at.clock.set(HALF)
+    at.kit.store.use(DEARER)
+    await at.kit.customers.set_plan("bob", "pro")
+    assert await charged(at, "bob") == [("Words", "26", "4", 104)]
+
+
+async def test_a_plan_set_anew_has_the_price_of_then(at: Shop) -> None:
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    await at.kit.record("bob", "words", 103)
+    at.clock.set(HALF)
+    at.kit.store.use(DEARER)
+    await at.kit.customers.set_plan("bob", "team")
+    await at.kit.customers.set_plan("bob", "pro")
+    at.clock.advance(timedelta(minutes=1))
+    await at.kit.record("bob", "words", 5)
+    at.go(END + timedelta(minutes=3))
+    await at.kit.flush(everything=True)
+    lines = [(units, price) for _, units, price, _ in await usage_lines(at)]
+    assert sorted(lines) == [("3", "4"), ("5", "9")]

@@ -15,11 +15,13 @@ from meterkit.customers.links import StripeLinker, check_stripe_customer
 from meterkit.customers.states import CustomerStates, list_customer_pages
 from meterkit.customers.subjects import CustomerSubject
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
+from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.policies import rate_numbers
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.transitions import find_transitions
 from meterkit.errors import MeterkitError, UnknownPlanError
+from meterkit.outbox.billed_usage_terms import line_prices
 from meterkit.store.input_checks import (
     check_customer,
     check_end_ms,
@@ -180,9 +182,18 @@ class Customers:
         Raises:
             UnknownPlanError: the plans file has no such plan.
         """
-        if plan is not None and (not is_text(plan) or plan not in self._store.catalog.plans):
-            raise UnknownPlanError.of(plan, self._store.catalog.plans)
-        return await self._change_state(customer, lambda state: replace(state, plan=plan))
+        catalog = self._store.catalog
+        if plan is not None and (not is_text(plan) or plan not in catalog.plans):
+            raise UnknownPlanError.of(plan, catalog.plans)
+
+        def change(state: CustomerState) -> CustomerState:
+            if state.plan == plan:
+                return state
+            by_lines = catalog.billing.usage == "lines"
+            prices = line_prices(catalog.plans[plan], catalog) if plan and by_lines else NO_PRICES
+            return replace(state, plan=plan, plan_prices=prices)
+
+        return await self._change_state(customer, change)
 
     async def set_status(self, customer: str, status: Status | None) -> Customer:
         """Set a status by hand, until that of the customer's subscription changes; None takes it back.

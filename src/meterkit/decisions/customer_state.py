@@ -11,7 +11,13 @@ from meterkit.decisions.allowance import Overdraft, PlanChange
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.dunning import Access, access_term_of, restrict_unpaid
-from meterkit.decisions.item_prices import NO_PRICES, ItemPrices, base_interval, with_item_prices
+from meterkit.decisions.item_prices import (
+    NO_PRICES,
+    ItemPrices,
+    base_interval,
+    parse_item_prices,
+    with_item_prices,
+)
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
 from meterkit.decisions.subscription import ENDED, NEVER_MS, Status, SubscriptionState
@@ -71,6 +77,7 @@ class CustomerState:
         overrides: of meters and features; see :mod:`meterkit.decisions.customer_overrides`.
         granted: whether grants were ever added.
         minutes_taken_ms: minutes used by intents of an earlier customer of the same Stripe customer.
+        plan_prices: prices of usage on the plan set by hand, where invoice lines bill it.
         asked_plan: a plan that the customer asked for and that Stripe has not confirmed yet; None: none.
         asked_ms: when that was.
         plan_changes: plans before, the oldest first; see :mod:`meterkit.decisions.plan_shares`.
@@ -87,12 +94,18 @@ class CustomerState:
     overrides: dict[str, dict[str, object]] = field(default_factory=dict[str, dict[str, object]])
     granted: bool = False
     minutes_taken_ms: tuple[int, ...] = ()
+    plan_prices: ItemPrices = NO_PRICES
     asked_plan: str | None = None
     asked_ms: int = 0
     plan_changes: tuple[PlanChange, ...] = ()
     overdraft: Overdraft | None = None
     spent: Overdraft | None = None
     subscription: SubscriptionState | None = None
+
+    def prices_on(self, plan: str, at_ms: int) -> ItemPrices:
+        """Prices of usage on a plan: those of the subscription, else of a plan set by hand."""
+        found = NO_PRICES if self.subscription is None else self.subscription.prices_at(at_ms)
+        return found or (self.plan_prices if plan == self.plan else NO_PRICES)
 
     def dump(self) -> str:
         """The state as JSON, defaults left out."""
@@ -112,6 +125,8 @@ class CustomerState:
         given = {name: value for name, value in known.items() if name in _FIELDS}
         if "minutes_taken_ms" in given:
             given["minutes_taken_ms"] = tuple(given["minutes_taken_ms"])
+        if "plan_prices" in given:
+            given["plan_prices"] = parse_item_prices(given["plan_prices"])
         if "plan_changes" in given:
             given["plan_changes"] = tuple(map(PlanChange.of, given["plan_changes"]))
         for name in given.keys() & {"overdraft", "spent"}:
@@ -140,7 +155,7 @@ class EffectivePlan:
             the plans file. A restricted customer does not: that is no change of plan.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         subject_overrides: what subjects get differently; see :mod:`meterkit.decisions.customer_overrides`.
-        prices: of the subscription's metered items; empty: not known, or there are none.
+        prices: of usage: the subscription's own, or those of a plan set by hand; empty: none, or not known.
         counting: cycle over which included quantities are counted.
         bounds: this period and the next.
         valid_until_ms: end of validity if the state does not change.
@@ -189,16 +204,16 @@ def entitlements_on(
 
     Args:
         plan: which.
-        state: the customer's: overrides, and prices of subscription items.
+        state: the customer's: overrides, and its own prices.
         catalog: where the plan is.
         at_ms: the instant.
         own_prices: whether overage has the prices of the subscription's items, not those of the plan.
     """
     overrides = overrides_at(state.overrides, at_ms).meters
     given = override(catalog, plan, overrides) if overrides else plan.entitlements
-    if not own_prices or state.subscription is None:
+    if not own_prices:
         return given
-    prices = _without_overridden(state.subscription.prices_at(at_ms), overrides, catalog)
+    prices = _without_overridden(state.prices_on(plan.key, at_ms), overrides, catalog)
     return with_item_prices(given, prices, catalog)
 
 
@@ -268,7 +283,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         keeps_limits=catalog.billing.changes.over_limit == "allow" and standing.access != "restricted",
         overrides=own.meters,
         subject_overrides=own.subjects,
-        prices=() if subscription is None else subscription.prices_at(now_ms),
+        prices=state.prices_on(plan.key, now_ms),
         counting=counting,
         bounds=bounds_of(state, counting, now_ms),
         valid_until_ms=min(standing.until_ms, turn_ms, next_end_ms(state.overrides, now_ms)),

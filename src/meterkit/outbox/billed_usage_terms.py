@@ -6,6 +6,7 @@ The plans file decides for new subscriptions. Present ones keep their way until 
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.catalog.meters import billed_as, billed_meters
@@ -15,12 +16,14 @@ from meterkit.decisions.subscription import ENDED, NEVER_MS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog import Catalog
+    from meterkit.catalog import Catalog, Plan
     from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
 
 
 _TRIALS_MOST: Final = 4
+_NOTHING: Final = MappingProxyType[str, str]({})
 
 
 def line_switches(state: CustomerState, catalog: Catalog) -> tuple[int, ...]:
@@ -176,15 +179,25 @@ def _keep_line_prices(
     kept = dict(shown) if former is None else dict[str, str]()
     if former is not None and former.plan == subscription.plan:
         kept = {one.event_name: one.label for one in former.prices if one.is_exact}
+    return replace(subscription, prices=line_prices(plan, catalog, kept))
+
+
+def line_prices(plan: Plan, catalog: Catalog, kept: Mapping[str, str] = _NOTHING) -> ItemPrices:
+    """List the prices at which lines bill a plan's usage: kept ones, else those of the plans file.
+
+    Args:
+        plan: the plan.
+        catalog: the plans file.
+        kept: event name to label of prices that the customer keeps.
+    """
     found: list[ItemPrice] = []
     for meter in billed_meters(catalog.meters, plan):
         given = billed_as(plan, meter)
         if given is not None and meter.stripe is not None and given.overage.amount_cents is not None:
-            label = (
-                kept.get(meter.stripe.event_name) or f"{given.overage.per or 1}/{given.overage.amount_cents}"
-            )
+            of_file = f"{given.overage.per or 1}/{given.overage.amount_cents}"
+            label = kept.get(meter.stripe.event_name, of_file)
             found.append(ItemPrice(meter.name, meter.stripe.event_name, label))
-    return replace(subscription, prices=tuple(found))
+    return tuple(found)
 
 
 def has_metered_periods(state: CustomerState, catalog: Catalog) -> bool:
