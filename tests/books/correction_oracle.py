@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from books.price_oracle import Ledger, Recorded
+from books.price_oracle import Ledger, Recorded, written_cents, written_units
 from meterkit import Corrected
 
 _MARK = "meterkit_correction"
@@ -88,13 +88,15 @@ class Corrections:
     ) -> None:
         """Take units off what was recorded: overage only at the price that is charged now."""
         log, left = self.ledger.log, Counter(overage=found.overage, rest=found.taken_back - found.overage)
-        price = None if charged is None else charged.get(found.meter)
+        # Pending units of any price are taken back; events take back those of the present one.
+        price = None if charged is None or self.ledger.has_lines else charged.get(found.meter)
         for place in range(len(log) - 1, -1, -1):
             entry = log[place]
-            # Late units of an earlier period are recorded once more in this one, as overage.
-            if entry.at > at or entry.meter != found.meter or entry.period > period:
+            # Late units of an earlier period are recorded once more in this one, as overage; not of lines.
+            is_another = entry.period != period if self.ledger.has_lines else entry.period > period
+            if entry.at > at or entry.meter != found.meter or is_another:
                 continue
-            is_open = price is None or not entry.overage or not entry.prices or price in entry.prices
+            is_open = price in {None, *entry.prices} or not entry.overage or not entry.prices
             beyond = min(left["overage"], entry.beyond) if is_open else 0
             rest = min(left["rest"], entry.quantity - entry.beyond) if entry.period == period else 0
             left -= Counter(overage=beyond, rest=rest)
@@ -158,7 +160,7 @@ class Corrections:
                 continue
             lines = await self.ledger.world.list(f"/v1/invoices/{line.invoice}/lines")
             billed = next((one for one in lines if one["id"] == line.line), None)
-            if billed is None or line.units > billed["quantity"] or line.cents > billed["amount"]:
+            if billed is None or line.units > written_units(billed) or line.cents > written_cents(billed):
                 self.ledger.complain(f"{line} is not on its invoice: {billed}")
 
     async def audit(self) -> None:
@@ -168,8 +170,9 @@ class Corrections:
         notes = await world.list("/v1/credit_notes", customer=stripe_customer)
         entries = await world.list(f"/v1/customers/{stripe_customer}/balance_transactions")
         issued = {one["id"] for one in [*notes, *entries] if _MARK in (one.get("metadata") or {})}
-        said = {credit.id: credit for found in self._done.values() for credit in found.credits}
-        if issued != said.keys():
+        credits_said = (credit.id for found in self._done.values() for credit in found.credits)
+        said = {name for name in credits_said if not name.startswith("ii_")}  # A line was lowered.
+        if issued != said:
             self.ledger.complain(f"Stripe has the credits {sorted(issued)}, corrections name {sorted(said)}")
         for line, cents in self._by_line("credits").items():
             await self._check_credited(*line, cents)
@@ -180,12 +183,12 @@ class Corrections:
         cents = Counter[tuple[str, str]]()
         for found in self._done.values():
             for one in getattr(found, name):
-                if one.invoice is not None:
+                if one.invoice:  # Else no invoice has them yet.
                     cents[one.invoice, one.line] += one.cents
         return cents
 
     async def _check_credited(self, invoice: str, line: str, cents: int) -> None:
         lines = await self.ledger.world.list(f"/v1/invoices/{invoice}/lines")
         (billed,) = [one for one in lines if one["id"] == line]
-        if cents > billed["amount"]:
+        if cents > written_cents(billed):
             self.ledger.complain(f"{cents} cents of {billed['amount']} on {line} are given back")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from meterkit import CustomerUsage
 from meterkit.catalog import Catalog, Plan
 
 _FIRST_MINUTE_S = 60
+_SOLD: Final = "meterkit_line_prices_"
+_LOWERED: Final = "meterkit_less_"
 
 
 class _Seen(NamedTuple):
@@ -211,8 +214,10 @@ class Ledger:
         shown = None if found is None else await self._terms_of(found)
         self._known[customer] = shown
         prices: set[Decimal | None] = {self._price(plan, meter)}
-        if shown is not None:
+        if found is not None and shown is not None:
             own = {None if at is None else at.prices.get(meter) for at in (known, shown)} - {None}
+            if self.has_lines:  # They have the price that the kit decided by, and said.
+                own = {self._sold_prices(found, plan.key).get(meter)} - {None}
             prices = set() if shown.is_free else own or prices
         self.log.append(
             Recorded(
@@ -304,20 +309,35 @@ class Ledger:
         return _AtStripe(await self._prices_of(subscription), subscription["status"] in _FREE)
 
     @property
-    def _has_lines(self) -> bool:
+    def has_lines(self) -> bool:
         return self.catalog.billing.usage == "lines"
 
     async def _prices_of(self, subscription: Mapping[str, Any]) -> dict[str, Decimal]:
-        if self._has_lines:
-            plan = self.catalog.plans.get(_plan(subscription, self.catalog) or "")
-            priced = {} if plan is None else {name: self._price(plan, name) for name in self.catalog.meters}
-            return {name: price for name, price in priced.items() if price is not None}
+        if self.has_lines:
+            return self._sold_prices(subscription, _plan(subscription, self.catalog))
         names = await self._meters()
         return {
             names[price["recurring"]["meter"]]: Decimal(price["unit_amount_decimal"])
             for item in subscription["items"]["data"]
             if (price := item["price"])["recurring"]["usage_type"] == "metered"
         }
+
+    def _sold_prices(self, subscription: Mapping[str, Any], plan: str | None) -> dict[str, Decimal]:
+        """What lines charge for usage on a plan: what the subscription was sold at, else as in the file."""
+        metadata: Mapping[str, str] = subscription["metadata"]
+        if metadata.get("meterkit_line_plan") == plan:
+            named = {
+                meter.stripe.event_name: name for name, meter in self.catalog.meters.items() if meter.stripe
+            }
+            values = [json.loads(text) for name, text in metadata.items() if name.startswith(_SOLD)]
+            labels: dict[str, str] = {
+                named[event]: label for value in values for event, label in value.items()
+            }
+            amounts = {name: label.partition("/") for name, label in labels.items()}
+            return {name: Decimal(cents) / int(per) for name, (per, _, cents) in amounts.items()}
+        of_file = self.catalog.plans.get(plan or "")
+        priced = {} if of_file is None else {name: self._price(of_file, name) for name in self.catalog.meters}
+        return {name: price for name, price in priced.items() if price is not None}
 
     async def _meters(self) -> Mapping[str, str]:
         if not self._names:
@@ -340,7 +360,7 @@ class Ledger:
 
         They are the plan's own, not those of another plan with the same amount.
         """
-        if self._has_lines:
+        if self.has_lines:
             return []
         events = {meter["event_name"]: meter["id"] for meter in await self.world.list("/v1/billing/meters")}
         prices = await self.world.list("/v1/prices", active="true")
@@ -395,16 +415,16 @@ class Ledger:
             lines = self.world.list(of) if invoice is not pending else self._pending_items()
             for line in await lines:
                 meter = await self._metered(line, names)
-                if meter is None or not int(line["quantity"]):
+                if meter is None or not written_units(line):
                     continue
-                quantity = int(Decimal(line["quantity_decimal"]))
+                quantity = written_units(line)
                 found.append(
                     Line(
                         customer=str(invoice["customer"] or line["customer"]).removeprefix("cus_"),
                         meter=meter,
                         price=Decimal(line["pricing"]["unit_amount_decimal"]),
                         quantity=quantity,
-                        amount=line["amount"],
+                        amount=written_cents(line),
                         start=_instant(line["period"]["start"]),
                         end=_instant(line["period"]["end"]),
                         invoice=invoice["id"],
@@ -418,7 +438,7 @@ class Ledger:
 
     async def _metered(self, line: dict[str, Any], names: Mapping[str, str]) -> str | None:
         """The meter of a line that charges usage; None: it charges something else."""
-        if self._has_lines:
+        if self.has_lines:
             is_ours = "meterkit_line" in line["metadata"]
             return str(line["metadata"]["meterkit_meter"]) if is_ours else None
         pricing: dict[str, Any] = line.get("pricing") or {}
@@ -548,6 +568,19 @@ class Ledger:
             if has > units:
                 wrong.append(f"Stripe has {has} {meter} of {customer}, {units} were recorded")
         return wrong
+
+
+def written_units(line: Mapping[str, Any]) -> int:
+    """The units of a line, with those that corrections have taken off it while its invoice was a draft."""
+    metadata: Mapping[str, str] = line.get("metadata") or {}
+    lowered = sum(int(units) for name, units in metadata.items() if name.startswith(_LOWERED))
+    return int(Decimal(line["quantity_decimal"])) + lowered
+
+
+def written_cents(line: Mapping[str, Any]) -> int:
+    """The cents of a line, with those of the units that corrections have taken off it."""
+    lowered = written_units(line) - int(Decimal(line["quantity_decimal"]))
+    return int(line["amount"] + lowered * Decimal(line["pricing"]["unit_amount_decimal"]))
 
 
 def _match(log: Sequence[Recorded], lines: Sequence[Line]) -> Counter[_Place]:

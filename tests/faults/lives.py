@@ -243,9 +243,11 @@ class Life:
     async def _new_prices(self, event: Event) -> str:
         """The seller changes the usage prices of a plan: for present customers nothing changes."""
         self._file = self._file.with_prices(event.what, event.number)
-        if event.number % 2:
+        # The older file sells at its own prices of usage by lines: no other process has it then.
+        is_beside = event.number % 2 == 1 and self._file.usage == "meters"
+        if is_beside:
             self._back_at["elder"] = self.world.now + timedelta(days=event.number)
-        await self._deploy(beside=event.number % 2 == 1)
+        await self._deploy(beside=is_beside)
         return await self._sync_prices()
 
     async def _sync_prices(self) -> str:
@@ -491,16 +493,11 @@ class Life:
             await self.world.begin()
 
 
-NOT_BY_LINES: Final = frozenset({"new_prices", "correct"})
-"""Kinds of events that lives with lines leave out: their oracle reads prices from the plans file."""
-
-
 def lived(
     patched: pytest.MonkeyPatch, events: Sequence[Event], *, usage: str = "meters"
 ) -> tuple[list[str], list[str]]:
     """Live a life; what is wrong at its end, and what has happened."""
     file = ShopFile(usage=usage)
-    events = [event for event in events if usage == "meters" or event.kind not in NOT_BY_LINES]
 
     async def story(world: World) -> tuple[list[str], list[str]]:
         ledger = Ledger(world=world, catalog=file.catalog)

@@ -90,8 +90,29 @@ STORIES: Final = {
 }
 
 
+LINE_STORIES: Final = {
+    # A line has the price that the kit decided by: it had not heard of the change, and said this price.
+    "a plan that a person changes just after the kit": [
+        Event(at=timedelta(), kind="open_shop", what="prorated", number=1),
+        Event(at=timedelta(), kind="subscribe", what="pro"),
+        Event(at=timedelta(days=1), kind="use", what="tokens", number=47),
+        Event(at=timedelta(days=2), kind="change_plan", what="basic"),
+        Event(at=timedelta(days=2, hours=2), kind="change_at_stripe", what="max"),
+        Event(at=timedelta(days=2, hours=4), kind="use", what="tokens", number=21),
+        Event(at=timedelta(days=60), kind="hooks_twice"),
+    ],
+}
+
+
 @pytest.mark.dear("a year with its idle days")
 @pytest.mark.parametrize("story", STORIES)
 def test_i13_is_not_misled_by(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
     wrong, told = lived(monkeypatch, STORIES[story])
+    assert wrong == [], "\n".join(["a life with the events", *told])
+
+
+@pytest.mark.dear("a year with its idle days")
+@pytest.mark.parametrize("story", LINE_STORIES)
+def test_i13_lines_are_not_misled_by(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
+    wrong, told = lived(monkeypatch, LINE_STORIES[story], usage="lines")
     assert wrong == [], "\n".join(["a life with the events", *told])
