@@ -48,7 +48,7 @@ def test_add_ons_as_they_are_read(catalog: Catalog) -> None:
     assert (catalog.addons["disk"].name, catalog.addons["disk"].max_quantity) == ("disk", None)
     assert catalog.addons["yearly"].features == catalog.features
     plans = catalog.plans
-    assert plans["free"].addons == ()
+    assert plans["free"].addons == plans["bare"].addons == ()
     assert plans["pro"].addons == plans["team"].addons == ("more", "disk", "credits")
     assert plans["annual"].addons == ("yearly",)
 

@@ -443,7 +443,8 @@ def _list_misfits(
     """Reasons against an add-on in a plan; ``owners`` names the plan or add-on of each grant."""
     own, other = plan.price.interval, addon.price.interval
     if own != other:
-        yield f"{addon.key} is paid per {other}, the plan {plan.key} per {own}; allowed: an add-on per {own}"
+        cure = f"list in {plan.key} only add-ons that are paid per {own}"
+        yield f"{addon.key} is paid per {other}, the plan {plan.key} per {own}; {cure}"
     for meter in sorted(has_tiers & addon.included.keys()):
         yield (
             f"{addon.key} adds to {meter}; with `report: usage` the price of the plan {plan.key} at Stripe"
