@@ -309,7 +309,7 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     known, credits_, addons = declared.meters, declared.credits, drop_refused(declared.addons)
     written_plans = values.plans or {}
     money = _build_billing(values)
-    built_plans = build_plans(written_plans, declared, problems, by_lines=money.usage == "lines")
+    built_plans = build_plans(written_plans, declared, problems, by_lines=money.is_by_lines)
     budgets = {
         key: plan.budget for key, plan in drop_refused(written_plans).items() if plan.budget is not None
     }
@@ -394,7 +394,7 @@ def _declare_names(values: PlansFile, problems: Problems) -> DeclaredNames:
 
 def _build_billing(values: PlansFile) -> Billing:
     found = Billing(**values.billing.given()) if values.billing else Billing()
-    if found.usage == "lines":
+    if found.is_by_lines:
         refuse_reported_usage(drop_refused(values.meters).values())
     return found
 

@@ -61,6 +61,11 @@ class Billing:
     late_usage: Literal["next_period", "dead_letter"] = "next_period"
     usage: Literal["meters", "lines"] = "meters"
 
+    @property
+    def is_by_lines(self) -> bool:
+        """Whether lines that meterkit writes bill usage, not metered prices at Stripe."""
+        return self.usage == "lines"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dunning:

@@ -132,7 +132,7 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
 
 def _cure_of(store: Store) -> str:
     """Describe how undelivered usage gets delivered."""
-    if store.catalog.billing.usage == "meters":
+    if not store.catalog.billing.is_by_lines:
         return "flush first"
     return (
         "its invoice lines are written at the end of the billing period: end the subscription, or wait; flush"

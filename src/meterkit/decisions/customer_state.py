@@ -221,7 +221,7 @@ def _without_overridden(
     prices: ItemPrices, overrides: Mapping[str, Mapping[str, object]], catalog: Catalog
 ) -> ItemPrices:
     """Prices without those that overrides replace; where Stripe has them, its items say so themselves."""
-    if not overrides or catalog.billing.usage == "meters":
+    if not overrides or not catalog.billing.is_by_lines:
         return prices
     return tuple(one for one in prices if "overage" not in overrides.get(one.meter, ()))
 

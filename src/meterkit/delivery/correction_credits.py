@@ -216,7 +216,7 @@ async def read_billed(
         StoreError: the store does not answer.
     """
     stripe_customer, usage = view.state.stripe_customer, await store.usage(view.customer)
-    can_have_lines = view.state.subscription is not None or store.catalog.billing.usage == "lines"
+    can_have_lines = view.state.subscription is not None or store.catalog.billing.is_by_lines
     if not can_have_lines or stripe_customer is None or not _is_sealed(usage, quantities, store):
         return None
     start_ms, now_s = to_ms(usage["period"]["start"]), store.now_ms() // 1000
@@ -409,7 +409,7 @@ class CreditIssuer:
         restored = await restore_units(store, asked, read)
         if dry_run:
             return restored.found
-        issuing = api if credit or store.catalog.billing.usage == "lines" else None
+        issuing = api if credit or store.catalog.billing.is_by_lines else None
         return [
             await self._add_credits(asked, one, restored.lines[one.meter], issuing, is_asked=credit)
             for one in restored.found

@@ -347,7 +347,8 @@ async def _find_refused(
     if len(one_of) == 1 or (cause.code in _METER_CODES and cause.count >= len(one_of)):
         return one_of
     if cause.code == _NO_CUSTOMER:
-        gone = {name for name in {one.stripe_customer for one in one_of} if await _is_gone(api, name)}
+        named = {one.stripe_customer for one in one_of}
+        gone = {name for name in named if not await api.has_customer(name)}
         return [one for one in one_of if one.stripe_customer in gone]
     if one_of:
         _logger.error(
@@ -357,11 +358,6 @@ async def _find_refused(
             ", ".join(one.identifier for one in one_of),
         )
     return []
-
-
-async def _is_gone(api: StripeApi, stripe_customer: str) -> bool:
-    found = await api.find(f"/v1/customers/{stripe_customer}")
-    return found is None or bool(found.get("deleted"))
 
 
 async def park_refused(store: Store, api: StripeApi, event_id: str, journal: Journal | None = None) -> None:

@@ -164,7 +164,7 @@ class Reconciler:
         if at is not None:
             check_aware("at", at)
         summaries = StripeSummaries(self._api())
-        if repair or self._store.catalog.billing.usage == "meters":
+        if repair or not self._store.catalog.billing.is_by_lines:
             await summaries.refresh()
         compare = partial(
             self._compare_page,

@@ -157,7 +157,7 @@ class RestoreRecoverer:
             if not is_held:
                 raise MeterkitError(_HELD)
             lines = await self._read_lines(customer)
-            if lines or self._store.catalog.billing.usage == "meters":
+            if lines or not self._store.catalog.billing.is_by_lines:
                 await self._summaries.refresh()
             admin = (await self._store.admin()).for_delivery()
             found: list[RecoveredMeter] = []

@@ -155,7 +155,7 @@ class RestoredStoreComparer:
         is_tried = any(intent.first_ms for intent in waiting)
         if (seal_result.waiting_lines and passed_ms < _SEALED_MS) or (is_tried and passed_ms < _PATIENCE_MS):
             return False
-        if waiting or self._store.catalog.billing.usage == "meters":
+        if waiting or not self._store.catalog.billing.is_by_lines:
             await self._summaries.refresh()
         names = {token: counted.event_name for token, counted in (await outbox.meters()).items()}
         sealed_ms = life.sealed_ms or self._store.now_ms()

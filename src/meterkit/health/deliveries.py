@@ -170,7 +170,7 @@ async def check_throughput(context: CheckContext) -> CheckResult:
     settings, now_ms = context.parts.settings, context.parts.store.now_ms()
     interval_s = settings.flush_interval
     soon = await context.outbox.work(due_ms=now_ms + int(interval_s * 1000))
-    has_events = context.parts.store.catalog.billing.usage == "meters"
+    has_events = not context.parts.store.catalog.billing.is_by_lines
     customers = sum(work.dirty for work in soon) if has_events else 0  # Invoice lines are no meter events.
     intents = sum(work.outbox for work in soon)
     limit = settings.meter_events_per_s

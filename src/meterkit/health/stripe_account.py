@@ -183,7 +183,7 @@ async def check_meters(parts: Parts) -> tuple[str, list[Finding]]:
     if parts.settings.stripe_api_key is None:
         raise CheckSkippedError("no Stripe key is set (METERKIT_STRIPE_API_KEY)")
     api, catalog = StripeApi(parts.settings), parts.store.catalog
-    by_lines = catalog.billing.usage == "lines"
+    by_lines = catalog.billing.is_by_lines
     checks = [
         partial(_find_unpriced_top_ups, api, catalog),
         partial(find_broken_links, api, parts.customers),
@@ -261,12 +261,7 @@ async def _list_missing_customers(api: StripeApi, unseen: set[str]) -> list[str]
             pages += 1
             if not unseen or pages == _PAGES_MAX:
                 break
-    return [one for one in sorted(unseen)[:_ASKED_MAX] if await _is_missing(api, one)]
-
-
-async def _is_missing(api: StripeApi, stripe_customer: str) -> bool:
-    found = await api.find(f"/v1/customers/{stripe_customer}")
-    return found is None or found.get("deleted") is True
+    return [one for one in sorted(unseen)[:_ASKED_MAX] if not await api.has_customer(one)]
 
 
 async def check_subscriptions(parts: Parts) -> tuple[str, list[Finding]]:

@@ -31,7 +31,7 @@ def line_switches(state: CustomerState, catalog: Catalog) -> tuple[int, ...]:
 
     Without a subscription, and after the end of one, the plans file decides.
     """
-    subscription, by_file = state.subscription, catalog.billing.usage == "lines"
+    subscription, by_file = state.subscription, catalog.billing.is_by_lines
     if subscription is None:
         return (0,) * by_file
     found = subscription.line_switches
@@ -58,14 +58,14 @@ def must_move(state: CustomerState, catalog: Catalog) -> bool:
     subscription = state.subscription
     if subscription is None or subscription.status in ENDED:
         return False
-    return is_billed_by_lines(state, catalog, NEVER_MS) != (catalog.billing.usage == "lines")
+    return is_billed_by_lines(state, catalog, NEVER_MS) != catalog.billing.is_by_lines
 
 
 def with_usage_billed(catalog: Catalog, *, by_lines: bool) -> Catalog:
     """Plans file for a customer whose usage is not billed as the file has it, until it is moved."""
-    usage: Literal["lines", "meters"] = "lines" if by_lines else "meters"
-    if catalog.billing.usage == usage:
+    if catalog.billing.is_by_lines == by_lines:
         return catalog
+    usage: Literal["lines", "meters"] = "lines" if by_lines else "meters"
     billing = replace(catalog.billing, usage=usage)
     others = {code: replace(one, billing=billing) for code, one in catalog.other_currencies.items()}
     return replace(catalog, billing=billing, other_currencies=others)
@@ -134,7 +134,7 @@ def _next_switches(
     from the next period on.
     """
     start_ms, has_items = subscription.start_ms, _has_metered_items(subscription)
-    by_file = catalog.billing.usage == "lines"
+    by_file = catalog.billing.is_by_lines
     if known is None:
         found = (0,) * (by_file and not has_items)
     else:

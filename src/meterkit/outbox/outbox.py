@@ -91,8 +91,8 @@ class Outbox:
         names, limit = ("dirty", "outbox"), "+inf" if due_ms is None else due_ms
         counts = await self._count_members(names, limit=limit)
         if is_flush and due_ms is None:
-            by_file = self._store.catalog.billing.usage
-            until_ms = self._store.now_ms() + (_SOON_MS if by_file == "lines" else _DAY_MS)
+            ahead_ms = _SOON_MS if self._store.catalog.billing.is_by_lines else _DAY_MS
+            until_ms = self._store.now_ms() + ahead_ms
             sealable = await self._count_members(("dirty",), limit=until_ms)
             counts = {name: count for name, count in counts.items() if name[1] != "dirty"} | sealable
         found: dict[int, dict[str, int]] = {}

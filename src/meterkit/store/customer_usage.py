@@ -86,7 +86,7 @@ def overage_find_price(
         "currency": catalog.currency,
         "interval": interval,
     }
-    is_known = catalog.billing.usage == "lines" or (own is not None and own.is_exact)
+    is_known = catalog.billing.is_by_lines or (own is not None and own.is_exact)
     return found if is_known else {**found, "estimated": True}
 
 

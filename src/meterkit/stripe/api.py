@@ -84,6 +84,11 @@ class StripeApi:
                 raise
             return None
 
+    async def has_customer(self, stripe_customer: str) -> bool:
+        """Whether a Stripe customer exists, and is not deleted."""
+        found = await self.find(f"/v1/customers/{stripe_customer}")
+        return found is not None and not found.get("deleted")
+
     async def post(
         self, path: str, params: Mapping[str, Parameter] | None = None, *, idempotency_key: str | None = None
     ) -> dict[str, Any]:

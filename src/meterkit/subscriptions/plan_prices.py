@@ -76,7 +76,7 @@ async def prices_of(
     keyed = await prices_by_key(api, _lookup_keys(catalog, plan))
     base = await _fetch_base_price(api, plan, keyed)
     seat = _find_seat_price(catalog, plan, keyed)
-    if catalog.billing.usage == "lines":
+    if catalog.billing.is_by_lines:
         return PlanPrices(plan=plan.key, base=base["id"], seat=seat, metered={}, meters={})
     of_product = await api.list(PRICES, {"product": id_in(base, "product"), "active": True})
     metered = metered_among(keyed.values(), base)
@@ -115,7 +115,7 @@ async def prices_by_key(
 
 
 def _lookup_keys(catalog: Catalog, plan: Plan) -> list[str]:
-    billed = [] if catalog.billing.usage == "lines" else billed_meters(catalog.meters, plan)
+    billed = [] if catalog.billing.is_by_lines else billed_meters(catalog.meters, plan)
     keys = [meter_key(plan.key, meter.name) for meter in billed]
     if plan.price.stripe_price is None:
         keys.append(base_key(plan.key))
@@ -298,7 +298,7 @@ def compared_prices(
         shown: the prices of the customer's items, as Stripe shows them.
     """
     own, listed = dict[str, str](), list(shown)
-    if catalog.billing.usage == "lines":
+    if catalog.billing.is_by_lines:
         return prices
     for event, wanted in override_prices(catalog, catalog.plans[prices.plan], given).items():
         meter = _find_meter_id(prices, event)
@@ -325,7 +325,7 @@ async def customer_prices(
         StripeError: Stripe refuses, or does not answer.
     """
     prices = await prices_of(api, catalog, plan)
-    if catalog.billing.usage == "lines":
+    if catalog.billing.is_by_lines:
         return prices
     own, listed = dict[str, str](), list(shown)
     for event, wanted in override_prices(catalog, catalog.plans[prices.plan], given).items():

@@ -134,7 +134,7 @@ class _SyncRun:
         self._products: dict[str, str] = {}
 
     async def run(self) -> StripeSync:
-        done, by_lines = self._done, self._catalog.billing.usage == "lines"
+        done, by_lines = self._done, self._catalog.billing.is_by_lines
         meters, missing = [] if by_lines else await self._api.list(_METERS), "Stripe has no active meter"
         if not by_lines:
             differences = meter_differences(self._catalog, meters)

@@ -307,7 +307,7 @@ def _wanted_plan(catalog: Catalog, plan: Plan) -> WantedPlan:
         )
     unpriced = dict[str, str]()
     billed = billed_meters(catalog.meters, plan)
-    if catalog.billing.usage == "lines":
+    if catalog.billing.is_by_lines:
         problems += [
             f"plan {plan.key}, meter {meter.name}: {_NO_AMOUNT_OF_LINE}"
             for meter in billed
@@ -315,7 +315,7 @@ def _wanted_plan(catalog: Catalog, plan: Plan) -> WantedPlan:
             and given.included is not None
             and given.overage.amount_cents is None
         ]
-    for meter in catalog.meters.values() if catalog.billing.usage == "meters" else ():
+    for meter in () if catalog.billing.is_by_lines else catalog.meters.values():
         begins, wrongly = f"plan {plan.key}, meter {meter.name}: ", why_split_wrong(catalog, plan, meter)
         entitlement = billed_as(plan, meter)
         if wrongly is not None:

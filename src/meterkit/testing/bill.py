@@ -72,7 +72,7 @@ async def check_bill(
         stripe: where the kit delivers to.
         served: customer to meter to the quantity that was served in the present period.
     """
-    meters, by_events = kit.catalog.meters.values(), kit.catalog.billing.usage == "meters"
+    meters, by_events = kit.catalog.meters.values(), not kit.catalog.billing.is_by_lines
     derived = {name for meter in meters if meter.source for name in (meter.name, meter.source)}
     by_model = {name for credit in kit.catalog.credits.values() for name in credit.by_model}
     lines: list[BillLine] = []

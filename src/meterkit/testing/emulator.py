@@ -55,7 +55,7 @@ class StripeEmulator(stripe_emulator.StripeEmulator):
         prices; the products of lines are made with the first lines.
         """
         with self._account.lock:
-            for meter in catalog.meters.values() if catalog.billing.usage == "meters" else ():
+            for meter in () if catalog.billing.is_by_lines else catalog.meters.values():
                 if meter.stripe is not None and self._account.meters.active(meter.stripe.event_name) is None:
                     self.add_meter(meter.stripe.event_name)
             for plan in wanted_plans(catalog):

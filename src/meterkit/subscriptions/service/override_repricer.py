@@ -169,13 +169,14 @@ class OverrideRepricer:
         live, known, current = await self.changer.fetch_payable(customer, again)
         _, state = await self._states.read(customer)
         self._refuse_unbilled(current, self._given(change(state)), meters)
-        self._refuse_before_move(customer, state, meters)
         by_lines = is_billed_by_lines(state, self._catalog, self.store.now_ms())
+        if meters and by_lines != self._catalog.billing.is_by_lines:
+            raise _refusal_before_move(customer, self._catalog.billing.usage)
         if by_lines:
             rates = {name: self._unit_in_force(current, state, name) for name in meters}
         else:
             rates = await self._read_unit_prices(live, meters) if meters else {}
-        later = self._later_overages(rates, known, current, (state, change(state)))
+        later = self._later_overages(rates, known, current, (state, change(state)), by_lines=by_lines)
 
         def settle(state: CustomerState) -> CustomerState:
             after = change(state)
@@ -203,15 +204,6 @@ class OverrideRepricer:
         next_ms = next_end_ms(settled.overrides, self.store.now_ms())
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
 
-    def _refuse_before_move(self, customer: str, state: CustomerState, meters: Collection[str]) -> None:
-        """Refuse a price where usage is not billed as the plans file has it: items and state would differ."""
-        usage, now_ms = self._catalog.billing.usage, self.store.now_ms()
-        if meters and is_billed_by_lines(state, self._catalog, now_ms) != (usage == "lines"):
-            raise SubscriptionError(
-                f"the usage of customer {customer!r} is not billed by {usage} yet, so no override can change"
-                f" its price: `meterkit plans migrate --usage {usage}` moves it at the end of its period"
-            )
-
     async def _reschedule_phases(
         self, customer: str, of: tuple[SubscriptionState, Plan], writer: TermsWriter, again: int
     ) -> None:
@@ -238,13 +230,14 @@ class OverrideRepricer:
         known: SubscriptionState,
         plan: Plan,
         states: tuple[CustomerState, CustomerState],
+        *,
+        by_lines: bool,
     ) -> dict[str, object]:
         """Find the meters whose price changes when the period ends, each with its overage until then.
 
         A falling price is an upgrade, a rising one a downgrade; a price without a counterpart changes now.
         """
         after, now_ms = self._given(states[1]), self.store.now_ms()
-        by_lines = is_billed_by_lines(states[0], self._catalog, now_ms)
         changes, found = self._catalog.billing.changes, dict[str, object]()
         for name, old in units.items():
             if by_lines:
@@ -262,7 +255,7 @@ class OverrideRepricer:
                     f" {date_and_time(from_ms(known.end_ms))} (`billing.changes`), and the override ends by"
                     " then: give a later `until`, or none"
                 )
-            found[name] = self._overage_until(plan, states[0], after, name)
+            found[name] = self._overage_until(plan, states[0], after, name, by_lines=by_lines)
         return found
 
     def _unit_after(self, plan: Plan, given: Given, name: str) -> Decimal | None:
@@ -287,16 +280,17 @@ class OverrideRepricer:
         given = entitlements_on(plan, state, self._catalog, self.store.now_ms())
         return self._unit_of(plan, given[name], name)
 
-    def _overage_until(self, plan: Plan, state: CustomerState, after: Given, name: str) -> object:
+    def _overage_until(
+        self, plan: Plan, state: CustomerState, after: Given, name: str, *, by_lines: bool
+    ) -> object:
         """The overage of a meter until its price changes: the price of before, and the cap of now."""
         cap = override(self._catalog, plan, after)[name].overage.cap
         bill: dict[str, object] = {} if cap is None else {"cap": cap}
-        before, now_ms = self._given(state), self.store.now_ms()
-        by_lines = is_billed_by_lines(state, self._catalog, now_ms)
-        given: Mapping[str, Entitlement] = override(self._catalog, plan, before)
+        before = self._given(state)
         if by_lines:
-            given = entitlements_on(plan, state, self._catalog, now_ms)
-        was = given[name].overage
+            was = entitlements_on(plan, state, self._catalog, self.store.now_ms())[name].overage
+        else:
+            was = override(self._catalog, plan, before)[name].overage
         if by_lines or gives_price(before, name):
             bill |= {"per": was.per, "amount_cents": was.amount_cents}
         return {"bill": bill} if bill else "bill"
@@ -360,6 +354,14 @@ def _event(catalog: Catalog, name: str) -> str:
     """The event name of a meter; empty: it has none."""
     stripe = catalog.meters[name].stripe if name in catalog.meters else None
     return "" if stripe is None else stripe.event_name
+
+
+def _refusal_before_move(customer: str, usage: str) -> SubscriptionError:
+    """Explain why an override cannot change a price yet: items and state would differ."""
+    return SubscriptionError(
+        f"the usage of customer {customer!r} is not billed by {usage} yet, so no override can change its"
+        f" price: `meterkit plans migrate --usage {usage}` moves it at the end of its period"
+    )
 
 
 def _unchanged(state: CustomerState) -> CustomerState:

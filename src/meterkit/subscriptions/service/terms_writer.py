@@ -290,9 +290,9 @@ def refuse_unpriced(prices: PlanPrices, catalog: Catalog) -> None:
     for meter in billed_meters(catalog.meters, catalog.plans[prices.plan]):
         if meter.stripe is not None and meter.stripe.event_name not in events:
             cure = (
-                "`meterkit stripe sync` makes it"
-                if catalog.billing.usage == "meters"
-                else "bill the customer's usage by lines first: `meterkit plans migrate --usage lines`"
+                "bill the customer's usage by lines first: `meterkit plans migrate --usage lines`"
+                if catalog.billing.is_by_lines
+                else "`meterkit stripe sync` makes it"
             )
             raise SubscriptionError(
                 f"plan {prices.plan} has no metered price for {meter.name} at Stripe: {cure}"

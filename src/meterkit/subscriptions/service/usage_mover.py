@@ -63,6 +63,6 @@ class UsageMover:
             return None
         terms_of = await self.changer.present_terms(customer, known, current)
         writer = TermsWriter(self.store, self.changer.api, state)
-        by_lines = self.store.catalog.billing.usage == "lines"
+        by_lines = self.store.catalog.billing.is_by_lines
         await writer.move_usage(live, known, terms_of, by_lines=by_lines)
         return from_ms(known.end_ms)
