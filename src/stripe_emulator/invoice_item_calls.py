@@ -1,4 +1,4 @@
-"""API calls about invoice items: create on a draft or for the next one, retrieve, list, update, delete."""
+"""API calls about invoice items: create on a draft or for the next one, list, update, assign, delete."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stripe_emulator.call_table import PAGING, CallTable
-from stripe_emulator.invoice_drafts import apply_tax_rates, one_time_line
+from stripe_emulator.invoice_drafts import apply_tax_rates, one_time_line, refreshed_invoice_json
 from stripe_emulator.invoices import INVOICE_ITEMS_MAX
 from stripe_emulator.price_calls import resolve_price
 from stripe_emulator.prices import Price, PriceScheme, Product, decimal_text, price_quantity, to_cents
@@ -268,3 +268,34 @@ def _delete_item(account: Account, call: Call) -> JsonObject:
     for lines in (item.invoice.lines,) if item.invoice is not None else pending:
         lines[:] = [line for line in lines if line.invoice_item != call.object_id]
     return {"id": call.object_id, "object": "invoiceitem", "deleted": True}
+
+
+@CALLS("POST /v1/invoices/{id}/add_lines", "invoice_metadata lines")
+def _assign_items(account: Account, call: Call) -> JsonObject:
+    """Assign pending items to a draft: all of them, or none. The emulator adds no other lines.
+
+    https://docs.stripe.com/api/invoice-line-item/bulk
+    """
+    params, invoice = call.params, account.invoices.find(call.object_id)
+    if invoice.status != "draft":
+        raise ApiError("Finalized invoices can't be updated in this way.", code="invoice_not_editable")
+    pending = {item.line.invoice_item: item for item in _all_items(account) if item.invoice is None}
+    assigned: list[InvoiceLine] = []
+    for each in params.hashes("lines"):
+        each.only("invoice_item")
+        item = pending.pop(each.required("invoice_item"), None)
+        if item is None or (item.customer, item.line.price.currency) != (invoice.customer, invoice.currency):
+            message = (
+                "You can only assign invoice items of the same customer and currency that are unassigned."
+            )
+            raise ApiError(message, param=each.path("invoice_item"))
+        assigned.append(item.line)
+    if len(invoice.all_lines) + len(assigned) > INVOICE_ITEMS_MAX:
+        raise ApiError(f"An invoice can have at most {INVOICE_ITEMS_MAX} items.", param="lines")
+    ids = {line.invoice_item for line in assigned}
+    with account.updating("invoice.updated", invoice.to_json):
+        for lines in account.invoices.pending.values():
+            lines[:] = [line for line in lines if line.invoice_item not in ids]
+        invoice.lines += apply_tax_rates(account, invoice, assigned)
+        params.update_metadata("invoice_metadata", invoice.metadata)
+    return refreshed_invoice_json(account, invoice)

@@ -10,14 +10,14 @@ from typing import Any, Final
 import pytest
 
 from drivers.delivery import Caplog
-from drivers.period_ends import look_at_closes
+from drivers.period_ends import checking_closes, look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_lines import ITEMS, ended, flushed, shop_of_lines, usage_lines
 from meterkit.catalog import loads
 
 # Internals: the emulator has no connected accounts, whose terms an invoice takes over.
-from meterkit.delivery.usage_invoice_terms import copy_terms, explain_uncopied_terms
+from meterkit.delivery.usage_invoice_terms import copy_terms, explain_no_invoice
 
 pytestmark = pytest.mark.anyio
 
@@ -104,26 +104,65 @@ def test_terms_of_a_subscription_are_copied() -> None:
         "on_behalf_of": "acct_1",
         "transfer_data": {"destination": "acct_1"},
     }
-    assert explain_uncopied_terms(terms) == ""
-    assert "percent" in explain_uncopied_terms({"application_fee_percent": 10})
-    assert "percentage" in explain_uncopied_terms(
+    assert explain_no_invoice(terms) == ""
+    assert "percent" in explain_no_invoice({"application_fee_percent": 10})
+    assert "percentage" in explain_no_invoice(
         {"transfer_data": {"destination": "acct_1", "amount_percent": 5}}
     )
 
 
-@pytest.mark.parametrize("has_ended", [True, False])
-async def test_pending_lines_of_an_ended_subscription_are_named(at: Shop, has_ended: bool) -> None:
+async def final_before_its_line(at: Shop) -> str:
+    """Have a line wait for the next renewal, as the invoice of its period is final; its subscription."""
     await ended(at)
     at.go(timedelta(hours=3))
     await flushed(at)
     (found,) = await at.stripe_list("/v1/subscriptions")
-    if has_ended:
-        await at.stripe_delete(f"/v1/subscriptions/{found['id']}")
-        await at.kit.subscriptions.sync("acme")
-    at.clock.advance(timedelta(hours=2))
-    results = await look_at_closes(at.kit)
-    named = ["26 of words; their subscription has ended" in late for late in results.late]
-    assert (results.open, named) == ((0, [True]) if has_ended else (1, []))
+    return f"/v1/subscriptions/{found['id']}"
+
+
+async def look_hourly(at: Shop, hours: int) -> list[str]:
+    """Check the closes now, and then once an hour; the alerts."""
+    async with checking_closes(at.kit) as closer:
+        late = [*(await closer.confirm_due()).late]
+        lines = await usage_lines(at)
+        for _ in range(hours):
+            at.go(timedelta(hours=1))
+            late += (await closer.confirm_due()).late
+    assert lines == []  # Stripe may yet make the last invoice.
+    return late
+
+
+async def test_i13_a_line_that_waits_for_a_renewal_is_left_to_it(at: Shop) -> None:
+    await final_before_its_line(at)
+    assert await look_hourly(at, 2) == []
+    assert await usage_lines(at) == []
+    at.go(END + timedelta(days=31, minutes=3))
+    assert await usage_lines(at) == ONE_LINE
+
+
+async def test_i13_a_line_that_waits_for_an_ended_subscription_is_billed(at: Shop, caplog: Caplog) -> None:
+    path = await final_before_its_line(at)
+    await at.stripe_delete(path)
+    await at.kit.subscriptions.sync("acme")
+    assert await look_hourly(at, 3) == []
+    assert await at.stripe_list(ITEMS, pending="true") == []
+    assert await usage_lines(at) == ONE_LINE
+    own = (await at.invoices())[-1]
+    assert (own["total"], own["status"]) == (104, "paid")
+    assert caplog.text.count("its subscription has ended, so invoice") == 1
+    assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_a_line_that_no_invoice_can_have_is_named_once(at: Shop) -> None:
+    path = await final_before_its_line(at)
+    await at.stripe_change(path, **{"pause_collection[behavior]": "void"})
+    await at.stripe_delete(path)
+    await at.kit.subscriptions.sync("acme")
+    said = (
+        "26 of words; their subscription has ended, and they get no invoice of their own: collection of its"
+    )
+    assert [said in late for late in await look_hourly(at, 3)].count(True) == 1
+    assert await usage_lines(at) == []
 
 
 async def test_months_of_a_yearly_plan_have_invoices_of_their_own(store_url: str, caplog: Caplog) -> None:

@@ -118,9 +118,16 @@ def root_reader(kit: MeterKit, audit_url: str) -> Any:
     return AuditDrainer(kit.store, Database(audit_url), least_age_ms=0).root_of
 
 
-async def look_at_closes(kit: MeterKit, root_of: Any = None) -> CloseResults:
+@asynccontextmanager
+async def checking_closes(kit: MeterKit, root_of: Any = None) -> AsyncGenerator[PeriodCloser]:
+    """The process that checks closes, again and again: no other one can within a minute."""
     async with api_of(kit) as api:
-        return await PeriodCloser(kit.store, lambda: api, root_of).confirm_due()
+        yield PeriodCloser(kit.store, lambda: api, root_of)
+
+
+async def look_at_closes(kit: MeterKit, root_of: Any = None) -> CloseResults:
+    async with checking_closes(kit, root_of) as closer:
+        return await closer.confirm_due()
 
 
 @asynccontextmanager

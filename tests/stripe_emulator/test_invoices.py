@@ -210,6 +210,25 @@ async def test_a_subscription_that_has_ended_takes_no_items(client: Any) -> None
     await refused(client.invoice_items.retrieve("ii_none"), "No such invoiceitem")
 
 
+async def test_pending_items_are_assigned_to_a_draft(client: Any) -> None:
+    """https://docs.stripe.com/api/invoice-line-item/bulk: all of them, or none."""
+    made = await subscribe(client)
+    first, second = [await add_item(client, made) for _ in range(2)]
+    await client.subscriptions.cancel(made.id)
+    draft = await client.invoices.create(customer="cus_1", metadata={"a": "b"})
+    await refused(
+        client.invoices.add_lines(draft.id, lines=[{"invoice_item": first.id}, {"invoice_item": "ii_none"}]),
+        "that are unassigned",
+    )
+    changed = await client.invoices.add_lines(draft.id, lines=[{"invoice_item": first.id}])
+    assert (changed.total, changed.metadata.to_dict()) == (10, {"a": "b"})
+    assert (await client.invoice_items.retrieve(first.id)).invoice == draft.id
+    assert [one.id for one in (await client.invoice_items.list(pending=True)).data] == [second.id]
+    await refused(client.invoices.add_lines(draft.id, lines=[{"invoice_item": first.id}]), "unassigned")
+    await client.invoices.finalize_invoice(draft.id)
+    await refused(client.invoices.add_lines(draft.id, lines=[{"invoice_item": second.id}]), "updated")
+
+
 async def renewal_draft(client: Any, clock: Clock, **how: Any) -> Any:
     """Subscribe, and go to the first renewal; its invoice."""
     await subscribe(client, **how)

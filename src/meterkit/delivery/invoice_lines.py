@@ -6,9 +6,7 @@ subscription, the line gets an invoice of its own.
 
 from __future__ import annotations
 
-import json
 import logging
-from hashlib import blake2b
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -24,7 +22,8 @@ from meterkit.delivery.invoices import (
     written_units,
 )
 from meterkit.delivery.sender import stopwatch
-from meterkit.delivery.usage_invoice_terms import explain_uncopied_terms, read_usage_invoice_terms
+from meterkit.delivery.usage_invoice_terms import explain_no_invoice
+from meterkit.delivery.usage_invoices import AFTER_THE_END_MS, EndedUsage, find_usage_invoice
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
 from meterkit.outbox.invoice_line_terms import LINES_MOST, line_product
@@ -70,8 +69,6 @@ _REFUSALS_MOST: Final = 10_000
 _IDEMPOTENCY: Final = "idempotency_error"
 _STALE_S: Final = 3_600.0
 """Largest age of the list of Stripe's items when a line is written."""
-_AFTER_THE_END_MS: Final = 10 * 60_000
-"""Time that Stripe has to make the last invoice of a subscription that has ended."""
 _RENEWS_SOON_MS: Final = 35 * 86_400_000
 """Usage whose invoice is final, or that has none, does not wait longer for a renewal."""
 
@@ -224,10 +221,8 @@ class LineWriter:
 
     async def _find_place(self, item: InvoiceItemEntry, age_s: Elapsed, attempt: int) -> _Place | None:
         """Find the invoice of a line; None: Stripe may yet make it."""
-        if attempt:
-            customer = await self._api.find(f"/v1/customers/{item.stripe_customer}")
-            if customer is None or customer.get("deleted"):
-                return _Place(None, [], age_s, refusal="Stripe has no such customer")
+        if attempt and not await self._api.has_customer(item.stripe_customer):
+            return _Place(None, [], age_s, refusal="Stripe has no such customer")
         if not item.subscription:
             return await self._find_separate_invoice(item, age_s, attempt)
         asked: dict[str, Parameter] = {"expand": ["latest_invoice"]}
@@ -254,7 +249,7 @@ class LineWriter:
         """Whether Stripe may yet make the invoice of a period that ended."""
         start_s, renews_s = _current_period_s(subscription)
         has_ended = subscription.get("status") in ENDED
-        wait_ms = _AFTER_THE_END_MS if has_ended else MADE_WITHIN_MS
+        wait_ms = AFTER_THE_END_MS if has_ended else MADE_WITHIN_MS
         is_renewal = has_ended or not start_s < end_s < renews_s
         return is_renewal and self._store.now_ms() < 1000 * end_s + wait_ms
 
@@ -299,7 +294,7 @@ class LineWriter:
         attempt: int,
         subscription: Mapping[str, Any] | None = None,
     ) -> _Place:
-        """Find or make the invoice of a period that no subscription bills; Stripe finalizes it in an hour.
+        """Find or make the invoice of a period that no subscription bills.
 
         Args:
             item: its first line.
@@ -307,36 +302,19 @@ class LineWriter:
             attempt: number of refusals before; Stripe may have stored them under their idempotency keys.
             subscription: whose usage it bills; None: there is none.
         """
-        if refusal := "" if subscription is None else explain_uncopied_terms(subscription):
+        if refusal := "" if subscription is None else explain_no_invoice(subscription):
             return _Place(None, [], age_s, refusal=refusal)
-        mark = f"{item.till_ms}:{item.customer}"[:500]  # The longest value of metadata.
-        asked: dict[str, Parameter] = {
-            "customer": item.stripe_customer,
-            "created": {"gte": item.till_ms // 1000},
-        }
-        made_before = [
-            one for one in await self._api.list(_INVOICES, asked) if metadata_of(one).get(USAGE_KEY) == mark
-        ]
-        draft = next((one for one in made_before if one.get("status") == "draft"), None)
-        if draft is not None:
-            return _Place(str(draft["id"]), [], age_s, late=_FINAL * (len(made_before) > 1))
-        if made_before and self._drops_late:
-            return _Place(None, [], age_s, late=_FINAL)
-        params: dict[str, Parameter] = {
-            "customer": item.stripe_customer,
-            "currency": item.currency,
-            "auto_advance": True,
-            "metadata": {USAGE_KEY: mark},
-            **await read_usage_invoice_terms(
-                self._api, item.stripe_customer, subscription, self._store.catalog.billing.checkout
-            ),
-        }
-        # Stripe refuses a key with other parameters, and the terms may change between two tries.
-        digest = blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=16).hexdigest()
-        key = f"meterkit-invoice-{digest}-{len(made_before)}{_suffix(attempt)}"
-        made = await self._api.post(_INVOICES, params, idempotency_key=key)
-        shown = None if made_before else frozenset[str]()
-        return _Place(str(made["id"]), [], age_s, late=_FINAL * bool(made_before), shown=shown)
+        usage = EndedUsage(item.customer, item.stripe_customer, item.currency, item.till_ms)
+        found = await find_usage_invoice(
+            self._api,
+            usage,
+            subscription,
+            self._store.catalog.billing.checkout,
+            suffix=_suffix(attempt),
+            is_once=self._drops_late,
+        )
+        shown = frozenset[str]() if found.is_new and not found.formers else None
+        return _Place(found.draft, [], age_s, late=_FINAL * bool(found.formers), shown=shown)
 
     async def _raise_line(
         self, item: InvoiceItemEntry, line: Mapping[str, Any], units: int, attempt: int

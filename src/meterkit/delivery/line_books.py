@@ -105,7 +105,7 @@ async def line_books(
     fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in meters for letter in _LETTERS]
     kept = iter(int(value or 0) for value in await admin.ask(admin.client.hmget(totals, fields)))
     lines: dict[str, list[_ShownLine]] | None = None
-    for linked in await _linked_since(store, customer, stripe_customer):
+    for linked in await linked_since(store, customer, stripe_customer):
         shown = await none_if_gone(_lines_by_key(invoices, linked, start_ms // 1000, all_lines=all_lines))
         for key, more in (shown or {}).items():
             lines = lines or {}
@@ -119,7 +119,7 @@ async def line_books(
     return found
 
 
-async def _linked_since(store: Store, customer: str, stripe_customer: str | None) -> list[str]:
+async def linked_since(store: Store, customer: str, stripe_customer: str | None) -> list[str]:
     """List the Stripe customers of a customer, former ones too: queued lines stay with them."""
     entries = await read_history(store, customer)
     names = {name for one in entries if one.kind == "link" for name in (one.before, one.after)}

@@ -15,9 +15,11 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.delivery.audit_root import RootWriter
 from meterkit.delivery.draft_hold import DraftHold
 from meterkit.delivery.invoices import read_period_billing
+from meterkit.delivery.pending_lines import bill_pending_lines
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
+from meterkit.outbox.billed_usage_terms import line_switches
 from meterkit.outbox.close_queue import CLOSE_AFTER_MS, CloseQueue, PeriodClose
 from meterkit.outbox.invoice_ends import InvoiceEnd, read_invoice_end, store_invoice_end
 from meterkit.outbox.line_metadata import is_usage_invoice
@@ -44,9 +46,10 @@ _LATER_MS: Final = 3_600_000
 _GIVEN_UP_MS: Final = 36 * 86_400_000
 _LEASE_MS: Final = 60_000
 _NAMED_MAX: Final = 5
+_WAITING: Final = "pending invoice items have usage that waits for an invoice"
 _NO_INVOICE: Final = (
-    "; their subscription has ended, so Stripe makes no invoice of them: make one of the customer's pending"
-    " items in the Dashboard"
+    "; their subscription has ended, and they get no invoice of their own: {why}. Make one of the customer's"
+    " pending items in the Dashboard"
 )
 
 
@@ -80,9 +83,10 @@ class CloseChecker:
             StoreError: the store does not answer.
         """
         found = await self._compare(usage)
+        unbilled = await self._bill_pending_lines(usage["customer"], found)
         if found == []:
             await self._write_root_unreported(usage)
-            return "", False
+            return ("", False) if unbilled is None else _describe_unbilled(_WAITING, unbilled)
         is_counted = found is not None and all(map(_is_counted, found))
         try:
             end, invoicing = await self._settle_invoice(usage, is_counted=is_counted)
@@ -105,9 +109,9 @@ class CloseChecker:
             found = await self._compare(usage) or []
         whys = [why for one in found if (why := _explain_meter(one))]
         may_wait = is_counted and all(one.agrees or one.invoice in {"draft", "none"} for one in found)
-        if not whys and (waiting := _describe_pending(found)):
-            has_ended = invoicing is not None and await self._has_ended(found, invoicing.subscription)
-            return f"{waiting}{_NO_INVOICE * has_ended}", not has_ended
+        waiting = _describe_pending(found) or _WAITING * (unbilled is not None)
+        if waiting and not whys:
+            return _describe_unbilled(waiting, unbilled or "")
         if end is not None and end.is_ours and not whys:
             return "its invoice is to be finalized", True
         whys += [unsettled] * bool(unsettled)
@@ -155,15 +159,21 @@ class CloseChecker:
         await store_invoice_end(self._store, usage["customer"], start_ms, end)
         return end, invoicing
 
-    async def _has_ended(self, found: Sequence[Reconciled], subscription: str) -> bool:
-        """Whether the subscription has ended that pending lines of ours wait for."""
-        if any(one.event_name for one in found):
-            return False
+    async def _bill_pending_lines(self, customer: str, found: Sequence[Reconciled] | None) -> str | None:
+        """Bill lines that wait for a subscription that has ended; see :func:`bill_pending_lines`."""
+        _, state = await CustomerStates(self._store).read(customer)
+        known = state.subscription
+        by_lines = bool(line_switches(state, self._store.catalog))
+        has_ended = by_lines and known is not None and known.status in ENDED
+        is_pending = any(one.invoice == "pending" and not one.event_name for one in found or ())
+        if self._stripe_failure or not (has_ended or is_pending):
+            return None
         try:
-            shown = await self._api.find(f"/v1/subscriptions/{subscription}")
-        except StripeError:
-            return False
-        return shown is None or shown.get("status") in ENDED
+            return await bill_pending_lines(self._store, self._api, customer, state.stripe_customer)
+        except StripeUnavailableError:
+            return ""
+        except StripeError as error:
+            return f"Stripe refuses it: {error}"
 
     async def _write_root_unreported(self, usage: CustomerUsage) -> None:
         """Write the root into the invoice of a period whose usage does not go to Stripe."""
@@ -191,7 +201,7 @@ class CloseChecker:
 
     async def _write_usage_root(self, usage: CustomerUsage, stripe_customer: str) -> None:
         """Write the root into the invoice that meterkit has made for a period without a subscription."""
-        if self._roots is None or self._store.catalog.billing.usage == "meters":
+        if self._roots is None or not self._store.catalog.billing.is_by_lines:
             return
         start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
         invoices = await self._invoices.made(stripe_customer, start_ms // 1000)
@@ -215,7 +225,12 @@ def _describe_hold(end: InvoiceEnd, now_ms: int) -> str:
 def _describe_pending(found: Sequence[Reconciled]) -> str:
     """Describe units in pending items, which Stripe may drop when a paused subscription ends; empty: none."""
     parts = [f"{one.invoiced} of {one.meter}" for one in found if one.invoice == "pending"]
-    return f"pending invoice items have usage that waits for an invoice: {', '.join(parts)}" * bool(parts)
+    return f"{_WAITING}: {', '.join(parts)}" * bool(parts)
+
+
+def _describe_unbilled(waiting: str, why: str) -> tuple[str, bool]:
+    """Explain why lines wait for an invoice, and whether the close may wait without an alert."""
+    return (f"{waiting}{_NO_INVOICE.format(why=why)}", False) if why else (waiting, True)
 
 
 def _explain_meter(one: Reconciled) -> str:

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
 
 _DAYS_UNTIL_DUE: Final = 30
+_KEPT: Final = "keep_as_draft"
 
 
-def explain_uncopied_terms(subscription: Mapping[str, Any]) -> str:
-    """Explain why no invoice of its own can have the terms of a subscription; empty: it can.
+def explain_no_invoice(subscription: Mapping[str, Any]) -> str:
+    """Explain why usage of a subscription gets no invoice of its own; empty: it gets one.
 
     An invoice takes an amount where these fields of a subscription are percentages
     (https://docs.stripe.com/api/invoices/create).
@@ -24,7 +25,18 @@ def explain_uncopied_terms(subscription: Mapping[str, Any]) -> str:
         return "its subscription has an application fee in percent, which an invoice of its own cannot have"
     if transfer.get("amount_percent"):
         return "its subscription transfers a percentage, which an invoice of its own cannot do"
+    if _paused_behavior(subscription) not in {"", _KEPT}:
+        return "collection of its subscription is paused, so it is not to be paid"
     return ""
+
+
+def _paused_behavior(subscription: Mapping[str, Any]) -> str:
+    """Read what becomes of invoices while collection is paused; empty: it is not.
+
+    https://docs.stripe.com/billing/subscriptions/pause-payment
+    """
+    paused: Mapping[str, Any] = subscription.get("pause_collection") or {}
+    return str(paused.get("behavior") or "")
 
 
 def copy_terms(subscription: Mapping[str, Any]) -> dict[str, Parameter]:
@@ -46,6 +58,8 @@ def copy_terms(subscription: Mapping[str, Any]) -> dict[str, Parameter]:
     transfer: Mapping[str, Any] = subscription.get("transfer_data") or {}
     if isinstance(account := transfer.get("destination"), str):
         found["transfer_data"] = {"destination": account}
+    if _paused_behavior(subscription) == _KEPT:
+        found["auto_advance"] = False
     if subscription.get("collection_method") == "send_invoice":
         found["collection_method"] = "send_invoice"
         found["days_until_due"] = int(subscription.get("days_until_due") or _DAYS_UNTIL_DUE)
