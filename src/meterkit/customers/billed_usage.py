@@ -162,8 +162,9 @@ def _count_overage(
 async def _price_ended(store: Store, usage: CustomerUsage, state: CustomerState) -> Mapping[str, int | None]:
     """Price the overage of each meter in an ended period; None: no price is known."""
     used = [name for name, counts in usage["meters"].items() if counts["overage"] or count_reported(counts)]
-    subscription = state.subscription
-    if subscription is not None and subscription.is_usage_free_of(to_ms(usage["period"]["start"])):
+    subscription, period = state.subscription, usage["period"]
+    span_ms = to_ms(period["start"]), to_ms(period["end"])
+    if subscription is not None and subscription.is_usage_free_of(*span_ms):
         return dict.fromkeys(used, 0)
     recorded = await _read_recorded_at(store, usage, state, used) if used else {}
     found: dict[str, int | None] = {}

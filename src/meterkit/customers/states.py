@@ -26,7 +26,7 @@ from meterkit.decisions.customer_state import (
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.plan_shares import with_plan_changes
-from meterkit.decisions.price_segments import ended_labels
+from meterkit.decisions.price_segments import billed_labels, ended_labels
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.transitions import (
     TermsInForce,
@@ -38,7 +38,7 @@ from meterkit.decisions.transitions import (
     transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.billed_usage_terms import line_switches
+from meterkit.outbox.billed_usage_terms import is_billed_by_lines, line_switches
 from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
@@ -251,14 +251,25 @@ def _ended_prices(
     """
     old, new = states
     plan, labels, at_ms = catalog.plans.get(before.plan), dict[str, str](), after.at_ms
+    is_free = _loses_free_usage(old, new, catalog, at_ms)
     scheduled_ms = None if old.subscription is None else old.subscription.pending_at_ms
     if scheduled_ms is not None and before.at_ms < scheduled_ms <= after.at_ms:
         at_ms = scheduled_ms
     if plan is not None:
         given = entitlements_on(plan, with_learned_prices(old, new), catalog, before.at_ms)
         then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
-        labels = ended_labels(given, then, catalog)
-    return {"at": str(at_ms), "labels": labels, "switches": line_switches(old, catalog)}
+        labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)
+    switches = line_switches(old, catalog)
+    return {"at": str(at_ms), "labels": labels, "switches": switches, "is_free": is_free}
+
+
+def _loses_free_usage(old: CustomerState, new: CustomerState, catalog: Catalog, now_ms: int) -> bool:
+    """Whether usage that costs nothing waits for its line, and its subscription is forgotten."""
+    known = old.subscription
+    if known is None or new.subscription is not None or not is_billed_by_lines(old, catalog, now_ms):
+        return False
+    is_voided = known.is_unpaid_at(known.end_ms)
+    return known.status_at(now_ms) in {"trialing", "paused"} or is_voided
 
 
 def _serialize_changes(

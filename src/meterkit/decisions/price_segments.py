@@ -171,11 +171,14 @@ def ended_labels(
     """
     if before is after:
         return {}
-    counters = [name for name, meter in catalog.meters.items() if meter.kind == "counter"]
-    old, new = (
-        {name: _billed_label(name, given, catalog.meters) for name in counters} for given in (before, after)
-    )
-    return {meter_token(name): old[name] for name in counters if old[name] != new[name]}
+    old, new = (billed_labels(given, catalog) for given in (before, after))
+    return {token: label for token, label in old.items() if label != new[token]}
+
+
+def billed_labels(given: Mapping[str, Entitlement], catalog: Catalog) -> dict[str, str]:
+    """The label of the price of each counter, by its token."""
+    counters = (name for name, meter in catalog.meters.items() if meter.kind == "counter")
+    return {meter_token(name): _billed_label(name, given, catalog.meters) for name in counters}
 
 
 def _billed_label(meter: str, given: Mapping[str, Entitlement], meters: Mapping[str, Meter]) -> str:

@@ -279,13 +279,17 @@ class SubscriptionState:
             return False
         return self.void_until_ms is None or now_ms < self.void_until_ms
 
-    def is_usage_free_of(self, start_ms: int) -> bool:
+    def is_usage_free_of(self, start_ms: int, invoiced_ms: int | None = None) -> bool:
         """Whether no invoice bills the usage of the period that begins then: a trial, or a voiding pause.
 
         https://docs.stripe.com/billing/subscriptions/trials/free-trials
+
+        Args:
+            start_ms: the period's first instant.
+            invoiced_ms: when its invoice is made: a pause then voids it; None: not yet.
         """
         is_trial = any(from_ms <= start_ms < till_ms for from_ms, till_ms in self.trials())
-        return is_trial or self.is_unpaid_at(start_ms)
+        return is_trial or self.is_unpaid_at(start_ms if invoiced_ms is None else invoiced_ms)
 
     def trials(self) -> tuple[tuple[int, int], ...]:
         """Its trials, and known ones of earlier subscriptions: first instant, and the first one after it."""

@@ -15,7 +15,8 @@
 --         entries: see append_history
 --         notices: {kind, data (JSON)} each
 --         gauges: {name, included in its unit from now on (-1: unlimited)} each
---         ended: at (ms, as text); labels of the prices that end then (see end_price_segment); switches: see is_by_lines.
+--         ended: at (ms, as text); labels of the prices that end then (see end_price_segment); switches: see is_by_lines;
+--         is_free: whether the period costs nothing until then.
 --         A cut in progress has ended them already
 --         period: start and end (ms) of the state's current period. If the counters' period goes on in it, it gets this
 --         end: after its former end, its counts would begin anew
@@ -50,7 +51,15 @@ if head and next(changes.ended.labels) and begins_ms <= tonumber(changes.ended.a
   if begins_ms == tonumber(changes.ended.at) then
     store_price_labels(totals_key, period, changes.ended.labels)
   elseif meters and tonumber(call('HGET', totals_key, period .. '|w') or '0') <= now then
-    end_price_segment(totals_key, period, meters, changes.ended.labels, is_by_lines(changes.ended.switches, period))
+    local labels = changes.ended.labels
+    if changes.ended.is_free then
+      store_price_labels(totals_key, period, labels)
+      for token in pairs(labels) do
+        call('HDEL', totals_key, period .. '|' .. token .. 's')
+        labels[token] = FREE_LABEL
+      end
+    end
+    end_price_segment(totals_key, period, meters, labels, is_by_lines(changes.ended.switches, period))
   end
 end
 call('HSET', state_key, 'rev', rev, 'data', state, 'force', terms)

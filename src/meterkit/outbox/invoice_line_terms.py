@@ -87,7 +87,8 @@ def _period_terms(
     """
     catalog, state = view.cache.catalog, view.state
     is_cut = period.begins_ms < open_ms < period.ends_ms  # The next period began early.
-    at_ms = max(period.begins_ms, (open_ms if is_cut else period.ends_ms) - 1)
+    ends_ms = open_ms if is_cut else period.ends_ms
+    at_ms = max(period.begins_ms, ends_ms - 1)
     subscription = state.subscription
     prices = NO_PRICES if subscription is None else subscription.prices_at(at_ms)
     given: Mapping[str, Entitlement] = {}
@@ -97,7 +98,7 @@ def _period_terms(
             given = entitlements_on(plan, state, catalog, at_ms)
         return {
             "subscription": subscription.id,
-            "free": _is_free(subscription, period.begins_ms),
+            "free": _is_free(subscription, period.begins_ms, ends_ms),
             "meters": _price_labels(given, prices, reported, catalog),
         }
     given = entitlements_of(effective_plan(state, catalog, at_ms), catalog)
@@ -110,11 +111,11 @@ def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:
     return subscription.has_begun and made_ms <= begins_ms < subscription.ends_ms()
 
 
-def _is_free(subscription: SubscriptionState, begins_ms: int) -> bool:
-    """Whether usage of a period costs nothing: it began in a trial or a pause."""
+def _is_free(subscription: SubscriptionState, begins_ms: int, ends_ms: int) -> bool:
+    """Whether usage of a period costs nothing: it began in a trial or a pause, or its invoice is voided."""
     is_paused = subscription.status == "paused" and begins_ms >= stops_billing_ms(subscription)
     is_trial = _is_of_trial(subscription, begins_ms)
-    return is_paused or is_trial or subscription.is_usage_free_of(begins_ms)
+    return is_paused or is_trial or subscription.is_usage_free_of(begins_ms, ends_ms)
 
 
 def _is_of_trial(subscription: SubscriptionState, begins_ms: int) -> bool:

@@ -37,7 +37,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
       end
       for _, price in ipairs(sorted_keys(units_at)) do
         local units = text('%.0f', units_at[price])
-        if known.free then
+        if known.free or price == FREE_LABEL then
           redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'd', units)
           redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 'w', units)
         elseif string.find(price, '^%d+/%d+$') then

@@ -1,0 +1,112 @@
+"""Usage that costs nothing has no line: of trials, and of pauses in which invoices are voided."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+import pytest
+
+from drivers.delivery import Caplog
+from drivers.plans import plans_text
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
+from drivers.usage_lines import flushed, usage_lines
+from meterkit.catalog import loads
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = plans_text("invoice_lines")
+ONE_LINE: Final = [("Words", "26", "4", 104)]
+
+
+async def pause(at: Shop, behavior: str) -> None:
+    """Pause collection, as a person does in the Dashboard."""
+    (found,) = await at.stripe_list("/v1/subscriptions")
+    await at.stripe_change(f"/v1/subscriptions/{found['id']}", **{"pause_collection[behavior]": behavior})
+    await at.kit.subscriptions.sync("acme")
+
+
+@pytest.mark.parametrize("why", ["trial", "void"])
+async def test_free_usage_stays_free_under_another_link(store_url: str, why: str) -> None:
+    plans = PLANS
+    if why == "trial":
+        for plan in ("pro", "team"):
+            plans = plans.replace(f"  {plan}:\n", f"  {plan}:\n    trial: 14d\n")
+    async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.advance(timedelta(days=1))
+        await at.kit.record("acme", "words", 126)
+        if why == "void":
+            await pause(at, "void")
+        else:
+            linked = (await at.kit.customers.get("acme")).stripe_customer
+            assert linked is not None
+            at.emulator.add_payment_method(linked)
+            await at.kit.subscriptions.change_plan("acme", "team")
+        await at.kit.record("acme", "words", 20)
+        await at.kit.customers.unlink("acme")
+        at.emulator.add_customer("cus_new")
+        await at.kit.customers.link("acme", "cus_new")
+        await at.kit.customers.set_plan("acme", "pro")
+        await at.kit.record("acme", "words", 10)
+        at.go(END + timedelta(minutes=3))
+        await flushed(at)
+        assert await usage_lines(at) == [("Words", "10", "4", 40)]
+        counts = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
+        assert (counts["delivered"], counts["late"]) == (56, 0)
+        assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+@pytest.mark.parametrize("usage", ["lines", "meters"])
+@pytest.mark.parametrize("resumes", [True, False])
+async def test_a_pause_frees_the_usage_of_periods_that_end_in_it(
+    store_url: str, usage: str, resumes: bool
+) -> None:
+    """Both ways agree: Stripe voids the invoice of the whole period, and nothing if collection is resumed."""
+    plans = PLANS.replace("{usage: lines}", f"{{usage: {usage}}}")
+    async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "words", 126)
+        await flushed(at)
+        at.clock.set(HALF)
+        await pause(at, "void")
+        await at.kit.record("acme", "words", 10)
+        await flushed(at)
+        if resumes:
+            (found,) = await at.stripe_list("/v1/subscriptions")
+            await at.stripe_change(f"/v1/subscriptions/{found['id']}", pause_collection="")
+            await at.kit.subscriptions.sync("acme")
+        at.go(END + timedelta(minutes=3))
+        await at.kit.subscriptions.sync("acme")
+        await flushed(at)
+        at.go(timedelta(hours=2))
+        counts = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
+        assert (counts["delivered"], counts["late"]) == (36, 0)
+        paid = sum(one["amount_paid"] for one in await at.invoices())
+        assert paid == (2 * 2900 + 144 if resumes else 2900)
+
+
+@pytest.mark.parametrize("behavior", ["void", "mark_uncollectible", "keep_as_draft"])
+async def test_an_invoice_of_its_own_in_a_pause(store_url: str, behavior: str, caplog: Caplog) -> None:
+    """The months of a yearly plan have no renewal."""
+    price = "{amount_cents: 2900, interval: month}"
+    yearly = PLANS.replace(price, "{amount_cents: 2900, interval: year, included_per: month}", 1)
+    async with shop(store_url, catalog=loads(yearly), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "words", 126)
+        at.clock.set(HALF)
+        await pause(at, behavior)
+        at.go(END + timedelta(minutes=3))
+        for _ in range(3):
+            await flushed(at)
+            at.go(timedelta(hours=2))
+        counts = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
+        said = caplog.text.count("collection of its subscription is paused")
+        if behavior == "keep_as_draft":
+            assert (await usage_lines(at), counts["delivered"], said) == (ONE_LINE, 26, 0)
+            assert (await at.invoices())[-1]["status"] == "draft"
+        else:
+            assert (await usage_lines(at), counts["late"], said) == ([], 26, 1)
