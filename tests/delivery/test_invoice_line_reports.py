@@ -113,6 +113,25 @@ async def test_statement_and_root_are_those_of_the_invoices(store_url: str, tmp_
             assert (line.amount_cents, line.invoice in with_roots) == (cents, True)
 
 
+async def test_a_statement_prices_usage_that_waits_for_its_line(store_url: str, tmp_path: Path) -> None:
+    """The draft of the renewal is there; the next period has another plan, and the file another price."""
+    audit_url = sqlite_in(tmp_path)
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing, audit_url=audit_url) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="team")
+        await at.kit.record("acme", "words", 126)
+        await at.kit.subscriptions.change_plan("acme", "pro")
+        at.kit.store.use(loads(PLANS.replace("amount_cents: 7}", "amount_cents: 9}")))
+        await end_period(at)
+        before = await at.kit.statement("acme", HALF)
+        await at.kit.flush(everything=True)
+        after = await at.kit.statement("acme", HALF)
+        for statement, on_draft in ((before, False), (after, True)):
+            (line,) = [one for one in statement.lines if one.meter == "words"]
+            assert (line.quantity, line.amount_cents, line.invoice is not None) == (26, 182, on_draft)
+            assert (statement.total_cents, statement.is_final) == (5900 + 2900 + 182, False)
+
+
 async def test_a_customer_with_usage_of_the_open_period_is_not_deleted(at: Shop) -> None:
     at.emulator.add_customer("cus_bob")
     await at.kit.customers.link("bob", "cus_bob")

@@ -28,6 +28,7 @@ from meterkit.insights.statement.lines import (
     price_line,
     select_events,
 )
+from meterkit.outbox.billed_usage_terms import is_billed_by_lines
 from meterkit.outbox.line_metadata import METER_KEY, is_usage_invoice, is_usage_line
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import read_meters
@@ -192,8 +193,8 @@ class Statements:
         """The bill of a period, each line with its events: what, when, at which price and why.
 
         Lines are those of the period's invoices: of changes in it and of the renewal at its end. Until the
-        renewal's invoice, usage that no invoice has is a line for each meter with the overage and the cost
-        of the counters, as on the usage page; its note says how many units have no event in the audit log.
+        renewal's invoice has it, usage is a line for each meter with the overage and the cost of the
+        counters, as on the usage page; its note says how many units have no event in the audit log.
         Without an invoice, plan and seats are priced as on the usage page, too.
 
         Args:
@@ -254,7 +255,7 @@ class Statements:
             period_start=usage["period"]["start"],
             period_end=usage["period"]["end"],
             currency=str(invoices[0]["currency"]) if invoices else self._store.catalog.currency,
-            is_final=_is_final(invoices, to_ms(usage["period"]["end"])),
+            is_final=_is_final(invoices, to_ms(usage["period"]["end"])) and not made.waiting_meters(),
             invoices=tuple(map(build_invoice, invoices)),
             lines=tuple(lines),
             total_cents=sum(totals),
@@ -331,7 +332,8 @@ class _StatementBuilder:
         is_renewed = _has_renewal(invoices, to_ms(self._usage["period"]["end"]))
         found += [] if is_renewed else self._rest_lines(found)
         wanted = select_events(found, names, await self._plan_changes())
-        used = await self._used_meters(counted=not is_renewed)
+        waiting = self.waiting_meters() if is_renewed else frozenset[str]()
+        used = sorted({*await self._used_meters(counted=not is_renewed), *waiting})
         own = [line.meter for line in found if line.meter and line.late_since is None]
         without = {name for meter in own for name in names.get(meter, ())}
         without |= {one.name for one in self._store.catalog.meters.values() if one.is_spend}
@@ -342,11 +344,11 @@ class _StatementBuilder:
                 wanted[line.id] = EventSelection((meter, meter_token(meter)))
         sums = await self._query(self._events.sums_of, wanted)
         lines = explain_lines(found, wanted, sums, self._why(), self._usage["period"]["start"])
-        if not is_renewed:
+        if waiting or not is_renewed:
             costs = await price_overage(self._store, self._usage, self._state)
             lines = [
                 one
-                if one.id not in wanted
+                if one.id not in wanted or (is_renewed and one.meter not in waiting)
                 else self._price_line(one, wanted[one.id].meters, costs, lines, has_invoice=has_invoice)
                 for one in lines
             ]
@@ -365,6 +367,13 @@ class _StatementBuilder:
             kept = (name for name in of_usage if name not in meters or meters[name].kind == "counter")
             found |= {name for name in kept if of_usage[name]["recorded"]}
         return sorted(found)
+
+    def waiting_meters(self) -> frozenset[str]:
+        """Meters whose usage waits for an invoice line; none where metered prices bill it."""
+        if not is_billed_by_lines(self._state, self._store.catalog, self._start_ms):
+            return frozenset()
+        counted = self._usage["meters"].items()
+        return frozenset(name for name, one in counted if one["pending"] + one["unlinked"] + one["queued"])
 
     def _rest_lines(self, lines: Sequence[StatementLine]) -> list[StatementLine]:
         """A line for each meter that the invoice of a change has, with its usage since then."""
