@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_lines import usage_lines
 from meterkit.catalog import Catalog, loads
@@ -78,3 +79,22 @@ async def test_each_part_has_the_price_at_which_it_was_recorded(
         shown = {(name, units, price) for name, units, price, _ in await usage_lines(at)}
         of_large = {("Large output", "5", prices[0]), ("Large output", "3", prices[1])}
         assert shown == {("Output tokens", "20", "4"), ("Output tokens", "2", "7")} | of_large
+
+
+async def test_each_price_by_model_has_a_line(store_url: str) -> None:
+    table = '{default: 3 per 1000, models: {"small-*": 1 per 1000, "large-*": 4 per 1000}}'
+    text = plans_text("prices_by_model").replace("TABLE", table)
+    by_lines = text.replace("default_plan: free\n", "default_plan: free\nbilling: {usage: lines}\n")
+    async with shop(store_url, catalog=loads(by_lines), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        for model, tokens in (("small-1", 1_000), ("small-1", 5_000), ("large-1", 2_000), ("other", 1_000)):
+            await at.kit.record_usage("acme", answer_of(model, tokens))
+        open_cents = (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"]
+        at.go(END + timedelta(minutes=3))
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.flush(everything=True)
+        found = {(units, price, cents) for _, units, price, cents in await usage_lines(at)}
+        assert found == {("5000", "0.001", 5), ("2000", "0.004", 8), ("1000", "0.003", 3)}
+        assert open_cents == 16
+        assert {one.advice for one in await at.kit.reconcile("acme", at=HALF)} == {""}

@@ -279,15 +279,15 @@ class _OperatorPages:
         ]
 
     def _tiles(self, read: _OverviewReading) -> Sequence[TrendTile]:
-        (waiting,) = (
-            figure.value
+        waiting = {
+            figure.name: int(figure.value or 0)
             for section in read.sections
             for figure in section.figures
-            if (section.name, figure.name) == ("outbox", "queued")
-        )
+            if section.name == "outbox"
+        }
         figures = None if read.made is None else read.made.figures
         today = self._kit.store.now_ms() // (DAY_MINUTES * MINUTE_MS)
-        return trend_tiles(figures, read.degraded, int(waiting or 0), self._kit.catalog, today)
+        return trend_tiles(figures, read.degraded, waiting, self._kit.catalog, today)
 
     def _listing(self, request: Request) -> tuple[OperatorList, str]:
         listing = self._lists.get(request.path_params["name"])

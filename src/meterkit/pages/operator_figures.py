@@ -250,7 +250,8 @@ def activity_sections(activity: DailyActivity | None, catalog: Catalog) -> Seque
         by_day.setdefault(day, {})[_DELIVERED] = count
     names = shown_meters(activity, catalog)
     titles = {name: catalog.meters[name].title for name in names}
-    titles[_DELIVERED] = "Meter events delivered"
+    if activity["deliveries"] or not (titles and catalog.billing.is_by_lines):
+        titles[_DELIVERED] = "Meter events delivered"
     figures = [
         Figure(name, titles[name], found.get(name, 0), row=f"{_EPOCH + timedelta(days=day)}")
         for day, found in sorted(by_day.items())

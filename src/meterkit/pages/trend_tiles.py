@@ -40,14 +40,18 @@ class TrendTile(NamedTuple):
 
 
 def trend_tiles(
-    figures: OverviewFigures | None, degraded: Mapping[int, int], waiting: int, catalog: Catalog, today: int
+    figures: OverviewFigures | None,
+    degraded: Mapping[int, int],
+    waiting: Mapping[str, int],
+    catalog: Catalog,
+    today: int,
 ) -> Sequence[TrendTile]:
     """Make the tiles: revenue, usage, deliveries, and minutes without the store.
 
     Args:
         figures: of the last snapshot; None: there is none.
         degraded: minutes since 1970 that a process decided without the store.
-        waiting: meter events that wait for delivery.
+        waiting: numbers of meter events (``queued``) and of invoice lines (``invoice_items``) that wait.
         catalog: names the meters.
         today: days since 1970.
     """
@@ -56,7 +60,7 @@ def trend_tiles(
         found += [] if figures["revenue"] is None else _revenue_tiles(figures["revenue"], catalog)
         if (activity := figures.get("activity")) is not None:
             found += _usage_tiles(activity, catalog, today)
-            found.append(_delivery_tile(activity, waiting, today))
+            found += _delivery_tiles(activity, waiting, catalog, today)
     minutes = _by_day(Counter(minute // DAY_MINUTES for minute in degraded), today)
     found.append(
         TrendTile(
@@ -136,12 +140,15 @@ def _usage_tiles(activity: DailyActivity, catalog: Catalog, today: int) -> list[
     ]
 
 
-def _delivery_tile(activity: DailyActivity, waiting: int, today: int) -> TrendTile:
-    days = _by_day(dict(activity["deliveries"]), today)
-    return TrendTile(
-        "Meter events delivered",
-        f"{sum(days):,}",
-        f"in thirty days, {waiting:,} {'waits' if waiting == 1 else 'wait'} now",
-        "outbox",
-        line_points(days),
-    )
+def _delivery_tiles(
+    activity: DailyActivity, waiting: Mapping[str, int], catalog: Catalog, today: int
+) -> list[TrendTile]:
+    """Make the tile of meter events, and where lines bill usage that of lines; no tile of no events then."""
+    days, events, found = _by_day(dict(activity["deliveries"]), today), waiting["queued"], list[TrendTile]()
+    if not catalog.billing.is_by_lines or any(days) or events:
+        note = f"in thirty days, {events:,} {'waits' if events == 1 else 'wait'} now"
+        found.append(TrendTile("Meter events delivered", f"{sum(days):,}", note, "outbox", line_points(days)))
+    if catalog.billing.is_by_lines:
+        lines = f"{waiting['invoice_items']:,}"
+        found.append(TrendTile("Invoice lines waiting", lines, "of periods that have ended", "outbox", ""))
+    return found

@@ -1,0 +1,50 @@
+"""Pages where invoice lines, not meter events, bill usage."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from drivers.audit_database import drain_all
+from drivers.audited_kit import sqlite_in
+from drivers.operator_pages import make_snapshot, pages_of
+from drivers.shop import sell_nothing, shop
+from drivers.usage_figures import JSON, page_of
+from drivers.usage_lines import CATALOG, end_period
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_pages_speak_of_lines(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing, audit_url=url) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.advance(timedelta(days=5))  # The tiles show thirty days.
+        await at.kit.record("acme", "words", 126)
+        await drain_all(at.kit, url)
+        async with page_of(at.kit) as customer:
+            figures = (await customer.get("/", headers=JSON)).json()
+            page = (await customer.get("/")).text
+        words = figures["usage"]["meters"]["words"]
+        assert (words["pending"], words["delivered"], figures["cost"]["overage_cents"]) == (26, 0, 104)
+        assert "estimated" not in words["price"]
+        assert (figures["cost"]["plan_cents"], figures["cost"]["unpriced"]) == (2900, [])
+        assert 'value="104"' in page
+
+        await end_period(at)
+        at.emulator.fail_next("error", status=403, path="*")
+        await at.kit.flush()
+        await make_snapshot(at.kit)
+        async with pages_of(at.kit) as operator:
+            figures = (await operator.get("/", headers=JSON)).json()
+            page = (await operator.get("/")).text
+        assert figures["activity"] == {"2031-06-06": {"words": 126}}
+        assert figures["outbox"]["invoice_items"] == 1
+        tile = re.search(r'<h3>Invoice lines waiting</h3>\s*<p class="big"><a href="outbox">(\d+)</a>', page)
+        assert tile is not None
+        assert tile[1] == "1"
+        assert "Meter events delivered" not in page
