@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -45,6 +46,8 @@ ENDS_WITH_1: Final = (
     *("meterkit routes ", "meterkit webhooks redrive ", "meterkit import stripe --csv "),
     *("meterkit outbox show ", "meterkit outbox park ", "meterkit outbox drop ", "meterkit revenue --"),
 )
+BY_LINES: Final = "billing: {usage: lines}\n"
+USAGES: Final = ("lines", "meters")
 READY_S: Final = 120.0
 FENCED: Final = re.compile(r"^ *```(\w*).*?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
@@ -190,8 +193,17 @@ def typist() -> Iterator[Typist]:
             found.end()
 
 
+def bill_by(typist: Typist, usage: str) -> None:
+    """Have the plans file bill usage by lines, as it is shown, or by meters."""
+    path = typist.directory / "plans.yaml"
+    text = path.read_text()
+    assert BY_LINES in text
+    path.write_text(text if usage == "lines" else text.replace(BY_LINES, ""))
+
+
 def with_the_rest(typist: Typist) -> None:
     """What the page on the command line has besides: credits, another app, a file of links."""
+    bill_by(typist, "meters")  # What these pages show of deliveries is of events.
     plans = (typist.directory / "plans.yaml").read_text() + "credits: {ai: {costs: {words: 1 per 100}}}\n"
     app = (typist.directory / "app.py").read_text()
     made = "def make_app():\n" + "".join(f"    {line}\n" for line in app.splitlines()) + "    return app\n"
@@ -221,8 +233,10 @@ def wait_until_paid(typist: Typist) -> None:
 
 
 @pytest.mark.dear("an app, a worker and Stripe are started and used")
-def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(typist: Typist) -> None:
+@pytest.mark.parametrize("usage", USAGES)
+def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(usage: str, typist: Typist) -> None:
     write_the_tutorials_files(typist)
+    bill_by(typist, usage)
     type_forked(typist, [block for block in TYPED if block.page == TUTORIAL])
     # F-22g: a second caller got a key to the paying account.
     taken = httpx.post(f"http://127.0.0.1:{typist.ports['8000']}/signup", params={"name": "acme"})
@@ -230,16 +244,18 @@ def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(typist: Typist) ->
     store = f"embedded://{typist.directory}/.meterkit"
     with MeterKit(typist.directory / "plans.yaml", redis_url=store).sync() as kit:
         questions = kit.usage("acme")["meters"]["questions"]
-    assert (6, 1) == (questions["used"], questions["delivered"])
+    billed = questions["pending"] if usage == "lines" else questions["delivered"]
+    assert (6, 1) == (questions["used"], billed)
 
 
-@pytest.mark.dear("the tutorial's month is run")
-def test_the_invoice_of_the_tutorial_is_the_same_without_meters(typist: Typist) -> None:
-    write_the_tutorials_files(typist)
-    with (typist.directory / "plans.yaml").open("a") as plans:
-        plans.write("billing: {usage: lines}\n")
-    (month,) = [block for block in TYPED if block.page == TUTORIAL and "month.py" in block.text]
-    type_forked(typist, [month])
+@pytest.mark.dear("each command of a page in bash")
+@pytest.mark.parametrize("usage", USAGES)
+def test_the_quickstart_does_what_it_says(usage: str, typist: Typist) -> None:
+    bill_by(typist, usage)
+    look = Shown(QUICKSTART, "console", "$ meterkit usage bob --json > bob.json\n", None)
+    type_forked(typist, [*(block for block in TYPED if block.page == QUICKSTART), look])
+    words = json.loads((typist.directory / "bob.json").read_text())["meters"]["words"]
+    assert words["pending" if usage == "lines" else "delivered"] == 3
 
 
 class PatientTypist(Typist):
@@ -269,20 +285,14 @@ def test_an_app_that_exists_is_metered_step_by_step(typist: Typist) -> None:
     type_forked(patient, [block for block in TYPED if block.page == EXISTING])
 
 
+@pytest.mark.whole  # Commands of these pages have tests of their own in tests/cli; `make field` types them.
 @pytest.mark.parametrize(
     "page",
-    [
-        # Commands of the other pages have tests of their own in tests/cli; `make field` types them.
-        pytest.param(page, marks=[] if page == QUICKSTART else pytest.mark.whole)
-        for page in dict.fromkeys(block.page for block in TYPED if block.page not in {TUTORIAL, EXISTING})
-    ],
+    sorted({block.page for block in TYPED} - {TUTORIAL, EXISTING, QUICKSTART}),
 )
 @pytest.mark.dear("each command of a page in bash")
 def test_what_is_shown_to_type_does_what_it_says(page: str, typist: Typist) -> None:
     blocks = [block for block in TYPED if block.page == page]
-    if page == QUICKSTART:
-        type_forked(typist, blocks)
-        return
     with_the_rest(typist)
     stripe = StripeEmulator()
     stripe.add_meters(loads((typist.directory / "plans.yaml").read_text()))
