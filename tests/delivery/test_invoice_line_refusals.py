@@ -140,7 +140,7 @@ async def test_i13_a_line_that_waits_for_a_renewal_is_left_to_it(at: Shop) -> No
     assert await usage_lines(at) == ONE_LINE
 
 
-async def test_i13_a_line_that_waits_for_an_ended_subscription_is_billed(at: Shop, caplog: Caplog) -> None:
+async def test_i13_a_line_of_an_ended_subscription_is_billed(at: Shop, caplog: Caplog) -> None:
     path = await final_before_its_line(at)
     await at.stripe_delete(path)
     await at.kit.subscriptions.sync("acme")
