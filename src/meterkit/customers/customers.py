@@ -189,7 +189,7 @@ class Customers:
         def change(state: CustomerState) -> CustomerState:
             if state.plan == plan:
                 return state
-            by_lines = catalog.billing.usage == "lines"
+            by_lines = catalog.billing.is_by_lines
             prices = line_prices(catalog.plans[plan], catalog) if plan and by_lines else NO_PRICES
             return replace(state, plan=plan, plan_prices=prices)
 
