@@ -169,7 +169,7 @@ class Refuser:
     ) -> ProblemContext:
         about_customer: dict[str, Any] = {}
         if view is not None:
-            catalog = view.cache.catalog
+            catalog = view.catalog
             plans = catalog.plans.values()
             about_customer = {
                 "plan": view.effective.plan.key,

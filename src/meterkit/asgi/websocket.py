@@ -287,7 +287,7 @@ def _compile_decision(
     """Compile a decision about an open websocket: it is not another request in flight."""
     program = compile_program(
         entitlements,
-        view.cache.catalog,
+        view.catalog,
         demands,
         in_flight=False,
         rates_only=route.always,

@@ -260,7 +260,8 @@ class Grants:
         _, state = await self._states.read(customer)
         now_ms = store.now_ms()
         effective = effective_terms(state, store.catalog, now_ms)
-        prepaid = store.cache.prepaid[effective.plan.key].with_allowance(effective.allowance)
+        prepaid = store.cache.prepaid.of(effective.plan, effective.currency)
+        prepaid = prepaid.with_allowance(effective.allowance)
         funds, lines = read_funds(_texts(fields), prepaid, effective.bounds, now_ms), _texts(ledger)
         for name, part in funds.repaid.items():
             lines[f"repay {name}"] = str(int(lines.get(f"repay {name}", 0)) + part)

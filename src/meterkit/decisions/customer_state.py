@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
+from meterkit.catalog.addons import with_addons
 from meterkit.decisions.allowance import Overdraft, PlanChange
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
+    from meterkit.catalog.models import Bought
     from meterkit.decisions.allowance import Allowance
     from meterkit.decisions.decision import Reason
 
+_NO_ADDONS: Final[Bought] = ()
 _SEATS: Final = "seats"
 _UNPAID: Final = "incomplete"
 _COUNTING: Final[Mapping[Interval, CountingCycle]] = {
@@ -84,6 +87,8 @@ class CustomerState:
         overdraft: of the latest period that was cut short and whose rest was not paid; None: there is none.
         spent: use without a subscription in a month in which one has begun, and when the counters of the last
             of it began (``cut_ms``); None: none has begun.
+        currency: of the linked Stripe customer or its subscription, in lower case, also after that has ended;
+            empty: not known, so it is the first of the plans file.
     """
 
     plan: str | None = None
@@ -100,6 +105,7 @@ class CustomerState:
     plan_changes: tuple[PlanChange, ...] = ()
     overdraft: Overdraft | None = None
     spent: Overdraft | None = None
+    currency: str = ""
     subscription: SubscriptionState | None = None
 
     def prices_on(self, plan: str, at_ms: int) -> ItemPrices:
@@ -145,7 +151,7 @@ class EffectivePlan:
     """Terms that a state and a catalog give at an instant.
 
     Attributes:
-        plan: the active plan, with the customer's own features.
+        plan: the active plan, with the add-ons in force and the customer's own features.
         status: of the subscription, by the clock; None: there is none.
         access: what the customer may do.
         seats: that the subscription pays for, those that the base price covers included.
@@ -160,6 +166,7 @@ class EffectivePlan:
         bounds: this period and the next.
         valid_until_ms: end of validity if the state does not change.
         allowance: differences from the plan in this period; None: none.
+        currency: of all amounts, one of the plans file.
     """
 
     plan: Plan
@@ -175,6 +182,7 @@ class EffectivePlan:
     bounds: Bounds
     valid_until_ms: int
     allowance: Allowance | None = None
+    currency: str = ""
 
 
 def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, Entitlement]:
@@ -182,7 +190,7 @@ def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, 
 
     Overage costs what the customer's own subscription items charge.
     """
-    plan = effective.plan
+    plan, catalog = effective.plan, catalog.in_currency(effective.currency)
     if effective.allowance is not None:
         changed = {
             meter: replace(plan.entitlements[meter], included=quantity)
@@ -200,16 +208,19 @@ def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, 
 def entitlements_on(
     plan: Plan, state: CustomerState, catalog: Catalog, at_ms: int, *, own_prices: bool = True
 ) -> Mapping[str, Entitlement]:
-    """Entitlements of a customer on a plan at an instant, seats left out.
+    """Entitlements of a customer on a plan at an instant, in the customer's currency, seats left out.
 
     Args:
-        plan: which.
+        plan: which, in any currency of the plans file.
         state: the customer's: overrides, and its own prices.
         catalog: where the plan is.
         at_ms: the instant.
         own_prices: whether overage has the prices of the subscription's items, not those of the plan.
     """
-    overrides = overrides_at(state.overrides, at_ms).meters
+    overrides, own = overrides_at(state.overrides, at_ms).meters, catalog.in_currency(state.currency)
+    if own is not catalog:
+        bought, plan, catalog = plan.bought, own.plans.get(plan.key, plan), own
+        plan = with_addons(plan, bought, own) if bought else plan
     given = override(catalog, plan, overrides) if overrides else plan.entitlements
     if not own_prices:
         return given
@@ -247,20 +258,19 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     """The plan, access and period of a customer at an instant.
 
     The plan is the one set by hand, otherwise the subscription's, otherwise the default plan; likewise the
-    status.
+    status. What the subscription sells beside its plan, seats and add-ons, counts beside either.
     :func:`~meterkit.decisions.dunning.access_term_of` derives the access. A subscription that has ended
     leaves the default plan, and so does a plan that the catalog does not have. A subscription that was never
     paid for, nor on trial, changes neither plan nor access; only its status is shown. ``incomplete`` set by
     hand means the same.
     """
-    subscription = state.subscription
+    subscription, catalog = state.subscription, catalog.in_currency(state.currency)
     status, failures, failed_at_ms, turn_ms = state.status, 1, state.status_since_ms, NEVER_MS
     if subscription is not None:
         turn_ms = subscription.next_change_ms(now_ms)
         if status is None:
             status, failures = subscription.status_at(now_ms), subscription.failures
             failed_at_ms = subscription.failed_since_ms()
-    has_begun = subscription is not None and subscription.has_begun_at(now_ms)
     standing = access_term_of(
         status, failures=failures, failed_at_ms=failed_at_ms, dunning=catalog.dunning, now_ms=now_ms
     )
@@ -272,13 +282,17 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     own = overrides_at(state.overrides, now_ms)
     if standing.access == "restricted":
         plan, own = catalog.plans[catalog.dunning.restrict_to], NO_OVERRIDES
-    is_paid = has_begun and status not in {*ENDED, _UNPAID} and standing.access != "restricted"
     counting = _counting_cycle(state, plan, catalog, now_ms)
+    seats, bought = 0, _NO_ADDONS
+    if subscription is not None and standing.access != "restricted" and has_paid_terms(state, status, now_ms):
+        seats, bought = subscription.seats_at(now_ms), subscription.addons_at(now_ms)
+    if bought:
+        plan = with_addons(plan, bought, catalog)
     return EffectivePlan(
         plan=_with_features(plan, own.features, catalog),
         status=status,
         access=standing.access,
-        seats=subscription.seats_at(now_ms) if subscription is not None and is_paid else 0,
+        seats=seats,
         missing_plan=None if named in catalog.plans else named,
         keeps_limits=catalog.billing.changes.over_limit == "allow" and standing.access != "restricted",
         overrides=own.meters,
@@ -287,7 +301,15 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         counting=counting,
         bounds=bounds_of(state, counting, now_ms),
         valid_until_ms=min(standing.until_ms, turn_ms, next_end_ms(state.overrides, now_ms)),
+        currency=catalog.currency,
     )
+
+
+def has_paid_terms(state: CustomerState, status: Status | None, now_ms: int) -> bool:
+    """Whether what a subscription sells beside its plan counts: it has begun, and it has not ended."""
+    subscription = state.subscription
+    has_begun = subscription is not None and subscription.has_begun_at(now_ms)
+    return has_begun and status not in {*ENDED, _UNPAID}
 
 
 def _with_features(plan: Plan, own: Mapping[str, bool], catalog: Catalog) -> Plan:
@@ -343,7 +365,10 @@ def counted_per(plan: Plan) -> Literal["month", "year"]:
 
 
 def with_subscription(
-    state: CustomerState, subscription: SubscriptionState | None, plans: Collection[str] | None = None
+    state: CustomerState,
+    subscription: SubscriptionState | None,
+    plans: Collection[str] | None = None,
+    addons: Collection[str] = (),
 ) -> CustomerState:
     """A state after its subscription was fetched from Stripe.
 
@@ -354,14 +379,16 @@ def with_subscription(
         state: as it was.
         subscription: as Stripe shows it now; None: there is none.
         plans: the keys of the plans of the file that it was read by; None: the stored plan is one of them.
+        addons: the keys of the add-ons of that file.
     """
     known = state.subscription
     is_same = known is not None and subscription is not None and known.id == subscription.id
     if is_same and known is not None and subscription is not None:
         subscription = subscription.with_known_failures(known)
         if plans is not None:
-            subscription = subscription.with_known_plan(known, plans)
-    changed = replace(state, subscription=subscription)
+            subscription = subscription.with_known_plan(known, plans, addons)
+    currency = "" if subscription is None else subscription.currency
+    changed = replace(state, subscription=subscription, currency=currency or state.currency)
     before, after = _if_begun(known), _if_begun(subscription)
     has_only_signed_up = (
         after is None and subscription is not None and (before is None or before.status in ENDED)

@@ -7,20 +7,23 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.catalog.addons import with_addons
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.packed import compact_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from meterkit.catalog import Catalog, Entitlement, Plan
+    from meterkit.catalog import Catalog, Entitlement, Plan, PlanGrant
     from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.model_prices import ModelPrices
+    from meterkit.catalog.models import Bought
     from meterkit.decisions.allowance import Allowance, GrantLine
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
 
 MICRO: Final = 10**6
 """Micro-credits in a credit."""
+_KEPT_MAX: Final = 1024
 
 
 def target_of(kind: Literal["meter", "credit"], name: str) -> str:
@@ -28,16 +31,43 @@ def target_of(kind: Literal["meter", "credit"], name: str) -> str:
     return f"{kind[0]}:{name}"
 
 
-def prepaid_by_plan(catalog: Catalog) -> dict[str, Prepaid]:
-    """Prepaid quantities of each plan, by its key."""
-    return {key: Prepaid.of(plan, catalog) for key, plan in catalog.plans.items()}
+def sold_grants(catalog: Catalog) -> Iterator[PlanGrant]:
+    """The grants of all plans, each plan with its add-ons."""
+    for plan in catalog.plans.values():
+        bought = tuple((name, 1) for name in sorted(plan.addons))
+        yield from (with_addons(plan, bought, catalog) if bought else plan).grants
+
+
+class PrepaidPlans:
+    """Prepaid quantities of plans, each worked out once: with the add-ons of customers, by currency.
+
+    Attributes:
+        gives_grants: whether a plan or an add-on has grants.
+    """
+
+    __slots__ = ("_catalog", "_known", "gives_grants")
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._known: dict[tuple[str, Bought, str], Prepaid] = {}
+        self.gives_grants = any(one.grants for one in (*catalog.plans.values(), *catalog.addons.values()))
+
+    def of(self, plan: Plan, currency: str) -> Prepaid:
+        """Prepaid quantities of a plan of the file, with its add-ons, in a currency of the file."""
+        key = plan.key, plan.bought, currency
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= _KEPT_MAX:
+                self._known.clear()
+            found = self._known[key] = Prepaid.of(plan, self._catalog.in_currency(currency))
+        return found
 
 
 def prepaid_of(
     rev: str,
     state: CustomerState,
     effective: EffectivePlan,
-    by_plan: Mapping[str, Prepaid],
+    plans: PrepaidPlans,
     *,
     anonymous: bool = False,
 ) -> Prepaid | None:
@@ -50,12 +80,12 @@ def prepaid_of(
         rev: of the state.
         state: of the customer.
         effective: the active plan, and what differs from it in this period.
-        by_plan: of each plan of the catalog.
+        plans: of the plans of the catalog.
         anonymous: whether the customer is anonymous.
     """
     plan = effective.plan
-    of_a_plan = any(prepaid.recurring for prepaid in by_plan.values()) if rev != NO_STATE else plan.grants
-    prepaid = by_plan[plan.key]
+    of_a_plan = plans.gives_grants if rev != NO_STATE else plan.grants
+    prepaid = plans.of(plan, effective.currency)
     can_owe = prepaid.money and not anonymous
     is_any = state.granted or of_a_plan or can_owe
     return prepaid.with_allowance(effective.allowance) if is_any else None

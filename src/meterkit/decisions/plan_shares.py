@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.catalog.addons import with_addons
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.allowance import (
     INCLUDED,
@@ -23,7 +24,13 @@ from meterkit.decisions.allowance import (
     PeriodGrants,
     PlanChange,
 )
-from meterkit.decisions.customer_state import bounds_of, counted_per, effective_plan, plan_named
+from meterkit.decisions.customer_state import (
+    bounds_of,
+    counted_per,
+    effective_plan,
+    has_paid_terms,
+    plan_named,
+)
 from meterkit.decisions.grants import MICRO, grant_lines, sort_by_burn_order
 from meterkit.decisions.stored_grants import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NEVER_MS
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog.models import Bought
     from meterkit.decisions.allowance import GrantLine
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
     from meterkit.decisions.subscription import SubscriptionState
@@ -44,19 +52,25 @@ UNKNOWN_PLAN: Final = ""
 
 
 class PlanSpan(NamedTuple):
-    """A plan, and since when a customer has it.
+    """A plan with its add-ons, and since when a customer has it.
 
     Attributes:
         plan: its key.
         from_ms: the first instant; -NEVER_MS: not known.
         is_priced: whether Stripe charged the change to it by the second, as one within a subscription.
         used: units that were included by its end; see :class:`~meterkit.decisions.allowance.PlanChange`.
+        bought: the add-ons.
     """
 
     plan: str
     from_ms: int
     is_priced: bool
     used: tuple[tuple[str, int], ...] = ()
+    bought: Bought = ()
+
+    def is_like(self, other: PlanSpan) -> bool:
+        """Whether plan and add-ons are the same."""
+        return self.plan == other.plan and self.bought == other.bought
 
 
 def plan_spans(state: CustomerState, catalog: Catalog, now_ms: int) -> list[PlanSpan]:
@@ -67,21 +81,27 @@ def plan_spans(state: CustomerState, catalog: Catalog, now_ms: int) -> list[Plan
     """
     spans: list[PlanSpan] = []
     since_ms, is_priced = -NEVER_MS, False
-    for plan, until_ms, was_priced, used in state.plan_changes:
-        spans.append(PlanSpan(plan, since_ms, is_priced, used))
+    for plan, until_ms, was_priced, used, bought in state.plan_changes:
+        spans.append(PlanSpan(plan, since_ms, is_priced, used, bought))
         since_ms, is_priced = until_ms, was_priced
-    spans.append(PlanSpan(_plan_at(state, catalog, since_ms), since_ms, is_priced))
+    spans.append(_span_from(state, catalog, since_ms)._replace(is_priced=is_priced))
     for at_ms in _clock_changes(state.subscription, since_ms, now_ms):
-        plan = _plan_at(state, catalog, at_ms)
-        if plan != spans[-1].plan:
-            spans.append(PlanSpan(plan, at_ms, _is_subscribed(state, at_ms)))
+        span = _span_from(state, catalog, at_ms)
+        if not span.is_like(spans[-1]):
+            spans.append(span)
     return spans
+
+
+def _span_from(state: CustomerState, catalog: Catalog, at_ms: int) -> PlanSpan:
+    """The plan and the add-ons that a state gives from an instant on."""
+    plan = _plan_at(state, catalog, at_ms)
+    return PlanSpan(plan, at_ms, _is_subscribed(state, at_ms), bought=_bought_at(state, at_ms))
 
 
 def with_plan_changes(
     before: CustomerState, after: CustomerState, catalog: Catalog, at_ms: int
 ) -> CustomerState:
-    """The state after a change, with the plans before it.
+    """The state after a change, with the plans and add-ons before it.
 
     A subscription ends at its own instant, whenever that is heard of. One that begins counts from now on: of
     those that are imported, nothing is known before.
@@ -96,19 +116,22 @@ def with_plan_changes(
     known = plan_spans(before, catalog, at_ms)
     spans = [span for span in known if span.from_ms < at_ms]
     changes = [
-        PlanChange(span.plan, follower.from_ms, follower.is_priced, span.used)
+        PlanChange(span.plan, follower.from_ms, follower.is_priced, span.used, span.bought)
         for span, follower in pairwise(spans)
     ]
-    if spans[-1].plan != _plan_at(after, catalog, at_ms):
+    last, now = spans[-1], _span_from(after, catalog, at_ms)
+    if not last.is_like(now):
         is_same = _subscription_id(before) == _subscription_id(after) is not None
-        is_priced = is_same and after.plan is None and _is_subscribed(after, at_ms)
+        # Stripe charges add-ons also where the plan is set by hand.
+        is_charged = after.plan is None or last.plan == now.plan
+        is_priced = is_same and is_charged and now.is_priced
         # Changes that are not earlier give way to this one, with what they were.
         is_priced = is_priced and all(span.is_priced for span in known[len(spans) :])
-        changes.append(PlanChange(spans[-1].plan, at_ms, is_priced))
+        changes.append(PlanChange(last.plan, at_ms, is_priced, bought=last.bought))
     kept = [change for change in changes if change.until_ms > at_ms - _KEPT_MS]
     if len(kept) > _KEPT_MAX:
         kept = kept[-_KEPT_MAX:]
-        kept[0] = kept[0]._replace(plan=UNKNOWN_PLAN)
+        kept[0] = kept[0]._replace(plan=UNKNOWN_PLAN, bought=())
     return replace(after, plan_changes=tuple(kept))
 
 
@@ -139,6 +162,16 @@ def _plan_at(state: CustomerState, catalog: Catalog, at_ms: int) -> str:
     return plan_named(state, status, at_ms) or catalog.default_plan
 
 
+def _bought_at(state: CustomerState, at_ms: int) -> Bought:
+    """The add-ons that a state gives at an instant: none while a trial is paused."""
+    subscription = state.subscription
+    if subscription is None or not (bought := subscription.addons_at(at_ms)):
+        return ()
+    status = state.status or subscription.status_at(at_ms)
+    is_paused = state.status is None and status == "paused"
+    return bought if has_paid_terms(state, status, at_ms) and not is_paused else ()
+
+
 def _clock_changes(subscription: SubscriptionState | None, since_ms: int, now_ms: int) -> Sequence[int]:
     """The instants within a span at which something of a subscription binds by the clock."""
 
@@ -162,7 +195,7 @@ class PlanShare(NamedTuple):
     """A plan and its share of a period.
 
     Attributes:
-        plan: the plan; None: the unknown one, which gives nothing.
+        plan: the plan with its add-ons; None: the unknown one, which gives nothing.
         share: the part of the period.
         used: units that were included by its end, of the meters that it does not limit.
     """
@@ -178,14 +211,15 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     With restricted access, the remaining plan gives what the plans file defines.
     """
     effective, life_ms = effective_plan(state, catalog, now_ms), longest_life_ms(catalog)
-    has_changed = state.plan is None and _has_changed_since(state, effective.bounds.start_ms, now_ms)
+    has_changed = _has_changed_since(state, effective.bounds.start_ms, now_ms)
     is_overdrawn = state.overdraft is not None or state.spent is not None
     if effective.access in {"restricted", "suspended"} or not (has_changed or life_ms or is_overdrawn):
         return effective
     spans, counting = plan_spans(state, catalog, now_ms), effective.counting
     shares: tuple[PlanShare, ...] = ()
     if has_changed:
-        shares = plan_shares(spans, *_uncut_period(state, counting, now_ms), counting, catalog)
+        charged = spans if state.plan is None else _since_set_by_hand(spans)
+        shares = plan_shares(charged, *_uncut_period(state, counting, now_ms), counting, catalog)
     earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, life_ms))
     overdrawn = _overdraft_at(state, spans, counting, catalog, now_ms)
     lives_on = any(grant.expires_ms for grant in effective.plan.grants)
@@ -199,6 +233,13 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
         allowance=None if allowance == Allowance() else allowance,
         valid_until_ms=min(effective.valid_until_ms, effective.bounds.end_ms),
     )
+
+
+def _since_set_by_hand(spans: Sequence[PlanSpan]) -> list[PlanSpan]:
+    """The latest spans that differ in add-ons alone: nobody pays for a plan that is set by hand."""
+    same = list(takewhile(lambda span: span.plan == spans[-1].plan, reversed(spans)))
+    first = same.pop()
+    return [first._replace(is_priced=False), *reversed(same)]
 
 
 def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool:
@@ -253,6 +294,7 @@ def _share_of(span: PlanSpan, share: Fraction, counting: CountingCycle, catalog:
         return PlanShare(None, share)
     plan = catalog.plans.get(span.plan, catalog.plans[catalog.default_plan])
     share *= Fraction(_MONTHS[counting.per], _MONTHS[counted_per(plan)])
+    plan = with_addons(plan, span.bought, catalog) if span.bought else plan
     return PlanShare(plan, share, dict(span.used))
 
 
@@ -513,4 +555,5 @@ def uncut_period(state: CustomerState, catalog: Catalog, at_ms: int) -> tuple[in
 
 def longest_life_ms(catalog: Catalog) -> int:
     """The longest life of a recurring grant; 0: none lives longer than its period."""
-    return max((grant.expires_ms or 0 for plan in catalog.plans.values() for grant in plan.grants), default=0)
+    sold = (*catalog.plans.values(), *catalog.addons.values())
+    return max((grant.expires_ms or 0 for one in sold for grant in one.grants), default=0)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 UNCAPPED: Final = 8 * 10**15
 """Cap of a meter without a cap; included and this together stay exact in Lua."""
 _EXACT: Final = 9 * 10**15
+_OF_PROVIDERS: Final = "usd"
 
 
 class UnitPrice(NamedTuple):
@@ -47,7 +48,8 @@ def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catal
     if given.included is None:
         return None
     if catalog.meters[meter].charges is not None:
-        return UnitPrice(1, 1, is_all=1)
+        # A balance stays in US dollars, and dollars are no part of what is spent in another currency.
+        return UnitPrice(1, 1, is_all=1) if catalog.currency == _OF_PROVIDERS else None
     per, amount_cents = given.overage.per, given.overage.amount_cents
     if given.overage.mode != "bill" or per is None or not amount_cents:
         return None

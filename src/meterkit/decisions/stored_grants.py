@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.allowance import PeriodGrants
-from meterkit.decisions.grants import target_of
+from meterkit.decisions.grants import sold_grants, target_of
 from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:
@@ -298,8 +298,7 @@ def find_moved_grants(
         return []
     lives = {
         f"{_PLANS}{target_of(grant.kind, grant.name)} {grant.key}": grant.expires_ms or 0
-        for plan in catalog.plans.values()
-        for grant in plan.grants
+        for grant in sold_grants(catalog)
     }
     moved = list[MovedGrant]()
     for name, text in fields.items():

@@ -15,8 +15,9 @@ from meterkit.decisions.item_prices import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
+    from meterkit.catalog.models import Bought
     from meterkit.decisions.item_prices import ItemPrices
 
 Status = Literal[
@@ -37,12 +38,18 @@ OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 _PRICES: Final = frozenset({"prices", "pending_prices"})
+_ADDONS: Final = frozenset({"addons", "pending_addons"})
 NEVER_MS: Final = 9_000_000_000_000_000
 _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
     "continue": "active",
     "cancel": "canceled",
     "pause": "paused",
 }
+
+
+def parse_bought(kept: Iterable[Iterable[Any]]) -> Bought:
+    """Read add-ons as JSON keeps them."""
+    return tuple((key, quantity) for key, quantity in kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +64,7 @@ class SubscriptionState:
         status: as Stripe reported it.
         plan: key of the plan whose price it has; None: no plan of the plans file has it.
         seats: in all, those that the base price covers included; 0: it has no seat price.
+        addons: add-ons that its items sell, whether or not the plan allows them.
         start_ms, end_ms: its current period; the end is the first instant after it.
         usage_start_ms, usage_end_ms: the current period of its metered prices, where that is another one; 0:
             it is not.
@@ -66,6 +74,7 @@ class SubscriptionState:
         trial_end_ms: first instant after its trial.
         trial_end_action: effect of the trial's end: without a payment method, ``end_behavior``.
         pending_plan, pending_seats: plan and seats after a scheduled change.
+        pending_addons: add-ons after it; None: it leaves them as they are.
         pending_at_ms: instant of that change.
         failures: failed attempts to collect the latest invoice while that is open; the most of any since it
             was paid last.
@@ -90,13 +99,14 @@ class SubscriptionState:
             known, or there is none.
         mark: of the last change that meterkit made of it; empty: there was none.
         mrr: monthly recurring revenue, in millionths of the currency's smallest unit.
-        currency: of ``mrr``, in lower case.
+        currency: in lower case; empty: not known.
     """
 
     id: str
     status: Status
     plan: str | None
     seats: int = 0
+    addons: Bought = ()
     start_ms: int
     end_ms: int
     anchor_ms: int
@@ -107,6 +117,7 @@ class SubscriptionState:
     pending_plan: str | None = None
     pending_at_ms: int | None = None
     pending_seats: int | None = None
+    pending_addons: Bought | None = None
     failures: int = 0
     failed_at_ms: int = 0
     ended_at_ms: int | None = None
@@ -151,6 +162,8 @@ class SubscriptionState:
             found["status"] = intern(status)  # A process keeps it for each customer that it knows.
         for name in found.keys() & _PRICES:
             found[name] = parse_item_prices(found[name])
+        for name in found.keys() & _ADDONS:
+            found[name] = parse_bought(found[name])
         if "line_switches" in found:
             found["line_switches"] = tuple(found["line_switches"])
         if "free_spans" in found:
@@ -205,6 +218,14 @@ class SubscriptionState:
             return self.pending_seats
         return self.seats
 
+    def addons_at(self, now_ms: int) -> Bought:
+        """The add-ons that are paid for; none once it has ended."""
+        if not (self.addons or self.pending_addons) or self.status_at(now_ms) in ENDED:
+            return ()
+        if self.pending_addons is not None and self._is_changed(now_ms):
+            return self.pending_addons
+        return self.addons
+
     def prices_at(self, at_ms: int) -> ItemPrices:
         """Prices of metered items at an instant, earlier subscriptions included; none between two of them."""
         former = next((prices for until_ms, prices in self.former_prices if at_ms < until_ms), None)
@@ -219,21 +240,28 @@ class SubscriptionState:
         is_same_plan = self.pending_plan in {None, self.plan}
         return self.pending_prices or (self.prices if is_same_plan else NO_PRICES)
 
-    def with_known_plan(self, known: SubscriptionState, plans: Collection[str]) -> SubscriptionState:
-        """Keep the stored plan and seats if the plans file at hand lacks that plan: it may be an older file.
+    def with_known_plan(
+        self, known: SubscriptionState, plans: Collection[str], addons: Collection[str] = ()
+    ) -> SubscriptionState:
+        """Keep the stored plan, seats and add-ons that the plans file at hand lacks: it may be an older file.
 
         If the prices have changed since to those of a plan of this file, that plan counts.
 
         Args:
             known: as it was when it was fetched before.
             plans: the keys of the plans of the file at hand.
+            addons: the keys of its add-ons.
         """
-        if known.id != self.id or known.plan is None or known.plan in plans:
+        if known.id != self.id:
             return self
         is_unchanged = (known.metered, known.mrr, known.currency) == (self.metered, self.mrr, self.currency)
-        if self.plan is not None and not is_unchanged:
+        is_known = known.plan is None or known.plan in plans
+        if not is_known and (self.plan is None or is_unchanged):
+            return replace(self, plan=known.plan, seats=known.seats, addons=known.addons)
+        unknown = {name: quantity for name, quantity in known.addons if name not in addons}
+        if not unknown or not is_unchanged:
             return self
-        return replace(self, plan=known.plan, seats=known.seats)
+        return replace(self, addons=tuple(sorted((unknown | dict(self.addons)).items())))
 
     def interval_at(self, now_ms: int) -> Literal["month", "year"] | None:
         """The interval that it is paid for, by its current period; None: not known, as in a trial."""

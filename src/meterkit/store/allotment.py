@@ -125,7 +125,7 @@ def prepare_unit(decision: PreparedDecision, route: Route) -> PreparedDecision |
     It is the route's decision, but its quantities are recorded when a request ends, never by the decision.
     """
     view, program = decision.view, decision.program
-    catalog = view.cache.catalog
+    catalog = view.catalog
     if find_allotment_key(route, view.effective.plan, catalog) == "off" or find_single_keys(route):
         return None
     demands = demands_of(route, catalog)

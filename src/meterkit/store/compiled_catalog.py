@@ -13,7 +13,7 @@ from meterkit.catalog.notes import SHOWN_MAX
 from meterkit.catalog.routes_by_model import tables_without_default
 from meterkit.decisions.compiled_decision import compile_program, demands_of
 from meterkit.decisions.customer_state import NO_STATE, entitlements_of
-from meterkit.decisions.grants import prepaid_by_plan
+from meterkit.decisions.grants import PrepaidPlans
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
@@ -174,7 +174,7 @@ class CompiledCatalog:
         former_routes: routes of the plans file before; None: there was none.
 
     Attributes:
-        prepaid: grants and credits by the plan's key.
+        prepaid: grants and credits of plans.
         owes: whether usage beyond a balance in money is a debt; not in shadow mode: it would be refused.
         routes: routes of the plans file, with the meters that the app has recorded on each.
         counters: meters that can be counted on: no gauges, and no derived meters.
@@ -226,7 +226,7 @@ class CompiledCatalog:
         self._routes: list[Route] = []
         self._programs: dict[tuple[int, int, bool, bool, tuple[str, ...]], Program] = {}
         self._asked: dict[tuple[object, ...], Program] = {}
-        self.prepaid = prepaid_by_plan(catalog)
+        self.prepaid = PrepaidPlans(catalog)
         self.owes = catalog.enforcement == "on"
         self.alarms = CatalogAlarms(catalog)
         self.routes = LearnedRoutes(catalog, former_routes)
@@ -257,7 +257,7 @@ class CompiledCatalog:
         # An impossible program is refused now, not at the first request.
         for plan in catalog.plans.values():
             for route in catalog.routes:
-                prepaid = self.prepaid[plan.key]
+                prepaid = self.prepaid.of(plan, catalog.currency)
                 has_any = plan.grants or prepaid.money
                 self.compile_route(plan.entitlements, route, prepaid if has_any else None)
 
@@ -305,7 +305,7 @@ class CompiledCatalog:
         if state.subscription or state.overrides or state.overdraft or state.spent:
             return effective_terms(state, self.catalog, now_ms)
         changes = state.plan_changes if self._grants_live_on else ()
-        key = (state.plan, state.status, state.status_since_ms, state.anchor_ms, changes)
+        key = (state.plan, state.status, state.status_since_ms, state.anchor_ms, changes, state.currency)
         known = self._effective.get(key)
         if known is None or not _is_valid_at(known, now_ms):
             if len(self._effective) >= _SHARED_MAX:
@@ -314,14 +314,21 @@ class CompiledCatalog:
         return known
 
     def resolve_entitlements(self, effective: EffectivePlan) -> Mapping[str, Entitlement]:
-        """Entitlement of each meter; shared by customers with equal seats and prices."""
-        allowance = effective.allowance
+        """Entitlement of each meter; shared by customers with equal seats, add-ons, prices and currency.
+
+        What is compiled for them is found by their identity: it has the prices of one currency and the grants
+        of some add-ons.
+        """
+        allowance, plan, currency = effective.allowance, effective.plan, effective.currency
+        is_plain = not plan.bought and currency == self.catalog.currency
         if effective.overrides or (allowance is not None and allowance.grants is not None):
-            return entitlements_of(effective, self.catalog)
-        key = (effective.plan.key, effective.seats, effective.prices, allowance)
+            found = entitlements_of(effective, self.catalog)
+            return found if is_plain else {**found}
+        key = (plan.key, effective.seats, effective.prices, allowance, plan.bought, currency)
         found = self._entitlements.get(key)
         if found is None:
             found = entitlements_of(effective, self.catalog)
+            found = found if is_plain else {**found}
             if len(self._entitlements) < len(self.catalog.plans) + _SHARED_MAX:
                 self._entitlements[key] = found
                 self._shared.add(id(found))
@@ -349,6 +356,7 @@ class CompiledCatalog:
         *,
         keeps: bool = False,
         subjects: Subjects | None = None,
+        catalog: Catalog | None = None,
     ) -> Program:
         """Compile a route by entitlements; cached for shared entitlements.
 
@@ -358,6 +366,7 @@ class CompiledCatalog:
             prepaid: grants and credits of the customer.
             keeps: whether gauges above their limits keep the limits of before.
             subjects: of the customer; None: none.
+            catalog: in the customer's currency; None: in the first one.
         """
         kinds = () if subjects is None else tuple(subjects.limits)
         key = (id(entitlements), id(route), prepaid is not None, keeps, kinds)
@@ -369,7 +378,7 @@ class CompiledCatalog:
             is_recorded = route.charge_on == BILLED_ON_ATTEMPT and self.settle_audited is None and not kinds
             program = compile_program(
                 entitlements,
-                self.catalog,
+                catalog or self.catalog,
                 demands,
                 billed_always=is_recorded,
                 rates_only=route.always,
@@ -396,7 +405,8 @@ class CompiledCatalog:
 
 
 def _of_plans(catalog: Catalog) -> dict[tuple[object, ...], Mapping[str, Entitlement]]:
-    return {(key, 0, NO_PRICES, None): plan.entitlements for key, plan in catalog.plans.items()}
+    shared = (0, NO_PRICES, None, (), catalog.currency)
+    return {(key, *shared): plan.entitlements for key, plan in catalog.plans.items()}
 
 
 def _memoize_value(

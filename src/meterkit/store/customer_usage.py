@@ -12,7 +12,7 @@ from meterkit.catalog import OTHER_TYPE
 from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel, presigned_bytes_at
-from meterkit.decisions.grants import MICRO, prepaid_by_plan, prepaid_of, target_of
+from meterkit.decisions.grants import MICRO, PrepaidPlans, prepaid_of, target_of
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
 from meterkit.decisions.packed import CounterHead, MeterCounts, byte_fields, text_fields
@@ -156,12 +156,17 @@ def count_reported(counts: DeliveryCounts) -> int:
 
 
 class CustomerUsage(TypedDict):
-    """Usage of a customer in this period."""
+    """Usage of a customer in this period.
+
+    ``currency`` is that of all amounts. ``addons`` are those in force beside the plan, with their quantities.
+    """
 
     customer: str
     plan: str
     status: Status | None
     access: Access
+    currency: str
+    addons: dict[str, int]
     period: PeriodUsage
     features: list[str]
     balance: dict[str, int]
@@ -208,7 +213,8 @@ def read_usage_reply(
     now_ms, rev, data, counters, totals, grants, levels = reply
     state = CustomerState.parse(data)
     effective = effective_terms(state, catalog, now_ms)
-    prepaid = prepaid_of(rev.decode(), state, effective, prepaid_by_plan(catalog))
+    prepaid = prepaid_of(rev.decode(), state, effective, PrepaidPlans(catalog))
+    catalog = catalog.in_currency(effective.currency)
     known = {} if prepaid is None else text_fields(grants)
     funds = read_funds(known, prepaid, effective.bounds, now_ms)
     balance = GrantBalance(funds.held, prepaid, now_ms, funds.owed)
@@ -249,6 +255,8 @@ def read_usage_reply(
         "plan": effective.plan.key,
         "status": effective.status,
         "access": effective.access,
+        "currency": effective.currency,
+        "addons": dict(effective.plan.bought),
         "period": _build_period(view, subscription),
         "features": sorted(effective.plan.features),
         "balance": {name: micros // MICRO for name, micros in micros_left.items()},

@@ -188,7 +188,7 @@ def prepare_renewing(
 
     def prepare() -> PreparedDecision:
         demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
-        kept, catalog = keep_holds_only(view.entitlements, demands, in_flight), view.cache.catalog
+        kept, catalog = keep_holds_only(view.entitlements, demands, in_flight), view.catalog
         program = compile_program(kept, catalog, demands, prepaid=view.prepaid, at=ModelPricing(costs))
         if view.subjects is not None and subjects:
             program = program.with_subjects(tuple(renew_hold(kind, hold) for kind, hold in subjects.items()))
@@ -211,7 +211,7 @@ def _compile_demands(
     rates_only = route is not None and route.always
     program = compile_program(
         view.entitlements,
-        view.cache.catalog,
+        view.catalog,
         demands,
         in_flight=in_flight,
         rates_only=rates_only,

@@ -193,9 +193,9 @@ class Settlement:
             elif notice == _NO_ROOM:
                 cache.alarms.log_full_subjects(self.customer)
             elif notice.startswith(_PAID):
-                given = (self.view if self._packed is None else self._packed[0]).entitlements
+                view = self.view if self._packed is None else self._packed[0]
                 self.revenue = (self.revenue or 0) + earned_micros(
-                    notice.removeprefix(_PAID), given, cache.catalog
+                    notice.removeprefix(_PAID), view.entitlements, view.catalog
                 )
             elif notice == _NOTICE:
                 cache.on_notice(self.view.shard)
@@ -274,7 +274,7 @@ class Settlement:
         passed_ms = view.cache.now_ms() - self.rated_ms if self.rated_ms else 0
         return pack_subject_settlement(
             view.subjects,
-            view.cache.catalog,
+            view.catalog,
             self.held,
             self.used,
             self.correction,

@@ -283,7 +283,7 @@ def pack_thresholds(view: CustomerView, entries: Sequence[MeterEntry]) -> tuple[
 
 def add_spend(view: CustomerView, entries: list[MeterEntry], rates: list[RateEntry]) -> tuple[int, ...]:
     """Add the spend meter and its rates if any unit has a price; return the terms for the script."""
-    meters, catalog = [entry.meter for entry in entries], view.cache.catalog
+    meters, catalog = [entry.meter for entry in entries], view.catalog
     if not any(price_of(meter, view.entitlements, catalog) for meter in meters):
         return ()
     given = view.entitlements[SPEND]
@@ -359,7 +359,7 @@ def find_paid_prices(view: CustomerView, entries: Iterable[MeterEntry]) -> Mappi
     """Prices of paid units by meter, for the audit log."""
     if audit_script(view) is None:
         return {}
-    catalog = view.cache.catalog
+    catalog = view.catalog
     found = {entry.meter: paid_price(entry.meter, view.entitlements, catalog) for entry in entries}
     return {meter: price for meter, price in found.items() if price is not None}
 

@@ -15,6 +15,7 @@ from meterkit.store.request_subjects import Subjects
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meterkit.catalog import Catalog
     from meterkit.store.store import Store
 
 _PAGE: Final = 500
@@ -84,6 +85,7 @@ async def usage_by(
     )[:most]
     effective = effective_plan(state, store.catalog, now_ms)
     entitlements = entitlements_of(effective, store.catalog)
+    catalog = store.catalog.in_currency(effective.currency)
     begins_ms = period.begins_ms if now_ms < period.ends_ms else now_ms
     found: list[SubjectUsage] = []
     for at in range(0, len(names), _PAGE):
@@ -93,13 +95,18 @@ async def usage_by(
         replies = await admin.ask(pipe.execute())
         for name, fields in zip(names[at : at + _PAGE], replies, strict=True):
             given = ((kind, name),)
-            subjects = Subjects(customer, given, effective, entitlements, store.catalog, keys)
-            found.append(_usage_of(store, subjects, fields, begins_ms, now_ms))
+            subjects = Subjects(customer, given, effective, entitlements, catalog, keys)
+            found.append(_usage_of(store, subjects, fields, begins_ms, now_ms, catalog))
     return found
 
 
 def _usage_of(
-    store: Store, subjects: Subjects, fields: Mapping[bytes, bytes], begins_ms: int, now_ms: int
+    store: Store,
+    subjects: Subjects,
+    fields: Mapping[bytes, bytes],
+    begins_ms: int,
+    now_ms: int,
+    catalog: Catalog,
 ) -> SubjectUsage:
     ((kind, name),) = subjects.given
     limits = subjects.limits.get(kind)
@@ -114,7 +121,7 @@ def _usage_of(
                 held=counts.held_at(now_ms),
                 included=None if allowed is None else allowed.included,
             )
-    budget = None if limits is None else subject_budget(limits, store.catalog)
+    budget = None if limits is None else subject_budget(limits, catalog)
     spent: int | None = None
     if budget is not None and budget.window_ms:
         spent = _in_window(fields.get(budget.field.encode()), budget.window_ms, now_ms)

@@ -28,7 +28,7 @@ from meterkit.store.view_lru import ViewLru
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.catalog import Route
+    from meterkit.catalog import Catalog, Route
     from meterkit.decisions.compiled_decision import BoundProgram, Program
     from meterkit.decisions.fallback_decision import RemainingQuantity
     from meterkit.decisions.keys import CustomerKeys
@@ -231,6 +231,11 @@ class CustomerView:
         self.base: CustomerView | None = None
 
     @property
+    def catalog(self) -> Catalog:
+        """The plans file, in the customer's currency."""
+        return self.cache.catalog.in_currency(self.effective.currency)
+
+    @property
     def state(self) -> CustomerState:
         """State, parsed at each access: as text it takes a third of the memory."""
         return CustomerState.parse(self._data)
@@ -241,7 +246,7 @@ class CustomerView:
         view.base = self
         view.forget()
         view.subjects = Subjects(
-            self.customer, given, self.effective, self.entitlements, self.cache.catalog, self.cache.keys
+            self.customer, given, self.effective, self.entitlements, self.catalog, self.cache.keys
         )
         if self.rev != NO_STATE or self.left is not None:
             self.cache.alarms.log_undeclared_subjects(view.subjects, self.effective.plan.key)
@@ -262,7 +267,12 @@ class CustomerView:
         if decision is None:
             keeps = self.effective.keeps_limits
             program = self.cache.compile_route(
-                self.entitlements, route, self.prepaid, keeps=keeps, subjects=self.subjects
+                self.entitlements,
+                route,
+                self.prepaid,
+                keeps=keeps,
+                subjects=self.subjects,
+                catalog=self.catalog,
             )
             decision = PreparedDecision(self, program, mode, route=route)
             if mode == "d":
@@ -308,8 +318,8 @@ class CustomerView:
             state = self.state
             effective = effective_terms(state, self.cache.catalog, at_ms)
             entitlements = self.cache.resolve_entitlements(effective)
-            by_plan = self.cache.prepaid
-            prepaid = prepaid_of(self.rev, state, effective, by_plan, anonymous=self.anonymous)
+            plans = self.cache.prepaid
+            prepaid = prepaid_of(self.rev, state, effective, plans, anonymous=self.anonymous)
         if effective.access == "suspended":
             return 0
         ceiling = ceiling_of(entitlements[meter])
