@@ -265,6 +265,29 @@ def test_what_is_scheduled_binds_at_its_millisecond(
     assert shown(at(END_MS, **changed)) == after
 
 
+def test_an_older_plans_file_takes_no_addons_away() -> None:
+    known = replace(ACTIVE, addons=(("gone", 1), ("pack", 2)), mrr=7)
+    read = replace(known, addons=(("pack", 3),))
+    for plans, addons, mrr, expected in (
+        ({"pro"}, {"pack"}, 7, (("gone", 1), ("pack", 3))),
+        ({"pro"}, {"pack", "gone"}, 7, (("pack", 3),)),
+        ({"pro"}, {"pack"}, 8, (("pack", 3),)),  # They may have been given up.
+        ({"free"}, {"pack"}, 7, known.addons),
+    ):
+        found = with_subscription(CustomerState(subscription=known), replace(read, mrr=mrr), plans, addons)
+        assert found.subscription is not None
+        assert found.subscription.addons == expected, (plans, addons, mrr)
+    assert SubscriptionState.of(json.loads(json.dumps(known.kept()))) == known
+
+
+def test_a_currency_outlives_its_subscription() -> None:
+    state = with_subscription(CustomerState(), replace(ACTIVE, currency="eur"))
+    for found in (replace(ACTIVE, currency=""), replace(ACTIVE, currency="eur", status="canceled"), None):
+        state = CustomerState.parse(with_subscription(state, found).dump())
+        assert state.currency == "eur"
+    assert with_subscription(state, replace(ACTIVE, currency="jpy")).currency == "jpy"
+
+
 def test_failures_count_since_it_was_paid_last() -> None:
     owing = replace(ACTIVE, status="past_due", failures=3, failed_at_ms=NOW_MS)
     known = replace(STATE, subscription=owing)
@@ -428,6 +451,14 @@ def test_the_ledger_has_a_line_for_each_thing_that_has_changed() -> None:
     ]
     assert {(one.at_ms, one.cause) for one in found} == {(NOW_MS, "webhook")}
     assert list(transition_entries(Transition(AFTER, AFTER, "webhook"))) == []
+    extras = replace(AFTER, addons=(("pack", 2),), pending_addons=(("pack", 1), ("words", 3)))
+    assert TermsInForce.parse(extras.dump()) == extras
+    bought, scheduled = transition_entries(Transition(AFTER, extras, "webhook"))
+    assert (bought.kind, bought.before, bought.after) == ("addons", "", "2 pack")
+    assert scheduled.after == "top with 5 seats and 1 pack, 3 words from 2027-01-15T08:00:00Z"
+    same = replace(AFTER, pending_addons=())
+    assert list(transition_entries(Transition(AFTER, same, "webhook"))) == []
+    assert list(notices_of("ada", Transition(AFTER, same, "webhook"))) == []
     seats = replace(AFTER, pending_plan=None)
     (line,) = transition_entries(Transition(AFTER, seats, "webhook"))
     assert line.after == "5 seats from 2027-01-15T08:00:00Z"

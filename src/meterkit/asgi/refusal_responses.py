@@ -418,7 +418,7 @@ class Offer:
         credit: the balance that they add to.
         url: the page where they are bought.
         amounts_cents: the amounts, the smallest first.
-        currency: of the plans file.
+        currency: of the amounts.
     """
 
     credit: str
@@ -437,8 +437,9 @@ class Offer:
                 and url
                 and any(name.startswith(f"{credit.name}{CHARGED}-") for name in violated)
             ):
-                amounts = tuple(sorted(credit.top_up.packs))
-                return cls(credit=credit.name, url=url, amounts_cents=amounts, currency=catalog.currency)
+                amounts, currency = tuple(sorted(credit.top_up.packs)), catalog.currency
+                currency = "usd" if credit.is_money else currency  # Whatever the customer pays other things in.
+                return cls(credit=credit.name, url=url, amounts_cents=amounts, currency=currency)
         return None
 
     @property

@@ -27,6 +27,7 @@ from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_re
 from meterkit.cli.session import Session, command
 from meterkit.customers.sorted_customers import customers_by_id
 from meterkit.decisions.subscription import Status
+from meterkit.decisions.transitions import addons_text
 from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def _flow(value: object) -> str:
 commands = command_group("customers", "Show and change customers.")
 NO_STATUS: Final = "none"
 STATUSES: Final[tuple[str, ...]] = (*get_args(Status), NO_STATUS)
-_RARE: Final = frozenset({"access since", "subscription", "seats", "trial ends", "ends", "scheduled"})
+_RARE: Final = frozenset(
+    {"access since", "subscription", "seats", "add-ons", "trial ends", "ends", "scheduled"}
+)
 """Columns that are shown where there is something in them."""
 _ROWS_AT_ONCE: Final = 1_000
 
@@ -335,6 +338,8 @@ def _show_customer(session: Session, kit: MeterKit, customer: Customer) -> None:
 
 def _row(customer: Customer) -> dict[str, object]:
     seats = None if customer.pending_seats is None else f"{customer.pending_seats} seats"
+    addons = None if customer.pending_addons is None else _addons(customer.pending_addons) or "no add-ons"
+    pending = (customer.pending_plan, seats, addons, cell_text(customer.pending_at))
     return {
         "customer": customer.customer,
         "plan": customer.plan,
@@ -343,12 +348,17 @@ def _row(customer: Customer) -> dict[str, object]:
         "access since": customer.access_since,
         "subscription": customer.subscription,
         "seats": customer.seats or None,
+        "add-ons": _addons(customer.addons) or None,
         "trial ends": customer.trial_end,
         "ends": customer.cancel_at,
-        "scheduled": " ".join(filter(None, (customer.pending_plan, seats, cell_text(customer.pending_at)))),
+        "scheduled": " ".join(filter(None, pending)),
         "Stripe customer": customer.stripe_customer or "not linked",
         "overrides": _overrides(customer),
     }
+
+
+def _addons(addons: Mapping[str, int]) -> str:
+    return addons_text(tuple(addons.items()))
 
 
 def _overrides(customer: Customer) -> str:

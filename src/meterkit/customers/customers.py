@@ -60,9 +60,12 @@ class Customer:
         access_since: when that became so (UTC); None: not known, or since ever.
         subscription: its id at Stripe; None: there is none.
         seats: that it pays for, in all; 0: it has no seat price.
+        addons: those in force beside the plan, with their quantities.
+        currency: of the customer's amounts.
         trial_end: first instant after its trial (UTC), while that is ahead; else None.
         cancel_at: when it ends (UTC); None: no end is known.
-        pending_plan, pending_seats, pending_at: what is scheduled to change, and when (UTC); None: nothing.
+        pending_plan, pending_seats, pending_addons, pending_at: what is scheduled to change, and when (UTC);
+            None: nothing.
         stripe_customer: the linked Stripe customer, or None.
         overrides: meter to what the customer gets differently.
         feature_overrides: feature to whether the customer has it, whatever the plan says.
@@ -80,10 +83,13 @@ class Customer:
     access_since: datetime | None
     subscription: str | None
     seats: int
+    addons: Mapping[str, int]
+    currency: str
     trial_end: datetime | None
     cancel_at: datetime | None
     pending_plan: str | None
     pending_seats: int | None
+    pending_addons: Mapping[str, int] | None
     pending_at: datetime | None
     stripe_customer: str | None
     overrides: Mapping[str, Mapping[str, object]]
@@ -110,10 +116,13 @@ def build_customer(customer: str, found: StoredState, catalog: Catalog, now_ms: 
         access_since=_instant_or_none(force.since_ms),
         subscription=force.subscription,
         seats=force.seats,
+        addons=dict(force.addons),
+        currency=catalog.in_currency(state.currency).currency,
         trial_end=_instant_or_none(trial_end_ms) if force.status == "trialing" else None,
         cancel_at=_instant_or_none(force.cancel_at_ms),
         pending_plan=force.pending_plan,
         pending_seats=force.pending_seats,
+        pending_addons=None if force.changed_addons is None else dict(force.changed_addons),
         pending_at=_instant_or_none(force.pending_at_ms),
         stripe_customer=state.stripe_customer,
         overrides=own.asked,

@@ -24,8 +24,9 @@ class HistoryEntry:
     """One change of a customer.
 
     Attributes:
-        kind: ``plan``, ``status``, active ``access`` or ``seats``; ``mrr``: what the subscription brings in a
-            month, in millionths of the currency's smallest unit; ``subscription``: another one;
+        kind: ``plan``, ``status``, active ``access``, ``seats`` or ``addons`` (``2 words, 1 backups``);
+            ``mrr``: what the subscription brings in a month, in millionths of the currency's smallest unit;
+            ``subscription``: another one;
             ``cancellation``: when it ends; ``scheduled``: what is to change in it; ``link`` to Stripe;
             ``overrides``; ``intent``: what became of usage on its way to Stripe, by a person's word or a
             comparison with Stripe's summaries; ``correction``: units that were to be taken back;

@@ -202,7 +202,14 @@ def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, 
         given = override(catalog, plan, effective.overrides)
     prices = _without_overridden(effective.prices, effective.overrides, catalog)
     given = with_item_prices(given, prices, catalog)
-    return with_seats(given, catalog.meters, effective.seats)
+    seats = effective.seats and effective.seats + _added_seats(plan.bought, catalog)
+    return with_seats(given, catalog.meters, seats)
+
+
+def _added_seats(bought: Bought, catalog: Catalog) -> int:
+    """Seats that add-ons give beside the paid ones."""
+    name = seat_meter(catalog.meters) if bought else None
+    return 0 if name is None else sum(n * catalog.addons[key].included.get(name, 0) for key, n in bought)
 
 
 def entitlements_on(

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.dunning import access_term_of, next_reminder_ms, reminders_due
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.decisions.subscription import ENDED, NEVER_MS, OWING
+from meterkit.decisions.subscription import ENDED, NEVER_MS, OWING, parse_bought
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Dunning
+    from meterkit.catalog.models import Bought
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.dunning import Access
     from meterkit.decisions.subscription import Status, SubscriptionState
@@ -35,10 +36,11 @@ class TermsInForce:
         status: of the subscription; None: there is none.
         access: what the customer may do.
         seats: that the subscription pays for.
+        addons: those in force beside the plan.
         subscription: its id.
         cancel_at_ms: when it ends, while that is ahead.
-        pending_plan, pending_seats, pending_at_ms: what is to change in it, while that is ahead; or the plan
-            that was requested, and when, while Stripe has not confirmed it.
+        pending_plan, pending_seats, pending_addons, pending_at_ms: what is to change in it, while that is
+            ahead; or the plan that was requested, and when, while Stripe has not confirmed it.
         missing_plan: the plan that the plans file should have, and does not; None: there is no such thing.
         mrr: what the subscription brings in a month (millionths of the currency's smallest unit).
         currency: of ``mrr``; empty: it brings nothing.
@@ -52,10 +54,12 @@ class TermsInForce:
     status: Status | None = None
     access: Access = "full"
     seats: int = 0
+    addons: Bought = ()
     subscription: str | None = None
     cancel_at_ms: int | None = None
     pending_plan: str | None = None
     pending_seats: int | None = None
+    pending_addons: Bought | None = None
     pending_at_ms: int | None = None
     missing_plan: str | None = None
     mrr: int = 0
@@ -76,6 +80,7 @@ class TermsInForce:
             plan=found.plan.key,
             status=found.status,
             access=found.access,
+            addons=found.plan.bought,
             missing_plan=found.missing_plan,
             at_ms=at_ms,
             since_ms=since_ms,
@@ -102,6 +107,7 @@ class TermsInForce:
             now,
             pending_plan=subscription.pending_plan,
             pending_seats=subscription.pending_seats,
+            pending_addons=subscription.pending_addons,
             pending_at_ms=subscription.pending_at_ms,
         )
 
@@ -121,7 +127,13 @@ class TermsInForce:
         if not data:
             return None
         known: dict[str, Any] = json.loads(data)
+        known |= {name: parse_bought(known[name]) for name in known.keys() & {"addons", "pending_addons"}}
         return cls(**{name: value for name, value in known.items() if name in cls.__slots__})
+
+    @property
+    def changed_addons(self) -> Bought | None:
+        """The add-ons after the scheduled change; None: it leaves them as they are."""
+        return None if self.pending_addons == self.addons else self.pending_addons
 
 
 class Transition(NamedTuple):
@@ -160,6 +172,7 @@ Kind = Literal[
     "status",
     "access",
     "seats",
+    "addons",
     "mrr",
     "subscription",
     "cancellation",
@@ -232,6 +245,8 @@ def notices_of(customer: str, step: Transition) -> Iterator[StateNotice]:
             "status_before": before.status,
             "seats_before": before.seats,
         }
+        if before.addons or after.addons:
+            data["addons_before"] = dict(before.addons)
         yield _new_notice("subscription.changed", customer, data)
     if before.access != after.access:
         data = {**common, "access": after.access, "access_before": before.access}
@@ -286,7 +301,12 @@ def _new_notice(kind: str, customer: str, data: dict[str, Any], of: object = Non
 def _subscription_fields(found: TermsInForce) -> dict[str, Any]:
     names = ("plan", "status", "seats", "subscription", "cancel_at_ms")
     pending = ("pending_plan", "pending_seats", "pending_at_ms")
-    return {name: value for name, value in asdict(found).items() if name in {*names, *pending}}
+    addons = {"addons": found.addons or None, "pending_addons": found.changed_addons}
+    return {
+        **{name: value for name, value in asdict(found).items() if name in {*names, *pending}},
+        # A notice without add-ons is named by what it had before there were any.
+        **{name: dict(bought) for name, bought in addons.items() if bought is not None},
+    }
 
 
 def _overrides(state: CustomerState) -> str:
@@ -296,9 +316,17 @@ def _overrides(state: CustomerState) -> str:
 def _scheduled(found: TermsInForce) -> str:
     if found.pending_at_ms is None:
         return ""
-    seats = None if found.pending_seats is None else f"{found.pending_seats} seats"
-    what = " with ".join(filter(None, (found.pending_plan, seats)))
+    seats, addons = None if found.pending_seats is None else f"{found.pending_seats} seats", None
+    if found.changed_addons is not None:
+        addons = addons_text(found.changed_addons) or "no add-ons"
+    extras = " and ".join(filter(None, (seats, addons)))
+    what = " with ".join(filter(None, (found.pending_plan, extras)))
     return f"{what} from {_instant(found.pending_at_ms)}"
+
+
+def addons_text(bought: Bought) -> str:
+    """Add-ons in words, as the ledger has them: ``2 words, 1 backups``."""
+    return ", ".join(f"{quantity} {name}" for name, quantity in bought)
 
 
 def _instant(at_ms: int | None) -> str:
@@ -310,6 +338,7 @@ TERM_TEXTS: Final[Mapping[Kind, Callable[[TermsInForce], str]]] = {
     "status": lambda found: found.status or "",
     "plan": lambda found: found.plan,
     "seats": lambda found: str(found.seats or ""),
+    "addons": lambda found: addons_text(found.addons),
     "access": lambda found: found.access,
     "mrr": lambda found: f"{found.mrr} {found.currency}" if found.mrr else "",
     "cancellation": lambda found: _instant(found.cancel_at_ms),

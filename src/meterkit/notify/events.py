@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -155,7 +155,7 @@ class PeriodSummary(CustomerEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionChanged(CustomerEvent):
-    """``subscription.changed``: plan, status, seats or a scheduled change are different from now on.
+    """``subscription.changed``: plan, status, seats, add-ons or a scheduled change are different from now on.
 
     Attributes:
         id: stays the same when the event is delivered again.
@@ -166,9 +166,11 @@ class SubscriptionChanged(CustomerEvent):
         plan: key of the active plan.
         status: of the subscription, by the clock; None: there is none.
         seats: paid seats in all; 0: the plan has no seat price.
+        addons: paid add-ons of the plan, with their quantities.
         cancel_at: when the subscription ends (UTC); None: no end is known.
         pending_plan, pending_seats, pending_at: the scheduled change (UTC); None: there is none.
-        plan_before, status_before, seats_before: the values before the change.
+        pending_addons: the add-ons after it; None: it leaves them as they are.
+        plan_before, status_before, seats_before, addons_before: the values before the change.
     """
 
     cause: str
@@ -182,6 +184,9 @@ class SubscriptionChanged(CustomerEvent):
     plan_before: str
     status_before: Status | None
     seats_before: int
+    addons: Mapping[str, int] = field(default_factory=dict[str, int])
+    addons_before: Mapping[str, int] = field(default_factory=dict[str, int])
+    pending_addons: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,6 +364,12 @@ def _data_reader(
 ) -> Callable[[CustomerNotice, str, Mapping[str, str]], CustomerEvent]:
     """Return a reader of notices that have the attributes, instants as ``…_ms``; it ignores others."""
 
+    known = fields(event_class)
+    # Notices of an older release lack the newer attributes.
+    optional = {
+        one.name for one in known if one.default is not MISSING or one.default_factory is not MISSING
+    }
+
     def value(name: str, data: Mapping[str, Any]) -> Any:
         if name == "after":
             return timedelta(milliseconds=data["after_ms"])
@@ -370,7 +381,8 @@ def _data_reader(
     def read(notice: CustomerNotice, _event_id: str, _meters: Mapping[str, str]) -> CustomerEvent:
         data = {**notice.data, "customer": notice.customer}
         try:
-            return event_class(**{field.name: value(field.name, data) for field in fields(event_class)})
+            given = [one.name for one in known if one.name in data or one.name not in optional]
+            return event_class(**{name: value(name, data) for name in given})
         except (KeyError, TypeError) as error:
             raise ValueError(f"the data of {notice.kind} cannot be read: {error!r}") from error
 

@@ -316,7 +316,7 @@ def _subscription_change(
     def change(state: CustomerState) -> CustomerState:
         if state.stripe_customer != linked:
             raise UnlinkedError
-        changed = with_subscription(state, subscription, catalog.plans)
+        changed = with_subscription(state, subscription, catalog.plans, catalog.addons)
         return replace(changed, overdraft=overdraft or state.overdraft, spent=spent or state.spent)
 
     return change
