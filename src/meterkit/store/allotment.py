@@ -125,7 +125,7 @@ def prepare_unit(decision: PreparedDecision, route: Route) -> PreparedDecision |
     It is the route's decision, but its quantities are recorded when a request ends, never by the decision.
     """
     view, program = decision.view, decision.program
-    catalog = view.catalog
+    catalog = view.cache.catalog
     if find_allotment_key(route, view.effective.plan, catalog) == "off" or find_single_keys(route):
         return None
     demands = demands_of(route, catalog)
@@ -136,7 +136,7 @@ def prepare_unit(decision: PreparedDecision, route: Route) -> PreparedDecision |
     limited = {measure.policy.meter for measure in program.measures}
     if any(demand.taken < demand.needed and name in limited for name, demand in demands.items()):
         return None  # The usage of its requests is not known in advance.
-    kept = compile_program(view.entitlements, catalog, demands, prepaid=view.prepaid, route=route)
+    kept = compile_program(view.entitlements, view.catalog, demands, prepaid=view.prepaid, route=route)
     unit = PreparedDecision(view, kept, "d", route=route)
     unit.is_allotted = True
     return unit
