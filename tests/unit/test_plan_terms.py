@@ -367,6 +367,17 @@ def test_a_price_is_in_millionths_of_the_currency() -> None:
     assert price(1000, 0) is None
 
 
+def test_a_balance_in_dollars_is_no_spend_in_another_currency() -> None:
+    text = free_plan("{words: {unit: word}}", "{}", "credits: {ai: {unit: money}}")
+    text = text.replace("currency: usd", "currency: [usd, eur]").replace("cents: 0", "cents: {usd: 0, eur: 0}")
+    catalog = loads(text)
+    (meter,) = (name for name, one in catalog.meters.items() if one.charges is not None)
+    found = [
+        price_of(meter, one.plans["free"].entitlements, one) for one in (catalog, catalog.in_currency("eur"))
+    ]
+    assert found == [UnitPrice(1, 1, is_all=1), None]
+
+
 def test_a_price_scripts_cannot_compute_is_at_most_1e_6_dearer() -> None:
     for per, amount_cents in ((3_000_001, 300_000), (999_999_937, 99_999_999_999)):
         found = price(per, amount_cents)
