@@ -124,7 +124,7 @@ async def mark_usage_late(
     Raises:
         StoreError: the store does not answer, or what it keeps of the customer is damaged.
     """
-    catalog, now_ms = store.catalog.in_currency(after.currency), store.now_ms()
+    catalog, now_ms = store.catalog, store.now_ms()
     old, new = (_subscribed_plan(state, catalog, now_ms) for state in (before, after))
     given = None if old is None else entitlements_on(old, before, catalog, now_ms)
     then = None if new is None else entitlements_on(new, after, catalog, now_ms)

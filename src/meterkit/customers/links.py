@@ -242,8 +242,7 @@ class StripeLinker:
             if state.stripe_customer != linked:
                 return state  # Another process was faster.
             # The subscription is that of the Stripe customer.
-            gone = with_subscription(state, None)
-            return replace(gone, stripe_customer=None, minutes_taken_ms=(), currency="")
+            return replace(with_subscription(state, None), stripe_customer=None, minutes_taken_ms=())
 
         await self._states.change(customer, change)
         await self._recall_unsent_intents(admin, customer)

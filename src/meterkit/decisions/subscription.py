@@ -99,7 +99,7 @@ class SubscriptionState:
             known, or there is none.
         mark: of the last change that meterkit made of it; empty: there was none.
         mrr: monthly recurring revenue, in millionths of the currency's smallest unit.
-        currency: in lower case; empty: not known.
+        currency: of ``mrr``, in lower case.
     """
 
     id: str

@@ -71,7 +71,7 @@ def line_terms(
             str(period.begins_ms): _period_terms(view, period, reported, min(now_ms, open_ms))
             for period in periods
         },
-        "item": {"stripe": state.stripe_customer or "", "currency": view.catalog.currency, "metered": ""},
+        "item": {"stripe": state.stripe_customer or "", "currency": catalog.currency, "metered": ""},
         "most": LINES_MOST,
     }
     late = invoice_terms(view, now_ms) if has_metered_periods(state, catalog) else ""

@@ -61,7 +61,7 @@ def item_terms(state: CustomerState, catalog: Catalog) -> Mapping[str, str] | No
     return {
         "stripe": state.stripe_customer,
         "subscription": subscription.id,
-        "currency": catalog.in_currency(state.currency).currency,
+        "currency": catalog.currency,
         "metered": subscription.metered,
     }
 
@@ -92,7 +92,7 @@ def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_bil
     The price is given in words and as a label, with the token of the meter that has it, and 1 if it is one
     price for a unit.
     """
-    catalog = view.catalog
+    catalog = view.cache.catalog
     given, subscription = subscribed_entitlements(view, plan, now_ms), view.state.subscription
     prices = NO_PRICES if subscription is None else subscription.prices_at(now_ms)
     found: dict[str, tuple[str, str, str, str, str, int]] = {}

@@ -151,7 +151,7 @@ def read_subscription(
         seat_price=_first_price(item for item in items if plan and _is_seat(item, plan)),
         mark=mark_of(found),
         mrr=recurring.micro_cents,
-        currency=text_in(found, "currency"),
+        currency=recurring.currency,
         **({} if has_ended else voided_span(found, start_ms, end_ms)),
     )
 
