@@ -368,8 +368,11 @@ def test_a_price_is_in_millionths_of_the_currency() -> None:
 
 
 def test_a_balance_in_dollars_is_no_spend_in_another_currency() -> None:
-    text = free_plan("{words: {unit: word}}", "{}", "credits: {ai: {unit: money}}")
-    text = text.replace("currency: usd", "currency: [usd, eur]").replace("cents: 0", "cents: {usd: 0, eur: 0}")
+    paying = "credits: {ai: {unit: money, costs: {tokens: provider_prices}}}"
+    text = free_plan("{output_tokens: {unit: token}}", "{}", paying)
+    text = text.replace("currency: usd", "currency: [usd, eur]").replace(
+        "cents: 0", "cents: {usd: 0, eur: 0}"
+    )
     catalog = loads(text)
     (meter,) = (name for name, one in catalog.meters.items() if one.charges is not None)
     found = [

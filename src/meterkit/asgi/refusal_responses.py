@@ -438,7 +438,9 @@ class Offer:
                 and any(name.startswith(f"{credit.name}{CHARGED}-") for name in violated)
             ):
                 amounts, currency = tuple(sorted(credit.top_up.packs)), catalog.currency
-                currency = "usd" if credit.is_money else currency  # Whatever the customer pays other things in.
+                currency = (
+                    "usd" if credit.is_money else currency
+                )  # Whatever the customer pays other things in.
                 return cls(credit=credit.name, url=url, amounts_cents=amounts, currency=currency)
         return None
 

@@ -154,7 +154,7 @@ class EffectivePlan:
         plan: the active plan, with the add-ons in force and the customer's own features.
         status: of the subscription, by the clock; None: there is none.
         access: what the customer may do.
-        seats: that the subscription pays for, those that the base price covers included.
+        seats: that the subscription pays for, those that the plan and add-ons cover included.
         missing_plan: the plan that the plans file lacks, so that the default plan replaces it; None
             otherwise.
         keeps_limits: whether gauges above their limits after a change of plan keep the former limits, by
@@ -202,14 +202,7 @@ def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, 
         given = override(catalog, plan, effective.overrides)
     prices = _without_overridden(effective.prices, effective.overrides, catalog)
     given = with_item_prices(given, prices, catalog)
-    seats = effective.seats and effective.seats + _added_seats(plan.bought, catalog)
-    return with_seats(given, catalog.meters, seats)
-
-
-def _added_seats(bought: Bought, catalog: Catalog) -> int:
-    """Seats that add-ons give beside the paid ones."""
-    name = seat_meter(catalog.meters) if bought else None
-    return 0 if name is None else sum(n * catalog.addons[key].included.get(name, 0) for key, n in bought)
+    return with_seats(given, catalog.meters, effective.seats)
 
 
 def entitlements_on(

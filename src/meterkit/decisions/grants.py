@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.addons import with_addons
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.packed import compact_json
 
@@ -32,10 +31,11 @@ def target_of(kind: Literal["meter", "credit"], name: str) -> str:
 
 
 def sold_grants(catalog: Catalog) -> Iterator[PlanGrant]:
-    """The grants of all plans, each plan with its add-ons."""
+    """The grants of all plans, then those of all add-ons."""
     for plan in catalog.plans.values():
-        bought = tuple((name, 1) for name in sorted(plan.addons))
-        yield from (with_addons(plan, bought, catalog) if bought else plan).grants
+        yield from plan.grants
+    for addon in catalog.addons.values():
+        yield from addon.grants
 
 
 class PrepaidPlans:
@@ -50,7 +50,7 @@ class PrepaidPlans:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._known: dict[tuple[str, Bought, str], Prepaid] = {}
-        self.gives_grants = any(one.grants for one in (*catalog.plans.values(), *catalog.addons.values()))
+        self.gives_grants = any(True for _ in sold_grants(catalog))
 
     def of(self, plan: Plan, currency: str) -> Prepaid:
         """Prepaid quantities of a plan of the file, with its add-ons, in a currency of the file."""

@@ -31,7 +31,7 @@ from meterkit.decisions.customer_state import (
     has_paid_terms,
     plan_named,
 )
-from meterkit.decisions.grants import MICRO, grant_lines, sort_by_burn_order
+from meterkit.decisions.grants import MICRO, grant_lines, sold_grants, sort_by_burn_order
 from meterkit.decisions.stored_grants import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle
@@ -236,7 +236,7 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
 
 
 def _since_set_by_hand(spans: Sequence[PlanSpan]) -> list[PlanSpan]:
-    """The latest spans that differ in add-ons alone: nobody pays for a plan that is set by hand."""
+    """The latest spans that differ in add-ons alone: Stripe charges no plan that is set by hand."""
     same = list(takewhile(lambda span: span.plan == spans[-1].plan, reversed(spans)))
     first = same.pop()
     return [first._replace(is_priced=False), *reversed(same)]
@@ -555,5 +555,4 @@ def uncut_period(state: CustomerState, catalog: Catalog, at_ms: int) -> tuple[in
 
 def longest_life_ms(catalog: Catalog) -> int:
     """The longest life of a recurring grant; 0: none lives longer than its period."""
-    sold = (*catalog.plans.values(), *catalog.addons.values())
-    return max((grant.expires_ms or 0 for one in sold for grant in one.grants), default=0)
+    return max((grant.expires_ms or 0 for grant in sold_grants(catalog)), default=0)

@@ -63,7 +63,7 @@ class SubscriptionState:
         id: at Stripe, ``sub_…``.
         status: as Stripe reported it.
         plan: key of the plan whose price it has; None: no plan of the plans file has it.
-        seats: in all, those that the base price covers included; 0: it has no seat price.
+        seats: in all, those that the plan and add-ons cover included; 0: it has no seat price.
         addons: add-ons that its items sell, whether or not the plan allows them.
         start_ms, end_ms: its current period; the end is the first instant after it.
         usage_start_ms, usage_end_ms: the current period of its metered prices, where that is another one; 0:

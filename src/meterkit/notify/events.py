@@ -363,12 +363,9 @@ def _data_reader(
     event_class: type[CustomerEvent],
 ) -> Callable[[CustomerNotice, str, Mapping[str, str]], CustomerEvent]:
     """Return a reader of notices that have the attributes, instants as ``…_ms``; it ignores others."""
-
     known = fields(event_class)
     # Notices of an older release lack the newer attributes.
-    optional = {
-        one.name for one in known if one.default is not MISSING or one.default_factory is not MISSING
-    }
+    optional = {one.name for one in known if one.default is not MISSING or one.default_factory is not MISSING}
 
     def value(name: str, data: Mapping[str, Any]) -> Any:
         if name == "after":

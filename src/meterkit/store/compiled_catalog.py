@@ -316,14 +316,14 @@ class CompiledCatalog:
     def resolve_entitlements(self, effective: EffectivePlan) -> Mapping[str, Entitlement]:
         """Entitlement of each meter; shared by customers with equal seats, add-ons, prices and currency.
 
-        What is compiled for them is found by their identity: it has the prices of one currency and the grants
-        of some add-ons.
+        Programs compiled for them are found by their identity: they have the prices of one currency, and the
+        grants of some add-ons.
         """
         allowance, plan, currency = effective.allowance, effective.plan, effective.currency
         is_plain = not plan.bought and currency == self.catalog.currency
         if effective.overrides or (allowance is not None and allowance.grants is not None):
-            found = entitlements_of(effective, self.catalog)
-            return found if is_plain else {**found}
+            own = entitlements_of(effective, self.catalog)
+            return own if is_plain else {**own}
         key = (plan.key, effective.seats, effective.prices, allowance, plan.bought, currency)
         found = self._entitlements.get(key)
         if found is None:

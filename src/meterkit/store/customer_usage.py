@@ -206,26 +206,23 @@ def read_usage_reply(
 ) -> CustomerUsage:
     """Read the reply of the usage script, ``[now, rev, state, counters, totals, grants, levels]``.
 
-    Ended holds and periods that no script has closed yet count as closed. ``gone``: meters that are no longer
-    in this plans file, by token. ``at_ms``: an instant of the period; the included quantity of a past period
-    is unknown, and 0 of it remains.
+    Ended holds and periods that no script has closed yet count as closed. ``gone``: former meters by token.
+    ``at_ms``: an instant of the period; what a past period included is unknown, and 0 of it remains.
     """
     now_ms, rev, data, counters, totals, grants, levels = reply
     state = CustomerState.parse(data)
     effective = effective_terms(state, catalog, now_ms)
     prepaid = prepaid_of(rev.decode(), state, effective, PrepaidPlans(catalog))
-    catalog = catalog.in_currency(effective.currency)
-    known = {} if prepaid is None else text_fields(grants)
-    funds = read_funds(known, prepaid, effective.bounds, now_ms)
+    catalog, linked = catalog.in_currency(effective.currency), state.stripe_customer is not None
+    known, bounds = {} if prepaid is None else text_fields(grants), effective.bounds
+    funds = read_funds(known, prepaid, bounds, now_ms)
     balance = GrantBalance(funds.held, prepaid, now_ms, funds.owed)
-    bounds = effective.bounds
     counted, kept = byte_fields(counters), text_fields(totals)
     view = CountsView(counted, kept, now_ms, bounds.start_ms, bounds.end_ms, balance)
     is_past = at_ms is not None and view.go_back(at_ms, bounds_of(state, effective.counting, at_ms))
-    entitlements = entitlements_of(effective, catalog)
-    filled = byte_fields(levels)
+    entitlements, filled = entitlements_of(effective, catalog), byte_fields(levels)
     micros_left = {name: balance.of(target_of("credit", name)) for name in catalog.credits}
-    linked, subscription = state.stripe_customer is not None, state.subscription
+    subscription = state.subscription
     paid_per = None if subscription is None else subscription.interval_at(now_ms)
     interval, own = paid_per or effective.plan.price.interval, prices_by_meter(effective.prices, catalog)
     is_usage_free = subscription is not None and subscription.is_usage_free_of(view.start_ms)
