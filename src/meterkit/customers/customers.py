@@ -198,8 +198,8 @@ class Customers:
         def change(state: CustomerState) -> CustomerState:
             if state.plan == plan:
                 return state
-            by_lines = catalog.billing.is_by_lines
-            prices = line_prices(catalog.plans[plan], catalog) if plan and by_lines else NO_PRICES
+            by_lines, own = catalog.billing.is_by_lines, catalog.in_currency(state.currency)
+            prices = line_prices(own.plans[plan], own) if plan and by_lines else NO_PRICES
             return replace(state, plan=plan, plan_prices=prices)
 
         return await self._change_state(customer, change)
