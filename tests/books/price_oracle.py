@@ -20,6 +20,7 @@ from meterkit.catalog import Catalog, Plan
 _FIRST_MINUTE_S = 60
 _SOLD: Final = "meterkit_line_prices_"
 _LOWERED: Final = "meterkit_less_"
+_RENEWAL: Final = "subscription_cycle"
 
 
 class _Seen(NamedTuple):
@@ -453,7 +454,9 @@ class Ledger:
         """All that is wrong with the invoices and with the books, in words; nothing, where all is right."""
         lines = await self.lines()
         void = await self.world.list("/v1/invoices", status="void")
-        forgiven = [one["id"] for one in void if one["metadata"].get("forgiven")]
+        # Late lines are on the next renewal, which Stripe voids where a person has paused collection so.
+        renewals = {one["id"] for one in void if self.has_lines and one["billing_reason"] == _RENEWAL}
+        forgiven = renewals | {one["id"] for one in void if one["metadata"].get("forgiven")}
         wrong = [
             f"{line}: {line.amount} cents" for line in lines if line.amount != line.quantity * line.price
         ]
