@@ -158,5 +158,6 @@ def _usage(nth: int) -> CustomerUsage:
         "features": [],
         "balance": {},
         "balance_micros": {},
+        "rolled_over": {},
         "meters": meters,
     }

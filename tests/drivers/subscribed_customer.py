@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -10,9 +10,10 @@ from drivers.plans import completed, plans_text
 from meterkit import Deleted, MeterKit
 from meterkit.catalog import loads
 from meterkit.customers import deletion
+from meterkit.customers.grants import move_grants
 from meterkit.customers.states import CustomerStates, sweep_scheduled_transitions
 from meterkit.decisions.customer_state import with_subscription
-from meterkit.decisions.periods import to_ms
+from meterkit.decisions.periods import Bounds, to_ms
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.store import message_queue
 from meterkit.testing import Clock
@@ -20,6 +21,7 @@ from meterkit.testing import Clock
 NOW: Final = datetime(2031, 6, 10, 12, 0, tzinfo=UTC)
 END: Final = NOW + timedelta(days=20)
 INSTANT: Final = timedelta(milliseconds=1)
+_EDGES: Final = ("start_ms", "end_ms", "next_end_ms")
 PLANS: Final = plans_text("subscribed_customer")
 
 
@@ -52,6 +54,12 @@ async def fetched(
     await CustomerStates(kit.store).change(
         customer, lambda state: with_subscription(state, found), cause=cause
     )
+
+
+async def moved(kit: MeterKit, before: Sequence[datetime], after: Sequence[datetime]) -> None:
+    """Move the grants of ``acme`` with a period: its start and end, and the end of the next one."""
+    periods = (Bounds(**dict(zip(_EDGES, map(to_ms, edges), strict=True))) for edges in (before, after))
+    await move_grants(kit.store, "acme", *periods)
 
 
 async def sweep(kit: MeterKit) -> int:

@@ -27,7 +27,7 @@ from meterkit.store.settlement_parts import RateCorrection, UsedQuantities
 from meterkit.store.views import CustomerView
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS
-from store.script_plans import ANONYMOUS, CUSTOMERS, PAID, PLAIN, PLANS, WINDOWS_MS
+from store.script_plans import ANONYMOUS, CUSTOMERS, PAID, PLAIN, PLANS, ROLLING, WINDOWS_MS
 from store.script_purse import MICRO, Given, Purse
 from store.script_requests import Requests, view_of
 from store.script_wires import Wire
@@ -517,7 +517,8 @@ class SharesWorld(PaidWorld):
             anchor_ms=begins,
             created_ms=begins,
         )
-        changed = replace(state, subscription=subscription, stripe_customer=f"cus_{name}")
+        linked = f"cus_{name}"
+        changed = replace(state, plan=None, status=None, subscription=subscription, stripe_customer=linked)
         self.put(name, with_plan_changes(state, changed, self.catalog, self.wall))
 
     def vouch(self, name: str) -> None:
@@ -532,6 +533,43 @@ class SharesWorld(PaidWorld):
         return bounds_of(known.state, known.effective.counting, at).start_ms
 
 
+class RollingWorld(SharesWorld):
+    """A world in which what is left of some grants lives on, and some are given once."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        super(PaidWorld, self).__init__(wire, texts, random, sales=ROLLING)
+
+    def deeds(self) -> Mapping[str, float]:
+        return {**super().deeds(), "amend": 4, "pass_months": 12, "dwindle": 3}
+
+    def amend(self, name: str) -> None:
+        """Change the plan within a subscription, or without one; that is remembered."""
+        if name == ANONYMOUS or self.random.random() < 0.5:
+            super().amend(name)
+            return
+        state = CustomerState.parse(self.model.customers[name].data)
+        anchor = self._anchor(name) if self.anchors else state.anchor_ms
+        changed = replace(
+            state,
+            plan=self.random.choice(self.sales.plans),
+            anchor_ms=anchor,
+            subscription=None,
+            status=self.random.choice(_PAYING),
+            status_since_ms=self.wall,
+        )
+        self.put(name, with_plan_changes(state, changed, self.catalog, self.wall))
+
+    def pass_months(self, name: str) -> None:
+        """Let the period end, or several; then use something, or only ask."""
+        for _ in range(self.random.choice((1, 1, 2, 3))):
+            ends = self._customer(name).effective.bounds.end_ms
+            self.wall = max(self.wall, ends) + self.random.choice((-1, 0, 0, 1, MINUTE_MS, DAY_MS))
+            for _ in range(self.random.choice((0, 0, 1, 2))):
+                self.random.choice((self.decide, self.record))(name)
+        self.check(name)
+
+
+_PAYING: Final[tuple[Status, ...]] = ("active", "active", "past_due")
 _APART: Final = "m:notes"
 _CHARGED: Final = "m:usd_charged"
 _GRANTED: Final = {

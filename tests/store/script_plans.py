@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from meterkit.catalog import Catalog, loads
@@ -167,6 +167,30 @@ plans:
       - {credit: ai, quantity: 6, every: period, priority: 40}
       - {credit: ai, quantity: 3, every: period, priority: 40}
 """
+_LIVING_ON: Final = {
+    "ai, quantity: 4, every: period, priority: 20": "rollover: {at_most: 9, for: 2 periods}",
+    "ai, quantity: 6, every: period, priority: 20": "rollover: {at_most: 7, for: 1 period}",
+    "ai, quantity: 9, every: period, priority: 20": "rollover: {at_most: 30, for: 3 periods}",
+    "ink, quantity: 2, every: period": "rollover: {at_most: 2, for: 1 period}",
+    "pages, quantity: 5, every: period, priority: 50": "rollover: {at_most: 12, for: 3 periods}",
+    "ai, quantity: 5, every: period, priority: 30": "id: base, rollover: {at_most: 8, for: 2 periods}",
+}
+_ONCE: Final = {
+    "- {credit: ink, quantity: 2, every": "{credit: ai, quantity: 3, every: once, expires: 20d}",
+    "- {credit: dust, quantity: 1, every": "{credit: ink, quantity: 4, every: once}",
+}
+
+
+def _living_on(text: str) -> str:
+    """Plans with grants that live on beyond their period, and with some that are given once."""
+    for before, added in _ONCE.items():
+        text = text.replace(before, f"- {added}\n      {before}")
+    for grant, rollover in _LIVING_ON.items():
+        text = text.replace(grant + "}", f"{grant}, {rollover}}}")
+    usd = "{credit: usd, quantity: 2, every: period, rollover: {at_most: 3, for: 2 periods}}"
+    return text.replace("{credit: usd, quantity: 2, every: period, expires: 9d}", usd)
+
+
 CATALOG: Final = loads(PLANS)
 HUGE: Final = (10**15 - 1, 10**15 - 10, 9 * 10**14, 5 * 10**14, 4 * 10**14 + 7)
 
@@ -207,6 +231,7 @@ PAID: Final = Sales(
     },
     plans=("gift", "more", "more", "year", "bare", "vast"),
 )
+ROLLING: Final = replace(PAID, catalog=loads(_living_on(PAID_PLANS)))
 CUSTOMERS: Final = ("ada", "bob", "cid", "dot")
 ANONYMOUS: Final = "2001:db8::/64"
 _HOUR_MS: Final = 60 * MINUTE_MS

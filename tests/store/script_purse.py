@@ -4,21 +4,25 @@ A grant pays while it is in force, in an order; each line of the ledger says wha
 What the plan gives is there as soon as its period begins, and on file with the first that is recorded in it.
 With everything that is recorded, grants that pay no more leave.
 Use beyond a balance in money is a debt. Each grant first repays it, as soon as it is in force.
+Rests live on at a period's end where the plan says so, the youngest first, as far as there is room.
+A grant that is given once in a life is remembered for good.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from meterkit.catalog import Catalog, Credit, Entitlement, Plan
 from meterkit.decisions.allowance import Allowance, GrantLine
 from meterkit.decisions.customer_state import CustomerState
-from store.script_counts import DAY_MS, MOST
+from store.script_counts import DAY_MS, MINUTE_MS, MOST
 
 FOREVER_MS: Final = 9 * 10**15
 NO_REV: Final = "1:0"
@@ -62,6 +66,15 @@ class Given:
         """Whether it has paid its last; what the plan gave is kept for the period."""
         return self.left == 0 and self.name.startswith("a ")
 
+    @property
+    def kind(self) -> str:
+        """Which grant of a plan it is, whatever the period."""
+        return self.name.rpartition(" ")[0]
+
+    def turns(self, starts: Sequence[int], start: int) -> int:
+        """How many periods have begun since it was given, up to one; the same one may begin anew."""
+        return sum(self.effective + 2 * MINUTE_MS <= at <= start for at in starts)
+
     def is_of(self, start: int) -> bool:
         """Whether a plan gave it in the period that began then."""
         words = self.name.split(" ")
@@ -79,6 +92,8 @@ def due(plan: Plan, period: Period) -> Sequence[Given]:
     """What a plan gives in a period, in the order in which it is used up; equal lines together."""
     found: dict[str, GrantLine] = {}
     for grant in plan.grants:
+        if grant.every == "once":
+            continue
         life_ms, target = grant.expires_ms or 0, f"{'c' if grant.kind == 'credit' else 'm'}:{grant.name}"
         of = grant.id or f"{grant.priority}-{f'{life_ms}ms' if life_ms else 'period'}"
         name, quantity = f"p {target} {of}", grant.quantity * (MICRO if grant.kind == "credit" else 1)
@@ -93,9 +108,21 @@ def due_of(lines: Sequence[GrantLine], period: Period) -> Sequence[Given]:
     start, end = period
     found: list[Given] = []
     for name, target, quantity, priority, life_ms in lines:
-        expires = start + life_ms if life_ms else end
+        expires = start + life_ms if life_ms > 0 else end
         of_app = (f"{name} {start}", target, quantity, priority, start, expires)
         found.append(Given(*of_app, created=start, stays=max(end, expires)))
+    return found
+
+
+def once_of(plan: Plan | None) -> Mapping[str, tuple[str, int, int, int]]:
+    """What a plan gives once in a life: target, quantity, priority and life (ms; 0: the period's)."""
+    found: dict[str, tuple[str, int, int, int]] = {}
+    for grant in reversed(plan.grants if plan else ()):
+        if grant.every == "once":
+            life_ms, target = grant.expires_ms or 0, f"{'c' if grant.kind == 'credit' else 'm'}:{grant.name}"
+            of = grant.id or f"{grant.priority}-{f'{life_ms}ms' if life_ms else 'period'}-once"
+            quantity = grant.quantity * (MICRO if grant.kind == "credit" else 1)
+            found[f"o {target} {of}"] = (target, quantity, grant.priority, life_ms)
     return found
 
 
@@ -143,6 +170,15 @@ class Means:
         self.now, self.start, self.is_named = now, period[0], is_named
         self.ended = [grant for grant in purse.grants.values() if grant.stays <= now]
         self.grants = {grant.name: grant for grant in purse.grants.values() if grant.stays > now}
+        self.burned, self.repaid, self.cut = Counter[str](), Counter[str](), Counter[str]()
+        self.lived_on: Counter[str] = Counter()
+        self.debts: dict[str, Debt] = dict(purse.debts)
+        self.once = dict(purse.once)
+        self.rolls = allowance.rolls if allowance else None
+        self.newest = {g.kind: 0 for g in purse.grants.values()}
+        for grant in purse.grants.values():
+            self.newest[grant.kind] = max(self.newest[grant.kind], grant.effective)
+        self._recall()
         self.left = dict(purse.left)
         self.births = dict(purse.births)
         # What was given for this period is known until it is over.
@@ -152,21 +188,87 @@ class Means:
         births = [g.created for g in purse.grants.values()] + [one.created for one in purse.births.values()]
         for earlier in allowance.earlier if allowance else ():
             span = earlier.start_ms, earlier.end_ms
-            gifts = [gift for gift in due_of(earlier.grants.lines, span) if gift.expires > now]
+            rolling = frozenset(line[0] for line in earlier.grants.lines if line[4] < 0)
+            gifts = due_of(earlier.grants.lines, span)
+            gifts = [gift for gift in gifts if gift.expires > now or gift.kind in rolling]
             if earlier.is_certain or any(birth < earlier.end_ms for birth in births):
-                self._give(gifts, dict(earlier.grants.limits), span, is_over=True)
+                self._give(gifts, dict(earlier.grants.limits), span, is_over=True, rolling=rolling)
         changed = allowance.grants if allowance else None
         if changed is not None:
             self._give(due_of(changed.lines, period), dict(changed.limits), period)
         elif plan is not None:
             self._give(due(plan, period), {}, period)
-        self.burned: Counter[str] = Counter()
-        self.repaid: Counter[str] = Counter()
-        self.debts: dict[str, Debt] = dict(purse.debts)
-        self._repay()
+        if allowance is not None and allowance.once is not None:
+            for one in allowance.once:
+                self._give_once(
+                    one.line[0], one.line[1:], (one.start_ms or period[0], one.end_ms or period[1])
+                )
+        else:
+            for name, terms in once_of(plan).items():
+                self._give_once(name, terms, period)
+        self._live_on()
+        self._repay(now)
+
+    def _recall(self) -> None:
+        """Keep grants that have ended and may live on, also those that are used up."""
+        if self.rolls is None:
+            return
+        oldest, kinds = self.rolls.starts[0] - 2 * MINUTE_MS, dict(self.rolls.rules)
+        for grant in [g for g in self.ended if g.kind in kinds and g.effective > oldest]:
+            self.ended.remove(grant)
+            self.grants[grant.name] = replace(grant, stays=self.rolls.starts[-1])
+
+    def _live_on(self) -> None:
+        """At the end of each period, what is left lives on, the youngest first, as far as there is room."""
+        starts = self.rolls.starts if self.rolls else ()
+        for nth, (start, end) in enumerate(pairwise(starts)):
+            self._repay(start - 1)
+            for kind, rules in self.rolls.rules if self.rolls else ():
+                room, periods = rules[nth]
+                older = [g for g in self.grants.values() if g.kind == kind and g.turns(starts, start)]
+                for grant in sorted(older, key=lambda g: g.effective, reverse=True):
+                    stays = min(room, grant.left)
+                    if grant.expires >= end:
+                        room -= stays
+                    elif grant.expires >= start and grant.turns(starts, start) <= periods and grant.left:
+                        room -= stays
+                        self.cut[grant.name] += grant.left - stays
+                        gone = replace(grant, used=grant.quantity - stays)
+                        if stays:
+                            self.lived_on[f"rollover {starts[max(0, nth - 1)]} {start} {grant.name}"] += stays
+                            gone = replace(gone, expires=end, stays=max(grant.stays, end))
+                        self.grants[grant.name] = gone
+        self.cut = +self.cut
+
+    def _give_once(self, name: str, terms: tuple[str, int, int, int], period: Period) -> None:
+        """Give what never was given; if its first period is long over, nothing is left of it."""
+        target, quantity, priority, life_ms = terms
+        start, end = period
+        expires = start + life_ms if life_ms else end
+        if f"once{name[1:]}" in self.once:
+            return
+        self.once[f"once{name[1:]}"] = start
+        if expires > self.now:
+            of_plan = (f"{name} {start}", target, quantity, priority, start, expires)
+            self.grants[of_plan[0]] = Given(*of_plan, created=start, stays=max(expires, end))
+
+    def lived(self, target: str) -> int:
+        """The rests of earlier periods that are left."""
+        if self.rolls is None:
+            return 0
+        *_, start, _ = self.rolls.starts
+        kinds = dict(self.rolls.rules)
+        able = [g for g in self.grants.values() if g.kind in kinds and g.effective + 2 * MINUTE_MS <= start]
+        return sum(grant.left for grant in able if self._pays(grant, target))
 
     def _give(
-        self, gifts: Sequence[Given], limits: Mapping[str, int], period: Period, *, is_over: bool = False
+        self,
+        gifts: Sequence[Given],
+        limits: Mapping[str, int],
+        period: Period,
+        *,
+        is_over: bool = False,
+        rolling: AbstractSet[str] = frozenset(),
     ) -> None:
         """Add what is due of a period; where its plan changed, no more than its limits stays unused."""
         start, end = period
@@ -177,8 +279,12 @@ class Means:
         def is_within(grant: Given) -> bool:
             return is_over and grant.name.startswith("p ") and start <= grant.effective < end
 
+        def own(target: str) -> Sequence[Given]:
+            youngest = {g.kind: g for g in sorted(given(target), key=lambda g: g.effective)}
+            return [g for g in self.in_order if g.kind in youngest and youngest[g.kind] is g]
+
         for target, limit in limits.items():
-            for grant in reversed(given(target)):
+            for grant in reversed(own(target)):
                 beyond = sum(g.quantity for g in given(target)) - limit
                 kept = grant.quantity - min(max(0, beyond), grant.left)
                 self.grants[grant.name] = replace(grant, quantity=kept)
@@ -186,11 +292,13 @@ class Means:
             of_target = sum(grant.quantity for grant in gifts if grant.target == new.target)
             spare = limits.get(new.target, of_target) - sum(g.quantity for g in given(new.target))
             prefix = new.name.rpartition(" ")[0]
-            known = next((g for g in given(new.target) if g.name.rpartition(" ")[0] == prefix), None)
+            known = next((g for g in own(new.target) if g.kind == prefix), None)
             more = min(new.quantity - (known.quantity if known else 0), spare)
+            # A grant of a later period was written together with all that were due by then.
+            more = 0 if prefix in rolling and self.newest.get(prefix, 0) >= end else more
             if more > 0 and known is None:
                 self.grants[new.name] = replace(new, quantity=more)
-            elif more > 0 and known is not None and (known.expires > self.now or not is_over):
+            elif more > 0 and known and (known.expires > self.now or not is_over or prefix in rolling):
                 longer = max(known.expires, new.expires) if known.expires > self.now else known.expires
                 self.grants[known.name] = replace(
                     known, quantity=known.quantity + more, expires=longer, stays=max(known.stays, longer)
@@ -250,12 +358,12 @@ class Means:
         assert owed == 0
         return paid
 
-    def _repay(self) -> None:
-        """Pay what is owed with what came into force since, the earliest first; it may have ended by now."""
+    def _repay(self, at: int) -> None:
+        """Pay what is owed with what came into force by then, the earliest first; it may be over now."""
         paid: Counter[int] = Counter()
         for target, debt in list(self.debts.items()):
             owed, every = debt.owed, [*self.grants.values(), *self.ended]
-            able = [g for g in every if g.target == target and g.effective <= self.now < FOREVER_MS]
+            able = [g for g in every if g.target == target and g.effective <= at < FOREVER_MS]
             for grant in sorted(able, key=lambda g: (g.effective, g.priority, g.expires, g.created, g.name)):
                 part = min(owed, grant.left) if grant.expires > debt.since else 0
                 owed -= part
@@ -271,7 +379,6 @@ class Means:
         self.grants = {name: after(grant) for name, grant in self.grants.items()}
         self.ended = list(map(after, self.ended))
         self.repaid = +self.repaid
-        self.burned += Counter({f"repay {name}": part for name, part in self.repaid.items()})
 
     def _pays(self, grant: Given, target: str) -> bool:
         return grant.target == target and grant.pays_at(self.now)
@@ -286,6 +393,7 @@ class Purse:
     def __init__(self) -> None:
         self.grants, self.debts = dict[str, Given](), dict[str, Debt]()
         self.lines, self.ids = dict[str, tuple[int, ...]](), dict[str, tuple[tuple[str, int], ...]]()
+        self.once = dict[str, int]()
         self.left, self.births = dict[str, int](), dict[str, Youngest]()
         self.lives = 0
 
@@ -304,7 +412,7 @@ class Purse:
         live = [grant for grant in stay if grant.name.startswith("a ")]
         if len(live) + len(new) > most:
             return [3, len(live)]
-        for grant in [grant for grant in self.grants.values() if grant.stays <= now]:
+        for grant in [g for g in self.grants.values() if g.stays <= now and g.name.startswith("a ")]:
             self._leave(grant, grant.stays - 1)
         for grant in new:
             self.grants[grant.name] = grant
@@ -326,15 +434,16 @@ class Purse:
             self.grants[grant.name] = replace(self.grants[grant.name], used=grant.used)
             if grant.is_spent and means.repaid[grant.name] and grant.stays > now:
                 self._leave(self.grants[grant.name], now)
-        for line, part in means.burned.items():
-            self._add(line, part)
+        for name, part in means.repaid.items():
+            self._add(f"repay {name}", part)
         self.debts = means.debts
 
     def keep(self, means: Means, *, has_state: bool) -> None:
         """Keep what has been paid, what the plan gives, and nothing that pays no more."""
-        grew = self.debts != means.debts
-        self.debts = means.debts
-        before = {grant.name: grant.quantity for grant in self.grants.values() if grant.stays > means.now}
+        grew = self.debts != means.debts or self.once != means.once
+        self.debts, self.once = means.debts, means.once
+        gone = {grant.name for grant in means.ended}
+        before = {grant.name: grant.quantity for grant in self.grants.values() if grant.name not in gone}
         for grant in means.ended:
             self.grants[grant.name] = grant
             self._leave(grant, grant.stays - 1)
@@ -350,18 +459,25 @@ class Purse:
             self.grants[grant.name] = grant
             if grant.is_spent:
                 self._leave(grant, means.now)
-        for line, part in means.burned.items():
+        written = means.burned + means.lived_on
+        for line, part in written.items():
             self._add(line, part)
-        if grew:
+        for name, part in means.repaid.items():
+            self._add(f"repay {name}", part)
+        for name, part in means.cut.items():
+            self._add(f"expire {name}", part)
+        if grew or means.lived_on or means.cut:
             last = max((grant.stays for grant in self.grants.values()), default=means.now)
-            self.lives = FOREVER_MS if has_state or self.debts else max(last, means.now) + 40 * DAY_MS
+            keeps = means.rolls.keeps_ms if means.rolls else 0
+            is_known = has_state or self.debts or (self.once and means.is_named)
+            self.lives = FOREVER_MS if is_known else max(last, means.now) + 40 * DAY_MS + keeps
 
     def texts(self) -> dict[str, str]:
         kept = {grant.name: grant.text for grant in self.grants.values()}
         for target, at in self.left.items():
             kept[f"past {target}"] = f"{at} {self.births[target].quantity} {self.births[target].created}"
         kept |= {f"d {target}": f"{debt.owed} {debt.since}" for target, debt in self.debts.items()}
-        return kept
+        return kept | {field: str(start) for field, start in self.once.items()}
 
     def ledger(self) -> dict[str, str]:
         kept = {line: " ".join(map(str, numbers)) for line, numbers in self.lines.items()}
@@ -387,7 +503,7 @@ def ledger_sums(lines: Mapping[str, str]) -> Counter[str]:
     sums: Counter[str] = Counter()
     for line, text in lines.items():
         what, _, rest = line.partition(" ")
-        if what in {"id", "beyond"}:
+        if what in {"id", "beyond", "rollover"}:
             continue
         words = {"burn": 2, "raise": 1}.get(what, 0)
         name = rest.split(" ", words)[words]

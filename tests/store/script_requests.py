@@ -110,6 +110,8 @@ class Checks(ScriptWorld):
             self.compare(f"{key}", expected, stored)
             self.seen["owed"] += any(field.startswith("d ") for field in stored)
             self.seen["repaid"] += any(field.startswith("repay ") for field in stored)
+            self.seen["rolled over"] += any(field.startswith("rollover ") for field in stored)
+            self.seen["once"] += any(field.startswith("once ") for field in stored)
             expires = -2 if not stored else -1 if purse.lives == NEVER_MS else purse.lives
             self.compare(f"expiry of {key}", expires, self.ask("PEXPIRETIME", key))
             if key == keys.ledger:
@@ -141,7 +143,7 @@ class Checks(ScriptWorld):
             numbers = means.of(target), int(means.had((target,))), means.last(target) or 0
             expected[target] = [*map(str, numbers), paying[0].name if paying else ""]
         self.compare(f"balance that is kept of {name}", expected, found)
-        is_written = means.grants == customer.purse.grants
+        is_written = (means.grants, means.once) == (customer.purse.grants, customer.purse.once)
         self.compare(f"what is due of {name}", not is_written, is_due == "1")
         instants = [at for g in means.grants.values() for at in (g.effective, g.expires, g.stays)]
         turning = min((at for at in instants if at > now), default=NEVER_MS)
@@ -168,6 +170,8 @@ class Checks(ScriptWorld):
         means = Means(purse, standing.plan, span, self.wall, allowance=standing.allowance)
         balance = {credit: means.of(f"c:{credit}") // MICRO for credit in self.catalog.credits}
         self.compare(f"balance of {name}", balance, shown["balance"])
+        lived = {credit: means.lived(f"c:{credit}") // MICRO for credit in self.catalog.credits}
+        self.compare(f"what of it has lived on of {name}", lived, shown["rolled_over"])
 
         def counted(meter: str) -> int:
             return 0 if is_over else customer.included[meter]

@@ -26,7 +26,15 @@ from store.delivery_worlds import Overtaking, Recalling, Refusing, Repricing, Re
 from store.moving import Moving
 from store.script_allotting import AllotWorld, PaidAllotWorld
 from store.script_counts import MOST
-from store.script_driver import FullWorld, MonthWorld, PaidWorld, SharesWorld, TurnWorld, World
+from store.script_driver import (
+    FullWorld,
+    MonthWorld,
+    PaidWorld,
+    RollingWorld,
+    SharesWorld,
+    TurnWorld,
+    World,
+)
 from store.script_gauges import GaugeWorld, KeepingWorld, RepeatWorld
 from store.script_lives import Kind, live
 from store.script_mutants import in_depth, source
@@ -106,6 +114,7 @@ LIVES: Final[tuple[tuple[Kind, int, int, AbstractSet[str]], ...]] = (
     (TurnWorld, 0, 400, set()),
     (FullWorld, 0, 400, set()),
     (SharesWorld, 0, 250, set()),
+    (RollingWorld, 0, 400, {"rolled over", "once"}),
     (GaugeWorld, 1, 400, GAUGED),
     (KeepingWorld, 1, 400, GAUGED | {"kept", "kept unlimited"}),
     (RepeatWorld, 0, 500, REPEATED),

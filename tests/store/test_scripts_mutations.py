@@ -20,7 +20,16 @@ from store.delivery_lines import Lining
 from store.delivery_worlds import Overtaking, Recalling, Refusing, Repricing, Restoring, Stranding
 from store.moving import Moving
 from store.script_allotting import AllotWorld, PaidAllotWorld
-from store.script_driver import AgingWorld, FullWorld, MonthWorld, PaidWorld, SharesWorld, TurnWorld, World
+from store.script_driver import (
+    AgingWorld,
+    FullWorld,
+    MonthWorld,
+    PaidWorld,
+    RollingWorld,
+    SharesWorld,
+    TurnWorld,
+    World,
+)
 from store.script_gauges import GaugeWorld, KeepingWorld, RepeatWorld
 from store.script_lives import Lives, Mutated
 from store.script_mutants import CONSTANTS, MORE_SWAPS, equivalents, in_depth, is_sampled, source, wrongs
@@ -34,6 +43,7 @@ PLAIN: Final[Lives] = ((World, 0), (World, 1), (World, 2))
 PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))
 AGING: Final[Lives] = ((AgingWorld, 0), (AgingWorld, 2))
 SHARES_OF_PLANS: Final[Lives] = ((SharesWorld, 0), (SharesWorld, 1))
+ROLLING: Final[Lives] = tuple((RollingWorld, seed) for seed in range(4))
 FURTHER: Final[Lives] = ((RepeatWorld, 0), (GaugeWorld, 0), (RepeatWorld, 1))
 SPENDING: Final[Lives] = ((PaidSpendWorld, 0), (SpendWorld, 0), (PaidSpendWorld, 1))
 ROWS: Final[Lives] = tuple((kind, seed) for seed in (0, 1) for kind in (RowsSpendWorld, PaidRowsSpendWorld))
@@ -88,7 +98,11 @@ DECIDING: Final = Mutated(
             " store_balance",
             PAID,
         ),
-        **included("add_recurring_grants trim_grants pay_with_grants write_grants", PAID + SHARES_OF_PLANS),
+        **included("trim_grants pay_with_grants", PAID + SHARES_OF_PLANS),
+        **included(
+            "add_recurring_grants read_grants grant_balance write_grants", PAID + SHARES_OF_PLANS + ROLLING
+        ),
+        **included("keep_ended roll_over write_rolled add_once", ROLLING),
         **included("cost_of_units count_spend", SPENDING),
         **included("cost_of_overage", ROWS),
         **included("check_budgets", SPENDING + ROWS),

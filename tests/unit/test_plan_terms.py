@@ -35,7 +35,7 @@ from meterkit.decisions.plan_shares import effective_terms, with_plan_changes
 from meterkit.decisions.policies import keep_ms_of, rate_numbers
 from meterkit.decisions.price_segments import PriceSegment, ended_labels, overage_cents, segments_of
 from meterkit.decisions.spending import UnitPrice, price_of
-from meterkit.decisions.stored_grants import GrantBalance, StoredGrant, read_stored_grants
+from meterkit.decisions.stored_grants import GrantBalance, StoredGrant, read_funds
 
 # F-223: what each plan of a period gives by its share of it.
 
@@ -249,7 +249,7 @@ def given(*on_file: StoredGrant, prepaid: Prepaid = PREPAID) -> list[StoredGrant
         f" {one.expires_ms} {one.created_ms} {one.until_ms}"
         for one in on_file
     }
-    return read_stored_grants(fields, prepaid, BOUNDS, BALANCE_NOW_MS)
+    return [*read_funds(fields, prepaid, BOUNDS, BALANCE_NOW_MS).held]
 
 
 def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:

@@ -205,7 +205,7 @@ def _row(grant: Grant) -> dict[str, object]:
 
 def _sort_key(entry: LedgerEntry) -> tuple[str, str, int, str, str]:
     """Sort key of a ledger line: its grant, then the order of events."""
-    order = ("grant", "adjustment", "burn", "debt", "repayment", "expire", "void", "refund")
+    order = ("grant", "adjustment", "burn", "debt", "repayment", "rollover", "expire", "void", "refund")
     period = "" if entry.period_start is None else iso(entry.period_start)
     return entry.name, entry.grant_id, order.index(entry.entry), period, entry.meter or ""
 

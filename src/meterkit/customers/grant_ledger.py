@@ -23,7 +23,8 @@ class Grant:
 
     Attributes:
         grant_id: the app's name for it; for a grant of the plan ``plan/PERIOD/ID``, where the id is that of
-            the plans file, otherwise made of its priority and expiry.
+            the plans file, otherwise made of its priority and expiry; ``plan/once/ID`` for one that is given
+            once.
         kind: whether ``name`` is a meter or a credit.
         quantity: how much it was, in units of the meter, or in credits.
         remaining: what it has left; credits rounded down.
@@ -48,7 +49,9 @@ class Grant:
     status: Literal["pending", "active", "used_up", "expired", "void", "refunded"]
 
 
-EntryKind = Literal["grant", "adjustment", "burn", "debt", "repayment", "expire", "void", "refund"]
+EntryKind = Literal[
+    "grant", "adjustment", "burn", "debt", "repayment", "rollover", "expire", "void", "refund"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +61,13 @@ class LedgerEntry:
     Attributes:
         entry: ``grant`` and ``adjustment`` (a plan that gives more by now) add, ``burn``, ``expire``,
             ``void`` and ``refund`` take away. ``debt`` is use beyond a balance in money. A ``repayment``
-            takes from a grant; its second line reduces the debt.
+            takes from a grant; its second line reduces the debt. A ``rollover`` takes what is left of a grant
+            from a period; its second line adds it to the next one.
         grant_id: empty for lines of the debt.
         quantity: what it adds, or below 0 what it takes away: units of a meter, micro-credits of a credit.
         meter: for ``burn`` and ``debt``, the meter that was used.
-        period_start: for these, the period in which; there is one line a meter and period.
+        period_start: for these, the period in which; there is one line a meter and period. For a
+            ``rollover``, the period that it is taken from, or added to.
     """
 
     entry: EntryKind
@@ -117,7 +122,7 @@ def build_ledger(
     return found
 
 
-_WORDS_BEFORE_NAME: Final = {"burn": 2, "raise": 1}
+_WORDS_BEFORE_NAME: Final = {"burn": 2, "raise": 1, "rollover": 2}
 
 
 def _grant_name(field: str) -> str:
@@ -132,7 +137,7 @@ def source_and_id(name: str) -> tuple[str, str]:
     if origin == "a":
         return "app", own
     key, _, start_ms = own.partition(" ")
-    return "plan", f"plan/{from_ms(int(start_ms)):%Y-%m-%d}/{key}"
+    return "plan", f"plan/{'once' if origin == 'o' else f'{from_ms(int(start_ms)):%Y-%m-%d}'}/{key}"
 
 
 def is_grant_of_app(field: str, grant_id: str) -> bool:
@@ -199,6 +204,10 @@ def _read_entries(field: str, text: str) -> Iterator[LedgerEntry]:
     elif what == "repay":
         yield _ledger_entry("repayment", rest, -int(text))
         yield _debt_entry("repayment", rest.split(" ")[1], int(text))
+    elif what == "rollover":
+        *edges, name = rest.split(" ", 2)
+        for at_ms, quantity in zip(edges, (-int(text), int(text)), strict=True):
+            yield replace(_ledger_entry("rollover", name, quantity), period_start=from_ms(int(at_ms)))
     elif (entry := _read_entry(what, rest, text)) is not None:
         yield entry
 

@@ -263,8 +263,8 @@ class Grants:
         prepaid = store.cache.prepaid.of(effective.plan, effective.currency)
         prepaid = prepaid.with_allowance(effective.allowance)
         funds, lines = read_funds(_texts(fields), prepaid, effective.bounds, now_ms), _texts(ledger)
-        for name, part in funds.repaid.items():
-            lines[f"repay {name}"] = str(int(lines.get(f"repay {name}", 0)) + part)
+        for line, part in funds.unwritten.items():
+            lines[line] = str(int(lines.get(line, "0").partition(" ")[0]) + part)
         return funds.held, lines, now_ms
 
     def _targets(self, quantities: object) -> Sequence[tuple[str, int]]:

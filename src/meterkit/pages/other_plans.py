@@ -85,9 +85,9 @@ def _gauges_of(catalog: Catalog, plan: Plan) -> dict[str, int]:
 
 
 def _not_granted(catalog: Catalog, plan: Plan, overage: Mapping[str, int]) -> dict[str, int]:
-    """Return the overage that a plan's grants do not pay; grants of meters pay first."""
-    left = dict(overage)
-    for grant in sorted(plan.grants, key=lambda grant: (grant.kind != "meter", grant.priority)):
+    """Return the overage that a plan's recurring grants do not pay; grants of meters pay first."""
+    left, recurring = dict(overage), [grant for grant in plan.grants if grant.every == "period"]
+    for grant in sorted(recurring, key=lambda grant: (grant.kind != "meter", grant.priority)):
         if grant.kind == "meter":
             left[grant.name] = max(0, left.get(grant.name, 0) - grant.quantity)
             continue

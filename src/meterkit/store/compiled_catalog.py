@@ -17,7 +17,8 @@ from meterkit.decisions.grants import PrepaidPlans
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.plan_shares import effective_terms, longest_life_ms
+from meterkit.decisions.plan_shares import effective_terms
+from meterkit.decisions.rollover import grant_reach
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.replies import LIVE_SUBJECTS_MOST
 from meterkit.store.script_terms import pack_tail
@@ -263,7 +264,7 @@ class CompiledCatalog:
 
     @cached_property
     def _grants_live_on(self) -> bool:
-        return longest_life_ms(self.catalog) > 0
+        return any(grant_reach(self.catalog))
 
     @cached_property
     def _unpriced_log(self) -> UnpricedLog:

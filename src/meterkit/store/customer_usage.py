@@ -28,7 +28,7 @@ from meterkit.decisions.price_segments import (
     shown_label,
     unit_cents,
 )
-from meterkit.decisions.stored_grants import GrantBalance, read_funds
+from meterkit.decisions.stored_grants import GrantBalance, read_funds, rolled_over
 from meterkit.decisions.subscription_periods import is_provisional
 from meterkit.store.event_names import ReportedMeter
 
@@ -159,6 +159,7 @@ class CustomerUsage(TypedDict):
     """Usage of a customer in this period.
 
     ``currency`` is that of all amounts. ``addons`` are those in force beside the plan, with their quantities.
+    ``rolled_over`` is the part of the balance that was left of earlier periods' grants.
     """
 
     customer: str
@@ -171,6 +172,7 @@ class CustomerUsage(TypedDict):
     features: list[str]
     balance: dict[str, int]
     balance_micros: dict[str, int]
+    rolled_over: dict[str, int]
     meters: dict[str, MeterUsage]
 
 
@@ -222,7 +224,7 @@ def read_usage_reply(
     is_past = at_ms is not None and view.go_back(at_ms, bounds_of(state, effective.counting, at_ms))
     entitlements, filled = entitlements_of(effective, catalog), byte_fields(levels)
     micros_left = {name: balance.of(target_of("credit", name)) for name in catalog.credits}
-    subscription = state.subscription
+    subscription, rolled = state.subscription, rolled_over(funds.held, effective.allowance, now_ms)
     paid_per = None if subscription is None else subscription.interval_at(now_ms)
     interval, own = paid_per or effective.plan.price.interval, prices_by_meter(effective.prices, catalog)
     is_usage_free = subscription is not None and subscription.is_usage_free_of(view.start_ms)
@@ -231,13 +233,8 @@ def read_usage_reply(
         if is_past:
             return _read_counts(meter_token(name), view, linked=linked)
         if catalog.meters[name].kind == "gauge":
-            level = StoredLevel.read(filled.get(name))
-            presigned = presigned_bytes_at(filled.get(f"{name}+"), view.now_ms)
             keeps = effective.keeps_limits
-            found = _read_gauge(entitlements[name], view, level, presigned, keeps=keeps)
-            if catalog.storage is not None and catalog.storage.gauge == name:
-                found["types"] = _read_types(catalog.storage, filled)
-            return found
+            return _read_gauge(entitlements[name], view, filled, catalog.storage, keeps=keeps)
         rows = _read_rows(name, entitlements, view, catalog.meters, own)
         rows |= _read_former_rows(name, gone, view, effective.prices)
         meter = _read_counter(name, entitlements, view, catalog.meters, rows, linked=linked)
@@ -258,6 +255,7 @@ def read_usage_reply(
         "features": sorted(effective.plan.features),
         "balance": {name: micros // MICRO for name, micros in micros_left.items()},
         "balance_micros": micros_left,
+        "rolled_over": {name: rolled[target_of("credit", name)] // MICRO for name in catalog.credits},
         "meters": {
             **{name: of_meter(name) for name in catalog.meters},
             **{
@@ -354,13 +352,19 @@ def _find_price(counted: ReportedMeter, prices: ItemPrices) -> ItemPrice | None:
 
 
 def _read_gauge(
-    entitlement: Entitlement, view: CountsView, level: StoredLevel, presigned: int, *, keeps: bool
+    entitlement: Entitlement,
+    view: CountsView,
+    levels: Mapping[str, bytes],
+    storage: Storage | None,
+    *,
+    keeps: bool,
 ) -> MeterUsage:
     """Usage of a gauge, which records its level and is not reported to Stripe."""
-    token, limit = meter_token(entitlement.meter), GaugeLimit.of(entitlement, keeps=keeps)
-    held = view.held(token) + presigned
+    name, limit = entitlement.meter, GaugeLimit.of(entitlement, keeps=keeps)
+    level, token = StoredLevel.read(levels.get(name)), meter_token(name)
+    held = view.held(token) + presigned_bytes_at(levels.get(f"{name}+"), view.now_ms)
     used = level.level + held
-    return {
+    found: MeterUsage = {
         **_read_counts(token, view, linked=True),
         "held": held,
         "used": used,
@@ -368,6 +372,9 @@ def _read_gauge(
         "included": "unlimited" if limit is None else limit.included,
         "remaining": "unlimited" if limit is None else max(0, limit.at(level, view.now_ms) - used),
     }
+    if storage is not None and storage.gauge == name:
+        found["types"] = _read_types(storage, levels)
+    return found
 
 
 def _read_types(storage: Storage, levels: Mapping[str, bytes]) -> dict[str, int]:

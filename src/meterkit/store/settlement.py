@@ -362,7 +362,9 @@ class Settlement:
         paying = ""
         if prepaid is not None:
             meters = ((entry.meter, entry.quantity_of == entry.meter) for entry in entries)
-            paying = prepaid.payment_terms(meters, costs, owes=view.cache.owes and not view.anonymous)
+            is_named = not view.anonymous
+            owes = view.cache.owes and is_named
+            paying = prepaid.payment_terms(meters, costs, owes=owes, is_named=is_named)
         return SettlementShape(
             head=b"",
             names=b"",

@@ -247,7 +247,7 @@ def build_terms(
         has_grants=bool(plan.grants),
         has_budget=bool(budgets_of(given, catalog)),
         is_by_model=any(of.overage.rows is not None for of in counters.values()),
-        grants_outlive=any(grant.expires_ms for grant in plan.grants),
+        grants_outlive=any(grant.expires_ms or grant.rollover for grant in plan.grants),
         sources=frozenset(
             meter.source for meter in meters.values() if meter.source is not None and not meter.is_row
         ),

@@ -1,6 +1,6 @@
 -- add_recurring_grants: adds the plan's recurring grants of a period that are not stored yet. Writes nothing.
 --   file: as `read_grants` returns it; recurring: {name without the period, target, quantity, priority, life (ms; 0: the
---   period's rest)} each, in the order in which they pay; start_ms, end_ms: of the period
+--   period's rest; -1: what is left then lives on)} each, in the order in which they pay; start_ms, end_ms: of the period
 --   limits: target to the most that a period gives whose plan changed, or nil; is_over: whether it is an earlier period
 -- Per period a target gets no more than the most generous plan of the period grants: this plan adds only the difference to
 -- what was granted before. With limits, the target gets those, and unused units beyond them are trimmed. `raised` of a
@@ -28,10 +28,11 @@ local function add_recurring_grants(file, recurring, start_ms, end_ms, now, limi
     granted[target] = trim_grants(file, known, target, granted[target] or 0, limit)
   end
   for _, plan in ipairs(recurring) do
-    local target, expires = plan[2], plan[5] == 0 and end_ms or start_ms + plan[5]
+    local target, expires = plan[2], plan[5] <= 0 and end_ms or start_ms + plan[5]
     local grant = known[plan[1]]
     local missing = math.min(plan[3] - (grant and grant.quantity or 0), targets_total[target] - (granted[target] or 0))
-    if missing > 0 and not (is_over and (grant or {expires = expires}).expires <= now) then
+    local is_gone = is_over and plan[5] >= 0 and (grant or {expires = expires}).expires <= now
+    if missing > 0 and not is_gone and not (plan[5] < 0 and (file.newest[plan[1]] or 0) >= end_ms) then
       if not grant then
         grant = {
           name = plan[1] .. suffix, target = target, quantity = 0, used = 0, priority = plan[4], effective = start_ms,

@@ -1,6 +1,7 @@
 -- grant_balance: what a customer's grants come to, and the plan's that are due: kept in the field "balance" of their hash
 -- until it changes, so that the grants need not be read.
 --   prepaid: {mark: names the plan's grants, recurring, limits, ...}; start_ms, end_ms: of the period
+--   once, rolls, where there are such grants: see add_once, roll_over
 --   earlier, where an earlier period's grants may still live: {start, finish, recurring, limits, 1: the customer was on
 --   the plan then; 0: only if it had a grant by then} each
 --   The field is a line of: since when and until when it holds (ms), start, mark, 1 where something is due to be
@@ -24,6 +25,10 @@ local function grant_balance(key, prepaid, start_ms, end_ms, now, is_forced)
     end
   end
   local file = read_grants(key, now)
+  if prepaid.rolls then
+--include keep_ended
+    keep_ended(file, prepaid.rolls)
+  end
   for _, period in ipairs(prepaid.earlier or {}) do
     local began_ms, ended, recurring, limits, is_certain = unpack(period)
     if is_certain == 1 or file.first < ended then
@@ -31,6 +36,14 @@ local function grant_balance(key, prepaid, start_ms, end_ms, now, is_forced)
     end
   end
   add_recurring_grants(file, prepaid.recurring, start_ms, end_ms, now, prepaid.limits, false)
+  if prepaid.once then
+--include add_once
+    add_once(file, prepaid.once, start_ms, end_ms, now)
+  end
+  if prepaid.rolls then
+--include roll_over
+    roll_over(file, prepaid.rolls)
+  end
   plan_repayment(file, now)
   local sums, changes_at = sum_grants(file, start_ms, now)
   return {

@@ -5,20 +5,21 @@
 --     otherwise it would be granted again
 --     "past TARGET" to "at quantity created": until when (ms) grants that have left the hash paid; quantity of
 --     the newest of them, and when it was created
+--     "once TARGET ID": the grant with this id was given; since when (ms)
 --     "d TARGET": a debt, see parse_debt
 --     "balance": see grant_balance
 -- Returns {found: whether the hash has any field, list: the grants, ended: those that must leave the hash, past: by
--- target, debts: by target, repaid: see plan_repayment, due: whether anything must be written, first: when the oldest known
--- grant was created (ms)}; in no order.
+-- target, debts: by target, once: set of such fields, repaid: see plan_repayment, due: whether anything must be written,
+-- first: when the oldest known grant was created (ms)}; in no order.
 --include parse_grant
 --include parse_debt
 local function read_grants(key, now)
-  local list, ended, past, debts, first = {}, {}, {}, {}, NEVER_MS
+  local list, ended, past, debts, once, first = {}, {}, {}, {}, {}, NEVER_MS
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
     local name = fields[i]
     local kind = string.sub(name, 1, 2)
-    if kind == 'a ' or kind == 'p ' then
+    if kind == 'a ' or kind == 'p ' or kind == 'o ' then
       local grant = parse_grant(name, fields[i + 1])
       local into = grant.until_ms <= now and ended or list
       into[#into + 1], first = grant, math.min(first, grant.created)
@@ -27,9 +28,12 @@ local function read_grants(key, now)
     elseif kind == 'pa' then
       local at, quantity, created = string.match(fields[i + 1], '^(%d+) (%d+) (%d+)$')
       past[string.sub(name, 6)], first = {at = at + 0, quantity = quantity + 0, created = created + 0}, math.min(first, created + 0)
+    elseif kind == 'on' then
+      once[name] = true
     end
   end
   return {
     found = #fields > 0, list = list, ended = ended, past = past, debts = debts, repaid = {}, due = #ended > 0, first = first,
+    once = once,
   }
 end

@@ -18,11 +18,10 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
   for _, grant in ipairs(file and file.list or {}) do
     if grant.raised ~= 0 then
       grew = true
-      local terms = string.format(
-        '%.0f %.0f %.0f %.0f', grant.priority, grant.effective, grant.expires, grant.created)
-      local line, known = string.format('%.0f ', grant.quantity) .. terms, grant.quantity - grant.raised
+      local line = string.format('%.0f %.0f %.0f %.0f %.0f', grant.quantity, grant.priority, grant.effective, grant.expires,
+        grant.created)
       if call('HSETNX', ledger, 'grant ' .. grant.name, line) == 0 then
-        local raise = string.format('raise %.0f ', known) .. grant.name
+        local raise = string.format('raise %.0f ', grant.quantity - grant.raised) .. grant.name
         call('HINCRBY', ledger, raise, string.format('%.0f', grant.raised))
       end
     end
@@ -47,6 +46,10 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
     write_debt(list, target, debt)
     grew, owes = grew or debt.changed, owes or debt.owed > 0
   end
+  if file and (file.rolled or file.given) then
+--include write_rolled
+    grew = write_rolled(ledger, file, set) or grew
+  end
   if file then
     file.list, file.ended, balances.due, balances.since = stay, {}, false, string.format('%.0f', now)
     balances.sums, balances.changes_at = sum_grants(file, start, now)
@@ -56,10 +59,10 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
     call('HSET', unpack(set))
   end
   for _, key in ipairs(grew and {list, ledger} or {}) do
-    if has_state or owes then
+    if has_state or owes or file and next(file.once) and not prepaid.fleeting then
       call('PERSIST', key)
     else
-      call('PEXPIREAT', key, last + FORTY_DAYS_MS)
+      call('PEXPIREAT', key, last + FORTY_DAYS_MS + (file and file.keeps_ms or 0))
     end
   end
 end
