@@ -173,7 +173,7 @@ class Means:
         self.burned, self.repaid, self.cut = Counter[str](), Counter[str](), Counter[str]()
         self.lived_on: Counter[str] = Counter()
         self.debts: dict[str, Debt] = dict(purse.debts)
-        self.once = dict(purse.once)
+        self.once: dict[str, int] = dict(purse.once)
         self.rolls = allowance.rolls if allowance else None
         self.newest = {g.kind: 0 for g in purse.grants.values()}
         for grant in purse.grants.values():
@@ -393,7 +393,7 @@ class Purse:
     def __init__(self) -> None:
         self.grants, self.debts = dict[str, Given](), dict[str, Debt]()
         self.lines, self.ids = dict[str, tuple[int, ...]](), dict[str, tuple[tuple[str, int], ...]]()
-        self.once = dict[str, int]()
+        self.once: dict[str, int] = {}
         self.left, self.births = dict[str, int](), dict[str, Youngest]()
         self.lives = 0
 

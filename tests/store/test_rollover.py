@@ -47,6 +47,15 @@ plans:
   yearly:
     extends: pro
     price: {amount_cents: 99_000, interval: year}
+  large:
+    extends: pro
+    addons: [boost]
+    grants:
+      - {credit: ai, quantity: 2_000, every: period, id: monthly, rollover: {at_most: 4_000, for: 2 periods}}
+addons:
+  boost:
+    price: {amount_cents: 500, interval: month}
+    grants: [{credit: ai, quantity: 10, every: period, rollover: {at_most: 15, for: 1 period}}]
 """
 
 
@@ -269,6 +278,29 @@ async def test_scheduled_changes_bind_at_their_second(kit: MeterKit, clock: Cloc
     clock.set(RENEWALS[0])
     assert await standing_of(kit) == (150, 50)
     assert await standing_of(kit, "zeta") == (0, 0)
+
+
+async def test_a_share_of_a_period_rolls(kit: MeterKit, clock: Clock) -> None:
+    await fetched(kit, subscription(**SUBSCRIBED))
+    clock.set(NOW + timedelta(days=15))  # Half of the period.
+    await fetched(kit, subscription(**SUBSCRIBED, plan="large"))
+    assert await standing_of(kit) == (250 + 1000, 0)
+    clock.set(RENEWALS[0])
+    assert await standing_of(kit) == (2000 + 1250, 1250)
+    await use(kit, 1)
+    clock.set(RENEWALS[1])
+    assert await standing_of(kit) == (4000, 2000)
+
+
+async def test_grants_of_addons_roll_with_their_number(kit: MeterKit, clock: Clock) -> None:
+    bought = {**SUBSCRIBED, "plan": "large", "addons": (("boost", 3),)}
+    await fetched(kit, subscription(**bought))
+    await use(kit, 2_020)
+    assert await standing_of(kit) == (10, 0)
+    clock.set(RENEWALS[0])
+    assert await standing_of(kit) == (2040, 10)
+    clock.set(RENEWALS[1])
+    assert await standing_of(kit) == (2030 + 2000 + 15, 2000 + 15)
 
 
 async def test_a_yearly_plan_rolls_by_the_month(kit: MeterKit, clock: Clock) -> None:
