@@ -14,8 +14,8 @@ local function roll_over(file, rolls)
     if name and rules[name] then
       grants_of[name] = grants_of[name] or {}
       table.insert(grants_of[name], grant)
-      while first < #starts and starts[first] < grant.effective + 2 * MINUTE_MS do -- A period may begin again within these.
-        first = first + 1
+      for i = 1, #starts - 1 do -- A period that begins again within two minutes is the same one.
+        first = first + (starts[i] < grant.effective + 2 * MINUTE_MS and 1 or 0)
       end
       first_places[grant.name] = first
     end
