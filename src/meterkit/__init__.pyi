@@ -30,6 +30,7 @@ from meterkit.delivery.flush_report import FlushReport as FlushReport
 from meterkit.delivery.flush_report import Unsealed as Unsealed
 from meterkit.delivery.flusher import Flusher as Flusher
 from meterkit.delivery.reconciler import Reconciled as Reconciled
+from meterkit.errors import AddonLimitError as AddonLimitError
 from meterkit.errors import CurrencyError as CurrencyError
 from meterkit.errors import CustomerError as CustomerError
 from meterkit.errors import InvoiceOpenError as InvoiceOpenError
@@ -48,6 +49,7 @@ from meterkit.errors import StripeUnavailableError as StripeUnavailableError
 from meterkit.errors import SubscriptionBusyError as SubscriptionBusyError
 from meterkit.errors import SubscriptionError as SubscriptionError
 from meterkit.errors import SubscriptionExistsError as SubscriptionExistsError
+from meterkit.errors import UnknownAddonError as UnknownAddonError
 from meterkit.errors import UnknownFeatureError as UnknownFeatureError
 from meterkit.errors import UnknownMeterError as UnknownMeterError
 from meterkit.errors import UnknownPlanError as UnknownPlanError

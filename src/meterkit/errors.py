@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
 __all__ = [
+    "AddonLimitError",
     "CurrencyError",
     "CustomerError",
     "InvoiceOpenError",
@@ -28,6 +29,7 @@ __all__ = [
     "SubscriptionBusyError",
     "SubscriptionError",
     "SubscriptionExistsError",
+    "UnknownAddonError",
     "UnknownFeatureError",
     "UnknownMeterError",
     "UnknownPlanError",
@@ -152,6 +154,47 @@ class UnknownPlanError(MeterkitError, ValueError):
     def of(cls, plan: object, plans: Iterable[str], *, name: str = "plan") -> UnknownPlanError:
         """Make the error for a key that is not among the plans; ``name`` is the argument's."""
         return cls(str(plan), _unknown_message(name, plan, plans, allowed="the plans"))
+
+
+class UnknownAddonError(MeterkitError, ValueError):
+    """An add-on is not in the plans file, or cannot be bought beside the plan.
+
+    Attributes:
+        addon: the key that was given.
+        allowed: keys of the add-ons that can be bought beside the plan.
+    """
+
+    def __init__(self, addon: str, message: str, *, allowed: Iterable[str] = ()) -> None:
+        self.addon = addon
+        self.allowed = tuple(allowed)
+        super().__init__(message)
+
+    @classmethod
+    def of(cls, addon: object, plan: str, allowed: Collection[str]) -> UnknownAddonError:
+        """Make the error for a key that is not among the add-ons of a plan."""
+        if not allowed:
+            message = f"addons: found {addon!r:.80}; the plan {plan!r:.80} allows no add-ons"
+            return cls(str(addon), message)
+        words = _unknown_message("addons", addon, allowed, allowed=f"the add-ons of plan {plan!r:.80}:")
+        return cls(str(addon), words, allowed=sorted(allowed))
+
+
+class AddonLimitError(MeterkitError, ValueError):
+    """A quantity of an add-on is below 0, or above its ``max``.
+
+    Attributes:
+        addon: its key.
+        quantity: the requested one.
+        limit: the highest allowed one.
+    """
+
+    def __init__(self, addon: str, *, quantity: int, limit: int) -> None:
+        self.addon = addon
+        self.quantity = quantity
+        self.limit = limit
+        super().__init__(
+            f"addons: found {quantity!r:.40} of {addon!r:.80}; allowed is an integer from 0 to {limit}"
+        )
 
 
 def _unknown_message(name: str, found: object, known: Iterable[str], *, allowed: str) -> str:

@@ -6,11 +6,14 @@ Stripe's dashboard, and the item of the old plan's usage must then still be foun
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from meterkit.errors import UnknownAddonError
 from meterkit.subscriptions.stripe_objects import (
+    addon_key,
+    addon_of_price,
     base_key,
     id_in,
     is_metered_key,
@@ -25,13 +28,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog.models import Bought
     from meterkit.stripe.request import Parameter
 
 CREATE_PRORATIONS: Final = "create_prorations"
 """``proration_behavior`` of a change whose difference goes on the next invoice."""
 
-_Kind = Literal["base", "seat", "metered"]
 _BASE: Final = 1
+
+
+class _ItemRole(NamedTuple):
+    """The part of a plan that an item sells; a plan has one item of each role.
+
+    Attributes:
+        kind: the kind of the part.
+        of: the meter at Stripe of a metered item, the key of an add-on; otherwise None.
+    """
+
+    kind: Literal["base", "seat", "metered", "addon"]
+    of: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +82,8 @@ class PlanPrices:
         meters: all meters at Stripe that carry a meter of the plans file: id to event name, active ones
             first.
         overridden: metered prices that an override gives one customer instead of the plan's.
+        addons: price of each add-on that may be bought beside the plan, by key; those that Stripe lacks are
+            missing.
     """
 
     plan: str
@@ -75,6 +92,7 @@ class PlanPrices:
     metered: Mapping[str, str | None]
     meters: Mapping[str, str]
     overridden: frozenset[str] = frozenset()
+    addons: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class _ItemMatch(NamedTuple):
@@ -82,8 +100,8 @@ class _ItemMatch(NamedTuple):
 
     Attributes:
         wanted: each item of the plan with the present one that becomes it; None: there is none.
-        left: items to remove: of another plan, or a second one of a meter.
-        others: add-ons that belong to no plan; they stay.
+        left: items to remove: of another plan, a second one of a meter, or an add-on that is not wanted.
+        others: items that the plans file does not sell; they stay.
     """
 
     wanted: Sequence[tuple[dict[str, Parameter], LiveItem | None]]
@@ -142,18 +160,57 @@ def _interval_of(price: Mapping[str, Any]) -> tuple[Any, Any]:
     return recurring.get("interval"), recurring.get("interval_count", 1)
 
 
-def new_items(prices: PlanPrices, paid_seats: int) -> list[dict[str, Parameter]]:
+def addons_in(items: Iterable[LiveItem], catalog: Catalog) -> Bought:
+    """Add-ons of the plans file among items, also those that the plan does not list."""
+    found: dict[str, int] = {}
+    for item in items:
+        addon = addon_of_price(item.price, item.key, catalog)
+        if addon is not None and item.quantity:
+            found[addon] = found.get(addon, 0) + item.quantity
+    return tuple(sorted(found.items()))
+
+
+def new_items(prices: PlanPrices, paid_seats: int, addons: Bought = ()) -> list[dict[str, Parameter]]:
     """Build the items of a plan as parameters of a new subscription.
 
     Args:
         prices: of the plan.
         paid_seats: number that costs the seat price; 0: no item.
+        addons: bought beside the plan.
+
+    Raises:
+        UnknownAddonError: Stripe has no price of an add-on.
     """
-    items: list[dict[str, Parameter]] = [{"price": prices.base, "quantity": _BASE}]
+    return [_require_price(line, role) for line, role in _wanted_items(prices, paid_seats, addons)]
+
+
+def _wanted_items(
+    prices: PlanPrices, paid_seats: int, addons: Bought
+) -> list[tuple[dict[str, Parameter], _ItemRole]]:
+    """Items of a plan with their roles; the price of an add-on that Stripe lacks is empty."""
+    items: list[tuple[dict[str, Parameter], _ItemRole]] = [
+        ({"price": prices.base, "quantity": _BASE}, _ItemRole("base"))
+    ]
     if prices.seat is not None and paid_seats:
-        items.append({"price": prices.seat, "quantity": paid_seats})
-    items.extend({"price": price} for price in prices.metered)
+        items.append(({"price": prices.seat, "quantity": paid_seats}, _ItemRole("seat")))
+    items.extend(
+        ({"price": prices.addons.get(addon, ""), "quantity": quantity}, _ItemRole("addon", addon))
+        for addon, quantity in addons
+    )
+    items.extend(({"price": price}, _ItemRole("metered", meter)) for price, meter in prices.metered.items())
     return items
+
+
+def _require_price(line: dict[str, Parameter], role: _ItemRole) -> dict[str, Parameter]:
+    """Return an item. Raises UnknownAddonError if it has no price."""
+    if line["price"]:
+        return line
+    addon = role.of or ""
+    raise UnknownAddonError(
+        addon,
+        f"addons: {addon!r:.80} cannot be bought yet: Stripe has no active price with the lookup key"
+        f" {addon_key(addon)!r:.200}; `meterkit stripe sync` makes it",
+    )
 
 
 def are_of(items: Iterable[LiveItem], wanted: Iterable[Mapping[str, Parameter]]) -> bool:
@@ -168,14 +225,15 @@ def next_items(
     catalog: Catalog,
     prices: PlanPrices,
     paid_seats: int,
+    addons: Bought,
     settings: Mapping[str, Mapping[str, Parameter]] | None = None,
 ) -> list[dict[str, Parameter]]:
-    """Build the items of a subscription with another plan; add-ons stay.
+    """Build the items of a subscription with another plan; what the plans file does not sell stays.
 
     ``settings`` has the other parameters of present items by their ids, such as tax rates. An item that
     becomes one of the new plan keeps them.
     """
-    found = _match_items(current, catalog, prices, paid_seats)
+    found = _match_items(current, catalog, prices, paid_seats, addons)
     kept = settings or {}
     return [
         *({**({} if item is None else kept.get(item.id, {})), **wanted} for wanted, item in found.wanted),
@@ -191,15 +249,19 @@ def as_new(item: LiveItem) -> dict[str, Parameter]:
 
 
 def updates(
-    current: Sequence[LiveItem], catalog: Catalog, prices: PlanPrices, paid_seats: int
+    current: Sequence[LiveItem],
+    catalog: Catalog,
+    prices: PlanPrices,
+    paid_seats: int,
+    addons: Bought = (),
 ) -> list[dict[str, Parameter]]:
-    """Item changes that turn a subscription into a plan with seats; add-ons are kept.
+    """Item changes that turn a subscription into a plan with seats and add-ons.
 
-    Empty if the subscription has exactly the plan's items. An item is changed rather than replaced, so that
-    Stripe prorates what was paid for it. A price of this plan that ``meterkit stripe sync`` has replaced
-    stays: its subscribers keep it.
+    Empty if the subscription has exactly the plan's items. Items that the plans file does not sell are kept.
+    An item is changed rather than replaced, so that Stripe prorates what was paid for it. A price of this
+    plan, or of an add-on, that ``meterkit stripe sync`` has replaced stays: its subscribers keep it.
     """
-    found = _match_items(current, catalog, prices, paid_seats)
+    found = _match_items(current, catalog, prices, paid_seats, addons)
     changes: list[dict[str, Parameter]] = []
     for wanted, item in found.wanted:
         if item is None:
@@ -220,31 +282,24 @@ def changes_metered(current: Iterable[LiveItem], changes: Iterable[Mapping[str, 
 
 
 def _match_items(
-    current: Sequence[LiveItem], catalog: Catalog, prices: PlanPrices, paid_seats: int
+    current: Sequence[LiveItem], catalog: Catalog, prices: PlanPrices, paid_seats: int, addons: Bought
 ) -> _ItemMatch:
-    kinds = _classify_items(current, catalog, prices)
-    left = [item for item in current if item.id in kinds]
+    roles = _classify_items(current, catalog, prices)
+    left = [item for item in current if item.id in roles]
     wanted: list[tuple[dict[str, Parameter], LiveItem | None]] = []
-    for line in new_items(prices, paid_seats):
-        kind = _kind_of(line, prices)
-        meter = prices.metered.get(str(line["price"]))
+    for line, role in _wanted_items(prices, paid_seats, addons):
         near = [
-            (_item_distance(item, line, kind, catalog, prices), item)
+            (_item_distance(item, line, role, catalog, prices), item)
             for item in left
-            if kinds[item.id] == kind and item.meter == meter
+            if roles[item.id] == role
         ]
         distance, item = min(near, key=itemgetter(0), default=(_ANOTHER, None))
         if item is not None:
             left.remove(item)
             if distance == _REPLACED:
                 line["price"] = item.price
-        wanted.append((line, item))
-    return _ItemMatch(wanted, left, [item for item in current if item.id not in kinds])
-
-
-def _kind_of(line: Mapping[str, Parameter], prices: PlanPrices) -> _Kind:
-    price = line["price"]
-    return "base" if price == prices.base else "seat" if price == prices.seat else "metered"
+        wanted.append((_require_price(line, role), item))
+    return _ItemMatch(wanted, left, [item for item in current if item.id not in roles])
 
 
 _SAME: Final = 0
@@ -253,14 +308,16 @@ _ANOTHER: Final = 2
 
 
 def _item_distance(
-    item: LiveItem, line: Mapping[str, Parameter], kind: _Kind, catalog: Catalog, prices: PlanPrices
+    item: LiveItem, line: Mapping[str, Parameter], role: _ItemRole, catalog: Catalog, prices: PlanPrices
 ) -> int:
-    """Distance of an item to a wanted one: its price, a replaced price of it, or of another plan."""
+    """Distance of an item to a wanted one of its role: its price, a replaced price of it, or another one."""
     if item.price == line["price"]:
         return _SAME
-    if kind == "base":
+    if role.kind == "addon":
+        return _REPLACED
+    if role.kind == "base":
         is_ours = plan_of_price(item.price, item.key, catalog) == prices.plan
-    elif kind == "seat":
+    elif role.kind == "seat":
         is_ours = item.key == seat_key(prices.plan)
     else:
         # An older price of the plan is no substitute for one of an override.
@@ -268,8 +325,10 @@ def _item_distance(
     return _REPLACED if is_ours else _ANOTHER
 
 
-def _classify_items(current: Sequence[LiveItem], catalog: Catalog, prices: PlanPrices) -> dict[str, _Kind]:
-    """Classify the items that belong to a plan, by their ids; all others are add-ons.
+def _classify_items(
+    current: Sequence[LiveItem], catalog: Catalog, prices: PlanPrices
+) -> dict[str, _ItemRole]:
+    """Roles of the items that the plans file sells, by their ids; all others are left out.
 
     Metered items belong to a plan by their meter; if the plans file lacks the meter, by the product of a base
     price.
@@ -278,17 +337,19 @@ def _classify_items(current: Sequence[LiveItem], catalog: Catalog, prices: PlanP
     bases = {plan.price.stripe_price for plan in plans} | {prices.base}
     seats = {plan.seat_price.stripe_price for plan in plans if plan.seat_price} | {prices.seat}
     base_keys, seat_keys = {base_key(plan.key) for plan in plans}, {seat_key(plan.key) for plan in plans}
-    kinds: dict[str, _Kind] = {}
+    roles: dict[str, _ItemRole] = {}
     for item in current:
         if item.price in bases or item.key in base_keys:
-            kinds[item.id] = "base"
+            roles[item.id] = _ItemRole("base")
         elif item.price in seats or item.key in seat_keys:
-            kinds[item.id] = "seat"
-    products = {item.product for item in current if kinds.get(item.id) == "base"}
+            roles[item.id] = _ItemRole("seat")
+        elif (addon := addon_of_price(item.price, item.key, catalog)) is not None:
+            roles[item.id] = _ItemRole("addon", addon)
+    products = {item.product for item in current if roles.get(item.id) == _ItemRole("base")}
     for item in current:
         if item.meter is not None and (item.meter in prices.meters or item.product in products):
-            kinds[item.id] = "metered"
-    return kinds
+            roles[item.id] = _ItemRole("metered", item.meter)
+    return roles
 
 
 # https://docs.stripe.com/api/subscriptions/create#create_subscription-trial_settings

@@ -78,6 +78,11 @@ def seat_key(plan: str) -> str:
     return f"{LOOKUP_MARK}:{plan}:seats"
 
 
+def addon_key(addon: str) -> str:
+    """The lookup key of the price of an add-on, whatever plan it is bought beside."""
+    return f"{LOOKUP_MARK}:addon:{addon}"
+
+
 def meter_key(plan: str, meter: str) -> str:
     """The lookup key of a plan's price on a meter."""
     return f"{LOOKUP_MARK}:{plan}:{_METER}:{meter}"
@@ -127,6 +132,13 @@ def plan_of_price(price: str, key: str, catalog: Catalog) -> str | None:
     """The plan with this base price; None if there is none. An id in the plans file takes precedence."""
     named = (plan.key for plan in catalog.plans.values() if plan.price.stripe_price == price)
     keyed = (plan.key for plan in catalog.plans.values() if key == base_key(plan.key))
+    return next(named, None) or next(keyed, None)
+
+
+def addon_of_price(price: str, key: str, catalog: Catalog) -> str | None:
+    """The add-on with this price; None if there is none. An id in the plans file takes precedence."""
+    named = (addon.key for addon in catalog.addons.values() if addon.price.stripe_price == price)
+    keyed = (addon for addon in catalog.addons if key == addon_key(addon))
     return next(named, None) or next(keyed, None)
 
 
