@@ -118,6 +118,8 @@ PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(
         _urn_type(403, "origin-not-allowed", "Origin Not Allowed"),
         _urn_type(400, "url-not-allowed", "URL Not Allowed", field=_TEXT),
         _urn_type(422, "plan-unknown", "Plan Unknown", plan=_TEXT),
+        _urn_type(422, "addon-unknown", "Add-on Unknown", addon=_TEXT, allowed=_TEXTS),
+        _urn_type(422, "addon-limit", "Add-on Limit", addon=_TEXT, limit=_COUNT),
         _urn_type(422, "request-invalid", "Request Invalid", errors=_FIELD_ERRORS),
         _urn_type(409, "currency-fixed", "Currency Fixed", currency=_TEXT),
         _urn_type(413, "request-too-large", "Request Too Large", limit=_COUNT),

@@ -300,6 +300,7 @@ class SyncSubscriptions(SyncPart):
         "preview",
         "change_plan",
         "set_seats",
+        "set_addons",
         "cancel",
         "resume",
         "invoices",

@@ -25,7 +25,7 @@ COMMANDS: Final = {
         "outbox": "list show redrive park drop",
         "grants": "add list void ledger",
         "plans": "migrate",
-        "subscriptions": "show preview change seats cancel resume invoices sync check repair",
+        "subscriptions": "show preview change seats addons cancel resume invoices sync check repair",
         "audit": "rebuild verify",
         "revenue": "spend",
         "storage": "recalculate",

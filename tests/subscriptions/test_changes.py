@@ -167,9 +167,7 @@ DAY_S = 86_400
 HALFWAY = BillingCycle(1_793_491_200, 1_796_083_200, 1_794_787_200)
 
 
-def parts(
-    cents: int, price: str = "price_pro", *, seats: int = 0
-) -> dict[Literal["base", "seats"], PrepaidLine]:
+def parts(cents: int, price: str = "price_pro", *, seats: int = 0) -> dict[str, PrepaidLine]:
     if not seats:
         return {"base": PrepaidLine(price, cents, 1)}
     return {"base": PrepaidLine(price, cents, 1), "seats": PrepaidLine("price_seat", 901, seats)}

@@ -17,7 +17,7 @@ from meterkit.errors import NoSubscriptionError
 from meterkit.subscriptions.change_rules import SEATS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from meterkit.customers.drift_records import Drift
     from meterkit.subscriptions.change_rules import OverLimit
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 commands = command_group("subscriptions", "Show and change subscriptions at Stripe.")
 
-_RARE: Final = frozenset({"seats", "trial ends", "ends", "scheduled", "due", "paid"})
+_RARE: Final = frozenset({"seats", "trial ends", "ends", "scheduled", "due", "paid", "add-ons"})
 """Columns that are shown where there is something in them."""
 _Seats: Final = integer_between(1, SEATS_MAX)
+_ADDONS_HELP: Final = "An add-on of the plans file, and its new quantity: storage_pack=2."
 
 
 @command(commands)
@@ -53,18 +54,25 @@ async def preview(
     seats: Annotated[
         int | None, typer.Option("--seats", parser=_Seats, metavar="N", help="New total number of seats.")
     ] = None,
+    addons: Annotated[
+        list[str] | None,
+        typer.Option("--addon", metavar="NAME=N", help=f"{_ADDONS_HELP} May be repeated."),
+    ] = None,
 ) -> None:
-    """Show what another plan or number of seats costs.
+    """Show what another plan, number of seats or quantity of add-ons costs.
 
     With discounts and taxes, without usage. Also shows gauges that exceed the new limits. Changes nothing.
     """
-    if plan is None and seats is None:
-        raise WrongUsageError("give --plan PLAN, --seats N, or both")
+    if plan is None and seats is None and not addons:
+        raise WrongUsageError("give --plan PLAN, --seats N, --addon NAME=N, or several of them")
+    given = _parse_addons(addons or ())
     async with session.kit(customer, reads=True) as kit:
-        found = await kit.subscriptions.preview(customer, plan=plan, seats=seats)
+        found = await kit.subscriptions.preview(customer, plan=plan, seats=seats, addons=given)
 
     def print_preview() -> None:
         echo(found.proration.description)
+        if found.ended_addons:
+            echo(f"ends with the plan: {_addons_text(found.ended_addons)}")
         for line in _over_limit_lines(found.over_limit):
             echo(line)
 
@@ -93,6 +101,22 @@ async def seats(
     """Set the number of seats of a subscription, now."""
     async with session.kit(customer) as kit:
         _print_change(session, await kit.subscriptions.set_seats(customer, number))
+
+
+@command(commands)
+async def addons(
+    session: Session,
+    customer: CustomerArgument,
+    quantities: Annotated[list[str], typer.Argument(metavar="NAME=N", help=_ADDONS_HELP)],
+) -> None:
+    """Set quantities of add-ons of a subscription.
+
+    More take effect now, fewer when the period ends. Others stay; 0 gives one up. To cancel a scheduled
+    change, give the present quantity.
+    """
+    given = _parse_addons(quantities)
+    async with session.kit(customer) as kit:
+        _print_change(session, await kit.subscriptions.set_addons(customer, given))
 
 
 @command(commands)
@@ -209,9 +233,25 @@ def _show_subscription(session: Session, found: Subscription) -> None:
     session.show(asdict(found), lambda: print_records([_row(found)], rare=_RARE))
 
 
+def _parse_addons(quantities: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for text in quantities:
+        addon, _, number = text.partition("=")
+        if not addon or addon in found or not number.isascii() or not number.isdigit() or len(number) > 9:
+            raise WrongUsageError(f"found {text!r:.60}; allowed is NAME=N, such as storage_pack=2, once a name")
+        found[addon] = int(number)
+    return found
+
+
+def _addons_text(addons: Mapping[str, int]) -> str:
+    return ", ".join(f"{quantity} {addon}" for addon, quantity in addons.items())
+
+
 def _print_change(session: Session, changed: SubscriptionChange) -> None:
     def print_change() -> None:
         echo(changed.proration.description)
+        if changed.ended_addons:
+            echo(f"ends with the plan: {_addons_text(changed.ended_addons)}")
         print_records([_row(changed.subscription)], rare=_RARE)
 
     if changed.client_secret is not None:
@@ -230,7 +270,8 @@ def _row(found: Subscription) -> dict[str, object]:
     scheduled = ""
     if pending is not None:
         seats_text = f"{pending.seats} seats" if pending.seats else ""
-        scheduled = " ".join(filter(None, (pending.plan, seats_text, cell_text(pending.effective_at))))
+        texts = (pending.plan, seats_text, _addons_text(pending.addons), cell_text(pending.effective_at))
+        scheduled = " ".join(filter(None, texts))
     return {
         "customer": found.customer,
         "subscription": found.id,
@@ -238,6 +279,7 @@ def _row(found: Subscription) -> dict[str, object]:
         "status": found.status,
         "access": found.access,
         "seats": found.seats or "",
+        "add-ons": _addons_text(found.addons),
         "period": f"{cell_text(found.current_period_start)} to {cell_text(found.current_period_end)}",
         "trial ends": found.trial_end if found.status == "trialing" else "",
         "ends": found.cancel_at,

@@ -182,7 +182,7 @@ def _problem_answer(problem: ProblemDocument) -> BillingAnswer:
 def _serialize(endpoint: BillingEndpoint, found: object) -> bytes:
     if endpoint.response_type is UsageAnswer:  # It is a typed mapping; a model would copy it.
         return json.dumps(found, separators=(",", ":"), default=iso).encode()
-    left_out = {name for name in endpoint.optional if getattr(found, name) is None}
+    left_out = {name for name in endpoint.optional if not getattr(found, name)}
     return _adapter(endpoint.response_type).dump_json(found, exclude=left_out)
 
 

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import (
+    AddonLimitError,
     CurrencyError,
     CustomerError,
     InvoiceOpenError,
@@ -21,6 +22,7 @@ from meterkit.errors import (
     SubscriptionBusyError,
     SubscriptionError,
     SubscriptionExistsError,
+    UnknownAddonError,
     UnknownPlanError,
 )
 from meterkit.problem_types import ProblemDocument
@@ -40,11 +42,8 @@ def problem_of(error: MeterkitError) -> ProblemDocument:
         return _of_stripe(error)
     if isinstance(error, SubscriptionError):
         return _of_subscription(error)
-    if isinstance(error, UnknownPlanError):
-        detail = "There is no such plan to subscribe to."
-        return ProblemDocument.of("plan-unknown", detail, {"plan": error.plan[:128]})
-    if isinstance(error, QuantityError):
-        return invalid([{"field": "seats", "message": str(error)}])
+    if isinstance(error, UnknownPlanError | UnknownAddonError | AddonLimitError | QuantityError):
+        return _of_argument(error)
     _logger.error("a billing request could not be served: %s", error)
     if isinstance(error, CustomerError):
         return ProblemDocument.of(
@@ -54,6 +53,24 @@ def problem_of(error: MeterkitError) -> ProblemDocument:
     return ProblemDocument.of(
         "temporary-reduced-capacity", "This cannot be served at the moment.", wait_s=wait_s
     )
+
+
+def _of_argument(
+    error: UnknownPlanError | UnknownAddonError | AddonLimitError | QuantityError,
+) -> ProblemDocument:
+    if isinstance(error, UnknownPlanError):
+        detail = "There is no such plan to subscribe to."
+        return ProblemDocument.of("plan-unknown", detail, {"plan": error.plan[:128]})
+    if isinstance(error, UnknownAddonError):
+        names = ", ".join(error.allowed)
+        detail = "There is no such add-on to buy."
+        detail += f" Add-ons of the plan are: {names}." if names else " The plan has no add-ons."
+        members = {"addon": error.addon[:128], "allowed": list(error.allowed)}
+        return ProblemDocument.of("addon-unknown", detail, members)
+    if isinstance(error, AddonLimitError):
+        detail = f"Up to {error.limit} of this add-on can be bought, and not fewer than 0."
+        return ProblemDocument.of("addon-limit", detail, {"addon": error.addon, "limit": error.limit})
+    return invalid([{"field": "seats", "message": str(error)}])
 
 
 def invalid(errors: list[dict[str, str]]) -> ProblemDocument:

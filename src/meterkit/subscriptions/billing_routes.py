@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.decisions.periods import period_ms
@@ -32,11 +32,15 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
 
 _SEATS_DIGITS_MAX: Final = 15
+_ADDONS_MAX: Final = 100
 _Handler = TypeVar("_Handler", bound="Callable[[BillingKit, BillingRequest], Awaitable[object]]")
 
 
 _Plan = Annotated[str, Field(min_length=1, max_length=128, description="The key of a plan.")]
 _Seats = Annotated[int, Field(ge=1, le=SEATS_MAX, description="Seats in all.")]
+_Addons = Annotated[
+    dict[str, int], Field(max_length=_ADDONS_MAX, description="The quantity of each add-on, by key.")
+]
 _Url = Annotated[str, Field(min_length=1, max_length=2048, description="An address of an allowed origin.")]
 
 
@@ -49,6 +53,7 @@ class CreateBody(_Body):
 
     plan: _Plan
     seats: _Seats = 1
+    addons: _Addons = Field(default_factory=dict[str, int])
 
 
 class PlanBody(_Body):
@@ -61,6 +66,12 @@ class SeatsBody(_Body):
     """The new number of seats of a subscription."""
 
     seats: _Seats
+
+
+class AddonsBody(RootModel[_Addons]):
+    """The new quantity of each add-on, by key; those left out stay, 0 gives one up."""
+
+    model_config = ConfigDict(strict=True, frozen=True, hide_input_in_errors=True)
 
 
 class CancelBody(_Body):
@@ -150,7 +161,7 @@ class BillingEndpoint:
         query: its query parameters with their descriptions.
         status: of a successful response.
         problems: codes of its problem types, besides those of all routes.
-        optional: members that a response has only if they are set.
+        optional: members that a response has only if they are set, and not empty.
     """
 
     method: str
@@ -182,6 +193,7 @@ class BillingEndpoint:
 
 
 _PLAN_PROBLEMS: Final = ("subscription-conflict", "currency-fixed", "plan-unknown")
+_ADDON_PROBLEMS: Final = ("addon-unknown", "addon-limit")
 _PAYMENT_PROBLEMS: Final = ("billing-payment-required", "payment-method-missing", "invoice-open")
 ENDPOINTS: Final[list[BillingEndpoint]] = []
 """The billing routes, in the order in which they are documented."""
@@ -209,6 +221,21 @@ def _seats_in(query: Mapping[str, str]) -> int | None:
     if not written.isascii() or not written.isdigit() or len(written) > _SEATS_DIGITS_MAX:
         raise wrong("seats", "must be a whole number")
     return int(written)
+
+
+def _addons_in(query: Mapping[str, str]) -> dict[str, int] | None:
+    """Read quantities of add-ons: ``NAME:N``, several by comma."""
+    written = query.get("addons")
+    if written is None:
+        return None
+    found: dict[str, int] = {}
+    for one in written.split(","):
+        addon, _, quantity = one.rpartition(":")
+        is_number = quantity.isascii() and quantity.isdigit() and len(quantity) <= _SEATS_DIGITS_MAX
+        if not addon or addon in found or not is_number:
+            raise wrong("addons", "must be NAME:N, several by comma, each name once")
+        found[addon] = int(quantity)
+    return found
 
 
 def period_in(query: Mapping[str, str]) -> int | None:
@@ -243,24 +270,38 @@ async def _get(kit: BillingKit, request: BillingRequest) -> Subscription:
     body_type=CreateBody,
     response_type=NewSubscription,
     status=201,
-    problems=("subscription-exists", *_PLAN_PROBLEMS, "billing-payment-required", "invoice-open"),
+    problems=(
+        "subscription-exists",
+        *_PLAN_PROBLEMS,
+        *_ADDON_PROBLEMS,
+        "billing-payment-required",
+        "invoice-open",
+    ),
     optional=("missing",),
 )
 async def _create(kit: BillingKit, request: BillingRequest) -> NewSubscription:
-    return await kit.subscriptions.create(request.customer, request.body.plan, request.body.seats)
+    body: CreateBody = request.body
+    return await kit.subscriptions.create(request.customer, body.plan, body.seats, addons=body.addons)
 
 
 @_add_endpoint(
     "GET",
     "/subscription/preview",
-    "What another plan, or other seats, would cost",
-    query={"plan": "The key of another plan.", "seats": "Other seats, in all."},
+    "What another plan, other seats or add-ons would cost",
+    query={
+        "plan": "The key of another plan.",
+        "seats": "Other seats, in all.",
+        "addons": "Other quantities of add-ons: NAME:N, several by comma.",
+    },
     response_type=Preview,
-    problems=("no-subscription", *_PLAN_PROBLEMS, "request-invalid"),
+    problems=("no-subscription", *_PLAN_PROBLEMS, *_ADDON_PROBLEMS, "request-invalid"),
+    optional=("ended_addons",),
 )
 async def _preview(kit: BillingKit, request: BillingRequest) -> Preview:
-    plan, seats = request.query.get("plan"), _seats_in(request.query)
-    return await kit.subscriptions.preview(request.customer, plan=plan, seats=seats)
+    query = request.query
+    return await kit.subscriptions.preview(
+        request.customer, plan=query.get("plan"), seats=_seats_in(query), addons=_addons_in(query)
+    )
 
 
 @_add_endpoint(
@@ -270,6 +311,7 @@ async def _preview(kit: BillingKit, request: BillingRequest) -> Preview:
     body_type=PlanBody,
     response_type=SubscriptionChange,
     problems=("no-subscription", *_PLAN_PROBLEMS, *_PAYMENT_PROBLEMS),
+    optional=("ended_addons",),
 )
 async def _change_plan(kit: BillingKit, request: BillingRequest) -> SubscriptionChange | AcceptedChange:
     change = await kit.subscriptions.change_plan(request.customer, request.body.plan)
@@ -289,9 +331,30 @@ async def _change_plan(kit: BillingKit, request: BillingRequest) -> Subscription
         "currency-fixed",
         *_PAYMENT_PROBLEMS,
     ),
+    optional=("ended_addons",),
 )
 async def _set_seats(kit: BillingKit, request: BillingRequest) -> SubscriptionChange:
     return await kit.subscriptions.set_seats(request.customer, request.body.seats)
+
+
+@_add_endpoint(
+    "PUT",
+    "/subscription/addons",
+    "Have other quantities of add-ons",
+    body_type=AddonsBody,
+    response_type=SubscriptionChange,
+    problems=(
+        "no-subscription",
+        *_ADDON_PROBLEMS,
+        "subscription-conflict",
+        "currency-fixed",
+        *_PAYMENT_PROBLEMS,
+    ),
+    optional=("ended_addons",),
+)
+async def _set_addons(kit: BillingKit, request: BillingRequest) -> SubscriptionChange:
+    body: AddonsBody = request.body
+    return await kit.subscriptions.set_addons(request.customer, body.root)
 
 
 @_add_endpoint(
@@ -324,7 +387,7 @@ async def _resume(kit: BillingKit, request: BillingRequest) -> SubscriptionAfter
     "A page of Stripe's where a subscription begins",
     body_type=CheckoutBody,
     response_type=Page,
-    problems=("subscription-exists", *_PLAN_PROBLEMS, "invoice-open", "url-not-allowed"),
+    problems=("subscription-exists", *_PLAN_PROBLEMS, *_ADDON_PROBLEMS, "invoice-open", "url-not-allowed"),
 )
 async def _checkout(kit: BillingKit, request: BillingRequest) -> Page:
     body: CheckoutBody = request.body
@@ -332,6 +395,7 @@ async def _checkout(kit: BillingKit, request: BillingRequest) -> Page:
         request.customer,
         body.plan,
         seats=body.seats,
+        addons=body.addons,
         success_url=body.success_url,
         cancel_url=body.cancel_url,
     )

@@ -57,7 +57,7 @@ def course_of(
     if wanted.key == current.key:
         return "keep" if pending is None else "unschedule"
     when = changes.downgrade if wanted.rank < current.rank else changes.upgrade
-    leaves_year = _by_year(current, paid_per) and not _by_year(wanted)
+    leaves_year = is_by_year(current, paid_per) and not is_by_year(wanted)
     if repeats_tiers or (wanted.rank <= current.rank and leaves_year):
         when = "period_end"
     return "keep" if when == "period_end" and pending == wanted.key else when
@@ -78,7 +78,8 @@ def repeats_tiers(had: Iterable[Plan], wanted: Plan, meters: Mapping[str, Meter]
     return not started.isdisjoint(meters_billed_by_tiers(meters, wanted))
 
 
-def _by_year(plan: Plan, paid_per: str | None = None) -> bool:
+def is_by_year(plan: Plan, paid_per: str | None = None) -> bool:
+    """Whether a plan includes quantities by the year; ``paid_per`` is the interval that is paid for."""
     return (paid_per or plan.price.interval, plan.price.included_per) == ("year", "interval")
 
 
@@ -93,8 +94,13 @@ def sells_seats(plan: Plan, seat_meter: str | None) -> bool:
 
 
 def included_seats(plan: Plan, seat_meter: str | None) -> int:
-    """Number of seats that the base price of a plan covers; 0 if it is not given or unlimited."""
+    """Number of seats that a plan and its add-ons cover; 0 if it is not given or unlimited."""
     return 0 if seat_meter is None else plan.entitlements[seat_meter].included or 0
+
+
+def total_seats(plan: Plan, seat_meter: str | None, paid: int) -> int:
+    """Number of seats with those that cost the seat price; 0 if the plan sells none."""
+    return included_seats(plan, seat_meter) + paid if sells_seats(plan, seat_meter) else 0
 
 
 def paid_seats(plan: Plan, seat_meter: str | None, seats: int) -> int:
@@ -128,7 +134,7 @@ def over_limit(catalog: Catalog, plan: Plan, seats: int, levels: Mapping[str, in
 
     Args:
         catalog: the plans file.
-        plan: the plan.
+        plan: the plan, with its add-ons.
         seats: paid seats.
         levels: of the gauges.
     """

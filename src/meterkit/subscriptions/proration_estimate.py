@@ -1,4 +1,4 @@
-"""Proration: the cost of another plan or other seats, by Stripe's preview or an estimate. Pure.
+"""Proration: the cost of another plan, other seats or add-ons, by Stripe's preview or an estimate. Pure.
 
 The estimate takes the prices of the plans file. Within a billing period it credits unused time and charges
 the rest: by the second, rounded once a line, half away from zero, as Stripe does
@@ -18,11 +18,9 @@ from meterkit.subscriptions.change_rules import paid_seats
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog import Plan
+    from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog.models import Bought
     from meterkit.decisions.subscription import SubscriptionState
-
-
-_Part = Literal["base", "seats"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +100,8 @@ class BillingCycle(NamedTuple):
 
 
 def prorate_lines(
-    before: Mapping[_Part, PrepaidLine],
-    after: Mapping[_Part, PrepaidLine],
+    before: Mapping[str, PrepaidLine],
+    after: Mapping[str, PrepaidLine],
     paid: BillingCycle,
     comes: BillingCycle | None = None,
 ) -> tuple[int, int]:
@@ -113,7 +111,7 @@ def prorate_lines(
     the new lines are charged for the rest of the longer or shorter period around the change (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
 
     Args:
-        before: paid lines.
+        before: paid lines by the part that they pay for.
         after: the lines that replace them.
         paid: the period of the paid lines.
         comes: the period of the new lines; None: the same.
@@ -131,10 +129,15 @@ def prorate_lines(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanTerms:
-    """A plan, and the total seats of a subscription with it."""
+    """A plan with the add-ons of a subscription composed into it, and its total seats."""
 
     plan: Plan
     seats: int
+
+    @property
+    def addons(self) -> Bought:
+        """The add-ons that are bought beside the plan."""
+        return self.plan.bought
 
 
 def ends_trial(known: SubscriptionState, before: Plan, after: Plan, now_ms: int) -> bool:
@@ -153,7 +156,7 @@ def cost_of(
     *,
     when: Literal["now", "period_end"],
     seat_meter: str | None,
-    currency: str,
+    catalog: Catalog,
     now_ms: int,
     next_period: PlanTerms | None = None,
     previewed: PreviewedCharges | None = None,
@@ -168,12 +171,12 @@ def cost_of(
         after: its new terms.
         when: when they take effect.
         seat_meter: the gauge of seats, or None.
-        currency: of the prices.
+        catalog: the plans file in the customer's currency.
         now_ms: the instant.
         next_period: its terms from the next period on; None: it ends with this one.
         previewed: Stripe's preview; None: there is none.
     """
-    is_trial = known.status_at(now_ms) == "trialing"
+    is_trial, currency = known.status_at(now_ms) == "trialing", catalog.currency
     start_ms, period_end_ms = _current_period(known, before.plan, now_ms)
     credit_cents, charge_cents, end_ms = 0, 0, period_end_ms
     if when == "now":
@@ -186,9 +189,9 @@ def cost_of(
         elif before.plan.price.interval != after.plan.price.interval:
             bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=after.plan.price.interval)
             comes = paid._replace(start_s=bounds.start_ms // 1000, end_s=bounds.end_ms // 1000)
-        lines = _prepaid_lines(before, seat_meter), _prepaid_lines(after, seat_meter)
+        lines = [_prepaid_lines(terms, seat_meter, catalog) for terms in (before, after)]
         credit_cents, charge_cents = prorate_lines(*lines, paid, comes)
-    period_cents = None if next_period is None else _price_of_period(next_period, seat_meter)
+    period_cents = None if next_period is None else _price_of_period(next_period, seat_meter, catalog)
     if previewed is not None:
         credit_cents, charge_cents = previewed.credit_cents, previewed.charge_cents
         period_cents, currency = previewed.period_cents, previewed.currency
@@ -199,7 +202,10 @@ def cost_of(
         net_cents=charge_cents - credit_cents,
         currency=currency,
         effective_at=from_ms(at_ms),
-        description=_describe_change(before, after, when, credit_cents, charge_cents, currency, end_ms)
+        description=_describe_cost(
+            _describe_change(before, after, catalog), when, credit_cents, charge_cents, currency, end_ms
+        )
+        + _describe_later_addons(after, next_period, when, catalog)
         + _describe_next_period(next_period, period_cents, currency),
     )
 
@@ -213,20 +219,22 @@ def _current_period(known: SubscriptionState, plan: Plan, now_ms: int) -> tuple[
     return bounds.start_ms, bounds.end_ms
 
 
-def _prepaid_lines(terms: PlanTerms, seat_meter: str | None) -> dict[Literal["base", "seats"], PrepaidLine]:
-    price, seat_price = terms.plan.price, terms.plan.seat_price
-    lines: dict[Literal["base", "seats"], PrepaidLine] = {
-        "base": PrepaidLine(price.stripe_price or terms.plan.key, price.amount_cents, 1)
-    }
+def _prepaid_lines(terms: PlanTerms, seat_meter: str | None, catalog: Catalog) -> dict[str, PrepaidLine]:
+    plan = catalog.plans[terms.plan.key]
+    price, seat_price = plan.price, plan.seat_price
+    lines = {"base": PrepaidLine(price.stripe_price or plan.key, price.amount_cents, 1)}
     paid = paid_seats(terms.plan, seat_meter, terms.seats)
     if seat_price is not None and paid:
-        lines["seats"] = PrepaidLine(seat_price.stripe_price or terms.plan.key, seat_price.amount_cents, paid)
+        lines["seats"] = PrepaidLine(seat_price.stripe_price or plan.key, seat_price.amount_cents, paid)
+    for addon, quantity in terms.addons:
+        lines[f"addon {addon}"] = PrepaidLine(addon, catalog.addons[addon].price.amount_cents, quantity)
     return lines
 
 
-def _price_of_period(terms: PlanTerms, seat_meter: str | None) -> int:
+def _price_of_period(terms: PlanTerms, seat_meter: str | None, catalog: Catalog) -> int:
     """Price of a period by the plans file."""
-    return sum(line.amount_cents * line.quantity for line in _prepaid_lines(terms, seat_meter).values())
+    lines = _prepaid_lines(terms, seat_meter, catalog)
+    return sum(line.amount_cents * line.quantity for line in lines.values())
 
 
 def _describe_next_period(terms: PlanTerms | None, period_cents: int | None, currency: str) -> str:
@@ -237,21 +245,42 @@ def _describe_next_period(terms: PlanTerms | None, period_cents: int | None, cur
     return f" From the next period on it costs {money(period_cents, currency)} a {interval}, before usage."
 
 
-def _describe_change(
-    before: PlanTerms,
-    after: PlanTerms,
+def _describe_later_addons(
+    terms: PlanTerms, later: PlanTerms | None, when: Literal["now", "period_end"], catalog: Catalog
+) -> str:
+    """Quantities of add-ons that change when the period ends, as a sentence; empty if none does."""
+    if when == "period_end" or later is None or later.plan.key != terms.plan.key:
+        return ""
+    parts = _list_changed_addons(terms, later, catalog)
+    return f" When the period ends: {', '.join(parts)}." if parts else ""
+
+
+def _list_changed_addons(before: PlanTerms, after: PlanTerms, catalog: Catalog) -> list[str]:
+    old, new = dict(before.addons), dict(after.addons)
+    return [
+        f"{old.get(addon, 0)} to {new.get(addon, 0)} {catalog.addons[addon].name}"
+        for addon in sorted(old.keys() | new.keys())
+        if old.get(addon, 0) != new.get(addon, 0)
+    ]
+
+
+def _describe_change(before: PlanTerms, after: PlanTerms, catalog: Catalog) -> str:
+    parts: list[str] = []
+    if before.plan.key != after.plan.key:
+        parts.append(f"{before.plan.name} to {after.plan.name}")
+    if before.seats != after.seats:
+        parts.append(f"{before.seats} to {after.seats} seats")
+    return ", ".join(parts + _list_changed_addons(before, after, catalog)) or "No change"
+
+
+def _describe_cost(
+    change: str,
     when: Literal["now", "period_end"],
     credit_cents: int,
     charge_cents: int,
     currency: str,
     end_ms: int,
 ) -> str:
-    parts: list[str] = []
-    if before.plan.key != after.plan.key:
-        parts.append(f"{before.plan.name} to {after.plan.name}")
-    if before.seats != after.seats:
-        parts.append(f"{before.seats} to {after.seats} seats")
-    change = ", ".join(parts) or "No change"
     end = from_ms(end_ms).strftime("%Y-%m-%d %H:%M UTC")
     if when == "period_end":
         return f"{change} when the period ends, {end}: nothing is due for this one."

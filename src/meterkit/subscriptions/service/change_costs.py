@@ -33,12 +33,19 @@ _logger = logging.getLogger("meterkit.subscriptions")
 _ESTIMATED: Final = " This is estimated by the prices of the plans file: Stripe gave no preview."
 
 
+class PricedChange(NamedTuple):
+    """The cost of a change of plan, and the add-ons that end with it."""
+
+    proration: Proration
+    ended_addons: Mapping[str, int]
+
+
 class RequestedChange(NamedTuple):
     """A change of a subscription.
 
     Attributes:
-        current: the present plan.
-        target: plan and seats after the change.
+        current: the present plan, with its add-ons.
+        target: plan, add-ons and seats after the change.
         when: when the change takes effect.
         later: a scheduled change that stays; None: there is none.
     """
@@ -48,8 +55,14 @@ class RequestedChange(NamedTuple):
     when: Literal["now", "period_end"]
     later: PlanTerms | None = None
 
+    @property
+    def is_invoiced(self) -> bool:
+        """Whether it is invoiced at once, rather than with the next period."""
+        of = self.target.plan
+        return (of.key, of.bought) != (self.current.key, self.current.bought)
+
     def next_terms(self, known: SubscriptionState) -> PlanTerms | None:
-        """Plan and seats from the next period on; None if the subscription is ending."""
+        """Plan, add-ons and seats from the next period on; None if the subscription is ending."""
         return None if known.cancel_at_ms is not None else self.later or self.target
 
 
@@ -82,7 +95,7 @@ class ChangePricer:
                 now,
                 then,
                 period_end_s=known.end_ms // 1000,
-                is_invoiced=change.target.plan.key != change.current.key,
+                is_invoiced=change.is_invoiced,
                 ends_trial=ends_trial(known, change.current, change.target.plan, self.store.now_ms()),
             )
         except (CurrencyError, StripeUnavailableError):
@@ -105,14 +118,14 @@ class ChangePricer:
     def _cost_of(
         self, known: SubscriptionState, change: RequestedChange, previewed: PreviewedCharges | None
     ) -> Proration:
-        catalog, now_ms = self.store.catalog, self.store.now_ms()
+        catalog, now_ms = self.store.catalog.in_currency(known.currency), self.store.now_ms()
         return cost_of(
             known,
             PlanTerms(plan=change.current, seats=known.seats_at(now_ms)),
             change.target,
             when=change.when,
             seat_meter=seat_meter(catalog.meters),
-            currency=catalog.currency,
+            catalog=catalog,
             now_ms=now_ms,
             next_period=change.next_terms(known),
             previewed=previewed,

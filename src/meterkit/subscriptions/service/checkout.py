@@ -73,7 +73,7 @@ class SubscriptionStarter:
         """Create a subscription; return the client secret that pays for it or saves its card, or None."""
         api = self._api()
         linked = await self._stripe_customers.find_or_create(customer)
-        items = new_items(await self._read_prices(customer, plan), paid_seats)
+        items = new_items(await self._read_prices(customer, plan), paid_seats, plan.bought)
         had_trial = await has_used_trial(self._store, customer)
         listed_first: list[dict[str, Any]] | None = None
 
@@ -112,7 +112,7 @@ class SubscriptionStarter:
         """Open a page where the customer subscribes, or find the open one for the same request."""
         api = self._api()
         linked = await self._stripe_customers.find_or_create(customer)
-        items = new_items(await self._read_prices(customer, plan), paid_seats)
+        items = new_items(await self._read_prices(customer, plan), paid_seats, plan.bought)
         found = await self._list_subscriptions(customer, linked)
         await self._refuse_in_force(customer, found)
         await self._refuse_debtor(customer, linked, found)

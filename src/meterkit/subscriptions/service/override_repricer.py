@@ -200,19 +200,15 @@ class OverrideRepricer:
         else:
             await self._states.change(customer, settle)
         if live.schedule is not None:
-            await self._reschedule_phases(customer, (known, current), writer, again)
+            await self._reschedule_phases(known.id, writer, again)
         next_ms = next_end_ms(settled.overrides, self.store.now_ms())
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
 
-    async def _reschedule_phases(
-        self, customer: str, of: tuple[SubscriptionState, Plan], writer: TermsWriter, again: int
-    ) -> None:
+    async def _reschedule_phases(self, subscription: str, writer: TermsWriter, again: int) -> None:
         """Give scheduled phases the prices that the customer has at their beginning."""
-        known, current = of
-        live = await LiveSubscription.fetch(self.changer.api(), known.id, again)
+        live = await LiveSubscription.fetch(self.changer.api(), subscription, again)
         if live is not None and live.schedule is not None:
-            terms_of = await self.changer.present_terms(customer, known, current)
-            await writer.update_phases(live, live.schedule, terms_of)
+            await writer.update_phases(live, live.schedule)
 
     async def _read_unit_prices(
         self, live: LiveSubscription, meters: Collection[str]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping  # noqa: TC003 - as below
+from dataclasses import dataclass, field
 from datetime import datetime  # noqa: TC003 - Pydantic reads the annotations for the billing routes
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,8 +15,6 @@ from meterkit.subscriptions.change_rules import OverLimit  # noqa: TC001 - as ab
 from meterkit.subscriptions.proration_estimate import Proration  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
@@ -28,11 +27,13 @@ class PendingChange:
     Attributes:
         plan: the key of the next plan; None: no plan of the plans file.
         seats: total seats then; 0: that plan sells none.
+        addons: quantity of each add-on then, by key.
         effective_at: when (UTC); of an unconfirmed change, when it was requested.
     """
 
     plan: str | None
     seats: int
+    addons: Mapping[str, int]
     effective_at: datetime
 
 
@@ -49,6 +50,7 @@ class Subscription:
         seats: those that the base price covers and those bought, by the quantities at Stripe; 0: the plan
             sells no seats. If they are unlimited, those of an item that is still paid for. The gauge has
             the seats in use.
+        addons: quantity of each add-on, by key, as at Stripe.
         current_period_start: first instant of the billing period (UTC).
         current_period_end: first instant after it.
         cancel_at_period_end: whether it ends with the period.
@@ -63,6 +65,7 @@ class Subscription:
     status: Status
     access: Access
     seats: int
+    addons: Mapping[str, int]
     current_period_start: datetime
     current_period_end: datetime
     cancel_at_period_end: bool
@@ -105,20 +108,23 @@ class SubscriptionChange:
         confirmed: False: Stripe has not confirmed the change within 10 s. It is retried in the background;
             the event ``subscription.changed`` reports the outcome, and until then it is the
             ``pending_change``.
+        ended_addons: those that the new plan does not list, with their quantities: they end with the change.
     """
 
     subscription: Subscription
     proration: Proration
     client_secret: str | None = None
     confirmed: bool = True
+    ended_addons: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """The cost of a change, and the gauges above its limits."""
+    """The cost of a change, the gauges above its limits, and the add-ons that end with it."""
 
     proration: Proration
     over_limit: tuple[OverLimit, ...]
+    ended_addons: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,12 +200,13 @@ def subscription_of(
         status=status,
         access=effective_plan(state, catalog, now_ms).access,
         seats=known.seats_at(now_ms),
+        addons=dict(known.addons_at(now_ms)),
         current_period_start=from_ms(start_ms),
         current_period_end=from_ms(end_ms),
         cancel_at_period_end=known.cancel_at_period_end,
         cancel_at=None if cancel_at_ms is None else from_ms(cancel_at_ms),
         trial_end=None if known.trial_end_ms is None else from_ms(known.trial_end_ms),
-        pending_change=_pending_change(state, known, now_ms),
+        pending_change=_pending_change(state, known, catalog, now_ms),
     )
 
 
@@ -213,15 +220,30 @@ def _billing_period(known: SubscriptionState, catalog: Catalog, now_ms: int) -> 
     return bounds.start_ms, bounds.end_ms
 
 
-def _pending_change(state: CustomerState, known: SubscriptionState, now_ms: int) -> PendingChange | None:
+def _pending_change(
+    state: CustomerState, known: SubscriptionState, catalog: Catalog, now_ms: int
+) -> PendingChange | None:
     if state.asked_plan not in {None, known.plan} and known.status_at(now_ms) not in ENDED:
-        seats = known.seats_at(now_ms)
-        return PendingChange(plan=state.asked_plan, seats=seats, effective_at=from_ms(state.asked_ms))
+        plan = catalog.plans.get(state.asked_plan or "")
+        return PendingChange(
+            plan=state.asked_plan,
+            seats=known.seats_at(now_ms),
+            addons={
+                addon: quantity
+                for addon, quantity in known.addons_at(now_ms)
+                if plan is not None and addon in plan.addons
+            },
+            effective_at=from_ms(state.asked_ms),
+        )
     at_ms = known.pending_at_ms
     if at_ms is None or at_ms <= now_ms or known.status_at(now_ms) in ENDED:
         return None
-    seats = known.seats if known.pending_seats is None else known.pending_seats
-    return PendingChange(plan=known.pending_plan or known.plan, seats=seats, effective_at=from_ms(at_ms))
+    return PendingChange(
+        plan=known.pending_plan or known.plan,
+        seats=known.seats if known.pending_seats is None else known.pending_seats,
+        addons=dict(known.addons if known.pending_addons is None else known.pending_addons),
+        effective_at=from_ms(at_ms),
+    )
 
 
 def invoice_of(found: Mapping[str, Any]) -> Invoice:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.catalog.addons import with_addons
 from meterkit.catalog.meters import is_sold
 from meterkit.customers.history import read_history
 from meterkit.customers.states import CustomerStates
@@ -14,24 +15,33 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
+from meterkit.subscriptions.addon_rules import (
+    check_addons,
+    ended_addons,
+    merge_addons,
+    scheduled_addons,
+    split_addons,
+)
 from meterkit.subscriptions.change_rules import (
     check_seats,
     check_seats_sold,
     check_sold,
     course_of,
+    is_by_year,
     over_limit,
     paid_seats,
     repeats_tiers,
     seats_on,
+    total_seats,
 )
 from meterkit.subscriptions.invoice_payments import explain_unpaid_period
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_gate import PaymentGate, hold_back
 from meterkit.subscriptions.proration_estimate import PlanTerms, ends_trial
-from meterkit.subscriptions.service.change_costs import ChangePricer, RequestedChange
+from meterkit.subscriptions.service.change_costs import ChangePricer, PricedChange, RequestedChange
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
 from meterkit.subscriptions.service.results import Preview
-from meterkit.subscriptions.service.terms_writer import TermsWriter
+from meterkit.subscriptions.service.terms_writer import TermsWriter, refuse_ending
 from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
 
 if TYPE_CHECKING:
@@ -40,6 +50,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog.models import Bought
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
@@ -83,23 +94,26 @@ class SubscriptionChanger:
 
     async def change_plan(
         self, customer: str, wanted: Plan, started: asyncio.Event
-    ) -> tuple[Proration, str | None]:
+    ) -> tuple[PricedChange, str | None]:
         """Change the plan, now or when the period ends; return the cost.
 
         And a client secret, if the customer must confirm the payment first. Sets ``started`` before it does
         anything that another call can finish.
         """
-        costs: list[Proration] = []
+        priced: list[PricedChange] = []
         in_use = self._seats_in_use(await self._read_gauge_levels(customer))
 
         async def attempt(again: int) -> str | None:
             live, known, current = await self.fetch_payable(customer, again)
             writer = await self._terms_writer_for(customer)
-            target = self._terms_after(known, current, wanted, None, in_use)
             had = await self._plans_of_period(customer, known, current)
-            change = RequestedChange(current, target, self._time_of_change(known, current, wanted, had))
-            costs.append(await self._pricer.price(live, writer, known, change))
-            await self._refuse_unpaid_credit(live, costs[-1])
+            when = self._time_of_change(known, current, wanted, had)
+            target = self._terms_on(known, current, wanted, in_use, is_later=when == "period_end")
+            later = self._later_addons(known, current, target)
+            change = RequestedChange(current, target, when, later)
+            cost = await self._pricer.price(live, writer, known, change)
+            priced.append(PricedChange(cost, self._ended_by(known, wanted)))
+            await self._refuse_unpaid_credit(live, cost)
             pending = known.pending_plan if live.schedule is not None else None
             course = self._course_of_change(known, current, wanted, pending, had)
             if wanted.key == current.key:
@@ -118,7 +132,72 @@ class SubscriptionChanger:
                 is_paid_now = ends_trial(known, current, wanted, self.store.now_ms())
                 started.set()
                 async with self._cut_if_metered(customer, live, target, current):
-                    return await writer.apply_if_paid(live, target, ends_trial=is_paid_now)
+                    secret = await writer.apply_if_paid(live, target, ends_trial=is_paid_now)
+                if secret is not None:
+                    return secret
+                if live.schedule is not None:
+                    await self._replace_schedule(customer, again, (live, target), later)
+            return None
+
+        secret = await persistently(attempt)
+        return priced[0], secret  # Later attempts may have found it done.
+
+    async def _replace_schedule(
+        self, customer: str, again: int, done: tuple[LiveSubscription, PlanTerms], later: PlanTerms | None
+    ) -> None:
+        """Cancel what was scheduled before a change of plan; fewer add-ons stay scheduled.
+
+        Args:
+            customer: the customer's id.
+            again: number of the attempt.
+            done: the subscription before the change, and its terms since.
+            later: those from the next period on, with fewer add-ons; None: the same.
+        """
+        before, target = done
+        writer = await self._terms_writer_for(customer)
+        if later is None:
+            changed = await LiveSubscription.fetch(self.api(), before.id)
+            if changed is not None:
+                await writer.cancel_scheduled(changed, target)
+            return
+        live, known = await self._fetch_live(customer, again)
+        await writer.schedule(live, known, later)
+
+    async def set_addons(self, customer: str, given: Mapping[str, int]) -> tuple[Proration, str | None]:
+        """Change quantities of add-ons: more now, if that is paid, fewer when the period ends.
+
+        Return the cost, and a client secret if the customer must confirm the payment first: nothing has
+        changed then.
+        """
+        costs: list[Proration] = []
+        in_use = self._seats_in_use(await self._read_gauge_levels(customer))
+
+        async def attempt(again: int) -> str | None:
+            live, known, current = await self.fetch_payable(customer, again)
+            writer = await self._terms_writer_for(customer)
+            checked = check_addons(given, current, self._catalog)
+            present = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
+            change, has_waiting = self._addon_change(live, known, present, checked, in_use)
+            costs.append(await self._pricer.price(live, writer, known, change))
+            await self._refuse_unpaid_credit(live, costs[-1])
+            if has_waiting:
+                refuse_ending(live)
+            target = change.target
+            if change.when == "now" and target.addons != current.bought:
+                await check_paid(customer, live, _OWING)
+                async with self._cut_if_metered(customer, live, target, current):
+                    secret = await writer.apply_if_paid(live, target)
+                if secret is not None:
+                    return secret
+                live, known = await self._fetch_live(customer, again)
+
+            def with_given(terms: PlanTerms) -> PlanTerms:
+                return self._with_addons(terms, merge_addons(terms.addons, checked))
+
+            if has_waiting:
+                await writer.schedule_addons(live, known, with_given)
+            elif live.schedule is not None:
+                await writer.reschedule(live, live.schedule, with_given)
             return None
 
         secret = await persistently(attempt)
@@ -135,7 +214,7 @@ class SubscriptionChanger:
             live, known, current = await self.fetch_payable(customer, again)
             writer = await self._terms_writer_for(customer)
             await check_paid(customer, live, _OWING)
-            target = self._terms_after(known, current, current, seats, in_use)
+            target = self._with_seats(current, seats)
             later = None if live.schedule is None else self._pending_terms(known, target, in_use)
             change = RequestedChange(current, target, "now", later)
             costs.append(await self._pricer.price(live, writer, known, change))
@@ -144,13 +223,9 @@ class SubscriptionChanger:
                 async with self._cut_if_metered(customer, live, target, current):
                     await writer.apply_now(live, target)
                 return
-
-            def terms_of(plan: Plan) -> PlanTerms:
-                is_current = plan.key == current.key
-                seats_there = self._seats_on(plan, target, in_use)
-                return target if is_current else PlanTerms(plan=plan, seats=seats_there)
-
-            await writer.update_phases(live, live.schedule, terms_of)
+            await writer.update_phases(
+                live, live.schedule, lambda terms: self._carry_seats(terms.plan, target, in_use), current=target
+            )
 
         await persistently(attempt)
         return costs[0]
@@ -178,34 +253,48 @@ class SubscriptionChanger:
 
         await persistently(attempt)
 
-    async def preview(self, customer: str, plan: str | None, seats: int | None) -> Preview:
+    async def preview(
+        self, customer: str, plan: str | None, seats: int | None, addons: Mapping[str, int] | None
+    ) -> Preview:
         """Price a change, and find the gauges above its limits, by the subscription at Stripe."""
         _, state = await self._states.read(customer)
         self._require_subscription(customer, state)
         live, known = await self._fetch_live(customer, 0)
         current = self._require_plan(customer, known)
-        wanted = current if plan is None else check_sold(plan, self._catalog)
         levels = await self._read_gauge_levels(customer)
         in_use = self._seats_in_use(levels)
-        target = self._terms_after(known, current, wanted, seats, in_use)
-        later = self._pending_terms(known, target, in_use) if plan is None else None
-        had = await self._plans_of_period(customer, known, current)
-        change = RequestedChange(current, target, self._time_of_change(known, current, wanted, had), later)
+        wanted = current if plan is None else check_sold(plan, self._catalog)
+        given = check_addons(addons, wanted, self._catalog)
+        if plan is None:
+            change = self._quantity_change(live, known, current, seats, given, in_use)
+        else:
+            had = await self._plans_of_period(customer, known, current)
+            when = self._time_of_change(known, current, wanted, had)
+            target = self._terms_on(known, current, wanted, in_use, is_later=when == "period_end")
+            if seats is not None:
+                target = self._with_seats(target.plan, seats)
+            target = self._with_addons(target, merge_addons(target.addons, given))
+            change = RequestedChange(current, target, when, self._later_addons(known, current, target))
+        last = change.target if change.later is None or change.when == "period_end" else change.later
+        shown = last if last.plan.key == change.target.plan.key else change.target
+        writer = await self._terms_writer_for(customer)
         return Preview(
-            proration=await self._pricer.price(live, await self._terms_writer_for(customer), known, change),
-            over_limit=over_limit(self._catalog, wanted, target.seats, levels),
+            proration=await self._pricer.price(live, writer, known, change),
+            over_limit=over_limit(self._catalog, shown.plan, shown.seats, levels),
+            ended_addons=self._ended_by(known, wanted) if plan is not None else {},
         )
 
-    async def estimate(self, customer: str, wanted: Plan) -> Proration:
+    async def estimate(self, customer: str, wanted: Plan) -> PricedChange:
         """Estimate the cost of a plan by the stored subscription, while Stripe does not answer."""
         _, state = await self._states.read(customer)
         known = self._require_subscription(customer, state)
         current = self._require_plan(customer, known)
         in_use = self._seats_in_use(await self._read_gauge_levels(customer))
-        target = self._terms_after(known, current, wanted, None, in_use)
         had = await self._plans_of_period(customer, known, current)
         when = self._time_of_change(known, current, wanted, had)
-        return self._pricer.estimate(known, RequestedChange(current, target, when))
+        target = self._terms_on(known, current, wanted, in_use, is_later=when == "period_end")
+        cost = self._pricer.estimate(known, RequestedChange(current, target, when))
+        return PricedChange(cost, self._ended_by(known, wanted))
 
     async def fetch_payable(
         self, customer: str, again: int
@@ -216,13 +305,6 @@ class SubscriptionChanger:
             await refuse_without_method(self.store, live, f"the subscription {live.id} is not active")
         await check_paid(customer, live, _UNPAID)
         return live, known, self._require_plan(customer, known)
-
-    async def present_terms(
-        self, customer: str, known: SubscriptionState, current: Plan
-    ) -> Callable[[Plan], PlanTerms]:
-        """Return the seats of each plan that is current or scheduled, as they are."""
-        in_use = self._seats_in_use(await self._read_gauge_levels(customer))
-        return lambda plan: self._terms_after(known, current, plan, None, in_use)
 
     async def _fetch_live(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState]:
         """Fetch the active subscription, then read its state."""
@@ -276,29 +358,122 @@ class SubscriptionChanger:
         """The level of the seat gauge; 0 without one."""
         return 0 if self._seat_meter is None else levels[self._seat_meter]
 
-    def _terms_after(
-        self, known: SubscriptionState, current: Plan, wanted: Plan, seats: int | None, in_use: int
+    def _terms_on(
+        self, known: SubscriptionState, current: Plan, wanted: Plan, in_use: int, *, is_later: bool
     ) -> PlanTerms:
-        """Plan and seats after a change; without a number of seats those that were bought or are in use."""
+        """Terms after a change of plan: with the seats that were bought or are in use, and the kept add-ons.
+
+        Args:
+            known: the stored subscription.
+            current: the present plan, with its add-ons.
+            wanted: the requested plan.
+            in_use: seats in use.
+            is_later: whether it takes effect when the period ends: with the add-ons that are left then.
+        """
         before = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
-        if seats is not None:
-            check_seats_sold(wanted, self._seat_meter, check_seats(seats))
-            requested = PlanTerms(plan=wanted, seats=seats)
-            return PlanTerms(plan=wanted, seats=self._seats_on(wanted, requested, 0))
-        if wanted is current:
+        if wanted.key == current.key:
             return before
+        present = known.addons_at(self.store.now_ms())
+        bought = scheduled_addons(known, present, self._catalog) if is_later else present
+        plan = self._compose(wanted, bought)
         if wanted.key == known.pending_plan and known.pending_seats is not None:
-            return PlanTerms(plan=wanted, seats=known.pending_seats)
-        return PlanTerms(plan=wanted, seats=self._seats_on(wanted, before, in_use))
+            return PlanTerms(plan=plan, seats=known.pending_seats)
+        return PlanTerms(plan=plan, seats=self._seats_on(plan, before, in_use))
+
+    def _later_addons(self, known: SubscriptionState, current: Plan, target: PlanTerms) -> PlanTerms | None:
+        """Terms of a new plan after the scheduled changes of add-ons; None if there are no such changes."""
+        present = known.addons_at(self.store.now_ms())
+        if target.plan.key == current.key or target.addons != self._compose(target.plan, present).bought:
+            return None
+        later = self._with_addons(target, scheduled_addons(known, present, self._catalog))
+        return None if later.addons == target.addons else later
+
+    def _quantity_change(
+        self,
+        live: LiveSubscription,
+        known: SubscriptionState,
+        current: Plan,
+        seats: int | None,
+        given: Mapping[str, int],
+        in_use: int,
+    ) -> RequestedChange:
+        """A change of seats and add-ons of the present plan."""
+        present = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
+        if seats is not None:
+            present = self._with_seats(current, seats)
+        if given:
+            return self._addon_change(live, known, present, given, in_use)[0]
+        return RequestedChange(current, present, "now", self._pending_terms(known, present, in_use))
+
+    def _addon_change(
+        self,
+        live: LiveSubscription,
+        known: SubscriptionState,
+        present: PlanTerms,
+        given: Mapping[str, int],
+        in_use: int,
+    ) -> tuple[RequestedChange, bool]:
+        """A change of add-ons, and whether a part of it waits until the period ends.
+
+        Args:
+            live: the subscription.
+            known: as it is stored.
+            present: its terms, or those with other seats.
+            given: requested quantities by key.
+            in_use: seats in use.
+        """
+        asked = split_addons(
+            present.addons,
+            given,
+            self._catalog.billing.changes,
+            fewer_wait=is_by_year(present.plan, known.interval_at(self.store.now_ms())),
+        )
+        now = self._with_addons(present, asked.now)
+        scheduled = None if live.schedule is None else self._pending_terms(known, now, in_use)
+        then = scheduled or now
+        then = self._with_addons(then, merge_addons(then.addons, given))
+        if asked.has_waiting and now == present:
+            return RequestedChange(present.plan, then, "period_end"), True
+        later = None if then == now else then
+        return RequestedChange(present.plan, now, "now", later), asked.has_waiting
+
+    def _with_seats(self, plan: Plan, seats: int) -> PlanTerms:
+        """A plan with a requested number of seats."""
+        check_seats_sold(plan, self._seat_meter, check_seats(seats))
+        return PlanTerms(plan=plan, seats=self._seats_on(plan, PlanTerms(plan=plan, seats=seats), 0))
+
+    def _with_addons(self, terms: PlanTerms, bought: Bought) -> PlanTerms:
+        """Terms with other add-ons; seats that cost the seat price stay bought."""
+        if terms.addons == bought:
+            return terms
+        plan = self._compose(terms.plan, bought)
+        paid = paid_seats(terms.plan, self._seat_meter, terms.seats)
+        return PlanTerms(plan=plan, seats=total_seats(plan, self._seat_meter, paid))
+
+    def _compose(self, plan: Plan, bought: Bought) -> Plan:
+        return with_addons(self._catalog.plans[plan.key], bought, self._catalog)
+
+    def _ended_by(self, known: SubscriptionState, wanted: Plan) -> dict[str, int]:
+        """Add-ons that end with a change to a plan, with their quantities."""
+        return ended_addons(known.addons_at(self.store.now_ms()), wanted, self._catalog)
 
     def _pending_terms(self, known: SubscriptionState, target: PlanTerms, in_use: int) -> PlanTerms | None:
-        """Scheduled plan and its seats after a change of seats; None if nothing is scheduled."""
+        """Scheduled terms after a change of seats or add-ons; None if nothing is scheduled."""
         later = self._catalog.plans.get(known.pending_plan or "")
         if later is None:
             return None
+        bought = target.addons if known.pending_addons is None else known.pending_addons
+        later = self._compose(later, bought)
         if known.seats == target.seats and known.pending_seats is not None:
             return PlanTerms(plan=later, seats=known.pending_seats)
-        return PlanTerms(plan=later, seats=self._seats_on(later, target, in_use))
+        return self._carry_seats(later, target, in_use)
+
+    def _carry_seats(self, plan: Plan, target: PlanTerms, in_use: int) -> PlanTerms:
+        """Terms of a later phase after a change of seats now."""
+        if plan.key != target.plan.key:
+            return PlanTerms(plan=plan, seats=self._seats_on(plan, target, in_use))
+        paid = paid_seats(target.plan, self._seat_meter, target.seats)
+        return PlanTerms(plan=plan, seats=total_seats(plan, self._seat_meter, paid))
 
     def _seats_on(self, plan: Plan, before: PlanTerms, in_use: int) -> int:
         paid = paid_seats(before.plan, self._seat_meter, before.seats)
@@ -346,13 +521,15 @@ class SubscriptionChanger:
         return known
 
     def _require_plan(self, customer: str, known: SubscriptionState) -> Plan:
-        plan = self._catalog.plans.get(known.plan_at(self.store.now_ms()) or "")
+        """The plan of a subscription, with its add-ons. Raises SubscriptionError if it has none."""
+        now_ms = self.store.now_ms()
+        plan = self._catalog.plans.get(known.plan_at(now_ms) or "")
         if plan is None:
             raise SubscriptionError(
                 f"customer {customer!r} has subscription {known.id}, of a price that no plan of the plans"
                 " file has: give it to a plan as its `stripe_price`, or change the subscription at Stripe"
             )
-        return plan
+        return self._compose(plan, known.addons_at(now_ms))
 
     async def _refuse_without_method(
         self, live: LiveSubscription, known: SubscriptionState, current: Plan, wanted: Plan, course: Course

@@ -7,10 +7,12 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from meterkit.catalog.addons import with_addons
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import NoSubscriptionError, StripeError, SubscriptionError
 from meterkit.store.input_checks import check_customer
+from meterkit.subscriptions.addon_rules import check_addons, merge_addons
 from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
 from meterkit.subscriptions.service.accepted_changes import AcceptedChanges
 from meterkit.subscriptions.service.change_lease import ANSWER_S, hold_change_lease
@@ -107,28 +109,33 @@ class Subscriptions:
         await self._fetch(check_customer(customer))
         return await self.get(customer)
 
-    async def create(self, customer: str, plan: str, seats: int = 1) -> NewSubscription:
+    async def create(
+        self, customer: str, plan: str, seats: int = 1, *, addons: Mapping[str, int] | None = None
+    ) -> NewSubscription:
         """Start a subscription; the customer's browser confirms its payment with the client secret.
 
         Until then it is ``incomplete``, or on trial if the plan has a ``trial`` and this is the customer's
         first subscription; Stripe counts trials in whole days. If nothing is due at once and the plan
         requires a payment method, it is ``incomplete`` until one is saved, for 23 hours at most. A repeated
-        call before that returns the same one; one of another plan or other seats is ended.
+        call before that returns the same one; one of another plan, other seats or add-ons is ended.
         https://docs.stripe.com/billing/subscriptions/overview
 
         Args:
             customer: the customer's id.
             plan: the key of a plan that costs something, or names a ``stripe_price``.
             seats: in all; those beyond what the plan includes cost its ``seat_price``.
+            addons: quantity of each add-on, by key.
 
         Raises:
             UnknownPlanError: the plans file has no such plan, or it cannot be subscribed to.
             SubscriptionExistsError: one is active; change that.
             SubscriptionBusyError: another call for this customer has not ended in time.
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
+            UnknownAddonError: the plan does not list an add-on, or Stripe lacks its price.
+            AddonLimitError: a quantity is below 0, or above the ``max`` of its add-on.
             SubscriptionError: the plan sells no seats beyond those that it includes.
         """
-        wanted, paid = self._check_request(plan, seats)
+        wanted, paid = self._check_request(plan, seats, addons)
         async with hold_change_lease(self._store, check_customer(customer)):
             secret = await self._starter.create(customer, wanted, paid)
         made = await self._fetch_known(customer)
@@ -145,6 +152,7 @@ class Subscriptions:
         plan: str,
         *,
         seats: int = 1,
+        addons: Mapping[str, int] | None = None,
         success_url: str,
         cancel_url: str,
         options: CheckoutOptions | None = None,
@@ -155,17 +163,18 @@ class Subscriptions:
             customer: the customer's id.
             plan: the key of a plan that costs something, or names a ``stripe_price``.
             seats: in all; those beyond what the plan includes cost its ``seat_price``.
+            addons: quantity of each add-on, by key.
             success_url: Stripe redirects the customer here afterwards.
             cancel_url: Stripe redirects a customer who goes back here.
             options: sent to Stripe unchanged, over ``billing.checkout`` of the plans file, such as
                 ``allow_promotion_codes`` (https://docs.stripe.com/api/checkout/sessions/create).
 
         Raises:
-            UnknownPlanError, SubscriptionExistsError, SubscriptionBusyError, QuantityError,
-                SubscriptionError: as of :meth:`create`.
+            UnknownPlanError, UnknownAddonError, AddonLimitError, SubscriptionExistsError,
+                SubscriptionBusyError, QuantityError, SubscriptionError: as of :meth:`create`.
             MeterkitError: ``options`` has a parameter that meterkit sets itself, or that cannot be sent.
         """
-        wanted, paid = self._check_request(plan, seats)
+        wanted, paid = self._check_request(plan, seats, addons)
         urls = {"success_url": success_url, "cancel_url": cancel_url}
         given = checkout_options(self._catalog.billing.checkout, options)
         async with hold_change_lease(self._store, check_customer(customer)):
@@ -186,8 +195,15 @@ class Subscriptions:
             made = await open_portal(self._api(), asked, now_ms=self._store.now_ms())
         return Portal(id=made["id"], url=made["url"])
 
-    async def preview(self, customer: str, *, plan: str | None = None, seats: int | None = None) -> Preview:
-        """Preview the cost of another plan or other seats, and the gauges above their limits.
+    async def preview(
+        self,
+        customer: str,
+        *,
+        plan: str | None = None,
+        seats: int | None = None,
+        addons: Mapping[str, int] | None = None,
+    ) -> Preview:
+        """Preview the cost of another plan, other seats or add-ons, and the gauges above their limits.
 
         Changes nothing. Stripe previews it by the customer's own items, discounts and taxes. If Stripe
         refuses, the description says that the cost is estimated by the prices of the plans file.
@@ -195,9 +211,10 @@ class Subscriptions:
         Raises:
             NoSubscriptionError: no subscription is active.
             StripeError: Stripe refuses, or does not answer.
-            UnknownPlanError, QuantityError, SubscriptionError: an argument cannot be used.
+            UnknownPlanError, QuantityError, UnknownAddonError, AddonLimitError, SubscriptionError: an
+                argument cannot be used.
         """
-        return await self._changer.preview(check_customer(customer), plan, seats)
+        return await self._changer.preview(check_customer(customer), plan, seats, addons)
 
     async def change_plan(self, customer: str, plan: str) -> SubscriptionChange:
         """Change the plan of the subscription.
@@ -208,6 +225,8 @@ class Subscriptions:
         takes effect when the period ends. ``rank`` decides which it is, and ``billing.changes`` of the plans
         file when each takes effect. Two plans that bill one meter with ``report: usage`` change when the
         period ends: the tiers of a price would begin again. The current plan cancels a scheduled change.
+
+        Add-ons that the new plan lists stay. The others end with the change: ``ended_addons``.
 
         Raises:
             NoSubscriptionError: no subscription is active.
@@ -242,6 +261,33 @@ class Subscriptions:
         async with self._lease(check_customer(customer)):
             cost = await self._changer.set_seats(customer, check_seats(seats))
         return SubscriptionChange(subscription=await self._fetch_known(customer), proration=cost)
+
+    async def set_addons(self, customer: str, addons: Mapping[str, int]) -> SubscriptionChange:
+        """Change quantities of add-ons; those left out stay, 0 gives one up.
+
+        More take effect as an upgrade does: now, invoiced at once; if the payment fails, nothing changes. If
+        the customer must authenticate the card (3-D Secure), the result has the client secret of a
+        SetupIntent, as of :meth:`change_plan`. Fewer take effect as a downgrade does, when the period ends:
+        until then they are the ``pending_change``, and the present quantity takes it back.
+
+        Args:
+            customer: the customer's id.
+            addons: new quantity of each, by key.
+
+        Raises:
+            NoSubscriptionError: no subscription is active.
+            UnknownAddonError: the plan does not list an add-on, or Stripe lacks its price.
+            AddonLimitError: a quantity is below 0, or above the ``max`` of its add-on.
+            QuantityError: a quantity is no integer.
+            InvoiceOpenError: an invoice must be paid first.
+            PaymentMethodMissingError, PaymentAuthenticationError: the customer needs a payment method, or
+                another one.
+            SubscriptionError: the subscription is ending, or another request has changed it meanwhile.
+        """
+        async with self._lease(check_customer(customer)):
+            cost, secret = await self._changer.set_addons(customer, addons)
+        known = await self._fetch_known(customer)
+        return SubscriptionChange(subscription=known, proration=cost, client_secret=secret)
 
     async def cancel(
         self, customer: str, *, immediately: bool = False, give_back: bool = False
@@ -388,25 +434,40 @@ class Subscriptions:
     def _seat_meter(self) -> str | None:
         return seat_meter(self._catalog.meters)
 
-    def _check_request(self, plan: str, seats: int) -> tuple[Plan, int]:
-        """Check a requested plan and its seats; return the plan, and the seats that cost its seat price."""
-        wanted = check_sold(plan, self._catalog)
+    def _check_request(
+        self, plan: str, seats: int, addons: Mapping[str, int] | None
+    ) -> tuple[Plan, int]:
+        """Check a requested plan, its seats and add-ons.
+
+        Returns:
+            The plan with its add-ons, and the seats that cost its seat price.
+        """
+        sold = check_sold(plan, self._catalog)
+        bought = merge_addons((), check_addons(addons, sold, self._catalog))
+        wanted = with_addons(sold, bought, self._catalog)
         check_seats_sold(wanted, self._seat_meter, check_seats(seats))
         return wanted, paid_seats(wanted, self._seat_meter, seats)
 
     async def _change_now(self, customer: str, wanted: Plan, started: asyncio.Event) -> SubscriptionChange:
         async with self._lease(customer):
-            cost, secret = await self._changer.change_plan(customer, wanted, started)
+            made, secret = await self._changer.change_plan(customer, wanted, started)
             known = await self._fetch_known(customer)
-        return SubscriptionChange(subscription=known, proration=cost, client_secret=secret)
+        return SubscriptionChange(
+            subscription=known,
+            proration=made.proration,
+            client_secret=secret,
+            ended_addons=made.ended_addons,
+        )
 
     async def _describe_accepted(self, customer: str, wanted: Plan) -> SubscriptionChange:
         """Describe a change that Stripe has not confirmed yet, with its estimated cost."""
-        cost = await self._changer.estimate(customer, wanted)
+        made = await self._changer.estimate(customer, wanted)
         known = await self.get(customer)
         if known is None:
             raise NoSubscriptionError(customer)
-        return SubscriptionChange(subscription=known, proration=cost, confirmed=False)
+        return SubscriptionChange(
+            subscription=known, proration=made.proration, confirmed=False, ended_addons=made.ended_addons
+        )
 
     async def _apply_accepted(self, customer: str, plan: str) -> None:
         """Make an accepted change. Idempotent."""

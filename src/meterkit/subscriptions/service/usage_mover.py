@@ -57,12 +57,11 @@ class UsageMover:
         return moved_at
 
     async def _schedule_move(self, customer: str, again: int) -> datetime | None:
-        live, known, current = await self.changer.fetch_payable(customer, again)
+        live, known, _ = await self.changer.fetch_payable(customer, again)
         _, state = await CustomerStates(self.store).read(customer)
         if not must_move(state, self.store.catalog):
             return None
-        terms_of = await self.changer.present_terms(customer, known, current)
         writer = TermsWriter(self.store, self.changer.api, state)
         by_lines = self.store.catalog.billing.is_by_lines
-        await writer.move_usage(live, known, terms_of, by_lines=by_lines)
+        await writer.move_usage(live, known, by_lines=by_lines)
         return from_ms(known.end_ms)
