@@ -47,13 +47,20 @@ class AccountControls(Behaviour):
 
     _account: Account
 
-    def add_customer(self, customer_id: str | None = None, *, name: str | None = None) -> str:
+    def add_customer(
+        self, customer_id: str | None = None, *, name: str | None = None, currency: str | None = None
+    ) -> str:
         """Add a customer, under an id of the caller's choice if given. Returns the id.
+
+        Args:
+            customer_id: any text; None: a fresh id.
+            name: as invoices show it.
+            currency: that it was charged in before; None: nothing was charged yet.
 
         Raises:
             ValueError: if the id is taken.
         """
-        customer = Customer(id=customer_id or new_id("cus"), created=int(self.clock()))
+        customer = Customer(id=customer_id or new_id("cus"), created=int(self.clock()), currency=currency)
         customer.texts["name"] = name
         with self._account.lock:
             self._account.customers.add(customer)

@@ -14,6 +14,7 @@ from stripe_emulator.page_sessions import (
     CheckoutSession,
     line_items_to_json,
 )
+from stripe_emulator.price_calls import choose_currency
 from stripe_emulator.prices import price_quantity, to_cents
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
 from stripe_emulator.redemption import read_discounts
@@ -22,6 +23,7 @@ from stripe_emulator.subscription_calls import refuse_other_currency
 if TYPE_CHECKING:
     from stripe_emulator.account import Account
     from stripe_emulator.coupons import Discount
+    from stripe_emulator.prices import Price
 
 CALLS: Final = CallTable()
 
@@ -208,8 +210,7 @@ def _read_checkout_lines(
     items = params.hashes("line_items")
     if not items:
         raise missing_parameter("line_items")
-    lines = tuple(_read_checkout_line(account, item, place=place) for place, item in enumerate(items))
-    prices = [account.prices.find(line.price) for line in lines]
+    prices = [account.prices.find_active(item) for item in items]
     if mode == "payment" and any(price.recurring is not None for price in prices):
         message = (
             "You specified `payment` mode but passed a recurring price. Either switch to `subscription` mode "
@@ -224,18 +225,21 @@ def _read_checkout_lines(
         # https://docs.stripe.com/billing/subscriptions/mixed-interval: not in Checkout.
         message = "All recurring prices of a Checkout Session must have the same billing interval."
         raise ApiError(message, param="line_items")
-    if len({price.currency for price in prices}) > 1:
+    currency = choose_currency(account, prices, asked=params.nonempty_text("currency"), customer=customer)
+    if currency is None:
         raise ApiError("All prices of a Checkout Session must have the same currency.", param="line_items")
-    currency = prices[0].currency
     if mode == "subscription" and customer is not None:
         refuse_other_currency(account, customer, currency)
+    charged = zip((price.in_currency(currency) for price in prices), items, strict=True)
+    lines = tuple(
+        _read_checkout_line(price, item, place=place) for place, (price, item) in enumerate(charged)
+    )
     return lines, currency
 
 
-def _read_checkout_line(account: Account, item: Params, *, place: int) -> CheckoutLine:
+def _read_checkout_line(price: Price, item: Params, *, place: int) -> CheckoutLine:
     """Return a line; a metered price has no quantity, others must have one."""
     item.only("price quantity metadata adjustable_quantity")
-    price = account.prices.find_active(item)
     quantity = item.integer("quantity")
     if price.is_metered and quantity is not None:
         message = (

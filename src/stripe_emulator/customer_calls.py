@@ -139,6 +139,7 @@ def _create_balance_transaction(account: Account, call: Call) -> JsonObject:
     amount, before = params.required_integer("amount"), customer.to_json()
     currency = params.required("currency").lower()
     customer.balance += amount
+    account.customers.keep_currency(customer.id, currency)
     made = BalanceTransaction(
         id=new_id("cbtxn_1", length=23),
         created=account.now,

@@ -66,6 +66,7 @@ class Customer:
 
     Attributes:
         created: Unix seconds.
+        currency: that it is charged in, since it was first; None: nothing was charged yet.
         balance: what the next invoice adds, in minor units of the currency; negative: what it takes off.
         default_payment_method: what is charged where a subscription has none of its own.
         clock: whose time it lives in; None: the emulator's own.
@@ -78,6 +79,7 @@ class Customer:
     address: dict[str, str | None] | None = None
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     deleted: bool = False
+    currency: str | None = None
     balance: int = 0
     preferred_locales: tuple[str, ...] = ()
     default_payment_method: str | None = None
@@ -116,7 +118,7 @@ class Customer:
             },
             "preferred_locales": list(self.preferred_locales),
             "test_clock": self.test_clock,
-            **dict.fromkeys(("currency", "default_source", "discount", "shipping")),
+            **dict.fromkeys(("default_source", "discount", "shipping")),
             **self.texts,
         }
 
@@ -167,6 +169,15 @@ class Customers(ObjectRegistry[Customer]):
         """Return the ``customer`` that a call may name. Raises ApiError, 400, if there is no such one."""
         given = params.nonempty_text("customer")
         return None if given is None else self.require(given)
+
+    def keep_currency(self, customer_id: str, currency: str) -> None:
+        """Give a customer its currency, unless it has one.
+
+        https://support.stripe.com/questions/customer-default-currency: its first subscription, invoice,
+        invoice item or balance decides it.
+        """
+        customer = self.find(customer_id)
+        customer.currency = customer.currency or currency
 
     def clear_default_payment_method(self, customer_id: str, method_id: str) -> None:
         """Clear a payment method as the default."""

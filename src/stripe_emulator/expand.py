@@ -146,6 +146,9 @@ def _expand_path(account: Account, found: object, path: list[str], *, wanted: st
     here, name = cast("JsonObject", found), path[0]
     if here.get("object") == "customer" and name in CUSTOMER_EXPANDABLE:
         return
+    if here.get("object") == "price" and name == "currency_options":
+        _expand_currency_options(account, here, path[1:], wanted=wanted)
+        return
     on_demand = HIDDEN_UNTIL_EXPANDED.get((str(here.get("object")), name))
     if on_demand is not None:
         here[name] = on_demand(account, str(here["id"]))
@@ -165,6 +168,19 @@ def _expand_path(account: Account, found: object, path: list[str], *, wanted: st
             for each in ids
         ]
     _expand_path(account, here[name], path[1:], wanted=wanted)
+
+
+def _expand_currency_options(account: Account, price: JsonObject, path: list[str], *, wanted: str) -> None:
+    """Expand the amounts of a price in its currencies, or the tiers of one: ``eur.tiers``."""
+    found = account.prices.find(str(price["id"]))
+    options = cast("dict[str, JsonObject]", price.setdefault("currency_options", found.options_to_json()))
+    if not path:
+        return
+    currency, *inner = path
+    if currency not in options or inner not in ([], ["tiers"]):
+        raise _not_expandable(wanted)
+    if inner:
+        options[currency]["tiers"] = found.in_currency(currency).tiers_to_json()
 
 
 def _list_to_json(items: list[JsonObject], *, url: str) -> JsonObject:

@@ -241,9 +241,10 @@ def _create_invoice(account: Account, call: Call) -> JsonObject:
         message = "The emulator makes invoices that exclude pending invoice items only."
         raise ApiError(message, param="pending_invoice_items_behavior")
     customer = account.customers.require(params.required("customer"))
-    made = new_one_time_draft(
-        account, customer, currency=params.nonempty_text("currency") or "usd", livemode=call.livemode
-    )
+    own = account.customers.find(customer).currency
+    currency = params.nonempty_text("currency") or own or "usd"
+    account.customers.keep_currency(customer, currency)
+    made = new_one_time_draft(account, customer, currency=currency, livemode=call.livemode)
     taxed = read_automatic_tax(account, params, customer=customer)
     made.tax_percent = account.behaviour.tax_percent if taxed else None
     made.default_payment_method = account.payment_methods.read_param(

@@ -93,6 +93,7 @@ def _create_item(account: Account, call: Call) -> JsonObject:
     place = _read_placement(account, params, customer)
     quantity = _read_quantity(params)
     price = _read_price(account, params, place.currency)
+    account.customers.keep_currency(customer, price.currency)
     line = one_time_line(account, price, quantity, subscription=place.subscription)
     line.description = params.nonempty_text("description") or line.description
     line.customer, line.metadata, line.created = customer, params.metadata(), account.now
@@ -143,7 +144,8 @@ def _read_price(account: Account, params: Params, currency: str | None) -> Price
     named = params.hash("pricing") or params
     if "price" in named or "price_data" in named:
         params.refuse_both("unit_amount_decimal", "price_data", param="unit_amount_decimal")
-        price = resolve_price(account, named, currency=currency, recurs=False)
+        asked = currency or params.nonempty_text("currency")
+        price = resolve_price(account, named, currency=asked, recurs=False)
         price.tax_behavior = behavior if price.inline and behavior else price.tax_behavior
         return price
     unit_amount = params.decimal("unit_amount_decimal")

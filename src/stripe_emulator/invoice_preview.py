@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.billing_mode import (
@@ -15,6 +16,7 @@ from stripe_emulator.call_table import CallTable
 from stripe_emulator.coupons import active_discounts
 from stripe_emulator.invoice_drafts import new_draft, read_automatic_tax
 from stripe_emulator.invoice_lines import period_line, prorated_credit_lines, uncharged_usage
+from stripe_emulator.price_calls import choose_currency
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter
 from stripe_emulator.subscription_changes import begin_items, new_item, new_subscription, prepare_change
 from stripe_emulator.subscription_params import apply_cancellation, read_items, read_subscription_discounts
@@ -121,9 +123,14 @@ def _preview_new_subscription(
     if not wanted:
         raise missing_parameter("subscription")
     prices = [each.new_price for each in wanted]
-    draft = new_subscription(account, customer, currency=prices[0].currency, mode=mode)
+    asked = params.nonempty_text("currency")
+    currency = choose_currency(account, prices, asked=asked, customer=customer)
+    if currency is None:
+        raise ApiError("All prices on a subscription must have the same currency.")
+    draft = new_subscription(account, customer, currency=currency, mode=mode)
     refuse_mixed_intervals(mode, (price.cycle for price in prices))
-    draft.items = [new_item(draft, each, at=account.now) for each in wanted]
+    charged = [replace(each, price=each.new_price.in_currency(currency)) for each in wanted]
+    draft.items = [new_item(draft, each, at=account.now) for each in charged]
     _apply_tax_and_discounts(account, draft, params)
     lines = begin_items(account, draft, prorate=True)
     return new_draft(account, draft, lines, reason="upcoming")

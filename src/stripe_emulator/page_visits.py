@@ -93,7 +93,9 @@ class PageVisits:
         made = new_one_time_draft(
             self._account, customer, currency=session.currency, livemode=session.livemode
         )
-        prices = [self._account.prices.find(line.price) for line in session.lines]
+        sold = (self._account.prices.find(line.price) for line in session.lines)
+        prices = [price.in_currency(session.currency) for price in sold]
+        self._account.customers.keep_currency(customer, session.currency)
         made.lines = [
             one_time_line(self._account, price, Decimal(line.quantity or 1))
             for price, line in zip(prices, session.lines, strict=True)
@@ -200,6 +202,7 @@ class PageVisits:
 
     def _subscription_fields(self, session: CheckoutSession) -> dict[str, str]:
         fields = {"customer": session.customer or "", **session.subscription_data}
+        fields["currency"] = session.currency
         # Checkout begins no unpaid subscription.
         fields["payment_behavior"] = "error_if_incomplete"
         if session.automatic_tax:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -35,16 +36,16 @@ def read_price(account: Account, params: Params, *, product: str = "") -> Price:
         ApiError: Stripe would refuse it (https://docs.stripe.com/api/prices/create).
     """
     currency = params.required("currency").lower()
-    if len(currency) != CURRENCY_LENGTH:
-        raise ApiError(f"Invalid currency: {currency}.", param=params.path("currency"))
-    metadata = params.metadata()
+    refuse_unknown_currency(currency, param=params.path("currency"))
+    metadata, pricing = params.metadata(), _read_pricing(params)
     return Price(
         id=new_id("price_1", length=23),
         product=product,
         created=account.now,
         currency=currency,
         active=params.boolean("active", default=True),
-        pricing=_read_pricing(params),
+        pricing=pricing,
+        options=_read_currency_options(params, currency, pricing),
         recurring=_read_recurring(params, meters=account.meters),
         lookup_key=params.nonempty_text("lookup_key", length_max=200),
         nickname=params.text("nickname"),
@@ -54,12 +55,53 @@ def read_price(account: Account, params: Params, *, product: str = "") -> Price:
     )
 
 
+def refuse_unknown_currency(currency: str, *, param: str) -> None:
+    """Refuse what is no code of a currency. Raises ApiError."""
+    if len(currency) != CURRENCY_LENGTH:
+        raise ApiError(f"Invalid currency: {currency}.", param=param)
+
+
+def _read_currency_options(params: Params, default: str, pricing: PriceScheme) -> dict[str, PriceScheme]:
+    """Return what a price costs in other currencies.
+
+    https://docs.stripe.com/api/prices/create#create_price-currency_options;
+    https://github.com/stripe/stripe-node/issues/1559 has Stripe's words for the price's own currency.
+
+    Args:
+        params: of the call.
+        default: the price's own currency.
+        pricing: in that currency; packages and the mode of tiers are the same in all.
+    """
+    given = params.hash("currency_options")
+    found: dict[str, PriceScheme] = {}
+    for currency in given or ():
+        option = params.hash(f"currency_options[{currency}]")
+        param = params.path(f"currency_options[{currency}]")
+        refuse_unknown_currency(currency, param=param)
+        if currency == default:
+            message = (
+                "You are specifying an update to a currency option that matches the top-level currency for"
+                " this price. Please remove this currency option and update the top-level params instead."
+            )
+            raise ApiError(message, param=param)
+        if option is None:
+            raise missing_parameter(param)
+        option.only("custom_unit_amount tax_behavior tiers unit_amount unit_amount_decimal")
+        if pricing.tiers:
+            found[currency] = replace(pricing, tiers=_read_tiers(option))
+        else:
+            found[currency] = replace(pricing, unit_amount=_read_unit_amount(option))
+    return found
+
+
 def _read_pricing(params: Params) -> PriceScheme:
     transform = params.hash("transform_quantity")
     if params.choice("billing_scheme", ("per_unit", "tiered")) == "tiered":
         if transform is not None:
             message = "`transform_quantity` cannot be combined with `tiers`."
             raise ApiError(message, param=params.path("transform_quantity"))
+        if "tiers_mode" not in params:
+            raise missing_parameter(params.path("tiers_mode"))
         return PriceScheme(
             tiers=_read_tiers(params), tiers_mode=params.choice("tiers_mode", ("graduated", "volume"))
         )
@@ -93,8 +135,6 @@ def _read_unit_amount(params: Params) -> Decimal:
 
 def _read_tiers(params: Params) -> tuple[PricingTier, ...]:
     """Return ascending tiers, the last one without end (https://docs.stripe.com/api/prices/create#create_price-tiers)."""
-    if "tiers_mode" not in params:
-        raise missing_parameter(params.path("tiers_mode"))
     if "unit_amount" in params or "unit_amount_decimal" in params:
         message = "`unit_amount` cannot be set where `billing_scheme` is `tiered`."
         raise ApiError(message, param=params.path("unit_amount"))
@@ -174,7 +214,7 @@ def resolve_price(account: Account, params: Params, *, currency: str | None, rec
     Args:
         account: what it is of.
         params: where it is named.
-        currency: what it must be in; None: any.
+        currency: what it is charged in; None: its default currency.
         recurs: whether it must be charged again and again, or once.
 
     Raises:
@@ -193,15 +233,43 @@ def resolve_price(account: Account, params: Params, *, currency: str | None, rec
             f"`type={kind}`."
         )
         raise ApiError(message, param=where)
-    if currency not in {None, price.currency}:
-        message = (
-            f"The price specified only supports `{price.currency}`. This doesn't match the expected "
-            f"currency: `{currency}`."
-        )
-        raise ApiError(message, param=where)
+    if currency is not None:
+        refuse_missing_currency(price, currency, param=where)
     if data is not None:
         account.prices.add(price)
-    return price
+    return price if currency is None else price.in_currency(currency)
+
+
+def refuse_missing_currency(price: Price, currency: str, *, param: str) -> None:
+    """Refuse a price that cannot be charged in a currency. Raises ApiError."""
+    if currency not in price.currencies:
+        supported = ", ".join(f"`{each}`" for each in price.currencies)
+        message = (
+            f"The price specified only supports {supported}. This doesn't match the expected "
+            f"currency: `{currency}`."
+        )
+        raise ApiError(message, param=param)
+
+
+def choose_currency(
+    account: Account, prices: Sequence[Price], *, asked: str | None, customer: str | None
+) -> str | None:
+    """Return the currency that several prices are charged in together; None: they share none.
+
+    The requested one, else the customer's, else the default one of the first price
+    (https://docs.stripe.com/products-prices/manage-prices).
+
+    Raises:
+        ApiError: a price lacks the requested currency.
+    """
+    if asked is not None:
+        refuse_unknown_currency(asked, param="currency")
+        for price in prices:
+            refuse_missing_currency(price, asked, param="currency")
+        return asked
+    shared = [each for each in prices[0].currencies if all(each in price.currencies for price in prices)]
+    own = None if customer is None else account.customers.find(customer).currency
+    return own if own in shared else next(iter(shared), None)
 
 
 def _read_inline_price(account: Account, data: Params, *, recurs: bool) -> Price:
@@ -275,10 +343,12 @@ def _create_price(account: Account, call: Call) -> JsonObject:
     "active lookup_key metadata nickname tax_behavior transfer_lookup_key currency_options",
 )
 def _update_price(account: Account, call: Call) -> JsonObject:
-    """The amount of a price never changes (https://docs.stripe.com/api/prices/update)."""
+    """The amount of a price never changes; other currencies may be added (https://docs.stripe.com/api/prices/update)."""
     params = call.params
     price = account.prices.find(call.object_id)
+    options = _read_currency_options(params, price.currency, price.pricing)
     with account.updating("price.updated", price.to_json):
+        price.options |= options
         params.update_metadata("metadata", price.metadata)
         if "lookup_key" in params:
             price.lookup_key = params.text("lookup_key") or None

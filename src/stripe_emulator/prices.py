@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
@@ -199,7 +199,9 @@ class Price:
         product: its id.
         inline: whether it was described where it is used: nothing else can use it, and no list shows it.
         pricing: what a quantity costs.
+        options: what it costs in its other currencies (``currency_options``).
         recurring: None: it is charged once.
+        shown_as: the price itself, where this is :meth:`in_currency`; None: this is the price.
     """
 
     id: str
@@ -215,6 +217,28 @@ class Price:
     nickname: str | None = None
     tax_behavior: str = "unspecified"
     metadata: dict[str, str] = field(default_factory=dict[str, str])
+    options: dict[str, PriceScheme] = field(default_factory=dict[str, PriceScheme])
+    shown_as: Price | None = None
+
+    @property
+    def currencies(self) -> tuple[str, ...]:
+        """Its currencies, the default one first."""
+        price = self.shown_as or self
+        return (price.currency, *price.options)
+
+    def in_currency(self, currency: str) -> Price:
+        """Return the price as it is charged in one of its currencies. It is shown in its default one.
+
+        An amount that is changed later is for new uses: Stripe's pages do not say that it changes what is
+        subscribed to.
+
+        Raises:
+            KeyError: it has no such currency.
+        """
+        price = self.shown_as or self
+        if currency == price.currency:
+            return price
+        return replace(price, currency=currency, pricing=price.options[currency], shown_as=price)
 
     @property
     def is_metered(self) -> bool:
@@ -229,10 +253,12 @@ class Price:
         return self.recurring
 
     def to_json(self) -> JsonObject:
-        """Return the price as Stripe shows it (https://docs.stripe.com/api/prices/object)."""
-        pricing, unit = self.pricing, self.pricing.unit_amount
+        """Return the price as Stripe shows it, in its default currency (https://docs.stripe.com/api/prices/object)."""
+        if self.shown_as is not None:
+            return self.shown_as.to_json()
+        pricing = self.pricing
         return {
-            **shown_fields(self, "pricing inline"),
+            **shown_fields(self, "pricing inline options shown_as"),
             "object": "price",
             "billing_scheme": "tiered" if pricing.tiers else "per_unit",
             "custom_unit_amount": None,
@@ -242,8 +268,7 @@ class Price:
             if pricing.divide_by is None
             else {"divide_by": pricing.divide_by, "round": "up" if pricing.round_up else "down"},
             "type": "one_time" if self.recurring is None else "recurring",
-            "unit_amount": None if unit is None else _integer_or_none(unit),
-            "unit_amount_decimal": None if unit is None else decimal_text(unit),
+            **_unit_amount_to_json(pricing),
         }
 
     def tiers_to_json(self) -> list[JsonObject]:
@@ -258,6 +283,21 @@ class Price:
             }
             for tier in self.pricing.tiers
         ]
+
+    def options_to_json(self) -> dict[str, JsonObject]:
+        """Return the amounts of all currencies, which Stripe shows only where they are expanded.
+
+        https://docs.stripe.com/api/prices/object#price_object-currency_options: without tiers, which are
+        expanded by themselves.
+        """
+        return {
+            currency: {
+                "custom_unit_amount": None,
+                "tax_behavior": self.tax_behavior,
+                **_unit_amount_to_json(self.in_currency(currency).pricing),
+            }
+            for currency in self.currencies
+        }
 
 
 class Prices(ObjectRegistry[Price]):
@@ -301,6 +341,14 @@ def decimal_text(amount: Decimal) -> str:
     """Return a decimal as Stripe writes it: ``0.12``, ``2900``."""
     text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _unit_amount_to_json(pricing: PriceScheme) -> JsonObject:
+    unit = pricing.unit_amount
+    return {
+        "unit_amount": None if unit is None else _integer_or_none(unit),
+        "unit_amount_decimal": None if unit is None else decimal_text(unit),
+    }
 
 
 def _integer_or_none(amount: Decimal) -> int | None:

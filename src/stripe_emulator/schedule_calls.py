@@ -9,7 +9,7 @@ from stripe_emulator.billing_cycle import period_boundary
 from stripe_emulator.billing_mode import read_billing_mode, refuse_mixed_intervals
 from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.invoice_drafts import read_automatic_tax
-from stripe_emulator.price_calls import resolve_price
+from stripe_emulator.price_calls import choose_currency, resolve_price
 from stripe_emulator.prices import PriceInterval
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
 from stripe_emulator.redemption import change_discounts, read_discounts, redeem
@@ -82,7 +82,9 @@ def read_phases(
         beside = [given.discount for phase in known for given in phase.all_discounts]
         before = next((phase for phase in known if phase.start == start), None)
         reader = DiscountReader(account=account, customer=customer, before=before, known=[*own, *beside])
-        phases.append(_read_phase(reader, each, start=start, is_first=of is not None and not phases))
+        charged_in = phases[0].items[0].price.currency if phases else None if of is None else of.currency
+        is_first = of is not None and not phases
+        phases.append(_read_phase(reader, each, start=start, is_first=is_first, charged_in=charged_in))
     return phases
 
 
@@ -141,7 +143,10 @@ class DiscountReader:
         return [replace(each, discount=begun.get(each.discount.id, each.discount)) for each in given]
 
 
-def _read_phase(reader: DiscountReader, params: Params, *, start: int, is_first: bool) -> Phase:
+def _read_phase(
+    reader: DiscountReader, params: Params, *, start: int, is_first: bool, charged_in: str | None
+) -> Phase:
+    """Return a phase. ``charged_in`` is the currency of the subscription; None: this phase decides it."""
     account = reader.account
     params.only(
         "add_invoice_items duration end_date items metadata proration_behavior discounts"
@@ -159,13 +164,21 @@ def _read_phase(reader: DiscountReader, params: Params, *, start: int, is_first:
             else "Each phase must start where the one before it ends."
         )
         raise ApiError(message, param=params.path("start_date"))
-    items = [_read_phase_item(reader, item) for item in params.hashes("items")]
+    items = [_read_phase_item(reader, item, charged_in) for item in params.hashes("items")]
     if not items:
         raise missing_parameter(params.path("items"))
     refuse_duplicate_ids([item.price.id for item in items], param=params.path("items"))
-    metadata, trial, currency = params.metadata(), params.boolean("trial"), items[0].price.currency
-    if params.text("currency") not in {None, currency}:
+    asked = params.text("currency")
+    if asked is not None and (charged_in not in {None, asked} or asked not in items[0].price.currencies):
         raise ApiError("The currency of a phase must be that of its prices.", param=params.path("currency"))
+    if charged_in is None:
+        prices = [item.price for item in items]
+        charged_in = choose_currency(account, prices, asked=asked, customer=reader.customer)
+        if charged_in is None:
+            message = "All prices of a phase must have the same currency."
+            raise ApiError(message, param=params.path("items"))
+        items = [replace(item, price=item.price.in_currency(charged_in)) for item in items]
+    metadata, trial, currency = params.metadata(), params.boolean("trial"), charged_in
     finish = _read_phase_end(params, start=start, items=items)
     if finish <= max(start, account.now):
         message = "The end date of a phase must be in the future and after its start."
@@ -200,9 +213,9 @@ def _read_phase_end(params: Params, *, start: int, items: list[PhaseItem]) -> in
     return period_boundary(start, PriceInterval(interval=interval, interval_count=count), 1)
 
 
-def _read_phase_item(reader: DiscountReader, params: Params) -> PhaseItem:
+def _read_phase_item(reader: DiscountReader, params: Params, charged_in: str | None) -> PhaseItem:
     params.only("discounts metadata plan price price_data quantity", *ITEM_TERMS)
-    price = recurring_price(reader.account, params, currency=None)
+    price = recurring_price(reader.account, params, currency=charged_in)
     quantity = params.integer("quantity")
     if price.is_metered and quantity is not None:
         raise ApiError("You cannot set the quantity for metered plans.", param=params.path("quantity"))

@@ -56,6 +56,7 @@ def begin_schedule(account: Account, schedule: Schedule) -> None:
     lines += phase_lines(account, subscription, phase)
     schedule.status, schedule.subscription = "active", subscription.id
     account.subscriptions.add(subscription)
+    account.customers.find(schedule.customer).currency = subscription.currency
     invoice = create_invoice(account, subscription, lines, reason="subscription_create") if lines else None
     account.emit("customer.subscription.created", subscription.to_json())
     if invoice is not None:

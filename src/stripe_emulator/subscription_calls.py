@@ -17,6 +17,7 @@ from stripe_emulator.invoice_lines import (
     usage_lines,
 )
 from stripe_emulator.payment_methods import create_setup_intent
+from stripe_emulator.price_calls import choose_currency
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, not_found
 from stripe_emulator.redemption import emit_ended_discounts, redeem
 from stripe_emulator.subscription_changes import (
@@ -141,6 +142,8 @@ def subscribe(
         )
         draft.pending_setup_intent = intent.id
     account.subscriptions.add(draft)
+    # It may be in another currency than an earlier one, which has ended.
+    account.customers.find(customer).currency = draft.currency
     redeem(account, [*draft.discounts, *draft.item_discounts])
     invoice = (
         create_invoice(account, draft, lines, reason="subscription_create", draft=not is_charged)
@@ -164,13 +167,12 @@ def _read_draft(
 ) -> Subscription:
     now = account.now
     prices = [each.new_price for each in wanted]
-    currencies = {price.currency for price in prices}
-    if len(currencies) > 1:
-        message = (
-            f"All prices on a subscription must have the same currency: {', '.join(sorted(currencies))}."
-        )
+    currency = choose_currency(account, prices, asked=params.nonempty_text("currency"), customer=customer)
+    if currency is None:
+        currencies = ", ".join(sorted({price.currency for price in prices}))
+        message = f"All prices on a subscription must have the same currency: {currencies}."
         raise ApiError(message, param="items")
-    mode, currency = read_billing_mode(params, version=call.version), prices[0].currency
+    mode = read_billing_mode(params, version=call.version)
     draft = new_subscription(account, customer, currency=currency, mode=mode, livemode=call.livemode)
     _refuse_too_many_of_clock(account, draft)
     refuse_other_currency(account, customer, currency)
@@ -182,7 +184,8 @@ def _read_draft(
         draft.billing_cycle_anchor = trial_end
     if "billing_cycle_anchor" in params:
         draft.billing_cycle_anchor = _read_anchor(params, wanted, now=now)
-    draft.items = [new_item(draft, each, at=now) for each in wanted]
+    charged = [replace(each, price=each.new_price.in_currency(currency)) for each in wanted]
+    draft.items = [new_item(draft, each, at=now) for each in charged]
     apply_cancellation(draft, params, now=now)
     return draft
 

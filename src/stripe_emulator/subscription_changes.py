@@ -194,7 +194,7 @@ def _changed_quantity(item: SubscriptionItem, price: Price, wanted: ItemChange) 
     """
     if wanted.quantity is not None:
         return wanted.quantity
-    return item.quantity if price is item.price and item.quantity is not None else 1
+    return item.quantity if price.id == item.price.id and item.quantity is not None else 1
 
 
 def _credit_lines(
