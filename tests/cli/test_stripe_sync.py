@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from drivers.emulated_account import stripe_api, unpaced
 from drivers.plans import plans_text
 from meterkit import Catalog, MeterKit, StripeSync
 from meterkit.catalog import loads
+from meterkit.errors import StripeError
 from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -290,3 +292,123 @@ def test_the_command(directory: Path) -> None:
         assert STRIPE_KEY not in made.out + made.err + refused.err
     without = InProcessShell(directory).run("stripe", "sync")
     assert (without.code, "METERKIT_STRIPE_API_KEY" in without.err) == (2, True)
+
+
+TWO: Final = plans_text("two_currencies")
+BY_CURRENCY: Final = re.compile(r"\{usd: (\d+), eur: \d+\}")
+
+
+def in_dollars(plans: str) -> str:
+    """The same file with its dollars alone."""
+    return BY_CURRENCY.sub(r"\1", plans).replace("[usd, eur]", "usd")
+
+
+async def amounts(at: Shop, price: str) -> dict[str, str | list[str]]:
+    """What a price costs, or a unit in each of its tiers, by currency."""
+    expand: Any = ["currency_options", "currency_options.eur.tiers", "currency_options.usd.tiers"]
+    try:
+        found = await at.api.get(f"/v1/prices/{price}", {"expand": expand})
+    except StripeError:  # It has dollars alone.
+        found = await at.api.get(f"/v1/prices/{price}", {"expand": expand[:1]})
+    return {
+        currency: [tier["unit_amount_decimal"] for tier in of["tiers"]]
+        if of.get("tiers")
+        else of["unit_amount_decimal"]
+        for currency, of in found["currency_options"].items()
+    }
+
+
+async def test_one_price_has_the_amounts_of_all_currencies(at: Shop) -> None:
+    first = await at.sync(TWO)
+    assert (first.problems, first.notes) == ([], [])
+    prices = {line.name: line for line in first.lines if line.what == "price"}
+    assert {name: line.price for name, line in prices.items()} == {
+        "pro, base": "USD 29.00 per month; EUR 27.00 per month",
+        "pro, seats": "USD 9.00 per seat and month; EUR 8.00 per seat and month",
+        "pro, requests": (
+            "1,000 free, then USD 0.03 per request, each month; 1,000 free, then EUR 0.02 per request, each"
+            " month"
+        ),
+        "pro, tokens": "USD 0.0012 per token, each month; EUR 0.0011 per token, each month",
+        "add-on pack": "USD 5.00 per add-on and month; EUR 4.50 per add-on and month",
+    }
+    assert [line.name for line in first.lines if line.what == "product"][-1] == "Word pack"
+    assert {name: await amounts(at, line.id) for name, line in prices.items()} == {
+        "pro, base": {"usd": "2900", "eur": "2700"},
+        "pro, seats": {"usd": "900", "eur": "800"},
+        "pro, requests": {"usd": ["0", "3"], "eur": ["0", "2"]},
+        "pro, tokens": {"usd": "0.12", "eur": "0.11"},
+        "add-on pack": {"usd": "500", "eur": "450"},
+    }
+    (pack,) = await at.api.list("/v1/prices", {"lookup_keys": ["meterkit:addon:pack"], "active": True})
+    assert pack["metadata"] == {"meterkit": "meterkit:addon:pack"}
+    before = at.changes()
+    again = await at.sync(TWO)
+    assert {line.action for line in again.lines} == {"is there"}
+    assert [line.id for line in again.lines] == [line.id for line in first.lines]
+    assert at.changes() == before
+
+
+async def test_a_further_currency_is_added_to_present_prices(at: Shop) -> None:
+    first = await at.sync(in_dollars(TWO))
+    ids = {line.name: line.id for line in first.lines if line.what == "price"}
+    assert [list(await amounts(at, price)) for price in ids.values()] == [["usd"]] * len(ids)
+    before = at.changes()
+    planned = await at.sync(TWO, dry_run=True)
+    assert {line.action for line in planned.lines if line.what == "price"} == {"to extend"}
+    assert at.changes() == before
+    done = await at.sync(TWO)
+    assert {line.name: (line.id, line.action) for line in done.lines if line.what == "price"} == {
+        name: (price, "extended") for name, price in ids.items()
+    }
+    assert (await amounts(at, ids["pro, requests"]))["eur"] == ["0", "2"]
+    assert {line.action for line in (await at.sync(TWO)).lines} == {"is there"}
+    # A file that leaves a currency out again changes nothing: its subscribers keep their amounts.
+    before = at.changes()
+    assert {line.action for line in (await at.sync(in_dollars(TWO))).lines} == {"is there"}
+    assert at.changes() == before
+
+
+async def test_an_amount_in_any_currency_is_never_changed(at: Shop) -> None:
+    first = await at.sync(TWO)
+    old = {line.name: line.id for line in first.lines}
+    plans = TWO.replace("eur: 2700", "eur: 2800").replace("eur: 450", "eur: 400")
+    second = await at.sync(plans)
+    made = {line.name: line for line in second.lines if line.action == "made"}
+    assert {name: line.instead_of for name, line in made.items()} == {
+        name: old[name] for name in ("pro, base", "add-on pack")
+    }
+    (base,) = [note for note in second.notes if note.startswith("pro, base: ")]
+    assert f"{old['pro, base']} is USD 29.00 per month; EUR 27.00 per month, and a price cannot" in base
+    assert await amounts(at, made["pro, base"].id) == {"usd": "2900", "eur": "2800"}
+    for name, eur in (("pro, base", "2700"), ("add-on pack", "450")):
+        assert (await amounts(at, old[name]))["eur"] == eur
+        assert (await at.api.get(f"/v1/prices/{old[name]}"))["active"]
+    assert {line.action for line in (await at.sync(plans)).lines} == {"is there"}
+
+
+async def test_a_named_price_may_have_all_currencies_or_each_its_own(at: Shop) -> None:
+    dollars, euros = at.emulator.add_price(2900), at.emulator.add_price(2700, currency="eur")
+    amount = "{amount_cents: {usd: 2900, eur: 2700}, interval: month"
+    one = TWO.replace(amount, f"{amount}, stripe_price: {dollars}")
+    done = await at.sync(one)
+    assert (done.problems, done.paste) == ([], {})
+    assert await amounts(at, dollars) == {"usd": "2900", "eur": "2700"}
+    each = TWO.replace(amount, f"{amount}, stripe_price: {{usd: {dollars}, eur: {euros}}}")
+    done = await at.sync(each)
+    named = {line.name: (line.id, line.action) for line in done.lines if ", base" in line.name}
+    assert named == {"pro, base": (dollars, "is there"), "pro, base, eur": (euros, "is there")}
+    assert await amounts(at, euros) == {"eur": "2700"}
+    dearer = await at.sync(each.replace("eur: 2700", "eur: 2800"))
+    (made,) = [line for line in dearer.lines if line.action == "made"]
+    assert (made.name, made.instead_of) == ("pro, base, eur", euros)
+    assert dearer.paste == {"pro": {"price, eur": made.id}}
+    problem = await at.refuses(each.replace(f"eur: {euros}", f"eur: {at.emulator.add_price(2700)}"))
+    assert "has the currency usd, and the plans file says eur" in problem
+
+
+async def test_an_addon_price_of_another_interval_is_refused(at: Shop) -> None:
+    at.emulator.add_price(500, interval="year", lookup_key="meterkit:addon:pack")
+    problem = await at.refuses(TWO)
+    assert problem.startswith("add-on pack: the price ")
+    assert "has the interval year, and the plans file says month" in problem

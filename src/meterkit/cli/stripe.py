@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from meterkit.testing import StripeEmulator
 
 KEY: Final = "sk_test_emulator"
+_ADDONS: Final = "addons."
 
 commands = command_group("stripe", "Create meters and prices; run an emulator.")
 
@@ -73,17 +74,26 @@ def _print_sync(done: StripeSync) -> None:
     if not done.problems:
         print_records(rows, empty="the plans file sells nothing through Stripe")
     if done.paste:
-        echo("\nthe plans file names older prices; replace them:\nplans:")
-        for plan, prices in done.paste.items():
-            echo(f"  {plan}:")
-            for line, price in prices.items():
-                echo(f"    {line}: {{stripe_price: {price}}}")
+        echo("\nthe plans file names older prices; replace them:")
+        addons = {name: of for name, of in done.paste.items() if name.startswith(_ADDONS)}
+        _print_ids("plans", {name: of for name, of in done.paste.items() if name not in addons})
+        _print_ids("addons", {name.removeprefix(_ADDONS): of for name, of in addons.items()})
     for note in done.notes:
         print_note(note)
     for problem in done.problems:
         print_note(problem)
     if done.problems:
         print_note("nothing was created")
+
+
+def _print_ids(section: str, named: Mapping[str, Mapping[str, str]]) -> None:
+    """Print the new price ids of a section of the plans file."""
+    if named:
+        echo(f"{section}:")
+    for name, prices in named.items():
+        echo(f"  {name}:")
+        for line, price in prices.items():
+            echo(f"    {line}: {{stripe_price: {price}}}")
 
 
 @command(commands, unused=("redis",))

@@ -10,13 +10,17 @@ from meterkit.catalog.credit_values import find_top_ups
 from meterkit.outbox.invoice_line_terms import line_products
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
+from meterkit.subscriptions.price_currencies import OPTIONS, currencies_of, fetch_price, with_option_tiers
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, part_of
 from meterkit.subscriptions.wanted_prices import (
+    option_params,
     pack_params,
     pack_product,
     params_of,
     product_params,
+    shape_in,
     shape_of,
+    wanted_addons,
     wanted_plans,
 )
 
@@ -28,10 +32,11 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.wanted_prices import PriceShape, WantedPlan, WantedPrice, WantedProduct
 
 
-Action = Literal["is there", "made", "to make", "reactivated", "to reactivate"]
+Action = Literal["is there", "made", "to make", "reactivated", "to reactivate", "extended", "to extend"]
 _METERS: Final = "/v1/billing/meters"
 _PRODUCTS: Final = "/v1/products"
 _TIERS: Final = ("data.tiers",)
+_CURRENCIES: Final = ("data.tiers", f"data.{OPTIONS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +46,11 @@ class StripeSyncLine:
     Attributes:
         name: of a product as customers see it.
         id: empty if it is not made yet.
-        price: description of a price: ``USD 29.00 per month``.
+        action: a price is ``extended`` by an amount in a further currency; its other amounts stay.
+        price: description of a price in all currencies of the plans file: ``USD 29.00 per month``.
         unit_amount: the same as a decimal of minor units of ``currency``; empty for other objects.
-        currency: of a price.
-        unit: the charged unit: ``seat``, or the meter's unit; empty: the plan itself.
+        currency: of a price, the first one of the plans file.
+        unit: the charged unit: ``seat``, ``add-on``, or the meter's unit; empty: the plan itself.
         instead_of: the price that it replaces, as prices cannot be changed.
     """
 
@@ -65,7 +71,8 @@ class StripeSync:
 
     Attributes:
         problems: reasons why nothing was made, a line each.
-        paste: of each plan with outdated ids in the plans file, ``price`` and ``seat_price`` to an id.
+        paste: of each plan with outdated ids in the plans file, ``price`` and ``seat_price`` to an id; of an
+            add-on under ``addons.KEY``.
     """
 
     lines: list[StripeSyncLine] = field(default_factory=list[StripeSyncLine])
@@ -143,7 +150,7 @@ class _SyncRun:
             known = self._meters.get(meter["event_name"])
             if known is None or (known["status"] != "active" and meter["status"] == "active"):
                 self._meters[meter["event_name"]] = meter
-        wanted = wanted_plans(self._catalog)
+        wanted = [*wanted_plans(self._catalog), *wanted_addons(self._catalog)]
         for plan in wanted:
             done.problems += plan.problems
             done.notes += plan.notes
@@ -166,23 +173,36 @@ class _SyncRun:
 
     async def _fetch_plan(self, wanted: WantedPlan) -> PlanAtStripe:
         """Fetch the product and prices of a plan at Stripe."""
-        prices: dict[str, Mapping[str, Any]] = dict(
-            await prices_by_key(self._api, [price.key for price in wanted.prices], expand=_TIERS)
-        )
+        has_more = len(self._catalog.currencies) > 1
+        expand = _CURRENCIES if has_more else _TIERS
+        keyed = await prices_by_key(self._api, [price.key for price in wanted.prices], expand=expand)
+        prices: dict[str, Mapping[str, Any]] = {}
         missing: list[WantedPrice] = []
         for price in wanted.prices:
+            there = keyed.get(price.key) if price.has_lookup_key else None
             if price.stripe_price is not None:
-                named = await self._api.find(f"{PRICES}/{price.stripe_price}", {"expand": ["tiers"]})
+                named = await self._fetch_named(price.stripe_price, has_more=has_more)
                 if named is None:
                     missing.append(price)
-                else:
-                    prices[price.key] = named
-        base = prices.get(wanted.prices[0].key)
+                there = named or there
+            elif there is not None and has_more:
+                there = await with_option_tiers(self._api, there)
+            if there is not None:
+                prices[price.name] = there
+        base = prices.get(wanted.prices[0].name)
         product = None if base is None else str(base["product"])
-        asked = {"product": product, "active": True, "expand": _TIERS}
+        asked = {"product": product, "active": True, "expand": expand}
         listed = await self._api.list(PRICES, asked) if product is not None else []
         listed = [price for price in listed if not is_override_price(price)]
+        if has_more:
+            listed = [await with_option_tiers(self._api, price) for price in listed]
         return PlanAtStripe(wanted=wanted, product=product, prices=prices, listed=listed, missing=missing)
+
+    async def _fetch_named(self, price: str, *, has_more: bool) -> dict[str, Any] | None:
+        """Fetch a price that the plans file names; None: Stripe does not have it."""
+        if has_more:
+            return await fetch_price(self._api, price)
+        return await self._api.find(f"{PRICES}/{price}", {"expand": ["tiers"]})
 
     async def _make_meters(self) -> None:
         for meter in self._catalog.meters.values():
@@ -249,16 +269,17 @@ class _SyncRun:
         for price in found.wanted.prices:
             price_id = await self._find_or_make_price(found, price)
             if price.stripe_price is not None and price_id not in {price.stripe_price, ""}:
-                self._done.paste.setdefault(found.wanted.plan, {})[price.line] = price_id
+                line = price.line if price.has_lookup_key else f"{price.line}, {price.shape.currency}"
+                self._done.paste.setdefault(found.wanted.plan, {})[line] = price_id
 
     async def _find_or_make_price(self, found: PlanAtStripe, wanted: WantedPrice) -> str:
-        there = found.prices.get(wanted.key)
+        there = found.prices.get(wanted.name)
         fitting = found.fitting(wanted, self._meters)
         if there is None and fitting:
             there = fitting[0]
         if there is not None and found.fits(there, wanted, self._meters):
             self._add_product_line(wanted.product, "is there", there["product"])
-            self._add_price_line(wanted, "is there", there["id"])
+            self._add_price_line(wanted, await self._add_currencies(there, wanted), there["id"])
             return str(there["id"])
         product = await self._find_or_make_product(wanted, found)
         made: str = ""
@@ -271,11 +292,24 @@ class _SyncRun:
         self._add_price_line(wanted, self._made, made, "" if there is None else there["id"])
         if there is not None:
             self._done.notes.append(
-                f"{wanted.name}: {there['id']} is {shape_of(there).describe(wanted.unit)}, and a price cannot"
-                f" be changed: {made or 'a new one'} is {wanted.shape.describe(wanted.unit)}; subscribers of"
-                " the old one keep it"
+                f"{wanted.name}: {there['id']} is {_describe_as_sold(there, wanted)}, and a price cannot"
+                f" be changed: {made or 'a new one'} is {wanted.describe()}; subscribers of the old one keep"
+                " it"
             )
         return made
+
+    async def _add_currencies(self, there: Mapping[str, Any], wanted: WantedPrice) -> Action:
+        """Give a price amounts in the currencies that it lacks; those that it has are never changed.
+
+        Stripe also lets the amount in another currency be changed. Subscribers would not keep theirs then.
+        """
+        missing = [shape for shape in wanted.shapes if shape_in(there, shape.currency) is None]
+        if not missing:
+            return "is there"
+        if self._dry_run:
+            return "to extend"
+        await self._api.post(f"{PRICES}/{there['id']}", {OPTIONS: option_params(missing)})
+        return "extended"
 
     async def _find_or_make_product(self, wanted: WantedPrice, found: PlanAtStripe) -> str:
         """The product of a new price: meterkit's, that of the present base price, or a new one."""
@@ -312,7 +346,7 @@ class _SyncRun:
             name=wanted.name,
             action=action,
             id=price_id,
-            price=shape.describe(wanted.unit),
+            price=wanted.describe(),
             unit_amount=f"{shape.unit:f}",
             currency=shape.currency,
             unit=wanted.unit,
@@ -341,7 +375,7 @@ class PlanAtStripe:
 
     Attributes:
         product: of its base price; None: there is none yet.
-        prices: by lookup key, meterkit's and those that the plans file names.
+        prices: by name, meterkit's and those that the plans file names.
         listed: all active prices of the product.
         missing: prices whose id in the plans file Stripe does not have.
     """
@@ -354,7 +388,7 @@ class PlanAtStripe:
 
     def others(self, wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Other prices of the product on the same meter."""
-        meter, ours = meters.get(wanted.shape.meter or ""), self.prices.get(wanted.key)
+        meter, ours = meters.get(wanted.shape.meter or ""), self.prices.get(wanted.name)
         return [
             price
             for price in self.listed
@@ -370,9 +404,15 @@ class PlanAtStripe:
 
     @staticmethod
     def fits(price: Mapping[str, Any], wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether a price charges the amount of the plans file."""
+        """Whether a price charges the amounts of the plans file, in at least one of its currencies.
+
+        It may lack the others, which are added then.
+        """
         meter = meters.get(wanted.shape.meter or "")
-        return shape_of(price) == replace(wanted.shape, meter=None if meter is None else meter["id"])
+        pairs = [(shape_in(price, shape.currency), shape) for shape in wanted.shapes]
+        known = [(there, shape) for there, shape in pairs if there is not None]
+        meter_id = None if meter is None else meter["id"]
+        return bool(known) and all(there == replace(shape, meter=meter_id) for there, shape in known)
 
 
 def find_problems(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -403,7 +443,7 @@ def _missing_prices(found: PlanAtStripe) -> Iterator[str]:
 
 def _archived_prices(found: PlanAtStripe) -> Iterator[str]:
     for wanted in found.wanted.prices:
-        price = found.prices.get(wanted.key)
+        price = found.prices.get(wanted.name)
         if price is not None and not price["active"]:
             yield (
                 f"{wanted.name}: the plans file names the price {wanted.stripe_price}, which is archived at"
@@ -415,18 +455,20 @@ def _archived_prices(found: PlanAtStripe) -> Iterator[str]:
 def _different_prices(found: PlanAtStripe) -> Iterator[str]:
     """Prices of another currency or interval: their subscribers would have the wrong plan."""
     for wanted in found.wanted.prices:
-        price = found.prices.get(wanted.key)
+        price = found.prices.get(wanted.name)
         if price is None:
             continue
         recurring = part_of(price, "recurring")
         count = recurring.get("interval_count", 1)
         every = recurring.get("interval", "once") if count == 1 else f"{count} {recurring['interval']}s"
+        sold_in = [shape.currency for shape in wanted.shapes]
+        known = currencies_of(price)
         for field_name, actual, expected, cure in (
             (
                 "currency",
-                price["currency"],
-                wanted.shape.currency,
-                "a plans file has one currency; name a price in it",
+                "" if known.intersection(sold_in) else price["currency"],
+                "" if known.intersection(sold_in) else " or ".join(sold_in),
+                "name a price in a currency of the plans file",
             ),
             (
                 "interval",
@@ -447,7 +489,7 @@ def _duplicate_prices(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any
     for wanted in found.wanted.prices:
         fitting = found.fitting(wanted, meters)
         # One that fits is used as it is. A further one, or any listed ours, would bill the same again.
-        used = fitting if len(fitting) == 1 and wanted.key not in found.prices else []
+        used = fitting if len(fitting) == 1 and wanted.name not in found.prices else []
         yield from (
             _describe_duplicate(price, wanted) for price in found.others(wanted, meters) if price not in used
         )
@@ -463,6 +505,13 @@ def _unpriced_meters(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]
     ]
 
 
+def _describe_as_sold(price: Mapping[str, Any], wanted: WantedPrice) -> str:
+    """Describe a price at Stripe in the currencies of the plans file."""
+    shapes = [shape_in(price, shape.currency) for shape in wanted.shapes]
+    known = [shape.describe(wanted.unit) for shape in shapes if shape is not None]
+    return "; ".join(known) or shape_of(price).describe(wanted.unit)
+
+
 def _describe_duplicate(price: Mapping[str, Any], wanted: WantedPrice) -> str:
     shape = shape_of(price)
     begins = f"{wanted.name}: the product has the price {price['id']} on the same meter"
@@ -473,6 +522,6 @@ def _describe_duplicate(price: Mapping[str, Any], wanted: WantedPrice) -> str:
     elif shape.divide_by > 1:
         why = _PACKAGES
     else:
-        said = wanted.shape.describe(wanted.unit)
+        said = wanted.describe()
         why = f"it is not what the plans file says ({said}), or a second one that bills the same again"
     return f"{begins} ({shape.describe(wanted.unit)}): {why}; archive it, and sync again"

@@ -128,9 +128,18 @@ def key_in(price: Mapping[str, Any]) -> str:
     return key if key.startswith(f"{LOOKUP_MARK}:") else text_in(part_of(price, "metadata"), LOOKUP_MARK)
 
 
+def all_currencies(catalog: Catalog) -> tuple[Catalog, ...]:
+    """A plans file in each of its currencies."""
+    return (catalog, *catalog.other_currencies.values())
+
+
 def plan_of_price(price: str, key: str, catalog: Catalog) -> str | None:
-    """The plan with this base price; None if there is none. An id in the plans file takes precedence."""
-    named = (plan.key for plan in catalog.plans.values() if plan.price.stripe_price == price)
+    """The plan with this base price; None if there is none. An id in the plans file takes precedence.
+
+    The file may name a price for each of its currencies.
+    """
+    plans = (plan for each in all_currencies(catalog) for plan in each.plans.values())
+    named = (plan.key for plan in plans if plan.price.stripe_price == price)
     keyed = (plan.key for plan in catalog.plans.values() if key == base_key(plan.key))
     return next(named, None) or next(keyed, None)
 

@@ -10,8 +10,10 @@ from meterkit.catalog.amount_wording import exact_money
 from meterkit.catalog.meters import billed_as, billed_meters, is_sold
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.subscriptions.change_rules import sells_seats
+from meterkit.subscriptions.price_currencies import shown_in
 from meterkit.subscriptions.stripe_objects import (
     LOOKUP_MARK,
+    addon_key,
     base_key,
     meter_key,
     pack_key,
@@ -20,10 +22,10 @@ from meterkit.subscriptions.stripe_objects import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.catalog.models import Entitlement, Meter
+    from meterkit.catalog.models import Addon, Entitlement, Meter
     from meterkit.stripe.request import Parameter
 
 
@@ -115,12 +117,12 @@ class PriceShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedProduct:
-    """A product that a plan needs.
+    """A product that a plan needs, or an add-on.
 
     Attributes:
         key: its lookup key, in its metadata.
         name: as invoices show it.
-        word: part of its id in the emulator: ``pro``, ``pro_seats``, ``meter_words``.
+        word: part of its id in the emulator: ``pro``, ``pro_seats``, ``meter_words``, ``addon_pack``.
     """
 
     key: str
@@ -130,17 +132,20 @@ class WantedProduct:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedPrice:
-    """A price that a plan needs.
+    """A price that a plan needs, or an add-on.
 
     Attributes:
         name: in messages: ``pro, base``.
         key: its lookup key.
-        line: of the plan: ``price``, ``seat_price``, or a meter's name.
-        unit: the charged unit: a seat, or the meter's unit; empty: the plan itself.
+        line: of the plan: ``price``, ``seat_price``, or a meter's name; of an add-on ``price``.
+        unit: the charged unit: a seat, an add-on, or the meter's unit; empty: the plan itself.
         product: its product.
         shape: its unchangeable part; its ``meter`` is the event name.
         stripe_price: the id in the plans file.
         report: reported quantity of the meter; empty: it has no meter.
+        others: its shapes in the other currencies of the plans file.
+        has_lookup_key: whether Stripe finds it by ``key``. The file may name a price for each currency: all
+            but the first are found by their ids only.
     """
 
     name: str
@@ -151,13 +156,25 @@ class WantedPrice:
     shape: PriceShape
     stripe_price: str | None = None
     report: Literal["", "overage", "usage"] = ""
+    others: tuple[PriceShape, ...] = ()
+    has_lookup_key: bool = True
+
+    @property
+    def shapes(self) -> tuple[PriceShape, ...]:
+        """Its shapes in all of its currencies."""
+        return (self.shape, *self.others)
+
+    def describe(self) -> str:
+        """Describe the price in all of its currencies."""
+        return "; ".join(shape.describe(self.unit) for shape in self.shapes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedPlan:
-    """The prices of a sold plan, and its problems.
+    """The prices of a sold plan, or of an add-on, and its problems.
 
     Attributes:
+        plan: its key; of an add-on ``addons.KEY``.
         problems: combinations that would bill wrongly.
         notes: correct, but possibly surprising.
         unpriced: by event name, the problem if its product has no price on that meter.
@@ -175,6 +192,8 @@ def wanted_plans(catalog: Catalog) -> list[WantedPlan]:
     sold, known = list[WantedPlan](), dict[str, WantedPlan]()
     for plan in catalog.plans.values():
         wanted = _wanted_plan(catalog, plan)
+        for other in catalog.other_currencies.values():
+            wanted = _with_currency(wanted, _wanted_plan(other, other.plans[plan.key]))
         if is_sold(plan) or wanted.problems:
             base = wanted.prices[0]
             first = known.setdefault(base.stripe_price or base.key, wanted)
@@ -182,11 +201,57 @@ def wanted_plans(catalog: Catalog) -> list[WantedPlan]:
     return sold
 
 
+def wanted_addons(catalog: Catalog) -> list[WantedPlan]:
+    """The price that each add-on of a plans file needs at Stripe, whatever plans it is bought beside."""
+    found: list[WantedPlan] = []
+    for addon in catalog.addons.values():
+        wanted = _wanted_addon(catalog, addon)
+        for other in catalog.other_currencies.values():
+            wanted = _with_currency(wanted, _wanted_addon(other, other.addons[addon.key]))
+        found.append(wanted)
+    return found
+
+
+def _wanted_addon(catalog: Catalog, addon: Addon) -> WantedPlan:
+    key, price = addon_key(addon.key), addon.price
+    wanted = WantedPrice(
+        name=f"add-on {addon.key}",
+        key=key,
+        line="price",
+        unit="add-on",
+        product=WantedProduct(key=key, name=addon.name, word=f"addon_{addon.key}"),
+        shape=PriceShape(
+            currency=catalog.currency, interval=price.interval, unit=Decimal(price.amount_cents)
+        ),
+        stripe_price=price.stripe_price,
+    )
+    of = f"addons.{addon.key}"
+    return WantedPlan(plan=of, prices=(wanted,), problems=(), notes=(), unpriced={})
+
+
+def _with_currency(wanted: WantedPlan, other: WantedPlan) -> WantedPlan:
+    """Add the same prices in another currency: an amount of each, or a price where the file names another."""
+    prices = list(wanted.prices)
+    places = {(price.key, price.stripe_price): place for place, price in enumerate(prices)}
+    for price in other.prices:
+        place = places.get((price.key, price.stripe_price))
+        if place is None:
+            name = f"{price.name}, {price.shape.currency}"
+            prices.append(replace(price, name=name, has_lookup_key=False))
+        else:
+            prices[place] = replace(prices[place], others=(*prices[place].others, price.shape))
+    problems, notes = (
+        tuple(dict.fromkeys(pair)) for pair in (wanted.problems + other.problems, wanted.notes + other.notes)
+    )
+    return replace(wanted, prices=tuple(prices), problems=problems, notes=notes)
+
+
 def _share_price(first: WantedPlan, wanted: WantedPlan) -> WantedPlan:
     """A plan with the ``stripe_price`` of another: its subscribers have the first one of the file."""
-    ours, theirs = wanted.prices[0].shape, first.prices[0].shape
+    own, other = wanted.prices[0], first.prices[0]
+    ours, theirs = own.shape, other.shape
     begins = f"plan {wanted.plan}: has the stripe_price of plan {first.plan}"
-    if ours == theirs:
+    if own.shapes == other.shapes:
         message = (
             f"{begins}, and its subscribers have plan {first.plan}: nothing is made of"
             f" {wanted.plan}; give it a stripe_price of its own to sell it"
@@ -225,6 +290,12 @@ def shape_of(price: Mapping[str, Any]) -> PriceShape:
     )
 
 
+def shape_in(price: Mapping[str, Any], currency: str) -> PriceShape | None:
+    """Read the unchangeable part of a price in one of its currencies; None: it has no amount in it."""
+    shown = shown_in(price, currency)
+    return None if shown is None else shape_of(shown)
+
+
 def product_params(product: WantedProduct) -> dict[str, Parameter]:
     """Parameters of a new product (https://docs.stripe.com/api/products/create)."""
     return {"name": product.name, "metadata": {LOOKUP_MARK: product.key}}
@@ -240,19 +311,33 @@ def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[s
         "product": product,
         "currency": shape.currency,
         "recurring": recurring,
-        "lookup_key": wanted.key,
-        "transfer_lookup_key": True,
         "nickname": wanted.name,
         "metadata": {LOOKUP_MARK: wanted.key},
     }
-    amount = f"{shape.unit:f}"
+    if wanted.has_lookup_key:
+        params |= {"lookup_key": wanted.key, "transfer_lookup_key": True}
+    if wanted.others:
+        params["currency_options"] = option_params(wanted.others)
     if shape.free:
-        tiers: list[Parameter] = [
-            {"up_to": shape.free, "unit_amount": 0},
-            {"up_to": "inf", "unit_amount_decimal": amount},
-        ]
-        return params | {"billing_scheme": "tiered", "tiers_mode": "graduated", "tiers": tiers}
-    return params | {"unit_amount_decimal": amount}
+        params |= {"billing_scheme": "tiered", "tiers_mode": "graduated"}
+    return params | _amount_params(shape)
+
+
+def option_params(shapes: Iterable[PriceShape]) -> dict[str, Parameter]:
+    """The parameter ``currency_options``: amounts of a price in further currencies."""
+    return {shape.currency: _amount_params(shape) for shape in shapes}
+
+
+def _amount_params(shape: PriceShape) -> dict[str, Parameter]:
+    """Parameters of an amount in one currency."""
+    amount = f"{shape.unit:f}"
+    if not shape.free:
+        return {"unit_amount_decimal": amount}
+    tiers: list[Parameter] = [
+        {"up_to": shape.free, "unit_amount": 0},
+        {"up_to": "inf", "unit_amount_decimal": amount},
+    ]
+    return {"tiers": tiers}
 
 
 _TOP_UP: Final = "Top-up"

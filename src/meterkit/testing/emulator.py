@@ -13,6 +13,7 @@ from meterkit.subscriptions.wanted_prices import (
     pack_product,
     params_of,
     product_params,
+    wanted_addons,
     wanted_plans,
 )
 from stripe_emulator import Delivery, Event, Exchange, Fault, MeterEvent, ThinEvent
@@ -45,14 +46,15 @@ class StripeEmulator(stripe_emulator.StripeEmulator):
                 self.add_meter(meter.stripe.event_name)
 
     def add_plans(self, catalog: Catalog) -> None:
-        """Sell the top-ups of a plans file, and its plans that cost something or name a ``stripe_price``.
+        """Sell what a plans file sells: plans that cost something or name a price, add-ons and top-ups.
 
         The meters, products and prices are those that ``meterkit stripe sync`` makes. Prices have the ids of
-        the plans file, else ``price_PLAN``, ``price_PLAN_seats``, ``price_PLAN_METER`` and
-        ``price_top_up_CREDIT_CENTS``; products are ``prod_PLAN``, ``prod_PLAN_seats``, ``prod_meter_METER``
-        and ``prod_top_up_CREDIT``. What is there already stays as it is, and usage for which sync would
-        refuse to make a price has none. With ``billing: {usage: lines}`` there are no meters and no metered
-        prices; the products of lines are made with the first lines.
+        the plans file, else ``price_PLAN``, ``price_PLAN_seats``, ``price_PLAN_METER``, ``price_addon_ADDON``
+        and ``price_top_up_CREDIT_CENTS``; products are ``prod_PLAN``, ``prod_PLAN_seats``,
+        ``prod_meter_METER``, ``prod_addon_ADDON`` and ``prod_top_up_CREDIT``. What is there already stays as
+        it is, and usage for which sync would refuse to make a price has none. With
+        ``billing: {usage: lines}`` there are no meters and no metered prices; the products of lines are made
+        with the first lines.
         """
         with self._account.lock:
             for meter in () if catalog.billing.is_by_lines else catalog.meters.values():
@@ -60,17 +62,20 @@ class StripeEmulator(stripe_emulator.StripeEmulator):
                     self.add_meter(meter.stripe.event_name)
             for plan in wanted_plans(catalog):
                 for price in plan.prices:
-                    self._add_plan_price(plan.plan, price)
+                    word = {"price": "", "seat_price": "_seats"}.get(price.line, f"_{price.line}")
+                    self._add_price(price, f"price_{plan.plan}{word}")
+            for addon in wanted_addons(catalog):
+                for price in addon.prices:
+                    self._add_price(price, f"price_{price.product.word}")
             if (sold := find_top_ups(catalog.credits)) is not None:
                 credit, top_ups = sold
                 for amount_cents in top_ups.amounts:
                     self._add_pack(credit, amount_cents, catalog.currency)
 
-    def _add_plan_price(self, plan: str, wanted: WantedPrice) -> None:
-        """Add a price of a plan and its product, unless they are there."""
-        word = {"price": "", "seat_price": "_seats"}.get(wanted.line, f"_{wanted.line}")
-        price_id, product = wanted.stripe_price or f"price_{plan}{word}", f"prod_{wanted.product.word}"
-        if self._has_price(price_id, wanted.key):
+    def _add_price(self, wanted: WantedPrice, default_id: str) -> None:
+        """Add a price and its product, unless they are there."""
+        price_id, product = wanted.stripe_price or default_id, f"prod_{wanted.product.word}"
+        if self._has_price(price_id, wanted.key if wanted.has_lookup_key else price_id):
             return
         self._add_product_once(wanted.product, product)
         meter = self._account.meters.active(wanted.shape.meter or "")
