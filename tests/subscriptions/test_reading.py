@@ -23,7 +23,7 @@ from meterkit.subscriptions.drift_comparison import (
 )
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
 from meterkit.subscriptions.metered_prices import PriceFacts
-from meterkit.subscriptions.monthly_amount import NOTHING, MonthlyAmount, monthly_amount_of
+from meterkit.subscriptions.monthly_amount import NOTHING, MonthlyAmount, is_free, monthly_amount_of
 from meterkit.subscriptions.subscription_choice import choose_subscription
 from meterkit.subscriptions.subscription_reading import (
     asks_for_payment_method,
@@ -55,6 +55,7 @@ PRO = SubscriptionState(
     end_ms=END * 1000,
     anchor_ms=START * 1000,
     created_ms=(START - 5) * 1000,
+    currency="usd",
 )
 
 
@@ -303,6 +304,16 @@ def test_a_coupon_that_lasts_is_taken_off_the_whole_or_its_item(discounts: list[
     assert monthly(one | {"discounts": discounts}, one) == (cents + 1000) * MICRO
     # An amount is taken off each invoice, of which a yearly price has one.
     assert monthly({"price": price(12_000, "year")}, discounts=[coupon(amount_off=1200)]) == 900 * MICRO
+
+
+def test_amounts_of_another_currency_are_left_out() -> None:
+    dollars = {"price": {**price(2900), "currency": "usd"}}
+    euros = {"price": {**price(500), "currency": "eur"}}
+    off = [coupon(amount_off=100, currency="usd"), coupon(amount_off=50, currency="eur")]
+    found = {"items": {"data": [dollars, euros]}, "discounts": off, "currency": "eur"}
+    assert monthly_amount_of(found) == MonthlyAmount(450 * MICRO, "eur")
+    assert not is_free(found)
+    assert is_free({**found, "items": {"data": []}})
 
 
 # Differences of a subscription from the plans file (F-105).

@@ -24,6 +24,7 @@ DriftKind = Literal[
     "metered_twice",
     "other_item",
     "seats",
+    "addon",
     "currency",
     "interval",
     "billing_mode",

@@ -199,10 +199,17 @@ class FixedPrice(NamedTuple):
 
 
 class FixedPrices(NamedTuple):
-    """Prices of a subscription's plan and of a seat, each as a state keeps it; empty: not known, or none."""
+    """Prices of a subscription's plan, of a seat and of add-ons, each as a state keeps it.
+
+    Attributes:
+        base: of the plan; empty: not known, or none.
+        seat: of one seat; likewise.
+        addons: of one of each add-on, by its key.
+    """
 
     base: str = ""
     seat: str = ""
+    addons: tuple[tuple[str, str], ...] = ()
 
 
 NO_FIXED_PRICES: Final = FixedPrices()

@@ -97,6 +97,7 @@ class SubscriptionState:
             only where invoice lines bill usage.
         base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not
             known, or there is none.
+        addon_prices: of one of each add-on, likewise, by its key.
         mark: of the last change that meterkit made of it; empty: there was none.
         mrr: monthly recurring revenue, in millionths of the currency's smallest unit.
         currency: of ``mrr``, in lower case.
@@ -136,6 +137,7 @@ class SubscriptionState:
     free_spans: tuple[tuple[int, int], ...] = ()
     base_price: str = ""
     seat_price: str = ""
+    addon_prices: tuple[tuple[str, str], ...] = ()
     mark: str = ""
     mrr: int = 0
     currency: str = ""
@@ -164,6 +166,8 @@ class SubscriptionState:
             found[name] = parse_item_prices(found[name])
         for name in found.keys() & _ADDONS:
             found[name] = parse_bought(found[name])
+        if "addon_prices" in found:
+            found["addon_prices"] = tuple((key, price) for key, price in found["addon_prices"])
         if "line_switches" in found:
             found["line_switches"] = tuple(found["line_switches"])
         if "free_spans" in found:

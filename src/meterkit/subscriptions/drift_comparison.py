@@ -16,6 +16,7 @@ from meterkit.errors import StripeError
 from meterkit.outbox.billed_usage_terms import is_billed_by_lines, must_move, with_usage_billed
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import (
+    addons_in,
     items_of,
     missing_method_action,
     prices_in,
@@ -25,12 +26,20 @@ from meterkit.subscriptions.item_changes import (
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader, inexact_prices
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, gives_price
 from meterkit.subscriptions.service.due_customers import due_prices
-from meterkit.subscriptions.stripe_objects import is_override_price, part_of, plan_of_price, seat_key, text_in
+from meterkit.subscriptions.stripe_objects import (
+    addon_of_price,
+    is_override_price,
+    part_of,
+    plan_of_price,
+    seat_key,
+    text_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog.models import Bought
     from meterkit.customers.drift_records import DriftKind
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.store.store import Store
@@ -56,6 +65,11 @@ def paid_seats_in(items: Iterable[LiveItem], plan: Plan, catalog: Catalog) -> in
         return 0
     price, key = plan.seat_price.stripe_price, seat_key(plan.key)
     return sum(item.quantity or 0 for item in items if item.price == price or item.key == key)
+
+
+def allowed_addons_in(items: Iterable[LiveItem], plan: Plan, catalog: Catalog) -> Bought:
+    """Add-ons among items that a plan lists; others give nothing."""
+    return tuple(bought for bought in addons_in(items, catalog) if bought[0] in plan.addons)
 
 
 def bills_here(found: Mapping[str, Any], catalog: Catalog, meters: Mapping[str, str]) -> bool:
@@ -138,6 +152,11 @@ def catalog_of_customer(state: CustomerState, catalog: Catalog, now_ms: int) -> 
     return with_usage_billed(catalog, by_lines=is_billed_by_lines(state, catalog, now_ms))
 
 
+def catalog_of_subscription(found: Mapping[str, Any], catalog: Catalog) -> Catalog:
+    """Plans file in the currency of a subscription as Stripe shows it."""
+    return catalog.in_currency(text_in(found, "currency"))
+
+
 def _describe_inexact(one: InexactPrice) -> str:
     return (
         f"{one.meter} is billed at {one.price}, which cannot be computed for a unit: {one.reason}; kit.usage,"
@@ -171,7 +190,9 @@ def _plans_in(items: Iterable[LiveItem], catalog: Catalog) -> list[Plan]:
 def _find_differences(
     found: Mapping[str, Any], catalog: Catalog, prices: PlanPrices | None
 ) -> Iterator[Difference]:
-    items = items_of(found)
+    items, currencies = items_of(found), catalog.currencies
+    currency = text_in(found, "currency") or catalog.currency
+    catalog = catalog.in_currency(currency)
     plans, plan = _plans_in(items, catalog), plan_in(items, catalog)
     if plan is None:
         yield "unknown_price", f"no plan of the plans file has a base price among {_list_prices(items)}"
@@ -182,9 +203,8 @@ def _find_differences(
     yield from _compare_quantities(items, plan, catalog)
     if prices is not None:
         yield from _compare_items(items, plan, catalog, prices)
-    currency = text_in(found, "currency") or catalog.currency
-    if currency != catalog.currency:
-        yield "currency", f"it is billed in {currency}; the plans file has {catalog.currency}"
+    if currency not in currencies:
+        yield "currency", f"it is billed in {currency}; the plans file has {', '.join(currencies)}"
     yield from _compare_intervals(found, plan, catalog)
     if part_of(found, "billing_mode").get("type") == "classic":
         message = "its billing mode is classic: when a metered price changes, usage before it is never billed"
@@ -212,7 +232,8 @@ def _compare_items(
 ) -> Iterator[Difference]:
     """Describe the changes of items that ``repair`` would make."""
     by_id = {item.id: item for item in items}
-    for change in updates(items, catalog, prices, paid_seats_in(items, plan, catalog)):
+    paid, bought = paid_seats_in(items, plan, catalog), allowed_addons_in(items, plan, catalog)
+    for change in updates(items, catalog, prices, paid, bought):
         price, item = str(change.get("price", "")), by_id.get(str(change.get("id", "")))
         if item is None:
             if price in prices.metered:
@@ -220,7 +241,11 @@ def _compare_items(
             continue
         if plan_of_price(item.price, item.key, catalog) is not None:
             continue  # A base price: reported above.
-        if item.meter is None:
+        addon = addon_of_price(item.price, item.key, catalog)
+        if addon is not None:
+            if change.get("deleted"):  # Otherwise it gets the quantity of the one that goes.
+                yield "addon", _describe_addon(addon, item, plan)
+        elif item.meter is None:
             yield "seats", f"{item.price} sells seats that plan {plan.key} does not have at this price"
         elif price:
             yield "other_price", f"usage is billed at {item.price}; the plan has {price}"
@@ -228,6 +253,13 @@ def _compare_items(
             yield "metered_twice", f"{item.price} bills usage that another item bills too"
         else:
             yield "other_item", f"{item.price} bills usage that plan {plan.key} does not sell"
+
+
+def _describe_addon(addon: str, item: LiveItem, plan: Plan) -> str:
+    begins = f"{item.price} sells {item.quantity or 0} of the add-on {addon}"
+    if addon not in plan.addons:
+        return f"{begins}, which plan {plan.key} does not list: it gives nothing"
+    return f"{begins}, and another item sells it too" if item.quantity else begins
 
 
 def _compare_intervals(found: Mapping[str, Any], plan: Plan, catalog: Catalog) -> Iterator[Difference]:
@@ -311,11 +343,11 @@ class DriftLog:
         if chosen is None or plan is None:
             return compare_customer(found, chosen, catalog, None)
         facts = await self._facts.fetch(chosen)
-        drifts: tuple[Drift, ...] = ()
+        drifts, own = tuple[Drift, ...](), catalog_of_subscription(chosen, catalog)
         for within_ms in (_PRICES_AGE_MS, _FRESH_AGE_MS):  # A price may be newer than the cached ones.
-            prices = await self._book.of(plan, within_ms=within_ms, catalog=catalog)
+            prices = await self._book.of(plan, within_ms=within_ms, catalog=own)
             if prices is not None:
-                prices = compared_prices(prices, catalog, given, prices_in(chosen))
+                prices = compared_prices(prices, own, given, prices_in(chosen))
             drifts = compare_customer(found, chosen, catalog, prices, facts)
             if not drifts:
                 break

@@ -1,15 +1,21 @@
-"""Read the prices of a subscription's metered items as labels. Fetches meters and tiers from Stripe."""
+"""Read the prices of a subscription's metered items as labels. Fetches meters, tiers and other currencies."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from decimal import Decimal, InvalidOperation
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.item_prices import ItemPrice, exact_label, unknown_label
 from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.stripe.request import KEY_REFUSALS
+from meterkit.subscriptions.price_currencies import (
+    as_charged,
+    fetch_price,
+    prices_in_other_currencies,
+)
 from meterkit.subscriptions.stripe_objects import items_in, key_in, meter_in, part_of, text_in
 
 if TYPE_CHECKING:
@@ -24,19 +30,25 @@ _METERS: Final = "/v1/billing/meters"
 _PRICES: Final = "/v1/prices"
 _TIERED: Final = "tiered"
 _LOGGED_MAX: Final = 100
+_CURRENCIES_AGE_S: Final = 3_600.0
+"""Stripe lets a price get further currencies, and other amounts in them."""
+_NO_PRICES: Final[Mapping[str, Mapping[str, Any]]] = {}
 _logger = logging.getLogger("meterkit.subscriptions")
 
 
 class PriceFacts(NamedTuple):
-    """Facts about metered prices that a subscription at Stripe does not show.
+    """Facts about prices that a subscription at Stripe does not show.
 
     Attributes:
         events: the event names of meters by their ids.
         tiered: prices with tiers by their ids.
+        charged: prices with their amounts in all currencies by their ids, of subscriptions in another
+            currency than the default one of the price.
     """
 
     events: Mapping[str, str]
     tiered: Mapping[str, Mapping[str, Any]]
+    charged: Mapping[str, Mapping[str, Any]] = _NO_PRICES
 
 
 NO_FACTS: Final = PriceFacts({}, {})
@@ -44,6 +56,8 @@ NO_FACTS: Final = PriceFacts({}, {})
 
 class PriceFactsReader:
     """Fetches the event names of meters, and prices with tiers, each once: they never change at Stripe.
+
+    Prices with several currencies are fetched once an hour.
 
     Args:
         api: makes the Stripe client on first use.
@@ -53,10 +67,12 @@ class PriceFactsReader:
         self._api = api
         self._events: dict[str, str] = {}
         self._tiered: dict[str, Mapping[str, Any]] = {}
+        self._charged: dict[str, Mapping[str, Any]] = {}
+        self._charged_at_s: dict[str, float] = {}
         self._logged: set[ItemPrice] = set()
 
     async def fetch(self, found: Mapping[str, Any]) -> PriceFacts:
-        """Fetch the facts about the metered items of a subscription and its schedule.
+        """Fetch the facts about the items of a subscription and its schedule.
 
         If the key may not read prices or meters, there are none, and the prices of the items are unknown.
 
@@ -73,13 +89,24 @@ class PriceFactsReader:
                 name = text_in(price, "id")
                 if price.get("billing_scheme") == _TIERED and name not in self._tiered:
                     self._tiered[name] = await self._api().get(f"{_PRICES}/{name}", {"expand": ["tiers"]})
+            for name in prices_in_other_currencies(found):
+                await self._fetch_charged(name)
         except StripeUnavailableError:
             raise
         except StripeError as error:
             if error.status not in KEY_REFUSALS:
                 raise
             return NO_FACTS
-        return PriceFacts(self._events, self._tiered)
+        return PriceFacts(self._events, self._tiered, self._charged)
+
+    async def _fetch_charged(self, price: str) -> None:
+        """Fetch the amounts of a price in all of its currencies, unless they are known."""
+        now_s = monotonic()
+        if now_s < self._charged_at_s.get(price, -_CURRENCIES_AGE_S) + _CURRENCIES_AGE_S:
+            return
+        found = await fetch_price(self._api(), price)
+        if found is not None:
+            self._charged[price], self._charged_at_s[price] = found, now_s
 
     def log_inexact(self, subscription: str, prices: ItemPrices) -> None:
         """Log once each price without a single unit price: usage shows that of the plans file then."""
@@ -112,7 +139,7 @@ class InexactPrice(NamedTuple):
 
 def inexact_prices(found: Mapping[str, Any], facts: PriceFacts, catalog: Catalog) -> Iterator[InexactPrice]:
     """Find the metered items of a subscription without a single unit price."""
-    for shown in items_in(found):
+    for shown in items_in(as_charged(found, facts.charged)):
         for one in item_prices([shown], facts, catalog, currency=text_in(found, "currency")):
             if not one.is_exact:
                 yield InexactPrice(
@@ -126,17 +153,19 @@ def item_prices(
     """Read the prices of the metered items of a subscription, or of a phase of its schedule.
 
     Args:
-        items: as Stripe shows them.
+        items: as Stripe shows them, with the amounts in the subscription's currency.
         facts: about their prices.
-        catalog: names the meters and the currency.
-        currency: of the subscription: a price with `currency_options` is shown in its default currency.
+        catalog: names the meters and the currencies.
+        currency: of the subscription: a price with `currency_options` is shown in its default currency where
+            its other amounts are not known.
     """
+    catalog = catalog.in_currency(currency)
     names = {
         meter.stripe.event_name: name for name, meter in catalog.meters.items() if meter.stripe is not None
     }
     found: list[ItemPrice] = []
     for shown in _metered_prices(items):
-        price = facts.tiered.get(text_in(shown, "id"), shown)
+        price = shown if shown.get("tiers") else facts.tiered.get(text_in(shown, "id"), shown)
         event_name = facts.events.get(_meter_of(price))
         if event_name is not None:
             meter = names.get(event_name) or meter_in(key_in(price))

@@ -43,30 +43,43 @@ NOTHING: Final = MonthlyAmount(0, "")
 def monthly_amount_of(found: Mapping[str, Any]) -> MonthlyAmount:
     """Monthly amount of a subscription, regardless of its status, without taxes and usage.
 
-    A price with tiers counts as 0: Stripe does not show its tiers in a subscription.
+    A price with tiers counts as 0: Stripe does not show its tiers in a subscription. So does one whose amount
+    in the subscription's currency is not known.
 
     Args:
-        found: as Stripe shows it, with :data:`COUPONS` expanded, also those of its items.
+        found: as Stripe shows it, with :data:`COUPONS` expanded, also those of its items, and with amounts in
+            its own currency.
     """
-    items = list(_licensed(found))
-    off, share = _discounts(found)
+    currency = text_in(found, "currency")
+    paid = _sum_monthly(found, currency)
+    return MonthlyAmount(round(paid * _MICRO), currency) if paid > 0 and currency else NOTHING
+
+
+def is_free(found: Mapping[str, Any]) -> bool:
+    """Whether a subscription costs nothing but usage, in whatever currency Stripe shows its prices."""
+    return _sum_monthly(found, "") <= 0
+
+
+def _sum_monthly(found: Mapping[str, Any], currency: str) -> Fraction:
+    """Sum the monthly cost of items in a currency (smallest units); empty: in any."""
+    items = list(_licensed(found, currency))
+    off, share = _discounts(found, currency)
     paid = sum((amount * per_month for amount, per_month in items), Fraction(0))
     if items:
         # An amount is taken off each invoice, one an interval.
         paid -= off * items[0][1]
-    paid *= share
-    currency = text_in(found, "currency")
-    return MonthlyAmount(round(paid * _MICRO), currency) if paid > 0 and currency else NOTHING
+    return paid * share
 
 
-def _licensed(found: Mapping[str, Any]) -> Iterator[tuple[Fraction, Fraction]]:
+def _licensed(found: Mapping[str, Any], currency: str) -> Iterator[tuple[Fraction, Fraction]]:
     """Licensed items: cost per interval after own coupons (smallest units), intervals per month."""
     for item in cast("list[Mapping[str, Any]]", part_of(found, "items").get("data") or []):
         price = part_of(item, "price")
         recurring = part_of(price, "recurring")
         per_month = _INTERVALS_A_MONTH.get(text_in(recurring, "interval"))
-        if per_month is not None and recurring.get("usage_type") != "metered":
-            off, share = _discounts(item)
+        is_known = not currency or text_in(price, "currency") in {"", currency}
+        if per_month is not None and is_known and recurring.get("usage_type") != "metered":
+            off, share = _discounts(item, currency)
             amount = max(Fraction(0), _amount(item, price) - off) * share
             yield amount, per_month / max(1, _integer_of(recurring.get("interval_count"), 1))
 
@@ -79,7 +92,7 @@ def _amount(item: Mapping[str, Any], price: Mapping[str, Any]) -> Fraction:
     return _fraction_of(price.get("unit_amount_decimal") or price.get("unit_amount")) * quantity
 
 
-def _discounts(found: Mapping[str, Any]) -> tuple[Fraction, Fraction]:
+def _discounts(found: Mapping[str, Any], currency: str) -> tuple[Fraction, Fraction]:
     """Lasting coupons of a subscription or an item: amount off (smallest units), and the share left."""
     off, share = Fraction(0), Fraction(1)
     discounts: object = found.get("discounts")
@@ -89,7 +102,9 @@ def _discounts(found: Mapping[str, Any]) -> tuple[Fraction, Fraction]:
         shown = cast("dict[str, Any]", discount)
         coupon = part_of(part_of(shown, "source"), "coupon") or part_of(shown, "coupon")
         if text_in(coupon, "duration") == "forever":
-            off += _fraction_of(coupon.get("amount_off"))
+            # Stripe shows a coupon's amount in its default currency only.
+            if not currency or text_in(coupon, "currency") in {"", currency}:
+                off += _fraction_of(coupon.get("amount_off"))
             share *= 1 - _fraction_of(coupon.get("percent_off")) / 100
     return off, share
 

@@ -17,6 +17,7 @@ from meterkit.subscriptions.item_changes import PlanPrices, metered_among
 from meterkit.subscriptions.stripe_objects import (
     LOOKUP_MARK,
     OVERRIDE_PRICE,
+    addon_key,
     base_key,
     id_in,
     is_override_price,
@@ -61,9 +62,9 @@ async def prices_of(
 ) -> PlanPrices:
     """Fetch the prices of a sold plan.
 
-    Base price and seat price are those that the plans file names, otherwise those with the plan's lookup
-    keys. A meter's price has its lookup key, otherwise the product of the base price. ``meters`` are all
-    meters at Stripe, if they are listed already.
+    Base price, seat price and prices of add-ons are those that the plans file names, otherwise those with
+    their lookup keys. A meter's price has its lookup key, otherwise the product of the base price. An add-on
+    without a price is left out. ``meters`` are all meters at Stripe, if they are listed already.
 
     Raises:
         UnknownPlanError: Stripe has no price with a lookup key that the plan needs.
@@ -75,11 +76,12 @@ async def prices_of(
     ]
     keyed = await prices_by_key(api, _lookup_keys(catalog, plan))
     base = await _fetch_base_price(api, plan, keyed)
-    seat = _find_seat_price(catalog, plan, keyed)
+    seat, addons = _find_seat_price(catalog, plan, keyed), _find_addon_prices(catalog, plan, keyed)
     if catalog.billing.is_by_lines:
-        return PlanPrices(plan=plan.key, base=base["id"], seat=seat, metered={}, meters={})
+        return PlanPrices(plan=plan.key, base=base["id"], seat=seat, metered={}, meters={}, addons=addons)
     of_product = await api.list(PRICES, {"product": id_in(base, "product"), "active": True})
-    metered = metered_among(keyed.values(), base)
+    # The file may name a base price of another default currency: those of lookup keys have all currencies.
+    metered = metered_among(({**price, "currency": base["currency"]} for price in keyed.values()), base)
     of_base_product = metered_among((price for price in of_product if not is_override_price(price)), base)
     metered |= {price: meter for price, meter in of_base_product.items() if meter not in metered.values()}
     return PlanPrices(
@@ -88,6 +90,7 @@ async def prices_of(
         seat=seat,
         metered=metered,
         meters=meters_of_file(await api.list(METERS) if meters is None else meters, catalog),
+        addons=addons,
     )
 
 
@@ -121,6 +124,7 @@ def _lookup_keys(catalog: Catalog, plan: Plan) -> list[str]:
         keys.append(base_key(plan.key))
     if plan.seat_price is not None and plan.seat_price.stripe_price is None:
         keys.append(seat_key(plan.key))
+    keys += [addon_key(name) for name in plan.addons if catalog.addons[name].price.stripe_price is None]
     return keys
 
 
@@ -136,6 +140,18 @@ def _find_seat_price(catalog: Catalog, plan: Plan, keyed: Mapping[str, Mapping[s
     if plan.seat_price is None or not sells_seats(plan, seat_meter(catalog.meters)):
         return None
     return plan.seat_price.stripe_price or str(_require_price(plan, seat_key(plan.key), keyed)["id"])
+
+
+def _find_addon_prices(
+    catalog: Catalog, plan: Plan, keyed: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """The prices of the add-ons of a plan, by name, as far as Stripe has them."""
+    found: dict[str, str] = {}
+    for name in plan.addons:
+        price = catalog.addons[name].price.stripe_price or text_in(keyed.get(addon_key(name), {}), "id")
+        if price:
+            found[name] = price
+    return found
 
 
 def _require_price(plan: Plan, key: str, keyed: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -169,7 +185,7 @@ class PriceBook:
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
         self._store = store
         self._api = api
-        self._known: dict[tuple[str, str], tuple[Plan, int, PlanPrices | None]] = {}
+        self._known: dict[tuple[str, str, str], tuple[Plan, int, PlanPrices | None]] = {}
 
     async def of(
         self, plan: Plan, *, within_ms: int = _CACHED_MS, catalog: Catalog | None = None
@@ -179,23 +195,30 @@ class PriceBook:
         Args:
             plan: a sold plan.
             within_ms: longest age of cached prices.
-            catalog: the plans file as it bills the customer's usage (``with_usage_billed``); None: as it is.
+            catalog: the plans file as it bills the customer's usage (``with_usage_billed``), in the
+                customer's currency; None: as it is.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
         """
         now_ms, catalog = self._store.now_ms(), catalog or self._store.catalog
-        name = plan.key, catalog.billing.usage
+        plan = catalog.plans[plan.key]
+        name = plan.key, catalog.billing.usage, catalog.currency
         known, at_ms, prices = self._known.get(name, (None, 0, None))
         if known is not plan or not at_ms <= now_ms < at_ms + within_ms:
             prices = await self._fetch_prices(plan, catalog)
             self._known[name] = plan, now_ms, prices
         return prices
 
-    async def all(self) -> dict[str, PlanPrices | None]:
-        """The present prices of each sold plan, by its key. Raises StripeError."""
-        sold = filter(is_sold, self._store.catalog.plans.values())
-        return {plan.key: await self.of(plan, within_ms=0) for plan in sold}
+    async def all(self, currency: str = "") -> dict[str, PlanPrices | None]:
+        """The present prices of each sold plan, by its key. Raises StripeError.
+
+        Args:
+            currency: of the plans file; empty: the first one.
+        """
+        catalog = self._store.catalog.in_currency(currency)
+        sold = filter(is_sold, catalog.plans.values())
+        return {plan.key: await self.of(plan, within_ms=0, catalog=catalog) for plan in sold}
 
     async def _fetch_prices(self, plan: Plan, catalog: Catalog) -> PlanPrices | None:
         try:

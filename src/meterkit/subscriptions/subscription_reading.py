@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.decisions.customer_state import seat_meter
@@ -10,10 +11,12 @@ from meterkit.outbox.billed_usage_terms import ShownLineTerms, keep_line_terms
 from meterkit.subscriptions.change_rules import included_seats
 from meterkit.subscriptions.line_prices import read_line_prices
 from meterkit.subscriptions.metered_prices import NO_FACTS, item_prices
-from meterkit.subscriptions.monthly_amount import monthly_amount_of
+from meterkit.subscriptions.monthly_amount import is_free, monthly_amount_of
+from meterkit.subscriptions.price_currencies import in_own_currency
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
+    addon_of_price,
     fixed_price_in,
     has_subscription_method,
     id_in,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog.models import Bought
     from meterkit.subscriptions.metered_prices import PriceFacts
 
 
@@ -71,7 +75,7 @@ def is_free_after_trial(found: Mapping[str, Any], catalog: Catalog) -> bool:
         return False
     plan = plan_of(found, catalog)
     is_required = plan is not None and plan.payment_method == "required"
-    return is_required and _trial_end_action(found) == "continue" and not monthly_amount_of(found).micro_cents
+    return is_required and _trial_end_action(found) == "continue" and is_free(found)
 
 
 def has_begun(found: Mapping[str, Any]) -> bool:
@@ -104,7 +108,8 @@ def read_subscription(
         catalog: the plans file.
         has_payment_method: whether its customer has one, if :func:`asks_for_payment_method` or
             :func:`is_free_after_trial`.
-        facts: about the prices of its metered items; without them the prices are unknown.
+        facts: about the prices of its items; without them those of metered ones are unknown, and those of a
+            subscription in another currency than the prices' default one.
 
     Raises:
         ValueError: it is not a subscription as Stripe shows it.
@@ -112,7 +117,8 @@ def read_subscription(
     status = found.get("status")
     if status not in _STATUSES:
         raise ValueError(f"subscription {found.get('id')}: found status {status!r:.40}")
-    items = items_in(found)
+    found, currency = in_own_currency(found, facts.charged), text_in(found, "currency")
+    catalog, items = catalog.in_currency(currency), items_in(found)
     plan = _plan_of(items, catalog)
     start_ms, end_ms = _current_period(found, items, plan, catalog)
     has_ended = status in ENDED
@@ -130,6 +136,7 @@ def read_subscription(
         status=status,
         plan=None if plan is None else plan.key,
         seats=0 if plan is None else _count_seats(items, plan, catalog),
+        addons=_count_addons(items, catalog),
         start_ms=start_ms,
         end_ms=end_ms,
         anchor_ms=_ms(found.get("billing_cycle_anchor")) or start_ms,
@@ -146,12 +153,15 @@ def read_subscription(
         awaits_payment_method=awaits,
         **usage_period(items, end_ms),
         metered=metered_of(found),
-        prices=item_prices(items, facts, catalog, currency=text_in(found, "currency")),
-        base_price=_first_price(item for item in items if plan and _plan_key(item, catalog) == plan.key),
-        seat_price=_first_price(item for item in items if plan and _is_seat(item, plan)),
+        prices=item_prices(items, facts, catalog, currency=currency),
+        base_price=_first_price(
+            (item for item in items if plan and _plan_key(item, catalog) == plan.key), currency
+        ),
+        seat_price=_first_price((item for item in items if plan and _is_seat(item, plan)), currency),
+        addon_prices=_addon_prices(items, catalog, currency),
         mark=mark_of(found),
         mrr=recurring.micro_cents,
-        currency=recurring.currency,
+        currency=text_in(found, "currency"),
         **({} if has_ended else voided_span(found, start_ms, end_ms)),
     )
 
@@ -241,9 +251,36 @@ def _plan_key(item: Mapping[str, Any], catalog: Catalog) -> str | None:
     return plan_of_price(id_in(item, "price"), key_in(part_of(item, "price")), catalog)
 
 
-def _first_price(items: Iterable[Mapping[str, Any]]) -> str:
+def _first_price(items: Iterable[Mapping[str, Any]], currency: str) -> str:
     """Unit price of the first of some licensed items; empty if it is unknown or missing."""
-    return next((fixed_price_in(part_of(item, "price")) for item in items), "")
+    price = next((part_of(item, "price") for item in items), None)
+    if price is None or text_in(price, "currency") not in {"", currency}:
+        return ""
+    return fixed_price_in(price)
+
+
+def _addon_of(item: Mapping[str, Any], catalog: Catalog) -> str | None:
+    """The add-on that an item sells; in a phase Stripe may show only the id of the price."""
+    return addon_of_price(id_in(item, "price"), key_in(part_of(item, "price")), catalog)
+
+
+def _count_addons(items: Iterable[Mapping[str, Any]], catalog: Catalog) -> Bought:
+    """Quantities of the add-ons of the plans file among items, whether or not the plan lists them."""
+    found = Counter[str]()
+    for item in items:
+        addon = _addon_of(item, catalog)
+        if addon is not None:
+            found[addon] += int(item.get("quantity") or 0)
+    return tuple(sorted((addon, quantity) for addon, quantity in found.items() if quantity > 0))
+
+
+def _addon_prices(
+    items: Sequence[Mapping[str, Any]], catalog: Catalog, currency: str
+) -> tuple[tuple[str, str], ...]:
+    """Unit price of each add-on among items; of several items of one the first."""
+    named = [(addon, item) for item in items if (addon := _addon_of(item, catalog)) is not None]
+    found = {addon: _first_price([item], currency) for addon, item in reversed(named)}
+    return tuple(sorted((addon, price) for addon, price in found.items() if price))
 
 
 def _is_seat(item: Mapping[str, Any], plan: Plan) -> bool:
@@ -314,15 +351,16 @@ def _read_pending(
             continue
         seats = _count_seats(items_in(phase), next_plan, catalog)
         known = 0 if plan is None else _count_seats(items, plan, catalog)
+        bought, later = _count_addons(items, catalog), _count_addons(items_in(phase), catalog)
         priced = item_prices(items_in(phase), facts, catalog, currency=text_in(found, "currency"))
         is_priced_anew = bool(priced) and not metered_of(found)
-        if next_plan is not plan or seats != known or is_priced_anew:
-            at_ms = _ms(phase.get("start_date"))
+        if next_plan is not plan or seats != known or later != bought or is_priced_anew:
             return {
                 "pending_plan": next_plan.key,
-                "pending_at_ms": at_ms,
+                "pending_at_ms": _ms(phase.get("start_date")),
                 "pending_seats": seats,
                 "pending_prices": priced,
+                **({} if later == bought else {"pending_addons": later}),
             }
     return {}
 

@@ -159,7 +159,7 @@ class ListedCustomer:
         found: Mapping[str, Any],
         catalog: Catalog,
         ids: IdSource,
-        prices: Mapping[str, PlanPrices | None],
+        prices: Mapping[str, Mapping[str, PlanPrices | None]],
         facts: PriceFacts,
     ) -> None:
         """Add one of its subscriptions, with ``latest_invoice`` and ``schedule`` expanded.
@@ -168,16 +168,19 @@ class ListedCustomer:
             found: the subscription as Stripe shows it.
             catalog: the plans file.
             ids: source of the app's own ids.
-            prices: at Stripe, of each sold plan.
-            facts: about the prices of its metered items.
+            prices: at Stripe, by currency, of each sold plan.
+            facts: about the prices of its items.
         """
         items = items_of(found)
         slim = {name: found.get(name) for name in ("id", "status", "created")}
         slim["items"] = {"data": [{"price": {"id": item.price, "lookup_key": item.key}} for item in items]}
         is_live = found.get("status") in LIVE
         named, plan = ids.of_subscription(found) if is_live else "", plan_in(items, catalog)
+        of_currency = prices.get(text_in(found, "currency")) or {}
         drift = (
-            compare_subscription(found, catalog, prices.get(plan.key) if plan else None) if is_live else ()
+            compare_subscription(found, catalog, of_currency.get(plan.key) if plan else None)
+            if is_live
+            else ()
         )
         if not is_sold_here(found, catalog):
             self.subscriptions.append(_ListedSubscription(slim=slim, named=named, drift=drift))

@@ -173,7 +173,7 @@ class StripeImporter:
     ) -> list[Misfit]:
         """Add subscriptions to their accounts; return those of customers created meanwhile."""
         done, late = 0, list[Misfit]()
-        prices = await self._book.all()
+        prices = {currency: await self._book.all(currency) for currency in self._store.catalog.currencies}
         asked = {"status": "all", "expand": _EXPAND}
         async for page in self._api().pages("/v1/subscriptions", asked):
             for found in page:

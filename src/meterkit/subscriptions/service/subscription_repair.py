@@ -18,7 +18,9 @@ from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift_comparison import (
     LIVE,
+    allowed_addons_in,
     catalog_of_customer,
+    catalog_of_subscription,
     compare_customer,
     compare_usage,
     paid_seats_in,
@@ -157,8 +159,9 @@ class DriftChecker:
             return True
         if known is None or (read.metered and not known.prices):
             return True
-        now = (read.id, read.status, read.plan, read.seats, read.metered)
-        return (known.id, known.status, known.plan, known.seats, known.metered) != now
+        now = (read.id, read.status, read.plan, read.seats, read.addons, read.metered)
+        then = (known.id, known.status, known.plan, known.seats, known.addons, known.metered)
+        return then != now
 
     async def _compare_one(
         self,
@@ -173,11 +176,12 @@ class DriftChecker:
         shown = chosen or next((one for one in found if one.get("status") in LIVE), None)
         plan = None if shown is None else plan_in(items_of(shown), catalog)
         of_plan = prices.get(plan.key) if plan else None
-        if plan is not None and catalog is not by_file:
-            of_plan = await self._book.of(plan, catalog=catalog)
+        own = catalog if shown is None else catalog_of_subscription(shown, catalog)
+        if plan is not None and own is not by_file:
+            of_plan = await self._book.of(plan, catalog=own)
         if shown is not None and of_plan is not None:
             given = overrides_at(state.overrides, now_ms).meters
-            of_plan = compared_prices(of_plan, catalog, given, prices_in(shown))
+            of_plan = compared_prices(of_plan, own, given, prices_in(shown))
         drifts = compare_customer(found, chosen, catalog, of_plan, facts)
         return (*drifts, *compare_usage(chosen, state, by_file))
 
@@ -273,13 +277,18 @@ class SubscriptionRepairer:
             )
         await live.make_flexible()
         catalog = catalog_of_customer(state, self.store.catalog, self.store.now_ms())
+        catalog = catalog_of_subscription(live.found, catalog)
         items = {item.id: item for item in live.items}
         plan, given = (
             catalog.plans[before.prices.plan],
             overrides_at(state.overrides, self.store.now_ms()).meters,
         )
         prices = await customer_prices(self.api(), catalog, plan, given, live.prices)
-        changes = updates(live.items, catalog, prices, paid_seats_in(live.items, plan, catalog))
+        paid, bought = (
+            paid_seats_in(live.items, plan, catalog),
+            allowed_addons_in(live.items, plan, catalog),
+        )
+        changes = updates(live.items, catalog, prices, paid, bought)
         metered = [change for change in changes if (item := items.get(str(change.get("id")))) and item.meter]
         twice = [change for change in metered if _is_twice(change, items, prices)]
         rest = [change for change in changes if change not in twice]
@@ -317,11 +326,11 @@ class SubscriptionRepairer:
         shown = chosen or next((one for one in found if one.get("status") in LIVE), None)
         if shown is None:
             raise NoSubscriptionError(customer)
-        plan = plan_in(items_of(shown), catalog)
+        plan, own = plan_in(items_of(shown), catalog), catalog_of_subscription(shown, catalog)
         given = overrides_at(state.overrides, self.store.now_ms()).meters
-        prices = None if plan is None else await prices_of(self.api(), catalog, plan)
+        prices = None if plan is None else await prices_of(self.api(), own, plan)
         if prices is not None:
-            prices = compared_prices(prices, catalog, given, prices_in(shown))
+            prices = compared_prices(prices, own, given, prices_in(shown))
         facts = await PriceFactsReader(self.api).fetch(shown)
         drifts = compare_customer(found, chosen, catalog, prices, facts)
         return _Comparison(
