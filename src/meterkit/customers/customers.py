@@ -356,7 +356,7 @@ class Customers:
             await asked.refuse_unknown_stripe_customer(customer, stripe_customer)
         await self._links.make(customer, stripe_customer)
         if self._at_stripe is not None:
-            await self._at_stripe.sync_linked_customer(customer, now=look)
+            await self._at_stripe.sync_linked_customer(customer, now=look, is_known=not force)
         return await self.get(customer)
 
     async def unlink(self, customer: str) -> Customer:

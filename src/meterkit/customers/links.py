@@ -40,8 +40,8 @@ class StripeHooks(Protocol):
         """Refuse a link to a Stripe customer that does not exist."""
         ...
 
-    async def sync_linked_customer(self, customer: str, *, now: bool) -> None:
-        """Read the subscription of a customer who was linked."""
+    async def sync_linked_customer(self, customer: str, *, now: bool, is_known: bool) -> None:
+        """Read the subscription of a linked customer; ``is_known``: Stripe has the Stripe customer."""
         ...
 
     async def prepare_deletion(self, customer: str, *, cancel: bool) -> None:

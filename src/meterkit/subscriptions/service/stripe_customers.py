@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from anyio import to_thread
 
 from meterkit.cancellation import keep_cancellation
+from meterkit.catalog.meters import is_sold
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.customers import Customers
 from meterkit.customers.links import StripeLinker
@@ -199,10 +200,14 @@ class CustomerHooks:
             " id, or link without asking Stripe (force=True, --force)"
         )
 
-    async def sync_linked_customer(self, customer: str, *, now: bool) -> None:
-        """Fetch the subscription of a linked customer."""
+    async def sync_linked_customer(self, customer: str, *, now: bool, is_known: bool) -> None:
+        """Fetch the subscription of a linked customer.
+
+        Where no plan names a price, Stripe is asked only if it has the Stripe customer.
+        """
         _, state = await CustomerStates(self.store).read(customer)
-        if self.api is None or state.stripe_customer is None or not self._has_priced_plans():
+        may_have_one = self._names_prices() or (is_known and self._sells_plans())
+        if self.api is None or state.stripe_customer is None or not may_have_one:
             return
         if not now:
             await self.sync_later(state.stripe_customer)
@@ -221,7 +226,7 @@ class CustomerHooks:
     async def prepare_deletion(self, customer: str, *, cancel: bool) -> None:
         """End, or refuse to leave, what Stripe would charge a customer that is being deleted."""
         _, state = await CustomerStates(self.store).read(customer)
-        has_sold = self._has_priced_plans() or state.subscription is not None
+        has_sold = self._names_prices() or state.subscription is not None
         api = self.api if has_sold and state.stripe_customer is not None else None
         if api is not None:
             await self.fetch(customer)
@@ -253,9 +258,13 @@ class CustomerHooks:
         known = state.subscription
         return None if known is None or known.status_at(self.store.now_ms()) in ENDED else known
 
-    def _has_priced_plans(self) -> bool:
-        """Whether a plan names a price at Stripe; otherwise there are no subscriptions to fetch."""
+    def _names_prices(self) -> bool:
+        """Whether a plan names a price at Stripe."""
         return any(plan.price.stripe_price is not None for plan in self.store.catalog.plans.values())
+
+    def _sells_plans(self) -> bool:
+        """Whether customers can subscribe to a plan; otherwise there are no subscriptions to fetch."""
+        return any(map(is_sold, self.store.catalog.plans.values()))
 
 
 _KEPT_MS: Final = 400 * DAY_MS
