@@ -20,7 +20,9 @@ from meterkit.stripe.api import StripeApi
 from meterkit.stripe.concurrent_calls import run_together
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
+from meterkit.subscriptions.price_currencies import OPTIONS, currencies_of, fetch_price
 from meterkit.subscriptions.stripe_objects import pack_key
+from meterkit.subscriptions.wanted_prices import wanted_addons, wanted_plans
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from meterkit.customers.customers import Customers
     from meterkit.customers.drift_records import Drift
     from meterkit.subscriptions.item_changes import PlanPrices
+    from meterkit.subscriptions.wanted_prices import WantedPrice
 
 
 _CHECKS_AT_ONCE: Final = 8
@@ -96,6 +99,50 @@ async def _find_unpriced_top_ups(api: StripeApi, catalog: Catalog) -> list[Findi
     return [Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`")]
 
 
+async def _find_unsold(api: StripeApi, catalog: Catalog) -> list[Finding]:
+    """Report add-ons without a price, and prices without a currency of the plans file.
+
+    None if the key may not read prices.
+    """
+    addons = [price for addon in wanted_addons(catalog) for price in addon.prices]
+    plans = wanted_plans(catalog) if len(catalog.currencies) > 1 else ()
+    try:
+        there = await _fetch_wanted(api, [*addons, *(price for plan in plans for price in plan.prices)])
+    except StripeError as error:
+        if error.status == HTTPStatus.FORBIDDEN:
+            return []
+        raise
+    unsold = [price.product.name for price in addons if price not in there]
+    lacking = {
+        price.name: missing
+        for price, found in there.items()
+        if (missing := [one.currency for one in price.shapes if one.currency not in currencies_of(found)])
+    }
+    problems: list[str] = []
+    if unsold:
+        problems.append(f"Stripe has no price for these add-ons: {join_names(unsold)}")
+    if lacking:
+        named = [f"{name} ({', '.join(missing).upper()})" for name, missing in lacking.items()]
+        problems.append(f"prices at Stripe lack a currency of the plans file: {join_names(named)}")
+    cure = "run `meterkit stripe sync`"
+    return [Finding(check="stripe", problem=problem, cure=cure) for problem in problems]
+
+
+async def _fetch_wanted(
+    api: StripeApi, wanted: Sequence[WantedPrice]
+) -> dict[WantedPrice, Mapping[str, Any]]:
+    """Fetch prices with their currencies, as far as Stripe has them."""
+    keys = [price.key for price in wanted if price.stripe_price is None]
+    keyed = await prices_by_key(api, keys, expand=(f"data.{OPTIONS}",))
+    found: dict[WantedPrice, Mapping[str, Any]] = {}
+    for price in wanted:
+        named = price.stripe_price
+        there = keyed.get(price.key) if named is None else await fetch_price(api, named)
+        if there is not None:
+            found[price] = there
+    return found
+
+
 async def _find_unpriced_plans(
     api: StripeApi, catalog: Catalog, meters: Sequence[Mapping[str, Any]]
 ) -> list[Finding]:
@@ -135,7 +182,8 @@ async def _find_unpriced(
     else:
         ids = {meter["event_name"]: meter["id"] for meter in meters if meter["status"] == "active"}
         missing = _list_unpriced_meters(priced, prices, ids)
-        found += find_too_many_items(plan.key, 1 + (prices.seat is not None) + len(prices.metered))
+        items = 1 + (prices.seat is not None) + len(prices.metered) + len(plan.addons)
+        found += find_too_many_items(plan.key, items)
     if missing:
         problem = f"plan {plan.key}: Stripe has no price for {join_names(missing)}"
         found.append(Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`"))
@@ -165,8 +213,8 @@ def find_too_many_items(plan: str, items: int) -> list[Finding]:
     if items <= ITEMS_MAX:
         return []
     problem = (
-        f"plan {plan} has {items} prices at Stripe for itself, seats and overage; a subscription may have"
-        f" {ITEMS_MAX}, so Stripe refuses new ones"
+        f"plan {plan} has {items} prices at Stripe for itself, seats, add-ons and overage; a subscription may"
+        f" have {ITEMS_MAX}, so Stripe refuses new ones"
     )
     cure = "bill fewer meters, join model patterns, or archive unused metered prices of its product"
     return one_finding(check="stripe", problem=problem, cure=cure)
@@ -186,6 +234,7 @@ async def check_meters(parts: Parts) -> tuple[str, list[Finding]]:
     by_lines = catalog.billing.is_by_lines
     checks = [
         partial(_find_unpriced_top_ups, api, catalog),
+        partial(_find_unsold, api, catalog),
         partial(find_broken_links, api, parts.customers),
     ]
     try:
@@ -193,7 +242,7 @@ async def check_meters(parts: Parts) -> tuple[str, list[Finding]]:
             products = await _count_line_products(api, catalog)
             return f"{products:,} products of invoice lines", await _find_together(checks)
         meters = await api.list("/v1/billing/meters")
-        checks.insert(1, partial(_find_unpriced_plans, api, catalog, meters))
+        checks.insert(2, partial(_find_unpriced_plans, api, catalog, meters))
         unsold = await _find_together(checks)
     except StripeError as error:
         refused = read_refusal(error, "products" if by_lines else "meters")
