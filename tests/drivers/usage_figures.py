@@ -80,6 +80,7 @@ def numbers_of(figures: Any) -> dict[str, list[int]]:
     if cost is not None:
         found |= {"plan-cents": [cost["plan_cents"]], "overage-cents": [cost["overage_cents"]]}
         found |= {"seats-cents": [cost["seats_cents"]]} if cost["seats_cents"] else {}
+        found |= {f"addon-{addon['addon']}": [addon["cents"]] for addon in cost.get("addons", ())}
     if seats is not None:
         found |= {"seats-used": [seats["used"]], "seats-included": _counted(seats["included"])}
         found |= {"seat-cents": [seats["seat_cents"]]} if seats["seat_cents"] is not None else {}

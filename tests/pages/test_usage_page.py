@@ -25,7 +25,7 @@ from faults.refusals import eventually
 from meterkit import Contact, MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.pages import usage_page
-from meterkit.testing import Clock
+from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -405,3 +405,25 @@ async def test_a_day_before_the_period_is_not_in_the_forecast(store_url: str, tm
     left = (end - at.clock.now()) / timedelta(days=1)
     assert (start, figures["days"]["meters"]["tokens"]) == (noon, [400, 20, 0])
     assert figures["forecast"]["meters"]["tokens"][0] == 420 + round(20 * left)
+
+
+async def test_addons_have_their_names_and_prices(store_url: str) -> None:
+    catalog = loads(plans_text("addon_shop"))
+    async with (
+        shop(store_url, catalog=catalog, selling=StripeEmulator.add_plans) as at,
+        page_of(at.kit) as client,
+    ):
+        addons = {"call_pack": 2, "storage_pack": 1}
+        made = await at.kit.subscriptions.create("acme", "team", addons=addons)
+        assert made.client_secret is not None
+        at.emulator.confirm_payment(made.client_secret)
+        await at.kit.subscriptions.sync("acme")
+        figures = (await client.get("/", headers=JSON)).json()
+        assert figures["cost"]["addons"] == [
+            {"addon": "call_pack", "name": "call_pack", "quantity": 2, "cents": 1000},
+            {"addon": "storage_pack", "name": "Extra storage", "quantity": 1, "cents": 1000},
+        ]
+        text = (await client.get("/")).text
+        assert "Extra storage, per month" in text
+        assert Tables(text).numbers == numbers_of(figures)
+        assert "35.00" in text  # The plan and its add-ons.

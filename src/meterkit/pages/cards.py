@@ -131,5 +131,6 @@ def total_so_far(cost: PeriodCost | None, plan: Plan | None) -> int | None:
         return None
     if plan is None:  # Without its plan, a cost has no fixed price.
         return cost["overage_cents"]
-    fixed = period_share(cost["plan_cents"] + cost["seats_cents"], cost["interval"], plan)
+    addons_cents = sum(addon["cents"] for addon in cost.get("addons", ()))
+    fixed = period_share(cost["plan_cents"] + cost["seats_cents"] + addons_cents, cost["interval"], plan)
     return rounded_cents(fixed + cost["overage_cents"])

@@ -132,18 +132,28 @@ class PagesKit(Protocol):
         ...
 
 
+class AddonCharge(TypedDict):
+    """The price of an add-on in the quantity that is bought, per ``interval`` of :class:`PeriodCost`."""
+
+    addon: str
+    name: str
+    quantity: int
+    cents: int
+
+
 class PeriodCost(TypedDict):
     """Cost of the period so far, in minor units.
 
-    ``plan_cents`` is the price of the plan per ``interval``, ``seats_cents`` of seats beyond the included:
-    by the customer's subscription items, otherwise by the plans file; ``plan_currency`` is set if they have
-    another currency. ``overage_cents`` is the sum over meters; ``unpriced`` names meters with overage whose
-    price only Stripe has.
+    ``plan_cents`` is the price of the plan per ``interval``, ``seats_cents`` of seats beyond the included,
+    and ``addons``, if there are any, has each add-on: by the customer's subscription items, otherwise by the
+    plans file; ``plan_currency`` is set if they have another currency. ``overage_cents`` is the sum over
+    meters; ``unpriced`` names meters with overage whose price only Stripe has.
     """
 
     currency: str
     plan_cents: int
     seats_cents: int
+    addons: NotRequired[list[AddonCharge]]
     interval: str
     overage_cents: int
     unpriced: list[str]
@@ -259,7 +269,8 @@ async def usage_figures(
         read_subjects(kit.store, kit.catalog, customer, plan if subjects else None),
     )
     tenure, now = had[customer], PlanOffers(kit.catalog, own_prices=True)
-    priced = None if plan is None else plan_cost(kit.catalog, plan, tenure.seats, tenure.fixed)
+    own = tenure.seats, tenure.fixed, tenure.addons
+    priced = None if plan is None else plan_cost(kit.catalog, plan, *own)
     seats = seats_of(kit.catalog, usage, priced)
     return {
         **found,
@@ -335,12 +346,12 @@ def beyond_included(gauge: MeterUsage) -> int:
 
 
 def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> PeriodCost:
-    """Compute the cost of the plan, of seats beyond the included, and of overage so far.
+    """Compute the cost of the plan, of seats beyond the included, of add-ons, and of overage so far.
 
     Args:
         catalog: has the prices.
         usage: of the period.
-        priced: the price of the plan and its seats; None: the plans file lacks the plan.
+        priced: the price of the plan, its seats and add-ons; None: the plans file lacks the plan.
     """
     counts = usage["meters"]
     # A derived meter has its own event and price. A gauge has no overage to bill. The cost of a price by
@@ -360,6 +371,11 @@ def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> 
             name for name in billed if counts[name]["overage"] and counts[name]["overage_cents"] is None
         ],
     }
+    if priced is not None and priced.addons:
+        found["addons"] = [
+            {"addon": one.key, "name": one.name, "quantity": one.quantity, "cents": one.cents}
+            for one in priced.addons
+        ]
     if priced is not None and priced.base.currency != catalog.currency:
         found["plan_currency"] = priced.base.currency
     return found

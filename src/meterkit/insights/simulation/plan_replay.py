@@ -147,6 +147,7 @@ class UsageReplay:
             start_ms=begins_ms,
             end_ms=ends_ms,
             anchor_ms=begins_ms,
+            addons=tenure.addons,
         )
         overrides = {meter: dict(given) for meter, given in tenure.overrides.items()}
         for member, given in tenure.subject_overrides.items():

@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog import override
+from meterkit.catalog.addons import with_addons
 from meterkit.catalog.entitlements import ceiling
 from meterkit.customers.history import read_states_and_histories
 from meterkit.customers.states import list_customers
@@ -28,10 +29,10 @@ from meterkit.decisions.price_segments import label_of, overage_cents, segments_
 from meterkit.decisions.spending import budgets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Plan
-    from meterkit.catalog.models import Rate, SubjectPlan
+    from meterkit.catalog.models import Bought, Rate, SubjectPlan
     from meterkit.customers.history import HistoryEntry
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.item_prices import ItemPrices
@@ -42,27 +43,56 @@ if TYPE_CHECKING:
 _MONTHS: Final = 12
 
 
+class AddonCost(NamedTuple):
+    """Cost of an add-on for an interval.
+
+    Attributes:
+        key: in the plans file.
+        name: as customers see it.
+        price: of one.
+        quantity: how many are paid for.
+    """
+
+    key: str
+    name: str
+    price: FixedPrice
+    quantity: int
+
+    @property
+    def cents(self) -> int:
+        """The price of all of them, in minor units."""
+        return self.price.cents(self.quantity)
+
+
 class PlanCost(NamedTuple):
-    """Cost of a plan with its seats for an interval.
+    """Cost of a plan with its seats and add-ons for an interval.
 
     Attributes:
         base: the price of the plan.
         seat: that of one seat beyond those that the plan includes; None: it sells none.
         paid_seats: how many are paid for.
+        addons: what is bought beside it.
     """
 
     base: FixedPrice
     seat: FixedPrice | None
     paid_seats: int
+    addons: tuple[AddonCost, ...] = ()
 
     @property
     def seats_cents(self) -> int:
         """The price of all seats that are paid for, in minor units."""
         return 0 if self.seat is None else self.seat.cents(self.paid_seats)
 
+    @property
+    def addons_cents(self) -> int:
+        """The price of all add-ons, in minor units."""
+        return sum(addon.cents for addon in self.addons)
+
     def per_period(self, plan: Plan) -> Fraction:
         """The price of a period that quantities are included for, in minor units."""
-        return period_share(self.base.cents() + self.seats_cents, self.base.interval, plan)
+        fixed = self.base.cents() + self.seats_cents + self.addons_cents
+        return period_share(fixed, self.base.interval, plan)
 
 
 def period_share(cents: int, interval: str, plan: Plan) -> Fraction:
@@ -77,14 +107,17 @@ def period_share(cents: int, interval: str, plan: Plan) -> Fraction:
     return Fraction(cents, _MONTHS if is_shared else 1)
 
 
-def plan_cost(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices = NO_FIXED_PRICES) -> PlanCost:
-    """The price of a plan with so many seats in all.
+def plan_cost(
+    catalog: Catalog, plan: Plan, seats: int, own: FixedPrices = NO_FIXED_PRICES, bought: Bought = ()
+) -> PlanCost:
+    """The price of a plan with so many seats in all, and with add-ons.
 
     Args:
         catalog: has the prices, where those of the items are not known.
         plan: which.
         seats: that are paid for, those that the plan includes included.
         own: the prices of the customer's own items.
+        bought: add-ons; without prices of items only those that the plan lists count.
     """
     file, currency = plan.price, catalog.currency
     of_file = FixedPrice(Fraction(file.amount_cents), currency, file.interval)
@@ -93,11 +126,22 @@ def plan_cost(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices = NO_FI
         seat = FixedPrice(Fraction(plan.seat_price.amount_cents), currency, file.interval)
     meter = seat_meter(catalog.meters)
     included = 0 if meter is None else plan.entitlements[meter].included or 0
-    return PlanCost(base, seat, 0 if meter is None else max(0, seats - included))
+    addons = tuple(_addon_costs(catalog, plan, own, bought))
+    return PlanCost(base, seat, 0 if meter is None else max(0, seats - included), addons)
+
+
+def _addon_costs(catalog: Catalog, plan: Plan, own: FixedPrices, bought: Bought) -> Iterator[AddonCost]:
+    known = dict(own.addons)
+    for key, quantity in bought:
+        addon, price = catalog.addons.get(key), FixedPrice.parse(known.get(key, ""))
+        if price is None and addon is not None and key in plan.addons:
+            price = FixedPrice(Fraction(addon.price.amount_cents), catalog.currency, addon.price.interval)
+        if price is not None:
+            yield AddonCost(key, key if addon is None else addon.name, price, quantity)
 
 
 def fixed_prices_at(subscription: SubscriptionState | None, plan: str, at_ms: int) -> FixedPrices:
-    """Prices that a customer pays for a plan and its seats; empty where the subscription is not of this plan.
+    """Prices that a customer pays for a plan, seats and add-ons; empty if the subscription has another plan.
 
     Args:
         subscription: of the customer; None: there is none.
@@ -106,7 +150,13 @@ def fixed_prices_at(subscription: SubscriptionState | None, plan: str, at_ms: in
     """
     if subscription is None or plan != subscription.plan or subscription.plan_at(at_ms) != plan:
         return NO_FIXED_PRICES
-    return FixedPrices(subscription.base_price, subscription.seat_price)
+    return FixedPrices(subscription.base_price, subscription.seat_price, subscription.addon_prices)
+
+
+def paid_addons_at(subscription: SubscriptionState | None, at_ms: int) -> Bought:
+    """Add-ons that a customer pays for; none before the subscription has begun."""
+    has_begun = subscription is not None and subscription.has_begun_at(at_ms)
+    return () if subscription is None or not has_begun else subscription.addons_at(at_ms)
 
 
 _DAY_MS: Final = 86_400_000
@@ -118,7 +168,7 @@ class TrialTerms:
 
     Attributes:
         plan: its key.
-        fixed_cents: the price of a period, and of the seats beyond those included, in minor units.
+        fixed_cents: the price of a period, of seats beyond those included, and of add-ons, in minor units.
         included: meter to the quantity that the price covers; meters without such a bound are left out.
         caps: meter to the overage that is billed at most.
         ceilings: meter to the quantity beyond which a request is refused unless a grant or credit pays.
@@ -216,15 +266,17 @@ def build_terms(
     given: Mapping[str, Entitlement],
     seats: int,
     own: FixedPrices = NO_FIXED_PRICES,
+    bought: Bought = (),
 ) -> TrialTerms:
     """The terms of a plan.
 
     Args:
         catalog: where the plan is.
-        plan: which.
+        plan: which, with its add-ons.
         given: its entitlements, the customer's overrides laid over them.
         seats: that the subscription pays for, those that the price covers included.
-        own: the prices of the plan and its seats that the subscription has.
+        own: the prices of the plan, its seats and add-ons that the subscription has.
+        bought: all add-ons that the subscription has.
     """
     meters = catalog.meters
     counters = {
@@ -236,7 +288,7 @@ def build_terms(
     ceilings = {name: ceiling(of) for name, of in counters.items()}
     return TrialTerms(
         plan=plan.key,
-        fixed_cents=_in_currency(catalog, plan_cost(catalog, plan, seats, own), plan, seats),
+        fixed_cents=_fixed_cents(catalog, plan, seats, own, bought),
         included={name: of.included for name, of in counters.items() if of.included is not None},
         caps={name: most for name, of in counters.items() if (most := billed_most(of)) is not None},
         ceilings={name: most for name, most in ceilings.items() if most is not None},
@@ -255,10 +307,12 @@ def build_terms(
     )
 
 
-def _in_currency(catalog: Catalog, cost: PlanCost, plan: Plan, seats: int) -> Fraction:
+def _fixed_cents(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices, bought: Bought) -> Fraction:
     """The price of a period in the currency of the plans file; of an item in another one the file's."""
-    known = cost if cost.base.currency == catalog.currency else plan_cost(catalog, plan, seats)
-    return known.per_period(plan)
+    cost = plan_cost(catalog, plan, seats, own, bought)
+    if cost.base.currency != catalog.currency:
+        cost = plan_cost(catalog, plan, seats, bought=bought)
+    return cost.per_period(plan)
 
 
 _PAGE: Final = 500
@@ -275,6 +329,7 @@ class PlanTenure:
         is_granted: whether the app ever granted the customer something.
         is_unpaid: whether nothing is paid for the period, as it is a trial, or a pause that voids invoices.
         seats: that the subscription paid for.
+        addons: that it paid for.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         subject_overrides: ``KIND:ID`` to limits of that subject, likewise.
         prices: of the subscription's metered items when the period ended, or now.
@@ -292,6 +347,7 @@ class PlanTenure:
     subject_overrides: Mapping[str, Mapping[str, object]]
     prices: ItemPrices = NO_PRICES
     fixed: FixedPrices = NO_FIXED_PRICES
+    addons: Bought = ()
 
     def on(self, plan: str) -> PlanTenure:
         """Move the tenure to another plan, at its list price."""
@@ -311,7 +367,7 @@ class PlanOffers:
     def __init__(self, catalog: Catalog, *, own_prices: bool = False) -> None:
         self._catalog = catalog
         self._own_prices = own_prices
-        self._known: dict[tuple[str, int, str, ItemPrices, FixedPrices], TrialTerms] = {}
+        self._known: dict[tuple[str, int, Bought, str, ItemPrices, FixedPrices], TrialTerms] = {}
 
     def to(self, tenure: PlanTenure) -> TrialTerms:
         """Terms of a customer; the default plan replaces one that the file lacks."""
@@ -319,11 +375,12 @@ class PlanOffers:
         prices = tenure.prices if self._own_prices else NO_PRICES
         fixed = tenure.fixed if self._own_prices else NO_FIXED_PRICES
         text = json.dumps(overrides, sort_keys=True) if overrides else ""
-        key = (tenure.plan, tenure.seats, text, prices, fixed)
+        key = (tenure.plan, tenure.seats, tenure.addons, text, prices, fixed)
         if key not in self._known:
             plan = catalog.plans.get(tenure.plan, catalog.plans[catalog.default_plan])
+            plan = with_addons(plan, tenure.addons, catalog) if tenure.addons else plan
             given = with_item_prices(override(catalog, plan, overrides), prices, catalog)
-            self._known[key] = build_terms(catalog, plan, given, tenure.seats, fixed)
+            self._known[key] = build_terms(catalog, plan, given, tenure.seats, fixed, tenure.addons)
         return self._known[key]
 
 
@@ -391,4 +448,5 @@ def _build_tenure(
         subject_overrides=own.subjects,
         prices=NO_PRICES if state.subscription is None else state.subscription.prices_at(last_ms),
         fixed=fixed_prices_at(state.subscription, plan, last_ms),
+        addons=paid_addons_at(state.subscription, last_ms),
     )

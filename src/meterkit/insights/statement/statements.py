@@ -446,26 +446,30 @@ class _StatementBuilder:
         return self._plain_line(f"usage/{meter}", "usage", f"Usage of {meter}", meter=meter)
 
     async def _fixed_lines(self) -> list[StatementLine]:
-        """Prices of the plan and its seats, by the subscription's items, otherwise by the plans file."""
+        """Prices of the plan, seats and add-ons, by the subscription's items, otherwise by the plans file."""
         customer, catalog = self._usage["customer"], self._store.catalog
         plan = catalog.plans.get(self._usage["plan"])
         if plan is None:
             return []
         had = await read_tenures(self._store, self._start_ms, {customer: self._start_ms}, customer=customer)
-        cost = plan_cost(catalog, plan, had[customer].seats, had[customer].fixed)
-        price, of = cost.base.cents(), f"{plan.name}, per {cost.base.interval}"
-        if not price:
-            return []
-        found = [
+        tenure = had[customer]
+        cost = plan_cost(catalog, plan, tenure.seats, tenure.fixed, tenure.addons)
+        priced = [("plan", f"{plan.name}, per {cost.base.interval}", cost.base, 1)]
+        if cost.seat is not None:
+            priced.append(("seats", f"Seats of {plan.name}", cost.seat, cost.paid_seats))
+        priced += [(f"addon/{addon.key}", addon.name, addon.price, addon.quantity) for addon in cost.addons]
+        return [
             self._plain_line(
-                "plan", "subscription", of, quantity=1, unit_amount=f"{price}", amount_cents=price
+                line,
+                "subscription",
+                words,
+                quantity=quantity,
+                unit_amount=f"{price.cents()}",
+                amount_cents=price.cents(quantity),
             )
+            for line, words, price, quantity in priced
+            if price.cents(quantity)
         ]
-        if cost.seats_cents and cost.seat is not None:
-            more = {"quantity": cost.paid_seats, "unit_amount": f"{cost.seat.cents()}"}
-            more |= {"amount_cents": cost.seats_cents}
-            found.append(self._plain_line("seats", "subscription", f"Seats of {plan.name}", **more))
-        return found
 
     def _price_line(
         self,
