@@ -19,6 +19,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Scope
 
 from drivers.llm_apps import listening
+from drivers.plans import plans_text
 from drivers.sampled import whole
 from drivers.shop import END, HALF, START, Shop, sell, shop
 from drivers.sync_queue import sign_payload
@@ -31,8 +32,10 @@ from meterkit import (
     StripeError,
     identify,
 )
+from meterkit.catalog import loads
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
+from meterkit.testing import StripeEmulator
 from subscriptions.looks import linked_of
 
 pytestmark = pytest.mark.anyio
@@ -141,6 +144,7 @@ async def test_the_life_of_a_subscription(framework: Framework, store_url: str, 
             "customer": "acme",
             "plan": "team",
             "seats": 7,
+            "addons": {},
             "status": "active",
             "access": "full",
             "cancel_at_period_end": False,
@@ -168,7 +172,7 @@ async def test_the_life_of_a_subscription(framework: Framework, store_url: str, 
         assert over == [{"meter": "seats", "used": 11, "limit": 10}]
 
         down = given(await client.put("/subscription/plan", json={"plan": "team"}))["subscription"]
-        later = {"plan": "team", "seats": 11, "effective_at": "2031-07-01T00:00:00Z"}
+        later = {"plan": "team", "seats": 11, "addons": {}, "effective_at": "2031-07-01T00:00:00Z"}
         assert down["pending_change"] == later
         ending = given(await client.post("/subscription/cancel", json={"immediately": False}))
         assert set(ending) == {"subscription"}
@@ -183,6 +187,49 @@ async def test_the_life_of_a_subscription(framework: Framework, store_url: str, 
         invoices = given(await client.get("/invoices"))
         assert [one["status"] for one in invoices].count("paid") >= 1
         assert {"id", "number", "total_cents", "currency", "created_at", "url"} <= set(invoices[0])
+
+
+@both_frameworks
+async def test_addons_are_bought_and_given_up(framework: Framework, store_url: str) -> None:
+    catalog = loads(plans_text("addon_shop"))
+    async with billing(framework, store_url, catalog=catalog, selling=StripeEmulator.add_plans) as found:
+        client, at = found
+        bought = {"plan": "team", "addons": {"storage_pack": 2}}
+        made = given(await client.post("/subscription", json=bought), 201)
+        at.emulator.confirm_payment(made["client_secret"])
+        await at.kit.subscriptions.sync("acme")
+        at.clock.set(HALF)
+        preview = given(await client.get("/subscription/preview?addons=call_pack:2,storage_pack:2"))
+        assert (preview["proration"]["charge_cents"], set(preview)) == (500, {"proration", "over_limit"})
+        asked = {"call_pack": 2, "storage_pack": 1}
+        changed = given(await client.put("/subscription/addons", json=asked))
+        assert changed["subscription"]["addons"] == {"call_pack": 2, "storage_pack": 2}
+        assert changed["subscription"]["pending_change"]["addons"] == asked
+        assert changed["proration"]["charge_cents"] == 500
+        assert given(await client.get("/usage"))["addons"] == {"call_pack": 2, "storage_pack": 2}
+        ended = given(await client.get("/subscription/preview?plan=pro"))["ended_addons"]
+        assert ended == {"call_pack": 2} == given(await upgrade(client))["ended_addons"]
+
+        for body, problem in (
+            ({"gold": 1}, {"addon": "gold", "allowed": ["exports", "seat_pack", "storage_pack"]}),
+            ({"exports": 2}, {"addon": "exports", "limit": 1}),
+            ({"exports": -1}, {"addon": "exports", "limit": 1}),
+        ):
+            refused = await client.put("/subscription/addons", json=body)
+            kind = "addon-limit" if "limit" in problem else "addon-unknown"
+            assert told(refused) == (422, kind)
+            assert problem.items() <= refused.json().items()
+        for body in ([1], {"exports": "1"}, {"exports": True}, {"exports": 1.5}):
+            refused = await client.put("/subscription/addons", json=body)
+            assert told(refused) == (422, "request-invalid")
+        for query in ("exports", "exports:x", "exports:-1", ":1", "exports:1,exports:1"):
+            refused = await client.get("/subscription/preview", params={"addons": query})
+            assert told(refused) == (422, "request-invalid")
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        page = {"plan": "team", "addons": {"exports": 1}, **URLS}
+        assert told(await client.post("/checkout", json=page)) == (422, "addon-unknown")
+        page["addons"] = {"storage_pack": 1}
+        assert given(await client.post("/checkout", json=page))["url"].startswith("http")
 
 
 async def test_pages_of_stripe(client: httpx.AsyncClient, at: Shop) -> None:
@@ -557,7 +604,7 @@ async def test_the_openapi_document_tells_what_is_sent_and_answered(at: Shop) ->
     app = FastAPI()
     app.include_router(billing_router(at.kit, customer=who, origins=ORIGINS, prefix="/billing"))
     paths = app.openapi()["paths"]
-    places = ("", "/preview", "/plan", "/seats", "/cancel", "/resume")
+    places = ("", "/preview", "/plan", "/seats", "/addons", "/cancel", "/resume")
     pages = ("checkout", "portal", "top-up", "invoices", "usage")
     found = {path.removeprefix("/billing/") for path in paths}
     assert found == {*(f"subscription{place}" for place in places), *pages}

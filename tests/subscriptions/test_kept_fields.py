@@ -19,13 +19,16 @@ from drivers.emulated_account import reached
 from drivers.near_stripe import served
 from drivers.sampled import some
 from drivers.sdk_parameters import sample
-from drivers.shop import CATALOG, END, HALF, START, Shop, sell
+from drivers.shop import END, HALF, PLANS, START, Shop, sell
+from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator
 from subscriptions.looks import linked_of
 
 pytestmark = pytest.mark.anyio
 
 DAY: Final = timedelta(days=1)
+ADDON: Final = "addons: {extra: {price: {amount_cents: 400, interval: month}}}\nplans:"
+CATALOG: Final = loads(PLANS.replace("plans:", ADDON).replace("price: {amount", "addons: [extra]\n    price: {amount"))
 AHEAD: Final = tuple(int((END + days * DAY).timestamp()) for days in (62, 92))
 TEAM: Final = ["price_team", "price_team_seat", "price_team_ai_tokens", "price_addon"]
 OF_A_PHASE: Final = ("start_date", "end_date", "duration", "items", "trial", "trial_end")
@@ -86,12 +89,15 @@ class Rich(Shop):
 
 
 @asynccontextmanager
-async def rich(store_url: str, *, plan: str = "pro", seats: int = 12) -> AsyncGenerator[Rich]:
+async def rich(
+    store_url: str, *, plan: str = "pro", seats: int = 12, addons: int = 0
+) -> AsyncGenerator[Rich]:
     clock = Clock(START)
     emulator = StripeEmulator(clock=clock, tax_percent=Decimal(20))
     sell(emulator, CATALOG)
     emulator.add_price(777, price_id="price_once", interval=None)
     emulator.add_price(500, price_id="price_addon")
+    emulator.add_price(400, price_id="price_extra", lookup_key="meterkit:addon:extra")
     async with (
         served(emulator) as url,
         kit_for(store_url, url, clock=clock, catalog=CATALOG) as kit,
@@ -106,6 +112,7 @@ async def rich(store_url: str, *, plan: str = "pro", seats: int = 12) -> AsyncGe
         shown = (await at.stripe_subscription(begun.id))["items"]["data"]
         items: list[Any] = [{"id": item["id"], **ITEM_TERMS} for item in shown]
         items += [{"price": "price_addon", "quantity": 0, **ITEM_TERMS}]
+        items += [{"price": "price_extra", "quantity": addons, **ITEM_TERMS}] if addons else []
         asked: Any = {**TERMS, **OF_PAYMENTS, "default_payment_method": method, "items": items}
         await client.v1.subscriptions.update_async(begun.id, asked)
         await kit.subscriptions.sync("acme")
@@ -168,6 +175,39 @@ async def test_a_downgrade_at_the_periods_end_keeps_every_field(at: Rich) -> Non
     assert await at.shown() == before
     after = await at.item_terms()
     assert (list(after), list(after.values())) == (TEAM, list(items.values()))
+
+
+async def test_more_and_fewer_addons_keep_every_field(store_url: str) -> None:
+    async with rich(store_url, addons=3) as at:
+        before, items = await at.shown(), await at.item_terms()
+        await at.kit.subscriptions.set_addons("acme", {"extra": 4})
+        assert (await at.shown(), await at.item_terms()) == (before, items)
+        await at.kit.subscriptions.set_addons("acme", {"extra": 1})
+        first, second = (await at.schedule())["phases"]
+        own = ("add_invoice_items", "billing_cycle_anchor", "metadata")  # Those of a phase alone.
+        for phase in (first, second):
+            assert all(phase[name] for name in PHASE if name not in own)
+            assert all(PHASE_ITEM.keys() <= item.keys() for item in phase["items"])
+        at.clock.set(END + DAY)
+        assert (await at.shown(), await at.item_terms()) == (before, items)
+        assert (await at.items(at.subscription))["price_extra"] == 1
+
+
+async def test_an_operators_phases_have_other_addons(store_url: str) -> None:
+    async with rich(store_url, addons=3) as at:
+        before = await by_operator(at)
+        await at.kit.subscriptions.set_addons("acme", {"extra": 1})
+        after = await at.schedule()
+        first, cut, *later = after["phases"]
+        assert first == {**before["phases"][0], "end_date": int(END.timestamp())}
+        for phase, was in zip(later, before["phases"][1:], strict=True):
+            assert {**phase, "items": []} == {**was, "items": []}
+        for phase in (cut, *later):
+            assert [item["quantity"] for item in phase["items"] if item["price"] == "price_extra"] == [1]
+        await at.kit.subscriptions.set_addons("acme", {"extra": 3})
+        assert (await at.schedule())["status"] == "active"
+        extra = [item for phase in (await at.schedule())["phases"] for item in phase["items"]]
+        assert {item["quantity"] for item in extra if item["price"] == "price_extra"} == {3}
 
 
 async def test_an_operators_schedule_keeps_its_phases_and_every_field(at: Rich) -> None:

@@ -1,0 +1,417 @@
+"""Add-ons beside a plan: more at once and paid, fewer when the period ends, kept and ended by changes of plan."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+import pytest
+
+from drivers.plans import plans_text
+from drivers.sampled import some
+from drivers.shop import END, HALF, START, Shop, shop
+from meterkit import (
+    AddonLimitError,
+    InvoiceOpenError,
+    MeterkitError,
+    QuantityError,
+    StripeError,
+    Subscription,
+    SubscriptionError,
+    UnknownAddonError,
+)
+from meterkit.catalog import loads
+from meterkit.testing import StripeEmulator
+from subscriptions.looks import known, linked_of, synced
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = plans_text("addon_shop")
+AT_ONCE: Final = PLANS + "billing: {changes: {downgrade: now}}\n"
+LATER: Final = PLANS + "billing: {changes: {upgrade: period_end}}\n"
+BY_LINES: Final = PLANS + "billing: {usage: lines}\n"
+DAY: Final = timedelta(days=1)
+PAGE: Final = "https://app.example"
+
+
+def opened(store_url: str, plans: str = PLANS) -> Any:
+    return shop(store_url, catalog=loads(plans), selling=StripeEmulator.add_plans)
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Shop]:
+    async with opened(store_url) as found:
+        yield found
+
+
+async def begun(at: Shop, plan: str = "team", addons: Mapping[str, int] | None = None, **more: int) -> str:
+    """Subscribe on the first day; the subscription's id. It is mid-period then."""
+    made = await at.kit.subscriptions.create("acme", plan, addons=addons, **more)
+    if made.client_secret is not None and made.subscription.status == "incomplete":
+        at.emulator.confirm_payment(made.client_secret)
+    found = await synced(at)
+    assert found.status in {"active", "trialing"}
+    at.clock.set(HALF)
+    return found.id
+
+
+async def bought(at: Shop, **addons: int) -> Subscription:
+    return (await at.kit.subscriptions.set_addons("acme", addons)).subscription
+
+
+def waiting(found: Subscription) -> tuple[str | None, dict[str, int], object] | None:
+    """The plan and add-ons that are scheduled, and when they begin."""
+    change = found.pending_change
+    return None if change is None else (change.plan, dict(change.addons), change.effective_at)
+
+
+async def paid(at: Shop) -> list[int]:
+    return [invoice["amount_paid"] for invoice in await at.invoices()]
+
+
+async def addon_items(at: Shop, subscription: str) -> dict[str, int | None]:
+    items = await at.items(subscription)
+    return {price.removeprefix("price_addon_"): n for price, n in items.items() if "addon" in price}
+
+
+async def included(at: Shop, meter: str) -> object:
+    return (await at.kit.usage("acme"))["meters"][meter]["included"]
+
+
+@pytest.mark.parametrize("plans", some({"meters": PLANS, "lines": BY_LINES}, {"meters"}))
+async def test_more_is_paid_at_once_on_its_own_invoice(store_url: str, plans: str) -> None:
+    async with opened(store_url, {"meters": PLANS, "lines": BY_LINES}[plans]) as at:
+        subscription = await begun(at)
+        preview = await at.kit.subscriptions.preview("acme", addons={"storage_pack": 2})
+        cost = preview.proration
+        assert (cost.charge_cents, cost.credit_cents, cost.effective_at) == (1000, 0, HALF)
+        assert cost.description.startswith("0 to 2 Extra storage now, prorated to 2031-07-01 00:00 UTC: USD 10.00")
+        assert cost.description.endswith("From the next period on it costs USD 35.00 a month, before usage.")
+        assert await paid(at) == [1500]
+        done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 2})
+        assert (done.proration, done.client_secret, done.ended_addons) == (cost, None, {})
+        assert (done.subscription.addons, done.subscription.pending_change) == ({"storage_pack": 2}, None)
+        assert await included(at, "storage") == 250_000_000
+        assert await paid(at) == [1500, 1000]
+        changes = len(at.changes())
+        again = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 2})
+        assert (again.subscription.addons, again.proration.charge_cents) == ({"storage_pack": 2}, 0)
+        assert len(at.changes()) == changes
+        assert await addon_items(at, subscription) == {"storage_pack": 2}
+        at.go(END)
+        assert sum((await at.invoices())[-1]["lines"]["data"][n]["amount"] for n in (0, 1)) == 3500
+
+
+async def test_a_declined_purchase_changes_nothing(at: Shop) -> None:
+    subscription = await begun(at, addons={"storage_pack": 1})
+    before = await at.stripe_subscription(subscription)
+    await at.fail_payments()
+    for asked in ({"storage_pack": 2}, {"call_pack": 1, "storage_pack": 0}):
+        with pytest.raises(StripeError) as refused:
+            await at.kit.subscriptions.set_addons("acme", asked)
+        assert refused.value.type == "card_error"
+        found = await synced(at)
+        assert (found.addons, found.pending_change, found.status) == ({"storage_pack": 1}, None, "active")
+    after = await at.stripe_subscription(subscription)
+    assert (after["items"], after["schedule"]) == (before["items"], None)
+    assert await included(at, "requests") == 100
+
+
+async def test_fewer_wait_for_the_periods_end(at: Shop) -> None:
+    subscription = await begun(at, addons={"storage_pack": 3})
+    await at.kit.gauges.set("acme", "storage", 200_000_000)
+    preview = await at.kit.subscriptions.preview("acme", addons={"storage_pack": 1})
+    assert (preview.proration.net_cents, preview.proration.effective_at) == (0, END)
+    assert preview.proration.description.startswith("3 to 1 Extra storage when the period ends")
+    assert "USD 25.00 a month" in preview.proration.description
+    assert [(one.meter, one.limit) for one in preview.over_limit] == [("storage", 150_000_000)]
+    done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 1})
+    assert (done.proration, done.subscription.addons) == (preview.proration, {"storage_pack": 3})
+    assert waiting(done.subscription) == ("team", {"storage_pack": 1}, END)
+    assert await included(at, "storage") == 350_000_000
+    changes = len(at.changes())
+    assert waiting(await bought(at, storage_pack=1)) == ("team", {"storage_pack": 1}, END)
+    assert len(at.changes()) == changes
+    assert waiting(await bought(at, storage_pack=2)) == ("team", {"storage_pack": 2}, END)
+    at.clock.set(END)  # It binds before a webhook tells of it.
+    assert await included(at, "storage") == 250_000_000
+    at.emulator.advance()
+    found = await synced(at)
+    assert (found.plan, found.addons, found.pending_change) == ("team", {"storage_pack": 2}, None)
+    assert await addon_items(at, subscription) == {"storage_pack": 2}
+    assert await paid(at) == [4500, 3500]
+
+
+async def test_the_present_quantity_takes_a_scheduled_one_back(at: Shop) -> None:
+    subscription = await begun(at, addons={"storage_pack": 3, "call_pack": 2})
+    assert waiting(await bought(at, storage_pack=0)) == ("team", {"call_pack": 2}, END)
+    both = await bought(at, call_pack=1)
+    assert waiting(both) == ("team", {"call_pack": 1}, END)
+    assert waiting(await bought(at, storage_pack=3)) == ("team", {"call_pack": 1, "storage_pack": 3}, END)
+    found = await bought(at, call_pack=2)
+    assert (found.addons, found.pending_change) == ({"call_pack": 2, "storage_pack": 3}, None)
+    assert (await at.stripe_subscription(subscription))["schedule"] is None
+    at.go(END)
+    assert await addon_items(at, subscription) == {"call_pack": 2, "storage_pack": 3}
+    assert await paid(at) == [5500, 5500]
+
+
+async def test_more_and_fewer_in_one_call(at: Shop) -> None:
+    subscription = await begun(at, addons={"storage_pack": 3})
+    asked = {"call_pack": 2, "storage_pack": 1}
+    preview = (await at.kit.subscriptions.preview("acme", addons=asked)).proration
+    assert (preview.net_cents, preview.effective_at) == (500, HALF)
+    assert "When the period ends: 3 to 1 Extra storage." in preview.description
+    assert "USD 35.00 a month" in preview.description
+    done = await at.kit.subscriptions.set_addons("acme", asked)
+    assert (done.proration, done.subscription.addons) == (preview, {"call_pack": 2, "storage_pack": 3})
+    assert waiting(done.subscription) == ("team", asked, END)
+    assert (await included(at, "requests"), await paid(at)) == (150, [4500, 500])  # Half of 100 more.
+    more = await bought(at, call_pack=3)
+    assert (more.addons, waiting(more)) == (
+        {"call_pack": 3, "storage_pack": 3},
+        ("team", {"call_pack": 3, "storage_pack": 1}, END),
+    )
+    at.go(END)
+    assert await addon_items(at, subscription) == {"call_pack": 3, "storage_pack": 1}
+    assert await paid(at) == [4500, 500, 250, 4000]
+
+
+async def test_a_change_of_plan_keeps_what_the_new_plan_lists(at: Shop) -> None:
+    subscription = await begun(at, addons={"call_pack": 2, "storage_pack": 1})
+    preview = await at.kit.subscriptions.preview("acme", plan="pro")
+    assert preview.ended_addons == {"call_pack": 2}
+    assert (preview.proration.charge_cents, preview.proration.credit_cents) == (1450, 1250)
+    assert "team to pro, 2 to 0 call_pack now" in preview.proration.description
+    up = await at.kit.subscriptions.change_plan("acme", "pro")
+    assert (up.ended_addons, up.proration) == (preview.ended_addons, preview.proration)
+    assert (up.subscription.addons, await paid(at)) == ({"storage_pack": 1}, [3500, 200])
+    assert await addon_items(at, subscription) == {"storage_pack": 1}
+    assert not await at.kit.allows("acme", "exports")
+    assert (await bought(at, exports=1)).addons == {"exports": 1, "storage_pack": 1}
+    assert await at.kit.allows("acme", "exports")
+
+    down = await at.kit.subscriptions.change_plan("acme", "team")
+    assert (down.ended_addons, down.subscription.addons) == ({"exports": 1}, {"exports": 1, "storage_pack": 1})
+    assert waiting(down.subscription) == ("team", {"storage_pack": 1}, END)
+    back = await at.kit.subscriptions.change_plan("acme", "pro")
+    assert (back.ended_addons, back.subscription.pending_change) == ({}, None)
+    await at.kit.subscriptions.change_plan("acme", "team")
+    at.go(END)
+    assert (await synced(at)).addons == {"storage_pack": 1} == await addon_items(at, subscription)
+    assert not await at.kit.allows("acme", "exports")
+
+
+async def test_fewer_stay_scheduled_through_changes_of_plan(at: Shop) -> None:
+    subscription = await begun(at, "tried", {"storage_pack": 3})
+    at.go(START + 20 * DAY)  # The trial is over.
+    end = (await synced(at)).current_period_end
+    await bought(at, storage_pack=1)
+    up = await at.kit.subscriptions.change_plan("acme", "pro")
+    assert "3 to 1 Extra storage" in up.proration.description
+    assert (up.subscription.plan, up.subscription.addons) == ("pro", {"storage_pack": 3})
+    assert waiting(up.subscription) == ("pro", {"storage_pack": 1}, end)
+    down = await at.kit.subscriptions.change_plan("acme", "team")
+    assert waiting(down.subscription) == ("team", {"storage_pack": 1}, end)
+    more = await bought(at, exports=1, storage_pack=4)
+    assert more.addons == {"exports": 1, "storage_pack": 4}
+    assert waiting(more) == ("team", {"storage_pack": 4}, end)
+    assert waiting(await bought(at, storage_pack=2)) == ("team", {"storage_pack": 2}, end)
+    at.go(end)
+    assert await addon_items(at, subscription) == {"storage_pack": 2}
+
+
+async def test_seats_and_addons_do_not_change_each_other(at: Shop) -> None:
+    subscription = await begun(at, "pro", {"storage_pack": 2}, seats=12)
+    packed = await at.kit.subscriptions.set_addons("acme", {"seat_pack": 1})
+    assert (packed.subscription.seats, packed.proration.charge_cents) == (17, 1500)
+    assert (await at.items(subscription))["price_pro_seats"] == 2
+    await at.kit.gauges.set("acme", "seats", 16)
+    assert (await at.kit.check("acme", "seats", 1)).allowed
+    assert not (await at.kit.check("acme", "seats", 2)).allowed
+    fewer = await bought(at, seat_pack=0, storage_pack=1)
+    change = fewer.pending_change
+    assert change is not None
+    assert (fewer.seats, change.seats, change.addons) == (17, 12, {"storage_pack": 1})
+    more = (await at.kit.subscriptions.set_seats("acme", 18)).subscription
+    assert (more.seats, waiting(more)) == (18, ("pro", {"storage_pack": 1}, END))
+    assert (await at.items(subscription))["price_pro_seats"] == 3
+    at.go(END)
+    found = await synced(at)
+    assert (found.seats, found.addons) == (13, {"storage_pack": 1})
+
+
+async def test_a_new_subscription_begins_with_addons(at: Shop) -> None:
+    first = await at.kit.subscriptions.create("acme", "team", addons={"storage_pack": 2, "call_pack": 0})
+    same = await at.kit.subscriptions.create("acme", "team", addons={"storage_pack": 2})
+    assert same.subscription.id == first.subscription.id
+    assert await included(at, "storage") == "unlimited"  # It is not paid for.
+    other = await at.kit.subscriptions.create("acme", "team", addons={"storage_pack": 1})
+    assert other.subscription.id != first.subscription.id
+    with pytest.raises(InvoiceOpenError):
+        await bought(at, storage_pack=3)
+    asked = {"success_url": PAGE, "cancel_url": PAGE, "addons": {"storage_pack": 5}}
+    page = await at.kit.subscriptions.checkout("acme", "team", **asked)
+    assert page.id == (await at.kit.subscriptions.checkout("acme", "team", **asked)).id
+    at.emulator.complete_checkout(page.id)
+    found = await synced(at)
+    assert (found.status, found.addons, await paid(at)) == ("active", {"storage_pack": 5}, [0, 0, 6500])
+    assert await included(at, "storage") == 550_000_000
+
+
+REFUSED: Final[dict[str, tuple[Any, type[MeterkitError], str]]] = {
+    "unknown": ({"storage": 1}, UnknownAddonError, "call_pack, storage_pack; did you mean 'storage_pack'"),
+    "of another plan": ({"exports": 1}, UnknownAddonError, "add-ons of plan 'team': call_pack, storage_pack"),
+    "too many": ({"storage_pack": 6}, AddonLimitError, "an integer from 0 to 5"),
+    "negative": ({"call_pack": -1}, AddonLimitError, "an integer from 0 to 1000000"),
+    "no integer": ({"call_pack": 1.5}, QuantityError, r"found 1\.5 of 'call_pack'"),
+    "a truth": ({"call_pack": True}, QuantityError, "a value of type bool"),
+    "no mapping": (["call_pack"], MeterkitError, "a value of type list; allowed is a mapping"),
+    "no name": ({7: 1}, UnknownAddonError, "a value of type int"),
+}
+
+
+async def test_what_cannot_be_bought_is_refused(at: Shop) -> None:
+    service = at.kit.subscriptions
+    await begun(at)
+    changes = len(at.changes())
+    for given, error, words in REFUSED.values():
+        for call in (
+            service.set_addons("acme", given),
+            service.preview("acme", addons=given),
+            service.create("bolt", "team", addons=given),
+            service.checkout("bolt", "team", addons=given, success_url=PAGE, cancel_url=PAGE),
+        ):
+            with pytest.raises(error, match=words):
+                await call
+    with pytest.raises(UnknownAddonError, match="'call_pack'.*exports, seat_pack, storage_pack"):
+        await service.preview("acme", plan="pro", addons={"call_pack": 1})
+    assert len(at.changes()) == changes
+
+
+async def test_an_addon_without_a_price_at_stripe_names_the_cure(store_url: str) -> None:
+    async with shop(store_url, catalog=loads(PLANS), selling=sell_plans_only) as at:
+        await begun(at)
+        for call in (
+            at.kit.subscriptions.set_addons("acme", {"storage_pack": 1}),
+            at.kit.subscriptions.create("bolt", "team", addons={"storage_pack": 1}),
+        ):
+            with pytest.raises(UnknownAddonError, match="'meterkit:addon:storage_pack'; `meterkit stripe sync`"):
+                await call
+
+
+def sell_plans_only(emulator: StripeEmulator, _: object) -> None:
+    """Make the prices of a plans file that had no add-ons yet."""
+    head, _, rest = PLANS.partition("addons:\n")
+    plans = rest[rest.index("plans:") :]
+    emulator.add_plans(loads(head + "\n".join(x for x in plans.splitlines() if "addons:" not in x)))
+
+
+async def test_an_addon_in_a_trial_is_paid_after_it(at: Shop) -> None:
+    made = await at.kit.subscriptions.create("acme", "tried")
+    assert made.client_secret is not None
+    at.emulator.confirm_setup(made.client_secret)
+    at.clock.set(START + 7 * DAY)
+    done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 2})
+    assert (done.proration.net_cents, done.subscription.status) == (0, "trialing")
+    assert await included(at, "storage") == 250_000_000
+    fewer = await bought(at, storage_pack=1)
+    assert waiting(fewer) == ("tried", {"storage_pack": 1}, START + 14 * DAY)
+    at.go(START + 15 * DAY)
+    assert ((await synced(at)).addons, sum(await paid(at))) == ({"storage_pack": 1}, 3000)
+
+
+async def test_a_purchase_waits_for_its_authentication(at: Shop) -> None:
+    subscription = await begun(at)
+    method = at.emulator.add_payment_method(await linked_of(at), "pm_card_authenticationRequiredOnSetup")
+    await at.stripe_change(f"/v1/subscriptions/{subscription}", default_payment_method=method)
+    asked = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 1})
+    assert (asked.client_secret or "").startswith("seti_")
+    assert asked.subscription.addons == {}
+    at.emulator.confirm_setup(asked.client_secret or "")
+    done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 1})
+    assert (done.client_secret, done.subscription.addons) == (None, {"storage_pack": 1})
+
+
+async def test_with_an_open_invoice_nothing_is_bought(at: Shop) -> None:
+    await begun(at, addons={"storage_pack": 2})
+    await at.fail_payments()
+    at.go(END + timedelta(hours=2))
+    assert (await synced(at)).status == "past_due"
+    with pytest.raises(InvoiceOpenError):
+        await bought(at, storage_pack=3)
+    assert waiting(await bought(at, storage_pack=1)) is not None
+
+
+async def test_cancelled_and_resumed_with_addons(at: Shop) -> None:
+    await begun(at, addons={"storage_pack": 3})
+    await bought(at, storage_pack=1)
+    ending = await at.kit.subscriptions.cancel("acme")
+    assert (ending.addons, ending.pending_change) == ({"storage_pack": 3}, None)
+    with pytest.raises(SubscriptionError, match="resume it"):
+        await bought(at, storage_pack=1, call_pack=1)
+    assert (await known(at)).addons == {"storage_pack": 3}
+    assert (await at.kit.subscriptions.resume("acme")).addons == {"storage_pack": 3}
+    ended = await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+    assert (ended.addons, ended.status) == ({}, "canceled")
+    with pytest.raises(SubscriptionError, match="no active subscription"):
+        await bought(at, storage_pack=1)
+
+
+async def test_the_plans_file_says_when_more_and_fewer_take_effect(store_url: str) -> None:
+    async with opened(store_url, AT_ONCE) as at:
+        subscription = await begun(at, addons={"storage_pack": 3})
+        done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 1, "call_pack": 1})
+        assert (done.proration.charge_cents, done.proration.credit_cents) == (750, 1500)
+        assert (done.subscription.addons, done.subscription.pending_change) == (
+            {"call_pack": 1, "storage_pack": 1},
+            None,
+        )
+        assert await addon_items(at, subscription) == {"call_pack": 1, "storage_pack": 1}
+
+
+async def test_more_can_wait_as_an_upgrade_does(store_url: str) -> None:
+    async with opened(store_url, LATER) as at:
+        await begun(at)
+        done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 2})
+        assert (done.subscription.addons, done.proration.net_cents) == ({}, 0)
+        assert waiting(done.subscription) == ("team", {"storage_pack": 2}, END)
+        assert (await bought(at, storage_pack=0)).pending_change is None
+        await bought(at, storage_pack=1)
+        at.go(END)
+        assert ((await synced(at)).addons, await paid(at)) == ({"storage_pack": 1}, [1500, 2500])
+
+
+async def test_one_that_the_plan_lacks_goes_with_the_next_change(at: Shop) -> None:
+    """A person adds the item of an add-on of another plan in Stripe's Dashboard."""
+    subscription = await begun(at)
+    added = {"subscription": subscription, "price": "price_addon_exports"}
+    await at.stripe_change("/v1/subscription_items", **added)
+    assert (await synced(at)).addons == {"exports": 1}
+    assert not await at.kit.allows("acme", "exports")
+    assert (await bought(at, call_pack=1)).addons == {"call_pack": 1}
+    assert await addon_items(at, subscription) == {"call_pack": 1}
+
+
+async def test_the_old_price_of_an_addon_stays(at: Shop) -> None:
+    subscription = await begun(at, addons={"storage_pack": 1})
+    key = "meterkit:addon:storage_pack"
+    dearer = {"currency": "usd", "unit_amount": 1200, "recurring": {"interval": "month"}, "lookup_key": key}
+    product = {"product": "prod_addon_storage_pack", "transfer_lookup_key": True, "metadata": {"meterkit": key}}
+    await at.post("/v1/prices", {**dearer, **product})
+    done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 2})
+    assert (done.subscription.addons, done.proration.charge_cents) == ({"storage_pack": 2}, 500)
+    assert await addon_items(at, subscription) == {"storage_pack": 2}
+
+
+async def test_an_estimate_counts_addons(at: Shop) -> None:
+    await begun(at, addons={"call_pack": 1})
+    cost = []
+    for _ in range(2):
+        cost.append((await at.kit.subscriptions.preview("acme", addons={"storage_pack": 2})).proration)
+        at.emulator.fail_next("error", status=400, path="/v1/invoices/create_preview")
+    exact, estimated = cost
+    assert estimated.description.startswith(exact.description)
+    assert estimated.description.endswith("Stripe gave no preview.")
+    assert (estimated.charge_cents, exact.charge_cents) == (1000, 1000)
