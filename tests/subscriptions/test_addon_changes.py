@@ -48,12 +48,12 @@ async def at(store_url: str) -> AsyncGenerator[Shop]:
 async def begun(at: Shop, plan: str = "team", addons: Mapping[str, int] | None = None, **more: int) -> str:
     """Subscribe on the first day; the subscription's id. It is mid-period then."""
     made = await at.kit.subscriptions.create("acme", plan, addons=addons, **more)
-    if made.client_secret is not None and made.subscription.status == "incomplete":
-        at.emulator.confirm_payment(made.client_secret)
-    found = await synced(at)
-    assert found.status in {"active", "trialing"}
+    assert made.client_secret is not None
+    is_trial = made.subscription.status == "trialing"
+    (at.emulator.confirm_setup if is_trial else at.emulator.confirm_payment)(made.client_secret)
+    await synced(at)
     at.clock.set(HALF)
-    return found.id
+    return made.subscription.id
 
 
 async def bought(at: Shop, **addons: int) -> Subscription:
@@ -100,7 +100,7 @@ async def test_more_is_paid_at_once_on_its_own_invoice(store_url: str, plans: st
         assert len(at.changes()) == changes
         assert await addon_items(at, subscription) == {"storage_pack": 2}
         at.go(END)
-        assert sum((await at.invoices())[-1]["lines"]["data"][n]["amount"] for n in (0, 1)) == 3500
+        assert (await at.invoices())[-1]["total"] == 3500
 
 
 async def test_a_declined_purchase_changes_nothing(at: Shop) -> None:
@@ -310,8 +310,7 @@ def sell_plans_only(emulator: StripeEmulator, _: object) -> None:
 
 async def test_an_addon_in_a_trial_is_paid_after_it(at: Shop) -> None:
     made = await at.kit.subscriptions.create("acme", "tried")
-    assert made.client_secret is not None
-    at.emulator.confirm_setup(made.client_secret)
+    at.emulator.confirm_setup(made.client_secret or "")
     at.clock.set(START + 7 * DAY)
     done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 2})
     assert (done.proration.net_cents, done.subscription.status) == (0, "trialing")

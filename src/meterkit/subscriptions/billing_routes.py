@@ -108,9 +108,12 @@ class UsageAnswer(BaseModel):
     plan: str
     status: str | None
     access: str
+    currency: str
+    addons: dict[str, int]
     period: dict[str, Any]
     features: list[str]
     balance: dict[str, int]
+    rolled_over: dict[str, int]
     meters: dict[str, dict[str, Any]]
 
 
