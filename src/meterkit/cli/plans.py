@@ -213,7 +213,9 @@ async def _migrate_customer(kit: MeterKit, customer: Customer, new: str, *, dry_
                 await kit.customers.set_plan(customer.customer, new)
             else:
                 changed = await kit.subscriptions.change_plan(customer.customer, new)
-                pending = changed.subscription.pending_change
+                found = changed.subscription
+                # With the new plan, fewer add-ons may stay scheduled.
+                pending = None if found.plan == new else found.pending_change
                 at = None if pending is None else pending.effective_at
         except _FATAL_ERRORS:
             raise

@@ -63,8 +63,8 @@ def _of_argument(
         return ProblemDocument.of("plan-unknown", detail, {"plan": error.plan[:128]})
     if isinstance(error, UnknownAddonError):
         names = ", ".join(error.allowed)
-        detail = "There is no such add-on to buy."
-        detail += f" Add-ons of the plan are: {names}." if names else " The plan has no add-ons."
+        detail = "This add-on cannot be bought beside the plan."
+        detail += f" Those of the plan are: {names}." if names else ""
         members = {"addon": error.addon[:128], "allowed": list(error.allowed)}
         return ProblemDocument.of("addon-unknown", detail, members)
     if isinstance(error, AddonLimitError):

@@ -220,6 +220,8 @@ class TermsWriter:
     ) -> None:
         """Give the phases after the current one other terms; release a schedule that changes nothing then."""
         current, *later = drafts = present_phases(schedule, live.found)
+        if not later:
+            return
         phases = [current.lines()]
         phases += [await self._change_lines(live, draft, change, keeps_prices=True) for draft in later]
         changes = [lines for lines in phases if _quantities(lines) != _quantities(phases[0])]
