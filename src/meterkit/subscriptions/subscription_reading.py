@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
+from meterkit.catalog.addons import with_addons
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import ENDED, Status, SubscriptionState, TrialEndAction
 from meterkit.outbox.billed_usage_terms import ShownLineTerms, keep_line_terms
@@ -12,7 +13,7 @@ from meterkit.subscriptions.change_rules import included_seats
 from meterkit.subscriptions.line_prices import read_line_prices
 from meterkit.subscriptions.metered_prices import NO_FACTS, item_prices
 from meterkit.subscriptions.monthly_amount import is_free, monthly_amount_of
-from meterkit.subscriptions.price_currencies import in_own_currency
+from meterkit.subscriptions.price_currencies import as_charged
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
@@ -117,7 +118,7 @@ def read_subscription(
     status = found.get("status")
     if status not in _STATUSES:
         raise ValueError(f"subscription {found.get('id')}: found status {status!r:.40}")
-    found, currency = in_own_currency(found, facts.charged), text_in(found, "currency")
+    found, currency = as_charged(found, facts.charged), text_in(found, "currency")
     catalog, items = catalog.in_currency(currency), items_in(found)
     plan = _plan_of(items, catalog)
     start_ms, end_ms = _current_period(found, items, plan, catalog)
@@ -130,7 +131,6 @@ def read_subscription(
         ends = _trial_end_action(found) if asks_for_payment_method(found) else ends
         awaits = awaits or is_free_after_trial(found, catalog)
     failures, failed_at_ms = _payment_failures(found)
-    recurring = monthly_amount_of(found)
     return SubscriptionState(
         id=text_in(found, "id"),
         status=status,
@@ -154,13 +154,11 @@ def read_subscription(
         **usage_period(items, end_ms),
         metered=metered_of(found),
         prices=item_prices(items, facts, catalog, currency=currency),
-        base_price=_first_price(
-            (item for item in items if plan and _plan_key(item, catalog) == plan.key), currency
-        ),
+        base_price=_first_price((item for item in items if _is_base(item, plan, catalog)), currency),
         seat_price=_first_price((item for item in items if plan and _is_seat(item, plan)), currency),
         addon_prices=_addon_prices(items, catalog, currency),
         mark=mark_of(found),
-        mrr=recurring.micro_cents,
+        mrr=monthly_amount_of(found).micro_cents,
         currency=text_in(found, "currency"),
         **({} if has_ended else voided_span(found, start_ms, end_ms)),
     )
@@ -283,21 +281,27 @@ def _addon_prices(
     return tuple(sorted((addon, price) for addon, price in found.items() if price))
 
 
+def _is_base(item: Mapping[str, Any], plan: Plan | None, catalog: Catalog) -> bool:
+    """Whether an item sells a plan itself."""
+    return plan is not None and _plan_key(item, catalog) == plan.key
+
+
 def _is_seat(item: Mapping[str, Any], plan: Plan) -> bool:
     """Whether an item sells seats of a plan."""
     own = None if plan.seat_price is None else plan.seat_price.stripe_price
     return id_in(item, "price") == own or key_in(part_of(item, "price")) == seat_key(plan.key)
 
 
-def _count_seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
-    """Total seats, with those that the base price covers; 0: the plan sells none, and no item has any.
+def _count_seats(items: Sequence[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
+    """Total seats, with those that the plan and add-ons cover; 0: the plan sells none, and no item has any.
 
     Of a plan that covers all seats now: the seats of an item that is still paid.
     """
     if plan.seat_price is None:
         return 0
     paid = sum(int(item.get("quantity") or 0) for item in items if _is_seat(item, plan))
-    return included_seats(plan, seat_meter(catalog.meters)) + paid
+    composed = with_addons(plan, _count_addons(items, catalog), catalog)
+    return included_seats(composed, seat_meter(catalog.meters)) + paid
 
 
 def _current_period(
