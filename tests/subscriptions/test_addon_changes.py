@@ -1,4 +1,4 @@
-"""Add-ons beside a plan: more at once and paid, fewer when the period ends, kept and ended by changes of plan."""
+"""Add-ons beside a plan: more at once and paid, fewer when the period ends; through changes of plan."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from meterkit import (
     InvoiceOpenError,
     MeterkitError,
     QuantityError,
+    SeatsInUseError,
     StripeError,
     Subscription,
     SubscriptionError,
@@ -70,6 +71,10 @@ async def paid(at: Shop) -> list[int]:
     return [invoice["amount_paid"] for invoice in await at.invoices()]
 
 
+async def totals(at: Shop) -> list[int]:
+    return [invoice["total"] for invoice in await at.invoices()]
+
+
 async def addon_items(at: Shop, subscription: str) -> dict[str, int | None]:
     items = await at.items(subscription)
     return {price.removeprefix("price_addon_"): n for price, n in items.items() if "addon" in price}
@@ -86,7 +91,9 @@ async def test_more_is_paid_at_once_on_its_own_invoice(store_url: str, plans: st
         preview = await at.kit.subscriptions.preview("acme", addons={"storage_pack": 2})
         cost = preview.proration
         assert (cost.charge_cents, cost.credit_cents, cost.effective_at) == (1000, 0, HALF)
-        assert cost.description.startswith("0 to 2 Extra storage now, prorated to 2031-07-01 00:00 UTC: USD 10.00")
+        assert cost.description.startswith(
+            "0 to 2 Extra storage now, prorated to 2031-07-01 00:00 UTC: USD 10.00"
+        )
         assert cost.description.endswith("From the next period on it costs USD 35.00 a month, before usage.")
         assert await paid(at) == [1500]
         done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 2})
@@ -100,7 +107,7 @@ async def test_more_is_paid_at_once_on_its_own_invoice(store_url: str, plans: st
         assert len(at.changes()) == changes
         assert await addon_items(at, subscription) == {"storage_pack": 2}
         at.go(END)
-        assert (await at.invoices())[-1]["total"] == 3500
+        assert await totals(at) == [1500, 1000, 3500]
 
 
 async def test_a_declined_purchase_changes_nothing(at: Shop) -> None:
@@ -140,7 +147,7 @@ async def test_fewer_wait_for_the_periods_end(at: Shop) -> None:
     found = await synced(at)
     assert (found.plan, found.addons, found.pending_change) == ("team", {"storage_pack": 2}, None)
     assert await addon_items(at, subscription) == {"storage_pack": 2}
-    assert await paid(at) == [4500, 3500]
+    assert await totals(at) == [4500, 3500]
 
 
 async def test_the_present_quantity_takes_a_scheduled_one_back(at: Shop) -> None:
@@ -154,7 +161,7 @@ async def test_the_present_quantity_takes_a_scheduled_one_back(at: Shop) -> None
     assert (await at.stripe_subscription(subscription))["schedule"] is None
     at.go(END)
     assert await addon_items(at, subscription) == {"call_pack": 2, "storage_pack": 3}
-    assert await paid(at) == [5500, 5500]
+    assert await totals(at) == [5500, 5500]
 
 
 async def test_more_and_fewer_in_one_call(at: Shop) -> None:
@@ -175,7 +182,7 @@ async def test_more_and_fewer_in_one_call(at: Shop) -> None:
     )
     at.go(END)
     assert await addon_items(at, subscription) == {"call_pack": 3, "storage_pack": 1}
-    assert await paid(at) == [4500, 500, 250, 4000]
+    assert await totals(at) == [4500, 500, 250, 4000]
 
 
 async def test_a_change_of_plan_keeps_what_the_new_plan_lists(at: Shop) -> None:
@@ -183,7 +190,7 @@ async def test_a_change_of_plan_keeps_what_the_new_plan_lists(at: Shop) -> None:
     preview = await at.kit.subscriptions.preview("acme", plan="pro")
     assert preview.ended_addons == {"call_pack": 2}
     assert (preview.proration.charge_cents, preview.proration.credit_cents) == (1450, 1250)
-    assert "team to pro, 2 to 0 call_pack now" in preview.proration.description
+    assert "team to pro, 5 to 10 seats, 2 to 0 call_pack now" in preview.proration.description
     up = await at.kit.subscriptions.change_plan("acme", "pro")
     assert (up.ended_addons, up.proration) == (preview.ended_addons, preview.proration)
     assert (up.subscription.addons, await paid(at)) == ({"storage_pack": 1}, [3500, 200])
@@ -193,7 +200,10 @@ async def test_a_change_of_plan_keeps_what_the_new_plan_lists(at: Shop) -> None:
     assert await at.kit.allows("acme", "exports")
 
     down = await at.kit.subscriptions.change_plan("acme", "team")
-    assert (down.ended_addons, down.subscription.addons) == ({"exports": 1}, {"exports": 1, "storage_pack": 1})
+    assert (down.ended_addons, down.subscription.addons) == (
+        {"exports": 1},
+        {"exports": 1, "storage_pack": 1},
+    )
     assert waiting(down.subscription) == ("team", {"storage_pack": 1}, END)
     back = await at.kit.subscriptions.change_plan("acme", "pro")
     assert (back.ended_addons, back.subscription.pending_change) == ({}, None)
@@ -227,19 +237,22 @@ async def test_seats_and_addons_do_not_change_each_other(at: Shop) -> None:
     packed = await at.kit.subscriptions.set_addons("acme", {"seat_pack": 1})
     assert (packed.subscription.seats, packed.proration.charge_cents) == (17, 1500)
     assert (await at.items(subscription))["price_pro_seats"] == 2
+    assert await included(at, "seats") == 17
     await at.kit.gauges.set("acme", "seats", 16)
-    assert (await at.kit.check("acme", "seats", 1)).allowed
-    assert not (await at.kit.check("acme", "seats", 2)).allowed
+    over = (await at.kit.subscriptions.preview("acme", addons={"seat_pack": 0})).over_limit
+    assert [(one.used, one.limit) for one in over] == [(16, 12)]
     fewer = await bought(at, seat_pack=0, storage_pack=1)
-    change = fewer.pending_change
-    assert change is not None
-    assert (fewer.seats, change.seats, change.addons) == (17, 12, {"storage_pack": 1})
-    more = (await at.kit.subscriptions.set_seats("acme", 18)).subscription
-    assert (more.seats, waiting(more)) == (18, ("pro", {"storage_pack": 1}, END))
-    assert (await at.items(subscription))["price_pro_seats"] == 3
+    assert waiting(fewer) == ("pro", {"storage_pack": 1}, END)
+    assert fewer.pending_change is not None
+    assert (fewer.seats, fewer.pending_change.seats) == (17, 12)
+    with pytest.raises(SeatsInUseError):
+        await at.kit.subscriptions.set_seats("acme", 15)
+    less = (await at.kit.subscriptions.set_seats("acme", 16)).subscription
+    assert (less.seats, waiting(less)) == (16, waiting(fewer))
+    assert (await at.items(subscription))["price_pro_seats"] == 1
     at.go(END)
     found = await synced(at)
-    assert (found.seats, found.addons) == (13, {"storage_pack": 1})
+    assert (found.seats, found.addons, await included(at, "seats")) == (11, {"storage_pack": 1}, 11)
 
 
 async def test_a_new_subscription_begins_with_addons(at: Shop) -> None:
@@ -285,7 +298,7 @@ async def test_what_cannot_be_bought_is_refused(at: Shop) -> None:
         ):
             with pytest.raises(error, match=words):
                 await call
-    with pytest.raises(UnknownAddonError, match="'call_pack'.*exports, seat_pack, storage_pack"):
+    with pytest.raises(UnknownAddonError, match=r"'call_pack'.*exports, seat_pack, storage_pack"):
         await service.preview("acme", plan="pro", addons={"call_pack": 1})
     assert len(at.changes()) == changes
 
@@ -297,7 +310,9 @@ async def test_an_addon_without_a_price_at_stripe_names_the_cure(store_url: str)
             at.kit.subscriptions.set_addons("acme", {"storage_pack": 1}),
             at.kit.subscriptions.create("bolt", "team", addons={"storage_pack": 1}),
         ):
-            with pytest.raises(UnknownAddonError, match="'meterkit:addon:storage_pack'; `meterkit stripe sync`"):
+            with pytest.raises(
+                UnknownAddonError, match="'meterkit:addon:storage_pack'; `meterkit stripe sync`"
+            ):
                 await call
 
 
@@ -379,7 +394,7 @@ async def test_more_can_wait_as_an_upgrade_does(store_url: str) -> None:
         assert (await bought(at, storage_pack=0)).pending_change is None
         await bought(at, storage_pack=1)
         at.go(END)
-        assert ((await synced(at)).addons, await paid(at)) == ({"storage_pack": 1}, [1500, 2500])
+        assert ((await synced(at)).addons, await totals(at)) == ({"storage_pack": 1}, [1500, 2500])
 
 
 async def test_one_that_the_plan_lacks_goes_with_the_next_change(at: Shop) -> None:
@@ -397,10 +412,14 @@ async def test_the_old_price_of_an_addon_stays(at: Shop) -> None:
     subscription = await begun(at, addons={"storage_pack": 1})
     key = "meterkit:addon:storage_pack"
     dearer = {"currency": "usd", "unit_amount": 1200, "recurring": {"interval": "month"}, "lookup_key": key}
-    product = {"product": "prod_addon_storage_pack", "transfer_lookup_key": True, "metadata": {"meterkit": key}}
+    product = {
+        "product": "prod_addon_storage_pack",
+        "transfer_lookup_key": True,
+        "metadata": {"meterkit": key},
+    }
     await at.post("/v1/prices", {**dearer, **product})
     done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 2})
-    assert (done.subscription.addons, done.proration.charge_cents) == ({"storage_pack": 2}, 500)
+    assert (done.subscription.addons, done.proration.net_cents) == ({"storage_pack": 2}, 500)
     assert await addon_items(at, subscription) == {"storage_pack": 2}
 
 

@@ -28,7 +28,9 @@ pytestmark = pytest.mark.anyio
 
 DAY: Final = timedelta(days=1)
 ADDON: Final = "addons: {extra: {price: {amount_cents: 400, interval: month}}}\nplans:"
-CATALOG: Final = loads(PLANS.replace("plans:", ADDON).replace("\n    price: {", "\n    addons: [extra]\n    price: {"))
+CATALOG: Final = loads(
+    PLANS.replace("plans:", ADDON).replace("\n    price: {", "\n    addons: [extra]\n    price: {")
+)
 AHEAD: Final = tuple(int((END + days * DAY).timestamp()) for days in (62, 92))
 TEAM: Final = ["price_team", "price_team_seat", "price_team_ai_tokens", "price_addon"]
 OF_A_PHASE: Final = ("start_date", "end_date", "duration", "items", "trial", "trial_end")

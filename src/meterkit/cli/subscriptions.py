@@ -28,6 +28,7 @@ commands = command_group("subscriptions", "Show and change subscriptions at Stri
 _RARE: Final = frozenset({"seats", "trial ends", "ends", "scheduled", "due", "paid", "add-ons"})
 """Columns that are shown where there is something in them."""
 _Seats: Final = integer_between(1, SEATS_MAX)
+_DIGITS_MAX: Final = 9
 _ADDONS_HELP: Final = "An add-on of the plans file, and its new quantity: storage_pack=2."
 
 
@@ -237,8 +238,16 @@ def _parse_addons(quantities: Iterable[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for text in quantities:
         addon, _, number = text.partition("=")
-        if not addon or addon in found or not number.isascii() or not number.isdigit() or len(number) > 9:
-            raise WrongUsageError(f"found {text!r:.60}; allowed is NAME=N, such as storage_pack=2, once a name")
+        if (
+            not addon
+            or addon in found
+            or not number.isascii()
+            or not number.isdigit()
+            or len(number) > _DIGITS_MAX
+        ):
+            raise WrongUsageError(
+                f"found {text!r:.60}; allowed is NAME=N, such as storage_pack=2, once a name"
+            )
         found[addon] = int(number)
     return found
 

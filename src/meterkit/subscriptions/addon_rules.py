@@ -47,7 +47,9 @@ def check_addons(given: object, plan: Plan, catalog: Catalog) -> dict[str, int]:
         return {}
     if not isinstance(given, Mapping):
         kind = type(given).__name__
-        raise MeterkitError(f"addons: found a value of type {kind}; allowed is a mapping of add-ons to numbers")
+        raise MeterkitError(
+            f"addons: found a value of type {kind}; allowed is a mapping of add-ons to numbers"
+        )
     checked: dict[str, int] = {}
     for addon, quantity in cast("Mapping[object, object]", given).items():
         if not isinstance(addon, str) or addon not in plan.addons:
@@ -58,7 +60,9 @@ def check_addons(given: object, plan: Plan, catalog: Catalog) -> dict[str, int]:
 
 def _check_quantity(addon: str, quantity: object, limit: int) -> int:
     if type(quantity) is not int:
-        found = repr(quantity) if isinstance(quantity, float) else f"a value of type {type(quantity).__name__}"
+        found = (
+            repr(quantity) if isinstance(quantity, float) else f"a value of type {type(quantity).__name__}"
+        )
         raise QuantityError(
             f"addons: found {found:.40} of {addon!r:.80}; allowed is an integer from 0 to {limit}"
         )
@@ -113,7 +117,5 @@ def scheduled_addons(known: SubscriptionState, present: Bought, catalog: Catalog
 def ended_addons(present: Bought, plan: Plan, catalog: Catalog) -> dict[str, int]:
     """Add-ons that end with a change to a plan, which does not list them, with their quantities."""
     return {
-        addon: quantity
-        for addon, quantity in present
-        if addon in catalog.addons and addon not in plan.addons
+        addon: quantity for addon, quantity in present if addon in catalog.addons and addon not in plan.addons
     }

@@ -23,7 +23,6 @@ from meterkit.subscriptions.item_changes import (
     trial_settings_change,
     updates,
 )
-from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.plan_prices import (
     METERS,
     customer_prices,
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.item_changes import LiveItem
+    from meterkit.subscriptions.live_subscription import LiveSubscription
     from meterkit.subscriptions.schedule_phases import PhaseDraft
 
 
