@@ -15,6 +15,7 @@ from meterkit import (
     AddonLimitError,
     InvoiceOpenError,
     MeterkitError,
+    Proration,
     QuantityError,
     SeatsInUseError,
     StripeError,
@@ -46,9 +47,9 @@ async def at(store_url: str) -> AsyncGenerator[Shop]:
         yield found
 
 
-async def begun(at: Shop, plan: str = "team", addons: Mapping[str, int] | None = None, **more: int) -> str:
+async def begun(at: Shop, plan: str = "team", addons: Mapping[str, int] | None = None, seats: int = 1) -> str:
     """Subscribe on the first day; the subscription's id. It is mid-period then."""
-    made = await at.kit.subscriptions.create("acme", plan, addons=addons, **more)
+    made = await at.kit.subscriptions.create("acme", plan, seats, addons=addons)
     assert made.client_secret is not None
     is_trial = made.subscription.status == "trialing"
     (at.emulator.confirm_setup if is_trial else at.emulator.confirm_payment)(made.client_secret)
@@ -264,7 +265,7 @@ async def test_a_new_subscription_begins_with_addons(at: Shop) -> None:
     assert other.subscription.id != first.subscription.id
     with pytest.raises(InvoiceOpenError):
         await bought(at, storage_pack=3)
-    asked = {"success_url": PAGE, "cancel_url": PAGE, "addons": {"storage_pack": 5}}
+    asked: dict[str, Any] = {"success_url": PAGE, "cancel_url": PAGE, "addons": {"storage_pack": 5}}
     page = await at.kit.subscriptions.checkout("acme", "team", **asked)
     assert page.id == (await at.kit.subscriptions.checkout("acme", "team", **asked)).id
     at.emulator.complete_checkout(page.id)
@@ -425,7 +426,7 @@ async def test_the_old_price_of_an_addon_stays(at: Shop) -> None:
 
 async def test_an_estimate_counts_addons(at: Shop) -> None:
     await begun(at, addons={"call_pack": 1})
-    cost = []
+    cost: list[Proration] = []
     for _ in range(2):
         cost.append((await at.kit.subscriptions.preview("acme", addons={"storage_pack": 2})).proration)
         at.emulator.fail_next("error", status=400, path="/v1/invoices/create_preview")

@@ -172,7 +172,12 @@ async def test_the_life_of_a_subscription(framework: Framework, store_url: str, 
         assert over == [{"meter": "seats", "used": 11, "limit": 10}]
 
         down = given(await client.put("/subscription/plan", json={"plan": "team"}))["subscription"]
-        later = {"plan": "team", "seats": 11, "addons": {}, "effective_at": "2031-07-01T00:00:00Z"}
+        later: dict[str, Any] = {
+            "plan": "team",
+            "seats": 11,
+            "addons": {},
+            "effective_at": "2031-07-01T00:00:00Z",
+        }
         assert down["pending_change"] == later
         ending = given(await client.post("/subscription/cancel", json={"immediately": False}))
         assert set(ending) == {"subscription"}
@@ -219,8 +224,8 @@ async def test_addons_are_bought_and_given_up(framework: Framework, store_url: s
             kind = "addon-limit" if "limit" in problem else "addon-unknown"
             assert told(refused) == (422, kind)
             assert problem.items() <= refused.json().items()
-        for body in ([1], {"exports": "1"}, {"exports": True}, {"exports": 1.5}):
-            refused = await client.put("/subscription/addons", json=body)
+        for wrong in ([1], {"exports": "1"}, {"exports": True}, {"exports": 1.5}):
+            refused = await client.put("/subscription/addons", json=wrong)
             assert told(refused) == (422, "request-invalid")
         for query in ("exports", "exports:x", "exports:-1", ":1", "exports:1,exports:1"):
             refused = await client.get("/subscription/preview", params={"addons": query})

@@ -189,7 +189,7 @@ def cost_of(
         elif before.plan.price.interval != after.plan.price.interval:
             bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=after.plan.price.interval)
             comes = paid._replace(start_s=bounds.start_ms // 1000, end_s=bounds.end_ms // 1000)
-        lines = [_prepaid_lines(terms, seat_meter, catalog) for terms in (before, after)]
+        lines = _prepaid_lines(before, seat_meter, catalog), _prepaid_lines(after, seat_meter, catalog)
         credit_cents, charge_cents = prorate_lines(*lines, paid, comes)
     period_cents = None if next_period is None else _price_of_period(next_period, seat_meter, catalog)
     if previewed is not None:
