@@ -172,6 +172,10 @@ EXAMPLES: Final[Mapping[str, Mapping[str, str]]] = {
     "subscriptions seats": {
         "Set the number of seats to 12": "meterkit subscriptions seats ada 12",
     },
+    "subscriptions addons": {
+        "Buy two of an add-on": "meterkit subscriptions addons ada storage_pack=2",
+        "Give one up when the period ends": "meterkit subscriptions addons ada storage_pack=1",
+    },
     "subscriptions cancel": {
         "Cancel at the end of the period": "meterkit subscriptions cancel ada",
         "End now, and credit the rest of the period": (

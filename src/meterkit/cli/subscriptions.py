@@ -60,7 +60,7 @@ async def preview(
         typer.Option("--addon", metavar="NAME=N", help=f"{_ADDONS_HELP} May be repeated."),
     ] = None,
 ) -> None:
-    """Show what another plan, number of seats or quantity of add-ons costs.
+    """Show what another plan, other seats or add-ons cost.
 
     With discounts and taxes, without usage. Also shows gauges that exceed the new limits. Changes nothing.
     """
