@@ -224,7 +224,10 @@ class SubscriptionChanger:
                     await writer.apply_now(live, target)
                 return
             await writer.update_phases(
-                live, live.schedule, lambda terms: self._carry_seats(terms.plan, target, in_use), current=target
+                live,
+                live.schedule,
+                lambda terms: self._carry_seats(terms.plan, target, in_use),
+                current=target,
             )
 
         await persistently(attempt)

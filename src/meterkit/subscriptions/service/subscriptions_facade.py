@@ -434,9 +434,7 @@ class Subscriptions:
     def _seat_meter(self) -> str | None:
         return seat_meter(self._catalog.meters)
 
-    def _check_request(
-        self, plan: str, seats: int, addons: Mapping[str, int] | None
-    ) -> tuple[Plan, int]:
+    def _check_request(self, plan: str, seats: int, addons: Mapping[str, int] | None) -> tuple[Plan, int]:
         """Check a requested plan, its seats and add-ons.
 
         Returns:
