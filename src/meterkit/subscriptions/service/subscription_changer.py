@@ -378,7 +378,7 @@ class SubscriptionChanger:
             return before
         present = known.addons_at(self.store.now_ms())
         bought = scheduled_addons(known, present, self._catalog) if is_later else present
-        plan = self._compose(wanted, bought)
+        plan = self._compose_plan(wanted, bought)
         if wanted.key == known.pending_plan and known.pending_seats is not None:
             return PlanTerms(plan=plan, seats=known.pending_seats)
         return PlanTerms(plan=plan, seats=self._seats_on(plan, before, in_use))
@@ -386,7 +386,7 @@ class SubscriptionChanger:
     def _later_addons(self, known: SubscriptionState, current: Plan, target: PlanTerms) -> PlanTerms | None:
         """Terms of a new plan after the scheduled changes of add-ons; None if there are no such changes."""
         present = known.addons_at(self.store.now_ms())
-        if target.plan.key == current.key or target.addons != self._compose(target.plan, present).bought:
+        if target.plan.key == current.key or target.addons != self._compose_plan(target.plan, present).bought:
             return None
         later = self._with_addons(target, scheduled_addons(known, present, self._catalog))
         return None if later.addons == target.addons else later
@@ -449,11 +449,11 @@ class SubscriptionChanger:
         """Terms with other add-ons; seats that cost the seat price stay bought."""
         if terms.addons == bought:
             return terms
-        plan = self._compose(terms.plan, bought)
+        plan = self._compose_plan(terms.plan, bought)
         paid = paid_seats(terms.plan, self._seat_meter, terms.seats)
         return PlanTerms(plan=plan, seats=total_seats(plan, self._seat_meter, paid))
 
-    def _compose(self, plan: Plan, bought: Bought) -> Plan:
+    def _compose_plan(self, plan: Plan, bought: Bought) -> Plan:
         return with_addons(self._catalog.plans[plan.key], bought, self._catalog)
 
     def _ended_by(self, known: SubscriptionState, wanted: Plan) -> dict[str, int]:
@@ -466,7 +466,7 @@ class SubscriptionChanger:
         if later is None:
             return None
         bought = target.addons if known.pending_addons is None else known.pending_addons
-        later = self._compose(later, bought)
+        later = self._compose_plan(later, bought)
         if known.seats == target.seats and known.pending_seats is not None:
             return PlanTerms(plan=later, seats=known.pending_seats)
         return self._carry_seats(later, target, in_use)
@@ -532,7 +532,7 @@ class SubscriptionChanger:
                 f"customer {customer!r} has subscription {known.id}, of a price that no plan of the plans"
                 " file has: give it to a plan as its `stripe_price`, or change the subscription at Stripe"
             )
-        return self._compose(plan, known.addons_at(now_ms))
+        return self._compose_plan(plan, known.addons_at(now_ms))
 
     async def _refuse_without_method(
         self, live: LiveSubscription, known: SubscriptionState, current: Plan, wanted: Plan, course: Course
