@@ -261,16 +261,19 @@ class StripeUnavailableError(StripeError):
 
 
 class CurrencyError(StripeError):
-    """Stripe bills this customer in a currency other than that of the requested price. Nothing has changed.
+    """A customer is billed in a currency other than the requested one. Nothing has changed.
 
-    A Stripe customer with a subscription, discount, quote or invoice item in a currency keeps that currency.
+    A Stripe customer with a subscription, discount, quote or invoice item in a currency keeps that currency;
+    so does a customer whose subscription has ended. The text names both currencies.
 
     Attributes:
         currency: the customer's, in lower case.
+        requested: the other one, in lower case; empty: Stripe refused a change and did not name it.
     """
 
-    def __init__(self, message: str, *, currency: str, **details: Any) -> None:
+    def __init__(self, message: str, *, currency: str, requested: str = "", **details: Any) -> None:
         self.currency = currency
+        self.requested = requested
         super().__init__(message, **details)
 
 

@@ -72,7 +72,7 @@ _OFFER: Final = {
 }
 _NO_MEMBERS: Final[Mapping[str, object]] = {}
 _FIELD_ERRORS: Final = {"type": "array", "items": {"type": "object", "additionalProperties": _TEXT}}
-_OPTIONAL: Final = frozenset({"code", "offer", "portal_url", "reset_after_s", "url"})
+_OPTIONAL: Final = frozenset({"code", "offer", "portal_url", "requested_currency", "reset_after_s", "url"})
 """Members that a document has only where they apply."""
 
 
@@ -121,7 +121,7 @@ PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(
         _urn_type(422, "addon-unknown", "Add-on Unknown", addon=_TEXT, allowed=_TEXTS),
         _urn_type(422, "addon-limit", "Add-on Limit", addon=_TEXT, limit=_COUNT),
         _urn_type(422, "request-invalid", "Request Invalid", errors=_FIELD_ERRORS),
-        _urn_type(409, "currency-fixed", "Currency Fixed", currency=_TEXT),
+        _urn_type(409, "currency-fixed", "Currency Fixed", currency=_TEXT, requested_currency=_TEXT),
         _urn_type(413, "request-too-large", "Request Too Large", limit=_COUNT),
         _urn_type(415, "media-type-not-supported", "Media Type Not Supported"),
         ("billing-payment-required", _urn_type(*_PAYMENT_REQUIRED, reason=_TEXT, code=_TEXT, url=_TEXT)[1]),

@@ -150,7 +150,13 @@ class SyncSubscriptions:
     def get(self, customer: str) -> Subscription | None: ...
     def sync(self, customer: str) -> Subscription | None: ...
     def create(
-        self, customer: str, plan: str, seats: int = 1, *, addons: Mapping[str, int] | None = None
+        self,
+        customer: str,
+        plan: str,
+        seats: int = 1,
+        *,
+        addons: Mapping[str, int] | None = None,
+        currency: str | None = None,
     ) -> NewSubscription: ...
     def checkout(
         self,
@@ -161,6 +167,7 @@ class SyncSubscriptions:
         addons: Mapping[str, int] | None = None,
         success_url: str,
         cancel_url: str,
+        currency: str | None = None,
         options: CheckoutOptions | None = None,
     ) -> Checkout: ...
     def portal(self, customer: str, *, return_url: str) -> Portal: ...

@@ -483,10 +483,11 @@ async def test_a_customer_billed_in_another_currency_is_refused(client: httpx.As
     for path, body in (("/subscription", wanted), ("/checkout", {**wanted, **URLS})):
         refused = await client.post(path, json=body)
         assert told(refused) == (409, "currency-fixed")
-        assert (refused.json()["currency"], "billed in EUR" in refused.json()["detail"]) == ("eur", True)
-    with pytest.raises(CurrencyError, match="combine currencies") as caught:
+        assert (refused.json()["currency"], refused.json()["requested_currency"]) == ("eur", "usd")
+        assert "billed in EUR, and USD was requested" in refused.json()["detail"]
+    with pytest.raises(CurrencyError, match=r"EUR, and USD was requested: .*combine currencies") as caught:
         await at.kit.subscriptions.create("acme", "team")
-    assert (caught.value.currency, caught.value.status) == ("eur", 400)
+    assert (caught.value.currency, caught.value.requested, caught.value.status) == ("eur", "usd", 400)
 
 
 @pytest.mark.parametrize(

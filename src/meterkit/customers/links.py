@@ -241,8 +241,9 @@ class StripeLinker:
         def change(state: CustomerState) -> CustomerState:
             if state.stripe_customer != linked:
                 return state  # Another process was faster.
-            # The subscription is that of the Stripe customer.
-            return replace(with_subscription(state, None), stripe_customer=None, minutes_taken_ms=())
+            # The subscription and the currency are those of the Stripe customer.
+            gone = with_subscription(state, None)
+            return replace(gone, stripe_customer=None, minutes_taken_ms=(), currency="")
 
         await self._states.change(customer, change)
         await self._recall_unsent_intents(admin, customer)

@@ -100,7 +100,7 @@ class SubscriptionState:
         addon_prices: of one of each add-on, likewise, by its key.
         mark: of the last change that meterkit made of it; empty: there was none.
         mrr: monthly recurring revenue, in millionths of the currency's smallest unit.
-        currency: of ``mrr``, in lower case.
+        currency: in lower case; empty: not known.
     """
 
     id: str

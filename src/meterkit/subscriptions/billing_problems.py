@@ -111,18 +111,23 @@ def _url(url: str | None) -> dict[str, object]:
     return {} if url is None else {"url": url}
 
 
+def _of_currency(error: CurrencyError) -> ProblemDocument:
+    currency, requested = error.currency.upper(), error.requested.upper()
+    other = f"{requested} was requested" if requested else "the requested price is in another currency"
+    detail = f"This customer is billed in {currency}, and {other}. Request {currency}."
+    members: dict[str, object] = {"currency": error.currency}
+    if requested:
+        members["requested_currency"] = error.requested
+    return ProblemDocument.of("currency-fixed", detail, members)
+
+
 def _of_stripe(error: StripeError) -> ProblemDocument:
     _logger.warning("a billing request failed: %s (request %s)", error, error.request_id)
     if isinstance(error, StripeUnavailableError):
         detail = "The payment service does not answer. Nothing is done twice: try again."
         return ProblemDocument.of("temporary-reduced-capacity", detail, wait_s=_STRIPE_S)
     if isinstance(error, CurrencyError):
-        currency = error.currency.upper()
-        detail = (
-            f"This customer is billed in {currency}, and the requested price is in another currency."
-            f" End the billing in {currency} first, or request a price in {currency}."
-        )
-        return ProblemDocument.of("currency-fixed", detail, {"currency": error.currency})
+        return _of_currency(error)
     # A code is one of Stripe's own words: https://docs.stripe.com/error-codes
     code = {"code": error.code} if error.code and _WORD.fullmatch(error.code) else {}
     if error.type == "card_error":

@@ -11,6 +11,7 @@ from meterkit.catalog.credit_values import find_top_ups
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
 from meterkit.problem_types import PROBLEM_TYPES, ProblemDocumentError, ProblemType
+from meterkit.subscriptions.billing_currency import check_currency
 from meterkit.subscriptions.billing_problems import invalid
 from meterkit.subscriptions.change_rules import SEATS_MAX
 from meterkit.subscriptions.service.results import (
@@ -41,6 +42,9 @@ _Seats = Annotated[int, Field(ge=1, le=SEATS_MAX, description="Seats in all.")]
 _Addons = Annotated[
     dict[str, int], Field(max_length=_ADDONS_MAX, description="The quantity of each add-on, by key.")
 ]
+_Currency = Annotated[
+    str | None, Field(max_length=3, description="A currency of the plans file; default: the customer's.")
+]
 _Url = Annotated[str, Field(min_length=1, max_length=2048, description="An address of an allowed origin.")]
 
 
@@ -54,6 +58,7 @@ class CreateBody(_Body):
     plan: _Plan
     seats: _Seats = 1
     addons: _Addons = Field(default_factory=dict[str, int])
+    currency: _Currency = None
 
 
 class PlanBody(_Body):
@@ -217,6 +222,13 @@ def wrong(name: str, message: str) -> ProblemDocumentError:
     return ProblemDocumentError(invalid([{"field": name, "message": message}]))
 
 
+def _currency_in(kit: BillingKit, body: CreateBody) -> str | None:
+    try:
+        return check_currency(body.currency, kit.store.catalog)
+    except MeterkitError as error:
+        raise wrong("currency", str(error).partition(": ")[2]) from error
+
+
 def _seats_in(query: Mapping[str, str]) -> int | None:
     written = query.get("seats")
     if written is None:
@@ -284,7 +296,10 @@ async def _get(kit: BillingKit, request: BillingRequest) -> Subscription:
 )
 async def _create(kit: BillingKit, request: BillingRequest) -> NewSubscription:
     body: CreateBody = request.body
-    return await kit.subscriptions.create(request.customer, body.plan, body.seats, addons=body.addons)
+    currency = _currency_in(kit, body)
+    return await kit.subscriptions.create(
+        request.customer, body.plan, body.seats, addons=body.addons, currency=currency
+    )
 
 
 @_add_endpoint(
@@ -401,6 +416,7 @@ async def _checkout(kit: BillingKit, request: BillingRequest) -> Page:
         addons=body.addons,
         success_url=body.success_url,
         cancel_url=body.cancel_url,
+        currency=_currency_in(kit, body),
     )
     return Page(url=made.url)
 

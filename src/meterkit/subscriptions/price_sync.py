@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
-from meterkit.catalog.credit_values import find_top_ups
+from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
 from meterkit.outbox.invoice_line_terms import line_products
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
@@ -241,7 +241,7 @@ class _SyncRun:
         """Make the product of top-ups of a balance, and a price of each amount."""
         keys = {pack_key(credit, amount): amount for amount in amounts}
         there = await prices_by_key(self._api, [*keys])
-        product, currency = pack_product(credit), self._catalog.currency
+        product, currency = pack_product(credit), BALANCE_CURRENCY
         missing = [key for key in keys if key not in there]
         known = self._products.get(product.key) or next(
             (str(price["product"]) for price in there.values()), None

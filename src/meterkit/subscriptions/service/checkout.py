@@ -10,7 +10,8 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED
-from meterkit.errors import InvoiceOpenError, SubscriptionError, SubscriptionExistsError
+from meterkit.errors import CurrencyError, InvoiceOpenError, SubscriptionError, SubscriptionExistsError
+from meterkit.subscriptions.billing_currency import choose_currency, name_requested, read_billed_currency
 from meterkit.subscriptions.change_rules import repeats_tiers
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items, trial_settings
 from meterkit.subscriptions.live_subscription import FLEXIBLE, end_unpaid, with_all_items
@@ -38,7 +39,7 @@ from meterkit.subscriptions.subscription_reading import has_begun, is_sold_here
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from meterkit.catalog import Plan
+    from meterkit.catalog import Catalog, Plan
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
@@ -69,11 +70,15 @@ class SubscriptionStarter:
         self._gate = PaymentGate(api)
         self._api = api
 
-    async def create(self, customer: str, plan: Plan, paid_seats: int) -> str | None:
+    async def create(
+        self, customer: str, plan: Plan, paid_seats: int, currency: str | None = None
+    ) -> str | None:
         """Create a subscription; return the client secret that pays for it or saves its card, or None."""
         api = self._api()
-        linked = await self._stripe_customers.find_or_create(customer)
-        items = new_items(await self._read_prices(customer, plan), paid_seats, plan.bought)
+        shown = await self._stripe_customers.fetch_or_create(customer)
+        linked = str(shown["id"])
+        offer = await self._choose_offer(customer, shown, currency)
+        items = new_items(await self._read_prices(customer, offer, plan), paid_seats, plan.bought)
         had_trial = await has_used_trial(self._store, customer)
         listed_first: list[dict[str, Any]] | None = None
 
@@ -82,6 +87,7 @@ class SubscriptionStarter:
             found = await self._list_subscriptions(customer, linked)
             listed_first = found if listed_first is None else listed_first
             params = _subscription_params(linked, plan, items, listed_first, had_trial=had_trial)
+            params |= self._currency_params(offer)
             mark = SIGN_UP if plan.payment_method == "required" else "create"
             key = key_of(mark, params, sorted(one["id"] for one in listed_first))
             mine = next((one for one in found if mark_of(one) == key and one["status"] not in ENDED), None)
@@ -99,7 +105,10 @@ class SubscriptionStarter:
             asked = {**params, "metadata": metadata, "expand": list(SECRETS)}
             return await api.post(_PATH, asked, idempotency_key=f"{key}-{again}")
 
-        made = await persistently(attempt)
+        try:
+            made = await persistently(attempt)
+        except CurrencyError as error:
+            raise name_requested(error, customer, offer.currency) from error
         if made["status"] == "active":
             (made,), _ = await self._gate.apply(linked, [made], self._store.catalog, None)
         if made.get(AWAITS_METHOD):
@@ -107,12 +116,19 @@ class SubscriptionStarter:
         return None if has_subscription_method(made) else secret_of(made)
 
     async def checkout(
-        self, customer: str, plan: Plan, paid_seats: int, options: Mapping[str, Any]
+        self,
+        customer: str,
+        plan: Plan,
+        paid_seats: int,
+        options: Mapping[str, Any],
+        currency: str | None = None,
     ) -> Checkout:
         """Open a page where the customer subscribes, or find the open one for the same request."""
         api = self._api()
-        linked = await self._stripe_customers.find_or_create(customer)
-        items = new_items(await self._read_prices(customer, plan), paid_seats, plan.bought)
+        shown = await self._stripe_customers.fetch_or_create(customer)
+        linked = str(shown["id"])
+        offer = await self._choose_offer(customer, shown, currency)
+        items = new_items(await self._read_prices(customer, offer, plan), paid_seats, plan.bought)
         found = await self._list_subscriptions(customer, linked)
         await self._refuse_in_force(customer, found)
         await self._refuse_debtor(customer, linked, found)
@@ -132,19 +148,45 @@ class SubscriptionStarter:
             "client_reference_id": customer if len(customer) <= _REFERENCE_MAX else None,
             "line_items": items,
             "subscription_data": data,
+            **self._currency_params(offer),
         }
         if plan.payment_method == "required" and "trial_period_days" not in data:
             # By default Stripe asks for no card if nothing is due.
             asked["payment_method_collection"] = "always"
         before = [one["id"] for one in found]
-        made = await open_page(api, asked, before, now_s=self._store.now_ms() // 1000)
+        try:
+            made = await open_page(api, asked, before, now_s=self._store.now_ms() // 1000)
+        except CurrencyError as error:
+            raise name_requested(error, customer, offer.currency) from error
         return Checkout(id=made["id"], url=made["url"])
 
-    async def _read_prices(self, customer: str, plan: Plan) -> PlanPrices:
-        """Read the prices of a plan, with those of the customer's overrides."""
+    async def _choose_offer(self, customer: str, shown: Mapping[str, Any], requested: str | None) -> Catalog:
+        """The plans file in the currency of a new subscription.
+
+        Args:
+            customer: the customer's id.
+            shown: its Stripe customer.
+            requested: the currency that was requested; None: none was.
+
+        Raises:
+            CurrencyError: the customer is billed in another one.
+        """
+        catalog = self._store.catalog
+        if len(catalog.currencies) == 1 and requested is None:
+            return catalog
+        found = await self._list_subscriptions(customer, str(shown["id"]))
+        billed = await read_billed_currency(self._api(), catalog, found, shown)
+        return catalog.in_currency(choose_currency(customer, billed, requested, catalog))
+
+    def _currency_params(self, offer: Catalog) -> dict[str, Parameter]:
+        """Parameter that chooses among the currencies of a price."""
+        return {} if len(self._store.catalog.currencies) == 1 else {"currency": offer.currency}
+
+    async def _read_prices(self, customer: str, offer: Catalog, plan: Plan) -> PlanPrices:
+        """Read the prices of a plan in a currency, with those of the customer's overrides."""
         _, state = await self._states.read(customer)
         given = overrides_at(state.overrides, self._store.now_ms()).meters
-        return await customer_prices(self._api(), self._store.catalog, plan, given)
+        return await customer_prices(self._api(), offer, offer.plans[plan.key], given)
 
     async def _list_subscriptions(self, customer: str, linked: str) -> list[dict[str, Any]]:
         """List all subscriptions of a Stripe customer, ended ones too, as the payment gate shows them."""

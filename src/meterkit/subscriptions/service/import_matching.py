@@ -137,12 +137,14 @@ class ListedCustomer:
         stripe_customer: ``cus_…``.
         named: the app's own id that it names; empty: none.
         has_payment_method: whether it has a default one.
+        currency: that Stripe bills it in; empty: none yet.
         subscriptions: its subscriptions.
     """
 
     stripe_customer: str
     named: str
     has_payment_method: bool
+    currency: str
     subscriptions: list[_ListedSubscription] = field(default_factory=list[_ListedSubscription])
 
     @classmethod
@@ -152,6 +154,7 @@ class ListedCustomer:
             stripe_customer=text_in(found, "id"),
             named=ids.of_customer(found),
             has_payment_method=has_payment_method(found),
+            currency=text_in(found, "currency"),
         )
 
     def add(
@@ -172,6 +175,8 @@ class ListedCustomer:
             facts: about the prices of its items.
         """
         items = items_of(found)
+        if found.get("status") in LIVE:
+            self.currency = text_in(found, "currency") or self.currency
         slim = {name: found.get(name) for name in ("id", "status", "created")}
         slim["items"] = {"data": [{"price": {"id": item.price, "lookup_key": item.key}} for item in items]}
         is_live = found.get("status") in LIVE
@@ -212,12 +217,14 @@ class Newcomer:
     Attributes:
         stripe_customer: ``cus_…``.
         customer: the app's own id.
+        currency: that Stripe bills it in; empty: none yet.
         subscription: the chosen one, as it is stored; None: none has a plan.
         drift: its differences from the plans file.
     """
 
     stripe_customer: str
     customer: str
+    currency: str
     subscription: SubscriptionState | None
     drift: tuple[Drift, ...]
 
@@ -345,6 +352,7 @@ def _match_account(account: ListedCustomer, customer: str, catalog: Catalog) -> 
     return Newcomer(
         stripe_customer=account.stripe_customer,
         customer=customer,
+        currency=account.currency,
         subscription=None if chosen is None else chosen.state,
         drift=() if chosen is None else chosen.drift,
     )

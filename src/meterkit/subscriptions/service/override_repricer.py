@@ -18,7 +18,7 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import next_end_ms, overrides_at, with_overage_until, without_ended
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.price_segments import ended_labels
+from meterkit.decisions.price_segments import ended_labels, unit_amount_decimal
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.errors import (
     MeterkitError,
@@ -175,7 +175,7 @@ class OverrideRepricer:
         if by_lines:
             rates = {name: self._unit_in_force(current, state, name) for name in meters}
         else:
-            rates = await self._read_unit_prices(live, meters) if meters else {}
+            rates = await self._read_unit_prices(live, known, meters) if meters else {}
         later = self._later_overages(rates, known, current, (state, change(state)), by_lines=by_lines)
 
         def settle(state: CustomerState) -> CustomerState:
@@ -211,13 +211,19 @@ class OverrideRepricer:
             await writer.update_phases(live, live.schedule)
 
     async def _read_unit_prices(
-        self, live: LiveSubscription, meters: Collection[str]
+        self, live: LiveSubscription, known: SubscriptionState, meters: Collection[str]
     ) -> dict[str, Decimal | None]:
         """Read the unit price on the customer's items, by meter; None: it has no single price."""
         events = meters_of_file(await self.changer.api().list(METERS), self._catalog)
         flat = [price for price in live.prices if price.get("billing_scheme") != "tiered"]
         shapes = [shape for shape in map(shape_of, flat) if not shape.is_odd and shape.divide_by == 1]
-        units = {events.get(shape.meter or ""): shape.unit for shape in shapes}
+        # Items show a price of several currencies in its default one; the state has their own amounts.
+        own = {one.event_name: one.label for one in known.prices if one.is_exact and not one.free}
+        units: dict[str | None, Decimal | None] = {}
+        for shape in shapes:
+            event, label = events.get(shape.meter or ""), own.get(events.get(shape.meter or "", ""))
+            is_own = shape.currency == (known.currency or shape.currency)
+            units[event] = shape.unit if is_own else None if label is None else unit_amount_decimal(label)
         return {name: units.get(_event(self._catalog, name)) for name in meters}
 
     def _later_overages(

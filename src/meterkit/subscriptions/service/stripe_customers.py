@@ -25,7 +25,7 @@ from meterkit.subscriptions.stripe_objects import CUSTOMER, key_of, persistently
 from meterkit.subscriptions.unknown_customers import same_error, unknown_customer_error
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
@@ -101,7 +101,11 @@ class StripeCustomers:
         self._contact = contact
 
     async def find_or_create(self, customer: str) -> str:
-        """Return the Stripe customer of a customer.
+        """Return the id of the Stripe customer of a customer; see :meth:`fetch_or_create`."""
+        return str((await self.fetch_or_create(customer))["id"])
+
+    async def fetch_or_create(self, customer: str) -> Mapping[str, Any]:
+        """Return the Stripe customer of a customer, as Stripe shows it.
 
         If there is none, or Stripe has deleted it, create and link a new one. Usage that was not sent to the
         deleted one is delivered to the new one.
@@ -113,23 +117,23 @@ class StripeCustomers:
         linked = (await self._customers.get(customer)).stripe_customer
         if linked is not None:
             try:
-                is_deleted = await self._is_deleted(linked)
+                shown = await self._fetch(linked)
             except StripeError as error:
                 if error.status != HTTPStatus.NOT_FOUND:
                     raise
                 raise unknown_customer_error(error, customer, linked) from error
-            if not is_deleted:
-                return linked
+            if shown.get("deleted") is not True:
+                return shown
             _, state = await CustomerStates(self._store).read(customer)
             await remember_trial(self._store, customer, state.subscription)
             await self._links.retire(customer, linked)  # Late events of it link nothing.
             await self._customers.unlink(customer)
             await self._links.retire(customer, linked, done=True)
         made = await self._create_customer(customer, ended=linked or "")
-        await self._customers.link(customer, made)
+        await self._customers.link(customer, str(made["id"]))
         return made
 
-    async def _create_customer(self, customer: str, *, ended: str) -> str:
+    async def _create_customer(self, customer: str, *, ended: str) -> Mapping[str, Any]:
         """Create a Stripe customer once. A replayed response may name one that has been deleted since."""
         contact = await contact_params(self._contact, customer)
         params: dict[str, Parameter] = {**contact, "metadata": {CUSTOMER: customer}}
@@ -140,13 +144,15 @@ class StripeCustomers:
                 return await self._api().post(_PATH, params, idempotency_key=key)
 
             made = str((await persistently(attempt))["id"])
-            if not await self._links.is_retired(made) and not await self._is_deleted(made):
-                return made
+            if not await self._links.is_retired(made):
+                shown = await self._fetch(made)
+                if shown.get("deleted") is not True:
+                    return shown
             ended = made
         raise StripeError(f"Stripe has deleted {_REPLAYS_MAX} customers of {customer!r}; try again tomorrow")
 
-    async def _is_deleted(self, linked: str) -> bool:
-        return (await self._api().get(f"{_PATH}/{linked}")).get("deleted") is True
+    async def _fetch(self, linked: str) -> Mapping[str, Any]:
+        return await self._api().get(f"{_PATH}/{linked}")
 
 
 _SUBSCRIPTIONS_MAX: Final = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -239,6 +239,8 @@ class StripeImporter:
             if newcomer.subscription is not None and newcomer.subscription != state.subscription:
                 await self._store_subscription(newcomer, state)
                 tally.activated[linked] = customer
+            elif newcomer.subscription is None and len(self._store.catalog.currencies) > 1:
+                await self._store_currency(newcomer, state)
         tally.misfits += await self._check_payment_method(newcomer, state, dry_run=dry_run)
         tally.customers.append(self._imported_customer(newcomer, state))
         tally.linked += not is_linked
@@ -251,6 +253,7 @@ class StripeImporter:
     def _imported_customer(self, newcomer: Newcomer, before: CustomerState) -> ImportedCustomer:
         found = newcomer.subscription
         state = before if found is None else with_subscription(before, found)
+        state = replace(state, currency=newcomer.currency)
         return ImportedCustomer(
             stripe_customer=newcomer.stripe_customer,
             customer=newcomer.customer,
@@ -286,10 +289,21 @@ class StripeImporter:
             return
 
         def change(now: CustomerState) -> CustomerState:
-            is_free = now.stripe_customer == newcomer.stripe_customer and now.subscription is None
-            return with_subscription(now, newcomer.subscription) if is_free else now
+            if now.stripe_customer != newcomer.stripe_customer or now.subscription is not None:
+                return now
+            return replace(with_subscription(now, newcomer.subscription), currency=newcomer.currency)
 
         await self._states.change(newcomer.customer, change, cause=_CAUSE)
+
+    async def _store_currency(self, newcomer: Newcomer, state: CustomerState) -> None:
+        """Store the currency of a customer without a subscription."""
+
+        def change(now: CustomerState) -> CustomerState:
+            is_its = now.stripe_customer == newcomer.stripe_customer
+            return replace(now, currency=newcomer.currency) if is_its else now
+
+        if state.currency != newcomer.currency:
+            await self._states.change(newcomer.customer, change, cause=_CAUSE)
 
     async def _catch_up(self, began_s: int, activated: Mapping[str, str]) -> None:
         """Fetch the subscriptions that have changed at Stripe since the lists were read."""

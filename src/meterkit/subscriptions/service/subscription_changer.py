@@ -524,15 +524,15 @@ class SubscriptionChanger:
         return known
 
     def _require_plan(self, customer: str, known: SubscriptionState) -> Plan:
-        """The plan of a subscription, with its add-ons. Raises SubscriptionError if it has none."""
-        now_ms = self.store.now_ms()
-        plan = self._catalog.plans.get(known.plan_at(now_ms) or "")
+        """The plan of a subscription in its currency, with its add-ons. Raises SubscriptionError if none."""
+        now_ms, catalog = self.store.now_ms(), self._catalog.in_currency(known.currency)
+        plan = catalog.plans.get(known.plan_at(now_ms) or "")
         if plan is None:
             raise SubscriptionError(
                 f"customer {customer!r} has subscription {known.id}, of a price that no plan of the plans"
                 " file has: give it to a plan as its `stripe_price`, or change the subscription at Stripe"
             )
-        return self._compose_plan(plan, known.addons_at(now_ms))
+        return with_addons(plan, known.addons_at(now_ms), catalog)
 
     async def _refuse_without_method(
         self, live: LiveSubscription, known: SubscriptionState, current: Plan, wanted: Plan, course: Course

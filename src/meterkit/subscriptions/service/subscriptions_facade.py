@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from meterkit.catalog.addons import with_addons
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.errors import NoSubscriptionError, StripeError, SubscriptionError
+from meterkit.errors import MeterkitError, NoSubscriptionError, StripeError, SubscriptionError
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.addon_rules import check_addons, merge_addons
+from meterkit.subscriptions.billing_currency import check_currency
 from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
 from meterkit.subscriptions.service.accepted_changes import AcceptedChanges
 from meterkit.subscriptions.service.change_lease import ANSWER_S, hold_change_lease
@@ -110,7 +111,13 @@ class Subscriptions:
         return await self.get(customer)
 
     async def create(
-        self, customer: str, plan: str, seats: int = 1, *, addons: Mapping[str, int] | None = None
+        self,
+        customer: str,
+        plan: str,
+        seats: int = 1,
+        *,
+        addons: Mapping[str, int] | None = None,
+        currency: str | None = None,
     ) -> NewSubscription:
         """Start a subscription; the customer's browser confirms its payment with the client secret.
 
@@ -125,19 +132,23 @@ class Subscriptions:
             plan: the key of a plan that costs something, or names a ``stripe_price``.
             seats: in all; those beyond what the plan includes cost its ``seat_price``.
             addons: quantity of each add-on, by key.
+            currency: one of the plans file; None: the customer's, otherwise the first one.
 
         Raises:
             UnknownPlanError: the plans file has no such plan, or it cannot be subscribed to.
+            CurrencyError: the customer is billed in another currency, or was.
             SubscriptionExistsError: one is active; change that.
             SubscriptionBusyError: another call for this customer has not ended in time.
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
             UnknownAddonError: the plan does not list an add-on, or Stripe lacks its price.
             AddonLimitError: a quantity is below 0, or above the ``max`` of its add-on.
             SubscriptionError: the plan sells no seats beyond those that it includes.
+            MeterkitError: ``currency`` is not one of the plans file.
         """
         wanted, paid = self._check_request(plan, seats, addons)
+        asked = check_currency(currency, self._catalog)
         async with hold_change_lease(self._store, check_customer(customer)):
-            secret = await self._starter.create(customer, wanted, paid)
+            secret = await self._starter.create(customer, wanted, paid, asked)
         made = await self._fetch_known(customer)
         _, state = await self._states.read(customer)
         known = state.subscription
@@ -155,6 +166,7 @@ class Subscriptions:
         addons: Mapping[str, int] | None = None,
         success_url: str,
         cancel_url: str,
+        currency: str | None = None,
         options: CheckoutOptions | None = None,
     ) -> Checkout:
         """Open a Stripe page where the customer subscribes and pays; a webhook reports the outcome.
@@ -166,19 +178,24 @@ class Subscriptions:
             addons: quantity of each add-on, by key.
             success_url: Stripe redirects the customer here afterwards.
             cancel_url: Stripe redirects a customer who goes back here.
+            currency: as of :meth:`create`.
             options: sent to Stripe unchanged, over ``billing.checkout`` of the plans file, such as
                 ``allow_promotion_codes`` (https://docs.stripe.com/api/checkout/sessions/create).
 
         Raises:
-            UnknownPlanError, UnknownAddonError, AddonLimitError, SubscriptionExistsError,
+            UnknownPlanError, UnknownAddonError, AddonLimitError, CurrencyError, SubscriptionExistsError,
                 SubscriptionBusyError, QuantityError, SubscriptionError: as of :meth:`create`.
-            MeterkitError: ``options`` has a parameter that meterkit sets itself, or that cannot be sent.
+            MeterkitError: ``options`` has a parameter that meterkit sets itself, or that cannot be sent; or
+                ``currency`` is not one of the plans file.
         """
         wanted, paid = self._check_request(plan, seats, addons)
+        asked = check_currency(currency, self._catalog)
         urls = {"success_url": success_url, "cancel_url": cancel_url}
         given = checkout_options(self._catalog.billing.checkout, options)
+        if "currency" in given and len(self._catalog.currencies) > 1:
+            raise MeterkitError("options: found currency, which meterkit sets itself; give currency= instead")
         async with hold_change_lease(self._store, check_customer(customer)):
-            return await self._starter.checkout(customer, wanted, paid, {**given, **urls})
+            return await self._starter.checkout(customer, wanted, paid, {**given, **urls}, asked)
 
     async def portal(self, customer: str, *, return_url: str) -> Portal:
         """Open a Stripe page where the customer manages payment methods and invoices.

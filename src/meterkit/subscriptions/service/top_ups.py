@@ -8,7 +8,7 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.credit_values import find_top_ups
+from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
@@ -49,7 +49,7 @@ class TopUp:
     """A top-up that a customer buys.
 
     Attributes:
-        amount_cents: added to the balance, in minor units of the currency.
+        amount_cents: added to the balance, in US cents.
         status: ``paid``: the balance has it; ``open``: it waits for the payment.
         url: page where the customer pays; None: it is paid.
         invoice: its id at Stripe, also the id of the grant; None: a page was opened, and its invoice is made
@@ -152,7 +152,7 @@ class Credits:
             raise PaymentMethodMissingError(message, url=None)
         asked: dict[str, Parameter] = {
             "customer": linked,
-            "currency": self._store.catalog.currency,
+            "currency": BALANCE_CURRENCY,
             "auto_advance": False,
             "pending_invoice_items_behavior": "exclude",
             "discounts": "",  # Otherwise those of the customer.

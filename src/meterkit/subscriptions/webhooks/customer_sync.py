@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +12,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import StripeError
 from meterkit.outbox.close_queue import note_renewal
 from meterkit.store.message_queue import publish_notice
+from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
 from meterkit.subscriptions.drift_comparison import DriftLog
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
 from meterkit.subscriptions.metered_prices import PriceFactsReader
@@ -26,6 +28,7 @@ from meterkit.subscriptions.unknown_customers import (
 from meterkit.subscriptions.webhooks.customer_linker import CustomerLinker
 from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue
 
 
+_logger = logging.getLogger("meterkit.subscriptions")
+_lacking: Final = Throttle(HOUR_S)
 _EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
 _EVENT: Final = "evt_"
 _PAYMENT: Final = "pi_"
@@ -112,7 +117,8 @@ class CustomerSyncer:
             customer = await self._linker.link(linked, ordered, sessions)
             if customer is None:
                 return
-        write = partial(self._store_shown, entry, customer, found, can_pay=can_pay)
+        currency = await self._read_currency(customer, linked, found, chosen)
+        write = partial(self._store_shown, entry, customer, found, can_pay=can_pay, currency=currency)
         try:
             if (ended := _just_ended(known, found, chosen)) is not None:
                 await write(ended)
@@ -138,6 +144,7 @@ class CustomerSyncer:
         shown: Mapping[str, Any] | None,
         *,
         can_pay: bool,
+        currency: str | None,
     ) -> tuple[SubscriptionState | None, SubscriptionState | None]:
         """Store a subscription, or that there is none; return it, and the one that was known."""
         subscription = None
@@ -150,9 +157,39 @@ class CustomerSyncer:
         # Only the worker with the lease stores a response: no other has fetched a newer one.
         if not await self.queue.renew(entry):
             raise LostError
-        known = await self._writer.write(customer, entry.stripe_customer, subscription, found, entry.cause)
+        known = await self._writer.write(
+            customer, entry.stripe_customer, subscription, found, entry.cause, currency=currency
+        )
         await note_renewal(self.store, customer, subscription, known=known)
         return subscription, known
+
+    async def _read_currency(
+        self,
+        customer: str,
+        linked: str,
+        found: Sequence[Mapping[str, Any]],
+        chosen: Mapping[str, Any] | None,
+    ) -> str | None:
+        """The currency that Stripe bills a customer in; empty: none yet; None: it was not asked.
+
+        Only a plans file of several currencies needs that of a customer without a live subscription.
+        """
+        currencies, shown = self.store.catalog.currencies, dict[str, Any]()
+        if len(currencies) > 1 and not has_live_subscription(found):
+            shown = await self.api().find(f"/v1/customers/{linked}") or {"deleted": True}
+            if shown.get("deleted") is True:
+                return None
+        currency = await read_billed_currency(self.api(), self.store.catalog, found, shown, chosen)
+        if len(currencies) > 1 and currency not in {"", *currencies} and _lacking.is_due(customer):
+            _logger.warning(
+                "customer %r is billed in %s at Stripe, which the plans file lacks: limits and figures have"
+                " its amounts in %s, and nothing can be sold; add %s to `currency`",
+                customer,
+                currency.upper(),
+                currencies[0].upper(),
+                currency,
+            )
+        return currency if currency or shown else None
 
     async def _list_subscriptions(self, linked: str, customer: str | None) -> list[dict[str, Any]]:
         """List all subscriptions of a Stripe customer, ended ones too; none of a deleted one.

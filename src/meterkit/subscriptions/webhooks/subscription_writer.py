@@ -94,6 +94,8 @@ class SubscriptionWriter:
         subscription: SubscriptionState | None,
         found: Sequence[Mapping[str, Any]],
         cause: str,
+        *,
+        currency: str | None,
     ) -> SubscriptionState | None:
         """Store a subscription; return the one known before.
 
@@ -103,6 +105,7 @@ class SubscriptionWriter:
             subscription: the chosen one; None: there is none.
             found: all of the Stripe customer, with ``latest_invoice`` expanded.
             cause: for the ledger.
+            currency: that Stripe bills the customer in; empty: none yet; None: not known, it stays.
 
         Raises:
             UnlinkedError: the customer has another Stripe customer meanwhile, or none.
@@ -115,12 +118,13 @@ class SubscriptionWriter:
             nothing: Mapping[str, Any] = {}
             shown = next((one for one in found if one["id"] == subscription.id), nothing)
             subscription = keep_shown_line_terms(subscription, known, shown, self._store.catalog)
-        after = _subscription_change(linked, subscription, self._store.catalog)(before)
+        apply_to = partial(_subscription_change, linked, subscription, self._store.catalog, currency)
+        after = apply_to()(before)
         overdraft, spent = await self._read_overdraft(customer, before, after, found), None
         if before.plan is None and _is_running(subscription) != _is_running(known):
             began_ms = subscription.created_ms if _is_running(subscription) else None
             spent = await read_spent(self._store, customer, before, began_ms)
-        apply_subscription = _subscription_change(linked, subscription, self._store.catalog, overdraft, spent)
+        apply_subscription = apply_to(overdraft, spent)
         if _is_running(known) and _is_running(subscription):
             await move_grants(self._store, customer, self._bounds(before), self._bounds(after))
         final, moved = await self._store_invoice_ends(
@@ -310,6 +314,7 @@ def _subscription_change(
     linked: str,
     subscription: SubscriptionState | None,
     catalog: Catalog,
+    currency: str | None,
     overdraft: Overdraft | None = None,
     spent: Overdraft | None = None,
 ) -> Callable[[CustomerState], CustomerState]:
@@ -317,6 +322,8 @@ def _subscription_change(
         if state.stripe_customer != linked:
             raise UnlinkedError
         changed = with_subscription(state, subscription, catalog.plans, catalog.addons)
+        if currency is not None:
+            changed = replace(changed, currency=currency)
         return replace(changed, overdraft=overdraft or state.overdraft, spent=spent or state.spent)
 
     return change
