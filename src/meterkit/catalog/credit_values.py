@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.model_prices import ModelPrices
 
@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+BALANCE_CURRENCY: Final = "usd"
+"""Of balances in money and their top-ups, whatever a customer's invoices are in, as providers' prices are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoTopUp:
     """A top-up that is bought by itself, with the customer's saved card.
 
     Attributes:
-        below_cents: the balance below which it is, in minor units of the currency.
+        below_cents: the balance below which it is, in US cents.
         amount_cents: what it is of.
         at_most: how many there may be in a month of UTC.
     """
@@ -31,7 +35,7 @@ class TopUps:
     """Top-ups of a balance in money that customers can buy.
 
     Attributes:
-        packs: the amounts, in minor units of the currency.
+        packs: the amounts, in US cents.
         auto: what is bought by itself; None: nothing.
         url: the page where they are bought; None: `billing.portal_url`.
     """

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
-from meterkit.catalog.credit_values import find_top_ups
+from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.customers.drift_records import DriftRecords
@@ -92,7 +92,7 @@ async def _find_unpriced_top_ups(api: StripeApi, catalog: Catalog) -> list[Findi
         if error.status == HTTPStatus.FORBIDDEN:
             return []
         raise
-    missing = ", ".join(money(amount, catalog.currency) for key, amount in keys.items() if key not in there)
+    missing = ", ".join(money(amount, BALANCE_CURRENCY) for key, amount in keys.items() if key not in there)
     if not missing:
         return []
     problem = f"Stripe has no price for these top-ups of {credit}: {missing}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import stripe_emulator
-from meterkit.catalog.credit_values import find_top_ups
+from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
 from meterkit.subscriptions.stripe_objects import pack_key
 from meterkit.subscriptions.wanted_prices import (
     pack_params,
@@ -70,7 +70,7 @@ class StripeEmulator(stripe_emulator.StripeEmulator):
             if (sold := find_top_ups(catalog.credits)) is not None:
                 credit, top_ups = sold
                 for amount_cents in top_ups.amounts:
-                    self._add_pack(credit, amount_cents, catalog.currency)
+                    self._add_pack(credit, amount_cents)
 
     def _add_price(self, wanted: WantedPrice, default_id: str) -> None:
         """Add a price and its product, unless they are there."""
@@ -82,14 +82,14 @@ class StripeEmulator(stripe_emulator.StripeEmulator):
         params = params_of(wanted, product=product, meter=None if meter is None else meter.id)
         self.add_price(**_keywords(params), price_id=price_id)
 
-    def _add_pack(self, credit: str, amount_cents: int, currency: str) -> None:
+    def _add_pack(self, credit: str, amount_cents: int) -> None:
         """Add the price of a top-up and its product, unless they are there."""
         wanted = pack_product(credit)
         price_id, product = f"price_{wanted.word}_{amount_cents}", f"prod_{wanted.word}"
         if self._has_price(price_id, pack_key(credit, amount_cents)):
             return
         self._add_product_once(wanted, product)
-        params = pack_params(credit, amount_cents, product=product, currency=currency)
+        params = pack_params(credit, amount_cents, product=product, currency=BALANCE_CURRENCY)
         self.add_price(**_keywords(params), interval=None, price_id=price_id)
 
     def _has_price(self, price_id: str, lookup_key: str) -> bool:
