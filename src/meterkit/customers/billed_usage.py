@@ -216,7 +216,7 @@ async def _read_recorded_at(
     store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str]
 ) -> dict[str, _RecordedAt]:
     """Read segments and labels of each meter; empty if the active plan is not in the plans file."""
-    catalog, period = store.catalog, usage["period"]
+    catalog, period = store.catalog.in_currency(state.currency), usage["period"]
     ended = plan_until(await read_history(store, usage["customer"]), period["end"]) or usage["plan"]
     plan = catalog.plans.get(ended)
     names = [name for name in meters if name in catalog.meters]

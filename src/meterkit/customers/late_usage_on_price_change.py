@@ -124,7 +124,7 @@ async def mark_usage_late(
     Raises:
         StoreError: the store does not answer, or what it keeps of the customer is damaged.
     """
-    catalog, now_ms = store.catalog, store.now_ms()
+    catalog, now_ms = store.catalog.in_currency(after.currency), store.now_ms()
     old, new = (_subscribed_plan(state, catalog, now_ms) for state in (before, after))
     given = None if old is None else entitlements_on(old, before, catalog, now_ms)
     then = None if new is None else entitlements_on(new, after, catalog, now_ms)
@@ -182,8 +182,9 @@ async def mark_intent_late(store: Store, kept: StoredIntent, *, cause: str) -> b
     Raises:
         StoreError: the store does not answer, or what it keeps of the customer is damaged.
     """
-    catalog, token, now_ms = store.catalog, kept.fields["meter"], store.now_ms()
+    token, now_ms = kept.fields["meter"], store.now_ms()
     _, state = await CustomerStates(store).read(kept.customer)
+    catalog = store.catalog.in_currency(state.currency)
     plan, item = _subscribed_plan(state, catalog, now_ms), kept.fields.get(_ITEM, "")
     meter = next((one for name, one in catalog.meters.items() if meter_token(name) == token), None)
     then = None if plan is None else entitlements_on(plan, state, catalog, now_ms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.customers.history import plan_until, read_history
@@ -45,8 +46,8 @@ class InvoicedUnits:
             invoice; ``draft``: one of the invoices may change; ``unknown``: the lines do not show units.
         invoices: the ids of those invoices.
         subscriptions: the ids of their subscriptions.
-        prices: units by unit price, in minor units; None: a line does not show it, or has another currency
-            than the plans file.
+        prices: units by unit price, in minor units; None: a line does not show it, or is not in the
+            customer's currency.
         charges: the lines by price and span, in order; empty: a line has another currency than its price.
         voided: units on lines of void invoices, by invoice; no other figure includes them.
         why: ``unknown``: the reason.
@@ -111,7 +112,7 @@ class InvoiceReader:
     Args:
         api: the way to Stripe.
         prices: cache of price terms by id.
-        currency: of the plans file.
+        currency: the first of the plans file.
     """
 
     def __init__(self, api: StripeApi, prices: dict[str, Any], currency: str) -> None:
@@ -146,18 +147,27 @@ class InvoiceReader:
         return found
 
     async def invoiced(
-        self, stripe_customer: str, meters: Sequence[str], start_s: int, end_s: int, *, counted: int = 0
+        self,
+        stripe_customer: str,
+        meters: Sequence[str],
+        start_s: int,
+        end_s: int,
+        *,
+        counted: int = 0,
+        currency: str = "",
     ) -> InvoicedUnits:
         """Sum a customer's units of some meters on invoices of a period (Unix seconds).
 
         Pending items are read if no draft has the usage and the lines have less than Stripe has ``counted``.
+        Prices are read in the customer's ``currency``.
         """
+        sum_units = partial(self._sum_units, currency=currency or self._currency)
         lines = await self.lines(stripe_customer, start_s)
-        found = await self._sum_units(lines, meters, start_s, end_s)
+        found = await sum_units(lines, meters, start_s, end_s)
         if found.state in {"draft", "unknown"} or found.quantity >= counted:
             return found
         pending = await self.pending_lines(stripe_customer)
-        return await self._sum_units([*lines, *pending], meters, start_s, end_s) if pending else found
+        return await sum_units([*lines, *pending], meters, start_s, end_s) if pending else found
 
     async def lines(self, stripe_customer: str, since_s: int) -> list[ListedLine]:
         """Read the lines of all invoices made since an instant."""
@@ -175,7 +185,7 @@ class InvoiceReader:
         return [ListedLine(None, item) for item in self._pending[stripe_customer]]
 
     async def _sum_units(
-        self, lines: Iterable[ListedLine], meters: Iterable[str], start_s: int, end_s: int
+        self, lines: Iterable[ListedLine], meters: Iterable[str], start_s: int, end_s: int, *, currency: str
     ) -> InvoicedUnits:
         wanted, found = set(meters), list[_MeteredLine]()
         for invoice, line in lines:
@@ -188,7 +198,7 @@ class InvoiceReader:
                 return InvoicedUnits(state="unknown", why="its price is of packages of several units")
             status = _PENDING if invoice is None else str(invoice.get("status"))
             found.append(_MeteredLine(str((invoice or line)["id"]), status, price, line))
-        return _sum_lines(found, self._currency)
+        return _sum_lines(found, currency)
 
     async def usage_meters(self, stripe_customer: str, start_s: int, end_s: int) -> set[str]:
         """List the meters with units on invoice lines of a period (Unix seconds)."""
@@ -210,10 +220,25 @@ class InvoiceReader:
         price = details.get("price")
         if not isinstance(price, str):
             return None
-        if price not in self._prices:
+        currency = str(line.get("currency") or "")
+        name = f"{price} {currency}"
+        if name not in self._prices:
             found = await self._api.get(f"/v1/prices/{price}", {"expand": ["tiers"]})
-            self._prices[price] = read_price_terms({**found, "id": price})
-        return self._prices[price]
+            if found.get("currency") not in {None, currency}:
+                found = await self._in_currency(price, found, currency)
+            self._prices[name] = read_price_terms({**found, "id": price})
+        return self._prices[name]
+
+    async def _in_currency(self, price: str, found: dict[str, Any], currency: str) -> dict[str, Any]:
+        """A price with its amounts in another currency than it is shown in, if it has any."""
+        path, tiers = f"/v1/prices/{price}", f"currency_options.{currency}.tiers"
+        options = (await self._api.get(path, {"expand": ["currency_options"]})).get("currency_options") or {}
+        if currency not in options:
+            return found
+        if found.get("billing_scheme") == "tiered":
+            options = (await self._api.get(path, {"expand": [tiers]}))["currency_options"]
+        amounts = ("unit_amount", "unit_amount_decimal", "tiers")
+        return {**found, "currency": currency, **{name: options[currency].get(name) for name in amounts}}
 
 
 class _MeteredLine(NamedTuple):
@@ -325,6 +350,7 @@ class PeriodBilling(NamedTuple):
         made_ms: when Stripe made the invoice.
         is_last: whether the subscription ended with the period.
         prices: of the customer's own metered items when the period ended.
+        currency: of the customer; empty: the first of the plans file.
     """
 
     subscription: str
@@ -332,6 +358,7 @@ class PeriodBilling(NamedTuple):
     made_ms: int
     is_last: bool
     prices: ItemPrices = NO_PRICES
+    currency: str = ""
 
     def renewals_in(self, invoices: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """List the invoices of the renewal that bills the period."""
@@ -340,6 +367,7 @@ class PeriodBilling(NamedTuple):
 
     def price_of(self, meter: str, catalog: Catalog) -> str:
         """Format the price of a unit as a suffix for a quantity; empty: not known."""
+        catalog = catalog.in_currency(self.currency)
         plan = catalog.plans.get(self.plan or "")
         if plan is None:
             return ""
@@ -371,7 +399,7 @@ async def read_period_billing(
             return None
         is_last = subscription.status in ENDED and made_ms == subscription.ends_ms()
         prices = subscription.prices_at(min(end_ms, made_ms) - 1)
-        return PeriodBilling(subscription.id, subscription.plan, made_ms, is_last, prices)
+        return PeriodBilling(subscription.id, subscription.plan, made_ms, is_last, prices, state.currency)
     entries = await read_history(store, usage["customer"])
     formers = dict.fromkeys(entry.before for entry in reversed(entries) if entry.kind == "subscription")
     for former in filter(None, formers):
@@ -382,7 +410,7 @@ async def read_period_billing(
                 return None
             ended = plan_until(entries, from_ms(invoicing.made_ms)) or usage["plan"]
             prices = subscription.prices_at(min(end_ms, invoicing.made_ms) - 1)
-            return invoicing._replace(plan=ended, prices=prices)
+            return invoicing._replace(plan=ended, prices=prices, currency=state.currency)
     return None
 
 

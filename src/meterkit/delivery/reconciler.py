@@ -291,7 +291,7 @@ class Reconciler:
         self, usage: CustomerUsage, state: CustomerState, invoices: InvoiceReader, *, is_closing: bool
     ) -> list[Reconciled]:
         """Compare one customer's usage of a period with the invoice lines that meterkit writes."""
-        counts, catalog = usage["meters"], self._store.catalog
+        counts = usage["meters"]
         meters = [name for name in counts if _goes_to_stripe(counts[name])]
         read_books = partial(line_books, self._store, usage, state.stripe_customer, meters, invoices)
         books = await read_books(all_lines=not is_closing)
@@ -309,7 +309,7 @@ class Reconciler:
                 invoice=book.state,
                 invoiced_cents=book.cents,
                 mispriced=0,
-                advice=book.advise(catalog.currency),
+                advice=book.advise(usage["currency"]),
                 **_recorded_side(usage, name),
             )
             for name, book in books.items()
@@ -318,7 +318,7 @@ class Reconciler:
     async def _advise_on_event(self, usage: CustomerUsage, side: EventBooks) -> str:
         """Advise the operator; empty: the books agree."""
         store, customer, start = self._store, usage["customer"], usage["period"]["start"]
-        advice = advice_on_event(side, store.catalog.currency, store.now_ms())
+        advice = advice_on_event(side, usage["currency"], store.now_ms())
         if advice and side.difference is not None and await is_relinked(store, customer, start):
             return "the link has changed in this period: units of the other Stripe customer are not compared"
         return advice

@@ -60,6 +60,7 @@ class StripeBooks:
     ) -> None:
         self._store = store
         self._customer = usage["customer"]
+        self._currency = usage["currency"]
         self._now_ms = store.now_ms()
         self._start_ms, self._end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
         self._state = state
@@ -105,7 +106,7 @@ class StripeBooks:
         edges = await read_stripe_edges(self._store, self._customer, start_ms, end_ms)
         meters = [meter for name in names for meter in self._summaries.meter_ids(name)]
         span_s = start_ms // 1000, edges.end_ms // 1000
-        found = await invoices.invoiced(linked, meters, *span_s, counted=counted)
+        found = await invoices.invoiced(linked, meters, *span_s, counted=counted, currency=self._currency)
         if found.state in {"none", "unknown"}:
             return found
 
@@ -211,7 +212,7 @@ async def item_books(
         there = found.get(usage_key_of(customer, meter_token(name), start_ms), ())
         if waiting or made or there:
             advice = _advice_on_items(waiting, made, int(sum(map(units_of, there))))
-            terms = ItemTerms(start_ms // 1000, store.catalog.currency, item_segments(totals[name][2]))
+            terms = ItemTerms(start_ms // 1000, usage["currency"], item_segments(totals[name][2]))
             books[name] = ItemBook(waiting + made, advice or _advice_on_terms(terms, there))
     return books
 

@@ -172,6 +172,7 @@ def _keep_line_prices(
     So a price that is edited in the file is one for new subscribers, as it is where Stripe has the prices.
     A store that does not know the subscription takes the prices that Stripe shows.
     """
+    catalog = catalog.in_currency(subscription.currency)
     plan = catalog.plans.get(subscription.plan or "")
     former = known if known is not None and known.id == subscription.id else None
     if plan is None:  # It may have left the file, or this process has an older one.

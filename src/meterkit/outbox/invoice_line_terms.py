@@ -62,7 +62,8 @@ def line_terms(
         reported: by token, all meters that are or were delivered.
         now_ms: now.
     """
-    catalog, state = view.cache.catalog, view.state
+    state = view.state
+    catalog = view.cache.catalog.in_currency(state.currency)
     open_ms = bounds_of(state, view.effective.counting, now_ms).start_ms
     terms: dict[str, object] = {
         "by_lines": 1,
@@ -85,7 +86,8 @@ def _period_terms(
 
     A subscription bills the periods that began in it; others have an invoice of their own.
     """
-    catalog, state = view.cache.catalog, view.state
+    state = view.state
+    catalog = view.cache.catalog.in_currency(state.currency)
     is_cut = period.begins_ms < open_ms < period.ends_ms  # The next period began early.
     ends_ms = open_ms if is_cut else period.ends_ms
     at_ms = max(period.begins_ms, ends_ms - 1)

@@ -61,7 +61,7 @@ def item_terms(state: CustomerState, catalog: Catalog) -> Mapping[str, str] | No
     return {
         "stripe": state.stripe_customer,
         "subscription": subscription.id,
-        "currency": catalog.currency,
+        "currency": catalog.in_currency(state.currency).currency,
         "metered": subscription.metered,
     }
 
@@ -92,8 +92,9 @@ def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_bil
     The price is given in words and as a label, with the token of the meter that has it, and 1 if it is one
     price for a unit.
     """
-    catalog = view.cache.catalog
-    given, subscription = subscribed_entitlements(view, plan, now_ms), view.state.subscription
+    state = view.state
+    catalog, subscription = view.cache.catalog.in_currency(state.currency), state.subscription
+    given = subscribed_entitlements(view, plan, now_ms)
     prices = NO_PRICES if subscription is None else subscription.prices_at(now_ms)
     found: dict[str, tuple[str, str, str, str, str, int]] = {}
     for name, meter in catalog.meters.items():
@@ -109,11 +110,12 @@ def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_bil
 
 def subscribed_entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
     """Entitlements of the subscription's own plan, which Stripe bills even if another plan is active."""
-    catalog = view.cache.catalog
+    state = view.state
+    catalog = view.cache.catalog.in_currency(state.currency)
     subscribed = catalog.plans.get(plan or "")
     if subscribed is None:
         return {}
-    return entitlements_on(subscribed, view.state, catalog, now_ms)
+    return entitlements_on(subscribed, state, catalog, now_ms)
 
 
 def unit_label(
