@@ -34,7 +34,9 @@ class Tallies:
         llm: (model, provider) to the exact cost of calls, and the charge to customers' balances, in
             micro-units; after a hundred pairs the rest is ``other``, because clients choose names.
         unpriced: (model, provider) to the calls of models without a price.
-        revenue: (model, provider) to the revenue of the rows that this process wrote to the audit log.
+        revenue: (model, provider) to the revenue of the rows that this process wrote to the audit log; empty
+            if the plans file has several currencies.
+        revenue_in: currency to the same, if the plans file has several.
     """
 
     def __init__(self) -> None:
@@ -44,6 +46,7 @@ class Tallies:
         self.duration_s = 0.0
         self.llm: dict[tuple[str, str], tuple[Fraction, Fraction]] = {}
         self.revenue: dict[tuple[str, str], Fraction] = {}
+        self.revenue_in: dict[str, dict[tuple[str, str], Fraction]] = {}
         self.unpriced: dict[tuple[str, str], int] = {}
         _everywhere.add(self)
 
@@ -75,10 +78,13 @@ class Tallies:
         key = _tally_key(model, provider, self.unpriced)
         self.unpriced[key] = self.unpriced.get(key, 0) + calls
 
-    def count_revenue(self, model: str | None, provider: str | None, revenue: Fraction) -> None:
-        """Count the revenue of an audit row, in micro-units."""
-        key = _tally_key(model, provider, self.revenue)
-        self.revenue[key] = self.revenue.get(key, Fraction(0)) + revenue
+    def count_revenue(
+        self, model: str | None, provider: str | None, revenue: Fraction, currency: str | None = None
+    ) -> None:
+        """Count the revenue of an audit row, in micro-units of a currency; None: there is only one."""
+        known = self.revenue if currency is None else self.revenue_in.setdefault(currency, {})
+        key = _tally_key(model, provider, known)
+        known[key] = known.get(key, Fraction(0)) + revenue
 
     def time_calls(
         self, call: Callable[[CallT], asyncio.Future[ReplyT]]

@@ -14,6 +14,7 @@ import pytest
 from drivers.audit_database import AuditRow, drain_all, insert_rows
 from drivers.command_line import InProcessShell, Shell
 from drivers.plans import plans_text
+from drivers.subscribed_customer import fetched, subscription
 from drivers.webhooks import DAY, hooked
 from drivers.webhooks import PLANS as SUBSCRIBED
 from meterkit import MeterKit
@@ -90,8 +91,8 @@ async def test_what_each_would_have_paid_and_what_is_left_out(valkey: Server, tm
     assert "grants that the app gave are left out" in bob["estimates"]
     prices = {"now_cents": 2_350, "then_cents": 700}
     counts = {"customers": 2, "refused": 0, "unprofitable": 2, "estimates": 2}
-    assert found["totals"] == {**prices, **counts}
-    assert found["plans"].keys() == {"year"}
+    assert (found["totals"], found["counts"], bob["currency"]) == ({"usd": prices}, counts, "usd")
+    assert found["plans"] == {"year": {"totals": {"usd": prices}, **counts}}
     assert found["missing_meters"] == {"calls": 20}
     assert found["missing_plans"] == {"year": 2}
     assert (found["unpriced"], found["checked"], found["disagreeing"]) == ([], 2, [])
@@ -118,6 +119,38 @@ async def test_what_cannot_be_tried_is_refused_with_its_cure(valkey: Server, tmp
     del shell.environment["METERKIT_AUDIT_URL"]
     done = shell.run("simulate", "--plans", "next.yaml")
     assert (done.code, "set METERKIT_AUDIT_URL" in done.err) == (2, True)
+
+
+IN_CURRENCIES = plans_text("currencies").replace("default_plan: free", "default_plan: pro")
+
+
+async def test_each_customer_is_tried_in_its_own_currency(valkey: Server, tmp_path: Path) -> None:
+    async with logging(valkey, tmp_path, IN_CURRENCIES) as kit:
+        for customer, currency in (("ada", ""), ("bob", "eur"), ("kim", "jpy"), ("tim", "jpy")):
+            await fetched(kit, subscription(currency=currency), customer=customer)
+            await kit.record(customer, "words", 120)
+    cheaper = IN_CURRENCIES.replace("{usd: 12, eur: 11, jpy: 15}", "{usd: 6, eur: 5, jpy: 1}")
+    # Another order is the same file: who has no currency yet pays in the first one of the present file.
+    (tmp_path / "next.yaml").write_text(cheaper.replace("[usd, eur, jpy]", "[jpy, usd, eur]"))
+    shell = shell_of(valkey, tmp_path)
+    found = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06", "--json").json
+    assert {one["customer"]: (one["currency"], one["now_cents"]) for one in found["customers"]} == {
+        "ada": ("usd", 3140),
+        "bob": ("eur", 2920),
+        "kim": ("jpy", 4300),
+        "tim": ("jpy", 4300),
+    }
+    assert found["totals"] == {
+        "eur": {"now_cents": 2920, "then_cents": 2800},
+        "jpy": {"now_cents": 8600, "then_cents": 8040},
+        "usd": {"now_cents": 3140, "then_cents": 3020},
+    }
+    assert found["disagreeing"] == []
+    text = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06").out
+    assert all(amount in text for amount in ("USD 31.40", "EUR 28.00", "JPY 8,600", "JPY 8,040"))
+    (tmp_path / "next.yaml").write_text(plans_text("webhooks"))
+    done = shell.run("simulate", "--plans", "next.yaml")
+    assert (done.code != 0, "give it eur, jpy, too" in done.err) == (True, True)
 
 
 SOLD = plans_text("simulate_command_sold")

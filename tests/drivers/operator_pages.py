@@ -152,6 +152,8 @@ def _usage(nth: int) -> CustomerUsage:
     return {
         "customer": customer_name(nth),
         "plan": plan,
+        "currency": "usd",
+        "addons": {},
         "status": STATUSES[nth % 3],
         "access": "grace" if nth % 7 == 1 else "full",
         "period": PERIOD,

@@ -83,7 +83,7 @@ async def correct(
     async with session.kit(customer) as kit:
         await check_known(kit, customer)
         check_quantities(given, kit.catalog.meters)
-        usage, currency = await kit.usage(customer), kit.catalog.currency
+        currency = (usage := await kit.usage(customer))["currency"]
         correct_units = partial(kit.correct, customer, given, by=operator(), reason=reason or "dry run")
         asks = not yes and sys.stdin.isatty() and _is_large(given, usage)
         try_units = partial(correct_units, correction_id=correction_id or token_hex(), dry_run=True)

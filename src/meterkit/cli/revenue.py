@@ -80,7 +80,7 @@ async def revenue(
         ends = await kit.revenue.at(last)
         days = [await kit.revenue.at(day) for day in await kit.revenue.days(first or ends.day, ends.day)]
         currency = kit.catalog.currency
-    rows = [row for day in days for row in _rows(day)]
+    rows = [row for day in days for row in _rows(day, currency)]
     if as_csv:
         _write_csv(rows)
     else:
@@ -98,8 +98,8 @@ async def spend(
 ) -> None:
     """Record what you spent on a day to win customers.
 
-    In cents of the plans file's currency. `meterkit revenue` computes the cost of a new customer from it. A
-    new value for a day replaces the old one.
+    In cents of the plans file's first currency. `meterkit revenue` computes the cost of a new customer from
+    it. A new value for a day replaces the old one.
     """
     given = [_spent(text) for text in spent]
     async with session.kit() as kit:
@@ -117,14 +117,15 @@ def _spent(text: str) -> tuple[date, int]:
     return _day(day), int(cents)
 
 
-def _rows(found: RevenueDay) -> Iterator[dict[str, Any]]:
+def _rows(found: RevenueDay, first: str) -> Iterator[dict[str, Any]]:
+    """A row for each currency; the cost of a new customer is in the ``first`` one of the plans file."""
     for currency in sorted({*found.mrr, *found.usage_revenue}):
         yield {
             "day": found.day.isoformat(),
             "currency": currency,
             "customers": found.customers.get(currency, 0),
             **{name: getattr(found, name).get(currency) for name in (*_MONEY, *_SHARES)},
-            "cac_cents": found.cac,
+            "cac_cents": found.cac if currency == first else None,
         }
 
 

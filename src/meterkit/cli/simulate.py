@@ -21,7 +21,7 @@ from meterkit.errors import SettingsError
 from meterkit.insights.audit.async_database import database_at
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from meterkit.insights.simulation.simulation import SimulatedCustomer, Simulation
 
@@ -42,7 +42,10 @@ async def simulate(
     ] = None,
     cost: Annotated[
         list[str] | None,
-        typer.Option(metavar="METER=CENTS", help="Your cost of 1000 units of a meter. May be repeated."),
+        typer.Option(
+            metavar="METER=CENTS",
+            help="Your cost of 1000 units of a meter, in the file's first currency. May be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Replay the usage of a period under another plans file.
@@ -75,7 +78,7 @@ async def simulate(
                 costs=costs or None,
                 progress=steps.of("replaying customers"),
             )
-    session.show(_as_json(found), lambda: _print_simulation(found, catalog.currency))
+    session.show(_as_json(found), lambda: _print_simulation(found))
     if found.disagreeing:
         print_note(
             f"two calculations disagree about {', '.join(map(repr, found.disagreeing))}: please report this",
@@ -95,6 +98,7 @@ def _as_json(found: Simulation) -> dict[str, object]:
     return {
         "customers": [asdict(one) for one in found.customers],
         "totals": _totals(found.customers),
+        "counts": _counts(found.customers),
         "plans": _by_plan(found.customers),
         "missing_meters": found.missing_meters,
         "missing_plans": found.missing_plans,
@@ -105,11 +109,20 @@ def _as_json(found: Simulation) -> dict[str, object]:
     }
 
 
-def _totals(customers: Sequence[SimulatedCustomer]) -> dict[str, int]:
+def _totals(customers: Sequence[SimulatedCustomer]) -> dict[str, dict[str, int]]:
+    """Sums of each currency by itself."""
+    return {
+        currency: {
+            "now_cents": sum(one.now_cents for one in customers if one.currency == currency),
+            "then_cents": sum(one.then_cents for one in customers if one.currency == currency),
+        }
+        for currency in sorted({one.currency for one in customers})
+    }
+
+
+def _counts(customers: Sequence[SimulatedCustomer]) -> dict[str, int]:
     return {
         "customers": len(customers),
-        "now_cents": sum(one.now_cents for one in customers),
-        "then_cents": sum(one.then_cents for one in customers),
         "refused": sum(bool(one.refused) for one in customers),
         "unprofitable": sum(_turns_unprofitable(one) for one in customers),
         "estimates": sum(bool(one.estimates) for one in customers),
@@ -121,18 +134,23 @@ def _turns_unprofitable(one: SimulatedCustomer) -> bool:
     return now is not None and then is not None and now >= 0 > then
 
 
-def _by_plan(customers: Sequence[SimulatedCustomer]) -> dict[str, dict[str, int]]:
-    plans = dict.fromkeys(sorted({one.plan for one in customers}))
-    return {plan: _totals([one for one in customers if one.plan == plan]) for plan in plans}
+def _by_plan(customers: Sequence[SimulatedCustomer]) -> dict[str, dict[str, object]]:
+    plans: dict[str, list[SimulatedCustomer]] = {}
+    for one in sorted(customers, key=lambda one: one.plan):
+        plans.setdefault(one.plan, []).append(one)
+    return {plan: {"totals": _totals(of), **_counts(of)} for plan, of in plans.items()}
 
 
-def _print_simulation(found: Simulation, currency: str) -> None:
-    rows = [_plan_row(plan, of, currency) for plan, of in _by_plan(found.customers).items()]
+def _print_simulation(found: Simulation) -> None:
+    groups: dict[tuple[str, str], list[SimulatedCustomer]] = {}
+    for one in sorted(found.customers, key=lambda one: (one.plan, one.currency)):
+        groups.setdefault((one.plan, one.currency), []).append(one)
+    rows = [_plan_row(plan, of, currency) for (plan, currency), of in groups.items()]
     print_records(rows, rare=frozenset({"unprofitable", "estimates"}), empty="there are no customers")
     affected = sorted(found.customers, key=lambda one: (-abs(one.then_cents - one.now_cents), one.customer))
     shown = [one for one in affected if one.then_cents != one.now_cents or one.refused][:_MOST_AFFECTED]
     if shown:
-        print_records([_row(one, currency) for one in shown], rare=frozenset({"refused", "first", "note"}))
+        print_records([_row(one) for one in shown], rare=frozenset({"refused", "first", "note"}))
     for meter, quantity in found.missing_meters.items():
         print_note(f"the other plans file lacks the meter {meter!r}: {quantity:,} units are left out")
     for plan, count in found.missing_plans.items():
@@ -145,26 +163,27 @@ def _print_simulation(found: Simulation, currency: str) -> None:
         print_note(note)
 
 
-def _plan_row(plan: str, of: Mapping[str, int], currency: str) -> dict[str, object]:
+def _plan_row(plan: str, of: Sequence[SimulatedCustomer], currency: str) -> dict[str, object]:
+    totals, counts = _totals(of)[currency], _counts(of)
     return {
         "plan": plan,
-        "customers": of["customers"],
-        "now": money(of["now_cents"], currency),
-        "then": money(of["then_cents"], currency),
-        "difference": money(of["then_cents"] - of["now_cents"], currency),
-        "refused": of["refused"],
-        "unprofitable": of["unprofitable"],
-        "estimates": of["estimates"],
+        "customers": counts["customers"],
+        "now": money(totals["now_cents"], currency),
+        "then": money(totals["then_cents"], currency),
+        "difference": money(totals["then_cents"] - totals["now_cents"], currency),
+        "refused": counts["refused"],
+        "unprofitable": counts["unprofitable"],
+        "estimates": counts["estimates"],
     }
 
 
-def _row(one: SimulatedCustomer, currency: str) -> dict[str, object]:
+def _row(one: SimulatedCustomer) -> dict[str, object]:
     notes = [*(["unprofitable then"] if _turns_unprofitable(one) else []), *one.estimates]
     return {
         "customer": one.customer,
         "plan": one.plan,
-        "now": money(one.now_cents, currency),
-        "then": money(one.then_cents, currency),
+        "now": money(one.now_cents, one.currency),
+        "then": money(one.then_cents, one.currency),
         "refused": ", ".join(f"{units:,} {meter}" for meter, units in one.refused.items()),
         "first": one.refused_first_at,
         "note": "; ".join(notes),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from meterkit.catalog.amount_wording import date_and_time, is_money, micro_money, money
+from meterkit.catalog.credit_values import BALANCE_CURRENCY
 from meterkit.catalog.genai_prices_table import UNIT_OF
 from meterkit.catalog.overage_prices import is_row
 from meterkit.catalog.value_parsers import UNLIMITED
@@ -65,6 +66,7 @@ _CSV: Final = (
     "delivered",
     "late",
     "dead",
+    "currency",
 )
 
 
@@ -112,20 +114,22 @@ async def usage(
             return
         if customer is None:
             async with aclosing(usage_of_all(kit.store, at_ms=at_ms)) as pages:
-                await _print_all(pages, session, kit.catalog.currency, as_csv=as_csv)
+                await _print_all(pages, session, as_csv=as_csv)
             return
         await note_unknown(kit, customer)
         if by is not None:
             subjects = cast("Sequence[SubjectUsage]", await kit.usage(customer, by=by))
+            catalog = kit.catalog.in_currency((await kit.usage(customer))["currency"])
             empty = f"no {by} of {customer} has usage in this period"
-            session.show_rows(subjects, partial(_row_of_subject, catalog=kit.catalog), empty=empty)
+            session.show_rows(subjects, partial(_row_of_subject, catalog=catalog), empty=empty)
             return
         (found,) = await kit.store.usage_of_many([customer], at_ms=at_ms)
         rates = await kit.rates(customer) if at_ms is None else ()
     if as_csv:
         _write_csv([found], headed=True)
     else:
-        session.show(found, lambda: _print_usage(found, rates, kit.catalog))
+        catalog = kit.catalog.in_currency(found["currency"])
+        session.show(found, lambda: _print_usage(found, rates, catalog))
 
 
 def _print_models(found: ModelUsage, catalog: Catalog) -> None:
@@ -166,14 +170,14 @@ def _readable_amount(meter: str, recorded: int, catalog: Catalog) -> object:
 def _earned(one: EarnedAmounts, currency: str) -> dict[str, object]:
     margin = one["margin_micros"]
     return {
-        "cost": micro_money(one["cost_micros"], "usd"),
+        "cost": micro_money(one["cost_micros"], BALANCE_CURRENCY),
         "revenue": micro_money(one["revenue_micros"], currency),
         "margin": "" if margin is None else micro_money(margin, currency),
     }
 
 
 async def _print_all(
-    pages: AsyncGenerator[Sequence[CustomerUsage]], session: Session, currency: str, *, as_csv: bool
+    pages: AsyncGenerator[Sequence[CustomerUsage]], session: Session, *, as_csv: bool
 ) -> None:
     """Print page by page: there may be more customers than fit into memory."""
     count, array = 0, JsonArray()
@@ -184,7 +188,7 @@ async def _print_all(
             for found in page:
                 array.add(found)
         elif page:
-            rows = [row for found in page for row in _rows_of_one(found, currency)]
+            rows = [row for found in page for row in _rows_of_one(found)]
             print_records(rows, rare=_RARE)
         count += len(page)
     if as_csv and not count:
@@ -207,11 +211,11 @@ def _row_of_subject(found: SubjectUsage, catalog: Catalog) -> dict[str, object]:
     return row
 
 
-def _rows_of_one(found: CustomerUsage, currency: str) -> list[dict[str, object]]:
+def _rows_of_one(found: CustomerUsage) -> list[dict[str, object]]:
     who = {"customer": found["customer"], "plan": found["plan"]}
     meters = found["meters"].items()
     return [
-        {**who, **_meter_row(name, meter, currency)}
+        {**who, **_meter_row(name, meter, found["currency"])}
         for name, meter in meters
         if meter["used"] or meter["late"]
     ]
@@ -222,7 +226,7 @@ def _write_csv(page: Sequence[CustomerUsage], *, headed: bool) -> None:
     for found in page:
         period = found["period"]
         common: dict[str, object] = {
-            **{name: found[name] for name in ("customer", "plan", "status", "access")},
+            **{name: found[name] for name in ("customer", "plan", "status", "access", "currency")},
             "period_start": iso(period["start"]),
             "period_end": iso(period["end"]),
         }
@@ -241,7 +245,7 @@ def _print_usage(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Cata
         echo(f"features {', '.join(found['features'])}")
     if found["balance"]:
         balance = (
-            money(found["balance_micros"][name] // _MICRO_PER_CENT, catalog.currency)
+            money(found["balance_micros"][name] // _MICRO_PER_CENT, BALANCE_CURRENCY)
             if name in catalog.credits and catalog.credits[name].is_money
             else f"{name} {quantity:,}"
             for name, quantity in found["balance"].items()

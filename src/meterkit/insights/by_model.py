@@ -7,6 +7,7 @@ from fractions import Fraction
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
+from meterkit.catalog.credit_values import BALANCE_CURRENCY
 from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit.async_database import open_database
 
@@ -18,14 +19,15 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import PeriodUsage
     from meterkit.store.store import Store
 
-_COMPARED: Final = "usd"  # Providers' prices are in US dollars.
+_COMPARED: Final = BALANCE_CURRENCY
 
 
 class EarnedAmounts(TypedDict):
     """Cost and revenue in micro-units (10^-6 of the currency), each rounded once, half to even.
 
     ``cost_micros`` is the price of the providers, in US dollars. ``revenue_micros`` is overage at its price
-    and what a credit in money was charged. ``margin_micros`` is None in another currency than US dollars.
+    and what a credit in money was charged. In another currency than US dollars ``margin_micros`` is None, and
+    charges are left out of the revenue: they are in US dollars.
     """
 
     cost_micros: int
@@ -79,15 +81,18 @@ async def usage_by_model(store: Store, settings: Settings, customer: str, at_ms:
         MeterkitError: the database does not answer.
     """
     database = open_database(settings, "usage by model is")
-    period = (await store.usage(customer, at_ms=at_ms))["period"]
+    usage = await store.usage(customer, at_ms=at_ms)
+    period, currency = usage["period"], usage["currency"]
     read: Any = import_module("meterkit.insights.audit.database")  # SQLAlchemy is an extra.
     meters = store.catalog.meters
     spends = {name for name, meter in meters.items() if meter.is_spend}  # It is revenue already.
     start_ms = to_ms(period["start"])
     asked = await to_thread(read.model_sums, database, customer, start_ms)
-    sums = [one for one in asked if one.meter not in spends]
+    charges = {name for name, meter in meters.items() if meter.charges is not None}
+    left_out = spends if currency == _COMPARED else spends | charges
+    sums = [one for one in asked if one.meter not in left_out]
     units = await to_thread(read.unit_sums, database, customer, start_ms)
-    return sum_by_model(customer, period, sums, store.catalog.currency, units)
+    return sum_by_model(customer, period, sums, currency, units)
 
 
 def sum_by_model(

@@ -131,7 +131,7 @@ def _make_instruments() -> None:
         ("llm.cost", _of_models(_costs), "{micro_usd}"),
         ("llm.charged", _of_models(_charges), "{micro_usd}"),
         ("unpriced.calls", _of_models(_unpriced_calls), "{call}"),
-        ("revenue", _of_models(lambda tallies: dict(tallies.revenue)), "{micro_unit}"),
+        ("revenue", _observe_revenue, "{micro_unit}"),
     ):
         meter.create_observable_counter(f"meterkit.{name}", [counted], unit=unit)
     for figure in LANE_FIGURES:
@@ -160,15 +160,31 @@ def _of_models(amounts_of: Callable[[Tallies], _ByModel]) -> Observe:
     from opentelemetry.metrics import Observation  # noqa: PLC0415 - an extra, looked for before
 
     def observed(_: CallbackOptions) -> Iterable[Observation]:
-        found: dict[tuple[str, str], Fraction] = {}
-        for tallies in all_tallies():
-            for key, amount in amounts_of(tallies).items():
-                found[key] = found.get(key, Fraction(0)) + amount
-        for (model, provider), total in found.items():
+        for (model, provider), total in _add_up(map(amounts_of, all_tallies())).items():
             labels = {"gen_ai.request.model": model, "gen_ai.provider.name": provider}
             yield Observation(float(total), labels)
 
     return observed
+
+
+def _observe_revenue(_: CallbackOptions) -> Iterable[Observation]:
+    """Observes revenue by model and provider, and by currency where a plans file has several."""
+    from opentelemetry.metrics import Observation  # noqa: PLC0415 - an extra, looked for before
+
+    kept = [{"": dict(one.revenue), **one.revenue_in} for one in all_tallies()]
+    for currency in sorted({name for of in kept for name in of}):
+        own = {"meterkit.currency": currency} if currency else {}
+        for (model, provider), total in _add_up(dict(of.get(currency, {})) for of in kept).items():
+            labels = {"gen_ai.request.model": model, "gen_ai.provider.name": provider, **own}
+            yield Observation(float(total), labels)
+
+
+def _add_up(amounts: Iterable[_ByModel]) -> _ByModel:
+    found: dict[tuple[str, str], Fraction] = {}
+    for of in amounts:
+        for key, amount in of.items():
+            found[key] = found.get(key, Fraction(0)) + amount
+    return found
 
 
 def _lanes() -> list[Lane]:

@@ -238,10 +238,13 @@ def _llm_families(tallies: Tallies) -> Iterable[Metric]:
         "meterkit_revenue_micros",
         "Overage by its price, and what balances in money are charged, as this process entered it into the"
         " audit log, in millionths of the currency.",
-        labels=("model", "provider"),
+        labels=("model", "provider", *(("currency",) if tallies.revenue_in else ())),
     )
     for key, earned in sorted(tallies.revenue.items()):
         revenue.add_metric(key, float(earned))
+    for currency, by_model in sorted(tallies.revenue_in.items()):
+        for key, earned in sorted(by_model.items()):
+            revenue.add_metric((*key, currency), float(earned))
     yield from (costs, charged, unpriced, revenue)
 
 

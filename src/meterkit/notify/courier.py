@@ -122,6 +122,8 @@ def make_message(channel: Channel, name: str, event: CustomerEvent) -> Message:
     cause = f"{channel}\0{name}\0{event.id}\0{event.customer}\0{at}"
     digest = blake2b(cause.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     data = dict(_json_item(field.name, getattr(event, field.name)) for field in fields(event))
+    if not data.get("currency", True):
+        del data["currency"]  # The plans file has only one.
     return Message(id=f"msg_{digest}", event=name, customer=event.customer, at=_iso(event.at), data=data)
 
 

@@ -89,7 +89,8 @@ class UsageSpike(CustomerEvent):
         four_weeks_at_this_pace: the units of 28 days in which each hour or day is like this one.
         last_four_weeks: the units of the 28 days before today.
         used_cents, usual_cents, four_weeks_at_this_pace_cents, last_four_weeks_cents: the same at the plan's
-            price of overage, in minor units of its currency; None: the plans file has no such price.
+            price of overage, in minor units of ``currency``; None: the plans file has no such price.
+        currency: the customer's; empty: the plans file has only one.
     """
 
     meter: str
@@ -102,6 +103,7 @@ class UsageSpike(CustomerEvent):
     usual_cents: int | None
     four_weeks_at_this_pace_cents: int | None
     last_four_weeks_cents: int | None
+    currency: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +143,9 @@ class PeriodSummary(CustomerEvent):
         customer: the customer's id.
         at: when it was summed up (UTC).
         period_start, period_end: of the billing period (UTC).
-        overage_cents: what the overage costs at the prices it was recorded at, in minor units of the plans
-            file's currency; meters without a price are left out.
+        overage_cents: what the overage costs at the prices it was recorded at, in minor units of
+            ``currency``; meters without a price are left out.
+        currency: the customer's; empty: the plans file has only one.
         meters: by meter, in its unit: ``used``, the ``overage`` of that, and the usage of the period
             ``before``. Meters without usage in either period are left out.
     """
@@ -151,6 +154,7 @@ class PeriodSummary(CustomerEvent):
     period_end: datetime
     overage_cents: int
     meters: Mapping[str, Mapping[str, int]]
+    currency: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

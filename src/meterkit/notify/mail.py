@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from meterkit.catalog.notify import is_address
 from meterkit.catalog.public_addresses import names_private_host
+from meterkit.customers.states import CustomerStates
 from meterkit.notify.courier import SendError
 
 if TYPE_CHECKING:
@@ -164,8 +165,16 @@ class MailSender:
         if to is None or not to.email:
             return None
         name = None if to.name is None else to.name[:_NAME_MOST]
-        rendered = self.renderer.render(message, locale=to.locale, name=name)
+        currency = await self._read_currency(message.customer)
+        rendered = self.renderer.render(message, locale=to.locale, name=name, currency=currency)
         return make_mail(message, rendered, sender=channel.sender, to=to)
+
+    async def _read_currency(self, customer: str) -> str:
+        """The currency that Stripe bills a customer in; not read where the plans file has only one."""
+        if len(self.store.catalog.currencies) == 1:
+            return ""
+        _, state = await CustomerStates(self.store).read(customer)
+        return state.currency
 
 
 def parse_smtp_url(url: str) -> dict[str, Any]:

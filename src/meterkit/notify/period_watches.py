@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
+    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
 
 UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
@@ -80,6 +81,11 @@ def digest_of(*parts: str | int) -> str:
     """Derive the id of an event from its cause."""
     text = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return blake2b(text, digest_size=16).hexdigest()
+
+
+def currency_attribute(catalog: Catalog, usage: CustomerUsage) -> Mapping[str, str]:
+    """The attribute ``currency`` of an event; left out where the plans file has only one."""
+    return {"currency": usage["currency"]} if len(catalog.currencies) > 1 else {}
 
 
 async def notify_once(
@@ -349,6 +355,7 @@ class SummaryWatch:
             "period_start_ms": start_ms,
             "period_end_ms": end_ms,
             "overage_cents": charge,
+            **currency_attribute(self._store.catalog, usage),
             "meters": meters,
         }
 

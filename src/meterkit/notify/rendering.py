@@ -53,14 +53,22 @@ class Renderer:
         self._folder = folder
         self._loaded: tuple[Any, Any] | None = None
 
-    def render(self, message: Message, *, locale: str | None, name: str | None) -> RenderedMessage:
+    def render(
+        self, message: Message, *, locale: str | None, name: str | None, currency: str = ""
+    ) -> RenderedMessage:
         """Render the e-mail of a message; if a template of the folder fails, use the built-in one.
+
+        Args:
+            message: the message.
+            locale: of the contact.
+            name: of the contact.
+            currency: that Stripe bills the customer in; empty: none yet.
 
         Raises:
             MeterkitError: jinja2 is not installed (the extra ``notify``).
         """
         built_in, overriding = self._environments()
-        context = self._make_context(message, name)
+        context = self._make_context(message, name, currency)
         if overriding is not None:
             try:
                 return _render_templates(overriding, message.event, _locale_folders(locale), context)
@@ -89,8 +97,8 @@ class Renderer:
             self._loaded = _make_environment(jinja, built_in), overriding
         return self._loaded
 
-    def _make_context(self, message: Message, name: str | None) -> Mapping[str, Any]:
-        catalog = self._catalog()
+    def _make_context(self, message: Message, name: str | None, currency: str) -> Mapping[str, Any]:
+        catalog = self._catalog().in_currency(currency)
         return {
             **message.data,
             "event": message.event,
@@ -98,7 +106,7 @@ class Renderer:
             "plans": {key: plan.name for key, plan in catalog.plans.items()},
             "units": {key: meter.unit for key, meter in catalog.meters.items()},
             "portal_url": catalog.billing.portal_url,
-            "currency": message.data.get("currency", catalog.currency),
+            "currency": message.data.get("currency") or catalog.currency,
         }
 
 

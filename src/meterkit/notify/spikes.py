@@ -13,7 +13,14 @@ from math import exp, log
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
-from meterkit.notify.period_watches import UNREADABLE, LeasedWatch, digest_of, log_unreadable, notify_once
+from meterkit.notify.period_watches import (
+    UNREADABLE,
+    LeasedWatch,
+    currency_attribute,
+    digest_of,
+    log_unreadable,
+    notify_once,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -292,4 +299,5 @@ class SpikeWatch:
             "span": spike.span,
             **units,
             **{f"{name}_cents": cents(quantity) for name, quantity in units.items()},
+            **currency_attribute(self._store.catalog, usage),
         }

@@ -187,19 +187,39 @@ class _OperatorPages:
 
     async def overview(self, request: Request, name: str) -> Response:
         read = await self._read()
+        currencies, currency = self._choose_currency(request, read.sections)
+        sections = [one for one in read.sections if one.currency in {"", currency or one.currency}]
         dated = None if wants_json(request) else await self._health.read()
 
         def show() -> Mapping[str, object]:
             report = None if dated is None else dated.report
             return {
                 "operator": name,
-                "sections": read.sections,
-                "attention": attention_items(read.sections, report),
+                "sections": sections,
+                "currencies": currencies,
+                "currency": currency,
+                "attention": attention_items(sections, report),
                 "checked": dated,
-                "tiles": self._tiles(read),
+                "tiles": self._make_tiles(read, currency),
             }
 
-        return self._pages.answer(request, "operator/overview.html", show, figures_json(read.sections))
+        asked = "currency" in request.query_params
+        plain = figures_json(sections if asked else read.sections)
+        return self._pages.answer(request, "operator/overview.html", show, plain)
+
+    def _choose_currency(self, request: Request, sections: Sequence[Section]) -> tuple[Sequence[str], str]:
+        """Find the currencies that the page can show, and the one that it shows.
+
+        Both are empty for a plans file of one currency without a choice: all figures are shown.
+        """
+        catalog, asked = self._kit.catalog, request.query_params.get("currency")
+        others = sorted({one.currency for one in sections} - {"", *catalog.currencies})
+        currencies = (*catalog.currencies, *others)
+        if asked is not None and asked not in currencies:
+            raise _invalid("currency", f"must be one of {', '.join(currencies)}")
+        if asked is None and len(catalog.currencies) == 1:
+            return (), ""
+        return currencies, asked or catalog.currency
 
     async def figures(self, request: Request, _: str) -> Response:
         sections = (await self._read()).sections
@@ -278,7 +298,7 @@ class _OperatorPages:
             delivered_section(figures["customers"]),
         ]
 
-    def _tiles(self, read: _OverviewReading) -> Sequence[TrendTile]:
+    def _make_tiles(self, read: _OverviewReading, currency: str) -> Sequence[TrendTile]:
         waiting = {
             figure.name: int(figure.value or 0)
             for section in read.sections
@@ -287,7 +307,7 @@ class _OperatorPages:
         }
         figures = None if read.made is None else read.made.figures
         today = self._kit.store.now_ms() // (DAY_MINUTES * MINUTE_MS)
-        return trend_tiles(figures, read.degraded, waiting, self._kit.catalog, today)
+        return trend_tiles(figures, read.degraded, waiting, self._kit.catalog, today, currency=currency)
 
     def _listing(self, request: Request) -> tuple[OperatorList, str]:
         listing = self._lists.get(request.path_params["name"])

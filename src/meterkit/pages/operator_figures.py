@@ -87,6 +87,7 @@ class Section(NamedTuple):
         note: a note on the page, such as why there are no figures.
         headings: of a table: of its rows, then of each column; a row has as many figures as columns.
         charted: the figure that a chart shows; rows are then days.
+        currency: of all its amounts; empty: it has none.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Section(NamedTuple):
     note: str = ""
     headings: Sequence[str] = ()
     charted: str = ""
+    currency: str = ""
 
 
 def customer_sections(totals: CustomerTotals, catalog: Catalog) -> Sequence[Section]:
@@ -146,7 +148,9 @@ def revenue_sections(revenue: RevenueFigures | None, catalog: Catalog) -> Sequen
     found: list[Section] = []
     paid = {currency for figures in revenue["figures"].values() for currency in figures}
     paid |= {currency for _, currency, _ in revenue["growth"]}
-    for currency in sorted(paid or {catalog.currency}):
+    if not paid or len(catalog.currencies) > 1:
+        paid |= set(catalog.currencies)
+    for currency in sorted(paid):
         figures = [
             Figure(
                 name,
@@ -163,7 +167,8 @@ def revenue_sections(revenue: RevenueFigures | None, catalog: Catalog) -> Sequen
             cac, won = revenue["cac"], f"{currency} new"
             figures.append(Figure("cac", "Cost of a new customer", cac, "cents", "changes", won, currency))
         title = f"Revenue in {currency.upper()}"
-        found.append(Section(f"revenue_{currency}", title, figures, f"At the end of {revenue['day']} (UTC)."))
+        note = f"At the end of {revenue['day']} (UTC)."
+        found.append(Section(f"revenue_{currency}", title, figures, note, currency=currency))
         found += [_plans_section(revenue, currency, catalog), _growth_section(revenue, currency)]
     return found
 
@@ -175,7 +180,8 @@ def _plans_section(revenue: RevenueFigures, currency: str, catalog: Catalog) -> 
         for plan, of, mrr in revenue["plans"]
         if of == currency
     ]
-    return Section(f"plans_{currency}", f"Revenue by plan in {currency.upper()}", figures)
+    title = f"Revenue by plan in {currency.upper()}"
+    return Section(f"plans_{currency}", title, figures, currency=currency)
 
 
 def _growth_section(revenue: RevenueFigures, currency: str) -> Section:
@@ -210,6 +216,7 @@ def _growth_section(revenue: RevenueFigures, currency: str) -> Section:
             "Paying",
         ),
         charted="mrr",
+        currency=currency,
     )
 
 

@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.overview.rows import DELIVERY
@@ -313,11 +314,16 @@ async def _read_customers(kit: PagesKit, overview: CustomerOverview, name: str, 
     after = () if position is None else position.groups()
     customers = overview.tables().customers
     found = await in_thread(customers, made.at_ms, name, asked.of, after=after, most=asked.most)
-    page, meters = (
-        _make_page(found, asked.most, "per_mille", "customer", note=as_of(made)),
-        kit.catalog.meters,
-    )
-    units = [meters[row.meter].unit if row.meter in meters else "" for row in found]
+    page, catalog = _make_page(found, asked.most, "per_mille", "customer", note=as_of(made)), kit.catalog
+    currencies: dict[str, str] = {}
+    if len(catalog.currencies) > 1:
+        names = [row.customer for row in found if row.meter in catalog.meters]
+        states = await CustomerStates(kit.store).find_many(names)
+        currencies = {who: one.state.currency for who, one in zip(names, states, strict=True)}
+    own = [catalog.in_currency(currencies.get(row.customer, "")).meters for row in found]
+    units = [
+        meters[row.meter].unit if row.meter in meters else "" for row, meters in zip(found, own, strict=True)
+    ]
     return page._replace(rows=[{**row, "unit": unit} for row, unit in zip(page.rows, units, strict=True)])
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import StreamingResponse
 
+from meterkit.catalog.credit_values import BALANCE_CURRENCY
 from meterkit.csv_text import csv_text
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.insights.statement.lines import PlaceError
@@ -54,6 +55,8 @@ async def answer_statement(
         "customer_name": await read_name(kit, customer),
         "previous_period": f"{from_ms(to_ms(found.period_start) - 1):%Y-%m-%d}",
         "is_one": "line" in request.query_params,
+        "balance_currency": BALANCE_CURRENCY,
+        "charged": {name for name, meter in kit.catalog.meters.items() if meter.charges is not None},
     }
     return pages.answer(request, "statement.html", lambda: shown, asdict(found))
 

@@ -45,6 +45,8 @@ def trend_tiles(
     waiting: Mapping[str, int],
     catalog: Catalog,
     today: int,
+    *,
+    currency: str = "",
 ) -> Sequence[TrendTile]:
     """Make the tiles: revenue, usage, deliveries, and minutes without the store.
 
@@ -54,10 +56,11 @@ def trend_tiles(
         waiting: numbers of meter events (``queued``) and of invoice lines (``invoice_items``) that wait.
         catalog: names the meters.
         today: days since 1970.
+        currency: the only one to show; empty: the first two, each by itself.
     """
     found: list[TrendTile] = []
     if figures is not None:
-        found += [] if figures["revenue"] is None else _revenue_tiles(figures["revenue"], catalog)
+        found += [] if figures["revenue"] is None else _revenue_tiles(figures["revenue"], catalog, currency)
         if (activity := figures.get("activity")) is not None:
             found += _usage_tiles(activity, catalog, today)
             found += _delivery_tiles(activity, waiting, catalog, today)
@@ -100,10 +103,11 @@ def _by_day(units: Mapping[int, int], today: int) -> list[int]:
     return [units.get(today - back, 0) for back in range(ACTIVITY_DAYS - 1, -1, -1)]
 
 
-def _revenue_tiles(revenue: RevenueFigures, catalog: Catalog) -> list[TrendTile]:
+def _revenue_tiles(revenue: RevenueFigures, catalog: Catalog, only: str) -> list[TrendTile]:
     by_currency: dict[str, list[int]] = {}
     for _, currency, moved in revenue["growth"]:
-        by_currency.setdefault(currency, []).append(moved["mrr"])
+        if only in {"", currency}:
+            by_currency.setdefault(currency, []).append(moved["mrr"])
     order = sorted(by_currency, key=lambda currency: (currency != catalog.currency, currency))
     return [
         TrendTile(

@@ -232,6 +232,7 @@ async def usage_figures(
         StoreError: the store does not answer.
     """
     usage = await kit.usage(customer, period=None if at_ms is None else from_ms(at_ms))
+    catalog = kit.catalog.in_currency(usage["currency"])
     start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
     now_ms = kit.store.now_ms()
     name, days, invoices, history, had = await asyncio.gather(
@@ -241,7 +242,7 @@ async def usage_figures(
         kit.customers.history(customer),
         read_tenures(kit.store, start_ms, {customer: start_ms}, customer=customer),
     )
-    plan = kit.catalog.plans.get(usage["plan"])
+    plan = catalog.plans.get(usage["plan"])
     found: UsageFigures = {
         "usage": usage,
         "customer_name": name,
@@ -266,22 +267,22 @@ async def usage_figures(
     rates, grants, of_subjects = await asyncio.gather(
         kit.rates(customer),
         kit.grants.list(customer),
-        read_subjects(kit.store, kit.catalog, customer, plan if subjects else None),
+        read_subjects(kit.store, catalog, customer, plan if subjects else None),
     )
-    tenure, now = had[customer], PlanOffers(kit.catalog, own_prices=True)
+    tenure, now = had[customer], PlanOffers(catalog, own_prices=True)
     own = tenure.seats, tenure.fixed, tenure.addons
-    priced = None if plan is None else plan_cost(kit.catalog, plan, *own)
-    seats = seats_of(kit.catalog, usage, priced)
+    priced = None if plan is None else plan_cost(catalog, plan, *own)
+    seats = seats_of(catalog, usage, priced)
     return {
         **found,
-        "cost": cost_of(kit.catalog, usage, priced),
+        "cost": cost_of(catalog, usage, priced),
         "forecast": _make_forecast(days, usage, start_ms, end_ms, now_ms, now.to(tenure)),
-        "other_plans": _price_other_plans(kit.catalog, usage, tenure, seats),
+        "other_plans": _price_other_plans(catalog, usage, tenure, seats),
         "seats": seats,
-        "storage": stored_of(kit.catalog, usage),
+        "storage": stored_of(catalog, usage),
         "subjects": of_subjects,
-        "budgets": budgets_in(kit.catalog, usage, rates, now_ms),
-        "top_up": top_up_page(kit.catalog),
+        "budgets": budgets_in(catalog, usage, rates, now_ms),
+        "top_up": top_up_page(catalog),
         "rates": [_rate_figures(rate) for rate in rates if rate["meter"] != SPEND],
         "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN_GRANTS],
     }
@@ -470,7 +471,7 @@ class BudgetFigures(TypedDict):
 
 
 class TopUpPage(TypedDict):
-    """The page on which a balance is topped up, and the amounts in minor units."""
+    """The page on which a balance is topped up, and the amounts in US cents."""
 
     credit: str
     url: str

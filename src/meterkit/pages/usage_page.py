@@ -12,7 +12,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from meterkit.allowed_origins import SendingPage, check_sender, origins_of
-from meterkit.catalog.amount_wording import MICRO_UNIT
+from meterkit.catalog.credit_values import BALANCE_CURRENCY
+from meterkit.catalog.meters import MICRO_USD
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.cards import meter_cards, total_so_far
@@ -132,7 +133,8 @@ async def _answer_usage(
 
 def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
     """Return the values of the HTML besides the figures: display names and units."""
-    catalog, usage = kit.catalog, figures["usage"]
+    usage = figures["usage"]
+    catalog = kit.catalog.in_currency(usage["currency"])
     period, storage = usage["period"], figures["storage"]
     now_ms, cost = kit.store.now_ms(), figures["cost"]
     is_now = to_ms(period["start"]) <= now_ms < to_ms(period["end"])
@@ -140,11 +142,8 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
     return {
         "titles": {name: meter.title for name, meter in catalog.meters.items()},
         "unit_of": {name: meter.unit for name, meter in catalog.meters.items()},
-        "money_credits": {
-            name: f"{MICRO_UNIT}{catalog.currency.upper()}"
-            for name, credit in catalog.credits.items()
-            if credit.is_money
-        },
+        "money_credits": {name: MICRO_USD for name, credit in catalog.credits.items() if credit.is_money},
+        "balance_currency": BALANCE_CURRENCY,
         "plan_names": {key: plan.name for key, plan in catalog.plans.items()},
         "gauges": gauges,
         "beyond": {

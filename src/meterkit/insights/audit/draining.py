@@ -13,6 +13,8 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
+from meterkit.catalog.credit_values import BALANCE_CURRENCY
+from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.async_database import database_at
@@ -282,7 +284,7 @@ class AuditDrainer:
                 name for name, fields in page if self._parse_entry(shard, name.decode(), fields, names, rows)
             ]
             if done:
-                self._tally(await in_thread(self.database.insert, rows))
+                await self._tally(await in_thread(self.database.insert, rows))
                 await admin.ask(client.xdel(stream, *done))
                 await self.lease.acquire()
             if len(page) == _PAGE:
@@ -293,14 +295,32 @@ class AuditDrainer:
             else:
                 return int(await admin.ask(client.xlen(stream)))
 
-    def _tally(self, rows: Sequence[AuditRow]) -> None:
+    async def _tally(self, rows: Sequence[AuditRow]) -> None:
         """Count the revenue of new rows for metrics; corrections are left out, as counters only grow."""
-        tallies = self._store.tallies
-        if tallies is None:
+        tallies, catalog = self._store.tallies, self._store.catalog
+        earning = [row for row in rows if row.revenue > 0]
+        if tallies is None or not earning:
             return
-        for row in rows:
-            if row.revenue > 0:
-                tallies.count_revenue(row.model, row.provider, row.revenue)
+        currencies = await self._read_currencies({row.customer for row in earning})
+        for row in earning:
+            currency, meter = currencies.get(row.customer), catalog.meters.get(row.meter)
+            if currency is not None and meter is not None and meter.charges is not None:
+                currency = BALANCE_CURRENCY
+            tallies.count_revenue(row.model, row.provider, row.revenue, currency)
+
+    async def _read_currencies(self, customers: set[str]) -> Mapping[str, str]:
+        """Read the currencies of customers; empty if the plans file has only one."""
+        store, catalog, admin = self._store, self._store.catalog, await self._store.admin()
+        if len(catalog.currencies) == 1:
+            return {}
+        names, pipe = sorted(customers), admin.client.pipeline(transaction=False)
+        for name in names:
+            pipe.hget(store.keys.customer(name).state, "data")
+        states = [CustomerState.parse(data or b"") for data in await admin.ask(pipe.execute())]
+        return {
+            name: catalog.in_currency(state.currency).currency
+            for name, state in zip(names, states, strict=True)
+        }
 
     async def root_of(self, customer: str) -> tuple[int, str] | None:
         """Drain the customer's shard; length and root of its chain then. None: no chain.

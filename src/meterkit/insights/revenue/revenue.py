@@ -82,7 +82,8 @@ async def read_overage(store: Store, since_ms: int, until_ms: int) -> list[Overa
             charged = await _sum_charges(store, customer, state, begins_ms, since_ms, until_ms)
             amount = round(charged * MICRO)
             if amount:
-                found.append(OverageAmount(customer, store.catalog.currency, amount))
+                currency = store.catalog.in_currency(state.currency).currency
+                found.append(OverageAmount(customer, currency, amount))
     return sorted(found)
 
 
@@ -195,8 +196,8 @@ class RevenueDay:
         forecast: what ``mrr`` is expected to be a month later, if it changes as it did in the three months
             before; None: there is no snapshot of a month before.
         forecast_error: how far such forecasts were off in the last six months, on average, as a share.
-        cac: what was spent in the month until that day per new customer (cents, in the currency of the plans
-            file); None: nothing was spent, or no customer was new.
+        cac: what was spent in the month until that day per new customer (cents, in the first currency of the
+            plans file, with its new customers); None: nothing was spent, or no customer was new.
     """
 
     day: date
@@ -267,7 +268,7 @@ class Revenue:
             await asyncio.sleep(_EVERY_S)
 
     async def spend(self, day: date, cents: int) -> None:
-        """Say what was spent on a day to win customers, in cents of the plans file's currency.
+        """Say what was spent on a day to win customers, in cents of the plans file's first currency.
 
         Said again, the last word counts.
 

@@ -152,7 +152,7 @@ class UsageReplay:
         overrides = {meter: dict(given) for meter, given in tenure.overrides.items()}
         for member, given in tenure.subject_overrides.items():
             overrides = with_subject_override(overrides, member, given, until_ms=None, now_ms=begins_ms)
-        state = CustomerState(subscription=subscription, overrides=overrides)
+        state = CustomerState(subscription=subscription, overrides=overrides, currency=tenure.currency)
         await CustomerStates(self._store).change(customer, lambda _: state)
         refused, first_ms = Counter[str](), None
         for event in events:

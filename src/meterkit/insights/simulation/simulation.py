@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from hashlib import blake2b
 from importlib import import_module
@@ -43,18 +43,20 @@ class SimulatedCustomer:
     Attributes:
         customer: the id.
         plan: the key of the plan.
+        currency: of ``now_cents``, ``then_cents`` and margins: the customer's.
         now_cents, then_cents: the price of the period, its seats and its overage, under either plans file.
         refused: meter to the units that were served and would have been refused.
         refused_first_at: when the first of them was.
         estimates: why the figures are estimates; empty: they are exact.
         now_margin_cents, then_margin_cents: what is left when the units served are paid; None: no costs are
-            given.
-        now_charged_cents, then_charged_cents: what calls took from a balance in money, and would have taken;
-            None: the current file has no such balance.
+            given, or the customer's currency is not the first of the current file.
+        now_charged_cents, then_charged_cents: what calls took from a balance in money, and would have taken,
+            in US cents; None: the current file has no such balance.
     """
 
     customer: str
     plan: str
+    currency: str
     now_cents: int
     then_cents: int
     refused: Mapping[str, int]
@@ -124,15 +126,15 @@ async def simulate(
         catalog: the other plans file.
         at_ms: the instant.
         customer: the only one to look at; None: all.
-        costs: meter to what one unit costs the seller, in minor units.
+        costs: meter to what one unit costs the seller, in minor units of the current file's first currency.
         sample: how many customers are gone through both ways, and compared.
         progress: called with how many customers are done, of how many that are gone through.
 
     Raises:
-        MeterkitError: the database or the store does not answer, or the other file has another currency.
+        MeterkitError: the database or the store does not answer, or the other file lacks a currency.
         ImportError: DuckDB or the server of the extra ``embedded`` is missing.
     """
-    _refuse_other_currency(store.catalog, catalog)
+    catalog = _with_currencies(store.catalog, catalog)
     logs: Any = import_module("meterkit.insights.simulation.usage_log")  # DuckDB takes a while to import.
     with (
         TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name,
@@ -156,7 +158,9 @@ async def simulate(
         tried = await trial.tried()
         twice = _sampled([who for who in cases if cases[who].sums and who not in trial.replayed], sample)
         again = await trial.replay(twice)
-    found = [_build_customer(who, case, tried[who], costs, charged) for who, case in cases.items()]
+    found = [
+        _build_customer(who, case, tried[who], costs, charged, store.catalog) for who, case in cases.items()
+    ]
     return Simulation(
         customers=found,
         missing_meters=_missing_meters(cases.values(), catalog),
@@ -168,12 +172,22 @@ async def simulate(
     )
 
 
-def _refuse_other_currency(now: Catalog, then: Catalog) -> None:
-    if then.currency != now.currency:
+def _with_currencies(now: Catalog, then: Catalog) -> Catalog:
+    """The other plans file with the first currency of the current one, which customers without one have.
+
+    Raises:
+        MeterkitError: it lacks a currency of the current one.
+    """
+    if missing := [one for one in now.currencies if one not in then.currencies]:
         raise MeterkitError(
-            f"the plans file to try has the currency {then.currency}, the plans file of now has"
-            f" {now.currency}; give both the same: amounts of two currencies are not compared"
+            f"the plans file to try has the currency {', '.join(then.currencies)}, the plans file of now has"
+            f" {', '.join(now.currencies)}; give it {', '.join(missing)}, too: amounts of two currencies are"
+            " not compared"
         )
+    if then.currency == now.currency:
+        return then
+    others = {one: then.in_currency(one) for one in then.currencies if one != now.currency}
+    return replace(then.in_currency(now.currency), other_currencies=others)
 
 
 def _charged_meter(catalog: Catalog) -> str | None:
@@ -347,7 +361,10 @@ def _build_customer(
     tried: TrialResult,
     costs: Mapping[str, Fraction] | None,
     charged: _ChargedUnits | None,
+    catalog: Catalog,
 ) -> SimulatedCustomer:
+    currency = catalog.in_currency(case.tenure.currency).currency
+    costs = costs if currency == catalog.currency else None
     now, then = case.now.charge(_overage(case)), case.then.charge(tried.overage)
     if case.tenure.is_unpaid:
         now = then = Fraction(0)
@@ -355,6 +372,7 @@ def _build_customer(
     return SimulatedCustomer(
         customer=who,
         plan=case.tenure.plan,
+        currency=currency,
         now_cents=round(now),
         then_cents=round(then),
         refused=tried.refused,

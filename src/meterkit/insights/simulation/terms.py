@@ -332,6 +332,7 @@ class PlanTenure:
         addons: that it paid for.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         subject_overrides: ``KIND:ID`` to limits of that subject, likewise.
+        currency: that Stripe bills the customer in; empty: none yet, or not known.
         prices: of the subscription's metered items when the period ended, or now.
         fixed: what the subscription pays for the plan and its seats.
     """
@@ -345,6 +346,7 @@ class PlanTenure:
     seats: int
     overrides: Mapping[str, Mapping[str, object]]
     subject_overrides: Mapping[str, Mapping[str, object]]
+    currency: str = ""
     prices: ItemPrices = NO_PRICES
     fixed: FixedPrices = NO_FIXED_PRICES
     addons: Bought = ()
@@ -367,15 +369,15 @@ class PlanOffers:
     def __init__(self, catalog: Catalog, *, own_prices: bool = False) -> None:
         self._catalog = catalog
         self._own_prices = own_prices
-        self._known: dict[tuple[str, int, Bought, str, ItemPrices, FixedPrices], TrialTerms] = {}
+        self._known: dict[tuple[str, str, int, Bought, str, ItemPrices, FixedPrices], TrialTerms] = {}
 
     def to(self, tenure: PlanTenure) -> TrialTerms:
         """Terms of a customer; the default plan replaces one that the file lacks."""
-        catalog, overrides = self._catalog, tenure.overrides
+        catalog, overrides = self._catalog.in_currency(tenure.currency), tenure.overrides
         prices = tenure.prices if self._own_prices else NO_PRICES
         fixed = tenure.fixed if self._own_prices else NO_FIXED_PRICES
         text = json.dumps(overrides, sort_keys=True) if overrides else ""
-        key = (tenure.plan, tenure.seats, tenure.addons, text, prices, fixed)
+        key = (catalog.currency, tenure.plan, tenure.seats, tenure.addons, text, prices, fixed)
         if key not in self._known:
             plan = catalog.plans.get(tenure.plan, catalog.plans[catalog.default_plan])
             plan = with_addons(plan, tenure.addons, catalog) if tenure.addons else plan
@@ -446,6 +448,7 @@ def _build_tenure(
         seats=given.seats,
         overrides=own.meters,
         subject_overrides=own.subjects,
+        currency=state.currency,
         prices=NO_PRICES if state.subscription is None else state.subscription.prices_at(last_ms),
         fixed=fixed_prices_at(state.subscription, plan, last_ms),
         addons=paid_addons_at(state.subscription, last_ms),

@@ -146,6 +146,7 @@ class Statement:
     Attributes:
         is_final: whether all lines are on invoices that do not change any more.
         invoices: of the period; empty: none is made yet, and the lines are those of the plans file.
+        currency: of all amounts but balances, which are in US dollars.
         total_cents: the sum of the invoices' totals, and of the lines that are on no invoice.
         balance: changes of balances in money.
     """
@@ -391,6 +392,14 @@ def price_line(
         amount_cents=max(0, cents),
         note="; ".join(f"{count} {words}" for count, words in notes if count > 0),
     )
+
+
+def without_amount(line: StatementLine, currency: str) -> StatementLine:
+    """A line that no invoice has, without its amount: the customer's invoices are in another currency."""
+    if line.invoice is not None or not line.amount_cents:
+        return line
+    note = f"its price in the plans file is in {currency.upper()}"
+    return replace(line, unit_amount="", amount_cents=0, note="; ".join(filter(None, (line.note, note))))
 
 
 def build_event(row: Mapping[str, Any], reason: str) -> StatementEvent:

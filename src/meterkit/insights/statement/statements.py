@@ -27,6 +27,7 @@ from meterkit.insights.statement.lines import (
     price_in,
     price_line,
     select_events,
+    without_amount,
 )
 from meterkit.outbox.billed_usage_terms import is_billed_by_lines
 from meterkit.outbox.line_metadata import METER_KEY, is_usage_invoice, is_usage_line
@@ -247,14 +248,17 @@ class Statements:
         made = _StatementBuilder(self._store, database, usage, state)
         invoices = await self._read_invoices(state, usage)
         lines, wanted = await made.lines(invoices, None if not invoices else PeriodInvoices(self._api()))
-        totals = [int(one["total"]) for one in invoices]
+        currency = str(invoices[0]["currency"]) if invoices else usage["currency"]
+        if currency != usage["currency"]:
+            lines = [without_amount(line, usage["currency"]) for line in lines]
+        totals = [int(one["total"]) for one in invoices if one["currency"] == currency]
         totals += [line.amount_cents for line in lines if line.invoice is None]
         found = Statement(
             customer=customer,
             period_id=usage["period"]["id"],
             period_start=usage["period"]["start"],
             period_end=usage["period"]["end"],
-            currency=str(invoices[0]["currency"]) if invoices else self._store.catalog.currency,
+            currency=currency,
             is_final=_is_final(invoices, to_ms(usage["period"]["end"])) and not made.waiting_meters(),
             invoices=tuple(map(build_invoice, invoices)),
             lines=tuple(lines),
@@ -446,8 +450,8 @@ class _StatementBuilder:
         return self._plain_line(f"usage/{meter}", "usage", f"Usage of {meter}", meter=meter)
 
     async def _fixed_lines(self) -> list[StatementLine]:
-        """Prices of the plan, seats and add-ons, by the subscription's items, otherwise by the plans file."""
-        customer, catalog = self._usage["customer"], self._store.catalog
+        """Prices of plan, seats and add-ons, by the subscription's items, otherwise by the plans file."""
+        customer, catalog = self._usage["customer"], self._store.catalog.in_currency(self._usage["currency"])
         plan = catalog.plans.get(self._usage["plan"])
         if plan is None:
             return []
