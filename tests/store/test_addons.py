@@ -135,7 +135,7 @@ async def test_addons_that_a_plan_does_not_list_give_nothing(kit: MeterKit) -> N
 
 @pytest.mark.parametrize("first", ["plain", "buyer"])
 async def test_customers_of_one_plan_share_no_addon(kit: MeterKit, first: str) -> None:
-    """Programs and packed terms of a plan are shared by its customers, and so would be the credits that pay."""
+    """Programs and packed terms of a plan are shared by its customers: so would its credits be."""
     await fetched(kit, subscription(), customer="plain")
     await fetched(kit, sold(addons=(("credit", 1),)), customer="buyer")
     await fetched(kit, sold(addons=(("credit", 2),)), customer="twice")

@@ -18,6 +18,7 @@ from drivers.priced_shop import metered_lines, renewed, usage_lines
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
+from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -110,6 +111,32 @@ async def test_a_portal_switch_counts_from_stripes_second(store_url: str) -> Non
         at.clock.set(END - HOUR)
         await at.kit.subscriptions.sync("acme")
         assert await given(at) == (550, 550, 100)
+
+
+WITH_ADDON: Final = loads(
+    PLANS.replace("    rank: 5\n", "    rank: 5\n    addons: [pack]\n")
+    + """
+addons:
+  pack:
+    price: {amount_cents: 500, interval: month}
+    meters: {requests: {included: 100}}
+    grants: [{credit: usd, quantity: 9, every: period}]
+"""
+)
+
+
+async def test_an_addon_from_the_portal_counts_from_stripes_second(store_url: str) -> None:
+    async with shop(store_url, catalog=WITH_ADDON, selling=StripeEmulator.add_plans) as at:
+        begun = await at.subscribed(plan="team")
+        at.clock.set(HALF)
+        item = {"subscription": begun.id, "price": "price_addon_pack", "quantity": "2"}
+        await at.stripe_change("/v1/subscription_items", **item)
+        at.clock.set(HALF + 9 * HOUR)
+        await at.stripe_change(f"/v1/subscriptions/{begun.id}", description="Later")
+        at.clock.set(END - HOUR)
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.usage("acme"))["addons"] == {"pack": 2}
+        assert await given(at) == (200, 100, 29)
 
 
 DAY: Final = timedelta(days=1)

@@ -56,6 +56,11 @@ def is_sold_here(found: Mapping[str, Any], catalog: Catalog) -> bool:
     return plan_of(found, catalog) is not None
 
 
+def addons_of(found: Mapping[str, Any], catalog: Catalog) -> Bought:
+    """The add-ons of a subscription as Stripe shows it."""
+    return _count_addons(items_in(found), catalog)
+
+
 def plan_of(found: Mapping[str, Any], catalog: Catalog) -> Plan | None:
     """The plan of a subscription by its base price; None: no plan of the plans file."""
     return _plan_of(items_in(found), catalog)

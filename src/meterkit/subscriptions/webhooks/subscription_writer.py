@@ -39,14 +39,14 @@ from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.invoice_payments import is_rest_paid
 from meterkit.subscriptions.line_prices import line_price_changes
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
-from meterkit.subscriptions.subscription_reading import keep_shown_line_terms, metered_of, plan_of
+from meterkit.subscriptions.subscription_reading import addons_of, keep_shown_line_terms, metered_of, plan_of
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
     from typing import TypeAlias
 
-    from meterkit.catalog import Catalog
+    from meterkit.catalog import Bought, Catalog
     from meterkit.decisions.allowance import Overdraft
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.periods import Bounds
@@ -341,7 +341,7 @@ async def plan_changed_ms(
     found: SubscriptionState | None,
     cause: str,
 ) -> int | None:
-    """Time of a plan change at Stripe (ms); None: there was none, or Stripe has no event of it.
+    """Time of a change of plan or add-ons at Stripe (ms); None: none, or Stripe has no event of it.
 
     Args:
         store: of the kit.
@@ -355,7 +355,8 @@ async def plan_changed_ms(
     """
     if known is None or found is None or known.id != found.id:
         return None
-    if known.plan_at(store.now_ms()) == found.plan:
+    now_ms = store.now_ms()
+    if (known.plan_at(now_ms), known.addons_at(now_ms)) == (found.plan, found.addons):
         return None
     catalog = store.catalog
     try:
@@ -378,16 +379,21 @@ async def plan_changed_ms(
 
 
 def _event_time_ms(event: Mapping[str, Any], found: SubscriptionState, catalog: Catalog) -> int | None:
-    """Time of the event (ms), if it changed the subscription to its plan; else None."""
+    """Time of the event (ms), if it changed the subscription to its plan and add-ons; else None."""
     data = part_of(event, "data")
     shown = part_of(data, "object")
     if text_in(shown, "id") != found.id or found.plan is None:
         return None
-    plans = [
-        plan_of({**shown, **previous}, catalog) for previous in ({}, part_of(data, "previous_attributes"))
-    ]
-    after, before = (None if plan is None else plan.key for plan in plans)
-    return int(event["created"]) * 1000 if after == found.plan != before else None
+    now = found.plan, found.addons
+    after, before = (
+        _sold_by({**shown, **previous}, catalog) for previous in ({}, part_of(data, "previous_attributes"))
+    )
+    return int(event["created"]) * 1000 if after == now != before else None
+
+
+def _sold_by(shown: Mapping[str, Any], catalog: Catalog) -> tuple[str | None, Bought]:
+    plan = plan_of(shown, catalog)
+    return None if plan is None else plan.key, addons_of(shown, catalog)
 
 
 _SECOND_MS: Final = 1_000
