@@ -341,9 +341,7 @@ async def test_in_restricted_access_it_lives_on(kit: MeterKit, clock: Clock) -> 
 # Given once in a customer's life.
 
 
-ONCE: Final = (
-    PLANS
-    + """
+_GIVEN_ONCE: Final = """\
   start:
     extends: none
     grants: [{credit: ai, quantity: 70, every: once, id: welcome, expires: 90d}]
@@ -354,7 +352,7 @@ ONCE: Final = (
     extends: none
     grants: [{credit: ai, quantity: 30, every: once}]
 """
-)
+ONCE: Final = PLANS.replace("addons:\n  boost", f"{_GIVEN_ONCE}addons:\n  boost")
 
 
 @pytest.fixture

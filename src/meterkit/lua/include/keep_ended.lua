@@ -5,20 +5,28 @@
 -- then.
 local function keep_ended(file, rolls)
   local starts, rules = unpack(rolls)
+  local ended = {}
   file.newest = {}
-  for _, grants in ipairs({file.list, file.ended}) do
-    for i = #grants, 1, -1 do
-      local grant = grants[i]
-      local name = string.match(grant.name, '^(p .*) %d+$')
-      if name and rules[name] then
-        file.newest[name] = math.max(file.newest[name] or 0, grant.effective)
-        if grants == file.ended and grant.effective > starts[1] - 2 * MINUTE_MS then
-          grant.until_ms, grant.changed = starts[#starts], true
-          file.list[#file.list + 1] = table.remove(grants, i)
-        end
-      end
+  local function may_live_on(grant)
+    local name = string.match(grant.name, '^(p .*) %d+$')
+    if name and rules[name] then
+      file.newest[name] = math.max(file.newest[name] or 0, grant.effective)
+      return true
+    end
+    return false
+  end
+  for _, grant in ipairs(file.list) do
+    may_live_on(grant)
+  end
+  for _, grant in ipairs(file.ended) do
+    if may_live_on(grant) and grant.effective > starts[1] - 2 * MINUTE_MS then
+      grant.until_ms, grant.changed = starts[#starts], true
+      file.list[#file.list + 1] = grant
+    else
+      ended[#ended + 1] = grant
     end
   end
+  file.ended = ended
   -- Of several grants of a period that was another one then, the youngest stands for all.
   table.sort(file.list, function(a, b) return a.effective < b.effective end)
 end
