@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.asgi.limit_fields import format_fields, policy_field
 from meterkit.asgi.merged_headers import join_names, merge_headers
 from meterkit.catalog.amount_wording import money
+from meterkit.catalog.credit_values import BALANCE_CURRENCY
 from meterkit.catalog.meters import CHARGED
 from meterkit.decisions.verdicts import UNKNOWN_WAIT_MS
 from meterkit.problem_types import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
@@ -437,11 +438,8 @@ class Offer:
                 and url
                 and any(name.startswith(f"{credit.name}{CHARGED}-") for name in violated)
             ):
-                amounts, currency = tuple(sorted(credit.top_up.packs)), catalog.currency
-                currency = (
-                    "usd" if credit.is_money else currency
-                )  # Whatever the customer pays other things in.
-                return cls(credit=credit.name, url=url, amounts_cents=amounts, currency=currency)
+                amounts = tuple(sorted(credit.top_up.packs))
+                return cls(credit=credit.name, url=url, amounts_cents=amounts, currency=BALANCE_CURRENCY)
         return None
 
     @property

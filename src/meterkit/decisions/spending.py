@@ -11,6 +11,7 @@ from math import gcd, isqrt
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.amount_wording import micros_per_minor_unit
+from meterkit.catalog.credit_values import BALANCE_CURRENCY
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.grants import target_of
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 UNCAPPED: Final = 8 * 10**15
 """Cap of a meter without a cap; included and this together stay exact in Lua."""
 _EXACT: Final = 9 * 10**15
-_OF_PROVIDERS: Final = "usd"
 
 
 class UnitPrice(NamedTuple):
@@ -49,7 +49,7 @@ def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catal
         return None
     if catalog.meters[meter].charges is not None:
         # A balance stays in US dollars, and dollars are no part of what is spent in another currency.
-        return UnitPrice(1, 1, is_all=1) if catalog.currency == _OF_PROVIDERS else None
+        return UnitPrice(1, 1, is_all=1) if catalog.currency == BALANCE_CURRENCY else None
     per, amount_cents = given.overage.per, given.overage.amount_cents
     if given.overage.mode != "bill" or per is None or not amount_cents:
         return None
