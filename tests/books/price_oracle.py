@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -189,6 +189,7 @@ class Ledger:
     wrong: list[str] = field(default_factory=list[str])
     plan_times: PlanTimes = field(init=False)
     _names: dict[str, str] = field(default_factory=dict[str, str])
+    _ends: dict[tuple[str, datetime], datetime] = field(default_factory=dict[tuple[str, datetime], datetime])
     _known: dict[str, _AtStripe | None] = field(default_factory=dict[str, "_AtStripe | None"])
 
     def __post_init__(self) -> None:
@@ -454,15 +455,19 @@ class Ledger:
         """All that is wrong with the invoices and with the books, in words; nothing, where all is right."""
         lines = await self.lines()
         void = await self.world.list("/v1/invoices", status="void")
-        # Late lines are on the next renewal, which Stripe voids where a person has paused collection so.
-        renewals = {one["id"] for one in void if self.has_lines and one["billing_reason"] == _RENEWAL}
-        forgiven = renewals | {one["id"] for one in void if one["metadata"].get("forgiven")}
+        # A renewal that Stripe voids, as a person has paused collection so, forgives its lines.
+        renewals = [one for one in void if self.has_lines and one["billing_reason"] == _RENEWAL]
+        forgiven = {one["id"] for one in void if one in renewals or one["metadata"].get("forgiven")}
         wrong = [
             f"{line}: {line.amount} cents" for line in lines if line.amount != line.quantity * line.price
         ]
         unbilled = _match(self.log, lines)
         late, agree, advice = await self._books()
         again = self._billed_again(lines, late)
+        for place, units in self._voided({one["period_end"] for one in renewals}).items():
+            free = min(max(0, unbilled[place] - late[place]), units)
+            unbilled[place] -= free
+            again[place[0], place[1]] += free
         self._forgive_sent_back(lines, advice)
         for customer, meter, period in sorted({*unbilled, *late}):
             units, told = unbilled[customer, meter, period], late[customer, meter, period]
@@ -497,6 +502,15 @@ class Ledger:
                     f"{line}: {line.left - billed_late} of it were never recorded at that price then"
                 )
         return self.wrong + wrong + self._accepted(late) + await self._remembered(late)
+
+    def _voided(self, ends_s: Container[int]) -> Counter[_Place]:
+        """Usage of periods that end with a void invoice, by customer, meter and period."""
+        found = Counter[_Place]()
+        for entry in self.log:
+            ends = self._ends.get((entry.customer, entry.period))
+            if ends is not None and int(ends.timestamp()) in ends_s:
+                found[entry.customer, entry.meter, entry.period] += entry.overage
+        return found
 
     def _forgive_sent_back(self, lines: Sequence[Line], advice: dict[_Place, str]) -> None:
         """Take off lines what the books tell people to credit, up to what corrections have sent back.
@@ -553,6 +567,7 @@ class Ledger:
             for one in await self.world.do(self.world.kit.reconcile(customer, at=period)):
                 if one.period_start != period:  # All of it was taken back, and another period is there.
                     continue
+                self._ends[customer, period] = one.period_end
                 late[customer, one.meter, period] = one.late
                 agree[customer, one.meter, period] = one.agrees
                 advice[customer, one.meter, period] = one.advice if one.is_closed else ""
