@@ -540,7 +540,7 @@ class RollingWorld(SharesWorld):
         super(PaidWorld, self).__init__(wire, texts, random, sales=ROLLING)
 
     def deeds(self) -> Mapping[str, float]:
-        return {**super().deeds(), "amend": 4, "pass_months": 12, "dwindle": 3}
+        return {**super().deeds(), "amend": 4, "pass_months": 12, "dwindle": 3, "lose": 6}
 
     def amend(self, name: str) -> None:
         """Change the plan within a subscription, or without one; that is remembered."""
@@ -558,6 +558,20 @@ class RollingWorld(SharesWorld):
             status_since_ms=self.wall,
         )
         self.put(name, with_plan_changes(state, changed, self.catalog, self.wall))
+
+    def lose(self, name: str) -> None:
+        """Lose a used-up grant of an earlier period, as under a plans file by which nothing lived on."""
+        grants = self.model.customers[name].purse.grants
+        old = [
+            grant.name
+            for grant in grants.values()
+            if grant.name.startswith("p ") and not grant.left
+            if any(one.kind == grant.kind and one.effective > grant.effective for one in grants.values())
+        ]
+        key = self.keys.customer(name, anonymous=name == ANONYMOUS).grants
+        for lost in sorted(old):
+            del grants[lost]
+            self.wire(pack("HDEL", key, lost, "balance"))
 
     def pass_months(self, name: str) -> None:
         """Let the period end, or several; then use something, or only ask."""

@@ -7,7 +7,7 @@ local function add_once(file, once, start_ms, end_ms, now)
   for _, grant in ipairs(once) do
     local name, target, quantity, priority, life, began_ms, ended_ms = unpack(grant)
     local field, start = 'once' .. string.sub(name, 2), began_ms or start_ms
-    local finish = began_ms and ended_ms or end_ms
+    local finish = ended_ms or end_ms
     local expires = life == 0 and finish or start + life
     if not file.once[field] then
       file.once[field], file.given[field], file.due = true, string.format('%.0f', start), true
