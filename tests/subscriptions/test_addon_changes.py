@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from datetime import timedelta
 from typing import Any, Final
@@ -19,6 +20,7 @@ from meterkit import (
     QuantityError,
     SeatsInUseError,
     StripeError,
+    StripeUnavailableError,
     Subscription,
     SubscriptionError,
     UnknownAddonError,
@@ -434,3 +436,17 @@ async def test_an_estimate_counts_addons(at: Shop) -> None:
     assert estimated.description.startswith(exact.description)
     assert estimated.description.endswith("Stripe gave no preview.")
     assert (estimated.charge_cents, exact.charge_cents) == (1000, 1000)
+
+
+@pytest.mark.parametrize("part", ["subscriptions", "subscription_schedules"])
+async def test_a_repeat_after_a_lost_answer_does_the_rest_once(at: Shop, part: str) -> None:
+    subscription = await begun(at, addons={"storage_pack": 3})
+    asked = {"call_pack": 2, "storage_pack": 1}
+    path = f"/v1/subscriptions/{subscription}" if part == "subscriptions" else f"/v1/{part}"
+    at.emulator.fail_next("drop", when="after", path=path, skip=int(part == "subscriptions"))
+    with contextlib.suppress(StripeUnavailableError):
+        await at.kit.subscriptions.set_addons("acme", asked)
+    done = await at.kit.subscriptions.set_addons("acme", asked)
+    assert done.subscription.addons == {"call_pack": 2, "storage_pack": 3}
+    assert waiting(done.subscription) == ("team", asked, END)
+    assert await paid(at) == [4500, 500]
