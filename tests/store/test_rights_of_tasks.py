@@ -62,6 +62,9 @@ plans:
     rank: 10
     price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
     meters: {tokens: {included: 10, overage: bill}, disk: {included: 1000, overage: {percent: 10, grace: 7d}}}
+    addons: [pack]
+addons:
+  pack: {price: {amount_cents: 500, interval: month}, meters: {tokens: {included: 10}}}
 """
 NEEDS_NO_STORE: Final = {
     *("demo", "check", "schema", "routes", "stripe emulator", "stripe sync"),
@@ -89,8 +92,8 @@ webhooks: list; redrive
 notify: list; redrive; preview storage.over
 import: stripe --dry-run
 plans: migrate pro free --dry-run
-subscriptions: show acme; preview acme --plan pro; change acme pro; seats acme 2; cancel acme; resume acme
-subscriptions: invoices acme; sync acme; check; repair acme
+subscriptions: show acme; preview acme --plan pro; change acme pro; seats acme 2; addons acme pack=1
+subscriptions: cancel acme; resume acme; invoices acme; sync acme; check; repair acme
 customers: unlink bob; delete acme --cancel
 """
 
@@ -269,6 +272,7 @@ def test_the_documented_rights_are_enough_for_each_command(
     emulator = StripeEmulator()
     emulator.add_meter("ai_tokens")
     emulator.add_price(1000, price_id="price_pro", product=emulator.add_product("Pro"))
+    emulator.add_price(500, lookup_key="meterkit:addon:pack")
     emulator.add_payment_method(emulator.add_customer("cus_acme"), "pm_card_visa")
     (tmp_path / "plans.yaml").write_text(PLANS)
     monkeypatch.chdir(tmp_path)
