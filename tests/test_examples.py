@@ -260,8 +260,9 @@ def test_the_product_shows_pages_to_who_signed_in() -> None:
                 assert figures["usage"]["meters"]["questions"]["recorded"] == 63
                 others = {one["plan"]: (one["cost_cents"], one["refused"]) for one in figures["other_plans"]}
                 # Four seats are in use; Team includes two seats and five questions.
-                assert others == {"free": (0, ["questions", "seats"]), "team": (2900 + 2 * 900 + 58 * 50, [])}
-                assert [one["total_cents"] for one in figures["invoices"]] == [9900, 4522, 3800]
+                assert others == {"free": (0, ["questions", "seats"]), "team": (2700 + 2 * 800 + 58 * 45, [])}
+                assert [one["total_cents"] for one in figures["invoices"]] == [9200, 3070, 1300, 3500]
+                assert {one["currency"] for one in [figures["usage"], *figures["invoices"]]} == {"eur"}
                 assert browser.get("/operator/").status_code == 403
             with signed_in(address, operator) as browser:
                 assert browser.get("/usage/").status_code == 401

@@ -1,8 +1,8 @@
 """Plays a customer's life against an emulated Stripe, months in seconds: python play.py [--keep]
 
-Sign-up, checkout, seats, an upgrade, a payment that fails until the account is locked, recovery, and the
-end. Stripe's webhooks are posted to the app, signed, each of them twice. With --keep the account stays,
-and the app serves its pages until Ctrl-C.
+Sign-up, checkout in euros, seats, an add-on, an upgrade, a payment that fails until the account is
+locked, recovery, and the end. Stripe's webhooks are posted to the app, signed, each of them twice. With
+--keep the account stays, and the app serves its pages until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ async def act(play: Play) -> None:
     play.tell("signed up, and asked four questions", answers=await play.questions(4))
 
     urls = {"success_url": f"{ORIGIN}/welcome", "cancel_url": f"{ORIGIN}/prices"}
-    page = (await play.ask("POST", "/billing/checkout", plan="team", seats=3, **urls)).json()["url"]
+    page = (await play.ask("POST", "/billing/checkout", plan="team", seats=3, currency="eur", **urls)).json()[
+        "url"
+    ]
     play.stripe.complete_checkout(page)
     await play.webhooks()
     found = await play.subscription()
@@ -100,10 +102,17 @@ async def act(play: Play) -> None:
     used = (await play.ask("GET", "/billing/usage")).json()["meters"]["questions"]
     play.tell("asked seven, five are included", overage=used["overage"], delivered=used["delivered"])
 
+    bought = (await play.ask("PUT", "/billing/subscription/addons", more_questions=1)).json()
+    included = (await play.ask("GET", "/billing/usage")).json()["meters"]["questions"]["included"]
+    play.tell("bought 20 more questions", costs=bought["proration"]["net_cents"], included=included)
+
     await play.pass_time(timedelta(days=10))
     preview = (await play.ask("GET", "/billing/subscription/preview?plan=company")).json()["proration"]
     changed = (await play.ask("PUT", "/billing/subscription/plan", plan="company")).json()
-    play.tell("upgraded to Company", preview=preview["net_cents"], plan=changed["subscription"]["plan"])
+    found = changed["subscription"]
+    play.tell(
+        "upgraded to Company", preview=preview["net_cents"], plan=found["plan"], ended=changed["ended_addons"]
+    )
 
     owner = (await play.kit.customers.get("acme")).stripe_customer or ""
     play.stripe.fail_payments(owner)
