@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
-_lacking: Final = Throttle(HOUR_S)
 _EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
 _EVENT: Final = "evt_"
 _PAYMENT: Final = "pi_"
@@ -83,6 +82,7 @@ class CustomerSyncer:
         self._drift_log = DriftLog(self.store, self.api)
         self._linker = CustomerLinker(self.store, self.api)
         self._gate = PaymentGate(self.api)
+        self._lacking = Throttle(HOUR_S)
         self._facts = PriceFactsReader(self.api)
         self._writer = SubscriptionWriter(self.store, self.api, self.end_usage)
 
@@ -180,7 +180,7 @@ class CustomerSyncer:
             if shown.get("deleted") is True:
                 return None
         currency = await read_billed_currency(self.api(), self.store.catalog, found, shown, chosen)
-        if len(currencies) > 1 and currency not in {"", *currencies} and _lacking.is_due(customer):
+        if len(currencies) > 1 and currency not in {"", *currencies} and self._lacking.is_due(customer):
             _logger.warning(
                 "customer %r is billed in %s at Stripe, which the plans file lacks: limits and figures have"
                 " its amounts in %s, and nothing can be sold; add %s to `currency`",
