@@ -232,7 +232,8 @@ class InvoiceReader:
     async def _in_currency(self, price: str, found: dict[str, Any], currency: str) -> dict[str, Any]:
         """A price with its amounts in another currency than it is shown in, if it has any."""
         path, tiers = f"/v1/prices/{price}", f"currency_options.{currency}.tiers"
-        options = (await self._api.get(path, {"expand": ["currency_options"]})).get("currency_options") or {}
+        shown = await self._api.get(path, {"expand": ["currency_options"]})
+        options: dict[str, dict[str, Any]] = shown.get("currency_options") or {}
         if currency not in options:
             return found
         if found.get("billing_scheme") == "tiered":
