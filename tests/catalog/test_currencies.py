@@ -88,9 +88,23 @@ def test_notes_are_made_once(catalog: Catalog) -> None:
     assert len({(note.line, note.column, note.path) for note in catalog.notes}) == len(catalog.notes)
 
 
+@pytest.mark.parametrize(
+    ("codes", "refused"),
+    [
+        ("[usd, eur, jpy, eur]", "'eur' is listed twice; keep one"),
+        ("[usd, eur, jpyen]", "found 'jpyen'; allowed: the three small letters of a currency, such as usd"),
+        ("[usd, eur, JPY]", "found 'JPY'; allowed: .* did you mean jpy"),
+    ],
+)
+def test_a_wrong_code_is_refused_once_and_not_at_each_amount(codes: str, refused: str) -> None:
+    with pytest.raises(PlansError, match=refused) as caught:
+        loads(GOOD.replace("[usd, eur, jpy]", codes))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_balance_in_money_needs_dollars() -> None:
     text = GOOD.replace("[usd, eur, jpy]", "[gbp, eur, jpy]").replace("usd: ", "gbp: ")
-    with pytest.raises(PlansError, match="are in US dollars, and this file's currency is gbp, eur, jpy"):
+    with pytest.raises(PlansError, match="are in US dollars, and this file's amounts in gbp, eur, jpy"):
         loads(text)
 
 

@@ -40,7 +40,7 @@ class AddonTable(Table, what="an add-on"):
 
     name = Key(text(128), "The name that customers see, on invoices and in previews; default: the key.")
     price = Key(
-        AddonPriceTable, "What one costs; its interval is that of the plans that list it.", required=True
+        AddonPriceTable, "Price of one add-on; its interval is that of the plans that list it.", required=True
     )
     meters = Key(MapOf(NAME, AddonMeterTable, "meters and quantities"), "What one adds of each meter.")
     features = Key(FEATURES_SHAPE, "The features that it adds: a list, or all; default: none.")

@@ -391,8 +391,8 @@ def build_charged_meters(
             continue
         name = f"{credit}{CHARGED}"
         if currencies and "usd" not in currencies:
-            message = f"providers' prices are in US dollars, and this file's currency is {listed(currencies)}"
-            values.refuse("unit", f"{message}; allowed: currency usd")
+            message = f"providers' prices are in US dollars, and this file's amounts in {listed(currencies)}"
+            values.refuse("unit", f"{message}; add usd to `currency`")
         if name in meters:
             message = f"charges are counted on the meter {name}, which this file declares itself"
             values.refuse("unit", f"{message}; rename that meter or the credit")

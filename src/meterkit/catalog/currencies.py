@@ -54,10 +54,16 @@ CURRENCIES_SHAPE: Final[ValueShape[tuple[str, ...]]] = AnyForm(
 
 
 def written_currencies(root: Fields) -> tuple[str, ...]:
-    """The codes that a file lists, each once, by which its amounts are read; some may be refused."""
+    """The codes that a file lists, in small letters, by which its amounts are read.
+
+    Returns:
+        Empty if a code is unknown or repeated: that is refused once, and not at each amount.
+    """
     node = root.values.get(CURRENCY)
     items = node.items if isinstance(node, Items) else (node,)
-    return tuple(dict.fromkeys(item.text for item in items if isinstance(item, Text) and not item.is_null))
+    codes = [item.text.lower() for item in items if isinstance(item, Text) and not item.is_null]
+    valid = CURRENCIES.issuperset(codes) and len(codes) == len(set(codes))
+    return tuple(codes) if valid else ()
 
 
 def refuse_repeated_currencies(items: Iterable[Text], problems: Problems) -> None:
@@ -93,7 +99,9 @@ class PerCurrency(Generic[T_co]):
             problems.refuse(node.place, f"{message}; allowed: {by_currency(currencies)}")
             return None
         if isinstance(node, Fields) and problems.currency:
-            message = f"found a map, and this file has one currency; allowed: {self.inner.allowed}"
+            message = (
+                f"found a map, but `currency` has only {problems.currency}; allowed: {self.inner.allowed}"
+            )
             problems.refuse(node.place, message)
             return None
         return self.inner.read(node, problems)
@@ -126,7 +134,7 @@ class PerCurrency(Generic[T_co]):
 
 def by_currency(currencies: tuple[str, ...]) -> str:
     """The map that an amount is in a file of several currencies, in words."""
-    return f"one for each currency, {{{', '.join(f'{code}: …' for code in currencies)}}}"
+    return f"a map with each currency, {{{', '.join(f'{code}: …' for code in currencies)}}}"
 
 
 AMOUNT: Final = PerCurrency(cents())

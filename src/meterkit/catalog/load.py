@@ -34,7 +34,6 @@ from meterkit.catalog.credits import (
     check_prices_by_currency,
 )
 from meterkit.catalog.currencies import (
-    CURRENCIES,
     CURRENCIES_SHAPE,
     CURRENCY,
     refuse_repeated_currencies,
@@ -272,10 +271,9 @@ def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:
     catalog = _read_amounts(root, problems)
     others: dict[str, Catalog | None] = {}
     for code in codes[1:]:
-        if code in CURRENCIES:
-            found = Problems(source, codes, code)
-            others[code] = _read_amounts(root, found)
-            problems.extend(found)
+        found = Problems(source, codes, code)
+        others[code] = _read_amounts(root, found)
+        problems.extend(found)
     if problems or catalog is None:
         raise problems.error()
     return _join_currencies(catalog, drop_refused(others), problems.notes)

@@ -106,12 +106,10 @@ def _parse_periods(written: str) -> int:
 class RolloverTable(Table, what="a rollover"):
     """``rollover:`` of a grant."""
 
-    at_most = Key(
-        _QUANTITY, "Cap of the grant's whole balance, the new period's share included.", required=True
-    )
+    at_most = Key(_QUANTITY, "Largest balance of the grant, with the new period's quantity.", required=True)
     periods = Key(
         scalar(_parse_periods, _PERIODS_ALLOWED, pattern="^[1-9][0-9]{0,2} periods?$"),
-        "For how many further periods what is left lives on, such as 2 periods.",
+        "Number of further billing periods in which unused units stay, such as 2 periods.",
         name="for",
         required=True,
     )
@@ -131,7 +129,9 @@ class GrantTable(Table, what="a grant"):
     )
     priority = Key(integer(most=1000), "Lower is used first; default: 50.")
     expires_ms = Key(duration(least=1), "Life of the grant; default: its period.", name="expires")
-    rollover = Key(RolloverTable, "How what is left at a period's end lives on; default: it does not.")
+    rollover = Key(
+        RolloverTable, "Terms by which unused units stay after a period's end; default: they expire."
+    )
     id = Key(
         NAME,
         "Id that makes it the same grant in other plans and after an edit; default: its priority and expiry.",
@@ -405,15 +405,17 @@ def _build_grant(values: GrantTable, declared: DeclaredNames) -> PlanGrant | Non
 def _build_rollover(values: RolloverTable, grant: GrantTable) -> Rollover | None:
     at_most, periods = values.at_most, values.periods
     if grant.has("expires_ms"):
-        grant.refuse("rollover", "found `rollover` beside `expires`; keep one: each says how long it lives")
+        grant.refuse(
+            "rollover", "found `rollover` beside `expires`; keep one: each says how long the grant lives"
+        )
     if grant.every == "once":
-        message = "a grant that is given once has no next period; say how long it lives by `expires`"
+        message = "a grant that is given once has no next period; to limit its life, write `expires`"
         grant.refuse("rollover", message)
     if at_most is None or periods is None:
         return None
     if at_most < (grant.quantity or 0):
-        message = f"found {at_most}, below the grant's quantity of {grant.quantity}; allowed: at least that"
-        values.refuse("at_most", message)
+        least = grant.quantity
+        values.refuse("at_most", f"found {at_most}, below the grant's quantity; allowed: {least} or more")
     if grant.credit is not None and at_most > CREDITS_MAX:
         values.refuse("at_most", f"found {at_most}; allowed: at most {CREDITS_MAX} credits")
     return Rollover(at_most=at_most, periods=periods)
