@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pytest
 
+from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.sampled import some
 from drivers.shop import END, HALF, START, Shop, shop
@@ -165,6 +166,17 @@ async def test_the_present_quantity_takes_a_scheduled_one_back(at: Shop) -> None
     at.go(END)
     assert await addon_items(at, subscription) == {"call_pack": 2, "storage_pack": 3}
     assert await totals(at) == [5500, 5500]
+
+
+async def test_a_lower_max_lets_the_present_quantity_stay(at: Shop, store_url: str) -> None:
+    await begun(at, addons={"storage_pack": 5})
+    await bought(at, storage_pack=2)
+    catalog = loads(PLANS.replace("max: 5", "max: 3"))
+    async with kit_for(store_url, at.url, clock=at.clock, catalog=catalog) as kit:
+        with pytest.raises(AddonLimitError, match="from 0 to 3"):
+            await kit.subscriptions.set_addons("acme", {"storage_pack": 4})
+        found = (await kit.subscriptions.set_addons("acme", {"storage_pack": 5})).subscription
+        assert (found.addons, found.pending_change) == ({"storage_pack": 5}, None)
 
 
 async def test_more_and_fewer_in_one_call(at: Shop) -> None:

@@ -39,7 +39,7 @@ def check_addons(given: object, plan: Plan, catalog: Catalog) -> dict[str, int]:
 
     Raises:
         UnknownAddonError: the plan does not list one of them.
-        AddonLimitError: a quantity is below 0, or above the ``max`` of its add-on.
+        AddonLimitError: a quantity is below 0, or above the ``max`` of its add-on and not the present one.
         QuantityError: a quantity is no integer.
         MeterkitError: ``given`` is no mapping.
     """
@@ -51,10 +51,13 @@ def check_addons(given: object, plan: Plan, catalog: Catalog) -> dict[str, int]:
             f"addons: found a value of type {kind}; allowed is a mapping of add-ons to numbers"
         )
     checked: dict[str, int] = {}
+    present = dict(plan.bought)
     for addon, quantity in cast("Mapping[object, object]", given).items():
         if not isinstance(addon, str) or addon not in plan.addons:
             raise UnknownAddonError.of(addon, plan.key, plan.addons)
-        checked[addon] = _check_quantity(addon, quantity, catalog.addons[addon].max_quantity or QUANTITY_MAX)
+        limit = catalog.addons[addon].max_quantity or QUANTITY_MAX
+        is_present = type(quantity) is int and quantity == present.get(addon)
+        checked[addon] = present[addon] if is_present else _check_quantity(addon, quantity, limit)
     return checked
 
 
