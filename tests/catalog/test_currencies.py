@@ -134,3 +134,13 @@ def test_overrides_are_in_the_customers_currency(catalog: Catalog) -> None:
 @pytest.mark.parametrize("code", ["usd", "isk", "kwd", "xcg", "cny"])
 def test_currencies_of_stripe_are_known(code: str) -> None:
     assert loads(free_plan("{pages: {unit: page}}").replace("usd", code)).currency == code
+
+
+def test_an_amount_in_thousandths_ends_with_0() -> None:
+    text = GOOD.replace("jpy", "kwd")
+    assert loads(text).in_currency("kwd").plans["pro"].price.amount_cents == 4000
+    with pytest.raises(PlansError) as found:
+        loads(text.replace("kwd: 4000", "kwd: 4001").replace("kwd: 700", "kwd: 705"))
+    places = [problem.partition(": ")[0].partition(" ")[2] for problem in str(found.value).splitlines()]
+    assert places == ["addons.more.price.amount_cents.kwd", "plans.pro.price.amount_cents.kwd"]
+    assert "found 4001; Stripe charges whole tens of thousandths of KWD" in str(found.value)

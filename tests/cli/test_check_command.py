@@ -101,7 +101,7 @@ plans: {pro: {price: {amount_cents: {usd: 0, eur: 0}, interval: month}, addons: 
     (directory / "plans.yaml").write_text(text.replace("eur: 1", "gbp: 1"))
     missing, extra = shell.run("check").err.splitlines()
     assert missing.startswith(
-        "plans.yaml:5:25 addons.more.price.amount_cents.eur: eur is missing; allowed: one"
+        "plans.yaml:5:25 addons.more.price.amount_cents.eur: eur is missing; allowed: a map"
     )
     assert extra.startswith(
         "plans.yaml:5:48 addons.more.price.amount_cents.gbp: 'gbp' is no currency of this"

@@ -21,7 +21,7 @@ _WITH_THREE: Final = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
 
 def minor_units(currency: str) -> int:
     """Minor units in one major unit of a currency: 100 cents a dollar."""
-    return int(10 ** _decimals(currency))
+    return int(10 ** decimals_of(currency))
 
 
 def micros_per_minor_unit(currency: str) -> int:
@@ -44,7 +44,7 @@ def money(amount_cents: int, currency: str) -> str:
         amount_cents: in minor units of the currency.
         currency: its code of three letters.
     """
-    decimals = _decimals(currency)
+    decimals = decimals_of(currency)
     whole, rest = divmod(abs(amount_cents), 10**decimals)
     fraction = f".{rest:0{decimals}d}" if decimals else ""
     return f"{currency.upper()} {'-' * (amount_cents < 0)}{whole:,}{fraction}"
@@ -52,7 +52,7 @@ def money(amount_cents: int, currency: str) -> str:
 
 def exact_money(amount: Decimal, currency: str) -> str:
     """The price of one unit, in minor units and parts of them, as people write it: ``USD 0.00012``."""
-    decimals = _decimals(currency)
+    decimals = decimals_of(currency)
     whole, _, fraction = f"{amount.scaleb(-decimals):,f}".partition(".")
     fraction = fraction.rstrip("0").ljust(decimals, "0")
     return f"{currency.upper()} {whole}{'.' if fraction else ''}{fraction}"
@@ -70,10 +70,11 @@ def is_money(unit: str) -> bool:
 def micro_money(amount: int, unit: str) -> str:
     """A quantity of such a meter as people write it: ``USD 0.0195``."""
     currency = unit.removeprefix(MICRO_UNIT).lower()
-    return exact_money(Decimal(amount).scaleb(_decimals(currency) - 6), currency)
+    return exact_money(Decimal(amount).scaleb(decimals_of(currency) - 6), currency)
 
 
-def _decimals(currency: str) -> int:
+def decimals_of(currency: str) -> int:
+    """Number of decimals of the smallest unit of a currency: 0, 2 or 3."""
     return 0 if currency in _WITHOUT else 3 if currency in _WITH_THREE else 2
 
 

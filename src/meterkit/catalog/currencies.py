@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from meterkit.catalog.amount_wording import decimals_of
 from meterkit.catalog.errors import RefusedError, listed, quoted
 from meterkit.catalog.value_parsers import cents, scalar
 from meterkit.catalog.value_shapes import AnyForm, ListOf, MappedShape
@@ -33,6 +34,7 @@ CURRENCIES: Final = frozenset(_CODES.split())
 """https://docs.stripe.com/currencies#presentment-currencies"""
 _PATTERN: Final = "^[a-z]{3}$"
 _CODE: Final = re.compile(r"[a-z]{3}")
+_IN_THOUSANDTHS: Final = 3
 _ALLOWED: Final = "the three small letters of a currency, such as usd"
 
 
@@ -82,10 +84,12 @@ class PerCurrency(Generic[T_co]):
     Attributes:
         inner: the amount in one currency.
         common: pattern of the texts that count in every currency, without a map; empty: none does.
+        is_charged: whether Stripe charges it as it is.
     """
 
     inner: Scalar[T_co]
     common: str = ""
+    is_charged: bool = False
 
     def read(self, node: Node, problems: Problems) -> T_co | None:
         """The amount in the currency that the file is read for."""
@@ -93,7 +97,7 @@ class PerCurrency(Generic[T_co]):
         if isinstance(node, Fields) and len(currencies) != 1:
             self._check_codes(node, currencies, problems)
             value = node.values.get(problems.currency)
-            return None if value is None else self.inner.read(value, problems)
+            return None if value is None else self._read_one(value, problems)
         if len(currencies) > 1 and not self._is_common(node):
             message = f"found {kind_of(node)}, and this file has several currencies"
             problems.refuse(node.place, f"{message}; allowed: {by_currency(currencies)}")
@@ -104,7 +108,22 @@ class PerCurrency(Generic[T_co]):
             )
             problems.refuse(node.place, message)
             return None
-        return self.inner.read(node, problems)
+        return self._read_one(node, problems)
+
+    def _read_one(self, node: Node, problems: Problems) -> T_co | None:
+        """The amount in one currency.
+
+        Stripe charges thousandths in tens: https://docs.stripe.com/currencies#three-decimal
+        """
+        found = self.inner.read(node, problems)
+        is_in_thousandths = decimals_of(problems.currency) == _IN_THOUSANDTHS
+        if self.is_charged and is_in_thousandths and isinstance(found, int) and found % 10:
+            code = problems.currency.upper()
+            message = (
+                f"found {found}; Stripe charges whole tens of thousandths of {code}; allowed: 0 at the end"
+            )
+            problems.refuse(node.place, message)
+        return found
 
     def _is_common(self, node: Node) -> bool:
         if not self.common or not isinstance(node, Text):
@@ -138,3 +157,4 @@ def by_currency(currencies: tuple[str, ...]) -> str:
 
 
 AMOUNT: Final = PerCurrency(cents())
+CHARGED_AMOUNT: Final = PerCurrency(cents(), is_charged=True)

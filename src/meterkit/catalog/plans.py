@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.billing import ALLOTMENTS
 from meterkit.catalog.budgets import BudgetTable
-from meterkit.catalog.currencies import AMOUNT, PerCurrency
+from meterkit.catalog.currencies import CHARGED_AMOUNT, PerCurrency
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, default_entitlement
 from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.meters import ALL, Meters, check_meter, meters_billed_by_tiers
@@ -65,7 +65,7 @@ class PriceTable(Table, what="a price", inheritable=True):
     """``price:`` of a plan."""
 
     amount_cents = Key(
-        AMOUNT,
+        CHARGED_AMOUNT,
         "In minor units of the currency: `meterkit stripe sync` makes such a price, and previews use it.",
         required=True,
     )
