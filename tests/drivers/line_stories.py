@@ -41,7 +41,7 @@ class Billed:
 def die_everywhere(
     patched: pytest.MonkeyPatch, story: Callable[[World, int], Awaitable[Billed]], catalog: Catalog
 ) -> Billed:
-    """Live a story in which nobody dies; it comes to the same where the process dies at any step.
+    """Live a story without a death; it comes to the same if the process dies at any step.
 
     Args:
         patched: of the test.

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Bought, Catalog, Entitlement, Plan, PlanGrant
     from meterkit.catalog.plans import DeclaredNames
 
-_MAX_QUANTITY: Final = 1_000_000
+MAX_QUANTITY: Final = 1_000_000
+"""Most of an add-on that a customer can buy, whatever its ``max``."""
 
 
 class AddonPriceTable(Table, what="a price of an add-on"):
@@ -46,7 +47,7 @@ class AddonTable(Table, what="an add-on"):
     features = Key(FEATURES_SHAPE, "The features that it adds: a list, or all; default: none.")
     grants = Key(ListOf(GrantTable, "grants"), "Grants that each one adds.")
     max_quantity = Key(
-        Nullable(integer(least=1, most=_MAX_QUANTITY)),
+        Nullable(integer(least=1, most=MAX_QUANTITY)),
         "How many a customer may have; default: any number.",
         name="max",
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.amount_wording import MICRO_UNIT, micros_per_minor_unit
+from meterkit.catalog.credit_values import BALANCE_CURRENCY
 from meterkit.catalog.currencies import PerCurrency
 from meterkit.catalog.errors import listed
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, Entitlement, Meter, Overage, Rate
@@ -108,7 +109,7 @@ def note_balances_in_dollars(
         place: where the budget stands.
         problems: the list to add to.
     """
-    others = [code for code in problems.currencies if code not in {"usd", ""}]
+    others = [code for code in problems.currencies if code not in {BALANCE_CURRENCY, ""}]
     if others and any(meter is not None and meter.charges is not None for meter in meters.values()):
         message = f"a balance in money is in US dollars: in {listed(others)} this budget counts overage only"
         problems.note(place, "informs", message)

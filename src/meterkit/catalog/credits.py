@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.billing import URL
-from meterkit.catalog.credit_values import AutoTopUp, Credit, TopUps
+from meterkit.catalog.credit_values import BALANCE_CURRENCY, AutoTopUp, Credit, TopUps
 from meterkit.catalog.currencies import PerCurrency, by_currency
 from meterkit.catalog.errors import RefusedError, listed, quoted, suggestion, unknown
 from meterkit.catalog.genai_prices_table import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF, is_listed
@@ -390,7 +390,7 @@ def build_charged_meters(
         if values is None or values.unit != "money":
             continue
         name = f"{credit}{CHARGED}"
-        if currencies and "usd" not in currencies:
+        if currencies and BALANCE_CURRENCY not in currencies:
             message = f"providers' prices are in US dollars, and this file's amounts in {listed(currencies)}"
             values.refuse("unit", f"{message}; add usd to `currency`")
         if name in meters:

@@ -338,7 +338,11 @@ def _show_customer(session: Session, kit: MeterKit, customer: Customer) -> None:
 
 def _row(customer: Customer) -> dict[str, object]:
     seats = None if customer.pending_seats is None else f"{customer.pending_seats} seats"
-    addons = None if customer.pending_addons is None else _addons(customer.pending_addons) or "no add-ons"
+    addons = (
+        None
+        if customer.pending_addons is None
+        else addons_text(customer.pending_addons.items()) or "no add-ons"
+    )
     pending = (customer.pending_plan, seats, addons, cell_text(customer.pending_at))
     return {
         "customer": customer.customer,
@@ -348,17 +352,13 @@ def _row(customer: Customer) -> dict[str, object]:
         "access since": customer.access_since,
         "subscription": customer.subscription,
         "seats": customer.seats or None,
-        "add-ons": _addons(customer.addons) or None,
+        "add-ons": addons_text(customer.addons.items()) or None,
         "trial ends": customer.trial_end,
         "ends": customer.cancel_at,
         "scheduled": " ".join(filter(None, pending)),
         "Stripe customer": customer.stripe_customer or "not linked",
         "overrides": _overrides(customer),
     }
-
-
-def _addons(addons: Mapping[str, int]) -> str:
-    return addons_text(tuple(addons.items()))
 
 
 def _overrides(customer: Customer) -> str:

@@ -13,11 +13,12 @@ from meterkit.cli.known_customers import check_known, note_unknown
 from meterkit.cli.options import CustomerArgument, PlanArgument, WrongUsageError, integer_between
 from meterkit.cli.output import cell_text, echo, print_note, print_records
 from meterkit.cli.session import Session, command
+from meterkit.decisions.transitions import addons_text
 from meterkit.errors import NoSubscriptionError
 from meterkit.subscriptions.change_rules import SEATS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from meterkit.customers.drift_records import Drift
     from meterkit.subscriptions.change_rules import OverLimit
@@ -73,7 +74,7 @@ async def preview(
     def print_preview() -> None:
         echo(found.proration.description)
         if found.ended_addons:
-            echo(f"ends with the plan: {_addons_text(found.ended_addons)}")
+            echo(f"ends with the plan: {addons_text(found.ended_addons.items())}")
         for line in _over_limit_lines(found.over_limit):
             echo(line)
 
@@ -252,15 +253,11 @@ def _parse_addons(quantities: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def _addons_text(addons: Mapping[str, int]) -> str:
-    return ", ".join(f"{quantity} {addon}" for addon, quantity in addons.items())
-
-
 def _print_change(session: Session, changed: SubscriptionChange) -> None:
     def print_change() -> None:
         echo(changed.proration.description)
         if changed.ended_addons:
-            echo(f"ends with the plan: {_addons_text(changed.ended_addons)}")
+            echo(f"ends with the plan: {addons_text(changed.ended_addons.items())}")
         print_records([_row(changed.subscription)], rare=_RARE)
 
     if changed.client_secret is not None:
@@ -279,7 +276,12 @@ def _row(found: Subscription) -> dict[str, object]:
     scheduled = ""
     if pending is not None:
         seats_text = f"{pending.seats} seats" if pending.seats else ""
-        texts = (pending.plan, seats_text, _addons_text(pending.addons), cell_text(pending.effective_at))
+        texts = (
+            pending.plan,
+            seats_text,
+            addons_text(pending.addons.items()),
+            cell_text(pending.effective_at),
+        )
         scheduled = " ".join(filter(None, texts))
     return {
         "customer": found.customer,
@@ -288,7 +290,7 @@ def _row(found: Subscription) -> dict[str, object]:
         "status": found.status,
         "access": found.access,
         "seats": found.seats or "",
-        "add-ons": _addons_text(found.addons),
+        "add-ons": addons_text(found.addons.items()),
         "period": f"{cell_text(found.current_period_start)} to {cell_text(found.current_period_end)}",
         "trial ends": found.trial_end if found.status == "trialing" else "",
         "ends": found.cancel_at,

@@ -13,7 +13,7 @@ from meterkit.decisions.periods import from_ms, iso
 from meterkit.decisions.subscription import ENDED, NEVER_MS, OWING, parse_bought
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Dunning
     from meterkit.catalog.models import Bought
@@ -324,7 +324,7 @@ def _scheduled(found: TermsInForce) -> str:
     return f"{what} from {_instant(found.pending_at_ms)}"
 
 
-def addons_text(bought: Bought) -> str:
+def addons_text(bought: Iterable[tuple[str, int]]) -> str:
     """Add-ons in words, as the ledger has them: ``2 words, 1 backups``."""
     return ", ".join(f"{quantity} {name}" for name, quantity in bought)
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
+from meterkit.catalog.addons import MAX_QUANTITY
 from meterkit.errors import AddonLimitError, MeterkitError, QuantityError, UnknownAddonError
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Changes, Plan
     from meterkit.catalog.models import Bought
     from meterkit.decisions.subscription import SubscriptionState
-
-QUANTITY_MAX: Final = 1_000_000
-"""Most of an add-on without a ``max``."""
 
 
 class RequestedAddons(NamedTuple):
@@ -55,7 +53,7 @@ def check_addons(given: object, plan: Plan, catalog: Catalog) -> dict[str, int]:
     for addon, quantity in cast("Mapping[object, object]", given).items():
         if not isinstance(addon, str) or addon not in plan.addons:
             raise UnknownAddonError.of(addon, plan.key, plan.addons)
-        limit = catalog.addons[addon].max_quantity or QUANTITY_MAX
+        limit = catalog.addons[addon].max_quantity or MAX_QUANTITY
         is_present = type(quantity) is int and quantity == present.get(addon)
         checked[addon] = present[addon] if is_present else _check_quantity(addon, quantity, limit)
     return checked

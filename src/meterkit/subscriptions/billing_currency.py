@@ -14,6 +14,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CurrencyError, MeterkitError
 from meterkit.subscriptions.stripe_objects import TOP_UP, part_of, text_in
 from meterkit.subscriptions.subscription_reading import has_begun
+from meterkit.subscriptions.unknown_customers import same_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,15 +128,11 @@ def choose_currency(customer: str, billed: str, requested: str | None, catalog: 
 
 def name_requested(error: CurrencyError, customer: str, requested: str) -> CurrencyError:
     """Add the requested currency to a refusal of Stripe, which may name only the customer's."""
-    return CurrencyError(
+    return same_error(
+        error,
         f"customer {customer!r} is billed in {error.currency.upper()}, and {requested.upper()} was requested:"
         f" {error}",
         currency=error.currency,
         requested=requested,
-        status=error.status,
-        type=error.type,
-        code=error.code,
-        param=error.param,
-        request_id=error.request_id,
         is_replayed=error.is_replayed,
     )

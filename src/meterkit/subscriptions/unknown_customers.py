@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from meterkit.errors import StripeError
 
 if TYPE_CHECKING:
-    from meterkit.errors import StripeError
     from meterkit.stripe.api import StripeApi
+
+_Error = TypeVar("_Error", bound=StripeError)
 
 
 def is_missing_customer(error: StripeError) -> bool:
@@ -34,8 +37,14 @@ def unknown_customer_error(error: StripeError, customer: str, linked: str) -> St
     )
 
 
-def same_error(error: StripeError, message: str) -> StripeError:
-    """Copy an error with another message."""
+def same_error(error: _Error, message: str, **own: Any) -> _Error:
+    """Copy an error with another message.
+
+    Args:
+        error: of Stripe.
+        message: the new one.
+        own: further arguments of its kind.
+    """
     return type(error)(
         message,
         status=error.status,
@@ -43,4 +52,5 @@ def same_error(error: StripeError, message: str) -> StripeError:
         code=error.code,
         param=error.param,
         request_id=error.request_id,
+        **own,
     )
