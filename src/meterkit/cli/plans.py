@@ -132,7 +132,7 @@ async def migrate(
         bool, typer.Option("--dry-run", help="Show the customers to migrate, and change nothing.")
     ] = False,
 ) -> None:
-    """Move all customers of one plan to another, or usage between meters and lines.
+    """Move customers to another plan, or to lines or meters.
 
     A subscription changes at Stripe as if the customer had chosen the plan: an upgrade now, a downgrade when
     the period ends. Between plans that bill one meter with `report: usage`, each change waits for the end of
